@@ -1,0 +1,1 @@
+"""Types, errors and protocols that every other part shares. Standard library only."""

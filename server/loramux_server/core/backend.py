@@ -1,0 +1,131 @@
+"""The seam between the front and the engine: plain messages, and the protocol that carries them.
+
+The front never sees a tensor and the engine never sees the database. Messages hold only built-in types,
+enums and the frozen dataclasses of this package, so that they can cross a socket unchanged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from .jobs import TrainCommand, TrainEvent
+from .types import BASE, AdapterVersion, FinishReason, SamplingParams, Stack, TokenLogprob
+
+
+@dataclass(frozen=True, slots=True)
+class GenerateCommand:
+    """One generation for the engine: token ids in, token ids out."""
+
+    id: str
+    prompt_ids: tuple[int, ...]
+    stack: Stack = BASE
+    sampling: SamplingParams = SamplingParams()
+    tenant: str = "default"
+    deadline: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TokenEvent:
+    """Tokens that one step (or several, when the reader lags) added to a generation.
+
+    The last event has a ``finish_reason``; with ERROR, ``error_code`` (a ``Code`` value) and ``error`` say why.
+    """
+
+    id: str
+    token_ids: tuple[int, ...] = ()
+    logprobs: tuple[TokenLogprob, ...] = ()
+    finish_reason: FinishReason | None = None
+    error_code: str = ""
+    error: str = ""
+    cached_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreCommand:
+    """Score ``continuation_ids`` after ``prompt_ids`` under a stack."""
+
+    id: str
+    prompt_ids: tuple[int, ...]
+    continuation_ids: tuple[int, ...]
+    stack: Stack = BASE
+    tenant: str = "default"
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreResult:
+    """Natural-log probability of each continuation token, and whether each was the most likely one."""
+
+    logprobs: tuple[float, ...]
+    greedy: tuple[bool, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class EngineInfo:
+    """What is fixed once the engine is up."""
+
+    base_name: str
+    base_fingerprint: str
+    architecture: str
+    vocab_size: int
+    max_context: int
+    eos_token_ids: tuple[int, ...]
+    device: str
+    """``cpu`` or ``cuda:0``."""
+    dtype: str
+    num_layers: int
+    linear_modules: dict[str, tuple[int, int]]
+    """Every linear that an adapter may target: ``model.layers.0.self_attn.q_proj`` -> (in_features, out_features)."""
+    tokenizer_path: str
+    """Folder with tokenizer.json, tokenizer_config.json and the chat template."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStats:
+    """What changes: gauges as of now, counters since start. Sizes in bytes, times in seconds."""
+
+    running: int = 0
+    waiting: int = 0
+    kv_pages_used: int = 0
+    kv_pages_total: int = 0
+    memory: dict[str, int] = field(default_factory=dict)
+    """kind -> bytes: base, adapters, kv_cache, training, free, total."""
+    resident: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """tier -> digests of the adapter versions there (``device``, ``host``)."""
+    adapter_evictions: int = 0
+    preemptions: int = 0
+    prefix_hit_tokens: int = 0
+    steps: dict[str, tuple[int, float]] = field(default_factory=dict)
+    """kind (prefill, decode, train) -> (steps, seconds) since start."""
+    training_jobs: tuple[str, ...] = ()
+
+
+class Backend(Protocol):
+    """The engine as the front sees it, whether it is a thread, a child process or a replica elsewhere.
+
+    Iterators end after their last event; closing one early (``aclose``, task cancelled) aborts the work behind it
+    within one step. Every failure is a ``core.errors.Error``.
+    """
+
+    async def start(self) -> EngineInfo: ...
+
+    async def close(self) -> None: ...
+
+    def generate(self, command: GenerateCommand) -> AsyncIterator[TokenEvent]: ...
+
+    async def score(self, command: ScoreCommand) -> ScoreResult: ...
+
+    async def load(self, adapter: AdapterVersion) -> None:
+        """Make an adapter version resident, checking that it fits the base."""
+        ...
+
+    async def unload(self, digest: str) -> None:
+        """Drop an adapter version from memory once nothing uses it. Unknown digests are fine."""
+        ...
+
+    def train(self, command: TrainCommand) -> AsyncIterator[TrainEvent]:
+        """Run a job to its end: STEP events, then EVALUATION; the adapter lies in ``command.output`` when it ends."""
+        ...
+
+    async def stats(self) -> EngineStats: ...

@@ -1,0 +1,123 @@
+"""Training jobs: the settings, the states and the one table of legal moves."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from .errors import Code, Error
+from .types import BASE, Stack
+
+
+class JobState(StrEnum):
+    """States of a training job, in OpenAI's words where it has them."""
+
+    VALIDATING_FILES = "validating_files"
+    QUEUED = "queued"
+    RUNNING = "running"
+    PAUSED = "paused"
+    EVALUATING = "evaluating"
+    PUBLISHING = "publishing"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+    @property
+    def final(self) -> bool:
+        return not MOVES[self]
+
+
+MOVES: dict[JobState, frozenset[JobState]] = {
+    JobState.VALIDATING_FILES: frozenset({JobState.QUEUED, JobState.FAILED, JobState.CANCELLED}),
+    JobState.QUEUED: frozenset({JobState.RUNNING, JobState.PAUSED, JobState.FAILED, JobState.CANCELLED}),
+    # running -> queued: the server stopped or the engine died, and the job is taken up again.
+    JobState.RUNNING: frozenset(
+        {JobState.EVALUATING, JobState.PAUSED, JobState.QUEUED, JobState.FAILED, JobState.CANCELLED}
+    ),
+    JobState.PAUSED: frozenset({JobState.QUEUED, JobState.FAILED, JobState.CANCELLED}),
+    JobState.EVALUATING: frozenset({JobState.PUBLISHING, JobState.QUEUED, JobState.FAILED, JobState.CANCELLED}),
+    JobState.PUBLISHING: frozenset({JobState.SUCCEEDED, JobState.QUEUED, JobState.FAILED}),
+    JobState.SUCCEEDED: frozenset(),
+    JobState.FAILED: frozenset(),
+    JobState.CANCELLED: frozenset(),
+}
+
+
+def check_move(job_id: str, old: JobState, new: JobState) -> None:
+    """Raise FAILED_PRECONDITION unless a job may go from ``old`` to ``new``."""
+    if new not in MOVES[old]:
+        raise Error(Code.FAILED_PRECONDITION, f"job {job_id} is {old.value} and cannot become {new.value}")
+
+
+@dataclass(frozen=True, slots=True)
+class TrainSpec:
+    """Settings of one training run, in PEFT's and TRL's words. Defaults follow docs/training.md."""
+
+    rank: int = 16
+    alpha: float = 32.0
+    rslora: bool = False
+    dropout: float = 0.0
+    target_modules: tuple[str, ...] = ("all-linear",)
+    layers: tuple[int, ...] | None = None
+    """Decoder layers that get an adapter; None: all."""
+    learning_rate: float = 2e-4
+    lr_scheduler: str = "linear"
+    warmup_ratio: float = 0.06
+    beta1: float = 0.9
+    beta2: float = 0.99
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    epochs: float = 3.0
+    max_steps: int | None = None
+    batch_size: int = 8
+    """Rows per optimiser step."""
+    max_length: int | None = None
+    """Longest row in tokens; None: the model's context. Longer rows are refused, not cut."""
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class TrainRow:
+    """One tokenised row. ``labels[i]`` says whether token i is learned (predicted from those before it)."""
+
+    input_ids: tuple[int, ...]
+    labels: tuple[bool, ...]
+    stack: int | None = None
+    """Index into ``TrainCommand.stacks`` of the row's own frozen stack; None: the rows take turns."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrainCommand:
+    """All that the engine needs to run a job: no names to look up, no files but the donors' folders."""
+
+    job_id: str
+    spec: TrainSpec
+    rows: tuple[TrainRow, ...]
+    validation: tuple[TrainRow, ...] = ()
+    stacks: tuple[Stack, ...] = (BASE,)
+    """Frozen stacks underneath; micro-batches take turns over them. ``(BASE,)``: on the bare base."""
+    output: str = ""
+    """Folder that the engine makes and fills with the adapter in PEFT's format."""
+    base_name: str = ""
+    """What ``base_model_name_or_path`` in the written adapter_config.json says."""
+
+
+class TrainEventType(StrEnum):
+    """Kinds of events a job reports."""
+
+    STATE = "state"
+    STEP = "step"
+    EVALUATION = "evaluation"
+    MESSAGE = "message"
+
+
+@dataclass(frozen=True, slots=True)
+class TrainEvent:
+    """One thing that happened in a job. ``metrics`` holds numbers: step, loss, learning_rate, grad_norm, ..."""
+
+    type: TrainEventType
+    message: str = ""
+    state: JobState | None = None
+    step: int = 0
+    total_steps: int = 0
+    metrics: dict[str, float] = field(default_factory=dict)

@@ -1,0 +1,163 @@
+"""The nouns: adapter versions, stacks, sampling, requests and what comes back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+MAX_STACK = 8
+"""Most entries a request's stack may have."""
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterVersion:
+    """One immutable adapter version, named by its content.
+
+    ``path`` is the local PEFT folder that the engine reads; it is not part of the identity.
+    """
+
+    name: str
+    version: int
+    digest: str
+    rank: int
+    path: str = field(default="", compare=False)
+
+    @property
+    def ref(self) -> str:
+        """``name@version``."""
+        return f"{self.name}@{self.version}"
+
+
+@dataclass(frozen=True, slots=True)
+class StackEntry:
+    """An adapter version and the weight of its delta."""
+
+    adapter: AdapterVersion
+    weight: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Stack:
+    """The adapters of one request in order: the output is the base plus the weighted sum of their deltas.
+
+    Frozen and hashable, by content (digests and weights). An empty stack is the base.
+    """
+
+    entries: tuple[StackEntry, ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.entries)
+
+    @property
+    def key(self) -> tuple[tuple[str, float], ...]:
+        """Ordered (digest, weight) pairs: all of a stack that decides what comes out."""
+        return tuple((e.adapter.digest, e.weight) for e in self.entries)
+
+    @property
+    def rank(self) -> int:
+        """Sum of ranks, the measure of what the stack costs."""
+        return sum(e.adapter.rank for e in self.entries)
+
+
+BASE = Stack()
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How tokens are chosen. ``temperature`` 0 is greedy; ``top_k`` 0 and ``min_p`` 0 are off; tokens, not characters."""
+
+    max_tokens: int = 128
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    seed: int | None = None
+    logprobs: int | None = None
+    """None: no log-probabilities; k: of the chosen token and of the k best."""
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+    min_tokens: int = 0
+
+
+class FinishReason(StrEnum):
+    """Why a generation ended."""
+
+    STOP = "stop"
+    LENGTH = "length"
+    CANCELLED = "cancelled"
+    ERROR = "error"
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """Log-probability of the chosen token and of the best alternatives, best first."""
+
+    token_id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One chat turn. ``weight`` 0 keeps an assistant turn out of the training loss."""
+
+    role: str
+    content: str
+    weight: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class StackItem:
+    """A stack entry as the caller wrote it: ``name`` or ``name@version``, and a weight."""
+
+    adapter: str
+    weight: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class GenerateRequest:
+    """A generation as a door hands it over, before any check. Exactly one of ``prompt`` and ``messages``."""
+
+    prompt: str | None = None
+    messages: tuple[Message, ...] = ()
+    adapters: tuple[StackItem, ...] = ()
+    sampling: SamplingParams = SamplingParams()
+    stop: tuple[str, ...] = ()
+    n: int = 1
+    tenant: str = "default"
+    request_id: str = ""
+    deadline: float | None = None
+    """Seconds on the monotonic clock after which the answer is of no use."""
+    response_format: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens of one request over all its choices."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cached_tokens: int = 0
+
+    @property
+    def total_tokens(self) -> int:
+        return self.prompt_tokens + self.completion_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """A piece of an answer. The last chunk of each choice has a ``finish_reason``; the last of all has ``usage``."""
+
+    index: int = 0
+    text: str = ""
+    token_ids: tuple[int, ...] = ()
+    logprobs: tuple[TokenLogprob, ...] = ()
+    finish_reason: FinishReason | None = None
+    usage: Usage | None = None
+    adapters: tuple[StackEntry, ...] = ()
+    """The versions that answered, in the first chunk and the last."""
