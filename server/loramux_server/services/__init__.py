@@ -1,0 +1,1 @@
+"""The use cases: generate, manage adapters, train. Doors call these and nothing else; nothing here imports torch."""

@@ -1,0 +1,30 @@
+"""What one request may ask for. Settings fill this once; validation reads it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Policy limits, all of them upper bounds. Sizes in bytes, times in seconds."""
+
+    max_prompt_bytes: int = 1 << 20
+    """Longest prompt or conversation, in UTF-8 bytes, that is tokenised at all."""
+    max_messages: int = 1024
+    max_new_tokens: int = 32_768
+    """Largest ``max_tokens`` a request may name; within it, a request is clamped to what its context has left."""
+    max_choices: int = 16
+    max_stop_strings: int = 16
+    max_stop_bytes: int = 1024
+    max_logprobs: int = 20
+    max_logit_bias: int = 1024
+    max_request_seconds: float = 600.0
+    """Time a request gets when it has no deadline, or a later one."""
+    max_upload_bytes: int = 2 << 30
+    """Largest adapter folder that may be uploaded."""
+    max_dataset_bytes: int = 256 << 20
+    max_rank: int = 256
+    max_epochs: float = 1000.0
+    max_steps: int = 1_000_000
+    max_batch_size: int = 1024
