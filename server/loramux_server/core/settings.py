@@ -1,0 +1,35 @@
+"""What the engine is told when it is built: plain values, no environment, no files of settings."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Device = Literal["auto", "cpu", "cuda"]
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+CpuWeights = Literal["auto", "packed", "unpacked"]
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSettings:
+    """Settings of one engine. Sizes in bytes; ``None`` leaves the choice to the engine."""
+
+    model: str | None = None
+    """Folder, hub id or GGUF file; None: the default base."""
+    state_dir: str = ""
+    """Holds the NF4 cache and the adapters' files."""
+    device: Device = "auto"
+    dtype: Dtype = "auto"
+    cpu_weights: CpuWeights = "auto"
+    threads: int | None = None
+    kv_cache_memory: int | None = None
+    adapter_memory: int | None = None
+    max_batch_tokens: int = 512
+    """Tokens per serve step, prefill and decode together."""
+    max_running: int = 64
+    max_queue: int = 1024
+    training_share: float = 0.3
+    """Share of the engine's time that training gets while requests wait, 0 to 1."""
+    training_slice_ms: int = 250
+    """Longest stretch of training between two serve steps, milliseconds."""
+    cuda_graphs: bool = True
