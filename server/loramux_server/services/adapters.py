@@ -8,7 +8,7 @@ from typing import Any
 from ..core.backend import Backend, EngineInfo
 from ..core.types import StackItem
 from .limits import Limits
-from .views import AdapterInfo, Page
+from .views import AdapterInfo, AdapterVersionInfo, Download, FileSpec, Page
 
 
 class AdapterService:
@@ -17,41 +17,50 @@ class AdapterService:
     def __init__(self, backend: Backend, store: Any, info: EngineInfo, limits: Limits) -> None: ...
 
     async def list(
-        self, tenant: str = "default", *, page_size: int = 100, page_token: str = "", all_versions: bool = False
+        self, tenant: str = "default", *, prefix: str = "", page_size: int = 100, page_token: str = ""
     ) -> Page[AdapterInfo]:
-        """Adapters in order of name: the current version of each, or all versions."""
+        """Adapters in order of name, without ``versions``."""
         raise NotImplementedError
 
     async def get(self, ref: str, tenant: str = "default") -> AdapterInfo:
-        """One version (the current one for a bare name)."""
+        """An adapter with all its versions; with ``name@version`` or ``name@alias``, with that version only."""
         raise NotImplementedError
 
     async def upload(
         self,
         name: str,
-        files: AsyncIterator[tuple[str, bytes]],
+        chunks: AsyncIterator[tuple[str, bytes]],
         tenant: str = "default",
         *,
+        files: tuple[FileSpec, ...] = (),
+        set_current: bool = True,
         metadata: dict[str, str] | None = None,
-    ) -> AdapterInfo:
-        """Publish a PEFT folder as the next version of ``name``, current at once.
+    ) -> AdapterVersionInfo:
+        """Publish a PEFT folder as the next version of ``name``.
 
-        ``files`` gives (path, bytes) pieces: pieces of one file follow each other, a new path starts the next file.
-        Answers only when the version can be used. Raises INVALID_ARGUMENT, FAILED_PRECONDITION (other base),
-        RESOURCE_EXHAUSTED (too large); then nothing is stored.
+        ``chunks`` gives (file name, next bytes of it): the pieces of one file follow each other. ``files`` says what
+        will come, with sizes and hashes to check; empty: whatever comes. Answers only when the version can be used.
+        Raises INVALID_ARGUMENT, FAILED_PRECONDITION (other base), RESOURCE_EXHAUSTED (too large); then nothing is
+        stored.
         """
         raise NotImplementedError
 
-    def download(self, ref: str, tenant: str = "default") -> AsyncIterator[tuple[str, bytes]]:
-        """The PEFT folder of a version as (path, bytes) pieces of at most 1 MiB, in the form ``upload`` takes."""
+    async def download(self, ref: str, tenant: str = "default") -> Download:
+        """The PEFT folder of a version, its files to be read from the answer's ``chunks``."""
         raise NotImplementedError
 
-    async def delete(self, ref: str, tenant: str = "default") -> None:
-        """Delete one version, or with a bare name all of them. Requests that run finish with what they have."""
+    async def delete(self, ref: str, tenant: str = "default") -> int:
+        """Delete one version, or with a bare name all of them; gives the number of versions that are gone.
+
+        Requests that run finish with what they have.
+        """
         raise NotImplementedError
 
-    async def set_alias(self, name: str, version: int, tenant: str = "default") -> AdapterInfo:
-        """Make the bare name mean ``version`` (promote or roll back), once that version is resident."""
+    async def set_alias(self, name: str, version: int, tenant: str = "default", *, alias: str = "") -> AdapterInfo:
+        """Make the bare name (or ``name@alias``) mean ``version``, once that version is resident.
+
+        Version 0 with an alias removes the alias.
+        """
         raise NotImplementedError
 
     async def pin(self, ref: str, tenant: str = "default") -> AdapterInfo:
@@ -63,7 +72,7 @@ class AdapterService:
         raise NotImplementedError
 
     async def compose(
-        self, name: str, stack: tuple[StackItem, ...], method: str, tenant: str = "default", rank: int = 0
-    ) -> AdapterInfo:
+        self, name: str, stack: tuple[StackItem, ...], method: str, tenant: str = "default"
+    ) -> AdapterVersionInfo:
         """Merge a stack into a new version. Not offered yet: raises UNIMPLEMENTED."""
         raise NotImplementedError

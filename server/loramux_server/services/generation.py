@@ -16,7 +16,13 @@ class GenerationService:
     """Answers requests from one engine. One instance serves all doors; all methods run on the event loop."""
 
     def __init__(
-        self, backend: Backend, store: Any, text: Any, info: EngineInfo, limits: Limits, observer: Observer | None = None
+        self,
+        backend: Backend,
+        store: Any,
+        text: Any,
+        info: EngineInfo,
+        limits: Limits,
+        observer: Observer | None = None,
     ) -> None:
         self._observer = observer or NullObserver()
 

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from ..core.backend import EngineInfo
-from ..core.jobs import JobState
+from ..core.jobs import JobState, TrainSpec
 from .limits import Limits
 from .observer import Observer
 from .views import CreateJobRequest, DatasetInfo, DatasetReport, JobEvent, JobInfo, Page
@@ -20,15 +20,15 @@ class TrainingService:
     ) -> None: ...
 
     async def upload_dataset(
-        self, chunks: AsyncIterator[bytes], tenant: str = "default", *, filename: str = ""
+        self, chunks: AsyncIterator[bytes], tenant: str = "default", *, name: str = "", sha256: str = ""
     ) -> DatasetInfo:
-        """Store the bytes of a JSONL file. The same content gives the same id. Rows are not looked at yet."""
+        """Store the bytes of a JSONL file. Rows are counted but not looked at yet; a given ``sha256`` is checked."""
         raise NotImplementedError
 
     async def validate_dataset(
-        self, dataset_id: str, tenant: str = "default", *, max_length: int | None = None
+        self, dataset_id: str, tenant: str = "default", *, spec: TrainSpec | None = None
     ) -> DatasetReport:
-        """Parse and tokenise a dataset and report all problems (at most 20 are listed)."""
+        """Parse and tokenise a dataset and report what is wrong with it and what it holds."""
         raise NotImplementedError
 
     async def create_job(self, request: CreateJobRequest) -> JobInfo:
@@ -43,9 +43,15 @@ class TrainingService:
         raise NotImplementedError
 
     async def list_jobs(
-        self, tenant: str = "default", *, state: JobState | None = None, page_size: int = 100, page_token: str = ""
+        self,
+        tenant: str = "default",
+        *,
+        states: tuple[JobState, ...] = (),
+        name: str = "",
+        page_size: int = 100,
+        page_token: str = "",
     ) -> Page[JobInfo]:
-        """Jobs, newest first."""
+        """Jobs, newest first, in one of ``states`` and for adapter ``name`` where these are given."""
         raise NotImplementedError
 
     async def cancel_job(self, job_id: str, tenant: str = "default") -> JobInfo:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 from ..core.jobs import JobState, TrainEvent, TrainSpec
 from ..core.types import FinishReason, Message, StackEntry, StackItem, TokenLogprob, Usage
-
 
 T = TypeVar("T")
 
@@ -65,38 +65,46 @@ class Score:
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """Token ids of a text as the model would see it, and the text of each."""
+    """Token ids of a text as the model would see it, the vocabulary's spelling of each, and the text itself."""
 
     ids: tuple[int, ...]
     pieces: tuple[str, ...]
+    text: str
+    """The prompt, or the conversation after its template."""
 
 
 @dataclass(frozen=True, slots=True)
-class AdapterInfo:
-    """One adapter version as listed."""
+class AdapterVersionInfo:
+    """One adapter version. Times in seconds since 1970, as everywhere here."""
 
     name: str
     version: int
     digest: str
     rank: int
-    state: str
-    """``ready``, ``quarantined`` or ``deleted``."""
+    alpha: float
+    rslora: bool
+    target_modules: tuple[str, ...]
+    """Kinds of linears it changes (``q_proj``)."""
     size_bytes: int
-    base_fingerprint: str
-    target_modules: tuple[str, ...] = ()
-    current: bool = False
-    """Whether the bare name means this version."""
-    pinned: bool = False
-    tier: str = "disk"
-    """Fastest place it is in now: ``device``, ``host`` or ``disk``."""
+    layers: tuple[int, ...] = ()
+    """Decoder layers it changes; empty: all."""
+    base_name: str = ""
+    base_fingerprint: str = ""
     created_at: float = 0.0
-    """Seconds since the epoch, as all times here."""
-    last_used_at: float | None = None
+    state: str = "ready"
+    """``ready``, ``quarantined`` or ``deleted``."""
+    state_reason: str = ""
     job_id: str = ""
-    """The job that trained it, if one did."""
     dataset_digest: str = ""
+    parent: str = ""
+    trained_on: tuple[tuple[StackItem, ...], ...] = ()
     metrics: dict[str, float] = field(default_factory=dict)
     metadata: dict[str, str] = field(default_factory=dict)
+    tier: str = "disk"
+    """Fastest place it is in now: ``device``, ``host`` or ``disk``."""
+    pinned: bool = False
+    last_used_at: float = 0.0
+    """0: never."""
 
     @property
     def ref(self) -> str:
@@ -105,13 +113,49 @@ class AdapterInfo:
 
 
 @dataclass(frozen=True, slots=True)
+class AdapterInfo:
+    """A name and the versions behind it."""
+
+    name: str
+    tenant: str
+    current: AdapterVersionInfo | None
+    """The version that the plain name means; None: none is usable."""
+    versions: tuple[AdapterVersionInfo, ...] = ()
+    """Newest first; empty in lists."""
+    aliases: dict[str, int] = field(default_factory=dict)
+    created_at: float = 0.0
+    updated_at: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class FileSpec:
+    """A file of an adapter folder. An empty ``sha256`` is not checked."""
+
+    name: str
+    size: int
+    sha256: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Download:
+    """A version on its way out: its files in the order in which their pieces come."""
+
+    version: AdapterVersionInfo
+    files: tuple[FileSpec, ...]
+    chunks: AsyncIterator[tuple[str, bytes]]
+    """(file name, next bytes of it), at most 1 MiB each."""
+
+
+@dataclass(frozen=True, slots=True)
 class DatasetInfo:
-    """A stored dataset. ``id`` is content-addressed: the same bytes give the same id."""
+    """A stored dataset. The same bytes have the same digest."""
 
     id: str
+    digest: str
     size_bytes: int
+    rows: int
+    name: str = ""
     created_at: float = 0.0
-    filename: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,20 +169,23 @@ class RowProblem:
 
 @dataclass(frozen=True, slots=True)
 class DatasetReport:
-    """What a dataset holds, found without training on it."""
+    """What a dataset holds, found without training on it. Counts are of the good rows."""
 
     rows: int
     tokens: int
-    learned_tokens: int
+    trained_tokens: int
     """Tokens that carry loss."""
     longest: int
     """Tokens of the longest row."""
     duplicates: int
+    estimated_steps: int
     problems: tuple[RowProblem, ...]
+    """The first ones, by line."""
+    problems_total: int
 
     @property
     def ok(self) -> bool:
-        return not self.problems
+        return self.problems_total == 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,14 +195,12 @@ class CreateJobRequest:
     name: str
     dataset_id: str
     validation_dataset_id: str = ""
-    spec: TrainSpec = TrainSpec()
-    layers: str = ""
-    """Layers as text (``15-29`` or ``0,2,4-6``); empty: ``spec.layers`` counts."""
+    spec: TrainSpec = field(default_factory=TrainSpec)
     on_top_of: tuple[tuple[StackItem, ...], ...] = ()
     """Frozen stacks underneath, rows taking turns over them; an empty inner tuple is the base."""
     init_from: str = ""
     gate: str = ""
-    """``none`` (or empty), ``improves`` or a JSON object."""
+    """Kind of gate; ``none`` or empty: none."""
     compare_prompt: str = ""
     metadata: dict[str, str] = field(default_factory=dict)
     idempotency_key: str = ""
@@ -168,23 +213,29 @@ class JobInfo:
 
     id: str
     name: str
+    tenant: str
     state: JobState
     spec: TrainSpec
     dataset_id: str
     validation_dataset_id: str = ""
     on_top_of: tuple[tuple[StackItem, ...], ...] = ()
     """The frozen stacks with their versions pinned: ``name@version`` and weight."""
+    init_from: str = ""
     created_at: float = 0.0
-    started_at: float | None = None
-    finished_at: float | None = None
+    started_at: float = 0.0
+    """0: not yet."""
+    finished_at: float = 0.0
     step: int = 0
     total_steps: int = 0
     metrics: dict[str, float] = field(default_factory=dict)
-    """The latest value of each number the job reported."""
-    adapter: str = ""
-    """``name@version`` once published."""
+    """The latest value of each number that the job reported."""
+    adapter: AdapterVersionInfo | None = None
+    """What it published."""
+    error_reason: str = ""
+    """Stable upper-case word; empty unless the job failed."""
     error: str = ""
     metadata: dict[str, str] = field(default_factory=dict)
+    last_sequence: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,185 @@
+"""Checks of training settings against the limits and the base. Pure functions, as in ``validation``."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+from collections.abc import Iterator
+
+from ..core.backend import EngineInfo
+from ..core.errors import Code, Error, FieldViolation
+from ..core.jobs import TrainSpec
+from ..core.types import StackItem
+from .limits import Limits
+from .validation import MAX_SEED, number_violations, shown, stack_violations, utf8_size
+from .views import CreateJobRequest
+
+ALL_LINEAR = "all-linear"
+SCHEDULERS = ("linear", "cosine", "constant")
+MAX_STACKS = 64
+MAX_METADATA = 64
+MAX_METADATA_BYTES = 4096
+_LAYER_RANGE = re.compile(r"(\d{1,5})(?:-(\d{1,5}))?")
+_LAYER_OF = re.compile(r"(?:^|\.)layers\.(\d+)\.|(?:^|\.)h\.(\d+)\.")
+
+
+def check_job_supported(request: CreateJobRequest) -> None:
+    """Raise UNIMPLEMENTED for settings that the API names but this version does not do."""
+    for field, given, instead in (
+        ("gate", request.gate not in ("", "none"), "leave it out: the job reports its held-out loss"),
+        ("compare_prompt", bool(request.compare_prompt), "leave it out"),
+        ("init_from", bool(request.init_from), "leave it out, or train on top of that adapter with on_top_of"),
+    ):
+        if given:
+            raise Error(
+                Code.UNIMPLEMENTED,
+                f"{field}: not available yet; {instead}",
+                reason=f"{field.upper()}_UNIMPLEMENTED",
+                violations=[FieldViolation(field, "not available yet")],
+            )
+
+
+def job_violations(request: CreateJobRequest, info: EngineInfo, limits: Limits) -> list[FieldViolation]:
+    """Everything wrong with a job's settings that can be seen without its data or the registry."""
+    found = [*spec_violations(request.spec, info, limits), *on_top_of_violations(request.on_top_of)]
+    if not request.dataset_id:
+        found.append(FieldViolation("dataset_id", "is empty; upload a dataset first and give its id"))
+    if len(request.metadata) > MAX_METADATA:
+        found.append(FieldViolation("metadata", f"has {len(request.metadata)} entries, at most {MAX_METADATA}"))
+    for key, value in list(request.metadata.items())[:MAX_METADATA]:
+        size = utf8_size(key + value)
+        if size is None or size > MAX_METADATA_BYTES:
+            found.append(
+                FieldViolation(f"metadata[{shown(key)}]", f"is not text of at most {MAX_METADATA_BYTES} bytes")
+            )
+    return found
+
+
+def on_top_of_violations(stacks: tuple[tuple[StackItem, ...], ...]) -> Iterator[FieldViolation]:
+    """Each stack by the rules of a request's stack."""
+    if len(stacks) > MAX_STACKS:
+        yield FieldViolation("on_top_of", f"has {len(stacks)} stacks, at most {MAX_STACKS} are allowed")
+        return
+    for i, stack in enumerate(stacks):
+        yield from stack_violations(stack, f"on_top_of[{i}]")
+
+
+def spec_violations(spec: TrainSpec, info: EngineInfo, limits: Limits) -> Iterator[FieldViolation]:
+    """Every setting within its bounds, and target modules and layers that the base has."""
+    if not 1 <= spec.rank <= limits.max_rank:
+        yield FieldViolation("rank", f"is {spec.rank}; it must be between 1 and {limits.max_rank}")
+    yield from _above_zero("alpha", spec.alpha, 1e4)
+    if not 0 <= spec.dropout < 1:
+        yield FieldViolation("dropout", f"is {spec.dropout:g}; it must be at least 0 and below 1")
+    yield from _above_zero("learning_rate", spec.learning_rate, 1)
+    if spec.lr_scheduler not in SCHEDULERS:
+        yield FieldViolation(
+            "lr_scheduler", f"is {shown(spec.lr_scheduler)}; it must be one of {', '.join(SCHEDULERS)}"
+        )
+    yield from number_violations("warmup_ratio", spec.warmup_ratio, 0, 1)
+    for name, beta in (("beta1", spec.beta1), ("beta2", spec.beta2)):
+        if not 0 <= beta < 1:
+            yield FieldViolation(name, f"is {beta:g}; it must be at least 0 and below 1")
+    yield from number_violations("weight_decay", spec.weight_decay, 0, 10)
+    yield from _above_zero("max_grad_norm", spec.max_grad_norm, 1e6)
+    yield from _above_zero("epochs", spec.epochs, limits.max_epochs)
+    if spec.max_steps is not None and not 1 <= spec.max_steps <= limits.max_steps:
+        yield FieldViolation("max_steps", f"is {spec.max_steps}; it must be between 1 and {limits.max_steps}")
+    if not 1 <= spec.batch_size <= limits.max_batch_size:
+        yield FieldViolation("batch_size", f"is {spec.batch_size}; it must be between 1 and {limits.max_batch_size}")
+    if spec.max_length is not None and not 2 <= spec.max_length <= info.max_context:
+        yield FieldViolation(
+            "max_length", f"is {spec.max_length}; it must be between 2 and the model's context of {info.max_context}"
+        )
+    if not 0 <= spec.seed <= MAX_SEED:
+        yield FieldViolation("seed", f"is {spec.seed}; it must be between 0 and {MAX_SEED}")
+    yield from _target_violations(spec, info)
+
+
+def parse_layers(text: str, num_layers: int) -> tuple[int, ...] | None:
+    """Layers from ``15-29`` or ``0,2,4-6`` (ends included), sorted; None for an empty text (all layers).
+
+    Raises INVALID_ARGUMENT naming ``layers``.
+    """
+    if not text.strip():
+        return None
+    layers: set[int] = set()
+    for part in text.split(","):
+        match = _LAYER_RANGE.fullmatch(part.strip())
+        if match is None:
+            raise _bad_layers(
+                f"{shown(part.strip())} is no layer or range of layers; write for example 15-29 or 0,2,4-6"
+            )
+        first, last = int(match[1]), int(match[2] or match[1])
+        if first > last:
+            raise _bad_layers(f"{shown(part.strip())} goes backwards")
+        if last >= num_layers:
+            raise _bad_layers(f"{last} is too high; this base has layers 0 to {num_layers - 1}")
+        layers.update(range(first, last + 1))
+    return tuple(sorted(layers))
+
+
+def selected_modules(spec: TrainSpec, info: EngineInfo) -> list[str]:
+    """Full names of the linears that ``target_modules`` and ``layers`` pick, in the base's order.
+
+    A target is the end of a name (``q_proj``, ``self_attn.q_proj``) or a whole one; ``all-linear`` is every linear.
+    """
+    return [
+        name
+        for name in info.linear_modules
+        if any(_names(target, name) for target in spec.target_modules) and _in_layers(name, spec.layers)
+    ]
+
+
+def _target_violations(spec: TrainSpec, info: EngineInfo) -> Iterator[FieldViolation]:
+    bad_layers = [layer for layer in spec.layers or () if not 0 <= layer < info.num_layers]
+    if spec.layers is not None and (bad_layers or not spec.layers):
+        what = f"has {bad_layers[0]}" if bad_layers else "is empty"
+        yield FieldViolation("layers", f"{what}; this base has layers 0 to {info.num_layers - 1}")
+        return
+    if not spec.target_modules:
+        yield FieldViolation("target_modules", f"is empty; give {ALL_LINEAR!r} or names such as {_known(info)}")
+        return
+    unknown = False
+    for i, target in enumerate(spec.target_modules):
+        if not any(_names(target, name) for name in info.linear_modules):
+            unknown = True
+            yield FieldViolation(f"target_modules[{i}]", f"{shown(target)} {_suggestion(target, info)}")
+    if not unknown and not selected_modules(spec, info):
+        yield FieldViolation("target_modules", "none of them is in the given layers")
+
+
+def _names(target: str, module: str) -> bool:
+    return target == ALL_LINEAR or module == target or (bool(target) and module.endswith("." + target))
+
+
+def _in_layers(module: str, layers: tuple[int, ...] | None) -> bool:
+    if layers is None:
+        return True
+    match = _LAYER_OF.search(module)
+    return match is not None and int(match[1] or match[2]) in layers
+
+
+def _suggestion(target: str, info: EngineInfo) -> str:
+    close = difflib.get_close_matches(target, _suffixes(info), n=1)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    return f"is no linear of this base; {hint}It has {_known(info)} (or give {ALL_LINEAR!r})"
+
+
+def _suffixes(info: EngineInfo) -> list[str]:
+    return sorted({name.rpartition(".")[2] for name in info.linear_modules})
+
+
+def _known(info: EngineInfo) -> str:
+    return ", ".join(_suffixes(info))
+
+
+def _above_zero(field: str, value: float, high: float) -> Iterator[FieldViolation]:
+    if not (math.isfinite(value) and 0 < value <= high):
+        yield FieldViolation(field, f"is {value:g}; it must be above 0 and at most {high:g}")
+
+
+def _bad_layers(description: str) -> Error:
+    violation = FieldViolation("layers", description)
+    return Error(Code.INVALID_ARGUMENT, f"layers: {description}", violations=[violation])
