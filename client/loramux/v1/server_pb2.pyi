@@ -7,6 +7,7 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -17,6 +18,46 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _ServerState:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ServerStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ServerState.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    SERVER_STATE_UNSPECIFIED: _ServerState.ValueType  # 0
+    """Not told."""
+    SERVER_STATE_STARTING: _ServerState.ValueType  # 1
+    """Settings and store are being opened."""
+    SERVER_STATE_LOADING: _ServerState.ValueType  # 2
+    """The base is being loaded."""
+    SERVER_STATE_WARMING: _ServerState.ValueType  # 3
+    """First steps are being run."""
+    SERVER_STATE_READY: _ServerState.ValueType  # 4
+    """It answers requests."""
+    SERVER_STATE_DRAINING: _ServerState.ValueType  # 5
+    """It finishes what it has and takes nothing new."""
+    SERVER_STATE_FAILED: _ServerState.ValueType  # 6
+    """The engine is gone and could not be restarted."""
+
+class ServerState(_ServerState, metaclass=_ServerStateEnumTypeWrapper):
+    """How far the server's life has come."""
+
+SERVER_STATE_UNSPECIFIED: ServerState.ValueType  # 0
+"""Not told."""
+SERVER_STATE_STARTING: ServerState.ValueType  # 1
+"""Settings and store are being opened."""
+SERVER_STATE_LOADING: ServerState.ValueType  # 2
+"""The base is being loaded."""
+SERVER_STATE_WARMING: ServerState.ValueType  # 3
+"""First steps are being run."""
+SERVER_STATE_READY: ServerState.ValueType  # 4
+"""It answers requests."""
+SERVER_STATE_DRAINING: ServerState.ValueType  # 5
+"""It finishes what it has and takes nothing new."""
+SERVER_STATE_FAILED: ServerState.ValueType  # 6
+"""The engine is gone and could not be restarted."""
+Global___ServerState: _TypeAlias = ServerState  # noqa: Y015
 
 @_typing.final
 class GetServerInfoRequest(_message.Message):
@@ -107,22 +148,28 @@ Global___TokenizerInfo: _TypeAlias = TokenizerInfo  # noqa: Y015
 
 @_typing.final
 class Limits(_message.Message):
-    """What a server accepts. 0: no limit."""
+    """What a server accepts. 0: not told."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     MAX_STACK_FIELD_NUMBER: _builtins.int
     MAX_CHOICES_FIELD_NUMBER: _builtins.int
-    MAX_MESSAGE_BYTES_FIELD_NUMBER: _builtins.int
-    MAX_ADAPTER_BYTES_FIELD_NUMBER: _builtins.int
+    MAX_PROMPT_BYTES_FIELD_NUMBER: _builtins.int
+    MAX_NEW_TOKENS_FIELD_NUMBER: _builtins.int
+    MAX_RANK_FIELD_NUMBER: _builtins.int
+    MAX_UPLOAD_BYTES_FIELD_NUMBER: _builtins.int
     MAX_DATASET_BYTES_FIELD_NUMBER: _builtins.int
     max_stack: _builtins.int
     """Most adapters in one request."""
     max_choices: _builtins.int
     """Most choices of one request."""
-    max_message_bytes: _builtins.int
-    """Largest message in bytes."""
-    max_adapter_bytes: _builtins.int
+    max_prompt_bytes: _builtins.int
+    """Longest prompt or chat in bytes of UTF-8."""
+    max_new_tokens: _builtins.int
+    """Most new tokens of one choice."""
+    max_rank: _builtins.int
+    """Largest rank that can be trained."""
+    max_upload_bytes: _builtins.int
     """Largest adapter upload in bytes."""
     max_dataset_bytes: _builtins.int
     """Largest dataset upload in bytes."""
@@ -131,13 +178,15 @@ class Limits(_message.Message):
         *,
         max_stack: _builtins.int = ...,
         max_choices: _builtins.int = ...,
-        max_message_bytes: _builtins.int = ...,
-        max_adapter_bytes: _builtins.int = ...,
+        max_prompt_bytes: _builtins.int = ...,
+        max_new_tokens: _builtins.int = ...,
+        max_rank: _builtins.int = ...,
+        max_upload_bytes: _builtins.int = ...,
         max_dataset_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_adapter_bytes", b"max_adapter_bytes", "max_choices", b"max_choices", "max_dataset_bytes", b"max_dataset_bytes", "max_message_bytes", b"max_message_bytes", "max_stack", b"max_stack"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_choices", b"max_choices", "max_dataset_bytes", b"max_dataset_bytes", "max_new_tokens", b"max_new_tokens", "max_prompt_bytes", b"max_prompt_bytes", "max_rank", b"max_rank", "max_stack", b"max_stack", "max_upload_bytes", b"max_upload_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -221,7 +270,10 @@ class ServerInfo(_message.Message):
     REQUESTS_WAITING_FIELD_NUMBER: _builtins.int
     JOBS_FIELD_NUMBER: _builtins.int
     LIMITS_FIELD_NUMBER: _builtins.int
-    STARTED_AT_FIELD_NUMBER: _builtins.int
+    UPTIME_SECONDS_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    KV_PAGES_USED_FIELD_NUMBER: _builtins.int
+    KV_PAGES_TOTAL_FIELD_NUMBER: _builtins.int
     version: _builtins.str
     """Version of loramux that runs there."""
     device: _builtins.str
@@ -234,11 +286,17 @@ class ServerInfo(_message.Message):
     """Requests that are being answered."""
     requests_waiting: _builtins.int
     """Requests that wait."""
-    started_at: _builtins.float
-    """When the server started, in seconds since 1970."""
+    uptime_seconds: _builtins.float
+    """Seconds since the server started."""
+    state: Global___ServerState.ValueType
+    """How far its life has come."""
+    kv_pages_used: _builtins.int
+    """Pages of the key-value cache in use."""
+    kv_pages_total: _builtins.int
+    """Pages of the key-value cache in all."""
     @_builtins.property
     def base(self) -> Global___BaseInfo:
-        """The base model."""
+        """The base model. Unset until it is loaded."""
 
     @_builtins.property
     def tokenizer(self) -> Global___TokenizerInfo:
@@ -275,11 +333,14 @@ class ServerInfo(_message.Message):
         requests_waiting: _builtins.int = ...,
         jobs: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
         limits: Global___Limits | None = ...,
-        started_at: _builtins.float = ...,
+        uptime_seconds: _builtins.float = ...,
+        state: Global___ServerState.ValueType = ...,
+        kv_pages_used: _builtins.int = ...,
+        kv_pages_total: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["base", b"base", "limits", b"limits", "tokenizer", b"tokenizer"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapters_resident", b"adapters_resident", "adapters_total", b"adapters_total", "base", b"base", "device", b"device", "dtype", b"dtype", "jobs", b"jobs", "limits", b"limits", "memory_bytes", b"memory_bytes", "requests_running", b"requests_running", "requests_waiting", b"requests_waiting", "started_at", b"started_at", "tokenizer", b"tokenizer", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapters_resident", b"adapters_resident", "adapters_total", b"adapters_total", "base", b"base", "device", b"device", "dtype", b"dtype", "jobs", b"jobs", "kv_pages_total", b"kv_pages_total", "kv_pages_used", b"kv_pages_used", "limits", b"limits", "memory_bytes", b"memory_bytes", "requests_running", b"requests_running", "requests_waiting", b"requests_waiting", "state", b"state", "tokenizer", b"tokenizer", "uptime_seconds", b"uptime_seconds", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
