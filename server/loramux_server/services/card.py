@@ -1,0 +1,134 @@
+"""The model card (README.md) that goes into every adapter trained here."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field, fields
+
+from ..core.jobs import TrainSpec
+from ..core.types import StackItem
+
+_HIGHLIGHTS = {
+    "loss": "Training loss, last step",
+    "validation_loss": "Validation loss",
+    "base_validation_loss": "Validation loss of the base",
+    "validation_accuracy": "Validation token accuracy",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class CardFacts:
+    """All that a card says. ``metrics`` are the job's last figures by name."""
+
+    name: str
+    base_name: str
+    base_fingerprint: str
+    spec: TrainSpec
+    dataset_digest: str
+    dataset_rows: int
+    job_id: str
+    validation_digest: str = ""
+    validation_rows: int = 0
+    on_top_of: tuple[tuple[StackItem, ...], ...] = ()
+    steps: int = 0
+    metrics: dict[str, float] = field(default_factory=dict)
+    metadata: dict[str, str] = field(default_factory=dict)
+
+
+def render_card(facts: CardFacts) -> str:
+    """The card as Markdown with the front matter that model hubs read."""
+    sections = [
+        _front_matter(facts),
+        f"# {facts.name}\n\nA LoRA adapter for `{facts.base_name}`, trained by loramux on the NF4 base that serves it.",
+        "## Data\n\n" + _data(facts),
+        "## Result\n\n" + _result(facts),
+        "## Use\n\nWith loramux:\n\n" + _loramux_snippet(facts) + "\n\nWith PEFT:\n\n" + _peft_snippet(facts),
+        "## Settings\n\n" + _settings(facts),
+    ]
+    if facts.metadata:
+        rows = [(f"`{_cell(k)}`", _cell(v)) for k, v in sorted(facts.metadata.items())]
+        sections.append("## Notes of its maker\n\n" + _table(("key", "value"), rows))
+    return "\n\n".join(sections) + "\n"
+
+
+def _front_matter(facts: CardFacts) -> str:
+    # JSON strings are YAML strings, whatever they hold.
+    return "\n".join(
+        [
+            "---",
+            f"base_model: {json.dumps(facts.base_name)}",
+            "library_name: peft",
+            "pipeline_tag: text-generation",
+            "tags: [lora, nf4, loramux]",
+            "---",
+        ]
+    )
+
+
+def _data(facts: CardFacts) -> str:
+    lines = [f"- Training rows: {facts.dataset_rows}, SHA-256 `{facts.dataset_digest}`"]
+    if facts.validation_rows:
+        lines.append(f"- Held-out rows: {facts.validation_rows}, SHA-256 `{facts.validation_digest}`")
+    else:
+        lines.append("- Held-out rows: none, so the figures below say nothing about unseen questions")
+    lines.append(f"- Base: `{facts.base_name}`, fingerprint `{facts.base_fingerprint}`")
+    if facts.on_top_of:
+        lines.append(
+            "- Trained on top of these frozen stacks, rows taking turns: "
+            + "; ".join(_stack(stack) for stack in facts.on_top_of)
+        )
+    return "\n".join(lines)
+
+
+def _result(facts: CardFacts) -> str:
+    known = [(title, facts.metrics[key]) for key, title in _HIGHLIGHTS.items() if key in facts.metrics]
+    other = [(f"`{key}`", value) for key, value in sorted(facts.metrics.items()) if key not in _HIGHLIGHTS]
+    rows = [(title, f"{value:.6g}") for title, value in known + other]
+    return _table(("figure", "value"), [("Optimiser steps", str(facts.steps)), *rows]) + f"\n\nJob `{facts.job_id}`."
+
+
+def _settings(facts: CardFacts) -> str:
+    rows = []
+    for item in fields(facts.spec):
+        value = getattr(facts.spec, item.name)
+        if isinstance(value, tuple):
+            value = ", ".join(str(v) for v in value)
+        rows.append((f"`{item.name}`", "default" if value is None else _cell(str(value))))
+    return _table(("setting", "value"), rows)
+
+
+def _loramux_snippet(facts: CardFacts) -> str:
+    return _code(
+        "from loramux import Client",
+        "",
+        'with Client("localhost:50051") as client:',
+        f'    print(client.generate("...", adapters=[{json.dumps(facts.name)}]).text)',
+    )
+
+
+def _peft_snippet(facts: CardFacts) -> str:
+    return _code(
+        "from peft import PeftModel",
+        "from transformers import AutoModelForCausalLM, BitsAndBytesConfig",
+        "",
+        'nf4 = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True)',
+        f"base = AutoModelForCausalLM.from_pretrained({json.dumps(facts.base_name)}, quantization_config=nf4)",
+        'model = PeftModel.from_pretrained(base, "path/to/this/folder")',
+    )
+
+
+def _stack(stack: tuple[StackItem, ...]) -> str:
+    return " + ".join(f"`{item.adapter}` x {item.weight:g}" for item in stack) or "the bare base"
+
+
+def _code(*lines: str) -> str:
+    return "\n".join(["```python", *lines, "```"])
+
+
+def _table(head: tuple[str, str], rows: list[tuple[str, str]]) -> str:
+    return "\n".join([f"| {head[0]} | {head[1]} |", "|---|---|", *(f"| {a} | {b} |" for a, b in rows)])
+
+
+def _cell(text: str) -> str:
+    """Text that stays within its cell."""
+    return " ".join(text.split()).replace("\\", "\\\\").replace("|", "\\|").replace("`", "\\`").replace("<", "&lt;")
