@@ -117,8 +117,8 @@ COMPOSE_METHOD_MAGNITUDE_PRUNE: ComposeMethod.ValueType  # 6
 Global___ComposeMethod: _TypeAlias = ComposeMethod  # noqa: Y015
 
 @_typing.final
-class Adapter(_message.Message):
-    """One published version of an adapter. It never changes; only the fields from `state` on describe the moment."""
+class AdapterVersion(_message.Message):
+    """One published version. It never changes; only `state`, `tier`, `pinned` and `last_used_at` describe the moment."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -166,20 +166,22 @@ class Adapter(_message.Message):
     VERSION_FIELD_NUMBER: _builtins.int
     DIGEST_FIELD_NUMBER: _builtins.int
     RANK_FIELD_NUMBER: _builtins.int
+    ALPHA_FIELD_NUMBER: _builtins.int
+    RSLORA_FIELD_NUMBER: _builtins.int
     TARGET_MODULES_FIELD_NUMBER: _builtins.int
+    LAYERS_FIELD_NUMBER: _builtins.int
     SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    BASE_NAME_FIELD_NUMBER: _builtins.int
     BASE_FINGERPRINT_FIELD_NUMBER: _builtins.int
     CREATED_AT_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    STATE_REASON_FIELD_NUMBER: _builtins.int
     JOB_ID_FIELD_NUMBER: _builtins.int
     DATASET_DIGEST_FIELD_NUMBER: _builtins.int
     PARENT_FIELD_NUMBER: _builtins.int
     TRAINED_ON_FIELD_NUMBER: _builtins.int
     METRICS_FIELD_NUMBER: _builtins.int
     METADATA_FIELD_NUMBER: _builtins.int
-    STATE_FIELD_NUMBER: _builtins.int
-    STATE_REASON_FIELD_NUMBER: _builtins.int
-    CURRENT_FIELD_NUMBER: _builtins.int
-    ALIASES_FIELD_NUMBER: _builtins.int
     TIER_FIELD_NUMBER: _builtins.int
     PINNED_FIELD_NUMBER: _builtins.int
     LAST_USED_AT_FIELD_NUMBER: _builtins.int
@@ -191,24 +193,28 @@ class Adapter(_message.Message):
     """Content hash."""
     rank: _builtins.int
     """Largest rank of its modules."""
+    alpha: _builtins.float
+    """LoRA alpha."""
+    rslora: _builtins.bool
+    """Whether the delta is scaled by alpha / sqrt(rank) instead of alpha / rank."""
     size_bytes: _builtins.int
     """Size of its files in bytes."""
+    base_name: _builtins.str
+    """Name of the base that it was made for."""
     base_fingerprint: _builtins.str
-    """Fingerprint of the base that it was made for. Empty: unknown (made elsewhere)."""
+    """Fingerprint of that base. Empty: unknown (uploaded from elsewhere)."""
     created_at: _builtins.float
     """When it was published, in seconds since 1970."""
+    state: Global___AdapterState.ValueType
+    """Whether it may be used."""
+    state_reason: _builtins.str
+    """Why it may not be used, when `state` is QUARANTINED."""
     job_id: _builtins.str
     """Training job that made it. Empty: uploaded or composed."""
     dataset_digest: _builtins.str
     """Content hash of the data that it was trained on. Empty: unknown."""
     parent: _builtins.str
     """Version that it continues, as `name@version`. Empty: none."""
-    state: Global___AdapterState.ValueType
-    """Whether it may be used."""
-    state_reason: _builtins.str
-    """Why it may not be used, when `state` is QUARANTINED."""
-    current: _builtins.bool
-    """Whether the plain name means this version."""
     tier: Global___AdapterTier.ValueType
     """Where its weights are."""
     pinned: _builtins.bool
@@ -218,6 +224,10 @@ class Adapter(_message.Message):
     @_builtins.property
     def target_modules(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Kinds of linears that it changes, such as `q_proj`."""
+
+    @_builtins.property
+    def layers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Decoder layers that it changes. Empty: all."""
 
     @_builtins.property
     def trained_on(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.Stack]:
@@ -231,10 +241,6 @@ class Adapter(_message.Message):
     def metadata(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Free words of its maker."""
 
-    @_builtins.property
-    def aliases(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Further names of this version: `name@alias` means it."""
-
     def __init__(
         self,
         *,
@@ -242,27 +248,101 @@ class Adapter(_message.Message):
         version: _builtins.int = ...,
         digest: _builtins.str = ...,
         rank: _builtins.int = ...,
+        alpha: _builtins.float = ...,
+        rslora: _builtins.bool = ...,
         target_modules: _abc.Iterable[_builtins.str] | None = ...,
+        layers: _abc.Iterable[_builtins.int] | None = ...,
         size_bytes: _builtins.int = ...,
+        base_name: _builtins.str = ...,
         base_fingerprint: _builtins.str = ...,
         created_at: _builtins.float = ...,
+        state: Global___AdapterState.ValueType = ...,
+        state_reason: _builtins.str = ...,
         job_id: _builtins.str = ...,
         dataset_digest: _builtins.str = ...,
         parent: _builtins.str = ...,
         trained_on: _abc.Iterable[_common_pb2.Stack] | None = ...,
         metrics: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
         metadata: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
-        state: Global___AdapterState.ValueType = ...,
-        state_reason: _builtins.str = ...,
-        current: _builtins.bool = ...,
-        aliases: _abc.Iterable[_builtins.str] | None = ...,
         tier: Global___AdapterTier.ValueType = ...,
         pinned: _builtins.bool = ...,
         last_used_at: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["aliases", b"aliases", "base_fingerprint", b"base_fingerprint", "created_at", b"created_at", "current", b"current", "dataset_digest", b"dataset_digest", "digest", b"digest", "job_id", b"job_id", "last_used_at", b"last_used_at", "metadata", b"metadata", "metrics", b"metrics", "name", b"name", "parent", b"parent", "pinned", b"pinned", "rank", b"rank", "size_bytes", b"size_bytes", "state", b"state", "state_reason", b"state_reason", "target_modules", b"target_modules", "tier", b"tier", "trained_on", b"trained_on", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alpha", b"alpha", "base_fingerprint", b"base_fingerprint", "base_name", b"base_name", "created_at", b"created_at", "dataset_digest", b"dataset_digest", "digest", b"digest", "job_id", b"job_id", "last_used_at", b"last_used_at", "layers", b"layers", "metadata", b"metadata", "metrics", b"metrics", "name", b"name", "parent", b"parent", "pinned", b"pinned", "rank", b"rank", "rslora", b"rslora", "size_bytes", b"size_bytes", "state", b"state", "state_reason", b"state_reason", "target_modules", b"target_modules", "tier", b"tier", "trained_on", b"trained_on", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AdapterVersion: _TypeAlias = AdapterVersion  # noqa: Y015
+
+@_typing.final
+class Adapter(_message.Message):
+    """A name and the versions behind it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class AliasesEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    NAME_FIELD_NUMBER: _builtins.int
+    TENANT_FIELD_NUMBER: _builtins.int
+    CURRENT_FIELD_NUMBER: _builtins.int
+    VERSIONS_FIELD_NUMBER: _builtins.int
+    ALIASES_FIELD_NUMBER: _builtins.int
+    CREATED_AT_FIELD_NUMBER: _builtins.int
+    UPDATED_AT_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Name of the adapter."""
+    tenant: _builtins.str
+    """Tenant that owns it."""
+    created_at: _builtins.float
+    """When the name was first published, in seconds since 1970."""
+    updated_at: _builtins.float
+    """When its newest version was published or an alias moved, in seconds since 1970."""
+    @_builtins.property
+    def current(self) -> Global___AdapterVersion:
+        """Version that the plain name means now. Unset: none is usable."""
+
+    @_builtins.property
+    def versions(self) -> _containers.RepeatedCompositeFieldContainer[Global___AdapterVersion]:
+        """All versions, newest first; only in answers about a single adapter."""
+
+    @_builtins.property
+    def aliases(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
+        """Further names for versions: `name@alias` means that version."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        tenant: _builtins.str = ...,
+        current: Global___AdapterVersion | None = ...,
+        versions: _abc.Iterable[Global___AdapterVersion] | None = ...,
+        aliases: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+        created_at: _builtins.float = ...,
+        updated_at: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["current", b"current"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["aliases", b"aliases", "created_at", b"created_at", "current", b"current", "name", b"name", "tenant", b"tenant", "updated_at", b"updated_at", "versions", b"versions"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -276,27 +356,23 @@ class ListAdaptersRequest(_message.Message):
 
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
-    ALL_VERSIONS_FIELD_NUMBER: _builtins.int
-    NAME_FIELD_NUMBER: _builtins.int
+    PREFIX_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
     """Most adapters to return, at most 1000. 0: 100."""
     page_token: _builtins.str
     """`next_page_token` of the page before. Empty: the first page."""
-    all_versions: _builtins.bool
-    """All versions, newest first within a name, instead of the current one of each name."""
-    name: _builtins.str
-    """Only this name. Empty: all names."""
+    prefix: _builtins.str
+    """Only names that begin with this."""
     def __init__(
         self,
         *,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
-        all_versions: _builtins.bool = ...,
-        name: _builtins.str = ...,
+        prefix: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["all_versions", b"all_versions", "name", b"name", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token", "prefix", b"prefix"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -314,7 +390,7 @@ class ListAdaptersResponse(_message.Message):
     """Token of the next page. Empty: this was the last."""
     @_builtins.property
     def adapters(self) -> _containers.RepeatedCompositeFieldContainer[Global___Adapter]:
-        """Adapters in order of name."""
+        """Adapters in order of name, without `versions`."""
 
     def __init__(
         self,
@@ -332,13 +408,13 @@ Global___ListAdaptersResponse: _TypeAlias = ListAdaptersResponse  # noqa: Y015
 
 @_typing.final
 class GetAdapterRequest(_message.Message):
-    """Names a version."""
+    """Names one adapter."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     ADAPTER_FIELD_NUMBER: _builtins.int
     adapter: _builtins.str
-    """`name`, `name@version` or `name@alias`."""
+    """`name`, `name@version` or `name@alias`; a version or alias limits `versions` to that one."""
     def __init__(
         self,
         *,
@@ -472,10 +548,10 @@ class DownloadAdapterHeader(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
-    ADAPTER_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
     FILES_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def adapter(self) -> Global___Adapter:
+    def version(self) -> Global___AdapterVersion:
         """The version that is being sent."""
 
     @_builtins.property
@@ -485,12 +561,12 @@ class DownloadAdapterHeader(_message.Message):
     def __init__(
         self,
         *,
-        adapter: Global___Adapter | None = ...,
+        version: Global___AdapterVersion | None = ...,
         files: _abc.Iterable[_common_pb2.FileInfo] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["version", b"version"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "files", b"files"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["files", b"files", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -733,23 +809,23 @@ class ComposeAdapterResponse(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
-    ADAPTER_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
     error: _builtins.float
     """Relative Frobenius error of the summed delta; unset where the method does not measure it."""
     @_builtins.property
-    def adapter(self) -> Global___Adapter:
+    def version(self) -> Global___AdapterVersion:
         """The version that was published."""
 
     def __init__(
         self,
         *,
-        adapter: Global___Adapter | None = ...,
+        version: Global___AdapterVersion | None = ...,
         error: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_error", b"_error", "adapter", b"adapter", "error", b"error"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_error", b"_error", "error", b"error", "version", b"version"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_error", b"_error", "adapter", b"adapter", "error", b"error"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_error", b"_error", "error", b"error", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__error: _TypeAlias = _typing.Literal["error"]  # noqa: Y015
     _WhichOneofArgType__error: _TypeAlias = _typing.Literal["_error", b"_error"]  # noqa: Y015

@@ -48,7 +48,7 @@ class AdapterServiceStub:
         self.UploadAdapter = channel.stream_unary(
                 '/loramux.v1.AdapterService/UploadAdapter',
                 request_serializer=loramux_dot_v1_dot_adapters__pb2.UploadAdapterRequest.SerializeToString,
-                response_deserializer=loramux_dot_v1_dot_adapters__pb2.Adapter.FromString,
+                response_deserializer=loramux_dot_v1_dot_adapters__pb2.AdapterVersion.FromString,
                 _registered_method=True)
         self.DownloadAdapter = channel.unary_stream(
                 '/loramux.v1.AdapterService/DownloadAdapter',
@@ -94,7 +94,7 @@ class AdapterServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetAdapter(self, request, context):
-        """Shows one version: the current one for a plain name.
+        """Shows one adapter with all its versions.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -165,7 +165,7 @@ def add_AdapterServiceServicer_to_server(servicer, server):
             'UploadAdapter': grpc.stream_unary_rpc_method_handler(
                     servicer.UploadAdapter,
                     request_deserializer=loramux_dot_v1_dot_adapters__pb2.UploadAdapterRequest.FromString,
-                    response_serializer=loramux_dot_v1_dot_adapters__pb2.Adapter.SerializeToString,
+                    response_serializer=loramux_dot_v1_dot_adapters__pb2.AdapterVersion.SerializeToString,
             ),
             'DownloadAdapter': grpc.unary_stream_rpc_method_handler(
                     servicer.DownloadAdapter,
@@ -279,7 +279,7 @@ class AdapterService:
             target,
             '/loramux.v1.AdapterService/UploadAdapter',
             loramux_dot_v1_dot_adapters__pb2.UploadAdapterRequest.SerializeToString,
-            loramux_dot_v1_dot_adapters__pb2.Adapter.FromString,
+            loramux_dot_v1_dot_adapters__pb2.AdapterVersion.FromString,
             options,
             channel_credentials,
             insecure,

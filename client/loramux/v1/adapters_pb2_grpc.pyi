@@ -36,8 +36,8 @@ class AdapterServiceStub:
     ListAdapters: _grpc.UnaryUnaryMultiCallable[_adapters_pb2.ListAdaptersRequest, _adapters_pb2.ListAdaptersResponse]
     """Lists the adapters that the caller may use, by name."""
     GetAdapter: _grpc.UnaryUnaryMultiCallable[_adapters_pb2.GetAdapterRequest, _adapters_pb2.Adapter]
-    """Shows one version: the current one for a plain name."""
-    UploadAdapter: _grpc.StreamUnaryMultiCallable[_adapters_pb2.UploadAdapterRequest, _adapters_pb2.Adapter]
+    """Shows one adapter with all its versions."""
+    UploadAdapter: _grpc.StreamUnaryMultiCallable[_adapters_pb2.UploadAdapterRequest, _adapters_pb2.AdapterVersion]
     """Publishes a PEFT folder as the next version of a name. First message: `header`; then the files in its order."""
     DownloadAdapter: _grpc.UnaryStreamMultiCallable[_adapters_pb2.DownloadAdapterRequest, _adapters_pb2.DownloadAdapterResponse]
     """Sends a version's files as a PEFT folder. First message: `header`; then the files in its order."""
@@ -60,8 +60,8 @@ class AdapterServiceAsyncStub(AdapterServiceStub):
     ListAdapters: _aio.UnaryUnaryMultiCallable[_adapters_pb2.ListAdaptersRequest, _adapters_pb2.ListAdaptersResponse]  # type: ignore[assignment]
     """Lists the adapters that the caller may use, by name."""
     GetAdapter: _aio.UnaryUnaryMultiCallable[_adapters_pb2.GetAdapterRequest, _adapters_pb2.Adapter]  # type: ignore[assignment]
-    """Shows one version: the current one for a plain name."""
-    UploadAdapter: _aio.StreamUnaryMultiCallable[_adapters_pb2.UploadAdapterRequest, _adapters_pb2.Adapter]  # type: ignore[assignment]
+    """Shows one adapter with all its versions."""
+    UploadAdapter: _aio.StreamUnaryMultiCallable[_adapters_pb2.UploadAdapterRequest, _adapters_pb2.AdapterVersion]  # type: ignore[assignment]
     """Publishes a PEFT folder as the next version of a name. First message: `header`; then the files in its order."""
     DownloadAdapter: _aio.UnaryStreamMultiCallable[_adapters_pb2.DownloadAdapterRequest, _adapters_pb2.DownloadAdapterResponse]  # type: ignore[assignment]
     """Sends a version's files as a PEFT folder. First message: `header`; then the files in its order."""
@@ -93,14 +93,14 @@ class AdapterServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _adapters_pb2.GetAdapterRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_adapters_pb2.Adapter, _abc.Awaitable[_adapters_pb2.Adapter]]:
-        """Shows one version: the current one for a plain name."""
+        """Shows one adapter with all its versions."""
 
     @_abc_1.abstractmethod
     def UploadAdapter(
         self,
         request_iterator: _MaybeAsyncIterator[_adapters_pb2.UploadAdapterRequest],
         context: _ServicerContext,
-    ) -> _typing.Union[_adapters_pb2.Adapter, _abc.Awaitable[_adapters_pb2.Adapter]]:
+    ) -> _typing.Union[_adapters_pb2.AdapterVersion, _abc.Awaitable[_adapters_pb2.AdapterVersion]]:
         """Publishes a PEFT folder as the next version of a name. First message: `header`; then the files in its order."""
 
     @_abc_1.abstractmethod

@@ -8,6 +8,7 @@ from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from loramux.v1 import adapters_pb2 as _adapters_pb2
 from loramux.v1 import common_pb2 as _common_pb2
 import builtins as _builtins
 import sys
@@ -176,13 +177,16 @@ class Dataset(_message.Message):
 
     ID_FIELD_NUMBER: _builtins.int
     NAME_FIELD_NUMBER: _builtins.int
+    DIGEST_FIELD_NUMBER: _builtins.int
     SIZE_BYTES_FIELD_NUMBER: _builtins.int
     ROWS_FIELD_NUMBER: _builtins.int
     CREATED_AT_FIELD_NUMBER: _builtins.int
     id: _builtins.str
-    """Identifier to name it by; the same bytes have the same one."""
+    """Identifier to name it by."""
     name: _builtins.str
     """What its uploader called it."""
+    digest: _builtins.str
+    """Content hash."""
     size_bytes: _builtins.int
     """Size in bytes."""
     rows: _builtins.int
@@ -194,13 +198,14 @@ class Dataset(_message.Message):
         *,
         id: _builtins.str = ...,
         name: _builtins.str = ...,
+        digest: _builtins.str = ...,
         size_bytes: _builtins.int = ...,
         rows: _builtins.int = ...,
         created_at: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "id", b"id", "name", b"name", "rows", b"rows", "size_bytes", b"size_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "digest", b"digest", "id", b"id", "name", b"name", "rows", b"rows", "size_bytes", b"size_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -272,8 +277,8 @@ class DatasetSummary(_message.Message):
 
     ROWS_FIELD_NUMBER: _builtins.int
     TOKENS_FIELD_NUMBER: _builtins.int
-    LEARNED_TOKENS_FIELD_NUMBER: _builtins.int
-    LONGEST_FIELD_NUMBER: _builtins.int
+    TRAINED_TOKENS_FIELD_NUMBER: _builtins.int
+    LONGEST_TOKENS_FIELD_NUMBER: _builtins.int
     DUPLICATES_FIELD_NUMBER: _builtins.int
     ESTIMATED_STEPS_FIELD_NUMBER: _builtins.int
     ESTIMATED_SECONDS_FIELD_NUMBER: _builtins.int
@@ -282,14 +287,14 @@ class DatasetSummary(_message.Message):
     """Rows that can be trained on."""
     tokens: _builtins.int
     """Tokens of those rows."""
-    learned_tokens: _builtins.int
+    trained_tokens: _builtins.int
     """Tokens that are learned."""
-    longest: _builtins.int
+    longest_tokens: _builtins.int
     """Tokens of the longest row."""
     duplicates: _builtins.int
     """Rows that are copies of another."""
     estimated_steps: _builtins.int
-    """Optimiser steps with the given settings, when it can be told."""
+    """Optimiser steps with the given settings."""
     estimated_seconds: _builtins.float
     """Seconds on this machine, when it can be told."""
     estimated_memory_bytes: _builtins.int
@@ -299,29 +304,25 @@ class DatasetSummary(_message.Message):
         *,
         rows: _builtins.int = ...,
         tokens: _builtins.int = ...,
-        learned_tokens: _builtins.int = ...,
-        longest: _builtins.int = ...,
+        trained_tokens: _builtins.int = ...,
+        longest_tokens: _builtins.int = ...,
         duplicates: _builtins.int = ...,
-        estimated_steps: _builtins.int | None = ...,
+        estimated_steps: _builtins.int = ...,
         estimated_seconds: _builtins.float | None = ...,
         estimated_memory_bytes: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_estimated_memory_bytes", b"_estimated_memory_bytes", "_estimated_seconds", b"_estimated_seconds", "_estimated_steps", b"_estimated_steps", "estimated_memory_bytes", b"estimated_memory_bytes", "estimated_seconds", b"estimated_seconds", "estimated_steps", b"estimated_steps"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_estimated_memory_bytes", b"_estimated_memory_bytes", "_estimated_seconds", b"_estimated_seconds", "estimated_memory_bytes", b"estimated_memory_bytes", "estimated_seconds", b"estimated_seconds"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_estimated_memory_bytes", b"_estimated_memory_bytes", "_estimated_seconds", b"_estimated_seconds", "_estimated_steps", b"_estimated_steps", "duplicates", b"duplicates", "estimated_memory_bytes", b"estimated_memory_bytes", "estimated_seconds", b"estimated_seconds", "estimated_steps", b"estimated_steps", "learned_tokens", b"learned_tokens", "longest", b"longest", "rows", b"rows", "tokens", b"tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_estimated_memory_bytes", b"_estimated_memory_bytes", "_estimated_seconds", b"_estimated_seconds", "duplicates", b"duplicates", "estimated_memory_bytes", b"estimated_memory_bytes", "estimated_seconds", b"estimated_seconds", "estimated_steps", b"estimated_steps", "longest_tokens", b"longest_tokens", "rows", b"rows", "tokens", b"tokens", "trained_tokens", b"trained_tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__estimated_memory_bytes: _TypeAlias = _typing.Literal["estimated_memory_bytes"]  # noqa: Y015
     _WhichOneofArgType__estimated_memory_bytes: _TypeAlias = _typing.Literal["_estimated_memory_bytes", b"_estimated_memory_bytes"]  # noqa: Y015
     _WhichOneofReturnType__estimated_seconds: _TypeAlias = _typing.Literal["estimated_seconds"]  # noqa: Y015
     _WhichOneofArgType__estimated_seconds: _TypeAlias = _typing.Literal["_estimated_seconds", b"_estimated_seconds"]  # noqa: Y015
-    _WhichOneofReturnType__estimated_steps: _TypeAlias = _typing.Literal["estimated_steps"]  # noqa: Y015
-    _WhichOneofArgType__estimated_steps: _TypeAlias = _typing.Literal["_estimated_steps", b"_estimated_steps"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__estimated_memory_bytes) -> _WhichOneofReturnType__estimated_memory_bytes | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__estimated_seconds) -> _WhichOneofReturnType__estimated_seconds | None: ...
-    @_typing.overload
-    def WhichOneof(self, oneof_group: _WhichOneofArgType__estimated_steps) -> _WhichOneofReturnType__estimated_steps | None: ...
 
 Global___DatasetSummary: _TypeAlias = DatasetSummary  # noqa: Y015
 
@@ -742,6 +743,7 @@ class Job(_message.Message):
 
     ID_FIELD_NUMBER: _builtins.int
     NAME_FIELD_NUMBER: _builtins.int
+    TENANT_FIELD_NUMBER: _builtins.int
     STATE_FIELD_NUMBER: _builtins.int
     STEP_FIELD_NUMBER: _builtins.int
     TOTAL_STEPS_FIELD_NUMBER: _builtins.int
@@ -757,18 +759,19 @@ class Job(_message.Message):
     CREATED_AT_FIELD_NUMBER: _builtins.int
     STARTED_AT_FIELD_NUMBER: _builtins.int
     FINISHED_AT_FIELD_NUMBER: _builtins.int
+    LAST_SEQUENCE_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Identifier."""
     name: _builtins.str
     """Name of the adapter that it trains."""
+    tenant: _builtins.str
+    """Tenant that owns it."""
     state: Global___JobState.ValueType
     """Where it stands."""
     step: _builtins.int
     """Optimiser steps done."""
     total_steps: _builtins.int
     """Optimiser steps in all. 0: not known yet."""
-    adapter: _builtins.str
-    """Version that it published, as `name@version`. Empty: none yet."""
     dataset_id: _builtins.str
     """Dataset that it trains on."""
     validation_dataset_id: _builtins.str
@@ -781,6 +784,8 @@ class Job(_message.Message):
     """When it first ran, in seconds since 1970. 0: not yet."""
     finished_at: _builtins.float
     """When it reached a final state, in seconds since 1970. 0: not yet."""
+    last_sequence: _builtins.int
+    """Sequence number of its latest event."""
     @_builtins.property
     def metrics(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
         """Latest figures, such as `loss`, `learning_rate`, `tokens_per_second`, `eta_seconds`."""
@@ -788,6 +793,10 @@ class Job(_message.Message):
     @_builtins.property
     def error(self) -> Global___JobError:
         """Why it failed, when it did."""
+
+    @_builtins.property
+    def adapter(self) -> _adapters_pb2.AdapterVersion:
+        """Version that it published, when it did."""
 
     @_builtins.property
     def settings(self) -> Global___TrainSettings:
@@ -806,12 +815,13 @@ class Job(_message.Message):
         *,
         id: _builtins.str = ...,
         name: _builtins.str = ...,
+        tenant: _builtins.str = ...,
         state: Global___JobState.ValueType = ...,
         step: _builtins.int = ...,
         total_steps: _builtins.int = ...,
         metrics: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
         error: Global___JobError | None = ...,
-        adapter: _builtins.str = ...,
+        adapter: _adapters_pb2.AdapterVersion | None = ...,
         dataset_id: _builtins.str = ...,
         validation_dataset_id: _builtins.str = ...,
         settings: Global___TrainSettings | None = ...,
@@ -821,10 +831,11 @@ class Job(_message.Message):
         created_at: _builtins.float = ...,
         started_at: _builtins.float = ...,
         finished_at: _builtins.float = ...,
+        last_sequence: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "settings", b"settings"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "error", b"error", "settings", b"settings"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "created_at", b"created_at", "dataset_id", b"dataset_id", "error", b"error", "finished_at", b"finished_at", "id", b"id", "init_from", b"init_from", "metadata", b"metadata", "metrics", b"metrics", "name", b"name", "on_top_of", b"on_top_of", "settings", b"settings", "started_at", b"started_at", "state", b"state", "step", b"step", "total_steps", b"total_steps", "validation_dataset_id", b"validation_dataset_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "created_at", b"created_at", "dataset_id", b"dataset_id", "error", b"error", "finished_at", b"finished_at", "id", b"id", "init_from", b"init_from", "last_sequence", b"last_sequence", "metadata", b"metadata", "metrics", b"metrics", "name", b"name", "on_top_of", b"on_top_of", "settings", b"settings", "started_at", b"started_at", "state", b"state", "step", b"step", "tenant", b"tenant", "total_steps", b"total_steps", "validation_dataset_id", b"validation_dataset_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
