@@ -10,7 +10,7 @@ import re
 from importlib.metadata import distribution, distributions
 
 from packaging.requirements import Requirement
-from packaging.utils import canonicalize_name
+from packaging.utils import NormalizedName, canonicalize_name
 
 ROOT = "loramux"
 EXTRAS = ("server", "dev")
@@ -21,10 +21,13 @@ HEADER = (
 )
 
 
-def needed(root: str, extras: tuple[str, ...]) -> set[str]:
+def needed(root: str, extras: tuple[str, ...]) -> set[NormalizedName]:
     """Canonical names of all installed distributions that ``root`` with ``extras`` asks for, itself included."""
-    seen: set[tuple[str, str]] = set()
-    todo: list[tuple[str, tuple[str, ...]]] = [(root, extras), *((name, ()) for name in BUILD)]
+    seen: set[tuple[NormalizedName, str]] = set()
+    todo: list[tuple[NormalizedName, tuple[str, ...]]] = [
+        (canonicalize_name(root), extras),
+        *((canonicalize_name(name), ()) for name in BUILD),
+    ]
     while todo:
         name, wanted = todo.pop()
         for extra in ("", *wanted):
@@ -39,7 +42,7 @@ def needed(root: str, extras: tuple[str, ...]) -> set[str]:
 
 
 def main() -> None:
-    names = needed(ROOT, EXTRAS) - {ROOT}
+    names = needed(ROOT, EXTRAS) - {canonicalize_name(ROOT)}
     versions = {canonicalize_name(d.name): d.version for d in distributions()}
     print(HEADER)
     for name in sorted(names):
