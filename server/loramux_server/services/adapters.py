@@ -8,7 +8,7 @@ from typing import Any
 from ..core.backend import Backend, EngineInfo
 from ..core.types import StackItem
 from .limits import Limits
-from .views import AdapterInfo, AdapterVersionInfo, Download, FileSpec, Page
+from .views import AdapterInfo, Download, FileSpec, Page
 
 
 class AdapterService:
@@ -17,13 +17,19 @@ class AdapterService:
     def __init__(self, backend: Backend, store: Any, info: EngineInfo, limits: Limits) -> None: ...
 
     async def list(
-        self, tenant: str = "default", *, prefix: str = "", page_size: int = 100, page_token: str = ""
+        self,
+        tenant: str = "default",
+        *,
+        name: str = "",
+        all_versions: bool = False,
+        page_size: int = 100,
+        page_token: str = "",
     ) -> Page[AdapterInfo]:
-        """Adapters in order of name, without ``versions``."""
+        """Adapters in order of name: the current version of each, or all versions, newest first within a name."""
         raise NotImplementedError
 
     async def get(self, ref: str, tenant: str = "default") -> AdapterInfo:
-        """An adapter with all its versions; with ``name@version`` or ``name@alias``, with that version only."""
+        """One version: the current one for a plain name."""
         raise NotImplementedError
 
     async def upload(
@@ -35,7 +41,7 @@ class AdapterService:
         files: tuple[FileSpec, ...] = (),
         set_current: bool = True,
         metadata: dict[str, str] | None = None,
-    ) -> AdapterVersionInfo:
+    ) -> AdapterInfo:
         """Publish a PEFT folder as the next version of ``name``.
 
         ``chunks`` gives (file name, next bytes of it): the pieces of one file follow each other. ``files`` says what
@@ -73,6 +79,6 @@ class AdapterService:
 
     async def compose(
         self, name: str, stack: tuple[StackItem, ...], method: str, tenant: str = "default"
-    ) -> AdapterVersionInfo:
+    ) -> AdapterInfo:
         """Merge a stack into a new version. Not offered yet: raises UNIMPLEMENTED."""
         raise NotImplementedError
