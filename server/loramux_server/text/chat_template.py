@@ -1,0 +1,215 @@
+"""Chat templates: the model's Jinja template, in a sandbox, with a cap on time and size.
+
+The environment offers what templates on the hub are written for (block trimming, ``break`` and ``continue``,
+``tojson`` without HTML escapes, ``raise_exception``, ``strftime_now``, the ``generation`` block). A template comes
+with the base model that the operator chose; callers and adapters can never bring one.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import datetime
+from typing import Any, NoReturn
+
+import jinja2
+import jinja2.ext
+from jinja2 import nodes
+from jinja2.parser import Parser
+from jinja2.sandbox import ImmutableSandboxedEnvironment, SecurityError
+
+from ..core.errors import Code, Error, invalid_field
+
+MAX_CHARS = 8 * 1024 * 1024
+"""Longest rendered conversation, in characters."""
+MAX_SECONDS = 5.0
+"""Longest time that one rendering may take."""
+_DEADLINE = "loramux_deadline"
+_MAX_REPEAT = 1_000_000
+_MAX_POWER = 64
+
+
+class ChatTemplate:
+    """A compiled chat template.
+
+    ``variables`` are what every rendering sees besides the messages (``bos_token``, ``eos_token``, ...);
+    ``tools_source`` is the template used instead when a conversation has tools.
+
+    Raises FAILED_PRECONDITION when the template does not compile. Rendering is safe from several threads.
+    """
+
+    def __init__(
+        self,
+        source: str,
+        variables: Mapping[str, str] | None = None,
+        *,
+        tools_source: str | None = None,
+        max_chars: int = MAX_CHARS,
+        max_seconds: float = MAX_SECONDS,
+    ) -> None:
+        self.source = source
+        self._variables = dict(variables or {})
+        self._max_chars = max_chars
+        self._max_seconds = max_seconds
+        environment = _Environment()
+        self._template = _compile(environment, source)
+        self._tools_template = _compile(environment, tools_source) if tools_source else self._template
+        self.literals = "\0".join(
+            text for each in (source, tools_source) if each for text in _literals(environment, each)
+        )
+        """All text that the template itself may write, in no order, separated by NUL."""
+
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        add_generation_prompt: bool = False,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+    ) -> str:
+        """The conversation as text. Keys whose value is None are left out, as templates expect.
+
+        Raises INVALID_ARGUMENT on ``messages`` when the template refuses the conversation, takes too long or
+        writes too much.
+        """
+        template = self._tools_template if tools else self._template
+        chunks: list[str] = []
+        size = 0
+        deadline = time.monotonic() + self._max_seconds
+        try:
+            for chunk in template.generate(
+                **self._variables,
+                messages=[{k: v for k, v in message.items() if v is not None} for message in messages],
+                tools=list(tools) if tools else None,
+                documents=None,
+                add_generation_prompt=add_generation_prompt,
+                **{_DEADLINE: deadline},
+            ):
+                chunks.append(chunk)
+                size += len(chunk)
+                if size > self._max_chars:
+                    raise _Exceeded(f"wrote more than {self._max_chars} characters")
+                if time.monotonic() > deadline:
+                    raise _Exceeded(f"took longer than {self._max_seconds:g} s")
+        except _Exceeded as error:
+            raise invalid_field(
+                "messages", f"the chat template {error}; shorten the conversation", reason="CHAT_TEMPLATE_LIMIT"
+            ) from None
+        except (jinja2.TemplateError, TypeError, ValueError, LookupError, ArithmeticError, RecursionError) as error:
+            # A template runs like code: what it trips over is about this conversation, not a defect of the server.
+            raise invalid_field(
+                "messages",
+                f"the model's chat template refuses this conversation: {str(error)[:200] or type(error).__name__}",
+                reason="CHAT_TEMPLATE_REFUSED",
+            ) from error
+        return "".join(chunks)
+
+
+class _Exceeded(Exception):
+    """A rendering went over its time or size."""
+
+
+class _GenerationBlock(jinja2.ext.Extension):
+    """Lets ``{% generation %}`` blocks through unchanged: what is trained is found without them."""
+
+    tags = {"generation"}
+
+    def parse(self, parser: Parser) -> list[nodes.Node]:
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return [nodes.Scope(body).set_lineno(line)]
+
+
+class _Environment(ImmutableSandboxedEnvironment):
+    """The sandbox, with every loop watching the deadline of its rendering."""
+
+    intercepted_binops = frozenset(["*", "**"])
+
+    def __init__(self) -> None:
+        super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationBlock, "jinja2.ext.loopcontrols"])
+        self.filters["tojson"] = _tojson
+        self.filters["loramux_watched"] = _watched
+        self.globals["raise_exception"] = _raise_exception
+        self.globals["strftime_now"] = _strftime_now
+        self.globals["namespace"] = _Namespace
+        self.globals["dict"] = _Dict()
+
+    def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
+        tree = super()._parse(source, name, filename)
+        for loop in list(tree.find_all(nodes.For)):
+            loop.iter = nodes.Filter(loop.iter, "loramux_watched", [], [], None, None, lineno=loop.lineno)
+        return tree
+
+    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+        """Multiply and raise to a power, but never into something huge."""
+        if operator == "**":
+            too_large = isinstance(right, int | float) and abs(right) > _MAX_POWER
+        else:
+            sized, count = (left, right) if hasattr(left, "__len__") else (right, left)
+            too_large = hasattr(sized, "__len__") and isinstance(count, int) and len(sized) * count > _MAX_REPEAT
+        if too_large:
+            raise SecurityError(f"the template makes too large a value with {operator}")
+        return super().call_binop(context, operator, left, right)
+
+
+@jinja2.pass_context
+def _watched(context: jinja2.runtime.Context, iterable: Iterable[Any]) -> Iterator[Any]:
+    deadline = context.get(_DEADLINE, float("inf"))
+    for item in iterable:
+        if time.monotonic() > deadline:
+            raise _Exceeded("took too long")
+        yield item
+
+
+def _tojson(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+def _raise_exception(message: object) -> NoReturn:
+    raise jinja2.TemplateError(str(message))
+
+
+def _strftime_now(format: str) -> str:
+    return datetime.now().strftime(format)
+
+
+class _Namespace(jinja2.utils.Namespace):
+    """A namespace without underscore names, so that nothing of Python's shows through it."""
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        if name.startswith("_"):
+            raise SecurityError(f"a chat template may not set {name!r} on a namespace")
+        super().__setitem__(name, value)
+
+
+class _Dict:
+    """``dict(a=1)`` for templates, without the class's own attributes."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> dict[Any, Any]:
+        return dict(*args, **kwargs)
+
+
+def _compile(environment: _Environment, source: str) -> jinja2.Template:
+    try:
+        return environment.from_string(source)
+    except (jinja2.TemplateError, RecursionError) as error:
+        raise Error(
+            Code.FAILED_PRECONDITION,
+            f"the base model's chat template does not compile: {error or type(error).__name__}",
+            reason="CHAT_TEMPLATE_BROKEN",
+        ) from error
+
+
+def _literals(environment: _Environment, source: str) -> Iterator[str]:
+    tree = environment.parse(source)
+    for data in tree.find_all(nodes.TemplateData):
+        yield data.data
+    for constant in tree.find_all(nodes.Const):
+        if isinstance(constant.value, str):
+            yield constant.value

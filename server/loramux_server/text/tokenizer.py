@@ -1,0 +1,237 @@
+"""The base model's tokenizer: the same ids as transformers gives, without transformers.
+
+Reads a folder as ``save_pretrained`` writes it, through the ``tokenizers`` library. Everything here is plain
+computation; call it off the event loop for long texts. Safe from several threads.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tokenizers import AddedToken, Tokenizer
+from tokenizers.processors import TemplateProcessing
+
+from ..core.errors import Code, Error, FieldViolation, invalid_field
+from ..core.types import Message
+from .chat_template import ChatTemplate
+from .control import ControlGuard
+from .detokenizer import Detokenizer, Pieces
+from .files import TokenizerFiles, read_tokenizer_files, unreadable
+
+MAX_BYTES = 4 * 1024 * 1024
+"""Longest text that is tokenised, in bytes of UTF-8."""
+ROLES = frozenset({"system", "developer", "user", "assistant", "tool", "function"})
+
+
+class TextTokenizer:
+    """Token ids from prompts and conversations, and text from token ids. Make one with :meth:`load`."""
+
+    def __init__(self, tokenizer: Tokenizer, files: TokenizerFiles, *, max_bytes: int = MAX_BYTES) -> None:
+        self._tokenizer = tokenizer
+        self._max_bytes = max_bytes
+        _apply(tokenizer, files)
+        self.vocab_size: int = tokenizer.get_vocab_size(with_added_tokens=True)
+        added: dict[int, AddedToken] = tokenizer.get_added_tokens_decoder()
+        self.special_ids = frozenset(id for id, token in added.items() if token.special)
+        self.bos_token_id: int | None = self._named(files, "bos_token")
+        own_eos = self._named(files, "eos_token")
+        self.eos_token_ids: tuple[int, ...] = tuple(
+            dict.fromkeys([*files.eos_token_ids, *([] if own_eos is None else [own_eos])])
+        )
+        """Tokens that end a generation: the model's, and the tokenizer's own."""
+        self.eos_token_id: int | None = own_eos if own_eos is not None else next(iter(self.eos_token_ids), None)
+        """The token that ends a training row."""
+        self.chat_template = (
+            ChatTemplate(files.chat_template, files.special_tokens, tools_source=files.tools_template)
+            if files.chat_template
+            else None
+        )
+        self._pieces = Pieces(tokenizer, self.special_ids)
+
+        # A special token of our own that no text can contain: it parts text without leaving a trace (see control.py).
+        self._breaker = f"<|loramux-break-{secrets.token_hex(16)}|>"
+        tokenizer.add_special_tokens([AddedToken(self._breaker, special=True, normalized=False)])
+        self._breaker_id: int = tokenizer.token_to_id(self._breaker)
+        literals = self.chat_template.literals if self.chat_template else ""
+        forbidden = self.special_ids | set(self.eos_token_ids)
+        self._guard = ControlGuard(
+            special=[token.content for id, token in added.items() if id in forbidden],
+            template=[
+                token.content for token in added.values() if token.content in literals and not token.content.isspace()
+            ],
+            breaker=self._breaker,
+        )
+        self._starts_words = self._breaker_starts_word()
+
+    @classmethod
+    def load(cls, folder: str | Path, *, max_bytes: int = MAX_BYTES) -> TextTokenizer:
+        """Read ``tokenizer.json`` and what lies beside it.
+
+        Raises FAILED_PRECONDITION naming the file that is missing or broken.
+        """
+        folder = Path(folder)
+        path = folder / "tokenizer.json"
+        if not path.is_file():
+            raise unreadable(path, "it is missing")
+        try:
+            tokenizer = Tokenizer.from_file(str(path))
+        except Exception as error:  # the library raises bare Exception for every kind of broken file
+            raise unreadable(path, error) from error
+        return cls(tokenizer, read_tokenizer_files(folder), max_bytes=max_bytes)
+
+    # Text to ids
+
+    def encode(self, text: str, *, field: str = "prompt") -> list[int]:
+        """Ids of a plain prompt with the special tokens that the model's tokenizer adds by default.
+
+        Control tokens written in the text are control tokens here, as everywhere else for plain prompts.
+        Raises INVALID_ARGUMENT for text that is not valid Unicode, RESOURCE_EXHAUSTED for text that is too long.
+        """
+        self._check(text, field)
+        return list(self._tokenizer.encode(text, add_special_tokens=True).ids)
+
+    def encode_continuation(self, text: str, *, field: str = "completion") -> list[int]:
+        """Ids of text that follows other text: no special tokens added, no space put before its first word."""
+        self._check(text, field)
+        if not self._starts_words:
+            return self._encode_parts(self._breaker + text)
+        anchor = self._encode_parts("\n")
+        ids = self._encode_parts("\n" + text)
+        return ids[len(anchor) :] if ids[: len(anchor)] == anchor else self._encode_parts(text)
+
+    def encode_chat(
+        self,
+        messages: Sequence[Message | Mapping[str, Any]],
+        *,
+        add_generation_prompt: bool = True,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+    ) -> list[int]:
+        """Ids of a conversation through the chat template, ready to be answered.
+
+        Control tokens inside message contents stay text. Raises INVALID_ARGUMENT naming the message or the
+        template's complaint, FAILED_PRECONDITION when the base has no chat template.
+        """
+        return self.encode_rendered(
+            self.render_chat(messages, add_generation_prompt=add_generation_prompt, tools=tools)
+        )
+
+    def render_chat(
+        self,
+        messages: Sequence[Message | Mapping[str, Any]],
+        *,
+        add_generation_prompt: bool = True,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+    ) -> str:
+        """The conversation as text for :meth:`encode_rendered`. It may hold breakers: show :meth:`plain` of it."""
+        if self.chat_template is None:
+            raise Error(
+                Code.FAILED_PRECONDITION,
+                "this base model has no chat template: send a plain prompt instead of messages",
+                reason="NO_CHAT_TEMPLATE",
+            )
+        turns = [_as_mapping(message) for message in messages]
+        self._check_turns(turns)
+        marked, marked_tools, markers = self._guard.mark(turns, tools)
+        rendered = self.chat_template.render(marked, add_generation_prompt=add_generation_prompt, tools=marked_tools)
+        return self._guard.break_marked(rendered, markers)
+
+    def encode_rendered(self, rendered: str) -> list[int]:
+        """Ids of a text from :meth:`render_chat`. No special tokens are added: the template writes them."""
+        self._check(rendered, "messages")
+        return self._encode_parts(rendered)
+
+    def encode_rendered_continuation(self, rendered: str) -> list[int]:
+        """Ids of the end of a text from :meth:`render_chat`, tokenised apart from what comes before it."""
+        return self.encode_continuation(rendered, field="messages")
+
+    def plain(self, rendered: str) -> str:
+        """A text from :meth:`render_chat` as a person would read it."""
+        return rendered.replace(self._breaker, "")
+
+    # Ids to text
+
+    def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        """Text of token ids. Ids outside the vocabulary are left out."""
+        return self._pieces.decode(ids, skip_special_tokens=skip_special_tokens)
+
+    def detokenizer(self) -> Detokenizer:
+        """A fresh incremental decoder for one generation, special tokens left out."""
+        return Detokenizer(self._pieces)
+
+    def token_text(self, id: int) -> str:
+        """How one token alone reads; U+FFFD stands for part of a character."""
+        return self._pieces.decode([id], skip_special_tokens=False)
+
+    def token_bytes(self, id: int) -> bytes:
+        """The bytes that one token stands for."""
+        return self._pieces.token_bytes(id)
+
+    # Inside
+
+    def _encode_parts(self, text: str) -> list[int]:
+        ids = self._tokenizer.encode(text, add_special_tokens=False).ids
+        return [id for id in ids if id != self._breaker_id]
+
+    def _breaker_starts_word(self) -> bool:
+        """Whether the tokenizer puts a space before a word even after a special token (old SentencePiece models)."""
+        ids = self._encode_parts(self._breaker + "a")
+        token = self._tokenizer.id_to_token(ids[0]) if ids else ""
+        return bool(token) and token[0] in "▁Ġ"
+
+    def _check(self, text: str, field: str) -> None:
+        try:
+            size = len(text.encode("utf-8"))
+        except UnicodeEncodeError as error:
+            raise invalid_field(
+                field, f"is not valid Unicode: lone surrogate at character {error.start}", reason="INVALID_TEXT"
+            ) from None
+        if size > self._max_bytes:
+            description = f"has {size} bytes; at most {self._max_bytes} are taken"
+            raise Error(
+                Code.RESOURCE_EXHAUSTED,
+                f"{field}: {description}",
+                reason="TEXT_TOO_LONG",
+                violations=[FieldViolation(field, description)],
+            )
+
+    def _check_turns(self, turns: Sequence[Mapping[str, Any]]) -> None:
+        if not turns:
+            raise invalid_field("messages", "is empty; give at least one message")
+        for index, turn in enumerate(turns):
+            if turn.get("role") not in ROLES:
+                raise invalid_field(
+                    f"messages[{index}].role", f"{turn.get('role')!r} is none of {', '.join(sorted(ROLES))}"
+                )
+            if isinstance(content := turn.get("content"), str):
+                self._check(content, f"messages[{index}].content")
+
+    def _named(self, files: TokenizerFiles, name: str) -> int | None:
+        text = files.special_tokens.get(name)
+        return None if text is None else self._tokenizer.token_to_id(text)
+
+
+def _as_mapping(message: Message | Mapping[str, Any]) -> Mapping[str, Any]:
+    return {"role": message.role, "content": message.content} if isinstance(message, Message) else message
+
+
+def _apply(tokenizer: Tokenizer, files: TokenizerFiles) -> None:
+    """Bring the bare tokenizer to what transformers makes of the folder: named tokens are special, no padding."""
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    named: Iterable[str] = [*files.special_tokens.values(), *files.extra_special_tokens]
+    known = {token.content: token for token in tokenizer.get_added_tokens_decoder().values()}
+    missing = [text for text in dict.fromkeys(named) if text not in known or not known[text].special]
+    if missing:
+        tokenizer.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in missing])
+    if files.add_bos_token is None and files.add_eos_token is None and tokenizer.post_processor is not None:
+        return
+    first = files.special_tokens.get("bos_token") if files.add_bos_token else None
+    last = files.special_tokens.get("eos_token") if files.add_eos_token else None
+    tokenizer.post_processor = TemplateProcessing(
+        single=" ".join(filter(None, [first, "$A", last])),
+        pair=" ".join(filter(None, [first, "$A", last, first, "$B", last])),
+        special_tokens=[(text, tokenizer.token_to_id(text)) for text in dict.fromkeys(filter(None, [first, last]))],
+    )
