@@ -8,7 +8,7 @@ from typing import Any
 from ..core.backend import Backend, EngineInfo
 from ..core.types import StackItem
 from .limits import Limits
-from .views import AdapterInfo, Download, FileSpec, Page
+from .views import AdapterInfo, AdapterVersionInfo, Download, FileSpec, Page
 
 
 class AdapterService:
@@ -17,19 +17,13 @@ class AdapterService:
     def __init__(self, backend: Backend, store: Any, info: EngineInfo, limits: Limits) -> None: ...
 
     async def list(
-        self,
-        tenant: str = "default",
-        *,
-        name: str = "",
-        all_versions: bool = False,
-        page_size: int = 100,
-        page_token: str = "",
+        self, tenant: str = "default", *, prefix: str = "", page_size: int = 100, page_token: str = ""
     ) -> Page[AdapterInfo]:
-        """Adapters in order of name: the current version of each, or all versions, newest first within a name."""
+        """Adapters in order of name, without ``versions``."""
         raise NotImplementedError
 
     async def get(self, ref: str, tenant: str = "default") -> AdapterInfo:
-        """One version: the current one for a plain name."""
+        """An adapter with all its versions; with ``name@version`` or ``name@alias``, with that version only."""
         raise NotImplementedError
 
     async def upload(
@@ -41,7 +35,7 @@ class AdapterService:
         files: tuple[FileSpec, ...] = (),
         set_current: bool = True,
         metadata: dict[str, str] | None = None,
-    ) -> AdapterInfo:
+    ) -> AdapterVersionInfo:
         """Publish a PEFT folder as the next version of ``name``.
 
         ``chunks`` gives (file name, next bytes of it): the pieces of one file follow each other. ``files`` says what
@@ -79,6 +73,6 @@ class AdapterService:
 
     async def compose(
         self, name: str, stack: tuple[StackItem, ...], method: str, tenant: str = "default"
-    ) -> AdapterInfo:
+    ) -> AdapterVersionInfo:
         """Merge a stack into a new version. Not offered yet: raises UNIMPLEMENTED."""
         raise NotImplementedError

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterable, Iterator
 
 from ..core.errors import Code, Error, FieldViolation
 from ..core.types import MAX_STACK, GenerateRequest, Message, SamplingParams, StackItem
+from ..text.stop import MAX_STOP_CHARS, MAX_STOPS
+from ..text.tokenizer import ROLES
 from .limits import Limits
 
 MAX_WEIGHT = 100.0
@@ -18,8 +19,6 @@ MAX_LOGIT_BIAS = 100.0
 MAX_STOP_TOKENS = 64
 MAX_TOP_K = 2**31 - 1
 MIN_SEED, MAX_SEED = -(2**63), 2**63 - 1
-ROLE = re.compile(r"[A-Za-z0-9_-]{1,64}")
-"""Roles are written into the rendered conversation, so they must not be able to spell control tokens."""
 
 
 def generate_violations(request: GenerateRequest, limits: Limits, vocab_size: int) -> list[FieldViolation]:
@@ -28,7 +27,7 @@ def generate_violations(request: GenerateRequest, limits: Limits, vocab_size: in
         *prompt_violations(request.prompt, request.messages, limits),
         *stack_violations(request.adapters),
         *sampling_violations(request.sampling, limits, vocab_size),
-        *stop_violations(request.stop, limits),
+        *stop_violations(request.stop),
     ]
     if not 1 <= request.n <= limits.max_choices:
         found.append(_outside("n", request.n, 1, limits.max_choices))
@@ -68,9 +67,9 @@ def message_violations(messages: tuple[Message, ...], limits: Limits) -> Iterato
         return
     total = 0
     for i, message in enumerate(messages):
-        if not ROLE.fullmatch(message.role):
+        if message.role not in ROLES:
             yield FieldViolation(
-                f"messages[{i}].role", f"is {shown(message.role)}; give a role such as system, user or assistant"
+                f"messages[{i}].role", f"is {shown(message.role)}; it must be one of {', '.join(sorted(ROLES))}"
             )
         size = utf8_size(message.content)
         if size is None:
@@ -170,13 +169,16 @@ def _logit_bias_violations(s: SamplingParams, limits: Limits, vocab_size: int) -
         yield from number_violations(field, bias, -MAX_LOGIT_BIAS, MAX_LOGIT_BIAS)
 
 
-def stop_violations(stop: tuple[str, ...], limits: Limits) -> Iterator[FieldViolation]:
+def stop_violations(stop: tuple[str, ...]) -> Iterator[FieldViolation]:
     """Few, short, non-empty stop strings."""
-    if len(stop) > limits.max_stop_strings:
-        yield FieldViolation("stop", f"has {len(stop)} strings, at most {limits.max_stop_strings} are allowed")
+    if len(stop) > MAX_STOPS:
+        yield FieldViolation("stop", f"has {len(stop)} strings, at most {MAX_STOPS} are allowed")
         return
     for i, text in enumerate(stop):
-        yield from text_violations(f"stop[{i}]", text, limits.max_stop_bytes)
+        if utf8_size(text) is None:
+            yield FieldViolation(f"stop[{i}]", "is not valid Unicode (lone surrogate)")
+        elif not 1 <= len(text) <= MAX_STOP_CHARS:
+            yield FieldViolation(f"stop[{i}]", f"has {len(text)} characters; it must have 1 to {MAX_STOP_CHARS}")
 
 
 def number_violations(field: str, value: float, low: float, high: float, *, note: str = "") -> Iterator[FieldViolation]:

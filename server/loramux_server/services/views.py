@@ -65,44 +65,41 @@ class Score:
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """Token ids of a text as the model would see it, and the text of each."""
+    """Token ids of a text as the model would see it, the vocabulary's spelling of each, and the text itself."""
 
     ids: tuple[int, ...]
     pieces: tuple[str, ...]
-    """Bytes that are no character by themselves become U+FFFD."""
+    text: str
+    """The prompt, or the conversation after its template."""
 
 
 @dataclass(frozen=True, slots=True)
-class AdapterInfo:
-    """One adapter version. It never changes; only the fields from ``state`` on describe the moment.
-
-    Times in seconds since 1970, as everywhere here.
-    """
+class AdapterVersionInfo:
+    """One adapter version. Times in seconds since 1970, as everywhere here."""
 
     name: str
     version: int
     digest: str
     rank: int
+    alpha: float
+    rslora: bool
     target_modules: tuple[str, ...]
     """Kinds of linears it changes (``q_proj``)."""
     size_bytes: int
+    layers: tuple[int, ...] = ()
+    """Decoder layers it changes; empty: all."""
+    base_name: str = ""
     base_fingerprint: str = ""
-    """Empty: unknown (made elsewhere)."""
     created_at: float = 0.0
-    job_id: str = ""
-    dataset_digest: str = ""
-    parent: str = ""
-    """The version it continues, as ``name@version``."""
-    trained_on: tuple[tuple[StackItem, ...], ...] = ()
-    metrics: dict[str, float] = field(default_factory=dict)
-    metadata: dict[str, str] = field(default_factory=dict)
     state: str = "ready"
     """``ready``, ``quarantined`` or ``deleted``."""
     state_reason: str = ""
-    current: bool = False
-    """Whether the plain name means this version."""
-    aliases: tuple[str, ...] = ()
-    """Further names of it: ``name@alias``."""
+    job_id: str = ""
+    dataset_digest: str = ""
+    parent: str = ""
+    trained_on: tuple[tuple[StackItem, ...], ...] = ()
+    metrics: dict[str, float] = field(default_factory=dict)
+    metadata: dict[str, str] = field(default_factory=dict)
     tier: str = "disk"
     """Fastest place it is in now: ``device``, ``host`` or ``disk``."""
     pinned: bool = False
@@ -113,6 +110,21 @@ class AdapterInfo:
     def ref(self) -> str:
         """``name@version``."""
         return f"{self.name}@{self.version}"
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterInfo:
+    """A name and the versions behind it."""
+
+    name: str
+    tenant: str
+    current: AdapterVersionInfo | None
+    """The version that the plain name means; None: none is usable."""
+    versions: tuple[AdapterVersionInfo, ...] = ()
+    """Newest first; empty in lists."""
+    aliases: dict[str, int] = field(default_factory=dict)
+    created_at: float = 0.0
+    updated_at: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +140,7 @@ class FileSpec:
 class Download:
     """A version on its way out: its files in the order in which their pieces come."""
 
-    adapter: AdapterInfo
+    version: AdapterVersionInfo
     files: tuple[FileSpec, ...]
     chunks: AsyncIterator[tuple[str, bytes]]
     """(file name, next bytes of it), at most 1 MiB each."""
@@ -136,9 +148,10 @@ class Download:
 
 @dataclass(frozen=True, slots=True)
 class DatasetInfo:
-    """A stored dataset. The same bytes have the same id."""
+    """A stored dataset. The same bytes have the same digest."""
 
     id: str
+    digest: str
     size_bytes: int
     rows: int
     name: str = ""
@@ -160,12 +173,12 @@ class DatasetReport:
 
     rows: int
     tokens: int
-    learned_tokens: int
+    trained_tokens: int
     """Tokens that carry loss."""
     longest: int
     """Tokens of the longest row."""
     duplicates: int
-    estimated_steps: int | None
+    estimated_steps: int
     problems: tuple[RowProblem, ...]
     """The first ones, by line."""
     problems_total: int
@@ -200,6 +213,7 @@ class JobInfo:
 
     id: str
     name: str
+    tenant: str
     state: JobState
     spec: TrainSpec
     dataset_id: str
@@ -215,12 +229,13 @@ class JobInfo:
     total_steps: int = 0
     metrics: dict[str, float] = field(default_factory=dict)
     """The latest value of each number that the job reported."""
-    adapter: str = ""
-    """The version it published, as ``name@version``."""
+    adapter: AdapterVersionInfo | None = None
+    """What it published."""
     error_reason: str = ""
     """Stable upper-case word; empty unless the job failed."""
     error: str = ""
     metadata: dict[str, str] = field(default_factory=dict)
+    last_sequence: int = 0
 
 
 @dataclass(frozen=True, slots=True)
