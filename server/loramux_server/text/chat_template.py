@@ -16,8 +16,9 @@ from typing import Any, NoReturn
 import jinja2
 import jinja2.ext
 from jinja2 import nodes
+from jinja2.exceptions import SecurityError
 from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment, SecurityError
+from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from ..core.errors import Code, Error, invalid_field
 
@@ -112,7 +113,7 @@ class _Exceeded(Exception):
 class _GenerationBlock(jinja2.ext.Extension):
     """Lets ``{% generation %}`` blocks through unchanged: what is trained is found without them."""
 
-    tags = {"generation"}
+    tags = {"generation"}  # noqa: RUF012 - the base class declares it so
 
     def parse(self, parser: Parser) -> list[nodes.Node]:
         line = next(parser.stream).lineno
@@ -176,7 +177,7 @@ def _raise_exception(message: object) -> NoReturn:
 
 
 def _strftime_now(format: str) -> str:
-    return datetime.now().strftime(format)
+    return datetime.now().strftime(format)  # noqa: DTZ005 - local time, as templates expect
 
 
 class _Namespace(jinja2.utils.Namespace):

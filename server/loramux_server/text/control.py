@@ -43,20 +43,21 @@ class ControlGuard:
         if len(free) < 2:
             raise invalid_field("messages", "contains Unicode noncharacters beside control tokens; remove them")
         markers = "".join(free)
-        marked = [
+        marked: list[Mapping[str, Any]] = [
             {
                 key: value if key == "role" else _wrap(value, self._pattern(message), markers)
                 for key, value in message.items()
             }
             for message in messages
         ]
-        return marked, _wrap(tools, self._other, markers), markers
+        marked_tools: Sequence[Mapping[str, Any]] | None = _wrap(tools, self._other, markers)
+        return marked, marked_tools, markers
 
     def break_marked(self, rendered: str, markers: str) -> str:
         """The rendered text without markers, every wrapped control token broken by the breaker."""
         if not markers:
             return rendered
-        start, end = markers
+        start, end = markers[0], markers[1]
         wrapped = re.compile(f"{start}({self._other.pattern}){end}")
         rendered = wrapped.sub(lambda match: self._break(match.group(1)), rendered)
         # A template that cuts strings can part the markers of a token: break there as well.

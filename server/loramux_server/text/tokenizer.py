@@ -54,7 +54,7 @@ class TextTokenizer:
         # A special token of our own that no text can contain: it parts text without leaving a trace (see control.py).
         self._breaker = f"<|loramux-break-{secrets.token_hex(16)}|>"
         tokenizer.add_special_tokens([AddedToken(self._breaker, special=True, normalized=False)])
-        self._breaker_id: int = tokenizer.token_to_id(self._breaker)
+        self._breaker_id = tokenizer.token_to_id(self._breaker)
         literals = self.chat_template.literals if self.chat_template else ""
         forbidden = self.special_ids | set(self.eos_token_ids)
         self._guard = ControlGuard(
@@ -179,7 +179,7 @@ class TextTokenizer:
         """Whether the tokenizer puts a space before a word even after a special token (old SentencePiece models)."""
         ids = self._encode_parts(self._breaker + "a")
         token = self._tokenizer.id_to_token(ids[0]) if ids else ""
-        return bool(token) and token[0] in "▁Ġ"
+        return token is not None and token.startswith(("▁", "Ġ"))
 
     def _check(self, text: str, field: str) -> None:
         try:

@@ -1,0 +1,160 @@
+"""Which tokens of a row are learned.
+
+One rule for all shapes: what comes before a learned token is exactly what ``generate`` would have fed the model at
+that place, and each answer ends with one end token, learned too. So an answer is tokenised apart from its prompt
+(a token never spans the border), and for conversations the border is found by rendering the turns before an answer
+with the generation prompt and comparing with the turns up to and with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import groupby
+
+from ..core.errors import Error
+from ..core.jobs import TrainRow
+from ..text.tokenizer import TextTokenizer
+from .dataset_rows import BadRow, ChatRow, CompletionRow, Content, TextRow
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """Neighbouring tokens that are all learned or all not, as text."""
+
+    text: str
+    trained: bool
+
+
+def train_rows(content: Content, tokenizer: TextTokenizer) -> tuple[TrainRow, ...]:
+    """Token ids and labels of one dataset row.
+
+    A conversation gives one row, or one for each answer where the template rewrites earlier turns (leaves out their
+    reasoning, say), so that every answer is learned after the very prompt it would be asked for with.
+    Raises :class:`BadRow`.
+    """
+    try:
+        match content:
+            case CompletionRow():
+                rows = [_completion(content, tokenizer)]
+            case TextRow():
+                rows = [_text(content, tokenizer)]
+            case ChatRow():
+                rows = list(_chat(content, tokenizer))
+    except Error as error:
+        raise BadRow([violation.description for violation in error.violations] or [error.message]) from error
+    for ids, labels in rows:
+        _check(ids, labels, tokenizer)
+    return tuple(TrainRow(tuple(ids), tuple(labels)) for ids, labels in rows)
+
+
+def render_marked(row: TrainRow, tokenizer: TextTokenizer) -> tuple[Segment, ...]:
+    """A tokenised row as text again, special tokens shown, cut where learning begins and ends."""
+    segments: list[Segment] = []
+    end, shown = 0, ""
+    for trained, group in groupby(row.labels):
+        end += len(list(group))
+        text = tokenizer.decode(row.input_ids[:end], skip_special_tokens=False)
+        segments.append(Segment(text[len(shown) :], trained))
+        shown = text
+    return tuple(segments)
+
+
+_Labelled = tuple[list[int], list[bool]]
+
+
+def _completion(row: CompletionRow, tokenizer: TextTokenizer) -> _Labelled:
+    prompt = tokenizer.encode(row.prompt)
+    answer = _ended(tokenizer.encode_continuation(row.completion), tokenizer)
+    return prompt + answer, [False] * len(prompt) + [True] * len(answer)
+
+
+def _text(row: TextRow, tokenizer: TextTokenizer) -> _Labelled:
+    ids = _ended(tokenizer.encode(row.text, field="text"), tokenizer)
+    # Nothing comes before the first token that it could be predicted from.
+    return ids, [False] + [True] * (len(ids) - 1)
+
+
+def _ended(ids: list[int], tokenizer: TextTokenizer) -> list[int]:
+    """``ids`` with one end token, unless they bring their own."""
+    if tokenizer.eos_token_id is None:
+        raise BadRow(["the base's tokenizer names no end-of-sequence token, so an answer cannot be ended"])
+    return ids if ids and ids[-1] in tokenizer.eos_token_ids else [*ids, tokenizer.eos_token_id]
+
+
+def _chat(row: ChatRow, tokenizer: TextTokenizer) -> Iterator[_Labelled]:
+    ids: list[int] = []
+    labels: list[bool] = []
+    for index, trained in enumerate(row.trained):
+        if not trained:
+            continue
+        prompt, answer = _turn(row, index, tokenizer)
+        if ids and prompt[: len(ids)] != ids:
+            yield ids, labels
+            ids, labels = [], []
+        labels = labels + [False] * (len(prompt) - len(labels)) + [True] * len(answer)
+        ids = prompt + answer
+    yield ids, labels
+
+
+def _turn(row: ChatRow, index: int, tokenizer: TextTokenizer) -> tuple[list[int], list[int]]:
+    """The prompt that an assistant turn answers, as it is served, and the tokens of the answer with its end token."""
+    before = tokenizer.render_chat(row.messages[:index], add_generation_prompt=True, tools=row.tools)
+    after = tokenizer.render_chat(row.messages[: index + 1], add_generation_prompt=False, tools=row.tools)
+    if not after.startswith(before):
+        raise BadRow(
+            [
+                f"the chat template does not begin messages[{index}] the way it asks for an answer: it asks with "
+                f"{_excerpt(tokenizer.plain(before))} and renders {_excerpt(tokenizer.plain(after))}; "
+                "give prompt and completion instead"
+            ]
+        )
+    _check_kept(row, index, tokenizer.plain(before), tokenizer.plain(after[len(before) :]))
+    answer = tokenizer.encode_rendered_continuation(after[len(before) :])
+    ends = [position for position, id in enumerate(answer) if id in tokenizer.eos_token_ids]
+    # Generation stops at the end token: what a template writes after it (a line break) is never the model's to say.
+    return tokenizer.encode_rendered(before), answer[: ends[0] + 1] if ends else answer
+
+
+def _check_kept(row: ChatRow, index: int, before: str, answer: str) -> None:
+    """Refuse a template that leaves out what the row says. White space is the template's own affair."""
+    prompt = _squashed(before)
+    for at, message in enumerate(row.messages[:index]):
+        # Earlier answers may lose their reasoning and tool results may be re-coded: those are served the same way.
+        if message["role"] in ("system", "developer", "user") and _squashed(message["content"]) not in prompt:
+            raise BadRow(
+                [
+                    f"the chat template drops the content of messages[{at}] ({message['role']}): "
+                    f"{_excerpt(message['content'])} is not in {_excerpt(before)}"
+                ]
+            )
+    if _squashed(row.messages[index]["content"]) not in _squashed(answer):
+        raise BadRow(
+            [
+                f"the chat template drops the content of messages[{index}] (assistant): it renders "
+                f"{_excerpt(row.messages[index]['content'])} as {_excerpt(answer)}"
+            ]
+        )
+
+
+def _check(ids: list[int], labels: list[bool], tokenizer: TextTokenizer) -> None:
+    if len(ids) > 1 and ids[0] == ids[1] == tokenizer.bos_token_id:
+        start = tokenizer.token_text(ids[0])
+        raise BadRow(
+            [
+                f"begins with {start} twice ({_excerpt(tokenizer.decode(ids[:12], skip_special_tokens=False))}): "
+                "the tokenizer adds it by itself, so leave it out of the text"
+            ]
+        )
+    if not any(labels):
+        shown = tokenizer.decode(ids, skip_special_tokens=False)
+        raise BadRow([f"has no token to learn; it is rendered as {_excerpt(shown)}"])
+
+
+def _squashed(text: str) -> str:
+    return "".join(text.split())
+
+
+def _excerpt(text: str) -> str:
+    """The end of a text, short enough for an error message."""
+    return repr(text if len(text) <= 60 else "..." + text[-57:])
