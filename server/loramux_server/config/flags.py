@@ -1,0 +1,91 @@
+"""The command line of ``serve`` and ``config show``, made from the tree of settings."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, NoReturn, get_args, get_origin
+
+from ..core.errors import invalid_field
+from .load import Loaded, load
+from .tree import Leaf, leaves
+
+EPILOG = """\
+Every setting is also an environment variable and a line of the TOML file:
+  --training-share 0.3   LORAMUX_TRAINING__SHARE=0.3   [training] share = 0.3
+  --max-running 64       LORAMUX_MAX_RUNNING=64        max_running = 64
+A flag wins over the environment, the environment over the file.
+'loramux config show' prints every setting, its value and where it came from.
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise invalid_field("", f"{message} (see: {self.prog} --help)", reason="BAD_COMMAND_LINE")
+
+
+def build_parser(prog: str, description: str) -> argparse.ArgumentParser:
+    """A parser with one flag per setting, grouped. Flags that were not given leave no trace in its result."""
+    parser = _Parser(
+        prog=prog,
+        usage="%(prog)s [flags]",
+        description=description,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config", metavar="FILE", help="TOML file with settings (or LORAMUX_CONFIG)")
+    groups: dict[str, Any] = {}
+    for leaf in leaves():
+        extra = leaf.info.json_schema_extra
+        assert isinstance(extra, dict)
+        title = str(extra["group"])
+        group = groups.get(title) or groups.setdefault(title, parser.add_argument_group(title))
+        options: dict[str, Any] = {"dest": leaf.name, "default": argparse.SUPPRESS, "help": _help(leaf)}
+        if leaf.info.annotation is bool:
+            options["action"] = argparse.BooleanOptionalAction
+        else:
+            options["metavar"] = "|".join(_choices(leaf)) or str(extra["metavar"])
+        group.add_argument(leaf.flag, **options)
+    return parser
+
+
+def parse(argv: Sequence[str], *, prog: str, description: str) -> Loaded:
+    """Settings from a command line and everything behind it. ``--help`` prints and exits 0.
+
+    Raises ``Error`` INVALID_ARGUMENT naming the flag, variable or file at fault.
+    """
+    return load_namespace(build_parser(prog, description).parse_args(argv))
+
+
+def load_namespace(namespace: argparse.Namespace) -> Loaded:
+    """Settings from what a parser of ``build_parser`` found; names that are no settings are left alone."""
+    known = {leaf.name for leaf in leaves()}
+    given = {name: value for name, value in vars(namespace).items() if name in known}
+    return load(given, namespace.config)
+
+
+def show(loaded: Loaded, *, as_json: bool = False) -> str:
+    """Every setting with its value and its source, for people or as JSON."""
+    rows = [(leaf.name, loaded.value(leaf), loaded.sources[leaf.name]) for leaf in leaves()]
+    if as_json:
+        return json.dumps({name: {"value": value, "source": source} for name, value, source in rows}, indent=2)
+    texts = [("setting", "value", "source"), *((n, "-" if v is None else str(v), s) for n, v, s in rows)]
+    widths = [max(len(row[i]) for row in texts) for i in (0, 1)]
+    return "\n".join(f"{n:<{widths[0]}}  {v:<{widths[1]}}  {s}" for n, v, s in texts)
+
+
+def _choices(leaf: Leaf) -> tuple[str, ...]:
+    return get_args(leaf.info.annotation) if get_origin(leaf.info.annotation) is Literal else ()
+
+
+def _help(leaf: Leaf) -> str:
+    text = (leaf.info.description or "").replace("%", "%%")
+    default = leaf.info.get_default(call_default_factory=True)
+    if default is None or "(default" in text:
+        return text
+    words = {True: "on", False: "off"}[default] if isinstance(default, bool) else str(default)
+    home = str(Path.home())
+    return f"{text} (default: {words.replace(home, '~', 1) if words.startswith(home + '/') else words})"

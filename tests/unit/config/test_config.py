@@ -1,0 +1,173 @@
+"""Settings: precedence, the names made from the tree, and what a bad value is answered with."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+from loramux_server.config import Address, Settings, load
+from loramux_server.config.flags import parse, show
+from loramux_server.config.tree import leaves
+from loramux_server.core.errors import Code, Error
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in list(os.environ):
+        if name.upper().startswith("LORAMUX_"):
+            monkeypatch.delenv(name)
+
+
+def command_line(*argv: str):
+    return parse(argv, prog="loramux serve", description="")
+
+
+def test_defaults_listen_on_loopback_only() -> None:
+    settings = load({}).settings
+    assert settings.listen == Address("127.0.0.1", 50051)
+    assert settings.metrics_listen == Address("127.0.0.1", 9464)
+    assert settings.training.share == 0.3
+    assert settings.model is None
+
+
+def test_state_dir_follows_xdg(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    assert load({}).settings.state_dir == tmp_path / "loramux"
+    monkeypatch.delenv("XDG_STATE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert load({}).settings.state_dir == tmp_path / ".local/state/loramux"
+    assert load({"state_dir": "~/x"}).settings.state_dir == tmp_path / "x"
+
+
+def test_flag_over_environment_over_file_over_default(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    file = tmp_path / "loramux.toml"
+    file.write_text("max_running = 1\nmax_queue = 1\nmax_batch_tokens = 1\n[training]\nshare = 0.1\nslice_ms = 1\n")
+    monkeypatch.setenv("LORAMUX_MAX_RUNNING", "2")
+    monkeypatch.setenv("LORAMUX_MAX_QUEUE", "2")
+    monkeypatch.setenv("LORAMUX_TRAINING__SHARE", "0.2")
+    loaded = command_line("--config", str(file), "--max-running", "3", "--training-share", "0.5")
+    settings = loaded.settings
+    assert (settings.max_running, settings.max_queue, settings.max_batch_tokens) == (3, 2, 1)
+    assert (settings.training.share, settings.training.slice_ms) == (0.5, 1)
+    assert settings.default_max_tokens == 128
+    sources = [loaded.sources[n] for n in ("max_running", "max_queue", "max_batch_tokens", "default_max_tokens")]
+    assert sources == ["flag --max-running", "environment LORAMUX_MAX_QUEUE", f"file {file}", "default"]
+
+
+def test_config_file_from_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    file = tmp_path / "x.toml"
+    file.write_text('listen = "0.0.0.0:1"\nkv_cache_memory = "1GiB"\n')
+    monkeypatch.setenv("LORAMUX_CONFIG", str(file))
+    settings = command_line().settings
+    assert settings.listen == Address("0.0.0.0", 1)
+    assert settings.kv_cache_memory == 1 << 30
+
+
+@pytest.mark.parametrize(("text", "size"), [("512MiB", 512 << 20), ("2GB", 2 * 10**9), ("4096", 4096)])
+def test_sizes(text: str, size: int) -> None:
+    assert command_line("--kv-cache-memory", text).settings.engine().kv_cache_memory == size
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "words"),
+    [
+        ("--listen", "nowhere", "HOST:PORT"),
+        ("--listen", "127.0.0.1:70000", "HOST:PORT"),
+        ("--listen", "::1:5", "brackets"),
+        ("--max-running", "0", "at least 1"),
+        ("--max-running", "many", "whole number"),
+        ("--training-share", "1.5", "at most 1"),
+        ("--training-share", "nan", "number"),
+        ("--device", "tpu", "'cpu'"),
+        ("--dtype", "int4", "'bfloat16'"),
+        ("--kv-cache-memory", "lots", "512MiB"),
+        ("--kv-cache-memory", "0", "above 0"),
+        ("--drain-timeout", "-1", "at least 0"),
+        ("--drain-timeout", "inf", "number"),
+        ("--state-dir", "", "empty"),
+        ("--model", "", "empty"),
+        ("--log-level", "loud", "'debug'"),
+    ],
+)
+def test_a_bad_flag_is_named(flag: str, value: str, words: str) -> None:
+    with pytest.raises(Error) as caught:
+        command_line(f"{flag}={value}")
+    error = caught.value
+    assert error.code is Code.INVALID_ARGUMENT
+    assert [v.field for v in error.violations] == [flag]
+    assert words in error.message
+    assert "\n" not in error.message
+
+
+def test_bad_values_elsewhere_name_where_they_came_from(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("LORAMUX_MAX_QUEUE", "-4")
+    with pytest.raises(Error, match="from environment LORAMUX_MAX_QUEUE"):
+        load({})
+    monkeypatch.delenv("LORAMUX_MAX_QUEUE")
+    file = tmp_path / "x.toml"
+    file.write_text("max_queue = -4\n")
+    with pytest.raises(Error, match=f"--max-queue.*from file {file}"):
+        load({}, str(file))
+
+
+def test_unknown_names_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with pytest.raises(Error, match="--max-runing"):
+        command_line("--max-runing", "3")
+    file = tmp_path / "x.toml"
+    file.write_text("[training]\nshrae = 1\n")
+    with pytest.raises(Error, match=r"training\.shrae"):
+        load({}, str(file))
+    monkeypatch.setenv("LORAMUX_MAX_RUNING", "3")
+    assert load({}).unknown_variables == ("LORAMUX_MAX_RUNING",)
+
+
+def test_the_clients_variables_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LORAMUX_ADDRESS", "elsewhere:1")
+    monkeypatch.setenv("LORAMUX_API_KEY", "k")
+    assert load({}).unknown_variables == ()
+
+
+@pytest.mark.parametrize("text", ["not toml", b"\xff\xfe"])
+def test_a_broken_file_is_one_line(text: str | bytes, tmp_path: Path) -> None:
+    file = tmp_path / "x.toml"
+    file.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(Error, match="--config"):
+        load({}, str(file))
+    with pytest.raises(Error, match="cannot read"):
+        load({}, str(tmp_path / "absent.toml"))
+
+
+def test_both_doors_on_one_port_are_refused_but_any_port_is_fine() -> None:
+    with pytest.raises(Error, match="--metrics-listen"):
+        load({"listen": "127.0.0.1:9464"})
+    load({"listen": "127.0.0.1:0", "metrics_listen": "127.0.0.1:0"})
+
+
+def test_show_masks_secrets_and_names_every_setting() -> None:
+    loaded = load({"database_url": "postgresql://me:hunter2@db/x", "metrics_listen": "off"})
+    text = show(loaded)
+    assert "hunter2" not in text
+    assert loaded.settings.database_url is not None
+    assert loaded.settings.database_url.get_secret_value().endswith("hunter2@db/x")
+    document = json.loads(show(loaded, as_json=True))
+    assert set(document) == {leaf.name for leaf in leaves()}
+    assert "hunter2" not in json.dumps(document)
+    assert document["database_url"]["source"] == "flag --database-url"
+
+
+def test_every_setting_has_a_flag_a_variable_and_a_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        command_line("--help")
+    assert caught.value.code == 0
+    text = capsys.readouterr().out
+    for leaf in leaves():
+        assert leaf.flag in text
+        assert leaf.info.description
+        assert leaf.variable.startswith("LORAMUX_")
+
+
+def test_settings_are_frozen() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        Settings().max_running = 3  # type: ignore[misc]
