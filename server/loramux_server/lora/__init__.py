@@ -1,0 +1,1 @@
+"""LoRA: PEFT folders in and out, what is resident, and the routed linear."""
