@@ -1,0 +1,27 @@
+"""Bounded label values: what clients name must never decide how many time series there are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+OTHER = "other"
+
+
+class BoundedLabels:
+    """The first ``limit`` distinct values keep their own label; later ones share ``other``."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._known: set[str] = set()
+
+    def __call__(self, value: str) -> str:
+        if value not in self._known:
+            if len(self._known) >= self._limit:
+                return OTHER
+            self._known.add(value)
+        return value
+
+
+def stack_label(names: Iterable[str]) -> str:
+    """One value for a whole stack (``acme+formal``, ``base`` for none), so that sums over adapters stay right."""
+    return "+".join(names) or "base"

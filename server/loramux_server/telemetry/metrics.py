@@ -1,0 +1,152 @@
+"""Every Prometheus metric of the server, in one registry per server.
+
+Names follow vLLM's where it has the metric. Labels come only from closed sets (methods, codes, states) or from
+names that the registry of adapters already knows, and those are bounded on top. To add a metric, add it here.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable, Mapping
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.process_collector import ProcessCollector
+
+from ..core.backend import EngineInfo, EngineStats
+from ..core.jobs import JobState, TrainEvent, TrainEventType
+from ..core.types import Stack
+from .engine import EngineCollector
+from .events import Finished, Started
+from .labels import BoundedLabels, stack_label
+
+DURATION = (0.05, 0.1, 0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 60.0, 120.0, 240.0, 600.0)
+FIRST_TOKEN = (
+    *(0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75),
+    *(1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0),
+)
+BETWEEN_TOKENS = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5, 5.0, 10.0)
+
+MAX_TENANTS = 100
+MAX_STACKS = 500
+MAX_JOBS = 64
+
+
+class Metrics:
+    """The metrics, and what the services and the doors report to them.
+
+    It is the services' observer and may be called from the event loop only; scrapes come from another thread.
+    """
+
+    def __init__(self, version: str) -> None:
+        self.registry = CollectorRegistry()
+        self._version = version
+        self._tenants = BoundedLabels(MAX_TENANTS)
+        self._stacks = BoundedLabels(MAX_STACKS)
+        self._losses: set[str] = set()
+        self._device = "cpu"
+        self._fetch: Callable[[], EngineStats | None] = lambda: None
+        registry = self.registry
+        self.requests = Counter(
+            "loramux_requests_total", "Calls that ended, by status.", ["method", "code"], registry=registry
+        )
+        self.request_duration = Histogram(
+            "loramux_request_duration_seconds", "Whole calls.", ["method"], buckets=DURATION, registry=registry
+        )
+        self.first_token = Histogram(
+            "loramux_time_to_first_token_seconds",
+            "From the call to its first token.",
+            buckets=FIRST_TOKEN,
+            registry=registry,
+        )
+        self.between_tokens = Histogram(
+            "loramux_inter_token_latency_seconds",
+            "Between the tokens of one choice.",
+            buckets=BETWEEN_TOKENS,
+            registry=registry,
+        )
+        by_adapter = ["tenant", "adapter"]
+        self.prompt_tokens = Counter(
+            "loramux_prompt_tokens_total", "Prompt tokens taken in.", by_adapter, registry=registry
+        )
+        self.generated_tokens = Counter(
+            "loramux_generated_tokens_total", "Tokens generated.", by_adapter, registry=registry
+        )
+        self.jobs = Gauge("loramux_training_jobs", "Training jobs by state.", ["state"], registry=registry)
+        for state in JobState:
+            self.jobs.labels(state.value)
+        self.training_steps = Counter("loramux_training_steps_total", "Optimiser steps.", registry=registry)
+        self.training_tokens = Counter("loramux_training_tokens_total", "Tokens trained on.", registry=registry)
+        self.training_loss = Gauge(
+            "loramux_training_loss", "Latest loss of each running job.", ["job"], registry=registry
+        )
+        self.build_info = Gauge(
+            "loramux_build_info",
+            "Always 1; the labels tell what runs here.",
+            ["version", "python", "base", "fingerprint", "device", "dtype"],
+            registry=registry,
+        )
+        self.registry.register(EngineCollector(lambda: self._fetch(), lambda: self._device))
+        ProcessCollector(namespace="loramux", registry=registry)
+
+    def engine_ready(self, info: EngineInfo, fetch: Callable[[], EngineStats | None]) -> None:
+        """Name the base, and read the engine's figures through ``fetch`` from now on."""
+        self._device = info.device
+        self._fetch = fetch
+        self.build_info.labels(
+            self._version,
+            platform.python_version(),
+            info.base_name,
+            info.base_fingerprint,
+            info.device,
+            info.dtype,
+        ).set(1)
+
+    def engine_gone(self) -> None:
+        """Stop reading the engine's figures."""
+        self._fetch = lambda: None
+
+    def seed_jobs(self, counts: Mapping[JobState, int]) -> None:
+        """Start from the jobs that the store already has."""
+        for state in JobState:
+            self.jobs.labels(state.value).set(counts.get(state, 0))
+
+    def call_finished(self, method: str, code: str, seconds: float) -> None:
+        """A call of a door ended. ``method`` must be the name of a method that exists."""
+        self.requests.labels(method, code).inc()
+        self.request_duration.labels(method).observe(seconds)
+
+    # The services' observer.
+
+    def request_started(self, event: Started) -> None:
+        self.prompt_tokens.labels(*self._who(event.tenant, event.stack)).inc(event.prompt_tokens)
+
+    def tokens(self, tenant: str, stack: Stack, count: int, interval: float | None) -> None:
+        self.generated_tokens.labels(*self._who(tenant, stack)).inc(count)
+        if interval is not None and count > 0:
+            # Tokens that came together share the time since the ones before them.
+            for _ in range(count):
+                self.between_tokens.observe(interval / count)
+
+    def request_finished(self, event: Finished) -> None:
+        if event.time_to_first_token is not None:
+            self.first_token.observe(event.time_to_first_token)
+
+    def job_event(self, job_id: str, name: str, tenant: str, event: TrainEvent) -> None:
+        if event.type is not TrainEventType.STEP:
+            return
+        self.training_steps.inc()
+        self.training_tokens.inc(event.metrics.get("tokens", 0))
+        if "loss" in event.metrics and (job_id in self._losses or len(self._losses) < MAX_JOBS):
+            self._losses.add(job_id)
+            self.training_loss.labels(job_id).set(event.metrics["loss"])
+
+    def job_state(self, job_id: str, old: JobState | None, new: JobState) -> None:
+        if old is not None:
+            self.jobs.labels(old.value).dec()
+        self.jobs.labels(new.value).inc()
+        if new.final and job_id in self._losses:
+            self._losses.discard(job_id)
+            self.training_loss.remove(job_id)
+
+    def _who(self, tenant: str, stack: Stack) -> tuple[str, str]:
+        return self._tenants(tenant), self._stacks(stack_label(e.adapter.name for e in stack.entries))

@@ -1,0 +1,166 @@
+"""Metrics: names and units, bounded labels, fresh figures at each scrape, a port that starts and stops cleanly."""
+
+from __future__ import annotations
+
+import socket
+import urllib.request
+from dataclasses import dataclass, replace
+
+import pytest
+from loramux_server.core.backend import EngineInfo, EngineStats
+from loramux_server.core.errors import Code, Error
+from loramux_server.core.jobs import JobState, TrainEvent, TrainEventType
+from loramux_server.core.types import BASE, AdapterVersion, Stack, StackEntry
+from loramux_server.telemetry.endpoint import MetricsEndpoint
+from loramux_server.telemetry.labels import BoundedLabels
+from loramux_server.telemetry.metrics import MAX_JOBS, MAX_STACKS, Metrics
+from prometheus_client import generate_latest
+from prometheus_client.parser import text_string_to_metric_families
+
+INFO = EngineInfo("base", "f00d", "Llama", 10, 20, (1,), "cuda:0", "float32", 1, {}, "")
+STATS = EngineStats(
+    running=2,
+    waiting=1,
+    kv_pages_used=3,
+    kv_pages_total=12,
+    memory={"base": 1000, "free": 5},
+    resident={"device": ("a", "b"), "host": ("c",)},
+    adapter_evictions=4,
+    steps={"decode": (7, 1.5)},
+)
+
+
+@dataclass(frozen=True)
+class Ended:
+    method: str = "generate"
+    tenant: str = "default"
+    stack: Stack = BASE
+    prompt_tokens: int = 5
+    completion_tokens: int = 3
+    time_to_first_token: float | None = 0.03
+
+
+def stack(*names: str) -> Stack:
+    return Stack(tuple(StackEntry(AdapterVersion(n, 1, n, 8)) for n in names))
+
+
+def samples(metrics: Metrics) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
+    text = generate_latest(metrics.registry).decode()
+    return {
+        (s.name, tuple(sorted(s.labels.items()))): s.value
+        for family in text_string_to_metric_families(text)
+        for s in family.samples
+    }
+
+
+def value(metrics: Metrics, name: str, **labels: str) -> float:
+    return samples(metrics)[name, tuple(sorted(labels.items()))]
+
+
+def test_tokens_count_by_tenant_and_stack_and_sum_up() -> None:
+    metrics = Metrics("0")
+    metrics.request_started(Ended(stack=stack("acme", "formal")))
+    metrics.tokens("default", stack("acme", "formal"), 1, None)
+    metrics.tokens("default", stack("acme", "formal"), 4, 0.2)
+    metrics.tokens("default", BASE, 1, None)
+    assert value(metrics, "loramux_prompt_tokens_total", tenant="default", adapter="acme+formal") == 5
+    assert value(metrics, "loramux_generated_tokens_total", tenant="default", adapter="acme+formal") == 5
+    assert value(metrics, "loramux_generated_tokens_total", tenant="default", adapter="base") == 1
+    # Four tokens in 0.2 s: four gaps of 0.05 s.
+    assert value(metrics, "loramux_inter_token_latency_seconds_count") == 4
+    assert value(metrics, "loramux_inter_token_latency_seconds_sum") == pytest.approx(0.2)
+
+
+def test_first_token_and_calls() -> None:
+    metrics = Metrics("0")
+    metrics.request_finished(Ended())
+    metrics.request_finished(Ended(time_to_first_token=None))
+    metrics.call_finished("Generate", "OK", 0.4)
+    assert value(metrics, "loramux_time_to_first_token_seconds_count") == 1
+    assert value(metrics, "loramux_time_to_first_token_seconds_bucket", le="0.04") == 1
+    assert value(metrics, "loramux_time_to_first_token_seconds_bucket", le="0.02") == 0
+    assert value(metrics, "loramux_requests_total", method="Generate", code="OK") == 1
+    assert value(metrics, "loramux_request_duration_seconds_sum", method="Generate") == pytest.approx(0.4)
+
+
+def test_ten_thousand_names_make_a_bounded_number_of_series() -> None:
+    metrics = Metrics("0")
+    for i in range(10_000):
+        metrics.tokens(f"tenant{i}", stack(f"adapter{i}"), 1, None)
+    series = [k for k in samples(metrics) if k[0] == "loramux_generated_tokens_total"]
+    assert len(series) <= MAX_STACKS + 1
+    assert value(metrics, "loramux_generated_tokens_total", tenant="other", adapter="other") == 10_000 - MAX_STACKS
+
+
+def test_bounded_labels_keep_the_first_ones() -> None:
+    label = BoundedLabels(2)
+    assert [label(v) for v in ("a", "b", "c", "a", "c")] == ["a", "b", "other", "a", "other"]
+
+
+def test_engine_figures_are_read_at_each_scrape() -> None:
+    metrics = Metrics("1.2")
+    assert not any(name == "loramux_requests_running" for name, _ in samples(metrics))
+    current = STATS
+    metrics.engine_ready(INFO, lambda: current)
+    assert value(metrics, "loramux_requests_running") == 2
+    assert value(metrics, "loramux_requests_waiting") == 1
+    assert value(metrics, "loramux_kv_cache_usage_ratio") == 0.25
+    assert value(metrics, "loramux_vram_bytes", device="cuda:0", kind="base") == 1000
+    assert value(metrics, "loramux_adapters_resident", tier="device") == 2
+    assert value(metrics, "loramux_adapter_evictions_total") == 4
+    assert value(metrics, "loramux_step_duration_seconds_count", kind="decode") == 7
+    assert value(metrics, "loramux_step_duration_seconds_sum", kind="decode") == 1.5
+    builds = [dict(labels) for name, labels in samples(metrics) if name == "loramux_build_info"]
+    assert [(b["version"], b["base"], b["dtype"]) for b in builds] == [("1.2", "base", "float32")]
+    current = replace(STATS, running=9)
+    assert value(metrics, "loramux_requests_running") == 9
+    metrics.engine_gone()
+    assert not any(name == "loramux_requests_running" for name, _ in samples(metrics))
+
+
+def test_jobs_by_state_and_losses_of_running_jobs_only() -> None:
+    metrics = Metrics("0")
+    metrics.seed_jobs({JobState.SUCCEEDED: 3})
+    metrics.job_state("j", None, JobState.QUEUED)
+    metrics.job_state("j", JobState.QUEUED, JobState.RUNNING)
+    assert value(metrics, "loramux_training_jobs", state="running") == 1
+    assert value(metrics, "loramux_training_jobs", state="queued") == 0
+    metrics.job_event("j", "acme", "default", TrainEvent(TrainEventType.STEP, metrics={"loss": 1.5, "tokens": 40}))
+    metrics.job_event("j", "acme", "default", TrainEvent(TrainEventType.MESSAGE, message="hello"))
+    assert value(metrics, "loramux_training_loss", job="j") == 1.5
+    assert value(metrics, "loramux_training_steps_total") == 1
+    assert value(metrics, "loramux_training_tokens_total") == 40
+    metrics.job_state("j", JobState.RUNNING, JobState.FAILED)
+    assert not any(name == "loramux_training_loss" for name, _ in samples(metrics))
+    assert value(metrics, "loramux_training_jobs", state="succeeded") == 3
+    for i in range(2 * MAX_JOBS):
+        metrics.job_event(f"j{i}", "n", "default", TrainEvent(TrainEventType.STEP, metrics={"loss": 1.0}))
+    assert sum(name == "loramux_training_loss" for name, _ in samples(metrics)) == MAX_JOBS
+
+
+def test_every_name_has_the_prefix() -> None:
+    metrics = Metrics("0")
+    metrics.engine_ready(INFO, lambda: STATS)
+    assert all(name.startswith("loramux_") for name, _ in samples(metrics))
+
+
+def test_the_endpoint_serves_and_stops() -> None:
+    metrics = Metrics("0")
+    endpoint = MetricsEndpoint(metrics.registry, "127.0.0.1", 0)
+    endpoint.start()
+    with urllib.request.urlopen(f"http://127.0.0.1:{endpoint.port}/metrics", timeout=5) as answer:
+        assert b"loramux_training_jobs" in answer.read()
+    endpoint.stop()
+    endpoint.stop()
+    with socket.socket() as probe:
+        assert probe.connect_ex(("127.0.0.1", endpoint.port)) != 0
+
+
+def test_a_taken_port_is_one_clear_line() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(Error, match=f"127.0.0.1:{port}.*--metrics-listen") as caught:
+            MetricsEndpoint(Metrics("0").registry, "127.0.0.1", port).start()
+    assert caught.value.code is Code.FAILED_PRECONDITION
