@@ -1,0 +1,256 @@
+"""NF4 copies of base models: made once, kept in the state directory, loadable by plain transformers.
+
+Every linear but the output head becomes NF4 with double quantisation in blocks of 64; the rest keeps its 16 bits.
+The copy is a standard pre-quantised transformers folder, so whatever reads those reads the very same weights.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..core.errors import Code, Error, invalid_field
+from . import bars, gguf, tokenizer_files
+from .fingerprint import fingerprint
+from .source import MARKER, Source, find_cached, locate, read_marker
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import BitsAndBytesConfig, PreTrainedModel
+
+Progress = Callable[[str, float | None], None]
+"""Told what is being done and how far it is, 0 to 1 (None: unknown)."""
+
+BLOCK = 64
+SETTINGS: dict[str, Any] = {"format": 1, "type": "nf4", "block": BLOCK, "double": True}
+"""All that decides what a conversion makes of given weights. ``format`` rises when the written folder changes."""
+
+
+def _silent(step: str, fraction: float | None) -> None:
+    pass
+
+
+def prepare_base(model: str | None, state_dir: Path, progress: Progress = _silent) -> Path:
+    """The NF4 folder of ``model`` (see :func:`.source.locate`), made now if it is not in ``state_dir``/base yet.
+
+    Raises INVALID_ARGUMENT or NOT_FOUND on ``model``, RESOURCE_EXHAUSTED when the disk is full.
+    """
+    cache = state_dir / "base"
+    found = find_cached(model, cache, SETTINGS)
+    if found is not None:
+        return found
+    progress("looking for the base model", None)
+    source = locate(model)
+    target = cache / source.key(SETTINGS)
+    if read_marker(target).get("settings") == SETTINGS:
+        return target
+    try:
+        convert(source, target, progress)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise Error(
+            Code.RESOURCE_EXHAUSTED,
+            f"the disk under {cache} is full; free space or choose another --state-dir",
+            reason="DISK_FULL",
+        ) from error
+    return target
+
+
+def convert(source: Source, target: Path, progress: Progress = _silent) -> None:
+    """Write the NF4 folder of ``source`` to ``target``: all of it or nothing, also when the power fails."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    _sweep(target)
+    draft = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    draft.mkdir()
+    try:
+        with bars.hidden():
+            notes = _link(source, draft) if _already_nf4(source) else _write_nf4(source, draft, progress)
+        progress("checking the NF4 copy", None)
+        made = {
+            "name": source.name,
+            "asked": source.identity.get("asked", ""),
+            "fingerprint": fingerprint(draft),
+            "source": source.identity,
+            "settings": SETTINGS,
+            "notes": notes,
+        }
+        (draft / MARKER).write_text(json.dumps(made, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        _sync(draft)
+        _publish(draft, target)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def _write_nf4(source: Source, folder: Path, progress: Progress) -> list[str]:
+    """Convert; returns notes on what was left in 16 bits."""
+    model = _read(source, progress)
+    keep = _quantise(model, progress)
+    progress("writing the NF4 copy", None)
+    _save(model, keep, folder)
+    tokenizer_files.write(source, folder, model.config)
+    misfits = [
+        f"{name} kept in 16 bits: it does not fit NF4 blocks of {BLOCK} or asks for more bits" for name in keep[1:]
+    ]
+    return misfits + _no_linears(model)
+
+
+def _read(source: Source, progress: Progress) -> PreTrainedModel:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    if source.kind == "gguf":
+        model = gguf.read_model(source.path, lambda done: progress("reading the GGUF file", done))
+        gguf.forget()
+        # What stays unquantised was 16-bit before the file was made.
+        for parameter in _other_parameters(model):
+            parameter.data = parameter.data.to(torch.bfloat16)
+        return model
+    progress("reading the model", None)
+    config = json.loads((source.path / "config.json").read_text(encoding="utf-8"))
+    if "quantization_config" in config:
+        method = config["quantization_config"].get("quant_method", "unknown")
+        raise invalid_field(
+            "model", f"{source.name} is already quantised ({method}); give the 16-bit model or a bitsandbytes NF4 one"
+        )
+    try:
+        return AutoModelForCausalLM.from_pretrained(
+            source.path, dtype="auto", trust_remote_code=False, use_safetensors=True, local_files_only=True
+        )
+    except (ValueError, KeyError, OSError) as error:
+        raise invalid_field(
+            "model", f"transformers cannot load {source.name} as a text model: {str(error).strip().splitlines()[0]}"
+        ) from error
+
+
+def _quantise(model: PreTrainedModel, progress: Progress) -> list[str]:
+    """Replace linears by NF4 ones, one at a time so that only one is held twice. Returns what was left as it is."""
+    import torch
+    from bitsandbytes.nn import Linear4bit, Params4bit
+    from torch import nn
+
+    head = model.get_output_embeddings()
+    linears = [(n, m) for n, m in model.named_modules() if type(m) is nn.Linear]
+    keep = [n for n, m in linears if m is head] or ["lm_head"]
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    for i, (name, module) in enumerate(linears):
+        if module is not head and _fits(model, name, module):
+            packed = Linear4bit(
+                module.in_features,
+                module.out_features,
+                module.bias is not None,
+                quant_type="nf4",
+                device="meta",
+            )
+            weight = module.weight.data.to(device=device, dtype=torch.float32)
+            packed.weight = Params4bit(weight, requires_grad=False, quant_type="nf4", blocksize=BLOCK).to(device)
+            packed.weight = packed.weight.to("cpu")
+            packed.bias = module.bias
+            packed.quant_state = packed.weight.quant_state
+            model.set_submodule(name, packed)
+            module.weight = None  # type: ignore[assignment]
+            del weight
+        elif module is not head:
+            keep.append(name)
+        progress("quantising to NF4", (i + 1) / len(linears))
+    return keep
+
+
+def _fits(model: PreTrainedModel, name: str, module: nn.Linear) -> bool:
+    """Whether blocks lie within rows, which the fast kernels need, and the model allows fewer bits at all."""
+    wide = set(model._keep_in_fp32_modules or ()) | set(model._keep_in_fp32_modules_strict or ())
+    return module.in_features % BLOCK == 0 and not any(part in wide for part in name.split("."))
+
+
+def _save(model: PreTrainedModel, keep: list[str], folder: Path) -> None:
+    import torch
+    from transformers import BitsAndBytesConfig
+    from transformers.quantizers.auto import AutoHfQuantizer
+
+    config: BitsAndBytesConfig = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.float32,
+        llm_int8_skip_modules=keep,
+    )
+    model.hf_quantizer = AutoHfQuantizer.from_config(config)
+    model.config.quantization_config = config
+    model.save_pretrained(folder)
+
+
+def _other_parameters(model: PreTrainedModel) -> list[nn.Parameter]:
+    """Parameters that no conversion touches: embeddings, norms, biases, the head."""
+    from torch import nn
+
+    head = model.get_output_embeddings()
+    packed = {id(m.weight) for m in model.modules() if type(m) is nn.Linear and m is not head}
+    return [p for p in model.parameters() if id(p) not in packed]
+
+
+def _no_linears(model: PreTrainedModel) -> list[str]:
+    """Notes on large weights that are not linear layers: experts of mixtures, GPT-2's transposed layers."""
+    names = [n for n, p in model.named_parameters() if p.dim() >= 3]
+    names += [f"{n}.weight" for n, m in model.named_modules() if type(m).__name__ == "Conv1D"]
+    kinds = sorted({".".join("*" if part.isdigit() else part for part in n.split(".")) for n in names})
+    return [f"{kind} kept in 16 bits: not a linear layer" for kind in kinds]
+
+
+def _already_nf4(source: Source) -> bool:
+    if source.kind == "gguf":
+        return False
+    config = json.loads((source.path / "config.json").read_text(encoding="utf-8")).get("quantization_config") or {}
+    if config.get("quant_method", "bitsandbytes") != "bitsandbytes" or not config.get("load_in_4bit"):
+        return False
+    if config.get("bnb_4bit_quant_type") != "nf4":
+        raise invalid_field("model", f"{source.name} is 4-bit but not NF4; give the 16-bit model or an NF4 one")
+    return True
+
+
+def _link(source: Source, folder: Path) -> list[str]:
+    """A model that is NF4 already is used as it is: its files stay where they are."""
+    for file in sorted(source.path.iterdir()):
+        if file.is_file() and file.name != MARKER:
+            (folder / file.name).symlink_to(file.resolve())
+    return [f"used as it is from {source.path}"]
+
+
+def _publish(draft: Path, target: Path) -> None:
+    if target.exists():
+        if read_marker(target).get("settings") == SETTINGS:
+            return  # another process was quicker
+        shutil.rmtree(target)
+    os.rename(draft, target)
+    _sync_folder(target.parent)
+
+
+def _sweep(target: Path) -> None:
+    """Remove what conversions that died left behind."""
+    for draft in target.parent.glob(f".{target.name}.*.tmp"):
+        pid = draft.name.rsplit(".", 2)[1]
+        if not pid.isdigit() or int(pid) == os.getpid() or not Path(f"/proc/{pid}").exists():
+            shutil.rmtree(draft, ignore_errors=True)
+
+
+def _sync(folder: Path) -> None:
+    for file in folder.iterdir():
+        if not file.is_symlink():
+            descriptor = os.open(file, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+    _sync_folder(folder)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
