@@ -2,14 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from typing import Any
+import asyncio
+import secrets
+import time
+import uuid
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import replace
 
-from ..core.backend import Backend, EngineInfo
-from ..core.types import Chunk, GenerateRequest, Message
+from ..core.backend import Backend, EngineInfo, GenerateCommand, ScoreCommand
+from ..core.errors import invalid
+from ..core.types import Chunk, FinishReason, GenerateRequest, Message, SamplingParams, Usage
+from ..store import Store
+from ..text import StopMatcher, TextTokenizer
+from .answer import Answer, Prepared
+from .choice import ChoiceDecoder
+from .deadline import bounded, until
 from .limits import Limits
 from .observer import NullObserver, Observer
-from .views import Completion, Score, ScoreRequest, Tokens
+from .prompts import check_context, encode_prompt
+from .scoring import Scorer
+from .stacks import StackResolver, active
+from .validation import check_supported, generate_violations, prompt_violations
+from .views import Choice, Completion, Score, ScoreRequest, Tokens
+
+GREEDY_BELOW = 1e-4
+"""Temperatures under this are greedy: dividing by them would overflow."""
 
 
 class GenerationService:
@@ -18,35 +36,130 @@ class GenerationService:
     def __init__(
         self,
         backend: Backend,
-        store: Any,
-        text: Any,
+        store: Store,
+        text: TextTokenizer,
         info: EngineInfo,
         limits: Limits,
         observer: Observer | None = None,
     ) -> None:
+        self._backend = backend
+        self._stacks = stacks = StackResolver(backend, store)
+        self._text = text
+        self._info = info
+        self._limits = limits
         self._observer = observer or NullObserver()
+        self._scorer = Scorer(backend, stacks, text, info, limits, self._observer)
 
-    def generate(self, request: GenerateRequest) -> AsyncIterator[Chunk]:
+    async def generate(self, request: GenerateRequest) -> AsyncGenerator[Chunk]:
         """Stream an answer.
 
         Chunks of the ``n`` choices come as they are made, told apart by ``index``. Everything that can be refused
         is refused before the first chunk. Closing the iterator early stops the engine's work. Raises ``Error``:
         INVALID_ARGUMENT (all bad fields at once), NOT_FOUND (adapter), DEADLINE_EXCEEDED, what the engine reports.
+        ``max_tokens`` is cut to what the prompt leaves of the model's context.
         """
-        raise NotImplementedError
+        prepared = await self._prepare(request)
+        async with aclosing(Answer(self._backend, prepared, self._observer).chunks()) as chunks:
+            async for chunk in chunks:
+                yield chunk
 
     async def generate_once(self, request: GenerateRequest) -> Completion:
         """The whole answer of ``generate`` at once; the same errors."""
-        raise NotImplementedError
+        parts: list[list[Chunk]] = [[] for _ in range(max(request.n, 0))]
+        last = Chunk()
+        async with aclosing(self.generate(request)) as chunks:
+            async for chunk in chunks:
+                parts[chunk.index].append(chunk)
+                last = chunk
+        return Completion(
+            id=request.request_id,
+            choices=tuple(_join(index, chunks) for index, chunks in enumerate(parts)),
+            usage=last.usage or Usage(),
+            adapters=last.adapters,
+        )
 
     async def score(self, request: ScoreRequest) -> Score:
-        """Log-probabilities of a given continuation."""
-        raise NotImplementedError
+        """Log-probabilities of a given continuation. Raises as ``generate`` does."""
+        return await self._scorer.score(request)
 
     async def tokenize(self, text: str | None = None, messages: tuple[Message, ...] = ()) -> Tokens:
         """Token ids of exactly one of a plain prompt and messages, as ``generate`` would feed them to the model."""
-        raise NotImplementedError
+        if violations := [*prompt_violations(text, messages, self._limits)]:
+            raise invalid(violations)
+        return await asyncio.to_thread(self._tokens, text, messages)
 
     def token_text(self, token_id: int) -> str:
         """The text of one token, for log-probabilities (bytes that are no character by themselves become U+FFFD)."""
-        raise NotImplementedError
+        return self._text.token_text(token_id)
+
+    async def _prepare(self, request: GenerateRequest) -> Prepared:
+        """Check everything that can be checked, and pin what the request will use."""
+        started = time.monotonic()
+        if violations := generate_violations(request, self._limits, self._info.vocab_size):
+            raise invalid(violations)
+        check_supported(request)
+        deadline = bounded(request.deadline, self._limits.max_request_seconds)
+        async with until(deadline):
+            ids = await asyncio.to_thread(encode_prompt, self._text, request.prompt, request.messages)
+            check_context(request.prompt, len(ids), self._info.max_context)
+            stack = await self._stacks.resolve(request.adapters, request.tenant)
+        sampling = self._sampling(request.sampling, room=self._info.max_context - len(ids))
+        run = uuid.uuid4().hex
+        ends = frozenset(sampling.stop_token_ids) | frozenset(() if sampling.ignore_eos else self._info.eos_token_ids)
+        return Prepared(
+            request_id=request.request_id or run,
+            tenant=request.tenant,
+            stack=stack,
+            prompt_tokens=len(ids),
+            commands=tuple(
+                GenerateCommand(
+                    id=f"{run}-{i}",
+                    prompt_ids=tuple(ids),
+                    stack=active(stack),
+                    sampling=replace(sampling, seed=_seed(sampling.seed, i)),
+                    tenant=request.tenant,
+                    deadline=deadline,
+                )
+                for i in range(request.n)
+            ),
+            decoders=tuple(
+                ChoiceDecoder(i, self._text.detokenizer(), StopMatcher(request.stop), ends, sampling.min_tokens)
+                for i in range(request.n)
+            ),
+            deadline=deadline,
+            started=started,
+        )
+
+    @staticmethod
+    def _sampling(sampling: SamplingParams, room: int) -> SamplingParams:
+        """What the engine is told: within the context, without a temperature too small to divide by, seeded."""
+        max_tokens = min(sampling.max_tokens, room)
+        temperature = sampling.temperature if sampling.temperature >= GREEDY_BELOW else 0.0
+        return replace(
+            sampling,
+            max_tokens=max_tokens,
+            min_tokens=min(sampling.min_tokens, max_tokens),
+            temperature=temperature,
+            seed=secrets.randbits(62) if sampling.seed is None and temperature else sampling.seed,
+        )
+
+    def _tokens(self, text: str | None, messages: tuple[Message, ...]) -> Tokens:
+        tokenizer = self._text
+        shown = text if text is not None else tokenizer.plain(tokenizer.render_chat(messages))
+        ids = tuple(encode_prompt(tokenizer, text, messages))
+        return Tokens(ids=ids, pieces=tuple(tokenizer.token_text(id) for id in ids), text=shown)
+
+
+def _seed(seed: int | None, index: int) -> int | None:
+    """The seed of a choice: consecutive from the request's, staying within 64 bits."""
+    return None if seed is None else (seed + index + 2**63) % 2**64 - 2**63
+
+
+def _join(index: int, chunks: list[Chunk]) -> Choice:
+    return Choice(
+        index=index,
+        text="".join(chunk.text for chunk in chunks),
+        token_ids=tuple(token for chunk in chunks for token in chunk.token_ids),
+        logprobs=tuple(entry for chunk in chunks for entry in chunk.logprobs),
+        finish_reason=next((c.finish_reason for c in reversed(chunks) if c.finish_reason), FinishReason.ERROR),
+    )

@@ -11,17 +11,16 @@ from ..core.backend import EngineInfo
 from ..core.errors import Code, Error, FieldViolation
 from ..core.jobs import TrainSpec
 from ..core.types import StackItem
+from ..lora.lora_config import ALL_LINEAR, LoraConfig
 from .limits import Limits
 from .validation import MAX_SEED, number_violations, shown, stack_violations, utf8_size
 from .views import CreateJobRequest
 
-ALL_LINEAR = "all-linear"
 SCHEDULERS = ("linear", "cosine", "constant")
 MAX_STACKS = 64
 MAX_METADATA = 64
 MAX_METADATA_BYTES = 4096
-_LAYER_RANGE = re.compile(r"(\d{1,5})(?:-(\d{1,5}))?")
-_LAYER_OF = re.compile(r"(?:^|\.)layers\.(\d+)\.|(?:^|\.)h\.(\d+)\.")
+_LAYER_RANGE = re.compile(r"([0-9]{1,5})(?:-([0-9]{1,5}))?")
 
 
 def check_job_supported(request: CreateJobRequest) -> None:
@@ -125,11 +124,8 @@ def selected_modules(spec: TrainSpec, info: EngineInfo) -> list[str]:
 
     A target is the end of a name (``q_proj``, ``self_attn.q_proj``) or a whole one; ``all-linear`` is every linear.
     """
-    return [
-        name
-        for name in info.linear_modules
-        if any(_names(target, name) for target in spec.target_modules) and _in_layers(name, spec.layers)
-    ]
+    config = LoraConfig(spec.rank, spec.alpha, target_modules=spec.target_modules, layers=spec.layers)
+    return config.targets(list(info.linear_modules))
 
 
 def _target_violations(spec: TrainSpec, info: EngineInfo) -> Iterator[FieldViolation]:
@@ -137,6 +133,9 @@ def _target_violations(spec: TrainSpec, info: EngineInfo) -> Iterator[FieldViola
     if spec.layers is not None and (bad_layers or not spec.layers):
         what = f"has {bad_layers[0]}" if bad_layers else "is empty"
         yield FieldViolation("layers", f"{what}; this base has layers 0 to {info.num_layers - 1}")
+        return
+    if ALL_LINEAR in spec.target_modules and len(spec.target_modules) > 1:
+        yield FieldViolation("target_modules", f"has other names beside {ALL_LINEAR!r}, which is all of them")
         return
     if not spec.target_modules:
         yield FieldViolation("target_modules", f"is empty; give {ALL_LINEAR!r} or names such as {_known(info)}")
@@ -152,13 +151,6 @@ def _target_violations(spec: TrainSpec, info: EngineInfo) -> Iterator[FieldViola
 
 def _names(target: str, module: str) -> bool:
     return target == ALL_LINEAR or module == target or (bool(target) and module.endswith("." + target))
-
-
-def _in_layers(module: str, layers: tuple[int, ...] | None) -> bool:
-    if layers is None:
-        return True
-    match = _LAYER_OF.search(module)
-    return match is not None and int(match[1] or match[2]) in layers
 
 
 def _suggestion(target: str, info: EngineInfo) -> str:

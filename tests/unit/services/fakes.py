@@ -1,0 +1,152 @@
+"""A scripted engine: emits the tokens it was given, writes down what it was asked, fails or hangs on demand."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterable
+from dataclasses import dataclass, field
+
+from loramux_server.core.backend import (
+    EngineInfo,
+    EngineStats,
+    GenerateCommand,
+    ScoreCommand,
+    ScoreResult,
+    TokenEvent,
+)
+from loramux_server.core.errors import Code, Error
+from loramux_server.core.jobs import TrainCommand, TrainEvent
+from loramux_server.core.types import AdapterVersion, FinishReason
+
+TOKENS_PER_EVENT = 1
+
+
+def linear_modules(layers: int = 4) -> dict[str, tuple[int, int]]:
+    attention = dict.fromkeys(("q_proj", "k_proj", "v_proj", "o_proj"), (16, 16))
+    mlp = {"gate_proj": (16, 32), "up_proj": (16, 32), "down_proj": (32, 16)}
+    return {
+        f"model.layers.{i}.{group}.{name}": shape
+        for i in range(layers)
+        for group, linears in (("self_attn", attention), ("mlp", mlp))
+        for name, shape in linears.items()
+    }
+
+
+def engine_info(vocab_size: int, *, tokenizer_path: str = "", max_context: int = 256) -> EngineInfo:
+    return EngineInfo(
+        base_name="tiny/base",
+        base_fingerprint="f" * 64,
+        architecture="LlamaForCausalLM",
+        vocab_size=vocab_size,
+        max_context=max_context,
+        eos_token_ids=(2, 0),
+        device="cpu",
+        dtype="float32",
+        num_layers=4,
+        linear_modules=linear_modules(),
+        tokenizer_path=tokenizer_path,
+    )
+
+
+@dataclass
+class Script:
+    """What the engine answers to one generation: token ids, cut into events, then an end, an error or nothing."""
+
+    token_ids: tuple[int, ...] = ()
+    per_event: int = TOKENS_PER_EVENT
+    finish: FinishReason = FinishReason.LENGTH
+    error: Error | None = None
+    """Reported in the last event, as the engine does for one sequence."""
+    raises: Error | None = None
+    """Raised instead of a last event, as a dead engine does."""
+    hang: bool = False
+    """Wait for ever after the tokens."""
+
+
+@dataclass
+class FakeBackend:
+    """``script`` gives the answer to a generation; ``training`` plays a training job."""
+
+    info: EngineInfo
+    script: Callable[[GenerateCommand], Script] = field(default=lambda _: Script())
+    training: Callable[[TrainCommand], AsyncIterator[TrainEvent]] | None = None
+    commands: list[GenerateCommand] = field(default_factory=list)
+    scores: list[ScoreCommand] = field(default_factory=list)
+    trained: list[TrainCommand] = field(default_factory=list)
+    loaded: list[AdapterVersion] = field(default_factory=list)
+    unloaded: list[str] = field(default_factory=list)
+    aborted: list[str] = field(default_factory=list)
+    """Generations whose iterator was closed before its last event."""
+    open: int = 0
+    load_error: Error | None = None
+    on_load: Callable[[AdapterVersion], None] | None = None
+    hanging: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set once a generation or job waits for ever."""
+
+    async def start(self) -> EngineInfo:
+        return self.info
+
+    async def close(self) -> None: ...
+
+    async def generate(self, command: GenerateCommand) -> AsyncIterator[TokenEvent]:
+        self.commands.append(command)
+        script = self.script(command)
+        done = False
+        self.open += 1
+        try:
+            for event in events(command.id, script):
+                await asyncio.sleep(0)
+                if event.finish_reason is not None:
+                    done = True
+                yield event
+            if script.raises is not None:
+                done = True
+                raise script.raises
+            if script.hang:
+                self.hanging.set()
+                await asyncio.Event().wait()
+        finally:
+            self.open -= 1
+            if not done:
+                self.aborted.append(command.id)
+
+    async def score(self, command: ScoreCommand) -> ScoreResult:
+        self.scores.append(command)
+        count = len(command.continuation_ids)
+        return ScoreResult(tuple(-float(i) for i in range(count)), tuple(i == 0 for i in range(count)))
+
+    async def load(self, adapter: AdapterVersion) -> None:
+        if self.load_error is not None:
+            raise self.load_error
+        if self.on_load is not None:
+            self.on_load(adapter)
+        self.loaded.append(adapter)
+
+    async def unload(self, digest: str) -> None:
+        self.unloaded.append(digest)
+
+    async def train(self, command: TrainCommand) -> AsyncIterator[TrainEvent]:
+        self.trained.append(command)
+        if self.training is None:
+            raise Error(Code.UNAVAILABLE, "the engine does not train")
+        async for event in self.training(command):
+            yield event
+
+    async def stats(self) -> EngineStats:
+        return EngineStats(resident={"device": tuple(adapter.digest for adapter in self.loaded)})
+
+
+def events(id: str, script: Script) -> Iterable[TokenEvent]:
+    ids = script.token_ids
+    groups = [ids[i : i + script.per_event] for i in range(0, len(ids), script.per_event)]
+    open_ended = script.hang or script.raises is not None
+    if script.error is not None or (not groups and not open_ended):
+        groups.append(())
+    for i, group in enumerate(groups):
+        last = i == len(groups) - 1 and not open_ended
+        if last and script.error is not None:
+            yield TokenEvent(
+                id, group, finish_reason=FinishReason.ERROR, error_code=script.error.code, error=script.error.message
+            )
+        else:
+            yield TokenEvent(id, group, finish_reason=script.finish if last else None)

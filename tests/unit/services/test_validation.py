@@ -1,0 +1,178 @@
+"""Bounds of every field of a generation request, and that all bad fields are named at once."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import pytest
+from loramux_server.core.errors import Code, Error
+from loramux_server.core.types import GenerateRequest, Message, SamplingParams, StackItem
+from loramux_server.services.limits import Limits
+from loramux_server.services.validation import check_supported, context_violation, generate_violations
+
+NAN, INF = math.nan, math.inf
+VOCAB = 100
+GOOD = GenerateRequest(prompt="hello")
+
+
+def fields_of(request: GenerateRequest) -> list[str]:
+    return [violation.field for violation in generate_violations(request, Limits(), VOCAB)]
+
+
+def sampled(**settings: object) -> GenerateRequest:
+    return dataclasses.replace(GOOD, sampling=SamplingParams(**settings))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"temperature": 0.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0},
+        {"temperature": 10.0, "top_p": 1e-6, "top_k": 2**31 - 1, "min_p": 1.0},
+        {"presence_penalty": -2.0, "frequency_penalty": 2.0, "repetition_penalty": 10.0},
+        {"max_tokens": 1, "min_tokens": 1},
+        {"max_tokens": Limits().max_new_tokens},
+        {"logit_bias": ((0, -100.0), (99, 100.0))},
+        {"seed": -(2**63)},
+        {"seed": 2**63 - 1},
+        {"logprobs": 0},
+        {"logprobs": 20},
+        {"stop_token_ids": (0, 99)},
+    ],
+)
+def test_values_on_the_bounds_are_taken(settings: dict[str, object]) -> None:
+    assert fields_of(sampled(**settings)) == []
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        *(("temperature", v) for v in (-1.0, -1e-9, 10.5, 1e9, NAN, INF, -INF)),
+        *(("top_p", v) for v in (0.0, -0.1, 1.01, NAN, INF)),
+        *(("top_k", v) for v in (-1, -5, 2**31)),
+        *(("min_p", v) for v in (-0.1, 1.1, 2.0, NAN)),
+        *(("repetition_penalty", v) for v in (0.0, -1.0, 11.0, 1e30, NAN, INF)),
+        *(("presence_penalty", v) for v in (-2.1, 2.1, 1e30, -1e30, NAN)),
+        *(("frequency_penalty", v) for v in (-2.1, 2.1, 1e30, NAN, INF)),
+        *(("max_tokens", v) for v in (0, -1, 32_769, 2**31 - 1)),
+        *(("min_tokens", v) for v in (-1, 129)),
+        *(("seed", v) for v in (2**63, -(2**63) - 1)),
+        *(("logprobs", v) for v in (-1, 21)),
+    ],
+)
+def test_values_beyond_the_bounds_are_named(field: str, value: float) -> None:
+    assert fields_of(sampled(**{field: value})) == [field]
+
+
+@pytest.mark.parametrize(
+    ("settings", "field"),
+    [
+        ({"logit_bias": ((100, 1.0),)}, "logit_bias[100]"),
+        ({"logit_bias": ((-1, 1.0),)}, "logit_bias[-1]"),
+        ({"logit_bias": ((5, NAN),)}, "logit_bias[5]"),
+        ({"logit_bias": ((5, 100.5),)}, "logit_bias[5]"),
+        ({"logit_bias": ((5, 1.0), (5, 2.0))}, "logit_bias[5]"),
+        ({"logit_bias": tuple((i, 0.0) for i in range(1025))}, "logit_bias"),
+        ({"stop_token_ids": (1, 100)}, "stop_token_ids[1]"),
+        ({"stop_token_ids": tuple(range(65))}, "stop_token_ids"),
+    ],
+)
+def test_token_tables_are_checked_entry_by_entry(settings: dict[str, object], field: str) -> None:
+    assert fields_of(sampled(**settings)) == [field]
+
+
+@pytest.mark.parametrize(
+    ("request_", "field"),
+    [
+        (GenerateRequest(), "prompt"),
+        (GenerateRequest(prompt=""), "prompt"),
+        (GenerateRequest(prompt="a", messages=(Message("user", "b"),)), "prompt"),
+        (GenerateRequest(prompt="lone \ud800 surrogate"), "prompt"),
+        (GenerateRequest(prompt="ä" * (1 << 19) + "x"), "prompt"),
+        (GenerateRequest(messages=(Message("user", "a"), Message("wizard", "b"))), "messages[1].role"),
+        (GenerateRequest(messages=(Message("<|im_end|>", "b"),)), "messages[0].role"),
+        (GenerateRequest(messages=(Message("user", "\udfff"),)), "messages[0].content"),
+        (GenerateRequest(messages=(Message("user", "x" * (1 << 20)), Message("user", "y"))), "messages"),
+        (GenerateRequest(messages=(Message("user", "x"),) * 1025), "messages"),
+        (dataclasses.replace(GOOD, n=0), "n"),
+        (dataclasses.replace(GOOD, n=-1), "n"),
+        (dataclasses.replace(GOOD, n=17), "n"),
+        (dataclasses.replace(GOOD, stop=("a",) * 17), "stop"),
+        (dataclasses.replace(GOOD, stop=("a", "")), "stop[1]"),
+        (dataclasses.replace(GOOD, stop=("x" * 513,)), "stop[0]"),
+        (dataclasses.replace(GOOD, stop=("\ud800",)), "stop[0]"),
+    ],
+)
+def test_texts_and_counts(request_: GenerateRequest, field: str) -> None:
+    assert fields_of(request_) == [field]
+
+
+@pytest.mark.parametrize(
+    ("items", "field"),
+    [
+        ([StackItem("a", NAN)], "adapters[0].weight"),
+        ([StackItem("a"), StackItem("b", INF)], "adapters[1].weight"),
+        ([StackItem("a", 1e30)], "adapters[0].weight"),
+        ([StackItem("a", -100.1)], "adapters[0].weight"),
+        ([StackItem("a"), StackItem("a")], "adapters[1].adapter"),
+        ([StackItem("a@1"), StackItem("b"), StackItem("a@2")], "adapters[2].adapter"),
+        ([StackItem("")], "adapters[0].adapter"),
+        ([StackItem("@3")], "adapters[0].adapter"),
+        ([StackItem(f"a{i}") for i in range(9)], "adapters"),
+        ([StackItem(f"a{i}") for i in range(1000)], "adapters"),
+    ],
+)
+def test_stacks(items: list[StackItem], field: str) -> None:
+    assert fields_of(dataclasses.replace(GOOD, adapters=tuple(items))) == [field]
+
+
+def test_eight_entries_and_weight_zero_are_fine() -> None:
+    items = tuple(StackItem(f"a{i}", weight) for i, weight in enumerate([0.0, -0.0, 1.0, -100.0, 100.0, 0.5, 1.3, 2.0]))
+    assert fields_of(dataclasses.replace(GOOD, adapters=items)) == []
+
+
+def test_every_bad_field_is_named_at_once() -> None:
+    request = GenerateRequest(
+        prompt="",
+        adapters=(StackItem("a", NAN), StackItem("a")),
+        sampling=SamplingParams(temperature=-1, top_p=0, max_tokens=0),
+        stop=("",),
+        n=0,
+    )
+    assert fields_of(request) == [
+        "prompt",
+        "adapters[0].weight",
+        "adapters[1].adapter",
+        "max_tokens",
+        "temperature",
+        "top_p",
+        "stop[0]",
+        "n",
+    ]
+
+
+def test_a_long_name_is_cut_in_the_message() -> None:
+    name = "x" * 10_000
+    violations = generate_violations(
+        dataclasses.replace(GOOD, adapters=(StackItem(name), StackItem(name))), Limits(), VOCAB
+    )
+    assert len(violations[0].description) < 300
+
+
+def test_a_prompt_that_fills_the_context_is_refused_with_both_numbers() -> None:
+    assert context_violation("prompt", 255, 256) is None
+    violation = context_violation("prompt", 256, 256)
+    assert violation is not None
+    violation = context_violation("messages", 300, 256)
+    assert violation is not None
+    assert violation.field == "messages"
+    assert "300" in violation.description
+    assert "256" in violation.description
+
+
+def test_response_format_is_not_there_yet() -> None:
+    with pytest.raises(Error) as caught:
+        check_supported(dataclasses.replace(GOOD, response_format={"type": "json_object"}))
+    assert caught.value.code is Code.UNIMPLEMENTED
+    assert "response_format" in caught.value.message
