@@ -1,0 +1,127 @@
+"""The async client's road to the server: as ``_transport``, on grpc.aio."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from typing import Generic, Protocol, TypeVar
+
+import grpc
+import grpc.aio
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from ._channel import OPTIONS, Target
+from .errors import NotFound, from_rpc_error, translated
+from .v1 import adapters_pb2_grpc, inference_pb2_grpc, server_pb2_grpc, training_pb2_grpc
+
+Q = TypeVar("Q")
+R = TypeVar("R")
+M = TypeVar("M", covariant=True)
+
+
+class Call(Protocol[M]):
+    """What grpc.aio gives for a call that answers with a stream."""
+
+    def __aiter__(self) -> AsyncIterator[M]: ...
+
+    def cancel(self) -> bool: ...
+
+
+class AsyncTransport:
+    """A channel with its stubs, for one event loop."""
+
+    def __init__(self, target: Target, timeout: float | None = None) -> None:
+        self.target = target
+        self.timeout = timeout
+        if target.credentials is None:
+            self._channel = grpc.aio.insecure_channel(target.address, options=OPTIONS)
+        else:
+            self._channel = grpc.aio.secure_channel(target.address, target.credentials, options=OPTIONS)
+        self.inference = inference_pb2_grpc.InferenceServiceStub(self._channel)
+        self.adapters = adapters_pb2_grpc.AdapterServiceStub(self._channel)
+        self.training = training_pb2_grpc.TrainingServiceStub(self._channel)
+        self.server = server_pb2_grpc.ServerServiceStub(self._channel)
+        self._health = health_pb2_grpc.HealthStub(self._channel)
+
+    async def close(self) -> None:
+        await self._channel.close()
+
+    async def unary(
+        self, method: grpc.aio.UnaryUnaryMultiCallable[Q, R], request: Q, timeout: float | None = None
+    ) -> R:
+        """Call with one request for one answer."""
+        with translated(self.target.address):
+            return await method(request, timeout=timeout or self.timeout, metadata=self.target.metadata)
+
+    async def upload(self, method: grpc.aio.StreamUnaryMultiCallable[Q, R], requests: Iterator[Q]) -> R:
+        """Call with a stream of requests for one answer; they are made in a thread, because that reads files."""
+        with translated(self.target.address):
+            return await method(_off_loop(requests), metadata=self.target.metadata)
+
+    def stream(
+        self, method: grpc.aio.UnaryStreamMultiCallable[Q, R], request: Q, timeout: float | None = None
+    ) -> AsyncStream[R]:
+        """Call with one request for a stream of answers; the call starts when the first one is asked for."""
+        return AsyncStream(lambda: method(request, timeout=timeout, metadata=self.target.metadata), self.target.address)
+
+    async def health(self, service: str, timeout: float) -> str:
+        """As ``Transport.health``."""
+        try:
+            answer = await self.unary(self._health.Check, health_pb2.HealthCheckRequest(service=service), timeout)
+        except NotFound:
+            return "SERVICE_UNKNOWN"
+        return health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)
+
+
+class AsyncStream(Generic[R]):
+    """The messages of a call. Dropping it, closing it or an exception on the way cancels the call (see ``Stream``)."""
+
+    def __init__(self, start: Callable[[], Call[R]], address: str = "") -> None:
+        self._start = start
+        self._address = address
+        self._call: Call[R] | None = None
+        self._messages: AsyncIterator[R] | None = None
+        self._closed = False
+
+    def __aiter__(self) -> AsyncIterator[R]:
+        return self
+
+    async def __anext__(self) -> R:
+        if self._closed:
+            raise StopAsyncIteration
+        if self._messages is None:
+            self._call = self._start()
+            self._messages = aiter(self._call)
+        try:
+            return await anext(self._messages)
+        except grpc.RpcError as error:
+            self.close()
+            raise from_rpc_error(error, self._address) from None
+        except BaseException:  # StopAsyncIteration, or the task was cancelled
+            self.close()
+            raise
+
+    def close(self) -> None:
+        self._closed = True
+        if self._call is not None:
+            self._call.cancel()
+
+    def __del__(self) -> None:
+        if getattr(self, "_call", None) is not None and not self._closed:
+            self.close()
+
+
+async def pages(fetch: Callable[[str], Awaitable[tuple[Iterable[R], str]]]) -> AsyncIterator[R]:
+    """All items of a paged list; ``fetch`` takes a page token and gives items and the next token."""
+    token = ""
+    while True:
+        items, token = await fetch(token)
+        for item in items:
+            yield item
+        if not token:
+            return
+
+
+async def _off_loop(items: Iterator[Q]) -> AsyncIterator[Q]:
+    while (item := await asyncio.to_thread(next, items, None)) is not None:
+        yield item

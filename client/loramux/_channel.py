@@ -1,0 +1,101 @@
+"""How a client reaches a server: address, key, retries. Shared by the sync and the async client."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+import grpc
+
+from .errors import invalid
+
+DEFAULT_ADDRESS = "localhost:50051"
+DEFAULT_PORT = 50051
+MAX_MESSAGE = 64 << 20
+
+# Calls that may be made twice without harm. CreateJob is one because it carries an idempotency key.
+_REPEATABLE = {
+    "InferenceService": ("GenerateOnce", "Score", "Tokenize"),
+    "AdapterService": ("ListAdapters", "GetAdapter", "SetAlias", "PinAdapter", "UnpinAdapter"),
+    "TrainingService": ("ValidateDataset", "CreateJob", "GetJob", "ListJobs", "CancelJob"),
+    "ServerService": ("GetServerInfo",),
+}
+
+SERVICE_CONFIG = json.dumps(
+    {
+        "methodConfig": [
+            {
+                "name": [
+                    {"service": f"loramux.v1.{service}", "method": method}
+                    for service, methods in _REPEATABLE.items()
+                    for method in methods
+                ],
+                "retryPolicy": {
+                    "maxAttempts": 4,
+                    "initialBackoff": "0.2s",
+                    "maxBackoff": "2s",
+                    "backoffMultiplier": 2,
+                    "retryableStatusCodes": ["UNAVAILABLE"],
+                },
+            }
+        ]
+    }
+)
+
+OPTIONS: tuple[tuple[str, str | int], ...] = (
+    ("grpc.service_config", SERVICE_CONFIG),
+    ("grpc.enable_retries", 1),
+    ("grpc.max_receive_message_length", MAX_MESSAGE),
+    # A server that restarts is found again within seconds, not after gRPC's default of up to two minutes.
+    ("grpc.initial_reconnect_backoff_ms", 200),
+    ("grpc.max_reconnect_backoff_ms", 3000),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where to connect to and how. ``metadata`` goes with every call."""
+
+    address: str
+    metadata: tuple[tuple[str, str], ...] = ()
+    credentials: grpc.ChannelCredentials | None = None
+    """None: plain text."""
+
+
+def target(
+    address: str | None, api_key: str | None, tls: bool | None = None, root_certificates: bytes | None = None
+) -> Target:
+    """Where to connect to: what is given, else LORAMUX_ADDRESS and LORAMUX_API_KEY, else ``localhost:50051``.
+
+    ``https://`` in front of the address means TLS, ``http://`` none; a missing port is 50051. Raises
+    InvalidArgument for an address that is none.
+    """
+    text = address or os.environ.get("LORAMUX_ADDRESS") or DEFAULT_ADDRESS
+    key = api_key if api_key is not None else os.environ.get("LORAMUX_API_KEY")
+    scheme, separator, rest = text.partition("://")
+    if text.startswith(("unix:", "dns:", "ipv4:", "ipv6:")):
+        scheme, host = "", text
+    elif separator and scheme not in ("http", "https", "grpc", "grpcs"):
+        raise invalid("address", f"{text!r} has an unknown scheme; write host:port or https://host:port")
+    else:
+        host = _host_port(rest if separator else text)
+    secure = tls if tls is not None else (scheme in ("https", "grpcs") or root_certificates is not None)
+    credentials = grpc.ssl_channel_credentials(root_certificates) if secure else None
+    if key is not None and not (key.isascii() and key.isprintable()):
+        raise invalid("api_key", "has characters that no key has")
+    metadata = (("authorization", f"Bearer {key}"),) if key else ()
+    return Target(host, metadata, credentials)
+
+
+def _host_port(text: str) -> str:
+    try:
+        parts = urlsplit(f"//{text}")
+        port = parts.port or DEFAULT_PORT
+    except ValueError:
+        raise invalid("address", f"{text!r} is no address; write host:port") from None
+    if not parts.hostname or parts.path.strip("/") or parts.query or parts.username:
+        raise invalid("address", f"{text!r} is no address; write host:port")
+    host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
+    return f"{host}:{port}"

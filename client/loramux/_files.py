@@ -1,0 +1,192 @@
+"""Files on their way in and out: adapter folders and datasets, in pieces and with hashes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO, TypeAlias
+
+from . import _responses
+from .errors import DataLoss, invalid
+from .types import AdapterVersion
+from .v1 import adapters_pb2, common_pb2, training_pb2
+
+CHUNK = 1 << 20
+"""Bytes per message."""
+
+CONFIG = "adapter_config.json"
+WEIGHTS = "adapter_model.safetensors"
+CARD = "README.md"
+
+Data: TypeAlias = "str | os.PathLike[str] | Iterable[Mapping[str, Any]]"
+"""Training data: the path of a JSONL file, or rows of ``messages``, ``prompt`` + ``completion`` or ``text``."""
+
+
+def upload_adapter(
+    name: str, folder: str | os.PathLike[str], *, set_current: bool, metadata: Mapping[str, str] | None
+) -> Iterator[adapters_pb2.UploadAdapterRequest]:
+    """The messages that upload a PEFT folder. Only config, weights and model card are read from it."""
+    paths = _adapter_files(Path(folder))
+    header = adapters_pb2.UploadAdapterHeader(name=name, set_current=set_current, metadata=metadata or {})
+    header.files.extend(
+        common_pb2.FileInfo(name=path.name, size=path.stat().st_size, sha256=_sha256(path)) for path in paths
+    )
+    return _adapter_messages(header, paths)
+
+
+def _adapter_messages(
+    header: adapters_pb2.UploadAdapterHeader, paths: list[Path]
+) -> Iterator[adapters_pb2.UploadAdapterRequest]:
+    yield adapters_pb2.UploadAdapterRequest(header=header)
+    for path in paths:
+        with path.open("rb") as file:
+            for data in _pieces(file):
+                yield adapters_pb2.UploadAdapterRequest(chunk=common_pb2.FileChunk(name=path.name, data=data))
+
+
+def _adapter_files(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        raise invalid("folder", f"{str(folder)!r} is no folder")
+    if not (folder / WEIGHTS).is_file() and (folder / "adapter_model.bin").is_file():
+        raise invalid("folder", f"{str(folder)!r} holds pickled weights; save them with safe_serialization=True")
+    for required in (CONFIG, WEIGHTS):
+        if not (folder / required).is_file():
+            raise invalid("folder", f"{str(folder)!r} has no {required}; it must be an adapter saved by PEFT")
+    return [folder / name for name in (CONFIG, WEIGHTS, CARD) if (folder / name).is_file()]
+
+
+class AdapterWriter:
+    """Writes a downloaded adapter into a folder.
+
+    Each file is written under a passing name and takes its own when its size and hash are right; leaving the
+    ``with`` block early removes what is not finished.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        self._folder = Path(folder)
+        self._expected: list[common_pb2.FileInfo] = []
+        self._version: AdapterVersion | None = None
+        self._file: BinaryIO | None = None
+        self._hash = hashlib.sha256()
+        self._size = 0
+
+    def __enter__(self) -> AdapterWriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._part(self._expected[0].name).unlink(missing_ok=True)
+
+    def write(self, message: adapters_pb2.DownloadAdapterResponse) -> None:
+        """Take the next message. Raises DataLoss when it does not fit what was announced."""
+        if message.HasField("header"):
+            self._version = _responses.adapter_version(message.header.version)
+            self._expected = list(message.header.files)
+            for info in self._expected:
+                # Names from the network become paths here: nothing but a plain file name will do.
+                if info.name != Path(info.name).name or info.name.startswith(".") or "\\" in info.name:
+                    raise DataLoss(f"the server sent a file name that is no plain name: {info.name!r}")
+            self._folder.mkdir(parents=True, exist_ok=True)
+            self._finish_empty()
+            return
+        chunk = message.chunk
+        if not self._expected or chunk.name != self._expected[0].name:
+            raise DataLoss(f"the server sent {chunk.name!r} out of turn")
+        if self._file is None:
+            self._open()
+        assert self._file is not None
+        self._file.write(chunk.data)
+        self._hash.update(chunk.data)
+        self._size += len(chunk.data)
+        if self._size >= self._expected[0].size:
+            self._finish()
+            self._finish_empty()
+
+    def finish(self) -> AdapterVersion:
+        """The version that was written. Raises DataLoss when files are missing."""
+        if self._version is None or self._expected:
+            missing = ", ".join(info.name for info in self._expected) or "everything"
+            raise DataLoss(f"the download ended early; missing: {missing}")
+        return self._version
+
+    def _part(self, name: str) -> Path:
+        return self._folder / f".{name}.part"
+
+    def _open(self) -> None:
+        self._file = self._part(self._expected[0].name).open("wb")
+        self._hash, self._size = hashlib.sha256(), 0
+
+    def _finish(self) -> None:
+        info = self._expected[0]
+        assert self._file is not None
+        if self._size != info.size or (info.sha256 and self._hash.hexdigest() != info.sha256):
+            raise DataLoss(f"{info.name} arrived damaged; try again")
+        self._file.close()
+        self._file = None
+        os.replace(self._part(info.name), self._folder / info.name)
+        self._expected.pop(0)
+
+    def _finish_empty(self) -> None:
+        """Files of no bytes have no chunk that would end them."""
+        while self._expected and self._expected[0].size == 0:
+            self._open()
+            self._finish()
+
+
+def upload_dataset(data: Data) -> Iterator[training_pb2.UploadDatasetRequest]:
+    """The messages that upload a dataset from a JSONL file or from rows."""
+    if isinstance(data, str | os.PathLike):
+        path = Path(data)
+        if not path.is_file():
+            raise invalid("data", f"{str(path)!r} is no file")
+        header = training_pb2.UploadDatasetHeader(name=path.name, size=path.stat().st_size, sha256=_sha256(path))
+        return _dataset_messages(header, path)
+    content = jsonl(data)
+    header = training_pb2.UploadDatasetHeader(
+        name="rows.jsonl", size=len(content), sha256=hashlib.sha256(content).hexdigest()
+    )
+    return _dataset_messages(header, content)
+
+
+def _dataset_messages(
+    header: training_pb2.UploadDatasetHeader, source: Path | bytes
+) -> Iterator[training_pb2.UploadDatasetRequest]:
+    header.format = "jsonl"
+    yield training_pb2.UploadDatasetRequest(header=header)
+    if isinstance(source, bytes):
+        for start in range(0, len(source), CHUNK):
+            yield training_pb2.UploadDatasetRequest(chunk=source[start : start + CHUNK])
+        return
+    with source.open("rb") as file:
+        for data in _pieces(file):
+            yield training_pb2.UploadDatasetRequest(chunk=data)
+
+
+def jsonl(rows: Iterable[Mapping[str, Any]]) -> bytes:
+    """Rows as JSONL."""
+    lines: list[str] = []
+    for i, row in enumerate(rows):
+        if not isinstance(row, Mapping):
+            raise invalid(f"data[{i}]", "must be a dict of messages, prompt + completion, or text")
+        try:
+            lines.append(json.dumps(dict(row), ensure_ascii=False, allow_nan=False) + "\n")
+        except (TypeError, ValueError) as error:
+            raise invalid(f"data[{i}]", f"cannot be written as JSON: {error}") from None
+    if not lines:
+        raise invalid("data", "has no rows")
+    return "".join(lines).encode("utf-8", errors="surrogatepass")
+
+
+def _pieces(file: BinaryIO) -> Iterator[bytes]:
+    while data := file.read(CHUNK):
+        yield data
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,313 @@
+"""From Python arguments to messages of the API. Pure functions; what has no form in a message is InvalidArgument."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TypeAlias, TypedDict
+
+from google.protobuf.message import Message as ProtoMessage
+
+from . import _responses
+from .errors import invalid
+from .types import StackItem
+from .v1 import common_pb2, inference_pb2, training_pb2
+
+Entry: TypeAlias = "str | tuple[str, float] | StackItem"
+Adapters: TypeAlias = "str | Mapping[str, float] | Sequence[Entry]"
+"""A stack: ``["acme", ("formal", 0.5)]`` or ``{"acme": 1.0, "formal": 0.5}``; names may be ``name@version``."""
+ChatMessage: TypeAlias = "Mapping[str, Any]"
+Gate: TypeAlias = "str | Mapping[str, float]"
+
+
+class GenerateOptions(TypedDict, total=False):
+    """How tokens are chosen, counted in tokens. What is left out or None takes the server's default."""
+
+    max_tokens: int | None
+    temperature: float | None
+    top_p: float | None
+    top_k: int | None
+    min_p: float | None
+    repetition_penalty: float | None
+    presence_penalty: float | None
+    frequency_penalty: float | None
+    logit_bias: Mapping[int, float] | None
+    seed: int | None
+    logprobs: int | None
+    stop: str | Sequence[str] | None
+    stop_token_ids: Sequence[int] | None
+    ignore_eos: bool | None
+    min_tokens: int | None
+    n: int | None
+    response_format: Mapping[str, Any] | None
+    request_id: str | None
+
+
+class TrainOptions(TypedDict, total=False):
+    """How to train, in PEFT's and TRL's words. What is left out or None takes the server's default."""
+
+    rank: int | None
+    alpha: float | None
+    rslora: bool | None
+    dropout: float | None
+    target_modules: str | Sequence[str] | None
+    layers: str | Sequence[int] | None
+    learning_rate: float | None
+    lr_scheduler: str | None
+    warmup_ratio: float | None
+    beta1: float | None
+    beta2: float | None
+    weight_decay: float | None
+    max_grad_norm: float | None
+    epochs: float | None
+    max_steps: int | None
+    batch_size: int | None
+    max_length: int | None
+    seed: int | None
+
+
+def generate(
+    prompt: str | None,
+    messages: Iterable[ChatMessage] | None,
+    adapters: Adapters | None,
+    options: Mapping[str, Any],
+) -> inference_pb2.GenerateRequest:
+    """A generation; exactly one of ``prompt`` and ``messages``."""
+    request = inference_pb2.GenerateRequest(adapters=stack(adapters))
+    _input(request, prompt, messages)
+    _known(options, GenerateOptions)
+    given = {name: value for name, value in options.items() if value is not None}
+    if "stop" in given:
+        given["stop"] = _strings("stop", given["stop"])
+    if "response_format" in given:
+        given["response_format"] = response_format(given["response_format"])
+    _assign(request, given)
+    return request
+
+
+def score(
+    prompt: str | None,
+    messages: Iterable[ChatMessage] | None,
+    continuation: str,
+    adapters: Adapters | None,
+) -> inference_pb2.ScoreRequest:
+    """A continuation to score after exactly one of ``prompt`` and ``messages``."""
+    request = inference_pb2.ScoreRequest(adapters=stack(adapters))
+    _input(request, prompt, messages)
+    _assign(request, {"continuation": continuation})
+    return request
+
+
+def tokenize(prompt: str | None, messages: Iterable[ChatMessage] | None) -> inference_pb2.TokenizeRequest:
+    """A text to tokenise: exactly one of ``prompt`` and ``messages``."""
+    request = inference_pb2.TokenizeRequest()
+    _input(request, prompt, messages)
+    return request
+
+
+def create_job(
+    name: str,
+    *,
+    on_top_of: Adapters | Sequence[Adapters] | None,
+    init_from: str | None,
+    gate: Gate | None,
+    compare_prompt: str | None,
+    metadata: Mapping[str, str] | None,
+    idempotency_key: str,
+    options: Mapping[str, Any],
+) -> training_pb2.CreateJobRequest:
+    """A training job; the ids of its datasets are still to be filled in."""
+    request = training_pb2.CreateJobRequest(settings=train_settings(options))
+    request.on_top_of.extend(common_pb2.Stack(entries=entries) for entries in stacks(on_top_of))
+    if gate is not None:
+        request.gate.CopyFrom(_gate(gate))
+    given = {
+        "name": name,
+        "init_from": init_from,
+        "compare_prompt": compare_prompt,
+        "metadata": metadata,
+        "idempotency_key": idempotency_key,
+    }
+    _assign(request, {field: value for field, value in given.items() if value is not None})
+    return request
+
+
+def train_settings(options: Mapping[str, Any]) -> training_pb2.TrainSettings:
+    """Training settings from keyword arguments."""
+    _known(options, TrainOptions)
+    given = {name: value for name, value in options.items() if value is not None}
+    if "target_modules" in given:
+        given["target_modules"] = _strings("target_modules", given["target_modules"])
+    if "layers" in given:
+        given["layers"] = layers(given["layers"])
+    settings = training_pb2.TrainSettings()
+    _assign(settings, given)
+    return settings
+
+
+def job_states(states: Sequence[str]) -> list[training_pb2.JobState.ValueType]:
+    """States of jobs by their words."""
+    known = {_responses.job_state(value): value for value in training_pb2.JobState.values() if value}
+    for state in states:
+        if state not in known:
+            raise invalid("states", f"{state!r} is no state; there are {', '.join(known)}")
+    return [known[state] for state in states]
+
+
+def stack(adapters: Adapters | None, field: str = "adapters") -> list[common_pb2.StackEntry]:
+    """The entries of one stack, however it is written; None is the base."""
+    if adapters is None:
+        return []
+    entries: Iterable[Any]
+    if isinstance(adapters, str):
+        entries = [adapters]
+    elif isinstance(adapters, Mapping):
+        entries = adapters.items()
+    else:
+        entries = adapters
+    try:
+        return [_entry(entry, f"{field}[{i}]") for i, entry in enumerate(entries)]
+    except TypeError:
+        raise invalid(field, "must be a list of names, a dict of name to weight, or a list of (name, weight)") from None
+
+
+def stacks(on_top_of: Adapters | Sequence[Adapters] | None) -> list[list[common_pb2.StackEntry]]:
+    """The stacks underneath a training job: one stack as ``stack`` takes it, or a list of such stacks.
+
+    ``["acme"]`` is one stack; ``[{"pine": 1.3}, ["summit"], []]`` is three, the last one the bare base.
+    """
+    if not on_top_of:
+        return []
+    if isinstance(on_top_of, str | Mapping):
+        return [stack(on_top_of, "on_top_of[0]")]
+    several = [_is_stack(item) for item in on_top_of]
+    if all(several):
+        return [stack(item, f"on_top_of[{i}]") for i, item in enumerate(on_top_of)]  # type: ignore[arg-type]
+    if any(several):
+        raise invalid("on_top_of", "mixes names and stacks; write a list of stacks, such as [['acme'], {'pine': 1.3}]")
+    return [stack(on_top_of, "on_top_of[0]")]  # type: ignore[arg-type]
+
+
+def layers(value: str | Sequence[int]) -> list[int]:
+    """Layer numbers from a list or from text such as ``15-29`` or ``0,2,4-6`` (both ends included)."""
+    if isinstance(value, str):
+        found: list[int] = []
+        for part in value.split(","):
+            first, dash, last = part.strip().partition("-")
+            if not first.isdecimal() or (dash and not last.isdecimal()):
+                raise invalid("layers", f"{part.strip()!r} is no layer; write for example 15-29 or 0,2,4-6")
+            low, high = int(first), int(last or first)
+            if low > high or high > 100_000:
+                raise invalid("layers", f"{part.strip()!r} is no range of layers")
+            found += range(low, high + 1)
+        return sorted(set(found))
+    if len(value) == 0:
+        raise invalid("layers", "is empty; leave it out for all layers")
+    return list(value)
+
+
+def response_format(value: Mapping[str, Any]) -> inference_pb2.ResponseFormat:
+    """A shape for the answer.
+
+    One of ``{"json_schema": ...}``, ``{"regex": ...}``, ``{"choice": [...]}``, ``{"grammar": ...}`` and
+    ``{"json_object": True}``.
+    """
+    message = inference_pb2.ResponseFormat()
+    if not isinstance(value, Mapping) or len(value) != 1:
+        raise invalid("response_format", "must be a dict with one of json_schema, regex, choice, grammar, json_object")
+    [(kind, shape)] = value.items()
+    if kind == "json_schema":
+        _assign(message, {kind: shape if isinstance(shape, str) else json.dumps(shape)}, "response_format.")
+    elif kind in ("regex", "grammar"):
+        _assign(message, {kind: shape}, "response_format.")
+    elif kind == "choice":
+        message.choice.choices.extend(_strings("response_format.choice", shape))
+    elif kind == "json_object":
+        message.json_object.SetInParent()
+    else:
+        raise invalid(f"response_format.{kind}", "is unknown; use json_schema, regex, choice, grammar or json_object")
+    return message
+
+
+def _input(
+    request: inference_pb2.GenerateRequest | inference_pb2.ScoreRequest | inference_pb2.TokenizeRequest,
+    prompt: str | None,
+    messages: Iterable[ChatMessage] | None,
+) -> None:
+    if (prompt is None) == (messages is None):
+        raise invalid("prompt", "give exactly one of prompt and messages")
+    if prompt is not None:
+        _assign(request, {"prompt": prompt})
+        return
+    for i, message in enumerate(messages or ()):
+        if not isinstance(message, Mapping):
+            raise invalid(f"messages[{i}]", "must be a dict with role and content")
+        missing = {"role", "content"} - message.keys()
+        extra = message.keys() - {"role", "content", "weight"}
+        if missing or extra:
+            what = f"has no {min(missing)}" if missing else f"has an unknown key {min(extra)!r}"
+            raise invalid(f"messages[{i}]", f"{what}; it takes role, content and, for training, weight")
+        _assign(request.messages.add(), message, f"messages[{i}].")
+
+
+def _entry(entry: Any, field: str) -> common_pb2.StackEntry:
+    if isinstance(entry, StackItem):
+        entry = (entry.adapter, entry.weight)
+    name, weight = (entry, None) if isinstance(entry, str) else _pair(entry, field)
+    message = common_pb2.StackEntry()
+    _assign(message, {"adapter": name} if weight is None else {"adapter": name, "weight": weight}, f"{field}.")
+    return message
+
+
+def _pair(entry: Any, field: str) -> tuple[Any, Any]:
+    if isinstance(entry, tuple | list) and len(entry) == 2:
+        return entry[0], entry[1]
+    raise invalid(field, "must be a name or (name, weight)")
+
+
+def _is_stack(item: object) -> bool:
+    """Whether an item of ``on_top_of`` is a stack of its own, not an entry such as ``"acme"`` or ``("acme", 1.3)``."""
+    if isinstance(item, tuple) and len(item) == 2 and isinstance(item[0], str) and isinstance(item[1], int | float):
+        return False
+    return isinstance(item, Mapping | list | tuple)
+
+
+def _gate(value: Gate) -> training_pb2.Gate:
+    kinds = {"none": training_pb2.Gate.KIND_NONE, "improves": training_pb2.Gate.KIND_IMPROVES}
+    if isinstance(value, str) and value in kinds:
+        return training_pb2.Gate(kind=kinds[value])
+    if isinstance(value, Mapping) and set(value) == {"min_accuracy"}:
+        message = training_pb2.Gate(kind=training_pb2.Gate.KIND_MIN_ACCURACY)
+        _assign(message, value, "gate.")
+        return message
+    raise invalid("gate", "must be 'none', 'improves' or {'min_accuracy': 0.9}")
+
+
+def _strings(field: str, value: str | Sequence[str]) -> list[str]:
+    found = [value] if isinstance(value, str) else list(value)
+    for i, text in enumerate(found):
+        if not isinstance(text, str):
+            raise invalid(f"{field}[{i}]", f"must be text, not {type(text).__name__}")
+    return found
+
+
+def _known(options: Mapping[str, Any], allowed: type) -> None:
+    unknown = options.keys() - allowed.__annotations__.keys()
+    if unknown:
+        raise invalid(min(unknown), f"is no setting; there are {', '.join(allowed.__annotations__)}")
+
+
+def _assign(message: ProtoMessage, values: Mapping[str, Any], path: str = "") -> None:
+    """Set fields one by one, so that a value of the wrong type is refused by its own name."""
+    for name, value in values.items():
+        try:
+            if isinstance(value, Mapping):
+                getattr(message, name).update(value)
+            elif isinstance(value, list | tuple):
+                getattr(message, name).extend(value)
+            elif isinstance(value, ProtoMessage):
+                getattr(message, name).CopyFrom(value)
+            else:
+                setattr(message, name, value)
+        except (TypeError, ValueError) as error:
+            raise invalid(f"{path}{name}", f"{value!r} does not fit: {error}") from None

@@ -1,0 +1,118 @@
+"""The sync client's road to the server: one channel, the stubs, and calls that fail with the client's errors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Generic, Protocol, TypeVar
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from ._channel import OPTIONS, Target
+from .errors import NotFound, from_rpc_error, translated
+from .v1 import adapters_pb2_grpc, inference_pb2_grpc, server_pb2_grpc, training_pb2_grpc
+
+Q = TypeVar("Q")
+R = TypeVar("R")
+M = TypeVar("M", covariant=True)
+
+
+class Call(Protocol[M]):
+    """What grpc gives for a call that answers with a stream."""
+
+    def __next__(self) -> M: ...
+
+    def cancel(self) -> bool: ...
+
+
+class Transport:
+    """A channel with its stubs. Safe to use from several threads."""
+
+    def __init__(self, target: Target, timeout: float | None = None) -> None:
+        self.target = target
+        self.timeout = timeout
+        if target.credentials is None:
+            self._channel = grpc.insecure_channel(target.address, options=OPTIONS)
+        else:
+            self._channel = grpc.secure_channel(target.address, target.credentials, options=OPTIONS)
+        self.inference = inference_pb2_grpc.InferenceServiceStub(self._channel)
+        self.adapters = adapters_pb2_grpc.AdapterServiceStub(self._channel)
+        self.training = training_pb2_grpc.TrainingServiceStub(self._channel)
+        self.server = server_pb2_grpc.ServerServiceStub(self._channel)
+        self._health = health_pb2_grpc.HealthStub(self._channel)
+
+    def close(self) -> None:
+        self._channel.close()
+
+    def unary(self, method: grpc.UnaryUnaryMultiCallable[Q, R], request: Q, timeout: float | None = None) -> R:
+        """Call with one request for one answer."""
+        with translated(self.target.address):
+            return method(request, timeout=timeout or self.timeout, metadata=self.target.metadata)
+
+    def upload(self, method: grpc.StreamUnaryMultiCallable[Q, R], requests: Iterator[Q]) -> R:
+        """Call with a stream of requests for one answer. It takes as long as it takes."""
+        with translated(self.target.address):
+            return method(requests, metadata=self.target.metadata)
+
+    def stream(
+        self, method: grpc.UnaryStreamMultiCallable[Q, R], request: Q, timeout: float | None = None
+    ) -> Stream[R]:
+        """Call with one request for a stream of answers; the call starts when the first one is asked for."""
+        return Stream(lambda: method(request, timeout=timeout, metadata=self.target.metadata), self.target.address)
+
+    def health(self, service: str, timeout: float) -> str:
+        """Status in the words of grpc.health.v1, ``SERVING`` or ``NOT_SERVING``; ``SERVICE_UNKNOWN`` for no such."""
+        try:
+            answer = self.unary(self._health.Check, health_pb2.HealthCheckRequest(service=service), timeout)
+        except NotFound:
+            return "SERVICE_UNKNOWN"
+        return health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)
+
+
+class Stream(Generic[R]):
+    """The messages of a call. Dropping it, closing it or an exception on the way cancels the call.
+
+    grpc keeps a call that nobody reads any more alive until it is cancelled, so every way out does that.
+    """
+
+    def __init__(self, start: Callable[[], Call[R]], address: str = "") -> None:
+        self._start = start
+        self._address = address
+        self._call: Call[R] | None = None
+        self._closed = False
+
+    def __iter__(self) -> Iterator[R]:
+        return self
+
+    def __next__(self) -> R:
+        if self._closed:
+            raise StopIteration
+        if self._call is None:
+            self._call = self._start()
+        try:
+            return next(self._call)
+        except grpc.RpcError as error:
+            self.close()
+            raise from_rpc_error(error, self._address) from None
+        except BaseException:  # StopIteration, or an interrupt while waiting
+            self.close()
+            raise
+
+    def close(self) -> None:
+        self._closed = True
+        if self._call is not None:
+            self._call.cancel()
+
+    def __del__(self) -> None:
+        if getattr(self, "_call", None) is not None and not self._closed:
+            self.close()
+
+
+def pages(fetch: Callable[[str], tuple[Iterable[R], str]]) -> Iterator[R]:
+    """All items of a paged list; ``fetch`` takes a page token and gives items and the next token."""
+    token = ""
+    while True:
+        items, token = fetch(token)
+        yield from items
+        if not token:
+            return

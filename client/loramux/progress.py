@@ -1,0 +1,138 @@
+"""Showing how a training job goes: a bar on a terminal, plain lines elsewhere, on stderr."""
+
+from __future__ import annotations
+
+import time
+from contextlib import AbstractContextManager
+from types import TracebackType
+from typing import TYPE_CHECKING, Protocol
+
+from .types import JobEvent
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import TaskID
+
+LINE_EVERY = 2.0
+"""Seconds between two lines about steps where there is no terminal."""
+
+
+class Display(AbstractContextManager["Display"], Protocol):
+    """Shows the events of one job."""
+
+    def show(self, event: JobEvent) -> None: ...
+
+
+def progress_display(name: str, *, enabled: bool = True, console: Console | None = None) -> Display:
+    """The display that fits: none, a bar (terminal) or lines. ``console`` defaults to stderr."""
+    if not enabled:
+        return Silent()
+    # rich is slow to import and most programs show no bar.
+    from rich.console import Console
+
+    console = console or Console(stderr=True)
+    return Bar(name, console) if console.is_terminal else Lines(name, console)
+
+
+class Silent:
+    """Shows nothing."""
+
+    def __enter__(self) -> Silent:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        return None
+
+    def show(self, event: JobEvent) -> None:
+        return None
+
+
+class Lines(Silent):
+    """One line per change of state, evaluation and message, and one every few seconds of steps."""
+
+    def __init__(self, name: str, console: Console) -> None:
+        self._name = name
+        self._console = console
+        self._shown_at = 0.0
+
+    def show(self, event: JobEvent) -> None:
+        if event.type == "step":
+            now = time.monotonic()
+            if now - self._shown_at < LINE_EVERY and event.step != event.total_steps:
+                return
+            self._shown_at = now
+        self._print(describe(event))
+
+    def _print(self, text: str) -> None:
+        self._console.print(f"{self._name}: {text}", markup=False, highlight=False, soft_wrap=True)
+
+
+class Bar(Lines):
+    """A bar with step, loss and time left; other events are printed above it."""
+
+    def __init__(self, name: str, console: Console) -> None:
+        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+        super().__init__(name, console)
+        self._progress = Progress(
+            TextColumn("[bold]{task.fields[label]}", markup=True),
+            BarColumn(),
+            TextColumn("{task.completed:.0f}/{task.fields[steps]}", markup=False),
+            TextColumn("{task.fields[figures]}", markup=False),
+            TimeElapsedColumn(),
+            console=console,
+            transient=False,
+        )
+        self._task: TaskID | None = None
+        self._figures = ""
+
+    def __enter__(self) -> Bar:
+        self._progress.start()
+        self._task = self._progress.add_task("", total=None, label=self._name, steps="?", figures="")
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self._progress.stop()
+
+    def show(self, event: JobEvent) -> None:
+        if self._task is not None and event.total_steps:
+            self._figures = figures(event.metrics) or self._figures
+            self._progress.update(
+                self._task,
+                completed=event.step,
+                total=event.total_steps,
+                steps=event.total_steps,
+                figures=self._figures,
+            )
+        if event.type != "step":
+            self._print(describe(event))
+
+
+def describe(event: JobEvent) -> str:
+    """An event as one line."""
+    if event.type == "step":
+        return "  ".join(
+            part for part in (f"step {event.step}/{event.total_steps or '?'}", figures(event.metrics)) if part
+        )
+    if event.type == "state":
+        return f"{event.state}: {event.message}" if event.message else str(event.state)
+    if event.type == "evaluation":
+        return "  ".join(part for part in ("evaluation", event.message, figures(event.metrics)) if part)
+    return event.message
+
+
+def figures(metrics: dict[str, float]) -> str:
+    """The figures worth a glance: losses and accuracies, then the time left."""
+    shown = [
+        f"{key.replace('_', ' ')} {value:.4g}" for key, value in metrics.items() if "loss" in key or "accuracy" in key
+    ]
+    if "eta_seconds" in metrics:
+        shown.append(f"eta {clock(metrics['eta_seconds'])}")
+    return "  ".join(shown)
+
+
+def clock(seconds: float) -> str:
+    """Seconds as ``m:ss`` or ``h:mm:ss``."""
+    minutes, rest = divmod(max(round(seconds), 0), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
