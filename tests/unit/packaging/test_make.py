@@ -1,0 +1,64 @@
+"""The developer's verbs and the scripts behind them."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[3]
+VERBS = {"help", "setup", "demo", "serve", "test", "test-slow", "test-all", "lint", "format", "protos", "pins", "clean"}
+
+
+def make(*arguments: str) -> str:
+    """Standard output of make; what it would do with ``-n``."""
+    environment = {k: v for k, v in os.environ.items() if k not in {"MAKEFLAGS", "MAKELEVEL", "MFLAGS"}}
+    done = subprocess.run(["make", *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
+    return done.stdout
+
+
+def test_help_is_the_default_and_lists_every_verb() -> None:
+    assert make() == make("help")
+    listed = set(re.findall(r"^  make (\S+) ", make("help"), re.MULTILINE))
+    assert listed == set(re.findall(r"^\.PHONY: (\S+)$", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert listed >= VERBS
+
+
+@pytest.mark.parametrize("verb", sorted(VERBS))
+def test_what_a_verb_runs_exists(verb: str) -> None:
+    """Every file of the repository that the recipe names is there."""
+    for path in re.findall(r"(?<![\w./-])(?:tools|requirements|\.ci)/[\w./-]+", make("-n", "-B", verb)):
+        assert (ROOT / path).is_file(), path
+
+
+def test_set_up_follows_the_pins() -> None:
+    recipe = make("-n", "-B", "setup")
+    pins = dict(re.findall(r"^([\w-]+)==(\S+)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE))
+    assert re.findall(r"\"torch==(\S+)\"", recipe) == [pins["torch"]]
+    assert recipe.index("torch==") < recipe.index(".[dev]") < recipe.index("base-model.txt")
+    assert "--require-hashes" in recipe
+
+
+def test_a_python_that_is_missing_is_named() -> None:
+    done = subprocess.run([ROOT / "tools/find-python", "no-such-python"], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert "no-such-python" in done.stderr
+    assert "PYTHON=" in done.stderr
+
+
+def test_this_python_is_found() -> None:
+    done = subprocess.run([ROOT / "tools/find-python", sys.executable], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == sys.executable
+
+
+@pytest.mark.parametrize("script", ["tools/lint", ".ci/run", "tools/find-python"])
+def test_scripts_parse_and_may_be_run(script: str) -> None:
+    path = ROOT / script
+    assert os.access(path, os.X_OK)
+    shell = "bash" if path.read_text().startswith("#!/usr/bin/env bash") else "sh"
+    subprocess.run([shell, "-n", path], check=True)
