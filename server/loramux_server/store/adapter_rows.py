@@ -1,0 +1,180 @@
+"""The SQL of the adapter registry: each function runs on a connection that the registry opened."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy import Connection, Row
+
+from .blobs import Blob
+from .records import SHARED, AdapterMeta, VersionRecord, VersionState, stacks_from_json, stacks_to_json
+from .refs import LATEST
+from .schema import adapter_versions as v
+from .schema import adapters as a
+from .schema import aliases as al
+
+AdapterRow = Row[int, str, str, float]
+
+_LIVE = v.c.state != VersionState.DELETED.value
+_HAS_LIVE = sa.exists().where(v.c.adapter_id == a.c.id, _LIVE)
+_ADAPTER = sa.select(a.c.id, a.c.owner, a.c.name, a.c.created)
+_VERSION = (
+    sa.select(v, a.c.name, a.c.owner, (al.c.version.is_not(None)).label("current"))
+    .join(a, a.c.id == v.c.adapter_id)
+    .outerjoin(al, sa.and_(al.c.adapter_id == v.c.adapter_id, al.c.alias == LATEST, al.c.version == v.c.version))
+    .where(_LIVE)
+)
+
+
+def visible_adapter(connection: Connection, name: str, tenant: str) -> AdapterRow | None:
+    """The adapter that ``name`` means for a tenant: its own, else the shared one; None if neither has versions."""
+    # SHARED is the empty text, so it sorts last.
+    query = _ADAPTER.where(a.c.name == name, a.c.owner.in_({tenant, SHARED}), _HAS_LIVE).order_by(a.c.owner.desc())
+    return connection.execute(query.limit(1)).first()
+
+
+def page(connection: Connection, tenant: str, after: str | None, limit: int) -> Sequence[AdapterRow]:
+    """Adapters that a tenant sees, by name, those after ``after``."""
+    query = (
+        sa.select(a.c.name, sa.func.max(a.c.owner).label("owner"))
+        .where(a.c.owner.in_({tenant, SHARED}), _HAS_LIVE)
+        .group_by(a.c.name)
+        .order_by(a.c.name)
+        .limit(limit)
+    )
+    if after is not None:
+        query = query.where(a.c.name > after)
+    seen = query.subquery()
+    joined = _ADAPTER.join(seen, sa.and_(seen.c.name == a.c.name, seen.c.owner == a.c.owner)).order_by(a.c.name)
+    return connection.execute(joined).all()
+
+
+def adapter_id(connection: Connection, name: str, owner: str, now: float) -> int:
+    """The row of a name, made if there is none."""
+    found = connection.scalar(sa.select(a.c.id).where(a.c.name == name, a.c.owner == owner))
+    if found is None:
+        insert = a.insert().values(name=name, owner=owner, created=now).returning(a.c.id)
+        found = connection.execute(insert).scalar_one()
+    return int(found)
+
+
+def version(connection: Connection, adapter: int, number: int) -> Row[Any] | None:
+    """One version that is not deleted."""
+    return connection.execute(_VERSION.where(v.c.adapter_id == adapter, v.c.version == number)).first()
+
+
+def version_with_digest(connection: Connection, adapter: int, digest: str) -> Row[Any] | None:
+    """The version of an adapter that has this content and is not deleted."""
+    return connection.execute(_VERSION.where(v.c.adapter_id == adapter, v.c.digest == digest)).first()
+
+
+def versions(connection: Connection, adapters: Sequence[int]) -> dict[int, list[Row[Any]]]:
+    """Versions that are not deleted, by adapter, oldest first."""
+    found: dict[int, list[Row[Any]]] = defaultdict(list)
+    for row in connection.execute(_VERSION.where(v.c.adapter_id.in_(adapters)).order_by(v.c.version)):
+        found[row.adapter_id].append(row)
+    return found
+
+
+def pinned(connection: Connection) -> Sequence[Row[Any]]:
+    """All pinned versions."""
+    return connection.execute(_VERSION.where(v.c.pinned).order_by(v.c.id)).all()
+
+
+def aliases(connection: Connection, adapters: Sequence[int]) -> dict[int, dict[str, int]]:
+    """Alias -> version, by adapter."""
+    found: dict[int, dict[str, int]] = defaultdict(dict)
+    for row in connection.execute(sa.select(al).where(al.c.adapter_id.in_(adapters)).order_by(al.c.alias)):
+        found[row.adapter_id][row.alias] = row.version
+    return found
+
+
+def live_digests(connection: Connection) -> frozenset[str]:
+    """Digests of all versions that are not deleted."""
+    return frozenset(connection.scalars(sa.select(v.c.digest).where(_LIVE)))
+
+
+def insert_version(connection: Connection, adapter: int, blob: Blob, meta: AdapterMeta, now: float) -> int:
+    """Add the next version of an adapter and return its number. Deleted numbers count."""
+    last = connection.scalar(sa.select(sa.func.max(v.c.version)).where(v.c.adapter_id == adapter))
+    number = (last or 0) + 1
+    connection.execute(
+        v.insert().values(
+            adapter_id=adapter,
+            version=number,
+            digest=blob.digest,
+            state=VersionState.READY.value,
+            pinned=False,
+            rank=meta.rank,
+            alpha=meta.alpha,
+            size_bytes=blob.size_bytes,
+            base_fingerprint=meta.base_fingerprint,
+            target_modules=list(meta.target_modules),
+            layers=None if meta.layers is None else list(meta.layers),
+            job_id=meta.job_id,
+            dataset_digest=meta.dataset_digest,
+            parent=meta.parent,
+            trained_on=stacks_to_json(meta.trained_on),
+            metrics=meta.metrics,
+            metadata=meta.metadata,
+            reason="",
+            created=now,
+        )
+    )
+    return number
+
+
+def update_version(connection: Connection, adapter: int, number: int, **values: Any) -> None:
+    """Change columns of one version."""
+    connection.execute(v.update().where(v.c.adapter_id == adapter, v.c.version == number).values(**values))
+
+
+def put_alias(connection: Connection, adapter: int, alias: str, number: int) -> None:
+    """Point an alias of an adapter at a version."""
+    where = sa.and_(al.c.adapter_id == adapter, al.c.alias == alias)
+    if not connection.execute(al.update().where(where).values(version=number)).rowcount:
+        connection.execute(al.insert().values(adapter_id=adapter, alias=alias, version=number))
+
+
+def delete_versions(connection: Connection, adapter: int, numbers: Sequence[int]) -> None:
+    """Mark versions deleted and drop the aliases that meant them."""
+    connection.execute(
+        v.update()
+        .where(v.c.adapter_id == adapter, v.c.version.in_(numbers))
+        .values(state=VersionState.DELETED.value, pinned=False)
+    )
+    connection.execute(al.delete().where(al.c.adapter_id == adapter, al.c.version.in_(numbers)))
+
+
+def version_record(row: Row[Any]) -> VersionRecord:
+    """A row of the queries above as a record."""
+    meta = AdapterMeta(
+        rank=row.rank,
+        alpha=row.alpha,
+        base_fingerprint=row.base_fingerprint,
+        target_modules=tuple(row.target_modules),
+        layers=None if row.layers is None else tuple(row.layers),
+        job_id=row.job_id,
+        dataset_digest=row.dataset_digest,
+        parent=row.parent,
+        trained_on=stacks_from_json(row.trained_on),
+        metrics=row.metrics,
+        metadata=row.metadata,
+    )
+    return VersionRecord(
+        name=row.name,
+        owner=row.owner,
+        version=row.version,
+        digest=row.digest,
+        state=VersionState(row.state),
+        size_bytes=row.size_bytes,
+        meta=meta,
+        created=row.created,
+        current=bool(row.current),
+        pinned=row.pinned,
+        last_used=row.last_used,
+        reason=row.reason,
+    )

@@ -1,0 +1,251 @@
+"""The adapter registry: names, immutable versions, and the aliases that move between them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from sqlalchemy import Connection
+from sqlalchemy.exc import IntegrityError
+
+from ..core.errors import Code, Error, adapter_not_found
+from ..core.types import AdapterVersion
+from . import adapter_rows as rows
+from .blobs import Blob, BlobStore
+from .database import Database
+from .paging import check_page_size, make_token, read_token
+from .records import AdapterMeta, AdapterRecord, VersionRecord, VersionState
+from .refs import LATEST, Ref, check_alias, check_name, parse_ref
+from .usage import UsageLog
+
+Also = Callable[[Connection, VersionRecord], None]
+
+
+class AdapterRegistry:
+    """Adapters of all tenants, on disk. Thread-safe.
+
+    A reference is ``name``, ``name@version`` or ``name@alias``. A tenant sees its own adapters and the shared ones
+    (owner ``SHARED``), its own first, and changes only its own. Errors: INVALID_ARGUMENT for what is no reference,
+    NOT_FOUND for what the tenant cannot see.
+    """
+
+    def __init__(self, database: Database, blobs: BlobStore, now: Callable[[], float] = time.time) -> None:
+        self._db, self._blobs, self._now = database, blobs, now
+        self._usage = UsageLog(database, now)
+
+    def publish(
+        self,
+        name: str,
+        owner: str,
+        folder: Path,
+        meta: AdapterMeta,
+        *,
+        promote: bool = True,
+        also: Also | None = None,
+    ) -> VersionRecord:
+        """Store a folder as the next version of ``name``; with ``promote``, the bare name means it from now on.
+
+        The files are durable before the row is, and the row, the alias and what ``also`` writes are one
+        transaction. Content that is a version of the name already is not published twice: that version is
+        returned (and promoted). ``folder`` stays the caller's.
+        """
+        check_name(name)
+        with self._blobs.publishing():
+            blob = self._blobs.put_folder(folder)
+            try:
+                with self._db.write("publish") as connection:
+                    record = self._insert(connection, name, owner, blob, meta, promote)
+                    if also is not None:
+                        also(connection, record)
+            except IntegrityError as exc:  # two servers on one database: both took the same number
+                raise Error(
+                    Code.ABORTED, f"adapter {name!r} was published by someone else just now; try again"
+                ) from exc
+        return record
+
+    def resolve(self, ref: str, tenant: str) -> AdapterVersion:
+        """The version that a reference means now, with its files."""
+        return self.resolve_all([ref], tenant)[0]
+
+    def resolve_all(self, refs: Sequence[str], tenant: str) -> tuple[AdapterVersion, ...]:
+        """``resolve`` for several references, all as of one moment.
+
+        Raises FAILED_PRECONDITION for a quarantined version or a name without a promoted one, DATA_LOSS when the
+        files are gone.
+        """
+        parsed = [(ref, parse_ref(ref)) for ref in refs]
+        with self._db.read() as connection:
+            found = [self._find(connection, ref, one, tenant) for ref, one in parsed]
+        for record in found:
+            if record.state is not VersionState.READY:
+                raise Error(
+                    Code.FAILED_PRECONDITION,
+                    f"adapter {record.ref} is {record.state.value}: {record.reason}",
+                    reason="ADAPTER_NOT_READY",
+                )
+        return tuple(record.at(self._blobs.local_path(record.digest)) for record in found)
+
+    def get_version(self, ref: str, tenant: str) -> VersionRecord:
+        """The record that a reference means, whatever its state."""
+        parsed = parse_ref(ref)
+        with self._db.read() as connection:
+            return self._usage.seen(self._find(connection, ref, parsed, tenant))
+
+    def get(self, ref: str, tenant: str) -> AdapterRecord:
+        """An adapter with all its versions and aliases; the reference's version must exist."""
+        parsed = parse_ref(ref)
+        with self._db.read() as connection:
+            adapter = self._adapter(connection, ref, parsed.name, tenant)
+            record = self._whole(connection, [adapter])[0]
+        if parsed.version is not None and record.version(parsed.version) is None:
+            raise adapter_not_found(ref)
+        if parsed.alias is not None and not parsed.bare and parsed.alias not in record.aliases:
+            raise adapter_not_found(ref)
+        return record
+
+    def list(self, tenant: str, *, page_size: int = 100, page_token: str = "") -> tuple[tuple[AdapterRecord, ...], str]:
+        """A page of the adapters that a tenant sees, by name, and the token of the next page (empty: none)."""
+        check_page_size(page_size)
+        after = read_token(page_token, str)
+        with self._db.read() as connection:
+            found = rows.page(connection, tenant, after, page_size + 1)
+            records = self._whole(connection, found[:page_size])
+        return records, make_token(records[-1].name) if len(found) > page_size else ""
+
+    def set_alias(self, name: str, version: int, tenant: str, alias: str = LATEST) -> VersionRecord:
+        """Make ``name@alias`` (by default the bare name) mean ``version``: promote or roll back.
+
+        FAILED_PRECONDITION unless the version is READY.
+        """
+        check_name(name)
+        check_alias(alias)
+        ref = f"{name}@{version}"
+        with self._db.write("alias") as connection:
+            adapter = self._own(connection, ref, name, tenant)
+            row = rows.version(connection, adapter.id, version)
+            if row is None:
+                raise adapter_not_found(ref)
+            if row.state != VersionState.READY:
+                raise Error(
+                    Code.FAILED_PRECONDITION, f"adapter {ref} is {row.state}: {row.reason}", reason="ADAPTER_NOT_READY"
+                )
+            rows.put_alias(connection, adapter.id, alias, version)
+            return self._find(connection, ref, Ref(name, version=version), tenant)
+
+    def delete(self, ref: str, tenant: str) -> tuple[VersionRecord, ...]:
+        """Delete one version, or with a bare name all of them; returns what was deleted.
+
+        Numbers are never used again. Files stay until they are collected. FAILED_PRECONDITION for the current
+        version while others exist: promote one of them first.
+        """
+        parsed = parse_ref(ref)
+        with self._db.write("delete") as connection:
+            adapter = self._own(connection, ref, parsed.name, tenant)
+            record = self._whole(connection, [adapter])[0]
+            gone = record.versions if parsed.bare else (self._find(connection, ref, parsed, tenant),)
+            if len(gone) < len(record.versions) and any(v.current for v in gone):
+                raise Error(
+                    Code.FAILED_PRECONDITION,
+                    f"adapter {gone[0].ref} is what {record.name!r} means now; promote another version first, "
+                    "or delete the whole adapter by its bare name",
+                    reason="ADAPTER_IS_CURRENT",
+                )
+            rows.delete_versions(connection, adapter.id, [v.version for v in gone])
+        return gone
+
+    def quarantine(self, name: str, version: int, tenant: str, reason: str) -> None:
+        """Keep a version from answering, for ``reason``, until it is set READY by publishing its content again."""
+        with self._db.write("quarantine") as connection:
+            adapter = self._own(connection, f"{name}@{version}", name, tenant)
+            rows.update_version(connection, adapter.id, version, state=VersionState.QUARANTINED.value, reason=reason)
+
+    def pin(self, ref: str, tenant: str, pinned: bool = True) -> VersionRecord:
+        """Mark a version to be kept resident, or (``pinned`` false) no longer."""
+        parsed = parse_ref(ref)
+        with self._db.write("pin") as connection:
+            adapter = self._own(connection, ref, parsed.name, tenant)
+            record = self._find(connection, ref, parsed, tenant)
+            rows.update_version(connection, adapter.id, record.version, pinned=pinned)
+            return self._find(connection, ref, Ref(record.name, version=record.version), tenant)
+
+    def pinned(self) -> tuple[VersionRecord, ...]:
+        """Every pinned version of every tenant."""
+        with self._db.read() as connection:
+            return tuple(rows.version_record(row) for row in rows.pinned(connection))
+
+    def touch(self, digests: Sequence[str]) -> None:
+        """Note that versions were used now. Cheap: kept in memory and written now and then."""
+        self._usage.touch(digests)
+
+    def flush(self) -> None:
+        """Write the uses noted so far."""
+        self._usage.flush()
+
+    def referenced_digests(self) -> frozenset[str]:
+        """Blobs that some version still needs."""
+        with self._db.read() as connection:
+            return rows.live_digests(connection)
+
+    def _insert(
+        self, connection: Connection, name: str, owner: str, blob: Blob, meta: AdapterMeta, promote: bool
+    ) -> VersionRecord:
+        now = self._now()
+        adapter_id = rows.adapter_id(connection, name, owner, now)
+        same = rows.version_with_digest(connection, adapter_id, blob.digest)
+        if same is None:
+            version = rows.insert_version(connection, adapter_id, blob, meta, now)
+        else:
+            version = same.version
+            rows.update_version(connection, adapter_id, version, state=VersionState.READY.value, reason="")
+        if promote:
+            rows.put_alias(connection, adapter_id, LATEST, version)
+        row = rows.version(connection, adapter_id, version)
+        assert row is not None  # written above
+        return rows.version_record(row)
+
+    def _find(self, connection: Connection, ref: str, parsed: Ref, tenant: str) -> VersionRecord:
+        adapter = self._adapter(connection, ref, parsed.name, tenant)
+        number = parsed.version
+        if parsed.alias is not None:
+            number = rows.aliases(connection, [adapter.id])[adapter.id].get(parsed.alias)
+            if number is None and parsed.bare:
+                raise Error(
+                    Code.FAILED_PRECONDITION,
+                    f"adapter {parsed.name!r} has no promoted version; promote one, or name one: {parsed.name}@3",
+                    reason="ADAPTER_NOT_PROMOTED",
+                )
+        row = None if number is None else rows.version(connection, adapter.id, number)
+        if row is None:
+            raise adapter_not_found(ref)
+        return rows.version_record(row)
+
+    def _adapter(self, connection: Connection, ref: str, name: str, tenant: str) -> rows.AdapterRow:
+        adapter = rows.visible_adapter(connection, name, tenant)
+        if adapter is None:
+            raise adapter_not_found(ref)
+        return adapter
+
+    def _own(self, connection: Connection, ref: str, name: str, tenant: str) -> rows.AdapterRow:
+        adapter = self._adapter(connection, ref, name, tenant)
+        if adapter.owner != tenant:
+            raise Error(
+                Code.PERMISSION_DENIED,
+                f"adapter {name!r} is shared by all tenants; only an administrator may change it",
+                reason="ADAPTER_IS_SHARED",
+            )
+        return adapter
+
+    def _whole(self, connection: Connection, adapters: Sequence[rows.AdapterRow]) -> tuple[AdapterRecord, ...]:
+        ids = [adapter.id for adapter in adapters]
+        versions, aliases = rows.versions(connection, ids), rows.aliases(connection, ids)
+        return tuple(
+            AdapterRecord(
+                a.name,
+                a.owner,
+                a.created,
+                tuple(self._usage.seen(rows.version_record(row)) for row in versions[a.id]),
+                aliases[a.id],
+            )
+            for a in adapters
+        )

@@ -1,0 +1,174 @@
+"""The database: opened, checked and brought to the code's schema, with one way to read and one to write."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from threading import Lock
+from typing import Any, Self
+
+import sqlalchemy as sa
+from sqlalchemy import Connection, Engine, event
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import DBAPIError
+
+from ..core.errors import Code, Error
+from ..core.failpoints import reach
+from .schema import REVISION
+
+MIGRATIONS = Path(__file__).parent / "migrations"
+BUSY_TIMEOUT_MS = 10_000
+
+
+class Database:
+    """A pool of connections to one database. Thread-safe. Failures of the database are ``Error``."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._writer = engine.execution_options(loramux_write=True)
+        # SQLite has one writer; waiting here is fair and wakes at once, its busy handler polls.
+        self._write_lock: AbstractContextManager[Any] = Lock() if engine.dialect.name == "sqlite" else nullcontext()
+
+    @classmethod
+    def open(cls, url: str | URL) -> Self:
+        """Open a database by URL, check it and migrate it to this code's schema.
+
+        Raises FAILED_PRECONDITION for a newer schema or a foreign database, DATA_LOSS for a damaged one (which is
+        left as it is), UNAVAILABLE when it cannot be reached.
+        """
+        engine = _engine(make_url(url))
+        database = cls(engine)
+        try:
+            with database.write() as connection:
+                _check_sound(connection)
+                _migrate(connection)
+        except BaseException:
+            engine.dispose()
+            raise
+        return database
+
+    @contextmanager
+    def read(self) -> Iterator[Connection]:
+        """A connection in a read transaction: one consistent view."""
+        with _database_errors(), self._engine.connect() as connection, connection.begin():
+            yield connection
+
+    @contextmanager
+    def write(self, name: str = "") -> Iterator[Connection]:
+        """A connection in a write transaction, durable when the block ends, undone if it raises.
+
+        ``name`` makes the failpoints ``NAME.before_commit`` and ``NAME.committed``.
+        """
+        with _database_errors(), self._write_lock:
+            with self._writer.connect() as connection, connection.begin():
+                yield connection
+                if name:
+                    reach(f"{name}.before_commit")
+            if name:
+                reach(f"{name}.committed")
+
+    def close(self) -> None:
+        """Close all connections; SQLite folds its log into the file."""
+        self._engine.dispose()
+
+
+def sqlite_url(path: Path) -> URL:
+    """The URL of a database file."""
+    return URL.create("sqlite", database=os.fspath(path))
+
+
+def _engine(url: URL) -> Engine:
+    if url.get_backend_name() != "sqlite":
+        return sa.create_engine(url, pool_pre_ping=True)
+    engine = sa.create_engine(url, connect_args={"timeout": BUSY_TIMEOUT_MS / 1000, "check_same_thread": False})
+
+    @event.listens_for(engine, "connect")
+    def _connected(connection: Any, _record: Any) -> None:
+        connection.isolation_level = None  # the driver leaves BEGIN to us, so DDL is transactional too
+        for pragma in ("foreign_keys=ON", "journal_mode=WAL", "synchronous=FULL", f"busy_timeout={BUSY_TIMEOUT_MS}"):
+            connection.execute(f"PRAGMA {pragma}")
+
+    @event.listens_for(engine, "begin")
+    def _begun(connection: Connection) -> None:
+        # A writer takes its lock at once: one that upgrades later can fail after it has read.
+        write = connection.get_execution_options().get("loramux_write", False)
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
+
+    return engine
+
+
+def _check_sound(connection: Connection) -> None:
+    if connection.dialect.name != "sqlite":
+        return
+    found = [row[0] for row in connection.exec_driver_sql("PRAGMA quick_check(3)")]
+    if found != ["ok"]:
+        raise _damaged("; ".join(found))
+
+
+def _migrate(connection: Connection) -> None:
+    tables = set(sa.inspect(connection).get_table_names())
+    current = None
+    if "alembic_version" in tables:
+        current = connection.scalar(sa.text("SELECT version_num FROM alembic_version"))
+    elif tables:
+        raise Error(
+            Code.FAILED_PRECONDITION,
+            f"the database belongs to another program (it has a table {min(tables)!r}); give another one",
+            reason="FOREIGN_DATABASE",
+        )
+    if current == REVISION:
+        return
+    # Imported late: most starts have nothing to migrate.
+    from alembic import command
+    from alembic.config import Config
+    from alembic.script import ScriptDirectory
+
+    config = Config()
+    config.set_main_option("script_location", os.fspath(MIGRATIONS).replace("%", "%%"))
+    config.attributes["connection"] = connection
+    known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
+    if current is not None and current not in known:
+        raise Error(
+            Code.FAILED_PRECONDITION,
+            f"the database has schema {current!r}, which this version of loramux does not know (it knows up to "
+            f"{REVISION!r}): it was made by a newer loramux; install that, or restore a backup of the older state",
+            reason="NEWER_SCHEMA",
+        )
+    command.upgrade(config, REVISION)
+
+
+@contextmanager
+def _database_errors() -> Iterator[None]:
+    """Turn what the driver reports into an ``Error``; a broken constraint is left for the caller to judge."""
+    try:
+        yield
+    except sa.exc.IntegrityError:
+        raise
+    except DBAPIError as exc:
+        raise _translated(exc) from exc
+
+
+def _translated(exc: DBAPIError) -> Error:
+    text = str(exc.orig)
+    if "locked" in text or "busy" in text:
+        return Error(Code.UNAVAILABLE, "the database is busy; try again", reason="DATABASE_BUSY", retry_after=1.0)
+    if "malformed" in text or "not a database" in text or "corrupt" in text:
+        return _damaged(text)
+    if "full" in text:
+        return Error(
+            Code.RESOURCE_EXHAUSTED, "the database cannot grow: free space on the server's disk", reason="STORAGE_FULL"
+        )
+    if "readonly" in text or "read-only" in text:
+        return Error(Code.FAILED_PRECONDITION, "the database cannot be written", reason="STORAGE_READ_ONLY")
+    return Error(Code.UNAVAILABLE, f"the database cannot be used: {text[:200]}", reason="DATABASE_UNAVAILABLE")
+
+
+def _damaged(detail: str) -> Error:
+    return Error(
+        Code.DATA_LOSS,
+        f"the database is damaged ({detail[:200]}); it was left as it is: restore a backup (loramux restore), "
+        "or move the state directory away to begin anew",
+        reason="DATABASE_DAMAGED",
+    )

@@ -1,0 +1,100 @@
+"""Datasets: the bytes as a blob, and a row that says whose they are."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy import Connection, Row
+
+from ..core.errors import Code, Error
+from .blobs import BlobStore
+from .database import Database
+from .records import DatasetRecord
+from .schema import datasets as d
+
+
+class DatasetTable:
+    """Datasets of all tenants. Thread-safe. Another tenant's dataset is NOT_FOUND."""
+
+    def __init__(self, database: Database, blobs: BlobStore, now: Callable[[], float] = time.time) -> None:
+        self._db, self._blobs, self._now = database, blobs, now
+
+    def put(
+        self, source: Path, owner: str, *, filename: str = "", format: str = "jsonl", rows: int | None = None
+    ) -> DatasetRecord:
+        """Store a file; durable on return. Bytes that the owner stored before give the record they have."""
+        with self._blobs.publishing():
+            blob = self._blobs.put_file(source)
+            with self._db.write("dataset") as connection:
+                identity = f"ds-{blob.digest[:16]}"
+                found = _row(connection, identity, owner)
+                if found is not None:
+                    return _record(found)
+                record = DatasetRecord(
+                    id=identity,
+                    owner=owner,
+                    digest=blob.digest,
+                    filename=filename[:255],
+                    format=format,
+                    size_bytes=blob.size_bytes,
+                    created=self._now(),
+                    rows=rows,
+                )
+                connection.execute(
+                    d.insert().values(
+                        id=record.id,
+                        owner=owner,
+                        digest=record.digest,
+                        filename=record.filename,
+                        format=format,
+                        size_bytes=record.size_bytes,
+                        created=record.created,
+                        rows=rows,
+                    )
+                )
+        return record
+
+    def get(self, dataset_id: str, tenant: str) -> DatasetRecord:
+        """The record of a dataset."""
+        with self._db.read() as connection:
+            found = _row(connection, dataset_id, tenant)
+        if found is None:
+            raise Error(
+                Code.NOT_FOUND, f"dataset {dataset_id[:80]!r} not found; upload it first", reason="DATASET_NOT_FOUND"
+            )
+        return _record(found)
+
+    def path(self, dataset_id: str, tenant: str) -> Path:
+        """The file of a dataset, for reading."""
+        return self._blobs.local_path(self.get(dataset_id, tenant).digest)
+
+    def set_rows(self, dataset_id: str, tenant: str, rows: int) -> None:
+        """Note how many rows a dataset has, once somebody counted."""
+        with self._db.write() as connection:
+            connection.execute(d.update().where(d.c.id == dataset_id, d.c.owner == tenant).values(rows=rows))
+
+    def referenced_digests(self) -> frozenset[str]:
+        """Blobs of all datasets."""
+        with self._db.read() as connection:
+            return frozenset(connection.scalars(sa.select(d.c.digest)))
+
+
+def _row(connection: Connection, dataset_id: str, owner: str) -> Row[Any] | None:
+    return connection.execute(sa.select(d).where(d.c.id == dataset_id, d.c.owner == owner)).first()
+
+
+def _record(row: Row[Any]) -> DatasetRecord:
+    return DatasetRecord(
+        id=row.id,
+        owner=row.owner,
+        digest=row.digest,
+        filename=row.filename,
+        format=row.format,
+        size_bytes=row.size_bytes,
+        created=row.created,
+        rows=row.rows,
+    )

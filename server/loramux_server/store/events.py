@@ -1,0 +1,123 @@
+"""Events of jobs: numbered without gaps, step events written in batches, all others at once."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from threading import Lock
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy import Connection
+
+from ..core.errors import Code, Error
+from ..core.jobs import JobState, TrainEvent, TrainEventType
+from .database import Database
+from .records import EventRecord
+from .schema import job_events as e
+from .schema import jobs as j
+
+BATCH_SECONDS = 0.25
+
+
+class EventLog:
+    """The event table and the step events that are not in it yet. Thread-safe.
+
+    Numbers are given when events are written, inside the transaction, so they have no gaps whatever fails.
+    """
+
+    def __init__(self, database: Database, now: Callable[[], float]) -> None:
+        self._db, self._now = database, now
+        self._lock = Lock()
+        self._waiting: list[tuple[str, float, TrainEvent]] = []
+        self._written = float("-inf")  # on the monotonic clock
+
+    def append(self, job_id: str, event: TrainEvent) -> None:
+        """Store an event of a job, after those that wait."""
+        with self._lock:
+            self._waiting.append((job_id, self._now(), event))
+            urgent = event.type is not TrainEventType.STEP or time.monotonic() - self._written >= BATCH_SECONDS
+            if urgent:
+                self._write_waiting()
+
+    def flush(self) -> None:
+        """Write what waits."""
+        with self._lock:
+            self._write_waiting()
+
+    def write(self, connection: Connection, job_seq: int, events: Sequence[TrainEvent]) -> None:
+        """Write events of one job in the caller's transaction (which ``flush`` comes before, to keep the order)."""
+        now = self._now()
+        self._insert(connection, job_seq, [(now, event) for event in events])
+
+    def read(
+        self, connection: Connection, job_seq: int, job_id: str, after: int, limit: int
+    ) -> tuple[EventRecord, ...]:
+        """Written events with numbers above ``after``."""
+        query = sa.select(e).where(e.c.job_seq == job_seq, e.c.sequence > after).order_by(e.c.sequence).limit(limit)
+        return tuple(
+            EventRecord(job_id, row.sequence, row.at, _event(row.type, row.body)) for row in connection.execute(query)
+        )
+
+    def _write_waiting(self) -> None:
+        if not self._waiting:
+            return
+        by_job: dict[str, list[tuple[float, TrainEvent]]] = {}
+        for job_id, at, event in self._waiting:
+            by_job.setdefault(job_id, []).append((at, event))
+        with self._db.write("job.events") as connection:
+            for job_id, events in by_job.items():
+                job_seq = connection.scalar(sa.select(j.c.seq).where(j.c.id == job_id))
+                if job_seq is not None:
+                    self._insert(connection, job_seq, events)
+                    self._note_progress(connection, job_seq, events)
+        self._waiting = []
+        self._written = time.monotonic()
+
+    def _insert(self, connection: Connection, job_seq: int, events: Sequence[tuple[float, TrainEvent]]) -> None:
+        last = connection.scalar(sa.select(sa.func.max(e.c.sequence)).where(e.c.job_seq == job_seq)) or 0
+        connection.execute(
+            e.insert(),
+            [
+                {"job_seq": job_seq, "sequence": last + i, "at": at, "type": event.type.value, "body": _body(event)}
+                for i, (at, event) in enumerate(events, start=1)
+            ],
+        )
+
+    def _note_progress(self, connection: Connection, job_seq: int, events: Sequence[tuple[float, TrainEvent]]) -> None:
+        """Keep the latest numbers in the job's row, so that a list of jobs needs no events."""
+        row = connection.execute(sa.select(j.c.metrics, j.c.step, j.c.total_steps).where(j.c.seq == job_seq)).one()
+        metrics, step, total = dict(row.metrics), row.step, row.total_steps
+        for _, event in events:
+            metrics.update(event.metrics)
+            step, total = event.step or step, event.total_steps or total
+        connection.execute(
+            j.update()
+            .where(j.c.seq == job_seq)
+            .values(metrics=metrics, step=step, total_steps=total, updated=events[-1][0])
+        )
+
+
+def _body(event: TrainEvent) -> dict[str, Any]:
+    return {
+        "message": event.message,
+        "state": None if event.state is None else event.state.value,
+        "step": event.step,
+        "total_steps": event.total_steps,
+        "metrics": event.metrics,
+    }
+
+
+def _event(kind: str, body: dict[str, Any]) -> TrainEvent:
+    state = body["state"]
+    try:
+        return TrainEvent(
+            type=TrainEventType(kind),
+            message=body["message"],
+            state=None if state is None else JobState(state),
+            step=body["step"],
+            total_steps=body["total_steps"],
+            metrics=body["metrics"],
+        )
+    except (KeyError, ValueError) as exc:
+        raise Error(Code.DATA_LOSS, f"a stored event cannot be read: {exc}", reason="DATABASE_DAMAGED") from exc

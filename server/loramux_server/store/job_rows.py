@@ -1,0 +1,101 @@
+"""The SQL of the job table, and the way from settings to JSON and back."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, fields
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy import Connection, Row
+
+from ..core.jobs import JobState, TrainSpec
+from .records import JobRecord, NewJob, stacks_from_json, stacks_to_json
+from .schema import jobs as j
+
+
+def insert(connection: Connection, job_id: str, new: NewJob, state: JobState, now: float) -> int:
+    """Add a job and return its row's number."""
+    insert_job = (
+        j.insert()
+        .values(
+            id=job_id,
+            owner=new.owner,
+            name=new.name,
+            state=state.value,
+            spec=asdict(new.spec),
+            dataset_id=new.dataset_id,
+            validation_dataset_id=new.validation_dataset_id,
+            on_top_of=stacks_to_json(new.on_top_of),
+            init_from=new.init_from,
+            gate=new.gate,
+            compare_prompt=new.compare_prompt,
+            metadata=new.metadata,
+            idempotency_key=new.idempotency_key or None,
+            attempts=0,
+            step=0,
+            total_steps=0,
+            metrics={},
+            adapter="",
+            error_code="",
+            error="",
+            created=now,
+            updated=now,
+        )
+        .returning(j.c.seq)
+    )
+    return int(connection.execute(insert_job).scalar_one())
+
+
+def by_id(connection: Connection, job_id: str) -> Row[Any] | None:
+    """The row of a job, by the id that callers know."""
+    return connection.execute(sa.select(j).where(j.c.id == job_id)).first()
+
+
+def by_seq(connection: Connection, seq: int) -> Row[Any]:
+    """The row of a job that exists."""
+    return connection.execute(sa.select(j).where(j.c.seq == seq)).one()
+
+
+def by_key(connection: Connection, owner: str, key: str) -> Row[Any] | None:
+    """The job that an owner made with an idempotency key."""
+    return connection.execute(sa.select(j).where(j.c.owner == owner, j.c.idempotency_key == key)).first()
+
+
+def record(row: Row[Any]) -> JobRecord:
+    """A row as a record."""
+    request = NewJob(
+        name=row.name,
+        dataset_id=row.dataset_id,
+        owner=row.owner,
+        spec=spec_from_json(row.spec),
+        validation_dataset_id=row.validation_dataset_id,
+        on_top_of=stacks_from_json(row.on_top_of),
+        init_from=row.init_from,
+        gate=row.gate,
+        compare_prompt=row.compare_prompt,
+        metadata=row.metadata,
+        idempotency_key=row.idempotency_key or "",
+    )
+    return JobRecord(
+        id=row.id,
+        request=request,
+        state=JobState(row.state),
+        created=row.created,
+        updated=row.updated,
+        started=row.started,
+        finished=row.finished,
+        attempts=row.attempts,
+        step=row.step,
+        total_steps=row.total_steps,
+        metrics=row.metrics,
+        adapter=row.adapter,
+        error_code=row.error_code,
+        error=row.error,
+    )
+
+
+def spec_from_json(found: dict[str, Any]) -> TrainSpec:
+    """Settings as they were stored. Those that this version does not know are left out; new ones take defaults."""
+    known = {field.name for field in fields(TrainSpec)}
+    values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in found.items() if k in known}
+    return TrainSpec(**values)

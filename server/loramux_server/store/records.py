@@ -1,0 +1,165 @@
+"""What the store answers: frozen values, no rows. Times are seconds since the epoch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from ..core.jobs import JobState, TrainEvent, TrainSpec
+from ..core.types import AdapterVersion, StackItem
+from .refs import LATEST
+
+SHARED = ""
+"""Owner of the adapters that every tenant may use."""
+
+
+class VersionState(StrEnum):
+    """States of an adapter version. Only READY ones answer requests; DELETED ones are never listed."""
+
+    READY = "ready"
+    QUARANTINED = "quarantined"
+    DELETED = "deleted"
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterMeta:
+    """What a publisher says about a version: its shape, and where it comes from."""
+
+    rank: int
+    alpha: float
+    base_fingerprint: str = ""
+    target_modules: tuple[str, ...] = ()
+    layers: tuple[int, ...] | None = None
+    job_id: str = ""
+    dataset_digest: str = ""
+    parent: str = ""
+    """``name@version`` it goes on from, if any."""
+    trained_on: tuple[tuple[StackItem, ...], ...] = ()
+    """Frozen stacks that were underneath."""
+    metrics: dict[str, float] = field(default_factory=dict)
+    metadata: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class VersionRecord:
+    """One version of an adapter."""
+
+    name: str
+    owner: str
+    version: int
+    digest: str
+    state: VersionState
+    size_bytes: int
+    meta: AdapterMeta
+    created: float
+    current: bool = False
+    """Whether the bare name means this version."""
+    pinned: bool = False
+    last_used: float | None = None
+    reason: str = ""
+    """Why it is quarantined."""
+
+    @property
+    def ref(self) -> str:
+        """``name@version``."""
+        return f"{self.name}@{self.version}"
+
+    def at(self, path: Path) -> AdapterVersion:
+        """The version as the engine takes it, its files at ``path``."""
+        return AdapterVersion(self.name, self.version, self.digest, self.meta.rank, str(path))
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterRecord:
+    """An adapter: its versions that are not deleted, oldest first, and its aliases (``latest`` among them)."""
+
+    name: str
+    owner: str
+    created: float
+    versions: tuple[VersionRecord, ...]
+    aliases: dict[str, int]
+
+    @property
+    def current(self) -> VersionRecord | None:
+        """The version that the bare name means; None when none was promoted."""
+        return self.version(self.aliases.get(LATEST, 0))
+
+    def version(self, number: int) -> VersionRecord | None:
+        """The version with this number, if it is not deleted."""
+        return next((v for v in self.versions if v.version == number), None)
+
+
+@dataclass(frozen=True, slots=True)
+class DatasetRecord:
+    """A stored dataset. ``id`` is ``ds-`` and 16 digits of ``digest``, so the same bytes have the same id."""
+
+    id: str
+    owner: str
+    digest: str
+    filename: str
+    format: str
+    size_bytes: int
+    created: float
+    rows: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class NewJob:
+    """What a job is created from; everything in it was checked, references are pinned to versions."""
+
+    name: str
+    dataset_id: str
+    owner: str = "default"
+    spec: TrainSpec = field(default_factory=TrainSpec)
+    validation_dataset_id: str = ""
+    on_top_of: tuple[tuple[StackItem, ...], ...] = ()
+    init_from: str = ""
+    gate: str = ""
+    compare_prompt: str = ""
+    metadata: dict[str, str] = field(default_factory=dict)
+    idempotency_key: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class JobRecord:
+    """A job as it stands. ``request`` never changes; the rest follows the events."""
+
+    id: str
+    request: NewJob
+    state: JobState
+    created: float
+    updated: float
+    started: float | None = None
+    finished: float | None = None
+    attempts: int = 0
+    """How often it began to run."""
+    step: int = 0
+    total_steps: int = 0
+    metrics: dict[str, float] = field(default_factory=dict)
+    """The latest value of each number that the job reported."""
+    adapter: str = ""
+    """``name@version`` once published."""
+    error_code: str = ""
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class EventRecord:
+    """An event of a job. ``sequence`` counts from 1 within the job, without gaps."""
+
+    job_id: str
+    sequence: int
+    at: float
+    event: TrainEvent
+
+
+def stacks_to_json(stacks: tuple[tuple[StackItem, ...], ...]) -> list[list[dict[str, Any]]]:
+    """Stacks as JSON values."""
+    return [[{"adapter": item.adapter, "weight": item.weight} for item in stack] for stack in stacks]
+
+
+def stacks_from_json(found: list[list[dict[str, Any]]]) -> tuple[tuple[StackItem, ...], ...]:
+    """The opposite of :func:`stacks_to_json`."""
+    return tuple(tuple(StackItem(item["adapter"], item["weight"]) for item in stack) for stack in found)

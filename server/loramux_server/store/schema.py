@@ -1,0 +1,145 @@
+"""The tables. Migrations make them; this is what the code reads and writes.
+
+Times are seconds since the epoch. Structured values are JSON text columns that only ever hold what this package wrote.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Boolean,
+    Column,
+    Float,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+    UniqueConstraint,
+    text,
+)
+
+REVISION = "0001"
+"""The newest migration: what a database must be at for this code."""
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+adapters = Table(
+    "adapters",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("owner", String(64), nullable=False),  # tenant; empty: everyone's
+    Column("name", String(64), nullable=False),
+    Column("created", Float, nullable=False),
+    UniqueConstraint("name", "owner", name="uq_adapters_name"),
+)
+
+adapter_versions = Table(
+    "adapter_versions",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("adapter_id", ForeignKey("adapters.id"), nullable=False),
+    Column("version", Integer, nullable=False),  # from 1, never used twice
+    Column("digest", String(64), nullable=False, index=True),
+    Column("state", String(16), nullable=False),
+    Column("pinned", Boolean, nullable=False),
+    Column("rank", Integer, nullable=False),
+    Column("alpha", Float, nullable=False),
+    Column("size_bytes", BigInteger, nullable=False),
+    Column("base_fingerprint", String(256), nullable=False),
+    Column("target_modules", JSON, nullable=False),
+    Column("layers", JSON, nullable=False),
+    Column("job_id", String(64), nullable=False),
+    Column("dataset_digest", String(64), nullable=False),
+    Column("parent", String(160), nullable=False),
+    Column("trained_on", JSON, nullable=False),
+    Column("metrics", JSON, nullable=False),
+    Column("metadata", JSON, nullable=False),
+    Column("reason", Text, nullable=False),  # why it is quarantined
+    Column("created", Float, nullable=False),
+    Column("last_used", Float),
+    UniqueConstraint("adapter_id", "version", name="uq_adapter_versions_version"),
+)
+# The same content is one version of a name, however many publish it at once.
+Index(
+    "uq_adapter_versions_content",
+    adapter_versions.c.adapter_id,
+    adapter_versions.c.digest,
+    unique=True,
+    sqlite_where=text("state <> 'deleted'"),
+    postgresql_where=text("state <> 'deleted'"),
+)
+
+aliases = Table(
+    "aliases",
+    metadata,
+    Column("adapter_id", ForeignKey("adapters.id"), primary_key=True),
+    Column("alias", String(64), primary_key=True),
+    Column("version", Integer, nullable=False),
+)
+
+datasets = Table(
+    "datasets",
+    metadata,
+    Column("seq", Integer, primary_key=True),
+    Column("owner", String(64), nullable=False),
+    Column("id", String(32), nullable=False),
+    Column("digest", String(64), nullable=False),
+    Column("filename", String(255), nullable=False),
+    Column("format", String(32), nullable=False),
+    Column("rows", Integer),
+    Column("size_bytes", BigInteger, nullable=False),
+    Column("created", Float, nullable=False),
+    UniqueConstraint("id", "owner", name="uq_datasets_id"),
+)
+
+jobs = Table(
+    "jobs",
+    metadata,
+    Column("seq", Integer, primary_key=True),
+    Column("id", String(64), nullable=False, unique=True),
+    Column("owner", String(64), nullable=False),
+    Column("name", String(64), nullable=False),
+    Column("state", String(32), nullable=False, index=True),
+    Column("spec", JSON, nullable=False),
+    Column("dataset_id", String(32), nullable=False),
+    Column("validation_dataset_id", String(32), nullable=False),
+    Column("on_top_of", JSON, nullable=False),
+    Column("init_from", String(160), nullable=False),
+    Column("gate", Text, nullable=False),
+    Column("compare_prompt", Text, nullable=False),
+    Column("metadata", JSON, nullable=False),
+    Column("idempotency_key", String(255)),
+    Column("attempts", Integer, nullable=False),
+    Column("step", Integer, nullable=False),
+    Column("total_steps", Integer, nullable=False),
+    Column("metrics", JSON, nullable=False),
+    Column("adapter", String(160), nullable=False),
+    Column("error_code", String(32), nullable=False),
+    Column("error", Text, nullable=False),
+    Column("created", Float, nullable=False),
+    Column("started", Float),
+    Column("finished", Float),
+    Column("updated", Float, nullable=False),
+    UniqueConstraint("owner", "idempotency_key", name="uq_jobs_idempotency_key"),
+)
+
+job_events = Table(
+    "job_events",
+    metadata,
+    Column("job_seq", ForeignKey("jobs.seq"), primary_key=True),
+    Column("sequence", Integer, primary_key=True, autoincrement=False),
+    Column("at", Float, nullable=False),
+    Column("type", String(16), nullable=False),
+    Column("body", JSON, nullable=False),
+)

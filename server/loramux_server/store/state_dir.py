@@ -1,0 +1,100 @@
+"""The state directory: its layout, and the lock that keeps a second server out."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import uuid
+from pathlib import Path
+from typing import Self
+
+from ..core.errors import Code, Error
+from ..core.files import storage_errors, sync_folder
+
+LOCK_FILE = "lock"
+
+
+class StateDir:
+    """An open state directory, locked for this process until :meth:`close`.
+
+    ``db`` is the database file, ``blobs`` holds adapters and datasets, ``tmp`` what is being written (emptied at
+    every open), ``base`` the converted base model.
+    """
+
+    def __init__(self, path: Path, lock_fd: int) -> None:
+        self.path = path
+        self.db = path / "loramux.db"
+        self.blobs = path / "blobs"
+        self.tmp = path / "tmp"
+        self.base = path / "base"
+        self._lock_fd = lock_fd
+
+    @classmethod
+    def open(cls, path: Path | str) -> Self:
+        """Make the layout where it is missing, take the lock and empty ``tmp``.
+
+        Raises FAILED_PRECONDITION when the directory cannot be written or another server holds it.
+        """
+        folder = Path(path).expanduser().absolute()
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            lock_fd = os.open(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except OSError as exc:
+            raise _unusable(folder, exc) from exc
+        state = cls(folder, lock_fd)
+        try:
+            state._lock()
+            state._lay_out()
+        except OSError as exc:
+            state.close()
+            raise _unusable(folder, exc) from exc
+        except Error:
+            state.close()
+            raise
+        return state
+
+    def new_tmp(self, prefix: str) -> Path:
+        """A fresh folder in ``tmp``. Whoever asked removes it; what a crash leaves goes at the next start."""
+        folder = self.tmp / f"{prefix}-{uuid.uuid4().hex}"
+        with storage_errors("cannot make a temporary folder"):
+            folder.mkdir()
+        return folder
+
+    def close(self) -> None:
+        """Release the lock. Harmless twice."""
+        if self._lock_fd >= 0:
+            os.close(self._lock_fd)
+            self._lock_fd = -1
+
+    def _lock(self) -> None:
+        try:
+            fcntl.flock(self._lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.pread(self._lock_fd, 32, 0).decode("ascii", "replace").strip() or "unknown"
+            raise Error(
+                Code.FAILED_PRECONDITION,
+                f"state directory {self.path} is in use by another server (process {holder}); "
+                "stop it or give another --state-dir",
+                reason="STATE_DIR_LOCKED",
+            ) from None
+        os.ftruncate(self._lock_fd, 0)
+        os.pwrite(self._lock_fd, f"{os.getpid()}\n".encode(), 0)
+
+    def _lay_out(self) -> None:
+        for folder in (self.blobs, self.base, self.tmp):
+            folder.mkdir(exist_ok=True)
+        for left in os.scandir(self.tmp):
+            if left.is_dir(follow_symlinks=False):
+                shutil.rmtree(left.path)
+            else:
+                os.unlink(left.path)
+        sync_folder(self.path)
+
+
+def _unusable(folder: Path, exc: OSError) -> Error:
+    return Error(
+        Code.FAILED_PRECONDITION,
+        f"cannot use state directory {folder}: {exc.strerror or exc}; give one that can be written with --state-dir",
+        reason="STATE_DIR_UNUSABLE",
+    )

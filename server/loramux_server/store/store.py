@@ -1,0 +1,98 @@
+"""The store in one piece: state directory, database, blobs, and the tables over them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection
+from pathlib import Path
+from typing import Self
+
+from ..core.errors import Code, Error
+from ..core.jobs import JobState
+from .adapters import AdapterRegistry
+from .blobs import BlobStore
+from .database import Database, sqlite_url
+from .datasets import DatasetTable
+from .jobs import JobTable
+from .records import AdapterMeta, JobRecord, VersionRecord
+from .state_dir import StateDir
+
+
+class Store:
+    """Everything that must survive. Thread-safe; its calls block, so loops use ``asyncio.to_thread``."""
+
+    def __init__(self, state: StateDir, database: Database, now: Callable[[], float]) -> None:
+        self.state = state
+        self.database = database
+        self.blobs = BlobStore(state.blobs, state.tmp)
+        self.adapters = AdapterRegistry(database, self.blobs, now)
+        self.datasets = DatasetTable(database, self.blobs, now)
+        self.jobs = JobTable(database, now)
+
+    @classmethod
+    def open(cls, path: Path | str, database_url: str | None = None, *, now: Callable[[], float] = time.time) -> Self:
+        """Open or make the state directory ``path`` and its database (a file in it, unless ``database_url`` is given).
+
+        Raises FAILED_PRECONDITION (directory in use or not writable, newer or foreign database, database gone) and
+        DATA_LOSS (database damaged); nothing that is there is ever overwritten.
+        """
+        state = StateDir.open(path)
+        try:
+            if database_url is None:
+                _refuse_lost_database(state)
+            return cls(state, Database.open(database_url or sqlite_url(state.db)), now)
+        except BaseException:
+            state.close()
+            raise
+
+    @property
+    def base_dir(self) -> Path:
+        """Where the converted base model is kept."""
+        return self.state.base
+
+    def publish_job_result(
+        self, job_id: str, folder: Path, meta: AdapterMeta, *, promote: bool = True
+    ) -> tuple[VersionRecord, JobRecord]:
+        """Publish what a job in PUBLISHING made, and the job's success, in one transaction."""
+        job = self.jobs.get(job_id)
+        self.jobs.flush()
+        done: list[JobRecord] = []
+        version = self.adapters.publish(
+            job.request.name,
+            job.request.owner,
+            folder,
+            meta,
+            promote=promote,
+            also=lambda connection, record: done.append(
+                self.jobs.move_within(connection, job_id, JobState.SUCCEEDED, adapter=record.ref)
+            ),
+        )
+        return version, done[0]
+
+    def collect_orphans(self, in_use: Collection[str] = ()) -> tuple[str, ...]:
+        """Remove blobs that no row names and nobody uses; returns their digests."""
+        return self.blobs.collect_orphans(
+            lambda: {*self.adapters.referenced_digests(), *self.datasets.referenced_digests(), *in_use}
+        )
+
+    def close(self) -> None:
+        """Write what waits, close the database, release the directory. Harmless twice."""
+        try:
+            self.jobs.flush()
+            self.adapters.flush()
+        finally:
+            self.database.close()
+            self.state.close()
+
+
+def _refuse_lost_database(state: StateDir) -> None:
+    """An empty database beside blobs means that the database was lost: a fresh one would orphan them all."""
+    if state.db.exists() and state.db.stat().st_size > 0:
+        return
+    if any(state.blobs.glob("*/*/*")):
+        raise Error(
+            Code.FAILED_PRECONDITION,
+            f"the database {state.db} is gone, but its files are still in {state.blobs}; restore a backup "
+            "(loramux restore), or move the state directory away to begin anew",
+            reason="DATABASE_MISSING",
+        )

@@ -1,0 +1,52 @@
+"""When adapter versions were last used: noted in memory at each request, written to the database now and then."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from threading import Lock
+
+import sqlalchemy as sa
+
+from .database import Database
+from .records import VersionRecord
+from .schema import adapter_versions as v
+
+FLUSH_SECONDS = 30.0
+
+
+class UsageLog:
+    """Last use by digest. Thread-safe. A crash loses at most the last half minute of it."""
+
+    def __init__(self, database: Database, now: Callable[[], float]) -> None:
+        self._db, self._now = database, now
+        self._lock = Lock()
+        self._fresh: dict[str, float] = {}
+        self._flushed = now()
+
+    def touch(self, digests: Sequence[str]) -> None:
+        """Note a use now of each digest."""
+        now = self._now()
+        with self._lock:
+            self._fresh.update(dict.fromkeys(digests, now))
+            due = now - self._flushed >= FLUSH_SECONDS
+        if due:
+            self.flush()
+
+    def seen(self, record: VersionRecord) -> VersionRecord:
+        """The record with the use that is not written yet, if there is one."""
+        with self._lock:
+            used = self._fresh.get(record.digest)
+        return record if used is None else replace(record, last_used=used)
+
+    def flush(self) -> None:
+        """Write what is noted."""
+        with self._lock:
+            fresh, self._fresh, self._flushed = self._fresh, {}, self._now()
+        if not fresh:
+            return
+        with self._db.write() as connection:
+            connection.execute(
+                v.update().where(v.c.digest == sa.bindparam("of")).values(last_used=sa.bindparam("at")),
+                [{"of": digest, "at": at} for digest, at in fresh.items()],
+            )
