@@ -1,0 +1,100 @@
+"""The adapter registry over gRPC."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, AsyncIterator
+from typing import Any
+
+from grpc import aio
+
+from loramux.v1 import adapters_pb2 as pb
+from loramux.v1 import adapters_pb2_grpc, common_pb2
+
+from ..core.errors import invalid_field
+from . import call as calls
+from .convert.adapters import METHODS, adapter_to_proto, version_to_proto
+from .convert.common import file_from_proto, file_to_proto, stack_from_proto
+from .desk import Desk
+
+Context = aio.ServicerContext[Any, Any]
+
+
+class AdapterServicer(adapters_pb2_grpc.AdapterServiceServicer):
+    """``loramux.v1.AdapterService``."""
+
+    def __init__(self, desk: Desk) -> None:
+        self._desk = desk
+
+    async def ListAdapters(self, request: pb.ListAdaptersRequest, context: Context) -> pb.ListAdaptersResponse:
+        page = await self._desk.open().adapters.list(
+            calls.current().tenant,
+            prefix=request.prefix,
+            page_size=request.page_size or 100,
+            page_token=request.page_token,
+        )
+        return pb.ListAdaptersResponse(
+            adapters=[adapter_to_proto(a) for a in page.items], next_page_token=page.next_page_token
+        )
+
+    async def GetAdapter(self, request: pb.GetAdapterRequest, context: Context) -> pb.Adapter:
+        return adapter_to_proto(await self._desk.open().adapters.get(request.adapter, calls.current().tenant))
+
+    async def UploadAdapter(
+        self, request_iterator: AsyncIterator[pb.UploadAdapterRequest], context: Context
+    ) -> pb.AdapterVersion:
+        service = self._desk.open().adapters
+        first = await anext(request_iterator, None)
+        if first is None or first.WhichOneof("payload") != "header":
+            raise invalid_field("header", "the first message of an upload must carry it")
+        header = first.header
+        version = await service.upload(
+            header.name,
+            _pieces(request_iterator),
+            calls.current().tenant,
+            files=tuple(file_from_proto(f) for f in header.files),
+            set_current=header.set_current if header.HasField("set_current") else True,
+            metadata=dict(header.metadata),
+        )
+        return version_to_proto(version)
+
+    async def DownloadAdapter(
+        self, request: pb.DownloadAdapterRequest, context: Context
+    ) -> AsyncGenerator[pb.DownloadAdapterResponse]:
+        download = await self._desk.open().adapters.download(request.adapter, calls.current().tenant)
+        yield pb.DownloadAdapterResponse(
+            header=pb.DownloadAdapterHeader(
+                version=version_to_proto(download.version), files=[file_to_proto(f) for f in download.files]
+            )
+        )
+        async for name, data in download.chunks:
+            yield pb.DownloadAdapterResponse(chunk=common_pb2.FileChunk(name=name, data=data))
+
+    async def DeleteAdapter(self, request: pb.DeleteAdapterRequest, context: Context) -> pb.DeleteAdapterResponse:
+        gone = await self._desk.open().adapters.delete(request.adapter, calls.current().tenant)
+        return pb.DeleteAdapterResponse(versions_deleted=gone)
+
+    async def SetAlias(self, request: pb.SetAliasRequest, context: Context) -> pb.Adapter:
+        service = self._desk.open().adapters
+        adapter = await service.set_alias(request.name, request.version, calls.current().tenant, alias=request.alias)
+        return adapter_to_proto(adapter)
+
+    async def PinAdapter(self, request: pb.PinAdapterRequest, context: Context) -> pb.Adapter:
+        return adapter_to_proto(await self._desk.open().adapters.pin(request.adapter, calls.current().tenant))
+
+    async def UnpinAdapter(self, request: pb.UnpinAdapterRequest, context: Context) -> pb.Adapter:
+        return adapter_to_proto(await self._desk.open().adapters.unpin(request.adapter, calls.current().tenant))
+
+    async def ComposeAdapter(self, request: pb.ComposeAdapterRequest, context: Context) -> pb.ComposeAdapterResponse:
+        if request.method not in METHODS:
+            raise invalid_field("method", f"{request.method} is no method of composing")
+        version = await self._desk.open().adapters.compose(
+            request.name, stack_from_proto(request.adapters), METHODS[request.method], calls.current().tenant
+        )
+        return pb.ComposeAdapterResponse(version=version_to_proto(version))
+
+
+async def _pieces(requests: AsyncIterator[pb.UploadAdapterRequest]) -> AsyncIterator[tuple[str, bytes]]:
+    async for request in requests:
+        if request.WhichOneof("payload") != "chunk":
+            raise invalid_field("chunk", "every message after the first must carry a piece of a file")
+        yield request.chunk.name, request.chunk.data

@@ -1,0 +1,30 @@
+"""What is known about the call that is being answered, for the servicers and the logs."""
+
+from __future__ import annotations
+
+from contextvars import ContextVar
+from dataclasses import dataclass
+
+DEFAULT_TENANT = "default"
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One call of a client."""
+
+    method: str
+    """Name of the method without its service, such as ``Generate``."""
+    request_id: str
+    tenant: str = DEFAULT_TENANT
+    deadline: float | None = None
+    """Seconds on the monotonic clock, from the client's own deadline; None: it set none."""
+
+
+_current: ContextVar[Call] = ContextVar("loramux_call")
+
+enter = _current.set
+
+
+def current() -> Call:
+    """The call that this task answers."""
+    return _current.get()

@@ -1,0 +1,1 @@
+"""Between protobuf messages and the server's own types. Pure functions; a field's presence decides on its default."""

@@ -1,0 +1,146 @@
+"""Generation, scoring, tokenisation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from loramux.v1 import inference_pb2 as pb
+
+from ...core.errors import invalid_field
+from ...core.types import Chunk, FinishReason, GenerateRequest, SamplingParams, TokenLogprob
+from ...services.views import Completion, Score, ScoreRequest, Tokens
+from ..call import Call
+from .common import applied_to_proto, messages_from_proto, set_fields, stack_from_proto, usage_to_proto
+
+TokenText = Callable[[int], str]
+
+FINISH_REASONS: dict[FinishReason, pb.FinishReason.ValueType] = {
+    FinishReason.STOP: pb.FINISH_REASON_STOP,
+    FinishReason.LENGTH: pb.FINISH_REASON_LENGTH,
+    FinishReason.CANCELLED: pb.FINISH_REASON_CANCELLED,
+    FinishReason.ERROR: pb.FINISH_REASON_ERROR,
+}
+
+# Scalars whose default is the same in SamplingParams; max_tokens has a setting of its own.
+_SAMPLING = (
+    *("max_tokens", "temperature", "top_p", "top_k", "min_p", "repetition_penalty"),
+    *("presence_penalty", "frequency_penalty", "seed", "logprobs"),
+)
+
+
+def generate_from_proto(request: pb.GenerateRequest, call: Call, default_max_tokens: int) -> GenerateRequest:
+    """A generation as the services take it. Nothing is checked here but what our own types cannot hold."""
+    return GenerateRequest(
+        prompt=request.prompt if request.HasField("prompt") else None,
+        messages=messages_from_proto(request.messages),
+        adapters=stack_from_proto(request.adapters),
+        sampling=sampling_from_proto(request, default_max_tokens),
+        stop=tuple(request.stop),
+        n=request.n if request.HasField("n") else 1,
+        tenant=call.tenant,
+        request_id=call.request_id,
+        deadline=call.deadline,
+        response_format=format_from_proto(request.response_format) if request.HasField("response_format") else None,
+    )
+
+
+def sampling_from_proto(request: pb.GenerateRequest, default_max_tokens: int) -> SamplingParams:
+    """The sampling fields that are set, over the defaults."""
+    return SamplingParams(
+        **{"max_tokens": default_max_tokens, **set_fields(request, _SAMPLING)},
+        logit_bias=tuple(sorted(request.logit_bias.items())),
+        stop_token_ids=tuple(request.stop_token_ids),
+        ignore_eos=request.ignore_eos,
+        min_tokens=request.min_tokens,
+    )
+
+
+def format_from_proto(shape: pb.ResponseFormat) -> dict[str, Any]:
+    """``{"type": kind, kind: value}``; a JSON object has no value. Raises INVALID_ARGUMENT when no kind is set."""
+    kind = shape.WhichOneof("format")
+    if kind is None:
+        raise invalid_field("response_format", "names no format; set one of its fields or leave it out")
+    if kind == "json_object":
+        return {"type": kind}
+    value = list(shape.choice.choices) if kind == "choice" else getattr(shape, kind)
+    return {"type": kind, kind: value}
+
+
+def chunk_to_proto(chunk: Chunk, token_text: TokenText) -> pb.GenerateResponse:
+    """A piece of an answer. ``request_id`` is for the caller to set, on the first message."""
+    message = pb.GenerateResponse(index=chunk.index, text=chunk.text, token_ids=chunk.token_ids)
+    if chunk.logprobs:
+        message.logprobs.extend(logprobs_to_proto(chunk.logprobs, token_text))
+    if chunk.finish_reason is not None:
+        message.finish_reason = FINISH_REASONS[chunk.finish_reason]
+    if chunk.usage is not None:
+        message.usage.CopyFrom(usage_to_proto(chunk.usage))
+    if chunk.adapters:
+        message.adapters.extend(applied_to_proto(chunk.adapters))
+    return message
+
+
+def logprobs_to_proto(entries: Iterable[TokenLogprob], token_text: TokenText) -> list[pb.TokenLogprob]:
+    """Log-probabilities with the tokens' texts."""
+    return [
+        pb.TokenLogprob(
+            token_id=e.token_id,
+            logprob=e.logprob,
+            token=token_text(e.token_id),
+            top=[pb.TopLogprob(token_id=t, logprob=p, token=token_text(t)) for t, p in e.top],
+        )
+        for e in entries
+    ]
+
+
+def completion_to_proto(completion: Completion, token_text: TokenText) -> pb.GenerateResult:
+    """A whole answer."""
+    return pb.GenerateResult(
+        choices=[
+            pb.Choice(
+                index=c.index,
+                text=c.text,
+                token_ids=c.token_ids,
+                logprobs=logprobs_to_proto(c.logprobs, token_text),
+                finish_reason=FINISH_REASONS[c.finish_reason],
+            )
+            for c in completion.choices
+        ],
+        usage=usage_to_proto(completion.usage),
+        adapters=applied_to_proto(completion.adapters),
+        request_id=completion.id,
+    )
+
+
+def score_from_proto(request: pb.ScoreRequest, call: Call) -> ScoreRequest:
+    """A continuation to score."""
+    return ScoreRequest(
+        continuation=request.continuation,
+        prompt=request.prompt if request.HasField("prompt") else None,
+        messages=messages_from_proto(request.messages),
+        adapters=stack_from_proto(request.adapters),
+        tenant=call.tenant,
+        request_id=call.request_id,
+        deadline=call.deadline,
+    )
+
+
+def score_to_proto(score: Score) -> pb.ScoreResponse:
+    """The log-probabilities of a continuation; it counts as the completion."""
+    response = pb.ScoreResponse(
+        token_ids=score.token_ids,
+        logprobs=score.logprobs,
+        greedy=score.greedy,
+        adapters=applied_to_proto(score.adapters),
+        tokens=score.tokens,
+    )
+    response.usage.prompt_tokens = score.prompt_tokens
+    response.usage.completion_tokens = len(score.token_ids)
+    response.usage.total_tokens = score.prompt_tokens + len(score.token_ids)
+    return response
+
+
+def tokens_to_proto(tokens: Tokens) -> pb.TokenizeResponse:
+    """The tokens of a text."""
+    return pb.TokenizeResponse(token_ids=tokens.ids, tokens=tokens.pieces, text=tokens.text)

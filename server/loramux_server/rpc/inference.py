@@ -1,0 +1,58 @@
+"""Generation over gRPC."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Any
+
+from grpc import aio
+
+from loramux.v1 import inference_pb2 as pb
+from loramux.v1 import inference_pb2_grpc
+
+from . import call as calls
+from .convert.common import messages_from_proto
+from .convert.inference import (
+    chunk_to_proto,
+    completion_to_proto,
+    generate_from_proto,
+    score_from_proto,
+    score_to_proto,
+    tokens_to_proto,
+)
+from .desk import Desk
+
+Context = aio.ServicerContext[Any, Any]
+
+
+class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
+    """``loramux.v1.InferenceService``. ``default_max_tokens`` is for requests that name no limit."""
+
+    def __init__(self, desk: Desk, default_max_tokens: int) -> None:
+        self._desk = desk
+        self._default_max_tokens = default_max_tokens
+
+    async def Generate(self, request: pb.GenerateRequest, context: Context) -> AsyncGenerator[pb.GenerateResponse]:
+        service, call = self._desk.open().generation, calls.current()
+        wanted = generate_from_proto(request, call, self._default_max_tokens)
+        request_id = call.request_id
+        async with aclosing(service.generate(wanted)) as chunks:
+            async for chunk in chunks:
+                response = chunk_to_proto(chunk, service.token_text)
+                response.request_id, request_id = request_id, ""
+                yield response
+
+    async def GenerateOnce(self, request: pb.GenerateRequest, context: Context) -> pb.GenerateResult:
+        service = self._desk.open().generation
+        wanted = generate_from_proto(request, calls.current(), self._default_max_tokens)
+        return completion_to_proto(await service.generate_once(wanted), service.token_text)
+
+    async def Score(self, request: pb.ScoreRequest, context: Context) -> pb.ScoreResponse:
+        service = self._desk.open().generation
+        return score_to_proto(await service.score(score_from_proto(request, calls.current())))
+
+    async def Tokenize(self, request: pb.TokenizeRequest, context: Context) -> pb.TokenizeResponse:
+        service = self._desk.open().generation
+        prompt = request.prompt if request.HasField("prompt") else None
+        return tokens_to_proto(await service.tokenize(prompt, messages_from_proto(request.messages)))

@@ -1,0 +1,166 @@
+"""The gRPC server itself: its port, its limits, health and reflection, and how it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+
+from grpc import aio
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from loramux.v1 import (
+    adapters_pb2,
+    adapters_pb2_grpc,
+    inference_pb2,
+    inference_pb2_grpc,
+    server_pb2,
+    server_pb2_grpc,
+    training_pb2,
+    training_pb2_grpc,
+)
+
+from ..config import Address
+from ..core.errors import Code, Error
+from .adapters import AdapterServicer
+from .desk import Desk
+from .inference import InferenceServicer
+from .interceptor import CallInterceptor, CallSink
+from .server_info import ServerServicer
+from .training import TrainingServicer
+
+SERVICES = tuple(
+    module.DESCRIPTOR.services_by_name[name].full_name
+    for module, name in (
+        (inference_pb2, "InferenceService"),
+        (adapters_pb2, "AdapterService"),
+        (training_pb2, "TrainingService"),
+        (server_pb2, "ServerService"),
+    )
+)
+SERVING = health_pb2.HealthCheckResponse.SERVING
+NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+
+MAX_RECEIVED = 8 << 20
+"""Bytes of the largest message taken: prompts are limited to less, and uploads come in pieces of 1 MiB."""
+MAX_SENT = 64 << 20
+
+OPTIONS = (
+    # Without it a second server would share the port and take half of the calls.
+    ("grpc.so_reuseport", 0),
+    ("grpc.max_receive_message_length", MAX_RECEIVED),
+    ("grpc.max_send_message_length", MAX_SENT),
+    ("grpc.max_metadata_size", 16 << 10),
+    ("grpc.absolute_max_metadata_size", 32 << 10),
+    # A client that vanished without a word is noticed within a minute.
+    ("grpc.keepalive_time_ms", 30_000),
+    ("grpc.keepalive_timeout_ms", 20_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+    ("grpc.http2.max_ping_strikes", 3),
+)
+
+FOLLOWS_A_JOB = ("WatchJob",)
+"""Calls that last as long as a job does: they are not waited for when the server stops."""
+
+
+class RpcServer:
+    """The gRPC door. It listens from ``start`` on; what it answers before and after being ready, ``desk`` decides."""
+
+    def __init__(
+        self,
+        desk: Desk,
+        sink: CallSink,
+        address: Address,
+        *,
+        default_max_tokens: int = 128,
+        stall_timeout: float = 60.0,
+    ) -> None:
+        self.address = address
+        self._interceptor = CallInterceptor(sink, stall_timeout=stall_timeout)
+        self._health = health.aio.HealthServicer()
+        self._desk = desk
+        self._default_max_tokens = default_max_tokens
+        self._server: aio.Server | None = None
+
+    @property
+    def running(self) -> int:
+        """Calls that are being answered."""
+        return self._interceptor.running
+
+    async def start(self) -> None:
+        """Listen, with health NOT_SERVING. Afterwards ``address`` has the real port.
+
+        Raises FAILED_PRECONDITION when the port is taken or the host is not ours.
+        """
+        check_free(self.address)
+        server = aio.server(interceptors=(self._interceptor,), options=OPTIONS)
+        await self.set_serving(False)
+        inference_pb2_grpc.add_InferenceServiceServicer_to_server(
+            InferenceServicer(self._desk, self._default_max_tokens), server
+        )
+        adapters_pb2_grpc.add_AdapterServiceServicer_to_server(AdapterServicer(self._desk), server)
+        training_pb2_grpc.add_TrainingServiceServicer_to_server(TrainingServicer(self._desk), server)
+        server_pb2_grpc.add_ServerServiceServicer_to_server(ServerServicer(self._desk), server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        reflection.enable_server_reflection((*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+        try:
+            port = server.add_insecure_port(str(self.address))
+        except RuntimeError as error:
+            raise _unavailable(self.address, "it was taken just now") from error
+        self.address = Address(self.address.host, port)
+        await server.start()
+        self._server = server
+
+    async def set_serving(self, serving: bool) -> None:
+        """What the health service says, for the server as a whole and for each service."""
+        for name in ("", *SERVICES):
+            await self._health.set(name, SERVING if serving else NOT_SERVING)
+
+    async def drain(self, timeout: float) -> int:
+        """Wait up to ``timeout`` seconds for the running calls, then end the rest with UNAVAILABLE; gives their number.
+
+        The desk must refuse new calls by then.
+        """
+        await self.set_serving(False)
+        self._interceptor.fail_running(FOLLOWS_A_JOB)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout):
+                await self._interceptor.wait_idle()
+        left = self.running
+        if left:
+            self._interceptor.fail_running()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(1.0):
+                    await self._interceptor.wait_idle()
+        return left
+
+    async def stop(self) -> None:
+        """Stop listening and close all connections. Fine to call twice, and when ``start`` failed."""
+        server, self._server = self._server, None
+        if server is not None:
+            await self._health.enter_graceful_shutdown()
+            # Long enough for answers that are on their way out.
+            await server.stop(0.2)
+
+
+def check_free(address: Address) -> None:
+    """Raise FAILED_PRECONDITION unless a server could listen there; gRPC's own words for it are many and unclear."""
+    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((address.host, address.port))
+            # Two sockets may be bound with that option as long as none listens.
+            probe.listen()
+        except OSError as error:
+            raise _unavailable(address, error.strerror or str(error)) from error
+
+
+def _unavailable(address: Address, why: str) -> Error:
+    return Error(
+        Code.FAILED_PRECONDITION,
+        f"cannot listen on {address}: {why} (choose another with --listen)",
+        reason="PORT_UNAVAILABLE",
+    )

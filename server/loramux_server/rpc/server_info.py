@@ -1,0 +1,26 @@
+"""What this server is, over gRPC."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from grpc import aio
+
+from loramux.v1 import server_pb2 as pb
+from loramux.v1 import server_pb2_grpc
+
+from . import call as calls
+from .convert.server import server_info_to_proto
+from .desk import Desk
+
+Context = aio.ServicerContext[Any, Any]
+
+
+class ServerServicer(server_pb2_grpc.ServerServiceServicer):
+    """``loramux.v1.ServerService``. It answers while the server loads, too."""
+
+    def __init__(self, desk: Desk) -> None:
+        self._desk = desk
+
+    async def GetServerInfo(self, request: pb.GetServerInfoRequest, context: Context) -> pb.ServerInfo:
+        return server_info_to_proto(await self._desk.describe(calls.current().tenant))

@@ -1,0 +1,102 @@
+"""Training over gRPC."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
+from typing import Any
+
+from grpc import aio
+
+from loramux.v1 import training_pb2 as pb
+from loramux.v1 import training_pb2_grpc
+
+from ..core.errors import invalid_field
+from . import call as calls
+from .convert.training import (
+    dataset_to_proto,
+    event_to_proto,
+    job_from_proto,
+    job_to_proto,
+    report_to_proto,
+    spec_from_proto,
+    states_from_proto,
+)
+from .desk import Desk
+
+Context = aio.ServicerContext[Any, Any]
+
+
+class TrainingServicer(training_pb2_grpc.TrainingServiceServicer):
+    """``loramux.v1.TrainingService``."""
+
+    def __init__(self, desk: Desk) -> None:
+        self._desk = desk
+
+    async def UploadDataset(
+        self, request_iterator: AsyncIterator[pb.UploadDatasetRequest], context: Context
+    ) -> pb.Dataset:
+        service = self._desk.open().training
+        first = await anext(request_iterator, None)
+        if first is None or first.WhichOneof("payload") != "header":
+            raise invalid_field("header", "the first message of an upload must carry it")
+        header = first.header
+        if header.format not in ("", "jsonl"):
+            raise invalid_field("header.format", "must be jsonl, the only format so far")
+        pieces = _pieces(request_iterator, header.size)
+        dataset = await service.upload_dataset(pieces, calls.current().tenant, name=header.name, sha256=header.sha256)
+        return dataset_to_proto(dataset)
+
+    async def ValidateDataset(self, request: pb.ValidateDatasetRequest, context: Context) -> pb.ValidateDatasetResponse:
+        report = await self._desk.open().training.validate_dataset(
+            request.dataset_id, calls.current().tenant, spec=spec_from_proto(request.settings)
+        )
+        return report_to_proto(report)
+
+    async def CreateJob(self, request: pb.CreateJobRequest, context: Context) -> pb.Job:
+        service = self._desk.open().training
+        return job_to_proto(await service.create_job(job_from_proto(request, calls.current())))
+
+    async def GetJob(self, request: pb.GetJobRequest, context: Context) -> pb.Job:
+        return job_to_proto(await self._desk.open().training.get_job(request.job_id, calls.current().tenant))
+
+    async def ListJobs(self, request: pb.ListJobsRequest, context: Context) -> pb.ListJobsResponse:
+        page = await self._desk.open().training.list_jobs(
+            calls.current().tenant,
+            states=states_from_proto(request.states),
+            name=request.name,
+            page_size=request.page_size or 100,
+            page_token=request.page_token,
+        )
+        return pb.ListJobsResponse(jobs=[job_to_proto(j) for j in page.items], next_page_token=page.next_page_token)
+
+    async def CancelJob(self, request: pb.CancelJobRequest, context: Context) -> pb.Job:
+        return job_to_proto(await self._desk.open().training.cancel_job(request.job_id, calls.current().tenant))
+
+    async def PauseJob(self, request: pb.PauseJobRequest, context: Context) -> pb.Job:
+        return job_to_proto(await self._desk.open().training.pause_job(request.job_id, calls.current().tenant))
+
+    async def ResumeJob(self, request: pb.ResumeJobRequest, context: Context) -> pb.Job:
+        return job_to_proto(await self._desk.open().training.resume_job(request.job_id, calls.current().tenant))
+
+    async def WatchJob(self, request: pb.WatchJobRequest, context: Context) -> AsyncGenerator[pb.JobEvent]:
+        events = self._desk.open().training.watch_job(
+            request.job_id, calls.current().tenant, after_sequence=request.after_sequence
+        )
+        async with aclosing(events):
+            async for event in events:
+                yield event_to_proto(event)
+
+
+async def _pieces(requests: AsyncIterator[pb.UploadDatasetRequest], size: int) -> AsyncIterator[bytes]:
+    """The bytes of the file; when the header told its size, not one more or less."""
+    seen = 0
+    async for request in requests:
+        if request.WhichOneof("payload") != "chunk":
+            raise invalid_field("chunk", "every message after the first must carry the next bytes")
+        seen += len(request.chunk)
+        if size and seen > size:
+            raise invalid_field("header.size", f"is {size}, but more bytes came")
+        yield request.chunk
+    if size and seen != size:
+        raise invalid_field("header.size", f"is {size}, but {seen} bytes came")

@@ -1,0 +1,149 @@
+"""Services that play a script, and a real server in front of them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import grpc
+
+from loramux_server.config import Address
+from loramux_server.core.backend import EngineInfo, EngineStats
+from loramux_server.core.types import AdapterVersion, Chunk, FinishReason, GenerateRequest, StackEntry, Usage
+from loramux_server.rpc.desk import Behind, Counts, Desk, Services
+from loramux_server.rpc.server import RpcServer
+from loramux_server.services.info import Readiness
+from loramux_server.services.limits import Limits
+from loramux_server.services.views import Choice, Completion
+
+INFO = EngineInfo("tiny", "f00d", "Llama", 10, 256, (2,), "cpu", "float32", 4, {}, "")
+ACME = StackEntry(AdapterVersion("acme", 3, "d1", 8), 0.5)
+
+
+@dataclass
+class Generation:
+    """``answer`` makes the chunks; what was asked and whether the stream was closed is written down."""
+
+    answer: Callable[[GenerateRequest], AsyncIterator[Chunk]] | None = None
+    requests: list[GenerateRequest] = field(default_factory=list)
+    closed: asyncio.Event = field(default_factory=asyncio.Event)
+    waiting: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def generate(self, request: GenerateRequest) -> AsyncGenerator[Chunk]:
+        self.requests.append(request)
+        try:
+            async for chunk in (self.answer or hello)(request):
+                yield chunk
+        finally:
+            self.closed.set()
+
+    async def generate_once(self, request: GenerateRequest) -> Completion:
+        text = "".join([c.text async for c in self.generate(request)])
+        choice = Choice(0, text, (1, 2), (), FinishReason.STOP)
+        return Completion(request.request_id, (choice,), Usage(3, 2), (ACME,))
+
+    def token_text(self, token_id: int) -> str:
+        return f"<{token_id}>"
+
+    async def forever(self, request: GenerateRequest) -> AsyncGenerator[Chunk]:
+        yield Chunk(text="first")
+        self.waiting.set()
+        await asyncio.Event().wait()
+
+
+async def hello(request: GenerateRequest) -> AsyncGenerator[Chunk]:
+    yield Chunk(text="hel", token_ids=(1,), adapters=(ACME,))
+    yield Chunk(text="lo", token_ids=(2,), finish_reason=FinishReason.STOP, usage=Usage(3, 2), adapters=(ACME,))
+
+
+@dataclass
+class Adapters:
+    uploads: list[tuple[str, dict[str, bytes], dict[str, Any]]] = field(default_factory=list)
+
+    async def upload(self, name: str, chunks: AsyncIterator[tuple[str, bytes]], tenant: str, **given: Any) -> Any:
+        files: dict[str, bytes] = {}
+        async for file, data in chunks:
+            files[file] = files.get(file, b"") + data
+        self.uploads.append((name, files, given))
+        from .test_convert import VERSION
+
+        return VERSION
+
+
+@dataclass
+class Training:
+    datasets: list[bytes] = field(default_factory=list)
+
+    async def upload_dataset(self, chunks: AsyncIterator[bytes], tenant: str, **given: Any) -> Any:
+        self.datasets.append(b"".join([c async for c in chunks]))
+        from .test_convert import DATASET
+
+        return DATASET
+
+    async def watch_job(self, job_id: str, tenant: str, *, after_sequence: int) -> AsyncGenerator[Any]:
+        from .test_convert import EVENT
+
+        yield EVENT
+        await asyncio.Event().wait()
+
+
+@dataclass
+class Calls:
+    """Counts calls as metrics would."""
+
+    ended: list[tuple[str, str]] = field(default_factory=list)
+    more: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def call_finished(self, method: str, code: str, seconds: float) -> None:
+        assert seconds >= 0
+        self.ended.append((method, code))
+        self.more.set()
+
+    async def next(self) -> tuple[str, str]:
+        """The code of the next call that ends (or that has ended and was not asked for)."""
+        while not self.ended:
+            self.more.clear()
+            await self.more.wait()
+        return self.ended.pop(0)
+
+
+@dataclass
+class Door:
+    """A running server and a channel to it."""
+
+    server: RpcServer
+    desk: Desk
+    channel: grpc.aio.Channel
+    generation: Generation
+    adapters: Adapters
+    training: Training
+    calls: Calls
+
+
+async def _stats() -> EngineStats:
+    return EngineStats(running=1, memory={"base": 7}, resident={"device": ("d1",)})
+
+
+async def _counts(tenant: str) -> Counts:
+    return Counts(adapters=2, jobs={"running": 1})
+
+
+@asynccontextmanager
+async def open_door(
+    *, ready: bool = True, stats: Callable[[], Awaitable[EngineStats]] = _stats, stall_timeout: float = 60.0
+) -> AsyncIterator[Door]:
+    desk, calls = Desk("1.2.3"), Calls()
+    generation, adapters, training = Generation(), Adapters(), Training()
+    server = RpcServer(desk, calls, Address("127.0.0.1", 0), default_max_tokens=33, stall_timeout=stall_timeout)
+    await server.start()
+    if ready:
+        services: Any = Services(generation, adapters, training)  # type: ignore[arg-type]
+        desk.behind = Behind(services, INFO, Limits(), True, stats, _counts)
+        desk.readiness = Readiness.READY
+        await server.set_serving(True)
+    async with grpc.aio.insecure_channel(str(server.address)) as channel:
+        yield Door(server, desk, channel, generation, adapters, training, calls)
+    await server.stop()

@@ -1,0 +1,287 @@
+"""Conversion: what is unset takes its default, what is set arrives, enums match one to one."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+
+import pytest
+
+from loramux.v1 import adapters_pb2, common_pb2, inference_pb2, server_pb2, training_pb2
+from loramux_server.core.errors import Error
+from loramux_server.core.jobs import JobState, TrainEvent, TrainEventType, TrainSpec
+from loramux_server.core.types import (
+    AdapterVersion,
+    Chunk,
+    FinishReason,
+    GenerateRequest,
+    Message,
+    SamplingParams,
+    StackEntry,
+    StackItem,
+    TokenLogprob,
+    Usage,
+)
+from loramux_server.rpc.call import Call
+from loramux_server.rpc.convert import adapters, common, inference, server, training
+from loramux_server.services.info import Readiness
+from loramux_server.services.views import (
+    AdapterInfo,
+    AdapterVersionInfo,
+    Choice,
+    Completion,
+    DatasetInfo,
+    DatasetReport,
+    JobEvent,
+    JobInfo,
+    RowProblem,
+    Score,
+)
+
+CALL = Call("Generate", "r1", "default", 12.5)
+STACK = (StackItem("acme", 1.0), StackItem("formal@2", -0.5))
+VERSION = AdapterVersionInfo(
+    name="acme",
+    version=3,
+    digest="d1",
+    rank=8,
+    alpha=16.0,
+    rslora=True,
+    target_modules=("q_proj", "v_proj"),
+    size_bytes=1 << 33,
+    layers=(0, 1),
+    base_name="tiny",
+    base_fingerprint="f00d",
+    created_at=1.5,
+    state="quarantined",
+    state_reason="why",
+    job_id="j",
+    dataset_digest="dd",
+    parent="acme@2",
+    trained_on=(STACK, ()),
+    metrics={"loss": 0.5},
+    metadata={"who": "me"},
+    tier="host",
+    pinned=True,
+    last_used_at=2.5,
+)
+DATASET = DatasetInfo("ds-1", "d2", 1 << 32, 7, "acme.jsonl", 3.5)
+EVENT = JobEvent(
+    "j", 4, 9.5, TrainEvent(TrainEventType.STEP, "hi", JobState.RUNNING, 3, 9, {"loss": 1.25, "learning_rate": 2e-4})
+)
+
+
+def token_text(token_id: int) -> str:
+    return f"<{token_id}>"
+
+
+def test_an_empty_request_takes_every_default() -> None:
+    found = inference.generate_from_proto(inference_pb2.GenerateRequest(), CALL, 77)
+    assert found == GenerateRequest(
+        sampling=SamplingParams(max_tokens=77), tenant="default", request_id="r1", deadline=12.5
+    )
+
+
+def test_what_is_set_arrives_also_when_it_is_zero() -> None:
+    request = inference_pb2.GenerateRequest(
+        prompt="",
+        adapters=[common_pb2.StackEntry(adapter="acme"), common_pb2.StackEntry(adapter="formal@2", weight=0.0)],
+        max_tokens=0,
+        temperature=0.0,
+        top_p=0.0,
+        top_k=5,
+        min_p=0.25,
+        repetition_penalty=0.0,
+        presence_penalty=1.5,
+        frequency_penalty=-1.5,
+        logit_bias={9: 1.0, 3: -100.0},
+        seed=0,
+        logprobs=0,
+        stop=["\n", "x"],
+        stop_token_ids=[5, 6],
+        ignore_eos=True,
+        min_tokens=2,
+        n=0,
+    )
+    found = inference.generate_from_proto(request, CALL, 77)
+    assert found.prompt == ""
+    assert found.adapters == (StackItem("acme", 1.0), StackItem("formal@2", 0.0))
+    assert found.stop == ("\n", "x")
+    assert found.n == 0
+    assert found.sampling == SamplingParams(
+        max_tokens=0,
+        temperature=0.0,
+        top_p=0.0,
+        top_k=5,
+        min_p=0.25,
+        repetition_penalty=0.0,
+        presence_penalty=1.5,
+        frequency_penalty=-1.5,
+        logit_bias=((3, -100.0), (9, 1.0)),
+        seed=0,
+        logprobs=0,
+        stop_token_ids=(5, 6),
+        ignore_eos=True,
+        min_tokens=2,
+    )
+
+
+def test_every_sampling_parameter_is_carried() -> None:
+    """A field added to SamplingParams must be added to the API or the conversion, or this fails."""
+    carried = {f.name for f in inference_pb2.GenerateRequest.DESCRIPTOR.fields}
+    assert {f.name for f in fields(SamplingParams)} <= carried
+
+
+def test_messages_keep_their_weights() -> None:
+    messages = [common_pb2.Message(role="user", content="a"), common_pb2.Message(role="assistant", weight=0.0)]
+    assert common.messages_from_proto(messages) == (Message("user", "a", 1.0), Message("assistant", "", 0.0))
+
+
+def test_response_formats() -> None:
+    make = inference_pb2.ResponseFormat
+    assert inference.format_from_proto(make(json_schema="{}")) == {"type": "json_schema", "json_schema": "{}"}
+    choice = make(choice=inference_pb2.ChoiceList(choices=["a", "b"]))
+    assert inference.format_from_proto(choice) == {"type": "choice", "choice": ["a", "b"]}
+    assert inference.format_from_proto(make(json_object=inference_pb2.JsonObjectFormat())) == {"type": "json_object"}
+    with pytest.raises(Error, match="response_format"):
+        inference.format_from_proto(make())
+
+
+def test_chunks() -> None:
+    entry = StackEntry(AdapterVersion("acme", 3, "d1", 8), 0.5)
+    chunk = Chunk(
+        index=1,
+        text="hé",
+        token_ids=(4, 5),
+        logprobs=(TokenLogprob(4, -0.5, ((4, -0.5), (7, -2.0))), TokenLogprob(5, -0.25)),
+        finish_reason=FinishReason.LENGTH,
+        usage=Usage(3, 2, 1),
+        adapters=(entry,),
+    )
+    message = inference.chunk_to_proto(chunk, token_text)
+    assert (message.index, message.text, list(message.token_ids)) == (1, "hé", [4, 5])
+    assert [(t.token_id, t.logprob, t.token) for t in message.logprobs[0].top] == [(4, -0.5, "<4>"), (7, -2.0, "<7>")]
+    assert message.finish_reason == inference_pb2.FINISH_REASON_LENGTH
+    assert (message.usage.prompt_tokens, message.usage.cached_tokens, message.usage.total_tokens) == (3, 1, 5)
+    assert [(a.name, a.version, a.digest, a.weight) for a in message.adapters] == [("acme", 3, "d1", 0.5)]
+    middle = inference.chunk_to_proto(Chunk(text="x"), token_text)
+    assert not middle.HasField("usage")
+    assert middle.finish_reason == inference_pb2.FINISH_REASON_UNSPECIFIED
+
+
+def test_completion_and_score() -> None:
+    completion = Completion("r1", (Choice(0, "hi", (1,), (), FinishReason.STOP),), Usage(2, 1), ())
+    result = inference.completion_to_proto(completion, token_text)
+    assert (result.request_id, result.choices[0].text, result.usage.total_tokens) == ("r1", "hi", 3)
+    score = inference.score_to_proto(Score((1, 2), ("a", "b"), (-1.0, -2.0), (True, False), 4, ()))
+    assert (list(score.greedy), list(score.tokens)) == ([True, False], ["a", "b"])
+    assert (score.usage.prompt_tokens, score.usage.completion_tokens, score.usage.total_tokens) == (4, 2, 6)
+
+
+def test_adapter_versions_carry_every_field() -> None:
+    message = adapters.version_to_proto(VERSION)
+    for field in fields(AdapterVersionInfo):
+        if field.name not in ("state", "tier", "trained_on"):
+            value = getattr(message, field.name)
+            expected = getattr(VERSION, field.name)
+            assert (tuple(value) if isinstance(expected, tuple) else value) == expected, field.name
+    assert message.state == adapters_pb2.ADAPTER_STATE_QUARANTINED
+    assert message.tier == adapters_pb2.ADAPTER_TIER_HOST
+    assert common.stacks_from_proto(message.trained_on) == VERSION.trained_on
+    info = AdapterInfo("acme", "default", None, (VERSION,), {"best": 3}, 1.0, 2.0)
+    assert not adapters.adapter_to_proto(info).HasField("current")
+    assert adapters.adapter_to_proto(replace(info, current=VERSION)).current == message
+
+
+def test_specs_round_trip() -> None:
+    assert training.spec_from_proto(training_pb2.TrainSettings()) == TrainSpec()
+    spec = TrainSpec(
+        rank=4,
+        alpha=8.0,
+        rslora=True,
+        dropout=0.1,
+        target_modules=("q_proj",),
+        layers=(3, 5),
+        learning_rate=1e-3,
+        lr_scheduler="cosine",
+        warmup_ratio=0.0,
+        beta1=0.8,
+        beta2=0.9,
+        weight_decay=0.01,
+        max_grad_norm=0.5,
+        epochs=1.5,
+        max_steps=7,
+        batch_size=2,
+        max_length=99,
+        seed=-3,
+    )
+    assert all(getattr(spec, f.name) != getattr(TrainSpec(), f.name) for f in fields(TrainSpec))
+    assert training.spec_from_proto(training.spec_to_proto(spec)) == spec
+    assert training.spec_from_proto(training.spec_to_proto(TrainSpec())) == TrainSpec()
+
+
+def test_jobs() -> None:
+    request = training_pb2.CreateJobRequest(
+        name="style",
+        dataset_id="ds-1",
+        on_top_of=[common.stack_to_proto(STACK), common_pb2.Stack()],
+        gate=training_pb2.Gate(kind=training_pb2.Gate.KIND_IMPROVES),
+        metadata={"a": "b"},
+        idempotency_key="k",
+    )
+    found = training.job_from_proto(request, CALL)
+    assert found.on_top_of == (STACK, ())
+    assert (found.gate, found.metadata, found.idempotency_key, found.validation_dataset_id) == (
+        "improves",
+        {"a": "b"},
+        "k",
+        "",
+    )
+    job = JobInfo(
+        "j", "style", "default", JobState.FAILED, TrainSpec(), "ds-1", error_reason="NAN", error="loss is NaN"
+    )
+    message = training.job_to_proto(job)
+    assert (message.state, message.error.reason) == (training_pb2.JOB_STATE_FAILED, "NAN")
+    done = training.job_to_proto(replace(job, error="", error_reason="", adapter=VERSION, on_top_of=(STACK,)))
+    assert not done.HasField("error")
+    assert done.adapter.version == 3
+    assert common.stacks_from_proto(done.on_top_of) == (STACK,)
+
+
+def test_unknown_enum_values_are_refused() -> None:
+    request = training_pb2.CreateJobRequest()
+    request.gate.MergeFromString(b"\x08\x63")  # kind = 99
+    with pytest.raises(Error, match=r"gate\.kind"):
+        training.job_from_proto(request, CALL)
+    with pytest.raises(Error, match=r"states\[1\]"):
+        training.states_from_proto([training_pb2.JOB_STATE_QUEUED, training_pb2.JOB_STATE_UNSPECIFIED])
+
+
+def test_events_and_datasets() -> None:
+    message = training.event_to_proto(EVENT)
+    assert (message.sequence, message.time, message.step, message.total_steps) == (4, 9.5, 3, 9)
+    assert (message.type, message.state) == (training_pb2.JOB_EVENT_TYPE_STEP, training_pb2.JOB_STATE_RUNNING)
+    assert dict(message.metrics) == EVENT.event.metrics
+    assert training.dataset_to_proto(DATASET).size_bytes == 1 << 32
+    report = DatasetReport(5, 100, 50, 30, 1, 12, (RowProblem(3, "bad", "messages[0].role"),), 4)
+    answer = training.report_to_proto(report)
+    assert (answer.valid, answer.problems_total, answer.problems[0].line, answer.summary.estimated_steps) == (
+        False,
+        4,
+        3,
+        12,
+    )
+
+
+@pytest.mark.parametrize(
+    ("ours", "table", "theirs"),
+    [
+        (FinishReason, inference.FINISH_REASONS, inference_pb2.FinishReason),
+        (JobState, training.JOB_STATES, training_pb2.JobState),
+        (TrainEventType, training.EVENT_TYPES, training_pb2.JobEventType),
+        (Readiness, server.STATES, server_pb2.ServerState),
+    ],
+)
+def test_enums_match_one_to_one(ours, table, theirs) -> None:
+    assert set(table) == set(ours)
+    assert sorted(table.values()) == sorted(v for v in theirs.values() if v != 0)
+    assert all(theirs.Name(value).endswith(key.name) for key, value in table.items())

@@ -1,0 +1,55 @@
+"""The table from errors to statuses: complete, with details, and small enough to reach the caller."""
+
+from __future__ import annotations
+
+import grpc
+from google.rpc import error_details_pb2
+
+from loramux_server.core.errors import Code, Error, FieldViolation, invalid, invalid_field
+from loramux_server.rpc.status import STATUS, to_status
+
+
+def detail(status, kind):
+    for packed in status.details:
+        found = kind()
+        if packed.Unpack(found):
+            return found
+    return None
+
+
+def test_every_code_has_the_status_of_its_name() -> None:
+    assert {code.name: status.name for code, status in STATUS.items()} == {code.name: code.name for code in Code}
+    assert grpc.StatusCode.UNKNOWN not in STATUS.values()
+
+
+def test_reason_and_request_id() -> None:
+    info = detail(to_status(Error(Code.NOT_FOUND, "no", reason="ADAPTER_NOT_FOUND"), "r1"), error_details_pb2.ErrorInfo)
+    assert (info.reason, info.domain, info.metadata["request_id"]) == ("ADAPTER_NOT_FOUND", "loramux", "r1")
+
+
+def test_fields_at_fault() -> None:
+    status = to_status(invalid_field("adapters[1].weight", "is NaN"))
+    bad = detail(status, error_details_pb2.BadRequest)
+    assert [(v.field, v.description) for v in bad.field_violations] == [("adapters[1].weight", "is NaN")]
+    assert status.code == grpc.StatusCode.INVALID_ARGUMENT.value[0]
+    assert detail(status, error_details_pb2.RetryInfo) is None
+
+
+def test_quota_and_retry() -> None:
+    error = Error(
+        Code.RESOURCE_EXHAUSTED, "full", violations=[FieldViolation("tenant:a", "too many")], retry_after=1.25
+    )
+    status = to_status(error)
+    assert detail(status, error_details_pb2.RetryInfo).retry_delay.ToNanoseconds() == 1_250_000_000
+    assert detail(status, error_details_pb2.QuotaFailure).violations[0].subject == "tenant:a"
+    assert detail(status, error_details_pb2.BadRequest) is None
+
+
+def test_large_errors_are_cut_not_lost() -> None:
+    error = invalid(FieldViolation(f"rows[{i}]", "é" * 5000) for i in range(5000))
+    status = to_status(error, "r" * 128)
+    assert 0 < status.ByteSize() < 5000
+    assert status.message.endswith("...")
+    assert detail(status, error_details_pb2.ErrorInfo).reason == "INVALID_ARGUMENT"
+    assert detail(status, error_details_pb2.BadRequest).field_violations[0].field == "rows[0]"
+    assert to_status(Error(Code.INTERNAL, "\ud800")).message == "?"
