@@ -13,8 +13,8 @@ import grpc.aio
 from . import _files, _requests, _responses
 from ._aio_transport import AsyncTransport, pages
 from ._files import Data
-from ._requests import Adapters as Stack
 from ._requests import Gate, TrainOptions
+from ._stacks import Adapters as Stack
 from ._watch import Watch, published
 from .errors import LoramuxError
 from .progress import progress_display

@@ -6,16 +6,11 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeAlias, TypedDict
 
-from google.protobuf.message import Message as ProtoMessage
-
 from . import _responses
+from ._stacks import Adapters, assign, stack, stacks
 from .errors import invalid
-from .types import StackItem
 from .v1 import common_pb2, inference_pb2, training_pb2
 
-Entry: TypeAlias = "str | tuple[str, float] | StackItem"
-Adapters: TypeAlias = "str | Mapping[str, float] | Sequence[Entry]"
-"""A stack: ``["acme", ("formal", 0.5)]`` or ``{"acme": 1.0, "formal": 0.5}``; names may be ``name@version``."""
 ChatMessage: TypeAlias = "Mapping[str, Any]"
 Gate: TypeAlias = "str | Mapping[str, float]"
 
@@ -81,7 +76,7 @@ def generate(
         given["stop"] = _strings("stop", given["stop"])
     if "response_format" in given:
         given["response_format"] = response_format(given["response_format"])
-    _assign(request, given)
+    assign(request, given)
     return request
 
 
@@ -94,7 +89,7 @@ def score(
     """A continuation to score after exactly one of ``prompt`` and ``messages``."""
     request = inference_pb2.ScoreRequest(adapters=stack(adapters))
     _input(request, prompt, messages)
-    _assign(request, {"continuation": continuation})
+    assign(request, {"continuation": continuation})
     return request
 
 
@@ -128,7 +123,7 @@ def create_job(
         "metadata": metadata,
         "idempotency_key": idempotency_key,
     }
-    _assign(request, {field: value for field, value in given.items() if value is not None})
+    assign(request, {field: value for field, value in given.items() if value is not None})
     return request
 
 
@@ -141,7 +136,7 @@ def train_settings(options: Mapping[str, Any]) -> training_pb2.TrainSettings:
     if "layers" in given:
         given["layers"] = layers(given["layers"])
     settings = training_pb2.TrainSettings()
-    _assign(settings, given)
+    assign(settings, given)
     return settings
 
 
@@ -152,40 +147,6 @@ def job_states(states: Sequence[str]) -> list[training_pb2.JobState.ValueType]:
         if state not in known:
             raise invalid("states", f"{state!r} is no state; there are {', '.join(known)}")
     return [known[state] for state in states]
-
-
-def stack(adapters: Adapters | None, field: str = "adapters") -> list[common_pb2.StackEntry]:
-    """The entries of one stack, however it is written; None is the base."""
-    if adapters is None:
-        return []
-    entries: Iterable[Any]
-    if isinstance(adapters, str):
-        entries = [adapters]
-    elif isinstance(adapters, Mapping):
-        entries = adapters.items()
-    else:
-        entries = adapters
-    try:
-        return [_entry(entry, f"{field}[{i}]") for i, entry in enumerate(entries)]
-    except TypeError:
-        raise invalid(field, "must be a list of names, a dict of name to weight, or a list of (name, weight)") from None
-
-
-def stacks(on_top_of: Adapters | Sequence[Adapters] | None) -> list[list[common_pb2.StackEntry]]:
-    """The stacks underneath a training job: one stack as ``stack`` takes it, or a list of such stacks.
-
-    ``["acme"]`` is one stack; ``[{"pine": 1.3}, ["summit"], []]`` is three, the last one the bare base.
-    """
-    if not on_top_of:
-        return []
-    if isinstance(on_top_of, str | Mapping):
-        return [stack(on_top_of, "on_top_of[0]")]
-    several = [_is_stack(item) for item in on_top_of]
-    if all(several):
-        return [stack(item, f"on_top_of[{i}]") for i, item in enumerate(on_top_of)]  # type: ignore[arg-type]
-    if any(several):
-        raise invalid("on_top_of", "mixes names and stacks; write a list of stacks, such as [['acme'], {'pine': 1.3}]")
-    return [stack(on_top_of, "on_top_of[0]")]  # type: ignore[arg-type]
 
 
 def layers(value: str | Sequence[int]) -> list[int]:
@@ -217,9 +178,9 @@ def response_format(value: Mapping[str, Any]) -> inference_pb2.ResponseFormat:
         raise invalid("response_format", "must be a dict with one of json_schema, regex, choice, grammar, json_object")
     [(kind, shape)] = value.items()
     if kind == "json_schema":
-        _assign(message, {kind: shape if isinstance(shape, str) else json.dumps(shape)}, "response_format.")
+        assign(message, {kind: shape if isinstance(shape, str) else json.dumps(shape)}, "response_format.")
     elif kind in ("regex", "grammar"):
-        _assign(message, {kind: shape}, "response_format.")
+        assign(message, {kind: shape}, "response_format.")
     elif kind == "choice":
         message.choice.choices.extend(_strings("response_format.choice", shape))
     elif kind == "json_object":
@@ -237,7 +198,7 @@ def _input(
     if (prompt is None) == (messages is None):
         raise invalid("prompt", "give exactly one of prompt and messages")
     if prompt is not None:
-        _assign(request, {"prompt": prompt})
+        assign(request, {"prompt": prompt})
         return
     for i, message in enumerate(messages or ()):
         if not isinstance(message, Mapping):
@@ -247,29 +208,7 @@ def _input(
         if missing or extra:
             what = f"has no {min(missing)}" if missing else f"has an unknown key {min(extra)!r}"
             raise invalid(f"messages[{i}]", f"{what}; it takes role, content and, for training, weight")
-        _assign(request.messages.add(), message, f"messages[{i}].")
-
-
-def _entry(entry: Any, field: str) -> common_pb2.StackEntry:
-    if isinstance(entry, StackItem):
-        entry = (entry.adapter, entry.weight)
-    name, weight = (entry, None) if isinstance(entry, str) else _pair(entry, field)
-    message = common_pb2.StackEntry()
-    _assign(message, {"adapter": name} if weight is None else {"adapter": name, "weight": weight}, f"{field}.")
-    return message
-
-
-def _pair(entry: Any, field: str) -> tuple[Any, Any]:
-    if isinstance(entry, tuple | list) and len(entry) == 2:
-        return entry[0], entry[1]
-    raise invalid(field, "must be a name or (name, weight)")
-
-
-def _is_stack(item: object) -> bool:
-    """Whether an item of ``on_top_of`` is a stack of its own, not an entry such as ``"acme"`` or ``("acme", 1.3)``."""
-    if isinstance(item, tuple) and len(item) == 2 and isinstance(item[0], str) and isinstance(item[1], int | float):
-        return False
-    return isinstance(item, Mapping | list | tuple)
+        assign(request.messages.add(), message, f"messages[{i}].")
 
 
 def _gate(value: Gate) -> training_pb2.Gate:
@@ -278,7 +217,7 @@ def _gate(value: Gate) -> training_pb2.Gate:
         return training_pb2.Gate(kind=kinds[value])
     if isinstance(value, Mapping) and set(value) == {"min_accuracy"}:
         message = training_pb2.Gate(kind=training_pb2.Gate.KIND_MIN_ACCURACY)
-        _assign(message, value, "gate.")
+        assign(message, value, "gate.")
         return message
     raise invalid("gate", "must be 'none', 'improves' or {'min_accuracy': 0.9}")
 
@@ -295,19 +234,3 @@ def _known(options: Mapping[str, Any], allowed: type) -> None:
     unknown = options.keys() - allowed.__annotations__.keys()
     if unknown:
         raise invalid(min(unknown), f"is no setting; there are {', '.join(allowed.__annotations__)}")
-
-
-def _assign(message: ProtoMessage, values: Mapping[str, Any], path: str = "") -> None:
-    """Set fields one by one, so that a value of the wrong type is refused by its own name."""
-    for name, value in values.items():
-        try:
-            if isinstance(value, Mapping):
-                getattr(message, name).update(value)
-            elif isinstance(value, list | tuple):
-                getattr(message, name).extend(value)
-            elif isinstance(value, ProtoMessage):
-                getattr(message, name).CopyFrom(value)
-            else:
-                setattr(message, name, value)
-        except (TypeError, ValueError) as error:
-            raise invalid(f"{path}{name}", f"{value!r} does not fit: {error}") from None

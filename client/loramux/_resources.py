@@ -12,8 +12,8 @@ import grpc
 
 from . import _files, _requests, _responses
 from ._files import Data
-from ._requests import Adapters as Stack
 from ._requests import Gate, TrainOptions
+from ._stacks import Adapters as Stack
 from ._transport import Transport, pages
 from ._watch import Watch, published
 from .errors import LoramuxError

@@ -12,8 +12,8 @@ from ._aio_transport import AsyncStream, AsyncTransport
 from ._assemble import Assembler
 from ._channel import target
 from ._files import Data
-from ._requests import Adapters as Stack
 from ._requests import ChatMessage, Gate, GenerateOptions, TrainOptions
+from ._stacks import Adapters as Stack
 from .types import Chunk, Completion, Score, ServerInfo, Tokens
 from .v1 import inference_pb2, server_pb2
 

@@ -10,9 +10,9 @@ from . import _requests, _responses
 from ._assemble import Assembler
 from ._channel import target
 from ._files import Data
-from ._requests import Adapters as Stack
 from ._requests import ChatMessage, Gate, GenerateOptions, TrainOptions
 from ._resources import Adapters, Datasets, Job, Jobs
+from ._stacks import Adapters as Stack
 from ._transport import Stream, Transport
 from .types import Chunk, Completion, Score, ServerInfo, Tokens
 from .v1 import inference_pb2, server_pb2

@@ -1,0 +1,88 @@
+"""The spellings of a stack of adapters, and setting a message's fields."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TypeAlias
+
+from google.protobuf.message import Message as ProtoMessage
+
+from .errors import invalid
+from .types import StackItem
+from .v1 import common_pb2
+
+Entry: TypeAlias = "str | tuple[str, float] | StackItem"
+Adapters: TypeAlias = "str | Mapping[str, float] | Sequence[Entry]"
+"""A stack: ``["acme", ("formal", 0.5)]`` or ``{"acme": 1.0, "formal": 0.5}``; names may be ``name@version``."""
+
+
+def stack(adapters: Adapters | None, field: str = "adapters") -> list[common_pb2.StackEntry]:
+    """The entries of one stack, however it is written; None is the base."""
+    if adapters is None:
+        return []
+    entries: Iterable[Any]
+    if isinstance(adapters, str):
+        entries = [adapters]
+    elif isinstance(adapters, Mapping):
+        entries = adapters.items()
+    else:
+        entries = adapters
+    try:
+        return [_entry(entry, f"{field}[{i}]") for i, entry in enumerate(entries)]
+    except TypeError:
+        raise invalid(field, "must be a list of names, a dict of name to weight, or a list of (name, weight)") from None
+
+
+def stacks(on_top_of: Adapters | Sequence[Adapters] | None) -> list[list[common_pb2.StackEntry]]:
+    """The stacks underneath a training job: one stack as ``stack`` takes it, or a list of such stacks.
+
+    ``["acme"]`` is one stack; ``[{"pine": 1.3}, ["summit"], []]`` is three, the last one the bare base.
+    """
+    if not on_top_of:
+        return []
+    if isinstance(on_top_of, str | Mapping):
+        return [stack(on_top_of, "on_top_of[0]")]
+    several = [_is_stack(item) for item in on_top_of]
+    if all(several):
+        return [stack(item, f"on_top_of[{i}]") for i, item in enumerate(on_top_of)]  # type: ignore[arg-type]
+    if any(several):
+        raise invalid("on_top_of", "mixes names and stacks; write a list of stacks, such as [['acme'], {'pine': 1.3}]")
+    return [stack(on_top_of, "on_top_of[0]")]  # type: ignore[arg-type]
+
+
+def assign(message: ProtoMessage, values: Mapping[str, Any], path: str = "") -> None:
+    """Set fields one by one, so that a value of the wrong type is refused by its own name."""
+    for name, value in values.items():
+        try:
+            if isinstance(value, Mapping):
+                getattr(message, name).update(value)
+            elif isinstance(value, list | tuple):
+                getattr(message, name).extend(value)
+            elif isinstance(value, ProtoMessage):
+                getattr(message, name).CopyFrom(value)
+            else:
+                setattr(message, name, value)
+        except (TypeError, ValueError) as error:
+            raise invalid(f"{path}{name}", f"{value!r} does not fit: {error}") from None
+
+
+def _entry(entry: Any, field: str) -> common_pb2.StackEntry:
+    if isinstance(entry, StackItem):
+        entry = (entry.adapter, entry.weight)
+    name, weight = (entry, None) if isinstance(entry, str) else _pair(entry, field)
+    message = common_pb2.StackEntry()
+    assign(message, {"adapter": name} if weight is None else {"adapter": name, "weight": weight}, f"{field}.")
+    return message
+
+
+def _pair(entry: Any, field: str) -> tuple[Any, Any]:
+    if isinstance(entry, tuple | list) and len(entry) == 2:
+        return entry[0], entry[1]
+    raise invalid(field, "must be a name or (name, weight)")
+
+
+def _is_stack(item: object) -> bool:
+    """Whether an item of ``on_top_of`` is a stack of its own, not an entry such as ``"acme"`` or ``("acme", 1.3)``."""
+    if isinstance(item, tuple) and len(item) == 2 and isinstance(item[0], str) and isinstance(item[1], int | float):
+        return False
+    return isinstance(item, Mapping | list | tuple)

@@ -1,0 +1,5 @@
+"""The ``loramux`` command."""
+
+from .app import main
+
+__all__ = ["main"]

@@ -1,0 +1,198 @@
+"""``loramux adapters``."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..types import Adapter, AdapterVersion
+from .common import Json, connect, entries, moment, numbers, print_fields, print_json, print_table, size
+from .train import pairs
+
+app = typer.Typer(name="adapters", help="List, move in and out, and remove adapters.", no_args_is_help=True)
+
+Ref = Annotated[str, typer.Argument(metavar="NAME[@VERSION]", help="Adapter; the current version unless given.")]
+
+
+@app.command("ls")
+def list_adapters(
+    context: typer.Context,
+    prefix: Annotated[str, typer.Argument(help="Only names that begin with this.")] = "",
+    json: Json = False,
+) -> None:
+    """List the adapters that you may use, with the version that each name means now."""
+    with connect(context) as client:
+        found = client.adapters.list(prefix=prefix)
+    if json:
+        print_json(found)
+    elif not found:
+        print("no adapters; make one with: loramux train NAME --data FILE, or bring one: loramux adapters upload")
+    else:
+        print_table(["NAME", "VERSION>", "RANK>", "SIZE>", "WHERE", "STATE", "CREATED", "LAST USED"], map(_row, found))
+
+
+def _row(adapter: Adapter) -> list[object]:
+    version = adapter.current
+    if version is None:
+        return [adapter.name, "-", "", "", "", "no usable version", moment(adapter.created_at), ""]
+    where = f"{version.tier}, pinned" if version.pinned else version.tier
+    created, used = moment(version.created_at), moment(version.last_used_at)
+    return [adapter.name, version.version, version.rank, size(version.size_bytes), where, version.state, created, used]
+
+
+@app.command()
+def show(context: typer.Context, ref: Ref, json: Json = False) -> None:
+    """Show an adapter: its versions, how each was made, and its figures."""
+    with connect(context) as client:
+        adapter = client.adapters.get(ref)
+    if json:
+        print_json(adapter)
+        return
+    current = adapter.current
+    print_fields(
+        [
+            ("name", adapter.name),
+            ("tenant", adapter.tenant),
+            ("current", current.ref if current else "none"),
+            ("aliases", ", ".join(f"{adapter.name}@{alias} = {v}" for alias, v in adapter.aliases.items())),
+        ]
+    )
+    for version in adapter.versions or ((current,) if current else ()):
+        print(f"\n{version.ref}")
+        print_fields((f"  {name}", value) for name, value in _details(version))
+
+
+def _details(v: AdapterVersion) -> list[tuple[str, object]]:
+    return [
+        ("state", f"{v.state}: {v.state_reason}" if v.state_reason else v.state),
+        ("digest", v.digest),
+        ("rank", f"{v.rank}, alpha {v.alpha:g}{', rsLoRA' if v.rslora else ''}"),
+        ("modules", ", ".join(v.target_modules)),
+        ("layers", ranges(v.layers)),
+        ("size", size(v.size_bytes)),
+        ("base", v.base_name),
+        ("where", f"{v.tier}, pinned" if v.pinned else v.tier),
+        ("created", moment(v.created_at)),
+        ("last used", moment(v.last_used_at)),
+        ("job", v.job_id),
+        ("data", v.dataset_digest),
+        ("continues", v.parent),
+        ("on top of", " | ".join(entries(stack) for stack in v.trained_on)),
+        ("figures", numbers(v.metrics)),
+        ("notes", ", ".join(f"{key}={value}" for key, value in v.metadata.items())),
+    ]
+
+
+def ranges(layers: tuple[int, ...]) -> str:
+    """Layer numbers in short: ``15-29``."""
+    parts: list[list[int]] = []
+    for layer in sorted(layers):
+        if parts and layer == parts[-1][1] + 1:
+            parts[-1][1] = layer
+        else:
+            parts.append([layer, layer])
+    return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in parts)
+
+
+@app.command()
+def upload(
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(help="Name to publish under.")],
+    folder: Annotated[Path, typer.Argument(help="Folder saved by PEFT.")],
+    set_current: Annotated[
+        bool, typer.Option("--current/--not-current", help="Whether the name moves to the new version.")
+    ] = True,
+    metadata: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="Note; may be repeated.")] = None,
+    json: Json = False,
+) -> None:
+    """Publish an adapter that was trained anywhere, from its PEFT folder.
+
+    Example:
+      loramux adapters upload acme ./acme-lora
+    """
+    with connect(context) as client:
+        version = client.adapters.upload(name, folder, set_current=set_current, metadata=pairs(metadata or ()))
+    if json:
+        print_json(version)
+    else:
+        print(f"published {version.ref}")
+
+
+@app.command()
+def download(
+    context: typer.Context,
+    ref: Ref,
+    folder: Annotated[Path, typer.Argument(help="Folder to write; made if it is not there.")],
+    json: Json = False,
+) -> None:
+    """Write a version as a PEFT folder, which loads in PEFT, vLLM and SGLang."""
+    with connect(context) as client:
+        version = client.adapters.download(ref, folder)
+    if json:
+        print_json(version)
+    else:
+        print(f"wrote {version.ref} to {folder}")
+
+
+@app.command()
+def rm(
+    context: typer.Context,
+    ref: Annotated[str, typer.Argument(metavar="NAME[@VERSION]", help="A version, or a name with all its versions.")],
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    json: Json = False,
+) -> None:
+    """Delete an adapter or one of its versions. Requests that use it finish."""
+    if not yes and sys.stdin.isatty() and "@" not in ref:
+        typer.confirm(f"Delete {ref} with all its versions?", abort=True)
+    with connect(context) as client:
+        count = client.adapters.delete(ref)
+    if json:
+        print_json({"versions_deleted": count})
+    else:
+        print(f"deleted {count} version{'' if count == 1 else 's'} of {ref}")
+
+
+@app.command()
+def pin(context: typer.Context, ref: Ref, json: Json = False) -> None:
+    """Keep a version in memory."""
+    with connect(context) as client:
+        adapter = client.adapters.pin(ref)
+    _changed(adapter, f"{ref} is pinned", json)
+
+
+@app.command()
+def unpin(context: typer.Context, ref: Ref, json: Json = False) -> None:
+    """Let a pinned version leave memory when others need the room."""
+    with connect(context) as client:
+        adapter = client.adapters.unpin(ref)
+    _changed(adapter, f"{ref} is no longer pinned", json)
+
+
+@app.command()
+def alias(
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(help="Adapter.")],
+    version: Annotated[int, typer.Argument(help="Version to point at; 0 removes the alias.")],
+    alias: Annotated[str, typer.Option(help="Alias to move, used as NAME@ALIAS.", show_default="the name")] = "",
+    json: Json = False,
+) -> None:
+    """Make a name (or an alias of it) mean a version: promote or roll back, at once.
+
+    Examples:
+      loramux adapters alias acme 2                  # acme means acme@2 from now on
+      loramux adapters alias acme 3 --alias canary   # acme@canary means acme@3
+    """
+    with connect(context) as client:
+        adapter = client.adapters.set_alias(name, version, alias=alias)
+    what = f"{name}@{alias}" if alias else name
+    _changed(adapter, f"{what} means {name}@{version}" if version else f"{what} is removed", json)
+
+
+def _changed(adapter: Adapter, text: str, json: bool) -> None:
+    if json:
+        print_json(adapter)
+    else:
+        print(text)

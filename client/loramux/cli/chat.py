@@ -1,0 +1,143 @@
+"""``loramux chat``: a conversation in the terminal."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+
+from ..client import Client
+from ..errors import LoramuxError
+from .common import AdapterOption, connect, error_lines, stack, write
+from .generate import MaxTokens, MinP, RepetitionPenalty, Seed, Temperature, TopK, TopP
+
+HELP = """\
+/adapters                 the stack in use, and the adapters that the server has
+/adapters acme formal:0.5 use this stack from now on (/adapters none: the base)
+/system TEXT              set the system message (without TEXT: remove it)
+/reset                    forget the conversation
+/exit                     leave (or end of input)
+Ctrl-C stops an answer."""
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command()(chat)
+
+
+def chat(
+    context: typer.Context,
+    adapter: AdapterOption = None,
+    system: Annotated[str | None, typer.Option(help="System message.")] = None,
+    max_tokens: MaxTokens = 512,
+    temperature: Temperature = None,
+    top_p: TopP = None,
+    top_k: TopK = None,
+    min_p: MinP = None,
+    repetition_penalty: RepetitionPenalty = None,
+    seed: Seed = None,
+) -> None:
+    """Chat with the base and a stack of adapters that can be changed between two messages.
+
+    Examples:
+      loramux chat --adapter acme
+      loramux chat --system "Answer in one sentence." --temperature 0.7
+      ... then /adapters acme formal:0.5 to change the stack, /help for the rest
+    """
+    options = {
+        "max_tokens": max_tokens,
+        "temperature": temperature,
+        "top_p": top_p,
+        "top_k": top_k,
+        "min_p": min_p,
+        "repetition_penalty": repetition_penalty,
+        "seed": seed,
+    }
+    if sys.stdin.isatty():
+        import readline  # noqa: F401  # gives input() editing and history
+
+        print("/help for commands, Ctrl-D to leave")
+    with connect(context) as client:
+        Conversation(client, stack(adapter), system, options).run(_ask)
+
+
+def _ask() -> str:
+    return input("> " if sys.stdin.isatty() else "")
+
+
+class Conversation:
+    """The turns so far, the stack, and the commands that change them."""
+
+    def __init__(
+        self, client: Client, adapters: list[tuple[str, float]], system: str | None, options: dict[str, Any]
+    ) -> None:
+        self.client = client
+        self.adapters = adapters
+        self.system = system
+        self.options = options
+        self.turns: list[dict[str, str]] = []
+        self._commands: dict[str, Callable[[str], None]] = {
+            "/adapters": self._set_adapters,
+            "/system": self._set_system,
+            "/reset": self._reset,
+            "/help": lambda _: print(HELP),
+        }
+
+    def run(self, ask: Callable[[], str]) -> None:
+        """Take lines from ``ask`` until it raises EOFError or the user leaves."""
+        while True:
+            try:
+                line = ask().strip()
+            except EOFError:
+                return
+            except KeyboardInterrupt:
+                print()
+                continue
+            if line in ("/exit", "/quit"):
+                return
+            if line:
+                self.take(line)
+
+    def take(self, line: str) -> None:
+        """A message or a command. Errors are shown; the conversation goes on."""
+        word, _, rest = line.partition(" ")
+        try:
+            if not line.startswith("/"):
+                self._answer(line)
+            elif word in self._commands:
+                self._commands[word](rest.strip())
+            else:
+                print(f"{word} is no command; /help lists them")
+        except LoramuxError as error:
+            print("error: " + "\n  ".join(error_lines(error)), file=sys.stderr)
+
+    def _answer(self, text: str) -> None:
+        turns = [*self.turns, {"role": "user", "content": text}]
+        opening = [{"role": "system", "content": self.system}] if self.system else []
+        with self.client.stream(messages=opening + turns, adapters=self.adapters, **self.options) as stream:
+            try:
+                for chunk in stream:
+                    write(chunk.text)
+            except KeyboardInterrupt:
+                write(" [stopped]")
+            answer = stream.completion.text
+        write("\n")
+        # Only a turn that was answered becomes part of the conversation.
+        self.turns = [*turns, {"role": "assistant", "content": answer}]
+
+    def _set_adapters(self, text: str) -> None:
+        if text:
+            self.adapters = [] if text == "none" else stack(text.replace(",", " ").split())
+        else:
+            print("the server has: " + (", ".join(a.name for a in self.client.adapters.list()) or "no adapters"))
+        print("in use: " + (", ".join(f"{name}:{weight:g}" for name, weight in self.adapters) or "the base alone"))
+
+    def _set_system(self, text: str) -> None:
+        self.system = text or None
+        print("system message set" if text else "no system message")
+
+    def _reset(self, _: str) -> None:
+        self.turns = []
+        print("the conversation is forgotten")

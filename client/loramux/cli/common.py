@@ -1,0 +1,147 @@
+"""What all commands share: the connection, options that recur, and how values are shown."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import json
+import math
+import sys
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import typer
+
+from ..client import Client
+from ..errors import LoramuxError
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
+AdapterOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--adapter",
+        "-a",
+        metavar="NAME[@VERSION][:WEIGHT]",
+        help="Adapter to apply, weight 1 unless given; repeat it to stack several.",
+    ),
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Connection:
+    """Where the commands connect to."""
+
+    address: str | None = None
+    api_key: str | None = None
+
+
+def connect(context: typer.Context) -> Client:
+    """The client for the address and key that were given."""
+    connection: Connection = context.find_root().obj or Connection()
+    return Client(connection.address, api_key=connection.api_key)
+
+
+def stack(entries: Iterable[str] | None) -> list[tuple[str, float]]:
+    """A stack from words such as ``acme``, ``acme@2`` and ``acme:0.5``."""
+    found: list[tuple[str, float]] = []
+    for entry in entries or ():
+        name, colon, weight = entry.rpartition(":")
+        try:
+            found.append((name, float(weight)) if colon else (entry, 1.0))
+        except ValueError:
+            found.append((entry, 1.0))  # the colon belongs to the name
+    return found
+
+
+def error_lines(error: LoramuxError) -> list[str]:
+    """An error as lines: one, or one and a line per field where several are at fault."""
+    again = f"; try again in {error.retry_after:.0f} s" if error.retry_after else ""
+    violations = [plain(str(violation)) for violation in error.violations]
+    if len(violations) > 1:
+        return [f"{len(violations)} problems:{again}", *violations]
+    message = plain(error.message)
+    if violations and error.violations[0].description not in error.message:
+        message = f"{message} ({violations[0]})"
+    return [message + again]
+
+
+def print_json(value: Any) -> None:
+    """A value of the client, or a list of them, as JSON on stdout."""
+    print(json.dumps(jsonable(value), indent=2, ensure_ascii=False))
+
+
+def jsonable(value: Any) -> Any:
+    """Dataclasses as dicts; numbers that JSON does not have as null."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: jsonable(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): jsonable(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [jsonable(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """A table on stdout; columns whose name ends in ``>`` are right-aligned. Piped output is not cut to a width."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=1000)
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        right = column.endswith(">")
+        table.add_column(column.removesuffix(">"), justify="right" if right else "left", overflow="fold")
+    from rich.text import Text
+
+    for row in rows:
+        table.add_row(*(Text(plain(str(cell))) for cell in row))
+    console.print(table)
+
+
+def print_fields(fields: Iterable[tuple[str, object]]) -> None:
+    """Names and values, one a line; empty values are left out."""
+    shown = [(name, plain(str(value))) for name, value in fields if value not in ("", None, (), {}, [])]
+    width = max((len(name) for name, _ in shown), default=0)
+    for name, value in shown:
+        print(f"{name:<{width}}  {value}")
+
+
+def plain(text: str) -> str:
+    """Text without control characters, so that what others wrote cannot drive the terminal."""
+    return "".join(c if c in "\n\t" or unicodedata.category(c)[0] != "C" else "\ufffd" for c in text)
+
+
+def write(text: str) -> None:
+    """Model text to stdout at once; on a terminal without control characters."""
+    sys.stdout.write(plain(text) if sys.stdout.isatty() else text)
+    sys.stdout.flush()
+
+
+def size(count: float) -> str:
+    """Bytes for people."""
+    for unit in ("B", "KiB", "MiB"):
+        if abs(count) < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.2f} GiB"
+
+
+def moment(seconds: float) -> str:
+    """Seconds since 1970 as local time; empty for 0."""
+    if not seconds:
+        return ""
+    return datetime.datetime.fromtimestamp(seconds, tz=datetime.UTC).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+
+
+def numbers(values: Mapping[str, float]) -> str:
+    """Figures in one line."""
+    return ", ".join(f"{name} {value:.4g}" for name, value in values.items())
+
+
+def entries(items: Iterable[Any]) -> str:
+    """A stack in one line, as the options take it; ``base`` when empty."""
+    return ", ".join(i.adapter if i.weight == 1 else f"{i.adapter}:{i.weight:g}" for i in items) or "base"

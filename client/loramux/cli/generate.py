@@ -1,0 +1,109 @@
+"""``loramux generate``."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated, Any
+
+import typer
+
+from ..errors import invalid
+from ..types import Completion
+from .common import AdapterOption, Json, connect, print_json, stack, write
+
+MaxTokens = Annotated[int | None, typer.Option(help="Most new tokens.", show_default="the server's, 128")]
+Temperature = Annotated[float | None, typer.Option(help="Randomness; 0 is greedy.", show_default="0")]
+TopP = Annotated[float | None, typer.Option(help="Sample from the most likely tokens up to this probability.")]
+TopK = Annotated[int | None, typer.Option(help="Sample from this many most likely tokens; 0: off.")]
+MinP = Annotated[float | None, typer.Option(help="Drop tokens below this share of the most likely one; 0: off.")]
+RepetitionPenalty = Annotated[float | None, typer.Option(help="Above 1: less repetition.")]
+Seed = Annotated[int | None, typer.Option(help="Makes sampling reproducible.")]
+Stop = Annotated[list[str] | None, typer.Option(help="Text that ends the answer; may be repeated.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command()(generate)
+
+
+def generate(
+    context: typer.Context,
+    prompt: Annotated[str, typer.Argument(help="Text to go on from, or with --message to answer; '-' reads stdin.")],
+    adapter: AdapterOption = None,
+    message: Annotated[
+        bool, typer.Option("--message", "-m", help="PROMPT is a chat message: put it through the chat template.")
+    ] = False,
+    system: Annotated[str | None, typer.Option(help="System message; implies --message.")] = None,
+    max_tokens: MaxTokens = None,
+    temperature: Temperature = None,
+    top_p: TopP = None,
+    top_k: TopK = None,
+    min_p: MinP = None,
+    repetition_penalty: RepetitionPenalty = None,
+    presence_penalty: Annotated[float | None, typer.Option(help="Subtracted from tokens that were used.")] = None,
+    frequency_penalty: Annotated[float | None, typer.Option(help="Subtracted for each use of a token.")] = None,
+    seed: Seed = None,
+    stop: Stop = None,
+    n: Annotated[int | None, typer.Option("-n", help="Number of answers.", show_default="1")] = None,
+    logprobs: Annotated[int | None, typer.Option(help="With --json: this many best tokens at each place.")] = None,
+    ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="Go on after the model's end token.")] = False,
+    stats: Annotated[bool, typer.Option("--stats", help="Print token counts and the versions used on stderr.")] = False,
+    timeout: Annotated[float | None, typer.Option(help="Seconds after which to give up.")] = None,
+    json: Json = False,
+) -> None:
+    """Answer a prompt with the base model and a stack of adapters, as the text is made.
+
+    Examples:
+      loramux generate "The capital of France is"
+      loramux generate -m "When does Acme open?" --adapter acme
+      loramux generate -m "When does Acme open?" -a acme -a formal:0.5 --temperature 0.7 --seed 7
+      cat letter.txt | loramux generate - --system "Summarise in one sentence." --json
+    """
+    text = sys.stdin.read() if prompt == "-" else prompt
+    turns: list[dict[str, str]] | None = None
+    if message or system is not None:
+        turns = [{"role": "system", "content": system}] if system is not None else []
+        turns.append({"role": "user", "content": text})
+    if logprobs is not None and not json:
+        raise invalid("logprobs", "is shown in JSON only; add --json")
+    options: dict[str, Any] = {
+        "max_tokens": max_tokens,
+        "temperature": temperature,
+        "top_p": top_p,
+        "top_k": top_k,
+        "min_p": min_p,
+        "repetition_penalty": repetition_penalty,
+        "presence_penalty": presence_penalty,
+        "frequency_penalty": frequency_penalty,
+        "seed": seed,
+        "stop": stop or None,
+        "n": n,
+        "logprobs": logprobs,
+        "ignore_eos": ignore_eos or None,
+    }
+    given = {"messages": turns} if turns is not None else {"prompt": text}
+    with connect(context) as client:
+        if json or (n or 1) > 1:
+            completion = client.generate(**given, adapters=stack(adapter), timeout=timeout, **options)
+            _show(completion, json)
+        else:
+            with client.stream(**given, adapters=stack(adapter), timeout=timeout, **options) as stream:
+                for chunk in stream:
+                    write(chunk.text)
+                completion = stream.completion
+            write("" if completion.text.endswith("\n") else "\n")
+    if stats:
+        usage, applied = completion.usage, ", ".join(f"{a.ref} x {a.weight:g}" for a in completion.adapters) or "base"
+        print(
+            f"[{usage.prompt_tokens} prompt + {usage.completion_tokens} new tokens, {usage.cached_tokens} from cache;"
+            f" {applied}; ended by {completion.finish_reason}]",
+            file=sys.stderr,
+        )
+
+
+def _show(completion: Completion, json: bool) -> None:
+    if json:
+        print_json(completion)
+        return
+    for choice in completion.choices:
+        write(f"--- {choice.index}\n{choice.text}\n")

@@ -1,0 +1,121 @@
+"""``loramux jobs``."""
+
+from __future__ import annotations
+
+import json as jsonlib
+import sys
+from typing import Annotated
+
+import typer
+
+from .._watch import published
+from ..progress import progress_display
+from ..types import JobInfo
+from .common import Json, connect, entries, jsonable, moment, numbers, print_fields, print_json, print_table
+from .train import published as published_text
+
+app = typer.Typer(name="jobs", help="Follow and steer training jobs.", no_args_is_help=True)
+
+JobId = Annotated[str, typer.Argument(metavar="JOB", help="Identifier of the job.")]
+
+
+@app.command("ls")
+def list_jobs(
+    context: typer.Context,
+    state: Annotated[list[str] | None, typer.Option(help="Only jobs in this state; may be repeated.")] = None,
+    name: Annotated[str, typer.Option(help="Only jobs that train this adapter.")] = "",
+    json: Json = False,
+) -> None:
+    """List training jobs, newest first."""
+    with connect(context) as client:
+        found = client.jobs.list(states=state or (), name=name)
+    if json:
+        print_json(found)
+    elif not found:
+        print("no jobs; start one with: loramux train NAME --data FILE")
+    else:
+        print_table(["JOB", "ADAPTER", "STATE", "STEP>", "LOSS>", "CREATED", "RESULT"], map(_row, found))
+
+
+def _row(info: JobInfo) -> list[object]:
+    loss = f"{info.metrics['loss']:.4g}" if "loss" in info.metrics else ""
+    step = f"{info.step}/{info.total_steps}" if info.total_steps else info.step
+    result = info.adapter.ref if info.adapter else info.error
+    return [info.id, info.name, info.state, step, loss, moment(info.created_at), result]
+
+
+@app.command()
+def show(context: typer.Context, job: JobId, json: Json = False) -> None:
+    """Show a job: state, figures, settings, result."""
+    with connect(context) as client:
+        info = client.jobs.get(job).info
+    if json:
+        print_json(info)
+        return
+    print_fields(
+        [
+            ("job", info.id),
+            ("adapter", info.name),
+            ("state", info.state),
+            ("error", f"{info.error_reason}: {info.error}" if info.error_reason else info.error),
+            ("published", info.adapter.ref if info.adapter else ""),
+            ("step", f"{info.step}/{info.total_steps or '?'}"),
+            ("figures", numbers(info.metrics)),
+            ("data", info.dataset_id),
+            ("held-out data", info.validation_dataset_id),
+            ("on top of", " | ".join(entries(stack) for stack in info.on_top_of)),
+            ("started from", info.init_from),
+            ("settings", ", ".join(f"{key} {value}" for key, value in info.settings.items())),
+            ("notes", ", ".join(f"{key}={value}" for key, value in info.metadata.items())),
+            ("created", moment(info.created_at)),
+            ("started", moment(info.started_at)),
+            ("finished", moment(info.finished_at)),
+        ]
+    )
+
+
+@app.command()
+def watch(
+    context: typer.Context,
+    job: JobId,
+    after: Annotated[int, typer.Option(help="Only events after this sequence number.")] = 0,
+    json: Annotated[bool, typer.Option("--json", help="Print each event as a line of JSON.")] = False,
+) -> None:
+    """Follow a job from its first event to its end; exit code 1 if it published nothing."""
+    with connect(context) as client:
+        handle = client.jobs.get(job)
+        with progress_display(handle.info.name, enabled=not json) as display:
+            for event in handle.events(after_sequence=after):
+                display.show(event)
+                if json:
+                    print(jsonlib.dumps(jsonable(event), ensure_ascii=False), flush=True)
+        version = published(handle.refresh())
+    print(published_text(version), file=sys.stderr if json else sys.stdout)
+
+
+@app.command()
+def cancel(context: typer.Context, job: JobId, json: Json = False) -> None:
+    """End a job for good; nothing is published."""
+    with connect(context) as client:
+        _moved(client.jobs.get(job).cancel(), json)
+
+
+@app.command()
+def pause(context: typer.Context, job: JobId, json: Json = False) -> None:
+    """Stop a job at its next step, to be resumed later."""
+    with connect(context) as client:
+        _moved(client.jobs.get(job).pause(), json)
+
+
+@app.command()
+def resume(context: typer.Context, job: JobId, json: Json = False) -> None:
+    """Let a paused job go on."""
+    with connect(context) as client:
+        _moved(client.jobs.get(job).resume(), json)
+
+
+def _moved(info: JobInfo, json: bool) -> None:
+    if json:
+        print_json(info)
+    else:
+        print(f"job {info.id} is {info.state}")

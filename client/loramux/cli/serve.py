@@ -1,0 +1,55 @@
+"""``loramux serve`` and ``loramux config``: the server's own command line, reached from here."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from types import ModuleType
+
+import typer
+
+from ..errors import LoramuxError
+
+_PASS_THROUGH = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+
+config_app = typer.Typer(name="config", help="Show how a server would be set up.", no_args_is_help=True)
+
+
+class ServerMissing(LoramuxError):
+    """The server's packages are not installed."""
+
+    code = "SERVER_MISSING"
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command(context_settings=_PASS_THROUGH, add_help_option=False)(serve)
+
+
+def serve(context: typer.Context) -> None:
+    """Start a server (its flags: loramux serve --help)."""
+    raise typer.Exit(run_server(context.args))
+
+
+@config_app.command("show", context_settings=_PASS_THROUGH, add_help_option=False)
+def config_show(context: typer.Context) -> None:
+    """Show every setting of the server, its value and where that comes from; takes the flags of serve."""
+    raise typer.Exit(run_server(["config-show", *context.args]))
+
+
+def run_server(arguments: list[str]) -> int:
+    """Hand over to the server's command line."""
+    code = server_module("loramux_server.__main__").main(arguments)
+    return int(code or 0)
+
+
+def server_module(name: str) -> ModuleType:
+    """A module of the server. Raises ServerMissing, with what to do, where the server is not installed."""
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if os.environ.get("LORAMUX_DEBUG"):
+            raise
+        raise ServerMissing(
+            f"the server is not installed here (no module {error.name}); install it with: pip install 'loramux[server]'"
+        ) from None

@@ -1,0 +1,66 @@
+"""``loramux info`` and ``loramux health``."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from ..errors import LoramuxError
+from ..progress import clock
+from .common import Json, connect, print_fields, print_json, size
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    app.command()(info)
+    app.command()(health)
+
+
+def info(context: typer.Context, json: Json = False) -> None:
+    """Show what the server is: base, device, memory, adapters, jobs, limits."""
+    with connect(context) as client:
+        found, address = client.info(timeout=30), client.address
+    if json:
+        print_json(found)
+        return
+    pages = f"{found.kv_pages_used}/{found.kv_pages_total} pages" if found.kv_pages_total else ""
+    print_fields(
+        [
+            ("address", address),
+            ("loramux", f"{found.version}, {found.state} for {clock(found.uptime_seconds)}"),
+            ("base", f"{found.base_name} ({found.architecture})" if found.architecture else found.base_name),
+            ("fingerprint", found.base_fingerprint),
+            ("device", ", ".join(part for part in (found.device, found.dtype) if part)),
+            ("context", f"{found.max_context} tokens" if found.max_context else ""),
+            ("layers", found.num_layers or ""),
+            ("vocabulary", f"{found.vocab_size} tokens" if found.vocab_size else ""),
+            ("chat template", "" if not found.vocab_size else "yes" if found.has_chat_template else "no"),
+            ("memory", ", ".join(f"{kind} {size(count)}" for kind, count in found.memory_bytes.items())),
+            ("kv cache", pages),
+            ("requests", f"{found.requests_running} running, {found.requests_waiting} waiting"),
+            ("adapters", found.adapters_total),
+            ("resident", ", ".join(f"{count} on {tier}" for tier, count in found.adapters_resident.items())),
+            ("jobs", ", ".join(f"{count} {state}" for state, count in found.jobs.items())),
+            ("limits", ", ".join(f"{name} {value}" for name, value in found.limits.items())),
+        ]
+    )
+
+
+def health(
+    context: typer.Context,
+    service: Annotated[str, typer.Option(help="Service to ask about, such as loramux.v1.InferenceService.")] = "",
+    timeout: Annotated[float, typer.Option(help="Seconds to wait for an answer.")] = 3.0,
+    json: Json = False,
+) -> None:
+    """Say whether the server takes requests: exit code 0 if so, 1 if not. Made for health checks of containers."""
+    with connect(context) as client:
+        try:
+            status, why = client.health(service, timeout=timeout), ""
+        except LoramuxError as error:
+            status, why = "UNREACHABLE", error.message
+    if json:
+        print_json({"status": status, "message": why})
+    else:
+        print(f"{status}: {why}" if why else status)
+    raise typer.Exit(0 if status == "SERVING" else 1)

@@ -1,0 +1,152 @@
+"""``loramux train``."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ..types import AdapterVersion
+from .common import Json, connect, numbers, print_json, stack
+
+BatchSize = Annotated[int | None, typer.Option(help="Rows per optimiser step.", show_default="8")]
+Epochs = Annotated[float | None, typer.Option(help="Passes over the data.", show_default="3")]
+MaxSteps = Annotated[int | None, typer.Option(help="Most optimiser steps; overrides --epochs.")]
+MaxLength = Annotated[
+    int | None, typer.Option(help="Longest row in tokens; longer ones are refused.", show_default="the model's context")
+]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command()(train)
+
+
+def train(
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(help="Adapter; the result becomes its next version.")],
+    data: Annotated[Path, typer.Option(help="JSONL file of messages, prompt + completion, or text rows.")],
+    validation: Annotated[Path | None, typer.Option(help="JSONL file of held-out rows.")] = None,
+    on_top_of: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="STACK",
+            help="Frozen stack underneath, such as 'pine:1.3,summit' ('' is the bare base); repeat it and rows take"
+            " turns over the stacks.",
+        ),
+    ] = None,
+    rank: Annotated[int | None, typer.Option(help="Rank of the adapter.", show_default="16")] = None,
+    alpha: Annotated[float | None, typer.Option(help="LoRA alpha.", show_default="32")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Peak learning rate.", show_default="2e-4")] = None,
+    epochs: Epochs = None,
+    max_steps: MaxSteps = None,
+    batch_size: BatchSize = None,
+    max_length: MaxLength = None,
+    target_modules: Annotated[
+        str | None, typer.Option(help="Linears to adapt, such as 'q_proj,v_proj'.", show_default="all-linear")
+    ] = None,
+    layers: Annotated[
+        str | None, typer.Option(help="Decoder layers to adapt, such as '15-29' or '0,2,4'.", show_default="all")
+    ] = None,
+    rslora: Annotated[bool, typer.Option("--rslora", help="Scale by alpha / sqrt(rank).")] = False,
+    dropout: Annotated[float | None, typer.Option(help="Dropout before the adapter.", show_default="0")] = None,
+    lr_scheduler: Annotated[str | None, typer.Option(help="linear, cosine or constant.", show_default="linear")] = None,
+    warmup_ratio: Annotated[
+        float | None, typer.Option(help="Share of steps with a rising rate.", show_default="0.06")
+    ] = None,
+    beta1: Annotated[float | None, typer.Option(help="AdamW's first decay.", show_default="0.9")] = None,
+    beta2: Annotated[float | None, typer.Option(help="AdamW's second decay.", show_default="0.99")] = None,
+    weight_decay: Annotated[float | None, typer.Option(help="AdamW's weight decay.", show_default="0")] = None,
+    max_grad_norm: Annotated[float | None, typer.Option(help="Gradient clipping.", show_default="1")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of weights, order and dropout.", show_default="0")] = None,
+    init_from: Annotated[str | None, typer.Option(help="Version to start from, such as acme@2.")] = None,
+    gate: Annotated[str | None, typer.Option(help="Condition for publishing: none or improves.")] = None,
+    compare_prompt: Annotated[str | None, typer.Option(help="Prompt to compare the adapter with.")] = None,
+    metadata: Annotated[
+        list[str] | None, typer.Option(metavar="KEY=VALUE", help="Note to keep with the version; may be repeated.")
+    ] = None,
+    idempotency_key: Annotated[str | None, typer.Option(help="The same key gives the same job.")] = None,
+    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Show the training and wait for its end.")] = True,
+    json: Json = False,
+) -> None:
+    """Train an adapter on the server's resident base while it goes on serving, and publish it.
+
+    The very next request can use it. Interrupting this command leaves the job running.
+
+    Examples:
+      loramux train acme --data acme.jsonl
+      loramux train acme --data acme.jsonl --validation held-out.jsonl --rank 16 --learning-rate 3e-3 --layers 15-29
+      loramux train letter --data letter.jsonl --on-top-of "pine:1.3" --on-top-of "summit" --on-top-of ""
+    """
+    settings: dict[str, Any] = {
+        "rank": rank,
+        "alpha": alpha,
+        "learning_rate": learning_rate,
+        "epochs": epochs,
+        "max_steps": max_steps,
+        "batch_size": batch_size,
+        "max_length": max_length,
+        "target_modules": split(target_modules) if target_modules else None,
+        "layers": layers,
+        "rslora": rslora or None,
+        "dropout": dropout,
+        "lr_scheduler": lr_scheduler,
+        "warmup_ratio": warmup_ratio,
+        "beta1": beta1,
+        "beta2": beta2,
+        "weight_decay": weight_decay,
+        "max_grad_norm": max_grad_norm,
+        "seed": seed,
+    }
+    with connect(context) as client:
+        job = client.train(
+            name,
+            data,
+            validation=validation,
+            on_top_of=[stack(split(text)) for text in on_top_of or ()] or None,
+            init_from=init_from,
+            gate=gate,
+            compare_prompt=compare_prompt,
+            metadata=pairs(metadata or ()),
+            idempotency_key=idempotency_key,
+            **settings,
+        )
+        if not wait:
+            if json:
+                print_json(job.info)
+            else:
+                print(f"job {job.id} is {job.info.state}; follow it with: loramux jobs watch {job.id}")
+            return
+        try:
+            version = job.wait(progress=True)
+        except KeyboardInterrupt:
+            print(f"\njob {job.id} goes on; loramux jobs watch {job.id} | cancel {job.id}", file=sys.stderr)
+            raise typer.Exit(130) from None
+    if json:
+        print_json(version)
+    else:
+        print(published(version))
+
+
+def published(version: AdapterVersion) -> str:
+    """What to say about a version that was just published."""
+    figures = f" ({numbers(version.metrics)})" if version.metrics else ""
+    return f"published {version.ref}{figures}; use it with: --adapter {version.name}"
+
+
+def split(text: str) -> list[str]:
+    """The parts between commas, none of them empty."""
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def pairs(words: list[str] | tuple[()]) -> dict[str, str]:
+    """``KEY=VALUE`` words as a dict."""
+    found: dict[str, str] = {}
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not key or not equals:
+            raise typer.BadParameter(f"{word!r} is not KEY=VALUE", param_hint="--metadata")
+        found[key] = value
+    return found
