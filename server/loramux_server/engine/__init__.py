@@ -1,0 +1,1 @@
+"""The engine: sequences in, tokens out, one step at a time."""

@@ -1,0 +1,107 @@
+"""Puts an engine together from its settings. Called on the thread that will own the model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from ..core.backend import EngineInfo
+from ..core.background import StartTask
+from ..core.settings import EngineSettings
+from ..lora.bank import AdapterBank
+from ..lora.cache import HostCache
+from ..model.host import process_memory
+from ..model.kv import KVPool
+from ..model.quantize import prepare_base
+from ..model.resident import Progress, ResidentBase
+from ..model.special import eos_token_ids, max_context
+from .adapters import AdapterDesk
+from .loop import EngineLoop
+from .memory import device_memory, plan_memory
+from .pages import PagePool
+from .protocol import Failure, Output
+from .runner import ModelRunner
+from .scheduler import Limits, Scheduler
+from .slot import TrainingSlot
+
+MakeTasks = Callable[[ResidentBase], StartTask]
+"""Gives the training side its hold on the resident base."""
+
+
+def build_engine(
+    settings: EngineSettings,
+    make_tasks: MakeTasks,
+    salt: Callable[[str], bytes],
+    emit: Callable[[Output], object],
+    progress: Progress,
+) -> tuple[EngineLoop, EngineInfo]:
+    """Load the base and set up everything around it. ``salt`` gives a tenant's secret prefix-cache salt."""
+    if settings.threads is not None:
+        torch.set_num_threads(settings.threads)
+    folder = prepare_base(settings.model, Path(settings.state_dir), progress)
+    progress("loading the base", None)
+    base = ResidentBase.load(settings, folder)
+    progress("setting up memory", None)
+    shape = base.kv_shape
+    plan = plan_memory(
+        settings, base.device, shape.page_bytes(base.dtype), AdapterBank.row_bytes(base.groups, base.dtype)
+    )
+    kv = KVPool(shape, plan.kv_pages, base.device, base.dtype)
+    bank = AdapterBank(base.groups, plan.adapter_rows, base.device, base.dtype)
+    cache = HostCache(base.modules, base.fingerprint, plan.host_bytes, base.dtype)
+    desk = AdapterDesk(bank, cache)
+    scheduler = Scheduler(
+        PagePool(plan.kv_pages, shape.page_size),
+        Limits(settings.max_batch_tokens, settings.max_running, settings.max_queue),
+        base_id=f"{base.fingerprint}/{base.dtype}",
+        salt=salt,
+        pin=desk.pin,
+        unpin=desk.unpin,
+    )
+
+    def finished(job: str, error: object) -> None:
+        failure = None if error is None else Failure.of(error)  # type: ignore[arg-type]
+        emit(Output(job, failure=failure, done=True))
+
+    def memory(training: int) -> dict[str, int]:
+        free, total = device_memory(base.device)
+        adapters = bank.used_bytes + (cache.nbytes if base.device.type == "cpu" else 0)
+        return {
+            "base": base.nbytes,
+            "adapters": adapters,
+            "kv_cache": kv.nbytes,
+            "training": training,
+            "free": free,
+            "total": total,
+            "process": process_memory(),
+        }
+
+    eos = eos_token_ids(base.model, folder)
+    slot = TrainingSlot(settings.training_share, settings.training_slice_ms / 1000, finished)
+    loop = EngineLoop(
+        ModelRunner(base, kv, bank),
+        scheduler,
+        desk,
+        slot,
+        make_tasks(base),
+        eos,
+        emit,
+        memory,
+    )
+    config = base.model.config
+    info = EngineInfo(
+        base_name=base.name,
+        base_fingerprint=base.fingerprint,
+        architecture=(getattr(config, "architectures", None) or [type(base.model).__name__])[0],
+        vocab_size=int(config.vocab_size),  # type: ignore[arg-type]
+        max_context=max_context(base.model),
+        eos_token_ids=eos,
+        device=str(base.device),
+        dtype=str(base.dtype).removeprefix("torch."),
+        num_layers=shape.layers,
+        linear_modules=dict(base.modules),
+        tokenizer_path=str(folder),
+    )
+    return loop, info

@@ -1,0 +1,123 @@
+"""The front's end of the engine: the ``Backend`` protocol over any link that carries commands and outputs.
+
+Knows no tensor. Everything here runs on the front's event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import AsyncIterator
+from typing import Protocol, TypeVar
+
+from ..core.backend import EngineInfo, EngineStats, GenerateCommand, ScoreCommand, ScoreResult, TokenEvent
+from ..core.errors import Code, Error
+from ..core.jobs import TrainCommand, TrainEvent
+from ..core.types import AdapterVersion
+from .protocol import (
+    AbortCommand,
+    Command,
+    Failure,
+    LoadCommand,
+    Output,
+    Payload,
+    StatsCommand,
+    UnloadCommand,
+    command_id,
+)
+
+P = TypeVar("P", bound=Payload)
+
+
+class Link(Protocol):
+    """Carries commands to an engine. Outputs come back through ``EngineClient.deliver``, on the front's loop."""
+
+    async def start(self, client: EngineClient) -> EngineInfo: ...
+
+    def send(self, command: Command) -> None: ...
+
+    async def close(self) -> None: ...
+
+
+class EngineClient:
+    """An engine somewhere else, as a ``Backend``."""
+
+    def __init__(self, link: Link) -> None:
+        self._link = link
+        self._open: dict[str, asyncio.Queue[Output]] = {}
+        self._calls = itertools.count()
+
+    async def start(self) -> EngineInfo:
+        return await self._link.start(self)
+
+    async def close(self) -> None:
+        await self._link.close()
+        self.fail_all(Error(Code.UNAVAILABLE, "the server is stopping"))
+
+    def deliver(self, output: Output) -> None:
+        """Take an output in. One that nobody waits for any more is dropped."""
+        if (mailbox := self._open.get(output.id)) is not None:
+            mailbox.put_nowait(output)
+
+    def fail_all(self, error: Error) -> None:
+        """Fail everything open: the engine is gone."""
+        for id, mailbox in self._open.items():
+            mailbox.put_nowait(Output(id, failure=Failure.of(error), done=True))
+
+    async def generate(self, command: GenerateCommand) -> AsyncIterator[TokenEvent]:
+        async for event in self._stream(command, TokenEvent):
+            yield event
+
+    async def score(self, command: ScoreCommand) -> ScoreResult:
+        result = await self._once(command)
+        assert isinstance(result, ScoreResult)
+        return result
+
+    async def load(self, adapter: AdapterVersion) -> None:
+        await self._once(LoadCommand(self._call_id(), adapter))
+
+    async def unload(self, digest: str) -> None:
+        await self._once(UnloadCommand(self._call_id(), digest))
+
+    async def train(self, command: TrainCommand) -> AsyncIterator[TrainEvent]:
+        async for event in self._stream(command, TrainEvent):
+            yield event
+
+    async def stats(self) -> EngineStats:
+        stats = await self._once(StatsCommand(self._call_id()))
+        assert isinstance(stats, EngineStats)
+        return stats
+
+    def _call_id(self) -> str:
+        return f"call-{next(self._calls)}"
+
+    async def _once(self, command: Command) -> Payload | None:
+        found: Payload | None = None
+        async for output in self._outputs(command):
+            found = output.payload
+        return found
+
+    async def _stream(self, command: Command, kind: type[P]) -> AsyncIterator[P]:
+        async for output in self._outputs(command):
+            if isinstance(output.payload, kind):
+                yield output.payload
+
+    async def _outputs(self, command: Command) -> AsyncIterator[Output]:
+        """Send a command and give its outputs until the last; abort it when the caller leaves before that."""
+        id = command_id(command)
+        if id in self._open:
+            raise Error(Code.ALREADY_EXISTS, f"request id {id!r} is in use")
+        mailbox = self._open[id] = asyncio.Queue()
+        done = False
+        try:
+            self._link.send(command)
+            while not done:
+                output = await mailbox.get()
+                done = output.done
+                if output.failure is not None:
+                    raise output.failure.error()
+                yield output
+        finally:
+            del self._open[id]
+            if not done:
+                self._link.send(AbortCommand(id))

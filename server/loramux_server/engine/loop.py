@@ -1,0 +1,283 @@
+"""The engine loop: one thread that owns the model. A turn takes commands, runs one serve step, then trains a little."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import secrets
+import time
+from collections.abc import Callable
+
+import torch
+
+from ..core.backend import EngineStats, GenerateCommand, ScoreCommand, ScoreResult, TokenEvent
+from ..core.background import StartTask
+from ..core.errors import Code, Error
+from ..core.jobs import TrainCommand
+from ..core.types import FinishReason, TokenLogprob
+from .adapters import AdapterDesk
+from .protocol import AbortCommand, Command, Failure, LoadCommand, Output, StatsCommand, UnloadCommand, command_id
+from .runner import ModelRunner, StepOutput
+from .sampler import sample
+from .scheduler import Scheduler, StepPlan
+from .sequence import Sequence
+from .slot import TrainingSlot
+
+log = logging.getLogger(__name__)
+
+
+class EngineLoop:
+    """Turns commands into outputs. ``submit`` and ``stop`` may be called from any thread; ``run`` is the thread."""
+
+    def __init__(
+        self,
+        runner: ModelRunner,
+        scheduler: Scheduler,
+        desk: AdapterDesk,
+        training: TrainingSlot,
+        start_task: StartTask,
+        eos: tuple[int, ...],
+        emit: Callable[[Output], object],
+        memory: Callable[[int], dict[str, int]],
+    ) -> None:
+        self._runner, self._scheduler, self._desk, self._training = runner, scheduler, desk, training
+        self._start_task, self._eos, self._emit, self._memory = start_task, eos, emit, memory
+        self._inbox: queue.SimpleQueue[Command | str | None] = queue.SimpleQueue()
+        self._steps: dict[str, tuple[int, float]] = {}
+        self._scores: dict[str, list[tuple[float, bool]]] = {}
+        self._stopping = False
+        desk.on_loaded(self._inbox.put)
+
+    def submit(self, command: Command) -> None:
+        """Hand in a command; its outputs come through ``emit``, from the loop's thread."""
+        self._inbox.put(command)
+
+    def stop(self) -> None:
+        """End the loop after the turn in progress; what is still open fails with UNAVAILABLE."""
+        self._inbox.put(None)
+
+    def run(self) -> None:
+        """Turn until stopped."""
+        while not self._stopping:
+            self.turn()
+        self._close()
+
+    def turn(self) -> None:
+        """One turn: commands, one serve step, training. Waits for a command when there is nothing else to do."""
+        self._take_commands()
+        self._expire(time.monotonic())
+        plan = self._scheduler.schedule()
+        if plan.work:
+            self._serve(plan)
+        self._training.turn(serving=bool(plan.work))
+
+    # -- commands ---------------------------------------------------------------------------------------------
+
+    def _take_commands(self) -> None:
+        """Handle all commands that came in; wait for the first if nothing can run without it."""
+        wait = not self._scheduler.num_running and not self._training.busy
+        if wait and not self._scheduler.num_waiting:
+            self._scheduler.check_idle()
+        try:
+            # A waiting sequence with a deadline must still be ended in time.
+            command = self._inbox.get(block=wait, timeout=self._next_deadline() if wait else None)
+            while True:
+                self._handle(command)
+                command = self._inbox.get_nowait()
+        except queue.Empty:
+            return
+
+    def _next_deadline(self) -> float | None:
+        deadlines = [s.deadline for s in self._scheduler.sequences if s.deadline is not None]
+        return max(0.0, min(deadlines) - time.monotonic()) if deadlines else None
+
+    def _handle(self, command: Command | str | None) -> None:
+        if command is None:
+            self._stopping = True
+            return
+        if isinstance(command, str):
+            self._loaded(command)
+            return
+        try:
+            self._execute(command)
+        except Error as error:
+            self._fail(command_id(command), error)
+
+    def _execute(self, command: Command) -> None:
+        match command:
+            case GenerateCommand() | ScoreCommand():
+                self._add(command)
+            case TrainCommand():
+                self._desk.check(*command.stacks)
+                emit = self._emit
+                job = command.job_id
+                self._training.add(job, self._start_task(command, lambda event: emit(Output(job, event))))
+            case LoadCommand():
+                if self._desk.load(command.id, command.adapter):
+                    self._emit(Output(command.id, done=True))
+            case UnloadCommand():
+                self._desk.unload(command.digest)
+                self._emit(Output(command.id, done=True))
+            case StatsCommand():
+                self._emit(Output(command.id, self._stats(), done=True))
+            case AbortCommand():
+                self._abort(command.id)
+
+    def _add(self, command: GenerateCommand | ScoreCommand) -> None:
+        self._desk.check(command.stack)
+        seed = command.sampling.seed if isinstance(command, GenerateCommand) else None
+        seq = Sequence(
+            id=command.id,
+            tokens=list(command.prompt_ids),
+            prompt_length=len(command.prompt_ids),
+            stack=command.stack,
+            sampling=command.sampling if isinstance(command, GenerateCommand) else _NO_SAMPLING,
+            seed=secrets.randbits(63) if seed is None else seed,
+            tenant=command.tenant,
+            arrived=time.monotonic(),
+        )
+        if isinstance(command, ScoreCommand):
+            seq.score_from = len(seq.tokens)
+            seq.tokens += command.continuation_ids
+            seq.prompt_length = len(seq.tokens)
+            self._scores[seq.id] = []
+        else:
+            seq.deadline = command.deadline
+        self._scheduler.add(seq)
+        self._desk.prefetch(seq.stack)
+
+    def _abort(self, id: str) -> None:
+        if (seq := self._scheduler.get(id)) is not None:
+            self._scheduler.finish(seq)
+            self._scores.pop(id, None)
+        self._training.remove(id)
+
+    def _loaded(self, digest: str) -> None:
+        """An adapter's files are in memory, or cannot be."""
+        error, callers = self._desk.collect(digest)
+        for id in callers:
+            if error is None:
+                self._emit(Output(id, done=True))
+            else:
+                self._fail(id, error)
+        if error is not None:
+            for seq in self._scheduler.sequences:
+                if any(e.adapter.digest == digest for e in seq.stack.entries):
+                    self._end(seq, error=error)
+
+    # -- serving ----------------------------------------------------------------------------------------------
+
+    def _expire(self, now: float) -> None:
+        for seq in self._scheduler.expired(now):
+            self._end(seq, error=Error(Code.DEADLINE_EXCEEDED, "the request's deadline passed"))
+
+    def _serve(self, plan: StepPlan) -> None:
+        started = time.monotonic()
+        try:
+            output = self._runner.run(plan, {w.id: self._live(w.id) for w in plan.work})
+        except torch.OutOfMemoryError:
+            self._shed(plan)
+            return
+        self._scheduler.advance(plan)
+        self._choose(plan, output)
+        self._score(plan, output)
+        count, seconds = self._steps.get(plan.kind, (0, 0.0))
+        self._steps[plan.kind] = count + 1, seconds + time.monotonic() - started
+
+    def _live(self, id: str) -> Sequence:
+        seq = self._scheduler.get(id)
+        assert seq is not None
+        return seq
+
+    def _choose(self, plan: StepPlan, output: StepOutput) -> None:
+        """Sample the next token of every sequence that is caught up, and send it."""
+        seqs = [self._live(w.id) for w in plan.work if w.samples]
+        seqs = [s for s in seqs if s.score_from is None]
+        for seq, choice in zip(seqs, sample(output.next_token, seqs, self._eos), strict=True):
+            if choice.token is None:
+                self._end(seq, error=Error(Code.INTERNAL, _NOT_FINITE, reason="LOGITS_NOT_FINITE"))
+                continue
+            seq.tokens.append(choice.token)
+            self._emit_token(seq, choice.token, choice.logprob)
+
+    def _emit_token(self, seq: Sequence, token: int, logprob: TokenLogprob | None) -> None:
+        s = seq.sampling
+        stopped = (token in self._eos and not s.ignore_eos) or token in s.stop_token_ids
+        reason = FinishReason.STOP if stopped else FinishReason.LENGTH if seq.num_output >= s.max_tokens else None
+        if reason is not None:
+            self._scheduler.finish(seq)
+        event = TokenEvent(seq.id, (token,), (logprob,) if logprob else (), reason, cached_tokens=seq.num_cached)
+        self._emit(Output(seq.id, event, done=reason is not None))
+
+    def _score(self, plan: StepPlan, output: StepOutput) -> None:
+        """Collect the log-probabilities of scored chunks and answer those that are complete."""
+        for work in plan.work:
+            seq = self._scheduler.get(work.id)
+            if seq is None or seq.score_from is None:
+                continue
+            found = self._scores[seq.id]
+            if seq.id in output.scores and len(output.scores[seq.id]):
+                logits = output.scores[seq.id].float()
+                position = max(work.start + 1, seq.score_from)
+                targets = torch.tensor(seq.tokens[position : position + len(logits)], device=logits.device)
+                logprobs = logits.log_softmax(-1).gather(-1, targets[:, None]).flatten()
+                # Preemption computes a chunk again: what is known already is not added twice.
+                known = len(found) - (position - seq.score_from)
+                pairs = zip(logprobs.tolist(), (logits.argmax(-1) == targets).tolist(), strict=True)
+                found += list(pairs)[max(known, 0) :]
+            if seq.num_computed == len(seq.tokens):
+                self._scheduler.finish(seq)
+                done = self._scores.pop(seq.id)
+                result = ScoreResult(tuple(p for p, _ in done), tuple(g for _, g in done))
+                self._emit(Output(seq.id, result, done=True))
+
+    def _shed(self, plan: StepPlan) -> None:
+        """Out of memory in a step: everything goes back to waiting and steps get smaller; a lone token fails."""
+        torch.cuda.empty_cache()
+        if plan.tokens == 1:
+            self._end(self._live(plan.work[0].id), error=Error(Code.RESOURCE_EXHAUSTED, "out of memory"))
+            return
+        log.warning("out of memory in a step of %d tokens; steps are halved", plan.tokens)
+        self._scheduler.shrink(max(1, plan.tokens // 2))
+
+    def _end(self, seq: Sequence, error: Error) -> None:
+        self._scheduler.finish(seq)
+        self._scores.pop(seq.id, None)
+        self._fail(seq.id, error)
+
+    def _fail(self, id: str, error: Error) -> None:
+        self._emit(Output(id, failure=Failure.of(error), done=True))
+
+    # -- the rest ---------------------------------------------------------------------------------------------
+
+    def _stats(self) -> EngineStats:
+        pages = self._scheduler.pages
+        steps = dict(self._steps)
+        if self._training.steps:
+            steps["train"] = self._training.steps, self._training.seconds
+        return EngineStats(
+            running=self._scheduler.num_running,
+            waiting=self._scheduler.num_waiting,
+            kv_pages_used=pages.held,
+            kv_pages_total=pages.pages,
+            memory=self._memory(self._training.nbytes),
+            resident=self._desk.resident,
+            adapter_evictions=self._runner.bank.evictions,
+            preemptions=self._scheduler.preemptions,
+            prefix_hit_tokens=pages.hit_tokens,
+            steps=steps,
+            training_jobs=self._training.jobs,
+        )
+
+    def _close(self) -> None:
+        gone = Error(Code.UNAVAILABLE, "the server is stopping")
+        for seq in self._scheduler.sequences:
+            self._end(seq, error=gone)
+        for job in self._training.jobs:
+            self._training.remove(job)
+            self._fail(job, gone)
+        self._desk.close()
+
+
+_NO_SAMPLING = GenerateCommand("", ()).sampling
+_NOT_FINITE = "the model gave values that are not numbers for this request; its adapters may be broken"

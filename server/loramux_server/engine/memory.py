@@ -1,0 +1,58 @@
+"""How much memory there is, and how the KV cache and the adapters share it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from ..core.errors import Code, Error
+from ..core.settings import EngineSettings
+from ..model.host import host_available, host_total
+
+MiB = 1 << 20
+DEFAULT_ROWS = 512
+"""Rank rows for adapters where memory allows: 32 adapters of rank 16."""
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryPlan:
+    """What the budget buys."""
+
+    kv_pages: int
+    adapter_rows: int
+    host_bytes: int
+    """For adapters kept in host memory behind those on the device."""
+
+
+def plan_memory(settings: EngineSettings, device: torch.device, page_bytes: int, row_bytes: int) -> MemoryPlan:
+    """Split what is free between KV pages and adapters, where the operator has not said.
+
+    By default adapters get room for 512 rank rows but at most a quarter of the budget, the KV cache the rest. The
+    budget is 85 % of what is free on a GPU (the rest is for activations and training), and 2 GiB but at most a
+    quarter of what is free on a host, whose memory others use too.
+    """
+    free = device_memory(device)[0]
+    budget = int(free * 0.85) if device.type == "cuda" else min(2048 * MiB, free // 4)
+    adapters = settings.adapter_memory
+    if adapters is None:
+        adapters = min(DEFAULT_ROWS * row_bytes, budget // 4)
+    kv = settings.kv_cache_memory
+    if kv is None:
+        kv = max(budget - adapters, 0) if device.type == "cuda" else budget // 2
+    pages, rows = kv // page_bytes, adapters // row_bytes
+    if pages < 1:
+        raise Error(
+            Code.RESOURCE_EXHAUSTED,
+            f"no room for a KV cache: one page takes {page_bytes} bytes and {kv} are granted; "
+            "free memory or raise --kv-cache-memory",
+        )
+    return MemoryPlan(pages, rows, min(2048 * MiB, host_available() // 8))
+
+
+def device_memory(device: torch.device) -> tuple[int, int]:
+    """(free, total) bytes of a GPU, or of this host within its control group's limit."""
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+        return int(free), int(total)
+    return host_available(), host_total()

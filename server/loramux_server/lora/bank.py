@@ -1,0 +1,183 @@
+"""What is resident on the device: adapters in rank rows of shared buffers, pinned while in use.
+
+Every :class:`~.linear.LinearGroup` has one A buffer [rows, members, in] and one B buffer [rows, out] per member. An
+adapter of rank r owns the same r consecutive rows in all of them, so one [tokens, rows] matrix of weights routes a
+whole step, and loading or dropping an adapter moves no other.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..core.errors import Code, Error
+from .linear import LinearGroup
+
+
+@dataclass(frozen=True, slots=True)
+class LoraPair:
+    """One module's adapter: delta = scaling * B @ A."""
+
+    a: Tensor  # [r, in]
+    b: Tensor  # [out, r]
+    scaling: float
+
+
+@dataclass(frozen=True, slots=True)
+class HostAdapter:
+    """An adapter's tensors in host memory, by module name."""
+
+    digest: str
+    pairs: Mapping[str, LoraPair]
+
+    @property
+    def rank(self) -> int:
+        return max(int(p.a.shape[0]) for p in self.pairs.values())
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """Where an adapter lies: rank rows [lo, hi), its scaling, and the groups it acts on."""
+
+    digest: str
+    lo: int
+    hi: int
+    scaling: float
+    groups: frozenset[int]
+
+    @property
+    def rank(self) -> int:
+        return self.hi - self.lo
+
+
+class AdapterBank:
+    """Resident adapters within a fixed number of rank rows; least recently used unpinned ones make room.
+
+    Not thread-safe: it belongs to the thread that owns the model.
+    """
+
+    def __init__(self, groups: Sequence[LinearGroup], rows: int, device: torch.device, dtype: torch.dtype) -> None:
+        self.rows = rows
+        self.evictions = 0
+        # Zeros are mapped lazily on the host: rows that no adapter ever used cost no memory there.
+        self.a = [torch.zeros(rows, len(g.names), g.in_features, device=device, dtype=dtype) for g in groups]
+        self.b = [[torch.zeros(rows, n, device=device, dtype=dtype) for n in g.out_features] for g in groups]
+        self._where = {name: (g.index, j) for g in groups for j, name in enumerate(g.names)}
+        self._slots: OrderedDict[str, Slot] = OrderedDict()  # least recently used first
+        self._pins: dict[str, int] = {}
+        self._row_bytes = sum(t.nbytes for t in [*self.a, *(t for bs in self.b for t in bs)]) // max(rows, 1)
+        self.on_change: Callable[[], None] = lambda: None
+
+    @staticmethod
+    def row_bytes(groups: Sequence[LinearGroup], dtype: torch.dtype) -> int:
+        """Bytes that one rank row takes over all groups."""
+        return sum(len(g.names) * g.in_features + sum(g.out_features) for g in groups) * dtype.itemsize
+
+    @property
+    def used_bytes(self) -> int:
+        return sum(s.rank for s in self._slots.values()) * self._row_bytes
+
+    @property
+    def digests(self) -> tuple[str, ...]:
+        """Resident adapters, least recently used first."""
+        return tuple(self._slots)
+
+    def get(self, digest: str) -> Slot | None:
+        """The slot of an adapter, or None when it is not resident."""
+        slot = self._slots.get(digest)
+        if slot is not None:
+            self._slots.move_to_end(digest)
+        return slot
+
+    def slot(self, digest: str) -> Slot:
+        """The slot of an adapter that must be resident. Raises KeyError."""
+        return self._slots[digest]
+
+    def pin(self, digest: str) -> None:
+        """Keep a resident adapter until :meth:`unpin` has been called as often."""
+        if digest not in self._slots:
+            raise KeyError(digest)
+        self._pins[digest] = self._pins.get(digest, 0) + 1
+
+    def unpin(self, digest: str) -> None:
+        left = self._pins[digest] - 1
+        if left:
+            self._pins[digest] = left
+        else:
+            del self._pins[digest]
+
+    @property
+    def pinned(self) -> int:
+        """Pins held: 0 when nothing is running."""
+        return sum(self._pins.values())
+
+    def put(self, adapter: HostAdapter) -> Slot | None:
+        """Copy an adapter into the bank, dropping unused ones for it. None when what is in use leaves no room now.
+
+        Raises INVALID_ARGUMENT for a module that the base does not have or a rank that can never fit.
+        """
+        if (slot := self.get(adapter.digest)) is not None:
+            return slot
+        unknown = next((n for n in adapter.pairs if n not in self._where), None)
+        if unknown is not None or not adapter.pairs:
+            raise Error(Code.INVALID_ARGUMENT, f"adapter has no module of this base: {unknown or 'it is empty'}")
+        rank = adapter.rank
+        if rank > self.rows:
+            raise Error(
+                Code.RESOURCE_EXHAUSTED,
+                f"adapter of rank {rank} cannot fit in the {self.rows} rank rows kept for adapters; "
+                "raise --adapter-memory",
+            )
+        lo = self._make_room(rank)
+        if lo is None:
+            return None
+        slot = self._copy(adapter, lo)
+        self._slots[adapter.digest] = slot
+        self.on_change()
+        return slot
+
+    def drop(self, digest: str) -> bool:
+        """Forget an adapter that nothing pins. False when it is in use."""
+        if digest in self._pins:
+            return False
+        if self._slots.pop(digest, None) is not None:
+            self.on_change()
+        return True
+
+    def _make_room(self, rank: int) -> int | None:
+        while (lo := self._find_gap(rank)) is None:
+            victim = next((d for d in self._slots if d not in self._pins), None)
+            if victim is None:
+                return None
+            del self._slots[victim]
+            self.evictions += 1
+            self.on_change()
+        return lo
+
+    def _find_gap(self, rank: int) -> int | None:
+        """Lowest free run of ``rank`` rows: what is resident stays dense, and a step's span short."""
+        start = 0
+        for slot in sorted(self._slots.values(), key=lambda s: s.lo):
+            if slot.lo - start >= rank:
+                return start
+            start = slot.hi
+        return start if self.rows - start >= rank else None
+
+    def _copy(self, adapter: HostAdapter, lo: int) -> Slot:
+        hi = lo + adapter.rank
+        for a, bs in zip(self.a, self.b, strict=True):
+            a[lo:hi].zero_()
+            for b in bs:
+                b[lo:hi].zero_()
+        scaling = max(p.scaling for p in adapter.pairs.values()) or 1.0
+        for name, pair in adapter.pairs.items():
+            group, j = self._where[name]
+            r = pair.a.shape[0]
+            self.a[group][lo : lo + r, j].copy_(pair.a)
+            b = pair.b.T if pair.scaling == scaling else pair.b.T * (pair.scaling / scaling)
+            self.b[group][j][lo : lo + r].copy_(b)
+        return Slot(adapter.digest, lo, hi, scaling, frozenset(self._where[n][0] for n in adapter.pairs))

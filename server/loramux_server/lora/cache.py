@@ -1,0 +1,87 @@
+"""Adapters in host memory: read from disk off the loop, once each, kept within a byte budget."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+
+from ..core.errors import Code, Error
+from ..core.types import AdapterVersion
+from .bank import HostAdapter
+from .peft_folder import read_folder
+
+
+class HostCache:
+    """Reads adapters on a thread of its own; least recently used ones beyond the budget are dropped.
+
+    All methods belong to the owner's thread except the read itself; ``on_loaded(digest)`` is called from the reading
+    thread and must only wake the owner, who then calls :meth:`collect`.
+    """
+
+    def __init__(
+        self,
+        modules: Mapping[str, tuple[int, int]],
+        fingerprint: str,
+        budget: int,
+        dtype: torch.dtype,
+    ) -> None:
+        self.budget = budget
+        self._modules, self._fingerprint, self._dtype = modules, fingerprint, dtype
+        self.on_loaded: Callable[[str], None] = lambda digest: None
+        self._adapters: OrderedDict[str, HostAdapter] = OrderedDict()  # least recently used first
+        self._loading: dict[str, AdapterVersion] = {}
+        self._done: dict[str, HostAdapter | Error] = {}
+        self._reader = ThreadPoolExecutor(1, thread_name_prefix="adapter-reader")
+
+    def get(self, digest: str) -> HostAdapter | None:
+        adapter = self._adapters.get(digest)
+        if adapter is not None:
+            self._adapters.move_to_end(digest)
+        return adapter
+
+    def request(self, version: AdapterVersion) -> None:
+        """Start reading an adapter unless it is here or on its way."""
+        if version.digest not in self._adapters and version.digest not in self._loading:
+            self._loading[version.digest] = version
+            self._reader.submit(self._read, version)
+
+    def collect(self, digest: str) -> Error | None:
+        """Take in a finished read. The error is what it failed with."""
+        self._loading.pop(digest, None)
+        result = self._done.pop(digest)
+        if isinstance(result, Error):
+            return result
+        self._adapters[digest] = result
+        # The newest stays even alone over budget: somebody waits for it.
+        while self.nbytes > self.budget and len(self._adapters) > 1:
+            self._adapters.popitem(last=False)
+        return None
+
+    def drop(self, digest: str) -> None:
+        self._adapters.pop(digest, None)
+
+    @property
+    def digests(self) -> tuple[str, ...]:
+        return tuple(self._adapters)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(p.a.nbytes + p.b.nbytes for a in self._adapters.values() for p in a.pairs.values())
+
+    def close(self) -> None:
+        self._reader.shutdown(wait=True, cancel_futures=True)
+
+    def _read(self, version: AdapterVersion) -> None:
+        result: HostAdapter | Error
+        try:
+            _, pairs = read_folder(version.path, self._modules, self._fingerprint, dtype=self._dtype)
+            result = HostAdapter(version.digest, pairs)
+        except Error as error:
+            result = error
+        except OSError as error:
+            result = Error(Code.DATA_LOSS, f"the files of adapter {version.ref} cannot be read: {error.strerror}")
+        self._done[version.digest] = result
+        self.on_loaded(version.digest)

@@ -1,0 +1,178 @@
+"""Which adapters act on which rows of a step, and the arithmetic that applies them.
+
+Cost model, per group with input width i and output widths o (summed): a :class:`BankBlock` over t rows and r rank
+rows takes 2tr(members * i + o) operations and reads r(members * i + o) weights. The planner covers
+
+- the decode rows (one each, adapted ones first) by one block over the rank rows of all their adapters, with a
+  [t, r] matrix that holds weight times scaling where a row uses a rank and 0 elsewhere: at these sizes reading the
+  weights dominates, and each is read once;
+- every longer segment by one block per stack entry, or by one common block where that is less work than the calls.
+
+So a step costs what the ranks in use cost, rows without an adapter cost nothing, and a change of weight changes only
+the matrix. The plan of a step is reused as long as the same rows come with the same stacks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from .bank import AdapterBank, Slot
+from .linear import LinearGroup
+
+BLOCK_OVERHEAD = 2000
+"""Row-rank products that take about as long as the calls of one more block (measured on two AVX512 cores)."""
+
+SPARSE = 2
+"""Rank rows are gathered rather than spanned when their span is over this many times their number."""
+
+Entries = tuple[tuple[Slot, float], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """Consecutive rows that share a stack, as (slot, weight) pairs; empty for the base."""
+
+    length: int
+    entries: Entries = ()
+
+
+class Block(Protocol):
+    """One contribution to a step."""
+
+    def acts_on(self, group: LinearGroup) -> bool: ...
+
+    def add(self, group: LinearGroup, x: Tensor, y: Tensor) -> Tensor:
+        """Return y [T, out] plus this block's delta of x [T, in]; in place unless gradients are recorded."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Routing:
+    """All low-rank contributions of one step."""
+
+    blocks: tuple[Block, ...]
+
+    def add(self, group: LinearGroup, x: Tensor, y: Tensor) -> Tensor:
+        for block in self.blocks:
+            if block.acts_on(group):
+                y = block.add(group, x, y)
+        return y
+
+
+class BankBlock:
+    """Resident adapters over some rows: rank rows [lo, hi) of the bank, or a gathered list of them."""
+
+    def __init__(self, bank: AdapterBank, rows: slice, slots: Sequence[Slot], scale: Callable[[Slot], Tensor | float]):
+        self._bank, self._rows = bank, rows
+        self._groups = frozenset().union(*(s.groups for s in slots))
+        slots = sorted(slots, key=lambda s: s.lo)
+        used, lo, hi = sum(s.rank for s in slots), slots[0].lo, slots[-1].hi
+        device, dtype = bank.a[0].device, torch.float32
+        self._index: Tensor | None = None
+        self._span = slice(lo, hi)
+        if hi - lo > SPARSE * used:
+            self._index = torch.cat([torch.arange(s.lo, s.hi) for s in slots]).to(device)
+        self._gathered: dict[int, tuple[Tensor, list[Tensor]]] = {}
+        self._scale: Tensor | float
+        if len(slots) == 1 and isinstance(value := scale(slots[0]), float):
+            self._scale = value
+            return
+        matrix = torch.zeros(rows.stop - rows.start, used if self._index is not None else hi - lo, dtype=dtype)
+        at = 0
+        for slot in slots:
+            start = at if self._index is not None else slot.lo - lo
+            matrix[:, start : start + slot.rank] = torch.as_tensor(scale(slot)).reshape(-1, 1)
+            at += slot.rank
+        self._scale = matrix.unsqueeze(-1).to(device)  # [t, r, 1]
+
+    def acts_on(self, group: LinearGroup) -> bool:
+        return group.index in self._groups
+
+    def add(self, group: LinearGroup, x: Tensor, y: Tensor) -> Tensor:
+        a, bs = self._weights(group.index)
+        t = self._rows.stop - self._rows.start
+        h = x[self._rows].to(a.dtype) @ a.view(-1, a.shape[-1]).T  # [t, r * members]
+        h = (h.view(t, -1, a.shape[1]) * self._scale).to(a.dtype)  # [t, r, members]
+        if torch.is_grad_enabled():
+            delta = torch.cat([h[..., j] @ b for j, b in enumerate(bs)], dim=-1)
+            return y + pad(delta, (0, 0, self._rows.start, y.shape[0] - self._rows.stop)).to(y.dtype)
+        for j, b in enumerate(bs):
+            target = y[self._rows, group.columns[j]]
+            if target.dtype == b.dtype:
+                target.addmm_(h[..., j], b)
+            else:
+                target.add_(h[..., j] @ b)
+        return y
+
+    def _weights(self, group: int) -> tuple[Tensor, list[Tensor]]:
+        """A [r, members, in] and B [r, out] of each member."""
+        a, bs = self._bank.a[group], self._bank.b[group]
+        if self._index is None:
+            return a[self._span], [b[self._span] for b in bs]
+        if group not in self._gathered:
+            self._gathered[group] = a[self._index], [b[self._index] for b in bs]
+        return self._gathered[group]
+
+
+def plan_blocks(bank: AdapterBank, segments: Sequence[Segment]) -> list[Block]:
+    """Blocks for rows laid out as ``segments``; segments of length 1 come first, adapted ones before bare ones."""
+    blocks: list[Block] = []
+    decode = [s for s in segments if s.length == 1]
+    adapted = [s for s in decode if s.entries]
+    if any(s.entries for s in decode[len(adapted) :]):
+        raise ValueError("adapted decode rows must come before bare ones")
+    if adapted:
+        blocks.append(_joint_block(bank, 0, adapted))
+    start = len(decode)
+    for run in _runs(segments[len(decode) :]):
+        rows = sum(s.length for s in run)
+        if run[0].entries:
+            blocks += _run_blocks(bank, start, run)
+        start += rows
+    return blocks
+
+
+def _runs(segments: Sequence[Segment]) -> list[list[Segment]]:
+    """Split into runs of adapted and of bare segments."""
+    runs: list[list[Segment]] = []
+    for segment in segments:
+        if runs and bool(runs[-1][0].entries) == bool(segment.entries):
+            runs[-1].append(segment)
+        else:
+            runs.append([segment])
+    return runs
+
+
+def _run_blocks(bank: AdapterBank, start: int, run: Sequence[Segment]) -> list[Block]:
+    slots = {slot for s in run for slot, _ in s.entries}
+    joint = sum(s.length for s in run) * sum(slot.rank for slot in slots)
+    apart = sum(s.length * slot.rank + BLOCK_OVERHEAD for s in run for slot, _ in s.entries)
+    if joint + BLOCK_OVERHEAD <= apart:
+        return [_joint_block(bank, start, run)]
+    blocks: list[Block] = []
+    for segment in run:
+        rows = slice(start, start + segment.length)
+        for slot, weight in segment.entries:
+            scale = weight * slot.scaling
+            blocks.append(BankBlock(bank, rows, [slot], lambda _, scale=scale: scale))  # type: ignore[misc]
+        start += segment.length
+    return blocks
+
+
+def _joint_block(bank: AdapterBank, start: int, segments: Sequence[Segment]) -> Block:
+    lengths = torch.tensor([s.length for s in segments])
+    weights: dict[Slot, list[float]] = {}
+    for i, segment in enumerate(segments):
+        for slot, weight in segment.entries:
+            weights.setdefault(slot, [0.0] * len(segments))[i] += weight * slot.scaling
+
+    def scale(slot: Slot) -> Tensor:
+        return torch.tensor(weights[slot], dtype=torch.float32).repeat_interleave(lengths)
+
+    return BankBlock(bank, slice(start, start + int(lengths.sum())), list(weights), scale)

@@ -1,0 +1,88 @@
+"""An adapter in training: its parameters in float32, and the block that routes rows through it with gradient."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import dropout, pad
+
+from .bank import LoraPair
+from .linear import LinearGroup
+
+
+class TrainableAdapter:
+    """LoRA parameters of the modules that a job adapts, initialised as PEFT does: A Kaiming-uniform, B zero.
+
+    Parameters belong to the job: nothing else ever changes their values or their ``requires_grad``.
+    """
+
+    def __init__(
+        self,
+        groups: Sequence[LinearGroup],
+        modules: frozenset[str],
+        *,
+        rank: int,
+        alpha: float,
+        rslora: bool,
+        dropout: float,
+        generator: torch.Generator,
+        device: torch.device,
+    ) -> None:
+        self.scaling = alpha / math.sqrt(rank) if rslora else alpha / rank
+        self.dropout = dropout
+        self.parameters: dict[str, tuple[nn.Parameter, nn.Parameter]] = {}  # name -> A [r, in], B [out, r]
+        self.groups: set[int] = set()
+        for group in groups:
+            for name, out in zip(group.names, group.out_features, strict=True):
+                if name not in modules:
+                    continue
+                bound = 1 / math.sqrt(group.in_features)  # kaiming_uniform_(a=sqrt(5)) over fan-in
+                a = torch.empty(rank, group.in_features).uniform_(-bound, bound, generator=generator)
+                self.parameters[name] = nn.Parameter(a.to(device)), nn.Parameter(torch.zeros(out, rank, device=device))
+                self.groups.add(group.index)
+
+    def flat(self) -> list[nn.Parameter]:
+        """All parameters, in a fixed order."""
+        return [p for pair in self.parameters.values() for p in pair]
+
+    def pairs(self) -> Mapping[str, LoraPair]:
+        """A copy of the present values, detached, on the host."""
+        return {
+            name: LoraPair(a.detach().cpu().clone(), b.detach().cpu().clone(), self.scaling)
+            for name, (a, b) in self.parameters.items()
+        }
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of parameters, gradients and the two moments of AdamW."""
+        return 4 * sum(p.nbytes for p in self.flat())
+
+
+class TrainableBlock:
+    """Rows [start, stop) of a training step through one trainable adapter at weight 1."""
+
+    def __init__(self, adapter: TrainableAdapter, rows: slice, training: bool = True) -> None:
+        self._adapter, self._rows, self._training = adapter, rows, training
+
+    def acts_on(self, group: LinearGroup) -> bool:
+        return group.index in self._adapter.groups
+
+    def add(self, group: LinearGroup, x: Tensor, y: Tensor) -> Tensor:
+        adapter = self._adapter
+        rows = x[self._rows].float()
+        rows = dropout(rows, adapter.dropout, self._training) if adapter.dropout else rows
+        parts: list[Tensor] = []
+        for name, out in zip(group.names, group.out_features, strict=True):
+            pair = adapter.parameters.get(name)
+            if pair is None:
+                parts.append(rows.new_zeros(rows.shape[0], out))
+            else:
+                a, b = pair
+                parts.append((rows @ a.T) * adapter.scaling @ b.T)
+        delta = parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
+        if rows.shape[0] != y.shape[0]:
+            delta = pad(delta, (0, 0, self._rows.start, y.shape[0] - self._rows.stop))
+        return y + delta.to(y.dtype)

@@ -1,0 +1,130 @@
+"""The base's linears: NF4 values from bitsandbytes, multiplied by a path that we control.
+
+On CUDA that path is bitsandbytes' own 4-bit product. On CPU bitsandbytes may repack weights in place into a layout
+that loses gradients, so the values are dequantised here: once (``unpacked``: more memory, far fewer cycles) or at
+every use (``packed``). Both give bitsandbytes' values to the bit, and gradients reach the input in both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+from bitsandbytes.functional import QuantState, dequantize_4bit
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+
+class BaseLinear(Protocol):
+    """One or several linears over the same input, outputs side by side."""
+
+    out_features: tuple[int, ...]
+    nbytes: int
+
+    def __call__(self, x: Tensor) -> Tensor:  # [T, in] -> [T, sum(out_features)], in x's dtype
+        ...
+
+
+def is_quantized(module: nn.Module) -> bool:
+    """Whether ``module`` is a bitsandbytes 4-bit linear with its state."""
+    return isinstance(getattr(getattr(module, "weight", None), "quant_state", None), QuantState)
+
+
+def dense_weight(module: nn.Module) -> Tensor:
+    """The weight [out, in] of a linear as the product sees it: dequantised if NF4."""
+    weight: Any = module.weight
+    if is_quantized(module):
+        return dequantize_4bit(weight.data, weight.quant_state)
+    return weight.data  # type: ignore[no-any-return]
+
+
+def _joined_bias(modules: Sequence[nn.Module], dtype: torch.dtype) -> Tensor | None:
+    if all(m.bias is None for m in modules):
+        return None
+    parts = [
+        torch.zeros(int(m.out_features)) if m.bias is None else m.bias.data  # type: ignore[arg-type, union-attr]
+        for m in modules
+    ]
+    return torch.cat([p.to(dtype) for p in parts])
+
+
+class UnpackedLinear:
+    """Weights [N, K] in the compute dtype, joined along N so that one product serves all members.
+
+    The input is cast to the weights' dtype and the output back: a float32 training forward over bfloat16 weights
+    runs its large products in bfloat16 and everything else in float32.
+    """
+
+    def __init__(self, modules: Sequence[nn.Module], dtype: torch.dtype) -> None:
+        self.out_features = tuple(int(m.out_features) for m in modules)  # type: ignore[arg-type]
+        self._weight = torch.cat([dense_weight(m).to(dtype) for m in modules]).contiguous()
+        self._bias = _joined_bias(modules, dtype)
+        self.nbytes = self._weight.nbytes
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return linear(x.to(self._weight.dtype), self._weight, self._bias).to(x.dtype)
+
+
+class _PackedProduct(torch.autograd.Function):
+    """x @ W.T with W dequantised anew in both directions and never kept."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, packed: _PackedWeight) -> Tensor:
+        ctx.packed = packed
+        return linear(x, packed.dequantize())
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return grads[0] @ ctx.packed.dequantize(), None
+
+
+class _PackedWeight:
+    def __init__(self, module: nn.Module, dtype: torch.dtype) -> None:
+        weight: Any = module.weight
+        self._data, self._state, self._dtype = weight.data, weight.quant_state, dtype
+        state2 = self._state.state2
+        self.nbytes = self._data.nbytes + self._state.absmax.nbytes + (state2.absmax.nbytes if state2 else 0)
+
+    def dequantize(self) -> Tensor:
+        return dequantize_4bit(self._data, self._state).to(self._dtype)
+
+
+class PackedLinear:
+    """NF4 kept packed (about 0.52 bytes a weight), dequantised at every use."""
+
+    def __init__(self, modules: Sequence[nn.Module], dtype: torch.dtype) -> None:
+        self.out_features = tuple(int(m.out_features) for m in modules)  # type: ignore[arg-type]
+        self._dtype = dtype
+        self._weights = [_PackedWeight(m, dtype) for m in modules]
+        self._bias = _joined_bias(modules, dtype)
+        self.nbytes = sum(w.nbytes for w in self._weights)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        cast = x.to(self._dtype)
+        parts: list[Tensor] = [_PackedProduct.apply(cast, w) for w in self._weights]
+        out = parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
+        return (out if self._bias is None else out + self._bias).to(x.dtype)
+
+
+class ModuleLinear:
+    """The modules as they are: bitsandbytes' 4-bit linears on CUDA, and linears that were never quantised."""
+
+    def __init__(self, modules: Sequence[nn.Module], dtype: torch.dtype) -> None:
+        self.out_features = tuple(int(m.out_features) for m in modules)  # type: ignore[arg-type]
+        self._modules, self._dtype = list(modules), dtype
+        self.nbytes = sum(p.nbytes for m in modules for p in m.parameters())
+
+    def __call__(self, x: Tensor) -> Tensor:
+        cast = x.to(self._dtype)
+        parts = [m(cast) for m in self._modules]
+        return (parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)).to(x.dtype)
+
+
+def make_linear(modules: Sequence[nn.Module], dtype: torch.dtype, device: torch.device, packed: bool) -> BaseLinear:
+    """The right linear for ``modules`` (which share an input) on ``device``."""
+    if device.type != "cpu":
+        return ModuleLinear(modules, dtype)
+    if packed and all(is_quantized(m) for m in modules):
+        return PackedLinear(modules, dtype)
+    return UnpackedLinear(modules, dtype)
