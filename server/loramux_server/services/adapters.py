@@ -2,29 +2,55 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from typing import Any
+import asyncio
+import hashlib
+import os
+import shutil
+from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
 
 from ..core.backend import Backend, EngineInfo
+from ..core.errors import Code, Error, FieldViolation, invalid
+from ..core.files import open_regular, storage_errors
 from ..core.types import StackItem
+from ..lora.peft_schema import FINGERPRINT_KEY, AdapterConfig, check_folder
+from ..store.records import AdapterMeta, AdapterRecord, VersionRecord
+from ..store.refs import LATEST, check_name, parse_ref
+from ..store.store import Store
+from .adapter_views import AdapterViews
+from .intake import receive_adapter
 from .limits import Limits
+from .metadata import metadata_violations
+from .publishing import publish
 from .views import AdapterInfo, AdapterVersionInfo, Download, FileSpec, Page
+
+CHUNK_BYTES = 1 << 20
 
 
 class AdapterService:
-    """Adapters of all tenants. ``ref`` is ``name`` or ``name@version``; another tenant's adapter is NOT_FOUND."""
+    """Adapters of all tenants. A reference is ``name``, ``name@version`` or ``name@alias``.
 
-    def __init__(self, backend: Backend, store: Any, info: EngineInfo, limits: Limits) -> None: ...
+    Another tenant's adapter is NOT_FOUND; one that all tenants share can be used but not changed.
+    """
+
+    def __init__(self, backend: Backend, store: Store, info: EngineInfo, limits: Limits) -> None:
+        self._backend = backend
+        self._store = store
+        self._info = info
+        self._limits = limits
+        self._views = AdapterViews(store, info)
 
     async def list(
         self, tenant: str = "default", *, prefix: str = "", page_size: int = 100, page_token: str = ""
     ) -> Page[AdapterInfo]:
         """Adapters in order of name, without ``versions``."""
-        raise NotImplementedError
+        tiers = await self._tiers()
+        return await asyncio.to_thread(self._list, tenant, prefix, page_size, page_token, tiers)
 
     async def get(self, ref: str, tenant: str = "default") -> AdapterInfo:
         """An adapter with all its versions; with ``name@version`` or ``name@alias``, with that version only."""
-        raise NotImplementedError
+        tiers = await self._tiers()
+        return await asyncio.to_thread(self._get, ref, tenant, tiers)
 
     async def upload(
         self,
@@ -34,45 +60,169 @@ class AdapterService:
         *,
         files: tuple[FileSpec, ...] = (),
         set_current: bool = True,
-        metadata: dict[str, str] | None = None,
+        metadata: Mapping[str, str] | None = None,
     ) -> AdapterVersionInfo:
         """Publish a PEFT folder as the next version of ``name``.
 
         ``chunks`` gives (file name, next bytes of it): the pieces of one file follow each other. ``files`` says what
         will come, with sizes and hashes to check; empty: whatever comes. Answers only when the version can be used.
-        Raises INVALID_ARGUMENT, FAILED_PRECONDITION (other base), RESOURCE_EXHAUSTED (too large); then nothing is
-        stored.
+        Content that is a version of the name already gives that version. Raises INVALID_ARGUMENT,
+        FAILED_PRECONDITION (other base), RESOURCE_EXHAUSTED (too large); then nothing is stored.
         """
-        raise NotImplementedError
+        check_name(name)
+        if violations := [*metadata_violations(metadata or {})]:
+            raise invalid(violations)
+        folder = await asyncio.to_thread(self._store.state.new_tmp, "upload")
+        try:
+            await receive_adapter(chunks, folder, files, self._limits.max_upload_bytes)
+            config = await asyncio.to_thread(self._check, folder)
+            meta = _meta(config, dict(metadata or {}))
+            record = await publish(
+                self._backend,
+                self._store,
+                name,
+                folder,
+                config.rank,
+                lambda: self._store.adapters.publish(name, tenant, folder, meta, promote=set_current),
+            )
+        finally:
+            await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+        return await self._version(record)
 
     async def download(self, ref: str, tenant: str = "default") -> Download:
         """The PEFT folder of a version, its files to be read from the answer's ``chunks``."""
-        raise NotImplementedError
+        record = await asyncio.to_thread(self._store.adapters.get_version, ref, tenant)
+        folder = await asyncio.to_thread(self._store.blobs.local_path, record.digest)
+        files = await asyncio.to_thread(_describe, folder)
+        return Download(await self._version(record), files, _read_files(folder, files))
 
     async def delete(self, ref: str, tenant: str = "default") -> int:
         """Delete one version, or with a bare name all of them; gives the number of versions that are gone.
 
         Requests that run finish with what they have.
         """
-        raise NotImplementedError
+        gone = await asyncio.to_thread(self._store.adapters.delete, ref, tenant)
+        kept = await asyncio.to_thread(self._store.adapters.referenced_digests)
+        for record in gone:
+            if record.digest not in kept:
+                await self._unload(record.digest)
+        return len(gone)
 
     async def set_alias(self, name: str, version: int, tenant: str = "default", *, alias: str = "") -> AdapterInfo:
-        """Make the bare name (or ``name@alias``) mean ``version``, once that version is resident.
-
-        Version 0 with an alias removes the alias.
-        """
-        raise NotImplementedError
+        """Make the bare name (or ``name@alias``) mean ``version``, once that version is resident."""
+        if version < 1:
+            raise Error(
+                Code.UNIMPLEMENTED if alias and version == 0 else Code.INVALID_ARGUMENT,
+                "version: removing an alias is not available yet; point it at another version"
+                if alias and version == 0
+                else f"version: is {version}; it must be at least 1",
+                violations=[FieldViolation("version", "must be at least 1")],
+            )
+        check_name(name)
+        resolved = await asyncio.to_thread(self._store.adapters.resolve, f"{name}@{version}", tenant)
+        await self._backend.load(resolved)
+        await asyncio.to_thread(self._store.adapters.set_alias, name, version, tenant, alias or LATEST)
+        return await self.get(name, tenant)
 
     async def pin(self, ref: str, tenant: str = "default") -> AdapterInfo:
-        """Load a version and keep it resident."""
-        raise NotImplementedError
+        """Load a version and keep it resident, also over restarts."""
+        await self._backend.load(await asyncio.to_thread(self._store.adapters.resolve, ref, tenant))
+        record = await asyncio.to_thread(self._store.adapters.pin, ref, tenant)
+        return await self.get(record.ref, tenant)
 
     async def unpin(self, ref: str, tenant: str = "default") -> AdapterInfo:
         """Let a version be evicted again."""
-        raise NotImplementedError
+        record = await asyncio.to_thread(self._store.adapters.pin, ref, tenant, False)
+        return await self.get(record.ref, tenant)
+
+    async def load_pinned(self) -> None:
+        """At start: make resident what is pinned. A version that cannot be loaded must not keep the server down."""
+        for record in await asyncio.to_thread(self._store.adapters.pinned):
+            try:
+                path = await asyncio.to_thread(self._store.blobs.local_path, record.digest)
+                await self._backend.load(record.at(path))
+            except Error as error:
+                if error.code is Code.UNAVAILABLE:
+                    raise
 
     async def compose(
         self, name: str, stack: tuple[StackItem, ...], method: str, tenant: str = "default"
     ) -> AdapterVersionInfo:
         """Merge a stack into a new version. Not offered yet: raises UNIMPLEMENTED."""
-        raise NotImplementedError
+        raise Error(
+            Code.UNIMPLEMENTED,
+            "composing adapters is not available yet; name the stack in each request, which costs nothing to set up",
+            reason="COMPOSE_UNIMPLEMENTED",
+        )
+
+    def _check(self, folder: Path) -> AdapterConfig:
+        return check_folder(
+            folder, self._info.linear_modules, self._info.base_fingerprint, max_rank=self._limits.max_rank
+        )
+
+    def _list(
+        self, tenant: str, prefix: str, page_size: int, page_token: str, tiers: Mapping[str, str]
+    ) -> Page[AdapterInfo]:
+        found: list[AdapterRecord] = []
+        while True:
+            records, page_token = self._store.adapters.list(
+                tenant, page_size=page_size - len(found), page_token=page_token
+            )
+            found += [record for record in records if record.name.startswith(prefix)]
+            if len(found) == page_size or not page_token:
+                return Page(tuple(self._views.adapter(record, tiers) for record in found), page_token)
+
+    def _get(self, ref: str, tenant: str, tiers: Mapping[str, str]) -> AdapterInfo:
+        parsed = parse_ref(ref)
+        record = self._store.adapters.get(ref, tenant)
+        number = parsed.version if parsed.alias is None else record.aliases.get(parsed.alias)
+        versions = record.versions if parsed.bare else tuple(v for v in record.versions if v.version == number)
+        return self._views.adapter(record, tiers, versions=versions)
+
+    async def _version(self, record: VersionRecord) -> AdapterVersionInfo:
+        return await asyncio.to_thread(self._views.version, record, await self._tiers())
+
+    async def _tiers(self) -> dict[str, str]:
+        """Digest -> fastest tier; all on disk while the engine is away, since lists must be answered even then."""
+        try:
+            resident = (await self._backend.stats()).resident
+        except Error:
+            return {}
+        return {digest: tier for tier in ("host", "device") for digest in resident.get(tier, ())}
+
+    async def _unload(self, digest: str) -> None:
+        try:
+            await self._backend.unload(digest)
+        except Error as error:
+            # An engine that is gone holds nothing any more; what is deleted stays deleted.
+            if error.code is not Code.UNAVAILABLE:
+                raise
+
+
+def _meta(config: AdapterConfig, metadata: dict[str, str]) -> AdapterMeta:
+    return AdapterMeta(
+        rank=config.rank,
+        alpha=config.alpha,
+        base_fingerprint=config.metadata.get(FINGERPRINT_KEY, ""),
+        target_modules=config.target_modules,
+        layers=config.layers,
+        metadata=metadata,
+    )
+
+
+def _describe(folder: Path) -> tuple[FileSpec, ...]:
+    with storage_errors("cannot read the adapter"):
+        return tuple(_describe_file(folder / name) for name in sorted(os.listdir(folder)))
+
+
+def _describe_file(path: Path) -> FileSpec:
+    with os.fdopen(open_regular(path), "rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        return FileSpec(path.name, file.tell(), digest)
+
+
+async def _read_files(folder: Path, files: tuple[FileSpec, ...]) -> AsyncIterator[tuple[str, bytes]]:
+    for spec in files:
+        with os.fdopen(await asyncio.to_thread(open_regular, folder / spec.name), "rb") as file:
+            while data := await asyncio.to_thread(file.read, CHUNK_BYTES):
+                yield spec.name, data

@@ -47,9 +47,7 @@ class Answer:
     async def chunks(self) -> AsyncGenerator[Chunk]:
         """Chunks of all choices. Closing this early aborts what the engine still does for it."""
         p = self._prepared
-        self._observer.request_started(
-            RequestStarted(p.request_id, "generate", p.tenant, p.stack, p.prompt_tokens)
-        )
+        self._observer.request_started(RequestStarted(p.request_id, "generate", p.tenant, p.stack, p.prompt_tokens))
         merge: Merge[TokenEvent] = Merge([self._backend.generate(command) for command in p.commands])
         adapters = p.stack.entries
         unfinished = len(p.commands)

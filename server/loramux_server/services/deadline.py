@@ -26,5 +26,6 @@ async def until(deadline: float) -> AsyncIterator[None]:
         if not scope.expired():
             raise
         raise Error(
-            Code.DEADLINE_EXCEEDED, "the deadline passed before the answer was complete; allow more time or ask for less"
+            Code.DEADLINE_EXCEEDED,
+            "the deadline passed before the answer was complete; allow more time",
         ) from None

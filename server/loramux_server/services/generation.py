@@ -10,10 +10,10 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import replace
 
-from ..core.backend import Backend, EngineInfo, GenerateCommand, ScoreCommand
+from ..core.backend import Backend, EngineInfo, GenerateCommand
 from ..core.errors import invalid
 from ..core.types import Chunk, FinishReason, GenerateRequest, Message, SamplingParams, Usage
-from ..store import Store
+from ..store.store import Store
 from ..text import StopMatcher, TextTokenizer
 from .answer import Answer, Prepared
 from .choice import ChoiceDecoder
@@ -43,7 +43,7 @@ class GenerationService:
         observer: Observer | None = None,
     ) -> None:
         self._backend = backend
-        self._stacks = stacks = StackResolver(backend, store)
+        self._stacks = stacks = StackResolver(store)
         self._text = text
         self._info = info
         self._limits = limits

@@ -13,13 +13,12 @@ from ..core.jobs import TrainSpec
 from ..core.types import StackItem
 from ..lora.lora_config import ALL_LINEAR, LoraConfig
 from .limits import Limits
-from .validation import MAX_SEED, number_violations, shown, stack_violations, utf8_size
+from .metadata import metadata_violations
+from .validation import MAX_SEED, number_violations, shown, stack_violations
 from .views import CreateJobRequest
 
 SCHEDULERS = ("linear", "cosine", "constant")
 MAX_STACKS = 64
-MAX_METADATA = 64
-MAX_METADATA_BYTES = 4096
 _LAYER_RANGE = re.compile(r"([0-9]{1,5})(?:-([0-9]{1,5}))?")
 
 
@@ -44,14 +43,7 @@ def job_violations(request: CreateJobRequest, info: EngineInfo, limits: Limits) 
     found = [*spec_violations(request.spec, info, limits), *on_top_of_violations(request.on_top_of)]
     if not request.dataset_id:
         found.append(FieldViolation("dataset_id", "is empty; upload a dataset first and give its id"))
-    if len(request.metadata) > MAX_METADATA:
-        found.append(FieldViolation("metadata", f"has {len(request.metadata)} entries, at most {MAX_METADATA}"))
-    for key, value in list(request.metadata.items())[:MAX_METADATA]:
-        size = utf8_size(key + value)
-        if size is None or size > MAX_METADATA_BYTES:
-            found.append(
-                FieldViolation(f"metadata[{shown(key)}]", f"is not text of at most {MAX_METADATA_BYTES} bytes")
-            )
+    found += metadata_violations(request.metadata)
     return found
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 
 from ..core.errors import Code, Error, FieldViolation
 from ..core.types import MAX_STACK, GenerateRequest, Message, SamplingParams, StackItem
+from ..store.refs import parse_ref
 from ..text.stop import MAX_STOP_CHARS, MAX_STOPS
 from ..text.tokenizer import ROLES
 from .limits import Limits
@@ -91,23 +92,24 @@ def text_violations(field: str, text: str, max_bytes: int) -> Iterator[FieldViol
 
 
 def stack_violations(items: Iterable[StackItem], field: str = "adapters") -> Iterator[FieldViolation]:
-    """At most ``MAX_STACK`` entries, each adapter once (whatever its version), finite weights of sane size."""
+    """At most ``MAX_STACK`` well-formed references, each adapter once (whatever its version), finite sane weights."""
     items = tuple(items)
     if len(items) > MAX_STACK:
         yield FieldViolation(field, f"has {len(items)} entries, at most {MAX_STACK} are allowed")
         return
     first_with: dict[str, int] = {}
     for i, item in enumerate(items):
-        name = item.adapter.partition("@")[0]
-        if not name:
-            yield FieldViolation(f"{field}[{i}].adapter", "is empty; give a name or name@version")
-        elif name in first_with:
-            earlier = f"{field}[{first_with[name]}]"
-            yield FieldViolation(
-                f"{field}[{i}].adapter", f"{shown(name)} is already in {earlier}; an adapter may be in a stack once"
-            )
+        try:
+            name = parse_ref(item.adapter, f"{field}[{i}].adapter").name
+        except Error as error:
+            yield from error.violations
         else:
-            first_with[name] = i
+            if name in first_with:
+                earlier = f"{field}[{first_with[name]}]"
+                yield FieldViolation(
+                    f"{field}[{i}].adapter", f"{name!r} is already in {earlier}; an adapter may be in a stack once"
+                )
+            first_with.setdefault(name, i)
         if not math.isfinite(item.weight):
             yield FieldViolation(f"{field}[{i}].weight", f"is {item.weight}; it must be a finite number")
         elif abs(item.weight) > MAX_WEIGHT:

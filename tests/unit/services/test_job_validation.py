@@ -6,6 +6,7 @@ import dataclasses
 import math
 
 import pytest
+
 from loramux_server.core.errors import Code, Error
 from loramux_server.core.jobs import TrainSpec
 from loramux_server.core.types import StackItem

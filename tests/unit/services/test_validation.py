@@ -6,6 +6,7 @@ import dataclasses
 import math
 
 import pytest
+
 from loramux_server.core.errors import Code, Error
 from loramux_server.core.types import GenerateRequest, Message, SamplingParams, StackItem
 from loramux_server.services.limits import Limits
@@ -118,7 +119,23 @@ def test_texts_and_counts(request_: GenerateRequest, field: str) -> None:
         ([StackItem("a"), StackItem("a")], "adapters[1].adapter"),
         ([StackItem("a@1"), StackItem("b"), StackItem("a@2")], "adapters[2].adapter"),
         ([StackItem("")], "adapters[0].adapter"),
-        ([StackItem("@3")], "adapters[0].adapter"),
+        *(
+            ([StackItem("ok"), StackItem(bad)], "adapters[1].adapter")
+            for bad in (
+                "@3",
+                "../x",
+                "..%2f",
+                "/abs",
+                "C:\\",
+                "a\0b",
+                ".",
+                "a@",
+                "a@0",
+                "a@1@2",
+                "x" * 10_000,
+                "a\ud800",
+            )
+        ),
         ([StackItem(f"a{i}") for i in range(9)], "adapters"),
         ([StackItem(f"a{i}") for i in range(1000)], "adapters"),
     ],
@@ -153,10 +170,8 @@ def test_every_bad_field_is_named_at_once() -> None:
 
 
 def test_a_long_name_is_cut_in_the_message() -> None:
-    name = "x" * 10_000
-    violations = generate_violations(
-        dataclasses.replace(GOOD, adapters=(StackItem(name), StackItem(name))), Limits(), VOCAB
-    )
+    request = dataclasses.replace(GOOD, adapters=(StackItem("x" * 10_000),))
+    violations = generate_violations(request, Limits(), VOCAB)
     assert len(violations[0].description) < 300
 
 

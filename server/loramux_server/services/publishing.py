@@ -1,0 +1,30 @@
+"""New adapter versions: made durable, tried in the engine, and only then visible."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import TypeVar
+
+from ..core.backend import Backend
+from ..core.types import AdapterVersion
+from ..store.store import Store
+
+R = TypeVar("R")
+
+
+async def publish(backend: Backend, store: Store, name: str, folder: Path, rank: int, commit: Callable[[], R]) -> R:
+    """Publish a checked adapter folder through ``commit``, which writes the row (blocking; it runs on a thread).
+
+    The files are durable and the engine has read and checked them (finite values, fit to the base) before the row
+    exists: a version that can be seen can be used at once, and one that is refused was never seen.
+    """
+    async with AsyncExitStack() as stack:
+        # Entering waits for a collection of orphans that runs; while inside, none begins.
+        await asyncio.to_thread(stack.enter_context, store.blobs.publishing())
+        blob = await asyncio.to_thread(store.blobs.put_folder, folder)
+        path = await asyncio.to_thread(store.blobs.local_path, blob.digest)
+        await backend.load(AdapterVersion(name, 0, blob.digest, rank, str(path)))
+        return await asyncio.to_thread(commit)
