@@ -97,6 +97,8 @@ def load_base(
                 use_safetensors=True,
                 local_files_only=True,
             )
+    except ValueError as error:  # an architecture or attention that transformers refuses
+        raise invalid_field("model", f"transformers cannot load {folder.name}: {error}") from error
     except (SafetensorError, OSError) as error:
         raise Error(
             Code.DATA_LOSS,

@@ -155,7 +155,7 @@ def check_folder(path: Path, shown: str) -> None:
 
 
 def folder_stats(path: Path) -> dict[str, str]:
-    """File name -> hash (configuration) or size and time (weights, tokenizer) of all that a model folder is read for."""
+    """File name -> hash (configuration) or size and time (weights, tokenizer) of what a model folder is read for."""
     stats = {}
     for file in sorted(path.iterdir()):
         if file.name in ("config.json", "generation_config.json"):

@@ -1,0 +1,71 @@
+"""Fixtures that several suites share. Nothing heavy is imported until a test asks for it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+# A test that reaches for a hub is a defect and fails at once. Set before anything imports huggingface_hub.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+if TYPE_CHECKING:
+    from tests.oracle import Oracle
+
+TinyBase = Callable[..., Path]
+MakeAdapter = Callable[..., Path]
+
+
+@pytest.fixture(scope="session")
+def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> TinyBase:
+    """``tiny_base(arch, **config)``: NF4 folder of a tiny random model (see tests/tiny.py), made once a session."""
+    made: dict[str, Path] = {}
+
+    def get(arch: str = "llama", **config: Any) -> Path:
+        key = f"{arch}{sorted(config.items())}"
+        if key not in made:
+            from tests.tiny import write_model
+
+            from loramux_server.model.quantize import prepare_base
+
+            root = tmp_path_factory.mktemp(f"tiny-{arch}")
+            made[key] = prepare_base(str(write_model(root / arch, arch, **config)), root / "state")
+        return made[key]
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def make_adapter() -> MakeAdapter:
+    """``make_adapter(folder, base, rank=..., ...)``: a random PEFT adapter (:func:`tests.tiny.write_adapter`)."""
+    from tests.tiny import write_adapter
+
+    return write_adapter
+
+
+@pytest.fixture(scope="session")
+def default_base() -> Path:
+    """NF4 folder of the real default base, kept between runs (LORAMUX_TEST_CACHE, else the user's cache folder)."""
+    from loramux_server.model.quantize import prepare_base
+
+    own = os.environ.get("LORAMUX_TEST_CACHE")
+    cache = Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "loramux-tests"
+    return prepare_base(None, cache)
+
+
+@pytest.fixture(scope="session")
+def oracle_of() -> Callable[[Path], Oracle]:
+    """``oracle_of(base)``: the float32 :class:`tests.oracle.Oracle` of an NF4 folder, one a folder and session."""
+    made: dict[Path, Oracle] = {}
+
+    def get(base: Path) -> Oracle:
+        if base not in made:
+            from tests.oracle import Oracle
+
+            made[base] = Oracle(base)
+        return made[base]
+
+    return get
