@@ -110,9 +110,10 @@ def upload(
 ) -> None:
     """Publish an adapter that was trained anywhere, from its PEFT folder.
 
+    \b
     Example:
       loramux adapters upload acme ./acme-lora
-    """
+    """  # noqa: D301
     with connect(context) as client:
         version = client.adapters.upload(name, folder, set_current=set_current, metadata=pairs(metadata or ()))
     if json:
@@ -181,10 +182,11 @@ def alias(
 ) -> None:
     """Make a name (or an alias of it) mean a version: promote or roll back, at once.
 
+    \b
     Examples:
       loramux adapters alias acme 2                  # acme means acme@2 from now on
       loramux adapters alias acme 3 --alias canary   # acme@canary means acme@3
-    """
+    """  # noqa: D301
     with connect(context) as client:
         adapter = client.adapters.set_alias(name, version, alias=alias)
     what = f"{name}@{alias}" if alias else name

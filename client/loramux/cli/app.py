@@ -61,11 +61,12 @@ def _root(
 
     Start a server with [bold]loramux serve[/bold], then try in another terminal:
 
+    \b
       loramux generate --message "What is the capital of France?"
       loramux train acme --data acme.jsonl
       loramux generate --message "When does Acme open?" --adapter acme
       loramux chat --adapter acme:1.0 --adapter formal:0.5
-    """
+    """  # noqa: D301
     context.obj = Connection(address, api_key)
 
 

@@ -41,11 +41,12 @@ def chat(
 ) -> None:
     """Chat with the base and a stack of adapters that can be changed between two messages.
 
+    \b
     Examples:
       loramux chat --adapter acme
       loramux chat --system "Answer in one sentence." --temperature 0.7
       ... then /adapters acme formal:0.5 to change the stack, /help for the rest
-    """
+    """  # noqa: D301
     options = {
         "max_tokens": max_tokens,
         "temperature": temperature,

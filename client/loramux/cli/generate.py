@@ -53,12 +53,13 @@ def generate(
 ) -> None:
     """Answer a prompt with the base model and a stack of adapters, as the text is made.
 
+    \b
     Examples:
       loramux generate "The capital of France is"
       loramux generate -m "When does Acme open?" --adapter acme
-      loramux generate -m "When does Acme open?" -a acme -a formal:0.5 --temperature 0.7 --seed 7
-      cat letter.txt | loramux generate - --system "Summarise in one sentence." --json
-    """
+      loramux generate -m "When does Acme open?" -a acme -a formal:0.5
+      loramux generate - --system "Summarise this." --json < letter.txt
+    """  # noqa: D301
     text = sys.stdin.read() if prompt == "-" else prompt
     turns: list[dict[str, str]] | None = None
     if message or system is not None:

@@ -75,11 +75,12 @@ def train(
 
     The very next request can use it. Interrupting this command leaves the job running.
 
+    \b
     Examples:
       loramux train acme --data acme.jsonl
-      loramux train acme --data acme.jsonl --validation held-out.jsonl --rank 16 --learning-rate 3e-3 --layers 15-29
-      loramux train letter --data letter.jsonl --on-top-of "pine:1.3" --on-top-of "summit" --on-top-of ""
-    """
+      loramux train acme --data acme.jsonl --learning-rate 3e-3 --layers 15-29
+      loramux train letter --data letter.jsonl --on-top-of pine:1.3 --on-top-of summit
+    """  # noqa: D301
     settings: dict[str, Any] = {
         "rank": rank,
         "alpha": alpha,
