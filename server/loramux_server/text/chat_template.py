@@ -26,6 +26,15 @@ MAX_CHARS = 8 * 1024 * 1024
 """Longest rendered conversation, in characters."""
 MAX_SECONDS = 5.0
 """Longest time that one rendering may take."""
+_TEMPLATE_FAILURES = (
+    jinja2.TemplateError,
+    TypeError,
+    ValueError,
+    LookupError,
+    AttributeError,
+    ArithmeticError,
+    RecursionError,
+)
 _DEADLINE = "loramux_deadline"
 _MAX_REPEAT = 1_000_000
 _MAX_POWER = 64
@@ -96,7 +105,7 @@ class ChatTemplate:
             raise invalid_field(
                 "messages", f"the chat template {error}; shorten the conversation", reason="CHAT_TEMPLATE_LIMIT"
             ) from None
-        except (jinja2.TemplateError, TypeError, ValueError, LookupError, ArithmeticError, RecursionError) as error:
+        except _TEMPLATE_FAILURES as error:
             # A template runs like code: what it trips over is about this conversation, not a defect of the server.
             raise invalid_field(
                 "messages",

@@ -17,9 +17,6 @@ class TokenizerFiles:
     special_tokens: dict[str, str] = field(default_factory=dict)
     """Named tokens: ``bos_token``, ``eos_token``, ... -> text. Unset names are absent."""
     extra_special_tokens: tuple[str, ...] = ()
-    add_bos_token: bool | None = None
-    """None: as ``tokenizer.json`` says."""
-    add_eos_token: bool | None = None
     eos_token_ids: tuple[int, ...] = ()
     """From generation_config.json, else config.json, else empty."""
     chat_template: str | None = None
@@ -33,8 +30,14 @@ def read_tokenizer_files(folder: Path) -> TokenizerFiles:
     Raises FAILED_PRECONDITION naming the file when one is there and cannot be read.
     """
     config = _read_json(folder / "tokenizer_config.json")
-    named = {**_read_json(folder / "special_tokens_map.json"), **config}
+    # As transformers reads them: the older file counts only where the config does not list its added tokens.
+    listed = config.get("added_tokens_decoder")
+    named = config if listed is not None else {**config, **_read_json(folder / "special_tokens_map.json")}
     extra = named.get("extra_special_tokens") or named.get("additional_special_tokens") or ()
+    extra = [
+        *(extra.values() if isinstance(extra, dict) else extra),
+        *(token for token in (listed or {}).values() if token.get("special")),
+    ]
     templates = _templates(folder, config.get("chat_template"))
     return TokenizerFiles(
         special_tokens={
@@ -42,13 +45,7 @@ def read_tokenizer_files(folder: Path) -> TokenizerFiles:
             for name, value in named.items()
             if name.endswith("_token") and (text := _token_text(value)) is not None
         },
-        extra_special_tokens=tuple(
-            text
-            for value in (extra.values() if isinstance(extra, dict) else extra)
-            if (text := _token_text(value)) is not None
-        ),
-        add_bos_token=config.get("add_bos_token"),
-        add_eos_token=config.get("add_eos_token"),
+        extra_special_tokens=tuple(text for value in extra if (text := _token_text(value)) is not None),
         eos_token_ids=_eos_ids(folder),
         chat_template=templates.get("default"),
         tools_template=templates.get("tool_use"),

@@ -7,12 +7,11 @@ computation; call it off the event loop for long texts. Safe from several thread
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from tokenizers import AddedToken, Tokenizer
-from tokenizers.processors import TemplateProcessing
 
 from ..core.errors import Code, Error, FieldViolation, invalid_field
 from ..core.types import Message
@@ -218,20 +217,15 @@ def _as_mapping(message: Message | Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _apply(tokenizer: Tokenizer, files: TokenizerFiles) -> None:
-    """Bring the bare tokenizer to what transformers makes of the folder: named tokens are special, no padding."""
+    """Bring the bare tokenizer to what transformers makes of the folder: named tokens are special, no padding.
+
+    ``add_bos_token`` of the config is left alone on purpose: where there is a tokenizer.json, that decides.
+    """
     tokenizer.no_padding()
     tokenizer.no_truncation()
-    named: Iterable[str] = [*files.special_tokens.values(), *files.extra_special_tokens]
-    known = {token.content: token for token in tokenizer.get_added_tokens_decoder().values()}
-    missing = [text for text in dict.fromkeys(named) if text not in known or not known[text].special]
+    known = {token.content: token.special for token in tokenizer.get_added_tokens_decoder().values()}
+    missing = [text for text in files.special_tokens.values() if not known.get(text)]
+    missing += [text for text in files.extra_special_tokens if text not in known]
     if missing:
-        tokenizer.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in missing])
-    if files.add_bos_token is None and files.add_eos_token is None and tokenizer.post_processor is not None:
-        return
-    first = files.special_tokens.get("bos_token") if files.add_bos_token else None
-    last = files.special_tokens.get("eos_token") if files.add_eos_token else None
-    tokenizer.post_processor = TemplateProcessing(
-        single=" ".join(filter(None, [first, "$A", last])),
-        pair=" ".join(filter(None, [first, "$A", last, first, "$B", last])),
-        special_tokens=[(text, tokenizer.token_to_id(text)) for text in dict.fromkeys(filter(None, [first, last]))],
-    )
+        unique = dict.fromkeys(missing)
+        tokenizer.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in unique])

@@ -104,9 +104,7 @@ def _content(value: Mapping[str, Any], problems: list[str]) -> Content | None:
         return TextRow(value["text"]) if _is_text(value, "text", problems) else None
     missing = [name for name in ("prompt", "completion") if name not in value]
     if missing:
-        problems.append(
-            f"has no {missing[0]!r}; a row with {'completion' if 'prompt' in missing else 'prompt'!r} needs both"
-        )
+        problems.append(f"has no {missing[0]}; prompt and completion go together")
         return None
     prompt, completion = value["prompt"], value["completion"]
     if isinstance(prompt, list) or isinstance(completion, list):
