@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from loramux_server import config
+from tests.unit import cli_lines
 
 ROOT = Path(__file__).parents[3]
 
@@ -113,6 +114,11 @@ def test_commands_are_in_exec_form() -> None:
     assert json.loads(rest_of("CMD")[0])[0] == "serve"
     check = rest_of("HEALTHCHECK")[0].partition("CMD ")[2]
     assert json.loads(check) == ["loramux", "health"]
+
+
+def test_the_image_s_commands_are_understood() -> None:
+    cli_lines.parse(json.loads(rest_of("CMD")[0]))
+    cli_lines.parse(["health"])
 
 
 def test_the_server_runs_as_an_ordinary_user_with_its_state_in_a_volume() -> None:
