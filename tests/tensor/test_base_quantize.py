@@ -6,6 +6,7 @@ import errno
 import json
 import shutil
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ from tests.tiny import ARCHITECTURES, tokenizer, write_model
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from loramux_server.core.errors import Code, Error
-from loramux_server.model import quantize
+from loramux_server.model import quantize, tokenizer_files
 from loramux_server.model.fingerprint import fingerprint
 from loramux_server.model.load import linear_modules, load_base
 from loramux_server.model.quantize import prepare_base
@@ -96,13 +97,13 @@ def test_a_conversion_that_fails_leaves_nothing(
         raise OSError(failure, "injected")
 
     with monkeypatch.context() as patch:
-        patch.setattr(quantize.tokenizer_files, "write", fail)
+        patch.setattr(tokenizer_files, "write", fail)
         with pytest.raises(Error if code else OSError) as caught:
             prepare_base(str(source), tmp_path / "state")
         if code:
             assert isinstance(caught.value, Error)
             assert caught.value.code == code
-    assert list((tmp_path / "state" / "base").iterdir()) == []
+    assert {p.suffix for p in (tmp_path / "state" / "base").iterdir()} == {".lock"}
     assert read_marker(prepare_base(str(source), tmp_path / "state"))["name"] == "m"
 
 
@@ -110,11 +111,20 @@ def test_remains_of_a_killed_conversion_are_replaced(tmp_path: Path) -> None:
     source = write_model(tmp_path / "m", "llama")
     folder = prepare_base(str(source), tmp_path)
     (folder / "loramux.json").unlink()  # as if a foreign hand had made half of it
-    draft = folder.with_name(f".{folder.name}.999999999.tmp")
+    draft = folder.with_name(f".{folder.name}.tmp")
     draft.mkdir()
     assert prepare_base(str(source), tmp_path) == folder
     assert read_marker(folder)["name"] == "m"
     assert not draft.exists()
+
+
+def test_two_at_once_make_one(tmp_path: Path) -> None:
+    source = write_model(tmp_path / "m", "llama")
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(lambda _: prepare_base(str(source), tmp_path), range(2))
+    assert first == second
+    assert read_marker(first)["fingerprint"] == fingerprint(first)
+    assert {p.name for p in first.parent.iterdir()} == {first.name, f".{first.name}.lock"}
 
 
 def test_rows_that_are_not_whole_blocks_stay_in_16_bits(tmp_path: Path) -> None:

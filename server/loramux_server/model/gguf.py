@@ -102,7 +102,7 @@ def _shared_reader(path: str | Path, mode: str = "r") -> Any:
 
 
 def forget() -> None:
-    """Close the file that was read last."""
+    """Let go of the file that was read last (its header stays parsed until then)."""
     _open.cache_clear()
 
 

@@ -7,6 +7,7 @@ The copy is a standard pre-quantised transformers folder, so whatever reads thos
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
 import shutil
@@ -63,28 +64,42 @@ def prepare_base(model: str | None, state_dir: Path, progress: Progress = _silen
 
 
 def convert(source: Source, target: Path, progress: Progress = _silent) -> None:
-    """Write the NF4 folder of ``source`` to ``target``: all of it or nothing, also when the power fails."""
+    """Write the NF4 folder of ``source`` to ``target``: all of it or nothing, also when the power fails.
+
+    A second process that wants the same folder waits and then finds it made.
+    """
     target.parent.mkdir(parents=True, exist_ok=True)
-    _sweep(target)
-    draft = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    draft.mkdir()
-    try:
-        with bars.hidden():
-            notes = _link(source, draft) if _already_nf4(source) else _write_nf4(source, draft, progress)
-        progress("checking the NF4 copy", None)
-        made = {
-            "name": source.name,
-            "asked": source.identity.get("asked", ""),
-            "fingerprint": fingerprint(draft),
-            "source": source.identity,
-            "settings": SETTINGS,
-            "notes": notes,
-        }
-        (draft / MARKER).write_text(json.dumps(made, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-        _sync(draft)
-        _publish(draft, target)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
+    with target.with_name(f".{target.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if read_marker(target).get("settings") == SETTINGS:
+            return
+        draft = target.with_name(f".{target.name}.tmp")
+        for remains in (draft, target):
+            shutil.rmtree(remains, ignore_errors=True)
+        draft.mkdir()
+        try:
+            _fill(draft, source, progress)
+            os.rename(draft, target)
+            _sync_folder(target.parent)
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
+            gguf.forget()
+
+
+def _fill(draft: Path, source: Source, progress: Progress) -> None:
+    with bars.hidden():
+        notes = _link(source, draft) if _already_nf4(source) else _write_nf4(source, draft, progress)
+    progress("checking the NF4 copy", None)
+    made = {
+        "name": source.name,
+        "asked": source.identity.get("asked", ""),
+        "fingerprint": fingerprint(draft),
+        "source": source.identity,
+        "settings": SETTINGS,
+        "notes": notes,
+    }
+    (draft / MARKER).write_text(json.dumps(made, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    _sync(draft)
 
 
 def _write_nf4(source: Source, folder: Path, progress: Progress) -> list[str]:
@@ -106,7 +121,6 @@ def _read(source: Source, progress: Progress) -> PreTrainedModel:
 
     if source.kind == "gguf":
         model = gguf.read_model(source.path, lambda done: progress("reading the GGUF file", done))
-        gguf.forget()
         # What stays unquantised was 16-bit before the file was made.
         for parameter in _other_parameters(model):
             parameter.data = parameter.data.to(torch.bfloat16)
@@ -218,23 +232,6 @@ def _link(source: Source, folder: Path) -> list[str]:
         if file.is_file() and file.name != MARKER:
             (folder / file.name).symlink_to(file.resolve())
     return [f"used as it is from {source.path}"]
-
-
-def _publish(draft: Path, target: Path) -> None:
-    if target.exists():
-        if read_marker(target).get("settings") == SETTINGS:
-            return  # another process was quicker
-        shutil.rmtree(target)
-    os.rename(draft, target)
-    _sync_folder(target.parent)
-
-
-def _sweep(target: Path) -> None:
-    """Remove what conversions that died left behind."""
-    for draft in target.parent.glob(f".{target.name}.*.tmp"):
-        pid = draft.name.rsplit(".", 2)[1]
-        if not pid.isdigit() or int(pid) == os.getpid() or not Path(f"/proc/{pid}").exists():
-            shutil.rmtree(draft, ignore_errors=True)
 
 
 def _sync(folder: Path) -> None:

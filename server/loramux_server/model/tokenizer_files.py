@@ -33,7 +33,6 @@ def write(source: Source, folder: Path, config: PretrainedConfig) -> None:
     """
     if source.kind == "gguf":
         tokenizer = gguf.read_tokenizer(source.path)
-        gguf.forget()
         tokenizer.model_max_length = int(config.get_text_config().max_position_embeddings)
         tokenizer.save_pretrained(folder)
     elif (source.path / "tokenizer.json").is_file():
