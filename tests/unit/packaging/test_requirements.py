@@ -6,7 +6,8 @@ import ast
 import re
 import sys
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from functools import cache
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
@@ -46,12 +47,18 @@ def imports(folder: Path) -> Iterator[tuple[str, str]]:
                     yield str(path.relative_to(ROOT)), module
 
 
+@cache
+def providers() -> Mapping[str, list[str]]:
+    """Distributions by the top-level module that they bring."""
+    return packages_distributions()
+
+
 def provider(module: str) -> str:
     """Canonical name of the distribution that brings a module."""
     special = {"google.protobuf": "protobuf", "google.rpc": "googleapis-common-protos"}
     if module in special:
         return special[module]
-    (name,) = set(packages_distributions()[module])
+    (name,) = set(providers()[module])
     return canonicalize_name(name)
 
 
