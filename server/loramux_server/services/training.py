@@ -2,45 +2,106 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from typing import Any
+import asyncio
+import shutil
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
 
 from ..core.backend import EngineInfo
+from ..core.errors import Code, Error, FieldViolation, invalid
 from ..core.jobs import JobState, TrainSpec
+from ..core.types import StackItem
+from ..store import job_rows
+from ..store.records import JobRecord, NewJob
+from ..store.refs import check_name, parse_ref
+from ..store.store import Store
+from ..text import TextTokenizer
+from .adapter_views import AdapterViews
+from .intake import receive_file
+from .job_board import JobBoard
+from .job_validation import check_job_supported, job_violations, spec_violations
+from .job_views import bad_report, dataset_info, good_report, job_event, job_info
 from .limits import Limits
-from .observer import Observer
+from .plan import JobData, load_data
+from .stacks import StackResolver, pinned_items
+from .validation import utf8_size
 from .views import CreateJobRequest, DatasetInfo, DatasetReport, JobEvent, JobInfo, Page
+
+MAX_KEY_BYTES = 255
 
 
 class TrainingService:
-    """Takes jobs in and tells how they go; ``runner.JobRunner`` does the work. Another tenant's job is NOT_FOUND."""
+    """Takes jobs in and tells how they go; ``runner.JobRunner`` does the work. Another tenant's job is NOT_FOUND.
 
-    def __init__(
-        self, store: Any, text: Any, info: EngineInfo, limits: Limits, observer: Observer | None = None
-    ) -> None: ...
+    The runner gets the same ``board``.
+    """
+
+    def __init__(self, store: Store, text: TextTokenizer, info: EngineInfo, limits: Limits, board: JobBoard) -> None:
+        self._store = store
+        self._text = text
+        self._info = info
+        self._limits = limits
+        self._board = board
+        self._stacks = StackResolver(store)
+        self._views = AdapterViews(store, info)
+        self._creating = asyncio.Lock()
 
     async def upload_dataset(
         self, chunks: AsyncIterator[bytes], tenant: str = "default", *, name: str = "", sha256: str = ""
     ) -> DatasetInfo:
         """Store the bytes of a JSONL file. Rows are counted but not looked at yet; a given ``sha256`` is checked."""
-        raise NotImplementedError
+        if utf8_size(name) is None:
+            raise invalid([FieldViolation("header.name", "is not valid Unicode (lone surrogate)")])
+        folder = await asyncio.to_thread(self._store.state.new_tmp, "dataset")
+        try:
+            path = folder / "data"
+            rows = await receive_file(chunks, path, self._limits.max_dataset_bytes, sha256)
+            record = await asyncio.to_thread(self._store.datasets.put, path, tenant, filename=name, rows=rows)
+        finally:
+            await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+        return dataset_info(record)
 
     async def validate_dataset(
         self, dataset_id: str, tenant: str = "default", *, spec: TrainSpec | None = None
     ) -> DatasetReport:
         """Parse and tokenise a dataset and report what is wrong with it and what it holds."""
-        raise NotImplementedError
+        spec = spec or TrainSpec()
+        if violations := [*spec_violations(spec, self._info, self._limits)]:
+            raise invalid(violations)
+        try:
+            data = await self._load(spec, tenant, dataset_id)
+            await self._stacks.resolve_many(data.row_stacks, tenant)
+        except Error as error:
+            if error.reason == "DATASET_INVALID":
+                return bad_report(error)
+            raise
+        return good_report(data.train, spec)
 
     async def create_job(self, request: CreateJobRequest) -> JobInfo:
         """Check everything, then queue a job; once this returns, the job survives a crash.
 
-        Raises INVALID_ARGUMENT (settings by field, rows by line), NOT_FOUND (dataset, adapter underneath),
-        UNIMPLEMENTED (``gate``, ``compare_prompt``, ``init_from``). The same idempotency key gives the same job.
+        The stacks of ``on_top_of`` are pinned to the versions of now; stacks that rows name mean the versions of
+        when the job starts. Raises INVALID_ARGUMENT (settings by field, rows by line), NOT_FOUND (dataset, adapter
+        underneath), UNIMPLEMENTED (``gate``, ``compare_prompt``, ``init_from``). The same idempotency key gives the
+        same job, ALREADY_EXISTS when it came with other settings.
         """
-        raise NotImplementedError
+        check_name(request.name)
+        if (size := utf8_size(request.idempotency_key)) is None or size > MAX_KEY_BYTES:
+            raise invalid([FieldViolation("idempotency_key", f"is not valid text of at most {MAX_KEY_BYTES} bytes")])
+        if violations := job_violations(request, self._info, self._limits):
+            raise invalid(violations)
+        check_job_supported(request)
+        if not request.idempotency_key:
+            return await self._create(request)
+        # One after the other, so that a call that is sent again while the first still runs finds its job.
+        async with self._creating:
+            if (job := await asyncio.to_thread(self._made_before, request)) is not None:
+                return await self._info_of(job)
+            return await self._create(request)
 
     async def get_job(self, job_id: str, tenant: str = "default") -> JobInfo:
-        raise NotImplementedError
+        """A job as it stands."""
+        return await self._info_of(await asyncio.to_thread(self._store.jobs.get, job_id, tenant))
 
     async def list_jobs(
         self,
@@ -52,18 +113,122 @@ class TrainingService:
         page_token: str = "",
     ) -> Page[JobInfo]:
         """Jobs, newest first, in one of ``states`` and for adapter ``name`` where these are given."""
-        raise NotImplementedError
+        found, token = await asyncio.to_thread(self._list, tenant, states, name, page_size, page_token)
+        return Page(tuple([await self._info_of(job) for job in found]), token)
 
     async def cancel_job(self, job_id: str, tenant: str = "default") -> JobInfo:
         """Stop a job for good; a running one stops within one micro-step. Cancelled jobs stay cancelled (no error)."""
-        raise NotImplementedError
+        job = await asyncio.to_thread(self._store.jobs.get, job_id, tenant)
+        if job.state is not JobState.CANCELLED:
+            # The row first: whatever happens next, the job stays cancelled.
+            job = await self._board.move(job_id, JobState.CANCELLED, message="cancelled by request", tenant=tenant)
+            self._board.interrupt(job_id)
+        return await self._info_of(job)
 
     async def pause_job(self, job_id: str, tenant: str = "default") -> JobInfo:
-        raise NotImplementedError
+        """Stop a job until it is resumed. There are no checkpoints yet: it will begin anew."""
+        job = await asyncio.to_thread(self._store.jobs.get, job_id, tenant)
+        if job.state is not JobState.PAUSED:
+            job = await self._board.move(job_id, JobState.PAUSED, message="paused by request", tenant=tenant)
+            self._board.interrupt(job_id)
+        return await self._info_of(job)
 
     async def resume_job(self, job_id: str, tenant: str = "default") -> JobInfo:
-        raise NotImplementedError
+        """Queue a paused job again. FAILED_PRECONDITION for a job that is not paused."""
+        job = await asyncio.to_thread(self._store.jobs.get, job_id, tenant)
+        if job.state is not JobState.PAUSED:
+            raise Error(Code.FAILED_PRECONDITION, f"job {job_id} is {job.state.value}, not paused")
+        return await self._info_of(
+            await self._board.move(job_id, JobState.QUEUED, message="resumed by request", tenant=tenant)
+        )
 
-    def watch_job(self, job_id: str, tenant: str = "default", *, after_sequence: int = 0) -> AsyncIterator[JobEvent]:
+    async def watch_job(
+        self, job_id: str, tenant: str = "default", *, after_sequence: int = 0
+    ) -> AsyncGenerator[JobEvent]:
         """Events after ``after_sequence``: those stored, then live ones; ends after the event with the final state."""
-        raise NotImplementedError
+        if after_sequence < 0:
+            raise invalid([FieldViolation("after_sequence", f"is {after_sequence}; it must be at least 0")])
+        async with aclosing(self._board.watch(job_id, tenant, after_sequence)) as events:
+            async for record in events:
+                yield job_event(record)
+
+    async def _create(self, request: CreateJobRequest) -> JobInfo:
+        data = await self._load(request.spec, request.tenant, request.dataset_id, request.validation_dataset_id)
+        stacks = await self._stacks.resolve_many(request.on_top_of, request.tenant)
+        await self._stacks.resolve_many(data.row_stacks, request.tenant)
+        new = NewJob(
+            name=request.name,
+            dataset_id=request.dataset_id,
+            owner=request.tenant,
+            spec=request.spec,
+            validation_dataset_id=request.validation_dataset_id,
+            on_top_of=tuple(pinned_items(stack) for stack in stacks),
+            metadata=dict(request.metadata),
+            idempotency_key=request.idempotency_key,
+        )
+        return await self._info_of(await self._board.create(new))
+
+    async def _load(self, spec: TrainSpec, tenant: str, dataset_id: str, validation_id: str = "") -> JobData:
+        return await asyncio.to_thread(
+            load_data, self._store, self._text, self._info, self._limits, spec, tenant, dataset_id, validation_id
+        )
+
+    def _made_before(self, request: CreateJobRequest) -> JobRecord | None:
+        """The job that this idempotency key made. Stacks are compared as they were written: names move on."""
+        with self._store.database.read() as connection:
+            row = job_rows.by_key(connection, request.tenant, request.idempotency_key)
+        if row is None:
+            return None
+        job = job_rows.record(row)
+        made = job.request
+        same = (
+            (made.name, made.dataset_id, made.validation_dataset_id, made.spec, made.metadata)
+            == (request.name, request.dataset_id, request.validation_dataset_id, request.spec, request.metadata)
+        ) and _same_stacks(request.on_top_of, made.on_top_of)
+        if not same:
+            raise Error(
+                Code.ALREADY_EXISTS,
+                f"idempotency_key {request.idempotency_key[:80]!r} was used for job {job.id} with other settings;"
+                " use a new key",
+                reason="IDEMPOTENCY_KEY_REUSED",
+            )
+        return job
+
+    def _list(
+        self, tenant: str, states: tuple[JobState, ...], name: str, page_size: int, token: str
+    ) -> tuple[list[JobRecord], str]:
+        found: list[JobRecord] = []
+        one = states[0] if len(states) == 1 else None
+        while True:
+            jobs, token = self._store.jobs.list(tenant, state=one, page_size=page_size - len(found), page_token=token)
+            found += [j for j in jobs if (not states or j.state in states) and (not name or j.request.name == name)]
+            if len(found) == page_size or not token:
+                return found, token
+
+    async def _info_of(self, job: JobRecord) -> JobInfo:
+        return await asyncio.to_thread(self._view, job)
+
+    def _view(self, job: JobRecord) -> JobInfo:
+        adapter = None
+        if job.adapter:
+            try:
+                adapter = self._views.version(self._store.adapters.get_version(job.adapter, job.request.owner), {})
+            except Error as error:
+                if error.code is not Code.NOT_FOUND:  # deleted since
+                    raise
+        return job_info(job, adapter)
+
+
+def _same_stacks(asked: tuple[tuple[StackItem, ...], ...], pinned: tuple[tuple[StackItem, ...], ...]) -> bool:
+    """Whether ``pinned`` can be what ``asked`` was resolved to."""
+
+    def same(item: StackItem, other: StackItem) -> bool:
+        ref = parse_ref(item.adapter)
+        wanted = other.adapter if ref.version is not None else other.adapter.partition("@")[0]
+        return item.weight == other.weight and (item.adapter if ref.version is not None else ref.name) == wanted
+
+    return [len(stack) for stack in asked] == [len(stack) for stack in pinned] and all(
+        same(item, other)
+        for stack, others in zip(asked, pinned, strict=True)
+        for item, other in zip(stack, others, strict=True)
+    )
