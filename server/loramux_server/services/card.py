@@ -10,9 +10,11 @@ from ..core.types import StackItem
 
 _HIGHLIGHTS = {
     "loss": "Training loss, last step",
-    "validation_loss": "Validation loss",
-    "base_validation_loss": "Validation loss of the base",
-    "validation_accuracy": "Validation token accuracy",
+    "eval_loss": "Held-out loss",
+    "base_loss": "Held-out loss without the adapter",
+    "eval_token_accuracy": "Held-out token accuracy",
+    "base_token_accuracy": "Held-out token accuracy without the adapter",
+    "trained_tokens": "Tokens trained on",
 }
 
 

@@ -1,0 +1,178 @@
+"""Runs the queued jobs, one at a time: train, verify, publish."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import uuid
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Any, TypeVar
+
+from ..core.backend import Backend, EngineInfo
+from ..core.errors import Code, Error
+from ..core.failpoints import reach
+from ..core.jobs import JobState, TrainCommand
+from ..store.records import JobRecord
+from ..store.store import Store
+from ..telemetry.logs import get_logger
+from ..text import TextTokenizer
+from .job_board import JobBoard
+from .limits import Limits
+from .plan import build_command, load_data
+from .stacks import StackResolver
+from .training_run import TrainingRun
+
+log = get_logger(__name__)
+R = TypeVar("R")
+
+MAX_ENGINE_LOSSES = 8
+"""A job during which the engine was lost this often is not tried again."""
+MAX_RETRY_SECONDS = 60.0
+
+
+class JobRunner:
+    """Takes queued jobs in order and sees each to a final state, or back into the queue when the engine is away.
+
+    The app starts ``run`` as a task once the engine is up and cancels it to stop: the job at work is queued again
+    then. Call ``recover`` once before, when nothing runs yet.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        store: Store,
+        text: TextTokenizer,
+        info: EngineInfo,
+        limits: Limits,
+        board: JobBoard,
+        *,
+        retry_seconds: float = 1.0,
+    ) -> None:
+        self._backend = backend
+        self._store = store
+        self._text = text
+        self._info = info
+        self._limits = limits
+        self._board = board
+        self._stacks = StackResolver(store)
+        self._retry_seconds = retry_seconds
+        self._losses: dict[str, int] = {}
+
+    async def recover(self) -> int:
+        """Queue again what ran when the server died; gives how many jobs that were."""
+        return len(await asyncio.to_thread(self._store.jobs.requeue_interrupted))
+
+    async def run(self) -> None:
+        """Work until cancelled."""
+        while True:
+            try:
+                await self._turn()
+            except Error as error:
+                # The store failed, not a job: nothing can be noted now, but there may be a later.
+                log.error("jobs cannot be run", error=error.message)
+                await asyncio.sleep(self._retry_seconds)
+
+    async def _turn(self) -> None:
+        self._board.queued.clear()
+        job = await asyncio.to_thread(self._store.jobs.next_queued)
+        if job is None:
+            await self._board.queued.wait()
+        elif not await self._attempt(job):
+            delay = min(self._retry_seconds * 2 ** (self._losses[job.id] - 1), MAX_RETRY_SECONDS)
+            log.warning("engine away, job waits", job=job.id, retry_in_seconds=delay)
+            await asyncio.sleep(delay)
+
+    async def _attempt(self, job: JobRecord) -> bool:
+        """Run a job; False if the engine was lost and the job is queued again."""
+        work = asyncio.create_task(self._work(job), name=f"job {job.id}")
+        self._board.running(job.id, work.cancel)
+        try:
+            await asyncio.wait({work})
+        except asyncio.CancelledError:
+            # The server stops. What is being published is published; anything else is taken up again next time.
+            work.cancel()
+            await asyncio.wait({work})
+            await self._requeue(job, "the server is stopping; queued again")
+            raise
+        finally:
+            self._board.ended(job.id)
+        if work.cancelled():
+            return True  # cancelled or paused by request, and its row says so
+        error = work.exception()
+        if error is None:
+            self._losses.pop(job.id, None)
+            return True
+        return await self._settle(job, error)
+
+    async def _settle(self, job: JobRecord, error: BaseException) -> bool:
+        """Decide what a failed attempt means for the job."""
+        if not isinstance(error, Error):
+            id = uuid.uuid4().hex[:12]
+            log.error("job failed by a defect", job=job.id, error_id=id, exc_info=error)
+            error = Error(Code.INTERNAL, f"internal error {id}; the server's log tells more")
+        state = (await asyncio.to_thread(self._store.jobs.get, job.id)).state
+        if state.final or state is JobState.PAUSED:
+            return True  # stopped by request while the attempt failed by itself
+        if error.code is Code.UNAVAILABLE:
+            losses = self._losses[job.id] = self._losses.get(job.id, 0) + 1
+            if losses < MAX_ENGINE_LOSSES:
+                await self._requeue(job, f"{error.message}; queued again")
+                return False
+        self._losses.pop(job.id, None)
+        log.warning("job failed", job=job.id, code=error.code.value, error=error.message)
+        await self._move(job, JobState.FAILED, error=error)
+        return True
+
+    async def _requeue(self, job: JobRecord, message: str) -> None:
+        await self._move(job, JobState.QUEUED, message=message)
+
+    async def _move(self, job: JobRecord, state: JobState, *, message: str = "", error: Error | None = None) -> None:
+        """Move a job, unless a request to stop it came first."""
+        try:
+            await self._board.move(job.id, state, message=message, error=error)
+        except Error as refused:
+            if refused.code is not Code.FAILED_PRECONDITION:
+                raise
+
+    async def _work(self, job: JobRecord) -> None:
+        await self._board.move(job.id, JobState.RUNNING)
+        folder = await asyncio.to_thread(self._store.state.new_tmp, "job")
+        try:
+            command, run = await self._prepare(job, folder / "adapter")
+            await run.train(command)
+            reach("job.trained")
+            await self._board.move(job.id, JobState.PUBLISHING)
+            await _to_the_end(run.publish(command))
+        finally:
+            await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+
+    async def _prepare(self, job: JobRecord, output: Path) -> tuple[TrainCommand, TrainingRun]:
+        request, tenant = job.request, job.request.owner
+        data = await asyncio.to_thread(
+            load_data,
+            self._store,
+            self._text,
+            self._info,
+            self._limits,
+            request.spec,
+            tenant,
+            request.dataset_id,
+            request.validation_dataset_id,
+        )
+        stacks = await self._stacks.resolve_many(request.on_top_of, tenant)
+        found = await self._stacks.resolve_many(data.row_stacks, tenant)
+        row_stacks = dict(zip(data.row_stacks, found, strict=True))
+        command = build_command(job, data, stacks, row_stacks, self._info, output)
+        run = TrainingRun(self._backend, self._store, self._info, self._limits, self._board, job, data)
+        return command, run
+
+
+async def _to_the_end(work: Coroutine[Any, Any, R]) -> R:
+    """Await ``work``; a cancellation waits until it is done, because a commit cannot be taken back."""
+    task = asyncio.ensure_future(work)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.gather(task, return_exceptions=True)
+        raise
