@@ -15,7 +15,7 @@ from pydantic_settings import EnvSettingsSource, SettingsError
 from ..core.errors import Error, FieldViolation, invalid, invalid_field
 from .tree import ENV_PREFIX, Address, Leaf, Settings, leaves
 
-NO_SETTINGS = frozenset({"LORAMUX_ADDRESS", "LORAMUX_API_KEY", "LORAMUX_CONFIG"})
+NO_SETTINGS = frozenset({"LORAMUX_ADDRESS", "LORAMUX_API_KEY", "LORAMUX_CONFIG", "LORAMUX_DEBUG"})
 """Variables with our prefix that are no settings of the server."""
 
 

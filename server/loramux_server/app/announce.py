@@ -1,0 +1,152 @@
+"""What the server says to whoever started it: a line for each slow step, and a few plain words when it is ready."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import Protocol, TextIO
+
+from ..config import Address, Settings
+from ..core.backend import EngineInfo, EngineStats
+from ..telemetry.logs import get_logger
+
+logger = get_logger(__name__)
+
+DEFAULT_ADDRESS = "127.0.0.1:50051"
+EVERY = 1.0
+"""Least seconds between two lines about the same step."""
+
+
+class Announcer(Protocol):
+    """Tells how the start goes. ``progress`` may be called from any thread; ``fraction`` is None when not known."""
+
+    def progress(self, step: str, fraction: float | None = None) -> None: ...
+
+    def ready(
+        self, settings: Settings, listen: Address, metrics_port: int | None, engine: EngineInfo, stats: EngineStats
+    ) -> None: ...
+
+    def say(self, text: str) -> None: ...
+
+
+class Silent:
+    """Says nothing; for servers inside other programs."""
+
+    def progress(self, step: str, fraction: float | None = None) -> None: ...
+
+    def ready(
+        self, settings: Settings, listen: Address, metrics_port: int | None, engine: EngineInfo, stats: EngineStats
+    ) -> None: ...
+
+    def say(self, text: str) -> None: ...
+
+
+class Logged:
+    """Says it as log events, for programs that read the log."""
+
+    def progress(self, step: str, fraction: float | None = None) -> None:
+        logger.info("starting", step=step, fraction=fraction)
+
+    def ready(
+        self, settings: Settings, listen: Address, metrics_port: int | None, engine: EngineInfo, stats: EngineStats
+    ) -> None:
+        logger.info(
+            "ready",
+            listen=str(listen),
+            metrics_port=metrics_port,
+            base=engine.base_name,
+            device=engine.device,
+            dtype=engine.dtype,
+            memory=stats.memory,
+            state_dir=str(settings.state_dir),
+        )
+
+    def say(self, text: str) -> None:
+        logger.info(text)
+
+
+class Plain:
+    """Says it in plain lines on standard error."""
+
+    def __init__(self, version: str, out: TextIO | None = None) -> None:
+        self._version = version
+        self._out = out or sys.stderr
+        self._started = time.monotonic()
+        self._step = ""
+        self._shown = 0.0
+
+    def progress(self, step: str, fraction: float | None = None) -> None:
+        now = time.monotonic()
+        if step == self._step and now - self._shown < EVERY:
+            return
+        self._step, self._shown = step, now
+        done = "" if fraction is None else f" {fraction:4.0%}"
+        self._print(f"[{now - self._started:5.1f} s] {step}{done}")
+
+    def ready(
+        self, settings: Settings, listen: Address, metrics_port: int | None, engine: EngineInfo, stats: EngineStats
+    ) -> None:
+        for line in ready_lines(self._version, settings, listen, metrics_port, engine, stats):
+            self._print(line)
+
+    def say(self, text: str) -> None:
+        self._print(text)
+
+    def _print(self, line: str) -> None:
+        print(line, file=self._out, flush=True)
+
+
+def ready_lines(
+    version: str,
+    settings: Settings,
+    listen: Address,
+    metrics_port: int | None,
+    engine: EngineInfo,
+    stats: EngineStats,
+) -> list[str]:
+    """Where it listens, what it runs, what to try next; within 80 columns where names allow."""
+    memory = stats.memory
+    kinds = (("base", "base"), ("adapters", "adapters"), ("kv_cache", "KV cache"), ("free", "free"))
+    sizes = ", ".join(f"{words} {human_size(memory[kind])}" for kind, words in kinds if memory.get(kind))
+    metrics_host = settings.metrics_listen.host if settings.metrics_listen else ""
+    metrics = f"http://{Address(metrics_host, metrics_port)}/metrics" if metrics_port is not None else "off"
+    lines = [
+        "",
+        f"loramux {version} is ready.",
+        f"  gRPC      {listen}",
+        f"  metrics   {metrics}",
+        f"  base      {engine.base_name}",
+        f"            {engine.architecture}, {engine.num_layers} layers, context of {engine.max_context} tokens",
+        f"  runs on   {engine.device} in {engine.dtype}",
+        f"  memory    {sizes}",
+        f"  state     {short_path(settings.state_dir)}",
+        "",
+        "Try, in another terminal:",
+    ]
+    if str(listen) != DEFAULT_ADDRESS:
+        host = "127.0.0.1" if listen.host in ("0.0.0.0", "::") else listen.host
+        lines.append(f"  export LORAMUX_ADDRESS={Address(host, listen.port)}")
+    return [
+        *lines,
+        '  loramux generate "What is the capital of France?"',
+        "  loramux chat",
+        "  loramux train acme --data acme.jsonl",
+        "",
+        "Ctrl-C stops the server.",
+    ]
+
+
+def human_size(size: float) -> str:
+    """Bytes in the unit that reads best: ``97 MB``."""
+    for unit in ("B", "kB", "MB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}"
+        size /= 1000
+    return f"{size:.1f} GB" if size < 1000 else f"{size / 1000:.1f} TB"
+
+
+def short_path(path: Path) -> str:
+    """A path with the home folder as ``~``."""
+    home = Path.home()
+    return f"~/{path.relative_to(home)}" if path.is_relative_to(home) else str(path)

@@ -1,0 +1,202 @@
+"""The server as one object: what it is made of, the order in which it starts, and the order in which it stops."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+from collections.abc import Callable
+from typing import Any
+
+from loramux import __version__
+
+from ..config import Settings
+from ..core.backend import Backend, EngineInfo, EngineStats, GenerateCommand
+from ..core.types import SamplingParams
+from ..rpc.desk import Behind, Counts, Desk, Services
+from ..rpc.server import RpcServer
+from ..services.adapters import AdapterService
+from ..services.generation import GenerationService
+from ..services.info import Readiness
+from ..services.job_board import JobBoard
+from ..services.limits import Limits
+from ..services.runner import JobRunner
+from ..services.training import TrainingService
+from ..store.store import Store
+from ..telemetry.endpoint import MetricsEndpoint
+from ..telemetry.logs import get_logger
+from ..telemetry.metrics import Metrics
+from ..text import TextTokenizer
+from .announce import Announcer, Silent
+
+logger = get_logger(__name__)
+
+SCRAPE_TIMEOUT = 2.0
+"""Seconds a scrape waits for the engine's figures before it does without."""
+
+
+class App:
+    """A server. ``start`` returns when it is ready; ``drain``, then ``stop``, end it.
+
+    ``backend`` is the engine; None builds the one that the settings ask for.
+    """
+
+    def __init__(self, settings: Settings, backend: Backend | None = None, announcer: Announcer | None = None) -> None:
+        self.settings = settings
+        self._say = announcer or Silent()
+        self._backend = backend
+        self._desk = Desk(__version__)
+        self._metrics = Metrics(__version__)
+        self._rpc = RpcServer(
+            self._desk, self._metrics, settings.listen, default_max_tokens=settings.default_max_tokens
+        )
+        self._endpoint: MetricsEndpoint | None = None
+        self._store: Store | None = None
+        self._jobs: asyncio.Task[None] | None = None
+        self._engine_started = False
+
+    @property
+    def address(self) -> str:
+        """``host:port`` of the gRPC API."""
+        return str(self._rpc.address)
+
+    @property
+    def metrics_port(self) -> int | None:
+        """Port of the metrics; None: they are off."""
+        return self._endpoint.port if self._endpoint else None
+
+    @property
+    def readiness(self) -> Readiness:
+        """How far its life has come."""
+        return self._desk.readiness
+
+    async def start(self) -> None:
+        """Open everything, load the base, take up interrupted jobs. Raises ``Error`` with what to do about it.
+
+        What can fail at once (state directory, ports) is tried before the base is loaded. After a failure, ``stop``.
+        """
+        settings = self.settings
+        url = settings.database_url.get_secret_value() if settings.database_url else None
+        self._store = store = await asyncio.to_thread(Store.open, settings.state_dir, url)
+        if settings.metrics_listen is not None:
+            self._endpoint = MetricsEndpoint(self._metrics.registry, *settings.metrics_listen)
+            self._endpoint.start()
+        await self._rpc.start()
+        self._desk.readiness = Readiness.LOADING
+        self._backend = backend = self._backend or self._build_engine()
+        self._engine_started = True
+        info = await backend.start()
+        self._say.progress("reading the tokenizer")
+        text = await asyncio.to_thread(TextTokenizer.load, info.tokenizer_path)
+        self._metrics.engine_ready(info, self._stats_from_thread(backend, asyncio.get_running_loop()))
+        await self._open_services(backend, store, info, text)
+        self._say.ready(settings, self._rpc.address, self.metrics_port, info, await backend.stats())
+
+    async def drain(self) -> None:
+        """Take nothing new, say so in health, and let what runs finish within the settings' time."""
+        self._desk.readiness = Readiness.DRAINING
+        # First, so that the requests get all of the engine; jobs go on at the next start.
+        await self._stop_jobs()
+        running = self._rpc.running
+        if running:
+            self._say.say(f"Finishing {running} running call(s), {self.settings.drain_timeout:g} s at most.")
+        left = await self._rpc.drain(self.settings.drain_timeout)
+        if left:
+            logger.warning("calls ended by the drain timeout", calls=left)
+
+    async def stop(self) -> None:
+        """Close everything, in the opposite order. Fine after a failed ``start``, and twice."""
+        self._desk.readiness = Readiness.DRAINING
+        await self._stop_jobs()
+        await self._rpc.drain(0)
+        await self._rpc.stop()
+        self._metrics.engine_gone()
+        if self._endpoint is not None:
+            await asyncio.to_thread(self._endpoint.stop)
+        if self._backend is not None and self._engine_started:
+            self._engine_started = False
+            await self._backend.close()
+        store, self._store = self._store, None
+        if store is not None:
+            await asyncio.to_thread(store.close)
+
+    def _build_engine(self) -> Backend:
+        # Brings torch into the process, so not before everything that can fail without it has been tried.
+        from ..engine_factory import make_backend
+
+        return make_backend(self.settings.engine(), self._say.progress)
+
+    async def _open_services(self, backend: Backend, store: Store, info: EngineInfo, text: TextTokenizer) -> None:
+        limits, metrics = Limits(), self._metrics
+        board = JobBoard(store, metrics)
+        adapters = AdapterService(backend, store, info, limits)
+        services = Services(
+            generation=GenerationService(backend, store, text, info, limits, metrics),
+            adapters=adapters,
+            training=TrainingService(store, text, info, limits, board),
+        )
+
+        async def counts(tenant: str) -> Counts:
+            return await asyncio.to_thread(count, store, tenant)
+
+        self._desk.behind = Behind(services, info, limits, text.chat_template is not None, backend.stats, counts)
+        await adapters.load_pinned()
+        self._desk.readiness = Readiness.WARMING
+        self._say.progress("running a first request")
+        await warm_up(backend, text)
+        runner = JobRunner(backend, store, text, info, limits, board)
+        if interrupted := await runner.recover():
+            self._say.progress(f"taking up {interrupted} interrupted training job(s)")
+        metrics.seed_jobs(await asyncio.to_thread(store.jobs.counts))
+        self._jobs = asyncio.create_task(runner.run(), name="jobs")
+        self._jobs.add_done_callback(_report_defect)
+        self._desk.readiness = Readiness.READY
+        await self._rpc.set_serving(True)
+
+    async def _stop_jobs(self) -> None:
+        jobs, self._jobs = self._jobs, None
+        if jobs is not None:
+            jobs.cancel()
+            await asyncio.wait((jobs,))
+
+    @staticmethod
+    def _stats_from_thread(backend: Backend, loop: asyncio.AbstractEventLoop) -> Callable[[], EngineStats | None]:
+        """The engine's figures for the scraping thread; the last ones when the engine is too busy to answer."""
+        last: EngineStats | None = None
+
+        def fetch() -> EngineStats | None:
+            nonlocal last
+            coroutine: Any = backend.stats()
+            try:
+                last = asyncio.run_coroutine_threadsafe(coroutine, loop).result(SCRAPE_TIMEOUT)
+            except concurrent.futures.TimeoutError:
+                logger.warning("the engine gave no figures in time", seconds=SCRAPE_TIMEOUT)
+            except RuntimeError:  # the loop is closed: the server has stopped meanwhile
+                coroutine.close()
+            return last
+
+        return fetch
+
+
+def _report_defect(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and (error := task.exception()) is not None:
+        logger.critical("no more training jobs are run until the server is started again", exc_info=error)
+
+
+async def warm_up(backend: Backend, text: TextTokenizer) -> None:
+    """One real generation, so that the first caller waits for no lazy set-up and a broken base is found now."""
+    ids = tuple(text.encode("Hello"))
+    command = GenerateCommand(id="warm-up", prompt_ids=ids, sampling=SamplingParams(max_tokens=2))
+    async for event in backend.generate(command):
+        if event.error:
+            logger.error("the first request failed", error=event.error)
+
+
+def count(store: Store, tenant: str) -> Counts:
+    """What a tenant has in the registry and the job table."""
+    adapters, token = 0, ""
+    while True:
+        page, token = store.adapters.list(tenant, page_size=1000, page_token=token)
+        adapters += len(page)
+        if not token:
+            break
+    return Counts(adapters, {state.value: number for state, number in store.jobs.counts().items()})
