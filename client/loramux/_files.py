@@ -89,7 +89,7 @@ class AdapterWriter:
             self._expected = list(message.header.files)
             for info in self._expected:
                 # Names from the network become paths here: nothing but a plain file name will do.
-                if info.name != Path(info.name).name or info.name.startswith(".") or "\\" in info.name:
+                if not info.name or info.name != Path(info.name).name or info.name.startswith(".") or "\\" in info.name:
                     raise DataLoss(f"the server sent a file name that is no plain name: {info.name!r}")
             self._folder.mkdir(parents=True, exist_ok=True)
             self._finish_empty()

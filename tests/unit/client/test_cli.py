@@ -1,0 +1,259 @@
+"""The command line against a real server."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2
+
+from loramux import Client
+from loramux.cli import main
+from loramux.cli.app import hoist
+from loramux.cli.chat import Conversation
+from loramux.cli.common import stack
+
+from .fake import FAILED, RUNNING, SUCCEEDED, Fake, details, moved, refuse, step, version
+
+
+class Shell:
+    """Runs commands against the fake server and keeps what they print."""
+
+    def __init__(self, fake: Fake, capsys: pytest.CaptureFixture[str]) -> None:
+        self.fake, self.capsys = fake, capsys
+        self.out = self.err = ""
+
+    def __call__(self, *arguments: str) -> int:
+        code = main([*arguments, "--address", self.fake.address])
+        self.out, self.err = self.capsys.readouterr()
+        return code
+
+
+@pytest.fixture
+def shell(fake: Fake, capsys: pytest.CaptureFixture[str]) -> Shell:
+    return Shell(fake, capsys)
+
+
+def test_generate_streams_to_stdout(fake: Fake, shell: Shell) -> None:
+    assert shell("generate", "hi", "-a", "acme:0.5", "--adapter", "ft:x", "--temperature", "0", "--stats") == 0
+    assert shell.out == "Hello\n"
+    assert "acme@2 x 0.5" in shell.err
+    request = fake.last("Generate")
+    assert [(e.adapter, e.weight) for e in request.adapters] == [("acme", 0.5), ("ft:x", 1.0)]
+    assert (request.prompt, request.HasField("temperature"), request.HasField("seed")) == ("hi", True, False)
+
+
+def test_generate_as_a_chat_message(fake: Fake, shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert shell("generate", "--message", "hi") == 0
+    assert [m.role for m in fake.last("Generate").messages] == ["user"]
+    monkeypatch.setattr(sys, "stdin", io.StringIO("from a pipe"))
+    assert shell("generate", "-", "--system", "be brief") == 0
+    assert [m.content for m in fake.last("Generate").messages] == ["be brief", "from a pipe"]
+
+
+def test_generate_json_and_several_answers(shell: Shell) -> None:
+    assert shell("generate", "hi", "--json", "--logprobs", "1") == 0
+    answer = json.loads(shell.out)
+    assert (answer["choices"][0]["text"], answer["usage"]["prompt_tokens"]) == ("answer 0", 3)
+    assert shell("generate", "hi", "-n", "2") == 0
+    assert shell.out == "--- 0\nanswer 0\n--- 1\nanswer 1\n"
+
+
+def test_errors_are_lines_not_tracebacks(fake: Fake, shell: Shell) -> None:
+    fake.handlers["Generate"] = lambda _, c: refuse(c, grpc.StatusCode.INVALID_ARGUMENT, "bad\x1b[2J stack", *details())
+    assert shell("generate", "hi") == 1
+    assert shell.err == "error: bad\ufffd[2J stack (adapters[1].weight: is nan); try again in 2 s\n"
+    assert shell.out == ""
+
+
+def test_wrong_usage_is_exit_code_2(shell: Shell) -> None:
+    for arguments in (["nope"], ["generate"], ["generate", "hi", "--max-tokens", "many"], ["train", "a"]):
+        assert shell(*arguments) == 2
+        assert "Traceback" not in shell.err
+    (code,) = {shell("train", "acme", "--data", __file__, "--metadata", "novalue")}
+    assert code == 2
+
+
+def test_nobody_there(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--address", "127.0.0.1:1", "info"]) == 1
+    assert "loramux serve" in capsys.readouterr().err
+    assert main(["--address", "127.0.0.1:1", "health"]) == 1
+
+
+def test_health(fake: Fake, shell: Shell) -> None:
+    assert (shell("health"), shell.out) == (0, "SERVING\n")
+    fake.health.set("", health_pb2.HealthCheckResponse.NOT_SERVING)
+    assert (shell("health", "--json"), json.loads(shell.out)["status"]) == (1, "NOT_SERVING")
+
+
+def test_info(shell: Shell) -> None:
+    assert shell("info") == 0
+    assert "adapters 1 B, base 1.0 MiB" in shell.out
+    assert (shell("info", "--json"), json.loads(shell.out)["limits"]) == (0, {"max_stack": 8})
+
+
+def test_adapters(fake: Fake, shell: Shell, tmp_path: Path) -> None:
+    assert shell("adapters", "ls") == 0
+    assert [line.split()[0] for line in shell.out.splitlines()] == ["NAME", "acme", "birch", "cedar"]
+    assert (shell("adapters", "ls", "--json"), len(json.loads(shell.out))) == (0, 3)
+    assert shell("adapters", "show", "acme") == 0
+    assert "15-17" in shell.out
+    assert "pine@1:1.3" in shell.out
+    assert shell("adapters", "download", "acme", str(tmp_path / "a")) == 0
+    assert shell("adapters", "upload", "acme", str(tmp_path / "a"), "--metadata", "by=me") == 0
+    assert shell.out == "published acme@1\n"
+    assert dict(fake.last("UploadAdapter").metadata) == {"by": "me"}
+    assert (shell("adapters", "alias", "acme", "2"), fake.last("SetAlias").version) == (0, 2)
+    assert (shell("adapters", "pin", "acme@2"), shell("adapters", "unpin", "acme@2")) == (0, 0)
+    assert (shell("adapters", "rm", "acme"), shell.out) == (0, "deleted 2 versions of acme\n")
+
+
+def test_train_and_wait(fake: Fake, shell: Shell, tmp_path: Path) -> None:
+    (tmp_path / "d.jsonl").write_text('{"text": "a"}\n')
+    fake.watches = [[moved(1, RUNNING), step(2, 3), moved(3, SUCCEEDED)]]
+    fake.job.adapter.CopyFrom(version())
+    fake.handlers["WatchJob"] = lambda *_: setattr(fake.job, "state", SUCCEEDED)
+    code = shell(
+        *("train", "acme", "--data", str(tmp_path / "d.jsonl"), "--rank", "8", "--layers", "1-2"),
+        *("--on-top-of", "pine:1.3,summit", "--on-top-of", "", "--target-modules", "q_proj, v_proj"),
+    )
+    assert code == 0
+    assert "published acme@2 (validation_loss 0.25)" in shell.out
+    assert "acme: step 3/3" in shell.err
+    request = fake.last("CreateJob")
+    assert [[(e.adapter, e.weight) for e in s.entries] for s in request.on_top_of] == [
+        [("pine", 1.3), ("summit", 1.0)],
+        [],
+    ]
+    assert (request.settings.rank, list(request.settings.target_modules)) == (8, ["q_proj", "v_proj"])
+
+
+def test_train_without_waiting(fake: Fake, shell: Shell, tmp_path: Path) -> None:
+    (tmp_path / "d.jsonl").write_text('{"text": "a"}\n')
+    assert shell("train", "acme", "--data", str(tmp_path / "d.jsonl"), "--no-wait") == 0
+    assert "loramux jobs watch job-1" in shell.out
+    assert fake.count("WatchJob") == 0
+
+
+def test_jobs(fake: Fake, shell: Shell) -> None:
+    fake.job.metrics["loss"] = 0.5
+    assert shell("jobs", "ls", "--state", "running") == 0
+    assert shell.out.splitlines()[1].split()[:5] == ["job-1", "acme", "running", "0", "0.5"]
+    assert (shell("jobs", "show", "job-1", "--json"), json.loads(shell.out)["metrics"]) == (0, {"loss": 0.5})
+    assert (shell("jobs", "show", "job-1"), "loss 0.5" in shell.out) == (0, True)
+    assert (shell("jobs", "pause", "job-1"), shell.out) == (0, "job job-1 is paused\n")
+    assert (shell("jobs", "resume", "job-1"), shell("jobs", "cancel", "job-1")) == (0, 0)
+
+
+def test_watching_a_job_that_fails(fake: Fake, shell: Shell) -> None:
+    fake.watches = [[step(1, 1), moved(2, FAILED)]]
+    fake.job.error.message = "out of memory"
+    fake.handlers["WatchJob"] = lambda *_: setattr(fake.job, "state", FAILED)
+    assert shell("jobs", "watch", "job-1", "--json") == 1
+    assert [json.loads(line)["sequence"] for line in shell.out.splitlines()] == [1, 2]
+    assert "out of memory" in shell.err
+
+
+def test_datasets_validate(shell: Shell, tmp_path: Path) -> None:
+    (tmp_path / "d.jsonl").write_text("{}\n")
+    assert shell("datasets", "validate", str(tmp_path / "d.jsonl")) == 1
+    assert shell.out.splitlines()[:2] == ["line 3, messages: is empty", "... and 1 more"]
+    assert shell("datasets", "validate", str(tmp_path / "none.jsonl")) == 1
+    assert "no file" in shell.err
+
+
+def test_chat(fake: Fake, client: Client, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = iter(
+        ["hi", "/adapters acme formal:0.5", "/system Be brief.", "again", "/nope", "/adapters", "/reset", "new"]
+    )
+
+    def ask() -> str:
+        line = next(lines, None)
+        if line is None:
+            raise EOFError
+        return line
+
+    Conversation(client, [], None, {"max_tokens": 5}).run(ask)
+    first, second, third = (request for name, request in fake.requests if name == "Generate")
+    assert ([m.content for m in first.messages], list(first.adapters)) == (["hi"], [])
+    assert [m.content for m in second.messages] == ["Be brief.", "hi", "Hello", "again"]
+    assert [(e.adapter, e.weight) for e in second.adapters] == [("acme", 1.0), ("formal", 0.5)]
+    assert [m.content for m in third.messages] == ["Be brief.", "new"]
+    out = capsys.readouterr().out
+    assert "Hello\n" in out
+    assert "/nope is no command" in out
+    assert "acme, birch, cedar" in out
+
+
+def test_chat_survives_an_error(fake: Fake, client: Client, capsys: pytest.CaptureFixture[str]) -> None:
+    conversation = Conversation(client, [("nobody", 1.0)], None, {})
+    fake.handlers["Generate"] = lambda _, context: refuse(context, grpc.StatusCode.NOT_FOUND, "no adapter 'nobody'")
+    conversation.take("hi")
+    assert capsys.readouterr().err == "error: no adapter 'nobody'\n"
+    assert conversation.turns == []
+
+
+def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("loramux ")
+    assert main(["train", "--help"]) == 0
+    assert "--on-top-of" in capsys.readouterr().out
+
+
+def test_the_server_gets_its_own_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[list[str]] = []
+
+    def run(argv: list[str]) -> int:
+        seen.append(argv)
+        return 3
+
+    for name in ("loramux_server.__main__", "loramux_server.demo"):
+        module = ModuleType(name)
+        module.main = run  # type: ignore[attr-defined]
+        monkeypatch.setitem(sys.modules, name, module)
+    assert main(["serve", "--help", "--address", "x", "--model", "m"]) == 3
+    assert main(["config", "show", "--config", "f.toml"]) == 3
+    assert main(["demo", "--keep"]) == 3
+    assert seen == [
+        ["--help", "--address", "x", "--model", "m"],
+        ["config-show", "--config", "f.toml"],
+        ["--keep"],
+    ]
+
+
+def test_a_missing_server_says_how_to_get_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "loramux_server", None)
+    monkeypatch.setitem(sys.modules, "loramux_server.__main__", None)
+    assert main(["serve"]) == 1
+    assert "pip install 'loramux[server]'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["info", "--address", "a"], ["--address", "a", "info"]),
+        (["info", "--json", "--address=a", "--api-key", "k"], ["--address=a", "--api-key", "k", "info", "--json"]),
+        (["generate", "--", "--address", "a"], ["generate", "--", "--address", "a"]),
+        (["serve", "--address", "a"], ["serve", "--address", "a"]),
+        (["info", "--address"], ["--address", "info"]),
+    ],
+)
+def test_global_options_may_stand_behind_the_command(arguments: list[str], expected: list[str]) -> None:
+    assert hoist(arguments) == expected
+
+
+def test_stacks_in_words() -> None:
+    assert stack(["acme", "a@2", "b:0.5", "ft:x", "c:-1"]) == [
+        ("acme", 1.0),
+        ("a@2", 1.0),
+        ("b", 0.5),
+        ("ft:x", 1.0),
+        ("c", -1.0),
+    ]

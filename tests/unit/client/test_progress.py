@@ -1,0 +1,50 @@
+"""How events are shown."""
+
+from __future__ import annotations
+
+import io
+
+from rich.console import Console
+
+from loramux import JobEvent
+from loramux.progress import Bar, Lines, Silent, clock, describe, progress_display
+
+
+def test_a_bar_on_a_terminal() -> None:
+    console = Console(file=io.StringIO(), force_terminal=True, width=100, color_system=None)
+    with progress_display("acme", console=console) as display:
+        assert isinstance(display, Bar)
+        display.show(JobEvent(1, 0.0, "state", state="running"))
+        display.show(
+            JobEvent(2, 0.0, "step", step=5, total_steps=72, metrics={"loss": 1.25, "eta_seconds": 95, "grad_norm": 3})
+        )
+    shown = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "acme: running" in shown
+    assert "5/72" in shown
+    assert "loss 1.25  eta 1:35" in shown
+    assert "grad" not in shown
+
+
+def test_lines_elsewhere_and_silence() -> None:
+    assert isinstance(progress_display("acme", console=Console(file=io.StringIO())), Lines)
+    assert type(progress_display("acme", enabled=False)) is Silent
+
+
+def test_steps_in_quick_succession_are_not_all_printed() -> None:
+    console = Console(file=io.StringIO())
+    lines = Lines("acme", console)
+    for i in range(1, 101):
+        lines.show(JobEvent(i, 0.0, "step", step=i, total_steps=100))
+    shown = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    assert shown[-1] == "acme: step 100/100"
+    assert len(shown) < 10
+
+
+def test_descriptions() -> None:
+    assert describe(JobEvent(1, 0.0, "message", message="hello [bold]x")) == "hello [bold]x"
+    assert describe(JobEvent(1, 0.0, "state", state="failed", message="why")) == "failed: why"
+    metrics = {"validation_loss": 0.5, "token_accuracy": 0.9}
+    assert describe(JobEvent(1, 0.0, "evaluation", metrics=metrics)) == (
+        "evaluation  validation loss 0.5  token accuracy 0.9"
+    )
+    assert [clock(s) for s in (0, 59.6, 3661)] == ["0:00", "1:00", "1:01:01"]

@@ -1,0 +1,178 @@
+"""Spellings of arguments and the messages they become."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from loramux import InvalidArgument, StackItem, _requests, _stacks
+from loramux.v1 import training_pb2
+
+
+def spelled(adapters: object) -> list[tuple[str, float | None]]:
+    found = _stacks.stack(adapters)  # type: ignore[arg-type]
+    return [(e.adapter, e.weight if e.HasField("weight") else None) for e in found]
+
+
+@pytest.mark.parametrize(
+    ("adapters", "expected"),
+    [
+        (None, []),
+        ([], []),
+        ({}, []),
+        ("acme", [("acme", None)]),
+        (["acme", "formal@3"], [("acme", None), ("formal@3", None)]),
+        ({"acme": 1.0, "formal": 0.5}, [("acme", 1.0), ("formal", 0.5)]),
+        ([("acme", 1), "formal", StackItem("pine", -0.5)], [("acme", 1.0), ("formal", None), ("pine", -0.5)]),
+        ([["acme", 0]], [("acme", 0.0)]),
+    ],
+)
+def test_a_stack_may_be_written_in_many_ways(adapters: object, expected: object) -> None:
+    assert spelled(adapters) == expected
+
+
+@pytest.mark.parametrize(
+    ("adapters", "field"),
+    [
+        (5, "adapters"),
+        ([5], "adapters[0]"),
+        (["acme", ("formal", 1, 2)], "adapters[1]"),
+        ([("acme", "heavy")], "adapters[0].weight"),
+        ([(5, 1.0)], "adapters[0].adapter"),
+    ],
+)
+def test_a_stack_that_is_none_is_refused_by_its_place(adapters: object, field: str) -> None:
+    with pytest.raises(InvalidArgument) as caught:
+        spelled(adapters)
+    assert [v.field for v in caught.value.violations] == [field]
+
+
+@pytest.mark.parametrize(
+    ("on_top_of", "expected"),
+    [
+        (None, []),
+        ([], []),
+        ("acme", [["acme"]]),
+        (["acme"], [["acme"]]),
+        (["acme", "formal"], [["acme", "formal"]]),
+        ([("pine", 1.3)], [["pine"]]),
+        ({"pine": 1.3, "oak": 1}, [["pine", "oak"]]),
+        ([{"pine": 1.3}, ["summit"], []], [["pine"], ["summit"], []]),
+        ([["a", ("b", 2)], ("c", "d")], [["a", "b"], ["c", "d"]]),
+    ],
+)
+def test_one_stack_underneath_or_several(on_top_of: object, expected: list[list[str]]) -> None:
+    assert [[e.adapter for e in entries] for entries in _stacks.stacks(on_top_of)] == expected  # type: ignore[arg-type]
+
+
+def test_a_mix_of_names_and_stacks_underneath_is_refused() -> None:
+    with pytest.raises(InvalidArgument, match="on_top_of"):
+        _stacks.stacks(["acme", ["formal"]])
+
+
+def test_what_is_left_out_is_not_sent() -> None:
+    request = _requests.generate("hi", None, None, {"temperature": 0.0, "seed": None, "logprobs": 0})
+    assert {f.name for f, _ in request.ListFields()} == {"prompt", "temperature", "logprobs"}
+
+
+def test_a_chat_and_all_options_become_a_request() -> None:
+    request = _requests.generate(
+        None,
+        [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "x", "weight": 0}],
+        {"acme": 0.5},
+        {
+            "max_tokens": 5,
+            "stop": "\n",
+            "stop_token_ids": [7],
+            "logit_bias": {3: -1.5},
+            "n": 2,
+            "response_format": {"json_schema": {"type": "object"}},
+        },
+    )
+    assert [m.role for m in request.messages] == ["user", "assistant"]
+    assert request.messages[1].HasField("weight")
+    assert request.stop == ["\n"]
+    assert dict(request.logit_bias) == {3: -1.5}
+    assert json.loads(request.response_format.json_schema) == {"type": "object"}
+
+
+@pytest.mark.parametrize(
+    ("shape", "kind"),
+    [
+        ({"regex": "a+"}, "regex"),
+        ({"choice": ["yes", "no"]}, "choice"),
+        ({"grammar": "start: x"}, "grammar"),
+        ({"json_object": True}, "json_object"),
+    ],
+)
+def test_each_shape_of_answer(shape: dict[str, object], kind: str) -> None:
+    assert _requests.response_format(shape).WhichOneof("format") == kind
+
+
+@pytest.mark.parametrize(
+    ("prompt", "messages", "options", "field"),
+    [
+        (None, None, {}, "prompt"),
+        ("hi", [{"role": "user", "content": "hi"}], {}, "prompt"),
+        (None, ["hi"], {}, "messages[0]"),
+        (None, [{"role": "user"}], {}, "messages[0]"),
+        (None, [{"role": "user", "content": "a", "name": "b"}], {}, "messages[0]"),
+        (None, [{"role": "user", "content": 5}], {}, "messages[0].content"),
+        ("hi", None, {"temprature": 1}, "temprature"),
+        ("hi", None, {"temperature": "hot"}, "temperature"),
+        ("hi", None, {"max_tokens": 1 << 40}, "max_tokens"),
+        ("hi", None, {"stop": ["a", 5]}, "stop[1]"),
+        ("hi", None, {"logit_bias": {"a": 1}}, "logit_bias"),
+        ("hi", None, {"response_format": {}}, "response_format"),
+        ("hi", None, {"response_format": {"yaml": 1}}, "response_format.yaml"),
+    ],
+)
+def test_what_no_message_can_say_is_refused_by_name(
+    prompt: str | None, messages: list[dict[str, object]] | None, options: dict[str, object], field: str
+) -> None:
+    with pytest.raises(InvalidArgument) as caught:
+        _requests.generate(prompt, messages, None, options)
+    assert [v.field for v in caught.value.violations] == [field]
+
+
+@pytest.mark.parametrize(
+    ("layers", "expected"),
+    [("15-17", [15, 16, 17]), ("4, 0,2-3", [0, 2, 3, 4]), ("7", [7]), ([3, 1], [3, 1])],
+)
+def test_layers(layers: str | list[int], expected: list[int]) -> None:
+    assert list(_requests.train_settings({"layers": layers}).layers) == expected
+
+
+@pytest.mark.parametrize("layers", ["", "a", "3-1", "1-", "-1", "0-999999999", [], [-(1 << 40)]])
+def test_layers_that_are_none(layers: object) -> None:
+    with pytest.raises(InvalidArgument, match="layers"):
+        _requests.train_settings({"layers": layers})
+
+
+def test_gates() -> None:
+    def gate(value: object) -> training_pb2.Gate:
+        request = _requests.create_job(
+            "acme",
+            on_top_of=None,
+            init_from=None,
+            gate=value,  # type: ignore[arg-type]
+            compare_prompt=None,
+            metadata=None,
+            idempotency_key="k",
+            options={},
+        )
+        return request.gate
+
+    assert gate(None) == training_pb2.Gate()
+    assert gate("improves").kind == training_pb2.Gate.KIND_IMPROVES
+    assert gate({"min_accuracy": 0.9}).min_accuracy == 0.9
+    for wrong in ("perfect", {"max_loss": 1}, {}):
+        with pytest.raises(InvalidArgument, match="gate"):
+            gate(wrong)
+
+
+def test_states_by_their_words() -> None:
+    assert _requests.job_states(["running"]) == [training_pb2.JOB_STATE_RUNNING]
+    with pytest.raises(InvalidArgument, match="succeeded"):
+        _requests.job_states(["done"])
