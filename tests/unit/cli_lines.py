@@ -8,12 +8,11 @@ from typing import Any
 import typer
 
 from loramux.cli.app import app, hoist
-from loramux_server import config
-from loramux_server.config.tree import leaves
+from loramux_server.config import flags
 
 
 def parse(words: Sequence[str]) -> None:
-    """Parse what follows ``loramux``. Raises a usage error, KeyError or ``core.errors.Error``."""
+    """Parse what follows ``loramux``. Raises a usage error or ``core.errors.Error``."""
     command: Any = typer.main.get_command(app)
     try:
         context = command.make_context("loramux", hoist(list(words)))
@@ -22,18 +21,9 @@ def parse(words: Sequence[str]) -> None:
             context = command.make_context(name, rest, parent=context)
     except typer.Exit:  # --help, --version
         return
-    if name in {"serve", "show"}:
-        _settings(context.args)
-
-
-def _settings(words: Sequence[str]) -> None:
-    """Flags of ``loramux serve``: every one is a setting, and its value is accepted."""
-    names = {leaf.flag: leaf.name for leaf in leaves()}
-    flags: dict[str, str] = {}
-    rest = iter(words)
-    for word in rest:
-        flag, equals, value = word.partition("=")
-        value = value if equals else next(rest, "")
-        if flag not in {"--config", "--help"}:
-            flags[names[flag]] = value
-    config.load(flags)
+    if context.command_path in {"loramux serve", "loramux config show"}:
+        # The server's own parser takes over here. Whether a file named by --config exists is not the question.
+        words = [word for word in context.args if word not in {"--json", "--help"}]
+        namespace = flags.build_parser(context.command_path, "").parse_args(words)
+        namespace.config = None
+        flags.load_namespace(namespace)

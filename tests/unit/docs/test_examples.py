@@ -62,7 +62,16 @@ def test_links_lead_somewhere(page: Path) -> None:
             assert anchor in anchors(target), f"{link}: no such heading"
 
 
-@pytest.mark.parametrize("line", ["train acme --data a.jsonl", "serve --listen 0.0.0.0:1 --dtype=float32", "--version"])
+@pytest.mark.parametrize(
+    "line",
+    [
+        "train acme --data a.jsonl",
+        "serve --listen 0.0.0.0:1 --dtype=float32 --config none.toml",
+        "serve --help",
+        "config show --json",
+        "--version",
+    ],
+)
 def test_a_right_command_passes(line: str) -> None:
     cli_lines.parse(line.split())
 
