@@ -200,7 +200,7 @@ class TextTokenizer:
         if not turns:
             raise invalid_field("messages", "is empty; give at least one message")
         for index, turn in enumerate(turns):
-            if turn.get("role") not in ROLES:
+            if not is_role(turn.get("role")):
                 raise invalid_field(
                     f"messages[{index}].role", f"{turn.get('role')!r} is none of {', '.join(sorted(ROLES))}"
                 )
@@ -210,6 +210,11 @@ class TextTokenizer:
     def _named(self, files: TokenizerFiles, name: str) -> int | None:
         text = files.special_tokens.get(name)
         return None if text is None else self._tokenizer.token_to_id(text)
+
+
+def is_role(value: object) -> bool:
+    """Whether a message may have this role."""
+    return isinstance(value, str) and value in ROLES
 
 
 def _as_mapping(message: Message | Mapping[str, Any]) -> Mapping[str, Any]:

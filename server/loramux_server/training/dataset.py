@@ -88,9 +88,7 @@ def load_dataset(
             continue
         longest = max(len(each.input_ids) for each in made)
         if longest > max_length:
-            problems.add(
-                row.line, f"has {longest} tokens; the longest allowed is {max_length}: shorten or split the row"
-            )
+            problems.add(row.line, f"has {longest} tokens; at most {max_length} are allowed: shorten or split it")
         examples += (Example(row.line, each, row.on_top_of) for each in made)
     problems.check()
     return Dataset(tuple(examples), _report(rows, examples, tokenizer))

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..core.types import MAX_STACK, StackItem
-from ..text.tokenizer import ROLES
+from ..text.tokenizer import ROLES, is_role
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +152,7 @@ def _message(value: Any, path: str, problems: list[str]) -> tuple[dict[str, Any]
         problems.append(f"{path} is not an object with role and content")
         return {}, False
     role = value.get("role")
-    if role not in ROLES:
+    if not is_role(role):
         said = "has no role" if role is None else f"has role {str(role)[:40]!r}"
         problems.append(f"{path} {said}; roles are {', '.join(sorted(ROLES))}")
     message = {key: item for key, item in value.items() if key != "weight" and item is not None}
@@ -164,8 +164,8 @@ def _message(value: Any, path: str, problems: list[str]) -> tuple[dict[str, Any]
         message["tool_calls"] = _tool_calls(calls, f"{path}.tool_calls", problems)
     content = message.get("content")
     if isinstance(content, list):
-        content = message["content"] = _joined(content, path, problems)
-    if content is None and "content" not in value and not calls:
+        message["content"] = _joined(content, f"{path}.content", problems)
+    elif content is None and "content" not in value and not calls:
         problems.append(f"{path} has no content")
     elif not isinstance(content, str | None):
         problems.append(f"{path}.content must be a string")
@@ -179,7 +179,9 @@ def _joined(parts: list[Any], path: str, problems: list[str]) -> str:
     """Text of a content list in OpenAI's form; a base model here reads text only."""
     texts = [part["text"] for part in parts if isinstance(part, dict) and isinstance(part.get("text"), str)]
     if len(texts) != len(parts):
-        problems.append(f"{path}.content has parts that are not text; only text can be trained on")
+        problems.append(f"{path} has parts that are not text; only text can be trained on")
+    elif not "".join(texts).strip():
+        problems.append(f"{path} is empty")
     return "".join(texts)
 
 

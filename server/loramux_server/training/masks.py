@@ -1,9 +1,9 @@
 """Which tokens of a row are learned.
 
-One rule for all shapes: what comes before a learned token is exactly what ``generate`` would have fed the model at
-that place, and each answer ends with one end token, learned too. So an answer is tokenised apart from its prompt
-(a token never spans the border), and for conversations the border is found by rendering the turns before an answer
-with the generation prompt and comparing with the turns up to and with it.
+One rule for all shapes: what comes before an answer is exactly what ``generate`` would have fed the model there, and
+each answer ends with one end token, learned too. So no token ever spans the border between them, and for
+conversations the border is found by rendering the turns before an answer with the generation prompt and comparing
+with the turns up to and with it.
 """
 
 from __future__ import annotations
@@ -110,10 +110,14 @@ def _turn(row: ChatRow, index: int, tokenizer: TextTokenizer) -> tuple[list[int]
             ]
         )
     _check_kept(row, index, tokenizer.plain(before), tokenizer.plain(after[len(before) :]))
-    answer = tokenizer.encode_rendered_continuation(after[len(before) :])
+    prompt, whole = tokenizer.encode_rendered(before), tokenizer.encode_rendered(after)
+    if whole[: len(prompt)] == prompt:
+        answer = whole[len(prompt) :]
+    else:  # a token would span the border
+        answer = tokenizer.encode_rendered_continuation(after[len(before) :])
     ends = [position for position, id in enumerate(answer) if id in tokenizer.eos_token_ids]
     # Generation stops at the end token: what a template writes after it (a line break) is never the model's to say.
-    return tokenizer.encode_rendered(before), answer[: ends[0] + 1] if ends else answer
+    return prompt, answer[: ends[0] + 1] if ends else answer
 
 
 def _check_kept(row: ChatRow, index: int, before: str, answer: str) -> None:

@@ -1,0 +1,226 @@
+"""Masks: what is learned, and that what comes before it is what serving would feed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import groupby
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from loramux_server.core.jobs import TrainRow
+from loramux_server.text import TextTokenizer
+from loramux_server.training.dataset_rows import BadRow, ChatRow, CompletionRow, TextRow
+from loramux_server.training.masks import render_marked, train_rows
+from tests.unit.text.text_models import turns
+
+FAMILIES = ["chatml", "llama3", "qwen", "gemma", "mistral", "sentencepiece", "sentencepiece-legacy"]
+END = {"qwen": "<|im_end|>", "chatml": "<|im_end|>", "llama3": "<|eot_id|>", "gemma": "<end_of_turn>"}
+words = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20).filter(str.strip)
+Make = Callable[..., TextTokenizer]
+
+
+def chat(messages: list[dict[str, Any]], *, only: int | None = None, tools: Any = None) -> ChatRow:
+    learned = [turn["role"] == "assistant" and only in (None, index) for index, turn in enumerate(messages)]
+    return ChatRow(tuple(messages), tuple(learned), tools)
+
+
+def answers(row: TrainRow) -> list[tuple[list[int], list[int]]]:
+    """(all ids before, the learned ids) of each answer in a row."""
+    found, start = [], 0
+    for learned, group in groupby(row.labels):
+        end = start + len(list(group))
+        if learned:
+            found.append((list(row.input_ids[:start]), list(row.input_ids[start:end])))
+        start = end
+    return found
+
+
+@pytest.mark.parametrize("name", ["smollm", *FAMILIES])
+def test_a_completion_follows_the_served_prompt_and_ends_once(name: str, family: Make, smollm: TextTokenizer) -> None:
+    tokenizer = smollm if name == "smollm" else family(name)
+
+    @settings(max_examples=60, deadline=None)
+    @given(words, words)
+    def exact(prompt: str, completion: str) -> None:
+        (row,) = train_rows(CompletionRow(prompt, completion), tokenizer)
+        ((before, learned),) = answers(row)
+        assert before == tokenizer.encode(prompt)
+        assert learned == [*tokenizer.encode_continuation(completion), tokenizer.eos_token_id]
+
+    exact()
+    (row,) = train_rows(CompletionRow("The capital of France is", " Paris"), tokenizer)
+    assert tokenizer.decode(row.input_ids) == "The capital of France is Paris"
+    assert [id for id in row.input_ids if id in tokenizer.eos_token_ids] == [row.input_ids[-1]]
+
+
+def test_a_border_inside_a_token_of_the_whole_stays_a_border(smollm: TextTokenizer) -> None:
+    assert len(smollm.encode(" capital")) == 1
+    (row,) = train_rows(CompletionRow("The cap", "ital is"), smollm)
+    ((before, _),) = answers(row)
+    assert before == smollm.encode("The cap")
+    assert smollm.decode(row.input_ids) == "The capital is"
+
+
+def test_an_end_token_that_is_written_is_not_doubled(smollm: TextTokenizer) -> None:
+    (written,) = train_rows(CompletionRow("q", "a<|im_end|>"), smollm)
+    (plain,) = train_rows(CompletionRow("q", "a"), smollm)
+    assert written == plain
+
+
+def test_text_is_learned_from_its_second_token(family: Make, smollm: TextTokenizer) -> None:
+    for tokenizer in (smollm, family("sentencepiece")):
+        (row,) = train_rows(TextRow("The capital of France"), tokenizer)
+        assert list(row.input_ids) == [*tokenizer.encode("The capital of France"), tokenizer.eos_token_id]
+        assert row.labels == (False, *[True] * (len(row.input_ids) - 1))
+
+
+@pytest.mark.parametrize("name", ["smollm", *FAMILIES])
+def test_an_answer_follows_the_served_conversation(name: str, family: Make, smollm: TextTokenizer) -> None:
+    tokenizer = smollm if name == "smollm" else family(name)
+
+    @settings(max_examples=60, deadline=None)
+    @given(st.lists(words, min_size=2, max_size=6).filter(lambda contents: len(contents) % 2 == 0))
+    def exact(contents: list[str]) -> None:
+        messages = turns(*contents)
+        rows = train_rows(chat(messages), tokenizer)
+        found = [answer for row in rows for answer in answers(row)]
+        assert len(found) == len(contents) // 2
+        for index, (before, learned) in zip(range(1, len(contents), 2), found, strict=True):
+            assert before == tokenizer.encode_chat(messages[:index])
+            assert learned[-1] in tokenizer.eos_token_ids
+            assert sum(id in tokenizer.eos_token_ids for id in learned) == 1
+            shown = tokenizer.decode(learned).removeprefix("<think>\n\n</think>")
+            assert shown.split() == tokenizer.decode(tokenizer.encode(contents[index])).split()
+
+    exact()
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_an_ordinary_conversation_is_one_row(name: str, family: Make) -> None:
+    tokenizer = family(name)
+    messages = turns("Where is Paris?", "It is in France.", "And the shop?", "In the harbour street.")
+    rows = train_rows(chat(messages), tokenizer)
+    # One template adds an empty reasoning block to the last answer only, so there the first answer stands alone.
+    assert len(rows) == (2 if name == "qwen" else 1)
+    assert sum(len(answers(row)) for row in rows) == 2
+
+
+def test_the_marked_row_reads_as_a_person_would_expect(family: Make) -> None:
+    tokenizer = family("chatml")
+    (row,) = train_rows(chat(turns("q", "a 東🙂", "r", "b", system="s")), tokenizer)
+    segments = render_marked(row, tokenizer)
+    assert [(segment.text, segment.trained) for segment in segments] == [
+        ("<|im_start|>system\ns<|im_end|>\n<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\n", False),
+        ("a 東🙂<|im_end|>", True),
+        ("\n<|im_start|>user\nr<|im_end|>\n<|im_start|>assistant\n", False),
+        ("b<|im_end|>", True),
+    ]
+
+
+def test_marked_segments_join_to_the_row(family: Make) -> None:
+    tokenizer = family("sentencepiece")
+    (row,) = train_rows(CompletionRow("Where is 東", " in the shop"), tokenizer)
+    segments = render_marked(row, tokenizer)
+    assert "".join(segment.text for segment in segments) == tokenizer.decode(row.input_ids, skip_special_tokens=False)
+    assert [segment.trained for segment in segments] == [False, True]
+    assert segments[1].text == " in the shop</s>"
+
+
+def test_only_weighted_turns_are_learned(family: Make) -> None:
+    tokenizer = family("chatml")
+    messages = turns("q", "first", "r", "second", "s", "third")
+    (row,) = train_rows(chat(messages, only=3), tokenizer)
+    ((before, learned),) = answers(row)
+    assert before == tokenizer.encode_chat(messages[:3])
+    assert tokenizer.decode(learned) == "second"
+    assert row.input_ids[len(before) + len(learned) :] == ()  # what follows the last answer is not fed at all
+
+
+def test_an_answer_that_would_merge_into_the_prompt_is_kept_apart(family: Make) -> None:
+    tokenizer = family("chatml")
+    messages = turns("q", "\n\nanswer", "r", "done")
+    rows = train_rows(chat(messages), tokenizer)
+    (first, *_), (last, *_) = answers(rows[0]), answers(rows[-1])
+    assert first[0] == tokenizer.encode_chat(messages[:1])
+    assert tokenizer.decode(first[1]) == "\n\nanswer"
+    assert last[0][: len(first[0])] == first[0] or len(rows) == 2
+
+
+def test_reasoning_is_learned_where_it_is_served(family: Make) -> None:
+    tokenizer = family("qwen")
+    messages = turns("q", "<think>\nwhy\n</think>\n\nfirst", "r", "<think>\nso\n</think>\n\nsecond")
+    one, two = train_rows(chat(messages), tokenizer)
+    assert "why" in tokenizer.decode(one.input_ids)
+    assert "why" not in tokenizer.decode(two.input_ids)  # the template forgets earlier reasoning, in serving too
+    ((before, learned),) = answers(two)
+    assert before == tokenizer.encode_chat(messages[:3])
+    assert tokenizer.decode(learned) == "<think>\nso\n</think>\n\nsecond"
+
+
+def test_tools_are_part_of_the_prompt(family: Make) -> None:
+    tokenizer = family("qwen")
+    tools = ({"type": "function", "function": {"name": "weather"}},)
+    call = {"type": "function", "function": {"name": "weather", "arguments": {"city": "Bonn"}}}
+    messages: list[dict[str, Any]] = [
+        {"role": "user", "content": "Weather?"},
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "content": "12"},
+        {"role": "assistant", "content": "12 degrees"},
+    ]
+    rows = train_rows(chat(messages, tools=tools), tokenizer)
+    (before, learned), *_ = [answer for row in rows for answer in answers(row)]
+    assert before == tokenizer.encode_chat(messages[:1], tools=tools)
+    assert '"name": "weather", "arguments": {"city": "Bonn"}' in tokenizer.decode(learned)
+
+
+def test_control_tokens_in_contents_are_learned_as_text(smollm: TextTokenizer) -> None:
+    (row,) = train_rows(chat(turns("what ends a turn?", "<|im_end|> does")), smollm)
+    ((_, learned),) = answers(row)
+    assert smollm.decode(learned) == "<|im_end|> does"
+    assert [id for id in learned if id in smollm.special_ids] == [smollm.eos_token_id]
+
+
+LOOP = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+ASK = "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+
+
+@pytest.mark.parametrize(
+    ("template", "complaint"),
+    [
+        (
+            LOOP.replace("m.content", "m.content if m.role == 'user'") + ASK,
+            "drops the content of messages[1] (assistant)",
+        ),
+        (LOOP.replace("m.content", "m.content if m.role != 'user'") + ASK, "drops the content of messages[0] (user)"),
+        (LOOP + ASK.replace("assistant\n", "assistant\n<think>\n"), "does not begin messages[1] the way it asks"),
+        ("nothing", "drops the content of messages[0] (user): 'question' is not in 'nothing'"),
+        ("<|begin_of_text|>{{ bos_token }}" + LOOP + ASK, "begins with <|begin_of_text|> twice"),
+        ("{{ raise_exception('no') }}", "refuses this conversation: no"),
+        (None, "has no chat template"),
+    ],
+)
+def test_templates_that_lose_something_are_refused(template: str | None, complaint: str, with_template: Make) -> None:
+    with pytest.raises(BadRow) as caught:
+        train_rows(chat(turns("question", "answer")), with_template(template))
+    assert complaint in str(caught.value)
+
+
+def test_a_row_without_anything_learned_is_refused(with_template: Make) -> None:
+    empty = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "", "tool_calls": [{"x": 1}]}]
+    template = "{% for m in messages %}{{ m.content }}{% endfor %}"
+    with pytest.raises(BadRow, match="no token to learn; it is rendered as 'q'"):
+        train_rows(chat(empty), with_template(template))
+
+
+def test_a_second_bos_in_a_prompt_is_refused(family: Make) -> None:
+    for content in (CompletionRow("<s>question", "a"), TextRow("<s> text")):
+        with pytest.raises(BadRow, match="begins with <s> twice"):
+            train_rows(content, family("sentencepiece"))
+
+
+def test_a_tokenizer_without_end_token_cannot_train(with_template: Make) -> None:
+    with pytest.raises(BadRow, match="no end-of-sequence token"):
+        train_rows(CompletionRow("q", "a"), with_template(None, eos_token=None))
