@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from loramux_server.core.backend import EngineInfo
 from loramux_server.services.limits import Limits
 from loramux_server.store.store import Store

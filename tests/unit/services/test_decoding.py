@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from loramux_server.core.backend import TokenEvent
 from loramux_server.core.types import FinishReason, TokenLogprob
 from loramux_server.services.choice import ChoiceDecoder

@@ -9,6 +9,7 @@ from contextlib import aclosing
 from pathlib import Path
 
 import pytest
+
 from loramux_server.core.backend import EngineInfo, GenerateCommand
 from loramux_server.core.errors import Code, Error
 from loramux_server.core.types import Chunk, FinishReason, GenerateRequest, Message, SamplingParams, StackItem, Usage
@@ -108,9 +109,7 @@ async def test_min_tokens_puts_stop_strings_off(
     assert done.choices[0].text == "END and "
 
 
-async def test_the_end_token_has_no_text(
-    service: GenerationService, backend: FakeBackend, text: TextTokenizer
-) -> None:
+async def test_the_end_token_has_no_text(service: GenerationService, backend: FakeBackend, text: TextTokenizer) -> None:
     visible = text.encode_continuation("nine stop")
     backend.script = lambda _: Script((*visible,), finish=FinishReason.STOP)
     request = GenerateRequest(prompt="x", sampling=SamplingParams(stop_token_ids=(visible[-1],)))

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncGenerator
 
 import pytest
+
 from loramux_server.services.merge import Merge
 
 

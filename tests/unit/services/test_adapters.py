@@ -1,0 +1,259 @@
+"""Adapters in and out, listed, moved and deleted, with the real store."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import itertools
+from collections.abc import AsyncIterator, Iterable
+from pathlib import Path
+
+import pytest
+
+from loramux_server.core.backend import EngineInfo
+from loramux_server.core.errors import Code, Error
+from loramux_server.core.types import AdapterVersion
+from loramux_server.services import intake
+from loramux_server.services.adapters import AdapterService
+from loramux_server.services.limits import Limits
+from loramux_server.services.views import FileSpec
+from loramux_server.store.store import Store
+
+from .adapter_files import CONFIG, WEIGHTS, config_bytes, weights_bytes
+from .fakes import FakeBackend
+
+Files = dict[str, bytes]
+
+
+@pytest.fixture
+def service(backend: FakeBackend, store: Store, info: EngineInfo, limits: Limits) -> AdapterService:
+    return AdapterService(backend, store, info, limits)
+
+
+@pytest.fixture
+def files(info: EngineInfo) -> Files:
+    return {CONFIG: config_bytes(), WEIGHTS: weights_bytes(info), "README.md": b"# mine"}
+
+
+async def pieces(files: Files | Iterable[tuple[str, bytes]], size: int = 700) -> AsyncIterator[tuple[str, bytes]]:
+    for name, data in files.items() if isinstance(files, dict) else files:
+        for at in range(0, max(len(data), 1), size):
+            yield name, data[at : at + size]
+
+
+def specs(files: Files) -> tuple[FileSpec, ...]:
+    return tuple(FileSpec(name, len(data), hashlib.sha256(data).hexdigest()) for name, data in files.items())
+
+
+def nothing_left(store: Store) -> bool:
+    return not any(store.state.tmp.iterdir()) and store.adapters.list("default")[0] == ()
+
+
+async def test_what_goes_in_comes_out(service: AdapterService, files: Files, info: EngineInfo) -> None:
+    version = await service.upload("acme", pieces(files), files=specs(files), metadata={"who": "me"})
+    assert (version.ref, version.rank, version.alpha) == ("acme@1", 2, 4.0)
+    assert version.target_modules == ("q_proj",)
+    assert version.metadata == {"who": "me"}
+    assert version.base_name == "somewhere/base"
+    assert not version.rslora
+    download = await service.download("acme")
+    assert download.files == tuple(sorted(specs(files), key=lambda f: f.name))
+    found: Files = {}
+    async for name, data in download.chunks:
+        found[name] = found.get(name, b"") + data
+    assert found == files
+
+
+async def test_an_upload_is_loaded_before_anybody_sees_it(
+    service: AdapterService, files: Files, backend: FakeBackend, store: Store
+) -> None:
+    def look(adapter: AdapterVersion) -> None:
+        assert Path(adapter.path, WEIGHTS).is_file()
+        assert store.adapters.list("default")[0] == ()
+
+    backend.on_load = look
+    version = await service.upload("acme", pieces(files))
+    assert [a.digest for a in backend.loaded] == [version.digest]
+    assert version.tier == "device"
+
+
+async def test_what_the_engine_refuses_was_never_there(
+    service: AdapterService, files: Files, backend: FakeBackend, store: Store
+) -> None:
+    backend.load_error = Error(Code.INVALID_ARGUMENT, "tensor x holds NaN")
+    with pytest.raises(Error, match="NaN"):
+        await service.upload("acme", pieces(files))
+    assert nothing_left(store)
+    assert store.collect_orphans() != ()
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        ({WEIGHTS: b""}, Code.INVALID_ARGUMENT),
+        ({WEIGHTS: b"PK\x03\x04 zip"}, Code.INVALID_ARGUMENT),
+        ({CONFIG: b"[]"}, Code.INVALID_ARGUMENT),
+        ({CONFIG: config_bytes(rank=4)}, Code.INVALID_ARGUMENT),
+        ({CONFIG: config_bytes(rank=512)}, Code.INVALID_ARGUMENT),
+        ({"adapter_model.bin": b"x"}, Code.INVALID_ARGUMENT),
+        ({"../x": b"x"}, Code.INVALID_ARGUMENT),
+        ({"/etc/x": b"x"}, Code.INVALID_ARGUMENT),
+        ({"": b"x"}, Code.INVALID_ARGUMENT),
+    ],
+)
+async def test_bad_folders_leave_nothing(
+    service: AdapterService, files: Files, store: Store, change: Files, code: Code
+) -> None:
+    with pytest.raises(Error) as caught:
+        await service.upload("acme", pieces({**files, **change}))
+    assert caught.value.code is code
+    assert nothing_left(store)
+
+
+async def test_another_bases_adapter_is_refused(service: AdapterService, files: Files, info: EngineInfo) -> None:
+    files[WEIGHTS] = weights_bytes(info, fingerprint="another")
+    with pytest.raises(Error) as caught:
+        await service.upload("acme", pieces(files))
+    assert caught.value.code is Code.FAILED_PRECONDITION
+
+
+async def test_what_was_announced_must_come(service: AdapterService, files: Files, store: Store) -> None:
+    wrong_hash = (*specs(files)[:-1], FileSpec("README.md", 6, "0" * 64))
+    wrong_size = (*specs(files)[:-1], FileSpec("README.md", 5))
+    without_readme = {name: data for name, data in files.items() if name != "README.md"}
+    for announced, sent in ((wrong_hash, files), (wrong_size, files), (specs(files), without_readme)):
+        with pytest.raises(Error) as caught:
+            await service.upload("acme", pieces(sent), files=announced)
+        assert [v.field for v in caught.value.violations] == ["header.files"]
+    with pytest.raises(Error, match=r"not in header\.files"):
+        await service.upload("acme", pieces(files), files=specs(without_readme))
+    split = [(CONFIG, b"{"), (WEIGHTS, b"x"), (CONFIG, b"}")]
+    with pytest.raises(Error, match="comes again"):
+        await service.upload("acme", pieces(split))
+    assert nothing_left(store)
+
+
+async def test_an_upload_has_a_limit(
+    backend: FakeBackend, store: Store, info: EngineInfo, files: Files, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service = AdapterService(backend, store, info, Limits(max_upload_bytes=1000))
+    endless = (("adapter_model.safetensors", b"x" * 300) for _ in itertools.count())
+    with pytest.raises(Error) as caught:
+        await service.upload("acme", pieces(endless))
+    assert caught.value.code is Code.RESOURCE_EXHAUSTED
+    with pytest.raises(Error) as caught:
+        await service.upload("acme", pieces(files), files=(FileSpec(WEIGHTS, 10**15),))
+    assert caught.value.code is Code.RESOURCE_EXHAUSTED
+    assert nothing_left(store)
+
+
+async def test_an_upload_that_stalls_or_breaks_off_leaves_nothing(
+    service: AdapterService, files: Files, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(intake, "IDLE_SECONDS", 0.05)
+
+    async def stalls() -> AsyncIterator[tuple[str, bytes]]:
+        yield CONFIG, b"{"
+        await asyncio.Event().wait()
+
+    with pytest.raises(Error) as caught:
+        await service.upload("acme", stalls())
+    assert caught.value.code is Code.DEADLINE_EXCEEDED
+
+    async def breaks() -> AsyncIterator[tuple[str, bytes]]:
+        yield CONFIG, b"{"
+        raise ConnectionError("gone")
+
+    with pytest.raises(ConnectionError):
+        await service.upload("acme", breaks())
+    assert nothing_left(store)
+
+
+async def publish_versions(service: AdapterService, info: EngineInfo, name: str, count: int) -> None:
+    for i in range(count):
+        files = {CONFIG: config_bytes(), WEIGHTS: weights_bytes(info, b=0.1 * (i + 1))}
+        await service.upload(name, pieces(files))
+
+
+async def test_promote_and_roll_back(service: AdapterService, info: EngineInfo, backend: FakeBackend) -> None:
+    await publish_versions(service, info, "acme", 2)
+    adapter = await service.get("acme")
+    assert adapter.current is not None
+    assert adapter.current.ref == "acme@2"
+    assert [v.version for v in adapter.versions] == [2, 1]
+    backend.loaded.clear()
+    adapter = await service.set_alias("acme", 1)
+    assert adapter.current is not None
+    assert adapter.current.version == 1
+    assert [a.ref for a in backend.loaded] == ["acme@1"]
+    adapter = await service.set_alias("acme", 2, alias="beta")
+    assert adapter.aliases == {"beta": 2}
+    assert [v.version for v in (await service.get("acme@beta")).versions] == [2]
+    with pytest.raises(Error) as caught:
+        await service.set_alias("acme", 9)
+    assert caught.value.code is Code.NOT_FOUND
+    with pytest.raises(Error) as caught:
+        await service.set_alias("acme", 0)
+    assert caught.value.code is Code.INVALID_ARGUMENT
+
+
+async def test_an_alias_does_not_move_when_the_engine_refuses(
+    service: AdapterService, info: EngineInfo, backend: FakeBackend
+) -> None:
+    await publish_versions(service, info, "acme", 2)
+    backend.load_error = Error(Code.UNAVAILABLE, "gone")
+    with pytest.raises(Error):
+        await service.set_alias("acme", 1)
+    adapter = await service.get("acme")
+    assert adapter.current is not None
+    assert adapter.current.version == 2
+
+
+async def test_delete_unloads_what_nobody_else_has(
+    service: AdapterService, info: EngineInfo, backend: FakeBackend
+) -> None:
+    await publish_versions(service, info, "acme", 2)
+    await publish_versions(service, info, "twin", 1)
+    shared = (await service.get("twin@1")).versions[0].digest
+    assert (await service.get("acme@1")).versions[0].digest == shared
+    assert await service.delete("acme") == 2
+    assert len(backend.unloaded) == 1
+    assert shared not in backend.unloaded
+    with pytest.raises(Error) as caught:
+        await service.get("acme")
+    assert caught.value.code is Code.NOT_FOUND
+
+
+async def test_lists_are_paged_and_filtered(service: AdapterService, info: EngineInfo) -> None:
+    for name in ("a1", "b1", "a2", "b2", "a3"):
+        await publish_versions(service, info, name, 1)
+    found: list[str] = []
+    token = ""
+    while True:
+        page = await service.list(prefix="a", page_size=2, page_token=token)
+        found += [a.name for a in page.items]
+        token = page.next_page_token
+        if not token:
+            break
+    assert found == ["a1", "a2", "a3"]
+    assert (await service.list("other")).items == ()
+    with pytest.raises(Error):
+        await service.list(page_size=0)
+
+
+async def test_pins_are_loaded_again_at_start(
+    service: AdapterService, info: EngineInfo, backend: FakeBackend, store: Store
+) -> None:
+    await publish_versions(service, info, "acme", 2)
+    pinned = await service.pin("acme@1")
+    assert pinned.versions[0].pinned
+    again = FakeBackend(info)
+    await AdapterService(again, store, info, Limits()).load_pinned()
+    assert [a.ref for a in again.loaded] == ["acme@1"]
+    assert not (await service.unpin("acme@1")).versions[0].pinned
+
+
+async def test_compose_says_that_it_is_not_there_yet(service: AdapterService) -> None:
+    with pytest.raises(Error) as caught:
+        await service.compose("x", (), "cat")
+    assert caught.value.code is Code.UNIMPLEMENTED
