@@ -1,0 +1,37 @@
+"""Run by test_crash.py in a process of its own: does one durable thing and dies at a failpoint on the way."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from loramux_server.core.failpoints import VARIABLE
+from loramux_server.core.jobs import JobState
+from loramux_server.store.records import AdapterMeta, NewJob
+from loramux_server.store.store import Store
+
+
+def main(state: Path, work: Path, action: str, failpoint: str) -> None:
+    """Do ``action`` and write the answer to ``work/answer``; the process ends before, if the failpoint is reached."""
+    os.environ[VARIABLE] = f"{failpoint}:kill"
+    (work / "answer").write_text(act(Store.open(state), work / "source", action))
+
+
+def act(store: Store, source: Path, action: str) -> str:
+    """One durable thing; returns what it answered."""
+    source.mkdir()
+    (source / "adapter_model.safetensors").write_text("new")
+    if action == "publish":
+        return store.adapters.publish("acme", "t", source, AdapterMeta(4, 8.0)).ref
+    if action == "alias":
+        return store.adapters.set_alias("old", 1, "t").ref
+    if action == "delete":
+        store.adapters.delete("old", "t")
+        return str(store.collect_orphans())
+    if action == "create":
+        return store.jobs.create(NewJob(name="acme", dataset_id="ds-1", owner="t", idempotency_key="k")).id
+    job = store.jobs.next_queued()
+    assert job is not None
+    for state in (JobState.RUNNING, JobState.EVALUATING, JobState.PUBLISHING):
+        store.jobs.move(job.id, state)
+    return store.publish_job_result(job.id, source, AdapterMeta(4, 8.0))[0].ref

@@ -1,0 +1,127 @@
+"""The registry against a dictionary: whatever is done in whatever order, also over restarts, both agree."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from loramux_server.core.errors import Code, Error
+from loramux_server.store.records import AdapterMeta
+from loramux_server.store.store import Store
+
+names = st.sampled_from(["x", "y"])
+tenants = st.sampled_from(["t", "u"])
+contents = st.sampled_from(["1", "2", "3"])
+numbers = st.integers(1, 4)
+
+
+def outcome(call: Callable[[], object]) -> Code | None:
+    """The code of the error that a call raises, None if it does not."""
+    try:
+        call()
+    except Error as error:
+        return error.code
+    return None
+
+
+class Registry(RuleBasedStateMachine):
+    def __init__(self) -> None:
+        super().__init__()
+        self.root = Path(tempfile.mkdtemp())
+        self.store = Store.open(self.root / "state")
+        self.versions: dict[tuple[str, str], dict[int, str]] = {}  # (tenant, name) -> number -> content
+        self.last: dict[tuple[str, str], int] = {}
+        self.current: dict[tuple[str, str], int] = {}
+
+    def teardown(self) -> None:
+        self.store.close()
+        shutil.rmtree(self.root)
+
+    @rule(name=names, tenant=tenants, content=contents, promote=st.booleans())
+    def publish(self, name: str, tenant: str, content: str, promote: bool) -> None:
+        folder = self.root / content
+        folder.mkdir(exist_ok=True)
+        (folder / "file").write_text(content)
+        found = self.store.adapters.publish(name, tenant, folder, AdapterMeta(1, 1.0), promote=promote)
+        key = (tenant, name)
+        live = self.versions.setdefault(key, {})
+        same = [n for n, c in live.items() if c == content]
+        if same:
+            assert found.version == same[0]
+        else:
+            self.last[key] = self.last.get(key, 0) + 1
+            assert found.version == self.last[key]
+            live[found.version] = content
+        if promote:
+            self.current[key] = found.version
+
+    @rule(name=names, tenant=tenants, number=numbers)
+    def promote(self, name: str, tenant: str, number: int) -> None:
+        key = (tenant, name)
+        code = outcome(lambda: self.store.adapters.set_alias(name, number, tenant))
+        if number in self.versions.get(key, {}):
+            assert code is None
+            self.current[key] = number
+        else:
+            assert code is Code.NOT_FOUND
+
+    @rule(name=names, tenant=tenants, number=numbers)
+    def delete_version(self, name: str, tenant: str, number: int) -> None:
+        key = (tenant, name)
+        live = self.versions.get(key, {})
+        code = outcome(lambda: self.store.adapters.delete(f"{name}@{number}", tenant))
+        if number not in live:
+            assert code is Code.NOT_FOUND
+        elif self.current.get(key) == number and len(live) > 1:
+            assert code is Code.FAILED_PRECONDITION
+        else:
+            assert code is None
+            del live[number]
+            if self.current.get(key) == number:
+                del self.current[key]
+
+    @rule(name=names, tenant=tenants)
+    def delete_name(self, name: str, tenant: str) -> None:
+        key = (tenant, name)
+        code = outcome(lambda: self.store.adapters.delete(name, tenant))
+        assert code is (None if self.versions.get(key) else Code.NOT_FOUND)
+        self.versions[key] = {}
+        self.current.pop(key, None)
+
+    @rule()
+    def collect(self) -> None:
+        self.store.collect_orphans()
+        wanted = {c for live in self.versions.values() for c in live.values()}
+        stored = {(self.store.blobs.local_path(d) / "file").read_text() for d in self.store.blobs.digests()}
+        assert stored == wanted
+
+    @precondition(lambda self: self.versions)
+    @rule()
+    def restart(self) -> None:
+        self.store.close()
+        self.store = Store.open(self.root / "state")
+
+    @invariant()
+    def agrees(self) -> None:
+        for tenant in ("t", "u"):
+            listed, _ = self.store.adapters.list(tenant)
+            expected = {n: live for (t, n), live in self.versions.items() if t == tenant and live}
+            assert {a.name: [v.version for v in a.versions] for a in listed} == {
+                n: sorted(x) for n, x in expected.items()
+            }
+            for adapter in listed:
+                key = (tenant, adapter.name)
+                assert (adapter.current.version if adapter.current else None) == self.current.get(key)
+                for version in adapter.versions:
+                    path = Path(self.store.adapters.resolve(version.ref, tenant).path)
+                    assert (path / "file").read_text() == self.versions[key][version.version]
+
+
+TestRegistry = Registry.TestCase
+TestRegistry.settings = settings(max_examples=10, stateful_step_count=20, deadline=None)

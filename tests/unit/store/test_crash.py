@@ -1,0 +1,177 @@
+"""kill -9 before and after every durable step: what was answered is there, the rest is whole or absent."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from loramux_server.core.errors import Error
+from loramux_server.core.failpoints import VARIABLE, FailpointError, reach
+from loramux_server.core.jobs import JobState
+from loramux_server.store.records import AdapterMeta, NewJob
+from loramux_server.store.store import Store
+from tests.unit.store import crash_child
+
+Make = Callable[[str], Path]
+
+# A fork server that has the store imported: a child starts in milliseconds, and nothing of this process is in it.
+_PROCESSES = multiprocessing.get_context("forkserver")
+_PROCESSES.set_forkserver_preload(["tests.unit.store.crash_child"])
+
+
+@pytest.fixture
+def state(tmp_path: Path, folder: Make) -> Path:
+    """A state directory with an adapter of two versions (the second current) and a queued job."""
+    store = Store.open(tmp_path / "state")
+    for content in ("one", "two"):
+        store.adapters.publish("old", "t", folder(content), AdapterMeta(1, 1.0))
+    store.jobs.create(NewJob(name="acme", dataset_id="ds-1", owner="t"))
+    store.close()
+    return tmp_path / "state"
+
+
+def crash(state: Path, tmp_path: Path, action: str, failpoint: str) -> None:
+    """Run an action in a process that must die at a failpoint, before it could answer."""
+    work = tmp_path / "work"
+    work.mkdir()
+    child = _PROCESSES.Process(target=crash_child.main, args=(state, work, action, failpoint))
+    child.start()
+    child.join(60)
+    assert child.exitcode == -9
+    assert not (work / "answer").exists()
+
+
+def sound(store: Store) -> None:
+    """Every row has its files, whole; nothing half done is left; the database passes its own check."""
+    assert not list(store.state.tmp.iterdir())
+    with store.database.read() as connection:
+        assert connection.exec_driver_sql("PRAGMA integrity_check").scalar() == "ok"
+        assert connection.exec_driver_sql("PRAGMA foreign_key_check").all() == []
+    for digest in store.adapters.referenced_digests():
+        store.blobs.verify(digest)
+    store.collect_orphans()
+    assert set(store.blobs.digests()) == store.adapters.referenced_digests()
+
+
+def exists(store: Store, ref: str) -> bool:
+    try:
+        store.adapters.resolve(ref, "t")
+    except Error:
+        return False
+    return True
+
+
+@pytest.mark.parametrize(
+    ("failpoint", "there"),
+    [
+        ("blob.written", False),
+        ("blob.before_rename", False),
+        ("blob.renamed", False),
+        ("blob.durable", False),
+        ("publish.before_commit", False),
+        ("publish.committed", True),
+    ],
+)
+def test_publish(state: Path, tmp_path: Path, folder: Make, failpoint: str, there: bool) -> None:
+    crash(state, tmp_path, "publish", failpoint)
+    store = Store.open(state)
+    sound(store)
+    assert exists(store, "acme") is there
+    # the caller who got no answer tries again: one version, whichever way it went
+    (tmp_path / "again").mkdir()
+    (tmp_path / "again" / "adapter_model.safetensors").write_text("new")
+    assert store.adapters.publish("acme", "t", tmp_path / "again", AdapterMeta(4, 8.0)).ref == "acme@1"
+    assert store.adapters.resolve("old", "t").version == 2
+    store.close()
+
+
+@pytest.mark.parametrize(("failpoint", "current"), [("alias.before_commit", 2), ("alias.committed", 1)])
+def test_alias(state: Path, tmp_path: Path, failpoint: str, current: int) -> None:
+    crash(state, tmp_path, "alias", failpoint)
+    store = Store.open(state)
+    sound(store)
+    assert store.adapters.resolve("old", "t").version == current
+    store.close()
+
+
+@pytest.mark.parametrize(
+    ("failpoint", "there"),
+    [
+        ("delete.before_commit", True),
+        ("delete.committed", False),
+        ("collect.before_rename", False),
+        ("collect.renamed", False),
+    ],
+)
+def test_delete_and_collect(state: Path, tmp_path: Path, failpoint: str, there: bool) -> None:
+    crash(state, tmp_path, "delete", failpoint)
+    store = Store.open(state)
+    sound(store)
+    assert exists(store, "old@1") is there
+    assert exists(store, "old@2") is there
+    assert len(list(store.blobs.digests())) == (2 if there else 0)
+    store.close()
+
+
+@pytest.mark.parametrize(("failpoint", "jobs"), [("job.create.before_commit", 1), ("job.create.committed", 2)])
+def test_create_job(state: Path, tmp_path: Path, failpoint: str, jobs: int) -> None:
+    crash(state, tmp_path, "create", failpoint)
+    store = Store.open(state)
+    sound(store)
+    assert len(store.jobs.list("t")[0]) == jobs
+    new = NewJob(name="acme", dataset_id="ds-1", owner="t", idempotency_key="k")
+    assert store.jobs.create(new).id == store.jobs.create(new).id
+    assert len(store.jobs.list("t")[0]) == 2  # not lost, not doubled
+    store.close()
+
+
+@pytest.mark.parametrize(
+    ("failpoint", "state_after"),
+    [
+        ("job.moved", JobState.QUEUED),
+        ("job.move.before_commit", JobState.QUEUED),
+        ("job.move.committed", JobState.RUNNING),
+        ("blob.durable", JobState.PUBLISHING),
+        ("publish.before_commit", JobState.PUBLISHING),
+        ("publish.committed", JobState.SUCCEEDED),
+    ],
+)
+def test_a_job_to_its_end(state: Path, tmp_path: Path, failpoint: str, state_after: JobState) -> None:
+    crash(state, tmp_path, "job", failpoint)
+    store = Store.open(state)
+    sound(store)
+    job = store.jobs.list("t")[0][0]
+    assert job.state is state_after
+    assert exists(store, "acme") is (state_after is JobState.SUCCEEDED)
+    assert bool(job.adapter) is (state_after is JobState.SUCCEEDED)
+    sequence = [e.sequence for e in store.jobs.events(job.id)]
+    assert sequence == list(range(1, len(sequence) + 1))
+    store.jobs.requeue_interrupted()
+    assert store.jobs.get(job.id).state is (
+        JobState.SUCCEEDED if state_after is JobState.SUCCEEDED else JobState.QUEUED
+    )
+    store.close()
+
+
+def test_failpoints_that_raise(store: Store, folder: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    for failpoint in ("blob.written", "blob.before_rename", "blob.renamed", "blob.durable"):
+        monkeypatch.setenv(VARIABLE, f"{failpoint}:raise")
+        with pytest.raises(Error):
+            store.adapters.publish("acme", "t", folder("a"), AdapterMeta(1, 1.0))
+        monkeypatch.delenv(VARIABLE)
+        assert not exists(store, "acme")
+        sound(store)
+
+
+def test_a_failpoint_does_only_what_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(VARIABLE, raising=False)
+    reach("a")
+    monkeypatch.setenv(VARIABLE, "b:raise,c:what")
+    reach("a")
+    with pytest.raises(FailpointError):
+        reach("b")
+    with pytest.raises(ValueError, match="c:what"):
+        reach("c")
