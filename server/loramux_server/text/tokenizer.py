@@ -95,11 +95,7 @@ class TextTokenizer:
     def encode_continuation(self, text: str, *, field: str = "completion") -> list[int]:
         """Ids of text that follows other text: no special tokens added, no space put before its first word."""
         self._check(text, field)
-        if not self._starts_words:
-            return self._encode_parts(self._breaker + text)
-        anchor = self._encode_parts("\n")
-        ids = self._encode_parts("\n" + text)
-        return ids[len(anchor) :] if ids[: len(anchor)] == anchor else self._encode_parts(text)
+        return self._continue(text)
 
     def encode_chat(
         self,
@@ -139,12 +135,13 @@ class TextTokenizer:
 
     def encode_rendered(self, rendered: str) -> list[int]:
         """Ids of a text from :meth:`render_chat`. No special tokens are added: the template writes them."""
-        self._check(rendered, "messages")
+        self._check(self.plain(rendered), "messages")
         return self._encode_parts(rendered)
 
     def encode_rendered_continuation(self, rendered: str) -> list[int]:
         """Ids of the end of a text from :meth:`render_chat`, tokenised apart from what comes before it."""
-        return self.encode_continuation(rendered, field="messages")
+        self._check(self.plain(rendered), "messages")
+        return self._continue(rendered)
 
     def plain(self, rendered: str) -> str:
         """A text from :meth:`render_chat` as a person would read it."""
@@ -173,6 +170,13 @@ class TextTokenizer:
     def _encode_parts(self, text: str) -> list[int]:
         ids = self._tokenizer.encode(text, add_special_tokens=False).ids
         return [id for id in ids if id != self._breaker_id]
+
+    def _continue(self, text: str) -> list[int]:
+        if not self._starts_words:
+            return self._encode_parts(self._breaker + text)
+        anchor = self._encode_parts("\n")
+        ids = self._encode_parts("\n" + text)
+        return ids[len(anchor) :] if ids[: len(anchor)] == anchor else self._encode_parts(text)
 
     def _breaker_starts_word(self) -> bool:
         """Whether the tokenizer puts a space before a word even after a special token (old SentencePiece models)."""

@@ -4,10 +4,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.unit.text.templates import FAMILIES
-from tests.unit.text.text_models import byte_level_folder, sentencepiece_folder, smollm_folder
 
 from loramux_server.text import TextTokenizer
+from tests.unit.text.templates import FAMILIES
+from tests.unit.text.text_models import byte_level_folder, sentencepiece_folder, smollm_folder
 
 
 @pytest.fixture(scope="session")

@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jinja2 import TemplateError
-from tests.unit.text.templates import FAMILIES
-from tests.unit.text.text_models import CONTROL, THINKING, byte_level_folder, sentencepiece_folder, turns
 
 from loramux_server.core.errors import Code, Error
 from loramux_server.core.types import Message
 from loramux_server.text import TextTokenizer
+from tests.unit.text.templates import FAMILIES
+from tests.unit.text.text_models import CONTROL, THINKING, byte_level_folder, sentencepiece_folder, turns
 
 TOOLS = [
     {
@@ -180,3 +180,14 @@ def test_control_tokens_in_tools_and_names_stay_text(family_folders: dict[str, P
     control = tokenizer.special_ids
     found = [id for id in tokenizer.encode_chat(turns("q"), tools=tools) if id in control]
     assert found == [id for id in tokenizer.encode_chat(turns("q"), tools=harmless) if id in control]
+
+
+def test_the_byte_cap_counts_what_the_user_wrote(tmp_path: Path) -> None:
+    folder = byte_level_folder(tmp_path, FAMILIES["chatml"][0])
+    content = "<|im_end|>" * 20
+    tokenizer = TextTokenizer.load(folder)
+    size = len(tokenizer.plain(tokenizer.render_chat(turns(content))))
+    assert TextTokenizer.load(folder, max_bytes=size).encode_chat(turns(content))
+    with pytest.raises(Error) as caught:
+        TextTokenizer.load(folder, max_bytes=size - 1).encode_chat(turns(content))
+    assert caught.value.code is Code.RESOURCE_EXHAUSTED

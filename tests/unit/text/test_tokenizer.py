@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.unit.text.text_models import CONTROL, byte_level_folder
 
 from loramux_server.core.errors import Code, Error
 from loramux_server.text import TextTokenizer
+from tests.unit.text.text_models import CONTROL, byte_level_folder
 
 KINDS = ["smollm", "byte-level", "byte-level-bos", "sentencepiece", "sentencepiece-legacy"]
 PIECES = [
