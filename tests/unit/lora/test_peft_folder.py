@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tests.unit.lora.peft_files import MODULES, Q, config, make, shapes
 
 from loramux_server.core.errors import Code, Error
 from loramux_server.lora.bank import LoraPair
 from loramux_server.lora.peft_folder import check_folder, read_folder, read_tensors, write_folder
 from loramux_server.lora.peft_schema import FINGERPRINT_KEY
+from tests.unit.lora.peft_files import MODULES, Q, config, make, shapes
 
 
 def random_pairs(

@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tests.unit.lora.peft_files import MODULES, Q, V, config, header, make, pack, shapes
 
 from loramux_server.core.errors import Code, Error
 from loramux_server.lora.peft_schema import FINGERPRINT_KEY, check_folder
+from tests.unit.lora.peft_files import MODULES, Q, V, config, header, make, pack, shapes
 
 
 def refused(folder: Path, **options: Any) -> Error:
