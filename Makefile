@@ -7,6 +7,7 @@ VENV ?= .venv
 TORCH_INDEX ?=
 TESTS ?= tests
 PYTEST_ARGS ?=
+BENCH_ARGS ?=
 
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
@@ -60,6 +61,10 @@ lint: $(READY) ## Check style, types, the arrows between packages, the protos an
 .PHONY: format
 format: $(READY) ## Format the code and apply the safe fixes of the linter
 	@$(BIN)/ruff check --fix --quiet . ; $(BIN)/ruff format .
+
+.PHONY: bench
+bench: $(READY) ## Measure tokens/s and latency of a server (more flags: benchmarks/serving.py --help)
+	@$(BIN)/python benchmarks/serving.py $(BENCH_ARGS) -- --state-dir build/bench
 
 .PHONY: protos
 protos: $(READY) ## Make the generated code of protos/ anew

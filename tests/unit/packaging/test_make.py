@@ -11,7 +11,21 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[3]
-VERBS = {"help", "setup", "demo", "serve", "test", "test-slow", "test-all", "lint", "format", "protos", "pins", "clean"}
+VERBS = {
+    "help",
+    "setup",
+    "demo",
+    "serve",
+    "test",
+    "test-slow",
+    "test-all",
+    "lint",
+    "format",
+    "bench",
+    "protos",
+    "pins",
+    "clean",
+}
 
 
 def make(*arguments: str) -> str:
@@ -31,7 +45,7 @@ def test_help_is_the_default_and_lists_every_verb() -> None:
 @pytest.mark.parametrize("verb", sorted(VERBS))
 def test_what_a_verb_runs_exists(verb: str) -> None:
     """Every file of the repository that the recipe names is there."""
-    for path in re.findall(r"(?<![\w./-])(?:tools|requirements|\.ci)/[\w./-]+", make("-n", "-B", verb)):
+    for path in re.findall(r"(?<![\w./-])(?:tools|benchmarks|requirements|\.ci)/[\w./-]+", make("-n", "-B", verb)):
         assert (ROOT / path).is_file(), path
 
 
