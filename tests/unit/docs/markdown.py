@@ -11,14 +11,18 @@ from pathlib import Path
 ROOT = Path(__file__).parents[3]
 SHELLS = {"bash", "sh", "console", "shell"}
 _FENCE = re.compile(r"^( *)(```+)(\w*)[^\n]*\n(.*?)^\1\2 *$", re.MULTILINE | re.DOTALL)
-_MARK = re.compile(r"<!-- test: ([\w -]+) -->\s*\Z")
+_MARK = re.compile(r"<!-- ((?:test|file): [\w./-]+) -->\s*\Z")
 _LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)[^)]*\)")
 _HEADING = re.compile(r"^#+ +(.*?) *$", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """A fenced block, where its text starts, and the mark of the comment before it (``e2e``)."""
+    """A fenced block and where its text starts.
+
+    ``mark`` is the comment before it: ``test: e2e`` has the block run against a real server, ``file: NAME`` has its
+    text written to that file first, for the blocks that are run.
+    """
 
     path: Path
     line: int

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ import loramux
 from loramux_server import config
 from tests.unit import cli_lines
 from tests.unit.docs.markdown import ROOT, SHELLS, Block, anchors, blocks, commands, every_block, links, pages
+from tests.unit.docs.running import run_page
 
 BLOCKS = every_block()
 VERBS = set(re.findall(r"^\.PHONY: (\S+)$", (ROOT / "Makefile").read_text(), re.MULTILINE))
@@ -91,7 +93,7 @@ def test_the_reader_finds_what_it_should(tmp_path: Path) -> None:
         "  $ make test && loramux generate \\\n      'x; y'\n  ```\n"
     )
     first, second = blocks(page)
-    assert (first.language, first.text, first.mark, first.line) == ("python", "print(1)\n", "e2e", 6)
+    assert (first.language, first.text, first.mark, first.line) == ("python", "print(1)\n", "test: e2e", 6)
     assert (second.language, second.mark) == ("console", "")
     assert list(commands(second)) == [
         ["loramux", "info", "--json"],
@@ -101,3 +103,25 @@ def test_the_reader_finds_what_it_should(tmp_path: Path) -> None:
     ]
     assert links(page) == ["y.md#z"]
     assert anchors(page) == {"a-b-c"}
+
+
+def test_marked_blocks_are_run_in_order(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(
+        "<!-- file: rows.jsonl -->\n```json\n{}\n```\n\n"
+        "<!-- test: e2e -->\n```python\naddress = 'localhost:50051'\n```\n\n"
+        "```python\nraise SystemExit('not marked')\n```\n\n"
+        "<!-- test: e2e -->\n"
+        "```python\nimport asyncio\nawait asyncio.sleep(0)\nassert '7' in address and open('rows.jsonl').read()\n```\n\n"
+        "<!-- test: e2e -->\n```bash\nloramux --version\n```\n"
+    )
+    assert run_page(blocks(page), "127.0.0.1:7", tmp_path) == 3
+    assert (tmp_path / "rows.jsonl").read_text() == "{}\n"
+
+
+@pytest.mark.parametrize("code", ["```python\nassert False, 'broken'\n```", "```sh\nloramux nope broken\n```"])
+def test_a_broken_example_is_found(code: str, tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(f"<!-- test: e2e -->\n{code}\n")
+    with pytest.raises((AssertionError, subprocess.CalledProcessError), match="broken"):
+        run_page(blocks(page), "127.0.0.1:7", tmp_path)
