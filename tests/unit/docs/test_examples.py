@@ -112,7 +112,7 @@ def test_marked_blocks_are_run_in_order(tmp_path: Path) -> None:
         "<!-- test: e2e -->\n```python\naddress = 'localhost:50051'\n```\n\n"
         "```python\nraise SystemExit('not marked')\n```\n\n"
         "<!-- test: e2e -->\n"
-        "```python\nimport asyncio\nawait asyncio.sleep(0)\nassert '7' in address and open('rows.jsonl').read()\n```\n\n"
+        "```python\nfrom asyncio import sleep\nawait sleep(0)\nassert '7' in address and open('rows.jsonl')\n```\n\n"
         "<!-- test: e2e -->\n```bash\nloramux --version\n```\n"
     )
     assert run_page(blocks(page), "127.0.0.1:7", tmp_path) == 3
