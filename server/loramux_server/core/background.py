@@ -28,5 +28,5 @@ class BackgroundTask(Protocol):
         ...
 
 
-StartTask = Callable[[TrainCommand, Callable[[TrainEvent], None]], BackgroundTask]
+StartTask = Callable[[TrainCommand, Callable[[TrainEvent], object]], BackgroundTask]
 """Makes the task of a command; events go to the callback."""

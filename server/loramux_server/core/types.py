@@ -65,7 +65,7 @@ BASE = Stack()
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
-    """How tokens are chosen. ``temperature`` 0 is greedy; ``top_k`` 0 and ``min_p`` 0 are off; tokens, not characters."""
+    """How tokens are chosen. ``temperature`` 0 is greedy; ``top_k`` 0 and ``min_p`` 0 are off; lengths in tokens."""
 
     max_tokens: int = 128
     temperature: float = 0.0

@@ -95,7 +95,7 @@ def build_engine(
         base_name=base.name,
         base_fingerprint=base.fingerprint,
         architecture=(getattr(config, "architectures", None) or [type(base.model).__name__])[0],
-        vocab_size=int(config.vocab_size),  # type: ignore[arg-type]
+        vocab_size=int(config.vocab_size),
         max_context=max_context(base.model),
         eos_token_ids=eos,
         device=str(base.device),

@@ -7,7 +7,8 @@ sample is the same alone, in any batch, and after preemption. Log-probabilities 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence as Seq
+from collections.abc import Collection
+from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 
 import numpy as np

@@ -217,10 +217,8 @@ class Scheduler:
 
     # -- inside -----------------------------------------------------------------------------------------------
 
-    def _grow(
-        self, seq: Sequence, length: int, preempted: list[str], chosen: list[tuple[Sequence, int]]
-    ) -> bool:
-        """Give ``seq`` pages for ``length`` more tokens, setting back younger sequences. False if it is itself set back."""
+    def _grow(self, seq: Sequence, length: int, preempted: list[str], chosen: list[tuple[Sequence, int]]) -> bool:
+        """Give ``seq`` pages for ``length`` more tokens, setting back younger ones. False if it is itself set back."""
         missing = self.pages.needed(seq.num_computed + length) - len(seq.pages)
         while missing > self.pages.available:
             victim = self._running[-1]

@@ -38,7 +38,7 @@ class ThreadLink:
         def run() -> None:
             try:
                 engine, info = self._build(emit)
-            except BaseException as error:  # noqa: BLE001 - raised again where the engine was asked for
+            except BaseException as error:
                 loop.call_soon_threadsafe(_settle, ready, error)
                 return
             self._engine = engine

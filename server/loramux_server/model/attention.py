@@ -1,8 +1,7 @@
 """Attention over packed tokens, plugged into transformers through ``AttentionInterface``.
 
-A model calls :func:`_forward` in every layer; the step's :class:`~..lora.context.Attention` does the work. Two live here:
-:class:`PackedAttention` (whole sequences, no cache, differentiable: training and scoring) and, in ``kv.py``,
-``PagedAttention`` (serving).
+A model calls :func:`_forward` in every layer; the step's ``lora.context.Attention`` does the work. There are two:
+:class:`PackedAttention` (whole sequences, no cache, differentiable: training) and ``kv.PagedAttention`` (serving).
 """
 
 from __future__ import annotations

@@ -17,6 +17,7 @@ def host_available() -> int:
 
 
 def host_total() -> int:
+    """Bytes of memory that the host, or its control group, has."""
     total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return min(total, _cgroup("memory.max") or total)
 

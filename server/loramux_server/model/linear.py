@@ -36,17 +36,16 @@ def dense_weight(module: nn.Module) -> Tensor:
     weight: Any = module.weight
     if is_quantized(module):
         return dequantize_4bit(weight.data, weight.quant_state)
-    return weight.data  # type: ignore[no-any-return]
+    data: Tensor = weight.data
+    return data
 
 
 def _joined_bias(modules: Sequence[nn.Module], dtype: torch.dtype) -> Tensor | None:
-    if all(m.bias is None for m in modules):
+    biases: list[Any] = [m.bias for m in modules]
+    if all(b is None for b in biases):
         return None
-    parts = [
-        torch.zeros(int(m.out_features)) if m.bias is None else m.bias.data  # type: ignore[arg-type, union-attr]
-        for m in modules
-    ]
-    return torch.cat([p.to(dtype) for p in parts])
+    sizes = [int(m.out_features) for m in modules]  # type: ignore[arg-type]
+    return torch.cat([torch.zeros(n) if b is None else b.data for b, n in zip(biases, sizes, strict=True)]).to(dtype)
 
 
 class UnpackedLinear:

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+from ..core.errors import Code, Error
 from ..core.settings import EngineSettings
 from ..lora.context import Attention, StepContext
 from ..lora.linear import install
 from ..lora.routing import Routing
 from .attention import NAME, attach
+from .host import host_available
 from .kv import KVShape
 from .linear import make_linear
-from .host import host_available
 from .load import LoadedBase, linear_modules, load_base, resolve_device, resolve_dtype
 
 Progress = Callable[[str, float | None], None]
@@ -76,7 +78,7 @@ class ResidentBase:
             use_cache=False,
             logits_to_keep=wanted,
         )
-        return out.logits[0]  # type: ignore[no-any-return]
+        return out.logits[0]
 
     def release(self) -> None:
         """Let go of the last step's attention and routing, and of what they hold."""
@@ -84,25 +86,55 @@ class ResidentBase:
 
     def embed(self, ids: Tensor) -> Tensor:
         """Input embeddings [T, hidden] in the base's dtype."""
-        return self.model.get_input_embeddings()(ids)  # type: ignore[no-any-return]
+        return self.model.get_input_embeddings()(ids)
 
     @property
     def layers(self) -> nn.ModuleList:
         """The decoder layers."""
-        count = int(self.model.config.num_hidden_layers)  # type: ignore[arg-type]
+        count = int(self.model.config.num_hidden_layers)
         for module in self.model.base_model.modules():
             if isinstance(module, nn.ModuleList) and len(module) == count and hasattr(module[0], "forward"):
                 return module
         raise RuntimeError("the model has no list of decoder layers")
 
-    @property
+    @cached_property
     def kv_shape(self) -> KVShape:
-        """Shape of the KV cache that the model needs, read off its configuration."""
-        config = self.model.config
-        heads = int(config.num_attention_heads)  # type: ignore[arg-type]
-        kv_heads = int(getattr(config, "num_key_value_heads", None) or heads)
-        head_dim = int(getattr(config, "head_dim", None) or config.hidden_size // heads)  # type: ignore[operator]
-        return KVShape(int(config.num_hidden_layers), kv_heads, head_dim)  # type: ignore[arg-type]
+        """Shape of the KV cache, seen in a forward of one token: configurations name it in too many ways.
+
+        Raises FAILED_PRECONDITION for a model whose layers differ or whose keys and values do.
+        """
+        probe = _Probe()
+        start = torch.zeros(1, dtype=torch.long, device=self.device)
+        with torch.no_grad():
+            self.forward(start, probe, None, start, ids=start)
+        self.release()
+        if len(probe.shapes) != 1 or probe.layers != set(range(len(probe.layers))):
+            raise Error(
+                Code.FAILED_PRECONDITION,
+                f"{self.name}: attention layers of unlike shapes are not supported: {sorted(probe.shapes)}",
+                reason="MODEL_NOT_SUPPORTED",
+            )
+        ((kv_heads, head_dim, value_dim),) = probe.shapes
+        if head_dim != value_dim:
+            raise Error(
+                Code.FAILED_PRECONDITION,
+                f"{self.name}: keys of {head_dim} and values of {value_dim} per head are not supported",
+                reason="MODEL_NOT_SUPPORTED",
+            )
+        return KVShape(len(probe.layers), kv_heads, head_dim)
+
+
+class _Probe:
+    """Attention of a single token, which notes what passes through."""
+
+    def __init__(self) -> None:
+        self.shapes: set[tuple[int, int, int]] = set()
+        self.layers: set[int] = set()
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, **_: object) -> Tensor:
+        self.layers.add(layer)
+        self.shapes.add((k.shape[1], k.shape[2], v.shape[2]))
+        return v.repeat_interleave(q.shape[1] // v.shape[1], dim=1)
 
 
 class _Head(nn.Module):

@@ -1,5 +1,7 @@
-"""Which rows make up which step, and at what learning rate: pure functions of the step number, so that a run can be
-taken up again anywhere."""
+"""Which rows make up which step, and at what learning rate.
+
+Pure functions of the step number, so that a run can be taken up again anywhere.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +43,9 @@ class Order:
     def learning_rate(self, step: int) -> float:
         """Warm-up from nearly nothing, then linear or cosine decay to zero, or constant."""
         total = self.total_steps
-        warmup = min(max(MIN_WARMUP, round(total * self.spec.warmup_ratio)), total // 2) if self.spec.warmup_ratio else 0
+        warmup = (
+            min(max(MIN_WARMUP, round(total * self.spec.warmup_ratio)), total // 2) if self.spec.warmup_ratio else 0
+        )
         peak = self.spec.learning_rate
         if step < warmup:
             return peak * (step + 1) / warmup

@@ -14,7 +14,7 @@ from .trainer import train
 class TrainingTask:
     """A training run, advanced piece by piece."""
 
-    def __init__(self, base: ResidentBase, command: TrainCommand, report: Callable[[TrainEvent], None]) -> None:
+    def __init__(self, base: ResidentBase, command: TrainCommand, report: Callable[[TrainEvent], object]) -> None:
         self._base, self._pace = base, Pace()
         self._run = train(base, command, report, self._pace)
         self.nbytes = 0
@@ -36,7 +36,7 @@ class TrainingTask:
 def make_tasks(base: ResidentBase) -> StartTask:
     """How the engine starts jobs on ``base``."""
 
-    def start(command: TrainCommand, report: Callable[[TrainEvent], None]) -> TrainingTask:
+    def start(command: TrainCommand, report: Callable[[TrainEvent], object]) -> TrainingTask:
         return TrainingTask(base, command, report)
 
     return start

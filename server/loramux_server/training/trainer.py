@@ -7,9 +7,10 @@ between two pieces. The base is frozen and shared; all that a job owns is in :cl
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
@@ -27,7 +28,10 @@ from .pace import Pace
 from .step import RowRunner
 from .targets import target_modules
 
-Report = Callable[[TrainEvent], None]
+Report = Callable[[TrainEvent], object]
+T = TypeVar("T")
+Pieces = Generator[int, None, T]
+"""Work in pieces: yields the bytes that the job holds after each, and returns T."""
 
 CACHE_SHARE = 8
 """At most one part in this many of the free memory holds activations of frozen layers."""
@@ -44,7 +48,7 @@ class Run:
     stacks: list[int]  # frozen stack under each training row
 
 
-def train(base: ResidentBase, command: TrainCommand, report: Report, pace: Pace) -> Iterator[int]:
+def train(base: ResidentBase, command: TrainCommand, report: Report, pace: Pace) -> Pieces[None]:
     """Train, evaluate and write the adapter to ``command.output``; yields the job's bytes after every piece.
 
     Raises FAILED_PRECONDITION when the loss is no longer a number: nothing is written then.
@@ -62,7 +66,9 @@ def train(base: ResidentBase, command: TrainCommand, report: Report, pace: Pace)
         loss = 0.0
         for part in pace.split(batch, [len(r.input_ids) for r in rows]):
             with pace.measure(sum(len(rows[i].input_ids) for i in part)):
-                found = run.rows.loss([rows[i] for i in part], [run.stacks[i] for i in part], run.adapter, training=True)
+                found = run.rows.loss(
+                    [rows[i] for i in part], [run.stacks[i] for i in part], run.adapter, training=True
+                )
                 # Weighted by tokens over the whole batch, however it was split.
                 (found.total / learned).backward()
                 loss += float(found.total.detach()) / learned
@@ -96,7 +102,7 @@ def train(base: ResidentBase, command: TrainCommand, report: Report, pace: Pace)
     _write(base, command, run)
 
 
-def _frozen_stacks(base: ResidentBase, command: TrainCommand) -> Iterator[int]:
+def _frozen_stacks(base: ResidentBase, command: TrainCommand) -> Pieces[tuple[AdapterBank, list[Entries]]]:
     """Read the adapters underneath into a bank of the job's own, one a piece; returns it and the stacks' slots."""
     versions = {e.adapter.digest: e.adapter for stack in command.stacks for e in stack.entries}
     bank = AdapterBank(base.groups, sum(v.rank for v in versions.values()), base.device, base.dtype)
@@ -107,7 +113,7 @@ def _frozen_stacks(base: ResidentBase, command: TrainCommand) -> Iterator[int]:
     stacks: list[Entries] = [
         tuple((bank.slot(e.adapter.digest), e.weight) for e in stack.entries if e.weight) for stack in command.stacks
     ]
-    return bank, stacks  # noqa: B901 - the generator's value, through "yield from"
+    return bank, stacks
 
 
 def _start(base: ResidentBase, command: TrainCommand, bank: AdapterBank, stacks: list[Entries]) -> Run:
@@ -156,18 +162,18 @@ def _needs_checkpoints(base: ResidentBase, tokens: int, first: int) -> bool:
     About 20 float32 values per hidden unit and 4 per intermediate unit are kept for each token and layer.
     """
     config = base.model.config
-    hidden = int(config.hidden_size)  # type: ignore[arg-type]
+    hidden = int(config.hidden_size)
     inner = int(getattr(config, "intermediate_size", None) or 4 * hidden)
     needed = 4 * tokens * (len(base.layers) - first) * (20 * hidden + 4 * inner)
     free = host_available() if base.device.type == "cpu" else int(torch.cuda.mem_get_info(base.device)[0])
     return needed > free // 4
 
 
-def _evaluate(run: Run, command: TrainCommand, pace: Pace, bank: AdapterBank) -> Iterator[int]:
+def _evaluate(run: Run, command: TrainCommand, pace: Pace, bank: AdapterBank) -> Pieces[dict[str, float]]:
     """Loss and token accuracy on the validation rows, with the new adapter and without it; returns the metrics."""
     rows = command.validation
     if not rows:
-        return {}  # noqa: B901
+        return {}
     under = assign_stacks(rows, len(command.stacks))
     sums = {"eval": [0.0, 0, 0], "base": [0.0, 0, 0]}
     for part in pace.split(list(range(len(rows))), [len(r.input_ids) for r in rows], command.spec.batch_size):

@@ -1,0 +1,138 @@
+"""An engine without a thread: the test turns the loop by hand and sees the logits behind every token."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from loramux_server.core.backend import GenerateCommand, ScoreCommand, ScoreResult, TokenEvent
+from loramux_server.core.jobs import TrainCommand, TrainEvent
+from loramux_server.core.settings import EngineSettings
+from loramux_server.core.types import BASE, AdapterVersion, FinishReason, SamplingParams, Stack, StackEntry
+from loramux_server.engine.build import build_engine
+from loramux_server.engine.protocol import Command, Failure, Output, command_id
+from loramux_server.training.tasks import make_tasks
+
+
+def version_of(folder: Path, rank: int, name: str = "") -> AdapterVersion:
+    """An adapter folder as the engine is told of it."""
+    digest = hashlib.sha256((folder / "adapter_model.safetensors").read_bytes()).hexdigest()
+    return AdapterVersion(name or folder.name, 1, digest, rank, str(folder))
+
+
+def stack_of(*entries: tuple[AdapterVersion, float]) -> Stack:
+    return Stack(tuple(StackEntry(adapter, weight) for adapter, weight in entries))
+
+
+class Engine:
+    """Loop, scheduler and model of one folder. ``logits[id]`` has one row per token that ``id`` was given."""
+
+    def __init__(self, folder: Path, state_dir: Path, **settings: object) -> None:
+        self.outputs: dict[str, list[Output]] = defaultdict(list)
+        self.logits: dict[str, list[Tensor]] = defaultdict(list)
+        self.kinds: list[str] = []
+        chosen = EngineSettings(model=str(folder), state_dir=str(state_dir), device="cpu", dtype="float32")
+        self.loop, self.info = build_engine(
+            replace(chosen, **settings),  # type: ignore[arg-type]
+            make_tasks,
+            lambda tenant: tenant.encode(),
+            self._take,
+            lambda step, fraction: None,
+        )
+        self.scheduler = self.loop._scheduler
+        self.runner = self.loop._runner
+        self.base = self.runner.base
+        self._watch()
+
+    def _take(self, output: Output) -> None:
+        self.outputs[output.id].append(output)
+
+    def _watch(self) -> None:
+        run = self.runner.run
+
+        def watched(plan, sequences):  # type: ignore[no-untyped-def]
+            output = run(plan, sequences)
+            self.kinds.append(plan.kind)
+            sampling = [w.id for w in plan.work if w.samples and sequences[w.id].score_from is None]
+            for id, row in zip(sampling, output.next_token, strict=True):
+                self.logits[id].append(row.clone())
+            return output
+
+        self.runner.run = watched  # type: ignore[method-assign]
+
+    def submit(self, *commands: Command) -> None:
+        for command in commands:
+            self.loop.submit(command)
+
+    def finish(self, *ids: str, turns: int = 5000) -> None:
+        """Turn until every one of ``ids`` is done."""
+        for _ in range(turns):
+            if all(self.outputs[id] and self.outputs[id][-1].done for id in ids):
+                return
+            self.loop.turn()
+        raise AssertionError(f"not done after {turns} turns: {ids}")
+
+    def run(self, *commands: Command) -> None:
+        self.submit(*commands)
+        self.finish(*(command_id(c) for c in commands))
+
+    def tokens(self, id: str) -> list[int]:
+        return [t for o in self.outputs[id] if isinstance(o.payload, TokenEvent) for t in o.payload.token_ids]
+
+    def reason(self, id: str) -> FinishReason | None:
+        last = self.outputs[id][-1].payload
+        assert isinstance(last, TokenEvent)
+        return last.finish_reason
+
+    def failure(self, id: str) -> Failure | None:
+        return self.outputs[id][-1].failure
+
+    def generate(self, prompt: Sequence[int], max_tokens: int = 12, stack: Stack = BASE, **sampling: object):  # type: ignore[no-untyped-def]
+        """Greedy tokens of one request run alone."""
+        id = f"alone-{len(self.outputs)}"
+        self.run(command(id, prompt, max_tokens, stack, **sampling))
+        return self.tokens(id)
+
+    def score(self, prompt: Sequence[int], continuation: Sequence[int], stack: Stack = BASE) -> ScoreResult:
+        id = f"score-{len(self.outputs)}"
+        self.run(ScoreCommand(id, tuple(prompt), tuple(continuation), stack))
+        result = self.outputs[id][-1].payload
+        assert isinstance(result, ScoreResult), self.failure(id)
+        return result
+
+    def train(self, command: TrainCommand) -> list[TrainEvent]:
+        self.run(command)
+        assert self.failure(command.job_id) is None, self.failure(command.job_id)
+        return [o.payload for o in self.outputs[command.job_id] if isinstance(o.payload, TrainEvent)]
+
+    def close(self) -> None:
+        self.loop.stop()
+        self.loop.run()
+
+
+def command(
+    id: str, prompt: Sequence[int], max_tokens: int = 12, stack: Stack = BASE, **sampling: object
+) -> GenerateCommand:
+    params = SamplingParams(max_tokens=max_tokens, ignore_eos=True)
+    return GenerateCommand(id, tuple(prompt), stack, replace(params, **sampling))  # type: ignore[arg-type]
+
+
+def prompts(count: int, *, lengths: tuple[int, int] = (3, 40), vocab: int = 384, seed: int = 0) -> list[list[int]]:
+    """Random prompts without special tokens."""
+    draw = torch.Generator().manual_seed(seed)
+    sizes = torch.randint(lengths[0], lengths[1], (count,), generator=draw).tolist()
+    return [torch.randint(3, vocab, (n,), generator=draw).tolist() for n in sizes]
+
+
+def check_tokens(tokens: Sequence[int], expected: Sequence[tuple[int, float]], tie: float = 1e-4) -> None:
+    """``tokens`` are the oracle's, up to the first place where its two best logits are a tie."""
+    for i, (token, (best, gap)) in enumerate(zip(tokens, expected, strict=True)):
+        if token != best:
+            assert gap < tie, f"token {i}: {token} instead of {best}, which leads by {gap}"
+            return

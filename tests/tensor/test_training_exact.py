@@ -1,0 +1,193 @@
+"""Training on the resident base gives the losses and the adapter of a plain transformers + PEFT loop."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from loramux_server.core.jobs import TrainCommand, TrainRow, TrainSpec
+from loramux_server.core.types import BASE
+from loramux_server.lora.trainable import TrainableAdapter
+from loramux_server.training.order import Order, assign_stacks
+from loramux_server.training.targets import target_modules
+from tests.engine import Engine, command, prompts, stack_of, version_of
+from tests.oracle import Oracle, load_plain
+
+SPEC = TrainSpec(rank=4, alpha=8, learning_rate=5e-3, epochs=3, batch_size=4, seed=3, layers=(1, 2))
+
+
+def rows(count: int, seed: int = 0) -> tuple[TrainRow, ...]:
+    texts = prompts(count, lengths=(8, 30), seed=seed)
+    return tuple(TrainRow(tuple(t), tuple(i >= len(t) // 2 for i in range(len(t)))) for t in texts)
+
+
+def peft_losses(base: Path, spec: TrainSpec, data: tuple[TrainRow, ...], initial: TrainableAdapter, under, turns):  # type: ignore[no-untyped-def]
+    """Losses of a plain loop: one row at a time, PEFT's layers, torch's AdamW; ``under`` is one PEFT stack a turn."""
+    from peft import LoraConfig, get_peft_model
+
+    model = load_plain(base, torch.float32)
+    config = LoraConfig(
+        r=spec.rank,
+        lora_alpha=spec.alpha,
+        target_modules=sorted({n.rpartition(".")[2] for n in initial.parameters}),
+        layers_to_transform=list(spec.layers) if spec.layers else None,
+        task_type="CAUSAL_LM",
+    )
+    peft = get_peft_model(model, config)
+    for index, stack in enumerate(under):
+        for folder, _ in stack:
+            peft.load_adapter(str(folder), adapter_name=f"u{index}-{folder.name}", is_trainable=False)
+    trained = {}
+    for name, module in peft.named_modules():
+        if hasattr(module, "lora_A") and "default" in module.lora_A:
+            a, b = initial.parameters[name.removeprefix("base_model.model.")]
+            with torch.no_grad():
+                module.lora_A["default"].weight.copy_(a)
+                module.lora_B["default"].weight.copy_(b)
+            trained[name] = module
+    weights = [p for m in trained.values() for p in (m.lora_A["default"].weight, m.lora_B["default"].weight)]
+    optimizer = torch.optim.AdamW(weights, betas=(spec.beta1, spec.beta2), weight_decay=spec.weight_decay)
+    order = Order(spec, len(data))
+    losses = []
+    for step in range(order.total_steps):
+        batch = order.batch(step)
+        count = sum(sum(data[i].labels[1:]) for i in batch)
+        total = 0.0
+        for i in batch:
+            names = ["default"]
+            for folder, weight in under[turns[i]]:
+                names.append(f"u{turns[i]}-{folder.name}")
+                for module in peft.modules():
+                    if hasattr(module, "set_scale") and names[-1] in getattr(module, "lora_A", {}):
+                        module.set_scale(names[-1], weight)
+            peft.base_model.set_adapter(names)
+            for p in peft.parameters():
+                p.requires_grad_(False)
+            for w in weights:
+                w.requires_grad_(True)
+            ids = torch.tensor([data[i].input_ids])
+            logits = peft(input_ids=ids, use_cache=False).logits[0, :-1]
+            learned = torch.tensor(data[i].labels[1:])
+            loss = torch.nn.functional.cross_entropy(logits[learned], ids[0, 1:][learned], reduction="sum") / count
+            loss.backward()
+            total += float(loss.detach())
+        torch.nn.utils.clip_grad_norm_(weights, spec.max_grad_norm)
+        for group in optimizer.param_groups:
+            group["lr"] = order.learning_rate(step)
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(total)
+    return losses, peft
+
+
+def initial_adapter(engine: Engine, spec: TrainSpec) -> TrainableAdapter:
+    return TrainableAdapter(
+        engine.base.groups,
+        target_modules(spec, engine.base.groups),
+        rank=spec.rank,
+        alpha=spec.alpha,
+        rslora=spec.rslora,
+        dropout=0.0,
+        generator=torch.Generator().manual_seed(spec.seed),
+        device=torch.device("cpu"),
+    )
+
+
+@pytest.fixture(scope="module", params=["llama", "gemma2"])
+def setup(request, tiny_base, tmp_path_factory):  # type: ignore[no-untyped-def]
+    base = tiny_base(request.param)
+    root = tmp_path_factory.mktemp("train")
+    engine = Engine(base, root / "state")
+    yield engine, base, root
+    engine.close()
+
+
+def test_losses_equal_a_peft_loop(setup, make_adapter):  # type: ignore[no-untyped-def]
+    """The same loss at every step, over a frozen stack, another one, and the bare base by turns."""
+    engine, base, root = setup
+    data = rows(12)
+    folders = [make_adapter(root / f"under{i}", base, rank=3, seed=i, scale=0.2) for i in range(2)]
+    under = [[(folders[0], 1.3)], [(folders[1], 0.5)], []]
+    stacks = tuple(stack_of(*((version_of(f, 3), w) for f, w in stack)) for stack in under)
+    events = engine.train(TrainCommand("j1", SPEC, data, stacks=stacks, output=str(root / "out1")))
+    got = [e.metrics["loss"] for e in events if e.type == "step"]
+    turns = assign_stacks(data, len(stacks))
+    expected, _ = peft_losses(base, SPEC, data, initial_adapter(engine, SPEC), under, turns)
+    assert got == pytest.approx(expected, rel=1e-3)
+    assert got[-1] < got[0] - 0.1
+
+
+def test_trained_adapter_serves_as_in_peft(setup):  # type: ignore[no-untyped-def]
+    """What was trained loads in PEFT, changes the answers, and gives the same text there."""
+    engine, base, root = setup
+    data = rows(8, seed=4)
+    spec = replace(SPEC, learning_rate=5e-2, epochs=10)
+    engine.train(TrainCommand("j2", spec, data, stacks=(BASE,), output=str(root / "out2")))
+    folder = root / "out2"
+    stack = stack_of((version_of(folder, SPEC.rank), 1.0))
+    prompt = list(data[0].input_ids[: len(data[0].input_ids) // 2])
+    engine.run(command("after", prompt, 10, stack))
+    oracle = Oracle(base)
+    assert engine.tokens("after") == oracle.greedy(prompt, 10, [(folder, 1.0)])
+    assert engine.tokens("after") != oracle.greedy(prompt, 10)
+    learned = data[0].input_ids
+    assert sum(engine.score(prompt, learned[len(prompt) :], stack).logprobs) > sum(
+        engine.score(prompt, learned[len(prompt) :]).logprobs
+    )
+
+
+def test_evaluation_equals_oracle(setup):  # type: ignore[no-untyped-def]
+    """Validation loss with the adapter and without it, against the oracle's logits."""
+    engine, base, root = setup
+    held_out = rows(5, seed=6)
+    events = engine.train(TrainCommand("j3", SPEC, rows(8, seed=7), validation=held_out, output=str(root / "out3")))
+    metrics = events[-1].metrics
+    oracle = Oracle(base)
+    for name, stack in (("base", []), ("eval", [(root / "out3", 1.0)])):
+        total, count, correct = 0.0, 0, 0
+        for row in held_out:
+            logits = oracle.logits(row.input_ids, stack)[:-1]
+            learned = torch.tensor(row.labels[1:])
+            target = torch.tensor(row.input_ids[1:])
+            total += float(torch.nn.functional.cross_entropy(logits[learned], target[learned], reduction="sum"))
+            correct += int((logits.argmax(-1) == target)[learned].sum())
+            count += int(learned.sum())
+        assert metrics[f"{name}_loss"] == pytest.approx(total / count, rel=1e-3)
+        assert metrics[f"{name}_token_accuracy"] == pytest.approx(correct / count)
+
+
+def test_serving_goes_on_while_training(setup):  # type: ignore[no-untyped-def]
+    """Requests beside a job give the same tokens as alone, and the job the same losses."""
+    engine, _, root = setup
+    prompt = prompts(1, seed=8)[0]
+    alone = engine.generate(prompt, 20)
+    data = rows(12, seed=9)
+    quiet = engine.train(TrainCommand("quiet", SPEC, data, output=str(root / "quiet")))
+    engine.submit(TrainCommand("busy", SPEC, data, output=str(root / "busy")))
+    for i in range(6):
+        engine.submit(command(f"beside{i}", prompt, 20))
+    engine.finish(*(f"beside{i}" for i in range(6)))
+    engine.finish("busy")
+    assert all(engine.tokens(f"beside{i}") == alone for i in range(6))
+    losses = [o.payload.metrics["loss"] for o in engine.outputs["busy"] if o.payload and o.payload.type == "step"]  # type: ignore[union-attr]
+    assert losses == pytest.approx([e.metrics["loss"] for e in quiet if e.type == "step"], rel=1e-3)
+
+
+def test_base_memory_stays(setup):  # type: ignore[no-untyped-def]
+    """No second copy of the base: its bytes are the same before, during and after a job."""
+    engine, _, root = setup
+    before = engine.base.nbytes
+    engine.submit(TrainCommand("mem", SPEC, rows(8), output=str(root / "mem")))
+    for _ in range(4):
+        engine.loop.turn()
+    weights = {id(g.base) for g in engine.base.groups}
+    assert engine.loop._stats().training_jobs == ("mem",)
+    assert engine.loop._stats().memory["base"] == before
+    assert engine.loop._stats().memory["training"] > 0
+    engine.finish("mem")
+    assert engine.loop._stats().memory["base"] == before
+    assert engine.loop._stats().memory["training"] == 0
+    assert {id(g.base) for g in engine.base.groups} == weights
