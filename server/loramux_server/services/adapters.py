@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
-import shutil
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from ..store.records import AdapterMeta, AdapterRecord, VersionRecord
 from ..store.refs import LATEST, check_name, parse_ref
 from ..store.store import Store
 from .adapter_views import AdapterViews
+from .cleanup import temporary_folder
 from .intake import receive_adapter
 from .limits import Limits
 from .metadata import metadata_violations
@@ -25,6 +25,8 @@ from .publishing import publish
 from .views import AdapterInfo, AdapterVersionInfo, Download, FileSpec, Page
 
 CHUNK_BYTES = 1 << 20
+STATS_SECONDS = 1.0
+"""Longest wait for the engine to say what is resident: it answers between two steps."""
 
 
 class AdapterService:
@@ -39,6 +41,7 @@ class AdapterService:
         self._info = info
         self._limits = limits
         self._views = AdapterViews(store, info)
+        self._resident: dict[str, str] = {}
 
     async def list(
         self, tenant: str = "default", *, prefix: str = "", page_size: int = 100, page_token: str = ""
@@ -72,8 +75,7 @@ class AdapterService:
         check_name(name)
         if violations := [*metadata_violations(metadata or {})]:
             raise invalid(violations)
-        folder = await asyncio.to_thread(self._store.state.new_tmp, "upload")
-        try:
+        async with temporary_folder(self._store, "upload") as folder:
             await receive_adapter(chunks, folder, files, self._limits.max_upload_bytes)
             config = await asyncio.to_thread(self._check, folder)
             meta = _meta(config, dict(metadata or {}))
@@ -85,8 +87,6 @@ class AdapterService:
                 config.rank,
                 lambda: self._store.adapters.publish(name, tenant, folder, meta, promote=set_current),
             )
-        finally:
-            await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
         return await self._version(record)
 
     async def download(self, ref: str, tenant: str = "default") -> Download:
@@ -183,12 +183,19 @@ class AdapterService:
         return await asyncio.to_thread(self._views.version, record, await self._tiers())
 
     async def _tiers(self) -> dict[str, str]:
-        """Digest -> fastest tier; all on disk while the engine is away, since lists must be answered even then."""
+        """Digest -> fastest tier, as of a moment ago if the engine is too busy to say.
+
+        All on disk while the engine is away: lists are answered even then.
+        """
         try:
-            resident = (await self._backend.stats()).resident
+            async with asyncio.timeout(STATS_SECONDS):
+                resident = (await self._backend.stats()).resident
+            self._resident = {digest: tier for tier in ("host", "device") for digest in resident.get(tier, ())}
+        except TimeoutError:
+            pass
         except Error:
-            return {}
-        return {digest: tier for tier in ("host", "device") for digest in resident.get(tier, ())}
+            self._resident = {}
+        return self._resident
 
     async def _unload(self, digest: str) -> None:
         try:

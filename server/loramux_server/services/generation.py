@@ -65,15 +65,15 @@ class GenerationService:
 
     async def generate_once(self, request: GenerateRequest) -> Completion:
         """The whole answer of ``generate`` at once; the same errors."""
-        parts: list[list[Chunk]] = [[] for _ in range(max(request.n, 0))]
+        parts: dict[int, list[Chunk]] = {}
         last = Chunk()
         async with aclosing(self.generate(request)) as chunks:
             async for chunk in chunks:
-                parts[chunk.index].append(chunk)
+                parts.setdefault(chunk.index, []).append(chunk)
                 last = chunk
         return Completion(
             id=request.request_id,
-            choices=tuple(_join(index, chunks) for index, chunks in enumerate(parts)),
+            choices=tuple(_join(index, parts[index]) for index in sorted(parts)),
             usage=last.usage or Usage(),
             adapters=last.adapters,
         )

@@ -11,6 +11,7 @@ from typing import TypeVar
 from ..core.backend import Backend
 from ..core.types import AdapterVersion
 from ..store.store import Store
+from .cleanup import to_the_end
 
 R = TypeVar("R")
 
@@ -23,8 +24,8 @@ async def publish(backend: Backend, store: Store, name: str, folder: Path, rank:
     """
     async with AsyncExitStack() as stack:
         # Entering waits for a collection of orphans that runs; while inside, none begins.
-        await asyncio.to_thread(stack.enter_context, store.blobs.publishing())
-        blob = await asyncio.to_thread(store.blobs.put_folder, folder)
+        await to_the_end(asyncio.to_thread(stack.enter_context, store.blobs.publishing()))
+        blob = await to_the_end(asyncio.to_thread(store.blobs.put_folder, folder))
         path = await asyncio.to_thread(store.blobs.local_path, blob.digest)
         await backend.load(AdapterVersion(name, 0, blob.digest, rank, str(path)))
-        return await asyncio.to_thread(commit)
+        return await to_the_end(asyncio.to_thread(commit))

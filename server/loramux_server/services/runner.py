@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
 import uuid
-from collections.abc import Coroutine
 from pathlib import Path
-from typing import Any, TypeVar
 
 from ..core.backend import Backend, EngineInfo
 from ..core.errors import Code, Error
@@ -17,6 +14,7 @@ from ..store.records import JobRecord
 from ..store.store import Store
 from ..telemetry.logs import get_logger
 from ..text import TextTokenizer
+from .cleanup import temporary_folder, to_the_end
 from .job_board import JobBoard
 from .limits import Limits
 from .plan import build_command, load_data
@@ -24,7 +22,6 @@ from .stacks import StackResolver
 from .training_run import TrainingRun
 
 log = get_logger(__name__)
-R = TypeVar("R")
 
 MAX_ENGINE_LOSSES = 8
 """A job during which the engine was lost this often is not tried again."""
@@ -93,7 +90,7 @@ class JobRunner:
             # The server stops. What is being published is published; anything else is taken up again next time.
             work.cancel()
             await asyncio.wait({work})
-            await self._requeue(job, "the server is stopping; queued again")
+            await self._move(job, JobState.QUEUED, message="the server is stopping; queued again")
             raise
         finally:
             self._board.ended(job.id)
@@ -117,35 +114,39 @@ class JobRunner:
         if error.code is Code.UNAVAILABLE:
             losses = self._losses[job.id] = self._losses.get(job.id, 0) + 1
             if losses < MAX_ENGINE_LOSSES:
-                await self._requeue(job, f"{error.message}; queued again")
+                await self._insist(job, JobState.QUEUED, message=f"{error.message}; queued again")
                 return False
         self._losses.pop(job.id, None)
         log.warning("job failed", job=job.id, code=error.code.value, error=error.message)
-        await self._move(job, JobState.FAILED, error=error)
+        await self._insist(job, JobState.FAILED, error=error)
         return True
 
-    async def _requeue(self, job: JobRecord, message: str) -> None:
-        await self._move(job, JobState.QUEUED, message=message)
+    async def _insist(self, job: JobRecord, state: JobState, *, message: str = "", error: Error | None = None) -> None:
+        """Move a job as soon as the store can take it, however long its disk is full or its database away."""
+        while True:
+            try:
+                return await self._move(job, state, message=message, error=error)
+            except Error as failure:
+                log.error("the state of a job cannot be stored", job=job.id, state=state.value, error=failure.message)
+                await asyncio.sleep(self._retry_seconds)
 
     async def _move(self, job: JobRecord, state: JobState, *, message: str = "", error: Error | None = None) -> None:
         """Move a job, unless a request to stop it came first."""
         try:
             await self._board.move(job.id, state, message=message, error=error)
         except Error as refused:
-            if refused.code is not Code.FAILED_PRECONDITION:
+            if refused.reason != Code.FAILED_PRECONDITION.name:
                 raise
 
     async def _work(self, job: JobRecord) -> None:
         await self._board.move(job.id, JobState.RUNNING)
-        folder = await asyncio.to_thread(self._store.state.new_tmp, "job")
-        try:
+        async with temporary_folder(self._store, "job") as folder:
             command, run = await self._prepare(job, folder / "adapter")
             await run.train(command)
             reach("job.trained")
             await self._board.move(job.id, JobState.PUBLISHING)
-            await _to_the_end(run.publish(command))
-        finally:
-            await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+            # A commit cannot be taken back.
+            await to_the_end(run.publish(command))
 
     async def _prepare(self, job: JobRecord, output: Path) -> tuple[TrainCommand, TrainingRun]:
         request, tenant = job.request, job.request.owner
@@ -166,13 +167,3 @@ class JobRunner:
         command = build_command(job, data, stacks, row_stacks, self._info, output)
         run = TrainingRun(self._backend, self._store, self._info, self._limits, self._board, job, data)
         return command, run
-
-
-async def _to_the_end(work: Coroutine[Any, Any, R]) -> R:
-    """Await ``work``; a cancellation waits until it is done, because a commit cannot be taken back."""
-    task = asyncio.ensure_future(work)
-    try:
-        return await asyncio.shield(task)
-    except asyncio.CancelledError:
-        await asyncio.gather(task, return_exceptions=True)
-        raise

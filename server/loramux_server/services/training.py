@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
+from weakref import WeakValueDictionary
 
 from ..core.backend import EngineInfo
 from ..core.errors import Code, Error, FieldViolation, invalid
@@ -17,6 +17,7 @@ from ..store.refs import check_name, parse_ref
 from ..store.store import Store
 from ..text import TextTokenizer
 from .adapter_views import AdapterViews
+from .cleanup import temporary_folder, to_the_end
 from .intake import receive_file
 from .job_board import JobBoard
 from .job_validation import check_job_supported, job_violations, spec_violations
@@ -44,7 +45,7 @@ class TrainingService:
         self._board = board
         self._stacks = StackResolver(store)
         self._views = AdapterViews(store, info)
-        self._creating = asyncio.Lock()
+        self._creating: WeakValueDictionary[tuple[str, str], asyncio.Lock] = WeakValueDictionary()
 
     async def upload_dataset(
         self, chunks: AsyncIterator[bytes], tenant: str = "default", *, name: str = "", sha256: str = ""
@@ -52,13 +53,12 @@ class TrainingService:
         """Store the bytes of a JSONL file. Rows are counted but not looked at yet; a given ``sha256`` is checked."""
         if utf8_size(name) is None:
             raise invalid([FieldViolation("header.name", "is not valid Unicode (lone surrogate)")])
-        folder = await asyncio.to_thread(self._store.state.new_tmp, "dataset")
-        try:
+        async with temporary_folder(self._store, "dataset") as folder:
             path = folder / "data"
             rows = await receive_file(chunks, path, self._limits.max_dataset_bytes, sha256)
-            record = await asyncio.to_thread(self._store.datasets.put, path, tenant, filename=name, rows=rows)
-        finally:
-            await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+            record = await to_the_end(
+                asyncio.to_thread(self._store.datasets.put, path, tenant, filename=name, rows=rows)
+            )
         return dataset_info(record)
 
     async def validate_dataset(
@@ -93,8 +93,9 @@ class TrainingService:
         check_job_supported(request)
         if not request.idempotency_key:
             return await self._create(request)
-        # One after the other, so that a call that is sent again while the first still runs finds its job.
-        async with self._creating:
+        # A call that is sent again while the first still runs waits for the first one's job.
+        lock = self._creating.setdefault((request.tenant, request.idempotency_key), asyncio.Lock())
+        async with lock:
             if (job := await asyncio.to_thread(self._made_before, request)) is not None:
                 return await self._info_of(job)
             return await self._create(request)
@@ -114,7 +115,7 @@ class TrainingService:
     ) -> Page[JobInfo]:
         """Jobs, newest first, in one of ``states`` and for adapter ``name`` where these are given."""
         found, token = await asyncio.to_thread(self._list, tenant, states, name, page_size, page_token)
-        return Page(tuple([await self._info_of(job) for job in found]), token)
+        return Page(await asyncio.to_thread(lambda: tuple(self._view(job) for job in found)), token)
 
     async def cancel_job(self, job_id: str, tenant: str = "default") -> JobInfo:
         """Stop a job for good; a running one stops within one micro-step. Cancelled jobs stay cancelled (no error)."""

@@ -1,0 +1,34 @@
+"""Work that must be finished although whoever waits for it is cancelled."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+from ..store.store import Store
+
+R = TypeVar("R")
+
+
+async def to_the_end(work: Coroutine[Any, Any, R]) -> R:
+    """Await ``work``; a cancellation is passed on only when it is done."""
+    task = asyncio.ensure_future(work)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.gather(task, return_exceptions=True)
+        raise
+
+
+@asynccontextmanager
+async def temporary_folder(store: Store, prefix: str) -> AsyncIterator[Path]:
+    """A folder of the state directory that is gone afterwards, whatever happens."""
+    folder = await to_the_end(asyncio.to_thread(store.state.new_tmp, prefix))
+    try:
+        yield folder
+    finally:
+        await to_the_end(asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True))

@@ -1,0 +1,458 @@
+"""A job's life from upload to publishing, with the real store and a scripted engine."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+from collections.abc import AsyncIterator
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+
+from loramux_server.core.backend import EngineInfo
+from loramux_server.core.errors import Code, Error
+from loramux_server.core.jobs import JobState, TrainEventType, TrainSpec
+from loramux_server.core.types import AdapterVersion, StackItem
+from loramux_server.services.job_board import JobBoard
+from loramux_server.services.limits import Limits
+from loramux_server.services.runner import MAX_ENGINE_LOSSES, JobRunner
+from loramux_server.services.training import TrainingService
+from loramux_server.services.views import CreateJobRequest, JobEvent, JobInfo
+from loramux_server.store.records import AdapterMeta
+from loramux_server.store.store import Store
+from loramux_server.text import TextTokenizer
+
+from .adapter_files import write_adapter
+from .fakes import FakeBackend
+from .recording import Recorder
+from .scripted_training import ScriptedTraining
+
+ROWS = [{"prompt": f"Where is shop {i}?", "completion": f" In street {i}."} for i in range(12)]
+
+
+def jsonl(rows: list[dict[str, object]]) -> bytes:
+    return b"".join(json.dumps(row).encode() + b"\n" for row in rows)
+
+
+async def in_pieces(data: bytes, size: int = 7) -> AsyncIterator[bytes]:
+    for at in range(0, len(data), size):
+        yield data[at : at + size]
+
+
+@dataclass
+class Server:
+    """A training service and its runner over one store, as the app puts them together."""
+
+    store: Store
+    backend: FakeBackend
+    training: ScriptedTraining
+    service: TrainingService
+    runner: JobRunner
+    recorder: Recorder
+
+    @classmethod
+    def over(cls, store: Store, text: TextTokenizer, info: EngineInfo) -> Server:
+        backend, training, recorder = FakeBackend(info), ScriptedTraining(info), Recorder()
+        backend.training = training
+        board = JobBoard(store, recorder)
+        service = TrainingService(store, text, info, Limits(), board)
+        runner = JobRunner(backend, store, text, info, Limits(), board, retry_seconds=0.001)
+        return cls(store, backend, training, service, runner, recorder)
+
+    @asynccontextmanager
+    async def working(self) -> AsyncIterator[None]:
+        await self.runner.recover()
+        task = asyncio.create_task(self.runner.run())
+        try:
+            yield
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+    async def dataset(self, rows: list[dict[str, object]] = ROWS) -> str:  # type: ignore[assignment]
+        return (await self.service.upload_dataset(in_pieces(jsonl(rows)), name="shops.jsonl")).id
+
+    async def job(self, **request: object) -> JobInfo:
+        dataset = await self.dataset()
+        return await self.service.create_job(CreateJobRequest(**{"name": "acme", "dataset_id": dataset, **request}))  # type: ignore[arg-type]
+
+    async def finished(self, job: JobInfo) -> list[JobEvent]:
+        return [event async for event in self.service.watch_job(job.id)]
+
+    def published(self) -> list[str]:
+        return [version.ref for record in self.store.adapters.list("default")[0] for version in record.versions]
+
+
+@pytest.fixture
+def server(store: Store, text: TextTokenizer, info: EngineInfo) -> Server:
+    return Server.over(store, text, info)
+
+
+def states(events: list[JobEvent]) -> list[JobState]:
+    return [event.event.state for event in events if event.event.state is not None]
+
+
+SUCCESS = [JobState.QUEUED, JobState.RUNNING, JobState.EVALUATING, JobState.PUBLISHING, JobState.SUCCEEDED]
+
+
+async def test_a_job_from_upload_to_publishing(server: Server, info: EngineInfo) -> None:
+    validation = await server.dataset(ROWS[:2])  # type: ignore[arg-type]
+    job = await server.job(validation_dataset_id=validation, metadata={"who": "me"})
+    assert job.state is JobState.QUEUED
+    async with server.working():
+        events = await server.finished(job)
+    assert states(events) == SUCCESS
+    assert [e.sequence for e in events] == list(range(1, len(events) + 1))
+    losses = [e.event.metrics["loss"] for e in events if e.event.type is TrainEventType.STEP]
+    assert losses == [1.0, 0.5, pytest.approx(1 / 3)]
+    job = await server.service.get_job(job.id)
+    assert job.adapter is not None
+    assert job.adapter.ref == "acme@1"
+    assert (job.step, job.total_steps) == (3, 3)
+    assert job.metrics["eval_loss"] == 0.25
+    assert job.started_at
+    assert job.finished_at
+    meta = server.store.adapters.get_version("acme", "default").meta
+    assert meta.job_id == job.id
+    assert meta.dataset_digest == hashlib.sha256(jsonl(ROWS)).hexdigest()  # type: ignore[arg-type]
+    assert meta.base_fingerprint == info.base_fingerprint
+    assert meta.metadata == {"who": "me"}
+    assert meta.metrics == {"loss": pytest.approx(1 / 3), "trained_tokens": 30.0, "eval_loss": 0.25, "base_loss": 2.0}
+    assert not any(server.store.state.tmp.iterdir())
+    assert server.recorder.states == list(zip([None, *SUCCESS], SUCCESS, strict=False))
+
+
+async def test_the_engine_gets_the_tokenised_rows(server: Server, text: TextTokenizer) -> None:
+    spec = TrainSpec(rank=2, epochs=1.0)
+    job = await server.job(spec=spec)
+    async with server.working():
+        await server.finished(job)
+    (command,) = server.backend.trained
+    assert (command.job_id, command.spec, command.base_name) == (job.id, spec, "tiny/base")
+    assert len(command.rows) == len(ROWS)
+    prompt = text.encode("Where is shop 0?")
+    assert list(command.rows[0].input_ids[: len(prompt)]) == prompt
+    assert command.rows[0].labels.index(True) == len(prompt)
+    assert command.rows[0].input_ids[-1] == text.eos_token_id
+    assert [len(stack.entries) for stack in command.stacks] == [0]
+
+
+async def test_success_is_told_only_when_the_version_can_be_used(server: Server) -> None:
+    def look(adapter: AdapterVersion) -> None:
+        assert server.published() == []
+        (job,) = server.store.jobs.list("default")[0]
+        assert job.state is JobState.PUBLISHING
+
+    server.backend.on_load = look
+    job = await server.job()
+    async with server.working():
+        await server.finished(job)
+    assert [a.digest for a in server.backend.loaded] == [server.store.adapters.get_version("acme", "default").digest]
+
+
+async def test_the_card_tells_where_the_adapter_comes_from(server: Server) -> None:
+    job = await server.job()
+    async with server.working():
+        await server.finished(job)
+    version = server.store.adapters.resolve("acme", "default")
+    card = (Path(version.path) / "README.md").read_text()
+    for part in (
+        'base_model: "tiny/base"',
+        "library_name: peft",
+        job.id,
+        hashlib.sha256(jsonl(ROWS)).hexdigest(),  # type: ignore[arg-type]
+        "| `learning_rate` | 0.0002 |",
+        "| Training loss, last step | 0.333333 |",
+        'client.generate("...", adapters=["acme"])',
+        "PeftModel.from_pretrained(base",
+    ):
+        assert part in card
+
+
+async def test_jobs_run_in_order_one_at_a_time(server: Server) -> None:
+    jobs = [await server.job(name=name) for name in ("first", "second", "third")]
+    async with server.working():
+        for job in jobs:
+            await server.finished(job)
+    assert [c.job_id for c in server.backend.trained] == [job.id for job in jobs]
+    assert sorted(server.published()) == ["first@1", "second@1", "third@1"]
+    listed = await server.service.list_jobs()
+    assert [job.name for job in listed.items] == ["third", "second", "first"]
+    assert [j.name for j in (await server.service.list_jobs(name="second")).items] == ["second"]
+    assert (await server.service.list_jobs(states=(JobState.QUEUED, JobState.FAILED))).items == ()
+    page = await server.service.list_jobs(page_size=2, states=(JobState.SUCCEEDED, JobState.FAILED))
+    rest = await server.service.list_jobs(page_size=2, page_token=page.next_page_token)
+    assert [job.name for job in page.items + rest.items] == ["third", "second", "first"]
+
+
+@pytest.mark.parametrize(
+    ("fault", "code", "words"),
+    [
+        ({"at": 2, "error": Error(Code.FAILED_PRECONDITION, "the loss is not a number at step 2")}, "failed", "loss"),
+        ({"at": 2, "error": Error(Code.RESOURCE_EXHAUSTED, "out of memory")}, "resource", "memory"),
+        ({"at": 2, "error": ZeroDivisionError("secret /path")}, "internal", "internal error"),
+        ({"b": 0.0}, "failed", "changes nothing"),
+        ({"fingerprint": "another"}, "failed", "another base"),
+    ],
+)
+async def test_a_failed_job_publishes_nothing(server: Server, fault: dict[str, object], code: str, words: str) -> None:
+    server.backend.training = replace(server.training, **fault)  # type: ignore[arg-type]
+    job = await server.job()
+    async with server.working():
+        events = await server.finished(job)
+        assert states(events)[-1] is JobState.FAILED
+        job = await server.service.get_job(job.id)
+        assert words in job.error
+        assert job.error_reason.lower().startswith(code)
+        assert "/path" not in job.error
+        assert server.published() == []
+        assert server.backend.loaded == []
+        assert not any(server.store.state.tmp.iterdir())
+        server.backend.training = server.training
+        assert states(await server.finished(await server.job(name="next")))[-1] is JobState.SUCCEEDED
+
+
+async def test_not_a_number_weights_are_not_published(server: Server) -> None:
+    server.backend.load_error = Error(Code.INVALID_ARGUMENT, "tensor x holds values that are not finite")
+    job = await server.job()
+    async with server.working():
+        assert states(await server.finished(job))[-1] is JobState.FAILED
+    assert server.published() == []
+
+
+async def test_a_lost_engine_puts_the_job_back(server: Server) -> None:
+    server.training.at, server.training.error = 2, Error(Code.UNAVAILABLE, "the engine died")
+    server.training.times = 2
+    job = await server.job()
+    async with server.working():
+        events = await server.finished(job)
+    again = [JobState.RUNNING, JobState.QUEUED]
+    assert states(events) == [JobState.QUEUED, *again, *again, *SUCCESS[1:]]
+    assert server.published() == ["acme@1"]
+    assert "the engine died" in next(e.event.message for e in events if "again" in e.event.message)
+
+
+async def test_a_job_that_always_loses_the_engine_fails(server: Server) -> None:
+    server.training.at, server.training.error = 1, Error(Code.UNAVAILABLE, "the engine died")
+    server.training.times = 1000
+    job = await server.job()
+    async with server.working():
+        events = await server.finished(job)
+    assert states(events)[-1] is JobState.FAILED
+    assert server.training.runs == MAX_ENGINE_LOSSES
+
+
+async def test_a_stopped_server_takes_the_job_up_again(server: Server, text: TextTokenizer, info: EngineInfo) -> None:
+    server.training.at, server.training.hang = 2, True
+    job = await server.job()
+    async with server.working():
+        await server.training.waiting.wait()
+    assert server.training.stopped == 1
+    assert server.store.jobs.get(job.id).state is JobState.QUEUED
+    again = Server.over(server.store, text, info)
+    async with again.working():
+        events = await again.finished(job)
+    assert states(events) == [JobState.QUEUED, JobState.RUNNING, JobState.QUEUED, *SUCCESS[1:]]
+
+
+async def test_a_killed_server_takes_the_job_up_again(tmp_path: Path, text: TextTokenizer, info: EngineInfo) -> None:
+    store = Store.open(tmp_path / "killed")
+    server = Server.over(store, text, info)
+    job = await server.job()
+    store.jobs.move(job.id, JobState.RUNNING)  # and then the process was gone
+    store.close()
+    store = Store.open(tmp_path / "killed")
+    again = Server.over(store, text, info)
+    async with again.working():
+        events = await again.finished(job)
+    assert states(events) == [JobState.QUEUED, JobState.RUNNING, JobState.QUEUED, *SUCCESS[1:]]
+    assert again.published() == ["acme@1"]
+    store.close()
+
+
+async def test_cancel_while_queued_and_while_running(server: Server) -> None:
+    server.training.at, server.training.hang = 2, True
+    running, queued = await server.job(), await server.job(name="other")
+    async with server.working():
+        await server.training.waiting.wait()
+        assert (await server.service.cancel_job(queued.id)).state is JobState.CANCELLED
+        assert (await server.service.cancel_job(running.id)).state is JobState.CANCELLED
+        assert (await server.service.cancel_job(running.id)).state is JobState.CANCELLED
+        assert states(await server.finished(running))[-1] is JobState.CANCELLED
+        server.backend.training = ScriptedTraining(server.training.info)
+        assert states(await server.finished(await server.job(name="next")))[-1] is JobState.SUCCEEDED
+    assert server.training.stopped == 1
+    assert server.published() == ["next@1"]
+    assert [c.job_id for c in server.backend.trained].count(queued.id) == 0
+    with pytest.raises(Error) as caught:
+        await server.service.resume_job(running.id)
+    assert caught.value.code is Code.FAILED_PRECONDITION
+
+
+async def test_pause_and_resume(server: Server) -> None:
+    server.training.at, server.training.hang = 2, True
+    job = await server.job()
+    async with server.working():
+        await server.training.waiting.wait()
+        assert (await server.service.pause_job(job.id)).state is JobState.PAUSED
+        server.backend.training = ScriptedTraining(server.training.info)
+        assert (await server.service.resume_job(job.id)).state is JobState.QUEUED
+        events = await server.finished(job)
+    assert states(events) == [JobState.QUEUED, JobState.RUNNING, JobState.PAUSED, *SUCCESS]
+    with pytest.raises(Error):
+        await server.service.cancel_job(job.id)
+
+
+async def test_watching_again_goes_on_after_the_last_event_seen(server: Server) -> None:
+    server.training.at, server.training.hang = 2, True
+    job = await server.job()
+    async with server.working():
+        await server.training.waiting.wait()
+        seen: list[JobEvent] = []
+        async with aclosing(server.service.watch_job(job.id)) as events:
+            async for event in events:
+                seen.append(event)
+                if event.event.type is TrainEventType.STEP:
+                    break
+        late = asyncio.create_task(_collect(server, job, seen[-1].sequence))
+        await server.service.cancel_job(job.id)
+        rest = await late
+    whole = await server.finished(job)
+    assert seen + rest == whole
+    assert await _collect(server, job, whole[-1].sequence) == []
+    assert await _collect(server, job, 10**6) == []
+
+
+async def _collect(server: Server, job: JobInfo, after: int) -> list[JobEvent]:
+    return [event async for event in server.service.watch_job(job.id, after_sequence=after)]
+
+
+async def test_another_tenants_job_reads_as_absent(server: Server) -> None:
+    job = await server.job()
+    for call in (server.service.get_job, server.service.cancel_job, server.service.pause_job):
+        with pytest.raises(Error) as caught:
+            await call(job.id, "other")
+        assert caught.value.code is Code.NOT_FOUND
+    with pytest.raises(Error) as caught:
+        await anext(server.service.watch_job(job.id, "other"))
+    assert caught.value.code is Code.NOT_FOUND
+    with pytest.raises(Error) as caught:
+        await server.service.create_job(CreateJobRequest("acme", job.dataset_id, tenant="other"))
+    assert caught.value.code is Code.NOT_FOUND
+
+
+async def test_bad_jobs_make_no_row(server: Server) -> None:
+    dataset = await server.dataset()
+    good = CreateJobRequest("acme", dataset)
+    broken = await server.service.upload_dataset(in_pieces(b'{"prompt": "a", "completion": "b"}\n{\n\n[]\n{"x": 1}\n'))
+    bad = [
+        (replace(good, name="../acme"), ["name"]),
+        (replace(good, spec=TrainSpec(learning_rate=float("nan"), rank=0)), ["rank", "learning_rate"]),
+        (replace(good, dataset_id=broken.id), ["data[line 2]", "data[line 4]", "data[line 5]"]),
+        (replace(good, validation_dataset_id=broken.id), [f"validation[line {i}]" for i in (2, 4, 5)]),
+        (replace(good, spec=TrainSpec(max_length=4)), [f"data[line {i}]" for i in range(1, 13)]),
+        (replace(good, idempotency_key="x" * 300), ["idempotency_key"]),
+    ]
+    for request, fields in bad:
+        with pytest.raises(Error) as caught:
+            await server.service.create_job(request)
+        assert caught.value.code is Code.INVALID_ARGUMENT
+        assert [v.field for v in caught.value.violations] == fields
+    for request in (replace(good, dataset_id="ds-0"), replace(good, on_top_of=((StackItem("nobody"),),))):
+        with pytest.raises(Error) as caught:
+            await server.service.create_job(request)
+        assert caught.value.code is Code.NOT_FOUND
+    with pytest.raises(Error) as caught:
+        await server.service.create_job(replace(good, gate="improves"))
+    assert caught.value.code is Code.UNIMPLEMENTED
+    assert (await server.service.list_jobs()).items == ()
+
+
+async def test_the_same_key_gives_the_same_job(server: Server, info: EngineInfo, tmp_path: Path) -> None:
+    def donor(b: float) -> None:
+        folder = write_adapter(tmp_path / f"donor{b}", info, b=b)
+        server.store.adapters.publish("pine", "default", folder, AdapterMeta(rank=2, alpha=4.0))
+
+    donor(0.1)
+    request = CreateJobRequest(
+        "acme", await server.dataset(), on_top_of=((StackItem("pine", 1.3),), ()), idempotency_key="k"
+    )
+    jobs = await asyncio.gather(*(server.service.create_job(request) for _ in range(3)))
+    donor(0.2)  # the name moves on; the call that is sent again means the job that it made
+    jobs.append(await server.service.create_job(request))
+    assert len({job.id for job in jobs}) == 1
+    assert jobs[-1].on_top_of == ((StackItem("pine@1", 1.3),), ())
+    for other in (replace(request, name="b"), replace(request, on_top_of=((StackItem("pine", 1.0),), ()))):
+        with pytest.raises(Error) as caught:
+            await server.service.create_job(other)
+        assert caught.value.code is Code.ALREADY_EXISTS
+
+
+async def test_stacks_of_the_job_and_of_rows(server: Server, info: EngineInfo, tmp_path: Path) -> None:
+    for i, name in enumerate(("pine", "summit", "own")):
+        folder = write_adapter(tmp_path / name, info, b=0.1 * (i + 1))
+        server.store.adapters.publish(name, "default", folder, AdapterMeta(rank=2, alpha=4.0))
+    rows = [dict(row) for row in ROWS[:6]]
+    rows[1]["on_top_of"] = {"own": 0.5}  # type: ignore[assignment]
+    rows[3]["on_top_of"] = []  # type: ignore[assignment]
+    rows[4]["on_top_of"] = ["summit"]  # type: ignore[assignment]
+    job = await server.job(
+        dataset_id=await server.dataset(rows),  # type: ignore[arg-type]
+        on_top_of=((StackItem("pine", 1.3),), (StackItem("summit"), StackItem("own", 0.0))),
+    )
+    async with server.working():
+        await server.finished(job)
+    (command,) = server.backend.trained
+    written = [[(e.adapter.ref, e.weight) for e in stack.entries] for stack in command.stacks]
+    # An entry of weight 0 is off, so row 4's stack is the job's second one.
+    assert written == [[("pine@1", 1.3)], [("summit@1", 1.0)], [("own@1", 0.5)], []]
+    assert [row.stack for row in command.rows] == [0, 2, 1, 3, 1, 0]
+    trained_on = server.store.adapters.get_version("acme", "default").meta.trained_on
+    assert trained_on[0] == (StackItem("pine@1", 1.3),)
+
+
+async def test_rows_name_adapters_that_exist(server: Server) -> None:
+    rows = [{**row, "on_top_of": ["nobody"]} for row in ROWS]
+    dataset = await server.dataset(rows)  # type: ignore[arg-type]
+    with pytest.raises(Error) as caught:
+        await server.service.create_job(CreateJobRequest("acme", dataset))
+    assert caught.value.code is Code.NOT_FOUND
+    rows = [{**row, "on_top_of": {"../x": 1, "far": 1e9}} for row in ROWS[:1]]
+    dataset = await server.dataset(rows)  # type: ignore[arg-type]
+    with pytest.raises(Error) as caught:
+        await server.service.create_job(CreateJobRequest("acme", dataset))
+    assert [v.field for v in caught.value.violations] == [
+        "data[line 1].on_top_of[0].adapter",
+        "data[line 1].on_top_of[1].weight",
+    ]
+
+
+async def test_dataset_reports(server: Server) -> None:
+    dataset = await server.service.upload_dataset(in_pieces(jsonl(ROWS + ROWS[:1])), name="x.jsonl")  # type: ignore[arg-type]
+    assert (dataset.rows, dataset.name, dataset.size_bytes) == (13, "x.jsonl", len(jsonl(ROWS + ROWS[:1])))  # type: ignore[arg-type]
+    report = await server.service.validate_dataset(dataset.id, spec=TrainSpec(epochs=2, batch_size=4))
+    assert report.ok
+    assert (report.rows, report.duplicates, report.estimated_steps) == (13, 1, 8)
+    assert 0 < report.trained_tokens < report.tokens
+    lines = b"".join(b"{\n" for _ in range(30))
+    bad = await server.service.upload_dataset(in_pieces(lines))
+    report = await server.service.validate_dataset(bad.id)
+    assert not report.ok
+    assert [p.line for p in report.problems] == list(range(1, 21))
+    assert report.problems_total == 30
+    empty = await server.service.upload_dataset(in_pieces(b""))
+    report = await server.service.validate_dataset(empty.id)
+    assert [p.line for p in report.problems] == [0]
+
+
+async def test_uploads_are_checked_and_bounded(server: Server, store: Store, text: TextTokenizer) -> None:
+    with pytest.raises(Error, match="sha256"):
+        await server.service.upload_dataset(in_pieces(b"{}"), sha256="0" * 64)
+    small = TrainingService(store, text, server.backend.info, Limits(max_dataset_bytes=10), JobBoard(store))
+    with pytest.raises(Error) as caught:
+        await small.upload_dataset(in_pieces(b"x" * 11))
+    assert caught.value.code is Code.RESOURCE_EXHAUSTED
+    assert not any(store.state.tmp.iterdir())
