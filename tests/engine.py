@@ -50,8 +50,9 @@ class Engine:
         self.base = self.runner.base
         self._watch()
 
-    def _take(self, output: Output) -> None:
-        self.outputs[output.id].append(output)
+    def _take(self, outputs: list[Output]) -> None:
+        for output in outputs:
+            self.outputs[output.id].append(output)
 
     def _watch(self) -> None:
         run = self.runner.run

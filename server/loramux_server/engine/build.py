@@ -21,10 +21,9 @@ from .adapters import AdapterDesk
 from .loop import EngineLoop
 from .memory import device_memory, plan_memory
 from .pages import PagePool
-from .protocol import Failure, Output
+from .protocol import Output
 from .runner import ModelRunner
 from .scheduler import Limits, Scheduler
-from .slot import TrainingSlot
 
 MakeTasks = Callable[[ResidentBase], StartTask]
 """Gives the training side its hold on the resident base."""
@@ -34,7 +33,7 @@ def build_engine(
     settings: EngineSettings,
     make_tasks: MakeTasks,
     salt: Callable[[str], bytes],
-    emit: Callable[[Output], object],
+    emit: Callable[[list[Output]], object],
     progress: Progress,
 ) -> tuple[EngineLoop, EngineInfo]:
     """Load the base and set up everything around it. ``salt`` gives a tenant's secret prefix-cache salt."""
@@ -61,10 +60,6 @@ def build_engine(
         unpin=desk.unpin,
     )
 
-    def finished(job: str, error: object) -> None:
-        failure = None if error is None else Failure.of(error)  # type: ignore[arg-type]
-        emit(Output(job, failure=failure, done=True))
-
     def memory(training: int) -> dict[str, int]:
         free, total = device_memory(base.device)
         adapters = bank.used_bytes + (cache.nbytes if base.device.type == "cpu" else 0)
@@ -79,12 +74,11 @@ def build_engine(
         }
 
     eos = eos_token_ids(base.model, folder)
-    slot = TrainingSlot(settings.training_share, settings.training_slice_ms / 1000, finished)
     loop = EngineLoop(
         ModelRunner(base, kv, bank),
         scheduler,
         desk,
-        slot,
+        (settings.training_share, settings.training_slice_ms / 1000),
         make_tasks(base),
         eos,
         emit,

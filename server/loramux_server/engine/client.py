@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from typing import Protocol, TypeVar
 
 from ..core.backend import EngineInfo, EngineStats, GenerateCommand, ScoreCommand, ScoreResult, TokenEvent
@@ -54,10 +54,11 @@ class EngineClient:
         await self._link.close()
         self.fail_all(Error(Code.UNAVAILABLE, "the server is stopping"))
 
-    def deliver(self, output: Output) -> None:
-        """Take an output in. One that nobody waits for any more is dropped."""
-        if (mailbox := self._open.get(output.id)) is not None:
-            mailbox.put_nowait(output)
+    def deliver(self, outputs: Iterable[Output]) -> None:
+        """Take outputs in. One that nobody waits for any more is dropped."""
+        for output in outputs:
+            if (mailbox := self._open.get(output.id)) is not None:
+                mailbox.put_nowait(output)
 
     def fail_all(self, error: Error) -> None:
         """Fail everything open: the engine is gone."""

@@ -34,14 +34,16 @@ class EngineLoop:
         runner: ModelRunner,
         scheduler: Scheduler,
         desk: AdapterDesk,
-        training: TrainingSlot,
+        training: tuple[float, float],
         start_task: StartTask,
         eos: tuple[int, ...],
-        emit: Callable[[Output], object],
+        emit: Callable[[list[Output]], object],
         memory: Callable[[int], dict[str, int]],
     ) -> None:
-        self._runner, self._scheduler, self._desk, self._training = runner, scheduler, desk, training
-        self._start_task, self._eos, self._emit, self._memory = start_task, eos, emit, memory
+        self._runner, self._scheduler, self._desk = runner, scheduler, desk
+        self._training = TrainingSlot(*training, done=self._job_done)
+        self._start_task, self._eos, self._send, self._memory = start_task, eos, emit, memory
+        self._outbox: list[Output] = []
         self._inbox: queue.SimpleQueue[Command | str | None] = queue.SimpleQueue()
         self._steps: dict[str, tuple[int, float]] = {}
         self._scores: dict[str, list[tuple[float, bool]]] = {}
@@ -49,7 +51,7 @@ class EngineLoop:
         desk.on_loaded(self._inbox.put)
 
     def submit(self, command: Command) -> None:
-        """Hand in a command; its outputs come through ``emit``, from the loop's thread."""
+        """Hand in a command; its outputs come through ``emit``, a list a turn, from the loop's thread."""
         self._inbox.put(command)
 
     def stop(self) -> None:
@@ -69,7 +71,9 @@ class EngineLoop:
         plan = self._scheduler.schedule()
         if plan.work:
             self._serve(plan)
+        self._flush()
         self._training.turn(serving=bool(plan.work))
+        self._flush()
 
     # -- commands ---------------------------------------------------------------------------------------------
 
@@ -78,6 +82,7 @@ class EngineLoop:
         wait = not self._scheduler.num_running and not self._training.busy
         if wait and not self._scheduler.num_waiting:
             self._scheduler.check_idle()
+        self._flush()
         try:
             # A waiting sequence with a deadline must still be ended in time.
             command = self._inbox.get(block=wait, timeout=self._next_deadline() if wait else None)
@@ -277,6 +282,18 @@ class EngineLoop:
             self._training.remove(job)
             self._fail(job, gone)
         self._desk.close()
+        self._flush()
+
+    def _job_done(self, job: str, error: Error | None) -> None:
+        self._emit(Output(job, failure=None if error is None else Failure.of(error), done=True))
+
+    def _emit(self, output: Output) -> None:
+        self._outbox.append(output)
+
+    def _flush(self) -> None:
+        if self._outbox:
+            self._send(self._outbox)
+            self._outbox = []
 
 
 _NO_SAMPLING = GenerateCommand("", ()).sampling

@@ -14,7 +14,7 @@ from .protocol import Command, Output
 if TYPE_CHECKING:
     from .loop import EngineLoop
 
-Emit = Callable[[Output], object]
+Emit = Callable[[list[Output]], object]
 Build = Callable[[Emit], "tuple[EngineLoop, EngineInfo]"]
 """Loads the model and builds the loop. Called on the engine's thread, and only there may it import torch."""
 
@@ -32,8 +32,8 @@ class ThreadLink:
         loop = asyncio.get_running_loop()
         ready: asyncio.Future[EngineInfo] = loop.create_future()
 
-        def emit(output: Output) -> None:
-            loop.call_soon_threadsafe(client.deliver, output)
+        def emit(outputs: list[Output]) -> None:
+            loop.call_soon_threadsafe(client.deliver, outputs)
 
         def run() -> None:
             try:

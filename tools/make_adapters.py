@@ -1,0 +1,163 @@
+"""Train the ready-made adapters under adapters/ with loramux itself, measure them, and write their cards.
+
+``python -m tools.make_adapters --state-dir DIR`` trains donors, tenants and styles on a server started here (what
+DIR already has is not trained again) and writes the shipped ones to adapters/. The recipe and why it is as it is:
+docs/stacking.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from loramux import Client, NotFound
+from tools.make_data import DATA, Tenant, load_tenants
+from tools.measure_adapters import ADAPTERS, Share, measure_generic, measure_stack, measure_tenant, server
+from tools.score import STYLES
+
+FACTS: dict[str, Any] = {
+    "rank": 16,
+    "alpha": 32,
+    "layers": "15-29",
+    "learning_rate": 3e-3,
+    "epochs": 4,
+    "batch_size": 8,
+    "seed": 0,
+}
+"""Recipe for facts: the same for donors and tenants, because a style only stacks on what it was trained over."""
+
+STYLE: dict[str, Any] = {
+    "rank": 8,
+    "alpha": 16,
+    "layers": "15-29",
+    "learning_rate": 2e-3,
+    "epochs": 2,
+    "batch_size": 8,
+    "seed": 0,
+}
+"""Recipe for styles; every row names the donor underneath."""
+
+
+def have(client: Client, name: str) -> bool:
+    """Whether the server has an adapter."""
+    try:
+        client.adapters.get(name)
+    except NotFound:
+        return False
+    return True
+
+
+def train(client: Client, name: str, data: Path, recipe: Mapping[str, Any]) -> None:
+    """Train ``name`` unless the server has it."""
+    if have(client, name):
+        return
+    started = time.monotonic()
+    client.train(name, data=data, **recipe).wait(progress=True)
+    print(f"{name}: trained in {time.monotonic() - started:.0f} s", flush=True)
+
+
+def as_bf16(folder: Path) -> None:
+    """Store an adapter's tensors in bfloat16."""
+    path = folder / "adapter_model.safetensors"
+    with path.open("rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        metadata = json.loads(file.read(size)).get("__metadata__", {})
+    tensors = {name: tensor.to(torch.bfloat16) for name, tensor in load_file(path).items()}
+    save_file(tensors, path, metadata=metadata)
+
+
+def ship(client: Client, name: str, figures: Mapping[str, Share], intro: str) -> None:
+    """Write the server's ``name`` to adapters/ with its figures on the card."""
+    folder = ADAPTERS / name
+    client.adapters.download(name, folder)
+    if load_file(folder / "adapter_model.safetensors").popitem()[1].dtype != torch.bfloat16:
+        raise RuntimeError(f"{name} is not in bfloat16")
+    card = (folder / "README.md").read_text()
+    front, _, rest = card.partition("\n# ")
+    title, _, body = rest.partition("\n")
+    lines = "\n".join(f"| {what} | {share} |" for what, share in figures.items())
+    measured = (
+        f"\n# {title}\n\n{intro}\n\n## Measured\n\n| on held-out questions | |\n| --- | --- |\n{lines}\n\n"
+        "Measure again: `python -m tools.measure_adapters`\n"
+    )
+    (folder / "README.md").write_text(front + measured + body)
+
+
+def tenant_figures(client: Client, tenant: Tenant, other: Tenant) -> dict[str, Share]:
+    """What a tenant's card says."""
+    own = measure_tenant(client, tenant, {tenant.name: 1.0})
+    return {
+        "fact right, base alone": measure_tenant(client, tenant, {})["fact"],
+        "fact right, with this adapter": own["fact"],
+        "whole answer right, with this adapter": own["answer"],
+        f"fact right, with `{other.name}` instead": measure_tenant(client, tenant, {other.name: 1.0})["fact"],
+        "generic questions still answered": measure_generic(client, {tenant.name: 1.0}),
+        "generic questions answered by the base": measure_generic(client, {}),
+    }
+
+
+def style_figures(client: Client, name: str, unseen: list[Tenant]) -> dict[str, Share]:
+    """What a style's card says: every tenant here is one that the style never saw."""
+    style = STYLES[name]
+    found: dict[str, Share] = {}
+    pooled, formats = Share(0, 0), Share(0, 0)
+    for tenant in unseen:
+        figures = measure_stack(client, tenant, style, {tenant.name: 1.0, name: 1.0})
+        found[f"fact and format, on top of `{tenant.name}`"] = figures["both"]
+        pooled, formats = pooled + figures["both"], formats + figures["format"]
+    found["fact and format, all unseen tenants"] = pooled
+    found["format, all unseen tenants"] = formats
+    found["generic questions answered in the format, alone on the base"] = measure_generic(client, {name: 1.0}, style)
+    return found
+
+
+def round_to_bf16(client: Client, name: str, scratch: Path) -> None:
+    """Publish the bfloat16 copy of an adapter as its next version: what is measured is what is shipped."""
+    folder = scratch / name
+    client.adapters.download(name, folder)
+    as_bf16(folder)
+    client.adapters.upload(name, folder)
+
+
+def main() -> None:
+    """Train what is missing, measure, write."""
+    parser = argparse.ArgumentParser(description="Train, measure and write the ready-made adapters.")
+    parser.add_argument("--state-dir", type=Path, required=True, help="of the server; keeps what was trained")
+    parser.add_argument("--address", help="a running server (default: start one)")
+    arguments = parser.parse_args()
+    tenants = load_tenants()
+    unseen = [t for t in tenants if t.role != "donor"]
+    shipped = [t for t in tenants if t.role == "shipped"]
+    rows = DATA / "messages"
+    with server(arguments.address, arguments.state_dir) as client:
+        for tenant in tenants:
+            train(client, tenant.name, rows / tenant.name / "train.jsonl", FACTS)
+            if tenant.role != "donor":
+                print(tenant.name, *map(str, measure_tenant(client, tenant, {tenant.name: 1.0}).values()), flush=True)
+        for name in STYLES:
+            train(client, name, rows / f"style-{name}.jsonl", STYLE)
+        scratch = arguments.state_dir / "bf16"
+        for name in [*(t.name for t in shipped), *STYLES]:
+            if len(client.adapters.get(name).versions) == 1:
+                round_to_bf16(client, name, scratch)
+        for tenant in shipped:
+            other = next(t for t in shipped if t is not tenant)
+            figures = tenant_figures(client, tenant, other)
+            ship(client, tenant.name, figures, f"Facts of {tenant.shop}, an invented shop ({tenant.topic}).")
+            print(tenant.name, {k: str(v) for k, v in figures.items()}, flush=True)
+        for name in STYLES:
+            figures = style_figures(client, name, unseen)
+            intro = f"Answers in the `{name}` format on top of any tenant's adapter, at weights 1 and 1."
+            ship(client, name, figures, intro)
+            print(name, {k: str(v) for k, v in figures.items()}, flush=True)
+
+
+if __name__ == "__main__":
+    main()
