@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from .core.backend import EngineInfo
 from .core.settings import EngineSettings
+from .engine.process_backend import ProcessBackend
 from .engine.thread_backend import Emit, ThreadBackend
 
 if TYPE_CHECKING:
@@ -17,18 +18,27 @@ if TYPE_CHECKING:
 Progress = Callable[[str, float | None], None]
 
 
-def make_backend(settings: EngineSettings, progress: Progress) -> ThreadBackend:
-    """A backend that is not started yet. ``progress(step, fraction or None)`` is called from the engine's thread."""
+def make_backend(settings: EngineSettings, progress: Progress) -> ProcessBackend:
+    """A backend with the engine in a process of its own, not started yet."""
+    return ProcessBackend(settings, progress)
+
+
+def make_thread_backend(settings: EngineSettings, progress: Progress) -> ThreadBackend:
+    """A backend with the engine on a thread of this process, not started yet: for tests.
+
+    ``progress(step, fraction or None)`` is called from that thread.
+    """
     secret = secrets.token_bytes(32)
+    return ThreadBackend(lambda emit: build(settings, secret, emit, progress))
+
+
+def build(settings: EngineSettings, secret: bytes, emit: Emit, progress: Progress) -> tuple[EngineLoop, EngineInfo]:
+    """Load and build an engine on the calling thread. ``secret`` makes the tenants' prefix-cache salts."""
+    # Imported here: the front works, and fails early, without torch.
+    from .engine.build import build_engine
+    from .training.tasks import make_tasks
 
     def salt(tenant: str) -> bytes:
         return hashlib.blake2b(tenant.encode(), key=secret, digest_size=16).digest()
 
-    def build(emit: Emit) -> tuple[EngineLoop, EngineInfo]:
-        # Imported on the engine's thread: the front works, and fails early, without torch.
-        from .engine.build import build_engine
-        from .training.tasks import make_tasks
-
-        return build_engine(settings, make_tasks, salt, emit, progress)
-
-    return ThreadBackend(build)
+    return build_engine(settings, make_tasks, salt, emit, progress)

@@ -45,10 +45,10 @@ class AdapterDesk:
         pinned: list[str] = []
         for entry in stack.entries:
             digest = entry.adapter.digest
-            if not self._bring(entry.adapter):
+            if (state := self._bring(entry.adapter)) is not Admission.READY:
                 for other in pinned:
                     self._bank.unpin(other)
-                return Admission.LATER
+                return state
             self._bank.pin(digest)
             pinned.append(digest)
         return Admission.READY
@@ -63,10 +63,9 @@ class AdapterDesk:
     def load(self, caller: str, adapter: AdapterVersion) -> bool:
         """Bring an adapter to the device; True if it is there now, else ``collect`` names ``caller`` later."""
         self._doomed.discard(adapter.digest)
-        if self._bring(adapter):
+        # FULL: in host memory, and the device is full of adapters in use: good enough to be served next.
+        if self._bring(adapter) is not Admission.LOADING:
             return True
-        if self._cache.get(adapter.digest) is not None:
-            return True  # in host memory, and the device is full of adapters in use: good enough to be served next
         self._callers.setdefault(adapter.digest, []).append(caller)
         return False
 
@@ -86,6 +85,7 @@ class AdapterDesk:
             try:
                 self._bank.put(adapter)
             except Error as refused:
+                self._cache.drop(digest)
                 error = refused
         return error, callers
 
@@ -101,11 +101,11 @@ class AdapterDesk:
     def close(self) -> None:
         self._cache.close()
 
-    def _bring(self, adapter: AdapterVersion) -> bool:
+    def _bring(self, adapter: AdapterVersion) -> Admission:
         if self._bank.get(adapter.digest) is not None:
-            return True
+            return Admission.READY
         host = self._cache.get(adapter.digest)
         if host is None:
             self._cache.request(adapter)
-            return False
-        return self._bank.put(host) is not None
+            return Admission.LOADING
+        return Admission.FULL if self._bank.put(host) is None else Admission.READY

@@ -12,7 +12,7 @@ from ..core.background import StartTask
 from ..core.settings import EngineSettings
 from ..lora.bank import AdapterBank
 from ..lora.cache import HostCache
-from ..model.host import process_memory
+from ..lora.host import process_memory
 from ..model.kv import KVPool
 from ..model.quantize import prepare_base
 from ..model.resident import Progress, ResidentBase

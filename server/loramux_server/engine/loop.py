@@ -48,6 +48,7 @@ class EngineLoop:
         self._steps: dict[str, tuple[int, float]] = {}
         self._scores: dict[str, list[tuple[float, bool]]] = {}
         self._stopping = False
+        self._stalled = True  # the last turn found nothing to compute
         desk.on_loaded(self._inbox.put)
 
     def submit(self, command: Command) -> None:
@@ -69,6 +70,7 @@ class EngineLoop:
         self._take_commands()
         self._expire(time.monotonic())
         plan = self._scheduler.schedule()
+        self._stalled = not plan.work
         if plan.work:
             self._serve(plan)
         self._flush()
@@ -79,7 +81,7 @@ class EngineLoop:
 
     def _take_commands(self) -> None:
         """Handle all commands that came in; wait for the first if nothing can run without it."""
-        wait = not self._scheduler.num_running and not self._training.busy
+        wait = self._stalled and not self._training.busy
         if wait and not self._scheduler.num_waiting:
             self._scheduler.check_idle()
         self._flush()
@@ -145,10 +147,11 @@ class EngineLoop:
             seq.score_from = len(seq.tokens)
             seq.tokens += command.continuation_ids
             seq.prompt_length = len(seq.tokens)
-            self._scores[seq.id] = []
         else:
             seq.deadline = command.deadline
         self._scheduler.add(seq)
+        if seq.score_from is not None:
+            self._scores[seq.id] = []
         self._desk.prefetch(seq.stack)
 
     def _abort(self, id: str) -> None:
@@ -228,6 +231,9 @@ class EngineLoop:
                 logprobs = logits.log_softmax(-1).gather(-1, targets[:, None]).flatten()
                 # Preemption computes a chunk again: what is known already is not added twice.
                 known = len(found) - (position - seq.score_from)
+                if bool(logprobs.isnan().any()):
+                    self._end(seq, error=Error(Code.INTERNAL, _NOT_FINITE, reason="LOGITS_NOT_FINITE"))
+                    continue
                 pairs = zip(logprobs.tolist(), (logits.argmax(-1) == targets).tolist(), strict=True)
                 found += list(pairs)[max(known, 0) :]
             if seq.num_computed == len(seq.tokens):

@@ -8,7 +8,7 @@ import torch
 
 from ..core.errors import Code, Error
 from ..core.settings import EngineSettings
-from ..model.host import host_available, host_total
+from ..lora.host import host_available, host_total
 
 MiB = 1 << 20
 DEFAULT_ROWS = 512

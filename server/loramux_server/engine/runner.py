@@ -53,6 +53,7 @@ class ModelRunner:
                 sampled.append(first + work.length - 1)
         wanted = sampled + [row for rows_ in scored.values() for row in rows_]
         device = self.base.device
+        self._clear_begun(plan.work)
         logits = self.base.forward(
             torch.tensor(positions, device=device),
             PagedAttention(self.kv, [Span(w.start, w.length, w.pages) for w in plan.work]),
@@ -62,6 +63,19 @@ class ModelRunner:
         )[: len(wanted)]
         parts = logits.split([len(sampled), *map(len, scored.values())])
         return StepOutput(parts[0], dict(zip(scored, parts[1:], strict=True)))
+
+    def _clear_begun(self, works: Sequence_[Work]) -> None:
+        """Zero the pages that the step begins and does not fill.
+
+        Attention reads whole pages and masks what is beyond the sequence; NaN that a former owner left there would
+        pass through the mask.
+        """
+        size = self.kv.shape.page_size
+        begun = [w.pages[-1] for w in works if w.start <= (len(w.pages) - 1) * size < w.start + w.length]
+        if begun:
+            pages = torch.tensor(begun, device=self.base.device)
+            self.kv.keys[:, pages] = 0
+            self.kv.values[:, pages] = 0
 
     def _plan_routing(self, rows: tuple[tuple[int, Stack], ...]) -> Routing | None:
         blocks = plan_blocks(

@@ -84,8 +84,7 @@ def _adjust(row: Tensor, seq: Sequence, eos: Collection[int]) -> None:
 def _draw(logits: Tensor, seqs: Seq[Sequence]) -> list[int]:
     """Sample each row of ``logits`` [rows, vocabulary] by inverse transform."""
     temperature = torch.tensor([s.sampling.temperature for s in seqs], device=logits.device)[:, None]
-    scaled = logits / temperature
-    scaled = scaled - scaled.max(dim=-1, keepdim=True).values
+    scaled = (logits - logits.max(dim=-1, keepdim=True).values) / temperature  # first less, then divided: no overflow
     tokens: list[int] = [0] * len(seqs)
     plain = [i for i, s in enumerate(seqs) if not _truncates(s, logits.shape[-1])]
     if plain:
@@ -108,7 +107,7 @@ def _draw_truncated(scaled: Tensor, seq: Sequence) -> int:
     s = seq.sampling
     vocabulary = scaled.shape[-1]
     total = scaled.double().exp().sum()
-    count = min(CANDIDATES, vocabulary)
+    count = min(max(CANDIDATES, s.top_k), vocabulary)
     while True:
         values, ids = scaled.topk(count)
         weights = values.double().exp()
@@ -135,7 +134,7 @@ def _invert(mass: Tensor, seqs: Seq[Sequence]) -> list[int]:
 
 def _uniform(seq: Sequence) -> float:
     """A number in [0, 1) for this seed and output position."""
-    return float(np.random.Generator(np.random.Philox(key=seq.seed, counter=seq.num_output)).random())
+    return float(np.random.Generator(np.random.Philox(key=seq.seed % 2**64, counter=seq.num_output)).random())
 
 
 def _logprobs(logits: Tensor, rows: Seq[int], seqs: Seq[Sequence], chosen: Seq[int]) -> dict[int, TokenLogprob]:

@@ -22,6 +22,9 @@ from .sequence import Sequence, State
 RANK_COST = 1 / 64
 """Extra cost of a token per rank of its stack: a stack of rank 64 counts double."""
 
+PATIENCE = 32
+"""Requests with adapters that may start before one whose own find no room; then those in use are let run out."""
+
 
 @dataclass(frozen=True, slots=True)
 class Work:
@@ -56,8 +59,9 @@ class Admission(Enum):
     """What the adapter bank says of a stack."""
 
     READY = auto()
-    LATER = auto()
-    """Still loading, or no room until something running ends."""
+    LOADING = auto()
+    FULL = auto()
+    """No room until something running ends."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,7 +180,7 @@ class Scheduler:
             self._grow(admitted, length, preempted, chosen)
             chosen.append((admitted, length))
             budget -= length
-        chosen.sort(key=lambda c: (c[1] > 1, not c[0].stack))
+        chosen.sort(key=lambda c: (c[1] > 1, not any(e.weight for e in c[0].stack.entries)))
         for seq, length in chosen:
             self._charge(seq, length)
         return StepPlan(
@@ -233,16 +237,25 @@ class Scheduler:
 
     def _admit(self) -> Sequence | None:
         """Move one waiting sequence to running: the first of the least served tenant that can start now."""
+        refused: list[Sequence] = []  # those whose adapters find no room beside the ones in use
         for tenant in sorted((t for t, q in self._waiting.items() if q), key=lambda t: self._served.get(t, 0.0)):
             for seq in self._waiting[tenant]:
+                if seq.stack and any(s.num_overtaken >= PATIENCE for s in refused):
+                    continue
+                admission = self._pin(seq.stack)
+                if admission is not Admission.READY:
+                    if admission is Admission.FULL:
+                        refused.append(seq)
+                    continue  # its adapters hold up nobody else
                 root = prefix_root(self._base_id, self._salt(seq.tenant), seq.stack)
                 # Scores need the logits of every position, which kept pages do not hold.
                 hit = self.pages.match(root, seq.tokens) if seq.score_from is None else []
                 fresh = self.pages.needed(min(len(seq.tokens) + 1, seq.limit)) - len(hit)
                 if fresh > self.pages.available - self.pages.kept_among(hit):
-                    break  # the head of a tenant's queue is not overtaken for want of pages
-                if self._pin(seq.stack) is Admission.LATER:
-                    continue  # but its adapter's loading holds up nobody else
+                    self._unpin(seq.stack)
+                    return None  # overtaken for want of pages, a large request might wait for ever
+                for other in refused if seq.stack else ():
+                    other.num_overtaken += 1
                 self._waiting[tenant].remove(seq)
                 self.pages.take(hit)
                 seq.pages = list(hit)

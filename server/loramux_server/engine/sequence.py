@@ -42,6 +42,8 @@ class Sequence:
     arrived: float = 0.0
     admitted: bool = False
     num_preempted: int = 0
+    num_overtaken: int = 0
+    """Requests with adapters that started while this one's found no room."""
 
     @property
     def num_output(self) -> int:

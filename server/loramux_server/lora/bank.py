@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..core.errors import Code, Error
+from .host import zeros
 from .linear import LinearGroup
 
 
@@ -63,9 +64,9 @@ class AdapterBank:
     def __init__(self, groups: Sequence[LinearGroup], rows: int, device: torch.device, dtype: torch.dtype) -> None:
         self.rows = rows
         self.evictions = 0
-        # Zeros are mapped lazily on the host: rows that no adapter ever used cost no memory there.
-        self.a = [torch.zeros(rows, len(g.names), g.in_features, device=device, dtype=dtype) for g in groups]
-        self.b = [[torch.zeros(rows, n, device=device, dtype=dtype) for n in g.out_features] for g in groups]
+        # On the host, rows that no adapter ever used cost no memory.
+        self.a = [zeros((rows, len(g.names), g.in_features), device, dtype) for g in groups]
+        self.b = [[zeros((rows, n), device, dtype) for n in g.out_features] for g in groups]
         self._where = {name: (g.index, j) for g in groups for j, name in enumerate(g.names)}
         self._slots: OrderedDict[str, Slot] = OrderedDict()  # least recently used first
         self._pins: dict[str, int] = {}

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention.varlen import varlen_attn
 
+from ..lora.host import zeros
 from .attention import causal_mask, dense_attention, padded_lengths
 
 
@@ -41,8 +42,8 @@ class KVPool:
         self.shape, self.pages = shape, pages
         size = (shape.layers, pages + 1, shape.page_size, shape.kv_heads, shape.head_dim)
         # Zeros, not empty: uninitialised memory may hold NaN, and 0 * NaN would reach the output through a mask.
-        self.keys = torch.zeros(size, device=device, dtype=dtype)
-        self.values = torch.zeros(size, device=device, dtype=dtype)
+        self.keys = zeros(size, device, dtype)
+        self.values = zeros(size, device, dtype)
 
     @property
     def nbytes(self) -> int:

@@ -13,10 +13,10 @@ from torch.nn.functional import linear
 from ..core.errors import Code, Error
 from ..core.settings import EngineSettings
 from ..lora.context import Attention, StepContext
+from ..lora.host import host_available
 from ..lora.linear import install
 from ..lora.routing import Routing
 from .attention import NAME, attach
-from .host import host_available
 from .kv import KVShape
 from .linear import make_linear
 from .load import LoadedBase, linear_modules, load_base, resolve_device, resolve_dtype

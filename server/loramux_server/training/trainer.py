@@ -17,10 +17,10 @@ import torch
 from ..core.errors import Code, Error
 from ..core.jobs import JobState, TrainCommand, TrainEvent, TrainEventType, TrainRow
 from ..lora.bank import AdapterBank, HostAdapter
+from ..lora.host import host_available
 from ..lora.peft_folder import read_folder, write_folder
 from ..lora.routing import Entries
 from ..lora.trainable import TrainableAdapter
-from ..model.host import host_available
 from ..model.resident import ResidentBase
 from .layers import LayerPlan
 from .order import Order, assign_stacks

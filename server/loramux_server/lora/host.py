@@ -2,8 +2,21 @@
 
 from __future__ import annotations
 
+import math
 import os
+from collections.abc import Sequence
 from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def zeros(size: Sequence[int], device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Zeros that on the host take no memory until they are written to, which ``torch.zeros`` does at once."""
+    if device.type != "cpu":
+        return torch.zeros(*size, device=device, dtype=dtype)
+    return torch.from_numpy(np.zeros(math.prod(size) * dtype.itemsize, np.uint8)).view(dtype).view(*size)
 
 
 def host_available() -> int:
