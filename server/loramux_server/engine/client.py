@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable
+from contextlib import aclosing
 from typing import Protocol, TypeVar
 
 from ..core.backend import EngineInfo, EngineStats, GenerateCommand, ScoreCommand, ScoreResult, TokenEvent
@@ -65,9 +66,8 @@ class EngineClient:
         for id, mailbox in self._open.items():
             mailbox.put_nowait(Output(id, failure=Failure.of(error), done=True))
 
-    async def generate(self, command: GenerateCommand) -> AsyncIterator[TokenEvent]:
-        async for event in self._stream(command, TokenEvent):
-            yield event
+    def generate(self, command: GenerateCommand) -> AsyncIterator[TokenEvent]:
+        return self._stream(command, TokenEvent)
 
     async def score(self, command: ScoreCommand) -> ScoreResult:
         result = await self._once(command)
@@ -80,9 +80,8 @@ class EngineClient:
     async def unload(self, digest: str) -> None:
         await self._once(UnloadCommand(self._call_id(), digest))
 
-    async def train(self, command: TrainCommand) -> AsyncIterator[TrainEvent]:
-        async for event in self._stream(command, TrainEvent):
-            yield event
+    def train(self, command: TrainCommand) -> AsyncIterator[TrainEvent]:
+        return self._stream(command, TrainEvent)
 
     async def stats(self) -> EngineStats:
         stats = await self._once(StatsCommand(self._call_id()))
@@ -99,11 +98,13 @@ class EngineClient:
         return found
 
     async def _stream(self, command: Command, kind: type[P]) -> AsyncIterator[P]:
-        async for output in self._outputs(command):
-            if isinstance(output.payload, kind):
-                yield output.payload
+        # aclosing: a caller's aclose() must not return before the abort is on its way.
+        async with aclosing(self._outputs(command)) as outputs:
+            async for output in outputs:
+                if isinstance(output.payload, kind):
+                    yield output.payload
 
-    async def _outputs(self, command: Command) -> AsyncIterator[Output]:
+    async def _outputs(self, command: Command) -> AsyncGenerator[Output]:
         """Send a command and give its outputs until the last; abort it when the caller leaves before that."""
         id = command_id(command)
         if id in self._open:
