@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 
@@ -9,6 +10,8 @@ import torch
 
 from ..core.background import BackgroundTask
 from ..core.errors import Code, Error
+
+log = logging.getLogger(__name__)
 
 
 class TrainingSlot:
@@ -26,7 +29,7 @@ class TrainingSlot:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.steps, self.seconds = 0, 0.0
-        self._ratio = share / (1 - share) if share < 1 else float("inf")
+        self._ratio = share / max(1 - share, 1e-9)
         self._slice, self._done, self._clock = slice_seconds, done, clock
         self._tasks: dict[str, BackgroundTask] = {}
         self._credit = 0.0
@@ -72,6 +75,11 @@ class TrainingSlot:
             more, error = False, failure
         except torch.OutOfMemoryError:
             more, error = False, Error(Code.RESOURCE_EXHAUSTED, "out of memory in a training step; lower batch_size")
+        except torch.AcceleratorError:
+            raise  # the device is lost, and with it everything
+        except Exception:  # a defect in a job is no reason to stop serving
+            log.exception("training job %s failed", job)
+            more, error = False, Error(Code.INTERNAL, "the job failed by a defect; the server's log says why")
         taken = self._clock() - started
         self.steps, self.seconds = self.steps + 1, self.seconds + taken
         self._credit = self._credit - taken if serving else 0.0
