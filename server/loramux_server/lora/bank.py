@@ -2,14 +2,14 @@
 
 Every :class:`~.linear.LinearGroup` has one A buffer [rows, members, in] and one B buffer [rows, out] per member. An
 adapter of rank r owns the same r consecutive rows in all of them, so one [tokens, rows] matrix of weights routes a
-whole step, and loading or dropping an adapter moves no other.
+whole step. Loading or dropping an adapter moves no other, unless only scattered rows are free.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -150,14 +150,29 @@ class AdapterBank:
         return True
 
     def _make_room(self, rank: int) -> int | None:
-        while (lo := self._find_gap(rank)) is None:
-            victim = next((d for d in self._slots if d not in self._pins), None)
-            if victim is None:
-                return None
-            del self._slots[victim]
+        """First of ``rank`` free rows, or None, and nothing dropped, if what is pinned leaves too few."""
+        if sum(self._slots[d].rank for d in self._pins) + rank > self.rows:
+            return None
+        while sum(s.rank for s in self._slots.values()) + rank > self.rows:
+            del self._slots[next(d for d in self._slots if d not in self._pins)]
             self.evictions += 1
             self.on_change()
+        if (lo := self._find_gap(rank)) is None:
+            self._close_gaps()
+            lo = self._find_gap(rank)
         return lo
+
+    def _close_gaps(self) -> None:
+        """Move everything resident to the lowest rows: what is free but scattered becomes one run."""
+        tensors = [*self.a, *(b for bs in self.b for b in bs)]
+        at = 0
+        for slot in sorted(self._slots.values(), key=lambda s: s.lo):
+            if slot.lo != at:
+                for tensor in tensors:
+                    tensor[at : at + slot.rank] = tensor[slot.lo : slot.hi].clone()
+                self._slots[slot.digest] = replace(slot, lo=at, hi=at + slot.rank)
+            at += slot.rank
+        self.on_change()
 
     def _find_gap(self, rank: int) -> int | None:
         """Lowest free run of ``rank`` rows: what is resident stays dense, and a step's span short."""
