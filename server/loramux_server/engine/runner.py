@@ -64,14 +64,14 @@ class ModelRunner:
         parts = logits.split([len(sampled), *map(len, scored.values())])
         return StepOutput(parts[0], dict(zip(scored, parts[1:], strict=True)))
 
-    def _clear_begun(self, works: Sequence_[Work]) -> None:
+    def _clear_begun(self, works: tuple[Work, ...]) -> None:
         """Zero the pages that the step begins and does not fill.
 
         Attention reads whole pages and masks what is beyond the sequence; NaN that a former owner left there would
         pass through the mask.
         """
         size = self.kv.shape.page_size
-        begun = [w.pages[-1] for w in works if w.start <= (len(w.pages) - 1) * size < w.start + w.length]
+        begun = [w.pages[-1] for w in works if w.start <= (len(w.pages) - 1) * size and (w.start + w.length) % size]
         if begun:
             pages = torch.tensor(begun, device=self.base.device)
             self.kv.keys[:, pages] = 0

@@ -80,6 +80,7 @@ class BankBlock:
             self._index = torch.cat([torch.arange(s.lo, s.hi) for s in slots]).to(device)
         self._gathered: dict[int, tuple[Tensor, list[Tensor]]] = {}
         self._scale: Tensor | float
+        self._unused: Tensor | None = None  # bool [t, r, 1]
         if len(slots) == 1 and isinstance(value := scale(slots[0]), float):
             self._scale = value
             return
@@ -90,6 +91,8 @@ class BankBlock:
             matrix[:, start : start + slot.rank] = torch.as_tensor(scale(slot)).reshape(-1, 1)
             at += slot.rank
         self._scale = matrix.unsqueeze(-1).to(device)  # [t, r, 1]
+        if not matrix.all():
+            self._unused = self._scale == 0
 
     def acts_on(self, group: LinearGroup) -> bool:
         return group.index in self._groups
@@ -98,7 +101,10 @@ class BankBlock:
         a, bs = self._weights(group.index)
         t = self._rows.stop - self._rows.start
         h = x[self._rows].to(a.dtype) @ a.view(-1, a.shape[-1]).T  # [t, r * members]
-        h = (h.view(t, -1, a.shape[1]) * self._scale).to(a.dtype)  # [t, r, members]
+        h = h.view(t, -1, a.shape[1]) * self._scale  # [t, r, members]
+        if self._unused is not None:
+            h = h.masked_fill(self._unused, 0)  # not 0 times infinity: a broken adapter stays with its own rows
+        h = h.to(a.dtype)
         if torch.is_grad_enabled():
             delta = torch.cat([h[..., j] @ b for j, b in enumerate(bs)], dim=-1)
             return y + pad(delta, (0, 0, self._rows.start, y.shape[0] - self._rows.stop)).to(y.dtype)
