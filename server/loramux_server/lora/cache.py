@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +13,8 @@ from ..core.errors import Code, Error
 from ..core.types import AdapterVersion
 from .bank import HostAdapter
 from .peft_folder import read_folder
+
+log = logging.getLogger(__name__)
 
 
 class HostCache:
@@ -83,5 +86,8 @@ class HostCache:
             result = error
         except OSError as error:
             result = Error(Code.DATA_LOSS, f"the files of adapter {version.ref} cannot be read: {error.strerror}")
+        except Exception:  # a defect; whoever waits for the adapter must hear of it
+            log.exception("reading adapter %s failed", version.ref)
+            result = Error(Code.INTERNAL, f"adapter {version.ref} cannot be read; the server's log says why")
         self._done[version.digest] = result
         self.on_loaded(version.digest)
