@@ -139,12 +139,12 @@ class JobRunner:
                 raise
 
     async def _work(self, job: JobRecord) -> None:
-        await self._board.move(job.id, JobState.RUNNING)
+        await self._board.move(job.id, JobState.RUNNING, message="reading the data")
         async with temporary_folder(self._store, "job") as folder:
             command, run = await self._prepare(job, folder / "adapter")
             await run.train(command)
             reach("job.trained")
-            await self._board.move(job.id, JobState.PUBLISHING)
+            await self._board.move(job.id, JobState.PUBLISHING, message="checking and publishing the adapter")
             # A commit cannot be taken back.
             await to_the_end(run.publish(command))
 

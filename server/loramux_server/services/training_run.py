@@ -88,7 +88,8 @@ class TrainingRun:
 
     async def _evaluating(self) -> None:
         if self._state is JobState.RUNNING:
-            await self._board.move(self._job.id, JobState.EVALUATING)
+            words = "measuring on held-out rows" if self._data.validation else "no held-out rows to measure on"
+            await self._board.move(self._job.id, JobState.EVALUATING, message=words)
             self._state = JobState.EVALUATING
 
     def _meta(self, command: TrainCommand, config: AdapterConfig) -> AdapterMeta:

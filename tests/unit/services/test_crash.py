@@ -1,4 +1,4 @@
-"""A process that dies at a named point of a job: the next one finishes the job, and nothing is half there or doubled."""
+"""A process that dies at a named point of a job: the next finishes the job, and nothing is half there or doubled."""
 
 from __future__ import annotations
 
