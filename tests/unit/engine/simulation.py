@@ -1,0 +1,285 @@
+"""The scheduler turned by hand over a fake model: what it computes follows from all that it could see.
+
+A token's hidden value mixes its id, position, stack (digests and weights) and tenant with its predecessor's, and is
+kept in the fake KV page the plan names; a chosen token follows from the hidden values of the whole context, read back
+from the pages. So a wrong page, a stale prefix, a skipped token or another's adapter changes the output.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from random import Random
+
+from loramux_server.core.errors import Code, Error
+from loramux_server.core.types import AdapterVersion, SamplingParams, Stack, StackEntry
+from loramux_server.engine.pages import PagePool
+from loramux_server.engine.scheduler import Admission, Limits, Scheduler, StepPlan
+from loramux_server.engine.sequence import Sequence, State
+
+VOCAB = 50
+
+
+def sequence(
+    id: str,
+    prompt: int | list[int] = 4,
+    max_tokens: int = 4,
+    *,
+    stack: Stack = Stack(),  # noqa: B008
+    tenant: str = "t",
+    deadline: float | None = None,
+    score_from: int | None = None,
+) -> Sequence:
+    tokens = list(range(prompt)) if isinstance(prompt, int) else list(prompt)
+    sampling = SamplingParams(max_tokens=max_tokens)
+    return Sequence(id, tokens, len(tokens), stack, sampling, 0, tenant, deadline, score_from)
+
+
+def stack_of(*entries: tuple[str, int, float]) -> Stack:
+    """A stack of (digest, rank, weight)."""
+    return Stack(tuple(StackEntry(AdapterVersion(d, 1, d, rank), weight) for d, rank, weight in entries))
+
+
+def hidden(seq_key: int, token: int, position: int, before: int) -> int:
+    return hash((seq_key, token, position, before))
+
+
+def solo(seq_key: int, prompt: list[int], max_tokens: int) -> list[int]:
+    """What a request gives when it runs alone."""
+    tokens = list(prompt)
+    seen: list[int] = []
+    for _ in range(max_tokens):
+        for position in range(len(seen), len(tokens)):
+            seen.append(hidden(seq_key, tokens[position], position, seen[-1] if seen else 0))
+        tokens.append(hash(tuple(seen)) % VOCAB)
+    return tokens[len(prompt) :]
+
+
+def key_of(seq: Sequence) -> int:
+    return hash((seq.tenant, seq.stack.key))
+
+
+class FakeBank:
+    """Adapters that land when told to, in a bank of ``rows`` rank rows."""
+
+    def __init__(self, rows: int = 1 << 30) -> None:
+        self.rows = rows
+        self.landed: dict[str, int] = {}  # host memory: digest -> rank
+        self.resident: dict[str, int] = {}
+        self.pins: dict[str, int] = {}
+        self.wanted: set[str] = set()
+
+    def pin(self, stack: Stack) -> Admission:
+        mine = {e.adapter.digest: e.adapter.rank for e in stack.entries}
+        self.wanted |= mine.keys() - self.landed.keys()
+        if not mine.keys() <= self.landed.keys():
+            return Admission.LOADING
+        pinned = {d: self.resident[d] for d in self.pins}
+        if sum({**pinned, **mine}.values()) > self.rows:
+            return Admission.FULL
+        while sum({**self.resident, **mine}.values()) > self.rows:
+            del self.resident[next(d for d in self.resident if d not in self.pins and d not in mine)]
+        self.resident |= mine
+        for digest in mine:
+            self.pins[digest] = self.pins.get(digest, 0) + 1
+        return Admission.READY
+
+    def unpin(self, stack: Stack) -> None:
+        for entry in stack.entries:
+            digest = entry.adapter.digest
+            self.pins[digest] -= 1
+            if not self.pins[digest]:
+                del self.pins[digest]
+
+
+def make_scheduler(
+    pages: int = 64,
+    size: int = 4,
+    *,
+    bank: FakeBank | None = None,
+    salt: Callable[[str], bytes] = str.encode,
+    **limits: int,
+) -> Scheduler:
+    bank = bank or FakeBank()
+    pool = PagePool(pages, size)
+    return Scheduler(pool, Limits(**limits), base_id="base", salt=salt, pin=bank.pin, unpin=bank.unpin)
+
+
+@dataclass
+class Machine:
+    """Runs plans of a scheduler on the fake model and checks each plan before it does."""
+
+    scheduler: Scheduler
+    bank: FakeBank
+    kv: dict[tuple[int, int], int] = field(default_factory=dict)
+    ended: dict[str, str] = field(default_factory=dict)
+    outputs: dict[str, list[int]] = field(default_factory=dict)
+    steps: int = 0
+
+    def step(self) -> StepPlan:
+        """Schedule, compute, advance, choose."""
+        plan = self.scheduler.schedule()
+        self.check(plan)
+        self.compute(plan)
+        return plan
+
+    def compute(self, plan: StepPlan) -> None:
+        size = self.scheduler.pages.page_size
+        chosen: dict[str, int] = {}
+        for work in plan.work:
+            seq = self.scheduler.get(work.id)
+            assert seq is not None
+            places = [(work.pages[p // size], p % size) for p in range(work.start + work.length)]
+            for position in range(work.start, work.start + work.length):
+                before = self.kv[places[position - 1]] if position else 0
+                self.kv[places[position]] = hidden(key_of(seq), seq.tokens[position], position, before)
+            chosen[work.id] = hash(tuple(self.kv[p] for p in places)) % VOCAB
+        self.scheduler.advance(plan)
+        self.steps += bool(plan.work)
+        for work in plan.work:
+            seq = self.scheduler.get(work.id)
+            assert seq is not None
+            if work.samples:
+                seq.tokens.append(chosen[work.id])
+                if seq.num_output == seq.sampling.max_tokens:
+                    self.end(seq, "done")
+
+    def check(self, plan: StepPlan) -> None:
+        """What must hold of every plan."""
+        scheduler, pool = self.scheduler, self.scheduler.pages
+        pool.check()
+        assert plan.tokens <= scheduler.limits.max_batch_tokens
+        assert scheduler.num_running <= scheduler.limits.max_running
+        ids = [w.id for w in plan.work]
+        assert len(set(ids)) == len(ids), "a sequence is twice in a step"
+        assert not set(ids) & set(plan.preempted)
+        kinds = [(w.length > 1, not scheduler.get(w.id).stack) for w in plan.work]  # type: ignore[union-attr]
+        assert kinds == sorted(kinds), "generating first, adapted before bare"
+        written: list[int] = []
+        for work in plan.work:
+            seq = scheduler.get(work.id)
+            assert seq is not None
+            assert seq.state is State.RUNNING
+            assert work.length > 0
+            assert work.start == seq.num_computed
+            assert work.samples == (work.start + work.length == len(seq.tokens))
+            assert len(work.pages) == pool.needed(work.start + work.length)
+            assert all(self.bank.pins.get(e.adapter.digest) for e in seq.stack.entries), (
+                "an adapter in use is not pinned"
+            )
+            written += work.pages[work.start // pool.page_size :]
+        assert len(set(written)) == len(written), "two sequences write to one page"
+        assert all(pool._refs[p] == 1 for p in written), "a page is written that others read"
+        assert not set(written) & pool._key_of.keys(), "a page is written that is kept for reuse"
+        running = [s for s in scheduler.sequences if s.state is State.RUNNING]
+        assert len(running) == scheduler.num_running
+        expected: dict[str, int] = {}
+        for seq in running:
+            for entry in seq.stack.entries:
+                expected[entry.adapter.digest] = expected.get(entry.adapter.digest, 0) + 1
+        assert self.bank.pins == expected, "pins are not those of the running sequences"
+
+    def end(self, seq: Sequence, how: str) -> None:
+        assert seq.id not in self.ended, "a request ended twice"
+        self.ended[seq.id] = how
+        self.outputs[seq.id] = seq.tokens[seq.prompt_length :]
+        self.scheduler.finish(seq)
+
+    def check_idle(self) -> None:
+        self.scheduler.check_idle()
+        assert not self.scheduler.sequences
+        assert not self.bank.pins
+        assert self.scheduler.pages.held == 0
+
+
+ADAPTERS = {f"d{i}": 2 + 3 * i for i in range(6)}
+BROKEN = "d5"
+"""The digest whose files cannot be read."""
+
+
+def simulate(seed: int, steps: int = 60) -> Machine:
+    """A random life: arrivals, cancels, deadlines, preemption, out of memory, adapters late, broken or squeezed out."""
+    draw = Random(seed)
+    bank = FakeBank(draw.choice([17, 25, 1 << 20]))
+    size = draw.choice([1, 2, 4])
+    pages = draw.randint(24 // size, 80 // size)
+    scheduler = make_scheduler(
+        pages,
+        size,
+        bank=bank,
+        max_batch_tokens=draw.choice([1, 3, 8, 32]),
+        max_running=draw.choice([1, 3, 16]),
+        max_queue=draw.choice([3, 1000]),
+    )
+    machine = Machine(scheduler, bank)
+    asked: dict[str, Sequence] = {}
+    prompts = [[draw.randrange(3) for _ in range(draw.randint(1, 14))] for _ in range(4)]
+    now = 0.0
+    step = 0
+    while step < steps or scheduler.sequences:
+        assert step < 40 * steps, f"starved: {[s.id for s in scheduler.sequences]}"
+        if step < steps:
+            for _ in range(draw.choice([0, 0, 1, 1, 3])):
+                _arrive(machine, asked, draw, prompts, now)
+            if draw.random() < 0.15 and scheduler.sequences:
+                machine.end(draw.choice(scheduler.sequences), "cancelled")
+        for digest in sorted(bank.wanted):
+            if step >= steps or draw.random() < 0.3:
+                _land(machine, digest)
+        for seq in scheduler.expired(now):
+            machine.end(seq, "expired")
+        if draw.random() < 0.03:
+            plan = scheduler.schedule()
+            machine.check(plan)
+            if plan.tokens > 1:  # the step ran out of memory, perhaps after it wrote rubbish to its pages
+                for work in plan.work:
+                    for position in range(work.start, work.start + work.length):
+                        machine.kv[work.pages[position // size], position % size] = -1
+                scheduler.shrink(max(1, plan.tokens // 2))
+                scheduler.pages.check()
+            else:
+                machine.compute(plan)
+        else:
+            plan = machine.step()
+        now += 1.0
+        step += 1
+    machine.check_idle()
+    assert machine.ended.keys() == asked.keys(), "a request is lost"
+    for id, seq in asked.items():
+        expected = solo(key_of(seq), seq.tokens[: seq.prompt_length], seq.sampling.max_tokens)
+        got = machine.outputs[id]
+        assert got == expected[: len(got)], f"{id} differs from its run alone"
+        assert machine.ended[id] != "done" or got == expected
+    return machine
+
+
+def _arrive(machine: Machine, asked: dict[str, Sequence], draw: Random, prompts: list[list[int]], now: float) -> None:
+    digests = draw.sample(sorted(ADAPTERS), draw.choice([0, 0, 1, 1, 2]))
+    entries = [(d, ADAPTERS[d], draw.choice([1.0, 1.0, 0.5])) for d in digests]
+    if sum(rank for _, rank, _ in entries) > machine.bank.rows:
+        return  # refused before the scheduler is asked
+    seq = sequence(
+        f"r{len(asked)}",
+        draw.choice(prompts)[: draw.randint(1, 14)] + [draw.randrange(3) for _ in range(draw.randint(0, 3))],
+        draw.randint(1, 6),
+        stack=stack_of(*entries),
+        tenant=draw.choice("abc"),
+        deadline=now + draw.randint(1, 40) if draw.random() < 0.2 else None,
+    )
+    try:
+        machine.scheduler.add(seq)
+    except Error as error:
+        assert error.code is Code.RESOURCE_EXHAUSTED
+        assert machine.scheduler.get(seq.id) is None
+    else:
+        asked[seq.id] = seq
+
+
+def _land(machine: Machine, digest: str) -> None:
+    machine.bank.wanted.discard(digest)
+    if digest == BROKEN:
+        for seq in machine.scheduler.sequences:
+            if any(e.adapter.digest == digest for e in seq.stack.entries):
+                machine.end(seq, "adapter")
+    else:
+        machine.bank.landed[digest] = ADAPTERS[digest]

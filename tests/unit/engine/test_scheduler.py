@@ -1,0 +1,300 @@
+"""The scheduler: each rule on its own, and a seeded life of all of them together over a fake model."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from loramux_server.core.errors import Code, Error
+from loramux_server.core.types import Stack
+from loramux_server.engine.scheduler import PATIENCE, StepPlan
+from loramux_server.engine.sequence import State
+
+from .simulation import FakeBank, Machine, key_of, make_scheduler, sequence, simulate, solo, stack_of
+
+SEEDS = st.integers(0, 2**32 - 1)
+
+
+@given(SEEDS)
+@settings(max_examples=150, deadline=None)
+def test_life(seed: int) -> None:
+    """No request is lost, doubled or starved, and each gives what it gives alone, whatever happens around it."""
+    simulate(seed)
+
+
+@pytest.mark.slow
+@given(SEEDS)
+@settings(max_examples=4000, deadline=None)
+def test_long_life(seed: int) -> None:
+    simulate(seed, steps=150)
+
+
+def test_the_simulation_reaches_what_it_is_for() -> None:
+    """Preemption, prefix hits and every way to end happen in it."""
+    ends: Counter[str] = Counter()
+    preemptions = hits = 0
+    for seed in range(40):
+        machine = simulate(seed)
+        ends.update(machine.ended.values())
+        preemptions += machine.scheduler.preemptions
+        hits += machine.scheduler.pages.hit_tokens
+    assert set(ends) == {"done", "cancelled", "expired", "adapter"}
+    assert preemptions > 50
+    assert hits > 200
+
+
+def test_the_simulation_notices_another_tenants_prefix() -> None:
+    """With one salt for all tenants the outputs differ: the harness can fail."""
+    bank = FakeBank()
+    scheduler = make_scheduler(bank=bank, salt=lambda tenant: b"same")
+    machine = Machine(scheduler, bank)
+    for tenant in "ab":
+        scheduler.add(sequence(tenant, 9, tenant=tenant))
+        while scheduler.sequences:
+            machine.step()
+    assert machine.outputs["a"] == solo(key_of(sequence("", tenant="a")), [*range(9)], 4)
+    assert machine.outputs["b"] != solo(key_of(sequence("", tenant="b")), [*range(9)], 4)
+
+
+# -- one rule at a time -------------------------------------------------------------------------------------------
+
+
+def ids(plan: StepPlan) -> list[str]:
+    return [w.id for w in plan.work]
+
+
+def advance(scheduler, token: int = 7) -> StepPlan:  # type: ignore[no-untyped-def]
+    """A step whose chosen tokens are all ``token``; nothing ever ends."""
+    plan = scheduler.schedule()
+    scheduler.advance(plan)
+    for work in plan.work:
+        if work.samples:
+            scheduler.get(work.id).tokens.append(token)
+    return plan
+
+
+def test_prompts_are_cut_to_the_budget_and_answers_come_first() -> None:
+    scheduler = make_scheduler(max_batch_tokens=5)
+    scheduler.add(sequence("a", 7, 10))
+    assert [(w.id, w.start, w.length, w.samples) for w in advance(scheduler).work] == [("a", 0, 5, False)]
+    assert [(w.id, w.start, w.length, w.samples) for w in advance(scheduler).work] == [("a", 5, 2, True)]
+    scheduler.add(sequence("b", [9] * 9, 10))
+    plan = advance(scheduler)
+    assert [(w.id, w.start, w.length) for w in plan.work] == [("a", 7, 1), ("b", 0, 4)]
+    assert (plan.tokens, plan.kind) == (5, "prefill")
+    advance(scheduler)
+    advance(scheduler)
+    assert advance(scheduler).kind == "decode"
+
+
+def test_adapted_rows_come_before_bare_ones_and_a_weight_of_zero_is_bare() -> None:
+    scheduler = make_scheduler()
+    for id, stack in (("bare", Stack()), ("zero", stack_of(("x", 4, 0.0))), ("adapted", stack_of(("x", 4, 1.0)))):
+        scheduler.add(sequence(id, 2, 9, stack=stack))
+    scheduler.pages.check()
+    bank = scheduler._pin.__self__  # type: ignore[attr-defined]
+    bank.landed["x"] = 4
+    advance(scheduler)
+    assert ids(advance(scheduler))[0] == "adapted"
+
+
+def test_a_full_queue_says_when_to_come_again() -> None:
+    scheduler = make_scheduler(max_queue=2)
+    for i in range(2):
+        scheduler.add(sequence(f"r{i}"))
+    with pytest.raises(Error) as refused:
+        scheduler.add(sequence("r2"))
+    assert (refused.value.code, refused.value.reason) == (Code.RESOURCE_EXHAUSTED, "QUEUE_FULL")
+    assert refused.value.retry_after
+    assert scheduler.get("r2") is None
+    advance(scheduler)
+    scheduler.add(sequence("r2"))
+
+
+def test_a_request_that_can_never_fit_is_refused() -> None:
+    scheduler = make_scheduler(pages=2, size=4)
+    with pytest.raises(Error) as refused:
+        scheduler.add(sequence("big", 5, 4))
+    assert refused.value.reason == "KV_CACHE_TOO_SMALL"
+    scheduler.add(sequence("fits", 5, 3))
+    with pytest.raises(Error) as refused:
+        scheduler.add(sequence("fits"))
+    assert refused.value.code is Code.ALREADY_EXISTS
+
+
+def test_when_pages_run_out_the_youngest_is_set_back_and_comes_again() -> None:
+    scheduler = make_scheduler(pages=4, size=2)
+    for id in "ab":
+        scheduler.add(sequence(id, [1, 2, ord(id)], 5))
+    for _ in range(2):
+        advance(scheduler)
+    plan = advance(scheduler)
+    assert (plan.preempted, ids(plan)) == (("b",), ["a"])
+    b = scheduler.get("b")
+    assert b is not None
+    assert (b.state, b.num_computed, b.pages, b.num_preempted) == (State.WAITING, 0, [], 1)
+    assert len(b.tokens) == 5  # what it said stays said
+    scheduler.finish(scheduler.get("a"))  # type: ignore[arg-type]
+    assert ids(advance(scheduler)) == ["b"]
+
+
+def test_after_an_out_of_memory_step_all_wait_in_their_old_order_and_steps_are_smaller() -> None:
+    scheduler = make_scheduler(max_batch_tokens=64)
+    for id in "abc":
+        scheduler.add(sequence(id, 6))
+    scheduler.schedule()
+    scheduler.shrink(9)
+    assert (scheduler.num_running, scheduler.num_waiting, scheduler.pages.held) == (0, 3, 0)
+    assert [(w.id, w.length) for w in scheduler.schedule().work] == [("a", 6), ("b", 3)]
+    scheduler.shrink(100)
+    assert scheduler.limits.max_batch_tokens == 9
+
+
+def test_finishing_twice_does_nothing() -> None:
+    scheduler = make_scheduler()
+    seq = sequence("a")
+    scheduler.add(seq)
+    scheduler.schedule()
+    for _ in range(2):
+        scheduler.finish(seq)
+    scheduler.check_idle()
+
+
+def test_deadlines_count_waiting_or_running() -> None:
+    scheduler = make_scheduler(max_running=1)
+    for id, deadline in (("a", 5.0), ("b", 3.0), ("c", None)):
+        scheduler.add(sequence(id, deadline=deadline))
+    scheduler.schedule()
+    assert [s.id for s in scheduler.expired(2.9)] == []
+    assert [s.id for s in scheduler.expired(3.0)] == ["b"]
+    assert [s.id for s in scheduler.expired(9.0)] == ["a", "b"]
+
+
+def test_a_late_adapter_holds_up_nobody() -> None:
+    bank = FakeBank()
+    scheduler = make_scheduler(bank=bank)
+    scheduler.add(sequence("late", stack=stack_of(("x", 4, 1.0))))
+    scheduler.add(sequence("next"))
+    assert ids(advance(scheduler)) == ["next"]
+    bank.landed["x"] = 4
+    assert sorted(ids(advance(scheduler))) == ["late", "next"]
+
+
+def test_scored_requests_take_no_kept_prefix() -> None:
+    """Their logits are wanted at every position, and pages hold none."""
+    scheduler = make_scheduler()
+    scheduler.add(sequence("a", 9, 1))
+    advance(scheduler)
+    scheduler.finish(scheduler.get("a"))  # type: ignore[arg-type]
+    scheduler.add(sequence("scored", 9, score_from=5))
+    scheduler.add(sequence("hit", 9))
+    assert {w.id: w.start for w in scheduler.schedule().work} == {"scored": 0, "hit": 8}
+
+
+def test_cached_tokens_are_those_of_the_first_admission() -> None:
+    scheduler = make_scheduler(pages=5, size=2)
+    scheduler.add(sequence("a", [1, 2, 3], 5))
+    scheduler.add(sequence("b", [4, 5, 6], 5))
+    while not advance(scheduler).preempted:
+        pass
+    scheduler.finish(scheduler.get("a"))  # type: ignore[arg-type]
+    advance(scheduler)
+    b = scheduler.get("b")
+    assert b is not None
+    assert (b.num_preempted, b.num_cached) == (1, 0)
+
+
+# -- nobody starves -----------------------------------------------------------------------------------------------
+
+
+def serve(scheduler, steps: int, *, flood=None) -> Counter[str]:  # type: ignore[no-untyped-def]
+    """Run ``steps`` steps, ``flood(step)`` before each; count tokens computed by tenant. Requests end at max_tokens."""
+    served: Counter[str] = Counter()
+    for step in range(steps):
+        if flood is not None:
+            flood(step)
+        for work in advance(scheduler).work:
+            seq = scheduler.get(work.id)
+            served[seq.tenant] += work.length
+            if seq.num_output >= seq.sampling.max_tokens:
+                scheduler.finish(seq)
+    return served
+
+
+def test_a_flood_does_not_delay_another_tenant() -> None:
+    scheduler = make_scheduler(max_running=4, max_batch_tokens=16)
+    for i in range(200):
+        scheduler.add(sequence(f"flood{i}", 4, 4, tenant="flood"))
+    serve(scheduler, 10)
+    scheduler.add(sequence("late", 4, 4, tenant="other"))
+    for step in range(20):
+        serve(scheduler, 1)
+        if scheduler.get("late") is None:
+            break
+    assert step <= 10  # one round of those running, then its own
+
+
+def test_two_busy_tenants_share_evenly_and_a_higher_rank_gets_fewer_tokens() -> None:
+    for stack, ratio in ((Stack(), 1.0), (stack_of(("x", 64, 1.0)), 2.0)):
+        bank = FakeBank()
+        bank.landed["x"] = 64
+        scheduler = make_scheduler(bank=bank, max_running=2, max_batch_tokens=8, max_queue=10_000)
+        for i in range(400):
+            scheduler.add(sequence(f"a{i}", 4, 4, tenant="a"))
+            scheduler.add(sequence(f"b{i}", 4, 4, tenant="b", stack=stack))
+        served = serve(scheduler, 400)
+        assert served["a"] / served["b"] == pytest.approx(ratio, rel=0.1)
+
+
+def test_no_credit_is_saved_up_while_away() -> None:
+    scheduler = make_scheduler(max_running=2, max_batch_tokens=8, max_queue=10_000)
+    for i in range(500):
+        scheduler.add(sequence(f"a{i}", 4, 4, tenant="a"))
+    serve(scheduler, 200)
+    for i in range(100):
+        scheduler.add(sequence(f"b{i}", 4, 4, tenant="b"))
+    served = serve(scheduler, 100)
+    assert served["a"] / served["b"] == pytest.approx(1.0, rel=0.15)
+
+
+def test_a_large_request_is_not_kept_out_by_small_ones() -> None:
+    """The large one wants all pages, another tenant's small ones never stop coming."""
+    scheduler = make_scheduler(pages=8, size=4, max_queue=10_000)
+
+    def flood(step: int) -> None:
+        for i in range(3):
+            scheduler.add(sequence(f"s{step}-{i}", [step, i, 1], 4, tenant="small"))
+
+    serve(scheduler, 5, flood=flood)
+    scheduler.add(sequence("large", 29, 3, tenant="large"))
+    for step in range(5, 60):
+        serve(scheduler, 1, flood=lambda _, step=step: flood(step))
+        if scheduler.get("large") is None:
+            return
+    raise AssertionError("the large request starved")
+
+
+def test_adapters_in_use_are_let_run_out_for_one_that_finds_no_room() -> None:
+    """A bank of one adapter, and requests for x never stop coming: y's turn comes all the same."""
+    bank = FakeBank(rows=4)
+    bank.landed = {"x": 4, "y": 4}
+    scheduler = make_scheduler(bank=bank, max_queue=10_000)
+    started = 0
+
+    def flood(step: int) -> None:
+        nonlocal started
+        scheduler.add(sequence(f"x{step}", 2, 4, stack=stack_of(("x", 4, 1.0)), tenant="x"))
+        started += 1
+
+    serve(scheduler, 4, flood=flood)
+    scheduler.add(sequence("y", 2, 4, stack=stack_of(("y", 4, 1.0)), tenant="y"))
+    scheduler.add(sequence("bare", 2, 4, tenant="bare"))
+    serve(scheduler, 1)
+    assert scheduler.get("bare").state is State.RUNNING  # type: ignore[union-attr]
+    for step in range(5, 5 + PATIENCE + 20):
+        serve(scheduler, 1, flood=lambda _, step=step: flood(step))
+        if scheduler.get("y") is None:
+            return
+    raise AssertionError("the request starved")
