@@ -23,6 +23,8 @@ SERVE = "Serve one base model with stacks of LoRA adapters per request, and trai
 SHOW = "Print every setting of the server, its value and where it came from."
 
 USAGE_ERROR = 2
+SAME_SIGNAL = 0.5
+"""Seconds within which a second signal is the first one again: some tools send it to the process and to its group."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -42,6 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def serve(loaded: Loaded) -> int:
     """Run a server until a signal stops it. 0: it was stopped; 1: it could not start, one line says why."""
     settings = loaded.settings
+    # gRPC's own notes, such as one for each fork that a library makes, are not for the operator.
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     configure(settings.log.level, settings.log.format)
     for name in loaded.unknown_variables:
         get_logger("loramux_server").warning("unknown variable ignored; misspelt?", variable=name)
@@ -60,8 +64,13 @@ async def _serve(settings: Settings, announcer: Announcer) -> int:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
 
+    first = 0.0
+
     def on_signal(number: signal.Signals) -> None:
-        if stop.is_set():
+        nonlocal first
+        if not stop.is_set():
+            first = loop.time()
+        elif loop.time() - first > SAME_SIGNAL:
             # Everything acknowledged is on disk already.
             announcer.say("Second signal: leaving at once.")
             os._exit(128 + number)

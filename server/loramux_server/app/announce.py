@@ -129,7 +129,7 @@ def ready_lines(
         lines.append(f"  export LORAMUX_ADDRESS={Address(host, listen.port)}")
     return [
         *lines,
-        '  loramux generate "What is the capital of France?"',
+        '  loramux generate -m "What is the capital of France?"',
         "  loramux chat",
         "  loramux train acme --data acme.jsonl",
         "",

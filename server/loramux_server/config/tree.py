@@ -191,8 +191,9 @@ class Settings(BaseSettings):
             dtype=self.dtype,
             cpu_weights=self.cpu_weights,
             threads=self.threads,
-            kv_cache_memory=self.kv_cache_memory,
-            adapter_memory=self.adapter_memory,
+            # Plain integers: the engine may be another process, and the wire knows no subclasses.
+            kv_cache_memory=None if self.kv_cache_memory is None else int(self.kv_cache_memory),
+            adapter_memory=None if self.adapter_memory is None else int(self.adapter_memory),
             max_batch_tokens=self.max_batch_tokens,
             max_running=self.max_running,
             max_queue=self.max_queue,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import platform
 from collections.abc import Callable, Mapping
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
 from prometheus_client.process_collector import ProcessCollector
 
 from ..core.backend import EngineInfo, EngineStats
@@ -38,6 +38,8 @@ class Metrics:
     """
 
     def __init__(self, version: str) -> None:
+        # Prometheus has its own way to tell when a series began; these would double the page.
+        disable_created_metrics()
         self.registry = CollectorRegistry()
         self._version = version
         self._tenants = BoundedLabels(MAX_TENANTS)

@@ -67,7 +67,9 @@ def test_config_file_from_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_p
 
 @pytest.mark.parametrize(("text", "size"), [("512MiB", 512 << 20), ("2GB", 2 * 10**9), ("4096", 4096)])
 def test_sizes(text: str, size: int) -> None:
-    assert command_line("--kv-cache-memory", text).settings.engine().kv_cache_memory == size
+    found = command_line("--kv-cache-memory", text).settings.engine().kv_cache_memory
+    assert found == size
+    assert type(found) is int
 
 
 @pytest.mark.parametrize(

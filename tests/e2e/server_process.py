@@ -1,0 +1,85 @@
+"""A server as its operator runs it: a process with a command line, standard error, signals and an exit code."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def environment(home: Path) -> dict[str, str]:
+    kept = {k: v for k, v in os.environ.items() if not k.upper().startswith("LORAMUX_")}
+    return {**kept, "HOME": str(home), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
+
+
+class ServerProcess:
+    """A running ``python -m loramux_server``; what it says is collected line by line."""
+
+    def __init__(self, home: Path, *flags: str) -> None:
+        self.address = f"127.0.0.1:{free_port()}"
+        command = [sys.executable, "-m", "loramux_server", "serve", "--listen", self.address, *flags]
+        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment(home))
+        self.lines: list[str] = []
+        self.changed = threading.Condition()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            with self.changed:
+                self.lines.append(line.rstrip("\n"))
+                self.changed.notify_all()
+        with self.changed:
+            self.lines.append("<end>")
+            self.changed.notify_all()
+
+    def wait_for(self, text: str, timeout: float = 90) -> None:
+        """Return when a line holds ``text``; fail when the server ends first."""
+        with self.changed:
+            found = self.changed.wait_for(
+                lambda: any(text in line for line in self.lines) or self.lines[-1:] == ["<end>"], timeout
+            )
+            assert found, f"no {text!r} within {timeout} s:\n" + "\n".join(self.lines)
+            assert any(text in line for line in self.lines), "\n".join(self.lines)
+
+    def finish(self, timeout: float = 60) -> int:
+        """Wait for the end; gives the exit code."""
+        code = self.process.wait(timeout)
+        self._reader.join(timeout)
+        return code
+
+
+@contextmanager
+def server_process(home: Path, *flags: str) -> Iterator[ServerProcess]:
+    server = ServerProcess(home, *flags)
+    try:
+        yield server
+    finally:
+        if server.process.poll() is None:
+            server.process.kill()
+        server.finish()
+
+
+def run_server(home: Path, *flags: str, timeout: float = 60) -> tuple[int, list[str]]:
+    """Run a server that is expected to refuse; gives its exit code and its lines."""
+    done = subprocess.run(
+        [sys.executable, "-m", "loramux_server", *flags],
+        env=environment(home),
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+    return done.returncode, done.stderr.splitlines()

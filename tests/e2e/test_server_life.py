@@ -1,0 +1,107 @@
+"""A server's life as a process: ready, answering, asked to stop under load, started again."""
+
+from __future__ import annotations
+
+import signal
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+import loramux
+from tests.tiny import write_model
+
+from .server_process import free_port, server_process
+
+pytestmark = pytest.mark.e2e
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_model(tmp_path_factory.mktemp("model") / "tiny", "llama")
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Shared, so that the base is converted once."""
+    return tmp_path_factory.mktemp("home")
+
+
+def flags(model: Path, home: Path, *more: str) -> tuple[str, ...]:
+    fixed = ("--model", str(model), "--device", "cpu", "--dtype", "float32", "--kv-cache-memory", "32MiB")
+    return (*fixed, "--state-dir", str(home / "state"), *more)
+
+
+def test_it_says_where_it_listens_and_stops_when_told(model: Path, home: Path) -> None:
+    metrics = f"127.0.0.1:{free_port()}"
+    with server_process(home, *flags(model, home, "--metrics-listen", metrics)) as server:
+        server.wait_for("Ctrl-C")
+        text = "\n".join(server.lines)
+        assert server.address in text
+        assert f"http://{metrics}/metrics" in text
+        assert "loramux generate" in text
+        with loramux.Client(server.address) as client:
+            assert client.health() == "SERVING"
+            assert client.info().device == "cpu"
+            completion = client.generate("hello", max_tokens=4, ignore_eos=True)
+            assert completion.usage.completion_tokens == 4
+            with pytest.raises(loramux.NotFound, match="nobody"):
+                client.generate("hello", adapters=["nobody"])
+        with urllib.request.urlopen(f"http://{metrics}/metrics", timeout=5) as answer:
+            page = answer.read().decode()
+        assert 'loramux_generated_tokens_total{adapter="base",tenant="default"} 4.0' in page
+        assert 'loramux_requests_total{code="NOT_FOUND",method="GenerateOnce"} 1.0' in page
+        assert 'loramux_vram_bytes{device="cpu",kind="base"}' in page
+        server.process.send_signal(signal.SIGTERM)
+        assert server.finish() == 0
+        assert not any("Traceback" in line for line in server.lines), server.lines
+
+
+def started(client: loramux.Client, tokens: int, n: int = 1) -> loramux.CompletionStream:
+    stream = client.stream("hello", max_tokens=tokens, ignore_eos=True, n=n)
+    next(stream)
+    return stream
+
+
+def test_a_stop_signal_lets_running_requests_finish(model: Path, home: Path) -> None:
+    with server_process(home, *flags(model, home, "--metrics-listen", "off")) as server:
+        server.wait_for("Ctrl-C")
+        with loramux.Client(server.address) as client:
+            stream = started(client, 150)
+            server.process.send_signal(signal.SIGTERM)
+            for _ in stream:
+                pass
+            assert stream.completion.usage.completion_tokens == 150
+        assert server.finish() == 0
+
+
+def test_the_drain_timeout_ends_what_is_left(model: Path, home: Path) -> None:
+    with server_process(home, *flags(model, home, "--metrics-listen", "off", "--drain-timeout", "0")) as server:
+        server.wait_for("Ctrl-C")
+        with loramux.Client(server.address) as client:
+            stream = started(client, 200)
+            server.process.send_signal(signal.SIGINT)
+            with pytest.raises(loramux.Unavailable, match="shutting down"):
+                for _ in stream:
+                    pass
+        assert server.finish() == 0
+
+
+def test_a_second_signal_does_not_wait(model: Path, home: Path) -> None:
+    with server_process(home, *flags(model, home, "--metrics-listen", "off", "--drain-timeout", "60")) as server:
+        server.wait_for("Ctrl-C")
+        with loramux.Client(server.address) as client:
+            streams = [started(client, 240, n=16) for _ in range(4)]
+            server.process.send_signal(signal.SIGTERM)
+            server.wait_for("Finishing")
+            time.sleep(0.6)  # a signal that follows at once counts as the same one
+            before = time.monotonic()
+            server.process.send_signal(signal.SIGTERM)
+            code = server.finish(10)
+            assert time.monotonic() - before < 5
+            for stream in streams:
+                stream.close()
+        assert code == 128 + signal.SIGTERM
+    with server_process(home, *flags(model, home, "--metrics-listen", "off")) as again:
+        again.wait_for("Ctrl-C")

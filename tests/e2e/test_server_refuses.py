@@ -1,0 +1,84 @@
+"""What an operator can get wrong at start: one clear line, the right exit code, before the base is loaded."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from loramux_server.store.state_dir import StateDir
+
+from .server_process import free_port, run_server
+
+pytestmark = pytest.mark.e2e
+
+
+@pytest.fixture
+def taken() -> Iterator[str]:
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        holder.listen()
+        yield f"127.0.0.1:{holder.getsockname()[1]}"
+
+
+def refusal(home: Path, *flags: str) -> str:
+    """The only line of a server that exits with 1."""
+    code, lines = run_server(home, *flags)
+    assert code == 1, lines
+    assert len(lines) == 1, lines
+    return lines[0]
+
+
+def test_port_taken(tmp_path: Path, taken: str) -> None:
+    line = refusal(tmp_path, "--listen", taken, "--metrics-listen", "off", "--state-dir", str(tmp_path / "s"))
+    assert taken in line
+    assert "--listen" in line
+
+
+def test_metrics_port_taken(tmp_path: Path, taken: str) -> None:
+    flags = ("--listen", f"127.0.0.1:{free_port()}", "--metrics-listen", taken, "--state-dir", str(tmp_path / "s"))
+    line = refusal(tmp_path, *flags)
+    assert taken in line
+    assert "--metrics-listen" in line
+
+
+def test_state_directory_in_use(tmp_path: Path) -> None:
+    state = StateDir.open(tmp_path / "s")
+    try:
+        line = refusal(tmp_path, "--listen", "127.0.0.1:0", "--metrics-listen", "off", "--state-dir", str(state.path))
+    finally:
+        state.close()
+    assert "in use by another server" in line
+    assert "--state-dir" in line
+
+
+def test_state_directory_that_cannot_be(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    line = refusal(tmp_path, "--listen", "127.0.0.1:0", "--state-dir", str(tmp_path / "file" / "s"))
+    assert "--state-dir" in line
+
+
+def test_base_not_found(tmp_path: Path) -> None:
+    flags = ("--listen", "127.0.0.1:0", "--metrics-listen", "off", "--state-dir", str(tmp_path / "s"))
+    code, lines = run_server(tmp_path, *flags, "--model", str(tmp_path / "no-such-model"))
+    assert code == 1
+    assert "no-such-model" in lines[-1]
+    assert not any("Traceback" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        (("--max-running", "0"), "--max-running"),
+        (("--kv-cache-memory", "lots"), "--kv-cache-memory"),
+        (("--no-such-flag",), "--no-such-flag"),
+        (("--config", "/no/such/file.toml"), "--config"),
+    ],
+)
+def test_bad_settings_exit_with_two(tmp_path: Path, flags: tuple[str, ...], named: str) -> None:
+    code, lines = run_server(tmp_path, *flags)
+    assert code == 2
+    assert len(lines) == 1
+    assert named in lines[0]
