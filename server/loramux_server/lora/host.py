@@ -14,7 +14,7 @@ from torch import Tensor
 
 def zeros(size: Sequence[int], device: torch.device, dtype: torch.dtype) -> Tensor:
     """Zeros that on the host take no memory until they are written to, which ``torch.zeros`` does at once."""
-    if device.type != "cpu":
+    if device.type != "cpu" or 0 in size:
         return torch.zeros(*size, device=device, dtype=dtype)
     return torch.from_numpy(np.zeros(math.prod(size) * dtype.itemsize, np.uint8)).view(dtype).view(*size)
 

@@ -90,10 +90,12 @@ class PagedAttention:
         self, layer: int, q: Tensor, k: Tensor, v: Tensor, *, scale: float, window: int | None, softcap: float | None
     ) -> Tensor:
         keys, values = self._pool.keys[layer], self._pool.values[layer]  # [pages, page_size, kv_heads, D]
-        keys.flatten(0, 1)[self._slots] = k.to(keys.dtype)
-        values.flatten(0, 1)[self._slots] = v.to(values.dtype)
+        keys.flatten(0, 1).index_copy_(0, self._slots, k.to(keys.dtype))
+        values.flatten(0, 1).index_copy_(0, self._slots, v.to(values.dtype))
         if self._kernel and softcap is None:
             return self._attend_kernel(q, keys, values, scale, window)
+        if self._decode == q.shape[0]:
+            return self._attend_decode(q, keys, values, scale, window, softcap)
         out = torch.empty_like(q)
         if self._decode:
             out[: self._decode] = self._attend_decode(q[: self._decode], keys, values, scale, window, softcap)
@@ -103,7 +105,7 @@ class PagedAttention:
             if span.start == 0:
                 ks, vs = k[rows], v[rows]
             else:
-                ks, vs = (x[pages].flatten(0, 1)[: span.end] for x in (keys, values))
+                ks, vs = (_gather(x, pages).flatten(0, 1)[: span.end] for x in (keys, values))
             mask = self._mask(span.length, span.start, window)
             out[rows] = dense_attention(
                 *(x.transpose(0, 1).unsqueeze(0) for x in (q[rows], ks, vs)),
@@ -132,7 +134,8 @@ class PagedAttention:
     def _attend_decode(
         self, q: Tensor, keys: Tensor, values: Tensor, scale: float, window: int | None, softcap: float | None
     ) -> Tensor:
-        ks, vs = (x[self._decode_table].flatten(1, 2).transpose(1, 2) for x in (keys, values))  # [B, kv_heads, L, D]
+        # [B, kv_heads, L, D]
+        ks, vs = (_gather(x, self._decode_table).flatten(1, 2).transpose(1, 2) for x in (keys, values))
         key = (-1, -1, window)
         if key not in self._masks:
             positions = torch.arange(ks.shape[2], device=self._device)
@@ -181,6 +184,12 @@ class PagedAttention:
         )
         assert isinstance(out, Tensor)
         return out
+
+
+def _gather(pages: Tensor, index: Tensor) -> Tensor:
+    """``pages[index]`` page by page: whole rows are copied, which indexing does element by element on the host."""
+    rows = pages.flatten(1).index_select(0, index.flatten())
+    return rows.view(*index.shape, *pages.shape[1:])
 
 
 def _page_table(spans: Sequence[Span], scratch: int, page: int) -> Tensor:
