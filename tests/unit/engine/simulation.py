@@ -11,6 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from random import Random
 
+import pytest
+
 from loramux_server.core.errors import Code, Error
 from loramux_server.core.types import AdapterVersion, SamplingParams, Stack, StackEntry
 from loramux_server.engine.pages import PagePool
@@ -266,12 +268,14 @@ def _arrive(machine: Machine, asked: dict[str, Sequence], draw: Random, prompts:
         tenant=draw.choice("abc"),
         deadline=now + draw.randint(1, 40) if draw.random() < 0.2 else None,
     )
-    try:
-        machine.scheduler.add(seq)
-    except Error as error:
-        assert error.code is Code.RESOURCE_EXHAUSTED
+    room = machine.scheduler.pages.pages * machine.scheduler.pages.page_size
+    if machine.scheduler.num_waiting == machine.scheduler.limits.max_queue or seq.limit > room:
+        with pytest.raises(Error) as refused:
+            machine.scheduler.add(seq)
+        assert refused.value.code is Code.RESOURCE_EXHAUSTED
         assert machine.scheduler.get(seq.id) is None
     else:
+        machine.scheduler.add(seq)
         asked[seq.id] = seq
 
 

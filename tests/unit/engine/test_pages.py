@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
 from loramux_server.core.types import AdapterVersion, Stack, StackEntry
 from loramux_server.engine import pages
 from loramux_server.engine.pages import PagePool, chain, prefix_root
