@@ -269,7 +269,7 @@ def _arrive(machine: Machine, asked: dict[str, Sequence], draw: Random, prompts:
         deadline=now + draw.randint(1, 40) if draw.random() < 0.2 else None,
     )
     room = machine.scheduler.pages.pages * machine.scheduler.pages.page_size
-    if machine.scheduler.num_waiting == machine.scheduler.limits.max_queue or seq.limit > room:
+    if machine.scheduler.num_waiting >= machine.scheduler.limits.max_queue or seq.limit > room:
         with pytest.raises(Error) as refused:
             machine.scheduler.add(seq)
         assert refused.value.code is Code.RESOURCE_EXHAUSTED

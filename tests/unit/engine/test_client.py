@@ -1,0 +1,215 @@
+"""The front's end of the engine over a scripted link: what it sends, and how every stream ends."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable
+from contextlib import aclosing
+
+import pytest
+
+from loramux_server.core.backend import EngineInfo, EngineStats, GenerateCommand, ScoreCommand, ScoreResult, TokenEvent
+from loramux_server.core.errors import Code, Error
+from loramux_server.core.jobs import TrainCommand, TrainEvent, TrainEventType, TrainSpec
+from loramux_server.core.types import AdapterVersion, FinishReason
+from loramux_server.engine.client import EngineClient
+from loramux_server.engine.protocol import (
+    AbortCommand,
+    Command,
+    Failure,
+    LoadCommand,
+    Output,
+    StatsCommand,
+    UnloadCommand,
+    command_id,
+)
+
+INFO = EngineInfo("base", "f00d", "Llama", 10, 20, (1,), "cpu", "float32", 1, {}, "")
+Script = Callable[[Command], Iterable[Output]]
+
+
+class ScriptedLink:
+    """Answers each command with what ``script`` gives for it, at once."""
+
+    def __init__(self, script: Script = lambda _: ()) -> None:
+        self.script, self.sent, self.closed = script, list[Command](), False
+        self.client: EngineClient | None = None
+
+    async def start(self, client: EngineClient) -> EngineInfo:
+        self.client = client
+        return INFO
+
+    def send(self, command: Command) -> None:
+        assert self.client is not None
+        self.sent.append(command)
+        self.client.deliver(list(self.script(command)))
+
+    async def close(self) -> None:
+        self.closed = True
+
+    @property
+    def aborted(self) -> list[str]:
+        return [c.id for c in self.sent if isinstance(c, AbortCommand)]
+
+
+async def started(script: Script = lambda _: ()) -> tuple[EngineClient, ScriptedLink]:
+    link = ScriptedLink(script)
+    client = EngineClient(link)
+    assert await client.start() == INFO
+    return client, link
+
+
+def token(id: str, value: int, last: bool = False) -> Output:
+    return Output(id, TokenEvent(id, (value,), finish_reason=FinishReason.LENGTH if last else None), done=last)
+
+
+GENERATE = GenerateCommand("g", (1, 2))
+TRAIN = TrainCommand("j", TrainSpec(), ())
+
+
+async def test_a_stream_ends_after_its_last_event() -> None:
+    client, link = await started(lambda c: [token("g", 5), token("g", 6, last=True)])
+    events = [e async for e in client.generate(GENERATE)]
+    assert [e.token_ids for e in events] == [(5,), (6,)]
+    assert link.sent == [GENERATE]
+    assert not client._open
+
+
+@pytest.mark.parametrize("command", [GENERATE, TRAIN])
+async def test_closing_early_has_sent_the_abort_when_it_returns(command: GenerateCommand | TrainCommand) -> None:
+    event = {
+        "g": Output("g", TokenEvent("g", (1,))),
+        "j": Output("j", TrainEvent(TrainEventType.STEP, step=1)),
+    }
+    client, link = await started(lambda c: [event[command_id(c)]] if not isinstance(c, AbortCommand) else [])
+    stream = client.generate(command) if isinstance(command, GenerateCommand) else client.train(command)
+    async with aclosing(stream) as events:  # type: ignore[type-var]
+        async for _ in events:
+            break
+    assert link.aborted == [command_id(command)]
+    assert not client._open
+
+
+async def test_a_stream_closed_before_its_first_event_sends_nothing() -> None:
+    client, link = await started()
+    stream = client.generate(GENERATE)
+    await stream.aclose()  # type: ignore[attr-defined]
+    assert link.sent == []
+
+
+async def test_cancelling_the_reader_aborts() -> None:
+    client, link = await started()
+
+    async def read() -> None:
+        async for _ in client.generate(GENERATE):
+            pass
+
+    task = asyncio.create_task(read())
+    while not link.sent:
+        await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert link.aborted == ["g"]
+    link.client.deliver([token("g", 1)])  # type: ignore[union-attr]  # what was on its way is dropped
+    assert not client._open
+
+
+async def test_cancelling_a_call_aborts_it() -> None:
+    client, link = await started()
+    task = asyncio.create_task(client.score(ScoreCommand("s", (1,), (2,))))
+    while not link.sent:
+        await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert link.aborted == ["s"]
+
+
+async def test_a_failure_becomes_its_error_and_is_not_aborted() -> None:
+    error = Error(Code.RESOURCE_EXHAUSTED, "full", reason="QUEUE_FULL", retry_after=1.5)
+    client, link = await started(lambda c: [token("g", 5), Output("g", failure=Failure.of(error), done=True)])
+    seen = []
+    with pytest.raises(Error) as raised:
+        async for event in client.generate(GENERATE):
+            seen.append(event)
+    assert len(seen) == 1
+    got = raised.value
+    assert (got.code, got.message, got.reason, got.retry_after) == (error.code, "full", "QUEUE_FULL", 1.5)
+    assert link.aborted == []
+    assert not client._open
+
+
+async def test_one_id_at_a_time() -> None:
+    client, link = await started()
+    task = asyncio.create_task(anext(aiter(client.generate(GENERATE))))  # type: ignore[arg-type]
+    while not link.sent:
+        await asyncio.sleep(0)
+    with pytest.raises(Error) as raised:
+        await anext(aiter(client.generate(GENERATE)))
+    assert raised.value.code is Code.ALREADY_EXISTS
+    assert link.sent == [GENERATE]
+    client.deliver([token("g", 3, last=True)])
+    assert (await task).token_ids == (3,)
+
+
+async def test_calls_give_their_answer() -> None:
+    stats, score = EngineStats(running=3), ScoreResult((-0.5,), (True,))
+
+    def script(command: Command) -> list[Output]:
+        match command:
+            case StatsCommand():
+                return [Output(command.id, stats, done=True)]
+            case ScoreCommand():
+                return [Output(command.id, score, done=True)]
+            case _:
+                return [Output(command_id(command), done=True)]
+
+    client, link = await started(script)
+    version = AdapterVersion("a", 1, "d" * 64, 8)
+    assert await client.stats() == stats
+    assert await client.score(ScoreCommand("s", (1,), (2,))) == score
+    await client.load(version)
+    await client.unload("x")
+    kinds = [type(c) for c in link.sent]
+    assert kinds == [StatsCommand, ScoreCommand, LoadCommand, UnloadCommand]
+    assert len({command_id(c) for c in link.sent}) == 4
+    assert not client._open
+
+
+async def test_when_the_engine_is_gone_everything_open_fails() -> None:
+    client, link = await started()
+
+    async def read() -> None:
+        async for _ in client.generate(GENERATE):
+            pass
+
+    tasks = [asyncio.create_task(read()), asyncio.create_task(client.stats())]
+    while len(link.sent) < 2:
+        await asyncio.sleep(0)
+    client.fail_all(Error(Code.UNAVAILABLE, "the engine stopped"))
+    for result in await asyncio.gather(*tasks, return_exceptions=True):
+        assert isinstance(result, Error)
+        assert result.code is Code.UNAVAILABLE
+    assert not client._open
+    assert link.aborted == []
+
+
+async def test_closing_fails_what_is_open() -> None:
+    client, link = await started()
+    task = asyncio.create_task(client.stats())
+    while not link.sent:
+        await asyncio.sleep(0)
+    await client.close()
+    assert link.closed
+    with pytest.raises(Error):
+        await task
+
+
+async def test_a_slow_reader_loses_nothing() -> None:
+    client, _ = await started(lambda c: [token("g", i, last=i == 99) for i in range(100)])
+    got = []
+    async for event in client.generate(GENERATE):
+        await asyncio.sleep(0)
+        got += event.token_ids
+    assert got == list(range(100))
