@@ -33,6 +33,7 @@ class ScriptedLink:
 
     def __init__(self, script: Script = lambda _: ()) -> None:
         self.script, self.sent, self.closed = script, list[Command](), False
+        self.calls: asyncio.Queue[Command] = asyncio.Queue()
         self.client: EngineClient | None = None
 
     async def start(self, client: EngineClient) -> EngineInfo:
@@ -42,6 +43,7 @@ class ScriptedLink:
     def send(self, command: Command) -> None:
         assert self.client is not None
         self.sent.append(command)
+        self.calls.put_nowait(command)
         self.client.deliver(list(self.script(command)))
 
     async def close(self) -> None:
@@ -105,8 +107,7 @@ async def test_cancelling_the_reader_aborts() -> None:
             pass
 
     task = asyncio.create_task(read())
-    while not link.sent:
-        await asyncio.sleep(0)
+    await link.calls.get()
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
@@ -118,8 +119,7 @@ async def test_cancelling_the_reader_aborts() -> None:
 async def test_cancelling_a_call_aborts_it() -> None:
     client, link = await started()
     task = asyncio.create_task(client.score(ScoreCommand("s", (1,), (2,))))
-    while not link.sent:
-        await asyncio.sleep(0)
+    await link.calls.get()
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
@@ -129,11 +129,10 @@ async def test_cancelling_a_call_aborts_it() -> None:
 async def test_a_failure_becomes_its_error_and_is_not_aborted() -> None:
     error = Error(Code.RESOURCE_EXHAUSTED, "full", reason="QUEUE_FULL", retry_after=1.5)
     client, link = await started(lambda c: [token("g", 5), Output("g", failure=Failure.of(error), done=True)])
-    seen = []
+    stream = client.generate(GENERATE)
+    assert (await anext(stream)).token_ids == (5,)
     with pytest.raises(Error) as raised:
-        async for event in client.generate(GENERATE):
-            seen.append(event)
-    assert len(seen) == 1
+        await anext(stream)
     got = raised.value
     assert (got.code, got.message, got.reason, got.retry_after) == (error.code, "full", "QUEUE_FULL", 1.5)
     assert link.aborted == []
@@ -143,8 +142,7 @@ async def test_a_failure_becomes_its_error_and_is_not_aborted() -> None:
 async def test_one_id_at_a_time() -> None:
     client, link = await started()
     task = asyncio.create_task(anext(aiter(client.generate(GENERATE))))  # type: ignore[arg-type]
-    while not link.sent:
-        await asyncio.sleep(0)
+    await link.calls.get()
     with pytest.raises(Error) as raised:
         await anext(aiter(client.generate(GENERATE)))
     assert raised.value.code is Code.ALREADY_EXISTS
@@ -185,8 +183,8 @@ async def test_when_the_engine_is_gone_everything_open_fails() -> None:
             pass
 
     tasks = [asyncio.create_task(read()), asyncio.create_task(client.stats())]
-    while len(link.sent) < 2:
-        await asyncio.sleep(0)
+    for _ in tasks:
+        await link.calls.get()
     client.fail_all(Error(Code.UNAVAILABLE, "the engine stopped"))
     for result in await asyncio.gather(*tasks, return_exceptions=True):
         assert isinstance(result, Error)
@@ -198,8 +196,7 @@ async def test_when_the_engine_is_gone_everything_open_fails() -> None:
 async def test_closing_fails_what_is_open() -> None:
     client, link = await started()
     task = asyncio.create_task(client.stats())
-    while not link.sent:
-        await asyncio.sleep(0)
+    await link.calls.get()
     await client.close()
     assert link.closed
     with pytest.raises(Error):

@@ -1,4 +1,4 @@
-"""The training slot: its share of the time on a clock of the test's own, turns between jobs, and errors that stay with theirs."""
+"""The training slot: its share of the time by a scripted clock, jobs in turn, errors that end their own job."""
 
 from __future__ import annotations
 

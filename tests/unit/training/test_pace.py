@@ -1,0 +1,83 @@
+"""Pieces of training: every row once and in order, as large as memory and the time that is left allow."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from loramux_server.training import pace as pace_module
+from loramux_server.training.pace import MAX_TOKENS, Pace
+
+
+class Clock:
+    now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(pace_module, "time", clock)
+    return clock
+
+
+def measure(pace: Pace, clock: Clock, tokens: int, seconds: float) -> None:
+    with pace.measure(tokens):
+        clock.now += seconds
+
+
+@given(
+    lengths=st.lists(st.integers(1, 3000), min_size=1, max_size=12),
+    most=st.none() | st.integers(1, 5),
+    seconds=st.none() | st.floats(0.001, 1),
+)
+def test_parts_are_the_batch_in_order(lengths: list[int], most: int | None, seconds: float | None) -> None:
+    pace = Pace()
+    pace.seconds = seconds
+    batch = list(range(len(lengths)))[::-1]
+    parts = list(pace.split(batch, lengths, most))
+    assert [i for part in parts for i in part] == batch
+    for part in parts:
+        assert len(part) == 1 or sum(lengths[i] for i in part) <= MAX_TOKENS
+        assert most is None or len(part) <= most
+
+
+def test_with_nobody_waiting_a_batch_is_one_piece() -> None:
+    assert list(Pace().split([0, 1, 2, 3], [500] * 4)) == [[0, 1, 2, 3]]
+
+
+def test_the_first_piece_beside_serving_is_small() -> None:
+    pace = Pace()
+    pace.seconds = 0.25
+    assert next(pace.split([0, 1, 2], [30] * 3)) == [0, 1]
+    assert next(pace.split([0, 1], [300] * 2)) == [0]
+
+
+def test_pieces_follow_the_measured_speed(clock: Clock) -> None:
+    pace = Pace()
+    pace.seconds = 0.5
+    measure(pace, clock, 400, 1.0)
+    assert next(pace.split([0, 1, 2, 3], [60] * 4)) == [0, 1, 2]
+    for _ in range(30):
+        measure(pace, clock, 100, 1.0)
+    assert next(pace.split([0, 1, 2, 3], [60] * 4)) == [0]
+
+
+def test_a_limit_that_comes_or_goes_counts_from_the_next_part(clock: Clock) -> None:
+    pace = Pace()
+    measure(pace, clock, 100, 1.0)
+    parts = pace.split([0, 1, 2, 3, 4, 5], [50] * 6)
+    pace.seconds = 1.0
+    assert next(parts) == [0, 1]
+    pace.seconds = None
+    assert next(parts) == [2, 3, 4, 5]
+
+
+def test_a_piece_that_takes_no_time_is_no_division_by_zero(clock: Clock) -> None:
+    pace = Pace()
+    pace.seconds = 1.0
+    measure(pace, clock, 10, 0.0)
+    assert next(pace.split([0, 1], [2000] * 2)) == [0, 1]
