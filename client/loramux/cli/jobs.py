@@ -65,13 +65,18 @@ def show(context: typer.Context, job: JobId, json: Json = False) -> None:
             ("held-out data", info.validation_dataset_id),
             ("on top of", " | ".join(entries(stack) for stack in info.on_top_of)),
             ("started from", info.init_from),
-            ("settings", ", ".join(f"{key} {value}" for key, value in info.settings.items())),
+            ("settings", _settings(info.settings)),
             ("notes", ", ".join(f"{key}={value}" for key, value in info.metadata.items())),
             ("created", moment(info.created_at)),
             ("started", moment(info.started_at)),
             ("finished", moment(info.finished_at)),
         ]
     )
+
+
+def _settings(settings: dict[str, object]) -> str:
+    shown = {key: ",".join(map(str, value)) if isinstance(value, list) else value for key, value in settings.items()}
+    return ", ".join(f"{key} {value}" for key, value in shown.items())
 
 
 @app.command()
