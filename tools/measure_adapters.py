@@ -14,10 +14,12 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 from loramux import Client
-from loramux_server.config import Settings
-from loramux_server.embedded import running_server
+from loramux_server.app.embedded import running_app_thread
+from loramux_server.config import Address, Settings
+from loramux_server.core.settings import Dtype
 from tools.make_data import Tenant, load_source, load_tenants
 from tools.score import STYLES, Style, accepted, fact_kept, stack_held, whole_answer
 
@@ -108,14 +110,15 @@ def shipped() -> list[Path]:
 
 
 @contextlib.contextmanager
-def server(address: str | None, state_dir: Path, dtype: str = "auto") -> Iterator[Client]:
+def server(address: str | None, state_dir: Path, dtype: Dtype = "auto") -> Iterator[Client]:
     """A client of the server at ``address``, or of one started here."""
     if address is not None:
         with Client(address) as client:
             yield client
         return
-    settings = Settings(state_dir=state_dir, dtype=dtype, listen="127.0.0.1:0", metrics_listen="127.0.0.1:0")
-    with running_server(settings) as running, Client(running.address) as client:
+    free = Address("127.0.0.1", 0)
+    settings = Settings(state_dir=state_dir, dtype=dtype, listen=free, metrics_listen=free)
+    with running_app_thread(settings) as running, Client(running.address) as client:
         yield client
 
 
@@ -143,7 +146,9 @@ def main() -> None:
     """Print every figure, one a line, or as JSON."""
     parser = argparse.ArgumentParser(description="Measure the ready-made adapters on held-out questions.")
     parser.add_argument("--address", help="a running server that has them (default: start one)")
-    parser.add_argument("--dtype", default="auto", help="of a server started here (default: auto)")
+    parser.add_argument(
+        "--dtype", default="auto", choices=get_args(Dtype), help="of a server started here (default: auto)"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder, server(arguments.address, Path(folder), arguments.dtype) as client:
