@@ -1,0 +1,299 @@
+"""The routed low-rank sum, by every path that the planner may take, against one row at a time in float64."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from random import Random
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from loramux_server.core.errors import Code, Error
+from loramux_server.lora import routing
+from loramux_server.lora.bank import AdapterBank, HostAdapter, LoraPair
+from loramux_server.lora.context import StepContext
+from loramux_server.lora.linear import LinearGroup
+from loramux_server.lora.routing import BankBlock, Routing, Segment, plan_blocks
+
+IN = 6
+
+
+class Dense:
+    """A base product with plain weights."""
+
+    def __init__(self, *out_features: int) -> None:
+        self.out_features = out_features
+        self.weight = torch.randn(sum(out_features), IN, generator=torch.Generator().manual_seed(1))
+        self.nbytes = self.weight.nbytes
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return x @ self.weight.T.to(x.dtype)
+
+
+def make_groups() -> list[LinearGroup]:
+    context = StepContext()
+    return [
+        LinearGroup(0, ["m.0.q_proj", "m.0.k_proj", "m.0.v_proj"], IN, Dense(8, 4, 4), context),
+        LinearGroup(1, ["m.0.o_proj"], IN, Dense(5), context),
+    ]
+
+
+GROUPS = make_groups()
+MODULES = {name: (g, j) for g in GROUPS for j, name in enumerate(g.names)}
+
+
+def make_bank(rows: int, dtype: torch.dtype = torch.float32) -> AdapterBank:
+    return AdapterBank(GROUPS, rows, torch.device("cpu"), dtype)
+
+
+def adapter(digest: str, rank: int, modules: Sequence[str] = tuple(MODULES), seed: int = 0) -> HostAdapter:
+    """Random pairs; every module but the first may have a smaller rank and a scaling of its own."""
+    draw, tensors = Random(f"{digest}{seed}"), torch.Generator().manual_seed(hash((digest, seed)) % 2**31)
+    pairs = {}
+    for i, name in enumerate(modules):
+        group, j = MODULES[name]
+        r = rank if i == 0 else draw.randint(1, rank)
+        pairs[name] = LoraPair(
+            torch.randn(r, IN, generator=tensors),
+            torch.randn(group.out_features[j], r, generator=tensors),
+            draw.choice([0.5, 1.0, 2.0]),
+        )
+    return HostAdapter(digest, pairs)
+
+
+def delta(group: LinearGroup, x: Tensor, stack: Sequence[tuple[HostAdapter, float]]) -> Tensor:
+    """What a stack adds to the rows ``x``, module by module, in float64."""
+    x = x.double()
+    out = torch.zeros(len(x), sum(group.out_features), dtype=torch.float64)
+    for host, weight in stack:
+        for name, pair in host.pairs.items():
+            if name in group.names:
+                columns = group.columns[group.names.index(name)]
+                out[:, columns] += weight * pair.scaling * (x @ pair.a.double().T @ pair.b.double().T)
+    return out
+
+
+def expected(group: LinearGroup, x: Tensor, segments: Sequence[tuple[int, list[tuple[HostAdapter, float]]]]) -> Tensor:
+    parts = x.split([length for length, _ in segments])
+    added = torch.cat([delta(group, rows, stack) for rows, (_, stack) in zip(parts, segments, strict=True)])
+    return group.base(x).double() + added
+
+
+def resolve(bank: AdapterBank, segments: Sequence[tuple[int, list[tuple[HostAdapter, float]]]]) -> list[Segment]:
+    return [Segment(length, tuple((bank.slot(h.digest), w) for h, w in stack)) for length, stack in segments]
+
+
+def make_mix(seed: int) -> tuple[AdapterBank, list[tuple[int, list[tuple[HostAdapter, float]]]]]:
+    """A bank with gaps in it, and segments over its adapters: decode rows (adapted, bare), then prompts of any kind."""
+    random = Random(seed)
+    bank = make_bank(96)
+    hosts = []
+    for i in range(random.randint(1, 8)):
+        modules = random.sample(sorted(MODULES), random.randint(1, len(MODULES)))
+        hosts.append(adapter(f"d{i}", random.randint(1, 9), modules, random.randint(0, 99)))
+        assert bank.put(hosts[-1]) is not None
+    kept = [h for h in hosts if random.random() < 0.7] or hosts[:1]
+    for host in hosts:
+        if host not in kept:
+            bank.drop(host.digest)  # its rows stay as they are: nobody may read them
+
+    def stack(least: int) -> list[tuple[HostAdapter, float]]:
+        chosen = random.sample(kept, random.randint(min(least, len(kept)), min(3, len(kept))))
+        return [(h, random.choice([1.0, 0.5, -0.7])) for h in chosen]
+
+    segments = [(1, stack(1)) for _ in range(random.randint(0, 5))] + [(1, [])] * random.randint(0, 2)
+    segments += [(random.randint(2, 12), stack(0)) for _ in range(random.randint(0, 5))]
+    return bank, segments or [(1, stack(1))]
+
+
+@pytest.mark.parametrize("overhead", [0, 100, 10**9], ids=["apart", "by cost", "joint"])
+@pytest.mark.parametrize("sparse", [0, 2, 10**9], ids=["gathered", "by size", "spanned"])
+@given(seed=st.integers(0, 10**6))
+@settings(max_examples=25, deadline=None)
+def test_every_path_gives_the_sum(overhead: int, sparse: float, seed: int) -> None:
+    bank, segments = make_mix(seed)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(routing, "BLOCK_OVERHEAD", overhead)
+        patch.setattr(routing, "SPARSE", sparse)
+        serving, training = (Routing(tuple(plan_blocks(bank, resolve(bank, segments)))) for _ in range(2))
+    x = torch.randn(sum(n for n, _ in segments), IN, generator=torch.Generator().manual_seed(len(segments)))
+    for group in GROUPS:
+        wanted = expected(group, x, segments)
+        for _ in range(2):  # gathered weights are kept between calls
+            with torch.inference_mode():
+                assert torch.allclose(serving.add(group, x, group.base(x)).double(), wanted, atol=1e-4)
+        leaf = x.clone().requires_grad_()
+        out = training.add(group, leaf, group.base(leaf))
+        assert torch.allclose(out.detach().double(), wanted, atol=1e-4)
+        reference = x.double().requires_grad_()
+        expected(group, reference, segments).square().sum().backward()
+        out.square().sum().backward()
+        assert leaf.grad is not None
+        assert reference.grad is not None
+        assert torch.allclose(leaf.grad.double(), reference.grad, rtol=1e-3, atol=1e-3)
+
+
+def test_the_planner_takes_both_paths_by_cost() -> None:
+    """Many short prompts of one adapter share a block; long ones of their own adapters stand apart."""
+    bank = make_bank(64)
+    hosts = [adapter(f"d{i}", 8) for i in range(4)]
+    slots = [bank.put(h) for h in hosts]
+    assert None not in slots
+    shared = [Segment(5, ((slots[0], 1.0),)) for _ in range(6)]  # type: ignore[arg-type]
+    assert len(plan_blocks(bank, shared)) == 1
+    alone = [Segment(2000, ((slot, 1.0),)) for slot in slots]  # type: ignore[arg-type]
+    assert len(plan_blocks(bank, alone)) == 4
+    assert plan_blocks(bank, [Segment(1), Segment(9)]) == []
+
+
+def test_scattered_ranks_are_gathered() -> None:
+    bank = make_bank(64)
+    slots = [bank.put(adapter(f"d{i}", 4)) for i in range(10)]
+    near = BankBlock(bank, slice(0, 1), slots[:2], lambda _: 1.0)  # type: ignore[arg-type]
+    far = BankBlock(bank, slice(0, 1), [slots[0], slots[9]], lambda _: 1.0)  # type: ignore[list-item]
+    assert near._index is None
+    assert far._index is not None
+    assert far._index.tolist() == [0, 1, 2, 3, 36, 37, 38, 39]
+
+
+def test_bare_rows_among_decode_rows_are_refused() -> None:
+    bank = make_bank(8)
+    slot = bank.put(adapter("d", 2))
+    with pytest.raises(ValueError, match="before"):
+        plan_blocks(bank, [Segment(1), Segment(1, ((slot, 1.0),))])  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("sparse", [0, 10**9])
+@pytest.mark.parametrize("poison", [torch.nan, torch.inf, 3e38])
+def test_a_broken_adapter_stays_with_its_own_rows(
+    monkeypatch: pytest.MonkeyPatch, sparse: float, poison: float
+) -> None:
+    """Decode rows share one product over all ranks in use; what a row does not use must not reach it."""
+    monkeypatch.setattr(routing, "SPARSE", sparse)
+    bank = make_bank(16)
+    hosts = [adapter(f"d{i}", 4) for i in range(3)]
+    slots = [bank.put(h) for h in hosts]
+    for a in bank.a:
+        a[slots[1].lo : slots[1].hi] = poison  # type: ignore[union-attr]
+    x = torch.randn(4, IN, generator=torch.Generator().manual_seed(0)) + 5
+    segments = [(1, [(hosts[0], 1.0)]), (1, [(hosts[1], 1.0)]), (1, [(hosts[0], 0.5), (hosts[2], 1.0)]), (1, [])]
+    route = Routing(tuple(plan_blocks(bank, resolve(bank, segments))))
+    for group in GROUPS:
+        with torch.inference_mode():
+            out = route.add(group, x, group.base(x))
+        wanted = expected(group, x, segments)
+        mates = [0, 2, 3]
+        assert torch.allclose(out[mates].double(), wanted[mates], atol=1e-4)
+        assert not out[1].isfinite().all()
+
+
+# -- the bank ---------------------------------------------------------------------------------------------------------
+
+
+def holds(bank: AdapterBank, host: HostAdapter) -> bool:
+    """Whether the rows of ``host`` are what its files say, and nothing else is in them."""
+    slot = bank.slot(host.digest)
+    x = torch.eye(IN)
+    block = BankBlock(bank, slice(0, IN), [slot], lambda s: s.scaling)
+    for group in GROUPS:
+        y = torch.zeros(IN, sum(group.out_features))
+        with torch.inference_mode():
+            got = block.add(group, x, y) if block.acts_on(group) else y
+        if not torch.allclose(got.double(), delta(group, x, [(host, 1.0)]), atol=1e-4):
+            return False
+    return True
+
+
+def test_the_least_recently_used_goes_and_the_pinned_stays() -> None:
+    bank = make_bank(12)
+    hosts = [adapter(f"d{i}", 4) for i in range(4)]
+    for host in hosts[:3]:
+        bank.put(host)
+    bank.pin("d0")
+    bank.get("d1")
+    assert bank.put(hosts[3]) is not None
+    assert set(bank.digests) == {"d0", "d1", "d3"}
+    assert bank.evictions == 1
+    assert not bank.drop("d0")
+    bank.unpin("d0")
+    assert bank.drop("d0")
+    assert bank.drop("never was")
+
+
+def test_what_cannot_fit_beside_the_pinned_drops_nobody() -> None:
+    bank = make_bank(12)
+    for i in range(3):
+        bank.put(adapter(f"d{i}", 4))
+    bank.pin("d0")
+    assert bank.put(adapter("big", 9)) is None
+    assert set(bank.digests) == {"d0", "d1", "d2"}
+    bank.unpin("d0")
+    assert bank.put(adapter("big", 9)) is not None
+
+
+def test_scattered_free_rows_are_joined_and_content_moves_along() -> None:
+    bank = make_bank(12)
+    hosts = {f"d{i}": adapter(f"d{i}", 3) for i in range(4)}
+    for host in hosts.values():
+        bank.put(host)
+    bank.pin("d1")
+    bank.pin("d3")
+    bank.drop("d0")
+    bank.drop("d2")
+    changes = []
+    bank.on_change = lambda: changes.append(1)
+    wide = adapter("wide", 6)
+    assert bank.put(wide) is not None
+    assert changes
+    assert bank.evictions == 0
+    assert all(holds(bank, h) for h in (hosts["d1"], hosts["d3"], wide))
+
+
+def test_refusals_say_what_to_do() -> None:
+    bank = make_bank(4)
+    with pytest.raises(Error) as refused:
+        bank.put(adapter("big", 5))
+    assert refused.value.code is Code.RESOURCE_EXHAUSTED
+    assert "--adapter-memory" in refused.value.message
+    for pairs in ({}, {"m.9.q_proj": LoraPair(torch.zeros(1, IN), torch.zeros(8, 1), 1.0)}):
+        with pytest.raises(Error) as refused:
+            bank.put(HostAdapter("odd", pairs))
+        assert refused.value.code is Code.INVALID_ARGUMENT
+    with pytest.raises(KeyError):
+        bank.pin("absent")
+    assert bank.digests == ()
+
+
+@given(st.integers(0, 10**6))
+@settings(max_examples=40, deadline=None)
+def test_a_banks_life(seed: int) -> None:
+    """Random puts, drops and pins: slots never overlap, contents never change, and what fits by count fits."""
+    draw = Random(seed)
+    bank = make_bank(20)
+    hosts = {f"d{i}": adapter(f"d{i}", draw.randint(1, 9), seed=seed) for i in range(8)}
+    pins: list[str] = []
+    for _ in range(40):
+        digest = draw.choice(sorted(hosts))
+        match draw.choice(["put", "put", "pin", "unpin", "drop"]):
+            case "put":
+                was = digest in bank.digests
+                pinned = sum(bank.slot(d).rank for d in {*pins} - {digest})
+                slot = bank.put(hosts[digest])
+                assert (slot is not None) == (was or pinned + hosts[digest].rank <= bank.rows)
+            case "pin" if digest in bank.digests:
+                bank.pin(digest)
+                pins.append(digest)
+            case "unpin" if pins:
+                bank.unpin(pins.pop(draw.randrange(len(pins))))
+            case "drop":
+                assert bank.drop(digest) == (digest not in pins)
+        assert bank.pinned == len(pins)
+        assert {*pins} <= {*bank.digests}
+        slots = sorted((bank.slot(d) for d in bank.digests), key=lambda s: s.lo)
+        assert all(a.hi <= b.lo for a, b in pairwise(slots))
+        assert all(holds(bank, hosts[d]) for d in bank.digests)
+        assert bank.used_bytes == sum(s.rank for s in slots) * AdapterBank.row_bytes(GROUPS, torch.float32)
