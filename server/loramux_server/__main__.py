@@ -44,8 +44,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 def serve(loaded: Loaded) -> int:
     """Run a server until a signal stops it. 0: it was stopped; 1: it could not start, one line says why."""
     settings = loaded.settings
-    # gRPC's own notes, such as one for each fork that a library makes, are not for the operator.
-    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     configure(settings.log.level, settings.log.format)
     for name in loaded.unknown_variables:
         get_logger("loramux_server").warning("unknown variable ignored; misspelt?", variable=name)

@@ -52,6 +52,7 @@ class App:
         self._endpoint: MetricsEndpoint | None = None
         self._store: Store | None = None
         self._jobs: asyncio.Task[None] | None = None
+        self._health: asyncio.Task[None] | None = None
         self._engine_started = False
 
     @property
@@ -123,7 +124,14 @@ class App:
         # Brings torch into the process, so not before everything that can fail without it has been tried.
         from ..engine_factory import make_backend
 
-        return make_backend(self.settings.engine(), self._say.progress)
+        backend = make_backend(self.settings.engine(), self._say.progress)
+        backend.link.on_state = self._engine_moved
+        return backend
+
+    def _engine_moved(self, up: bool) -> None:
+        """The engine's process died, or is up again: health tells load balancers."""
+        if self._desk.readiness is Readiness.READY:
+            self._health = asyncio.create_task(self._rpc.set_serving(up))
 
     async def _open_services(self, backend: Backend, store: Store, info: EngineInfo, text: TextTokenizer) -> None:
         limits, metrics = Limits(), self._metrics

@@ -79,8 +79,12 @@ class Desk:
         behind, uptime = self.behind, time.monotonic() - self._started
         if behind is None:
             return Description(ServerInfo(self._version, self.readiness, uptime, None, None))
+        try:
+            stats = await behind.stats()
+        except Error:  # the engine is starting again; everything else can still be told
+            stats = None
         return Description(
-            ServerInfo(self._version, self.readiness, uptime, behind.engine, await behind.stats()),
+            ServerInfo(self._version, self.readiness, uptime, behind.engine, stats),
             behind.limits,
             behind.has_chat_template,
             await behind.counts(tenant),

@@ -26,6 +26,7 @@ from loramux.v1 import (
     training_pb2_grpc,
 )
 from loramux_server.config import Address
+from loramux_server.core.backend import EngineStats
 from loramux_server.core.errors import Code, Error, invalid_field
 from loramux_server.core.types import Chunk, GenerateRequest
 from loramux_server.rpc.server import SERVICES, RpcServer, check_free
@@ -338,3 +339,15 @@ async def test_a_taken_port_is_named() -> None:
             await server.stop()
             with pytest.raises(Error, match="--listen"):
                 await RpcServer(door.desk, Calls(), door.server.address).start()
+
+
+async def test_info_is_answered_while_the_engine_is_away() -> None:
+    async def gone() -> EngineStats:
+        raise Error(Code.UNAVAILABLE, "the engine is starting again")
+
+    async with open_door(stats=gone) as door:
+        described = await server_pb2_grpc.ServerServiceStub(door.channel).GetServerInfo(
+            server_pb2.GetServerInfoRequest()
+        )
+        assert described.base.name == "tiny"
+        assert not described.memory_bytes
