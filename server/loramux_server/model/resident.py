@@ -18,6 +18,7 @@ from ..lora.linear import install
 from ..lora.routing import Routing
 from .attention import NAME, attach
 from .kv import KVShape
+from .lean import make_lean
 from .linear import make_linear
 from .load import LoadedBase, linear_modules, load_base, resolve_device, resolve_dtype
 
@@ -43,6 +44,7 @@ class ResidentBase:
         head = self.model.get_output_embeddings()
         if isinstance(head, nn.Linear):
             self.model.set_output_embeddings(_Head(head))
+        self.lean = make_lean(self.model, self.layers, self.groups, self.context)
         self.nbytes = sum(g.base.nbytes for g in self.groups) + sum(
             t.nbytes for t in {t.data_ptr(): t for t in [*self.model.parameters(), *self.model.buffers()]}.values()
         )
@@ -71,6 +73,8 @@ class ResidentBase:
     ) -> Tensor:
         """Logits [n, vocabulary] of packed tokens. ``context`` stays set until the next call: a backward needs it."""
         self.context.attention, self.context.routing = attention, routing
+        if self.lean is not None and ids is not None and not torch.is_grad_enabled():
+            return self.lean.forward(ids, positions, attention, wanted)
         out = self.model(
             input_ids=None if ids is None else ids[None],
             inputs_embeds=None if embeddings is None else embeddings[None],

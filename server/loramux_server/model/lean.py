@@ -1,0 +1,180 @@
+"""A decoder forward with few operations, for the many models that share Llama's layout.
+
+transformers' modules spend about a millisecond a layer and step on small operations, at one row more than on the
+products. Where a model's layers are made of the usual parts, :class:`LeanDecoder` runs the same arithmetic over the
+fused groups of :mod:`..lora.linear`. Nothing is assumed: :func:`make_lean` compares its logits with the model's own
+and gives None, and with it transformers' forward, when they differ or a part is missing. Serving only; training and
+all other architectures go through transformers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import rms_norm
+
+from ..lora.context import Attention, StepContext
+from ..lora.linear import LinearGroup
+from .attention import PackedAttention
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
+"""Largest difference of probe logits, relative to their spread, by dtype."""
+PROBE_TOKENS = 24
+PARTS = {"input_layernorm", "self_attn", "post_attention_layernorm", "mlp"}
+MEMBERS = ["q_proj", "k_proj", "v_proj", "gate_proj", "up_proj"]
+
+
+@dataclass(frozen=True, slots=True)
+class _Norm:
+    weight: Tensor
+    eps: float
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return rms_norm(x, x.shape[-1:], self.weight, self.eps)
+
+
+@dataclass(frozen=True, slots=True)
+class _Layer:
+    before: _Norm
+    qkv: LinearGroup
+    q_norm: _Norm | None
+    k_norm: _Norm | None
+    output: LinearGroup
+    after: _Norm
+    gate_up: LinearGroup
+    activation: nn.Module
+    down: LinearGroup
+    head_dim: int
+    scale: float
+    window: int | None
+
+
+class LeanDecoder:
+    """The layers, the final norm and the head of a Llama-like model."""
+
+    def __init__(self, model: PreTrainedModel, layers: Sequence[_Layer], norm: _Norm, context: StepContext) -> None:
+        self._embed, self._head = model.get_input_embeddings(), model.get_output_embeddings()
+        self._rotary: Any = model.base_model.rotary_emb
+        self._layers, self._norm, self._context = layers, norm, context
+
+    def forward(self, ids: Tensor, positions: Tensor, attention: Attention, wanted: Tensor) -> Tensor:
+        """Logits [len(wanted), vocabulary] of packed tokens ``ids`` [T]; routing comes from the context."""
+        x = self._embed(ids)  # [T, hidden]
+        cos, sin = (part[0, :, None] for part in self._rotary(x, positions[None]))  # [T, 1, head_dim]
+        # rotate_half(x) is x rolled by half with its first half negated: the sign goes into the sine.
+        sin = torch.cat([-sin[..., : sin.shape[-1] // 2], sin[..., sin.shape[-1] // 2 :]], dim=-1)
+        for index, layer in enumerate(self._layers):
+            x = x + layer.output.forward(self._attend(index, layer, layer.before(x), cos, sin, attention))
+            gate_up = layer.gate_up.forward(layer.after(x))
+            gate, up = (gate_up[:, columns] for columns in layer.gate_up.columns)
+            x = x + layer.down.forward(layer.activation(gate) * up)
+        logits: Tensor = self._head(self._norm(x[wanted]))
+        return logits
+
+    def _attend(self, index: int, layer: _Layer, h: Tensor, cos: Tensor, sin: Tensor, attention: Attention) -> Tensor:
+        qkv = layer.qkv.forward(h)
+        q_end, k_end = layer.qkv.columns[0].stop, layer.qkv.columns[1].stop
+        if layer.q_norm is not None and layer.k_norm is not None:
+            parts = [qkv[:, :q_end], qkv[:, q_end:k_end]]
+            heads = [part.reshape(len(h), -1, layer.head_dim) for part in parts]
+            qk = torch.cat([layer.q_norm(heads[0]), layer.k_norm(heads[1])], dim=1)
+        else:
+            qk = qkv[:, :k_end].view(len(h), -1, layer.head_dim)
+        qk = torch.addcmul(qk * cos, qk.roll(layer.head_dim // 2, -1), sin)
+        heads_q = q_end // layer.head_dim
+        out = attention.attend(
+            index,
+            qk[:, :heads_q],
+            qk[:, heads_q:],
+            qkv[:, k_end:].view(len(h), -1, layer.head_dim),
+            scale=layer.scale,
+            window=layer.window,
+            softcap=None,
+        )
+        return out.reshape(len(h), -1)
+
+
+def make_lean(
+    model: PreTrainedModel, layers: nn.ModuleList, groups: Sequence[LinearGroup], context: StepContext
+) -> LeanDecoder | None:
+    """A lean decoder that gives the model's own logits, or None. ``groups`` are installed in ``model``."""
+    by_name = {name: group for group in groups for name in group.names}
+    prefix = next((n for n, m in model.named_modules() if m is layers), "")
+    device = model.get_input_embeddings().weight.device
+    count = PROBE_TOKENS
+    ids = torch.arange(count, device=device) * 37 % int(model.config.vocab_size)
+    positions = torch.arange(count, device=device)
+    probe = _Recorder(PackedAttention([count], device))
+    context.attention, context.routing = probe, None
+    try:
+        with torch.no_grad():
+            expected = model(
+                input_ids=ids[None], position_ids=positions[None], use_cache=False, logits_to_keep=positions
+            ).logits[0]
+            lean = LeanDecoder(
+                model,
+                [_layer(layer, f"{prefix}.{i}", by_name, probe.seen[i]) for i, layer in enumerate(layers)],
+                _norm(model.base_model.norm),
+                context,
+            )
+            got = lean.forward(ids, positions, probe, positions)
+    except (AttributeError, KeyError, TypeError, RuntimeError, _Unlike):
+        return None  # a part is missing or shaped otherwise
+    finally:
+        context.attention = None
+    difference, spread = (got - expected).abs().max(), expected.float().std()
+    return lean if bool(difference <= TOLERANCE[model.dtype] * spread) else None
+
+
+class _Unlike(Exception):
+    """A part is not as expected."""
+
+
+class _Recorder:
+    """Notes how each layer calls its attention."""
+
+    def __init__(self, attention: Attention) -> None:
+        self._attention = attention
+        self.seen: dict[int, tuple[float, int | None]] = {}
+
+    def attend(
+        self, layer: int, q: Tensor, k: Tensor, v: Tensor, *, scale: float, window: int | None, softcap: float | None
+    ) -> Tensor:
+        if softcap is not None:
+            raise _Unlike
+        self.seen[layer] = scale, window
+        return self._attention.attend(layer, q, k, v, scale=scale, window=window, softcap=None)
+
+
+def _layer(layer: Any, name: str, groups: Mapping[str, LinearGroup], call: tuple[float, int | None]) -> _Layer:
+    attention, mlp = layer.self_attn, layer.mlp
+    qkv, gate_up = groups[f"{name}.self_attn.q_proj"], groups[f"{name}.mlp.gate_proj"]
+    if {child for child, _ in layer.named_children()} != PARTS or [
+        n.rpartition(".")[2] for n in (*qkv.names, *gate_up.names)
+    ] != MEMBERS:
+        raise _Unlike
+    return _Layer(
+        before=_norm(layer.input_layernorm),
+        qkv=qkv,
+        q_norm=_norm(attention.q_norm) if hasattr(attention, "q_norm") else None,
+        k_norm=_norm(attention.k_norm) if hasattr(attention, "k_norm") else None,
+        output=groups[f"{name}.self_attn.o_proj"],
+        after=_norm(layer.post_attention_layernorm),
+        gate_up=gate_up,
+        activation=mlp.act_fn,
+        down=groups[f"{name}.mlp.down_proj"],
+        head_dim=int(attention.head_dim),
+        scale=call[0],
+        window=call[1],
+    )
+
+
+def _norm(module: Any) -> _Norm:
+    return _Norm(module.weight, float(module.variance_epsilon))
