@@ -83,7 +83,7 @@ class HostCache:
             _, pairs = read_folder(version.path, self._modules, self._fingerprint, dtype=self._dtype)
             result = HostAdapter(version.digest, pairs)
         except Error as error:
-            result = error
+            result = Error(error.code, f"adapter {version.ref}: {error.message}", reason=error.reason)
         except OSError as error:
             result = Error(Code.DATA_LOSS, f"the files of adapter {version.ref} cannot be read: {error.strerror}")
         except Exception:  # a defect; whoever waits for the adapter must hear of it
