@@ -1,0 +1,293 @@
+"""What goes wrong with one request stays with it, and whatever ends, nothing is left behind."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from random import Random
+
+import pytest
+import torch
+
+from loramux_server.core.backend import GenerateCommand, ScoreCommand, ScoreResult
+from loramux_server.core.errors import Code
+from loramux_server.core.jobs import TrainCommand, TrainRow, TrainSpec
+from loramux_server.engine.protocol import AbortCommand
+from tests.engine import Engine, check_tokens, command, prompts
+from tests.tensor.engine_cases import STACKS, Case, Cases, check_empty, make_cases
+
+
+@pytest.fixture(scope="module")
+def cases(tiny_base, make_adapter, tmp_path_factory) -> Iterator[Cases]:  # type: ignore[no-untyped-def]
+    made = make_cases(tiny_base("llama"), tmp_path_factory.mktemp("faults"), make_adapter)
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def tight(cases: Cases) -> Engine:
+    """Few pages, so that each is soon somebody else's."""
+    return cases.engine(kv_pages=14, max_batch_tokens=40)
+
+
+def run_all(engine: Engine, cases: Cases, wanted: list[tuple[str, Case]]) -> None:
+    for id, case in wanted:
+        engine.submit(command(id, case.prompt, case.max_tokens, case.stack))
+    engine.finish(*(id for id, _ in wanted))
+
+
+# -- values that are not numbers --------------------------------------------------------------------------------------
+
+
+def test_a_broken_adapter_fails_its_request_alone(cases: Cases, tight: Engine) -> None:
+    mates = [Case(cases.prompts[i], cases.stack(STACKS[i]), 8) for i in range(5)]
+    broken = [
+        Case(cases.prompts[0], cases.stack([("broken", 1.0)])),
+        Case(cases.prompts[5], cases.stack([("broken", 0.5), ("all", 1.0)])),
+    ]
+    wanted = [(f"m{i}", c) for i, c in enumerate(mates)]
+    wanted[1:1] = [(f"b{i}", c) for i, c in enumerate(broken)]
+    run_all(tight, cases, wanted)
+    for i in range(2):
+        failure = tight.failure(f"b{i}")
+        assert failure is not None
+        assert (failure.code, failure.reason) == (Code.INTERNAL.value, "LOGITS_NOT_FINITE")
+        assert tight.tokens(f"b{i}") == []
+    for i, case in enumerate(mates):
+        check_tokens(tight.tokens(f"m{i}"), cases.alone(case))
+    check_empty(tight)
+
+
+def test_pages_that_held_no_numbers_are_as_good_as_new(cases: Cases, tight: Engine) -> None:
+    """A page is read to its end and masked; what a former owner left in it must not pass the mask."""
+    for turn in range(3):
+        tight.scheduler.pages.clear_kept()
+        run_all(
+            tight,
+            cases,
+            [(f"foul{turn}-{i}", Case(cases.prompts[i], cases.stack([("broken", 1.0)]))) for i in range(4)],
+        )
+        tight.scheduler.pages.clear_kept()
+        for i in range(4):
+            cases.try_in(tight, [Case(cases.prompts[i][: 5 + 3 * turn], cases.stack(STACKS[i]))])
+    assert not tight.runner.kv.keys.isfinite().all(), "the adapter was not broken enough for this test"
+
+
+def test_a_row_that_breaks_in_the_middle_of_an_answer(cases: Cases, tight: Engine) -> None:
+    """NaN in the resident weights while requests run: whoever uses them fails, the others go on."""
+    user, mate = Case(cases.prompts[0], cases.stack([("all", 1.0)])), Case(cases.prompts[1], cases.stack([("rs", 1.0)]))
+    for id, case in (("user", user), ("mate", mate)):
+        tight.submit(command(id, case.prompt, 10, case.stack))
+    while len(tight.tokens("user")) < 4:
+        tight.loop.turn()
+    slot = tight.runner.bank.slot(cases.versions["all"].digest)
+    tight.runner.bank.a[0][slot.lo] = torch.nan
+    tight.finish("user", "mate")
+    assert 4 <= len(tight.tokens("user")) < 10
+    assert tight.failure("user") is not None
+    check_tokens(tight.tokens("mate"), cases.alone(mate))
+    tight.runner.bank.drop(cases.versions["all"].digest)
+    cases.try_in(tight, [user, mate])
+
+
+def test_scores_that_are_no_numbers_are_an_error(cases: Cases, tight: Engine) -> None:
+    prompt, continuation = cases.prompts[0], cases.prompts[1]
+    tight.run(ScoreCommand("s", prompt, continuation, cases.stack([("broken", 1.0)])))
+    failure = tight.failure("s")
+    assert failure is not None
+    assert failure.reason == "LOGITS_NOT_FINITE"
+    check_empty(tight)
+
+
+# -- memory -----------------------------------------------------------------------------------------------------------
+
+
+def out_of_memory(engine: Engine, monkeypatch: pytest.MonkeyPatch, *, above: int) -> list[int]:
+    """Steps of more than ``above`` tokens find no memory; gives the sizes of those that failed."""
+    run, failed = engine.runner.run, []
+
+    def limited(plan, sequences):  # type: ignore[no-untyped-def]
+        if plan.tokens > above:
+            failed.append(plan.tokens)
+            raise torch.OutOfMemoryError("pretended")
+        return run(plan, sequences)
+
+    monkeypatch.setattr(engine.runner, "run", limited)
+    return failed
+
+
+def test_a_step_without_memory_is_tried_again_with_less(cases: Cases, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = cases.engine()
+    failed = out_of_memory(engine, monkeypatch, above=20)
+    cases.try_in(engine, [Case(cases.prompts[i], cases.stack(s)) for i, s in enumerate(STACKS)])
+    assert failed == sorted(failed, reverse=True)
+    assert failed
+    assert engine.scheduler.limits.max_batch_tokens <= 20
+    before = len(failed)
+    cases.try_in(engine, [Case(cases.prompts[i], cases.stack(s)) for i, s in enumerate(STACKS)])
+    assert len(failed) == before
+
+
+def test_a_token_that_alone_finds_no_memory_fails(cases: Cases, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = cases.engine()
+    out_of_memory(engine, monkeypatch, above=0)
+    engine.run(command("none", cases.prompts[0]))
+    failure = engine.failure("none")
+    assert failure is not None
+    assert failure.code == Code.RESOURCE_EXHAUSTED.value
+    check_empty(engine)
+
+
+def test_a_request_larger_than_the_cache_is_refused_and_the_rest_goes_on(cases: Cases, tight: Engine) -> None:
+    tight.run(command("large", [3] * 200, 100), command("small", cases.prompts[0], 3))
+    failure = tight.failure("large")
+    assert failure is not None
+    assert failure.reason == "KV_CACHE_TOO_SMALL"
+    check_tokens(tight.tokens("small"), cases.alone(Case(cases.prompts[0], cases.stack([]), 3)))
+
+
+def test_a_full_queue_refuses_and_leaves_nothing(cases: Cases) -> None:
+    engine = cases.engine(max_queue=2, max_running=1)
+    score = ScoreCommand("score", cases.prompts[0], cases.prompts[1])
+    engine.submit(*(command(f"r{i}", cases.prompts[0], 3) for i in range(2)), score, command("late", [3], 1))
+    engine.finish("r0", "r1", "score", "late")
+    for id in ("score", "late"):
+        failure = engine.failure(id)
+        assert failure is not None
+        assert (failure.reason, failure.retry_after) == ("QUEUE_FULL", 1.0)
+    assert engine.failure("r1") is None
+    check_empty(engine)
+
+
+def test_an_id_in_use_is_refused_and_its_owner_goes_on(cases: Cases, tight: Engine) -> None:
+    score = ScoreCommand("twice", cases.prompts[0], cases.prompts[1])
+    tight.submit(score, score)
+    tight.finish("twice")
+    for _ in range(5):
+        tight.loop.turn() if tight.scheduler.sequences else None
+    failures = [o.failure.code for o in tight.outputs["twice"] if o.failure]
+    (result,) = [o.payload for o in tight.outputs["twice"] if isinstance(o.payload, ScoreResult)]
+    assert failures == [Code.ALREADY_EXISTS.value]
+    alone = cases.reference.score(score.prompt_ids, score.continuation_ids)
+    assert result.logprobs == pytest.approx(alone.logprobs, abs=1e-4)
+    check_empty(tight)
+
+
+# -- leaving early ----------------------------------------------------------------------------------------------------
+
+
+def storm(engine: Engine, cases: Cases, random: Random, count: int) -> list[str]:
+    """``count`` requests of all kinds, many of which are cancelled or run out of time; gives how each ended."""
+    ids = [f"storm-{random.random()}-{i}" for i in range(count)]
+    cancelled: set[str] = set()
+    for id in ids:
+        stack, prompt = cases.stack(random.choice(STACKS)), random.choice(cases.prompts)
+        if random.random() < 0.2:
+            engine.submit(ScoreCommand(id, prompt, random.choice(cases.prompts), stack))
+        else:
+            deadline = time.monotonic() + random.choice([0.0, 0.02, 0.2, 60.0]) if random.random() < 0.5 else None
+            asked = command(id, prompt, random.randint(1, 12), stack, temperature=random.choice([0.0, 1.0]))
+            engine.submit(replace(asked, deadline=deadline))
+        if random.random() < 0.3:
+            engine.loop.turn()
+        if random.random() < 0.3:
+            victim = random.choice(ids)
+            engine.submit(AbortCommand(victim))
+            cancelled.add(victim)
+    while engine.scheduler.sequences or not engine.loop._inbox.empty():
+        engine.loop.turn()
+    ends = []
+    for id in ids:
+        outputs = engine.outputs[id]
+        assert sum(o.done for o in outputs) <= 1, "ended twice"
+        assert not any(o.done for o in outputs[:-1]), "something came after the end"
+        if not outputs or not outputs[-1].done:
+            assert id in cancelled, "lost"
+            ends.append("cancelled")
+        elif (failure := outputs[-1].failure) is not None:
+            assert failure.code == Code.DEADLINE_EXCEEDED.value
+            ends.append("deadline")
+        else:
+            ends.append("done")
+    return ends
+
+
+def test_cancels_and_deadlines_leave_nothing_behind(cases: Cases, tight: Engine) -> None:
+    ends = storm(tight, cases, Random(1), 150)
+    assert {*ends} == {"done", "cancelled", "deadline"}
+    check_empty(tight)
+    cases.try_in(tight, [Case(cases.prompts[0], cases.stack(STACKS[3]))])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_thousand_requests_leave_nothing_behind(cases: Cases, tight: Engine) -> None:
+    for seed in range(3):
+        storm(tight, cases, Random(seed), 1000)
+        check_empty(tight)
+
+
+def test_a_deadline_ends_a_waiting_request_while_nothing_runs(cases: Cases, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its adapter never lands: the loop sleeps, and wakes in time."""
+    engine = cases.engine()
+    monkeypatch.setattr(engine.loop._desk._cache, "request", lambda version: None)
+    asked = command("late", cases.prompts[0], 3, cases.stack([("all", 1.0)]))
+    engine.run(replace(asked, deadline=time.monotonic() + 0.05))
+    failure = engine.failure("late")
+    assert failure is not None
+    assert failure.code == Code.DEADLINE_EXCEEDED.value
+    check_empty(engine)
+
+
+def test_requests_that_wait_their_turn_get_it_without_another_command(cases: Cases) -> None:
+    """One runs, the rest wait: when it ends, nobody has to knock."""
+    engine = cases.engine(max_running=1)
+    cases.try_in(engine, [Case(cases.prompts[i], cases.stack([]), 2) for i in range(4)])
+
+
+# -- training ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_cancelled_job_gives_its_memory_back(cases: Cases, tmp_path: Path) -> None:
+    engine = cases.engine()
+    texts = prompts(8, lengths=(10, 30), seed=3)
+    rows = tuple(TrainRow(tuple(t), tuple(i > 3 for i in range(len(t)))) for t in texts)
+    stacks = (cases.stack([("all", 1.0)]),)
+    spec = TrainSpec(rank=4, epochs=50, batch_size=4, layers=(1, 2))
+    engine.submit(TrainCommand("job", spec, rows, stacks=stacks, output=str(tmp_path / "out")))
+    engine.submit(command("beside", cases.prompts[0], 5))
+    engine.finish("beside")
+    for _ in range(5):
+        engine.loop.turn()
+    assert engine.loop._stats().memory["training"] > 0
+    engine.submit(AbortCommand("job"))
+    engine.loop.turn() if not engine.loop._inbox.empty() else None
+    stats = engine.loop._stats()
+    assert (stats.memory["training"], stats.training_jobs) == (0, ())
+    seen = len(engine.outputs["job"])
+    assert not any(o.done for o in engine.outputs["job"])
+    cases.try_in(engine, [Case(cases.prompts[1], cases.stack(STACKS[1]))])
+    assert len(engine.outputs["job"]) == seen
+    assert not (tmp_path / "out").exists()
+    assert all(p.grad is None for p in engine.base.model.parameters())
+
+
+def test_stopping_fails_what_is_open(cases: Cases, tmp_path: Path) -> None:
+    engine = cases.engine()
+    texts = prompts(4, seed=3)
+    rows = tuple(TrainRow(tuple(t), (True,) * len(t)) for t in texts)
+    engine.submit(TrainCommand("job", TrainSpec(epochs=50), rows, output=str(tmp_path / "out")))
+    asked: list[GenerateCommand] = [command(f"r{i}", cases.prompts[i], 50) for i in range(3)]
+    engine.submit(*asked)
+    for _ in range(4):
+        engine.loop.turn()
+    engine.loop.stop()
+    engine.loop.run()
+    for id in ("job", *(c.id for c in asked)):
+        failure = engine.failure(id)
+        assert failure is not None
+        assert failure.code == Code.UNAVAILABLE.value
+    assert not engine.scheduler.sequences
+    assert engine.runner.bank.pinned == 0
