@@ -15,6 +15,8 @@ from bitsandbytes.functional import QuantState, dequantize_4bit
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+from .prepack import prepack
+
 
 class BaseLinear(Protocol):
     """One or several linears over the same input, outputs side by side."""
@@ -51,6 +53,8 @@ def _joined_bias(modules: Sequence[nn.Module], dtype: torch.dtype) -> Tensor | N
 class UnpackedLinear:
     """Weights [N, K] in the compute dtype, joined along N so that one product serves all members.
 
+    Kept in two layouts: plain for large inputs and for training, reordered for the few rows of a decode step.
+
     The input is cast to the weights' dtype and the output back: a float32 training forward over bfloat16 weights
     runs its large products in bfloat16 and everything else in float32.
     """
@@ -59,10 +63,14 @@ class UnpackedLinear:
         self.out_features = tuple(int(m.out_features) for m in modules)  # type: ignore[arg-type]
         self._weight = torch.cat([dense_weight(m).to(dtype) for m in modules]).contiguous()
         self._bias = _joined_bias(modules, dtype)
-        self.nbytes = self._weight.nbytes
+        self._prepacked = prepack(self._weight)
+        self.nbytes = self._weight.nbytes + (self._prepacked.nbytes if self._prepacked else 0)
 
     def __call__(self, x: Tensor) -> Tensor:
-        return linear(x.to(self._weight.dtype), self._weight, self._bias).to(x.dtype)
+        cast = x.to(self._weight.dtype)
+        if self._prepacked is not None and self._prepacked.pays(cast):
+            return self._prepacked(cast, self._bias).to(x.dtype)
+        return linear(cast, self._weight, self._bias).to(x.dtype)
 
 
 class _PackedProduct(torch.autograd.Function):

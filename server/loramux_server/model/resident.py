@@ -21,6 +21,7 @@ from .kv import KVShape
 from .lean import make_lean
 from .linear import make_linear
 from .load import LoadedBase, linear_modules, load_base, resolve_device, resolve_dtype
+from .prepack import prepack
 
 Progress = Callable[[str, float | None], None]
 
@@ -42,11 +43,18 @@ class ResidentBase:
             lambda members: make_linear(members, self.dtype, self.device, packed),
         )
         head = self.model.get_output_embeddings()
+        extra = 0
         if isinstance(head, nn.Linear):
-            self.model.set_output_embeddings(_Head(head))
+            wrapped = _Head(head)
+            self.model.set_output_embeddings(wrapped)
+            extra = wrapped.nbytes
         self.lean = make_lean(self.model, self.layers, self.groups, self.context)
-        self.nbytes = sum(g.base.nbytes for g in self.groups) + sum(
-            t.nbytes for t in {t.data_ptr(): t for t in [*self.model.parameters(), *self.model.buffers()]}.values()
+        self.nbytes = (
+            extra
+            + sum(g.base.nbytes for g in self.groups)
+            + sum(
+                t.nbytes for t in {t.data_ptr(): t for t in [*self.model.parameters(), *self.model.buffers()]}.values()
+            )
         )
 
     @classmethod
@@ -147,6 +155,13 @@ class _Head(nn.Module):
     def __init__(self, head: nn.Linear) -> None:
         super().__init__()
         self.weight, self.bias = head.weight, head.bias
+        self._prepacked = prepack(head.weight.data)
+        self.nbytes = self._prepacked.nbytes if self._prepacked else 0
+        """Beside the weight itself, which may be the embedding's."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return linear(x.to(self.weight.dtype), self.weight, self.bias).float()
+        cast = x.to(self.weight.dtype)
+        rows = cast.reshape(-1, cast.shape[-1])
+        if self._prepacked is not None and self._prepacked.pays(rows):
+            return self._prepacked(rows, self.bias).view(*x.shape[:-1], -1).float()
+        return linear(cast, self.weight, self.bias).float()

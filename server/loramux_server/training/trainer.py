@@ -84,13 +84,15 @@ def train(base: ResidentBase, command: TrainCommand, report: Report, pace: Pace)
             group["lr"] = rate
         run.optimizer.step()
         run.optimizer.zero_grad(set_to_none=True)
-        trained += sum(len(rows[i].input_ids) for i in batch)
+        tokens = sum(len(rows[i].input_ids) for i in batch)
+        trained += tokens
         seconds = time.monotonic() - started
         metrics = {
             "loss": loss,
             "learning_rate": rate,
             "grad_norm": float(norm),
             "epoch": (step + 1) / run.order.steps_per_epoch,
+            "tokens": float(tokens),
             "trained_tokens": float(trained),
             "tokens_per_second": trained / seconds,
             "eta_seconds": seconds / (step + 1) * (total - step - 1),
