@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import Protocol, TypeVar
 
 from ..core.backend import EngineInfo, EngineStats, GenerateCommand, ScoreCommand, ScoreResult, TokenEvent
@@ -122,4 +122,5 @@ class EngineClient:
         finally:
             del self._open[id]
             if not done:
-                self._link.send(AbortCommand(id))
+                with suppress(Error):  # an engine that is gone has forgotten it anyway
+                    self._link.send(AbortCommand(id))

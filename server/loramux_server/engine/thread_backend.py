@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from ..core.backend import EngineInfo
+from ..core.errors import Code, Error
 from .client import EngineClient
 from .protocol import Command, Output
 
 if TYPE_CHECKING:
     from .loop import EngineLoop
+
+log = logging.getLogger(__name__)
 
 Emit = Callable[[list[Output]], object]
 Build = Callable[[Emit], "tuple[EngineLoop, EngineInfo]"]
@@ -43,7 +47,12 @@ class ThreadLink:
                 return
             self._engine = engine
             loop.call_soon_threadsafe(ready.set_result, info)
-            engine.run()
+            try:
+                engine.run()
+            except Exception:  # a defect; nobody may wait for an engine that is gone
+                log.exception("the engine stopped")
+                self._engine = None
+                loop.call_soon_threadsafe(client.fail_all, _gone())
 
         self._thread = threading.Thread(target=run, name="engine", daemon=True)
         self._thread.start()
@@ -51,7 +60,7 @@ class ThreadLink:
 
     def send(self, command: Command) -> None:
         if self._engine is None:
-            raise RuntimeError("the engine is not running")
+            raise _gone()
         self._engine.submit(command)
 
     async def close(self) -> None:
@@ -59,6 +68,10 @@ class ThreadLink:
             if self._engine is not None:
                 self._engine.stop()
             await asyncio.to_thread(self._thread.join)
+
+
+def _gone() -> Error:
+    return Error(Code.UNAVAILABLE, "the engine is not running")
 
 
 def _settle(ready: asyncio.Future[EngineInfo], error: BaseException) -> None:

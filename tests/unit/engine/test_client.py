@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import queue
 from collections.abc import Callable, Iterable
 from contextlib import aclosing
 
@@ -23,6 +24,7 @@ from loramux_server.engine.protocol import (
     UnloadCommand,
     command_id,
 )
+from loramux_server.engine.thread_backend import ThreadBackend
 
 INFO = EngineInfo("base", "f00d", "Llama", 10, 20, (1,), "cpu", "float32", 1, {}, "")
 Script = Callable[[Command], Iterable[Output]]
@@ -210,3 +212,66 @@ async def test_a_slow_reader_loses_nothing() -> None:
         await asyncio.sleep(0)
         got += event.token_ids
     assert got == list(range(100))
+
+
+async def test_cancelling_while_the_engine_is_gone_is_still_a_cancel() -> None:
+    """The link refuses the abort; the task must end as cancelled all the same."""
+
+    def script(command: Command) -> list[Output]:
+        if isinstance(command, AbortCommand):
+            raise Error(Code.UNAVAILABLE, "starting again")
+        return []
+
+    client, link = await started(script)
+    task = asyncio.create_task(client.stats())
+    await link.calls.get()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert not client._open
+
+
+async def test_a_link_that_refuses_the_command_says_so() -> None:
+    def script(command: Command) -> list[Output]:
+        raise Error(Code.UNAVAILABLE, "starting again", retry_after=5.0)
+
+    client, _ = await started(script)
+    with pytest.raises(Error) as raised:
+        await client.stats()
+    assert raised.value.retry_after == 5.0
+    assert not client._open
+
+
+class DyingLoop:
+    """An engine loop that takes one command and dies of it."""
+
+    def __init__(self) -> None:
+        self.commands: queue.SimpleQueue[object] = queue.SimpleQueue()
+        self.submit = self.commands.put
+
+    def run(self) -> None:
+        self.commands.get()
+        raise ValueError("a defect")
+
+    def stop(self) -> None:
+        self.commands.put(None)
+
+
+async def test_an_engine_thread_that_dies_fails_what_is_open() -> None:
+    backend = ThreadBackend(lambda emit: (DyingLoop(), INFO))  # type: ignore[arg-type, return-value]
+    assert await backend.start() == INFO
+    with pytest.raises(Error) as raised:
+        await anext(aiter(backend.generate(GENERATE)))
+    assert raised.value.code is Code.UNAVAILABLE
+    with pytest.raises(Error) as raised:
+        await backend.stats()
+    assert raised.value.code is Code.UNAVAILABLE
+    await backend.close()
+
+
+async def test_a_thread_that_cannot_load_says_why() -> None:
+    def build(emit: object) -> tuple[object, EngineInfo]:
+        raise Error(Code.INVALID_ARGUMENT, "no such model")
+
+    with pytest.raises(Error, match="no such model"):
+        await ThreadBackend(build).start()  # type: ignore[arg-type]
