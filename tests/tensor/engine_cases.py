@@ -26,7 +26,7 @@ STACKS: tuple[tuple[tuple[str, float], ...], ...] = (
     (("all", 0.0),),
     (("rs", 0.25), ("upper", 1.0), ("all", 1.5)),
 )
-TOKENS = 10
+TOKENS = 14
 
 
 @dataclass(frozen=True)

@@ -130,7 +130,7 @@ def test_a_stack_fits_whatever_lay_where_before(cases: Cases) -> None:
 
 
 def test_unloading_waits_for_the_last_user(cases: Cases, roomy: Engine) -> None:
-    case = Case(cases.prompts[2], cases.stack([("all", 1.0)]))
+    case = Case(cases.prompts[2], cases.stack([("all", 1.0)]), 10)
     digest = cases.versions["all"].digest
     roomy.submit(command("user", case.prompt, 10, case.stack))
     while len(roomy.tokens("user")) < 3:

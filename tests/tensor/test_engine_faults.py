@@ -77,7 +77,8 @@ def test_pages_that_held_no_numbers_are_as_good_as_new(cases: Cases, tight: Engi
 
 def test_a_row_that_breaks_in_the_middle_of_an_answer(cases: Cases, tight: Engine) -> None:
     """NaN in the resident weights while requests run: whoever uses them fails, the others go on."""
-    user, mate = Case(cases.prompts[0], cases.stack([("all", 1.0)])), Case(cases.prompts[1], cases.stack([("rs", 1.0)]))
+    user = Case(cases.prompts[0], cases.stack([("all", 1.0)]), 10)
+    mate = Case(cases.prompts[1], cases.stack([("rs", 1.0)]), 10)
     for id, case in (("user", user), ("mate", mate)):
         tight.submit(command(id, case.prompt, 10, case.stack))
     while len(tight.tokens("user")) < 4:
