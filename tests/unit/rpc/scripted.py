@@ -139,11 +139,13 @@ async def open_door(
     generation, adapters, training = Generation(), Adapters(), Training()
     server = RpcServer(desk, calls, Address("127.0.0.1", 0), default_max_tokens=33, stall_timeout=stall_timeout)
     await server.start()
-    if ready:
-        services: Any = Services(generation, adapters, training)  # type: ignore[arg-type]
-        desk.behind = Behind(services, INFO, Limits(), True, stats, _counts)
-        desk.readiness = Readiness.READY
-        await server.set_serving(True)
-    async with grpc.aio.insecure_channel(str(server.address)) as channel:
-        yield Door(server, desk, channel, generation, adapters, training, calls)
-    await server.stop()
+    try:
+        if ready:
+            services: Any = Services(generation, adapters, training)  # type: ignore[arg-type]
+            desk.behind = Behind(services, INFO, Limits(), True, stats, _counts)
+            desk.readiness = Readiness.READY
+            await server.set_serving(True)
+        async with grpc.aio.insecure_channel(str(server.address)) as channel:
+            yield Door(server, desk, channel, generation, adapters, training, calls)
+    finally:
+        await server.stop()

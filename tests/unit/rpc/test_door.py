@@ -93,9 +93,9 @@ async def test_errors_have_status_and_details() -> None:
 
     async with open_door() as door:
         door.generation.answer = refuse
-        for call in (inference(door).GenerateOnce(REQUEST), inference(door).Generate(REQUEST).read()):
+        for method in (inference(door).GenerateOnce, lambda request: inference(door).Generate(request).read()):
             with pytest.raises(grpc.RpcError) as caught:
-                await call
+                await method(REQUEST)
             assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
             assert "temperature" in caught.value.details()
             assert info(caught.value).metadata["request_id"]
