@@ -55,6 +55,7 @@ class Cases:
         texts = prompts(6, lengths=(18, 40), seed=11)
         # Prompts that begin alike, so that requests meet in the prefix cache.
         self.prompts = [tuple(t) for t in (*texts, *(a[:17] + b for a, b in pairwise(texts)))]
+        self.prompts += [prompt[:14] for prompt in self.prompts]
 
     def engine(self, *, kv_pages: int | None = None, adapter_rows: int | None = None, **settings: object) -> Engine:
         """A new engine on the same base, with caches of the given sizes."""
