@@ -227,7 +227,7 @@ def metrics(show: Show, before: Mapping[str, float], after: Mapping[str, float],
         "loramux_adapters_resident",
     )
     rows = [
-        (key.removeprefix("loramux_"), f"{before.get(key, 0):.0f}", f"{value:.0f}")
+        (key.removeprefix("loramux_").replace(',tenant="default"', ""), f"{before.get(key, 0):.0f}", f"{value:.0f}")
         for key, value in sorted(after.items())
         if key.startswith(prefixes) and value != before.get(key, 0)
     ]

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from rich import box
 from rich.console import Console
 from rich.markup import escape
+from rich.padding import Padding
 from rich.table import Table
 
 WIDTH = 80
@@ -31,11 +32,11 @@ class Show:
 
     def note(self, text: str) -> None:
         """A line in the background."""
-        self.console.print(f"   [dim]{escape(text)}[/]", highlight=False)
+        self._indented(f"[dim]{escape(text)}[/]")
 
     def text(self, text: str) -> None:
         """A line for the reader."""
-        self.console.print(f"   {escape(text)}", highlight=False)
+        self._indented(escape(text))
 
     def table(self, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """A small table; cells wrap."""
@@ -49,6 +50,13 @@ class Show:
     def claim(self, holds: bool, text: str) -> None:
         """Say whether something that the demo is about is true; a false one fails the demo."""
         mark = "[bold green]yes[/]" if holds else "[bold red]NO [/]"
-        self.console.print(f"   {mark} {escape(text)}", highlight=False)
+        self._indented(f"{mark} {escape(text)}", hang=4)
         if not holds:
             self.failed.append(text)
+
+    def _indented(self, markup: str, hang: int = 0) -> None:
+        """Print under the step's title; lines after the first begin ``hang`` columns further right."""
+        lines = self.console.render_str(markup, highlight=False).wrap(self.console, self.console.width - 3 - hang)
+        for i, line in enumerate(lines):
+            line.rstrip()
+            self.console.print(Padding(line, (0, 0, 0, 3 + (hang if i else 0))))

@@ -70,7 +70,7 @@ def test_output_fits_80_columns_without_a_terminal_and_keeps_failed_claims() -> 
     show = Show(Console(file=out))
     show.step("A title")
     show.table(("question", "answer"), [("What is it? " * 8, "It is [bold] not markup. " * 6)])
-    show.claim(True, "right")
+    show.claim(True, "right " * 30)
     show.claim(False, "wrong")
     text = out.getvalue()
     assert "\x1b" not in text
