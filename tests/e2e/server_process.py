@@ -67,9 +67,14 @@ def server_process(home: Path, *flags: str) -> Iterator[ServerProcess]:
     try:
         yield server
     finally:
-        if server.process.poll() is None:
-            server.process.kill()
-        server.finish()
+        kill(server)
+
+
+def kill(server: ServerProcess) -> None:
+    """End a server that may have ended already, without ceremony."""
+    if server.process.poll() is None:
+        server.process.kill()
+    server.finish()
 
 
 def run_server(home: Path, *flags: str, timeout: float = 60) -> tuple[int, list[str]]:

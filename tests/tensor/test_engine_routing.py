@@ -118,6 +118,7 @@ def test_every_path_gives_the_sum(overhead: int, sparse: float, seed: int) -> No
     bank, segments = make_mix(seed)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(routing, "BLOCK_OVERHEAD", overhead)
+        patch.setattr(routing, "GRADIENT_OVERHEAD", overhead)
         patch.setattr(routing, "SPARSE", sparse)
         serving, training = (Routing(tuple(plan_blocks(bank, resolve(bank, segments)))) for _ in range(2))
     x = torch.randn(sum(n for n, _ in segments), IN, generator=torch.Generator().manual_seed(len(segments)))

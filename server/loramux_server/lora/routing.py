@@ -27,6 +27,8 @@ from .linear import LinearGroup
 
 BLOCK_OVERHEAD = 2000
 """Row-rank products that take about as long as the calls of one more block (measured on two AVX512 cores)."""
+GRADIENT_OVERHEAD = 20_000
+"""The same where gradients are recorded: each block then adds to all rows, forward and backward."""
 
 SPARSE = 2
 """Rank rows are gathered rather than spanned when their span is over this many times their number."""
@@ -158,8 +160,9 @@ def _runs(segments: Sequence[Segment]) -> list[list[Segment]]:
 def _run_blocks(bank: AdapterBank, start: int, run: Sequence[Segment]) -> list[Block]:
     slots = {slot for s in run for slot, _ in s.entries}
     joint = sum(s.length for s in run) * sum(slot.rank for slot in slots)
-    apart = sum(s.length * slot.rank + BLOCK_OVERHEAD for s in run for slot, _ in s.entries)
-    if joint + BLOCK_OVERHEAD <= apart:
+    overhead = GRADIENT_OVERHEAD if torch.is_grad_enabled() else BLOCK_OVERHEAD
+    apart = sum(s.length * slot.rank + overhead for s in run for slot, _ in s.entries)
+    if joint + overhead <= apart:
         return [_joint_block(bank, start, run)]
     blocks: list[Block] = []
     for segment in run:

@@ -1,0 +1,60 @@
+"""A real server on the real base, in float32, shared by the suite."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from loramux import Client
+from tests.e2e.server_process import ServerProcess, kill
+from tools.measure_adapters import shipped
+
+StateDir = Callable[[str], Path]
+
+
+@pytest.fixture(scope="session")
+def state_with_base(default_base: Path, tmp_path_factory: pytest.TempPathFactory) -> StateDir:
+    """``state_with_base(name)``: a new state directory that has the NF4 copy of the default base already."""
+
+    def make(name: str) -> Path:
+        folder = tmp_path_factory.mktemp(name)
+        (folder / "base").symlink_to(default_base.parent, target_is_directory=True)
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def start_server(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], ServerProcess]:
+    """``start_server(state_dir)``: a ready server process in float32; whoever starts it ends it."""
+
+    def start(state: Path) -> ServerProcess:
+        flags = ("--state-dir", str(state), "--dtype", "float32", "--device", "cpu", "--metrics-listen", "127.0.0.1:0")
+        server = ServerProcess(tmp_path_factory.mktemp("home"), *flags)
+        server.wait_for("is ready")
+        return server
+
+    return start
+
+
+@pytest.fixture(scope="session")
+def server(state_with_base: StateDir, start_server: Callable[[Path], ServerProcess]) -> Iterator[ServerProcess]:
+    """The suite's server, with the ready-made adapters."""
+    running = start_server(state_with_base("state"))
+    try:
+        with Client(running.address) as client:
+            for folder in shipped():
+                client.adapters.upload(folder.name, folder)
+        yield running
+    finally:
+        kill(running)
+
+
+@pytest.fixture
+def client(server: ServerProcess) -> Iterator[Client]:
+    os.environ.pop("LORAMUX_ADDRESS", None)
+    with Client(server.address) as connected:
+        yield connected
