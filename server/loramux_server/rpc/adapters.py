@@ -12,8 +12,8 @@ from loramux.v1 import adapters_pb2_grpc, common_pb2
 
 from ..core.errors import invalid_field
 from . import call as calls
-from .convert.adapters import METHODS, adapter_to_proto, version_to_proto
-from .convert.common import file_from_proto, file_to_proto, stack_from_proto
+from .convert.adapters import adapter_to_proto, compose_from_proto, version_to_proto
+from .convert.common import file_from_proto, file_to_proto
 from .desk import Desk
 
 Context = aio.ServicerContext[Any, Any]
@@ -85,12 +85,8 @@ class AdapterServicer(adapters_pb2_grpc.AdapterServiceServicer):
         return adapter_to_proto(await self._desk.open().adapters.unpin(request.adapter, calls.current().tenant))
 
     async def ComposeAdapter(self, request: pb.ComposeAdapterRequest, context: Context) -> pb.ComposeAdapterResponse:
-        if request.method not in METHODS:
-            raise invalid_field("method", f"{request.method} is no method of composing")
-        version = await self._desk.open().adapters.compose(
-            request.name, stack_from_proto(request.adapters), METHODS[request.method], calls.current().tenant
-        )
-        return pb.ComposeAdapterResponse(version=version_to_proto(version))
+        wanted = compose_from_proto(request, calls.current().tenant)
+        return pb.ComposeAdapterResponse(version=version_to_proto(await self._desk.open().adapters.compose(wanted)))
 
 
 async def _pieces(requests: AsyncIterator[pb.UploadAdapterRequest]) -> AsyncIterator[tuple[str, bytes]]:

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 import pytest
+
 from loramux_server.config import Address, Settings, load
 from loramux_server.config.flags import parse, show
 from loramux_server.config.tree import leaves

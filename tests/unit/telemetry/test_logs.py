@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 import structlog
+
 from loramux_server.telemetry.logs import configure, get_logger
 
 

@@ -7,6 +7,9 @@ import urllib.request
 from dataclasses import dataclass, replace
 
 import pytest
+from prometheus_client import generate_latest
+from prometheus_client.parser import text_string_to_metric_families
+
 from loramux_server.core.backend import EngineInfo, EngineStats
 from loramux_server.core.errors import Code, Error
 from loramux_server.core.jobs import JobState, TrainEvent, TrainEventType
@@ -14,8 +17,6 @@ from loramux_server.core.types import BASE, AdapterVersion, Stack, StackEntry
 from loramux_server.telemetry.endpoint import MetricsEndpoint
 from loramux_server.telemetry.labels import BoundedLabels
 from loramux_server.telemetry.metrics import MAX_JOBS, MAX_STACKS, Metrics
-from prometheus_client import generate_latest
-from prometheus_client.parser import text_string_to_metric_families
 
 INFO = EngineInfo("base", "f00d", "Llama", 10, 20, (1,), "cuda:0", "float32", 1, {}, "")
 STATS = EngineStats(

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from loramux.v1 import adapters_pb2 as pb
 
-from ...services.views import AdapterInfo, AdapterVersionInfo
-from .common import stack_to_proto
+from ...core.compose import ComposeMethod
+from ...core.errors import invalid_field
+from ...services.views import AdapterInfo, AdapterVersionInfo, ComposeRequest
+from ...store.records import Composition
+from .common import set_fields, stack_from_proto, stack_to_proto
 
 STATES: dict[str, pb.AdapterState.ValueType] = {
     "ready": pb.ADAPTER_STATE_READY,
@@ -17,15 +20,42 @@ TIERS: dict[str, pb.AdapterTier.ValueType] = {
     "host": pb.ADAPTER_TIER_HOST,
     "disk": pb.ADAPTER_TIER_DISK,
 }
-METHODS: dict[pb.ComposeMethod.ValueType, str] = {
-    pb.COMPOSE_METHOD_UNSPECIFIED: "cat",
-    pb.COMPOSE_METHOD_CAT: "cat",
-    pb.COMPOSE_METHOD_SVD: "svd",
-    pb.COMPOSE_METHOD_LINEAR: "linear",
-    pb.COMPOSE_METHOD_TIES: "ties",
-    pb.COMPOSE_METHOD_DARE_TIES: "dare_ties",
-    pb.COMPOSE_METHOD_MAGNITUDE_PRUNE: "magnitude_prune",
+METHODS: dict[pb.ComposeMethod.ValueType, ComposeMethod] = {
+    pb.COMPOSE_METHOD_CAT: ComposeMethod.CAT,
+    pb.COMPOSE_METHOD_SVD: ComposeMethod.SVD,
+    pb.COMPOSE_METHOD_LINEAR: ComposeMethod.LINEAR,
+    pb.COMPOSE_METHOD_TIES: ComposeMethod.TIES,
+    pb.COMPOSE_METHOD_DARE_TIES: ComposeMethod.DARE_TIES,
+    pb.COMPOSE_METHOD_MAGNITUDE_PRUNE: ComposeMethod.MAGNITUDE_PRUNE,
 }
+_METHOD_NUMBERS = {method: number for number, method in METHODS.items()}
+
+
+def compose_from_proto(request: pb.ComposeAdapterRequest, tenant: str) -> ComposeRequest:
+    """A merge as the caller wants it. Raises INVALID_ARGUMENT for a method that there is not."""
+    method = METHODS.get(request.method or pb.COMPOSE_METHOD_CAT)
+    if method is None:
+        raise invalid_field("method", f"{request.method} is no method of composing")
+    return ComposeRequest(
+        name=request.name,
+        adapters=stack_from_proto(request.adapters),
+        method=method,
+        metadata=dict(request.metadata),
+        tenant=tenant,
+        **set_fields(request, ("rank", "density", "seed")),
+    )
+
+
+def composed_to_proto(composed: Composition) -> pb.Composition:
+    """How a version was merged."""
+    return pb.Composition(
+        method=_METHOD_NUMBERS[ComposeMethod(composed.method)],
+        stack=stack_to_proto(composed.stack),
+        error=composed.error,
+        rank=composed.rank,
+        density=composed.density,
+        seed=composed.seed,
+    )
 
 
 def version_to_proto(version: AdapterVersionInfo) -> pb.AdapterVersion:
@@ -49,6 +79,7 @@ def version_to_proto(version: AdapterVersionInfo) -> pb.AdapterVersion:
         dataset_digest=version.dataset_digest,
         parent=version.parent,
         trained_on=[stack_to_proto(s) for s in version.trained_on],
+        composed=composed_to_proto(version.composed) if version.composed else None,
         metrics=version.metrics,
         metadata=version.metadata,
         tier=TIERS[version.tier],
