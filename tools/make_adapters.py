@@ -63,22 +63,23 @@ def train(client: Client, name: str, data: Path, recipe: Mapping[str, Any]) -> N
     print(f"{name}: trained in {time.monotonic() - started:.0f} s", flush=True)
 
 
-def as_bf16(folder: Path) -> None:
-    """Store an adapter's tensors in bfloat16."""
+def as_bf16(folder: Path) -> bool:
+    """Store an adapter's tensors in bfloat16; whether they were not already."""
     path = folder / "adapter_model.safetensors"
     with path.open("rb") as file:
         size = int.from_bytes(file.read(8), "little")
         metadata = json.loads(file.read(size)).get("__metadata__", {})
-    tensors = {name: tensor.to(torch.bfloat16) for name, tensor in load_file(path).items()}
-    save_file(tensors, path, metadata=metadata)
+    tensors = load_file(path)
+    if all(tensor.dtype == torch.bfloat16 for tensor in tensors.values()):
+        return False
+    save_file({name: tensor.to(torch.bfloat16) for name, tensor in tensors.items()}, path, metadata=metadata)
+    return True
 
 
 def ship(client: Client, name: str, figures: Mapping[str, Share], intro: str) -> None:
     """Write the server's ``name`` to adapters/ with its figures on the card."""
     folder = ADAPTERS / name
     client.adapters.download(name, folder)
-    if load_file(folder / "adapter_model.safetensors").popitem()[1].dtype != torch.bfloat16:
-        raise RuntimeError(f"{name} is not in bfloat16")
     card = (folder / "README.md").read_text()
     front, _, rest = card.partition("\n# ")
     title, _, body = rest.partition("\n")
@@ -122,8 +123,8 @@ def round_to_bf16(client: Client, name: str, scratch: Path) -> None:
     """Publish the bfloat16 copy of an adapter as its next version: what is measured is what is shipped."""
     folder = scratch / name
     client.adapters.download(name, folder)
-    as_bf16(folder)
-    client.adapters.upload(name, folder)
+    if as_bf16(folder):
+        client.adapters.upload(name, folder)
 
 
 def main() -> None:
@@ -145,8 +146,7 @@ def main() -> None:
             train(client, name, rows / f"style-{name}.jsonl", STYLE)
         scratch = arguments.state_dir / "bf16"
         for name in [*(t.name for t in shipped), *STYLES]:
-            if len(client.adapters.get(name).versions) == 1:
-                round_to_bf16(client, name, scratch)
+            round_to_bf16(client, name, scratch)
         for tenant in shipped:
             other = next(t for t in shipped if t is not tenant)
             figures = tenant_figures(client, tenant, other)

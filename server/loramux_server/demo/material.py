@@ -12,7 +12,7 @@ import loramux_server
 TENANT = "acme-bikes"
 """Learned live; its ready-made adapter is not used."""
 NEIGHBOUR = "quillfern-bakery"
-STYLE = "style-json"
+STYLE = "json"
 
 
 class Missing(Exception):
