@@ -25,7 +25,7 @@ MAKEFLAGS += --no-builtin-rules --no-print-directory
 help: ## Show this list
 	@awk 'BEGIN { FS = ":.*## "; printf "loramux: one NF4 base, a stack of LoRA adapters per request\n" } \
 	  /^##@ / { printf "\n%s\n", substr($$0, 5) } \
-	  /^[a-z][a-z0-9-]*:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
+	  /^[a-z][a-z0-9-]*:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
 
 ##@ Use it
 
@@ -63,8 +63,12 @@ format: $(READY) ## Format the code and apply the safe fixes of the linter
 	@$(BIN)/ruff check --fix --quiet . ; $(BIN)/ruff format .
 
 .PHONY: bench
-bench: $(READY) ## Measure tokens/s and latency of a server (more flags: benchmarks/serving.py --help)
-	@$(BIN)/python benchmarks/serving.py $(BENCH_ARGS) -- --state-dir build/bench
+bench: $(READY) ## Put load on a server: tokens/s and latency (more flags: make bench BENCH_ARGS=--help)
+	@$(BIN)/python -m benchmarks.load $(BENCH_ARGS) -- --state-dir build/bench
+
+.PHONY: bench-serving
+bench-serving: $(READY) ## Measure loramux beside its peers: 1-2 hours; minutes with BENCH_ARGS=--quick
+	@$(BIN)/python -m benchmarks.serving $(BENCH_ARGS)
 
 .PHONY: protos
 protos: $(READY) ## Make the generated code of protos/ anew

@@ -22,6 +22,7 @@ VERBS = {
     "lint",
     "format",
     "bench",
+    "bench-serving",
     "protos",
     "pins",
     "clean",
