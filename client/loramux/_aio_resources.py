@@ -63,6 +63,20 @@ class AsyncAdapters:
                 await asyncio.to_thread(writer.write, message)
             return writer.finish()
 
+    async def compose(
+        self,
+        name: str,
+        adapters: Stack,
+        *,
+        method: str = "cat",
+        rank: int | None = None,
+        density: float | None = None,
+        seed: int | None = None,
+        metadata: Mapping[str, str] | None = None,
+    ) -> AdapterVersion:
+        request = _requests.compose(name, adapters, method, metadata, rank=rank, density=density, seed=seed)
+        return _responses.adapter_version((await self._transport.unary(self._stub.ComposeAdapter, request)).version)
+
     async def delete(self, ref: str) -> int:
         request = adapters_pb2.DeleteAdapterRequest(adapter=ref)
         return (await self._transport.unary(self._stub.DeleteAdapter, request)).versions_deleted

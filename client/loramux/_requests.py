@@ -9,7 +9,7 @@ from typing import Any, TypeAlias, TypedDict
 from . import _responses
 from ._stacks import Adapters, assign, stack, stacks
 from .errors import invalid
-from .v1 import common_pb2, inference_pb2, training_pb2
+from .v1 import adapters_pb2, common_pb2, inference_pb2, training_pb2
 
 ChatMessage: TypeAlias = "Mapping[str, Any]"
 Gate: TypeAlias = "str | Mapping[str, float]"
@@ -209,6 +209,19 @@ def _input(
             what = f"has no {min(missing)}" if missing else f"has an unknown key {min(extra)!r}"
             raise invalid(f"messages[{i}]", f"{what}; it takes role, content and, for training, weight")
         assign(request.messages.add(), message, f"messages[{i}].")
+
+
+def compose(
+    name: str, adapters: Adapters, method: str, metadata: Mapping[str, str] | None, **settings: float | None
+) -> adapters_pb2.ComposeAdapterRequest:
+    """A merge of a stack; settings that are None take the server's default."""
+    methods = {m.removeprefix("COMPOSE_METHOD_").lower(): n for m, n in adapters_pb2.ComposeMethod.items() if n}
+    if method not in methods:
+        raise invalid("method", f"is {method!r}; it must be one of {', '.join(methods)}")
+    request = adapters_pb2.ComposeAdapterRequest(name=name, adapters=stack(adapters), method=methods[method])
+    given = {key: value for key, value in settings.items() if value is not None}
+    assign(request, {"metadata": dict(metadata or {}), **given})
+    return request
 
 
 def _gate(value: Gate) -> training_pb2.Gate:

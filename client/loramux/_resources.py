@@ -66,6 +66,27 @@ class Adapters:
                 writer.write(message)
             return writer.finish()
 
+    def compose(
+        self,
+        name: str,
+        adapters: Stack,
+        *,
+        method: str = "cat",
+        rank: int | None = None,
+        density: float | None = None,
+        seed: int | None = None,
+        metadata: Mapping[str, str] | None = None,
+    ) -> AdapterVersion:
+        """Merge a stack into the next version of ``name``; it can be used when this returns.
+
+        ``cat`` is exact, its rank the sum of the parts'. ``svd`` is the best approximation of ``rank`` (None: the
+        largest part's). ``linear``, ``ties``, ``dare_ties`` and ``magnitude_prune`` are PEFT's approximations for
+        adapters of one rank; the last three keep a share ``density`` of the values, ``dare_ties`` draws them from
+        ``seed``. The answer's ``composed.error`` is what the merge misses of the stack.
+        """
+        request = _requests.compose(name, adapters, method, metadata, rank=rank, density=density, seed=seed)
+        return _responses.adapter_version(self._transport.unary(self._stub.ComposeAdapter, request).version)
+
     def delete(self, ref: str) -> int:
         """Delete a version, or with a plain name all of them; gives the number of versions that are gone."""
         request = adapters_pb2.DeleteAdapterRequest(adapter=ref)

@@ -99,11 +99,23 @@ def adapter_version(m: adapters_pb2.AdapterVersion) -> types.AdapterVersion:
         dataset_digest=m.dataset_digest,
         parent=m.parent,
         trained_on=tuple(stack(s) for s in m.trained_on),
+        composed=composition(m.composed) if m.HasField("composed") else None,
         metrics=ordered(m.metrics),
         metadata=ordered(m.metadata),
         tier=word(adapters_pb2.AdapterTier.Name(m.tier), "ADAPTER_TIER_"),
         pinned=m.pinned,
         last_used_at=m.last_used_at,
+    )
+
+
+def composition(m: adapters_pb2.Composition) -> types.Composition:
+    return types.Composition(
+        method=word(adapters_pb2.ComposeMethod.Name(m.method), "COMPOSE_METHOD_"),
+        stack=stack(m.stack),
+        error=m.error,
+        rank=m.rank if m.HasField("rank") else None,
+        density=m.density if m.HasField("density") else None,
+        seed=m.seed if m.HasField("seed") else None,
     )
 
 

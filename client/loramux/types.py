@@ -148,6 +148,20 @@ class StackItem:
 
 
 @dataclass(frozen=True, slots=True)
+class Composition:
+    """How a version was merged: the stack with its versions, the method, and the settings that the method takes."""
+
+    method: str
+    """``cat``, ``svd``, ``linear``, ``ties``, ``dare_ties`` or ``magnitude_prune``."""
+    stack: tuple[StackItem, ...]
+    error: float
+    """Frobenius norm of what the merged delta misses of the stack's sum, relative to that sum; 0 is exact."""
+    rank: int | None = None
+    density: float | None = None
+    seed: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class AdapterVersion:
     """One published version of an adapter."""
 
@@ -171,6 +185,8 @@ class AdapterVersion:
     dataset_digest: str = ""
     parent: str = ""
     trained_on: tuple[tuple[StackItem, ...], ...] = ()
+    composed: Composition | None = None
+    """Set when it was merged from other versions."""
     metrics: dict[str, float] = field(default_factory=dict)
     metadata: dict[str, str] = field(default_factory=dict)
     tier: str = "disk"
@@ -276,7 +292,10 @@ class JobInfo:
 
 @dataclass(frozen=True, slots=True)
 class JobEvent:
-    """One thing that happened in a job. ``type`` is ``state``, ``step``, ``evaluation`` or ``message``."""
+    """One thing that happened in a job.
+
+    ``type`` is ``state``, ``step``, ``evaluation``, ``checkpoint`` or ``message``.
+    """
 
     sequence: int
     time: float

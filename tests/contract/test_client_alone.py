@@ -56,6 +56,7 @@ def test_exports() -> None:
         "Client",
         "Completion",
         "CompletionStream",
+        "Composition",
         "DataLoss",
         "Dataset",
         "DatasetProblem",

@@ -2,14 +2,29 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from ..types import Adapter, AdapterVersion
-from .common import Json, connect, entries, moment, numbers, print_fields, print_json, print_table, size
+from ..client import Client
+from ..types import Adapter, AdapterVersion, Composition
+from .common import (
+    AdapterOption,
+    Json,
+    connect,
+    entries,
+    moment,
+    numbers,
+    print_fields,
+    print_json,
+    print_table,
+    size,
+    stack,
+)
+from .lineage import Fetch, lineage
 from .train import pairs
 
 app = typer.Typer(name="adapters", help="List, move in and out, and remove adapters.", no_args_is_help=True)
@@ -48,10 +63,12 @@ def show(context: typer.Context, ref: Ref, json: Json = False) -> None:
     """Show an adapter: its versions, how each was made, and its figures."""
     with connect(context) as client:
         adapter = client.adapters.get(ref)
+        current = adapter.current
+        shown = adapter.versions or ((current,) if current else ())
+        trees = {} if json else {v.ref: list(lineage(v, _version_of(client))) for v in shown}
     if json:
         print_json(adapter)
         return
-    current = adapter.current
     print_fields(
         [
             ("name", adapter.name),
@@ -60,9 +77,23 @@ def show(context: typer.Context, ref: Ref, json: Json = False) -> None:
             ("aliases", ", ".join(f"{adapter.name}@{alias} = {v}" for alias, v in adapter.aliases.items())),
         ]
     )
-    for version in adapter.versions or ((current,) if current else ()):
+    for version in shown:
         print(f"\n{version.ref}")
         print_fields((f"  {name}", value) for name, value in _details(version))
+        if len(trees[version.ref]) > 1:
+            print("\n  lineage")
+            for line in trees[version.ref]:
+                print(f"    {line}")
+
+
+def _version_of(client: Client) -> Fetch:
+    """Looks versions up, each once."""
+
+    @functools.cache
+    def fetch(ref: str) -> AdapterVersion:
+        return client.adapters.get(ref).versions[0]
+
+    return fetch
 
 
 def _details(v: AdapterVersion) -> list[tuple[str, object]]:
@@ -81,9 +112,16 @@ def _details(v: AdapterVersion) -> list[tuple[str, object]]:
         ("data", v.dataset_digest),
         ("continues", v.parent),
         ("on top of", " | ".join(entries(stack) for stack in v.trained_on)),
+        ("merged from", _composed(v.composed) if v.composed else ""),
         ("figures", numbers(v.metrics)),
         ("notes", ", ".join(f"{key}={value}" for key, value in v.metadata.items())),
     ]
+
+
+def _composed(c: Composition) -> str:
+    settings = {name: value for name in ("rank", "density", "seed") if (value := getattr(c, name)) is not None}
+    more = "".join(f", {name} {value:g}" for name, value in settings.items())
+    return f"{entries(c.stack)} by {c.method}{more}, error {c.error:.3g}"
 
 
 def ranges(layers: tuple[int, ...]) -> str:
@@ -136,6 +174,39 @@ def download(
         print_json(version)
     else:
         print(f"wrote {version.ref} to {folder}")
+
+
+@app.command()
+def compose(
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(help="Name to publish under.")],
+    adapter: AdapterOption = None,
+    method: Annotated[str, typer.Option(help="cat (exact), svd, linear, ties, dare_ties or magnitude_prune.")] = "cat",
+    rank: Annotated[int | None, typer.Option(help="Rank of the result, with svd.")] = None,
+    density: Annotated[
+        float | None, typer.Option(help="Share of values kept, with ties, dare_ties and magnitude_prune.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed, with dare_ties.")] = None,
+    metadata: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="Note; may be repeated.")] = None,
+    json: Json = False,
+) -> None:
+    """Merge a stack of adapters into one new version.
+
+    \b
+    Examples:
+      loramux adapters compose acme-formal -a acme -a formal:0.5
+      loramux adapters compose small -a acme -a formal:0.5 --method svd --rank 16
+    """  # noqa: D301
+    notes = pairs(metadata or ())
+    with connect(context) as client:
+        version = client.adapters.compose(
+            name, stack(adapter), method=method, rank=rank, density=density, seed=seed, metadata=notes
+        )
+    if json:
+        print_json(version)
+    else:
+        error = version.composed.error if version.composed else 0.0
+        print(f"published {version.ref}, rank {version.rank}, relative error {error:.3g}")
 
 
 @app.command()

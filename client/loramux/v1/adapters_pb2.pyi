@@ -185,6 +185,7 @@ class AdapterVersion(_message.Message):
     TIER_FIELD_NUMBER: _builtins.int
     PINNED_FIELD_NUMBER: _builtins.int
     LAST_USED_AT_FIELD_NUMBER: _builtins.int
+    COMPOSED_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Name of the adapter."""
     version: _builtins.int
@@ -241,6 +242,10 @@ class AdapterVersion(_message.Message):
     def metadata(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Free words of its maker."""
 
+    @_builtins.property
+    def composed(self) -> Global___Composition:
+        """How it was merged from other versions. Unset: it was not."""
+
     def __init__(
         self,
         *,
@@ -267,14 +272,70 @@ class AdapterVersion(_message.Message):
         tier: Global___AdapterTier.ValueType = ...,
         pinned: _builtins.bool = ...,
         last_used_at: _builtins.float = ...,
+        composed: Global___Composition | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["composed", b"composed"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["alpha", b"alpha", "base_fingerprint", b"base_fingerprint", "base_name", b"base_name", "created_at", b"created_at", "dataset_digest", b"dataset_digest", "digest", b"digest", "job_id", b"job_id", "last_used_at", b"last_used_at", "layers", b"layers", "metadata", b"metadata", "metrics", b"metrics", "name", b"name", "parent", b"parent", "pinned", b"pinned", "rank", b"rank", "rslora", b"rslora", "size_bytes", b"size_bytes", "state", b"state", "state_reason", b"state_reason", "target_modules", b"target_modules", "tier", b"tier", "trained_on", b"trained_on", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alpha", b"alpha", "base_fingerprint", b"base_fingerprint", "base_name", b"base_name", "composed", b"composed", "created_at", b"created_at", "dataset_digest", b"dataset_digest", "digest", b"digest", "job_id", b"job_id", "last_used_at", b"last_used_at", "layers", b"layers", "metadata", b"metadata", "metrics", b"metrics", "name", b"name", "parent", b"parent", "pinned", b"pinned", "rank", b"rank", "rslora", b"rslora", "size_bytes", b"size_bytes", "state", b"state", "state_reason", b"state_reason", "target_modules", b"target_modules", "tier", b"tier", "trained_on", b"trained_on", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___AdapterVersion: _TypeAlias = AdapterVersion  # noqa: Y015
+
+@_typing.final
+class Composition(_message.Message):
+    """How a version was merged from a stack."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    METHOD_FIELD_NUMBER: _builtins.int
+    STACK_FIELD_NUMBER: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
+    RANK_FIELD_NUMBER: _builtins.int
+    DENSITY_FIELD_NUMBER: _builtins.int
+    SEED_FIELD_NUMBER: _builtins.int
+    method: Global___ComposeMethod.ValueType
+    """Method."""
+    error: _builtins.float
+    """Frobenius norm of what the merged delta misses of the stack's sum, relative to that sum."""
+    rank: _builtins.int
+    """Rank asked for, with SVD."""
+    density: _builtins.float
+    """Share of values kept, with TIES, DARE_TIES and MAGNITUDE_PRUNE."""
+    seed: _builtins.int
+    """Seed, with DARE_TIES."""
+    @_builtins.property
+    def stack(self) -> _common_pb2.Stack:
+        """The stack, every adapter with its version."""
+
+    def __init__(
+        self,
+        *,
+        method: Global___ComposeMethod.ValueType = ...,
+        stack: _common_pb2.Stack | None = ...,
+        error: _builtins.float = ...,
+        rank: _builtins.int | None = ...,
+        density: _builtins.float | None = ...,
+        seed: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_density", b"_density", "_rank", b"_rank", "_seed", b"_seed", "density", b"density", "rank", b"rank", "seed", b"seed", "stack", b"stack"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_density", b"_density", "_rank", b"_rank", "_seed", b"_seed", "density", b"density", "error", b"error", "method", b"method", "rank", b"rank", "seed", b"seed", "stack", b"stack"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__density: _TypeAlias = _typing.Literal["density"]  # noqa: Y015
+    _WhichOneofArgType__density: _TypeAlias = _typing.Literal["_density", b"_density"]  # noqa: Y015
+    _WhichOneofReturnType__rank: _TypeAlias = _typing.Literal["rank"]  # noqa: Y015
+    _WhichOneofArgType__rank: _TypeAlias = _typing.Literal["_rank", b"_rank"]  # noqa: Y015
+    _WhichOneofReturnType__seed: _TypeAlias = _typing.Literal["seed"]  # noqa: Y015
+    _WhichOneofArgType__seed: _TypeAlias = _typing.Literal["_seed", b"_seed"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__density) -> _WhichOneofReturnType__density | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__rank) -> _WhichOneofReturnType__rank | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__seed) -> _WhichOneofReturnType__seed | None: ...
+
+Global___Composition: _TypeAlias = Composition  # noqa: Y015
 
 @_typing.final
 class Adapter(_message.Message):
@@ -810,25 +871,19 @@ class ComposeAdapterResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     VERSION_FIELD_NUMBER: _builtins.int
-    ERROR_FIELD_NUMBER: _builtins.int
-    error: _builtins.float
-    """Relative Frobenius error of the summed delta; unset where the method does not measure it."""
     @_builtins.property
     def version(self) -> Global___AdapterVersion:
-        """The version that was published."""
+        """The version that was published; its `composed` tells the error that the method made."""
 
     def __init__(
         self,
         *,
         version: Global___AdapterVersion | None = ...,
-        error: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_error", b"_error", "error", b"error", "version", b"version"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["version", b"version"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_error", b"_error", "error", b"error", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType__error: _TypeAlias = _typing.Literal["error"]  # noqa: Y015
-    _WhichOneofArgType__error: _TypeAlias = _typing.Literal["_error", b"_error"]  # noqa: Y015
-    def WhichOneof(self, oneof_group: _WhichOneofArgType__error) -> _WhichOneofReturnType__error | None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ComposeAdapterResponse: _TypeAlias = ComposeAdapterResponse  # noqa: Y015

@@ -65,6 +65,7 @@ class AdapterViews:
             dataset_digest=meta.dataset_digest,
             parent=meta.parent,
             trained_on=meta.trained_on,
+            composed=meta.composed,
             metrics=meta.metrics,
             metadata=meta.metadata,
             tier=tiers.get(record.digest, "disk"),

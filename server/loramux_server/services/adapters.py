@@ -11,18 +11,19 @@ from pathlib import Path
 from ..core.backend import Backend, EngineInfo
 from ..core.errors import Code, Error, FieldViolation, invalid
 from ..core.files import open_regular, storage_errors
-from ..core.types import StackItem
 from ..lora.peft_schema import FINGERPRINT_KEY, AdapterConfig, check_folder
 from ..store.records import AdapterMeta, AdapterRecord, VersionRecord
 from ..store.refs import LATEST, check_name, parse_ref
 from ..store.store import Store
 from .adapter_views import AdapterViews
 from .cleanup import temporary_folder
+from .composer import Composer, run_composer
+from .composing import ComposeService
 from .intake import receive_adapter
 from .limits import Limits
 from .metadata import metadata_violations
 from .publishing import publish
-from .views import AdapterInfo, AdapterVersionInfo, Download, FileSpec, Page
+from .views import AdapterInfo, AdapterVersionInfo, ComposeRequest, Download, FileSpec, Page
 
 CHUNK_BYTES = 1 << 20
 STATS_SECONDS = 1.0
@@ -35,12 +36,15 @@ class AdapterService:
     Another tenant's adapter is NOT_FOUND; one that all tenants share can be used but not changed.
     """
 
-    def __init__(self, backend: Backend, store: Store, info: EngineInfo, limits: Limits) -> None:
+    def __init__(
+        self, backend: Backend, store: Store, info: EngineInfo, limits: Limits, composer: Composer = run_composer
+    ) -> None:
         self._backend = backend
         self._store = store
         self._info = info
         self._limits = limits
         self._views = AdapterViews(store, info)
+        self._composing = ComposeService(backend, store, info, limits, composer)
         self._resident: dict[str, str] = {}
 
     async def list(
@@ -145,15 +149,9 @@ class AdapterService:
                 if error.code is Code.UNAVAILABLE:
                     raise
 
-    async def compose(
-        self, name: str, stack: tuple[StackItem, ...], method: str, tenant: str = "default"
-    ) -> AdapterVersionInfo:
-        """Merge a stack into a new version. Not offered yet: raises UNIMPLEMENTED."""
-        raise Error(
-            Code.UNIMPLEMENTED,
-            "composing adapters is not available yet; name the stack in each request, which costs nothing to set up",
-            reason="COMPOSE_UNIMPLEMENTED",
-        )
+    async def compose(self, request: ComposeRequest) -> AdapterVersionInfo:
+        """Merge a stack into a new version; see :meth:`ComposeService.compose`."""
+        return await self._version(await self._composing.compose(request))
 
     def _check(self, folder: Path) -> AdapterConfig:
         return check_folder(

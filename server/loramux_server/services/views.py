@@ -6,8 +6,10 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
+from ..core.compose import ComposeMethod
 from ..core.jobs import JobState, TrainEvent, TrainSpec
 from ..core.types import FinishReason, Message, StackEntry, StackItem, TokenLogprob, Usage
+from ..store.records import Composition
 
 T = TypeVar("T")
 
@@ -98,6 +100,7 @@ class AdapterVersionInfo:
     dataset_digest: str = ""
     parent: str = ""
     trained_on: tuple[tuple[StackItem, ...], ...] = ()
+    composed: Composition | None = None
     metrics: dict[str, float] = field(default_factory=dict)
     metadata: dict[str, str] = field(default_factory=dict)
     tier: str = "disk"
@@ -125,6 +128,20 @@ class AdapterInfo:
     aliases: dict[str, int] = field(default_factory=dict)
     created_at: float = 0.0
     updated_at: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class ComposeRequest:
+    """A stack to merge into the next version of ``name``; None leaves a setting to its default."""
+
+    name: str
+    adapters: tuple[StackItem, ...]
+    method: ComposeMethod = ComposeMethod.CAT
+    rank: int | None = None
+    density: float | None = None
+    seed: int | None = None
+    metadata: dict[str, str] = field(default_factory=dict)
+    tenant: str = "default"
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,16 @@ import sqlalchemy as sa
 from sqlalchemy import Connection, Row
 
 from .blobs import Blob
-from .records import SHARED, AdapterMeta, VersionRecord, VersionState, stacks_from_json, stacks_to_json
+from .records import (
+    SHARED,
+    AdapterMeta,
+    VersionRecord,
+    VersionState,
+    composed_from_json,
+    composed_to_json,
+    stacks_from_json,
+    stacks_to_json,
+)
 from .refs import LATEST
 from .schema import adapter_versions as v
 from .schema import adapters as a
@@ -118,6 +127,7 @@ def insert_version(connection: Connection, adapter: int, blob: Blob, meta: Adapt
             dataset_digest=meta.dataset_digest,
             parent=meta.parent,
             trained_on=stacks_to_json(meta.trained_on),
+            composed=composed_to_json(meta.composed),
             metrics=meta.metrics,
             metadata=meta.metadata,
             reason="",
@@ -161,6 +171,7 @@ def version_record(row: Row[Any]) -> VersionRecord:
         dataset_digest=row.dataset_digest,
         parent=row.parent,
         trained_on=stacks_from_json(row.trained_on),
+        composed=composed_from_json(row.composed),
         metrics=row.metrics,
         metadata=row.metadata,
     )

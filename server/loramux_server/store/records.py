@@ -24,6 +24,25 @@ class VersionState(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class Composition:
+    """How a version was merged from others: the stack with its versions, the method, and its settings."""
+
+    method: str
+    stack: tuple[StackItem, ...]
+    error: float
+    """Frobenius norm of what the merged delta misses of the stack's sum, relative to that sum."""
+    rank: int | None = None
+    density: float | None = None
+    seed: int | None = None
+
+    @property
+    def settings(self) -> dict[str, float]:
+        """Those of rank, density and seed that the method takes."""
+        found = {"rank": self.rank, "density": self.density, "seed": self.seed}
+        return {name: value for name, value in found.items() if value is not None}
+
+
+@dataclass(frozen=True, slots=True)
 class AdapterMeta:
     """What a publisher says about a version: its shape, and where it comes from."""
 
@@ -38,6 +57,8 @@ class AdapterMeta:
     """``name@version`` it goes on from, if any."""
     trained_on: tuple[tuple[StackItem, ...], ...] = ()
     """Frozen stacks that were underneath."""
+    composed: Composition | None = None
+    """Set when it was merged from other versions."""
     metrics: dict[str, float] = field(default_factory=dict)
     metadata: dict[str, str] = field(default_factory=dict)
 
@@ -158,6 +179,19 @@ class EventRecord:
 def stacks_to_json(stacks: tuple[tuple[StackItem, ...], ...]) -> list[list[dict[str, Any]]]:
     """Stacks as JSON values."""
     return [[{"adapter": item.adapter, "weight": item.weight} for item in stack] for stack in stacks]
+
+
+def composed_to_json(composed: Composition | None) -> dict[str, Any] | None:
+    """A composition as a JSON value."""
+    if composed is None:
+        return None
+    stack = stacks_to_json((composed.stack,))[0]
+    return {"method": composed.method, "stack": stack, "error": composed.error, **composed.settings}
+
+
+def composed_from_json(found: dict[str, Any] | None) -> Composition | None:
+    """The opposite of :func:`composed_to_json`."""
+    return None if not found else Composition(**{**found, "stack": stacks_from_json([found["stack"]])[0]})
 
 
 def stacks_from_json(found: list[list[dict[str, Any]]]) -> tuple[tuple[StackItem, ...], ...]:

@@ -22,7 +22,7 @@ from sqlalchemy import (
     text,
 )
 
-REVISION = "0001"
+REVISION = "0002"
 """The newest migration: what a database must be at for this code."""
 
 metadata = MetaData(
@@ -63,6 +63,7 @@ adapter_versions = Table(
     Column("dataset_digest", String(64), nullable=False),
     Column("parent", String(160), nullable=False),
     Column("trained_on", JSON, nullable=False),
+    Column("composed", JSON),  # how it was merged, if it was
     Column("metrics", JSON, nullable=False),
     Column("metadata", JSON, nullable=False),
     Column("reason", Text, nullable=False),  # why it is quarantined

@@ -221,6 +221,15 @@ class AdapterRegistry(adapters_pb2_grpc.AdapterServiceServicer):
         self.fake.take("SetAlias", request, context)
         return adapters_pb2.Adapter(name=request.name, current=version(number=request.version))
 
+    def ComposeAdapter(self, request: Any, context: Any) -> Any:
+        answer = self.fake.take("ComposeAdapter", request, context)
+        composed = adapters_pb2.Composition(
+            method=request.method, stack=common_pb2.Stack(entries=request.adapters), error=0.125, rank=4
+        )
+        made = version(request.name, 1)
+        made.composed.CopyFrom(composed)
+        return answer or adapters_pb2.ComposeAdapterResponse(version=made)
+
     def PinAdapter(self, request: Any, context: Any) -> Any:
         self.fake.take("PinAdapter", request, context)
         return adapters_pb2.Adapter(name=request.adapter, current=version())

@@ -110,6 +110,14 @@ def test_adapters(fake: Fake, shell: Shell, tmp_path: Path) -> None:
     assert dict(fake.last("UploadAdapter").metadata) == {"by": "me"}
     assert (shell("adapters", "alias", "acme", "2"), fake.last("SetAlias").version) == (0, 2)
     assert (shell("adapters", "pin", "acme@2"), shell("adapters", "unpin", "acme@2")) == (0, 0)
+    assert shell("adapters", "compose", "mix", "-a", "acme", "-a", "b:0.5", "--method", "svd", "--rank", "4") == 0
+    assert "published mix@1" in shell.out
+    assert "error 0.125" in shell.out
+    asked = fake.last("ComposeAdapter")
+    assert [(e.adapter, e.weight) for e in asked.adapters] == [("acme", 1.0), ("b", 0.5)]
+    assert (asked.rank, asked.HasField("density"), asked.HasField("seed")) == (4, False, False)
+    assert shell("adapters", "compose", "mix", "-a", "acme", "--method", "best") == 1
+    assert "dare_ties" in shell.err
     assert (shell("adapters", "rm", "acme"), shell.out) == (0, "deleted 2 versions of acme\n")
 
 

@@ -7,6 +7,7 @@ from dataclasses import fields, replace
 import pytest
 
 from loramux.v1 import adapters_pb2, common_pb2, inference_pb2, server_pb2, training_pb2
+from loramux_server.core.compose import ComposeMethod
 from loramux_server.core.errors import Error
 from loramux_server.core.jobs import JobState, TrainEvent, TrainEventType, TrainSpec
 from loramux_server.core.types import (
@@ -29,6 +30,7 @@ from loramux_server.services.views import (
     AdapterVersionInfo,
     Choice,
     Completion,
+    ComposeRequest,
     DatasetInfo,
     DatasetReport,
     JobEvent,
@@ -36,6 +38,7 @@ from loramux_server.services.views import (
     RowProblem,
     Score,
 )
+from loramux_server.store.records import Composition
 
 CALL = Call("Generate", "r1", "default", 12.5)
 STACK = (StackItem("acme", 1.0), StackItem("formal@2", -0.5))
@@ -58,6 +61,7 @@ VERSION = AdapterVersionInfo(
     dataset_digest="dd",
     parent="acme@2",
     trained_on=(STACK, ()),
+    composed=Composition("dare_ties", STACK, 0.25, density=0.5, seed=7),
     metrics={"loss": 0.5},
     metadata={"who": "me"},
     tier="host",
@@ -180,16 +184,32 @@ def test_completion_and_score() -> None:
 def test_adapter_versions_carry_every_field() -> None:
     message = adapters.version_to_proto(VERSION)
     for field in fields(AdapterVersionInfo):
-        if field.name not in ("state", "tier", "trained_on"):
+        if field.name not in ("state", "tier", "trained_on", "composed"):
             value = getattr(message, field.name)
             expected = getattr(VERSION, field.name)
             assert (tuple(value) if isinstance(expected, tuple) else value) == expected, field.name
     assert message.state == adapters_pb2.ADAPTER_STATE_QUARANTINED
     assert message.tier == adapters_pb2.ADAPTER_TIER_HOST
     assert common.stacks_from_proto(message.trained_on) == VERSION.trained_on
+    composed = message.composed
+    assert (composed.error, composed.density, composed.seed, composed.HasField("rank")) == (0.25, 0.5, 7, False)
+    assert composed.method == adapters_pb2.COMPOSE_METHOD_DARE_TIES
+    assert common.stack_from_proto(composed.stack.entries) == STACK
     info = AdapterInfo("acme", "default", None, (VERSION,), {"best": 3}, 1.0, 2.0)
     assert not adapters.adapter_to_proto(info).HasField("current")
     assert adapters.adapter_to_proto(replace(info, current=VERSION)).current == message
+
+
+def test_merges_carry_what_is_set() -> None:
+    request = adapters_pb2.ComposeAdapterRequest(name="mix", adapters=[common_pb2.StackEntry(adapter="acme")])
+    assert adapters.compose_from_proto(request, "t") == ComposeRequest("mix", (StackItem("acme"),), tenant="t")
+    request.method = adapters_pb2.COMPOSE_METHOD_TIES
+    request.rank, request.density, request.seed = 0, 0.0, 0
+    got = adapters.compose_from_proto(request, "t")
+    assert (got.method, got.rank, got.density, got.seed) == (ComposeMethod.TIES, 0, 0.0, 0)
+    request.method = 99  # type: ignore[assignment]
+    with pytest.raises(Error, match="99"):
+        adapters.compose_from_proto(request, "t")
 
 
 def test_specs_round_trip() -> None:
@@ -279,6 +299,7 @@ def test_events_and_datasets() -> None:
         (JobState, training.JOB_STATES, training_pb2.JobState),
         (TrainEventType, training.EVENT_TYPES, training_pb2.JobEventType),
         (Readiness, server.STATES, server_pb2.ServerState),
+        (ComposeMethod, {o: t for t, o in adapters.METHODS.items()}, adapters_pb2.ComposeMethod),
     ],
 )
 def test_enums_match_one_to_one(ours, table, theirs) -> None:

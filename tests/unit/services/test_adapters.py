@@ -251,9 +251,3 @@ async def test_pins_are_loaded_again_at_start(
     await AdapterService(again, store, info, Limits()).load_pinned()
     assert [a.ref for a in again.loaded] == ["acme@1"]
     assert not (await service.unpin("acme@1")).versions[0].pinned
-
-
-async def test_compose_says_that_it_is_not_there_yet(service: AdapterService) -> None:
-    with pytest.raises(Error) as caught:
-        await service.compose("x", (), "cat")
-    assert caught.value.code is Code.UNIMPLEMENTED

@@ -1,0 +1,36 @@
+"""A merge of adapters in a process of its own: ``python -m loramux_server.compose_process``, JSON in, JSON out.
+
+Started by ``services.composer``; not for people. A process, because the arithmetic and PEFT's import take seconds of
+processor time that the engine's threads must not wait for, and because its memory is given back when it ends.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import msgspec
+
+from .core.compose import ComposeCommand
+from .core.errors import Error
+
+NICENESS = 10
+"""Requests come first."""
+
+
+def main() -> int:
+    """Run the command on standard input; on standard output comes a result, or an error's code, message and reason."""
+    os.nice(NICENESS)
+    command = msgspec.json.decode(sys.stdin.buffer.read(), type=ComposeCommand)
+    from .lora.compose import compose
+
+    try:
+        answer: object = compose(command)
+    except Error as error:
+        answer = {"code": error.code.value, "message": error.message, "reason": error.reason}
+    sys.stdout.buffer.write(msgspec.json.encode(answer))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,129 @@
+"""Merging through the service: checks, lineage, publishing. The arithmetic is tests/tensor/test_compose.py's."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from loramux_server.core.backend import EngineInfo
+from loramux_server.core.compose import ComposeCommand, ComposeMethod, ComposeResult
+from loramux_server.core.errors import Code, Error
+from loramux_server.core.types import StackItem
+from loramux_server.services.adapters import AdapterService
+from loramux_server.services.limits import Limits
+from loramux_server.services.views import ComposeRequest
+from loramux_server.store.records import AdapterMeta, Composition
+from loramux_server.store.store import Store
+
+from .adapter_files import write_adapter
+from .fakes import FakeBackend
+
+Publish = Callable[..., Awaitable[object]]
+
+
+@dataclass
+class Composer:
+    """Writes a fixed adapter; notes what it was asked."""
+
+    info: EngineInfo
+    commands: list[ComposeCommand] = field(default_factory=list)
+    refusal: Error | None = None
+    running: int = 0
+
+    async def __call__(self, command: ComposeCommand) -> ComposeResult:
+        assert self.running == 0
+        self.running += 1
+        self.commands.append(command)
+        await asyncio.sleep(0)
+        self.running -= 1
+        if self.refusal is not None:
+            raise self.refusal
+        write_adapter(Path(command.output), self.info, b=0.125 * len(self.commands))
+        return ComposeResult(0.25)
+
+
+@pytest.fixture
+def composer(info: EngineInfo) -> Composer:
+    return Composer(info)
+
+
+@pytest.fixture
+def service(
+    backend: FakeBackend, store: Store, info: EngineInfo, limits: Limits, composer: Composer, tmp_path: Path
+) -> AdapterService:
+    for i, name in enumerate(("acme", "formal")):
+        folder = write_adapter(tmp_path / name, info, b=1.0 + i)
+        store.adapters.publish(name, "default", folder, AdapterMeta(2, 4.0))
+    return AdapterService(backend, store, info, limits, composer)
+
+
+def request(*entries: tuple[str, float], **more: Any) -> ComposeRequest:
+    return ComposeRequest("mix", tuple(StackItem(*entry) for entry in entries), **more)
+
+
+async def test_a_merge_is_published_with_its_lineage(
+    service: AdapterService, composer: Composer, store: Store, backend: FakeBackend
+) -> None:
+    wanted = request(("acme", 1.0), ("formal@1", 0.5), method=ComposeMethod.SVD, rank=2, metadata={"why": "fun"})
+    version = await service.compose(wanted)
+    assert (version.ref, version.rank, version.metadata) == ("mix@1", 2, {"why": "fun"})
+    stack = (StackItem("acme@1", 1.0), StackItem("formal@1", 0.5))
+    assert version.composed == Composition("svd", stack, 0.25, rank=2)
+    assert version.base_fingerprint == "f" * 64
+    assert [a.digest for a in backend.loaded] == [version.digest]
+    again = (await service.get("mix")).current
+    assert again is not None
+    assert again.composed == version.composed
+    (command,) = composer.commands
+    assert [(e.adapter.ref, e.weight) for e in command.stack.entries] == [("acme@1", 1.0), ("formal@1", 0.5)]
+    card = (store.blobs.local_path(version.digest) / "README.md").read_text()
+    assert "| `formal@1` | 0.5 |" in card
+    assert not any(store.state.tmp.iterdir())
+
+
+async def test_one_merge_at_a_time_and_each_a_version(service: AdapterService, composer: Composer) -> None:
+    wanted = request(("acme", 1.0), ("formal", 1.0))
+    made = await asyncio.gather(*(service.compose(wanted) for _ in range(3)))
+    assert sorted(v.ref for v in made) == ["mix@1", "mix@2", "mix@3"]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "fields"),
+    [
+        (request(), ["adapters"]),
+        (request(("acme", 0.0)), ["adapters"]),
+        (request(("acme", 1.0), ("acme", 1.0)), ["adapters[1].adapter"]),
+        (request(("acme", float("nan"))), ["adapters[0].weight"]),
+        (request(("acme", 1.0), rank=8), ["rank"]),
+        (request(("acme", 1.0), method=ComposeMethod.SVD, rank=0), ["rank"]),
+        (request(("acme", 1.0), method=ComposeMethod.SVD, rank=2**31 - 1), ["rank"]),
+        (request(("acme", 1.0), density=0.5), ["density"]),
+        (request(("acme", 1.0), method=ComposeMethod.TIES, density=0.0, seed=3), ["density", "seed"]),
+        (request(("acme", 1.0), method=ComposeMethod.TIES, density=float("nan")), ["density"]),
+        (request(("acme", 1.0), metadata={"x": "y" * 5000}), ["metadata['x']"]),
+    ],
+)
+async def test_bad_requests_name_their_fields(
+    service: AdapterService, composer: Composer, wanted: ComposeRequest, fields: list[str]
+) -> None:
+    with pytest.raises(Error) as caught:
+        await service.compose(wanted)
+    assert caught.value.code is Code.INVALID_ARGUMENT
+    assert [v.field for v in caught.value.violations] == fields
+    assert composer.commands == []
+
+
+async def test_refusals_leave_nothing(service: AdapterService, composer: Composer, store: Store) -> None:
+    composer.refusal = Error(Code.INVALID_ARGUMENT, "ranks differ")
+    with pytest.raises(Error, match="ranks differ"):
+        await service.compose(request(("acme", 1.0)))
+    with pytest.raises(Error) as caught:
+        await service.compose(request(("nobody", 1.0)))
+    assert caught.value.code is Code.NOT_FOUND
+    assert [a.name for a in store.adapters.list("default")[0]] == ["acme", "formal"]
+    assert not any(store.state.tmp.iterdir())
