@@ -12,10 +12,10 @@ from functools import cached_property
 
 import torch
 from torch import Tensor
-from torch.nn.attention.varlen import varlen_attn
 
 from ..lora.host import zeros
 from .attention import causal_mask, dense_attention, padded_lengths
+from .paging import paged_kernel
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +26,8 @@ class KVShape:
     kv_heads: int
     head_dim: int
     page_size: int = 16
+    kernel: bool = False
+    """Whether pages of this size are read in place by a kernel (which knows no soft-capping), or gathered."""
 
     def page_bytes(self, dtype: torch.dtype) -> int:
         """Bytes of one page over all layers, keys and values."""
@@ -83,8 +85,6 @@ class PagedAttention:
         slots = [s.pages[i // self._page] * self._page + i % self._page for s in spans for i in s.positions]
         self._slots = torch.tensor(slots, device=self._device)
         self._masks: dict[tuple[int, int, int | None], Tensor] = {}
-        # The kernel takes 16-bit types only and knows no soft-capping: everything else is gathered.
-        self._kernel = self._device.type == "cuda" and pool.keys.dtype != torch.float32
 
     def attend(
         self, layer: int, q: Tensor, k: Tensor, v: Tensor, *, scale: float, window: int | None, softcap: float | None
@@ -92,7 +92,7 @@ class PagedAttention:
         keys, values = self._pool.keys[layer], self._pool.values[layer]  # [pages, page_size, kv_heads, D]
         keys.flatten(0, 1).index_copy_(0, self._slots, k.to(keys.dtype))
         values.flatten(0, 1).index_copy_(0, self._slots, v.to(values.dtype))
-        if self._kernel and softcap is None:
+        if self._pool.shape.kernel and softcap is None:
             return self._attend_kernel(q, keys, values, scale, window)
         if self._decode == q.shape[0]:
             return self._attend_decode(q, keys, values, scale, window, softcap)
@@ -156,34 +156,18 @@ class PagedAttention:
         return self._masks[key]
 
     @cached_property
-    def _kernel_arguments(self) -> tuple[Tensor, None, int, int]:
+    def _kernel_arguments(self) -> tuple[Tensor, Tensor, Tensor, int, int]:
+        """What :func:`.paging.paged_kernel` wants to know of the spans."""
         return (
             padded_lengths([s.length for s in self._spans], self._device),
-            None,
+            torch.tensor([s.end for s in self._spans], dtype=torch.int32, device=self._device),
+            _page_table(self._spans, self._pool.pages, self._page).to(self._device),
             max(s.length for s in self._spans),
             max(s.end for s in self._spans),
         )
 
-    @cached_property
-    def _kernel_pages(self) -> tuple[Tensor, Tensor]:
-        used = torch.tensor([s.end for s in self._spans], dtype=torch.int32, device=self._device)
-        return used, _page_table(self._spans, self._pool.pages, self._page).to(self._device)
-
     def _attend_kernel(self, q: Tensor, keys: Tensor, values: Tensor, scale: float, window: int | None) -> Tensor:
-        used, table = self._kernel_pages
-        out = varlen_attn(
-            q.contiguous(),
-            keys,
-            values,
-            *self._kernel_arguments,
-            scale=scale,
-            window_size=(-1 if window is None else window - 1, 0),
-            enable_gqa=q.shape[1] != keys.shape[2],
-            seqused_k=used,
-            block_table=table,
-        )
-        assert isinstance(out, Tensor)
-        return out
+        return paged_kernel(q, keys, values, *self._kernel_arguments, scale=scale, window=window)
 
 
 def _gather(pages: Tensor, index: Tensor) -> Tensor:

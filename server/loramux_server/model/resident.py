@@ -21,6 +21,7 @@ from .kv import KVShape
 from .lean import make_lean
 from .linear import make_linear
 from .load import LoadedBase, linear_modules, load_base, resolve_device, resolve_dtype
+from .paging import find_page_size
 from .prepack import prepack
 
 Progress = Callable[[str, float | None], None]
@@ -133,7 +134,12 @@ class ResidentBase:
                 f"{self.name}: keys of {head_dim} and values of {value_dim} per head are not supported",
                 reason="MODEL_NOT_SUPPORTED",
             )
-        return KVShape(len(probe.layers), kv_heads, head_dim)
+        page_size = None
+        if self.device.type == "cuda":
+            page_size = find_page_size(probe.heads, kv_heads, head_dim, self.device, self.dtype)
+        if page_size is None:
+            return KVShape(len(probe.layers), kv_heads, head_dim)
+        return KVShape(len(probe.layers), kv_heads, head_dim, page_size, kernel=True)
 
 
 class _Probe:
@@ -142,9 +148,11 @@ class _Probe:
     def __init__(self) -> None:
         self.shapes: set[tuple[int, int, int]] = set()
         self.layers: set[int] = set()
+        self.heads = 0
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, **_: object) -> Tensor:
         self.layers.add(layer)
+        self.heads = q.shape[1]
         self.shapes.add((k.shape[1], k.shape[2], v.shape[2]))
         return v.repeat_interleave(q.shape[1] // v.shape[1], dim=1)
 
