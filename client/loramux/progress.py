@@ -104,7 +104,7 @@ class Bar(Lines):
                 steps=event.total_steps,
                 figures=self._figures,
             )
-        if event.type != "step":
+        if event.type not in ("step", "checkpoint"):
             self._print(describe(event))
 
 

@@ -89,6 +89,8 @@ class _JobEventTypeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_JobEvent
     """Held-out rows were measured."""
     JOB_EVENT_TYPE_MESSAGE: _JobEventType.ValueType  # 4
     """A note for people."""
+    JOB_EVENT_TYPE_CHECKPOINT: _JobEventType.ValueType  # 5
+    """The work up to `step` is safe: a job that is interrupted goes on from here."""
 
 class JobEventType(_JobEventType, metaclass=_JobEventTypeEnumTypeWrapper):
     """Kinds of events."""
@@ -103,6 +105,8 @@ JOB_EVENT_TYPE_EVALUATION: JobEventType.ValueType  # 3
 """Held-out rows were measured."""
 JOB_EVENT_TYPE_MESSAGE: JobEventType.ValueType  # 4
 """A note for people."""
+JOB_EVENT_TYPE_CHECKPOINT: JobEventType.ValueType  # 5
+"""The work up to `step` is safe: a job that is interrupted goes on from here."""
 Global___JobEventType: _TypeAlias = JobEventType  # noqa: Y015
 
 @_typing.final

@@ -129,7 +129,7 @@ class TrainingServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def PauseJob(self, request, context):
-        """Stops a job at its next step, to be resumed later.
+        """Stops a job within a piece of a step, to be resumed later from where it is.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -46,7 +46,7 @@ class TrainingServiceStub:
     CancelJob: _grpc.UnaryUnaryMultiCallable[_training_pb2.CancelJobRequest, _training_pb2.Job]
     """Ends a job for good; nothing is published."""
     PauseJob: _grpc.UnaryUnaryMultiCallable[_training_pb2.PauseJobRequest, _training_pb2.Job]
-    """Stops a job at its next step, to be resumed later."""
+    """Stops a job within a piece of a step, to be resumed later from where it is."""
     ResumeJob: _grpc.UnaryUnaryMultiCallable[_training_pb2.ResumeJobRequest, _training_pb2.Job]
     """Queues a paused job again."""
     WatchJob: _grpc.UnaryStreamMultiCallable[_training_pb2.WatchJobRequest, _training_pb2.JobEvent]
@@ -70,7 +70,7 @@ class TrainingServiceAsyncStub(TrainingServiceStub):
     CancelJob: _aio.UnaryUnaryMultiCallable[_training_pb2.CancelJobRequest, _training_pb2.Job]  # type: ignore[assignment]
     """Ends a job for good; nothing is published."""
     PauseJob: _aio.UnaryUnaryMultiCallable[_training_pb2.PauseJobRequest, _training_pb2.Job]  # type: ignore[assignment]
-    """Stops a job at its next step, to be resumed later."""
+    """Stops a job within a piece of a step, to be resumed later from where it is."""
     ResumeJob: _aio.UnaryUnaryMultiCallable[_training_pb2.ResumeJobRequest, _training_pb2.Job]  # type: ignore[assignment]
     """Queues a paused job again."""
     WatchJob: _aio.UnaryStreamMultiCallable[_training_pb2.WatchJobRequest, _training_pb2.JobEvent]  # type: ignore[assignment]
@@ -133,7 +133,7 @@ class TrainingServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _training_pb2.PauseJobRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_training_pb2.Job, _abc.Awaitable[_training_pb2.Job]]:
-        """Stops a job at its next step, to be resumed later."""
+        """Stops a job within a piece of a step, to be resumed later from where it is."""
 
     @_abc_1.abstractmethod
     def ResumeJob(

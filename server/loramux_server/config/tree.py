@@ -93,6 +93,15 @@ class TrainingSettings(BaseModel):
     slice_ms: int = _setting(
         250, "Training", "MS", "longest stretch of training between two serve steps, milliseconds", gt=0, le=60_000
     )
+    checkpoint_seconds: float = _setting(
+        30.0,
+        "Training",
+        "SECONDS",
+        "longest time between two checkpoints of a job: what a crash may cost",
+        ge=0,
+        le=86_400,
+        allow_inf_nan=False,
+    )
 
 
 class LogSettings(BaseModel):

@@ -100,6 +100,12 @@ class TrainCommand:
     """Folder that the engine makes and fills with the adapter in PEFT's format."""
     base_name: str = ""
     """What ``base_model_name_or_path`` in the written adapter_config.json says."""
+    checkpoint_dir: str = ""
+    """Folder that the front made for this job's checkpoints and keeps between attempts; empty: none are written."""
+    checkpoint_every: int = 0
+    """Optimiser steps between two checkpoints; 0: by time only."""
+    checkpoint_seconds: float = 30.0
+    """Longest time between two checkpoints."""
 
 
 class TrainEventType(StrEnum):
@@ -109,6 +115,7 @@ class TrainEventType(StrEnum):
     STEP = "step"
     EVALUATION = "evaluation"
     MESSAGE = "message"
+    CHECKPOINT = "checkpoint"
 
 
 @dataclass(frozen=True, slots=True)

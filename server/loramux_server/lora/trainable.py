@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import dropout, pad
+from torch.nn.functional import pad
 
 from .bank import LoraPair
 from .linear import LinearGroup
@@ -62,10 +62,14 @@ class TrainableAdapter:
 
 
 class TrainableBlock:
-    """Rows [start, stop) of a training step through one trainable adapter at weight 1."""
+    """Rows [start, stop) of a training step through one trainable adapter at weight 1.
 
-    def __init__(self, adapter: TrainableAdapter, rows: slice, training: bool = True) -> None:
-        self._adapter, self._rows, self._training = adapter, rows, training
+    ``dropped`` has (length, seed) of each run of rows, in order; empty: no dropout. Masks are functions of the seed,
+    so a forward that is run again (activation checkpointing, a resumed job) drops the same.
+    """
+
+    def __init__(self, adapter: TrainableAdapter, rows: slice, dropped: Sequence[tuple[int, int]] = ()) -> None:
+        self._adapter, self._rows, self._dropped = adapter, rows, dropped
 
     def acts_on(self, group: LinearGroup) -> bool:
         return group.index in self._adapter.groups
@@ -73,7 +77,8 @@ class TrainableBlock:
     def add(self, group: LinearGroup, x: Tensor, y: Tensor) -> Tensor:
         adapter = self._adapter
         rows = x[self._rows].float()
-        rows = dropout(rows, adapter.dropout, self._training) if adapter.dropout else rows
+        if adapter.dropout and self._dropped:
+            rows = rows * self._mask(group, rows)
         parts: list[Tensor] = []
         for name, out in zip(group.names, group.out_features, strict=True):
             pair = adapter.parameters.get(name)
@@ -86,3 +91,14 @@ class TrainableBlock:
         if rows.shape[0] != y.shape[0]:
             delta = pad(delta, (0, 0, self._rows.start, y.shape[0] - self._rows.stop))
         return y + delta.to(y.dtype)
+
+    def _mask(self, group: LinearGroup, rows: Tensor) -> Tensor:
+        """What to multiply ``rows`` [T, in] with: 0 for what is dropped, else 1 / (1 - dropout)."""
+        kept = 1 - self._adapter.dropout
+        parts: list[Tensor] = []
+        for length, seed in self._dropped:
+            # The odd factor keeps the streams of groups apart.
+            draw = torch.Generator(rows.device).manual_seed(seed + group.index * 0x9E3779B97F4B)
+            part = torch.empty(length, rows.shape[1], device=rows.device)
+            parts.append(part.bernoulli_(kept, generator=draw))
+        return torch.cat(parts).div_(kept)

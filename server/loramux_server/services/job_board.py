@@ -99,7 +99,10 @@ class JobBoard:
     ) -> tuple[JobState, JobRecord]:
         self._store.jobs.flush()
         old = self._store.jobs.get(job_id, tenant).state
-        return old, self._store.jobs.move(job_id, new, message=message, error=error, tenant=tenant)
+        record = self._store.jobs.move(job_id, new, message=message, error=error, tenant=tenant)
+        if new is JobState.CANCELLED:
+            self._store.state.drop_job_folder(job_id)
+        return old, record
 
     def _tell(self, job_id: str, *, later: bool = False) -> None:
         if job_id not in self._watchers:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
+from dataclasses import replace
 from pathlib import Path
 
 from ..core.backend import Backend, EngineInfo
@@ -45,6 +46,7 @@ class JobRunner:
         board: JobBoard,
         *,
         retry_seconds: float = 1.0,
+        checkpoint_seconds: float = 30.0,
     ) -> None:
         self._backend = backend
         self._store = store
@@ -54,10 +56,12 @@ class JobRunner:
         self._board = board
         self._stacks = StackResolver(store)
         self._retry_seconds = retry_seconds
+        self._checkpoint_seconds = checkpoint_seconds
         self._losses: dict[str, int] = {}
 
     async def recover(self) -> int:
         """Queue again what ran when the server died; gives how many jobs that were."""
+        await asyncio.to_thread(self._store.sweep_job_folders)
         return len(await asyncio.to_thread(self._store.jobs.requeue_interrupted))
 
     async def run(self) -> None:
@@ -164,6 +168,10 @@ class JobRunner:
         stacks = await self._stacks.resolve_many(request.on_top_of, tenant)
         found = await self._stacks.resolve_many(data.row_stacks, tenant)
         row_stacks = dict(zip(data.row_stacks, found, strict=True))
-        command = build_command(job, data, stacks, row_stacks, self._info, output)
+        command = replace(
+            build_command(job, data, stacks, row_stacks, self._info, output),
+            checkpoint_dir=str(await asyncio.to_thread(self._store.state.job_folder, job.id)),
+            checkpoint_seconds=self._checkpoint_seconds,
+        )
         run = TrainingRun(self._backend, self._store, self._info, self._limits, self._board, job, data)
         return command, run

@@ -127,7 +127,7 @@ class TrainingService:
         return await self._info_of(job)
 
     async def pause_job(self, job_id: str, tenant: str = "default") -> JobInfo:
-        """Stop a job until it is resumed. There are no checkpoints yet: it will begin anew."""
+        """Stop a job until it is resumed; it goes on from the step that it has come to."""
         job = await asyncio.to_thread(self._store.jobs.get, job_id, tenant)
         if job.state is not JobState.PAUSED:
             job = await self._board.move(job_id, JobState.PAUSED, message="paused by request", tenant=tenant)

@@ -78,13 +78,13 @@ class TrainingRun:
 
     async def _take(self, event: TrainEvent) -> None:
         if event.type is TrainEventType.STATE:
+            if event.state is JobState.EVALUATING:
+                return await self._evaluating()
             # States are the job table's; what the engine adds is that it began, and how many steps it will take.
             event = TrainEvent(TrainEventType.MESSAGE, event.message, None, event.step, event.total_steps)
         self._metrics.update(event.metrics)
         self._steps = max(self._steps, event.step)
         await self._board.append(self._job, event)
-        if event.type is TrainEventType.STEP and event.step == event.total_steps:
-            await self._evaluating()
 
     async def _evaluating(self) -> None:
         if self._state is JobState.RUNNING:

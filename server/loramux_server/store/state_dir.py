@@ -19,7 +19,7 @@ class StateDir:
     """An open state directory, locked for this process until :meth:`close`.
 
     ``db`` is the database file, ``blobs`` holds adapters and datasets, ``tmp`` what is being written (emptied at
-    every open), ``base`` the converted base model.
+    every open), ``base`` the converted base model, ``jobs`` a folder for each job with checkpoints.
     """
 
     def __init__(self, path: Path, lock_fd: int) -> None:
@@ -28,6 +28,7 @@ class StateDir:
         self.blobs = path / "blobs"
         self.tmp = path / "tmp"
         self.base = path / "base"
+        self.jobs = path / "jobs"
         self._lock_fd = lock_fd
 
     @classmethod
@@ -61,6 +62,24 @@ class StateDir:
             folder.mkdir()
         return folder
 
+    def job_folder(self, job_id: str) -> Path:
+        """The folder of a job, which stays until it is dropped; made if need be."""
+        folder = self.jobs / job_id
+        with storage_errors("cannot make the job's folder"):
+            folder.mkdir(exist_ok=True)
+            sync_folder(self.jobs)
+        return folder
+
+    def drop_job_folder(self, job_id: str) -> None:
+        """Remove a job's folder, if it has one. It is gone at once, even for an engine that still writes there."""
+        doomed = self.tmp / f"job-{uuid.uuid4().hex}"
+        with storage_errors("cannot remove the job's folder"):
+            try:
+                (self.jobs / job_id).rename(doomed)
+            except FileNotFoundError:
+                return
+        shutil.rmtree(doomed, ignore_errors=True)
+
     def close(self) -> None:
         """Release the lock. Harmless twice."""
         if self._lock_fd >= 0:
@@ -82,7 +101,7 @@ class StateDir:
         os.pwrite(self._lock_fd, f"{os.getpid()}\n".encode(), 0)
 
     def _lay_out(self) -> None:
-        for folder in (self.blobs, self.base, self.tmp):
+        for folder in (self.blobs, self.base, self.tmp, self.jobs):
             folder.mkdir(exist_ok=True)
         for left in os.scandir(self.tmp):
             if left.is_dir(follow_symlinks=False):

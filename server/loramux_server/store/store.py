@@ -17,6 +17,9 @@ from .jobs import JobTable
 from .records import AdapterMeta, JobRecord, VersionRecord
 from .state_dir import StateDir
 
+KEEP_FAILED_SECONDS = 7 * 86_400.0
+"""How long the last checkpoint of a failed job is kept."""
+
 
 class Store:
     """Everything that must survive. Thread-safe; its calls block, so loops use ``asyncio.to_thread``."""
@@ -53,7 +56,7 @@ class Store:
     def publish_job_result(
         self, job_id: str, folder: Path, meta: AdapterMeta, *, promote: bool = True
     ) -> tuple[VersionRecord, JobRecord]:
-        """Publish what a job in PUBLISHING made, and the job's success, in one transaction."""
+        """Publish what a job in PUBLISHING made, and the job's success, in one transaction; drop its checkpoints."""
         job = self.jobs.get(job_id)
         self.jobs.flush()
         done: list[JobRecord] = []
@@ -67,6 +70,7 @@ class Store:
                 self.jobs.move_within(connection, job_id, JobState.SUCCEEDED, adapter=record.ref)
             ),
         )
+        self.state.drop_job_folder(job_id)
         return version, done[0]
 
     def collect_orphans(self, in_use: Collection[str] = ()) -> tuple[str, ...]:
@@ -74,6 +78,17 @@ class Store:
         return self.blobs.collect_orphans(
             lambda: {*self.adapters.referenced_digests(), *self.datasets.referenced_digests(), *in_use}
         )
+
+    def sweep_job_folders(self) -> None:
+        """At start: drop the checkpoints that no job can go on from, and those of jobs that failed long ago."""
+        for folder in list(self.state.jobs.iterdir()):
+            try:
+                job = self.jobs.get(folder.name)
+            except Error:
+                job = None
+            failed = job is not None and job.state is JobState.FAILED
+            if job is None or (job.state.final and not (failed and time.time() - job.updated < KEEP_FAILED_SECONDS)):
+                self.state.drop_job_folder(folder.name)
 
     def close(self) -> None:
         """Write what waits, close the database, release the directory. Harmless twice."""

@@ -40,6 +40,10 @@ class Order:
         start = place * self.spec.batch_size
         return order[start : start + self.spec.batch_size]
 
+    def dropout_seed(self, step: int, row: int) -> int:
+        """Seed of a row's dropout masks: the same however the batch is split, and in a run that is taken up again."""
+        return random.Random(f"{self.spec.seed}/{step}/{row}").getrandbits(48)
+
     def learning_rate(self, step: int) -> float:
         """Warm-up from nearly nothing, then linear or cosine decay to zero, or constant."""
         total = self.total_steps

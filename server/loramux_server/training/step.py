@@ -44,9 +44,16 @@ class RowRunner:
         self._budget, self.nbytes = cache_bytes, 0
 
     def loss(
-        self, rows: Sequence[TrainRow], stacks: Sequence[int], adapter: TrainableAdapter | None, *, training: bool
+        self,
+        rows: Sequence[TrainRow],
+        stacks: Sequence[int],
+        adapter: TrainableAdapter | None,
+        dropout_seeds: Sequence[int] = (),
     ) -> Loss:
-        """Loss of ``rows``, row i over stack ``stacks[i]``; ``adapter`` None leaves the job's own out."""
+        """Loss of ``rows``, row i over stack ``stacks[i]``; ``adapter`` None leaves the job's own out.
+
+        ``dropout_seeds`` has one seed per row while training; without any, nothing is dropped.
+        """
         device = self._base.device
         lengths = [len(r.input_ids) for r in rows]
         starts = [sum(lengths[:i]) for i in range(len(lengths))]
@@ -63,7 +70,8 @@ class RowRunner:
         if any(s.entries for s in segments):
             blocks += plan_blocks(self._bank, segments)
         if adapter is not None:
-            blocks.append(TrainableBlock(adapter, slice(0, sum(lengths)), training))
+            dropped = list(zip(lengths, dropout_seeds, strict=True)) if dropout_seeds else []
+            blocks.append(TrainableBlock(adapter, slice(0, sum(lengths)), dropped))
         with self._plan.upper():
             logits = self._base.forward(
                 positions,

@@ -41,6 +41,7 @@ class ScriptedTraining:
                     await self._trouble()
                 metrics = {"loss": 1.0 / step, "eta_seconds": float(self.steps - step), "trained_tokens": 10.0 * step}
                 yield TrainEvent(TrainEventType.STEP, step=step, total_steps=self.steps, metrics=metrics)
+            yield TrainEvent(TrainEventType.STATE, "measuring", JobState.EVALUATING, self.steps, self.steps)
             if command.validation:
                 metrics = {"eval_loss": 0.25, "base_loss": 2.0}
                 yield TrainEvent(TrainEventType.EVALUATION, step=self.steps, total_steps=self.steps, metrics=metrics)

@@ -30,6 +30,7 @@ EVENT_TYPES: dict[TrainEventType, pb.JobEventType.ValueType] = {
     TrainEventType.STEP: pb.JOB_EVENT_TYPE_STEP,
     TrainEventType.EVALUATION: pb.JOB_EVENT_TYPE_EVALUATION,
     TrainEventType.MESSAGE: pb.JOB_EVENT_TYPE_MESSAGE,
+    TrainEventType.CHECKPOINT: pb.JOB_EVENT_TYPE_CHECKPOINT,
 }
 GATES: dict[pb.Gate.Kind.ValueType, str] = {
     pb.Gate.KIND_UNSPECIFIED: "",

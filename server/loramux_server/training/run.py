@@ -1,0 +1,149 @@
+"""What a job owns while it runs, how it is set up, and how it is put down in a snapshot and taken up again."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from ..core.jobs import TrainCommand, TrainRow
+from ..lora.bank import AdapterBank, HostAdapter
+from ..lora.host import host_available
+from ..lora.peft_folder import read_folder
+from ..lora.routing import Entries
+from ..lora.trainable import TrainableAdapter
+from ..model.resident import ResidentBase
+from .checkpoint import Snapshot
+from .layers import LayerPlan
+from .order import Order, assign_stacks
+from .step import RowRunner
+from .targets import target_modules
+
+T = TypeVar("T")
+Pieces = Generator[int, None, T]
+"""Work in pieces: yields the bytes that the job holds after each, and returns T."""
+
+CACHE_SHARE = 8
+"""At most one part in this many of the free memory holds activations of frozen layers."""
+
+
+@dataclass(slots=True)
+class Run:
+    """A job at work. ``step`` counts the optimiser steps that are done, ``seconds`` the time of earlier attempts."""
+
+    adapter: TrainableAdapter
+    rows: RowRunner
+    optimizer: torch.optim.AdamW
+    order: Order
+    stacks: list[int]  # frozen stack under each training row
+    bank: AdapterBank
+    step: int = 0
+    trained: int = 0
+    seconds: float = 0.0
+
+    @property
+    def nbytes(self) -> int:
+        return self.adapter.nbytes + self.rows.nbytes + self.bank.used_bytes
+
+    def snapshot(self, seconds: float) -> Snapshot:
+        """The state after ``step`` steps and ``seconds`` of work; later steps do not change it."""
+        tensors = {}
+        for name, p in self._named():
+            tensors[name] = _copy(p)
+            for key, value in self.optimizer.state[p].items():
+                tensors[f"{name}.{key}"] = _copy(value)
+        return Snapshot(self.step, tensors, {"trained": self.trained, "seconds": seconds})
+
+    def resume(self, snapshot: Snapshot | None) -> None:
+        """Go on from a snapshot, if there is one."""
+        if snapshot is None:
+            return
+        for name, p in self._named():
+            with torch.no_grad():
+                p.copy_(snapshot.tensors[name])
+            moments = {k: snapshot.tensors[f"{name}.{k}"] for k in ("step", "exp_avg", "exp_avg_sq")}
+            self.optimizer.state[p] = {k: value.to(p.device) for k, value in moments.items()}
+        self.step = snapshot.step
+        self.trained, self.seconds = int(snapshot.figures["trained"]), snapshot.figures["seconds"]
+
+    def _named(self) -> Iterator[tuple[str, nn.Parameter]]:
+        for name, (a, b) in self.adapter.parameters.items():
+            yield f"{name}.A", a
+            yield f"{name}.B", b
+
+
+def start(base: ResidentBase, command: TrainCommand) -> Pieces[Run]:
+    """Set a run up at its first step: adapters underneath, new parameters, and how the layers run."""
+    bank, stacks = yield from _frozen_stacks(base, command)
+    spec = command.spec
+    adapter = TrainableAdapter(
+        base.groups,
+        target_modules(spec, base.groups),
+        rank=spec.rank,
+        alpha=spec.alpha,
+        rslora=spec.rslora,
+        dropout=spec.dropout,
+        generator=torch.Generator().manual_seed(spec.seed),
+        device=base.device,
+    )
+    touched = adapter.groups | {g for entries in stacks for slot, _ in entries for g in slot.groups}
+    first = min((base.groups[g].layer or 0) for g in touched)
+    longest = max(sum(sorted((len(r.input_ids) for r in command.rows), reverse=True)[: spec.batch_size]), 1)
+    plan = LayerPlan(base, first, _needs_checkpoints(base, longest, first))
+    runner = RowRunner(base, bank, stacks, plan, host_available() // CACHE_SHARE if base.device.type == "cpu" else 0)
+    if first and not _skips_exactly(runner, base, bank, stacks, command.rows[0]):
+        plan = LayerPlan(base, 0, plan.checkpointed)
+        runner = RowRunner(base, bank, stacks, plan, 0)
+    optimizer = torch.optim.AdamW(
+        adapter.flat(),
+        lr=spec.learning_rate,
+        betas=(spec.beta1, spec.beta2),
+        weight_decay=spec.weight_decay,
+        fused=True,
+    )
+    order = Order(spec, len(command.rows))
+    return Run(adapter, runner, optimizer, order, assign_stacks(command.rows, len(stacks)), bank)
+
+
+def _frozen_stacks(base: ResidentBase, command: TrainCommand) -> Pieces[tuple[AdapterBank, list[Entries]]]:
+    """Read the adapters underneath into a bank of the job's own, one a piece; returns it and the stacks' slots."""
+    versions = {e.adapter.digest: e.adapter for stack in command.stacks for e in stack.entries}
+    bank = AdapterBank(base.groups, sum(v.rank for v in versions.values()), base.device, base.dtype)
+    for version in versions.values():
+        _, pairs = read_folder(version.path, base.modules, base.fingerprint, dtype=base.dtype)
+        bank.put(HostAdapter(version.digest, pairs))
+        yield bank.used_bytes
+    stacks: list[Entries] = [
+        tuple((bank.slot(e.adapter.digest), e.weight) for e in stack.entries if e.weight) for stack in command.stacks
+    ]
+    return bank, stacks
+
+
+@torch.no_grad()
+def _skips_exactly(
+    runner: RowRunner, base: ResidentBase, bank: AdapterBank, stacks: list[Entries], row: TrainRow
+) -> bool:
+    """Whether starting from the first adapted layer gives what the whole model gives; some architectures differ."""
+    whole = RowRunner(base, bank, stacks, LayerPlan(base, 0, False), 0)
+    a, b = (float(r.loss([row], [0], None).total) for r in (runner, whole))
+    return abs(a - b) <= 1e-3 * max(1.0, abs(b))
+
+
+def _needs_checkpoints(base: ResidentBase, tokens: int, first: int) -> bool:
+    """Whether the activations of a full batch would take over a quarter of the free memory.
+
+    About 20 float32 values per hidden unit and 4 per intermediate unit are kept for each token and layer.
+    """
+    config = base.model.config
+    hidden = int(config.hidden_size)
+    inner = int(getattr(config, "intermediate_size", None) or 4 * hidden)
+    needed = 4 * tokens * (len(base.layers) - first) * (20 * hidden + 4 * inner)
+    free = host_available() if base.device.type == "cpu" else int(torch.cuda.mem_get_info(base.device)[0])
+    return needed > free // 4
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    return tensor.detach().to("cpu", copy=True)

@@ -1,0 +1,212 @@
+"""A run that is killed or stopped goes on from its last complete checkpoint, as one that nothing interrupted."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from loramux_server.core.failpoints import VARIABLE
+from loramux_server.core.jobs import TrainCommand, TrainEvent, TrainRow, TrainSpec
+from loramux_server.engine.protocol import AbortCommand
+from loramux_server.training import checkpoint, pace
+from tests.engine import Engine, command, prompts
+
+SPEC = TrainSpec(rank=4, alpha=8, learning_rate=5e-3, epochs=2, batch_size=4, seed=3, layers=(1, 2), dropout=0.1)
+"""Six steps over twelve rows."""
+
+
+def rows(count: int = 12, seed: int = 0) -> tuple[TrainRow, ...]:
+    texts = prompts(count, lengths=(8, 30), seed=seed)
+    return tuple(TrainRow(tuple(t), tuple(i >= len(t) // 2 for i in range(len(t)))) for t in texts)
+
+
+@pytest.fixture(scope="module")
+def engine(tiny_base, tmp_path_factory) -> Iterator[Engine]:  # type: ignore[no-untyped-def]
+    made = Engine(tiny_base("llama"), tmp_path_factory.mktemp("resume"))
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def whole(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[TrainEvent], Path]:
+    """The events and the adapter of the run that nothing interrupts."""
+    output = tmp_path_factory.mktemp("whole") / "out"
+    return engine.train(TrainCommand("whole", SPEC, rows(), rows(3, seed=9), output=str(output))), output
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Callable[..., TrainCommand]:
+    """``job(id, ...)``: a command with a folder for its checkpoints, one every two steps."""
+
+    def make(id: str, **changes: object) -> TrainCommand:
+        folder = tmp_path / id
+        folder.mkdir(exist_ok=True)
+        made = TrainCommand(id, SPEC, rows(), rows(3, seed=9), output=str(tmp_path / f"{id}-out"))
+        made = replace(made, checkpoint_dir=str(folder), checkpoint_every=2, checkpoint_seconds=1e9)
+        return replace(made, **changes)  # type: ignore[arg-type]
+
+    return make
+
+
+def losses(events: list[TrainEvent]) -> dict[int, float]:
+    return {e.step: e.metrics["loss"] for e in events if e.type == "step"}
+
+
+def events_of(engine: Engine, id: str) -> list[TrainEvent]:
+    return [o.payload for o in engine.outputs[id] if isinstance(o.payload, TrainEvent)]
+
+
+def train_in_child(engine: Engine, job: TrainCommand, failpoint: str) -> int | None:
+    """Run a job in a copy of this process that dies at a failpoint; gives its exit code."""
+
+    def run() -> None:
+        torch.set_num_threads(1)  # a pool of threads does not survive a fork
+        os.environ[VARIABLE] = failpoint
+        engine.train(job)
+
+    child = multiprocessing.get_context("fork").Process(target=run)
+    child.start()
+    child.join(60)
+    if child.is_alive():
+        child.kill()
+    return child.exitcode
+
+
+@pytest.mark.parametrize(
+    ("point", "resumes_after"), [("checkpoint.written", 0), ("checkpoint.renamed", 2), ("train.evaluated", 6)]
+)
+def test_killed_and_resumed_equals_uninterrupted(engine: Engine, whole, job, point: str, resumes_after: int) -> None:  # type: ignore[no-untyped-def]
+    events, output = whole
+    interrupted = job(point)
+    assert train_in_child(engine, interrupted, f"{point}:kill") == -signal.SIGKILL
+    rest = engine.train(interrupted)
+    assert rest[0].step == resumes_after
+    expected = {step: loss for step, loss in losses(events).items() if step > resumes_after}
+    assert losses(rest) == pytest.approx(expected, rel=1e-6)
+    assert rest[-1].metrics == pytest.approx(events[-1].metrics, rel=1e-6)
+    a, b = (torch.frombuffer(weights(folder), dtype=torch.float32) for folder in (output, Path(interrupted.output)))
+    assert torch.allclose(a, b, rtol=1e-5, atol=1e-7)
+    assert not list(Path(interrupted.checkpoint_dir).glob("tmp-*"))
+
+
+def weights(folder: Path) -> bytearray:
+    data = (folder / "adapter_model.safetensors").read_bytes()
+    return bytearray(data[8 + int.from_bytes(data[:8], "little") :])
+
+
+def test_an_aborted_job_loses_no_step(engine: Engine, whole, job) -> None:  # type: ignore[no-untyped-def]
+    """Pause and a server that stops abort the run: the steps that were told are safe, whatever was due."""
+    paused = job("paused", checkpoint_every=0)
+    engine.submit(paused)
+    while len(losses(events_of(engine, "paused"))) < 3:
+        engine.loop.turn()
+    told = losses(events_of(engine, "paused"))
+    engine.submit(AbortCommand("paused"))
+    engine.loop.submit(command("wakes-the-loop", prompts(1)[0], 1))
+    engine.loop.turn()
+    assert engine.loop._stats().training_jobs == ()
+    engine.outputs["paused"].clear()
+    rest = engine.train(paused)
+    assert rest[0].step == len(told)
+    assert {**told, **losses(rest)} == pytest.approx(losses(whole[0]), rel=1e-6)
+
+
+def test_two_checkpoints_are_kept_and_told(engine: Engine, job) -> None:  # type: ignore[no-untyped-def]
+    done = job("kept")
+    events = engine.train(done)
+    kept = sorted(p.name for p in Path(done.checkpoint_dir).iterdir())
+    assert len(kept) == 2
+    assert kept[-1] == "step-00000006"
+    # One is written at a time; what comes due meanwhile waits for the next step.
+    told = [e.step for e in events if e.type == "checkpoint"]
+    assert told
+    assert told[0] == 2
+    for file in Path(done.checkpoint_dir).glob("*/*"):
+        assert file.name in ("state.safetensors", "state.json")
+
+
+def trap(path: Path) -> bytes:
+    """A pickle that makes a folder when it is loaded."""
+    return f"cos\nmkdir\n(V{path}\ntR.".encode()
+
+
+def test_damaged_foreign_and_planted_files_are_passed_over(engine: Engine, whole, job, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    made = job("damaged")
+    engine.train(made)
+    folder = Path(made.checkpoint_dir)
+    bad = trap(tmp_path / "sprung")
+    newest, older = sorted(folder.iterdir(), reverse=True)
+    before = json.loads((older / "state.json").read_text())["step"]
+    for name in ("rng_state.pth", "optimizer.pt", "training_args.bin", "step-99999999"):
+        (folder / name).write_bytes(bad)
+        (older / name).write_bytes(bad)
+    # The tensors are a pickle, and the record vouches for it.
+    (newest / "state.safetensors").write_bytes(bad)
+    record = json.loads((newest / "state.json").read_text())
+    (newest / "state.json").write_text(json.dumps({**record, "sha256": hashlib.sha256(bad).hexdigest()}))
+    (folder / "step-00000010").symlink_to(older)  # a record that lies about its step
+    (folder / "step-00000011").mkdir()
+    (folder / "step-00000011" / "state.json").symlink_to(older / "state.json")
+    (Path(made.output) / "adapter_model.safetensors").unlink()
+    engine.outputs["damaged"].clear()
+    rest = engine.train(replace(made, output=made.output + "-again"))
+    assert rest[0].step == before
+    expected = {step: loss for step, loss in losses(whole[0]).items() if step > before}
+    assert losses(rest) == pytest.approx(expected, rel=1e-6)
+    assert not (tmp_path / "sprung").exists()
+
+
+@pytest.mark.parametrize(
+    "change", [{"rows": rows(12, seed=5)}, {"spec": replace(SPEC, learning_rate=1e-3)}], ids=["rows", "settings"]
+)
+def test_a_checkpoint_of_another_run_is_not_taken_up(engine: Engine, job, change: dict[str, object]) -> None:  # type: ignore[no-untyped-def]
+    made = job("mine")
+    engine.train(made)
+    engine.outputs["mine"].clear()
+    again = engine.train(replace(made, output=made.output + "-again", **change))
+    assert again[0].step == 0
+    assert len(losses(again)) == 6
+
+
+def test_a_full_disk_fails_the_job_and_nothing_else(engine: Engine, job, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    """The reason is told, no half checkpoint is left, the one before is kept, and requests go on."""
+
+    def full(path: Path, data: bytes) -> None:
+        if "step-00000002" in [p.name for p in Path(made.checkpoint_dir).iterdir()]:
+            path.write_bytes(data[: len(data) // 2])
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(path, data)
+
+    write = checkpoint.write_durable
+    monkeypatch.setattr(checkpoint, "write_durable", full)
+    made = job("full")
+    prompt = prompts(1, seed=8)[0]
+    alone = engine.generate(prompt, 30)
+    engine.submit(made, command("beside-full", prompt, 30))
+    engine.finish("full", "beside-full")
+    failure = engine.failure("full")
+    assert failure is not None
+    assert (failure.code, failure.reason) == ("resource_exhausted", "STORAGE_FULL")
+    assert "checkpoint" in failure.message
+    assert [p.name for p in Path(made.checkpoint_dir).iterdir()] == ["step-00000002"]
+    assert engine.tokens("beside-full") == alone
+    monkeypatch.undo()
+    engine.outputs["full"].clear()
+    assert engine.train(made)[0].step == 2
+
+
+def test_dropout_does_not_depend_on_how_a_batch_is_split(engine: Engine, whole, job, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    monkeypatch.setattr(pace, "MAX_TOKENS", 1)
+    assert losses(engine.train(job("row-by-row"))) == pytest.approx(losses(whole[0]), rel=1e-5)
+    no_dropout = losses(engine.train(job("none", spec=replace(SPEC, dropout=0.0))))
+    assert no_dropout != pytest.approx(losses(whole[0]), rel=1e-3)
