@@ -1,4 +1,4 @@
-"""The server's command line: ``loramux serve`` and ``loramux config show`` end up here."""
+"""The server's command line: ``loramux serve``, ``config show``, ``backup``, ``restore`` and ``doctor`` end up here."""
 
 from __future__ import annotations
 
@@ -23,16 +23,19 @@ SERVE = "Serve one base model with stacks of LoRA adapters per request, and trai
 SHOW = "Print every setting of the server, its value and where it came from."
 
 USAGE_ERROR = 2
+MAINTENANCE = ("backup", "restore", "doctor")
 SAME_SIGNAL = 0.5
 """Seconds within which a second signal is the first one again: some tools send it to the process and to its group."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run ``serve`` (the default) or ``config-show`` with their flags; gives the exit code."""
+    """Run ``serve`` (the default) or another command with its flags; gives the exit code."""
     command, arguments = _split(sys.argv[1:] if argv is None else argv)
     try:
         if command == "config-show":
             return _config_show(arguments)
+        if command in MAINTENANCE:
+            return _maintain(command, arguments)
         loaded = parse(arguments, prog="loramux serve", description=SERVE)
     except Error as error:
         for line in [f"{v.field}: {v.description}" if v.field else v.description for v in error.violations]:
@@ -97,6 +100,23 @@ async def _serve(settings: Settings, announcer: Announcer) -> int:
         await app.stop()
 
 
+def _maintain(command: str, arguments: Sequence[str]) -> int:
+    from .app import maintenance
+
+    run = {
+        "backup": maintenance.backup_command,
+        "restore": maintenance.restore_command,
+        "doctor": maintenance.doctor_command,
+    }[command]
+    try:
+        return run(arguments)
+    except Error as error:
+        if error.violations:
+            raise
+        print(f"loramux: {error.message}", file=sys.stderr)
+        return 1
+
+
 def _config_show(arguments: Sequence[str]) -> int:
     parser = build_parser("loramux config show", SHOW)
     parser.add_argument("--json", action="store_true", help="as JSON")
@@ -106,7 +126,7 @@ def _config_show(arguments: Sequence[str]) -> int:
 
 
 def _split(argv: Sequence[str]) -> tuple[str, Sequence[str]]:
-    if argv and argv[0] in ("serve", "config-show"):
+    if argv and argv[0] in ("serve", "config-show", *MAINTENANCE):
         return argv[0], argv[1:]
     return "serve", argv
 

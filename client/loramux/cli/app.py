@@ -17,7 +17,7 @@ from . import adapters, chat, datasets, demo, generate, jobs, serve, server, tra
 from .common import Connection, error_lines
 
 # These parse their own arguments, so nothing is taken out of them.
-_OWN_FLAGS = {"serve", "demo", "config"}
+_OWN_FLAGS = {"serve", "demo", "config", "backup", "restore", "doctor"}
 _GLOBAL = ("--address", "--api-key")
 
 app = typer.Typer(

@@ -1,4 +1,4 @@
-"""``loramux serve`` and ``loramux config``: the server's own command line, reached from here."""
+"""The server's own command line, reached from here: ``serve``, ``config``, ``backup``, ``restore``, ``doctor``."""
 
 from __future__ import annotations
 
@@ -22,13 +22,29 @@ class ServerMissing(LoramuxError):
 
 
 def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command(context_settings=_PASS_THROUGH, add_help_option=False)(serve)
+    """Add the commands."""
+    for command in (serve, backup, restore, doctor):
+        app.command(context_settings=_PASS_THROUGH, add_help_option=False)(command)
 
 
 def serve(context: typer.Context) -> None:
     """Start a server (its flags: loramux serve --help)."""
     raise typer.Exit(run_server(context.args))
+
+
+def backup(context: typer.Context) -> None:
+    """Copy the state of a server on this machine, which may be running, into a folder."""
+    raise typer.Exit(run_server(["backup", *context.args]))
+
+
+def restore(context: typer.Context) -> None:
+    """Make a state directory from a backup, or check one (--verify)."""
+    raise typer.Exit(run_server(["restore", *context.args]))
+
+
+def doctor(context: typer.Context) -> None:
+    """Check everything that a state directory holds; --repair mends what can be mended."""
+    raise typer.Exit(run_server(["doctor", *context.args]))
 
 
 @config_app.command("show", context_settings=_PASS_THROUGH, add_help_option=False)

@@ -95,6 +95,11 @@ class BlobStore:
         if not self._is_sound(self.local_path(digest), digest):
             raise Error(Code.DATA_LOSS, f"the files of {digest!r} are damaged", reason="BLOB_DAMAGED")
 
+    def size(self, digest: str) -> int:
+        """Bytes of a blob's files."""
+        place = self.local_path(digest)
+        return sum(f.stat().st_size for f in place.iterdir()) if place.is_dir() else place.stat().st_size
+
     def digests(self) -> Iterator[str]:
         """Every blob in the store."""
         for place in self._root.glob("*/??/*"):

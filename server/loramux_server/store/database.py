@@ -49,6 +49,22 @@ class Database:
             raise
         return database
 
+    @classmethod
+    def inspect(cls, where: Path | str | URL) -> Self:
+        """Open a database (a file of SQLite, or a URL) to look at it: nothing in it is ever changed.
+
+        Raises FAILED_PRECONDITION when it has another schema than this code's, DATA_LOSS when it cannot be read.
+        """
+        url = sqlite_url(where) if isinstance(where, Path) else make_url(where)
+        database = cls(_engine(url, read_only=True))
+        try:
+            with database.read() as connection:
+                _check_current(connection)
+        except BaseException:
+            database.close()
+            raise
+        return database
+
     @contextmanager
     def read(self) -> Iterator[Connection]:
         """A connection in a read transaction: one consistent view."""
@@ -79,7 +95,7 @@ def sqlite_url(path: Path) -> URL:
     return URL.create("sqlite", database=os.fspath(path))
 
 
-def _engine(url: URL) -> Engine:
+def _engine(url: URL, *, read_only: bool = False) -> Engine:
     if url.get_backend_name() != "sqlite":
         return sa.create_engine(url, pool_pre_ping=True)
     engine = sa.create_engine(url, connect_args={"timeout": BUSY_TIMEOUT_MS / 1000, "check_same_thread": False})
@@ -87,6 +103,9 @@ def _engine(url: URL) -> Engine:
     @event.listens_for(engine, "connect")
     def _connected(connection: Any, _record: Any) -> None:
         connection.isolation_level = None  # the driver leaves BEGIN to us, so DDL is transactional too
+        if read_only:
+            connection.execute("PRAGMA query_only=ON")
+            return
         for pragma in ("foreign_keys=ON", "journal_mode=WAL", "synchronous=FULL", f"busy_timeout={BUSY_TIMEOUT_MS}"):
             connection.execute(f"PRAGMA {pragma}")
 
@@ -105,6 +124,20 @@ def _check_sound(connection: Connection) -> None:
     found = [row[0] for row in connection.exec_driver_sql("PRAGMA quick_check(3)")]
     if found != ["ok"]:
         raise _damaged("; ".join(found))
+
+
+def _check_current(connection: Connection) -> None:
+    """Raise FAILED_PRECONDITION unless the schema is this code's."""
+    found = None
+    if "alembic_version" in sa.inspect(connection).get_table_names():
+        found = connection.scalar(sa.text("SELECT version_num FROM alembic_version"))
+    if found != REVISION:
+        raise Error(
+            Code.FAILED_PRECONDITION,
+            f"the database has schema {found!r}, this version of loramux works with {REVISION!r}; "
+            "an older one is brought up to date when a server starts on it",
+            reason="OTHER_SCHEMA",
+        )
 
 
 def _migrate(connection: Connection) -> None:

@@ -1,0 +1,172 @@
+"""``loramux backup``, ``restore`` and ``doctor``: what is done to a state directory without a server, or beside one."""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from pathlib import Path
+
+from ..config import Settings, load
+from ..core.errors import Code, Error, invalid_field
+from ..store import backup as backups
+from ..store.blobs import BlobStore
+from ..store.database import Database, sqlite_url
+from ..store.doctor import Finding, examine, repair
+from ..store.state_dir import LOCK_FILE
+from ..store.store import Store
+
+
+def backup_command(argv: Sequence[str]) -> int:
+    """Copy the state of a server, which may be running, into a folder."""
+    parser = _parser("backup", backup_command.__doc__)
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="folder to make; must be new or empty")
+    arguments = parser.parse_args(argv)
+    settings = _settings(arguments)
+    _only_sqlite(settings)
+    made = backups.backup(settings.state_dir, arguments.folder, _say(arguments.json))
+    _tell(
+        arguments.json, _described(made), f"backed up {len(made.blobs)} blobs, {made.size_bytes} bytes and the database"
+    )
+    return 0
+
+
+def restore_command(argv: Sequence[str]) -> int:
+    """Make a state directory from a backup, or only check the backup."""
+    parser = _parser("restore", restore_command.__doc__)
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="folder that loramux backup made")
+    parser.add_argument("--verify", action="store_true", help="only check the backup; write nothing")
+    arguments = parser.parse_args(argv)
+    if arguments.verify:
+        manifest, found = backups.verify(arguments.folder)
+        age = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(manifest.created))
+        _report(arguments.json, found, f"the backup of {age} is sound: {len(manifest.blobs)} blobs and the database")
+        return 1 if found else 0
+    settings = _settings(arguments)
+    _only_sqlite(settings)
+    made = backups.restore(arguments.folder, settings.state_dir, _say(arguments.json))
+    _tell(
+        arguments.json, _described(made), f"restored {len(made.blobs)} blobs and the database to {settings.state_dir}"
+    )
+    return 0
+
+
+def doctor_command(argv: Sequence[str]) -> int:
+    """Check every invariant of a state directory; nothing is changed without --repair."""
+    parser = _parser("doctor", doctor_command.__doc__)
+    parser.add_argument("--repair", action="store_true", help="mend what can be mended; the server must be stopped")
+    arguments = parser.parse_args(argv)
+    settings = _settings(arguments)
+    url = settings.database_url.get_secret_value() if settings.database_url else None
+    if not settings.state_dir.is_dir():
+        raise Error(Code.FAILED_PRECONDITION, f"{settings.state_dir} is no state directory", reason="NO_STORE")
+    if arguments.repair:
+        return _repair(settings.state_dir, url, arguments.json)
+    found, running = check(settings.state_dir, url)
+    beside = " (a server is running: files on their way were not looked at)" if running else ""
+    _report(arguments.json, found, f"{settings.state_dir} is sound{beside}")
+    return 1 if found else 0
+
+
+def check(state_dir: Path, url: str | None = None) -> tuple[list[Finding], bool]:
+    """What is wrong with a state directory, and whether a server is using it."""
+    guard = _guard(state_dir)
+    try:
+        where = url or sqlite_url(state_dir / backups.DATABASE)
+        if url is None and not (state_dir / backups.DATABASE).is_file():
+            raise Error(Code.DATA_LOSS, f"{state_dir} has no database", reason="DATABASE_MISSING")
+        with closing(Database.inspect(where)) as database:
+            return examine(database, BlobStore(state_dir / "blobs", state_dir / "tmp"), orphans=guard is not None), (
+                guard is None
+            )
+    finally:
+        if guard is not None:
+            os.close(guard)
+
+
+def _guard(state_dir: Path) -> int | None:
+    """Hold the lock of a state directory without touching anything in it; None if a server holds it."""
+    try:
+        fd = os.open(state_dir / LOCK_FILE, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as exc:
+        raise Error(
+            Code.FAILED_PRECONDITION, f"{state_dir} is no state directory: {exc.strerror}", reason="NO_STORE"
+        ) from exc
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(fd)
+        return None
+    return fd
+
+
+def _repair(state_dir: Path, url: str | None, as_json: bool) -> int:
+    with closing(Store.open(state_dir, url)) as store:
+        found = examine(store.database, store.blobs)
+        repair(store.database, store.blobs, found)
+        left = examine(store.database, store.blobs)
+    if not as_json:
+        for finding in found:
+            print(f"{'left' if finding in left else finding.remedy}: {_line(finding)}")
+    _report(as_json, left, f"{state_dir} is sound, {len(found)} problem(s) mended")
+    return 1 if left else 0
+
+
+def _parser(name: str, description: str | None) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=f"loramux {name}", description=description, allow_abbrev=False)
+    parser.add_argument("--config", metavar="FILE", help="TOML file with settings (or LORAMUX_CONFIG)")
+    parser.add_argument("--state-dir", metavar="DIR", help="state directory of the server")
+    parser.add_argument("--database-url", metavar="URL", help="SQL database, if it is not in the state directory")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of text")
+    return parser
+
+
+def _settings(arguments: argparse.Namespace) -> Settings:
+    given = {"state_dir": arguments.state_dir, "database_url": arguments.database_url}
+    return load({name: value for name, value in given.items() if value is not None}, arguments.config).settings
+
+
+def _only_sqlite(settings: Settings) -> None:
+    if settings.database_url is not None:
+        raise invalid_field(
+            "--database-url",
+            "is a database server's: back it up and restore it with its own tools (pg_dump), then copy blobs/, in this "
+            "order; loramux doctor checks that the two fit",
+        )
+
+
+def _say(as_json: bool) -> Callable[[str], object]:
+    if as_json or not sys.stderr.isatty():
+        return lambda text: None
+    return lambda text: print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
+
+
+def _tell(as_json: bool, values: dict[str, object], text: str) -> None:
+    if sys.stderr.isatty() and not as_json:
+        print("\r\x1b[K", end="", file=sys.stderr)
+    print(json.dumps(values, indent=2) if as_json else text)
+
+
+def _described(manifest: backups.Manifest) -> dict[str, object]:
+    return {"created": manifest.created, "blobs": len(manifest.blobs), "size_bytes": manifest.size_bytes}
+
+
+def _report(as_json: bool, found: list[Finding], good: str) -> None:
+    if as_json:
+        rows = [{"check": f.check.value, "subject": f.subject, "detail": f.detail, "remedy": f.remedy} for f in found]
+        print(json.dumps(rows, indent=2))
+    elif not found:
+        print(good)
+    else:
+        for finding in found:
+            print(_line(finding) + (f" (--repair would {finding.remedy})" if finding.remedy else ""))
+        print(f"{len(found)} problem(s)")
+
+
+def _line(finding: Finding) -> str:
+    return f"{finding.check.value} {finding.subject}: {finding.detail}"

@@ -1,0 +1,234 @@
+"""Checks every invariant of a store, and mends what can be mended when told to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+import sqlalchemy as sa
+from sqlalchemy import Connection
+
+from ..core.errors import Error
+from ..core.jobs import JobState
+from . import adapter_rows
+from .blobs import BlobStore
+from .database import Database
+from .records import VersionState
+from .refs import check_alias, check_name
+from .schema import adapter_versions as v
+from .schema import adapters as a
+from .schema import aliases as al
+from .schema import datasets as d
+from .schema import job_events as e
+from .schema import jobs as j
+
+
+class Check(StrEnum):
+    """What can be wrong."""
+
+    DATABASE = "database"
+    NAME = "name"
+    VERSION = "version"
+    FILES = "files"
+    SIZE = "size"
+    ALIAS = "alias"
+    DATASET = "dataset"
+    JOB = "job"
+    EVENTS = "events"
+    ORPHAN = "orphan"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that is not as it must be. ``remedy`` says what a repair does; empty: it can do nothing."""
+
+    check: Check
+    subject: str
+    detail: str
+    remedy: str = ""
+    mend: sa.UpdateBase | None = field(default=None, compare=False, repr=False)
+    """The statement that repairs it, if it is one of the database."""
+
+
+def examine(database: Database, blobs: BlobStore, *, orphans: bool = True) -> list[Finding]:
+    """Everything that is wrong with a store; reads every file whole and changes nothing.
+
+    ``orphans`` off leaves out files that no row names: while a server runs, some are only on their way to one.
+    """
+    with database.read() as connection:
+        found = [
+            *_check_database(connection),
+            *_check_names(connection),
+            *_check_versions(connection, blobs),
+            *_check_aliases(connection),
+            *_check_datasets(connection, blobs),
+            *_check_jobs(connection),
+            *_check_events(connection),
+        ]
+        if orphans:
+            found += _check_orphans(connection, blobs)
+    return found
+
+
+def repair(database: Database, blobs: BlobStore, found: list[Finding]) -> None:
+    """Do what the findings' remedies say, those of the database in one transaction."""
+    with database.write("repair") as connection:
+        for finding in found:
+            if finding.mend is not None:
+                connection.execute(finding.mend)
+    if any(finding.check is Check.ORPHAN for finding in found):
+        blobs.collect_orphans(lambda: referenced_digests(database))
+
+
+def referenced_digests(database: Database) -> frozenset[str]:
+    """Every blob that a row still needs."""
+    with database.read() as connection:
+        return _referenced(connection)
+
+
+def _referenced(connection: Connection) -> frozenset[str]:
+    return adapter_rows.live_digests(connection) | frozenset(connection.scalars(sa.select(d.c.digest)))
+
+
+def _check_database(connection: Connection) -> Iterator[Finding]:
+    if connection.dialect.name != "sqlite":
+        return
+    for (text,) in connection.exec_driver_sql("PRAGMA integrity_check(20)"):
+        if text != "ok":
+            yield Finding(Check.DATABASE, "integrity", text)
+    for row in connection.exec_driver_sql("PRAGMA foreign_key_check"):
+        yield Finding(Check.DATABASE, "foreign key", f"row {row[1]} of {row[0]} names no row of {row[2]}")
+
+
+def _check_names(connection: Connection) -> Iterator[Finding]:
+    for name in connection.scalars(sa.select(a.c.name).order_by(a.c.name)):
+        try:
+            check_name(name)
+        except Error as error:
+            yield Finding(Check.NAME, name[:80], error.message)
+
+
+def _check_versions(connection: Connection, blobs: BlobStore) -> Iterator[Finding]:
+    sound: dict[str, str] = {}  # digest -> what is wrong with it
+    rows = sa.select(v, a.c.name).join(a, a.c.id == v.c.adapter_id).order_by(v.c.id)
+    for row in connection.execute(rows).all():
+        ref = f"{row.name}@{row.version}"
+        if row.state not in set(VersionState) or row.version < 1:
+            yield Finding(Check.VERSION, ref, f"has state {row.state!r}")
+            continue
+        if row.state == VersionState.DELETED:
+            if row.pinned:
+                yield Finding(
+                    Check.VERSION,
+                    ref,
+                    "is deleted and pinned",
+                    "unpin it",
+                    v.update().where(v.c.id == row.id).values(pinned=False),
+                )
+            continue
+        if row.state != VersionState.READY:
+            continue
+        if row.digest not in sound:
+            sound[row.digest] = _trouble(blobs, row.digest)
+        if trouble := sound[row.digest]:
+            yield Finding(
+                Check.FILES,
+                ref,
+                trouble,
+                "quarantine the version; publishing the same content again brings it back",
+                v.update().where(v.c.id == row.id).values(state=VersionState.QUARANTINED.value, reason=trouble),
+            )
+        elif (size := blobs.size(row.digest)) != row.size_bytes:
+            yield Finding(
+                Check.SIZE,
+                ref,
+                f"takes {size} bytes, its row says {row.size_bytes}",
+                "correct the row",
+                v.update().where(v.c.id == row.id).values(size_bytes=size),
+            )
+
+
+def _trouble(blobs: BlobStore, digest: str) -> str:
+    try:
+        blobs.verify(digest)
+    except Error as error:
+        return error.message
+    return ""
+
+
+def _check_aliases(connection: Connection) -> Iterator[Finding]:
+    query = (
+        sa.select(al, a.c.name, v.c.state)
+        .join(a, a.c.id == al.c.adapter_id)
+        .outerjoin(v, sa.and_(v.c.adapter_id == al.c.adapter_id, v.c.version == al.c.version))
+    )
+    for row in connection.execute(query).all():
+        subject = f"{row.name}@{row.alias}"
+        try:
+            check_alias(row.alias)
+        except Error as error:
+            yield Finding(Check.ALIAS, subject[:160], error.message)
+        if row.state is None or row.state == VersionState.DELETED:
+            yield Finding(
+                Check.ALIAS,
+                subject,
+                f"means version {row.version}, which is {row.state or 'nowhere'}",
+                "remove the alias",
+                al.delete().where(al.c.adapter_id == row.adapter_id, al.c.alias == row.alias),
+            )
+
+
+def _check_datasets(connection: Connection, blobs: BlobStore) -> Iterator[Finding]:
+    for row in connection.execute(sa.select(d).order_by(d.c.seq)).all():
+        if trouble := _trouble(blobs, row.digest):
+            yield Finding(
+                Check.DATASET,
+                row.id,
+                trouble,
+                "forget the dataset; upload it again",
+                d.delete().where(d.c.seq == row.seq),
+            )
+
+
+def _check_jobs(connection: Connection) -> Iterator[Finding]:
+    published = {
+        f"{name}@{number}"
+        for name, number in connection.execute(sa.select(a.c.name, v.c.version).join(a, a.c.id == v.c.adapter_id)).all()
+    }
+    for row in connection.execute(sa.select(j).order_by(j.c.seq)).all():
+        if row.state not in set(JobState):
+            yield Finding(Check.JOB, row.id, f"has state {row.state!r}")
+            continue
+        if JobState(row.state).final != (row.finished is not None):
+            yield Finding(Check.JOB, row.id, f"is {row.state}, and its time of ending is {row.finished}")
+        if row.state == JobState.SUCCEEDED and row.adapter not in published:
+            yield Finding(Check.JOB, row.id, f"succeeded with {row.adapter!r}, which was never published")
+        if row.state == JobState.FAILED and not row.error:
+            yield Finding(Check.JOB, row.id, "failed without a reason")
+
+
+def _check_events(connection: Connection) -> Iterator[Finding]:
+    counts = (
+        sa.select(e.c.job_seq, sa.func.count().label("n"), sa.func.min(e.c.sequence), sa.func.max(e.c.sequence))
+        .group_by(e.c.job_seq)
+        .order_by(e.c.job_seq)
+    )
+    ids = {row.seq: row for row in connection.execute(sa.select(j.c.seq, j.c.id, j.c.state)).all()}
+    for seq, count, first, last in connection.execute(counts).all():
+        if (first, last) != (1, count) and seq in ids:
+            yield Finding(Check.EVENTS, ids[seq].id, f"has {count} events, numbered {first} to {last}")
+    for seq, state in _last_states(connection).items():
+        if seq in ids and ids[seq].state != state:
+            yield Finding(Check.EVENTS, ids[seq].id, f"is {ids[seq].state}, and its last event of a state says {state}")
+
+
+def _last_states(connection: Connection) -> dict[int, str]:
+    rows = sa.select(e.c.job_seq, e.c.body).where(e.c.type == "state").order_by(e.c.job_seq, e.c.sequence)
+    return {row.job_seq: str(row.body.get("state")) for row in connection.execute(rows).all()}
+
+
+def _check_orphans(connection: Connection, blobs: BlobStore) -> Iterator[Finding]:
+    referenced = _referenced(connection)
+    for digest in sorted(set(blobs.digests()) - referenced):
+        yield Finding(Check.ORPHAN, digest, "is named by no row", "remove the files")

@@ -1,0 +1,106 @@
+"""The doctor finds what is wrong, mends what it said it would, and changes nothing otherwise."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from loramux_server.core.errors import Error
+from loramux_server.core.jobs import JobState
+from loramux_server.store.doctor import Check, examine, repair
+from loramux_server.store.records import AdapterMeta, NewJob
+from loramux_server.store.store import Store
+
+Make = Callable[[str], Path]
+
+
+@pytest.fixture
+def used(store: Store, folder: Make) -> Store:
+    for name, content in (("a", "1"), ("a", "2"), ("b", "3")):
+        store.adapters.publish(name, "t", folder(content), AdapterMeta(4, 8.0))
+    store.datasets.put(folder("data") / "adapter_config.json", "t")
+    job = store.jobs.create(NewJob(name="a", dataset_id="ds-1", owner="t"))
+    store.jobs.move(job.id, JobState.RUNNING)
+    store.jobs.create(NewJob(name="a", dataset_id="ds-1", owner="t"))
+    return store
+
+
+def sql(store: Store, statement: str) -> None:
+    with store.database.write() as connection:
+        connection.exec_driver_sql("PRAGMA ignore_check_constraints=ON")
+        connection.exec_driver_sql(statement)
+
+
+def lose_files(store: Store) -> None:
+    shutil.rmtree(store.adapters.resolve("b", "t").path)
+
+
+def damage_files(store: Store) -> None:
+    (Path(store.adapters.resolve("b", "t").path) / "adapter_config.json").write_text("{} ")
+
+
+def lose_dataset(store: Store) -> None:
+    next((store.state.blobs / "files").glob("*/*")).unlink()
+
+
+def leave_orphan(store: Store) -> None:
+    place = Path(store.adapters.resolve("b", "t").path)
+    shutil.copytree(place, place.parent.parent / "00" / ("0" * 64))
+
+
+BROKEN: list[tuple[Callable[[Store], None] | str, Check, str, bool]] = [
+    (lose_files, Check.FILES, "b@1", True),
+    (damage_files, Check.FILES, "b@1", True),
+    (lose_dataset, Check.DATASET, "ds-", True),
+    (leave_orphan, Check.ORPHAN, "0" * 64, True),
+    ("UPDATE adapter_versions SET size_bytes = 7 WHERE id = 1", Check.SIZE, "a@1", True),
+    ("UPDATE aliases SET version = 9 WHERE adapter_id = 2", Check.ALIAS, "b@latest", True),
+    ("UPDATE adapter_versions SET state = 'deleted' WHERE id = 3", Check.ALIAS, "b@latest", True),
+    ("UPDATE adapter_versions SET state = 'odd' WHERE id = 1", Check.VERSION, "a@1", False),
+    ("UPDATE adapters SET name = '../x' WHERE id = 2", Check.NAME, "../x", False),
+    ("UPDATE jobs SET state = 'odd' WHERE seq = 1", Check.JOB, "job-", False),
+    ("UPDATE jobs SET state = 'succeeded', finished = 1.0 WHERE seq = 1", Check.JOB, "job-", False),
+    ("UPDATE jobs SET state = 'failed' WHERE seq = 1", Check.JOB, "job-", False),
+    ("UPDATE job_events SET sequence = 5 WHERE job_seq = 1 AND sequence = 2", Check.EVENTS, "job-", False),
+    ("UPDATE jobs SET state = 'paused' WHERE seq = 1", Check.EVENTS, "job-", False),
+]
+
+
+def test_a_sound_store_has_no_findings(used: Store) -> None:
+    assert examine(used.database, used.blobs) == []
+    used.adapters.delete("a@1", "t")
+    used.collect_orphans()
+    assert examine(used.database, used.blobs) == []
+
+
+@pytest.mark.parametrize(("harm", "check", "subject", "mendable"), BROKEN)
+def test_each_harm_is_found_and_mended_if_it_can_be(
+    used: Store, harm: Callable[[Store], None] | str, check: Check, subject: str, mendable: bool
+) -> None:
+    sql(used, harm) if isinstance(harm, str) else harm(used)
+    found = examine(used.database, used.blobs)
+    assert [f for f in found if f.check is check and f.subject.startswith(subject)]
+    assert examine(used.database, used.blobs) == found  # looking changes nothing
+    repair(used.database, used.blobs, found)
+    left = examine(used.database, used.blobs)
+    assert (left == []) is mendable, left
+    assert all(not f.remedy for f in left)
+
+
+def test_what_a_repair_does(used: Store, folder: Make) -> None:
+    lose_files(used)
+    repair(used.database, used.blobs, examine(used.database, used.blobs))
+    with pytest.raises(Error) as caught:
+        used.adapters.resolve("b", "t")
+    assert caught.value.reason == "ADAPTER_NOT_READY"
+    used.adapters.publish("b", "t", folder("3"), AdapterMeta(4, 8.0))  # the same content brings it back
+    assert used.adapters.resolve("b", "t").version == 1
+    assert examine(used.database, used.blobs) == []
+
+
+def test_orphans_are_left_alone_while_a_server_runs(used: Store) -> None:
+    leave_orphan(used)
+    assert examine(used.database, used.blobs, orphans=False) == []
