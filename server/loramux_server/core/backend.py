@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from .jobs import TrainCommand, TrainEvent
-from .types import BASE, AdapterVersion, FinishReason, SamplingParams, Stack, TokenLogprob
+from .types import BASE, AdapterVersion, FinishReason, Grammar, SamplingParams, Stack, TokenLogprob
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +24,8 @@ class GenerateCommand:
     sampling: SamplingParams = SamplingParams()
     tenant: str = "default"
     deadline: float | None = None
+    grammar: Grammar | None = None
+    """Only tokens that keep to it are chosen; the answer ends where it is complete."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -63,6 +63,22 @@ class Stack:
 BASE = Stack()
 
 
+class GrammarKind(StrEnum):
+    """In which notation a grammar is written."""
+
+    JSON_SCHEMA = "json_schema"
+    REGEX = "regex"
+    LARK = "lark"
+
+
+@dataclass(frozen=True, slots=True)
+class Grammar:
+    """A shape that an answer is forced into. ``text`` comes from the caller and is not trusted."""
+
+    kind: GrammarKind
+    text: str = field(repr=False)
+
+
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
     """How tokens are chosen. ``temperature`` 0 is greedy; ``top_k`` 0 and ``min_p`` 0 are off; lengths in tokens."""
@@ -134,6 +150,7 @@ class GenerateRequest:
     deadline: float | None = None
     """Seconds on the monotonic clock after which the answer is of no use."""
     response_format: dict[str, Any] | None = None
+    """``{"type": kind, kind: value}``; see ``text.response_format``."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ from ..model.quantize import prepare_base
 from ..model.resident import Progress, ResidentBase
 from ..model.special import eos_token_ids, max_context
 from .adapters import AdapterDesk
+from .grammars import GrammarDesk
 from .loop import EngineLoop
 from .memory import device_memory, plan_memory
 from .pages import PagePool
@@ -51,6 +52,9 @@ def build_engine(
     bank = AdapterBank(base.groups, plan.adapter_rows, base.device, base.dtype)
     cache = HostCache(base.modules, base.fingerprint, plan.host_bytes, base.dtype)
     desk = AdapterDesk(bank, cache)
+    eos = eos_token_ids(base.model, folder)
+    vocab_size = int(base.model.config.vocab_size)
+    grammars = GrammarDesk(folder, vocab_size, eos)
     scheduler = Scheduler(
         PagePool(plan.kv_pages, shape.page_size),
         Limits(settings.max_batch_tokens, settings.max_running, settings.max_queue),
@@ -58,6 +62,7 @@ def build_engine(
         salt=salt,
         pin=desk.pin,
         unpin=desk.unpin,
+        ready=grammars.ready,
     )
 
     def memory(training: int) -> dict[str, int]:
@@ -73,11 +78,11 @@ def build_engine(
             "process": process_memory(),
         }
 
-    eos = eos_token_ids(base.model, folder)
     loop = EngineLoop(
         ModelRunner(base, kv, bank),
         scheduler,
         desk,
+        grammars,
         (settings.training_share, settings.training_slice_ms / 1000),
         make_tasks(base),
         eos,
@@ -89,7 +94,7 @@ def build_engine(
         base_name=base.name,
         base_fingerprint=base.fingerprint,
         architecture=(getattr(config, "architectures", None) or [type(base.model).__name__])[0],
-        vocab_size=int(config.vocab_size),
+        vocab_size=vocab_size,
         max_context=max_context(base.model),
         eos_token_ids=eos,
         device=str(base.device),

@@ -7,8 +7,10 @@ import queue
 import secrets
 import time
 from collections.abc import Callable
+from collections.abc import Sequence as Seq
 
 import torch
+from torch import Tensor
 
 from ..core.backend import EngineStats, GenerateCommand, ScoreCommand, ScoreResult, TokenEvent
 from ..core.background import StartTask
@@ -16,6 +18,7 @@ from ..core.errors import Code, Error
 from ..core.jobs import TrainCommand
 from ..core.types import FinishReason, TokenLogprob
 from .adapters import AdapterDesk
+from .grammars import GrammarDesk, Woken, grammar_error
 from .protocol import AbortCommand, Command, Failure, LoadCommand, Output, StatsCommand, UnloadCommand, command_id
 from .runner import ModelRunner, StepOutput
 from .sampler import sample
@@ -34,22 +37,24 @@ class EngineLoop:
         runner: ModelRunner,
         scheduler: Scheduler,
         desk: AdapterDesk,
+        grammars: GrammarDesk,
         training: tuple[float, float],
         start_task: StartTask,
         eos: tuple[int, ...],
         emit: Callable[[list[Output]], object],
         memory: Callable[[int], dict[str, int]],
     ) -> None:
-        self._runner, self._scheduler, self._desk = runner, scheduler, desk
+        self._runner, self._scheduler, self._desk, self._grammars = runner, scheduler, desk, grammars
         self._training = TrainingSlot(*training, done=self._job_done)
         self._start_task, self._eos, self._send, self._memory = start_task, eos, emit, memory
         self._outbox: list[Output] = []
-        self._inbox: queue.SimpleQueue[Command | str | None] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[Command | str | Woken | None] = queue.SimpleQueue()
         self._steps: dict[str, tuple[int, float]] = {}
         self._scores: dict[str, list[tuple[float, bool]]] = {}
         self._stopping = False
         self._stalled = True  # the last turn found nothing to compute
         desk.on_loaded(self._inbox.put)
+        grammars.on_mask(self._inbox.put)
 
     def submit(self, command: Command) -> None:
         """Hand in a command; its outputs come through ``emit``, a list a turn, from the loop's thread."""
@@ -69,6 +74,7 @@ class EngineLoop:
         """One turn: commands, one serve step, training. Waits for a command when there is nothing else to do."""
         self._take_commands()
         self._expire(time.monotonic())
+        self._take_masks()
         plan = self._scheduler.schedule()
         self._stalled = not plan.work
         if plan.work:
@@ -98,9 +104,11 @@ class EngineLoop:
         deadlines = [s.deadline for s in self._scheduler.sequences if s.deadline is not None]
         return max(0.0, min(deadlines) - time.monotonic()) if deadlines else None
 
-    def _handle(self, command: Command | str | None) -> None:
+    def _handle(self, command: Command | str | Woken | None) -> None:
         if command is None:
             self._stopping = True
+            return
+        if isinstance(command, Woken):
             return
         if isinstance(command, str):
             self._loaded(command)
@@ -149,15 +157,16 @@ class EngineLoop:
             seq.prompt_length = len(seq.tokens)
         else:
             seq.deadline = command.deadline
+            seq.grammar = command.grammar
         self._scheduler.add(seq)
+        self._grammars.open(seq)
         if seq.score_from is not None:
             self._scores[seq.id] = []
         self._desk.prefetch(seq.stack)
 
     def _abort(self, id: str) -> None:
         if (seq := self._scheduler.get(id)) is not None:
-            self._scheduler.finish(seq)
-            self._scores.pop(id, None)
+            self._finish(seq)
         self._training.remove(id)
 
     def _loaded(self, digest: str) -> None:
@@ -201,7 +210,30 @@ class EngineLoop:
         """Sample the next token of every sequence that is caught up, and send it."""
         seqs = [self._live(w.id) for w in plan.work if w.samples]
         seqs = [s for s in seqs if s.score_from is None]
-        for seq, choice in zip(seqs, sample(output.next_token, seqs, self._eos), strict=True):
+        self._grammars.wait(seqs)
+        late = [i for i, s in enumerate(seqs) if not self._grammars.ready(s)]
+        for i in late:
+            self._grammars.hold(seqs[i], output.next_token[i])
+        rows = [i for i in range(len(seqs)) if i not in late]
+        self._pick([seqs[i] for i in rows], output.next_token[rows] if late else output.next_token)
+
+    def _take_masks(self) -> None:
+        """End the sequences whose grammar is complete or broken, and choose the tokens that waited for their masks."""
+        for seq, mask in self._grammars.news():
+            if mask.code is not None:
+                self._end(seq, grammar_error(mask))
+            elif mask.complete or seq.num_output >= seq.sampling.max_tokens:
+                self._finish(seq)
+                reason = FinishReason.STOP if mask.complete else FinishReason.LENGTH
+                self._emit(Output(seq.id, TokenEvent(seq.id, (), (), reason, cached_tokens=seq.num_cached), done=True))
+        if due := self._grammars.due():
+            seqs, rows = zip(*due, strict=True)
+            self._pick(seqs, torch.stack(rows))
+
+    def _pick(self, seqs: Seq[Sequence], logits: Tensor) -> None:
+        """Choose a token from each row of ``logits`` [sequences, vocabulary]."""
+        masks = {i: bits for i, s in enumerate(seqs) if (bits := self._grammars.bits(s)) is not None}
+        for seq, choice in zip(seqs, sample(logits, seqs, self._eos, masks), strict=True):
             if choice.token is None:
                 self._end(seq, error=Error(Code.INTERNAL, _NOT_FINITE, reason="LOGITS_NOT_FINITE"))
                 continue
@@ -211,9 +243,13 @@ class EngineLoop:
     def _emit_token(self, seq: Sequence, token: int, logprob: TokenLogprob | None) -> None:
         s = seq.sampling
         stopped = (token in self._eos and not s.ignore_eos) or token in s.stop_token_ids
-        reason = FinishReason.STOP if stopped else FinishReason.LENGTH if seq.num_output >= s.max_tokens else None
+        # With a grammar the last token may complete the answer; the mask after it tells.
+        full = seq.num_output >= s.max_tokens and seq.grammar is None
+        reason = FinishReason.STOP if stopped else FinishReason.LENGTH if full else None
         if reason is not None:
-            self._scheduler.finish(seq)
+            self._finish(seq)
+        else:
+            self._grammars.step(seq, token)
         event = TokenEvent(seq.id, (token,), (logprob,) if logprob else (), reason, cached_tokens=seq.num_cached)
         self._emit(Output(seq.id, event, done=reason is not None))
 
@@ -252,9 +288,13 @@ class EngineLoop:
         self._scheduler.shrink(max(1, plan.tokens // 2))
 
     def _end(self, seq: Sequence, error: Error) -> None:
-        self._scheduler.finish(seq)
-        self._scores.pop(seq.id, None)
+        self._finish(seq)
         self._fail(seq.id, error)
+
+    def _finish(self, seq: Sequence) -> None:
+        self._scheduler.finish(seq)
+        self._grammars.close(seq.id)
+        self._scores.pop(seq.id, None)
 
     def _fail(self, id: str, error: Error) -> None:
         self._emit(Output(id, failure=Failure.of(error), done=True))
@@ -288,6 +328,7 @@ class EngineLoop:
             self._training.remove(job)
             self._fail(job, gone)
         self._desk.close()
+        self._grammars.stop()
         self._flush()
 
     def _job_done(self, job: str, error: Error | None) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..core.backend import EngineStats, GenerateCommand, ScoreCommand, ScoreResult, TokenEvent
-from ..core.errors import Code, Error
+from ..core.errors import Code, Error, FieldViolation
 from ..core.jobs import TrainCommand, TrainEvent
 from ..core.types import AdapterVersion
 
@@ -52,13 +52,20 @@ class Failure:
     message: str
     reason: str
     retry_after: float | None = None
+    violations: tuple[FieldViolation, ...] = ()
 
     @classmethod
     def of(cls, error: Error) -> Failure:
-        return cls(error.code.value, error.message, error.reason, error.retry_after)
+        return cls(error.code.value, error.message, error.reason, error.retry_after, error.violations)
 
     def error(self) -> Error:
-        return Error(Code(self.code), self.message, reason=self.reason, retry_after=self.retry_after)
+        return Error(
+            Code(self.code),
+            self.message,
+            reason=self.reason,
+            violations=self.violations,
+            retry_after=self.retry_after,
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,13 +1,13 @@
 """From logits to tokens, each row by its own request's settings and its own random stream.
 
-Order, as in transformers: minimum length, bias, penalties; then temperature, top_k, top_p, min_p. A random number
-depends on (seed, output position) alone, through the counter-based Philox generator (Salmon et al., SC'11), so a
-sample is the same alone, in any batch, and after preemption. Log-probabilities are of the raw logits.
+Order, as in transformers: grammar, minimum length, bias, penalties; then temperature, top_k, top_p, min_p. A random
+number depends on (seed, output position) alone, through the counter-based Philox generator (Salmon et al., SC'11), so
+a sample is the same alone, in any batch, and after preemption. Log-probabilities are of the raw logits.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 
@@ -21,6 +21,8 @@ from .sequence import Sequence
 CANDIDATES = 1024
 """Tokens that top_k/top_p/min_p look at before a full sort is needed."""
 
+_NO_MASKS: Mapping[int, bytes] = {}
+
 
 @dataclass(frozen=True, slots=True)
 class Choice:
@@ -30,19 +32,27 @@ class Choice:
     logprob: TokenLogprob | None = None
 
 
-def sample(logits: Tensor, seqs: Seq[Sequence], eos: Collection[int]) -> list[Choice]:
-    """Choose one token per row of ``logits`` [rows, vocabulary]; row i belongs to ``seqs[i]``."""
+def sample(
+    logits: Tensor, seqs: Seq[Sequence], eos: Collection[int], masks: Mapping[int, bytes] = _NO_MASKS
+) -> list[Choice]:
+    """Choose one token per row of ``logits`` [rows, vocabulary]; row i belongs to ``seqs[i]``.
+
+    ``masks[i]``, where there is one, has a bit for each token that row i may take, the lowest first.
+    """
     best, tokens = logits.max(dim=-1)  # NaN wins every comparison, so a finite maximum vouches for the row
     finite = torch.isfinite(best).tolist()
     chosen: list[int] = tokens.tolist()
-    special = [i for i, s in enumerate(seqs) if finite[i] and _adjusts(s)]
+    special = [i for i, s in enumerate(seqs) if finite[i] and (i in masks or _adjusts(s))]
     random = [i for i, s in enumerate(seqs) if finite[i] and s.sampling.temperature > 0]
     rows = sorted({*special, *random})
     if rows:
         work = logits[rows].float()
         for at, i in enumerate(rows):
+            if i in masks:
+                _forbid(work[at], masks[i])
             if _adjusts(seqs[i]):
                 _adjust(work[at], seqs[i], eos)
+            if i in masks or _adjusts(seqs[i]):
                 chosen[i] = int(work[at].argmax())
         at_random = [at for at, i in enumerate(rows) if seqs[i].sampling.temperature > 0]
         if at_random:
@@ -51,6 +61,12 @@ def sample(logits: Tensor, seqs: Seq[Sequence], eos: Collection[int]) -> list[Ch
                 chosen[rows[at]] = token
     logprobs = _logprobs(logits, [i for i, s in enumerate(seqs) if finite[i]], seqs, chosen)
     return [Choice(chosen[i] if finite[i] else None, logprobs.get(i)) for i in range(len(seqs))]
+
+
+def _forbid(row: Tensor, mask: bytes) -> None:
+    """Take out of ``row`` [vocabulary] every token whose bit is not set, in place."""
+    bits = np.unpackbits(np.frombuffer(mask, dtype=np.uint8), count=len(row), bitorder="little")
+    row[torch.from_numpy(bits == 0).to(row.device)] = -torch.inf
 
 
 def _adjusts(seq: Sequence) -> bool:
@@ -68,7 +84,11 @@ def _adjust(row: Tensor, seq: Sequence, eos: Collection[int]) -> None:
     """Apply minimum length, bias and penalties to ``row`` [vocabulary] in place."""
     s = seq.sampling
     if seq.num_output < s.min_tokens:
-        row[[*eos, *s.stop_token_ids]] = -torch.inf
+        ends = [*eos, *s.stop_token_ids]
+        kept = row[ends]
+        row[ends] = -torch.inf
+        if row.max() == -torch.inf:  # the grammar leaves nothing else
+            row[ends] = kept
     for token, bias in s.logit_bias:
         row[token] += bias
     if s.repetition_penalty != 1.0:

@@ -77,7 +77,7 @@ class Scheduler:
     """Owns all live sequences and their pages.
 
     ``pin`` is asked at admission: READY means that the stack is resident and now pinned; ``unpin`` is called exactly
-    once for it when the sequence leaves the running set.
+    once for it when the sequence leaves the running set. ``ready`` is asked before: False keeps a sequence waiting.
     """
 
     def __init__(
@@ -89,10 +89,12 @@ class Scheduler:
         salt: Callable[[str], bytes],
         pin: Callable[[Stack], Admission],
         unpin: Callable[[Stack], None],
+        ready: Callable[[Sequence], bool] = lambda seq: True,
     ) -> None:
         self.pages, self.limits = pages, limits
         self.preemptions = 0
         self._base_id, self._salt, self._pin, self._unpin = base_id, salt, pin, unpin
+        self._ready = ready
         self._all: dict[str, Sequence] = {}
         self._running: list[Sequence] = []  # oldest first
         self._waiting: dict[str, deque[Sequence]] = {}
@@ -166,7 +168,8 @@ class Scheduler:
         chosen: list[tuple[Sequence, int]] = []
         # sorted: those that generate first, so that a long prompt never takes a token from a running answer.
         for seq in sorted(self._running, key=lambda s: s.num_left > 1):
-            if seq.state is not State.RUNNING or budget == 0:
+            # None left: its next token waits for something other than the model.
+            if seq.state is not State.RUNNING or budget == 0 or seq.num_left == 0:
                 continue
             length = min(seq.num_left, budget)
             if self._grow(seq, length, preempted, chosen):
@@ -240,6 +243,8 @@ class Scheduler:
         refused: list[Sequence] = []  # those whose adapters find no room beside the ones in use
         for tenant in sorted((t for t, q in self._waiting.items() if q), key=lambda t: self._served.get(t, 0.0)):
             for seq in self._waiting[tenant]:
+                if not self._ready(seq):
+                    continue  # its grammar is being compiled
                 if seq.stack and any(s.num_overtaken >= PATIENCE for s in refused):
                     continue
                 admission = self._pin(seq.stack)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
-from ..core.types import SamplingParams, Stack
+from ..core.types import Grammar, SamplingParams, Stack
 
 
 class State(Enum):
@@ -34,6 +34,7 @@ class Sequence:
     deadline: float | None = None
     score_from: int | None = None
     """Set on a scoring request: log-probabilities are wanted of the tokens from this position on."""
+    grammar: Grammar | None = None
     state: State = State.WAITING
     num_computed: int = 0
     pages: list[int] = field(default_factory=list)

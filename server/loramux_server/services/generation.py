@@ -15,6 +15,7 @@ from ..core.errors import invalid
 from ..core.types import Chunk, FinishReason, GenerateRequest, Message, SamplingParams, Usage
 from ..store.store import Store
 from ..text import StopMatcher, TextTokenizer
+from ..text.response_format import parse_format
 from .answer import Answer, Prepared
 from .choice import ChoiceDecoder
 from .deadline import bounded, until
@@ -23,7 +24,7 @@ from .observer import NullObserver, Observer
 from .prompts import check_context, encode_prompt
 from .scoring import Scorer
 from .stacks import StackResolver, active
-from .validation import check_supported, generate_violations, prompt_violations
+from .validation import generate_violations, prompt_violations
 from .views import Choice, Completion, Score, ScoreRequest, Tokens
 
 GREEDY_BELOW = 1e-4
@@ -97,13 +98,13 @@ class GenerationService:
         started = time.monotonic()
         if violations := generate_violations(request, self._limits, self._info.vocab_size):
             raise invalid(violations)
-        check_supported(request)
         deadline = bounded(request.deadline, self._limits.max_request_seconds)
         async with until(deadline):
             ids = await asyncio.to_thread(encode_prompt, self._text, request.prompt, request.messages)
             check_context(request.prompt, len(ids), self._info.max_context)
             stack = await self._stacks.resolve(request.adapters, request.tenant)
         sampling = self._sampling(request.sampling, room=self._info.max_context - len(ids))
+        grammar = None if request.response_format is None else parse_format(request.response_format)
         run = uuid.uuid4().hex
         ends = frozenset(sampling.stop_token_ids) | frozenset(() if sampling.ignore_eos else self._info.eos_token_ids)
         return Prepared(
@@ -119,6 +120,7 @@ class GenerationService:
                     sampling=replace(sampling, seed=_seed(sampling.seed, i)),
                     tenant=request.tenant,
                     deadline=deadline,
+                    grammar=grammar,
                 )
                 for i in range(request.n)
             ),

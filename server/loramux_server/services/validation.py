@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 
-from ..core.errors import Code, Error, FieldViolation
+from ..core.errors import Error, FieldViolation
 from ..core.types import MAX_STACK, GenerateRequest, Message, SamplingParams, StackItem
 from ..store.refs import parse_ref
+from ..text.response_format import parse_format
 from ..text.stop import MAX_STOP_CHARS, MAX_STOPS
 from ..text.tokenizer import ROLES
 from .limits import Limits
@@ -32,17 +33,12 @@ def generate_violations(request: GenerateRequest, limits: Limits, vocab_size: in
     ]
     if not 1 <= request.n <= limits.max_choices:
         found.append(_outside("n", request.n, 1, limits.max_choices))
-    return found
-
-
-def check_supported(request: GenerateRequest) -> None:
-    """Raise UNIMPLEMENTED for what the API names but this version does not do."""
     if request.response_format is not None:
-        raise Error(
-            Code.UNIMPLEMENTED,
-            "response_format: structured output is not available yet; leave the field out and check the text yourself",
-            reason="RESPONSE_FORMAT_UNIMPLEMENTED",
-        )
+        try:
+            parse_format(request.response_format)
+        except Error as error:
+            found += error.violations
+    return found
 
 
 def prompt_violations(

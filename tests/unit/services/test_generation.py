@@ -165,8 +165,8 @@ async def test_a_prompt_beyond_the_context_is_refused(service: GenerationService
 async def test_bad_fields_never_reach_the_engine(service: GenerationService, backend: FakeBackend) -> None:
     error = await refused(service, GenerateRequest(prompt="", n=0))
     assert [v.field for v in error.violations] == ["prompt", "n"]
-    error = await refused(service, GenerateRequest(prompt="x", response_format={"type": "regex"}))
-    assert error.code is Code.UNIMPLEMENTED
+    error = await refused(service, GenerateRequest(prompt="x", response_format={"type": "regex", "regex": ""}))
+    assert [v.field for v in error.violations] == ["response_format.regex"]
     assert backend.commands == []
 
 

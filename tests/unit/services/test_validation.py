@@ -7,10 +7,9 @@ import math
 
 import pytest
 
-from loramux_server.core.errors import Code, Error
 from loramux_server.core.types import GenerateRequest, Message, SamplingParams, StackItem
 from loramux_server.services.limits import Limits
-from loramux_server.services.validation import check_supported, context_violation, generate_violations
+from loramux_server.services.validation import context_violation, generate_violations
 
 NAN, INF = math.nan, math.inf
 VOCAB = 100
@@ -186,8 +185,39 @@ def test_a_prompt_that_fills_the_context_is_refused_with_both_numbers() -> None:
     assert "256" in violation.description
 
 
-def test_response_format_is_not_there_yet() -> None:
-    with pytest.raises(Error) as caught:
-        check_supported(dataclasses.replace(GOOD, response_format={"type": "json_object"}))
-    assert caught.value.code is Code.UNIMPLEMENTED
-    assert "response_format" in caught.value.message
+def format_fields(**shape: object) -> list[str]:
+    return fields_of(dataclasses.replace(GOOD, response_format=shape))
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        {"type": "json_object"},
+        {"type": "json_schema", "json_schema": "{}"},
+        {"type": "regex", "regex": "a" * (64 << 10)},
+        {"type": "choice", "choice": ["x"] * 256},
+        {"type": "grammar", "grammar": "start: x"},
+    ],
+)
+def test_shapes_of_an_answer(shape: dict[str, object]) -> None:
+    assert format_fields(**shape) == []
+
+
+@pytest.mark.parametrize(
+    ("shape", "field"),
+    [
+        ({}, "response_format"),
+        ({"type": "yaml"}, "response_format"),
+        ({"type": "regex"}, "response_format.regex"),
+        ({"type": "regex", "regex": ""}, "response_format.regex"),
+        ({"type": "regex", "regex": "\ud800"}, "response_format.regex"),
+        ({"type": "json_schema", "json_schema": " " * ((64 << 10) + 1)}, "response_format.json_schema"),
+        ({"type": "grammar", "grammar": "é" * (33 << 10)}, "response_format.grammar"),
+        ({"type": "choice", "choice": []}, "response_format.choice"),
+        ({"type": "choice", "choice": ["a", ""]}, "response_format.choice[1]"),
+        ({"type": "choice", "choice": ["x"] * 257}, "response_format.choice"),
+        ({"type": "choice", "choice": ["x" * 40_000, "y" * 40_000]}, "response_format.choice"),
+    ],
+)
+def test_shapes_that_no_answer_can_have(shape: dict[str, object], field: str) -> None:
+    assert format_fields(**shape) == [field]

@@ -1,0 +1,191 @@
+"""Grammars of callers, each in a process of its own: ``python -m loramux_server.engine.grammar_process FD``.
+
+A schema of a hundred bytes can keep the compiler busy for minutes, fill memory or overflow the stack, and so can a
+grammar that compiled well when a certain text comes up. None of it can be foreseen, and no thread can be stopped. So
+one process reads the tokenizer once, and for every grammar a fork of it compiles, masks and, if it must, dies: by a
+timer on its own processor time, or by its memory limit. Started by ``engine.grammars``; not for people.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import json
+import os
+import resource
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from ..core.errors import Code
+from ..core.types import Grammar, GrammarKind
+from .grammar_wire import Close, Compile, Compiled, Forked, Mask, Open, Reply, Setup, Step, frame, read_request
+
+if TYPE_CHECKING:
+    from llguidance import LLMatcher, LLParserLimits, LLTokenizer
+
+COMPILE_SECONDS = 2.0
+"""Processor time that compiling a grammar may take."""
+STEP_SECONDS = 0.5
+"""Processor time that one token may take."""
+ANSWER_SECONDS, TOKEN_SECONDS = 1.0, 0.02
+"""An answer may take the one, and the other for each of its tokens."""
+MEMORY = 512 << 20
+"""Bytes that a grammar may use beside the tokenizer."""
+BAD_TOKENIZER = 3
+"""Exit status when the tokenizer cannot be used."""
+
+# Runs of blanks are bounded: a small model that likes them would never come to the point.
+_JSON: Any = {"whitespace_pattern": r"[\x20\x0A\x0D\x09]{1,32}"}
+
+
+def main(fd: int) -> int:
+    """Read the tokenizer, then fork for every socket that comes in, until the engine is gone."""
+    control = socket.socket(fileno=fd)
+    with control.makefile("rb", buffering=0) as stream:
+        setup = read_request(stream)
+    if not isinstance(setup, Setup):
+        return 2
+    try:
+        tokenizer = _tokenizer(setup)
+    except (OSError, ValueError) as error:
+        print(f"grammars: the tokenizer cannot be used: {error}", file=sys.stderr)
+        return BAD_TOKENIZER
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the forks
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    gc.freeze()
+    while True:
+        _, fds, _, _ = socket.recv_fds(control, 1, 1)
+        if not fds:
+            return 0
+        if os.fork() == 0:
+            control.close()
+            with contextlib.suppress(OSError):  # the engine is gone
+                _serve(socket.socket(fileno=fds[0]), tokenizer)
+            os._exit(0)
+        os.close(fds[0])
+
+
+def _tokenizer(setup: Setup) -> LLTokenizer:
+    from llguidance import LLTokenizer
+
+    with open(setup.tokenizer, encoding="utf-8") as file:
+        spec = json.load(file)
+    spec["padding"] = spec["truncation"] = None
+    text = json.dumps(spec)
+    eos = list(setup.eos) or None
+    try:
+        return LLTokenizer(text, n_vocab=setup.vocab_size, eos_token=eos)
+    except ValueError:
+        return LLTokenizer(text, eos_token=eos)  # a tokenizer with more tokens than the model
+
+
+def _serve(connection: socket.socket, tokenizer: LLTokenizer) -> None:
+    """The life of one grammar: compile it, then answer for each text that is written in it."""
+    from llguidance import LLMatcher
+
+    used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()  # noqa: SIM115
+    resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY,) * 2)
+
+    def reply(message: Reply) -> None:
+        connection.sendall(frame(message))
+
+    reply(Forked())
+    with connection.makefile("rb") as stream:
+        request = read_request(stream)
+        if not isinstance(request, Compile):
+            return
+        with _bounded(COMPILE_SECONDS):
+            try:
+                text = _source(request.grammar)
+            except ValueError as error:
+                reply(Compiled(str(error)))
+                return
+            first = LLMatcher(tokenizer, text, log_level=0, limits=_limits())
+            if not first.is_error():
+                first.deep_copy().compute_bitmask()  # much of the work is only done for the first mask
+        reply(Compiled(first.get_error()))
+        if first.is_error():
+            return
+        answers: dict[int, _Answer] = {}
+        while (request := read_request(stream)) is not None:
+            with _bounded(STEP_SECONDS):
+                match request:
+                    case Open(key):
+                        answers[key] = _Answer(key, first.deep_copy())
+                        reply(answers[key].mask())
+                    case Step(key, token):
+                        reply(answers[key].step(token))
+                    case Close(key):
+                        answers.pop(key, None)
+
+
+class _Answer:
+    """One text in the grammar."""
+
+    def __init__(self, key: int, matcher: LLMatcher) -> None:
+        self._key, self._matcher = key, matcher
+        self._seconds, self._allowed = 0.0, ANSWER_SECONDS
+
+    def step(self, token: int) -> Mask:
+        self._allowed += TOKEN_SECONDS
+        return self._timed(lambda: self._matcher.consume_token(token))
+
+    def mask(self) -> Mask:
+        return self._timed(lambda: None)
+
+    def _timed(self, move: Callable[[], object]) -> Mask:
+        started, matcher = time.process_time(), self._matcher
+        move()
+        bits = b""
+        if not matcher.is_stopped():
+            bits = matcher.compute_bitmask()
+        self._seconds += time.process_time() - started
+        if matcher.is_error():
+            return self._failed(f"the grammar is too complex for this answer: {matcher.get_error()}")
+        if matcher.is_stopped():
+            return Mask(self._key, complete=True)
+        if not any(bits):
+            return self._failed("the grammar leaves no token to go on with")
+        if self._seconds > self._allowed:
+            return self._failed("the grammar takes too much time for this answer; simplify it")
+        return Mask(self._key, bits)
+
+    def _failed(self, error: str) -> Mask:
+        return Mask(self._key, code=Code.RESOURCE_EXHAUSTED, error=error)
+
+
+def _source(grammar: Grammar) -> str:
+    """The grammar in llguidance's own notation. ValueError: not JSON."""
+    from llguidance import LLMatcher, regex_to_lark
+
+    match grammar.kind:
+        case GrammarKind.JSON_SCHEMA:
+            return LLMatcher.grammar_from_json_schema(grammar.text, defaults=_JSON)
+        case GrammarKind.REGEX:
+            # \d is 0 to 9 and not the digits of every script, which hardly anyone means who writes it.
+            return LLMatcher.grammar_from_lark(f"start: /{regex_to_lark(grammar.text, 'd')}/")
+        case GrammarKind.LARK:
+            return LLMatcher.grammar_from_lark(grammar.text)
+
+
+def _limits() -> LLParserLimits:
+    """Tighter than llguidance's own where a row of an answer would wait for them."""
+    from llguidance import LLParserLimits
+
+    return LLParserLimits(step_max_items=20_000, max_lexer_states=50_000, verbose_errors=False)
+
+
+@contextlib.contextmanager
+def _bounded(seconds: float) -> Iterator[None]:
+    """The process ends if the block takes more processor time than this."""
+    signal.setitimer(signal.ITIMER_PROF, seconds)
+    yield
+    signal.setitimer(signal.ITIMER_PROF, 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main(int(sys.argv[1])))

@@ -1,0 +1,62 @@
+"""From ``response_format`` as a door hands it over to a grammar for the engine: shape and size are checked here.
+
+Whether the grammar itself is sound is found out where it is compiled, in a process that may fail (engine.grammars).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ..core.errors import invalid_field
+from ..core.types import Grammar, GrammarKind
+
+FIELD = "response_format"
+MAX_BYTES = 64 * 1024
+"""Longest schema, regular expression, list of choices or grammar, in bytes of UTF-8."""
+MAX_CHOICES = 256
+ANY_OBJECT = Grammar(GrammarKind.JSON_SCHEMA, '{"type": "object"}')
+
+_KINDS = {"json_schema": GrammarKind.JSON_SCHEMA, "regex": GrammarKind.REGEX, "grammar": GrammarKind.LARK}
+
+
+def parse_format(value: Mapping[str, Any]) -> Grammar:
+    """The grammar of ``{"type": kind, kind: value}``; kinds: json_schema, regex, choice, grammar, json_object.
+
+    Raises INVALID_ARGUMENT naming ``response_format`` and the part of it that is at fault.
+    """
+    kind = value.get("type")
+    if kind == "json_object":
+        return ANY_OBJECT
+    if kind == "choice":
+        return _choices(value.get("choice") or ())
+    if kind not in _KINDS:
+        raise invalid_field(FIELD, f"has no known kind; use {', '.join(_KINDS)}, choice or json_object")
+    text = value.get(kind)
+    if not isinstance(text, str) or not text:
+        raise invalid_field(f"{FIELD}.{kind}", "is empty")
+    _check_size(f"{FIELD}.{kind}", text)
+    return Grammar(_KINDS[kind], text)
+
+
+def _choices(items: Sequence[str]) -> Grammar:
+    field = f"{FIELD}.choice"
+    if not 1 <= len(items) <= MAX_CHOICES:
+        raise invalid_field(field, f"has {len(items)} texts; it must have 1 to {MAX_CHOICES}")
+    for i, item in enumerate(items):
+        if not isinstance(item, str) or not item:
+            raise invalid_field(f"{field}[{i}]", "is empty")
+        _check_size(f"{field}[{i}]", item)
+    _check_size(field, "".join(items))
+    # Strings of a Lark grammar are written as in JSON.
+    return Grammar(GrammarKind.LARK, "start: " + " | ".join(json.dumps(i, ensure_ascii=False) for i in items))
+
+
+def _check_size(field: str, text: str) -> None:
+    try:
+        size = len(text.encode())
+    except UnicodeEncodeError:
+        raise invalid_field(field, "is not valid Unicode (lone surrogate)") from None
+    if size > MAX_BYTES:
+        raise invalid_field(field, f"has {size} bytes, at most {MAX_BYTES} are allowed")
