@@ -35,7 +35,9 @@ MOVES: dict[JobState, frozenset[JobState]] = {
         {JobState.EVALUATING, JobState.PAUSED, JobState.QUEUED, JobState.FAILED, JobState.CANCELLED}
     ),
     JobState.PAUSED: frozenset({JobState.QUEUED, JobState.FAILED, JobState.CANCELLED}),
-    JobState.EVALUATING: frozenset({JobState.PUBLISHING, JobState.QUEUED, JobState.FAILED, JobState.CANCELLED}),
+    JobState.EVALUATING: frozenset(
+        {JobState.PUBLISHING, JobState.PAUSED, JobState.QUEUED, JobState.FAILED, JobState.CANCELLED}
+    ),
     JobState.PUBLISHING: frozenset({JobState.SUCCEEDED, JobState.QUEUED, JobState.FAILED}),
     JobState.SUCCEEDED: frozenset(),
     JobState.FAILED: frozenset(),

@@ -16,6 +16,9 @@ from .observer import NullObserver, Observer
 STEP_SECONDS = 0.25
 """Watchers hear of steps this often at most: each look at the store writes what waits there."""
 
+LOOK_SECONDS = 5.0
+"""A watcher that hears nothing looks at the store this often."""
+
 
 class JobBoard:
     """The jobs of the store, with news. Shared by the training service and the runner; belongs to one event loop."""
@@ -36,17 +39,34 @@ class JobBoard:
         self.queued.set()
         return record
 
+    async def claim(self, lease_seconds: float) -> JobRecord | None:
+        """Take the next job for this server, if one waits: it is RUNNING then, and the record has its fence."""
+        record = await asyncio.to_thread(self._store.jobs.claim, self._store.state.id, lease_seconds)
+        if record is not None:
+            self.moved(record.id, JobState.QUEUED, JobState.RUNNING)
+        return record
+
     async def append(self, job: JobRecord, event: TrainEvent) -> None:
-        """Store an event that is no change of state."""
-        await asyncio.to_thread(self._store.jobs.append_event, job.id, event)
+        """Store an event that is no change of state, for the runner that claimed ``job``."""
+        await asyncio.to_thread(self._store.jobs.append_event, job.id, event, job.fence)
         self._observer.job_event(job.id, job.request.name, job.request.owner, event)
         self._tell(job.id, later=event.type is TrainEventType.STEP)
 
     async def move(
-        self, job_id: str, new: JobState, *, message: str = "", error: Error | None = None, tenant: str | None = None
+        self,
+        job_id: str,
+        new: JobState,
+        *,
+        message: str = "",
+        error: Error | None = None,
+        tenant: str | None = None,
+        fence: int | None = None,
     ) -> JobRecord:
-        """Take a job to a state; durable on return. Raises FAILED_PRECONDITION for a move that is not legal."""
-        old, record = await asyncio.to_thread(self._move, job_id, new, message, error, tenant)
+        """Take a job to a state; durable on return.
+
+        Raises FAILED_PRECONDITION for a move that is not legal, ABORTED for a runner (``fence``) that lost the job.
+        """
+        old, record = await asyncio.to_thread(self._move, job_id, new, message, error, tenant, fence)
         self.moved(job_id, old, new)
         return record
 
@@ -87,7 +107,10 @@ class JobBoard:
                     continue
                 if (await asyncio.to_thread(self._store.jobs.get, job_id, tenant)).state.final and not news.is_set():
                     return
-                await news.wait()
+                # Another server on the same database may run the job: that news does not come this way.
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(LOOK_SECONDS):
+                        await news.wait()
         finally:
             watchers = self._watchers[job_id]
             watchers.discard(news)
@@ -95,11 +118,11 @@ class JobBoard:
                 del self._watchers[job_id]
 
     def _move(
-        self, job_id: str, new: JobState, message: str, error: Error | None, tenant: str | None
+        self, job_id: str, new: JobState, message: str, error: Error | None, tenant: str | None, fence: int | None
     ) -> tuple[JobState, JobRecord]:
         self._store.jobs.flush()
         old = self._store.jobs.get(job_id, tenant).state
-        record = self._store.jobs.move(job_id, new, message=message, error=error, tenant=tenant)
+        record = self._store.jobs.move(job_id, new, message=message, error=error, tenant=tenant, fence=fence)
         if new is JobState.CANCELLED:
             self._store.state.drop_job_folder(job_id)
         return old, record

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from ..core.backend import Backend, EngineInfo
 from ..core.errors import Code, Error
 from ..core.failpoints import reach
 from ..core.jobs import JobState, TrainCommand
+from ..store.jobs import LEASE_LOST
 from ..store.records import JobRecord
 from ..store.store import Store
 from ..telemetry.logs import get_logger
@@ -27,6 +29,8 @@ log = get_logger(__name__)
 MAX_ENGINE_LOSSES = 8
 """A job during which the engine was lost this often is not tried again."""
 MAX_RETRY_SECONDS = 60.0
+LEASE_SECONDS = 30.0
+"""How long a job stays with a server that says nothing. It is renewed three times as often."""
 
 
 class JobRunner:
@@ -47,6 +51,7 @@ class JobRunner:
         *,
         retry_seconds: float = 1.0,
         checkpoint_seconds: float = 30.0,
+        lease_seconds: float = LEASE_SECONDS,
     ) -> None:
         self._backend = backend
         self._store = store
@@ -57,12 +62,13 @@ class JobRunner:
         self._stacks = StackResolver(store)
         self._retry_seconds = retry_seconds
         self._checkpoint_seconds = checkpoint_seconds
+        self._lease_seconds = lease_seconds
         self._losses: dict[str, int] = {}
 
     async def recover(self) -> int:
         """Queue again what ran when the server died; gives how many jobs that were."""
         await asyncio.to_thread(self._store.sweep_job_folders)
-        return len(await asyncio.to_thread(self._store.jobs.requeue_interrupted))
+        return len(await asyncio.to_thread(self._store.jobs.requeue_interrupted, self._store.state.id))
 
     async def run(self) -> None:
         """Work until cancelled."""
@@ -76,9 +82,13 @@ class JobRunner:
 
     async def _turn(self) -> None:
         self._board.queued.clear()
-        job = await asyncio.to_thread(self._store.jobs.next_queued)
+        job = await self._board.claim(self._lease_seconds)
         if job is None:
-            await self._board.queued.wait()
+            # Servers that share the database may have left something: looked for now and then.
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._lease_seconds):
+                    await self._board.queued.wait()
+            await asyncio.to_thread(self._store.jobs.requeue_interrupted, "")
         elif not await self._attempt(job):
             delay = min(self._retry_seconds * 2 ** (self._losses[job.id] - 1), MAX_RETRY_SECONDS)
             log.warning("engine away, job waits", job=job.id, retry_in_seconds=delay)
@@ -87,6 +97,7 @@ class JobRunner:
     async def _attempt(self, job: JobRecord) -> bool:
         """Run a job; False if the engine was lost and the job is queued again."""
         work = asyncio.create_task(self._work(job), name=f"job {job.id}")
+        lease = asyncio.create_task(self._keep(job, work), name=f"lease of {job.id}")
         self._board.running(job.id, work.cancel)
         try:
             await asyncio.wait({work})
@@ -97,14 +108,28 @@ class JobRunner:
             await self._move(job, JobState.QUEUED, message="the server is stopping; queued again")
             raise
         finally:
+            lease.cancel()
             self._board.ended(job.id)
         if work.cancelled():
-            return True  # cancelled or paused by request, and its row says so
+            return True  # cancelled or paused by request, or in other hands, and its row says so
         error = work.exception()
         if error is None:
             self._losses.pop(job.id, None)
             return True
         return await self._settle(job, error)
+
+    async def _keep(self, job: JobRecord, work: asyncio.Task[None]) -> None:
+        """Renew the lease of a job at work; stop the work once the job is not ours any more."""
+        while True:
+            await asyncio.sleep(self._lease_seconds / 3)
+            try:
+                await asyncio.to_thread(self._store.jobs.renew, job.id, job.fence, self._lease_seconds)
+            except Error as error:
+                if error.reason == LEASE_LOST:
+                    log.warning("the job is in other hands", job=job.id)
+                    work.cancel()
+                    return
+                log.warning("the lease of a job was not renewed", job=job.id, error=error.message)
 
     async def _settle(self, job: JobRecord, error: BaseException) -> bool:
         """Decide what a failed attempt means for the job."""
@@ -113,7 +138,7 @@ class JobRunner:
             log.error("job failed by a defect", job=job.id, error_id=id, exc_info=error)
             error = Error(Code.INTERNAL, f"internal error {id}; the server's log tells more")
         state = (await asyncio.to_thread(self._store.jobs.get, job.id)).state
-        if state.final or state is JobState.PAUSED:
+        if state.final or state is JobState.PAUSED or (isinstance(error, Error) and error.reason == LEASE_LOST):
             return True  # stopped by request while the attempt failed by itself
         if error.code is Code.UNAVAILABLE:
             losses = self._losses[job.id] = self._losses.get(job.id, 0) + 1
@@ -135,20 +160,20 @@ class JobRunner:
                 await asyncio.sleep(self._retry_seconds)
 
     async def _move(self, job: JobRecord, state: JobState, *, message: str = "", error: Error | None = None) -> None:
-        """Move a job, unless a request to stop it came first."""
+        """Move a job, unless a request to stop it came first, or another server took it."""
         try:
-            await self._board.move(job.id, state, message=message, error=error)
+            await self._board.move(job.id, state, message=message, error=error, fence=job.fence)
         except Error as refused:
-            if refused.reason != Code.FAILED_PRECONDITION.name:
+            if refused.reason not in (Code.FAILED_PRECONDITION.name, LEASE_LOST):
                 raise
 
     async def _work(self, job: JobRecord) -> None:
-        await self._board.move(job.id, JobState.RUNNING, message="reading the data")
         async with temporary_folder(self._store, "job") as folder:
             command, run = await self._prepare(job, folder / "adapter")
             await run.train(command)
             reach("job.trained")
-            await self._board.move(job.id, JobState.PUBLISHING, message="checking and publishing the adapter")
+            words = "checking and publishing the adapter"
+            await self._board.move(job.id, JobState.PUBLISHING, message=words, fence=job.fence)
             # A commit cannot be taken back.
             await to_the_end(run.publish(command))
 

@@ -71,7 +71,7 @@ class TrainingRun:
             self._job.request.name,
             folder,
             config.rank,
-            lambda: self._store.publish_job_result(self._job.id, folder, meta),
+            lambda: self._store.publish_job_result(self._job.id, folder, meta, fence=self._job.fence),
         )
         self._board.moved(self._job.id, JobState.PUBLISHING, JobState.SUCCEEDED)
         return version
@@ -89,7 +89,7 @@ class TrainingRun:
     async def _evaluating(self) -> None:
         if self._state is JobState.RUNNING:
             words = "measuring on held-out rows" if self._data.validation else "no held-out rows to measure on"
-            await self._board.move(self._job.id, JobState.EVALUATING, message=words)
+            await self._board.move(self._job.id, JobState.EVALUATING, message=words, fence=self._job.fence)
             self._state = JobState.EVALUATING
 
     def _meta(self, command: TrainCommand, config: AdapterConfig) -> AdapterMeta:

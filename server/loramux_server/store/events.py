@@ -29,13 +29,13 @@ class EventLog:
     def __init__(self, database: Database, now: Callable[[], float]) -> None:
         self._db, self._now = database, now
         self._lock = Lock()
-        self._waiting: list[tuple[str, float, TrainEvent]] = []
+        self._waiting: list[tuple[str, int | None, float, TrainEvent]] = []
         self._written = float("-inf")  # on the monotonic clock
 
-    def append(self, job_id: str, event: TrainEvent) -> None:
-        """Store an event of a job, after those that wait."""
+    def append(self, job_id: str, event: TrainEvent, fence: int | None = None) -> None:
+        """Store an event of a job, after those that wait; it is dropped if the job's fence is another by then."""
         with self._lock:
-            self._waiting.append((job_id, self._now(), event))
+            self._waiting.append((job_id, fence, self._now(), event))
             urgent = event.type is not TrainEventType.STEP or time.monotonic() - self._written >= BATCH_SECONDS
             if urgent:
                 self._write_waiting()
@@ -62,15 +62,16 @@ class EventLog:
     def _write_waiting(self) -> None:
         if not self._waiting:
             return
-        by_job: dict[str, list[tuple[float, TrainEvent]]] = {}
-        for job_id, at, event in self._waiting:
-            by_job.setdefault(job_id, []).append((at, event))
+        by_job: dict[str, list[tuple[int | None, float, TrainEvent]]] = {}
+        for job_id, fence, at, event in self._waiting:
+            by_job.setdefault(job_id, []).append((fence, at, event))
         with self._db.write("job.events") as connection:
-            for job_id, events in by_job.items():
-                job_seq = connection.scalar(sa.select(j.c.seq).where(j.c.id == job_id))
-                if job_seq is not None:
-                    self._insert(connection, job_seq, events)
-                    self._note_progress(connection, job_seq, events)
+            for job_id, waiting in by_job.items():
+                row = connection.execute(sa.select(j.c.seq, j.c.fence).where(j.c.id == job_id)).first()
+                events = [(at, event) for fence, at, event in waiting if row and fence in (None, row.fence)]
+                if row is not None and events:
+                    self._insert(connection, row.seq, events)
+                    self._note_progress(connection, row.seq, events)
         self._waiting = []
         self._written = time.monotonic()
 

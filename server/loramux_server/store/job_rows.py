@@ -91,6 +91,8 @@ def record(row: Row[Any]) -> JobRecord:
         adapter=row.adapter,
         error_code=row.error_code,
         error=row.error,
+        gate_result=row.gate_result or "",
+        fence=row.fence,
     )
 
 

@@ -20,13 +20,18 @@ from .paging import check_page_size, make_token, read_token
 from .records import EventRecord, JobRecord, NewJob
 from .schema import jobs as j
 
-_INTERRUPTED = (JobState.RUNNING, JobState.EVALUATING, JobState.PUBLISHING)
+_AT_WORK = (JobState.RUNNING, JobState.EVALUATING, JobState.PUBLISHING)
+
+LEASE_LOST = "LEASE_LOST"
+"""Reason of the error for a runner whose job was taken from it."""
 
 
 class JobTable:
     """Jobs of all tenants. Thread-safe.
 
-    ``tenant`` None means the server itself, which sees every job; another tenant's job is NOT_FOUND.
+    ``tenant`` None means the server itself, which sees every job; another tenant's job is NOT_FOUND. Whoever runs a
+    job writes with the ``fence`` that :meth:`claim` gave it, and is refused (ABORTED, LEASE_LOST) once the job has
+    changed hands: two runners never both write.
     """
 
     def __init__(self, database: Database, now: Callable[[], float] = time.time) -> None:
@@ -94,17 +99,27 @@ class JobTable:
         message: str = "",
         error: Error | None = None,
         adapter: str = "",
+        gate_result: str = "",
         tenant: str | None = None,
+        fence: int | None = None,
     ) -> JobRecord:
         """Take a job to a state, with the event that tells it; durable on return.
 
         Raises FAILED_PRECONDITION for a move that is not legal. ``error`` says why it failed, ``adapter`` what it
-        published.
+        published, ``gate_result`` why that was not promoted.
         """
         self._log.flush()
         with self._db.write("job.move") as connection:
             return self.move_within(
-                connection, job_id, new, message=message, error=error, adapter=adapter, tenant=tenant
+                connection,
+                job_id,
+                new,
+                message=message,
+                error=error,
+                adapter=adapter,
+                gate_result=gate_result,
+                tenant=tenant,
+                fence=fence,
             )
 
     def move_within(
@@ -116,13 +131,18 @@ class JobTable:
         message: str = "",
         error: Error | None = None,
         adapter: str = "",
+        gate_result: str = "",
         tenant: str | None = None,
+        fence: int | None = None,
     ) -> JobRecord:
         """``move`` as part of a transaction of the caller, who calls ``flush`` before it."""
         row = _need(connection, job_id, tenant)
+        _check_fence(row, fence)
         check_move(job_id, JobState(row.state), new)
         now = self._now()
         values: dict[str, Any] = {"state": new.value, "updated": now}
+        if new not in _AT_WORK:
+            values.update(runner=None, lease_until=None, fence=row.fence + 1)
         if new is JobState.RUNNING:
             values.update(attempts=row.attempts + 1, started=row.started or now)
         if new.final:
@@ -130,21 +150,22 @@ class JobTable:
         if error is not None:
             values.update(error_code=error.code.value, error=error.message)
         if adapter:
-            values["adapter"] = adapter
+            values.update(adapter=adapter, gate_result=gate_result)
         connection.execute(j.update().where(j.c.seq == row.seq).values(**values))
         text = message or (error.message if error else f"job is {new.value}")
         self._log.write(connection, row.seq, [TrainEvent(TrainEventType.STATE, message=text, state=new)])
         reach("job.moved")
         return rows.record(rows.by_seq(connection, row.seq))
 
-    def append_event(self, job_id: str, event: TrainEvent) -> None:
+    def append_event(self, job_id: str, event: TrainEvent, fence: int | None = None) -> None:
         """Store an event. Steps may wait up to a quarter of a second; other events are durable on return.
 
+        Those of a runner that lost the job are dropped.
         Changes of state are told by ``move``: a STATE event here is refused with ``ValueError``.
         """
         if event.type is TrainEventType.STATE:
             raise ValueError("a change of state goes through move()")
-        self._log.append(job_id, event)
+        self._log.append(job_id, event, fence)
 
     def events(
         self, job_id: str, after: int = 0, *, tenant: str | None = None, limit: int = 1000
@@ -162,16 +183,43 @@ class JobTable:
             row = connection.execute(query).first()
         return None if row is None else rows.record(row)
 
-    def requeue_interrupted(self) -> tuple[JobRecord, ...]:
-        """At start: queue again what ran when the server died, with an event that says so."""
-        states = [state.value for state in _INTERRUPTED]
+    def claim(self, runner: str, lease_seconds: float) -> JobRecord | None:
+        """Take the job that has waited longest: RUNNING from now on, leased to ``runner`` and with a new fence."""
+        oldest = sa.select(j).where(j.c.state == JobState.QUEUED.value).order_by(j.c.seq).limit(1)
+        self._log.flush()
+        with self._db.write("job.claim") as connection:
+            # Servers that share a database pass over what another is just taking; SQLite has one writer anyway.
+            row = connection.execute(oldest.with_for_update(skip_locked=True)).first()
+            if row is None:
+                return None
+            self.move_within(connection, row.id, JobState.RUNNING, message="reading the data")
+            lease = {"runner": runner, "lease_until": self._now() + lease_seconds, "fence": row.fence + 1}
+            connection.execute(j.update().where(j.c.seq == row.seq).values(**lease))
+            return rows.record(rows.by_seq(connection, row.seq))
+
+    def renew(self, job_id: str, fence: int, lease_seconds: float) -> None:
+        """Keep a claimed job for another ``lease_seconds``. Raises ABORTED when it is not the caller's any more."""
+        with self._db.write("job.renew") as connection:
+            row = _need(connection, job_id, None)
+            _check_fence(row, fence)
+            connection.execute(j.update().where(j.c.seq == row.seq).values(lease_until=self._now() + lease_seconds))
+
+    def requeue_interrupted(self, runner: str | None = None) -> tuple[JobRecord, ...]:
+        """Queue again what ``runner`` ran (at its start, so it runs nothing now) and all whose lease is over.
+
+        None means every runner. Each job gets an event that says so.
+        """
+        states = [state.value for state in _AT_WORK]
+        query = sa.select(j.c.id).where(j.c.state.in_(states)).order_by(j.c.seq)
+        if runner is not None:
+            over = sa.or_(j.c.lease_until.is_(None), j.c.lease_until < self._now())
+            query = query.where(sa.or_(j.c.runner == runner, over))
         with self._db.write("job.requeue") as connection:
-            found = connection.execute(sa.select(j.c.id).where(j.c.state.in_(states)).order_by(j.c.seq)).all()
             return tuple(
                 self.move_within(
                     connection, row.id, JobState.QUEUED, message="the server stopped while the job ran; queued again"
                 )
-                for row in found
+                for row in connection.execute(query).all()
             )
 
     def flush(self) -> None:
@@ -184,3 +232,8 @@ def _need(connection: Connection, job_id: str, tenant: str | None) -> Row[Any]:
     if row is None or (tenant is not None and row.owner != tenant):
         raise Error(Code.NOT_FOUND, f"job {job_id[:80]!r} not found", reason="JOB_NOT_FOUND")
     return row
+
+
+def _check_fence(row: Row[Any], fence: int | None) -> None:
+    if fence is not None and row.fence != fence:
+        raise Error(Code.ABORTED, f"job {row.id} is in other hands by now", reason=LEASE_LOST)

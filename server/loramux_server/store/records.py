@@ -164,6 +164,10 @@ class JobRecord:
     """``name@version`` once published."""
     error_code: str = ""
     error: str = ""
+    gate_result: str = ""
+    """Why the version was not promoted; empty: it was, or there is none yet."""
+    fence: int = 0
+    """Rises whenever the job changes hands; a runner writes only while it is the one that it was given."""
 
 
 @dataclass(frozen=True, slots=True)

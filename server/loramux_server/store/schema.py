@@ -22,7 +22,7 @@ from sqlalchemy import (
     text,
 )
 
-REVISION = "0002"
+REVISION = "0003"
 """The newest migration: what a database must be at for this code."""
 
 metadata = MetaData(
@@ -122,12 +122,16 @@ jobs = Table(
     Column("metadata", JSON, nullable=False),
     Column("idempotency_key", String(255)),
     Column("attempts", Integer, nullable=False),
+    Column("runner", String(64)),  # server that runs it, if one does
+    Column("lease_until", Float),  # when another server may take it from there
+    Column("fence", Integer, nullable=False, server_default="0"),  # rises with every change of hands
     Column("step", Integer, nullable=False),
     Column("total_steps", Integer, nullable=False),
     Column("metrics", JSON, nullable=False),
     Column("adapter", String(160), nullable=False),
     Column("error_code", String(32), nullable=False),
     Column("error", Text, nullable=False),
+    Column("gate_result", Text),  # why its version was not promoted, if it was not
     Column("created", Float, nullable=False),
     Column("started", Float),
     Column("finished", Float),

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Self
 
 from ..core.errors import Code, Error
-from ..core.files import storage_errors, sync_folder
+from ..core.files import storage_errors, sync_folder, write_durable
 
 LOCK_FILE = "lock"
+ID_FILE = "id"
 
 
 class StateDir:
@@ -30,6 +31,8 @@ class StateDir:
         self.base = path / "base"
         self.jobs = path / "jobs"
         self._lock_fd = lock_fd
+        self.id = ""
+        """Names the directory for good, and so the one server that holds it."""
 
     @classmethod
     def open(cls, path: Path | str) -> Self:
@@ -101,6 +104,12 @@ class StateDir:
         os.pwrite(self._lock_fd, f"{os.getpid()}\n".encode(), 0)
 
     def _lay_out(self) -> None:
+        name = self.path / ID_FILE
+        if not name.exists():
+            fresh = self.path / f"{ID_FILE}.{uuid.uuid4().hex}"
+            write_durable(fresh, uuid.uuid4().hex.encode())
+            fresh.rename(name)
+        self.id = name.read_text("ascii", errors="replace").strip()[:64]
         for folder in (self.blobs, self.base, self.tmp, self.jobs):
             folder.mkdir(exist_ok=True)
         for left in os.scandir(self.tmp):

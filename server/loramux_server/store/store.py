@@ -54,9 +54,18 @@ class Store:
         return self.state.base
 
     def publish_job_result(
-        self, job_id: str, folder: Path, meta: AdapterMeta, *, promote: bool = True
+        self,
+        job_id: str,
+        folder: Path,
+        meta: AdapterMeta,
+        *,
+        gate_result: str = "",
+        fence: int | None = None,
     ) -> tuple[VersionRecord, JobRecord]:
-        """Publish what a job in PUBLISHING made, and the job's success, in one transaction; drop its checkpoints."""
+        """Publish what a job in PUBLISHING made, and the job's success, in one transaction; drop its checkpoints.
+
+        ``gate_result`` says why the version is not promoted; empty: it is.
+        """
         job = self.jobs.get(job_id)
         self.jobs.flush()
         done: list[JobRecord] = []
@@ -65,9 +74,17 @@ class Store:
             job.request.owner,
             folder,
             meta,
-            promote=promote,
+            promote=not gate_result,
             also=lambda connection, record: done.append(
-                self.jobs.move_within(connection, job_id, JobState.SUCCEEDED, adapter=record.ref)
+                self.jobs.move_within(
+                    connection,
+                    job_id,
+                    JobState.SUCCEEDED,
+                    message=f"{record.ref} is kept as a candidate: {gate_result}" if gate_result else "",
+                    adapter=record.ref,
+                    gate_result=gate_result,
+                    fence=fence,
+                )
             ),
         )
         self.state.drop_job_folder(job_id)

@@ -29,6 +29,8 @@ class ScriptedTraining:
     waiting: asyncio.Event = field(default_factory=asyncio.Event)
     runs: int = 0
     stopped: int = 0
+    gone: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set once a run was left before its end."""
 
     async def __call__(self, command: TrainCommand) -> AsyncIterator[TrainEvent]:
         self.runs += 1
@@ -48,7 +50,9 @@ class ScriptedTraining:
             self._write(Path(command.output))
             finished = True
         finally:
-            self.stopped += not finished
+            if not finished:
+                self.stopped += 1
+                self.gone.set()
 
     def _write(self, folder: Path) -> None:
         folder.mkdir()

@@ -456,3 +456,60 @@ async def test_uploads_are_checked_and_bounded(server: Server, store: Store, tex
         await small.upload_dataset(in_pieces(b"x" * 11))
     assert caught.value.code is Code.RESOURCE_EXHAUSTED
     assert not any(store.state.tmp.iterdir())
+
+
+async def test_two_runners_share_the_queue_and_no_job(server: Server, text: TextTokenizer, info: EngineInfo) -> None:
+    backend = FakeBackend(info, training=ScriptedTraining(info))
+    board = server.runner._board
+    other = JobRunner(backend, server.store, text, info, Limits(), board)
+    jobs = [await server.job(name=f"n{i}") for i in range(6)]
+    async with server.working():
+        second = asyncio.create_task(other.run())
+        for job in jobs:
+            assert states(await server.finished(job)) == SUCCESS
+        second.cancel()
+        await asyncio.gather(second, return_exceptions=True)
+    trained = [c.job_id for b in (server.backend, backend) for c in b.trained]
+    assert len(backend.trained) > 0
+    assert sorted(trained) == sorted(job.id for job in jobs)
+    assert len(server.published()) == 6
+
+
+async def test_a_runner_stops_when_its_job_is_in_other_hands(server: Server) -> None:
+    server.training.at, server.training.hang = 2, True
+    server.runner._lease_seconds = 0.03
+    job = await server.job()
+    async with server.working():
+        await server.training.waiting.wait()
+        server.store.jobs.requeue_interrupted()
+        taken = server.store.jobs.claim("another server", 60.0)
+        assert taken is not None
+        await asyncio.wait_for(server.training.gone.wait(), 10)
+    assert server.store.jobs.get(job.id) == taken
+
+
+async def test_checkpoints_live_as_long_as_the_job_can_go_on(server: Server) -> None:
+    folder = server.store.state.jobs
+    server.training.at, server.training.hang = 2, True
+    paused, cancelled = await server.job(name="paused"), await server.job(name="cancelled")
+    async with server.working():
+        await server.training.waiting.wait()
+        (command,) = server.backend.trained
+        assert Path(command.checkpoint_dir) == folder / paused.id
+        (folder / paused.id / "step-00000001").mkdir()
+        await server.service.pause_job(paused.id)
+        server.training.waiting.clear()
+        await server.training.waiting.wait()
+        assert {p.name for p in folder.iterdir()} == {paused.id, cancelled.id}
+        await server.service.cancel_job(cancelled.id)
+        assert {p.name for p in folder.iterdir()} == {paused.id}
+        loss = Error(Code.FAILED_PRECONDITION, "the loss is not a number")
+        server.backend.training = ScriptedTraining(server.training.info, at=2, error=loss)
+        failing = await server.job(name="failing")
+        assert states(await server.finished(failing))[-1] is JobState.FAILED
+        server.backend.training = ScriptedTraining(server.training.info)
+        await server.service.resume_job(paused.id)
+        assert states(await server.finished(paused))[-1] is JobState.SUCCEEDED
+    (folder / "job-nobody-knows").mkdir()
+    await server.runner.recover()
+    assert {p.name for p in folder.iterdir()} == {failing.id}
