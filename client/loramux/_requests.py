@@ -75,7 +75,9 @@ def generate(
     if "stop" in given:
         given["stop"] = _strings("stop", given["stop"])
     if "response_format" in given:
-        given["response_format"] = response_format(given["response_format"])
+        shape = response_format(given.pop("response_format"))
+        if shape is not None:
+            request.response_format.CopyFrom(shape)
     assign(request, given)
     return request
 
@@ -167,16 +169,18 @@ def layers(value: str | Sequence[int]) -> list[int]:
     return list(value)
 
 
-def response_format(value: Mapping[str, Any]) -> inference_pb2.ResponseFormat:
-    """A shape for the answer.
+def response_format(value: Mapping[str, Any]) -> inference_pb2.ResponseFormat | None:
+    """A shape for the answer; None for free text.
 
-    One of ``{"json_schema": ...}``, ``{"regex": ...}``, ``{"choice": [...]}``, ``{"grammar": ...}`` and
-    ``{"json_object": True}``.
+    ``{"json_schema": schema}``, ``{"regex": text}``, ``{"choice": [texts]}``, ``{"grammar": Lark text}``,
+    ``{"json_object": True}``; or with the kind under "type", as OpenAI writes it:
+    ``{"type": "json_schema", "json_schema": {"schema": schema}}``, ``{"type": "json_object"}``, ``{"type": "text"}``,
+    ``{"type": "regex", "regex": text}`` and so on.
     """
+    kind, shape = _kind_of_format(value)
     message = inference_pb2.ResponseFormat()
-    if not isinstance(value, Mapping) or len(value) != 1:
-        raise invalid("response_format", "must be a dict with one of json_schema, regex, choice, grammar, json_object")
-    [(kind, shape)] = value.items()
+    if kind == "text":
+        return None
     if kind == "json_schema":
         assign(message, {kind: shape if isinstance(shape, str) else json.dumps(shape)}, "response_format.")
     elif kind in ("regex", "grammar"):
@@ -188,6 +192,27 @@ def response_format(value: Mapping[str, Any]) -> inference_pb2.ResponseFormat:
     else:
         raise invalid(f"response_format.{kind}", "is unknown; use json_schema, regex, choice, grammar or json_object")
     return message
+
+
+def _kind_of_format(value: Mapping[str, Any]) -> tuple[str, Any]:
+    """The kind of a shape and what belongs to it, from either way to write it."""
+    known = "must be a dict with one of json_schema, regex, choice, grammar, json_object"
+    if not isinstance(value, Mapping):
+        raise invalid("response_format", known)
+    parts = dict(value)
+    typed = "type" in parts
+    kind = str(parts.pop("type")) if typed else next(iter(parts), "")
+    if typed and kind in ("json_object", "text"):
+        parts.setdefault(kind, None)
+    if len(parts) != 1 or kind not in parts:
+        wanted = f"with the type {kind!r} must have {kind!r} beside it and nothing else" if typed else known
+        raise invalid("response_format", wanted)
+    shape = parts[kind]
+    if typed and kind == "json_schema":
+        if not isinstance(shape, Mapping) or "schema" not in shape:
+            raise invalid("response_format.json_schema", "must be a dict with the schema under 'schema'")
+        shape = shape["schema"]
+    return kind, shape
 
 
 def _input(

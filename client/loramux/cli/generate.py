@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -18,6 +19,14 @@ TopK = Annotated[int | None, typer.Option(help="Sample from this many most likel
 MinP = Annotated[float | None, typer.Option(help="Drop tokens below this share of the most likely one; 0: off.")]
 RepetitionPenalty = Annotated[float | None, typer.Option(help="Above 1: less repetition.")]
 Seed = Annotated[int | None, typer.Option(help="Makes sampling reproducible.")]
+JsonSchema = Annotated[
+    Path | None,
+    typer.Option(help="File with a JSON schema that the answer must fit.", exists=True, dir_okay=False, metavar="FILE"),
+]
+Regex = Annotated[str | None, typer.Option(help="Regular expression that the whole answer must match.")]
+ChoiceOption = Annotated[
+    list[str] | None, typer.Option("--choice", help="Text that the answer may be; repeat it for each.")
+]
 Stop = Annotated[list[str] | None, typer.Option(help="Text that ends the answer; may be repeated.")]
 
 
@@ -44,6 +53,9 @@ def generate(
     frequency_penalty: Annotated[float | None, typer.Option(help="Subtracted for each use of a token.")] = None,
     seed: Seed = None,
     stop: Stop = None,
+    json_schema: JsonSchema = None,
+    regex: Regex = None,
+    choice: ChoiceOption = None,
     n: Annotated[int | None, typer.Option("-n", help="Number of answers.", show_default="1")] = None,
     logprobs: Annotated[int | None, typer.Option(help="With --json: this many best tokens at each place.")] = None,
     ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="Go on after the model's end token.")] = False,
@@ -58,6 +70,7 @@ def generate(
       loramux generate "The capital of France is"
       loramux generate -m "When does Acme open?" --adapter acme
       loramux generate -m "When does Acme open?" -a acme -a formal:0.5
+      loramux generate -m "Is the sky blue?" --choice yes --choice no
       loramux generate - --system "Summarise this." --json < letter.txt
     """  # noqa: D301
     text = sys.stdin.read() if prompt == "-" else prompt
@@ -81,6 +94,7 @@ def generate(
         "n": n,
         "logprobs": logprobs,
         "ignore_eos": ignore_eos or None,
+        "response_format": _format(json_schema, regex, choice),
     }
     given = {"messages": turns} if turns is not None else {"prompt": text}
     with connect(context) as client:
@@ -100,6 +114,20 @@ def generate(
             f" {applied}; ended by {completion.finish_reason}]",
             file=sys.stderr,
         )
+
+
+def _format(json_schema: Path | None, regex: str | None, choice: list[str] | None) -> dict[str, Any] | None:
+    """The shape that was asked for, if any."""
+    given: dict[str, Any] = {}
+    if json_schema is not None:
+        given["json_schema"] = json_schema.read_text(encoding="utf-8")
+    if regex is not None:
+        given["regex"] = regex
+    if choice:
+        given["choice"] = choice
+    if len(given) > 1:
+        raise invalid("response_format", "can be one of --json-schema, --regex and --choice")
+    return given or None
 
 
 def _show(completion: Completion, json: bool) -> None:

@@ -27,8 +27,6 @@ from .grammar_wire import Close, Compile, Compiled, Forked, Mask, Open, Reply, S
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
-COMPILE_SECONDS = 2.0
-"""Processor time that compiling a grammar may take."""
 STEP_SECONDS = 0.5
 """Processor time that one token may take."""
 ANSWER_SECONDS, TOKEN_SECONDS = 1.0, 0.02
@@ -64,7 +62,7 @@ def main(fd: int) -> int:
         if os.fork() == 0:
             control.close()
             with contextlib.suppress(OSError):  # the engine is gone
-                _serve(socket.socket(fileno=fds[0]), tokenizer)
+                _serve(socket.socket(fileno=fds[0]), tokenizer, setup.compile_seconds)
             os._exit(0)
         os.close(fds[0])
 
@@ -83,7 +81,7 @@ def _tokenizer(setup: Setup) -> LLTokenizer:
         return LLTokenizer(text, eos_token=eos)  # a tokenizer with more tokens than the model
 
 
-def _serve(connection: socket.socket, tokenizer: LLTokenizer) -> None:
+def _serve(connection: socket.socket, tokenizer: LLTokenizer, compile_seconds: float) -> None:
     """The life of one grammar: compile it, then answer for each text that is written in it."""
     from llguidance import LLMatcher
 
@@ -98,7 +96,7 @@ def _serve(connection: socket.socket, tokenizer: LLTokenizer) -> None:
         request = read_request(stream)
         if not isinstance(request, Compile):
             return
-        with _bounded(COMPILE_SECONDS):
+        with _bounded(compile_seconds):
             try:
                 text = _source(request.grammar)
             except ValueError as error:

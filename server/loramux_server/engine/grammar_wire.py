@@ -21,6 +21,8 @@ class Setup(msgspec.Struct, tag=True, frozen=True):
     """Path of tokenizer.json."""
     vocab_size: int
     eos: tuple[int, ...]
+    compile_seconds: float = 2.0
+    """Processor time that compiling a grammar may take."""
 
 
 class Compile(msgspec.Struct, tag=True, frozen=True):

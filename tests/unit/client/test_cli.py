@@ -64,6 +64,19 @@ def test_generate_json_and_several_answers(shell: Shell) -> None:
     assert shell.out == "--- 0\nanswer 0\n--- 1\nanswer 1\n"
 
 
+def test_generate_in_a_shape(fake: Fake, shell: Shell, tmp_path: Path) -> None:
+    schema = tmp_path / "schema.json"
+    schema.write_text('{"type": "object"}')
+    assert shell("generate", "hi", "--json-schema", str(schema)) == 0
+    assert fake.last("Generate").response_format.json_schema == '{"type": "object"}'
+    assert shell("generate", "hi", "--regex", "a+") == 0
+    assert fake.last("Generate").response_format.regex == "a+"
+    assert shell("generate", "hi", "--choice", "yes", "--choice", "no") == 0
+    assert fake.last("Generate").response_format.choice.choices == ["yes", "no"]
+    assert shell("generate", "hi", "--regex", "a+", "--choice", "yes") == 1
+    assert "response_format" in shell.err
+
+
 def test_errors_are_lines_not_tracebacks(fake: Fake, shell: Shell) -> None:
     fake.handlers["Generate"] = lambda _, c: refuse(c, grpc.StatusCode.INVALID_ARGUMENT, "bad\x1b[2J stack", *details())
     assert shell("generate", "hi") == 1

@@ -104,10 +104,30 @@ def test_a_chat_and_all_options_become_a_request() -> None:
         ({"choice": ["yes", "no"]}, "choice"),
         ({"grammar": "start: x"}, "grammar"),
         ({"json_object": True}, "json_object"),
+        ({"type": "regex", "regex": "a+"}, "regex"),
+        ({"type": "choice", "choice": ["yes", "no"]}, "choice"),
+        ({"type": "grammar", "grammar": "start: x"}, "grammar"),
+        ({"type": "json_object"}, "json_object"),
+        ({"type": "json_schema", "json_schema": {"name": "x", "schema": {}, "strict": True}}, "json_schema"),
     ],
 )
 def test_each_shape_of_answer(shape: dict[str, object], kind: str) -> None:
-    assert _requests.response_format(shape).WhichOneof("format") == kind
+    message = _requests.response_format(shape)
+    assert message is not None
+    assert message.WhichOneof("format") == kind
+
+
+def test_a_schema_is_written_in_either_way() -> None:
+    schema = {"type": "object", "properties": {"type": {"const": "a"}}}
+    short = _requests.response_format({"json_schema": schema})
+    assert short == _requests.response_format({"type": "json_schema", "json_schema": {"schema": schema}})
+    assert short is not None
+    assert json.loads(short.json_schema) == schema
+
+
+def test_text_is_no_shape() -> None:
+    request = _requests.generate("hi", None, None, {"response_format": {"type": "text"}})
+    assert not request.HasField("response_format")
 
 
 @pytest.mark.parametrize(
@@ -126,6 +146,9 @@ def test_each_shape_of_answer(shape: dict[str, object], kind: str) -> None:
         ("hi", None, {"logit_bias": {"a": 1}}, "logit_bias"),
         ("hi", None, {"response_format": {}}, "response_format"),
         ("hi", None, {"response_format": {"yaml": 1}}, "response_format.yaml"),
+        ("hi", None, {"response_format": {"type": "regex"}}, "response_format"),
+        ("hi", None, {"response_format": {"type": "regex", "regex": "a", "choice": ["a"]}}, "response_format"),
+        ("hi", None, {"response_format": {"type": "json_schema", "json_schema": {}}}, "response_format.json_schema"),
     ],
 )
 def test_what_no_message_can_say_is_refused_by_name(

@@ -12,7 +12,17 @@ import pytest
 
 from loramux_server.core.backend import EngineInfo, GenerateCommand
 from loramux_server.core.errors import Code, Error
-from loramux_server.core.types import Chunk, FinishReason, GenerateRequest, Message, SamplingParams, StackItem, Usage
+from loramux_server.core.types import (
+    Chunk,
+    FinishReason,
+    GenerateRequest,
+    Grammar,
+    GrammarKind,
+    Message,
+    SamplingParams,
+    StackItem,
+    Usage,
+)
 from loramux_server.services.generation import GenerationService
 from loramux_server.services.limits import Limits
 from loramux_server.services.views import ScoreRequest
@@ -168,6 +178,17 @@ async def test_bad_fields_never_reach_the_engine(service: GenerationService, bac
     error = await refused(service, GenerateRequest(prompt="x", response_format={"type": "regex", "regex": ""}))
     assert [v.field for v in error.violations] == ["response_format.regex"]
     assert backend.commands == []
+
+
+async def test_a_shape_reaches_the_engine_as_a_grammar(
+    service: GenerationService, backend: FakeBackend, text: TextTokenizer
+) -> None:
+    ids = text.encode_continuation("nine")
+    backend.script = lambda _: Script((*ids,), finish=FinishReason.STOP)
+    shape = {"type": "choice", "choice": ["nine", "five"]}
+    done = await service.generate_once(GenerateRequest(prompt="x", n=2, response_format=shape))
+    assert [c.text for c in done.choices] == ["nine", "nine"]
+    assert [c.grammar for c in backend.commands] == [Grammar(GrammarKind.LARK, 'start: "nine" | "five"')] * 2
 
 
 @pytest.mark.usefixtures("adapters")

@@ -1,0 +1,322 @@
+"""Grammars of callers in processes of their own: what is asked of them, and what they may do to us."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import queue
+import random
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer
+
+from loramux_server.core.backend import GenerateCommand
+from loramux_server.core.errors import Code, invalid_field
+from loramux_server.core.types import Grammar, GrammarKind
+from loramux_server.engine import grammar_host
+from loramux_server.engine.grammar_host import GrammarHost
+from loramux_server.engine.grammar_wire import Mask, Setup
+from loramux_server.engine.protocol import Failure, Output
+from loramux_server.engine.wire import HEADER, decode, encode
+from loramux_server.text.response_format import ANY_OBJECT, MAX_BYTES, parse_format
+from tests.unit.services.tiny_tokenizer import write_tokenizer
+
+EOS = 2
+SECONDS = 20.0
+"""Longest wait for one mask: a grammar's own processor time is bounded far below, but the machine may be busy."""
+
+
+def lark(text: str) -> Grammar:
+    return Grammar(GrammarKind.LARK, text)
+
+
+def regex(text: str) -> Grammar:
+    return Grammar(GrammarKind.REGEX, text)
+
+
+def schema(value: object) -> Grammar:
+    return Grammar(GrammarKind.JSON_SCHEMA, json.dumps(value))
+
+
+class Masks:
+    """A host, and the replies that came for each key."""
+
+    def __init__(self, folder: Path) -> None:
+        self.tokenizer = Tokenizer.from_file(str(write_tokenizer(folder) / "tokenizer.json"))
+        self.vocab = self.tokenizer.get_vocab_size()
+        self.mail: queue.SimpleQueue[Mask] = queue.SimpleQueue()
+        self.host = GrammarHost(
+            Setup(str(folder / "tokenizer.json"), self.vocab, (0, EOS), compile_seconds=0.5), self.mail.put
+        )
+        self.keys = itertools.count(1)
+        self.early: dict[int, list[Mask]] = {}
+
+    def next(self, key: int) -> Mask:
+        while not self.early.get(key):
+            mask = self.mail.get(timeout=SECONDS)
+            self.early.setdefault(mask.key, []).append(mask)
+        return self.early[key].pop(0)
+
+    def open(self, grammar: Grammar) -> tuple[int, Mask]:
+        key = next(self.keys)
+        self.host.open(key, grammar)
+        return key, self.next(key)
+
+    def step(self, key: int, token: int) -> Mask:
+        self.host.step(key, token)
+        return self.next(key)
+
+    def allowed(self, mask: Mask) -> list[int]:
+        return [t for t in range(self.vocab) if mask.bits[t >> 3] >> (t & 7) & 1]
+
+    def accepts(self, grammar: Grammar, text: str) -> bool:
+        """Whether ``text`` is a whole answer in the grammar, fed as the tokenizer cuts it."""
+        key, mask = self.open(grammar)
+        try:
+            for token in self.tokenizer.encode(text, add_special_tokens=False).ids:
+                if mask.complete or token not in self.allowed(mask):
+                    return False
+                mask = self.step(key, token)
+            return mask.complete or EOS in self.allowed(mask)
+        finally:
+            self.host.close(key)
+
+    def walk(self, grammar: Grammar, tokens: int = 60, seed: int = 0, choose: str = "") -> Mask:
+        """The last reply to an answer of random tokens, or where they can be had of those that begin ``choose``."""
+        draw = random.Random(seed)
+        liked = [t for t in range(self.vocab) if choose and self.tokenizer.decode([t]).startswith(tuple(choose))]
+        key, mask = self.open(grammar)
+        for _ in range(tokens):
+            if mask.code is not None or mask.complete:
+                break
+            found = [t for t in self.allowed(mask) if t not in (0, EOS)]
+            if not found:
+                break
+            mask = self.step(key, draw.choice([t for t in liked if t in found] or found))
+        self.host.close(key)
+        return mask
+
+
+@pytest.fixture(scope="module")
+def masks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Masks]:
+    masks = Masks(tmp_path_factory.mktemp("tokenizer"))
+    yield masks
+    masks.host.stop()
+
+
+def test_masks_follow_the_grammar(masks: Masks) -> None:
+    assert masks.accepts(regex("(yes|no)+"), "yesno")
+    assert not masks.accepts(regex("(yes|no)+"), "yesn")
+    assert masks.accepts(schema({"type": "object", "required": ["a"]}), '{"a": [1, {"b": null}]}')
+    assert not masks.accepts(schema({"type": "object", "required": ["a"]}), '{"b": 1}')
+    assert masks.accepts(ANY_OBJECT, '{"x":"é 🙂"}')
+    assert not masks.accepts(ANY_OBJECT, "[1]")
+    assert masks.accepts(lark('start: "(" start ")" | "x"'), "((x))")
+    assert not masks.accepts(lark('start: "(" start ")" | "x"'), "((x)")
+
+
+def test_a_digit_is_a_plain_one(masks: Masks) -> None:
+    assert masks.accepts(regex(r"\d/\w"), "7/é")
+    assert not masks.accepts(regex(r"\d"), "٣")
+
+
+def test_blanks_come_to_an_end(masks: Masks) -> None:
+    assert masks.accepts(ANY_OBJECT, '{\n    "a":\t1 }')
+    assert not masks.accepts(ANY_OBJECT, "{" + " " * 40 + "}")
+    free = {"type": "object", "x-guidance": {"whitespace_pattern": " *"}}
+    assert masks.accepts(schema(free), "{" + " " * 40 + "}")
+
+
+@given(st.lists(st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=12), min_size=1, max_size=5))
+@settings(max_examples=25, deadline=None)
+def test_any_text_may_be_a_choice(masks: Masks, choices: list[str]) -> None:
+    grammar = parse_format({"type": "choice", "choice": choices})
+    for choice in choices:
+        assert masks.accepts(grammar, choice)
+    longer = max(choices, key=len) + "x"
+    assert not masks.accepts(grammar, longer)
+
+
+def test_answers_in_one_grammar_are_apart(masks: Masks) -> None:
+    grammar = regex("ab+c")
+    (one, _), (two, first) = masks.open(grammar), masks.open(grammar)
+    a = masks.tokenizer.token_to_id("a")
+    masks.step(one, a)
+    other, mask = masks.open(grammar)
+    assert masks.allowed(mask) == masks.allowed(first)
+    masks.host.close(one)
+    assert masks.allowed(masks.step(two, a)) == masks.allowed(masks.step(other, a)) != masks.allowed(first)
+
+
+def test_a_token_that_was_not_allowed_ends_the_answer(masks: Masks) -> None:
+    key, _ = masks.open(regex("ab"))
+    reply = masks.step(key, masks.tokenizer.token_to_id("c"))
+    assert (reply.code, reply.complete) == (Code.RESOURCE_EXHAUSTED, False)
+    assert masks.accepts(regex("ab"), "ab")
+
+
+# What callers may send. Each entry once hung, crashed or filled the memory of the process that it ran in, or is near
+# to one that did.
+REFUSED = {
+    "rules in a chain": lark("start: r0\n" + "".join(f"r{i}: r{i + 1}\n" for i in range(4500)) + 'r4500: "a"'),
+    "terminals in a chain": lark("start: T0\n" + "".join(f"T{i}: T{i + 1}\n" for i in range(4500)) + 'T4500: "a"'),
+    "terminals that double": lark(
+        "start: T0\n" + "".join(f"T{i}: T{i + 1} T{i + 1}\n" for i in range(40)) + 'T40: "a"'
+    ),
+    "parentheses": lark("start: " + "(" * 30_000 + '"a"' + ")" * 30_000),
+    "patterns that all hold": schema({"type": "string", "allOf": [{"pattern": f"a.{{0,{i}}}b"} for i in range(500)]}),
+    "multiples of many": schema({"type": "integer", "allOf": [{"multipleOf": p} for p in (9973, 9967, 9949, 9941)]}),
+    "a regex in parentheses": regex("(" * 30_000 + "a" + ")" * 30_000),
+    "many optional parts": regex("a?" * 15_000 + "a" * 15_000),
+    "a reference in a circle": schema(
+        {"$ref": "#/$defs/a", "$defs": {"a": {"allOf": [{"$ref": "#/$defs/a"}, {"$ref": "#/$defs/a"}]}}}
+    ),
+    "deep schema": Grammar(GrammarKind.JSON_SCHEMA, '{"items":' * 6000 + "{}" + "}" * 6000),
+    "too many choices of objects": schema(
+        {"allOf": [{"anyOf": [{"properties": {f"p{i}": {"const": j}}} for j in range(4)]} for i in range(30)]}
+    ),
+    "a file": schema({"$ref": "file:///etc/passwd"}),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_be_compiled_is_refused_in_time(masks: Masks, name: str) -> None:
+    grammar = REFUSED[name]
+    assert len(grammar.text) <= MAX_BYTES
+    key, reply = masks.open(grammar)
+    assert reply.code is Code.INVALID_ARGUMENT
+    assert 0 < len(reply.error) < 1000
+    masks.host.close(key)
+    started = time.monotonic()
+    _, again = masks.open(grammar)
+    assert again.error == reply.error
+    assert time.monotonic() - started < 0.5  # remembered: it costs nothing a second time
+
+
+HOSTILE = {
+    "nested quantifiers": (regex("((((((a{1,100}){1,100}){1,100}){1,100}){1,100}){1,100})"), "a"),
+    "evil regex": (regex("(.*a.{0,200}){1,100}"), "a"),
+    "a count of a thousand million": (regex("a{1000000000}"), "a"),
+    "ambiguous": (lark('start: start start start "a" | start start | ""'), "a"),
+    "rules that double": (
+        lark("start: r0\n" + "".join(f"r{i}: r{i + 1} r{i + 1}\n" for i in range(40)) + 'r40: "a"'),
+        "a",
+    ),
+    "nested repeats": (lark('start: (("a"{1000}){1000}){1000}'), "a"),
+    "a trap behind a harmless start": (
+        lark("start: T\nT: /x{30}/ U\nU: " + " & ".join(f"/.*a.{{{i}}}/" for i in range(1, 60))),
+        "xa",
+    ),
+    "huge array": (schema({"type": "array", "minItems": 10**6, "items": {"type": "array", "minItems": 10**6}}), "[1"),
+    "long string": (schema({"type": "string", "minLength": 10**6}), '"a'),
+    "recursion": (
+        schema({"$ref": "#/$defs/a", "$defs": {"a": {"type": "array", "items": {"$ref": "#/$defs/a"}}}}),
+        "[",
+    ),
+    "a reference to itself": (schema({"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/a"}}}), ""),
+    "impossible": (regex(r"[^\s\S]"), ""),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_what_grows_while_it_runs_ends_alone(masks: Masks, name: str) -> None:
+    """It goes on within its time or ends with an error; the answer beside it is whole."""
+    grammar, liked = HOSTILE[name]
+    beside, mask = masks.open(regex("[ab]{5}c"))
+    started = time.monotonic()
+    reply = masks.walk(grammar, tokens=120, choose=liked)
+    assert time.monotonic() - started < SECONDS
+    assert reply.code in (None, Code.RESOURCE_EXHAUSTED, Code.INVALID_ARGUMENT)
+    for letter in "ababac":
+        token = masks.tokenizer.token_to_id(letter)
+        assert token in masks.allowed(mask)
+        mask = masks.step(beside, token)
+    assert mask.complete
+
+
+def test_some_of_these_do_run_into_their_bounds(masks: Masks) -> None:
+    """The corpus above is not harmless: more than one of it needs the bounds."""
+    ended = {name for name, (grammar, liked) in HOSTILE.items() if masks.walk(grammar, 120, choose=liked).code}
+    assert {"nested quantifiers", "evil regex", "rules that double"} <= ended
+
+
+def test_a_grammar_crosses_the_socket() -> None:
+    command = GenerateCommand("id", (1, 2), grammar=schema({"type": "object"}))
+    assert decode(encode(command)[HEADER.size :]) == command
+    failure = Failure.of(invalid_field("response_format", "is bad"))
+    (output,) = decode(encode([Output("id", failure=failure)])[HEADER.size :])
+    assert output.failure.error().violations == failure.error().violations != ()
+
+
+def processes(masks: Masks) -> list[int]:
+    """Process ids of the grammars that are in memory."""
+    parent = masks.host._parent
+    assert parent is not None
+    return [int(p) for p in Path(f"/proc/{parent.pid}/task/{parent.pid}/children").read_text().split()]
+
+
+def eventually(true: Callable[[], bool]) -> None:
+    until = time.monotonic() + SECONDS
+    while not true():
+        assert time.monotonic() < until
+        time.sleep(0.01)
+
+
+def test_so_many_grammars_at_most(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rest wait their turn; idle ones make room."""
+    monkeypatch.setattr(grammar_host, "MAX_PROCESSES", 2)
+    masks = Masks(tmp_path)
+    try:
+        held = [masks.open(regex(f"a{i}"))[0] for i in range(2)]
+        late = next(masks.keys)
+        masks.host.open(late, regex("late"))
+        given_up = next(masks.keys)
+        masks.host.open(given_up, regex("given up"))
+        masks.host.close(given_up)
+        assert masks.step(held[0], masks.tokenizer.token_to_id("a")).code is None
+        assert len(processes(masks)) == 2
+        assert masks.mail.empty()
+        masks.host.close(held[1])
+        assert masks.next(late).bits
+        eventually(lambda: len(processes(masks)) == 2)
+        assert given_up not in masks.early
+    finally:
+        masks.host.stop()
+
+
+def test_a_dead_process_fails_its_own_answers_and_comes_back(tmp_path: Path) -> None:
+    masks = Masks(tmp_path)
+    key, mask = masks.open(regex("ab"))
+    (pid,) = processes(masks)
+    other, _ = masks.open(regex("cd"))
+    os.kill(pid, signal.SIGKILL)
+    assert masks.next(key).code is Code.RESOURCE_EXHAUSTED
+    assert masks.step(other, masks.tokenizer.token_to_id("c")).bits
+    assert masks.accepts(regex("ab"), "ab")
+    parent = masks.host._parent
+    assert parent is not None
+    parent.kill()
+    parent.wait()
+    assert masks.step(other, masks.tokenizer.token_to_id("d")).complete  # those that are there stay
+    assert masks.accepts(regex("ef"), "ef")
+    left = processes(masks)
+    masks.host.stop()
+    eventually(lambda: not any(Path(f"/proc/{pid}").exists() for pid in left))
+
+
+def test_a_tokenizer_that_cannot_be_used_is_told(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "tokenizer.json").write_text("{}")
+    mail: queue.SimpleQueue[Mask] = queue.SimpleQueue()
+    host = GrammarHost(Setup(str(tmp_path / "tokenizer.json"), 100, (2,)), mail.put)
+    host.open(1, ANY_OBJECT)
+    reply = mail.get(timeout=SECONDS)
+    host.stop()
+    assert reply.code is Code.FAILED_PRECONDITION
+    assert "tokenizer" in capfd.readouterr().err
