@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from loramux_server.core.backend import TokenEvent
+from loramux_server.core.backend import EngineStats, TokenEvent
 from loramux_server.core.errors import Code
 from loramux_server.core.types import Stack
-from loramux_server.engine.protocol import LoadCommand, UnloadCommand
+from loramux_server.engine.protocol import KeepCommand, LoadCommand, StatsCommand, UnloadCommand
 from loramux_server.lora import cache
 from tests.engine import Engine, check_tokens, command, stack_of, version_of
 from tests.tensor.engine_cases import STACKS, Case, Cases, check_empty, make_cases
@@ -200,3 +200,70 @@ def test_an_adapter_that_says_less_rank_than_it_has_is_refused_each_time(cases: 
         assert failure is not None
         assert failure.code == Code.RESOURCE_EXHAUSTED.value
     cases.try_in(engine, [Case(cases.prompts[0], cases.stack([("all", 1.0)]))])
+
+
+# -- pinned by an operator ---------------------------------------------------------------------------------------------
+
+
+def test_what_is_kept_is_never_evicted(cases: Cases) -> None:
+    engine = cases.engine(adapter_rows=14)  # all 4, rs 7, upper 2, attention 3
+    v = cases.versions
+    engine.run(LoadCommand("load", v["all"]), KeepCommand("keep", (v["all"],)))
+    assert engine.failure("keep") is None
+    for entries in ([("rs", 1.0)], [("upper", 1.0), ("attention", 1.0)], [("rs", 1.0)]):
+        cases.try_in(engine, [Case(cases.prompts[0], cases.stack(entries), 3)])
+        assert v["all"].digest in engine.runner.bank.digests
+    assert engine.runner.bank.evictions > 0
+    engine.run(KeepCommand("none", ()))
+    cases.try_in(engine, [Case(cases.prompts[0], cases.stack([("rs", 1.0), ("attention", 1.0), ("upper", 1.0)]), 3)])
+    assert v["all"].digest not in engine.runner.bank.digests
+
+
+def test_the_largest_adapter_must_fit_beside_what_is_kept(cases: Cases) -> None:
+    engine = cases.engine(adapter_rows=13)
+    v = cases.versions
+    engine.run(LoadCommand("all", v["all"]), LoadCommand("rs", v["rs"]), KeepCommand("one", (v["all"],)))
+    engine.run(KeepCommand("two", (v["all"], v["upper"])))  # 4 + 2, and 7 beside: just fits
+    assert engine.failure("two") is None
+    engine.run(KeepCommand("three", (v["all"], v["attention"])))
+    failure = engine.failure("three")
+    assert failure is not None
+    assert (failure.code, failure.reason) == (Code.RESOURCE_EXHAUSTED.value, "TOO_MANY_PINNED")
+    assert engine.runner.bank.kept == {v["all"].digest, v["upper"].digest}  # as before
+    # What is kept costs a stack nothing; what cannot fit beside it is refused at once, not left waiting.
+    cases.try_in(engine, [Case(cases.prompts[0], cases.stack([("rs", 1.0), ("all", 1.0), ("upper", 1.0)]), 3)])
+    engine.run(command("big", cases.prompts[0], 3, cases.stack([("rs", 1.0), ("attention", 1.0)])))
+    failure = engine.failure("big")
+    assert failure is not None
+    assert failure.reason == "STACK_TOO_LARGE"
+
+
+def test_a_pin_ends_the_waiting_of_what_it_leaves_no_room_for(cases: Cases) -> None:
+    engine = cases.engine(adapter_rows=11)
+    v = cases.versions
+    engine.submit(command("waits", cases.prompts[0], 3, cases.stack([("rs", 1.0), ("all", 1.0)])))
+    engine.submit(KeepCommand("keep", (v["upper"],)))
+    engine.finish("waits", "keep")
+    failure = engine.failure("waits")
+    assert failure is not None
+    assert failure.reason == "STACK_TOO_LARGE"
+    check_empty(engine)
+
+
+def test_figures_of_loads_hits_and_bytes(cases: Cases) -> None:
+    engine = cases.engine(adapter_rows=7)
+    for name in ("all", "all", "rs", "all"):  # disk; device; disk, which evicts all; host
+        cases.try_in(engine, [Case(cases.prompts[0], cases.stack([(name, 1.0)]), 2)])
+    engine.run(StatsCommand("stats"))
+    stats = engine.outputs["stats"][-1].payload
+    assert isinstance(stats, EngineStats)
+    assert stats.adapter_hits == {"device": 1, "host": 1, "disk": 2}
+    assert [stats.adapter_loads[tier][0] for tier in ("host", "device")] == [2, 3]
+    assert all(seconds > 0 for _, seconds in stats.adapter_loads.values())
+    assert stats.adapter_evictions == 2
+    assert stats.resident_bytes["device"] == engine.runner.bank.used_bytes > 0
+    cache = engine.loop._desk._cache
+    assert cache.nbytes == sum(a.nbytes for a in cache._adapters.values()) == stats.resident_bytes["host"] > 0
+    for name in ("all", "rs"):
+        engine.run(UnloadCommand(f"u-{name}", cases.versions[name].digest))
+    assert cache.nbytes == 0

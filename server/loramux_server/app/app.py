@@ -5,16 +5,19 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from loramux import __version__
 
 from ..config import Settings
 from ..core.backend import Backend, EngineInfo, EngineStats, GenerateCommand
+from ..core.errors import Error
 from ..core.types import SamplingParams
 from ..rpc.desk import Behind, Counts, Desk, Services
 from ..rpc.server import RpcServer
 from ..services.adapters import AdapterService
+from ..services.collector import Collector
 from ..services.generation import GenerationService
 from ..services.info import Readiness
 from ..services.job_board import JobBoard
@@ -52,6 +55,7 @@ class App:
         self._endpoint: MetricsEndpoint | None = None
         self._store: Store | None = None
         self._jobs: asyncio.Task[None] | None = None
+        self._collector: asyncio.Task[None] | None = None
         self._health: asyncio.Task[None] | None = None
         self._engine_started = False
 
@@ -108,6 +112,9 @@ class App:
         """Close everything, in the opposite order. Fine after a failed ``start``, and twice."""
         self._desk.readiness = Readiness.DRAINING
         await self._stop_jobs()
+        if self._collector is not None:
+            self._collector.cancel()
+            await asyncio.wait((self._collector,))
         await self._rpc.drain(0)
         await self._rpc.stop()
         self._metrics.engine_gone()
@@ -131,7 +138,13 @@ class App:
     def _engine_moved(self, up: bool) -> None:
         """The engine's process died, or is up again: health tells load balancers."""
         if self._desk.readiness is Readiness.READY:
-            self._health = asyncio.create_task(self._rpc.set_serving(up))
+            self._health = asyncio.create_task(self._set_serving(up))
+
+    async def _set_serving(self, up: bool) -> None:
+        await self._rpc.set_serving(up)
+        if up and self._desk.behind is not None:
+            with suppress(Error):  # gone again already; the next one is told
+                await self._desk.behind.services.adapters.load_pinned()
 
     async def _open_services(self, backend: Backend, store: Store, info: EngineInfo, text: TextTokenizer) -> None:
         limits, metrics = Limits(), self._metrics
@@ -158,6 +171,8 @@ class App:
         metrics.seed_jobs(await asyncio.to_thread(store.jobs.counts))
         self._jobs = asyncio.create_task(runner.run(), name="jobs")
         self._jobs.add_done_callback(_report_defect)
+        self._collector = asyncio.create_task(Collector(store, adapters.deleted).run(), name="collector")
+        self._collector.add_done_callback(_report_defect)
         self._desk.readiness = Readiness.READY
         await self._rpc.set_serving(True)
 
@@ -188,7 +203,8 @@ class App:
 
 def _report_defect(task: asyncio.Task[None]) -> None:
     if not task.cancelled() and (error := task.exception()) is not None:
-        logger.critical("no more training jobs are run until the server is started again", exc_info=error)
+        what = {"jobs": "training jobs are run", "collector": "unused files are removed"}.get(task.get_name(), "")
+        logger.critical(f"no more {what} until the server is started again", exc_info=error)
 
 
 async def warm_up(backend: Backend, text: TextTokenizer) -> None:

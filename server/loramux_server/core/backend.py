@@ -6,7 +6,7 @@ enums and the frozen dataclasses of this package, so that they can cross a socke
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -95,6 +95,12 @@ class EngineStats:
     """kind -> bytes: base, adapters, kv_cache, training, free, total."""
     resident: dict[str, tuple[str, ...]] = field(default_factory=dict)
     """tier -> digests of the adapter versions there (``device``, ``host``)."""
+    resident_bytes: dict[str, int] = field(default_factory=dict)
+    """tier -> bytes that the adapters there take."""
+    adapter_loads: dict[str, tuple[int, float]] = field(default_factory=dict)
+    """tier -> (loads, seconds) since start: ``host`` reads files, ``device`` copies from the host."""
+    adapter_hits: dict[str, int] = field(default_factory=dict)
+    """tier -> adapters of requests that were there when the request came; ``disk``: in no memory."""
     adapter_evictions: int = 0
     preemptions: int = 0
     prefix_hit_tokens: int = 0
@@ -124,6 +130,14 @@ class Backend(Protocol):
 
     async def unload(self, digest: str) -> None:
         """Drop an adapter version from memory once nothing uses it. Unknown digests are fine."""
+        ...
+
+    async def keep(self, adapters: Sequence[AdapterVersion]) -> None:
+        """Never evict these versions, and only these, from now on. An engine that starts again keeps none.
+
+        Raises RESOURCE_EXHAUSTED, and keeps what it kept, when they would leave no room for the largest adapter
+        beside them.
+        """
         ...
 
     def train(self, command: TrainCommand) -> AsyncIterator[TrainEvent]:

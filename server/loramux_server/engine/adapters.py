@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
 
 from ..core.errors import Code, Error
 from ..core.types import AdapterVersion, Stack
-from ..lora.bank import AdapterBank
+from ..lora.bank import AdapterBank, HostAdapter
 from ..lora.cache import HostCache
 from .scheduler import Admission
 
@@ -18,6 +20,10 @@ class AdapterDesk:
         self._bank, self._cache = bank, cache
         self._callers: dict[str, list[str]] = {}  # digest -> ids of load commands that wait for it
         self._doomed: set[str] = set()
+        self._kept: dict[str, int] = {}  # digest -> rank of what is never evicted
+        self._largest = 0  # rank of the largest adapter that was ever asked for
+        self.hits: Counter[str] = Counter(device=0, host=0, disk=0)
+        self._copies, self._copy_seconds = 0, 0.0
 
     def on_loaded(self, wake: Callable[[str], None]) -> None:
         """``wake(digest)`` is called from another thread when a read ends; the owner then calls :meth:`collect`."""
@@ -26,19 +32,40 @@ class AdapterDesk:
     def check(self, *stacks: Stack) -> None:
         """Raise RESOURCE_EXHAUSTED for a stack that can never be resident at once."""
         for stack in stacks:
-            if stack.rank > self._bank.rows:
+            needed = sum(e.adapter.rank for e in stack.entries if e.adapter.digest not in self._kept)
+            room = self._bank.rows - sum(self._kept.values())
+            if needed > room:
+                beside = f" beside the {len(self._kept)} pinned adapters" if self._kept else ""
                 raise Error(
                     Code.RESOURCE_EXHAUSTED,
-                    f"the stack has rank {stack.rank} in all and there is room for {self._bank.rows}; "
+                    f"the stack has rank {needed} in all and there is room for {room}{beside}; "
                     "use fewer or smaller adapters, or raise --adapter-memory",
                     reason="STACK_TOO_LARGE",
                 )
 
+    def keep(self, adapters: Sequence[AdapterVersion]) -> None:
+        """Never evict these, and only these. RESOURCE_EXHAUSTED if the largest known adapter had no room beside."""
+        kept = {adapter.digest: adapter.rank for adapter in adapters}
+        largest = max([self._largest, *kept.values()])
+        if kept and sum(kept.values()) + largest > self._bank.rows:
+            raise Error(
+                Code.RESOURCE_EXHAUSTED,
+                f"the pinned adapters would have rank {sum(kept.values())} in all; of the {self._bank.rows} that there "
+                f"is room for, {largest} must stay free for others: unpin some, or raise --adapter-memory",
+                reason="TOO_MANY_PINNED",
+            )
+        self._kept = kept
+        self._bank.kept = frozenset(kept)
+
     def prefetch(self, stack: Stack) -> None:
         """Start reading what is not in memory, so that it lands while the request queues."""
         for entry in stack.entries:
-            if self._bank.get(entry.adapter.digest) is None:
-                self._cache.request(entry.adapter)
+            digest = entry.adapter.digest
+            if self._bank.get(digest) is not None:
+                self.hits["device"] += 1
+                continue
+            self.hits["disk" if self._cache.get(digest) is None else "host"] += 1
+            self._cache.request(entry.adapter)
 
     def pin(self, stack: Stack) -> Admission:
         """Make the whole stack resident and pin it, or pin nothing."""
@@ -83,7 +110,7 @@ class AdapterDesk:
             adapter = self._cache.get(digest)
             assert adapter is not None
             try:
-                self._bank.put(adapter)
+                self._put(adapter)
             except Error as refused:
                 self._cache.drop(digest)
                 error = refused
@@ -95,6 +122,14 @@ class AdapterDesk:
         return {"device": self._bank.digests, "host": self._cache.digests}
 
     @property
+    def loads(self) -> dict[str, tuple[int, float]]:
+        """Tier -> loads into it and the seconds that they took."""
+        return {
+            "host": (self._cache.loads, self._cache.load_seconds),
+            "device": (self._copies, self._copy_seconds),
+        }
+
+    @property
     def host_bytes(self) -> int:
         return self._cache.nbytes
 
@@ -102,10 +137,19 @@ class AdapterDesk:
         self._cache.close()
 
     def _bring(self, adapter: AdapterVersion) -> Admission:
+        self._largest = max(self._largest, adapter.rank)
         if self._bank.get(adapter.digest) is not None:
             return Admission.READY
         host = self._cache.get(adapter.digest)
         if host is None:
             self._cache.request(adapter)
             return Admission.LOADING
-        return Admission.FULL if self._bank.put(host) is None else Admission.READY
+        return Admission.READY if self._put(host) else Admission.FULL
+
+    def _put(self, adapter: HostAdapter) -> bool:
+        """Copy an adapter to the device; False while what is in use leaves no room."""
+        started = time.monotonic()
+        if self._bank.put(adapter) is None:
+            return False
+        self._copies, self._copy_seconds = self._copies + 1, self._copy_seconds + time.monotonic() - started
+        return True

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
 from contextlib import aclosing, suppress
 from typing import Protocol, TypeVar
 
@@ -19,6 +19,7 @@ from .protocol import (
     AbortCommand,
     Command,
     Failure,
+    KeepCommand,
     LoadCommand,
     Output,
     Payload,
@@ -79,6 +80,9 @@ class EngineClient:
 
     async def unload(self, digest: str) -> None:
         await self._once(UnloadCommand(self._call_id(), digest))
+
+    async def keep(self, adapters: Sequence[AdapterVersion]) -> None:
+        await self._once(KeepCommand(self._call_id(), tuple(adapters)))
 
     def train(self, command: TrainCommand) -> AsyncIterator[TrainEvent]:
         return self._stream(command, TrainEvent)

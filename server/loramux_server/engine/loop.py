@@ -19,7 +19,17 @@ from ..core.jobs import TrainCommand
 from ..core.types import FinishReason, TokenLogprob
 from .adapters import AdapterDesk
 from .grammars import GrammarDesk, Woken, grammar_error
-from .protocol import AbortCommand, Command, Failure, LoadCommand, Output, StatsCommand, UnloadCommand, command_id
+from .protocol import (
+    AbortCommand,
+    Command,
+    Failure,
+    KeepCommand,
+    LoadCommand,
+    Output,
+    StatsCommand,
+    UnloadCommand,
+    command_id,
+)
 from .runner import ModelRunner, StepOutput
 from .sampler import sample
 from .scheduler import Scheduler, StepPlan
@@ -133,6 +143,8 @@ class EngineLoop:
             case UnloadCommand():
                 self._desk.unload(command.digest)
                 self._emit(Output(command.id, done=True))
+            case KeepCommand():
+                self._keep(command)
             case StatsCommand():
                 self._emit(Output(command.id, self._stats(), done=True))
             case AbortCommand():
@@ -168,6 +180,16 @@ class EngineLoop:
         if (seq := self._scheduler.get(id)) is not None:
             self._finish(seq)
         self._training.remove(id)
+
+    def _keep(self, command: KeepCommand) -> None:
+        self._desk.keep(command.adapters)
+        for seq in self._scheduler.waiting:
+            # What is kept now may leave no room for it, ever.
+            try:
+                self._desk.check(seq.stack)
+            except Error as error:
+                self._end(seq, error)
+        self._emit(Output(command.id, done=True))
 
     def _loaded(self, digest: str) -> None:
         """An adapter's files are in memory, or cannot be."""
@@ -313,6 +335,9 @@ class EngineLoop:
             kv_pages_total=pages.pages,
             memory=self._memory(self._training.nbytes),
             resident=self._desk.resident,
+            resident_bytes={"device": self._runner.bank.used_bytes, "host": self._desk.host_bytes},
+            adapter_loads=self._desk.loads,
+            adapter_hits=dict(self._desk.hits),
             adapter_evictions=self._runner.bank.evictions,
             preemptions=self._scheduler.preemptions,
             prefix_hit_tokens=pages.hit_tokens,

@@ -27,6 +27,14 @@ class UnloadCommand:
 
 
 @dataclass(frozen=True, slots=True)
+class KeepCommand:
+    """Never evict these adapters, and only these, from now on; answered once."""
+
+    id: str
+    adapters: tuple[AdapterVersion, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class StatsCommand:
     """Answered once with ``EngineStats``."""
 
@@ -40,7 +48,16 @@ class AbortCommand:
     id: str
 
 
-Command = GenerateCommand | ScoreCommand | TrainCommand | LoadCommand | UnloadCommand | StatsCommand | AbortCommand
+Command = (
+    GenerateCommand
+    | ScoreCommand
+    | TrainCommand
+    | LoadCommand
+    | UnloadCommand
+    | KeepCommand
+    | StatsCommand
+    | AbortCommand
+)
 Payload = TokenEvent | ScoreResult | TrainEvent | EngineStats
 
 

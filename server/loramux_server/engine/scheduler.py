@@ -148,6 +148,11 @@ class Scheduler:
         return [s for s in self._all.values() if s.deadline is not None and s.deadline <= now]
 
     @property
+    def waiting(self) -> list[Sequence]:
+        """Sequences that are not running, in no order."""
+        return [seq for queue in self._waiting.values() for seq in queue]
+
+    @property
     def num_running(self) -> int:
         return len(self._running)
 

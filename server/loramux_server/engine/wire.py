@@ -16,7 +16,7 @@ import msgspec
 from ..core.backend import EngineInfo, EngineStats, GenerateCommand, ScoreCommand, ScoreResult, TokenEvent
 from ..core.jobs import TrainCommand, TrainEvent
 from ..core.settings import EngineSettings
-from .protocol import AbortCommand, Failure, LoadCommand, Output, StatsCommand, UnloadCommand
+from .protocol import AbortCommand, Failure, KeepCommand, LoadCommand, Output, StatsCommand, UnloadCommand
 
 HEADER = struct.Struct("<I")
 MAX_FRAME = 1 << 30
@@ -81,6 +81,7 @@ _MESSAGES: dict[str, type] = {
         TrainCommand,
         LoadCommand,
         UnloadCommand,
+        KeepCommand,
         StatsCommand,
         AbortCommand,
     )

@@ -39,6 +39,10 @@ class HostAdapter:
     def rank(self) -> int:
         return max(int(p.a.shape[0]) for p in self.pairs.values())
 
+    @property
+    def nbytes(self) -> int:
+        return sum(p.a.nbytes + p.b.nbytes for p in self.pairs.values())
+
 
 @dataclass(frozen=True, slots=True)
 class Slot:
@@ -70,6 +74,8 @@ class AdapterBank:
         self._where = {name: (g.index, j) for g in groups for j, name in enumerate(g.names)}
         self._slots: OrderedDict[str, Slot] = OrderedDict()  # least recently used first
         self._pins: dict[str, int] = {}
+        self.kept: frozenset[str] = frozenset()
+        """Digests that are never evicted, whether in use or not."""
         self._row_bytes = sum(t.nbytes for t in [*self.a, *(t for bs in self.b for t in bs)]) // max(rows, 1)
         self.on_change: Callable[[], None] = lambda: None
 
@@ -151,10 +157,11 @@ class AdapterBank:
 
     def _make_room(self, rank: int) -> int | None:
         """First of ``rank`` free rows, or None, and nothing dropped, if what is pinned leaves too few."""
-        if sum(self._slots[d].rank for d in self._pins) + rank > self.rows:
+        stay = {d for d in self._slots if d in self._pins or d in self.kept}
+        if sum(self._slots[d].rank for d in stay) + rank > self.rows:
             return None
         while sum(s.rank for s in self._slots.values()) + rank > self.rows:
-            del self._slots[next(d for d in self._slots if d not in self._pins)]
+            del self._slots[next(d for d in self._slots if d not in stay)]
             self.evictions += 1
             self.on_change()
         if (lo := self._find_gap(rank)) is None:

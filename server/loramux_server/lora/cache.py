@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -35,6 +36,8 @@ class HostCache:
         self._modules, self._fingerprint, self._dtype = modules, fingerprint, dtype
         self.on_loaded: Callable[[str], None] = lambda digest: None
         self._adapters: OrderedDict[str, HostAdapter] = OrderedDict()  # least recently used first
+        self.nbytes = 0
+        self.loads, self.load_seconds = 0, 0.0
         self._loading: dict[str, AdapterVersion] = {}
         self._done: dict[str, HostAdapter | Error] = {}
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="adapter-reader")
@@ -57,28 +60,28 @@ class HostCache:
         result = self._done.pop(digest)
         if isinstance(result, Error):
             return result
+        self.drop(digest)
         self._adapters[digest] = result
+        self.nbytes += result.nbytes
         # The newest stays even alone over budget: somebody waits for it.
         while self.nbytes > self.budget and len(self._adapters) > 1:
-            self._adapters.popitem(last=False)
+            self.drop(next(iter(self._adapters)))
         return None
 
     def drop(self, digest: str) -> None:
-        self._adapters.pop(digest, None)
+        if (adapter := self._adapters.pop(digest, None)) is not None:
+            self.nbytes -= adapter.nbytes
 
     @property
     def digests(self) -> tuple[str, ...]:
         return tuple(self._adapters)
-
-    @property
-    def nbytes(self) -> int:
-        return sum(p.a.nbytes + p.b.nbytes for a in self._adapters.values() for p in a.pairs.values())
 
     def close(self) -> None:
         self._reader.shutdown(wait=True, cancel_futures=True)
 
     def _read(self, version: AdapterVersion) -> None:
         result: HostAdapter | Error
+        started = time.monotonic()
         try:
             _, pairs = read_folder(version.path, self._modules, self._fingerprint, dtype=self._dtype)
             result = HostAdapter(version.digest, pairs)
@@ -89,5 +92,6 @@ class HostCache:
         except Exception:  # a defect; whoever waits for the adapter must hear of it
             log.exception("reading adapter %s failed", version.ref)
             result = Error(Code.INTERNAL, f"adapter {version.ref} cannot be read; the server's log says why")
+        self.loads, self.load_seconds = self.loads + 1, self.load_seconds + time.monotonic() - started
         self._done[version.digest] = result
         self.on_loaded(version.digest)

@@ -6,15 +6,18 @@ import asyncio
 import hashlib
 import os
 from collections.abc import AsyncIterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from ..core.backend import Backend, EngineInfo
-from ..core.errors import Code, Error, FieldViolation, invalid
+from ..core.errors import Code, Error, invalid, invalid_field
 from ..core.files import open_regular, storage_errors
+from ..core.types import AdapterVersion
 from ..lora.peft_schema import FINGERPRINT_KEY, AdapterConfig, check_folder
 from ..store.records import AdapterMeta, AdapterRecord, VersionRecord
 from ..store.refs import LATEST, check_name, parse_ref
 from ..store.store import Store
+from ..telemetry.logs import get_logger
 from .adapter_views import AdapterViews
 from .cleanup import temporary_folder
 from .composer import Composer, run_composer
@@ -24,6 +27,8 @@ from .limits import Limits
 from .metadata import metadata_violations
 from .publishing import publish
 from .views import AdapterInfo, AdapterVersionInfo, ComposeRequest, Download, FileSpec, Page
+
+log = get_logger(__name__)
 
 CHUNK_BYTES = 1 << 20
 STATS_SECONDS = 1.0
@@ -46,6 +51,9 @@ class AdapterService:
         self._views = AdapterViews(store, info)
         self._composing = ComposeService(backend, store, info, limits, composer)
         self._resident: dict[str, str] = {}
+        self._pinning = asyncio.Lock()
+        self.deleted = asyncio.Event()
+        """Set when versions were deleted: there may be files to collect."""
 
     async def list(
         self, tenant: str = "default", *, prefix: str = "", page_size: int = 100, page_token: str = ""
@@ -98,60 +106,96 @@ class AdapterService:
         record = await asyncio.to_thread(self._store.adapters.get_version, ref, tenant)
         folder = await asyncio.to_thread(self._store.blobs.local_path, record.digest)
         files = await asyncio.to_thread(_describe, folder)
-        return Download(await self._version(record), files, _read_files(folder, files))
+        return Download(await self._version(record), files, self._read_files(record.digest, folder, files))
 
     async def delete(self, ref: str, tenant: str = "default") -> int:
         """Delete one version, or with a bare name all of them; gives the number of versions that are gone.
 
-        Requests that run finish with what they have.
+        Requests that run finish with what they have; files go when nothing uses them any more.
         """
         gone = await asyncio.to_thread(self._store.adapters.delete, ref, tenant)
         kept = await asyncio.to_thread(self._store.adapters.referenced_digests)
+        if any(record.pinned for record in gone):
+            async with self._pinning:
+                await self._keep_pinned()
         for record in gone:
             if record.digest not in kept:
                 await self._unload(record.digest)
+        self.deleted.set()
         return len(gone)
 
     async def set_alias(self, name: str, version: int, tenant: str = "default", *, alias: str = "") -> AdapterInfo:
-        """Make the bare name (or ``name@alias``) mean ``version``, once that version is resident."""
-        if version < 1:
-            raise Error(
-                Code.UNIMPLEMENTED if alias and version == 0 else Code.INVALID_ARGUMENT,
-                "version: removing an alias is not available yet; point it at another version"
-                if alias and version == 0
-                else f"version: is {version}; it must be at least 1",
-                violations=[FieldViolation("version", "must be at least 1")],
-            )
+        """Make the bare name (or ``name@alias``) mean ``version``, once that version is resident.
+
+        0 removes the alias. Raises NOT_FOUND (version, or alias to remove), FAILED_PRECONDITION (quarantined).
+        """
         check_name(name)
+        if version == 0 and alias:
+            await asyncio.to_thread(self._store.adapters.remove_alias, name, tenant, alias)
+            return await self.get(name, tenant)
+        if version < 1:
+            hint = "" if version else "; 0 removes an alias, and the name itself cannot be removed but by deleting"
+            raise invalid_field("version", f"is {version}; it must be at least 1{hint}")
         resolved = await asyncio.to_thread(self._store.adapters.resolve, f"{name}@{version}", tenant)
         await self._backend.load(resolved)
         await asyncio.to_thread(self._store.adapters.set_alias, name, version, tenant, alias or LATEST)
         return await self.get(name, tenant)
 
     async def pin(self, ref: str, tenant: str = "default") -> AdapterInfo:
-        """Load a version and keep it resident, also over restarts."""
-        await self._backend.load(await asyncio.to_thread(self._store.adapters.resolve, ref, tenant))
-        record = await asyncio.to_thread(self._store.adapters.pin, ref, tenant)
+        """Load a version and keep it resident, also over restarts.
+
+        Raises RESOURCE_EXHAUSTED when what is pinned would leave no room for the largest adapter beside it.
+        """
+        async with self._pinning:
+            version = await asyncio.to_thread(self._store.adapters.resolve, ref, tenant)
+            await self._backend.load(version)
+            await self._backend.keep([*await asyncio.to_thread(self._pinned), version])
+            record = await asyncio.to_thread(self._store.adapters.pin, version.ref, tenant)
         return await self.get(record.ref, tenant)
 
     async def unpin(self, ref: str, tenant: str = "default") -> AdapterInfo:
         """Let a version be evicted again."""
-        record = await asyncio.to_thread(self._store.adapters.pin, ref, tenant, False)
+        async with self._pinning:
+            record = await asyncio.to_thread(self._store.adapters.pin, ref, tenant, False)
+            await self._keep_pinned()
         return await self.get(record.ref, tenant)
 
     async def load_pinned(self) -> None:
-        """At start: make resident what is pinned. A version that cannot be loaded must not keep the server down."""
-        for record in await asyncio.to_thread(self._store.adapters.pinned):
-            try:
-                path = await asyncio.to_thread(self._store.blobs.local_path, record.digest)
-                await self._backend.load(record.at(path))
-            except Error as error:
-                if error.code is Code.UNAVAILABLE:
-                    raise
+        """When the engine is up: make resident what is pinned, as much of it as can be.
+
+        A version that cannot be loaded must not keep the server down. Raises UNAVAILABLE when the engine is gone.
+        """
+        async with self._pinning:
+            loaded: tuple[AdapterVersion, ...] = ()
+            for version in await asyncio.to_thread(self._pinned):
+                try:
+                    await self._backend.load(version)
+                    await self._backend.keep([*loaded, version])
+                    loaded = (*loaded, version)
+                except Error as error:
+                    if error.code is Code.UNAVAILABLE:
+                        raise
+                    log.warning("a pinned adapter is not resident", adapter=version.ref, error=error.message)
 
     async def compose(self, request: ComposeRequest) -> AdapterVersionInfo:
         """Merge a stack into a new version; see :meth:`ComposeService.compose`."""
         return await self._version(await self._composing.compose(request))
+
+    def _pinned(self) -> tuple[AdapterVersion, ...]:
+        """What is pinned and has its files."""
+        found: tuple[AdapterVersion, ...] = ()
+        for record in self._store.adapters.pinned():
+            with suppress(Error):  # gone from the disk: the doctor tells
+                found = (*found, record.at(self._store.blobs.local_path(record.digest)))
+        return found
+
+    async def _keep_pinned(self) -> None:
+        try:
+            await self._backend.keep(await asyncio.to_thread(self._pinned))
+        except Error as error:
+            # An engine that is gone keeps nothing; it is told when it is up again.
+            if error.code is not Code.UNAVAILABLE:
+                raise
 
     def _check(self, folder: Path) -> AdapterConfig:
         return check_folder(
@@ -176,6 +220,15 @@ class AdapterService:
         number = parsed.version if parsed.alias is None else record.aliases.get(parsed.alias)
         versions = record.versions if parsed.bare else tuple(v for v in record.versions if v.version == number)
         return self._views.adapter(record, tiers, versions=versions)
+
+    async def _read_files(
+        self, digest: str, folder: Path, files: tuple[FileSpec, ...]
+    ) -> AsyncIterator[tuple[str, bytes]]:
+        with self._store.blobs.holding([digest]):
+            for spec in files:
+                with os.fdopen(await asyncio.to_thread(open_regular, folder / spec.name), "rb") as file:
+                    while data := await asyncio.to_thread(file.read, CHUNK_BYTES):
+                        yield spec.name, data
 
     async def _version(self, record: VersionRecord) -> AdapterVersionInfo:
         return await asyncio.to_thread(self._views.version, record, await self._tiers())
@@ -224,10 +277,3 @@ def _describe_file(path: Path) -> FileSpec:
     with os.fdopen(open_regular(path), "rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
         return FileSpec(path.name, file.tell(), digest)
-
-
-async def _read_files(folder: Path, files: tuple[FileSpec, ...]) -> AsyncIterator[tuple[str, bytes]]:
-    for spec in files:
-        with os.fdopen(await asyncio.to_thread(open_regular, folder / spec.name), "rb") as file:
-            while data := await asyncio.to_thread(file.read, CHUNK_BYTES):
-                yield spec.name, data

@@ -53,7 +53,8 @@ class ComposeService:
         async with self._turn:
             stack = await self._stacks.resolve(request.adapters, request.tenant)
             async with temporary_folder(self._store, "compose") as folder:
-                return await self._publish(request, stack, folder / "adapter")
+                with self._stacks.held(stack):
+                    return await self._publish(request, stack, folder / "adapter")
 
     async def _publish(self, request: ComposeRequest, stack: Stack, folder: Path) -> VersionRecord:
         command = self._command(request, active(stack), folder)

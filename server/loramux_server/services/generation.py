@@ -60,9 +60,10 @@ class GenerationService:
         ``max_tokens`` is cut to what the prompt leaves of the model's context.
         """
         prepared = await self._prepare(request)
-        async with aclosing(Answer(self._backend, prepared, self._observer).chunks()) as chunks:
-            async for chunk in chunks:
-                yield chunk
+        with self._stacks.held(prepared.stack):
+            async with aclosing(Answer(self._backend, prepared, self._observer).chunks()) as chunks:
+                async for chunk in chunks:
+                    yield chunk
 
     async def generate_once(self, request: GenerateRequest) -> Completion:
         """The whole answer of ``generate`` at once; the same errors."""

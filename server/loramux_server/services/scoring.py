@@ -59,7 +59,8 @@ class Scorer:
             stack=active(stack),
             tenant=request.tenant,
         )
-        result = await self._run(request.request_id or command.id, command, stack, deadline, started)
+        with self._stacks.held(stack):
+            result = await self._run(request.request_id or command.id, command, stack, deadline, started)
         return Score(
             token_ids=command.continuation_ids,
             tokens=tuple(self._text.token_text(id) for id in ids),

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 
+from ..core.errors import Error, adapter_not_found
 from ..core.types import BASE, Stack, StackEntry, StackItem
 from ..store.store import Store
 
@@ -30,6 +32,20 @@ class StackResolver:
         items = [item for stack in stacks for item in stack]
         flat = iter((await self.resolve(items, tenant)).entries)
         return tuple(Stack(tuple(next(flat) for _ in stack)) for stack in stacks)
+
+    @contextmanager
+    def held(self, stack: Stack) -> Iterator[None]:
+        """Around the use of a resolved stack: its files stay, even if its versions are deleted meanwhile.
+
+        Raises NOT_FOUND when they were deleted, and their files removed, since it was resolved.
+        """
+        with ExitStack() as holds:
+            for entry in stack.entries:
+                try:
+                    holds.enter_context(self._store.blobs.holding([entry.adapter.digest]))
+                except Error as gone:
+                    raise adapter_not_found(entry.adapter.ref) from gone
+            yield
 
     def _resolve(self, items: Sequence[StackItem], tenant: str) -> Stack:
         versions = self._store.adapters.resolve_all([item.adapter for item in items], tenant)

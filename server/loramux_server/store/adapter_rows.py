@@ -149,6 +149,11 @@ def put_alias(connection: Connection, adapter: int, alias: str, number: int) -> 
         connection.execute(al.insert().values(adapter_id=adapter, alias=alias, version=number))
 
 
+def drop_alias(connection: Connection, adapter: int, alias: str) -> bool:
+    """Remove an alias; whether there was one."""
+    return bool(connection.execute(al.delete().where(al.c.adapter_id == adapter, al.c.alias == alias)).rowcount)
+
+
 def delete_versions(connection: Connection, adapter: int, numbers: Sequence[int]) -> None:
     """Mark versions deleted and drop the aliases that meant them."""
     connection.execute(

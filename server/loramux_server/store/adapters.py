@@ -9,7 +9,7 @@ from pathlib import Path
 from sqlalchemy import Connection
 from sqlalchemy.exc import IntegrityError
 
-from ..core.errors import Code, Error, adapter_not_found
+from ..core.errors import Code, Error, adapter_not_found, invalid_field
 from ..core.types import AdapterVersion
 from . import adapter_rows as rows
 from .blobs import Blob, BlobStore
@@ -132,6 +132,17 @@ class AdapterRegistry:
                 )
             rows.put_alias(connection, adapter.id, alias, version)
             return self._find(connection, ref, Ref(name, version=version), tenant)
+
+    def remove_alias(self, name: str, tenant: str, alias: str) -> None:
+        """Forget ``name@alias``; the version stays. NOT_FOUND if there is none, INVALID_ARGUMENT for ``latest``."""
+        check_name(name)
+        check_alias(alias)
+        if alias == LATEST:
+            raise invalid_field("alias", f"{LATEST!r} is what the bare name means; point it at another version")
+        with self._db.write("alias") as connection:
+            adapter = self._own(connection, f"{name}@{alias}", name, tenant)
+            if not rows.drop_alias(connection, adapter.id, alias):
+                raise adapter_not_found(f"{name}@{alias}")
 
     def delete(self, ref: str, tenant: str) -> tuple[VersionRecord, ...]:
         """Delete one version, or with a bare name all of them; returns what was deleted.

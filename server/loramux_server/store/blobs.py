@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 import uuid
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -44,6 +45,8 @@ class BlobStore:
         self._collecting = False
         self._turn = Condition()
         self._settling = Lock()
+        self._holding = Lock()
+        self._held: Counter[str] = Counter()
 
     @contextmanager
     def publishing(self) -> Iterator[None]:
@@ -57,6 +60,20 @@ class BlobStore:
             with self._turn:
                 self._writers -= 1
                 self._turn.notify_all()
+
+    @contextmanager
+    def holding(self, digests: Collection[str]) -> Iterator[None]:
+        """Around the use of blobs: they stay although no row names them any more. DATA_LOSS for one that is gone."""
+        with self._holding:
+            self._held.update(digests)
+        try:
+            for digest in digests:
+                self.local_path(digest)
+            yield
+        finally:
+            with self._holding:
+                self._held.subtract(digests)
+                self._held += Counter()  # drops what nobody holds
 
     def put_folder(self, source: Path) -> Blob:
         """Store the files of a flat folder; its digest is that of its files' names, sizes and digests.
@@ -110,22 +127,28 @@ class BlobStore:
         """Remove blobs that ``referenced()`` does not name; returns their digests.
 
         Waits for puts under way (``publishing``) and holds new ones back until it is done; ``referenced`` is asked
-        in between, so it sees all their rows.
+        in between, so it sees all their rows. What is in use (``holding``) stays until a later collection.
         """
         with self._turn:
             self._turn.wait_for(lambda: not self._writers and not self._collecting)
             self._collecting = True
         try:
             kept = frozenset(referenced())
-            orphans = tuple(d for d in self.digests() if d not in kept)
+            orphans = [d for d in self.digests() if d not in kept]
             with storage_errors("cannot remove unused files"):
-                for digest in orphans:
-                    self._remove(self.local_path(digest))
-            return orphans
+                return tuple(digest for digest in orphans if self._remove_unused(digest))
         finally:
             with self._turn:
                 self._collecting = False
                 self._turn.notify_all()
+
+    def _remove_unused(self, digest: str) -> bool:
+        """Remove a blob unless somebody holds it; whoever comes after finds it gone."""
+        with self._holding:
+            if digest in self._held:
+                return False
+            self._remove(self.local_path(digest))
+        return True
 
     def _place(self, kind: str, digest: str) -> Path:
         return self._root / kind / digest[:2] / digest

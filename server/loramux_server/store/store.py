@@ -92,9 +92,15 @@ class Store:
 
     def collect_orphans(self, in_use: Collection[str] = ()) -> tuple[str, ...]:
         """Remove blobs that no row names and nobody uses; returns their digests."""
-        return self.blobs.collect_orphans(
-            lambda: {*self.adapters.referenced_digests(), *self.datasets.referenced_digests(), *in_use}
-        )
+        return self.blobs.collect_orphans(lambda: self._referenced() | frozenset(in_use))
+
+    def orphans(self) -> frozenset[str]:
+        """Blobs that no row names now: in use, on their way to a row, or to be collected."""
+        found = frozenset(self.blobs.digests())
+        return found - self._referenced()
+
+    def _referenced(self) -> frozenset[str]:
+        return self.adapters.referenced_digests() | self.datasets.referenced_digests()
 
     def sweep_job_folders(self) -> None:
         """At start: drop the checkpoints that no job can go on from, and those of jobs that failed long ago."""

@@ -46,6 +46,24 @@ def engine_metrics(stats: EngineStats, device: str) -> Iterator[Metric]:
     for tier, digests in sorted(stats.resident.items()):
         resident.add_metric([tier], len(digests))
     yield resident
+    sizes = GaugeMetricFamily("loramux_adapter_bytes", "Bytes of the adapter versions in memory.", labels=["tier"])
+    for tier, size in sorted(stats.resident_bytes.items()):
+        sizes.add_metric([tier], size)
+    yield sizes
+    loads = SummaryMetricFamily(
+        "loramux_adapter_load_duration_seconds",
+        "Loads of adapter versions: from disk to the host, from the host to the device.",
+        labels=["tier"],
+    )
+    for tier, (count, seconds) in sorted(stats.adapter_loads.items()):
+        loads.add_metric([tier], count_value=count, sum_value=seconds)
+    yield loads
+    hits = CounterMetricFamily(
+        "loramux_adapter_hits", "Where the adapters of requests were when these came.", labels=["tier"]
+    )
+    for tier, found in sorted(stats.adapter_hits.items()):
+        hits.add_metric([tier], found)
+    yield hits
     yield CounterMetricFamily(
         "loramux_adapter_evictions", "Adapter versions dropped to make room.", value=stats.adapter_evictions
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from loramux_server.core.backend import (
@@ -75,6 +75,8 @@ class FakeBackend:
     trained: list[TrainCommand] = field(default_factory=list)
     loaded: list[AdapterVersion] = field(default_factory=list)
     unloaded: list[str] = field(default_factory=list)
+    kept: list[str] = field(default_factory=list)
+    most_kept: int = 1000
     aborted: list[str] = field(default_factory=list)
     """Generations whose iterator was closed before its last event."""
     open: int = 0
@@ -124,6 +126,11 @@ class FakeBackend:
 
     async def unload(self, digest: str) -> None:
         self.unloaded.append(digest)
+
+    async def keep(self, adapters: Sequence[AdapterVersion]) -> None:
+        if len(adapters) > self.most_kept:
+            raise Error(Code.RESOURCE_EXHAUSTED, "no room to keep them", reason="TOO_MANY_PINNED")
+        self.kept = [adapter.ref for adapter in adapters]
 
     async def train(self, command: TrainCommand) -> AsyncIterator[TrainEvent]:
         self.trained.append(command)

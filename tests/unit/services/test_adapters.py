@@ -12,10 +12,12 @@ import pytest
 
 from loramux_server.core.backend import EngineInfo
 from loramux_server.core.errors import Code, Error
-from loramux_server.core.types import AdapterVersion
+from loramux_server.core.types import AdapterVersion, StackItem
 from loramux_server.services import intake
 from loramux_server.services.adapters import AdapterService
+from loramux_server.services.collector import Collector
 from loramux_server.services.limits import Limits
+from loramux_server.services.stacks import StackResolver
 from loramux_server.services.views import FileSpec
 from loramux_server.store.store import Store
 
@@ -192,9 +194,17 @@ async def test_promote_and_roll_back(service: AdapterService, info: EngineInfo, 
     with pytest.raises(Error) as caught:
         await service.set_alias("acme", 9)
     assert caught.value.code is Code.NOT_FOUND
-    with pytest.raises(Error) as caught:
-        await service.set_alias("acme", 0)
-    assert caught.value.code is Code.INVALID_ARGUMENT
+    for version, alias in ((0, ""), (-1, "beta"), (0, "latest")):
+        with pytest.raises(Error) as caught:
+            await service.set_alias("acme", version, alias=alias)
+        assert caught.value.code is Code.INVALID_ARGUMENT
+    assert (await service.set_alias("acme", 0, alias="beta")).aliases == {}
+    for ref in ("acme@beta", "acme@other"):
+        with pytest.raises(Error) as caught:
+            await service.set_alias("acme", 0, alias=ref.partition("@")[2])
+        assert caught.value.code is Code.NOT_FOUND
+    with pytest.raises(Error):
+        await service.get("acme@beta")
 
 
 async def test_an_alias_does_not_move_when_the_engine_refuses(
@@ -250,4 +260,96 @@ async def test_pins_are_loaded_again_at_start(
     again = FakeBackend(info)
     await AdapterService(again, store, info, Limits()).load_pinned()
     assert [a.ref for a in again.loaded] == ["acme@1"]
+    assert again.kept == ["acme@1"]
     assert not (await service.unpin("acme@1")).versions[0].pinned
+
+
+async def test_the_engine_keeps_what_is_pinned_and_nothing_else(
+    service: AdapterService, info: EngineInfo, backend: FakeBackend, store: Store
+) -> None:
+    await publish_versions(service, info, "acme", 3)
+    await service.pin("acme@1")
+    await service.pin("acme@2")
+    assert backend.kept == ["acme@1", "acme@2"]
+    backend.most_kept = 2
+    with pytest.raises(Error) as caught:
+        await service.pin("acme@3")
+    assert caught.value.reason == "TOO_MANY_PINNED"
+    assert [r.ref for r in store.adapters.pinned()] == ["acme@1", "acme@2"]  # a pin that is not kept is not noted
+    await service.unpin("acme@2")
+    assert backend.kept == ["acme@1"]
+    await service.delete("acme@1")
+    assert backend.kept == []
+
+
+async def test_pins_beyond_the_room_do_not_keep_the_server_down(
+    service: AdapterService, info: EngineInfo, store: Store
+) -> None:
+    await publish_versions(service, info, "acme", 2)
+    for version in (1, 2):
+        await service.pin(f"acme@{version}")
+    small = FakeBackend(info, most_kept=1)
+    await AdapterService(small, store, info, Limits()).load_pinned()
+    assert small.kept == ["acme@1"]
+
+
+async def test_files_go_when_the_last_request_that_uses_them_ends(
+    service: AdapterService, info: EngineInfo, store: Store
+) -> None:
+    await publish_versions(service, info, "acme", 1)
+    stacks = StackResolver(store)
+    stack = await stacks.resolve((StackItem("acme"),), "default")
+    collector = asyncio.create_task(Collector(store, service.deleted, retry_seconds=0.01).run())
+    with stacks.held(stack), stacks.held(stack):
+        await service.delete("acme")
+        await asyncio.sleep(0.1)  # many rounds of the collector
+        assert [*store.blobs.digests()] == [stack.entries[0].adapter.digest]
+        with pytest.raises(Error) as caught:
+            await stacks.resolve((StackItem("acme"),), "default")
+        assert caught.value.code is Code.NOT_FOUND
+    async with asyncio.timeout(20):
+        while any(store.blobs.digests()):  # noqa: ASYNC110 - the collector's own interval is what is waited for
+            await asyncio.sleep(0.01)
+    with pytest.raises(Error) as caught, stacks.held(stack):
+        pass
+    assert caught.value.code is Code.NOT_FOUND
+    assert not store.blobs._held
+    collector.cancel()
+
+
+async def test_the_collector_outlives_a_store_that_fails(
+    service: AdapterService, info: EngineInfo, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await publish_versions(service, info, "acme", 1)
+    failed = asyncio.Event()
+    collect = store.collect_orphans
+    loop = asyncio.get_running_loop()
+
+    def fail_once() -> tuple[str, ...]:
+        monkeypatch.setattr(store, "collect_orphans", collect)
+        loop.call_soon_threadsafe(failed.set)
+        raise Error(Code.UNAVAILABLE, "database away")
+
+    monkeypatch.setattr(store, "collect_orphans", fail_once)
+    await service.delete("acme")
+    collector = asyncio.create_task(Collector(store, service.deleted, retry_seconds=0.01).run())
+    async with asyncio.timeout(20):
+        await failed.wait()
+        while any(store.blobs.digests()):  # noqa: ASYNC110 - as above
+            await asyncio.sleep(0.01)
+    collector.cancel()
+
+
+async def test_a_download_of_what_is_deleted_meanwhile_is_whole(
+    service: AdapterService, files: Files, store: Store
+) -> None:
+    await service.upload("acme", pieces(files))
+    download = await service.download("acme")
+    found: Files = {}
+    async for name, data in download.chunks:
+        if not found:
+            await service.delete("acme")
+            assert store.collect_orphans() == ()
+        found[name] = found.get(name, b"") + data
+    assert found == files
+    assert len(store.collect_orphans()) == 1

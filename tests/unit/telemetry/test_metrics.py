@@ -27,6 +27,9 @@ STATS = EngineStats(
     memory={"base": 1000, "free": 5},
     resident={"device": ("a", "b"), "host": ("c",)},
     adapter_evictions=4,
+    resident_bytes={"device": 100, "host": 200},
+    adapter_loads={"device": (3, 0.5), "host": (2, 1.5)},
+    adapter_hits={"device": 7, "host": 1, "disk": 2},
     steps={"decode": (7, 1.5)},
 )
 
@@ -109,6 +112,10 @@ def test_engine_figures_are_read_at_each_scrape() -> None:
     assert value(metrics, "loramux_vram_bytes", device="cuda:0", kind="base") == 1000
     assert value(metrics, "loramux_adapters_resident", tier="device") == 2
     assert value(metrics, "loramux_adapter_evictions_total") == 4
+    assert value(metrics, "loramux_adapter_bytes", tier="host") == 200
+    assert value(metrics, "loramux_adapter_load_duration_seconds_count", tier="device") == 3
+    assert value(metrics, "loramux_adapter_load_duration_seconds_sum", tier="host") == 1.5
+    assert value(metrics, "loramux_adapter_hits_total", tier="disk") == 2
     assert value(metrics, "loramux_step_duration_seconds_count", kind="decode") == 7
     assert value(metrics, "loramux_step_duration_seconds_sum", kind="decode") == 1.5
     builds = [dict(labels) for name, labels in samples(metrics) if name == "loramux_build_info"]
