@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, NamedTuple, cast
 
 from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, PlainSerializer, SecretStr
 from pydantic.fields import FieldInfo
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
 from ..core.settings import CpuWeights, Device, Dtype, EngineSettings
 
@@ -61,9 +61,10 @@ def _path(value: object) -> object:
 
 
 _as_text = PlainSerializer(str, return_type=str)
-ListenAddress = Annotated[Address, BeforeValidator(_address), _as_text]
+# NoDecode: pydantic-settings would read a tuple's environment variable as JSON.
+ListenAddress = Annotated[Address, NoDecode, BeforeValidator(_address), _as_text]
 OptionalAddress = Annotated[
-    Address | None, BeforeValidator(_optional_address), PlainSerializer(lambda a: str(a) if a else "off")
+    Address | None, NoDecode, BeforeValidator(_optional_address), PlainSerializer(lambda a: str(a) if a else "off")
 ]
 Size = Annotated[ByteSize, Field(gt=0)]
 Folder = Annotated[Path, BeforeValidator(_path), _as_text]

@@ -23,7 +23,7 @@ from .publishing import publish
 from .stacks import pinned_items
 from .verify import verify_trained
 
-PASSING = frozenset({"learning_rate", "grad_norm", "epoch", "tokens_per_second", "eta_seconds"})
+PASSING = frozenset({"learning_rate", "grad_norm", "epoch", "tokens", "tokens_per_second", "eta_seconds"})
 """Figures of a moment, which say nothing about the finished adapter."""
 
 
