@@ -30,8 +30,6 @@ MAX_PROCESSES = 32
 MAX_REFUSED = 256
 """Grammars that are remembered as bad, so that sending one again costs nothing."""
 STOP_SECONDS = 5.0
-MESSAGE_CHARS = 600
-"""Most of llguidance's own words that a caller gets: they may quote the whole grammar."""
 
 
 @dataclass(eq=False, slots=True)
@@ -196,7 +194,7 @@ class GrammarHost:
                     case Compiled(""):
                         process.compiled = True
                     case Compiled(error):
-                        refusal = Mask(0, code=Code.INVALID_ARGUMENT, error=_tidy(error))
+                        refusal = Mask(0, code=Code.INVALID_ARGUMENT, error=error)
                     case _:
                         process.forked = True
         writer.close()
@@ -244,11 +242,6 @@ class GrammarHost:
                 self._parent.kill()
                 self._parent.wait()
         self._loop.call_soon(self._loop.stop)
-
-
-def _tidy(error: str) -> str:
-    error = error.replace("<non-verbose/>", "").strip()
-    return error if len(error) <= MESSAGE_CHARS else error[:MESSAGE_CHARS] + " ..."
 
 
 _UNCOMPILABLE = Mask(

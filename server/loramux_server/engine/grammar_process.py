@@ -33,11 +33,13 @@ ANSWER_SECONDS, TOKEN_SECONDS = 1.0, 0.02
 """An answer may take the one, and the other for each of its tokens."""
 MEMORY = 512 << 20
 """Bytes that a grammar may use beside the tokenizer."""
+MESSAGE_CHARS = 600
+"""Most of llguidance's own words that a caller gets: they may quote the whole grammar."""
 BAD_TOKENIZER = 3
 """Exit status when the tokenizer cannot be used."""
 
-# Runs of blanks are bounded: a small model that likes them would never come to the point.
-_JSON: Any = {"whitespace_pattern": r"[\x20\x0A\x0D\x09]{1,32}"}
+# A blank or two, or a new line and its indentation: a small model that likes blanks would never come to the point.
+_JSON: Any = {"whitespace_pattern": r"[ \t]{1,2}|\r?\n[ \t]{0,24}"}
 
 
 def main(fd: int) -> int:
@@ -105,7 +107,7 @@ def _serve(connection: socket.socket, tokenizer: LLTokenizer, compile_seconds: f
             first = LLMatcher(tokenizer, text, log_level=0, limits=_limits())
             if not first.is_error():
                 first.deep_copy().compute_bitmask()  # much of the work is only done for the first mask
-        reply(Compiled(first.get_error()))
+        reply(Compiled(_words(first)))
         if first.is_error():
             return
         answers: dict[int, _Answer] = {}
@@ -143,7 +145,7 @@ class _Answer:
             bits = matcher.compute_bitmask()
         self._seconds += time.process_time() - started
         if matcher.is_error():
-            return self._failed(f"the grammar is too complex for this answer: {matcher.get_error()}")
+            return self._failed(f"the grammar is too complex for this answer: {_words(matcher)}")
         if matcher.is_stopped():
             return Mask(self._key, complete=True)
         if not any(bits):
@@ -154,6 +156,12 @@ class _Answer:
 
     def _failed(self, error: str) -> Mask:
         return Mask(self._key, code=Code.RESOURCE_EXHAUSTED, error=error)
+
+
+def _words(matcher: LLMatcher) -> str:
+    """What is wrong with a matcher; empty: nothing."""
+    error = matcher.get_error().replace("<non-verbose/>", "").strip()
+    return error if len(error) <= MESSAGE_CHARS else error[:MESSAGE_CHARS] + " ..."
 
 
 def _source(grammar: Grammar) -> str:

@@ -49,8 +49,8 @@ def _choices(items: Sequence[str]) -> Grammar:
             raise invalid_field(f"{field}[{i}]", "is empty")
         _check_size(f"{field}[{i}]", item)
     _check_size(field, "".join(items))
-    # Strings of a Lark grammar are written as in JSON.
-    return Grammar(GrammarKind.LARK, "start: " + " | ".join(json.dumps(i, ensure_ascii=False) for i in items))
+    # Strings of a Lark grammar are written as in JSON, and some characters must be escaped that JSON would leave.
+    return Grammar(GrammarKind.LARK, "start: " + " | ".join(map(json.dumps, items)))
 
 
 def _check_size(field: str, text: str) -> None:

@@ -130,6 +130,7 @@ def test_a_digit_is_a_plain_one(masks: Masks) -> None:
 def test_blanks_come_to_an_end(masks: Masks) -> None:
     assert masks.accepts(ANY_OBJECT, '{\n    "a":\t1 }')
     assert not masks.accepts(ANY_OBJECT, "{" + " " * 40 + "}")
+    assert not masks.accepts(ANY_OBJECT, "{\n\n}")
     free = {"type": "object", "x-guidance": {"whitespace_pattern": " *"}}
     assert masks.accepts(schema(free), "{" + " " * 40 + "}")
 
@@ -293,7 +294,7 @@ def test_so_many_grammars_at_most(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_a_dead_process_fails_its_own_answers_and_comes_back(tmp_path: Path) -> None:
     masks = Masks(tmp_path)
-    key, mask = masks.open(regex("ab"))
+    key, _ = masks.open(regex("ab"))
     (pid,) = processes(masks)
     other, _ = masks.open(regex("cd"))
     os.kill(pid, signal.SIGKILL)
