@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from loramux_server.core.backend import EngineStats, TokenEvent
 from loramux_server.core.errors import Code
 from loramux_server.core.types import Stack
+from loramux_server.engine.load_quota import LoadQuota
 from loramux_server.engine.protocol import KeepCommand, LoadCommand, StatsCommand, UnloadCommand
 from loramux_server.lora import cache
 from tests.engine import Engine, check_tokens, command, stack_of, version_of
@@ -267,3 +268,41 @@ def test_figures_of_loads_hits_and_bytes(cases: Cases) -> None:
     for name in ("all", "rs"):
         engine.run(UnloadCommand(f"u-{name}", cases.versions[name].digest))
     assert cache.nbytes == 0
+
+
+def test_a_tenant_that_loads_too_fast_waits_and_nobody_else(cases: Cases) -> None:
+    engine = cases.engine(adapter_load_rate=4.0)  # a burst of 8
+    clock = 0.0
+    quota = LoadQuota(4.0, lambda: clock)
+    engine.loop._desk._quota = quota
+    while quota.take("greedy"):
+        pass
+    case = Case(cases.prompts[0], cases.stack([("all", 1.0)]), 3)
+    cold = command("cold", case.prompt, 3, case.stack)
+    engine.submit(replace(cold, tenant="greedy"), command("mate", case.prompt, 3))
+    engine.finish("mate")
+    other = cases.stack([("rs", 1.0)])
+    engine.submit(replace(command("other", case.prompt, 3, other), tenant="modest"))
+    engine.finish("other")
+    assert engine.outputs["cold"] == []
+    assert engine.loop._next_moment() == pytest.approx(0.25)
+    clock = 0.26
+    engine.finish("cold")  # wakes by itself: no command comes any more
+    check_tokens(engine.tokens("cold"), cases.alone(case))
+    # What is in memory costs nothing, however little is left.
+    engine.submit(replace(command("again", case.prompt, 3, case.stack), tenant="greedy"))
+    engine.finish("again")
+    check_empty(engine)
+
+
+def test_what_an_operator_loads_is_no_tenants_quota(cases: Cases) -> None:
+    engine = cases.engine(adapter_load_rate=1.0)
+    quota = LoadQuota(1.0, lambda: 0.0)
+    engine.loop._desk._quota = quota
+    while quota.take("greedy"):
+        pass
+    case = Case(cases.prompts[0], cases.stack([("all", 1.0)]), 3)
+    engine.submit(replace(command("cold", case.prompt, 3, case.stack), tenant="greedy"))
+    engine.submit(LoadCommand("load", cases.versions["all"]))
+    engine.finish("load", "cold")
+    check_empty(engine)

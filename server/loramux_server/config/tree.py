@@ -169,6 +169,15 @@ class Settings(BaseSettings):
     adapter_memory: Size | None = _setting(
         None, "Serving", "SIZE", "memory for resident adapters, such as 256MiB (default: the engine chooses)"
     )
+    adapter_load_rate: float = _setting(
+        0.0,
+        "Serving",
+        "N",
+        "adapters that one tenant's requests may have read from disk per second; 0 is no limit",
+        ge=0,
+        le=1_000_000,
+        allow_inf_nan=False,
+    )
     max_batch_tokens: int = _setting(512, "Serving", "N", "tokens per serve step", ge=1, le=1_048_576)
     max_running: int = _setting(64, "Serving", "N", "generations in the batch at once", ge=1, le=65_536)
     max_queue: int = _setting(1024, "Serving", "N", "generations that may wait; more are refused", ge=0, le=1_048_576)
@@ -204,6 +213,7 @@ class Settings(BaseSettings):
             # Plain integers: the engine may be another process, and the wire knows no subclasses.
             kv_cache_memory=None if self.kv_cache_memory is None else int(self.kv_cache_memory),
             adapter_memory=None if self.adapter_memory is None else int(self.adapter_memory),
+            adapter_load_rate=self.adapter_load_rate,
             max_batch_tokens=self.max_batch_tokens,
             max_running=self.max_running,
             max_queue=self.max_queue,

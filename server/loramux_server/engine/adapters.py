@@ -10,14 +10,16 @@ from ..core.errors import Code, Error
 from ..core.types import AdapterVersion, Stack
 from ..lora.bank import AdapterBank, HostAdapter
 from ..lora.cache import HostCache
+from .load_quota import LoadQuota
 from .scheduler import Admission
 
 
 class AdapterDesk:
     """Between the scheduler's question "may this stack run now?" and bank, host cache and disk."""
 
-    def __init__(self, bank: AdapterBank, cache: HostCache) -> None:
-        self._bank, self._cache = bank, cache
+    def __init__(self, bank: AdapterBank, cache: HostCache, quota: LoadQuota) -> None:
+        self._bank, self._cache, self._quota = bank, cache, quota
+        self._deferred: dict[str, tuple[AdapterVersion, str]] = {}  # digest -> read once this tenant may
         self._callers: dict[str, list[str]] = {}  # digest -> ids of load commands that wait for it
         self._doomed: set[str] = set()
         self._kept: dict[str, int] = {}  # digest -> rank of what is never evicted
@@ -57,15 +59,30 @@ class AdapterDesk:
         self._kept = kept
         self._bank.kept = frozenset(kept)
 
-    def prefetch(self, stack: Stack) -> None:
-        """Start reading what is not in memory, so that it lands while the request queues."""
+    def prefetch(self, stack: Stack, tenant: str) -> None:
+        """Start reading what is not in memory, so that it lands while the request queues: now, or when it may."""
         for entry in stack.entries:
             digest = entry.adapter.digest
             if self._bank.get(digest) is not None:
                 self.hits["device"] += 1
                 continue
             self.hits["disk" if self._cache.get(digest) is None else "host"] += 1
+            if not self._cache.knows(digest) and not self._quota.take(tenant):
+                self._deferred.setdefault(digest, (entry.adapter, tenant))
+                continue
+            self._deferred.pop(digest, None)
             self._cache.request(entry.adapter)
+
+    def read_deferred(self) -> float | None:
+        """Start the reads that had to wait and may begin now; seconds until the next may, None if none waits."""
+        waits: list[float] = []
+        for digest, (adapter, tenant) in list(self._deferred.items()):
+            if self._quota.take(tenant):
+                del self._deferred[digest]
+                self._cache.request(adapter)
+            else:
+                waits.append(self._quota.wait(tenant))
+        return min(waits, default=None)
 
     def pin(self, stack: Stack) -> Admission:
         """Make the whole stack resident and pin it, or pin nothing."""
@@ -90,6 +107,7 @@ class AdapterDesk:
     def load(self, caller: str, adapter: AdapterVersion) -> bool:
         """Bring an adapter to the device; True if it is there now, else ``collect`` names ``caller`` later."""
         self._doomed.discard(adapter.digest)
+        self._deferred.pop(adapter.digest, None)  # an operator's wish is not a request's
         # FULL: in host memory, and the device is full of adapters in use: good enough to be served next.
         if self._bring(adapter) is not Admission.LOADING:
             return True
@@ -99,6 +117,7 @@ class AdapterDesk:
     def unload(self, digest: str) -> None:
         """Forget an adapter; one in use leaves when its last user does."""
         self._cache.drop(digest)
+        self._deferred.pop(digest, None)
         if not self._bank.drop(digest):
             self._doomed.add(digest)
 
@@ -142,7 +161,8 @@ class AdapterDesk:
             return Admission.READY
         host = self._cache.get(adapter.digest)
         if host is None:
-            self._cache.request(adapter)
+            if adapter.digest not in self._deferred:
+                self._cache.request(adapter)
             return Admission.LOADING
         return Admission.READY if self._put(host) else Admission.FULL
 

@@ -19,6 +19,7 @@ from ..model.resident import Progress, ResidentBase
 from ..model.special import eos_token_ids, max_context
 from .adapters import AdapterDesk
 from .grammars import GrammarDesk
+from .load_quota import LoadQuota
 from .loop import EngineLoop
 from .memory import device_memory, plan_memory
 from .pages import PagePool
@@ -51,7 +52,7 @@ def build_engine(
     kv = KVPool(shape, plan.kv_pages, base.device, base.dtype)
     bank = AdapterBank(base.groups, plan.adapter_rows, base.device, base.dtype)
     cache = HostCache(base.modules, base.fingerprint, plan.host_bytes, base.dtype)
-    desk = AdapterDesk(bank, cache)
+    desk = AdapterDesk(bank, cache, LoadQuota(settings.adapter_load_rate))
     eos = eos_token_ids(base.model, folder)
     vocab_size = int(base.model.config.vocab_size)
     grammars = GrammarDesk(folder, vocab_size, eos)

@@ -61,6 +61,7 @@ class EngineLoop:
         self._inbox: queue.SimpleQueue[Command | str | Woken | None] = queue.SimpleQueue()
         self._steps: dict[str, tuple[int, float]] = {}
         self._scores: dict[str, list[tuple[float, bool]]] = {}
+        self._next_read: float | None = None
         self._stopping = False
         self._stalled = True  # the last turn found nothing to compute
         desk.on_loaded(self._inbox.put)
@@ -84,6 +85,7 @@ class EngineLoop:
         """One turn: commands, one serve step, training. Waits for a command when there is nothing else to do."""
         self._take_commands()
         self._expire(time.monotonic())
+        self._next_read = self._desk.read_deferred()
         self._take_masks()
         plan = self._scheduler.schedule()
         self._stalled = not plan.work
@@ -103,16 +105,18 @@ class EngineLoop:
         self._flush()
         try:
             # A waiting sequence with a deadline must still be ended in time.
-            command = self._inbox.get(block=wait, timeout=self._next_deadline() if wait else None)
+            command = self._inbox.get(block=wait, timeout=self._next_moment() if wait else None)
             while True:
                 self._handle(command)
                 command = self._inbox.get_nowait()
         except queue.Empty:
             return
 
-    def _next_deadline(self) -> float | None:
-        deadlines = [s.deadline for s in self._scheduler.sequences if s.deadline is not None]
-        return max(0.0, min(deadlines) - time.monotonic()) if deadlines else None
+    def _next_moment(self) -> float | None:
+        """Seconds until something must be done though no command comes: a deadline, an adapter that may be read."""
+        now = time.monotonic()
+        moments = [max(0.0, s.deadline - now) for s in self._scheduler.sequences if s.deadline is not None]
+        return min([*moments, *([] if self._next_read is None else [self._next_read])], default=None)
 
     def _handle(self, command: Command | str | Woken | None) -> None:
         if command is None:
@@ -174,7 +178,7 @@ class EngineLoop:
         self._grammars.open(seq)
         if seq.score_from is not None:
             self._scores[seq.id] = []
-        self._desk.prefetch(seq.stack)
+        self._desk.prefetch(seq.stack, seq.tenant)
 
     def _abort(self, id: str) -> None:
         if (seq := self._scheduler.get(id)) is not None:

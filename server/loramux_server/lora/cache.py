@@ -48,9 +48,13 @@ class HostCache:
             self._adapters.move_to_end(digest)
         return adapter
 
+    def knows(self, digest: str) -> bool:
+        """Whether an adapter is here or on its way."""
+        return digest in self._adapters or digest in self._loading
+
     def request(self, version: AdapterVersion) -> None:
         """Start reading an adapter unless it is here or on its way."""
-        if version.digest not in self._adapters and version.digest not in self._loading:
+        if not self.knows(version.digest):
             self._loading[version.digest] = version
             self._reader.submit(self._read, version)
 
