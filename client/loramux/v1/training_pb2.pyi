@@ -42,7 +42,7 @@ class _JobStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_JobState.Val
     JOB_STATE_PUBLISHING: _JobState.ValueType  # 6
     """The adapter is being put into the registry."""
     JOB_STATE_SUCCEEDED: _JobState.ValueType  # 7
-    """Final: the adapter is published."""
+    """Final: the adapter is published, as a candidate only if `gate_result` says so."""
     JOB_STATE_FAILED: _JobState.ValueType  # 8
     """Final: `error` tells why."""
     JOB_STATE_CANCELLED: _JobState.ValueType  # 9
@@ -66,7 +66,7 @@ JOB_STATE_EVALUATING: JobState.ValueType  # 5
 JOB_STATE_PUBLISHING: JobState.ValueType  # 6
 """The adapter is being put into the registry."""
 JOB_STATE_SUCCEEDED: JobState.ValueType  # 7
-"""Final: the adapter is published."""
+"""Final: the adapter is published, as a candidate only if `gate_result` says so."""
 JOB_STATE_FAILED: JobState.ValueType  # 8
 """Final: `error` tells why."""
 JOB_STATE_CANCELLED: JobState.ValueType  # 9
@@ -392,6 +392,9 @@ class TrainSettings(_message.Message):
     BATCH_SIZE_FIELD_NUMBER: _builtins.int
     MAX_LENGTH_FIELD_NUMBER: _builtins.int
     SEED_FIELD_NUMBER: _builtins.int
+    VALIDATION_SPLIT_FIELD_NUMBER: _builtins.int
+    EVAL_STEPS_FIELD_NUMBER: _builtins.int
+    EARLY_STOPPING_PATIENCE_FIELD_NUMBER: _builtins.int
     rank: _builtins.int
     """Rank of the low-rank factors. Default 16."""
     alpha: _builtins.float
@@ -401,7 +404,7 @@ class TrainSettings(_message.Message):
     dropout: _builtins.float
     """Dropout in front of the factors; in [0, 1). Default 0."""
     learning_rate: _builtins.float
-    """Peak learning rate. Default 2e-4."""
+    """Peak learning rate. Unset: chosen for the size of the base, 2e-4 at 7 billion parameters."""
     lr_scheduler: _builtins.str
     """Course of the learning rate: `linear`, `cosine` or `constant`. Default `linear`."""
     warmup_ratio: _builtins.float
@@ -424,6 +427,16 @@ class TrainSettings(_message.Message):
     """Longest row in tokens; longer rows are refused, not cut. Unset: the model's context."""
     seed: _builtins.int
     """Seed of the initial weights, the order of rows and dropout. Default 0."""
+    validation_split: _builtins.float
+    """Share of the rows that is held out for evaluation, in [0, 1), when the job has no held-out dataset. Default 0."""
+    eval_steps: _builtins.int
+    """Steps between two evaluations on the held-out rows; the best state seen is the one that is published. Unset: one
+    evaluation, at the end.
+    """
+    early_stopping_patience: _builtins.int
+    """Evaluations in a row without a lower loss after which the job stops training. Unset: never. Without `eval_steps`
+    there is one evaluation an epoch then.
+    """
     @_builtins.property
     def target_modules(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Kinds of linears to adapt, such as `q_proj`. Empty or `all-linear`: all but the output head."""
@@ -453,10 +466,13 @@ class TrainSettings(_message.Message):
         batch_size: _builtins.int | None = ...,
         max_length: _builtins.int | None = ...,
         seed: _builtins.int | None = ...,
+        validation_split: _builtins.float | None = ...,
+        eval_steps: _builtins.int | None = ...,
+        early_stopping_patience: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_alpha", b"_alpha", "_batch_size", b"_batch_size", "_beta1", b"_beta1", "_beta2", b"_beta2", "_dropout", b"_dropout", "_epochs", b"_epochs", "_learning_rate", b"_learning_rate", "_lr_scheduler", b"_lr_scheduler", "_max_grad_norm", b"_max_grad_norm", "_max_length", b"_max_length", "_max_steps", b"_max_steps", "_rank", b"_rank", "_rslora", b"_rslora", "_seed", b"_seed", "_warmup_ratio", b"_warmup_ratio", "_weight_decay", b"_weight_decay", "alpha", b"alpha", "batch_size", b"batch_size", "beta1", b"beta1", "beta2", b"beta2", "dropout", b"dropout", "epochs", b"epochs", "learning_rate", b"learning_rate", "lr_scheduler", b"lr_scheduler", "max_grad_norm", b"max_grad_norm", "max_length", b"max_length", "max_steps", b"max_steps", "rank", b"rank", "rslora", b"rslora", "seed", b"seed", "warmup_ratio", b"warmup_ratio", "weight_decay", b"weight_decay"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_alpha", b"_alpha", "_batch_size", b"_batch_size", "_beta1", b"_beta1", "_beta2", b"_beta2", "_dropout", b"_dropout", "_early_stopping_patience", b"_early_stopping_patience", "_epochs", b"_epochs", "_eval_steps", b"_eval_steps", "_learning_rate", b"_learning_rate", "_lr_scheduler", b"_lr_scheduler", "_max_grad_norm", b"_max_grad_norm", "_max_length", b"_max_length", "_max_steps", b"_max_steps", "_rank", b"_rank", "_rslora", b"_rslora", "_seed", b"_seed", "_validation_split", b"_validation_split", "_warmup_ratio", b"_warmup_ratio", "_weight_decay", b"_weight_decay", "alpha", b"alpha", "batch_size", b"batch_size", "beta1", b"beta1", "beta2", b"beta2", "dropout", b"dropout", "early_stopping_patience", b"early_stopping_patience", "epochs", b"epochs", "eval_steps", b"eval_steps", "learning_rate", b"learning_rate", "lr_scheduler", b"lr_scheduler", "max_grad_norm", b"max_grad_norm", "max_length", b"max_length", "max_steps", b"max_steps", "rank", b"rank", "rslora", b"rslora", "seed", b"seed", "validation_split", b"validation_split", "warmup_ratio", b"warmup_ratio", "weight_decay", b"weight_decay"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_alpha", b"_alpha", "_batch_size", b"_batch_size", "_beta1", b"_beta1", "_beta2", b"_beta2", "_dropout", b"_dropout", "_epochs", b"_epochs", "_learning_rate", b"_learning_rate", "_lr_scheduler", b"_lr_scheduler", "_max_grad_norm", b"_max_grad_norm", "_max_length", b"_max_length", "_max_steps", b"_max_steps", "_rank", b"_rank", "_rslora", b"_rslora", "_seed", b"_seed", "_warmup_ratio", b"_warmup_ratio", "_weight_decay", b"_weight_decay", "alpha", b"alpha", "batch_size", b"batch_size", "beta1", b"beta1", "beta2", b"beta2", "dropout", b"dropout", "epochs", b"epochs", "layers", b"layers", "learning_rate", b"learning_rate", "lr_scheduler", b"lr_scheduler", "max_grad_norm", b"max_grad_norm", "max_length", b"max_length", "max_steps", b"max_steps", "rank", b"rank", "rslora", b"rslora", "seed", b"seed", "target_modules", b"target_modules", "warmup_ratio", b"warmup_ratio", "weight_decay", b"weight_decay"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_alpha", b"_alpha", "_batch_size", b"_batch_size", "_beta1", b"_beta1", "_beta2", b"_beta2", "_dropout", b"_dropout", "_early_stopping_patience", b"_early_stopping_patience", "_epochs", b"_epochs", "_eval_steps", b"_eval_steps", "_learning_rate", b"_learning_rate", "_lr_scheduler", b"_lr_scheduler", "_max_grad_norm", b"_max_grad_norm", "_max_length", b"_max_length", "_max_steps", b"_max_steps", "_rank", b"_rank", "_rslora", b"_rslora", "_seed", b"_seed", "_validation_split", b"_validation_split", "_warmup_ratio", b"_warmup_ratio", "_weight_decay", b"_weight_decay", "alpha", b"alpha", "batch_size", b"batch_size", "beta1", b"beta1", "beta2", b"beta2", "dropout", b"dropout", "early_stopping_patience", b"early_stopping_patience", "epochs", b"epochs", "eval_steps", b"eval_steps", "layers", b"layers", "learning_rate", b"learning_rate", "lr_scheduler", b"lr_scheduler", "max_grad_norm", b"max_grad_norm", "max_length", b"max_length", "max_steps", b"max_steps", "rank", b"rank", "rslora", b"rslora", "seed", b"seed", "target_modules", b"target_modules", "validation_split", b"validation_split", "warmup_ratio", b"warmup_ratio", "weight_decay", b"weight_decay"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__alpha: _TypeAlias = _typing.Literal["alpha"]  # noqa: Y015
     _WhichOneofArgType__alpha: _TypeAlias = _typing.Literal["_alpha", b"_alpha"]  # noqa: Y015
@@ -468,8 +484,12 @@ class TrainSettings(_message.Message):
     _WhichOneofArgType__beta2: _TypeAlias = _typing.Literal["_beta2", b"_beta2"]  # noqa: Y015
     _WhichOneofReturnType__dropout: _TypeAlias = _typing.Literal["dropout"]  # noqa: Y015
     _WhichOneofArgType__dropout: _TypeAlias = _typing.Literal["_dropout", b"_dropout"]  # noqa: Y015
+    _WhichOneofReturnType__early_stopping_patience: _TypeAlias = _typing.Literal["early_stopping_patience"]  # noqa: Y015
+    _WhichOneofArgType__early_stopping_patience: _TypeAlias = _typing.Literal["_early_stopping_patience", b"_early_stopping_patience"]  # noqa: Y015
     _WhichOneofReturnType__epochs: _TypeAlias = _typing.Literal["epochs"]  # noqa: Y015
     _WhichOneofArgType__epochs: _TypeAlias = _typing.Literal["_epochs", b"_epochs"]  # noqa: Y015
+    _WhichOneofReturnType__eval_steps: _TypeAlias = _typing.Literal["eval_steps"]  # noqa: Y015
+    _WhichOneofArgType__eval_steps: _TypeAlias = _typing.Literal["_eval_steps", b"_eval_steps"]  # noqa: Y015
     _WhichOneofReturnType__learning_rate: _TypeAlias = _typing.Literal["learning_rate"]  # noqa: Y015
     _WhichOneofArgType__learning_rate: _TypeAlias = _typing.Literal["_learning_rate", b"_learning_rate"]  # noqa: Y015
     _WhichOneofReturnType__lr_scheduler: _TypeAlias = _typing.Literal["lr_scheduler"]  # noqa: Y015
@@ -486,6 +506,8 @@ class TrainSettings(_message.Message):
     _WhichOneofArgType__rslora: _TypeAlias = _typing.Literal["_rslora", b"_rslora"]  # noqa: Y015
     _WhichOneofReturnType__seed: _TypeAlias = _typing.Literal["seed"]  # noqa: Y015
     _WhichOneofArgType__seed: _TypeAlias = _typing.Literal["_seed", b"_seed"]  # noqa: Y015
+    _WhichOneofReturnType__validation_split: _TypeAlias = _typing.Literal["validation_split"]  # noqa: Y015
+    _WhichOneofArgType__validation_split: _TypeAlias = _typing.Literal["_validation_split", b"_validation_split"]  # noqa: Y015
     _WhichOneofReturnType__warmup_ratio: _TypeAlias = _typing.Literal["warmup_ratio"]  # noqa: Y015
     _WhichOneofArgType__warmup_ratio: _TypeAlias = _typing.Literal["_warmup_ratio", b"_warmup_ratio"]  # noqa: Y015
     _WhichOneofReturnType__weight_decay: _TypeAlias = _typing.Literal["weight_decay"]  # noqa: Y015
@@ -501,7 +523,11 @@ class TrainSettings(_message.Message):
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__dropout) -> _WhichOneofReturnType__dropout | None: ...
     @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__early_stopping_patience) -> _WhichOneofReturnType__early_stopping_patience | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__epochs) -> _WhichOneofReturnType__epochs | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__eval_steps) -> _WhichOneofReturnType__eval_steps | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__learning_rate) -> _WhichOneofReturnType__learning_rate | None: ...
     @_typing.overload
@@ -519,6 +545,8 @@ class TrainSettings(_message.Message):
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__seed) -> _WhichOneofReturnType__seed | None: ...
     @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__validation_split) -> _WhichOneofReturnType__validation_split | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__warmup_ratio) -> _WhichOneofReturnType__warmup_ratio | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__weight_decay) -> _WhichOneofReturnType__weight_decay | None: ...
@@ -527,7 +555,9 @@ Global___TrainSettings: _TypeAlias = TrainSettings  # noqa: Y015
 
 @_typing.final
 class Gate(_message.Message):
-    """A condition that a trained version has to meet before the name moves to it."""
+    """A condition that a trained version has to meet before the name moves to it. A version that fails is kept as a
+    candidate: it can be used as `name@version` and promoted by hand.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -544,7 +574,9 @@ class Gate(_message.Message):
         KIND_IMPROVES: Gate._Kind.ValueType  # 2
         """Loss on held-out rows below that of the base and of the current version."""
         KIND_MIN_ACCURACY: Gate._Kind.ValueType  # 3
-        """Accuracy on held-out rows at least `min_accuracy`."""
+        """Share of the held-out rows whose answer, generated by the new adapter, holds the expected text at least
+        `min_accuracy`.
+        """
 
     class Kind(_Kind, metaclass=_KindEnumTypeWrapper):
         """Kinds of conditions."""
@@ -556,7 +588,9 @@ class Gate(_message.Message):
     KIND_IMPROVES: Gate.Kind.ValueType  # 2
     """Loss on held-out rows below that of the base and of the current version."""
     KIND_MIN_ACCURACY: Gate.Kind.ValueType  # 3
-    """Accuracy on held-out rows at least `min_accuracy`."""
+    """Share of the held-out rows whose answer, generated by the new adapter, holds the expected text at least
+    `min_accuracy`.
+    """
 
     KIND_FIELD_NUMBER: _builtins.int
     MIN_ACCURACY_FIELD_NUMBER: _builtins.int
@@ -621,7 +655,9 @@ class CreateJobRequest(_message.Message):
     validation_dataset_id: _builtins.str
     """Held-out dataset to evaluate on. Unset: none."""
     init_from: _builtins.str
-    """Version to start from instead of fresh weights: `name` or `name@version`. Empty: fresh weights."""
+    """Version to start from instead of fresh weights: `name` or `name@version`. Rank, alpha and targets that are unset
+    are then those of the version. Empty: fresh weights.
+    """
     compare_prompt: _builtins.str
     """Prompt to compare the adapter against in the evaluation. Unset: no comparison."""
     idempotency_key: _builtins.str
@@ -764,6 +800,8 @@ class Job(_message.Message):
     STARTED_AT_FIELD_NUMBER: _builtins.int
     FINISHED_AT_FIELD_NUMBER: _builtins.int
     LAST_SEQUENCE_FIELD_NUMBER: _builtins.int
+    GATE_FIELD_NUMBER: _builtins.int
+    GATE_RESULT_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Identifier."""
     name: _builtins.str
@@ -790,6 +828,8 @@ class Job(_message.Message):
     """When it reached a final state, in seconds since 1970. 0: not yet."""
     last_sequence: _builtins.int
     """Sequence number of its latest event."""
+    gate_result: _builtins.str
+    """Why what it published was not promoted. Empty: it was, or there is nothing yet."""
     @_builtins.property
     def metrics(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
         """Latest figures, such as `loss`, `learning_rate`, `tokens_per_second`, `eta_seconds`."""
@@ -814,6 +854,10 @@ class Job(_message.Message):
     def metadata(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Free words of its maker."""
 
+    @_builtins.property
+    def gate(self) -> Global___Gate:
+        """Condition for promoting what it publishes. Unset: none."""
+
     def __init__(
         self,
         *,
@@ -836,10 +880,12 @@ class Job(_message.Message):
         started_at: _builtins.float = ...,
         finished_at: _builtins.float = ...,
         last_sequence: _builtins.int = ...,
+        gate: Global___Gate | None = ...,
+        gate_result: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "error", b"error", "settings", b"settings"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "error", b"error", "gate", b"gate", "settings", b"settings"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "created_at", b"created_at", "dataset_id", b"dataset_id", "error", b"error", "finished_at", b"finished_at", "id", b"id", "init_from", b"init_from", "last_sequence", b"last_sequence", "metadata", b"metadata", "metrics", b"metrics", "name", b"name", "on_top_of", b"on_top_of", "settings", b"settings", "started_at", b"started_at", "state", b"state", "step", b"step", "tenant", b"tenant", "total_steps", b"total_steps", "validation_dataset_id", b"validation_dataset_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "created_at", b"created_at", "dataset_id", b"dataset_id", "error", b"error", "finished_at", b"finished_at", "gate", b"gate", "gate_result", b"gate_result", "id", b"id", "init_from", b"init_from", "last_sequence", b"last_sequence", "metadata", b"metadata", "metrics", b"metrics", "name", b"name", "on_top_of", b"on_top_of", "settings", b"settings", "started_at", b"started_at", "state", b"state", "step", b"step", "tenant", b"tenant", "total_steps", b"total_steps", "validation_dataset_id", b"validation_dataset_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

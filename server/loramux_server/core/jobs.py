@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from .errors import Code, Error
-from .types import BASE, Stack
+from .types import BASE, AdapterVersion, Stack
 
 
 class JobState(StrEnum):
@@ -76,6 +76,12 @@ class TrainSpec:
     max_length: int | None = None
     """Longest row in tokens; None: the model's context. Longer rows are refused, not cut."""
     seed: int = 0
+    validation_split: float = 0.0
+    """Share of the rows that is held out for evaluation when no held-out data are given."""
+    eval_steps: int | None = None
+    """Steps between two evaluations; None: at the end only, or once an epoch when stopping early is asked for."""
+    early_stopping_patience: int | None = None
+    """Evaluations without a better loss after which a run stops; None: it goes on to its end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +108,10 @@ class TrainCommand:
     """Folder that the engine makes and fills with the adapter in PEFT's format."""
     base_name: str = ""
     """What ``base_model_name_or_path`` in the written adapter_config.json says."""
+    init: AdapterVersion | None = None
+    """Version whose values the new adapter starts from; None: fresh ones."""
+    current: AdapterVersion | None = None
+    """Version that the new one would replace: measured beside it on the validation rows."""
     checkpoint_dir: str = ""
     """Folder that the front made for this job's checkpoints and keeps between attempts; empty: none are written."""
     checkpoint_every: int = 0

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
+from ..core.errors import invalid_field
 from .bank import LoraPair
 from .linear import LinearGroup
 
@@ -43,6 +44,27 @@ class TrainableAdapter:
                 a = torch.empty(rank, group.in_features).uniform_(-bound, bound, generator=generator)
                 self.parameters[name] = nn.Parameter(a.to(device)), nn.Parameter(torch.zeros(out, rank, device=device))
                 self.groups.add(group.index)
+
+    def load(self, pairs: Mapping[str, LoraPair]) -> None:
+        """Start from the values of another adapter. INVALID_ARGUMENT unless it has the same modules, rank and scale."""
+        mine, theirs = self.parameters.keys(), pairs.keys()
+        if mine != theirs:
+            odd = min(mine ^ theirs)
+            raise invalid_field(
+                "init_from", f"{'only it adapts' if odd in theirs else 'it does not adapt'} {odd}; use its modules"
+            )
+        for name, (a, _) in self.parameters.items():
+            pair = pairs[name]
+            if pair.a.shape != a.shape or not math.isclose(pair.scaling, self.scaling, rel_tol=1e-6):
+                raise invalid_field(
+                    "init_from",
+                    f"it has rank {pair.a.shape[0]} and scale {pair.scaling:g} in {name}, the job rank {a.shape[0]} and"
+                    f" scale {self.scaling:g}; use its rank and alpha",
+                )
+        with torch.no_grad():
+            for name, (a, b) in self.parameters.items():
+                a.copy_(pairs[name].a)
+                b.copy_(pairs[name].b)
 
     def flat(self) -> list[nn.Parameter]:
         """All parameters, in a fixed order."""

@@ -173,7 +173,8 @@ def identity(command: TrainCommand, base: str) -> str:
     """A digest of all that decides how a run goes: two runs with the same one are the same run."""
     digest = hashlib.blake2b(digest_size=32)
     stacks = [stack.key for stack in command.stacks]
-    digest.update(json.dumps([base, asdict(command.spec), stacks], sort_keys=True).encode())
+    init = command.init.digest if command.init else ""
+    digest.update(json.dumps([base, asdict(command.spec), stacks, init], sort_keys=True).encode())
     for rows in (command.rows, command.validation):
         digest.update(f"/{len(rows)}".encode())
         for row in rows:

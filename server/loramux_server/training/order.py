@@ -32,6 +32,11 @@ class Order:
         steps = max(1, round(self.steps_per_epoch * self.spec.epochs))
         return steps if self.spec.max_steps is None else min(steps, self.spec.max_steps)
 
+    def evaluates_after(self, step: int) -> bool:
+        """Whether the held-out rows are measured once ``step`` steps are done, while the run goes on."""
+        every = self.spec.eval_steps or (self.steps_per_epoch if self.spec.early_stopping_patience else None)
+        return every is not None and (step % every == 0 or step == self.total_steps)
+
     def batch(self, step: int) -> list[int]:
         """Row numbers of a step (counted from 0). Every epoch has its own shuffle, and every row once."""
         epoch, place = divmod(step, self.steps_per_epoch)

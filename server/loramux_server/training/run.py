@@ -31,6 +31,16 @@ CACHE_SHARE = 8
 
 
 @dataclass(slots=True)
+class Best:
+    """The best state that an evaluation has seen, and how many evaluations since were no better."""
+
+    step: int
+    loss: float
+    values: list[Tensor]  # the adapter's parameters, in order
+    since: int = 0
+
+
+@dataclass(slots=True)
 class Run:
     """A job at work. ``step`` counts the optimiser steps that are done, ``seconds`` the time of earlier attempts."""
 
@@ -39,14 +49,37 @@ class Run:
     optimizer: torch.optim.AdamW
     order: Order
     stacks: list[int]  # frozen stack under each training row
+    lengths: list[int]  # tokens of each training row
     bank: AdapterBank
+    current: RowRunner | None  # runs rows through the version that the new one would replace
     step: int = 0
     trained: int = 0
     seconds: float = 0.0
+    best: Best | None = None
 
     @property
     def nbytes(self) -> int:
         return self.adapter.nbytes + self.rows.nbytes + self.bank.used_bytes
+
+    @property
+    def stopped_early(self) -> bool:
+        """Whether the last evaluations were no better for as long as the settings allow."""
+        patience = self.order.spec.early_stopping_patience
+        return patience is not None and self.best is not None and self.best.since >= patience
+
+    def judge(self, loss: float) -> None:
+        """Keep the present state if ``loss`` on the held-out rows is the least so far."""
+        if self.best is None or loss < self.best.loss or self.best.loss != self.best.loss:
+            self.best = Best(self.step, loss, [_copy(p) for p in self.adapter.flat()])
+        else:
+            self.best.since += 1
+
+    def take_best(self) -> None:
+        """Go back to the best state that was seen, if evaluations looked for one."""
+        if self.best is not None:
+            with torch.no_grad():
+                for p, value in zip(self.adapter.flat(), self.best.values, strict=True):
+                    p.copy_(value)
 
     def snapshot(self, seconds: float) -> Snapshot:
         """The state after ``step`` steps and ``seconds`` of work; later steps do not change it."""
@@ -55,7 +88,11 @@ class Run:
             tensors[name] = _copy(p)
             for key, value in self.optimizer.state[p].items():
                 tensors[f"{name}.{key}"] = _copy(value)
-        return Snapshot(self.step, tensors, {"trained": self.trained, "seconds": seconds})
+        figures = {"trained": float(self.trained), "seconds": seconds}
+        if self.best is not None:
+            figures |= {"best_step": self.best.step, "best_loss": self.best.loss, "best_since": self.best.since}
+            tensors |= {f"best.{i}": value for i, value in enumerate(self.best.values)}
+        return Snapshot(self.step, tensors, figures)
 
     def resume(self, snapshot: Snapshot | None) -> None:
         """Go on from a snapshot, if there is one."""
@@ -67,7 +104,11 @@ class Run:
             moments = {k: snapshot.tensors[f"{name}.{k}"] for k in ("step", "exp_avg", "exp_avg_sq")}
             self.optimizer.state[p] = {k: value.to(p.device) for k, value in moments.items()}
         self.step = snapshot.step
-        self.trained, self.seconds = int(snapshot.figures["trained"]), snapshot.figures["seconds"]
+        figures = snapshot.figures
+        self.trained, self.seconds = int(figures["trained"]), figures["seconds"]
+        if "best_step" in figures:
+            values = [snapshot.tensors[f"best.{i}"] for i in range(len(self.adapter.flat()))]
+            self.best = Best(int(figures["best_step"]), figures["best_loss"], values, int(figures["best_since"]))
 
     def _named(self) -> Iterator[tuple[str, nn.Parameter]]:
         for name, (a, b) in self.adapter.parameters.items():
@@ -89,9 +130,13 @@ def start(base: ResidentBase, command: TrainCommand) -> Pieces[Run]:
         generator=torch.Generator().manual_seed(spec.seed),
         device=base.device,
     )
+    if command.init is not None:
+        _, pairs = read_folder(command.init.path, base.modules, base.fingerprint)
+        adapter.load(pairs)
     touched = adapter.groups | {g for entries in stacks for slot, _ in entries for g in slot.groups}
     first = min((base.groups[g].layer or 0) for g in touched)
-    longest = max(sum(sorted((len(r.input_ids) for r in command.rows), reverse=True)[: spec.batch_size]), 1)
+    lengths = [len(r.input_ids) for r in command.rows]
+    longest = max(sum(sorted(lengths, reverse=True)[: spec.batch_size]), 1)
     plan = LayerPlan(base, first, _needs_checkpoints(base, longest, first))
     runner = RowRunner(base, bank, stacks, plan, host_available() // CACHE_SHARE if base.device.type == "cpu" else 0)
     if first and not _skips_exactly(runner, base, bank, stacks, command.rows[0]):
@@ -105,12 +150,21 @@ def start(base: ResidentBase, command: TrainCommand) -> Pieces[Run]:
         fused=True,
     )
     order = Order(spec, len(command.rows))
-    return Run(adapter, runner, optimizer, order, assign_stacks(command.rows, len(stacks)), bank)
+    current = None
+    if command.current is not None and command.validation:
+        slot = bank.slot(command.current.digest)
+        # May act on lower layers than the job does, so it runs all of them.
+        over = [(*entries, (slot, 1.0)) for entries in stacks]
+        current = RowRunner(base, bank, over, LayerPlan(base, 0, False), 0)
+    under = assign_stacks(command.rows, len(stacks))
+    return Run(adapter, runner, optimizer, order, under, lengths, bank, current)
 
 
 def _frozen_stacks(base: ResidentBase, command: TrainCommand) -> Pieces[tuple[AdapterBank, list[Entries]]]:
     """Read the adapters underneath into a bank of the job's own, one a piece; returns it and the stacks' slots."""
     versions = {e.adapter.digest: e.adapter for stack in command.stacks for e in stack.entries}
+    if command.current is not None and command.validation:
+        versions[command.current.digest] = command.current
     bank = AdapterBank(base.groups, sum(v.rank for v in versions.values()), base.device, base.dtype)
     for version in versions.values():
         _, pairs = read_folder(version.path, base.modules, base.fingerprint, dtype=base.dtype)

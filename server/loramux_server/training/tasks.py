@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 
 from ..core.background import StartTask
 from ..core.jobs import TrainCommand, TrainEvent
 from ..model.resident import ResidentBase
 from .pace import Pace
+from .selftest import gradient_fault
 from .trainer import train
+
+log = logging.getLogger(__name__)
 
 
 class TrainingTask:
@@ -34,9 +38,14 @@ class TrainingTask:
 
 
 def make_tasks(base: ResidentBase) -> StartTask:
-    """How the engine starts jobs on ``base``."""
+    """How the engine starts jobs on ``base``. Tries once whether gradients pass through it; without, jobs fail."""
+    fault = gradient_fault(base)
+    if fault is not None:
+        log.error("no training: %s", fault.message)
 
     def start(command: TrainCommand, report: Callable[[TrainEvent], object]) -> TrainingTask:
+        if fault is not None:
+            raise fault
         return TrainingTask(base, command, report)
 
     return start

@@ -18,7 +18,8 @@ from ..core.jobs import JobState, TrainCommand, TrainEvent, TrainEventType
 from ..lora.peft_folder import write_folder
 from ..model.resident import ResidentBase
 from .checkpoint import Checkpoints
-from .order import assign_stacks
+from .evaluate import evaluate
+from .gradients import gradients
 from .pace import Pace
 from .run import Pieces, Run, start
 
@@ -44,19 +45,10 @@ def train(base: ResidentBase, command: TrainCommand, report: Report, pace: Pace)
         return run.seconds + time.monotonic() - started
 
     with checkpoints.saved_at_the_end(lambda: run.snapshot(worked())):
-        while run.step < total:
-            batch = run.order.batch(run.step)
-            learned = sum(sum(rows[i].labels[1:]) for i in batch)
+        while run.step < total and not run.stopped_early:
             rate = run.order.learning_rate(run.step)
-            loss = 0.0
-            for part in pace.split(batch, [len(r.input_ids) for r in rows]):
-                with pace.measure(sum(len(rows[i].input_ids) for i in part)):
-                    seeds = [run.order.dropout_seed(run.step, i) for i in part]
-                    found = run.rows.loss([rows[i] for i in part], [run.stacks[i] for i in part], run.adapter, seeds)
-                    # Weighted by tokens over the whole batch, however it was split.
-                    (found.total / learned).backward()
-                    loss += float(found.total.detach()) / learned
-                yield run.nbytes
+            batch = run.order.batch(run.step)
+            loss = yield from gradients(run, command, batch, pace, report)
             norm = torch.nn.utils.clip_grad_norm_(run.adapter.flat(), spec.max_grad_norm)
             if not bool(torch.isfinite(norm)) or loss != loss:
                 raise Error(
@@ -81,39 +73,25 @@ def train(base: ResidentBase, command: TrainCommand, report: Report, pace: Pace)
                 "eta_seconds": (time.monotonic() - started) / (run.step - first) * (total - run.step),
             }
             report(TrainEvent(TrainEventType.STEP, step=run.step, total_steps=total, metrics=metrics))
+            if command.validation and run.order.evaluates_after(run.step):
+                metrics = yield from evaluate(run, command, pace, only_new=True)
+                run.judge(metrics["eval_loss"])
+                report(TrainEvent(TrainEventType.EVALUATION, "", None, run.step, total, metrics))
             if checkpoints.due(run.step):
                 checkpoints.begin(run.snapshot(worked()))
             if (saved := checkpoints.settled()) is not None:
                 report(TrainEvent(TrainEventType.CHECKPOINT, f"checkpoint at step {saved}", None, saved, total))
         checkpoints.begin(run.snapshot(worked()))
         report(TrainEvent(TrainEventType.STATE, "measuring", JobState.EVALUATING, run.step, total))
-        metrics = yield from _evaluate(run, command, pace)
+        if run.best is not None and run.best.step != run.step:
+            run.take_best()
+            words = f"the least held-out loss was at step {run.best.step}: that adapter is kept"
+            report(TrainEvent(TrainEventType.MESSAGE, words, None, run.step, total))
+        metrics = yield from evaluate(run, command, pace)
         if metrics:
-            report(TrainEvent(TrainEventType.EVALUATION, step=run.step, total_steps=total, metrics=metrics))
+            report(TrainEvent(TrainEventType.EVALUATION, "", None, run.step, total, metrics))
         reach("train.evaluated")
         _write(base, command, run)
-
-
-def _evaluate(run: Run, command: TrainCommand, pace: Pace) -> Pieces[dict[str, float]]:
-    """Loss and token accuracy on the validation rows, with the new adapter and without it; returns the metrics."""
-    rows = command.validation
-    if not rows:
-        return {}
-    under = assign_stacks(rows, len(command.stacks))
-    sums = {"eval": [0.0, 0, 0], "base": [0.0, 0, 0]}
-    for part in pace.split(list(range(len(rows))), [len(r.input_ids) for r in rows], command.spec.batch_size):
-        with pace.measure(2 * sum(len(rows[i].input_ids) for i in part)), torch.no_grad():
-            for name, adapter in (("eval", run.adapter), ("base", None)):
-                found = run.rows.loss([rows[i] for i in part], [under[i] for i in part], adapter)
-                sums[name][0] += float(found.total)
-                sums[name][1] += found.tokens
-                sums[name][2] += found.correct
-        yield run.nbytes
-    return {
-        f"{name}_{what}": value
-        for name, (loss, tokens, correct) in sums.items()
-        for what, value in (("loss", loss / tokens), ("token_accuracy", correct / tokens))
-    }
 
 
 def _write(base: ResidentBase, command: TrainCommand, run: Run) -> None:

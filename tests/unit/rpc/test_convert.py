@@ -233,6 +233,9 @@ def test_specs_round_trip() -> None:
         batch_size=2,
         max_length=99,
         seed=-3,
+        validation_split=0.25,
+        eval_steps=3,
+        early_stopping_patience=2,
     )
     assert all(getattr(spec, f.name) != getattr(TrainSpec(), f.name) for f in fields(TrainSpec))
     assert training.spec_from_proto(training.spec_to_proto(spec)) == spec
