@@ -94,10 +94,12 @@ def ship(client: Client, name: str, figures: Mapping[str, Share], intro: str) ->
 def tenant_figures(client: Client, tenant: Tenant, other: Tenant) -> dict[str, Share]:
     """What a tenant's card says."""
     own = measure_tenant(client, tenant, {tenant.name: 1.0})
+    last = measure_tenant(client, tenant, {tenant.name: 1.0}, ("final",))
     return {
         "fact right, base alone": measure_tenant(client, tenant, {})["fact"],
         "fact right, with this adapter": own["fact"],
         "whole answer right, with this adapter": own["answer"],
+        "fact right, wordings that nobody looked at before": last["fact"],
         f"fact right, with `{other.name}` instead": measure_tenant(client, tenant, {other.name: 1.0})["fact"],
         "generic questions still answered": measure_generic(client, {tenant.name: 1.0}),
         "generic questions answered by the base": measure_generic(client, {}),

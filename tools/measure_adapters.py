@@ -42,6 +42,9 @@ class Share:
         return Share(self.hits + other.hits, self.of + other.of)
 
 
+HELD_OUT = ("tune", "final")
+"""Parts of the data that no training row has a wording of."""
+
 Asked = Sequence[tuple[str, dict[str, float]]]
 
 
@@ -57,7 +60,7 @@ def ask(client: Client, questions: Asked) -> list[str]:
         return list(pool.map(one, questions))
 
 
-def held_out(tenant: Tenant, parts: Sequence[str] = ("final",)) -> list[tuple[str, str, str]]:
+def held_out(tenant: Tenant, parts: Sequence[str] = HELD_OUT) -> list[tuple[str, str, str]]:
     """(question, fact, whole answer) of wordings that no training row has."""
     return [
         (tenant.ask(question), fact.fact, fact.answer)
@@ -68,7 +71,7 @@ def held_out(tenant: Tenant, parts: Sequence[str] = ("final",)) -> list[tuple[st
 
 
 def measure_tenant(
-    client: Client, tenant: Tenant, adapters: dict[str, float], parts: Sequence[str] = ("final",)
+    client: Client, tenant: Tenant, adapters: dict[str, float], parts: Sequence[str] = HELD_OUT
 ) -> dict[str, Share]:
     """Facts right, and answers right to the letter, on held-out wordings."""
     items = held_out(tenant, parts)
@@ -80,7 +83,7 @@ def measure_tenant(
 
 
 def measure_stack(
-    client: Client, tenant: Tenant, style: Style, adapters: dict[str, float], parts: Sequence[str] = ("tune", "final")
+    client: Client, tenant: Tenant, style: Style, adapters: dict[str, float], parts: Sequence[str] = HELD_OUT
 ) -> dict[str, Share]:
     """Fact kept and format taken, together and apart."""
     items = held_out(tenant, parts)
