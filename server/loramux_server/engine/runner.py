@@ -31,7 +31,7 @@ class ModelRunner:
 
     def __init__(self, base: ResidentBase, kv: KVPool, bank: AdapterBank) -> None:
         self.base, self.kv, self.bank = base, kv, bank
-        self._route = lru_cache(maxsize=64)(self._plan_routing)
+        self._route = lru_cache(maxsize=4)(self._plan_routing)
         bank.on_change = self._route.cache_clear
 
     @torch.inference_mode()
