@@ -22,7 +22,7 @@ from ..core.errors import Code, Error
 from ..core.failpoints import reach
 from ..core.files import storage_errors, sync_folder, write_durable
 from .blobs import BlobStore
-from .database import Database
+from .database import Database, database_error
 from .doctor import Finding, examine, referenced_digests
 from .schema import REVISION
 from .state_dir import StateDir
@@ -183,7 +183,7 @@ def _snapshot(source: Path, target: Path) -> None:
             live.backup(copy)
             copy.execute("PRAGMA journal_mode=DELETE")
     except sqlite3.DatabaseError as exc:
-        raise Error(Code.DATA_LOSS, f"the database cannot be copied: {exc}", reason="DATABASE_DAMAGED") from exc
+        raise database_error(str(exc)) from exc
     with target.open("rb") as file:
         os.fsync(file.fileno())
 
@@ -202,9 +202,9 @@ def _copy_blobs(
         try:
             place = source.local_path(digest)
             blob = target.put_folder(place) if place.is_dir() else target.put_file(place)
-        except Error as error:
-            if error.reason in ("STORAGE_FULL", "STORAGE_READ_ONLY"):
-                raise
+        except Error:
+            if source.holds(digest):
+                raise  # the target's failure
             return digest
         if blob.digest != digest:
             return digest

@@ -107,6 +107,10 @@ class BlobStore:
                     return place
         raise Error(Code.DATA_LOSS, f"the files of {digest[:64]!r} are missing from the store", reason="BLOB_MISSING")
 
+    def holds(self, digest: str) -> bool:
+        """Whether a blob is there."""
+        return any(self._place(kind, digest).exists() for kind in ("folders", "files"))
+
     def verify(self, digest: str) -> None:
         """Read a blob whole; DATA_LOSS unless it is what its digest says."""
         if not self._is_sound(self.local_path(digest), digest):

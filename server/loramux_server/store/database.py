@@ -180,11 +180,11 @@ def _database_errors() -> Iterator[None]:
     except sa.exc.IntegrityError:
         raise
     except DBAPIError as exc:
-        raise _translated(exc) from exc
+        raise database_error(str(exc.orig)) from exc
 
 
-def _translated(exc: DBAPIError) -> Error:
-    text = str(exc.orig)
+def database_error(text: str) -> Error:
+    """The ``Error`` for what a database's driver says."""
     if "locked" in text or "busy" in text:
         return Error(Code.UNAVAILABLE, "the database is busy; try again", reason="DATABASE_BUSY", retry_after=1.0)
     if "malformed" in text or "not a database" in text or "corrupt" in text:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection
+from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
@@ -87,7 +88,8 @@ class Store:
                 )
             ),
         )
-        self.state.drop_job_folder(job_id)
+        with suppress(Error):  # published is published; the next start sweeps the folder
+            self.state.drop_job_folder(job_id)
         return version, done[0]
 
     def collect_orphans(self, in_use: Collection[str] = ()) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from loramux_server.core.failpoints import VARIABLE
 from loramux_server.core.jobs import JobState
+from loramux_server.store.backup import backup, restore
 from loramux_server.store.records import AdapterMeta, NewJob
 from loramux_server.store.store import Store
 
@@ -14,6 +15,9 @@ from loramux_server.store.store import Store
 def main(state: Path, work: Path, action: str, failpoint: str) -> None:
     """Do ``action`` and write the answer to ``work/answer``; the process ends before, if the failpoint is reached."""
     os.environ[VARIABLE] = f"{failpoint}:kill"
+    if action == "restore":
+        (work / "answer").write_text(str(restore(work / "backup", work / "new").created))
+        return
     (work / "answer").write_text(act(Store.open(state), work / "source", action))
 
 
@@ -28,6 +32,11 @@ def act(store: Store, source: Path, action: str) -> str:
     if action == "delete":
         store.adapters.delete("old", "t")
         return str(store.collect_orphans())
+    if action == "unalias":
+        store.adapters.remove_alias("old", "t", "first")
+        return "removed"
+    if action == "backup":
+        return str(backup(store.state.path, source.parent / "backup").created)
     if action == "create":
         return store.jobs.create(NewJob(name="acme", dataset_id="ds-1", owner="t", idempotency_key="k")).id
     job = store.jobs.next_queued()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 from hypothesis import settings
@@ -12,6 +13,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from loramux_server.core.errors import Code, Error
+from loramux_server.store.backup import backup, restore
+from loramux_server.store.doctor import examine
 from loramux_server.store.records import AdapterMeta
 from loramux_server.store.store import Store
 
@@ -38,8 +41,12 @@ class Registry(RuleBasedStateMachine):
         self.versions: dict[tuple[str, str], dict[int, str]] = {}  # (tenant, name) -> number -> content
         self.last: dict[tuple[str, str], int] = {}
         self.current: dict[tuple[str, str], int] = {}
+        self.canary: dict[tuple[str, str], int] = {}
+        self.holds: list[tuple[str, ExitStack]] = []  # content that somebody uses
 
     def teardown(self) -> None:
+        for _, hold in self.holds:
+            hold.close()
         self.store.close()
         shutil.rmtree(self.root)
 
@@ -72,6 +79,34 @@ class Registry(RuleBasedStateMachine):
             assert code is Code.NOT_FOUND
 
     @rule(name=names, tenant=tenants, number=numbers)
+    def alias(self, name: str, tenant: str, number: int) -> None:
+        code = outcome(lambda: self.store.adapters.set_alias(name, number, tenant, "canary"))
+        there = number in self.versions.get((tenant, name), {})
+        assert code is (None if there else Code.NOT_FOUND)
+        if there:
+            self.canary[(tenant, name)] = number
+
+    @rule(name=names, tenant=tenants)
+    def remove_alias(self, name: str, tenant: str) -> None:
+        code = outcome(lambda: self.store.adapters.remove_alias(name, tenant, "canary"))
+        assert code is (None if self.canary.pop((tenant, name), None) else Code.NOT_FOUND)
+
+    @rule(name=names, tenant=tenants, number=numbers)
+    def use(self, name: str, tenant: str, number: int) -> None:
+        content = self.versions.get((tenant, name), {}).get(number)
+        if content is not None:
+            hold = ExitStack()
+            hold.enter_context(
+                self.store.blobs.holding([self.store.adapters.resolve(f"{name}@{number}", tenant).digest])
+            )
+            self.holds.append((content, hold))
+
+    @precondition(lambda self: self.holds)
+    @rule()
+    def stop_using(self) -> None:
+        self.holds.pop(0)[1].close()
+
+    @rule(name=names, tenant=tenants, number=numbers)
     def delete_version(self, name: str, tenant: str, number: int) -> None:
         key = (tenant, name)
         live = self.versions.get(key, {})
@@ -83,6 +118,8 @@ class Registry(RuleBasedStateMachine):
         else:
             assert code is None
             del live[number]
+            if self.canary.get(key) == number:
+                del self.canary[key]
             if self.current.get(key) == number:
                 del self.current[key]
 
@@ -92,20 +129,41 @@ class Registry(RuleBasedStateMachine):
         code = outcome(lambda: self.store.adapters.delete(name, tenant))
         assert code is (None if self.versions.get(key) else Code.NOT_FOUND)
         self.versions[key] = {}
+        self.canary.pop(key, None)
         self.current.pop(key, None)
 
     @rule()
     def collect(self) -> None:
         self.store.collect_orphans()
-        wanted = {c for live in self.versions.values() for c in live.values()}
+        wanted = {c for live in self.versions.values() for c in live.values()} | {c for c, _ in self.holds}
         stored = {(self.store.blobs.local_path(d) / "file").read_text() for d in self.store.blobs.digests()}
         assert stored == wanted
 
     @precondition(lambda self: self.versions)
     @rule()
     def restart(self) -> None:
-        self.store.close()
+        self.close()
         self.store = Store.open(self.root / "state")
+
+    @precondition(lambda self: self.versions)
+    @rule()
+    def lose_everything_but_a_backup(self) -> None:
+        backup(self.root / "state", self.root / "backup")
+        self.close()
+        shutil.rmtree(self.root / "state")
+        restore(self.root / "backup", self.root / "state")
+        shutil.rmtree(self.root / "backup")
+        self.store = Store.open(self.root / "state")
+
+    def close(self) -> None:
+        """As a server that stops: what was used is so no longer."""
+        while self.holds:
+            self.holds.pop()[1].close()
+        self.store.close()
+
+    @invariant()
+    def the_doctor_finds_nothing(self) -> None:
+        assert examine(self.store.database, self.store.blobs, orphans=False) == []
 
     @invariant()
     def agrees(self) -> None:
@@ -118,6 +176,7 @@ class Registry(RuleBasedStateMachine):
             for adapter in listed:
                 key = (tenant, adapter.name)
                 assert (adapter.current.version if adapter.current else None) == self.current.get(key)
+                assert adapter.aliases.get("canary") == self.canary.get(key)
                 for version in adapter.versions:
                     path = Path(self.store.adapters.resolve(version.ref, tenant).path)
                     assert (path / "file").read_text() == self.versions[key][version.version]

@@ -11,6 +11,8 @@ import pytest
 from loramux_server.core.errors import Error
 from loramux_server.core.failpoints import VARIABLE, FailpointError, reach
 from loramux_server.core.jobs import JobState
+from loramux_server.store.backup import backup, restore, verify
+from loramux_server.store.doctor import examine
 from loramux_server.store.records import AdapterMeta, NewJob
 from loramux_server.store.store import Store
 from tests.unit.store import crash_child
@@ -36,7 +38,7 @@ def state(tmp_path: Path, folder: Make) -> Path:
 def crash(state: Path, tmp_path: Path, action: str, failpoint: str) -> None:
     """Run an action in a process that must die at a failpoint, before it could answer."""
     work = tmp_path / "work"
-    work.mkdir()
+    work.mkdir(exist_ok=True)
     child = _PROCESSES.Process(target=crash_child.main, args=(state, work, action, failpoint))
     child.start()
     child.join(60)
@@ -52,8 +54,10 @@ def sound(store: Store) -> None:
         assert connection.exec_driver_sql("PRAGMA foreign_key_check").all() == []
     for digest in store.adapters.referenced_digests():
         store.blobs.verify(digest)
+    assert examine(store.database, store.blobs, orphans=False) == []
     store.collect_orphans()
     assert set(store.blobs.digests()) == store.adapters.referenced_digests()
+    assert examine(store.database, store.blobs) == []
 
 
 def exists(store: Store, ref: str) -> bool:
@@ -94,6 +98,64 @@ def test_alias(state: Path, tmp_path: Path, failpoint: str, current: int) -> Non
     store = Store.open(state)
     sound(store)
     assert store.adapters.resolve("old", "t").version == current
+    store.close()
+
+
+@pytest.mark.parametrize(("failpoint", "there"), [("alias.before_commit", True), ("alias.committed", False)])
+def test_remove_alias(state: Path, tmp_path: Path, failpoint: str, there: bool) -> None:
+    store = Store.open(state)
+    store.adapters.set_alias("old", 1, "t", "first")
+    store.close()
+    crash(state, tmp_path, "unalias", failpoint)
+    store = Store.open(state)
+    sound(store)
+    assert exists(store, "old@first") is there
+    assert exists(store, "old@1")
+    store.close()
+
+
+@pytest.mark.parametrize(
+    ("failpoint", "complete"),
+    [
+        ("backup.database", False),
+        ("blob.written", False),
+        ("blob.renamed", False),
+        ("backup.blob", False),
+        ("backup.before_manifest", False),
+        ("backup.done", True),
+    ],
+)
+def test_backup(state: Path, tmp_path: Path, failpoint: str, complete: bool) -> None:
+    crash(state, tmp_path, "backup", failpoint)
+    store = Store.open(state)
+    sound(store)
+    folder = tmp_path / "work" / "backup"
+    if complete:
+        assert verify(folder)[1] == []
+    else:
+        with pytest.raises(Error) as caught:
+            verify(folder)
+        assert caught.value.reason == "NO_BACKUP"
+    store.close()
+
+
+@pytest.mark.parametrize(
+    ("failpoint", "complete"),
+    [("blob.durable", False), ("backup.blob", False), ("restore.before_rename", False), ("restore.done", True)],
+)
+def test_restore(state: Path, tmp_path: Path, failpoint: str, complete: bool) -> None:
+    work = tmp_path / "work"
+    work.mkdir()
+    backup(state, work / "backup")
+    crash(state, tmp_path, "restore", failpoint)
+    if not complete:
+        with pytest.raises(Error) as caught:  # half a store is not taken for one
+            Store.open(work / "new")
+        assert caught.value.reason == "DATABASE_MISSING"
+        restore(work / "backup", work / "new")
+    store = Store.open(work / "new")
+    sound(store)
+    assert (exists(store, "old@1"), store.adapters.resolve("old", "t").version) == (True, 2)
     store.close()
 
 
