@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
 from contextlib import aclosing, suppress
+from dataclasses import replace
 from typing import Protocol, TypeVar
 
 from ..core.backend import EngineInfo, EngineStats, GenerateCommand, ScoreCommand, ScoreResult, TokenEvent
@@ -46,7 +48,7 @@ class EngineClient:
 
     def __init__(self, link: Link) -> None:
         self._link = link
-        self._open: dict[str, asyncio.Queue[Output]] = {}
+        self._open: dict[str, _Mailbox] = {}
         self._calls = itertools.count()
 
     async def start(self) -> EngineInfo:
@@ -60,12 +62,12 @@ class EngineClient:
         """Take outputs in. One that nobody waits for any more is dropped."""
         for output in outputs:
             if (mailbox := self._open.get(output.id)) is not None:
-                mailbox.put_nowait(output)
+                mailbox.put(output)
 
     def fail_all(self, error: Error) -> None:
         """Fail everything open: the engine is gone."""
         for id, mailbox in self._open.items():
-            mailbox.put_nowait(Output(id, failure=Failure.of(error), done=True))
+            mailbox.put(Output(id, failure=Failure.of(error), done=True))
 
     def generate(self, command: GenerateCommand) -> AsyncIterator[TokenEvent]:
         return self._stream(command, TokenEvent)
@@ -113,7 +115,7 @@ class EngineClient:
         id = command_id(command)
         if id in self._open:
             raise Error(Code.ALREADY_EXISTS, f"request id {id!r} is in use")
-        mailbox = self._open[id] = asyncio.Queue()
+        mailbox = self._open[id] = _Mailbox()
         done = False
         try:
             self._link.send(command)
@@ -128,3 +130,41 @@ class EngineClient:
             if not done:
                 with suppress(Error):  # an engine that is gone has forgotten it anyway
                     self._link.send(AbortCommand(id))
+
+
+class _Mailbox:
+    """Outputs that came for one command. Tokens that came while the reader was busy are given as one event."""
+
+    def __init__(self) -> None:
+        self._outputs: deque[Output] = deque()
+        self._came = asyncio.Event()
+
+    def put(self, output: Output) -> None:
+        self._outputs.append(output)
+        self._came.set()
+
+    async def get(self) -> Output:
+        while not self._outputs:
+            self._came.clear()
+            await self._came.wait()
+        first = last = self._outputs.popleft()
+        events = [first.payload]
+        while self._outputs and _adds_tokens(last) and _adds_tokens(self._outputs[0]):
+            last = self._outputs.popleft()
+            events.append(last.payload)
+        return first if last is first else Output(last.id, _join(events), done=last.done)
+
+
+def _adds_tokens(output: Output) -> bool:
+    return isinstance(output.payload, TokenEvent) and output.failure is None
+
+
+def _join(events: Sequence[Payload | None]) -> TokenEvent:
+    """Token events of one generation as the reader would have seen them one after the other."""
+    parts = [event for event in events if isinstance(event, TokenEvent)]
+    return replace(
+        parts[-1],
+        token_ids=tuple(token for part in parts for token in part.token_ids),
+        logprobs=tuple(entry for part in parts for entry in part.logprobs),
+        cached_tokens=max(part.cached_tokens for part in parts),
+    )

@@ -11,7 +11,7 @@ from ..core.errors import Code, Error
 from ..core.types import Chunk, FinishReason, Stack, Usage
 from .choice import ChoiceDecoder
 from .deadline import until
-from .merge import Merge
+from .merge import read_together
 from .observer import Observer, RequestFinished, RequestStarted
 
 _OWN_FAILURES = frozenset({Code.INTERNAL, Code.DATA_LOSS})
@@ -48,7 +48,7 @@ class Answer:
         """Chunks of all choices. Closing this early aborts what the engine still does for it."""
         p = self._prepared
         self._observer.request_started(RequestStarted(p.request_id, "generate", p.tenant, p.stack, p.prompt_tokens))
-        merge: Merge[TokenEvent] = Merge([self._backend.generate(command) for command in p.commands])
+        merge = read_together([self._backend.generate(command) for command in p.commands])
         adapters = p.stack.entries
         unfinished = len(p.commands)
         failure: Error | None = None
@@ -74,7 +74,7 @@ class Answer:
                     self._code = "ok"
                     yield replace(chunk, usage=self._usage(), adapters=p.stack.entries)
                 elif chunk.text or chunk.token_ids or chunk.finish_reason is not None:
-                    yield replace(chunk, adapters=adapters)
+                    yield replace(chunk, adapters=adapters) if adapters else chunk
                     adapters = ()
         except Error as error:
             self._code = error.code.value

@@ -9,6 +9,33 @@ from typing import Generic, TypeVar
 E = TypeVar("E")
 
 
+def read_together(streams: Sequence[AsyncIterator[E]]) -> Merge[E] | Single[E]:
+    """Read ``streams`` as one; a single one without the tasks and the queue that several need."""
+    return Single(streams[0]) if len(streams) == 1 else Merge(streams)
+
+
+class Single(Generic[E]):
+    """One stream with the interface of :class:`Merge`, read by the caller's own task."""
+
+    def __init__(self, stream: AsyncIterator[E]) -> None:
+        self._stream = stream
+
+    async def next(self) -> tuple[int, E | None]:
+        """The next event, None at the end. A cancel of this call closes the stream."""
+        try:
+            return 0, await anext(self._stream)
+        except StopAsyncIteration:
+            return 0, None
+
+    async def stop(self, index: int) -> None:
+        """Close the stream early."""
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Close the stream; fine when it has ended."""
+        await _close(self._stream)
+
+
 class Merge(Generic[E]):
     """Reads several streams at once and gives their events with the stream's index, in order of arrival.
 
@@ -51,12 +78,16 @@ class Merge(Generic[E]):
         except Exception as error:  # whatever it is, it belongs to the reader
             await self._queue.put((index, None, error))
         finally:
-            close = getattr(stream, "aclose", None)
-            if close is not None:
-                await close()
+            await _close(stream)
 
     @staticmethod
     async def _end(tasks: list[asyncio.Task[None]]) -> None:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _close(stream: AsyncIterator[E]) -> None:
+    close = getattr(stream, "aclose", None)
+    if close is not None:
+        await close()

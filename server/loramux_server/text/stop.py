@@ -35,6 +35,8 @@ class StopMatcher:
         """Take the next piece; what may yet turn out to be the start of a stop string is held back."""
         if self._found is not None:
             return StopResult("", self._found)
+        if not self._stops:
+            return StopResult(text)
         buffer = self._held + text
         matches = [(at + len(stop), at, stop) for stop in self._stops if (at := buffer.find(stop)) >= 0]
         if matches:

@@ -12,7 +12,7 @@ import pytest
 from loramux_server.core.backend import EngineInfo, EngineStats, GenerateCommand, ScoreCommand, ScoreResult, TokenEvent
 from loramux_server.core.errors import Code, Error
 from loramux_server.core.jobs import TrainCommand, TrainEvent, TrainEventType, TrainSpec
-from loramux_server.core.types import AdapterVersion, FinishReason
+from loramux_server.core.types import AdapterVersion, FinishReason, TokenLogprob
 from loramux_server.engine.client import EngineClient
 from loramux_server.engine.protocol import (
     AbortCommand,
@@ -72,11 +72,48 @@ TRAIN = TrainCommand("j", TrainSpec(), ())
 
 
 async def test_a_stream_ends_after_its_last_event() -> None:
-    client, link = await started(lambda c: [token("g", 5), token("g", 6, last=True)])
-    events = [e async for e in client.generate(GENERATE)]
-    assert [e.token_ids for e in events] == [(5,), (6,)]
+    client, link = await started(lambda c: [token("g", 5)])
+    events = []
+    async for event in client.generate(GENERATE):
+        events.append(event)
+        if len(events) == 1:
+            client.deliver([token("g", 6, last=True)])
+    assert [(e.token_ids, e.finish_reason) for e in events] == [((5,), None), ((6,), FinishReason.LENGTH)]
     assert link.sent == [GENERATE]
     assert not client._open
+
+
+async def test_tokens_that_came_while_the_reader_was_busy_are_one_event() -> None:
+    first = Output("g", TokenEvent("g", (5,), (TokenLogprob(5, -0.5),), cached_tokens=16))
+    second = Output("g", TokenEvent("g", (6, 7), (TokenLogprob(6, -1.0), TokenLogprob(7, -2.0))))
+    client, link = await started(lambda c: [first, second, token("g", 8, last=True)])
+    (event,) = [e async for e in client.generate(GENERATE)]
+    assert event == TokenEvent(
+        "g",
+        (5, 6, 7, 8),
+        (TokenLogprob(5, -0.5), TokenLogprob(6, -1.0), TokenLogprob(7, -2.0)),
+        FinishReason.LENGTH,
+        cached_tokens=16,
+    )
+    assert link.aborted == []
+
+
+async def test_a_failure_behind_tokens_comes_after_them() -> None:
+    gone = Error(Code.UNAVAILABLE, "gone")
+    failure = Output("g", failure=Failure.of(gone), done=True)
+    client, _ = await started(lambda c: [token("g", 5), token("g", 6), failure])
+    events = client.generate(GENERATE)
+    assert (await anext(events)).token_ids == (5, 6)
+    with pytest.raises(Error) as caught:
+        await anext(events)
+    assert caught.value.code is Code.UNAVAILABLE
+    assert not client._open
+
+
+async def test_events_of_training_are_never_joined() -> None:
+    steps = [Output("j", TrainEvent(TrainEventType.STEP, step=i), done=i == 2) for i in range(3)]
+    client, _ = await started(lambda c: steps)
+    assert [e.step async for e in client.train(TRAIN)] == [0, 1, 2]
 
 
 @pytest.mark.parametrize("command", [GENERATE, TRAIN])

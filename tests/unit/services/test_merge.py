@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator
 
 import pytest
 
-from loramux_server.services.merge import Merge
+from loramux_server.services.merge import Merge, Single, read_together
 
 
 class Streams:
@@ -76,3 +76,42 @@ async def test_stopping_one_leaves_the_other() -> None:
     assert (await merge.next())[0] == 1
     await merge.aclose()
     assert streams.open == 0
+
+
+async def test_one_stream_is_read_without_a_task_of_its_own() -> None:
+    streams = Streams()
+    before = len(asyncio.all_tasks())
+    single = read_together([streams.counting(2)])
+    assert isinstance(single, Single)
+    assert [await single.next() for _ in range(3)] == [(0, 0), (0, 1), (0, None)]
+    assert len(asyncio.all_tasks()) == before
+    await single.aclose()
+    assert streams.open == 0
+    assert isinstance(read_together([streams.counting(1), streams.counting(1)]), Merge)
+
+
+async def test_one_stream_fails_stops_and_closes_as_several_do() -> None:
+    streams = Streams()
+    failing = Single(streams.counting(0, fails=True))
+    with pytest.raises(ValueError, match="broken"):
+        await failing.next()
+    await failing.aclose()
+
+    stopped = Single(streams.counting(5))
+    await stopped.next()
+    await stopped.stop(0)
+    assert streams.open == 0
+    await stopped.aclose()
+
+
+async def test_a_cancelled_read_closes_the_one_stream() -> None:
+    streams = Streams()
+    single = Single(streams.counting(0, hangs=True))
+    task = asyncio.create_task(single.next())
+    await asyncio.sleep(0)
+    assert streams.open == 1
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert streams.open == 0
+    await single.aclose()
