@@ -51,9 +51,7 @@ def measure_rates(dtype: str, threads: int, repeat: int = 5) -> Rates:
     from loramux_server.model.prepack import prepack
 
     torch.set_num_threads(threads)
-    block = torch.ones(READ_BYTES // 4)
-    seconds = _best(block.sum, repeat)
-    del block
+    seconds = _best_read(repeat)
     products: list[float] = []
     rows = 256
     for outputs, inputs in ((2048, 1024), (4096, 1024), (1024, 4096)):
@@ -66,6 +64,13 @@ def measure_rates(dtype: str, threads: int, repeat: int = 5) -> Rates:
         with torch.inference_mode():
             products += [2 * rows * inputs * outputs / _best(way, 10 * repeat) for way in ways]
     return Rates(READ_BYTES / seconds, max(products))
+
+
+def _best_read(repeat: int) -> float:
+    import torch
+
+    block, vector = torch.ones(READ_BYTES // 4096, 1024), torch.ones(1024)
+    return min(_best(block.sum, repeat), _best(lambda: block @ vector, repeat))
 
 
 def _best(work: Callable[[], object], repeat: int) -> float:

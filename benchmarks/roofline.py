@@ -49,6 +49,10 @@ class Rates:
     bandwidth: float
     operations: float
 
+    def best(self, other: Rates) -> Rates:
+        """The better of two trials in each: whatever disturbs a trial makes it slower."""
+        return Rates(max(self.bandwidth, other.bandwidth), max(self.operations, other.operations))
+
 
 @dataclass(frozen=True, slots=True)
 class Load:

@@ -30,24 +30,22 @@ class Row:
     """Share of tokens equal to the reference system's before they first differ."""
 
 
-COLUMNS = ("system", "tokens/s", "first p50", "p95", "between p50", "p95", "peak", "roofline", "packed", "same")
+LABELS = ("base", "workload", "system")
+COLUMNS = (*LABELS, "tokens/s", "first p50", "p95", "between p50", "p95", "peak", "roofline", "packed", "same")
 
 
 def make_table(rows: Sequence[Row], title: str) -> Table:
-    """Rows under a heading per base and workload, in the order given."""
+    """Rows in the order given; base and workload stand only where they change."""
     table = Table(title=title, title_justify="left")
     for column in COLUMNS:
-        table.add_column(column, justify="left" if column == "system" else "right")
+        table.add_column(column, justify="left" if column in LABELS else "right", no_wrap=True)
     last: tuple[str, str] | None = None
     for row in rows:
         group = (row.base, row.cell.name)
         if group != last:
             table.add_section()
-            cell = row.cell
-            heading = f"{row.base}: {WORKLOADS[cell.kind]}, {cell.concurrency} at once, {cell.tokens} tokens each"
-            table.add_row(f"[bold]{heading}[/bold]")
-            last = group
-        table.add_row(*_cells(row))
+        table.add_row(*(("", "") if group == last else group), *_cells(row))
+        last = group
     return table
 
 

@@ -119,6 +119,27 @@ class InlineSystem:
             self._engine.turn()
         return [samples[i] for i in range(len(asks))], time.perf_counter() - begin
 
+    def begin(self, asks: Sequence[Ask]) -> None:
+        """Take requests in and turn until all of them decode; their tokens are dropped."""
+        left: set[str] = set()
+
+        def take(output: Output) -> None:
+            if output.failure is not None:
+                raise output.failure.error()
+            left.discard(output.id)
+
+        self._take = take
+        for ask in asks:
+            command = self._commands(ask)
+            left.add(command.id)
+            self._engine.submit(command)
+        while left:
+            self._engine.turn()
+
+    def turn(self) -> None:
+        """One turn of the engine's loop."""
+        self._engine.turn()
+
     def close(self) -> None:
         self._take = lambda output: None
         self._engine.stop()
@@ -146,14 +167,7 @@ class InlineSystem:
 @asynccontextmanager
 async def open_engine(job: Job) -> AsyncIterator[ProcessSystem | InlineSystem]:
     """Start the engine and make the adapters resident."""
-    settings = EngineSettings(
-        model=job.base.folder,
-        state_dir=job.scratch,
-        device="cpu",
-        dtype=job.dtype,  # type: ignore[arg-type]
-        threads=job.threads,
-    )
-    adapters = [_version(Path(folder)) for folder in job.base.adapters]
+    settings, adapters = settings_of(job), versions_of(job)
     if job.system == "inline":
         inline = InlineSystem(settings, adapters)
         try:
@@ -168,6 +182,22 @@ async def open_engine(job: Job) -> AsyncIterator[ProcessSystem | InlineSystem]:
         yield ProcessSystem(backend, info, _Commands(info, adapters))
     finally:
         await backend.close()
+
+
+def settings_of(job: Job) -> EngineSettings:
+    """What the engine is built from."""
+    return EngineSettings(
+        model=job.base.folder,
+        state_dir=job.scratch,
+        device="cpu",
+        dtype=job.dtype,  # type: ignore[arg-type]
+        threads=job.threads,
+    )
+
+
+def versions_of(job: Job) -> list[AdapterVersion]:
+    """The base's adapters as the engine is told of them."""
+    return [_version(Path(folder)) for folder in job.base.adapters]
 
 
 def _version(folder: Path) -> AdapterVersion:

@@ -50,3 +50,7 @@ def test_the_default_base_takes_what_its_size_says() -> None:
     load = Load(16, 16, 0, 0, 0, 0, 16)
     assert step_seconds(smol, load, rates, 2) == pytest.approx(269e6 / 20e9, rel=0.01)
     assert step_seconds(smol, replace(load, distinct=16, depth=1), rates, 2) == pytest.approx(21e-3, rel=0.03)
+
+
+def test_of_two_trials_the_better_counts() -> None:
+    assert Rates(1.0, 5.0).best(Rates(2.0, 4.0)) == Rates(2.0, 5.0)
