@@ -13,10 +13,12 @@ import pytest
 from loramux_server.core.backend import EngineInfo
 from loramux_server.core.compose import ComposeCommand, ComposeMethod, ComposeResult
 from loramux_server.core.errors import Code, Error
+from loramux_server.core.failpoints import VARIABLE, FailpointError
 from loramux_server.core.types import StackItem
 from loramux_server.services.adapters import AdapterService
 from loramux_server.services.limits import Limits
 from loramux_server.services.views import ComposeRequest
+from loramux_server.store.doctor import examine
 from loramux_server.store.records import AdapterMeta, Composition
 from loramux_server.store.store import Store
 
@@ -127,3 +129,20 @@ async def test_refusals_leave_nothing(service: AdapterService, composer: Compose
     assert caught.value.code is Code.NOT_FOUND
     assert [a.name for a in store.adapters.list("default")[0]] == ["acme", "formal"]
     assert not any(store.state.tmp.iterdir())
+
+
+@pytest.mark.parametrize(
+    "point", ["compose.written", "compose.before_publish", "blob.durable", "publish.before_commit"]
+)
+async def test_a_merge_that_fails_half_way_leaves_nothing(
+    service: AdapterService, store: Store, point: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(VARIABLE, f"{point}:raise")
+    with pytest.raises((Error, FailpointError)):
+        await service.compose(request(("acme", 1.0)))
+    monkeypatch.delenv(VARIABLE)
+    assert [a.name for a in store.adapters.list("default")[0]] == ["acme", "formal"]
+    assert not any(store.state.tmp.iterdir())
+    store.collect_orphans()
+    assert examine(store.database, store.blobs) == []
+    assert (await service.compose(request(("acme", 1.0)))).ref == "mix@1"
