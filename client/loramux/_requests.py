@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, TypeAlias, TypedDict
+from typing import Any, Literal, TypeAlias, TypedDict
 
 from . import _responses
 from ._stacks import Adapters, assign, stack, stacks
@@ -47,7 +47,7 @@ class TrainOptions(TypedDict, total=False):
     dropout: float | None
     target_modules: str | Sequence[str] | None
     layers: str | Sequence[int] | None
-    learning_rate: float | None
+    learning_rate: float | Literal["auto"] | None
     lr_scheduler: str | None
     warmup_ratio: float | None
     beta1: float | None
@@ -59,6 +59,9 @@ class TrainOptions(TypedDict, total=False):
     batch_size: int | None
     max_length: int | None
     seed: int | None
+    validation_split: float | None
+    eval_steps: int | None
+    early_stopping_patience: int | None
 
 
 def generate(
@@ -137,6 +140,8 @@ def train_settings(options: Mapping[str, Any]) -> training_pb2.TrainSettings:
         given["target_modules"] = _strings("target_modules", given["target_modules"])
     if "layers" in given:
         given["layers"] = layers(given["layers"])
+    if given.get("learning_rate") == "auto":
+        del given["learning_rate"]  # what is not given is the server's to choose
     settings = training_pb2.TrainSettings()
     assign(settings, given)
     return settings

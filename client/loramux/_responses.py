@@ -156,6 +156,13 @@ def job_state(value: training_pb2.JobState.ValueType) -> str:
     return word(training_pb2.JobState.Name(value), "JOB_STATE_")
 
 
+def gate(message: training_pb2.Gate) -> str:
+    if message.kind in (training_pb2.Gate.KIND_UNSPECIFIED, training_pb2.Gate.KIND_NONE):
+        return ""
+    kind = word(training_pb2.Gate.Kind.Name(message.kind), "KIND_")
+    return f"{kind} {message.min_accuracy:g}" if message.kind == training_pb2.Gate.KIND_MIN_ACCURACY else kind
+
+
 def job(message: training_pb2.Job) -> types.JobInfo:
     return types.JobInfo(
         id=message.id,
@@ -172,6 +179,8 @@ def job(message: training_pb2.Job) -> types.JobInfo:
         settings=set_fields(message.settings),
         on_top_of=tuple(stack(s) for s in message.on_top_of),
         init_from=message.init_from,
+        gate=gate(message.gate),
+        gate_result=message.gate_result,
         metadata=ordered(message.metadata),
         tenant=message.tenant,
         created_at=message.created_at,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import time
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import TYPE_CHECKING, Protocol
@@ -13,6 +15,8 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import TaskID
 
+BARS = "▁▂▃▄▅▆▇█"
+CURVE_WIDTH = 24
 LINE_EVERY = 2.0
 """Seconds between two lines about steps where there is no terminal."""
 
@@ -79,16 +83,18 @@ class Bar(Lines):
             BarColumn(),
             TextColumn("{task.completed:.0f}/{task.fields[steps]}", markup=False),
             TextColumn("{task.fields[figures]}", markup=False),
+            TextColumn("{task.fields[curve]}", markup=False),
             TimeElapsedColumn(),
             console=console,
             transient=False,
         )
         self._task: TaskID | None = None
         self._figures = ""
+        self._losses: list[float] = []
 
     def __enter__(self) -> Bar:
         self._progress.start()
-        self._task = self._progress.add_task("", total=None, label=self._name, steps="?", figures="")
+        self._task = self._progress.add_task("", total=None, label=self._name, steps="?", figures="", curve="")
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
@@ -97,12 +103,16 @@ class Bar(Lines):
     def show(self, event: JobEvent) -> None:
         if self._task is not None and event.total_steps:
             self._figures = figures(event.metrics) or self._figures
+            if event.type == "step" and "loss" in event.metrics:
+                # Steps that are done again after an interruption take the place of what they were before.
+                self._losses[event.step - 1 :] = [event.metrics["loss"]]
             self._progress.update(
                 self._task,
                 completed=event.step,
                 total=event.total_steps,
                 steps=event.total_steps,
                 figures=self._figures,
+                curve=sparkline(self._losses, CURVE_WIDTH) if len(self._losses) > 1 else "",
             )
         if event.type not in ("step", "checkpoint"):
             self._print(describe(event))
@@ -129,6 +139,20 @@ def figures(metrics: dict[str, float]) -> str:
     if "eta_seconds" in metrics:
         shown.append(f"eta {clock(metrics['eta_seconds'])}")
     return "  ".join(shown)
+
+
+def sparkline(values: Sequence[float], width: int = 40) -> str:
+    """Values as bars of text, at most ``width`` of them, each the mean of its stretch."""
+    count = min(width, len(values))
+    if not count:
+        return ""
+    edges = [round(i * len(values) / count) for i in range(count + 1)]
+    means = [sum(values[a:b]) / (b - a) for a, b in itertools.pairwise(edges)]
+    low = min(means)
+    span = max(means) - low
+    if not 0 < span < float("inf"):
+        return BARS[0] * count
+    return "".join(BARS[min(int((mean - low) / span * len(BARS)), len(BARS) - 1)] for mean in means)
 
 
 def clock(seconds: float) -> str:

@@ -277,6 +277,10 @@ class JobInfo:
     settings: dict[str, object] = field(default_factory=dict)
     on_top_of: tuple[tuple[StackItem, ...], ...] = ()
     init_from: str = ""
+    gate: str = ""
+    """``improves`` or ``min_accuracy 0.9``; empty: none."""
+    gate_result: str = ""
+    """Why what it published was not promoted; empty: it was, or there is nothing yet."""
     metadata: dict[str, str] = field(default_factory=dict)
     tenant: str = ""
     created_at: float = 0.0

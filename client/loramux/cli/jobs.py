@@ -65,6 +65,8 @@ def show(context: typer.Context, job: JobId, json: Json = False) -> None:
             ("held-out data", info.validation_dataset_id),
             ("on top of", " | ".join(entries(stack) for stack in info.on_top_of)),
             ("started from", info.init_from),
+            ("gate", info.gate),
+            ("not promoted", info.gate_result),
             ("settings", _settings(info.settings)),
             ("notes", ", ".join(f"{key}={value}" for key, value in info.metadata.items())),
             ("created", moment(info.created_at)),
@@ -94,8 +96,9 @@ def watch(
                 display.show(event)
                 if json:
                     print(jsonlib.dumps(jsonable(event), ensure_ascii=False), flush=True)
-        version = published(handle.refresh())
-    print(published_text(version), file=sys.stderr if json else sys.stdout)
+        info = handle.refresh()
+        version = published(info)
+    print(published_text(version, info.gate_result), file=sys.stderr if json else sys.stdout)
 
 
 @app.command()

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -39,7 +40,9 @@ def train(
     ] = None,
     rank: Annotated[int | None, typer.Option(help="Rank of the adapter.", show_default="16")] = None,
     alpha: Annotated[float | None, typer.Option(help="LoRA alpha.", show_default="32")] = None,
-    learning_rate: Annotated[float | None, typer.Option(help="Peak learning rate.", show_default="2e-4")] = None,
+    learning_rate: Annotated[
+        str | None, typer.Option(metavar="RATE", help="Peak learning rate.", show_default="auto: for the base's size")
+    ] = None,
     epochs: Epochs = None,
     max_steps: MaxSteps = None,
     batch_size: BatchSize = None,
@@ -62,7 +65,19 @@ def train(
     max_grad_norm: Annotated[float | None, typer.Option(help="Gradient clipping.", show_default="1")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of weights, order and dropout.", show_default="0")] = None,
     init_from: Annotated[str | None, typer.Option(help="Version to start from, such as acme@2.")] = None,
-    gate: Annotated[str | None, typer.Option(help="Condition for publishing: none or improves.")] = None,
+    validation_split: Annotated[
+        float | None, typer.Option(help="Share of the rows to hold out, where --validation is not given.")
+    ] = None,
+    eval_steps: Annotated[
+        int | None, typer.Option(help="Steps between two evaluations; the best state is published.")
+    ] = None,
+    early_stopping_patience: Annotated[
+        int | None, typer.Option(help="Stop after this many evaluations that are no better.")
+    ] = None,
+    gate: Annotated[
+        str | None,
+        typer.Option(help="Condition for the name to move to the result: none, improves, or min_accuracy:0.9."),
+    ] = None,
     compare_prompt: Annotated[str | None, typer.Option(help="Prompt to compare the adapter with.")] = None,
     metadata: Annotated[
         list[str] | None, typer.Option(metavar="KEY=VALUE", help="Note to keep with the version; may be repeated.")
@@ -84,7 +99,7 @@ def train(
     settings: dict[str, Any] = {
         "rank": rank,
         "alpha": alpha,
-        "learning_rate": learning_rate,
+        "learning_rate": rate(learning_rate),
         "epochs": epochs,
         "max_steps": max_steps,
         "batch_size": batch_size,
@@ -100,6 +115,9 @@ def train(
         "weight_decay": weight_decay,
         "max_grad_norm": max_grad_norm,
         "seed": seed,
+        "validation_split": validation_split,
+        "eval_steps": eval_steps,
+        "early_stopping_patience": early_stopping_patience,
     }
     with connect(context) as client:
         job = client.train(
@@ -108,7 +126,7 @@ def train(
             validation=validation,
             on_top_of=[stack(split(text)) for text in on_top_of or ()] or None,
             init_from=init_from,
-            gate=gate,
+            gate=condition(gate),
             compare_prompt=compare_prompt,
             metadata=pairs(metadata or ()),
             idempotency_key=idempotency_key,
@@ -125,16 +143,43 @@ def train(
         except KeyboardInterrupt:
             print(f"\njob {job.id} goes on; loramux jobs watch {job.id} | cancel {job.id}", file=sys.stderr)
             raise typer.Exit(130) from None
+        result = job.info.gate_result
     if json:
         print_json(version)
     else:
-        print(published(version))
+        print(published(version, result))
 
 
-def published(version: AdapterVersion) -> str:
-    """What to say about a version that was just published."""
+def published(version: AdapterVersion, gate_result: str = "") -> str:
+    """What to say about a version that was just published; ``gate_result`` tells why it was not promoted."""
+    if gate_result:
+        return (
+            f"kept {version.ref} as a candidate, because {gate_result}; try it with: --adapter {version.ref}\n"
+            f"promote it with: loramux adapters alias {version.name} {version.version}"
+        )
     figures = f" ({numbers(version.metrics)})" if version.metrics else ""
     return f"published {version.ref}{figures}; use it with: --adapter {version.name}"
+
+
+def rate(text: str | None) -> float | Literal["auto"] | None:
+    """A learning rate, ``auto`` or nothing."""
+    if text is None or text == "auto":
+        return text  # type: ignore[return-value]
+    try:
+        return float(text)
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is no number; give one, or auto", param_hint="--learning-rate") from None
+
+
+def condition(text: str | None) -> str | dict[str, float] | None:
+    """A gate from ``improves`` or ``min_accuracy:0.9``."""
+    kind, colon, least = (text or "").partition(":")
+    if kind != "min_accuracy":
+        return text
+    try:
+        return {kind: float(least) if colon else math.nan}
+    except ValueError:
+        raise typer.BadParameter(f"{least!r} is no share, such as 0.9", param_hint="--gate") from None
 
 
 def split(text: str) -> list[str]:

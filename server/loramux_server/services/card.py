@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
+
+from loramux.progress import sparkline
 
 from ..core.jobs import TrainSpec
 from ..core.types import StackItem
+from .curve import CURVE_FILE, Curve
 
 _HIGHLIGHTS = {
     "loss": "Training loss, last step",
     "eval_loss": "Held-out loss",
     "base_loss": "Held-out loss without the adapter",
+    "current_loss": "Held-out loss of the version before",
+    "eval_accuracy": "Held-out answers that hold the expected text",
+    "eval_exact_match": "Held-out answers that are the expected text",
     "eval_token_accuracy": "Held-out token accuracy",
     "base_token_accuracy": "Held-out token accuracy without the adapter",
     "trained_tokens": "Tokens trained on",
@@ -35,6 +42,11 @@ class CardFacts:
     steps: int = 0
     metrics: dict[str, float] = field(default_factory=dict)
     metadata: dict[str, str] = field(default_factory=dict)
+    init_from: str = ""
+    gate: str = ""
+    gate_result: str = ""
+    """Why the version was not promoted; empty: it was."""
+    curve: Curve = field(default_factory=dict)
 
 
 def render_card(facts: CardFacts) -> str:
@@ -44,6 +56,7 @@ def render_card(facts: CardFacts) -> str:
         f"# {facts.name}\n\nA LoRA adapter for `{facts.base_name}`, trained by loramux on the NF4 base that serves it.",
         "## Data\n\n" + _data(facts),
         "## Result\n\n" + _result(facts),
+        *(["## Course of the training\n\n" + _course(facts.curve)] if facts.curve else []),
         "## Use\n\nWith loramux:\n\n" + _loramux_snippet(facts) + "\n\nWith PEFT:\n\n" + _peft_snippet(facts),
         "## Settings\n\n" + _settings(facts),
     ]
@@ -74,6 +87,8 @@ def _data(facts: CardFacts) -> str:
     else:
         lines.append("- Held-out rows: none, so the figures below say nothing about unseen questions")
     lines.append(f"- Base: `{facts.base_name}`, fingerprint `{facts.base_fingerprint}`")
+    if facts.init_from:
+        lines.append(f"- Goes on from `{facts.init_from}`")
     if facts.on_top_of:
         lines.append(
             "- Trained on top of these frozen stacks, rows taking turns: "
@@ -86,7 +101,29 @@ def _result(facts: CardFacts) -> str:
     known = [(title, facts.metrics[key]) for key, title in _HIGHLIGHTS.items() if key in facts.metrics]
     other = [(f"`{key}`", value) for key, value in sorted(facts.metrics.items()) if key not in _HIGHLIGHTS]
     rows = [(title, f"{value:.6g}") for title, value in known + other]
-    return _table(("figure", "value"), [("Optimiser steps", str(facts.steps)), *rows]) + f"\n\nJob `{facts.job_id}`."
+    gate = ""
+    if facts.gate:
+        outcome = f"not passed: {facts.gate_result}; kept as a candidate" if facts.gate_result else "passed"
+        gate = f" Gate `{facts.gate}`: {outcome}."
+    return (
+        _table(("figure", "value"), [("Optimiser steps", str(facts.steps)), *rows]) + f"\n\nJob `{facts.job_id}`.{gate}"
+    )
+
+
+def _course(curve: Curve) -> str:
+    """A dozen lines of the curve, the first and the last among them, under a picture of text."""
+    losses = {step: row["loss"] for step, row in curve.items() if "loss" in row}
+    if not losses:
+        return f"Every step is in `{CURVE_FILE}`."
+    steps = list(losses)
+    shown = sorted({steps[round(i * (len(steps) - 1) / 11)] for i in range(12)})
+    held_out = {step: f"{row['eval_loss']:.4g}" for step, row in curve.items() if "eval_loss" in row}
+    rows = [(str(step), f"{losses[step]:.4g}", held_out.get(step, "")) for step in shown]
+    least = min(losses, key=lambda step: losses[step])
+    return (
+        f"Training loss `{sparkline(list(losses.values()))}`, least {losses[least]:.4g} at step {least}; every step is "
+        f"in `{CURVE_FILE}`.\n\n" + _table(("step", "loss", "held-out loss"), rows)
+    )
 
 
 def _settings(facts: CardFacts) -> str:
@@ -127,8 +164,11 @@ def _code(*lines: str) -> str:
     return "\n".join(["```python", *lines, "```"])
 
 
-def _table(head: tuple[str, str], rows: list[tuple[str, str]]) -> str:
-    return "\n".join([f"| {head[0]} | {head[1]} |", "|---|---|", *(f"| {a} | {b} |" for a, b in rows)])
+def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
+    lines = [head, ("---",) * len(head), *rows]
+    return "\n".join(
+        "|" + "|".join(cell if set(cell) == {"-"} else f" {cell} " for cell in line) + "|" for line in lines
+    )
 
 
 def _cell(text: str) -> str:

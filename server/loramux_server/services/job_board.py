@@ -97,6 +97,8 @@ class JobBoard:
         try:
             while True:
                 news.clear()
+                # Asked before the events are: the event of a state that is final by then is among them.
+                final = (await asyncio.to_thread(self._store.jobs.get, job_id, tenant)).state.final
                 found = await asyncio.to_thread(self._store.jobs.events, job_id, after, tenant=tenant)
                 for record in found:
                     after = record.sequence
@@ -105,7 +107,7 @@ class JobBoard:
                         return
                 if found:
                     continue
-                if (await asyncio.to_thread(self._store.jobs.get, job_id, tenant)).state.final and not news.is_set():
+                if final:
                     return
                 # Another server on the same database may run the job: that news does not come this way.
                 with suppress(TimeoutError):

@@ -12,6 +12,7 @@ from ..core.errors import Code, Error, FieldViolation
 from ..core.jobs import TrainSpec
 from ..core.types import StackItem
 from ..lora.lora_config import ALL_LINEAR, LoraConfig
+from .gate import MIN_ACCURACY
 from .limits import Limits
 from .metadata import metadata_violations
 from .validation import MAX_SEED, number_violations, shown, stack_violations
@@ -24,11 +25,7 @@ _LAYER_RANGE = re.compile(r"([0-9]{1,5})(?:-([0-9]{1,5}))?")
 
 def check_job_supported(request: CreateJobRequest) -> None:
     """Raise UNIMPLEMENTED for settings that the API names but this version does not do."""
-    for field, given, instead in (
-        ("gate", request.gate not in ("", "none"), "leave it out: the job reports its held-out loss"),
-        ("compare_prompt", bool(request.compare_prompt), "leave it out"),
-        ("init_from", bool(request.init_from), "leave it out, or train on top of that adapter with on_top_of"),
-    ):
+    for field, given, instead in (("compare_prompt", bool(request.compare_prompt), "leave it out"),):
         if given:
             raise Error(
                 Code.UNIMPLEMENTED,
@@ -44,7 +41,27 @@ def job_violations(request: CreateJobRequest, info: EngineInfo, limits: Limits) 
     if not request.dataset_id:
         found.append(FieldViolation("dataset_id", "is empty; upload a dataset first and give its id"))
     found += metadata_violations(request.metadata)
-    return found
+    return [*found, *_held_out_violations(request)]
+
+
+def _held_out_violations(request: CreateJobRequest) -> Iterator[FieldViolation]:
+    """What needs held-out rows, and whether there will be any."""
+    spec = request.spec
+    if request.validation_dataset_id and spec.validation_split:
+        yield FieldViolation("validation_split", "is given beside held-out data; give one of the two")
+    if not request.validation_dataset_id and not spec.validation_split:
+        how = "needs held-out rows: give validation data, or validation_split such as 0.1"
+        for name, asked in (
+            ("gate", request.gate not in ("", "none")),
+            ("eval_steps", spec.eval_steps is not None),
+            ("early_stopping_patience", spec.early_stopping_patience is not None),
+        ):
+            if asked:
+                yield FieldViolation(name, how)
+    if request.gate == MIN_ACCURACY and not 0 < request.min_accuracy <= 1:
+        yield FieldViolation(
+            "gate.min_accuracy", f"is {request.min_accuracy:g}; it must be above 0 and at most 1, a share of the rows"
+        )
 
 
 def on_top_of_violations(stacks: tuple[tuple[StackItem, ...], ...]) -> Iterator[FieldViolation]:
@@ -83,6 +100,14 @@ def spec_violations(spec: TrainSpec, info: EngineInfo, limits: Limits) -> Iterat
         yield FieldViolation(
             "max_length", f"is {spec.max_length}; it must be between 2 and the model's context of {info.max_context}"
         )
+    if not 0 <= spec.validation_split < 1:
+        yield FieldViolation("validation_split", f"is {spec.validation_split:g}; it must be at least 0 and below 1")
+    for name, count in (
+        ("eval_steps", spec.eval_steps),
+        ("early_stopping_patience", spec.early_stopping_patience),
+    ):
+        if count is not None and not 1 <= count <= limits.max_steps:
+            yield FieldViolation(name, f"is {count}; it must be between 1 and {limits.max_steps}")
     if not 0 <= spec.seed <= MAX_SEED:
         yield FieldViolation("seed", f"is {spec.seed}; it must be between 0 and {MAX_SEED}")
     yield from _target_violations(spec, info)

@@ -9,6 +9,7 @@ from ..core.jobs import TrainSpec
 from ..store.records import DatasetRecord, EventRecord, JobRecord
 from ..training.dataset import Dataset
 from ..training.order import Order
+from .gate import read_gate
 from .views import AdapterVersionInfo, DatasetInfo, DatasetReport, JobEvent, JobInfo, RowProblem
 
 _LINE = re.compile(r"\[line (\d+)\](.*)", re.DOTALL)
@@ -29,7 +30,7 @@ def dataset_info(record: DatasetRecord) -> DatasetInfo:
 
 def job_info(record: JobRecord, adapter: AdapterVersionInfo | None) -> JobInfo:
     """A job; ``adapter`` is what it published."""
-    request = record.request
+    request, gate = record.request, read_gate(record.request.gate)
     return JobInfo(
         id=record.id,
         name=request.name,
@@ -50,6 +51,9 @@ def job_info(record: JobRecord, adapter: AdapterVersionInfo | None) -> JobInfo:
         error_reason=record.error_code.upper(),
         error=record.error,
         metadata=request.metadata,
+        gate=gate.kind,
+        min_accuracy=gate.min_accuracy,
+        gate_result=record.gate_result,
     )
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Sequence
+import random
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..core.backend import EngineInfo
-from ..core.errors import invalid
+from ..core.errors import invalid, invalid_field
 from ..core.jobs import TrainCommand, TrainRow, TrainSpec
 from ..core.types import BASE, Stack, StackItem
 from ..store.records import JobRecord
@@ -71,8 +72,52 @@ def load_data(
         return found, record.digest
 
     train, train_digest = load(dataset_id, "data")
-    validation, validation_digest = load(validation_id, "validation") if validation_id else (None, "")
-    return JobData(train, validation, train_digest, validation_digest)
+    if validation_id:
+        validation, validation_digest = load(validation_id, "validation")
+        return JobData(train, validation, train_digest, validation_digest)
+    if spec.validation_split:
+        kept, held_out = split_rows(train, spec.validation_split, spec.seed)
+        return JobData(kept, held_out, train_digest, train_digest)
+    return JobData(train, None, train_digest, "")
+
+
+def split_rows(data: Dataset, share: float, seed: int) -> tuple[Dataset, Dataset]:
+    """Hold ``share`` of the rows out, at least one; rows that say the same stay together. Raises INVALID_ARGUMENT.
+
+    The same data, share and seed give the same rows.
+    """
+    lines: dict[int, list[Example]] = {}
+    for example in data.examples:
+        lines.setdefault(example.line, []).append(example)
+    alike: dict[tuple[tuple[int, ...], ...], list[Example]] = {}
+    for examples in lines.values():
+        alike.setdefault(tuple(e.row.input_ids for e in examples), []).extend(examples)
+    groups = list(alike.values())
+    wanted = max(1, round(share * len(groups)))
+    if wanted >= len(groups):
+        raise invalid_field(
+            "validation_split",
+            f"{share:g} of {len(groups)} different rows leaves none to train on",
+            reason="DATASET_INVALID",
+        )
+    chosen = {id(groups[i]) for i in random.Random(seed).sample(range(len(groups)), wanted)}
+    held = {e.line for group in groups if id(group) in chosen for e in group}
+    return _part(data, lambda e: e.line not in held), _part(data, lambda e: e.line in held)
+
+
+def _part(data: Dataset, keep: Callable[[Example], bool]) -> Dataset:
+    """Some of the rows of a dataset, counted anew."""
+    examples = tuple(filter(keep, data.examples))
+    rows = [e.row for e in examples]
+    report = replace(
+        data.report,
+        rows=len({e.line for e in examples}),
+        examples=len(rows),
+        tokens=sum(len(r.input_ids) for r in rows),
+        trained_tokens=sum(sum(r.labels) for r in rows),
+        longest=max(len(r.input_ids) for r in rows),
+    )
+    return replace(data, examples=examples, report=report)
 
 
 def build_command(

@@ -12,6 +12,7 @@ from ..core.backend import Backend, EngineInfo
 from ..core.errors import Code, Error
 from ..core.failpoints import reach
 from ..core.jobs import JobState, TrainCommand
+from ..core.types import AdapterVersion, Stack, StackEntry
 from ..store.jobs import LEASE_LOST
 from ..store.records import JobRecord
 from ..store.store import Store
@@ -170,8 +171,11 @@ class JobRunner:
     async def _work(self, job: JobRecord) -> None:
         async with temporary_folder(self._store, "job") as folder:
             command, run = await self._prepare(job, folder / "adapter")
-            await run.train(command)
-            reach("job.trained")
+            with self._stacks.held(_versions(command)):
+                await run.train(command)
+                reach("job.trained")
+                await run.question(command)
+                reach("job.evaluated")
             words = "checking and publishing the adapter"
             await self._board.move(job.id, JobState.PUBLISHING, message=words, fence=job.fence)
             # A commit cannot be taken back.
@@ -197,6 +201,26 @@ class JobRunner:
             build_command(job, data, stacks, row_stacks, self._info, output),
             checkpoint_dir=str(await asyncio.to_thread(self._store.state.job_folder, job.id)),
             checkpoint_seconds=self._checkpoint_seconds,
+            init=await asyncio.to_thread(self._store.adapters.resolve, request.init_from, tenant)
+            if request.init_from
+            else None,
+            current=await asyncio.to_thread(self._current, request.name, tenant),
         )
-        run = TrainingRun(self._backend, self._store, self._info, self._limits, self._board, job, data)
+        run = TrainingRun(self._backend, self._store, self._text, self._info, self._limits, self._board, job, data)
         return command, run
+
+    def _current(self, name: str, tenant: str) -> AdapterVersion | None:
+        """The version that a job's result would replace, if it can be measured beside it."""
+        try:
+            record = self._store.adapters.get_version(name, tenant)
+            if record.owner == tenant and record.meta.base_fingerprint in ("", self._info.base_fingerprint):
+                return self._store.adapters.resolve(record.ref, tenant)
+        except Error:
+            pass  # there is none, or none that may be used
+        return None
+
+
+def _versions(command: TrainCommand) -> Stack:
+    """Every version whose files the engine reads for a job."""
+    own = [StackEntry(version) for version in (command.init, command.current) if version is not None]
+    return Stack((*own, *(entry for stack in command.stacks for entry in stack.entries)))

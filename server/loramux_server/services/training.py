@@ -18,12 +18,15 @@ from ..store.store import Store
 from ..text import TextTokenizer
 from .adapter_views import AdapterViews
 from .cleanup import temporary_folder, to_the_end
+from .gate import MIN_ACCURACY, make_gate
 from .intake import receive_file
 from .job_board import JobBoard
+from .job_defaults import settled
 from .job_validation import check_job_supported, job_violations, spec_violations
 from .job_views import bad_report, dataset_info, good_report, job_event, job_info
 from .limits import Limits
 from .plan import JobData, load_data
+from .questions import questions
 from .stacks import StackResolver, pinned_items
 from .validation import utf8_size
 from .views import CreateJobRequest, DatasetInfo, DatasetReport, JobEvent, JobInfo, Page
@@ -82,8 +85,8 @@ class TrainingService:
 
         The stacks of ``on_top_of`` are pinned to the versions of now; stacks that rows name mean the versions of
         when the job starts. Raises INVALID_ARGUMENT (settings by field, rows by line), NOT_FOUND (dataset, adapter
-        underneath), UNIMPLEMENTED (``gate``, ``compare_prompt``, ``init_from``). The same idempotency key gives the
-        same job, ALREADY_EXISTS when it came with other settings.
+        underneath or to start from), UNIMPLEMENTED (``compare_prompt``). The same idempotency key gives the same job,
+        ALREADY_EXISTS when it came with other settings.
         """
         check_name(request.name)
         if (size := utf8_size(request.idempotency_key)) is None or size > MAX_KEY_BYTES:
@@ -91,12 +94,13 @@ class TrainingService:
         if violations := job_violations(request, self._info, self._limits):
             raise invalid(violations)
         check_job_supported(request)
+        asked, request = request, await asyncio.to_thread(settled, request, self._info, self._store)
         if not request.idempotency_key:
             return await self._create(request)
         # A call that is sent again while the first still runs waits for the first one's job.
         lock = self._creating.setdefault((request.tenant, request.idempotency_key), asyncio.Lock())
         async with lock:
-            if (job := await asyncio.to_thread(self._made_before, request)) is not None:
+            if (job := await asyncio.to_thread(self._made_before, request, asked.init_from)) is not None:
                 return await self._info_of(job)
             return await self._create(request)
 
@@ -157,6 +161,10 @@ class TrainingService:
         data = await self._load(request.spec, request.tenant, request.dataset_id, request.validation_dataset_id)
         stacks = await self._stacks.resolve_many(request.on_top_of, request.tenant)
         await self._stacks.resolve_many(data.row_stacks, request.tenant)
+        gate = make_gate(request.gate, request.min_accuracy)
+        held_out = data.validation.rows if data.validation else ()
+        if gate.kind == MIN_ACCURACY and not questions(held_out, 1, self._text):
+            raise invalid([FieldViolation("gate", "no held-out row has a prompt before its answer to ask the model")])
         new = NewJob(
             name=request.name,
             dataset_id=request.dataset_id,
@@ -164,6 +172,8 @@ class TrainingService:
             spec=request.spec,
             validation_dataset_id=request.validation_dataset_id,
             on_top_of=tuple(pinned_items(stack) for stack in stacks),
+            init_from=request.init_from,
+            gate=str(gate),
             metadata=dict(request.metadata),
             idempotency_key=request.idempotency_key,
         )
@@ -174,18 +184,19 @@ class TrainingService:
             load_data, self._store, self._text, self._info, self._limits, spec, tenant, dataset_id, validation_id
         )
 
-    def _made_before(self, request: CreateJobRequest) -> JobRecord | None:
-        """The job that this idempotency key made. Stacks are compared as they were written: names move on."""
+    def _made_before(self, request: CreateJobRequest, init_from: str) -> JobRecord | None:
+        """The job that this idempotency key made. References are compared as they were written: names move on."""
         with self._store.database.read() as connection:
             row = job_rows.by_key(connection, request.tenant, request.idempotency_key)
         if row is None:
             return None
         job = job_rows.record(row)
         made = job.request
+        gate = str(make_gate(request.gate, request.min_accuracy))
         same = (
-            (made.name, made.dataset_id, made.validation_dataset_id, made.spec, made.metadata)
-            == (request.name, request.dataset_id, request.validation_dataset_id, request.spec, request.metadata)
-        ) and _same_stacks(request.on_top_of, made.on_top_of)
+            (made.name, made.dataset_id, made.validation_dataset_id, made.spec, made.gate, made.metadata)
+            == (request.name, request.dataset_id, request.validation_dataset_id, request.spec, gate, request.metadata)
+        ) and _same_stacks((*request.on_top_of, _one(init_from)), (*made.on_top_of, _one(made.init_from)))
         if not same:
             raise Error(
                 Code.ALREADY_EXISTS,
@@ -218,6 +229,10 @@ class TrainingService:
                 if error.code is not Code.NOT_FOUND:  # deleted since
                     raise
         return job_info(job, adapter)
+
+
+def _one(ref: str) -> tuple[StackItem, ...]:
+    return (StackItem(ref),) if ref else ()
 
 
 def _same_stacks(asked: tuple[tuple[StackItem, ...], ...], pinned: tuple[tuple[StackItem, ...], ...]) -> bool:

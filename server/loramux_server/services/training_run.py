@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import aclosing
+import hashlib
+from contextlib import aclosing, suppress
 from pathlib import Path
 from typing import Any, cast
 
 from ..core.backend import Backend, EngineInfo
+from ..core.errors import Error
 from ..core.failpoints import reach
-from ..core.files import storage_errors, sync_folder, write_durable
+from ..core.files import read_regular, storage_errors, sync_folder, write_durable
 from ..core.jobs import JobState, TrainCommand, TrainEvent, TrainEventType
-from ..core.types import Stack, StackItem
-from ..lora.peft_schema import CARD_FILE, AdapterConfig
+from ..core.types import AdapterVersion, Stack, StackEntry, StackItem
+from ..lora.peft_schema import CARD_FILE, WEIGHTS_FILE, AdapterConfig
 from ..store.records import AdapterMeta, JobRecord, VersionRecord
 from ..store.store import Store
+from ..text import TextTokenizer
 from .card import CardFacts, render_card
+from .curve import CURVE_FILE, PICTURE_FILE, read_curve, to_csv, to_png
+from .gate import ACCURACY, MIN_ACCURACY, failed_because, read_gate
 from .job_board import JobBoard
 from .limits import Limits
 from .plan import JobData
 from .publishing import publish
+from .questions import ask, questions
 from .stacks import pinned_items
 from .verify import verify_trained
 
@@ -34,6 +40,7 @@ class TrainingRun:
         self,
         backend: Backend,
         store: Store,
+        text: TextTokenizer,
         info: EngineInfo,
         limits: Limits,
         board: JobBoard,
@@ -42,14 +49,16 @@ class TrainingRun:
     ) -> None:
         self._backend = backend
         self._store = store
+        self._text = text
         self._info = info
         self._limits = limits
         self._board = board
         self._job = job
         self._data = data
+        self._gate = read_gate(job.request.gate)
         self._state = JobState.RUNNING
         self._metrics: dict[str, float] = {}
-        self._steps = 0
+        self._steps = self._total = 0
 
     async def train(self, command: TrainCommand) -> None:
         """Run the command to its end; afterwards the job is EVALUATING. Cancelling this stops the engine's work."""
@@ -58,11 +67,40 @@ class TrainingRun:
                 await self._take(event)
         await self._evaluating()
 
+    async def question(self, command: TrainCommand) -> None:
+        """Where the gate looks at answers: ask the held-out rows of the engine, through the new adapter."""
+        if self._gate.kind != MIN_ACCURACY:
+            return
+        await asyncio.to_thread(verify_trained, Path(command.output), self._info, self._limits)
+        asked = questions(command.validation, len(command.stacks), self._text)
+        candidate = await asyncio.to_thread(self._candidate, Path(command.output))
+        over = [Stack((*stack.entries, StackEntry(candidate))) for stack in command.stacks]
+        try:
+            score = await ask(
+                self._backend,
+                asked,
+                over,
+                self._text,
+                prefix=f"{self._job.id}-{self._job.fence}",
+                tenant=self._job.request.owner,
+                max_context=self._info.max_context,
+            )
+        finally:
+            with suppress(Error):  # an engine that is gone has forgotten it anyway
+                await self._backend.unload(candidate.digest)
+        found = {ACCURACY: score.contained, "eval_exact_match": score.exact, "eval_questions": float(score.asked)}
+        event = TrainEvent(TrainEventType.EVALUATION, "answers", None, self._steps, self._total, found)
+        await self._take(event)
+
     async def publish(self, command: TrainCommand) -> VersionRecord:
-        """Check what the engine wrote, add the card, and publish version and success in one transaction."""
+        """Check what the engine wrote, add card and curve, and publish version and success in one transaction.
+
+        A version that fails its gate is published too, but the name does not move to it.
+        """
         folder = Path(command.output)
         config = await asyncio.to_thread(verify_trained, folder, self._info, self._limits)
-        await asyncio.to_thread(self._write_card, folder, command)
+        result = failed_because(self._gate, self._metrics)
+        await asyncio.to_thread(self._write_extras, folder, command, result)
         meta = self._meta(command, config)
         reach("job.before_publish")
         version, _ = await publish(
@@ -71,7 +109,9 @@ class TrainingRun:
             self._job.request.name,
             folder,
             config.rank,
-            lambda: self._store.publish_job_result(self._job.id, folder, meta, fence=self._job.fence),
+            lambda: self._store.publish_job_result(
+                self._job.id, folder, meta, gate_result=result, fence=self._job.fence
+            ),
         )
         self._board.moved(self._job.id, JobState.PUBLISHING, JobState.SUCCEEDED)
         return version
@@ -83,7 +123,7 @@ class TrainingRun:
             # States are the job table's; what the engine adds is that it began, and how many steps it will take.
             event = TrainEvent(TrainEventType.MESSAGE, event.message, None, event.step, event.total_steps)
         self._metrics.update(event.metrics)
-        self._steps = max(self._steps, event.step)
+        self._steps, self._total = max(self._steps, event.step), event.total_steps or self._total
         await self._board.append(self._job, event)
 
     async def _evaluating(self) -> None:
@@ -102,13 +142,21 @@ class TrainingRun:
             layers=request.spec.layers,
             job_id=self._job.id,
             dataset_digest=self._data.train_digest,
+            parent=request.init_from,
             trained_on=_trained_on(command.stacks),
             metrics=self._final_metrics(),
             metadata=request.metadata,
         )
 
-    def _write_card(self, folder: Path, command: TrainCommand) -> None:
+    def _candidate(self, folder: Path) -> AdapterVersion:
+        """The adapter before it is a version, under a digest of its own."""
+        digest = hashlib.sha256(b"candidate" + read_regular(folder / WEIGHTS_FILE)).hexdigest()
+        return AdapterVersion(self._job.request.name, 0, digest, self._job.request.spec.rank, str(folder))
+
+    def _write_extras(self, folder: Path, command: TrainCommand, gate_result: str) -> None:
+        """The curve and the card, into the adapter's folder."""
         request, data = self._job.request, self._data
+        curve = read_curve(self._store, self._job.id)
         card = render_card(
             CardFacts(
                 name=request.name,
@@ -124,11 +172,19 @@ class TrainingRun:
                 steps=self._steps,
                 metrics=self._final_metrics(),
                 metadata=request.metadata,
+                init_from=request.init_from,
+                gate=request.gate,
+                gate_result=gate_result,
+                curve=curve,
             )
         )
         with storage_errors("cannot write the model card"):
-            (folder / CARD_FILE).unlink(missing_ok=True)
-            write_durable(folder / CARD_FILE, card.encode())
+            files = {CARD_FILE: card.encode(), CURVE_FILE: to_csv(curve).encode()}
+            if (picture := to_png(curve, request.name)) is not None:
+                files[PICTURE_FILE] = picture
+            for name, content in files.items():
+                (folder / name).unlink(missing_ok=True)
+                write_durable(folder / name, content)
             sync_folder(folder)
 
     def _final_metrics(self) -> dict[str, float]:

@@ -217,11 +217,18 @@ class CreateJobRequest:
     """Frozen stacks underneath, rows taking turns over them; an empty inner tuple is the base."""
     init_from: str = ""
     gate: str = ""
-    """Kind of gate; ``none`` or empty: none."""
+    """Kind of gate: ``improves``, ``min_accuracy``; ``none`` or empty: none."""
+    min_accuracy: float = 0.0
     compare_prompt: str = ""
     metadata: dict[str, str] = field(default_factory=dict)
     idempotency_key: str = ""
     tenant: str = "default"
+    given: frozenset[str] | None = None
+    """Names of the settings in ``spec`` that the caller chose; None: all. The others are the server's to choose."""
+
+    def gave(self, setting: str) -> bool:
+        """Whether the caller chose a setting."""
+        return self.given is None or setting in self.given
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,6 +260,11 @@ class JobInfo:
     error: str = ""
     metadata: dict[str, str] = field(default_factory=dict)
     last_sequence: int = 0
+    gate: str = ""
+    """Kind of gate; empty: none."""
+    min_accuracy: float = 0.0
+    gate_result: str = ""
+    """Why what it published was not promoted; empty: it was."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,6 +26,8 @@ class ScriptedTraining:
     hang: bool = False
     b: float = 0.5
     fingerprint: str = ""
+    measured: dict[str, float] = field(default_factory=lambda: {"eval_loss": 0.25, "base_loss": 2.0})
+    """What the evaluation on held-out rows finds."""
     waiting: asyncio.Event = field(default_factory=asyncio.Event)
     runs: int = 0
     stopped: int = 0
@@ -45,8 +47,8 @@ class ScriptedTraining:
                 yield TrainEvent(TrainEventType.STEP, step=step, total_steps=self.steps, metrics=metrics)
             yield TrainEvent(TrainEventType.STATE, "measuring", JobState.EVALUATING, self.steps, self.steps)
             if command.validation:
-                metrics = {"eval_loss": 0.25, "base_loss": 2.0}
-                yield TrainEvent(TrainEventType.EVALUATION, step=self.steps, total_steps=self.steps, metrics=metrics)
+                measured = dict(self.measured)
+                yield TrainEvent(TrainEventType.EVALUATION, step=self.steps, total_steps=self.steps, metrics=measured)
             self._write(Path(command.output))
             finished = True
         finally:

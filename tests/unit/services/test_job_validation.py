@@ -111,7 +111,7 @@ def test_stacks_underneath_follow_the_rules_of_stacks() -> None:
     ]
 
 
-@pytest.mark.parametrize("field", ["gate", "compare_prompt", "init_from"])
+@pytest.mark.parametrize("field", ["compare_prompt"])
 def test_what_is_not_there_yet_is_refused_by_name(field: str) -> None:
     with pytest.raises(Error) as caught:
         check_job_supported(dataclasses.replace(GOOD, **{field: "improves"}))

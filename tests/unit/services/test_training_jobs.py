@@ -355,6 +355,18 @@ async def test_bad_jobs_make_no_row(server: Server) -> None:
         (replace(good, validation_dataset_id=broken.id), [f"validation[line {i}]" for i in (2, 4, 5)]),
         (replace(good, spec=TrainSpec(max_length=4)), [f"data[line {i}]" for i in range(1, 13)]),
         (replace(good, idempotency_key="x" * 300), ["idempotency_key"]),
+        (replace(good, gate="improves"), ["gate"]),
+        (
+            replace(good, spec=TrainSpec(eval_steps=2, early_stopping_patience=1)),
+            ["eval_steps", "early_stopping_patience"],
+        ),
+        (replace(good, spec=TrainSpec(validation_split=1.0)), ["validation_split"]),
+        (replace(good, spec=TrainSpec(validation_split=0.1), validation_dataset_id=dataset), ["validation_split"]),
+        (replace(good, spec=TrainSpec(validation_split=0.99)), ["validation_split"]),
+        (
+            replace(good, spec=TrainSpec(validation_split=0.1), gate="min_accuracy", min_accuracy=1.5),
+            ["gate.min_accuracy"],
+        ),
     ]
     for request, fields in bad:
         with pytest.raises(Error) as caught:
@@ -366,7 +378,7 @@ async def test_bad_jobs_make_no_row(server: Server) -> None:
             await server.service.create_job(request)
         assert caught.value.code is Code.NOT_FOUND
     with pytest.raises(Error) as caught:
-        await server.service.create_job(replace(good, gate="improves"))
+        await server.service.create_job(replace(good, compare_prompt="Be brief."))
     assert caught.value.code is Code.UNIMPLEMENTED
     assert (await server.service.list_jobs()).items == ()
 

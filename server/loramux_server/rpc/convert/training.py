@@ -38,6 +38,7 @@ GATES: dict[pb.Gate.Kind.ValueType, str] = {
     pb.Gate.KIND_IMPROVES: "improves",
     pb.Gate.KIND_MIN_ACCURACY: "min_accuracy",
 }
+_GATES_BACK = {word: kind for kind, word in GATES.items()}
 _STATES_BACK = {value: state for state, value in JOB_STATES.items()}
 _LISTS = ("target_modules", "layers")
 _SCALARS = tuple(f.name for f in fields(TrainSpec) if f.name not in _LISTS)
@@ -74,10 +75,12 @@ def job_from_proto(request: pb.CreateJobRequest, call: Call) -> CreateJobRequest
         on_top_of=stacks_from_proto(request.on_top_of),
         init_from=request.init_from,
         gate=GATES[request.gate.kind],
+        min_accuracy=request.gate.min_accuracy,
         compare_prompt=request.compare_prompt,
         metadata=dict(request.metadata),
         idempotency_key=request.idempotency_key,
         tenant=call.tenant,
+        given=frozenset(descriptor.name for descriptor, _ in request.settings.ListFields()),
     )
 
 
@@ -102,7 +105,11 @@ def job_to_proto(job: JobInfo) -> pb.Job:
         started_at=job.started_at,
         finished_at=job.finished_at,
         last_sequence=job.last_sequence,
+        gate_result=job.gate_result,
     )
+    if job.gate:
+        message.gate.kind = _GATES_BACK[job.gate]
+        message.gate.min_accuracy = job.min_accuracy
     if job.error or job.error_reason:
         message.error.reason = job.error_reason
         message.error.message = job.error

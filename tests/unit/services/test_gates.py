@@ -1,0 +1,259 @@
+"""Gates: a version that fails is published as a candidate with the reason, and the name stays where it was."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from loramux_server.core.backend import EngineInfo, GenerateCommand
+from loramux_server.core.errors import Code, Error
+from loramux_server.core.jobs import JobState, TrainEventType, TrainRow, TrainSpec
+from loramux_server.core.types import FinishReason, StackItem
+from loramux_server.services.gate import Gate, failed_because, make_gate, read_gate
+from loramux_server.services.questions import MAX_QUESTIONS, questions
+from loramux_server.store.records import AdapterMeta
+from loramux_server.store.store import Store
+from loramux_server.text import TextTokenizer
+
+from .adapter_files import write_adapter
+from .fakes import Script
+from .test_training_jobs import ROWS, Server, states
+
+NAN = float("nan")
+HELD_OUT = TrainSpec(validation_split=0.25)
+
+
+@pytest.fixture
+def server(store: Store, text: TextTokenizer, info: EngineInfo) -> Server:
+    return Server.over(store, text, info)
+
+
+@pytest.mark.parametrize(
+    ("gate", "metrics", "reason"),
+    [
+        (Gate(), {}, ""),
+        (Gate("improves"), {"eval_loss": 1.0, "base_loss": 2.0}, ""),
+        (Gate("improves"), {"eval_loss": 2.0, "base_loss": 2.0}, "the base"),
+        (Gate("improves"), {"eval_loss": 1.0, "base_loss": 2.0, "current_loss": 0.9}, "the current version"),
+        (Gate("improves"), {"eval_loss": 0.8, "base_loss": 2.0, "current_loss": 0.9}, ""),
+        (Gate("improves"), {"eval_loss": NAN, "base_loss": 2.0}, "nan"),
+        (Gate("improves"), {}, "nan"),
+        (Gate("min_accuracy", 0.9), {"eval_accuracy": 0.9}, ""),
+        (Gate("min_accuracy", 0.9), {"eval_accuracy": 0.5}, "50.0%"),
+        (Gate("min_accuracy", 0.9), {}, "nan"),
+    ],
+)
+def test_what_passes(gate: Gate, metrics: dict[str, float], reason: str) -> None:
+    found = failed_because(gate, metrics)
+    assert (reason in found) if reason else found == ""
+    assert read_gate(str(gate)) == gate
+
+
+def test_no_gate_and_none_are_the_same() -> None:
+    assert make_gate("", 0.0) == make_gate("none", 0.5) == Gate()
+    assert not make_gate("none", 0.0)
+
+
+async def test_a_version_that_passes_takes_the_name(server: Server) -> None:
+    job = await server.job(spec=HELD_OUT, gate="improves")
+    async with server.working():
+        await server.finished(job)
+    info = await server.service.get_job(job.id)
+    assert (info.gate, info.gate_result) == ("improves", "")
+    assert server.store.adapters.resolve("acme", "default").ref == "acme@1"
+
+
+async def test_a_version_that_fails_is_kept_as_a_candidate(server: Server, info: EngineInfo, tmp_path: Path) -> None:
+    """The reason is in the job, its events and the card; the version answers under its number only."""
+    made = write_adapter(tmp_path / "made", info, b=0.1)
+    server.store.adapters.publish("acme", "default", made, AdapterMeta(rank=2, alpha=4.0))
+    server.training.measured["current_loss"] = 0.2
+    job = await server.job(spec=HELD_OUT, gate="improves")
+    async with server.working():
+        events = await server.finished(job)
+    assert states(events)[-1] is JobState.SUCCEEDED
+    (command,) = server.backend.trained
+    assert command.current is not None
+    assert command.current.ref == "acme@1"
+    found = await server.service.get_job(job.id)
+    assert found.adapter is not None
+    assert found.adapter.ref == "acme@2"
+    assert "0.25 is not below 0.2, that of the current version" in found.gate_result
+    assert "acme@2 is kept as a candidate" in events[-1].event.message
+    assert found.gate_result in events[-1].event.message
+    assert server.store.adapters.resolve("acme", "default").ref == "acme@1"
+    candidate = server.store.adapters.resolve("acme@2", "default")
+    card = (Path(candidate.path) / "README.md").read_text()
+    assert found.gate_result in card
+    assert "| Held-out loss of the version before | 0.2 |" in card
+
+
+async def test_a_first_version_that_fails_has_no_promoted_name(server: Server) -> None:
+    server.training.measured.update(eval_loss=3.0)
+    job = await server.job(spec=HELD_OUT, gate="improves")
+    async with server.working():
+        await server.finished(job)
+    with pytest.raises(Error) as caught:
+        server.store.adapters.resolve("acme", "default")
+    assert caught.value.reason == "ADAPTER_NOT_PROMOTED"
+    assert server.store.adapters.resolve("acme@1", "default").ref == "acme@1"
+
+
+@pytest.mark.parametrize(("right", "least", "passes"), [(3, 1.0, True), (2, 0.5, True), (2, 0.9, False)])
+async def test_answers_are_asked_of_the_engine(
+    server: Server, text: TextTokenizer, right: int, least: float, passes: bool
+) -> None:
+    """Prompts of the held-out rows, through the new adapter; the expected text in the answer counts."""
+    held_out = ROWS[:3]
+    expected = {
+        tuple(text.encode(str(row["prompt"]))): str(row["completion"]) if i < right else " nowhere"
+        for i, row in enumerate(held_out)
+    }
+
+    def answer(command: GenerateCommand) -> Script:
+        said = expected[command.prompt_ids] + (" Come in." if command.prompt_ids == next(iter(expected)) else "")
+        return Script(tuple(text.encode(said)), finish=FinishReason.STOP)
+
+    server.backend.script = answer
+    validation = await server.dataset(held_out)  # type: ignore[arg-type]
+    job = await server.job(validation_dataset_id=validation, gate="min_accuracy", min_accuracy=least)
+    async with server.working():
+        events = await server.finished(job)
+    assert len(server.backend.commands) == 3
+    for command in server.backend.commands:
+        (entry,) = command.stack.entries
+        assert entry.adapter.path == server.backend.trained[0].output
+        assert command.sampling.temperature == 0
+    assert server.backend.unloaded == [server.backend.commands[0].stack.entries[0].adapter.digest]
+    measured = [e.event.metrics for e in events if e.event.type is TrainEventType.EVALUATION][-1]
+    assert measured == pytest.approx(
+        {"eval_accuracy": right / 3, "eval_exact_match": (right - 1) / 3, "eval_questions": 3}
+    )
+    found = await server.service.get_job(job.id)
+    assert (found.gate, found.min_accuracy, found.gate_result == "") == ("min_accuracy", least, passes)
+
+
+async def test_an_engine_lost_while_it_answers_is_asked_again(server: Server, text: TextTokenizer) -> None:
+    lost = [Error(Code.UNAVAILABLE, "the engine died")]
+    answers = {tuple(text.encode(str(row["prompt"]))): tuple(text.encode(str(row["completion"]))) for row in ROWS}
+
+    def answer(command: GenerateCommand) -> Script:
+        if lost:
+            return Script(raises=lost.pop())
+        return Script(answers[command.prompt_ids], finish=FinishReason.STOP)
+
+    server.backend.script = answer
+    job = await server.job(spec=HELD_OUT, gate="min_accuracy", min_accuracy=1.0)
+    async with server.working():
+        events = await server.finished(job)
+    assert states(events).count(JobState.RUNNING) == 2
+    assert states(events)[-1] is JobState.SUCCEEDED
+    assert (await server.service.get_job(job.id)).gate_result == ""
+
+
+async def test_a_gate_on_answers_needs_questions(server: Server) -> None:
+    rows = [{"text": f"all of this is learned {i}"} for i in range(4)]
+    dataset = await server.dataset(rows)  # type: ignore[arg-type]
+    with pytest.raises(Error) as caught:
+        await server.job(dataset_id=dataset, spec=HELD_OUT, gate="min_accuracy", min_accuracy=0.5)
+    assert [v.field for v in caught.value.violations] == ["gate"]
+
+
+def test_the_last_answer_of_a_conversation_is_asked_for(text: TextTokenizer) -> None:
+    ids = (*tuple(text.encode("Hello. The shop is in the harbour street.")), 2)
+    labels = (False, True, True) + (False,) * (len(ids) - 7) + (True,) * 4
+    (found,) = questions([TrainRow(ids, labels, stack=1)], 2, text)
+    assert (found.prompt_ids, found.expected_tokens, found.stack) == (ids[:-4], 4, 1)
+    assert found.expected == " ".join(text.decode(ids[-4:]).split())
+    assert len(questions([TrainRow(ids, labels)] * (3 * MAX_QUESTIONS), 1, text)) == MAX_QUESTIONS
+
+
+async def test_the_key_knows_the_gate(server: Server) -> None:
+    job = await server.job(spec=HELD_OUT, gate="improves", idempotency_key="k")
+    again = await server.job(spec=HELD_OUT, gate="improves", idempotency_key="k")
+    assert again.id == job.id
+    with pytest.raises(Error) as caught:
+        await server.job(spec=HELD_OUT, gate="none", idempotency_key="k")
+    assert caught.value.code is Code.ALREADY_EXISTS
+
+
+async def test_held_out_rows_are_split_off(server: Server) -> None:
+    """A quarter of the different rows; rows that say the same are on one side; the same again for the same seed."""
+    rows = [*ROWS, *ROWS[:6]]
+    job = await server.job(dataset_id=await server.dataset(rows), spec=HELD_OUT)  # type: ignore[arg-type]
+    async with server.working():
+        await server.finished(job)
+    (command,) = server.backend.trained
+    kept, held_out = ({r.input_ids for r in part} for part in (command.rows, command.validation))
+    assert len(held_out) == 3
+    assert len(kept) == 9
+    assert not kept & held_out
+    assert len(command.rows) + len(command.validation) == len(rows)
+    card = (Path(server.store.adapters.resolve("acme", "default").path) / "README.md").read_text()
+    assert f"Held-out rows: {len(command.validation)}" in card
+
+
+async def test_a_job_that_goes_on_from_a_version(server: Server, info: EngineInfo, tmp_path: Path) -> None:
+    """What is not given is that version's; what is given must be; the name may move on later."""
+    made = write_adapter(tmp_path / "made", info, b=0.1)
+    server.store.adapters.publish("acme", "default", made, AdapterMeta(rank=2, alpha=4.0))
+    nothing: frozenset[str] = frozenset()
+    job = await server.job(init_from="acme", given=nothing, idempotency_key="k")
+    assert job.init_from == "acme@1"
+    assert (job.spec.rank, job.spec.alpha, job.spec.target_modules) == (2, 4.0, ("q_proj",))
+    async with server.working():
+        await server.finished(job)
+    (command,) = server.backend.trained
+    assert command.init is not None
+    assert command.init.ref == "acme@1"
+    assert server.store.adapters.get_version("acme", "default").meta.parent == "acme@1"
+    assert (await server.job(init_from="acme", given=nothing, idempotency_key="k")).id == job.id
+    for spec, fields in (
+        (TrainSpec(rank=2, alpha=4.0), ["target_modules"]),
+        (TrainSpec(rank=4, alpha=4.0, target_modules=("q_proj",)), ["rank"]),
+        (TrainSpec(rank=2, alpha=8.0, rslora=True, target_modules=("q_proj",)), ["alpha", "rslora"]),
+        (TrainSpec(rank=2, alpha=4.0, target_modules=("q_proj",), layers=(1,)), ["target_modules"]),
+    ):
+        with pytest.raises(Error) as caught:
+            await server.job(init_from="acme", spec=spec)
+        assert caught.value.code is Code.INVALID_ARGUMENT
+        assert [v.field for v in caught.value.violations] == fields
+    with pytest.raises(Error) as caught:
+        await server.job(init_from="nobody", given=nothing)
+    assert caught.value.code is Code.NOT_FOUND
+
+
+@pytest.mark.parametrize(
+    ("shape", "rate"),
+    [((100, 100), 3e-3), ((14_500, 16_000), 2e-4), ((50_000, 50_000), 1e-4)],
+    ids=["tiny", "7B", "70B"],
+)
+async def test_the_rate_follows_the_size_of_the_base(
+    server: Server, info: EngineInfo, text: TextTokenizer, shape: tuple[int, int], rate: float
+) -> None:
+    base = replace(info, linear_modules=dict.fromkeys(info.linear_modules, shape))
+    other = Server.over(server.store, text, base)
+    job = await other.job(given=frozenset({"rank"}))
+    assert job.spec.learning_rate == pytest.approx(rate, rel=0.1)
+    assert (await other.job(given=frozenset({"learning_rate"}))).spec.learning_rate == TrainSpec().learning_rate
+
+
+async def test_stacks_underneath_are_under_the_answers_too(
+    server: Server, info: EngineInfo, text: TextTokenizer, tmp_path: Path
+) -> None:
+    donor = write_adapter(tmp_path / "donor", info, b=0.1)
+    server.store.adapters.publish("pine", "default", donor, AdapterMeta(rank=2, alpha=4.0))
+    server.backend.script = lambda _: Script(tuple(text.encode("x")), finish=FinishReason.STOP)
+    stacks = ((StackItem("pine", 1.3),), ())
+    job = await server.job(spec=HELD_OUT, on_top_of=stacks, gate="min_accuracy", min_accuracy=0.1)
+    async with server.working():
+        await server.finished(job)
+    under = [[(e.adapter.name, e.weight) for e in c.stack.entries] for c in server.backend.commands]
+    assert under == [[("pine", 1.3), ("acme", 1.0)], [("acme", 1.0)], [("pine", 1.3), ("acme", 1.0)]]
+    assert (
+        json.loads(json.dumps(server.store.adapters.get_version("acme@1", "default").meta.metrics))["eval_accuracy"]
+        == 0
+    )
