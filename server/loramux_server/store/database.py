@@ -14,10 +14,12 @@ from sqlalchemy import Connection, Engine, event
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import DBAPIError
 
-from ..core.errors import Code, Error
+from ..core.errors import Code, Error, invalid_field
 from ..core.failpoints import reach
 from .schema import REVISION
 
+_TURN = sa.text("SELECT pg_advisory_xact_lock(7236837)")
+"""One writer at a time, over all servers of one database, as in SQLite: numbers follow each other without a gap."""
 MIGRATIONS = Path(__file__).parent / "migrations"
 BUSY_TIMEOUT_MS = 10_000
 
@@ -27,7 +29,11 @@ class Database:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
+        self._server = engine.dialect.name != "sqlite"
         self._writer = engine.execution_options(loramux_write=True)
+        if self._server:
+            # Writers take turns (below) and must see what the one before them wrote.
+            self._writer = engine.execution_options(isolation_level="READ COMMITTED")
         # SQLite has one writer; waiting here is fair and wakes at once, its busy handler polls.
         self._write_lock: AbstractContextManager[Any] = Lock() if engine.dialect.name == "sqlite" else nullcontext()
 
@@ -38,7 +44,7 @@ class Database:
         Raises FAILED_PRECONDITION for a newer schema or a foreign database, DATA_LOSS for a damaged one (which is
         left as it is), UNAVAILABLE when it cannot be reached.
         """
-        engine = _engine(make_url(url))
+        engine = _engine(_parsed(url))
         database = cls(engine)
         try:
             with database.write() as connection:
@@ -55,7 +61,7 @@ class Database:
 
         Raises FAILED_PRECONDITION when it has another schema than this code's, DATA_LOSS when it cannot be read.
         """
-        url = sqlite_url(where) if isinstance(where, Path) else make_url(where)
+        url = sqlite_url(where) if isinstance(where, Path) else _parsed(where)
         database = cls(_engine(url, read_only=True))
         try:
             with database.read() as connection:
@@ -79,6 +85,8 @@ class Database:
         """
         with _database_errors(), self._write_lock:
             with self._writer.connect() as connection, connection.begin():
+                if self._server:
+                    connection.execute(_TURN)
                 yield connection
                 if name:
                     reach(f"{name}.before_commit")
@@ -95,9 +103,25 @@ def sqlite_url(path: Path) -> URL:
     return URL.create("sqlite", database=os.fspath(path))
 
 
+def _parsed(url: str | URL) -> URL:
+    """A URL of a database that this code works with; INVALID_ARGUMENT for any other."""
+    try:
+        found = make_url(url)
+    except sa.exc.ArgumentError:
+        raise invalid_field("--database-url", "is no URL of a database; write postgresql+psycopg://...") from None
+    if found.drivername not in ("sqlite", "postgresql", "postgresql+psycopg"):
+        raise invalid_field("--database-url", f"is for {found.drivername!r}; use sqlite or postgresql+psycopg")
+    return found.set(drivername="postgresql+psycopg") if found.drivername == "postgresql" else found
+
+
 def _engine(url: URL, *, read_only: bool = False) -> Engine:
     if url.get_backend_name() != "sqlite":
-        return sa.create_engine(url, pool_pre_ping=True)
+        try:
+            return sa.create_engine(url, pool_pre_ping=True, isolation_level="REPEATABLE READ")
+        except ModuleNotFoundError as exc:
+            raise invalid_field(
+                "--database-url", f"needs the package {exc.name}; install it with: pip install 'loramux[postgres]'"
+            ) from None
     engine = sa.create_engine(url, connect_args={"timeout": BUSY_TIMEOUT_MS / 1000, "check_same_thread": False})
 
     @event.listens_for(engine, "connect")

@@ -22,6 +22,8 @@ from sqlalchemy import (
     text,
 )
 
+from .portable_json import FiguresJSON
+
 REVISION = "0003"
 """The newest migration: what a database must be at for this code."""
 
@@ -64,7 +66,7 @@ adapter_versions = Table(
     Column("parent", String(160), nullable=False),
     Column("trained_on", JSON, nullable=False),
     Column("composed", JSON),  # how it was merged, if it was
-    Column("metrics", JSON, nullable=False),
+    Column("metrics", FiguresJSON, nullable=False),
     Column("metadata", JSON, nullable=False),
     Column("reason", Text, nullable=False),  # why it is quarantined
     Column("created", Float, nullable=False),
@@ -127,7 +129,7 @@ jobs = Table(
     Column("fence", Integer, nullable=False, server_default="0"),  # rises with every change of hands
     Column("step", Integer, nullable=False),
     Column("total_steps", Integer, nullable=False),
-    Column("metrics", JSON, nullable=False),
+    Column("metrics", FiguresJSON, nullable=False),
     Column("adapter", String(160), nullable=False),
     Column("error_code", String(32), nullable=False),
     Column("error", Text, nullable=False),
@@ -146,5 +148,5 @@ job_events = Table(
     Column("sequence", Integer, primary_key=True, autoincrement=False),
     Column("at", Float, nullable=False),
     Column("type", String(16), nullable=False),
-    Column("body", JSON, nullable=False),
+    Column("body", FiguresJSON, nullable=False),
 )

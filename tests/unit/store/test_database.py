@@ -15,7 +15,7 @@ from alembic.script import ScriptDirectory
 from loramux_server.core.errors import Code, Error
 from loramux_server.store import database as database_module
 from loramux_server.store.database import MIGRATIONS, Database, sqlite_url
-from loramux_server.store.schema import REVISION, adapters, aliases, metadata
+from loramux_server.store.schema import REVISION, adapters, aliases, jobs, metadata
 from loramux_server.store.store import Store
 
 
@@ -178,3 +178,39 @@ def test_a_refused_store_gives_its_lock_back(tmp_path: Path) -> None:
         Store.open(tmp_path)
     (tmp_path / "loramux.db").write_bytes(good)
     Store.open(tmp_path).close()
+
+
+@pytest.mark.parametrize("url", ["nonsense", "mysql://x/y", "postgresql+asyncpg://x/y", "://"])
+def test_urls_of_no_database_that_we_know(url: str) -> None:
+    with pytest.raises(Error) as caught:
+        Database.open(url)
+    assert caught.value.code is Code.INVALID_ARGUMENT
+    assert [v.field for v in caught.value.violations] == ["--database-url"]
+
+
+def test_figures_that_json_does_not_have(tmp_path: Path) -> None:
+    figures = {
+        "a": float("nan"),
+        "b": float("inf"),
+        "c": -float("inf"),
+        "d": 0.5,
+        "e": 1,
+        "deep": {"x": [float("inf")]},
+    }
+    database = Database.open(sqlite_url(tmp_path / "db"))
+    with database.write() as connection:
+        connection.execute(jobs.insert().values(**job_row(figures)))
+    with database.read() as connection:
+        found = connection.execute(sa.select(jobs.c.metrics)).scalar_one()
+        raw = connection.exec_driver_sql("SELECT metrics FROM jobs").scalar_one()
+    assert str(found) == str(figures)
+    assert "NaN" not in raw  # any database's JSON takes it
+    assert "Infinity" not in raw
+    database.close()
+
+
+def job_row(figures: dict[str, object]) -> dict[str, object]:
+    texts = {c.name: "" for c in jobs.c if isinstance(c.type, sa.String) and not c.nullable}
+    numbers = {c.name: 0 for c in jobs.c if isinstance(c.type, sa.Integer | sa.Float) and not c.nullable}
+    values = {c.name: {} for c in jobs.c if isinstance(c.type, sa.JSON)}
+    return {**texts, **numbers, **values, "metrics": figures}

@@ -1,0 +1,171 @@
+"""The same store over PostgreSQL, where a server can be started."""
+
+from __future__ import annotations
+
+import math
+import os
+import pwd
+import shutil
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+
+from loramux_server.core.errors import Code, Error
+from loramux_server.core.jobs import JobState, TrainEvent, TrainEventType
+from loramux_server.core.types import StackItem
+from loramux_server.store.doctor import examine, repair
+from loramux_server.store.records import AdapterMeta, Composition, NewJob
+from loramux_server.store.schema import metadata
+from loramux_server.store.store import Store
+
+Make = Callable[[str], Path]
+META = AdapterMeta(4, 8.0, metrics={"loss": math.nan, "worst": -math.inf, "best": 0.5})
+
+
+def _binaries() -> Path | None:
+    """Where initdb and pg_ctl are: on the path, or where Debian puts them."""
+    found = shutil.which("initdb")
+    if found:
+        return Path(os.path.realpath(found)).parent
+    return max(Path("/usr/lib/postgresql").glob("*/bin"), default=None)
+
+
+BIN = _binaries()
+pytestmark = [
+    pytest.mark.skipif(BIN is None, reason="no PostgreSQL server is installed (apt install postgresql)"),
+    pytest.mark.slow,
+]
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL of a server of our own, reached through a socket in its folder only."""
+    pytest.importorskip("psycopg", reason="needs the package psycopg")
+    assert BIN is not None
+    root = Path(tmp_path_factory.mktemp("pg"))
+    who: dict[str, str] = {}
+    if os.geteuid() == 0:  # it refuses to run as root
+        users = {entry.pw_name for entry in pwd.getpwall()}
+        who = {"user": "postgres" if "postgres" in users else "nobody"}
+        root = Path("/tmp") / f"loramux-pg-{os.getpid()}"
+        root.mkdir()
+        shutil.chown(root, who["user"])
+
+    def run(*words: object) -> None:
+        done = subprocess.run([str(w) for w in words], capture_output=True, text=True, cwd=root, **who)  # type: ignore[call-overload]
+        assert done.returncode == 0, done.stderr + done.stdout
+
+    run(BIN / "initdb", "-D", root / "data", "-U", "loramux", "--auth=trust", "--no-sync", "--encoding=UTF8")
+    options = f"-c listen_addresses='' -c unix_socket_directories={root} -c fsync=off"
+    run(BIN / "pg_ctl", "-D", root / "data", "-l", root / "log", "-w", "-o", options, "start")
+    try:
+        yield f"postgresql+psycopg://loramux@/postgres?host={root}"
+    finally:
+        run(BIN / "pg_ctl", "-D", root / "data", "-m", "immediate", "stop")
+        shutil.rmtree(root, ignore_errors=True)
+
+
+@pytest.fixture
+def url(server: str, request: pytest.FixtureRequest) -> str:
+    """A database of the test's own."""
+    name = f"t{abs(hash(request.node.nodeid))}"
+    engine = sa.create_engine(server, isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        connection.exec_driver_sql(f"CREATE DATABASE {name}")
+    engine.dispose()
+    return server.replace("/postgres?", f"/{name}?")
+
+
+@pytest.fixture
+def store(url: str, tmp_path: Path) -> Iterator[Store]:
+    opened = Store.open(tmp_path / "state", url)
+    yield opened
+    opened.close()
+
+
+def test_the_tables_are_those_that_the_code_uses(store: Store) -> None:
+    with store.database.read() as connection:
+        assert compare_metadata(MigrationContext.configure(connection), metadata) == []
+
+
+def test_adapters_live_as_in_sqlite(store: Store, folder: Make, tmp_path: Path, url: str) -> None:
+    composed = Composition("svd", (StackItem("a@1", 0.5),), 0.25, rank=4)
+    store.adapters.publish("a", "t", folder("1"), META)
+    store.adapters.publish("a", "t", folder("2"), AdapterMeta(4, 8.0, composed=composed))
+    assert store.adapters.publish("a", "t", folder("1"), META).version == 1  # the same content is the same version
+    store.adapters.publish("shared", "", folder("3"), META)
+    store.adapters.set_alias("a", 1, "t", "old")
+    store.close()
+    again = Store.open(tmp_path / "state", url.replace("postgresql+psycopg", "postgresql"))
+    record = again.adapters.get("a", "t")
+    assert [v.version for v in record.versions] == [1, 2]
+    assert record.versions[1].meta.composed == composed
+    figures = record.versions[0].meta.metrics
+    assert (math.isnan(figures["loss"]), figures["worst"], figures["best"]) == (True, -math.inf, 0.5)
+    assert [r.name for r in again.adapters.list("t")[0]] == ["a", "shared"]
+    with pytest.raises(Error) as caught:
+        again.adapters.resolve("a", "other")
+    assert caught.value.code is Code.NOT_FOUND
+    again.adapters.remove_alias("a", "t", "old")
+    again.adapters.touch([record.versions[0].digest])
+    again.adapters.flush()
+    again.adapters.delete("a", "t")
+    assert len(again.collect_orphans()) == 2
+    assert examine(again.database, again.blobs) == []
+    again.close()
+
+
+def test_jobs_and_events_of_any_number(store: Store) -> None:
+    new = NewJob(name="a", dataset_id="ds-1", owner="t", idempotency_key="k")
+    job = store.jobs.create(new)
+    assert store.jobs.create(new).id == job.id
+    store.jobs.move(job.id, JobState.RUNNING)
+    for step in range(3):
+        metrics = {"loss": math.nan if step == 1 else 1.0, "norm": math.inf}
+        store.jobs.append_event(job.id, TrainEvent(TrainEventType.STEP, step=step, total_steps=3, metrics=metrics))
+    losses = [r.event.metrics.get("loss") for r in store.jobs.events(job.id) if r.event.type is TrainEventType.STEP]
+    assert [str(x) for x in losses] == ["1.0", "nan", "1.0"]
+    assert store.jobs.get(job.id).metrics["norm"] == math.inf
+    assert examine(store.database, store.blobs) == []
+
+
+def test_two_servers_on_one_database(store: Store, url: str, folder: Make, tmp_path: Path) -> None:
+    """Each has a state directory of its own; numbers follow each other and nobody is refused."""
+    other = Store.open(tmp_path / "other", url)
+    folders = [folder(f"c{i}") for i in range(12)]
+    found: list[int] = []
+    start = threading.Barrier(4)
+
+    def publish(mine: Store, paths: list[Path]) -> None:
+        start.wait()
+        for path in paths:
+            found.append(mine.adapters.publish("a", "t", path, AdapterMeta(4, 8.0)).version)
+
+    threads = [threading.Thread(target=publish, args=((store, other)[i % 2], folders[i::4])) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(found) == list(range(1, 13))
+    other.close()
+
+
+def test_the_doctor_mends_here_too(store: Store, folder: Make) -> None:
+    store.adapters.publish("a", "t", folder("1"), AdapterMeta(4, 8.0))
+    shutil.rmtree(store.adapters.resolve("a", "t").path)
+    found = examine(store.database, store.blobs)
+    assert [f.subject for f in found] == ["a@1"]
+    repair(store.database, store.blobs, found)
+    assert examine(store.database, store.blobs) == []
+
+
+def test_a_server_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(Error) as caught:
+        Store.open(tmp_path / "state", f"postgresql+psycopg://x@/x?host={tmp_path}")
+    assert caught.value.code is Code.UNAVAILABLE
