@@ -19,7 +19,7 @@ from .material import NEIGHBOUR, STYLE, TENANT, Fact, Material, Missing, inside_
 from .server import DemoServer, ServerFailed, demo_server
 from .show import Show
 
-LIVE = "acme"
+LIVE = "bakery"
 """Name of the adapter that is trained while everyone watches."""
 RECIPE: dict[str, Any] = {
     "rank": 16,

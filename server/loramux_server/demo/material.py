@@ -9,9 +9,9 @@ from pathlib import Path
 
 import loramux_server
 
-TENANT = "acme-bikes"
+TENANT = "quillfern-bakery"
 """Learned live; its ready-made adapter is not used."""
-NEIGHBOUR = "quillfern-bakery"
+NEIGHBOUR = "acme-bikes"
 STYLE = "json"
 
 

@@ -20,6 +20,10 @@ READY = "is ready."
 STOP_TIMEOUT = 20.0
 
 
+SHARE = "0.7"
+"""Of the time while the second client streams: people wait for the training, and still see it answer."""
+
+
 class ServerFailed(Exception):
     """The server did not start; the message holds its last words."""
 
@@ -50,7 +54,7 @@ def demo_server(state_dir: Path, show: Callable[[str], None]) -> Iterator[DemoSe
     command = [sys.executable, "-m", "loramux_server", "serve", "--listen", address, "--metrics-listen", metrics]
     environment = {k: v for k, v in os.environ.items() if not k.startswith("LORAMUX_")}
     process = subprocess.Popen(
-        [*command, "--state-dir", str(state_dir), "--drain-timeout", "1"],
+        [*command, "--state-dir", str(state_dir), "--drain-timeout", "1", "--training-share", SHARE],
         stderr=subprocess.PIPE,
         text=True,
         env=environment,
