@@ -278,3 +278,32 @@ def test_stacks_in_words() -> None:
         ("ft:x", 1.0),
         ("c", -1.0),
     ]
+
+
+def test_train_with_a_gate(fake: Fake, shell: Shell, tmp_path: Path) -> None:
+    """What was not promoted is said to be a candidate, with the reason and the way to promote it."""
+    (tmp_path / "d.jsonl").write_text('{"text": "a"}\n')
+    fake.watches = [[moved(1, RUNNING), step(2, 1), step(3, 2), step(4, 3), moved(5, SUCCEEDED)]]
+    fake.job.adapter.CopyFrom(version())
+    fake.job.gate_result = "its held-out loss 2 is not below 1, that of the base"
+    fake.handlers["WatchJob"] = lambda *_: setattr(fake.job, "state", SUCCEEDED)
+    data = ("train", "acme", "--data", str(tmp_path / "d.jsonl"))
+    code = shell(
+        *(*data, "--validation-split", "0.1", "--eval-steps", "5", "--early-stopping-patience", "2"),
+        *("--gate", "min_accuracy:0.9", "--learning-rate", "auto"),
+    )
+    assert code == 0
+    assert "kept acme@2 as a candidate, because its held-out loss 2 is not below 1" in shell.out
+    assert "loramux adapters alias acme 2" in shell.out
+    request = fake.last("CreateJob")
+    settings = request.settings
+    assert not settings.HasField("learning_rate")
+    assert (settings.validation_split, settings.eval_steps, settings.early_stopping_patience) == (0.1, 5, 2)
+    assert request.gate.min_accuracy == 0.9
+    assert shell(*data, "--gate", "improves", "--learning-rate", "3e-3", "--no-wait") == 0
+    assert fake.last("CreateJob").settings.learning_rate == 3e-3
+    assert shell("jobs", "show", "job-1") == 0
+    assert "its held-out loss 2 is not below 1" in shell.out
+    for wrong in (["--gate", "min_accuracy:x"], ["--learning-rate", "fast"]):
+        assert shell(*data, *wrong) == 2
+    assert shell(*data, "--gate", "perfect") == 1

@@ -48,3 +48,13 @@ def test_descriptions() -> None:
         "evaluation  validation loss 0.5  token accuracy 0.9"
     )
     assert [clock(s) for s in (0, 59.6, 3661)] == ["0:00", "1:00", "1:01:01"]
+
+
+def test_a_bar_draws_the_curve() -> None:
+    """Steps that are done again after an interruption are drawn once."""
+    console = Console(file=io.StringIO(), force_terminal=True, width=120, color_system=None)
+    with Bar("acme", console) as display:
+        for step, loss in ((1, 8.0), (2, 1.0), (3, 1.0), (2, 4.0), (3, 1.0)):
+            display.show(JobEvent(step, 0.0, "step", step=step, total_steps=3, metrics={"loss": loss}))
+    shown = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "█▄▁" in shown
