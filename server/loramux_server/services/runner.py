@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import uuid
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..core.backend import Backend, EngineInfo
@@ -27,11 +27,28 @@ from .training_run import TrainingRun
 
 log = get_logger(__name__)
 
-MAX_ENGINE_LOSSES = 8
-"""A job during which the engine was lost this often is not tried again."""
+MAX_ENGINE_LOSSES = 3
+"""A job at whose work the engine died this often without getting any further is not tried again: it may be why."""
 MAX_RETRY_SECONDS = 60.0
 LEASE_SECONDS = 30.0
 """How long a job stays with a server that says nothing. It is renewed three times as often."""
+
+
+@dataclass(slots=True)
+class Trouble:
+    """How often a job was tried in vain, and how often of these the engine died at its work on one stretch."""
+
+    tries: int = 0
+    deaths: int = 0
+    step: int = -1
+
+    def again(self, step: int, begun: bool) -> bool:
+        """Note another loss of the engine, the job being at ``step``; False when the job shall not be tried again."""
+        self.tries += 1
+        if begun:
+            self.deaths = self.deaths + 1 if step <= self.step else 1
+            self.step = max(step, self.step)
+        return self.deaths < MAX_ENGINE_LOSSES
 
 
 class JobRunner:
@@ -64,7 +81,8 @@ class JobRunner:
         self._retry_seconds = retry_seconds
         self._checkpoint_seconds = checkpoint_seconds
         self._lease_seconds = lease_seconds
-        self._losses: dict[str, int] = {}
+        self._troubles: dict[str, Trouble] = {}
+        self._runs: dict[str, TrainingRun] = {}
 
     async def recover(self) -> int:
         """Queue again what ran when the server died; gives how many jobs that were."""
@@ -91,7 +109,7 @@ class JobRunner:
                     await self._board.queued.wait()
             await asyncio.to_thread(self._store.jobs.requeue_interrupted, "")
         elif not await self._attempt(job):
-            delay = min(self._retry_seconds * 2 ** (self._losses[job.id] - 1), MAX_RETRY_SECONDS)
+            delay = min(self._retry_seconds * 2 ** (self._troubles[job.id].tries - 1), MAX_RETRY_SECONDS)
             log.warning("engine away, job waits", job=job.id, retry_in_seconds=delay)
             await asyncio.sleep(delay)
 
@@ -110,14 +128,15 @@ class JobRunner:
             raise
         finally:
             lease.cancel()
+            run = self._runs.pop(job.id, None)
             self._board.ended(job.id)
         if work.cancelled():
             return True  # cancelled or paused by request, or in other hands, and its row says so
         error = work.exception()
         if error is None:
-            self._losses.pop(job.id, None)
+            self._troubles.pop(job.id, None)
             return True
-        return await self._settle(job, error)
+        return await self._settle(job, error, begun=run is not None and run.begun)
 
     async def _keep(self, job: JobRecord, work: asyncio.Task[None]) -> None:
         """Renew the lease of a job at work; stop the work once the job is not ours any more."""
@@ -132,21 +151,22 @@ class JobRunner:
                     return
                 log.warning("the lease of a job was not renewed", job=job.id, error=error.message)
 
-    async def _settle(self, job: JobRecord, error: BaseException) -> bool:
-        """Decide what a failed attempt means for the job."""
+    async def _settle(self, job: JobRecord, error: BaseException, begun: bool) -> bool:
+        """Decide what a failed attempt means for the job; ``begun``: the engine was at work on it."""
         if not isinstance(error, Error):
             id = uuid.uuid4().hex[:12]
             log.error("job failed by a defect", job=job.id, error_id=id, exc_info=error)
             error = Error(Code.INTERNAL, f"internal error {id}; the server's log tells more")
-        state = (await asyncio.to_thread(self._store.jobs.get, job.id)).state
+        now = await asyncio.to_thread(self._store.jobs.get, job.id)
+        state = now.state
         if state.final or state is JobState.PAUSED or (isinstance(error, Error) and error.reason == LEASE_LOST):
             return True  # stopped by request while the attempt failed by itself
         if error.code is Code.UNAVAILABLE:
-            losses = self._losses[job.id] = self._losses.get(job.id, 0) + 1
-            if losses < MAX_ENGINE_LOSSES:
+            trouble = self._troubles.setdefault(job.id, Trouble())
+            if trouble.again(now.step, begun):
                 await self._insist(job, JobState.QUEUED, message=f"{error.message}; queued again")
                 return False
-        self._losses.pop(job.id, None)
+        self._troubles.pop(job.id, None)
         log.warning("job failed", job=job.id, code=error.code.value, error=error.message)
         await self._insist(job, JobState.FAILED, error=error)
         return True
@@ -171,6 +191,7 @@ class JobRunner:
     async def _work(self, job: JobRecord) -> None:
         async with temporary_folder(self._store, "job") as folder:
             command, run = await self._prepare(job, folder / "adapter")
+            self._runs[job.id] = run
             with self._stacks.held(_versions(command)):
                 await run.train(command)
                 reach("job.trained")

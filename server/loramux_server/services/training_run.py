@@ -57,6 +57,8 @@ class TrainingRun:
         self._data = data
         self._gate = read_gate(job.request.gate)
         self._state = JobState.RUNNING
+        self.begun = False
+        """Whether the engine has taken the command up."""
         self._metrics: dict[str, float] = {}
         self._steps = self._total = 0
 
@@ -117,6 +119,7 @@ class TrainingRun:
         return version
 
     async def _take(self, event: TrainEvent) -> None:
+        self.begun = True
         if event.type is TrainEventType.STATE:
             if event.state is JobState.EVALUATING:
                 return await self._evaluating()

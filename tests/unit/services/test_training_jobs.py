@@ -14,7 +14,7 @@ import pytest
 
 from loramux_server.core.backend import EngineInfo
 from loramux_server.core.errors import Code, Error
-from loramux_server.core.jobs import JobState, TrainEventType, TrainSpec
+from loramux_server.core.jobs import JobState, TrainCommand, TrainEvent, TrainEventType, TrainSpec
 from loramux_server.core.types import AdapterVersion, StackItem
 from loramux_server.services.job_board import JobBoard
 from loramux_server.services.limits import Limits
@@ -59,7 +59,7 @@ class Server:
         backend.training = training
         board = JobBoard(store, recorder)
         service = TrainingService(store, text, info, Limits(), board)
-        runner = JobRunner(backend, store, text, info, Limits(), board, retry_seconds=0.001)
+        runner = JobRunner(backend, store, text, info, Limits(), board, retry_seconds=0.0001)
         return cls(store, backend, training, service, runner, recorder)
 
     @asynccontextmanager
@@ -243,6 +243,44 @@ async def test_a_job_that_always_loses_the_engine_fails(server: Server) -> None:
         events = await server.finished(job)
     assert states(events)[-1] is JobState.FAILED
     assert server.training.runs == MAX_ENGINE_LOSSES
+
+
+async def test_an_engine_that_is_away_is_waited_for(server: Server) -> None:
+    """However often: only a job at whose work the engine dies without getting further may be why."""
+    away = [Error(Code.UNAVAILABLE, "starting again") for _ in range(3 * MAX_ENGINE_LOSSES)]
+
+    async def training(command: TrainCommand) -> AsyncIterator[TrainEvent]:
+        if away:
+            raise away.pop()
+        async for event in server.training(command):
+            yield event
+
+    server.backend.training = training
+    job = await server.job()
+    async with server.working():
+        events = await server.finished(job)
+    assert states(events)[-1] is JobState.SUCCEEDED
+
+
+async def test_a_job_that_gets_further_each_time_is_not_to_blame(server: Server) -> None:
+    """The engine dies at every step, but a checkpoint keeps each one."""
+    total, done = 3 * MAX_ENGINE_LOSSES, 0
+
+    async def training(command: TrainCommand) -> AsyncIterator[TrainEvent]:
+        nonlocal done
+        yield TrainEvent(TrainEventType.STATE, "training", JobState.RUNNING, done, total)
+        done += 1
+        if done < total:
+            yield TrainEvent(TrainEventType.STEP, step=done, total_steps=total, metrics={"loss": 1.0})
+            raise Error(Code.UNAVAILABLE, "the engine died")
+        async for event in server.training(command):
+            yield event
+
+    server.backend.training = training
+    job = await server.job()
+    async with server.working():
+        events = await server.finished(job)
+    assert states(events)[-1] is JobState.SUCCEEDED
 
 
 async def test_a_stopped_server_takes_the_job_up_again(server: Server, text: TextTokenizer, info: EngineInfo) -> None:
