@@ -1,0 +1,97 @@
+"""Adapters that change while they are used: requests keep what they started with, the next ones see what is new."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+
+import pytest
+
+from loramux_server.core.backend import EngineInfo
+from loramux_server.core.errors import Code, Error
+from loramux_server.core.types import GenerateRequest, StackItem
+from loramux_server.services.adapters import AdapterService
+from loramux_server.services.generation import GenerationService
+from loramux_server.services.limits import Limits
+from loramux_server.store.store import Store
+from loramux_server.text import TextTokenizer
+
+from .adapter_files import CONFIG, WEIGHTS, config_bytes, weights_bytes
+from .fakes import FakeBackend, Script
+
+REQUEST = GenerateRequest(prompt="hello", adapters=(StackItem("acme"),))
+
+
+@pytest.fixture
+def adapters(backend: FakeBackend, store: Store, info: EngineInfo, limits: Limits) -> AdapterService:
+    return AdapterService(backend, store, info, limits)
+
+
+@pytest.fixture
+def generation(
+    backend: FakeBackend, store: Store, text: TextTokenizer, info: EngineInfo, limits: Limits
+) -> GenerationService:
+    return GenerationService(backend, store, text, info, limits)
+
+
+async def upload(adapters: AdapterService, info: EngineInfo, b: float) -> str:
+    async def chunks() -> AsyncIterator[tuple[str, bytes]]:
+        yield CONFIG, config_bytes()
+        yield WEIGHTS, weights_bytes(info, b=b)
+
+    return (await adapters.upload("acme", chunks())).ref
+
+
+async def test_many_publish_one_name_at_once(adapters: AdapterService, info: EngineInfo, store: Store) -> None:
+    """Unlike content: numbers follow each other. The same content: one version, whoever came first."""
+    assert sorted(await asyncio.gather(*(upload(adapters, info, 1.0 + i) for i in range(6)))) == [
+        f"acme@{n}" for n in range(1, 7)
+    ]
+    assert len(set(await asyncio.gather(*(upload(adapters, info, 9.0) for _ in range(6))))) == 1
+    assert len(store.adapters.get("acme", "default").versions) == 7
+    assert not any(store.state.tmp.iterdir())
+
+
+async def test_streams_keep_their_version_over_a_swap_and_a_deletion(
+    adapters: AdapterService,
+    generation: GenerationService,
+    backend: FakeBackend,
+    info: EngineInfo,
+    store: Store,
+    text: TextTokenizer,
+) -> None:
+    await upload(adapters, info, 1.0)
+    ids = tuple(text.encode_continuation("one two three"))
+    backend.script = lambda command: Script(ids)
+    async with aclosing(generation.generate(REQUEST)) as old:
+        first = await anext(old)
+        assert [e.adapter.ref for e in first.adapters] == ["acme@1"]
+        await upload(adapters, info, 2.0)
+        # Answered: so the very next request must have it.
+        async with aclosing(generation.generate(REQUEST)) as new:
+            assert [e.adapter.ref for e in (await anext(new)).adapters] == ["acme@2"]
+            assert await adapters.delete("acme") == 2
+            assert store.collect_orphans() == ()  # both are in use
+            with pytest.raises(Error) as caught:
+                await generation.generate_once(REQUEST)
+            assert caught.value.code is Code.NOT_FOUND
+            assert [c.adapters[0].adapter.ref async for c in new if c.usage] == ["acme@2"]
+        assert len(store.collect_orphans()) == 1
+        last = [c async for c in old][-1]
+        assert [e.adapter.ref for e in last.adapters] == ["acme@1"]
+        assert len([*store.blobs.digests()]) == 1
+    assert len(store.collect_orphans()) == 1
+    assert list(store.blobs.digests()) == []
+
+
+async def test_a_stream_that_is_left_lets_go_of_its_files(
+    adapters: AdapterService, generation: GenerationService, backend: FakeBackend, info: EngineInfo, store: Store
+) -> None:
+    await upload(adapters, info, 1.0)
+    backend.script = lambda command: Script((5, 6), hang=True)
+    async with aclosing(generation.generate(REQUEST)) as stream:
+        await anext(stream)
+        await adapters.delete("acme")
+        assert store.collect_orphans() == ()
+    assert len(store.collect_orphans()) == 1
