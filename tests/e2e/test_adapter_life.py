@@ -1,0 +1,61 @@
+"""Adapters on a real server: merged, pinned, aliased, deleted, backed up beside it, and checked."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import loramux
+from loramux import Client
+from loramux.cli import main
+from tests.e2e.server_process import ServerProcess
+from tools.measure_adapters import shipped
+
+pytestmark = pytest.mark.e2e
+QUESTION = [{"role": "user", "content": "What time do you open on Saturday?"}]
+
+
+def answer(client: Client, adapters: dict[str, float]) -> tuple[int, ...]:
+    return client.generate(messages=QUESTION, adapters=adapters, max_tokens=12, temperature=0).choices[0].token_ids
+
+
+def test_a_merge_answers_as_its_stack(client: Client) -> None:
+    first, second = (folder.name for folder in shipped()[:2])
+    stack = {first: 0.9, second: 0.4}
+    version = client.adapters.compose("e2e-mix", stack)
+    assert version.composed is not None
+    assert version.composed.error == 0
+    assert answer(client, {"e2e-mix": 1.0}) == answer(client, stack)
+    small = client.adapters.compose("e2e-mix", stack, method="svd", rank=4)
+    assert (small.version, small.rank) == (2, 4)
+    assert small.composed is not None
+    assert 0 < small.composed.error < 1
+    assert client.adapters.delete("e2e-mix") == 2
+
+
+def test_alias_pin_and_delete(client: Client) -> None:
+    name = shipped()[0].name
+    client.adapters.set_alias(name, 1, alias="best")
+    assert answer(client, {f"{name}@best": 1.0}) == answer(client, {name: 1.0})
+    assert client.adapters.set_alias(name, 0, alias="best").aliases == {}
+    with pytest.raises(loramux.NotFound):
+        answer(client, {f"{name}@best": 1.0})
+    client.adapters.pin(name)
+    current = client.adapters.get(name).current
+    assert current is not None
+    assert (current.pinned, current.tier) == (True, "device")
+    assert current.last_used_at > 0
+    assert not client.adapters.unpin(name).versions[0].pinned
+
+
+def test_a_backup_beside_the_server(
+    client: Client, server: ServerProcess, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [str(word) for word in server.process.args]  # type: ignore[union-attr]
+    state = words[words.index("--state-dir") + 1]
+    assert main(["doctor", "--state-dir", state]) == 0
+    assert main(["backup", str(tmp_path / "backup"), "--state-dir", state]) == 0
+    assert main(["restore", "--verify", str(tmp_path / "backup")]) == 0
+    assert "is sound" in capsys.readouterr().out
+    assert answer(client, {})  # and the server goes on
