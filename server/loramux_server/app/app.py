@@ -218,10 +218,4 @@ async def warm_up(backend: Backend, text: TextTokenizer) -> None:
 
 def count(store: Store, tenant: str) -> Counts:
     """What a tenant has in the registry and the job table."""
-    adapters, token = 0, ""
-    while True:
-        page, token = store.adapters.list(tenant, page_size=1000, page_token=token)
-        adapters += len(page)
-        if not token:
-            break
-    return Counts(adapters, {state.value: number for state, number in store.jobs.counts().items()})
+    return Counts(store.adapters.count(tenant), {state.value: number for state, number in store.jobs.counts().items()})

@@ -61,6 +61,12 @@ def page(connection: Connection, tenant: str, after: str | None, limit: int) -> 
     return connection.execute(joined).all()
 
 
+def count(connection: Connection, tenant: str) -> int:
+    """How many names a tenant sees."""
+    query = sa.select(sa.func.count(a.c.name.distinct())).where(a.c.owner.in_({tenant, SHARED}), _HAS_LIVE)
+    return int(connection.scalar(query) or 0)
+
+
 def adapter_id(connection: Connection, name: str, owner: str, now: float) -> int:
     """The row of a name, made if there is none."""
     found = connection.scalar(sa.select(a.c.id).where(a.c.name == name, a.c.owner == owner))

@@ -113,6 +113,11 @@ class AdapterRegistry:
             records = self._whole(connection, found[:page_size])
         return records, make_token(records[-1].name) if len(found) > page_size else ""
 
+    def count(self, tenant: str) -> int:
+        """How many adapters a tenant sees."""
+        with self._db.read() as connection:
+            return rows.count(connection, tenant)
+
     def set_alias(self, name: str, version: int, tenant: str, alias: str = LATEST) -> VersionRecord:
         """Make ``name@alias`` (by default the bare name) mean ``version``: promote or roll back.
 

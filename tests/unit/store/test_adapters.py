@@ -200,6 +200,7 @@ def test_pages_hold_every_adapter_once(store: Store, folder: Make) -> None:
         if not token:
             break
     assert seen == names
+    assert (store.adapters.count("t"), store.adapters.count("other")) == (25, 25 - sum(n < "a2" for n in names))
     assert code_of(lambda: store.adapters.list("t", page_token="nonsense")) is Code.INVALID_ARGUMENT
     assert code_of(lambda: store.adapters.list("t", page_size=0)) is Code.INVALID_ARGUMENT
 
