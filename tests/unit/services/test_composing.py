@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import multiprocessing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,11 +21,13 @@ from loramux_server.services.views import ComposeRequest
 from loramux_server.store.doctor import examine
 from loramux_server.store.records import AdapterMeta, Composition
 from loramux_server.store.store import Store
+from tests.unit.services import compose_child
 
 from .adapter_files import write_adapter
 from .fakes import FakeBackend
 
-Publish = Callable[..., Awaitable[object]]
+_PROCESSES = multiprocessing.get_context("forkserver")
+_PROCESSES.set_forkserver_preload(["tests.unit.services.compose_child"])
 
 
 @dataclass
@@ -146,3 +148,38 @@ async def test_a_merge_that_fails_half_way_leaves_nothing(
     store.collect_orphans()
     assert examine(store.database, store.blobs) == []
     assert (await service.compose(request(("acme", 1.0)))).ref == "mix@1"
+
+
+@pytest.mark.parametrize(
+    ("point", "there"),
+    [
+        ("compose.written", False),
+        ("compose.before_publish", False),
+        ("blob.renamed", False),
+        ("publish.before_commit", False),
+        ("publish.committed", True),
+    ],
+)
+def test_a_merge_survives_kill(tmp_path: Path, info: EngineInfo, point: str, there: bool) -> None:
+    """Whole or absent; nothing is left of it; the caller who got no answer asks again and gets one version."""
+    state, answer = tmp_path / "state", tmp_path / "answer"
+    store = Store.open(state)
+    folder = write_adapter(tmp_path / "acme", info)
+    store.adapters.publish("acme", "default", folder, AdapterMeta(2, 4.0))
+    store.close()
+    child = _PROCESSES.Process(target=compose_child.main, args=(state, answer, point))
+    child.start()
+    child.join(60)
+    assert child.exitcode == -9
+    assert not answer.exists()
+    store = Store.open(state)
+    assert [a.name for a in store.adapters.list("default")[0]] == (["acme", "mix"] if there else ["acme"])
+    assert not any(store.state.tmp.iterdir())
+    assert examine(store.database, store.blobs, orphans=False) == []
+    store.collect_orphans()
+    assert examine(store.database, store.blobs) == []
+    store.close()
+    again = _PROCESSES.Process(target=compose_child.main, args=(state, answer, "none"))
+    again.start()
+    again.join(60)
+    assert (again.exitcode, answer.read_text()) == (0, "mix@1")

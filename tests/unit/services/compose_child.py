@@ -1,0 +1,31 @@
+"""Run by test_composing.py in a process of its own: a merge that dies at a failpoint on its way."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from pathlib import Path
+
+from loramux_server.core.compose import ComposeCommand, ComposeResult
+from loramux_server.core.failpoints import VARIABLE
+from loramux_server.core.types import StackItem
+from loramux_server.services.adapters import AdapterService
+from loramux_server.services.limits import Limits
+from loramux_server.services.views import ComposeRequest
+from loramux_server.store.store import Store
+from tests.unit.services.adapter_files import write_adapter
+from tests.unit.services.fakes import FakeBackend, engine_info
+
+
+def main(state: Path, answer: Path, failpoint: str) -> None:
+    """Merge ``acme`` into ``mix`` and write its version to ``answer``, unless the failpoint is reached before."""
+    os.environ[VARIABLE] = f"{failpoint}:kill"
+    info = engine_info(64)
+
+    async def composer(command: ComposeCommand) -> ComposeResult:
+        write_adapter(Path(command.output), info, b=0.125)
+        return ComposeResult(0.0)
+
+    service = AdapterService(FakeBackend(info), Store.open(state), info, Limits(), composer)
+    version = asyncio.run(service.compose(ComposeRequest("mix", (StackItem("acme"),))))
+    answer.write_text(version.ref)
