@@ -131,7 +131,11 @@ class Client:
         ``{"prompt": ..., "completion": ...}`` or ``{"text": ...}``. ``on_top_of`` is one frozen stack
         (``["acme"]``) or several that rows take turns over (``[{"pine": 1.3}, ["summit"], []]``). The other settings
         (rank, alpha, learning_rate, epochs, max_steps, batch_size, target_modules, layers, seed, ...) take the
-        server's defaults when left out. The same ``idempotency_key`` gives the same job.
+        server's defaults when left out; the learning rate is then chosen for the size of the base.
+
+        Held-out rows are ``validation``, or a ``validation_split`` of the data. ``gate="improves"`` or
+        ``gate={"min_accuracy": 0.9}`` lets the name move to the result only if it is good enough; else it is kept as a
+        candidate, and ``job.info.gate_result`` says why. ``init_from`` is a version to go on from. The same ``idempotency_key`` gives the same job.
         """
         return self.jobs.create(
             name,

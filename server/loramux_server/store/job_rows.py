@@ -46,9 +46,10 @@ def insert(connection: Connection, job_id: str, new: NewJob, state: JobState, no
     return int(connection.execute(insert_job).scalar_one())
 
 
-def by_id(connection: Connection, job_id: str) -> Row[Any] | None:
-    """The row of a job, by the id that callers know."""
-    return connection.execute(sa.select(j).where(j.c.id == job_id)).first()
+def by_id(connection: Connection, job_id: str, *, lock: bool = False) -> Row[Any] | None:
+    """The row of a job, by the id that callers know; with ``lock`` nobody else changes it in this transaction."""
+    query = sa.select(j).where(j.c.id == job_id)
+    return connection.execute(query.with_for_update() if lock else query).first()
 
 
 def by_seq(connection: Connection, seq: int) -> Row[Any]:

@@ -136,7 +136,7 @@ class JobTable:
         fence: int | None = None,
     ) -> JobRecord:
         """``move`` as part of a transaction of the caller, who calls ``flush`` before it."""
-        row = _need(connection, job_id, tenant)
+        row = _need(connection, job_id, tenant, lock=True)
         _check_fence(row, fence)
         check_move(job_id, JobState(row.state), new)
         now = self._now()
@@ -200,7 +200,7 @@ class JobTable:
     def renew(self, job_id: str, fence: int, lease_seconds: float) -> None:
         """Keep a claimed job for another ``lease_seconds``. Raises ABORTED when it is not the caller's any more."""
         with self._db.write("job.renew") as connection:
-            row = _need(connection, job_id, None)
+            row = _need(connection, job_id, None, lock=True)
             _check_fence(row, fence)
             connection.execute(j.update().where(j.c.seq == row.seq).values(lease_until=self._now() + lease_seconds))
 
@@ -227,8 +227,8 @@ class JobTable:
         self._log.flush()
 
 
-def _need(connection: Connection, job_id: str, tenant: str | None) -> Row[Any]:
-    row = rows.by_id(connection, job_id)
+def _need(connection: Connection, job_id: str, tenant: str | None, *, lock: bool = False) -> Row[Any]:
+    row = rows.by_id(connection, job_id, lock=lock)
     if row is None or (tenant is not None and row.owner != tenant):
         raise Error(Code.NOT_FOUND, f"job {job_id[:80]!r} not found", reason="JOB_NOT_FOUND")
     return row

@@ -14,7 +14,7 @@ import shutil
 import time
 import uuid
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
@@ -37,6 +37,7 @@ RECORD_FILE = "state.json"
 KEPT = 2
 """A damaged newest checkpoint leaves the one before it."""
 FORMAT = 1
+ROWS_A_PIECE = 2000
 _PLACE = re.compile(r"step-[0-9]{8,}", re.ASCII)
 
 
@@ -55,11 +56,11 @@ class Checkpoints:
     Files are written on a thread of their own, one checkpoint at a time; every method is for one other thread.
     """
 
-    def __init__(self, command: TrainCommand, base: str, clock: Callable[[], float] = time.monotonic) -> None:
-        """``base`` names the weights and the precision that the run computes with."""
+    def __init__(self, command: TrainCommand, key: str, clock: Callable[[], float] = time.monotonic) -> None:
+        """``key`` is the run's :func:`identity`."""
         self._folder = Path(command.checkpoint_dir) if command.checkpoint_dir else None
         self._every, self._seconds, self._clock = command.checkpoint_every, command.checkpoint_seconds, clock
-        self._identity = identity(command, base) if self._folder else ""
+        self._identity = key
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._writing: Future[None] | None = None
         self._step, self._at = 0, clock()
@@ -169,15 +170,21 @@ class Checkpoints:
             shutil.rmtree(left, ignore_errors=True)
 
 
-def identity(command: TrainCommand, base: str) -> str:
-    """A digest of all that decides how a run goes: two runs with the same one are the same run."""
+def identity(command: TrainCommand, base: str, held: int) -> Generator[int, None, str]:
+    """A digest of all that decides how a run goes: two runs with the same one are the same run.
+
+    ``base`` names the weights and the precision that the run computes with. Hundreds of thousands of rows take a
+    while, so it comes in pieces, each yielding ``held``.
+    """
     digest = hashlib.blake2b(digest_size=32)
     stacks = [stack.key for stack in command.stacks]
     init = command.init.digest if command.init else ""
     digest.update(json.dumps([base, asdict(command.spec), stacks, init], sort_keys=True).encode())
     for rows in (command.rows, command.validation):
         digest.update(f"/{len(rows)}".encode())
-        for row in rows:
+        for i, row in enumerate(rows, start=1):
             digest.update(f"/{len(row.input_ids)},{row.stack}/".encode())
             digest.update(array("I", row.input_ids).tobytes() + bytes(row.labels))
+            if i % ROWS_A_PIECE == 0:
+                yield held
     return digest.hexdigest()

@@ -17,7 +17,7 @@ from ..core.failpoints import reach
 from ..core.jobs import JobState, TrainCommand, TrainEvent, TrainEventType
 from ..lora.peft_folder import write_folder
 from ..model.resident import ResidentBase
-from .checkpoint import Checkpoints
+from .checkpoint import Checkpoints, identity
 from .evaluate import evaluate
 from .gradients import gradients
 from .pace import Pace
@@ -35,7 +35,8 @@ def train(base: ResidentBase, command: TrainCommand, report: Report, pace: Pace)
     """
     spec, rows = command.spec, command.rows
     run = yield from start(base, command)
-    checkpoints = Checkpoints(command, f"{base.fingerprint}/{base.dtype}")
+    key = yield from identity(command, f"{base.fingerprint}/{base.dtype}", run.nbytes)
+    checkpoints = Checkpoints(command, key)
     run.resume(checkpoints.latest())
     first, total, started = run.step, run.order.total_steps, time.monotonic()
     words = f"training goes on after step {first}" if first else "training"
