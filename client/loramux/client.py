@@ -135,7 +135,9 @@ class Client:
 
         Held-out rows are ``validation``, or a ``validation_split`` of the data. ``gate="improves"`` or
         ``gate={"min_accuracy": 0.9}`` lets the name move to the result only if it is good enough; else it is kept as a
-        candidate, and ``job.info.gate_result`` says why. ``init_from`` is a version to go on from. The same ``idempotency_key`` gives the same job.
+        candidate, and ``job.info.gate_result`` says why. ``init_from`` is a version to go on from.
+
+        The same ``idempotency_key`` gives the same job.
         """
         return self.jobs.create(
             name,
