@@ -46,17 +46,17 @@ class LinearGroup:
         self.layer = int(layer.group(1)) if layer else None
         self._context = context
         self._x: Tensor | None = None
-        self._y: Tensor | None = None
+        self._parts: tuple[Tensor, ...] = ()
 
     def member(self, x: Tensor, j: int) -> Tensor:
         """Output of member ``j``: computed with its siblings' the first time that an input is seen."""
         if self._x is not x:
-            y = self.forward(x.reshape(-1, x.shape[-1]))
-            self._x, self._y = x, y.view(*x.shape[:-1], -1)
-        assert self._y is not None
-        out = self._y[..., self.columns[j]]
+            y = self.forward(x.reshape(-1, x.shape[-1])).view(*x.shape[:-1], -1)
+            # Split, not sliced: the backward of a split joins gradients, that of a slice fills whole tensors.
+            self._x, self._parts = x, y.split(self.out_features, dim=-1)
+        out = self._parts[j]
         if j == len(self.names) - 1:
-            self._x = self._y = None
+            self._x, self._parts = None, ()
         return out
 
     def forward(self, x: Tensor) -> Tensor:

@@ -126,12 +126,12 @@ class PackedAttention:
             self._pad(q), self._pad(k), self._pad(v), scale=scale, softcap=softcap, mask=mask, causal=mask is None
         )
         out = out.transpose(1, 2).reshape(self._count * self._longest, *out.shape[1::2])
-        return out if self._whole else out[self._tokens]
+        return out if self._whole else out.index_select(0, self._tokens)
 
     def _pad(self, x: Tensor) -> Tensor:
         """[T, heads, D] -> [sequences, heads, longest, D]."""
         if not self._whole:
-            x = x[self._padded]
+            x = x.index_select(0, self._padded)
         return x.view(self._count, self._longest, *x.shape[1:]).transpose(1, 2)
 
 
