@@ -120,19 +120,20 @@ def ask_base(show: Show, client: Client, facts: Sequence[Fact]) -> None:
 
 
 class Stream:
-    """A second client that goes on asking the neighbour's adapter until it is told to stop."""
+    """A second client that asks the neighbour's adapter, a question for every step of the training."""
 
     def __init__(self, address: str, facts: Sequence[Fact]) -> None:
         self.answers = self.right = self.tokens = 0
         self.error: LoramuxError | None = None
         self._stop = threading.Event()
+        self._turns = threading.Semaphore(1)
         self._thread = threading.Thread(target=self._run, args=(address, facts), daemon=True)
         self._thread.start()
 
     def _run(self, address: str, facts: Sequence[Fact]) -> None:
         try:
             with Client(address) as client:
-                while not self._stop.is_set():
+                while self._turns.acquire() and not self._stop.is_set():
                     fact = facts[self.answers % len(facts)]
                     message = {"role": "user", "content": fact.question}
                     with client.stream(messages=[message], adapters=[NEIGHBOUR], max_tokens=48, timeout=120) as stream:
@@ -145,9 +146,14 @@ class Stream:
         except LoramuxError as error:
             self.error = error
 
+    def ask(self) -> None:
+        """Let one more question go out, after the answer at hand."""
+        self._turns.release()
+
     def finish(self) -> None:
         """Let the answer at hand end, and stop."""
         self._stop.set()
+        self._turns.release()
         self._thread.join()
 
 
@@ -161,6 +167,8 @@ def train_live(show: Show, client: Client, server: DemoServer, material: Materia
         with progress_display(LIVE, console=show.console) as display:
             for event in job.events():
                 display.show(event)
+                if event.type == "step":
+                    stream.ask()
                 if event.type == "step" and not during and event.step * 2 >= event.total_steps:
                     during = server.metrics().get(base_key, 0.0)
         version = job.wait()
