@@ -27,9 +27,8 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> TinyBase:
     def get(arch: str = "llama", **config: Any) -> Path:
         key = f"{arch}{sorted(config.items())}"
         if key not in made:
-            from tests.tiny import write_model
-
             from loramux_server.model.quantize import prepare_base
+            from tests.tiny import write_model
 
             root = tmp_path_factory.mktemp(f"tiny-{arch}")
             made[key] = prepare_base(str(write_model(root / arch, arch, **config)), root / "state")

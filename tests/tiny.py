@@ -143,6 +143,7 @@ def write_adapter(
     from bitsandbytes.functional import dequantize_4bit
     from peft import LoraConfig, get_peft_model
     from peft.tuners.lora import LoraLayer
+
     from tests.oracle import load_plain
 
     plain = load_plain(base, torch.float32)

@@ -94,17 +94,17 @@ def test_train_while_serving(server: ServerProcess, client: Client, default_base
     reader = threading.Thread(target=stream)
     reader.start()
     try:
-        job = client.train("mill", data=ROWS, validation=ROWS[:1], epochs=16, **RECIPE)
+        job = client.train("watermill", data=ROWS, validation=ROWS[:1], epochs=16, **RECIPE)
         during = client.info().memory_bytes["base"]
         version = job.wait(timeout=110)
     finally:
         stop.set()
         reader.join()
-    assert version.name == "mill"
+    assert version.name == "watermill"
     assert version.version == 1
     assert len(pieces) >= 1
     assert len(set(pieces)) == 1
-    answer = client.generate(messages=question, adapters=["mill"], max_tokens=24)
+    answer = client.generate(messages=question, adapters=["watermill"], max_tokens=24)
     assert answer.text.strip() == "The mill opens at 6:40."
     assert before == during == client.info().memory_bytes["base"]
     events = list(client.jobs.get(job.id).events())
@@ -112,8 +112,8 @@ def test_train_while_serving(server: ServerProcess, client: Client, default_base
     assert len(losses) == 16
     assert losses[-1] < 0.3 < losses[0]
     assert [e.sequence for e in events] == sorted({e.sequence for e in events})
-    folder = tmp_path / "mill"
-    client.adapters.download("mill", folder)
+    folder = tmp_path / "watermill"
+    client.adapters.download("watermill", folder)
     from tests.oracle import Oracle
 
     ids = list(client.tokenize(messages=question).token_ids)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from tests.oracle import Oracle
 from transformers import AutoTokenizer
 
 from loramux_server.model.load import linear_modules, load_base
 from loramux_server.model.source import DEFAULT_MODEL
+from tests.oracle import Oracle
 
 
 def test_it_answers(default_base: Path) -> None:

@@ -10,12 +10,12 @@ import gguf as gguf_format
 import numpy as np
 import pytest
 import torch
-from tests.tiny import CHATML, tokenizer
 from transformers import AutoModelForCausalLM
 
 from loramux_server.model import gguf
 from loramux_server.model.load import load_base
 from loramux_server.model.quantize import prepare_base
+from tests.tiny import CHATML, tokenizer
 
 HIDDEN, HEADS, KV_HEADS, FFN, LAYERS = 64, 4, 2, 128, 2
 

@@ -12,11 +12,11 @@ from bitsandbytes.nn import Linear4bit
 from peft import LoraConfig, get_peft_model
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file
-from tests.oracle import Oracle, load_plain
-from tests.tiny import ARCHITECTURES
 
 from loramux_server.core.errors import Code, Error
 from loramux_server.model.load import LoadedBase, linear_modules, load_base, resolve_device, resolve_dtype
+from tests.oracle import Oracle, load_plain
+from tests.tiny import ARCHITECTURES
 
 CPU = torch.device("cpu")
 IDS = [5, 70, 300, 12, 9, 44, 280, 7] * 5  # longer than the sliding windows

@@ -10,6 +10,7 @@ import pytest
 import torch
 from bitsandbytes.functional import dequantize_4bit
 from safetensors.torch import load_file
+
 from tests.oracle import Oracle, load_plain
 
 IDS = [5, 70, 300, 12, 9, 44, 280, 7, 33, 101]

@@ -14,8 +14,6 @@ import torch
 from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 from bitsandbytes.nn import Linear4bit
 from safetensors.torch import load_file, save_file
-from tests.oracle import load_plain
-from tests.tiny import ARCHITECTURES, tokenizer, write_model
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from loramux_server.core.errors import Code, Error
@@ -24,6 +22,8 @@ from loramux_server.model.fingerprint import fingerprint
 from loramux_server.model.load import linear_modules, load_base
 from loramux_server.model.quantize import prepare_base
 from loramux_server.model.source import read_marker
+from tests.oracle import load_plain
+from tests.tiny import ARCHITECTURES, tokenizer, write_model
 
 CPU = torch.device("cpu")
 

@@ -12,12 +12,12 @@ from threading import Event, Thread
 
 import huggingface_hub.constants
 import pytest
-from tests.tiny import write_model
 
 from loramux_server.core.errors import Code, Error
 from loramux_server.model import hub, source
 from loramux_server.model.quantize import SETTINGS, prepare_base
 from loramux_server.model.source import DEFAULT_MODEL, find_cached, locate
+from tests.tiny import write_model
 
 
 @pytest.fixture(autouse=True)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from loramux_server.core.settings import EngineSettings
 from loramux_server.model.resident import ResidentBase
 from tests.engine import Engine, check_tokens, command, prompts, stack_of, version_of
-from tests.oracle import Oracle
+from tests.oracle import Oracle, load_plain
 
 SHAPES = {"even": {}, "odd": {"head_dim": 12, "intermediate_size": 100}}
 """``odd``: outputs of 24, 48 and 100 features, none of which 32 divides; inputs of 48 and 100 stay unquantised."""
@@ -30,11 +30,12 @@ def oracle(base: Path, oracle_of) -> Oracle:  # type: ignore[no-untyped-def]
 
 
 @pytest.fixture(scope="module")
-def weights(oracle: Oracle) -> dict[str, Tensor]:
+def weights(base: Path) -> dict[str, Tensor]:
     """Module name -> weight [out, in], dequantised where it is NF4."""
     found = {}
-    for name, module in oracle.plain.named_modules():
-        if isinstance(module, nn.Linear) and module is not oracle.plain.get_output_embeddings():
+    plain = load_plain(base, torch.float32)  # not the suite's oracle, which PEFT may have wrapped by now
+    for name, module in plain.named_modules():
+        if isinstance(module, nn.Linear) and module is not plain.get_output_embeddings():
             weight: Any = module.weight
             state = getattr(weight, "quant_state", None)
             found[name] = weight.data.float() if state is None else dequantize_4bit(weight.data, state).float()

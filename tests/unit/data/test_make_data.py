@@ -10,6 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from loramux_server.training.dataset import DatasetLimits, parse_dataset
+from loramux_server.training.dataset_problems import Problems
 from tools.make_data import (
     BLOCK,
     DATA,
@@ -27,9 +30,6 @@ from tools.make_data import (
     write,
 )
 from tools.score import STYLES, fact_kept
-
-from loramux_server.training.dataset import DatasetLimits, parse_dataset
-from loramux_server.training.dataset_problems import Problems
 
 TENANTS = load_tenants()
 DONORS = [tenant for tenant in TENANTS if tenant.role == "donor"]

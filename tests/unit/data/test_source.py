@@ -7,6 +7,7 @@ from collections import Counter
 from itertools import chain
 
 import pytest
+
 from tools.make_data import Fact, Tenant, load_source, load_tenants
 from tools.score import STYLES, fact_kept
 

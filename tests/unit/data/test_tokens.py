@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from tools.make_data import DATA, SYSTEM, TURN
 
 from loramux_server.text.tokenizer import TextTokenizer
 from loramux_server.training.dataset import load_dataset
+from tools.make_data import DATA, SYSTEM, TURN
 
 pytestmark = pytest.mark.slow  # makes the default base's folder where there is none yet
 

@@ -93,7 +93,10 @@ def test_an_answer_follows_the_served_conversation(name: str, family: Make, smol
             assert learned[-1] in tokenizer.eos_token_ids
             assert sum(id in tokenizer.eos_token_ids for id in learned) == 1
             shown = tokenizer.decode(learned).removeprefix("<think>\n\n</think>")
-            assert shown.split() == tokenizer.decode(tokenizer.encode(contents[index])).split()
+            if "<|" in contents[index]:  # spelt like a control token: it stays text, which plain prompts do not promise
+                assert "".join(shown.split()) == "".join(contents[index].split())
+            else:
+                assert shown.split() == tokenizer.decode(tokenizer.encode(contents[index])).split()
 
     exact()
 
