@@ -16,7 +16,7 @@ from tests.tensor.engine_cases import STACKS, TOKENS, Case, Cases, check_empty, 
 
 SEEDS = st.integers(0, 2**32 - 1)
 FEW = settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-MANY = settings(FEW, max_examples=100)
+MANY = settings(FEW, max_examples=20)
 
 
 @pytest.fixture(scope="module", params=["llama", "mistral"])
