@@ -8,24 +8,15 @@ every use (``packed``). Both give bitsandbytes' values to the bit, and gradients
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from bitsandbytes.functional import QuantState, dequantize_4bit
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+from ..lora.linear import BaseLinear
 from .prepack import prepack
-
-
-class BaseLinear(Protocol):
-    """One or several linears over the same input, outputs side by side."""
-
-    out_features: tuple[int, ...]
-    nbytes: int
-
-    def __call__(self, x: Tensor) -> Tensor:  # [T, in] -> [T, sum(out_features)], in x's dtype
-        ...
 
 
 def is_quantized(module: nn.Module) -> bool:
