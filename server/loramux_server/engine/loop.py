@@ -165,7 +165,6 @@ class EngineLoop:
             sampling=command.sampling if isinstance(command, GenerateCommand) else _NO_SAMPLING,
             seed=secrets.randbits(63) if seed is None else seed,
             tenant=command.tenant,
-            arrived=time.monotonic(),
         )
         if isinstance(command, ScoreCommand):
             seq.score_from = len(seq.tokens)

@@ -51,7 +51,6 @@ class ProcessLink:
         self._closing = False
         self.on_state: Callable[[bool], None] = lambda up: None
         """Told whenever the engine goes down or comes up again."""
-        self.restarts = 0
 
     @property
     def pid(self) -> int | None:
@@ -141,7 +140,6 @@ class ProcessLink:
                 except Error as error:
                     log.error("the engine did not start again: %s", error.message)
                     crashes.append(time.monotonic())
-            self.restarts += 1
             log.warning("the engine is up again")
             self.on_state(True)
 

@@ -40,7 +40,6 @@ class Sequence:
     pages: list[int] = field(default_factory=list)
     num_cached: int = 0
     """Prompt tokens that the prefix cache gave at the first admission."""
-    arrived: float = 0.0
     admitted: bool = False
     num_preempted: int = 0
     num_overtaken: int = 0
