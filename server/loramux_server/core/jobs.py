@@ -62,6 +62,10 @@ class TrainSpec:
     target_modules: tuple[str, ...] = ("all-linear",)
     layers: tuple[int, ...] | None = None
     """Decoder layers that get an adapter; None: all."""
+    method: str = "sft"
+    """``sft``: learn the marked tokens. ``dpo``: prefer each row to its ``rejected`` one."""
+    beta: float = 0.1
+    """DPO: how firmly the adapter is held to what lies underneath it."""
     learning_rate: float = 2e-4
     lr_scheduler: str = "linear"
     warmup_ratio: float = 0.06
@@ -92,6 +96,8 @@ class TrainRow:
     labels: tuple[bool, ...]
     stack: int | None = None
     """Index into ``TrainCommand.stacks`` of the row's own frozen stack; None: the rows take turns."""
+    rejected: TrainRow | None = None
+    """The answer that is preferred less, with the same prompt; None: the row is learned as it is."""
 
 
 @dataclass(frozen=True, slots=True)
