@@ -62,6 +62,9 @@ class TrainOptions(TypedDict, total=False):
     validation_split: float | None
     eval_steps: int | None
     early_stopping_patience: int | None
+    method: Literal["auto", "sft", "dpo"] | None
+    beta: float | None
+    replay_rows: int | None
 
 
 def generate(
@@ -140,8 +143,9 @@ def train_settings(options: Mapping[str, Any]) -> training_pb2.TrainSettings:
         given["target_modules"] = _strings("target_modules", given["target_modules"])
     if "layers" in given:
         given["layers"] = layers(given["layers"])
-    if given.get("learning_rate") == "auto":
-        del given["learning_rate"]  # what is not given is the server's to choose
+    for name in ("learning_rate", "method"):
+        if given.get(name) == "auto":
+            del given[name]  # what is not given is the server's to choose
     settings = training_pb2.TrainSettings()
     assign(settings, given)
     return settings

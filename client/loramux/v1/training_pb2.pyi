@@ -122,7 +122,9 @@ class UploadDatasetHeader(_message.Message):
     name: _builtins.str
     """What the caller calls it, such as its file name; for messages only."""
     format: _builtins.str
-    """Format of the bytes. Empty: `jsonl`, one row of `messages`, `prompt` + `completion` or `text` a line."""
+    """Format of the bytes. Empty: `jsonl`, one row a line, or a JSON list of rows, or `{"data": [rows]}`. Rows are of
+    `messages`, `prompt` + `completion` or `text`, or preference pairs.
+    """
     size: _builtins.int
     """Size in bytes. 0: unknown."""
     sha256: _builtins.str
@@ -223,8 +225,14 @@ class ValidateDatasetRequest(_message.Message):
 
     DATASET_ID_FIELD_NUMBER: _builtins.int
     SETTINGS_FIELD_NUMBER: _builtins.int
+    SHOW_ROWS_FIELD_NUMBER: _builtins.int
+    SHOW_FROM_LINE_FIELD_NUMBER: _builtins.int
     dataset_id: _builtins.str
     """Dataset to check."""
+    show_rows: _builtins.int
+    """Show this many tokenised rows, at most 100. 0: none."""
+    show_from_line: _builtins.int
+    """First line to show rows from. 0: the first."""
     @_builtins.property
     def settings(self) -> Global___TrainSettings:
         """Settings of the job that is planned; they decide on lengths, steps and cost."""
@@ -234,10 +242,12 @@ class ValidateDatasetRequest(_message.Message):
         *,
         dataset_id: _builtins.str = ...,
         settings: Global___TrainSettings | None = ...,
+        show_rows: _builtins.int = ...,
+        show_from_line: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["settings", b"settings"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["dataset_id", b"dataset_id", "settings", b"settings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dataset_id", b"dataset_id", "settings", b"settings", "show_from_line", b"show_from_line", "show_rows", b"show_rows"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -287,6 +297,10 @@ class DatasetSummary(_message.Message):
     ESTIMATED_STEPS_FIELD_NUMBER: _builtins.int
     ESTIMATED_SECONDS_FIELD_NUMBER: _builtins.int
     ESTIMATED_MEMORY_BYTES_FIELD_NUMBER: _builtins.int
+    TOO_LONG_FIELD_NUMBER: _builtins.int
+    ESTIMATED_FROM_FIELD_NUMBER: _builtins.int
+    WARNINGS_FIELD_NUMBER: _builtins.int
+    PAIRS_FIELD_NUMBER: _builtins.int
     rows: _builtins.int
     """Rows that can be trained on."""
     tokens: _builtins.int
@@ -300,9 +314,19 @@ class DatasetSummary(_message.Message):
     estimated_steps: _builtins.int
     """Optimiser steps with the given settings."""
     estimated_seconds: _builtins.float
-    """Seconds on this machine, when it can be told."""
+    """Seconds of training on this machine with nothing else to do, when it can be told."""
     estimated_memory_bytes: _builtins.int
     """Peak of extra memory in bytes, when it can be told."""
+    too_long: _builtins.int
+    """Rows that are refused because they are too long. Rows are never cut."""
+    estimated_from: _builtins.str
+    """What `estimated_seconds` was worked out from, for people."""
+    pairs: _builtins.bool
+    """Whether the rows are preference pairs."""
+    @_builtins.property
+    def warnings(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What does not keep anyone from training, but may not be meant."""
+
     def __init__(
         self,
         *,
@@ -314,10 +338,14 @@ class DatasetSummary(_message.Message):
         estimated_steps: _builtins.int = ...,
         estimated_seconds: _builtins.float | None = ...,
         estimated_memory_bytes: _builtins.int | None = ...,
+        too_long: _builtins.int = ...,
+        estimated_from: _builtins.str = ...,
+        warnings: _abc.Iterable[_builtins.str] | None = ...,
+        pairs: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_estimated_memory_bytes", b"_estimated_memory_bytes", "_estimated_seconds", b"_estimated_seconds", "estimated_memory_bytes", b"estimated_memory_bytes", "estimated_seconds", b"estimated_seconds"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_estimated_memory_bytes", b"_estimated_memory_bytes", "_estimated_seconds", b"_estimated_seconds", "duplicates", b"duplicates", "estimated_memory_bytes", b"estimated_memory_bytes", "estimated_seconds", b"estimated_seconds", "estimated_steps", b"estimated_steps", "longest_tokens", b"longest_tokens", "rows", b"rows", "tokens", b"tokens", "trained_tokens", b"trained_tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_estimated_memory_bytes", b"_estimated_memory_bytes", "_estimated_seconds", b"_estimated_seconds", "duplicates", b"duplicates", "estimated_from", b"estimated_from", "estimated_memory_bytes", b"estimated_memory_bytes", "estimated_seconds", b"estimated_seconds", "estimated_steps", b"estimated_steps", "longest_tokens", b"longest_tokens", "pairs", b"pairs", "rows", b"rows", "tokens", b"tokens", "too_long", b"too_long", "trained_tokens", b"trained_tokens", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__estimated_memory_bytes: _TypeAlias = _typing.Literal["estimated_memory_bytes"]  # noqa: Y015
     _WhichOneofArgType__estimated_memory_bytes: _TypeAlias = _typing.Literal["_estimated_memory_bytes", b"_estimated_memory_bytes"]  # noqa: Y015
@@ -331,6 +359,70 @@ class DatasetSummary(_message.Message):
 Global___DatasetSummary: _TypeAlias = DatasetSummary  # noqa: Y015
 
 @_typing.final
+class MarkedText(_message.Message):
+    """Text of a tokenised row that is all learned or all not."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TEXT_FIELD_NUMBER: _builtins.int
+    TRAINED_FIELD_NUMBER: _builtins.int
+    text: _builtins.str
+    """The text, special tokens shown."""
+    trained: _builtins.bool
+    """Whether its tokens are learned."""
+    def __init__(
+        self,
+        *,
+        text: _builtins.str = ...,
+        trained: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["text", b"text", "trained", b"trained"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MarkedText: _TypeAlias = MarkedText  # noqa: Y015
+
+@_typing.final
+class MarkedRow(_message.Message):
+    """A tokenised row as it is trained on."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LINE_FIELD_NUMBER: _builtins.int
+    TEXT_FIELD_NUMBER: _builtins.int
+    REJECTED_FIELD_NUMBER: _builtins.int
+    TOKENS_FIELD_NUMBER: _builtins.int
+    line: _builtins.int
+    """Line of the file that it comes from."""
+    tokens: _builtins.int
+    """Its tokens; of a pair, those of both."""
+    @_builtins.property
+    def text(self) -> _containers.RepeatedCompositeFieldContainer[Global___MarkedText]:
+        """The row from its first token to its last; of a pair, with the preferred answer."""
+
+    @_builtins.property
+    def rejected(self) -> _containers.RepeatedCompositeFieldContainer[Global___MarkedText]:
+        """The same row with the answer that is preferred less. Empty: not a pair."""
+
+    def __init__(
+        self,
+        *,
+        line: _builtins.int = ...,
+        text: _abc.Iterable[Global___MarkedText] | None = ...,
+        rejected: _abc.Iterable[Global___MarkedText] | None = ...,
+        tokens: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["line", b"line", "rejected", b"rejected", "text", b"text", "tokens", b"tokens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MarkedRow: _TypeAlias = MarkedRow  # noqa: Y015
+
+@_typing.final
 class ValidateDatasetResponse(_message.Message):
     """The result of a check."""
 
@@ -340,6 +432,7 @@ class ValidateDatasetResponse(_message.Message):
     PROBLEMS_FIELD_NUMBER: _builtins.int
     PROBLEMS_TOTAL_FIELD_NUMBER: _builtins.int
     SUMMARY_FIELD_NUMBER: _builtins.int
+    ROWS_FIELD_NUMBER: _builtins.int
     valid: _builtins.bool
     """Whether the dataset can be trained on."""
     problems_total: _builtins.int
@@ -352,6 +445,10 @@ class ValidateDatasetResponse(_message.Message):
     def summary(self) -> Global___DatasetSummary:
         """What the good rows hold and cost."""
 
+    @_builtins.property
+    def rows(self) -> _containers.RepeatedCompositeFieldContainer[Global___MarkedRow]:
+        """Good rows, if some were to be shown; fewer where their text would be more than 1 MiB."""
+
     def __init__(
         self,
         *,
@@ -359,10 +456,11 @@ class ValidateDatasetResponse(_message.Message):
         problems: _abc.Iterable[Global___DatasetProblem] | None = ...,
         problems_total: _builtins.int = ...,
         summary: Global___DatasetSummary | None = ...,
+        rows: _abc.Iterable[Global___MarkedRow] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["summary", b"summary"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["problems", b"problems", "problems_total", b"problems_total", "summary", b"summary", "valid", b"valid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["problems", b"problems", "problems_total", b"problems_total", "rows", b"rows", "summary", b"summary", "valid", b"valid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -395,6 +493,10 @@ class TrainSettings(_message.Message):
     VALIDATION_SPLIT_FIELD_NUMBER: _builtins.int
     EVAL_STEPS_FIELD_NUMBER: _builtins.int
     EARLY_STOPPING_PATIENCE_FIELD_NUMBER: _builtins.int
+    METHOD_FIELD_NUMBER: _builtins.int
+    BETA_FIELD_NUMBER: _builtins.int
+    REPLAY_FIELD_NUMBER: _builtins.int
+    REPLAY_ROWS_FIELD_NUMBER: _builtins.int
     rank: _builtins.int
     """Rank of the low-rank factors. Default 16."""
     alpha: _builtins.float
@@ -437,6 +539,18 @@ class TrainSettings(_message.Message):
     """Evaluations in a row without a lower loss after which the job stops training. Unset: never. Without `eval_steps`
     there is one evaluation an epoch then.
     """
+    method: _builtins.str
+    """`sft` learns the answers; `dpo` learns to prefer the better answer of each preference pair. Unset: `dpo` for a
+    dataset of pairs, `sft` for any other.
+    """
+    beta: _builtins.float
+    """DPO: how firmly the adapter is held to what lies underneath it. Default 0.1."""
+    replay: _builtins.str
+    """Dataset of general rows of which some are mixed into every epoch, or `default` for the one that the server brings.
+    Unset: none.
+    """
+    replay_rows: _builtins.int
+    """Rows that are drawn from `replay`, once a job by its seed. Default 32."""
     @_builtins.property
     def target_modules(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Kinds of linears to adapt, such as `q_proj`. Empty or `all-linear`: all but the output head."""
@@ -469,15 +583,21 @@ class TrainSettings(_message.Message):
         validation_split: _builtins.float | None = ...,
         eval_steps: _builtins.int | None = ...,
         early_stopping_patience: _builtins.int | None = ...,
+        method: _builtins.str | None = ...,
+        beta: _builtins.float | None = ...,
+        replay: _builtins.str | None = ...,
+        replay_rows: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_alpha", b"_alpha", "_batch_size", b"_batch_size", "_beta1", b"_beta1", "_beta2", b"_beta2", "_dropout", b"_dropout", "_early_stopping_patience", b"_early_stopping_patience", "_epochs", b"_epochs", "_eval_steps", b"_eval_steps", "_learning_rate", b"_learning_rate", "_lr_scheduler", b"_lr_scheduler", "_max_grad_norm", b"_max_grad_norm", "_max_length", b"_max_length", "_max_steps", b"_max_steps", "_rank", b"_rank", "_rslora", b"_rslora", "_seed", b"_seed", "_validation_split", b"_validation_split", "_warmup_ratio", b"_warmup_ratio", "_weight_decay", b"_weight_decay", "alpha", b"alpha", "batch_size", b"batch_size", "beta1", b"beta1", "beta2", b"beta2", "dropout", b"dropout", "early_stopping_patience", b"early_stopping_patience", "epochs", b"epochs", "eval_steps", b"eval_steps", "learning_rate", b"learning_rate", "lr_scheduler", b"lr_scheduler", "max_grad_norm", b"max_grad_norm", "max_length", b"max_length", "max_steps", b"max_steps", "rank", b"rank", "rslora", b"rslora", "seed", b"seed", "validation_split", b"validation_split", "warmup_ratio", b"warmup_ratio", "weight_decay", b"weight_decay"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_alpha", b"_alpha", "_batch_size", b"_batch_size", "_beta", b"_beta", "_beta1", b"_beta1", "_beta2", b"_beta2", "_dropout", b"_dropout", "_early_stopping_patience", b"_early_stopping_patience", "_epochs", b"_epochs", "_eval_steps", b"_eval_steps", "_learning_rate", b"_learning_rate", "_lr_scheduler", b"_lr_scheduler", "_max_grad_norm", b"_max_grad_norm", "_max_length", b"_max_length", "_max_steps", b"_max_steps", "_method", b"_method", "_rank", b"_rank", "_replay", b"_replay", "_replay_rows", b"_replay_rows", "_rslora", b"_rslora", "_seed", b"_seed", "_validation_split", b"_validation_split", "_warmup_ratio", b"_warmup_ratio", "_weight_decay", b"_weight_decay", "alpha", b"alpha", "batch_size", b"batch_size", "beta", b"beta", "beta1", b"beta1", "beta2", b"beta2", "dropout", b"dropout", "early_stopping_patience", b"early_stopping_patience", "epochs", b"epochs", "eval_steps", b"eval_steps", "learning_rate", b"learning_rate", "lr_scheduler", b"lr_scheduler", "max_grad_norm", b"max_grad_norm", "max_length", b"max_length", "max_steps", b"max_steps", "method", b"method", "rank", b"rank", "replay", b"replay", "replay_rows", b"replay_rows", "rslora", b"rslora", "seed", b"seed", "validation_split", b"validation_split", "warmup_ratio", b"warmup_ratio", "weight_decay", b"weight_decay"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_alpha", b"_alpha", "_batch_size", b"_batch_size", "_beta1", b"_beta1", "_beta2", b"_beta2", "_dropout", b"_dropout", "_early_stopping_patience", b"_early_stopping_patience", "_epochs", b"_epochs", "_eval_steps", b"_eval_steps", "_learning_rate", b"_learning_rate", "_lr_scheduler", b"_lr_scheduler", "_max_grad_norm", b"_max_grad_norm", "_max_length", b"_max_length", "_max_steps", b"_max_steps", "_rank", b"_rank", "_rslora", b"_rslora", "_seed", b"_seed", "_validation_split", b"_validation_split", "_warmup_ratio", b"_warmup_ratio", "_weight_decay", b"_weight_decay", "alpha", b"alpha", "batch_size", b"batch_size", "beta1", b"beta1", "beta2", b"beta2", "dropout", b"dropout", "early_stopping_patience", b"early_stopping_patience", "epochs", b"epochs", "eval_steps", b"eval_steps", "layers", b"layers", "learning_rate", b"learning_rate", "lr_scheduler", b"lr_scheduler", "max_grad_norm", b"max_grad_norm", "max_length", b"max_length", "max_steps", b"max_steps", "rank", b"rank", "rslora", b"rslora", "seed", b"seed", "target_modules", b"target_modules", "validation_split", b"validation_split", "warmup_ratio", b"warmup_ratio", "weight_decay", b"weight_decay"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_alpha", b"_alpha", "_batch_size", b"_batch_size", "_beta", b"_beta", "_beta1", b"_beta1", "_beta2", b"_beta2", "_dropout", b"_dropout", "_early_stopping_patience", b"_early_stopping_patience", "_epochs", b"_epochs", "_eval_steps", b"_eval_steps", "_learning_rate", b"_learning_rate", "_lr_scheduler", b"_lr_scheduler", "_max_grad_norm", b"_max_grad_norm", "_max_length", b"_max_length", "_max_steps", b"_max_steps", "_method", b"_method", "_rank", b"_rank", "_replay", b"_replay", "_replay_rows", b"_replay_rows", "_rslora", b"_rslora", "_seed", b"_seed", "_validation_split", b"_validation_split", "_warmup_ratio", b"_warmup_ratio", "_weight_decay", b"_weight_decay", "alpha", b"alpha", "batch_size", b"batch_size", "beta", b"beta", "beta1", b"beta1", "beta2", b"beta2", "dropout", b"dropout", "early_stopping_patience", b"early_stopping_patience", "epochs", b"epochs", "eval_steps", b"eval_steps", "layers", b"layers", "learning_rate", b"learning_rate", "lr_scheduler", b"lr_scheduler", "max_grad_norm", b"max_grad_norm", "max_length", b"max_length", "max_steps", b"max_steps", "method", b"method", "rank", b"rank", "replay", b"replay", "replay_rows", b"replay_rows", "rslora", b"rslora", "seed", b"seed", "target_modules", b"target_modules", "validation_split", b"validation_split", "warmup_ratio", b"warmup_ratio", "weight_decay", b"weight_decay"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__alpha: _TypeAlias = _typing.Literal["alpha"]  # noqa: Y015
     _WhichOneofArgType__alpha: _TypeAlias = _typing.Literal["_alpha", b"_alpha"]  # noqa: Y015
     _WhichOneofReturnType__batch_size: _TypeAlias = _typing.Literal["batch_size"]  # noqa: Y015
     _WhichOneofArgType__batch_size: _TypeAlias = _typing.Literal["_batch_size", b"_batch_size"]  # noqa: Y015
+    _WhichOneofReturnType__beta: _TypeAlias = _typing.Literal["beta"]  # noqa: Y015
+    _WhichOneofArgType__beta: _TypeAlias = _typing.Literal["_beta", b"_beta"]  # noqa: Y015
     _WhichOneofReturnType__beta1: _TypeAlias = _typing.Literal["beta1"]  # noqa: Y015
     _WhichOneofArgType__beta1: _TypeAlias = _typing.Literal["_beta1", b"_beta1"]  # noqa: Y015
     _WhichOneofReturnType__beta2: _TypeAlias = _typing.Literal["beta2"]  # noqa: Y015
@@ -500,8 +620,14 @@ class TrainSettings(_message.Message):
     _WhichOneofArgType__max_length: _TypeAlias = _typing.Literal["_max_length", b"_max_length"]  # noqa: Y015
     _WhichOneofReturnType__max_steps: _TypeAlias = _typing.Literal["max_steps"]  # noqa: Y015
     _WhichOneofArgType__max_steps: _TypeAlias = _typing.Literal["_max_steps", b"_max_steps"]  # noqa: Y015
+    _WhichOneofReturnType__method: _TypeAlias = _typing.Literal["method"]  # noqa: Y015
+    _WhichOneofArgType__method: _TypeAlias = _typing.Literal["_method", b"_method"]  # noqa: Y015
     _WhichOneofReturnType__rank: _TypeAlias = _typing.Literal["rank"]  # noqa: Y015
     _WhichOneofArgType__rank: _TypeAlias = _typing.Literal["_rank", b"_rank"]  # noqa: Y015
+    _WhichOneofReturnType__replay: _TypeAlias = _typing.Literal["replay"]  # noqa: Y015
+    _WhichOneofArgType__replay: _TypeAlias = _typing.Literal["_replay", b"_replay"]  # noqa: Y015
+    _WhichOneofReturnType__replay_rows: _TypeAlias = _typing.Literal["replay_rows"]  # noqa: Y015
+    _WhichOneofArgType__replay_rows: _TypeAlias = _typing.Literal["_replay_rows", b"_replay_rows"]  # noqa: Y015
     _WhichOneofReturnType__rslora: _TypeAlias = _typing.Literal["rslora"]  # noqa: Y015
     _WhichOneofArgType__rslora: _TypeAlias = _typing.Literal["_rslora", b"_rslora"]  # noqa: Y015
     _WhichOneofReturnType__seed: _TypeAlias = _typing.Literal["seed"]  # noqa: Y015
@@ -516,6 +642,8 @@ class TrainSettings(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__alpha) -> _WhichOneofReturnType__alpha | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__batch_size) -> _WhichOneofReturnType__batch_size | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__beta) -> _WhichOneofReturnType__beta | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__beta1) -> _WhichOneofReturnType__beta1 | None: ...
     @_typing.overload
@@ -539,7 +667,13 @@ class TrainSettings(_message.Message):
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__max_steps) -> _WhichOneofReturnType__max_steps | None: ...
     @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__method) -> _WhichOneofReturnType__method | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__rank) -> _WhichOneofReturnType__rank | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__replay) -> _WhichOneofReturnType__replay | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__replay_rows) -> _WhichOneofReturnType__replay_rows | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__rslora) -> _WhichOneofReturnType__rslora | None: ...
     @_typing.overload

@@ -24,7 +24,11 @@ class JobState(StrEnum):
 
     @property
     def final(self) -> bool:
-        return not MOVES[self]
+        """Whether a job ends here: what it has come to is told, and nobody works on it any more.
+
+        A failed job may be resumed by request.
+        """
+        return self in (JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED)
 
 
 MOVES: dict[JobState, frozenset[JobState]] = {
@@ -40,7 +44,8 @@ MOVES: dict[JobState, frozenset[JobState]] = {
     ),
     JobState.PUBLISHING: frozenset({JobState.SUCCEEDED, JobState.QUEUED, JobState.FAILED}),
     JobState.SUCCEEDED: frozenset(),
-    JobState.FAILED: frozenset(),
+    # failed -> queued: resumed by request, from the last checkpoint.
+    JobState.FAILED: frozenset({JobState.QUEUED}),
     JobState.CANCELLED: frozenset(),
 }
 
@@ -86,6 +91,10 @@ class TrainSpec:
     """Steps between two evaluations; None: at the end only, or once an epoch when stopping early is asked for."""
     early_stopping_patience: int | None = None
     """Evaluations without a better loss after which a run stops; None: it goes on to its end."""
+    replay: str = ""
+    """Id of the dataset of general rows that are mixed in; empty: none."""
+    replay_rows: int = 0
+    """Rows drawn from ``replay``, once a job by its seed."""
 
 
 @dataclass(frozen=True, slots=True)

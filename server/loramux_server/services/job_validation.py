@@ -19,6 +19,8 @@ from .validation import MAX_SEED, number_violations, shown, stack_violations
 from .views import CreateJobRequest
 
 SCHEDULERS = ("linear", "cosine", "constant")
+METHODS = ("sft", "dpo")
+MAX_REPLAY_ROWS = 100_000
 MAX_STACKS = 64
 _LAYER_RANGE = re.compile(r"([0-9]{1,5})(?:-([0-9]{1,5}))?")
 
@@ -108,6 +110,13 @@ def spec_violations(spec: TrainSpec, info: EngineInfo, limits: Limits) -> Iterat
     ):
         if count is not None and not 1 <= count <= limits.max_steps:
             yield FieldViolation(name, f"is {count}; it must be between 1 and {limits.max_steps}")
+    if spec.method not in METHODS:
+        yield FieldViolation("method", f"is {shown(spec.method)}; it must be one of {', '.join(METHODS)}")
+    yield from _above_zero("beta", spec.beta, 100)
+    if not 0 <= spec.replay_rows <= MAX_REPLAY_ROWS:
+        yield FieldViolation("replay_rows", f"is {spec.replay_rows}; it must be between 0 and {MAX_REPLAY_ROWS}")
+    elif spec.replay_rows and not spec.replay:
+        yield FieldViolation("replay_rows", "is given without replay; name the dataset to draw them from, or default")
     if not 0 <= spec.seed <= MAX_SEED:
         yield FieldViolation("seed", f"is {spec.seed}; it must be between 0 and {MAX_SEED}")
     yield from _target_violations(spec, info)

@@ -236,6 +236,10 @@ def test_specs_round_trip() -> None:
         validation_split=0.25,
         eval_steps=3,
         early_stopping_patience=2,
+        method="dpo",
+        beta=0.3,
+        replay="ds-1",
+        replay_rows=9,
     )
     assert all(getattr(spec, f.name) != getattr(TrainSpec(), f.name) for f in fields(TrainSpec))
     assert training.spec_from_proto(training.spec_to_proto(spec)) == spec
