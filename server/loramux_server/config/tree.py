@@ -169,6 +169,9 @@ class Settings(BaseSettings):
     adapter_memory: Size | None = _setting(
         None, "Serving", "SIZE", "memory for resident adapters, such as 256MiB (default: the engine chooses)"
     )
+    adapter_host_memory: Size | None = _setting(
+        None, "Serving", "SIZE", "host memory for adapters behind those on the device (default: the engine chooses)"
+    )
     adapter_load_rate: float = _setting(
         0.0,
         "Serving",
@@ -213,6 +216,7 @@ class Settings(BaseSettings):
             # Plain integers: the engine may be another process, and the wire knows no subclasses.
             kv_cache_memory=None if self.kv_cache_memory is None else int(self.kv_cache_memory),
             adapter_memory=None if self.adapter_memory is None else int(self.adapter_memory),
+            adapter_host_memory=None if self.adapter_host_memory is None else int(self.adapter_host_memory),
             adapter_load_rate=self.adapter_load_rate,
             max_batch_tokens=self.max_batch_tokens,
             max_running=self.max_running,

@@ -24,6 +24,8 @@ class EngineSettings:
     threads: int | None = None
     kv_cache_memory: int | None = None
     adapter_memory: int | None = None
+    adapter_host_memory: int | None = None
+    """For adapters kept in host memory behind those on the device."""
     adapter_load_rate: float = 0.0
     """Adapters that requests of one tenant may have read from disk per second; 0: no limit."""
     max_batch_tokens: int = 512

@@ -47,7 +47,8 @@ def plan_memory(settings: EngineSettings, device: torch.device, page_bytes: int,
             f"no room for a KV cache: one page takes {page_bytes} bytes and {kv} are granted; "
             "free memory or raise --kv-cache-memory",
         )
-    return MemoryPlan(pages, rows, min(2048 * MiB, host_available() // 8))
+    host = settings.adapter_host_memory
+    return MemoryPlan(pages, rows, min(2048 * MiB, host_available() // 8) if host is None else host)
 
 
 def device_memory(device: torch.device) -> tuple[int, int]:
