@@ -18,7 +18,7 @@ from ._stacks import Adapters as Stack
 from ._watch import Watch, published
 from .errors import LoramuxError
 from .progress import progress_display
-from .types import Adapter, AdapterVersion, Dataset, DatasetReport, JobEvent, JobInfo
+from .types import SETTLED_STATES, Adapter, AdapterVersion, Dataset, DatasetReport, JobEvent, JobInfo
 from .v1 import adapters_pb2, training_pb2
 
 Q = TypeVar("Q")
@@ -190,7 +190,7 @@ class AsyncJob:
 
     async def refresh(self) -> JobInfo:
         """Ask the server how the job stands."""
-        if not self.info.final:
+        if self.info.state not in SETTLED_STATES:
             request = training_pb2.GetJobRequest(job_id=self.id)
             self.info = _responses.job(await self._transport.unary(self._stub.GetJob, request))
         return self.info
@@ -206,8 +206,6 @@ class AsyncJob:
                     event = watch.take(message)
                     if event is not None:
                         yield event
-                    if watch.ended():
-                        return
             except LoramuxError as error:
                 failure = error
             finally:
@@ -230,7 +228,7 @@ class AsyncJob:
         return await self._move(self._stub.PauseJob, training_pb2.PauseJobRequest(job_id=self.id))
 
     async def resume(self) -> JobInfo:
-        """Queue a paused job again."""
+        """Let a paused or failed job go on from its last checkpoint."""
         return await self._move(self._stub.ResumeJob, training_pb2.ResumeJobRequest(job_id=self.id))
 
     async def _move(self, method: grpc.aio.UnaryUnaryMultiCallable[Q, training_pb2.Job], request: Q) -> JobInfo:

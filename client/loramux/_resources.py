@@ -18,7 +18,7 @@ from ._transport import Transport, pages
 from ._watch import Watch, published
 from .errors import LoramuxError
 from .progress import progress_display
-from .types import Adapter, AdapterVersion, Dataset, DatasetReport, JobEvent, JobInfo
+from .types import SETTLED_STATES, Adapter, AdapterVersion, Dataset, DatasetReport, JobEvent, JobInfo
 from .v1 import adapters_pb2, training_pb2
 
 Q = TypeVar("Q")
@@ -211,7 +211,7 @@ class Job:
 
     def refresh(self) -> JobInfo:
         """Ask the server how the job stands."""
-        if not self.info.final:
+        if self.info.state not in SETTLED_STATES:
             request = training_pb2.GetJobRequest(job_id=self.id)
             self.info = _responses.job(self._transport.unary(self._stub.GetJob, request))
         return self.info
@@ -227,8 +227,6 @@ class Job:
                     event = watch.take(message)
                     if event is not None:
                         yield event
-                    if watch.ended():
-                        return
             except LoramuxError as error:
                 failure = error
             finally:
@@ -256,7 +254,7 @@ class Job:
         return self._move(self._stub.PauseJob, training_pb2.PauseJobRequest(job_id=self.id))
 
     def resume(self) -> JobInfo:
-        """Queue a paused job again."""
+        """Let a paused or failed job go on from its last checkpoint."""
         return self._move(self._stub.ResumeJob, training_pb2.ResumeJobRequest(job_id=self.id))
 
     def _move(self, method: grpc.UnaryUnaryMultiCallable[Q, training_pb2.Job], request: Q) -> JobInfo:

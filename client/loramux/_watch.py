@@ -30,7 +30,7 @@ class Watch:
         return training_pb2.WatchJobRequest(job_id=self.job_id, after_sequence=self.last)
 
     def ended(self) -> bool:
-        """Whether the event with the final state has come."""
+        """Whether the last event that came has a final state, and so, once the stream is over, the job has ended."""
         return self._ended
 
     def remaining(self) -> float | None:

@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 FINAL_STATES = frozenset({"succeeded", "failed", "cancelled"})
-"""States in which a job stays."""
+"""States in which a job has ended."""
+
+SETTLED_STATES = FINAL_STATES - {"failed"}
+"""States in which a job stays for good; a failed one may be resumed."""
 
 
 @dataclass(frozen=True, slots=True)

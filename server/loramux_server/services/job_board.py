@@ -103,8 +103,6 @@ class JobBoard:
                 for record in found:
                     after = record.sequence
                     yield record
-                    if record.event.state is not None and record.event.state.final:
-                        return
                 if found:
                     continue
                 if final:

@@ -28,8 +28,8 @@ def dataset_info(record: DatasetRecord) -> DatasetInfo:
     )
 
 
-def job_info(record: JobRecord, adapter: AdapterVersionInfo | None) -> JobInfo:
-    """A job; ``adapter`` is what it published."""
+def job_info(record: JobRecord, adapter: AdapterVersionInfo | None, last_sequence: int) -> JobInfo:
+    """A job; ``adapter`` is what it published, ``last_sequence`` the number of its latest event."""
     request, gate = record.request, read_gate(record.request.gate)
     return JobInfo(
         id=record.id,
@@ -51,6 +51,7 @@ def job_info(record: JobRecord, adapter: AdapterVersionInfo | None) -> JobInfo:
         error_reason=record.error_code.upper(),
         error=record.error,
         metadata=request.metadata,
+        last_sequence=last_sequence,
         gate=gate.kind,
         min_accuracy=gate.min_accuracy,
         gate_result=record.gate_result,

@@ -139,13 +139,16 @@ class TrainingService:
         return await self._info_of(job)
 
     async def resume_job(self, job_id: str, tenant: str = "default") -> JobInfo:
-        """Queue a paused job again. FAILED_PRECONDITION for a job that is not paused."""
+        """Queue a paused or failed job again; it goes on from its last checkpoint. A job under way stays as it is.
+
+        FAILED_PRECONDITION for a job that was cancelled or has succeeded.
+        """
         job = await asyncio.to_thread(self._store.jobs.get, job_id, tenant)
-        if job.state is not JobState.PAUSED:
-            raise Error(Code.FAILED_PRECONDITION, f"job {job_id} is {job.state.value}, not paused")
-        return await self._info_of(
-            await self._board.move(job_id, JobState.QUEUED, message="resumed by request", tenant=tenant)
-        )
+        if job.state in (JobState.SUCCEEDED, JobState.CANCELLED):
+            raise Error(Code.FAILED_PRECONDITION, f"job {job_id} is {job.state.value} and cannot go on")
+        if job.state in (JobState.PAUSED, JobState.FAILED):
+            job = await self._board.move(job_id, JobState.QUEUED, message="resumed by request", tenant=tenant)
+        return await self._info_of(job)
 
     async def watch_job(
         self, job_id: str, tenant: str = "default", *, after_sequence: int = 0
@@ -228,7 +231,7 @@ class TrainingService:
             except Error as error:
                 if error.code is not Code.NOT_FOUND:  # deleted since
                     raise
-        return job_info(job, adapter)
+        return job_info(job, adapter, self._store.jobs.last_sequence(job.id))
 
 
 def _one(ref: str) -> tuple[StackItem, ...]:

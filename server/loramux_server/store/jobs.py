@@ -18,9 +18,13 @@ from .database import Database
 from .events import EventLog
 from .paging import check_page_size, make_token, read_token
 from .records import EventRecord, JobRecord, NewJob
+from .schema import job_events as e
 from .schema import jobs as j
 
 _AT_WORK = (JobState.RUNNING, JobState.EVALUATING, JobState.PUBLISHING)
+
+MAX_REASON = 32
+"""Characters of the column for reasons."""
 
 LEASE_LOST = "LEASE_LOST"
 """Reason of the error for a runner whose job was taken from it."""
@@ -145,10 +149,11 @@ class JobTable:
             values.update(runner=None, lease_until=None, fence=row.fence + 1)
         if new is JobState.RUNNING:
             values.update(attempts=row.attempts + 1, started=row.started or now)
-        if new.final:
-            values["finished"] = now
+        values["finished"] = now if new.final else None
+        if row.state == JobState.FAILED.value:
+            values.update(error_code="", error="")
         if error is not None:
-            values.update(error_code=error.code.value, error=error.message)
+            values.update(error_code=error.reason[:MAX_REASON], error=error.message)
         if adapter:
             values.update(adapter=adapter, gate_result=gate_result)
         connection.execute(j.update().where(j.c.seq == row.seq).values(**values))
@@ -175,6 +180,14 @@ class JobTable:
         with self._db.read() as connection:
             row = _need(connection, job_id, tenant)
             return self._log.read(connection, row.seq, job_id, after, limit)
+
+    def last_sequence(self, job_id: str) -> int:
+        """The number of a job's latest event that is written; 0 for a job that is not there."""
+        query = sa.select(sa.func.max(e.c.sequence)).where(
+            e.c.job_seq == sa.select(j.c.seq).where(j.c.id == job_id).scalar_subquery()
+        )
+        with self._db.read() as connection:
+            return connection.scalar(query) or 0
 
     def next_queued(self) -> JobRecord | None:
         """The job that has waited longest, if one waits."""

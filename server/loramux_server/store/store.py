@@ -81,7 +81,9 @@ class Store:
                     connection,
                     job_id,
                     JobState.SUCCEEDED,
-                    message=f"{record.ref} is kept as a candidate: {gate_result}" if gate_result else "",
+                    message=f"{record.ref} is kept as a candidate: {gate_result}"
+                    if gate_result
+                    else f"published {record.ref}",
                     adapter=record.ref,
                     gate_result=gate_result,
                     fence=fence,

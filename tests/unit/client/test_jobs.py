@@ -21,6 +21,19 @@ def succeed(fake: Fake) -> None:
     fake.job.adapter.CopyFrom(version())
 
 
+def test_a_failed_job_that_was_resumed_is_followed_to_its_end(fake: Fake, client: Client) -> None:
+    """The end of a job is the last event's state: one that failed before may have gone on."""
+    resumed = [moved(1, RUNNING), moved(2, FAILED), moved(3, RUNNING), moved(4, SUCCEEDED)]
+    fake.watches = [resumed[:2], list(resumed)]
+    job = client.jobs.get("job-1")
+    assert [e.sequence for e in job.events()] == [1, 2]
+    fake.job.state = FAILED
+    assert job.refresh().state == "failed"
+    assert job.resume().state == "queued"
+    succeed(fake)
+    assert job.wait().ref == "acme@2"
+
+
 STORY = [moved(1, RUNNING), step(2, 1), step(3, 2), step(4, 3), moved(5, SUCCEEDED)]
 
 

@@ -106,9 +106,17 @@ def test_times_attempts_and_errors(store: Store) -> None:
     assert running.attempts == 2
     assert running.started is not None
     failed = store.jobs.move(job.id, JobState.FAILED, error=Error(Code.RESOURCE_EXHAUSTED, "out of memory"))
-    assert (failed.error_code, failed.error) == ("resource_exhausted", "out of memory")
+    assert (failed.error_code, failed.error) == ("RESOURCE_EXHAUSTED", "out of memory")
     assert failed.finished is not None
-    assert store.jobs.events(job.id)[-1].event.message == "out of memory"
+    events = store.jobs.events(job.id)
+    assert store.jobs.last_sequence(job.id) == len(events) == 5
+    assert store.jobs.last_sequence("job-0") == 0
+    again = store.jobs.move(job.id, JobState.QUEUED)
+    assert (again.error_code, again.error, again.finished, again.attempts) == ("", "", None, 2)
+    store.jobs.move(job.id, JobState.RUNNING)
+    full = Error(Code.RESOURCE_EXHAUSTED, "the disk is full", reason="STORAGE_FULL")
+    assert store.jobs.move(job.id, JobState.FAILED, error=full).error_code == "STORAGE_FULL"
+    assert events[-1].event.message == "out of memory"
 
 
 def test_events_are_numbered_in_order_without_gaps(store: Store) -> None:
