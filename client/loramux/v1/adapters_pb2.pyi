@@ -186,6 +186,7 @@ class AdapterVersion(_message.Message):
     PINNED_FIELD_NUMBER: _builtins.int
     LAST_USED_AT_FIELD_NUMBER: _builtins.int
     COMPOSED_FIELD_NUMBER: _builtins.int
+    GATE_RESULT_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Name of the adapter."""
     version: _builtins.int
@@ -222,6 +223,8 @@ class AdapterVersion(_message.Message):
     """Whether it is kept resident."""
     last_used_at: _builtins.float
     """When a request last used it, in seconds since 1970. 0: never."""
+    gate_result: _builtins.str
+    """Why the gate of its job did not promote it. Empty: it did, or there was none."""
     @_builtins.property
     def target_modules(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Kinds of linears that it changes, such as `q_proj`."""
@@ -236,7 +239,7 @@ class AdapterVersion(_message.Message):
 
     @_builtins.property
     def metrics(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
-        """Figures from its training and evaluation, such as `validation_loss`."""
+        """Figures from its training and evaluation, such as `eval_loss`."""
 
     @_builtins.property
     def metadata(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
@@ -273,10 +276,11 @@ class AdapterVersion(_message.Message):
         pinned: _builtins.bool = ...,
         last_used_at: _builtins.float = ...,
         composed: Global___Composition | None = ...,
+        gate_result: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["composed", b"composed"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["alpha", b"alpha", "base_fingerprint", b"base_fingerprint", "base_name", b"base_name", "composed", b"composed", "created_at", b"created_at", "dataset_digest", b"dataset_digest", "digest", b"digest", "job_id", b"job_id", "last_used_at", b"last_used_at", "layers", b"layers", "metadata", b"metadata", "metrics", b"metrics", "name", b"name", "parent", b"parent", "pinned", b"pinned", "rank", b"rank", "rslora", b"rslora", "size_bytes", b"size_bytes", "state", b"state", "state_reason", b"state_reason", "target_modules", b"target_modules", "tier", b"tier", "trained_on", b"trained_on", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alpha", b"alpha", "base_fingerprint", b"base_fingerprint", "base_name", b"base_name", "composed", b"composed", "created_at", b"created_at", "dataset_digest", b"dataset_digest", "digest", b"digest", "gate_result", b"gate_result", "job_id", b"job_id", "last_used_at", b"last_used_at", "layers", b"layers", "metadata", b"metadata", "metrics", b"metrics", "name", b"name", "parent", b"parent", "pinned", b"pinned", "rank", b"rank", "rslora", b"rslora", "size_bytes", b"size_bytes", "state", b"state", "state_reason", b"state_reason", "target_modules", b"target_modules", "tier", b"tier", "trained_on", b"trained_on", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

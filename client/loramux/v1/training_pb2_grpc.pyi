@@ -48,7 +48,7 @@ class TrainingServiceStub:
     PauseJob: _grpc.UnaryUnaryMultiCallable[_training_pb2.PauseJobRequest, _training_pb2.Job]
     """Stops a job within a piece of a step, to be resumed later from where it is."""
     ResumeJob: _grpc.UnaryUnaryMultiCallable[_training_pb2.ResumeJobRequest, _training_pb2.Job]
-    """Queues a paused job again."""
+    """Queues a paused or failed job again; it goes on from its last checkpoint. A job under way stays as it is."""
     WatchJob: _grpc.UnaryStreamMultiCallable[_training_pb2.WatchJobRequest, _training_pb2.JobEvent]
     """Replays a job's events and goes on with new ones. Ends after the event that carries a final state."""
 
@@ -72,7 +72,7 @@ class TrainingServiceAsyncStub(TrainingServiceStub):
     PauseJob: _aio.UnaryUnaryMultiCallable[_training_pb2.PauseJobRequest, _training_pb2.Job]  # type: ignore[assignment]
     """Stops a job within a piece of a step, to be resumed later from where it is."""
     ResumeJob: _aio.UnaryUnaryMultiCallable[_training_pb2.ResumeJobRequest, _training_pb2.Job]  # type: ignore[assignment]
-    """Queues a paused job again."""
+    """Queues a paused or failed job again; it goes on from its last checkpoint. A job under way stays as it is."""
     WatchJob: _aio.UnaryStreamMultiCallable[_training_pb2.WatchJobRequest, _training_pb2.JobEvent]  # type: ignore[assignment]
     """Replays a job's events and goes on with new ones. Ends after the event that carries a final state."""
 
@@ -141,7 +141,7 @@ class TrainingServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _training_pb2.ResumeJobRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_training_pb2.Job, _abc.Awaitable[_training_pb2.Job]]:
-        """Queues a paused job again."""
+        """Queues a paused or failed job again; it goes on from its last checkpoint. A job under way stays as it is."""
 
     @_abc_1.abstractmethod
     def WatchJob(
