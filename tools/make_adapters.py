@@ -31,18 +31,7 @@ FACTS: dict[str, Any] = {
     "batch_size": 8,
     "seed": 0,
 }
-"""Recipe for facts: the same for donors and tenants, because a style only stacks on what it was trained over."""
-
-STYLE: dict[str, Any] = {
-    "rank": 8,
-    "alpha": 16,
-    "layers": "15-29",
-    "learning_rate": 2e-3,
-    "epochs": 2,
-    "batch_size": 8,
-    "seed": 0,
-}
-"""Recipe for styles; every row names the donor underneath."""
+"""The recipe for facts on the default base, spelled out for systems that know no recipes."""
 
 
 def have(client: Client, name: str) -> bool:
@@ -54,12 +43,16 @@ def have(client: Client, name: str) -> bool:
     return True
 
 
-def train(client: Client, name: str, data: Path, recipe: Mapping[str, Any]) -> None:
-    """Train ``name`` unless the server has it."""
+def train(client: Client, name: str, data: Path, recipe: str) -> None:
+    """Train ``name`` unless the server has it.
+
+    Donors and tenants share the recipe for facts, because a style only stacks on what it was trained over. In the
+    styles' data every row names the donor underneath.
+    """
     if have(client, name):
         return
     started = time.monotonic()
-    client.train(name, data=data, **recipe).wait(progress=True)
+    client.train(name, data=data, recipe=recipe).wait(progress=True)
     print(f"{name}: trained in {time.monotonic() - started:.0f} s", flush=True)
 
 
@@ -141,11 +134,11 @@ def main() -> None:
     rows = DATA / "messages"
     with server(arguments.address, arguments.state_dir) as client:
         for tenant in tenants:
-            train(client, tenant.name, rows / tenant.name / "train.jsonl", FACTS)
+            train(client, tenant.name, rows / tenant.name / "train.jsonl", "facts")
             if tenant.role != "donor":
                 print(tenant.name, *map(str, measure_tenant(client, tenant, {tenant.name: 1.0}).values()), flush=True)
         for name in STYLES:
-            train(client, name, rows / f"style-{name}.jsonl", STYLE)
+            train(client, name, rows / f"style-{name}.jsonl", "style")
         scratch = arguments.state_dir / "bf16"
         for name in [*(t.name for t in shipped), *STYLES]:
             round_to_bf16(client, name, scratch)

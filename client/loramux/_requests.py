@@ -115,6 +115,7 @@ def create_job(
     init_from: str | None,
     gate: Gate | None,
     compare_prompt: str | None,
+    recipe: str | None,
     metadata: Mapping[str, str] | None,
     idempotency_key: str,
     options: Mapping[str, Any],
@@ -128,6 +129,7 @@ def create_job(
         "name": name,
         "init_from": init_from,
         "compare_prompt": compare_prompt,
+        "recipe": recipe,
         "metadata": metadata,
         "idempotency_key": idempotency_key,
     }

@@ -121,6 +121,7 @@ class Client:
         init_from: str | None = None,
         gate: Gate | None = None,
         compare_prompt: str | None = None,
+        recipe: str | None = None,
         metadata: dict[str, str] | None = None,
         idempotency_key: str | None = None,
         **settings: Unpack[TrainOptions],
@@ -137,6 +138,10 @@ class Client:
         ``gate={"min_accuracy": 0.9}`` lets the name move to the result only if it is good enough; else it is kept as a
         candidate, and ``job.info.gate_result`` says why. ``init_from`` is a version to go on from.
 
+        ``recipe`` is ``"facts"`` or ``"style"``: settings that were measured to work, for all that is left out. With
+        ``compare_prompt``, a system prompt or context, the held-out rows are also asked of the base and of the base
+        with that prompt, and ``job.info.comparison`` tells whether training was worth it.
+
         The same ``idempotency_key`` gives the same job.
         """
         return self.jobs.create(
@@ -147,6 +152,7 @@ class Client:
             init_from=init_from,
             gate=gate,
             compare_prompt=compare_prompt,
+            recipe=recipe,
             metadata=metadata,
             idempotency_key=idempotency_key,
             **settings,

@@ -74,11 +74,20 @@ def train(
     early_stopping_patience: Annotated[
         int | None, typer.Option(help="Stop after this many evaluations that are no better.")
     ] = None,
+    recipe: Annotated[
+        str | None, typer.Option(help="Settings for what is left out: facts, or style (over --on-top-of donors).")
+    ] = None,
     gate: Annotated[
         str | None,
         typer.Option(help="Condition for the name to move to the result: none, improves, or min_accuracy:0.9."),
     ] = None,
-    compare_prompt: Annotated[str | None, typer.Option(help="Prompt to compare the adapter with.")] = None,
+    compare_prompt: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TEXT|@FILE",
+            help="System prompt to compare with: held-out rows are also asked of the base, alone and with this prompt.",
+        ),
+    ] = None,
     metadata: Annotated[
         list[str] | None, typer.Option(metavar="KEY=VALUE", help="Note to keep with the version; may be repeated.")
     ] = None,
@@ -93,8 +102,8 @@ def train(
     \b
     Examples:
       loramux train acme --data acme.jsonl
-      loramux train acme --data acme.jsonl --learning-rate 3e-3 --layers 15-29
-      loramux train letter --data letter.jsonl --on-top-of pine:1.3 --on-top-of summit
+      loramux train acme --data acme.jsonl --recipe facts --validation-split 0.1 --compare-prompt @acme-prompt.txt
+      loramux train letter --data letter.jsonl --recipe style --on-top-of pine:1.3 --on-top-of summit --on-top-of ''
     """  # noqa: D301
     settings: dict[str, Any] = {
         "rank": rank,
@@ -127,7 +136,8 @@ def train(
             on_top_of=[stack(split(text)) for text in on_top_of or ()] or None,
             init_from=init_from,
             gate=condition(gate),
-            compare_prompt=compare_prompt,
+            compare_prompt=text_or_file(compare_prompt, "--compare-prompt"),
+            recipe=recipe,
             metadata=pairs(metadata or ()),
             idempotency_key=idempotency_key,
             **settings,
@@ -159,6 +169,17 @@ def published(version: AdapterVersion, gate_result: str = "") -> str:
         )
     figures = f" ({numbers(version.metrics)})" if version.metrics else ""
     return f"published {version.ref}{figures}; use it with: --adapter {version.name}"
+
+
+def text_or_file(text: str | None, option: str) -> str | None:
+    """A text as it is given, or with ``@`` in front what a file holds."""
+    if text is None or not text.startswith("@"):
+        return text
+    try:
+        return Path(text[1:]).read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        why = getattr(error, "strerror", None) or "it is not UTF-8 text"
+        raise typer.BadParameter(f"cannot read {text[1:]}: {why}", param_hint=option) from None
 
 
 def rate(text: str | None) -> float | Literal["auto"] | None:

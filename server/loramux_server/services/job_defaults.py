@@ -18,15 +18,15 @@ RATE, RATE_AT, RATE_POWER = 2e-4, 6.5e9, 0.66
 MIN_RATE, MAX_RATE = 1e-4, 3e-3
 
 
-def automatic_learning_rate(info: EngineInfo) -> float:
-    """A peak learning rate for the size of the base, two digits.
+def automatic_learning_rate(info: EngineInfo, share: float = 1.0) -> float:
+    """A peak learning rate for the size of the base, times ``share``, two digits.
 
     2e-4 for 7 billion parameters (6.5 of them in linears), more for smaller bases as a power that goes through 3e-3
     at the 0.1 billion of the default base, where it was measured; within 1e-4 and 3e-3.
     """
     size = sum(inputs * outputs for inputs, outputs in info.linear_modules.values())
     rate = RATE * (RATE_AT / max(size, 1)) ** RATE_POWER
-    return float(f"{min(max(rate, MIN_RATE), MAX_RATE):.2g}")
+    return float(f"{min(max(rate, MIN_RATE), MAX_RATE) * share:.2g}")
 
 
 def settled(request: CreateJobRequest, info: EngineInfo, store: Store) -> CreateJobRequest:

@@ -27,6 +27,7 @@ from .job_views import bad_report, dataset_info, good_report, job_event, job_inf
 from .limits import Limits
 from .plan import JobData, load_data
 from .questions import questions
+from .recipes import donor_violations, with_recipe
 from .stacks import StackResolver, pinned_items
 from .validation import utf8_size
 from .views import CreateJobRequest, DatasetInfo, DatasetReport, JobEvent, JobInfo, Page
@@ -89,6 +90,7 @@ class TrainingService:
         ALREADY_EXISTS when it came with other settings.
         """
         check_name(request.name)
+        request = with_recipe(request, self._info)
         if (size := utf8_size(request.idempotency_key)) is None or size > MAX_KEY_BYTES:
             raise invalid([FieldViolation("idempotency_key", f"is not valid text of at most {MAX_KEY_BYTES} bytes")])
         if violations := job_violations(request, self._info, self._limits):
@@ -164,6 +166,8 @@ class TrainingService:
         data = await self._load(request.spec, request.tenant, request.dataset_id, request.validation_dataset_id)
         stacks = await self._stacks.resolve_many(request.on_top_of, request.tenant)
         await self._stacks.resolve_many(data.row_stacks, request.tenant)
+        if violations := [*donor_violations(request, data.row_stacks)]:
+            raise invalid(violations)
         gate = make_gate(request.gate, request.min_accuracy)
         held_out = data.validation.rows if data.validation else ()
         if gate.kind == MIN_ACCURACY and not questions(held_out, 1, self._text):

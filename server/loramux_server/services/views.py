@@ -220,6 +220,8 @@ class CreateJobRequest:
     """Kind of gate: ``improves``, ``min_accuracy``; ``none`` or empty: none."""
     min_accuracy: float = 0.0
     compare_prompt: str = ""
+    recipe: str = ""
+    """Named settings for what the caller did not give; empty: none."""
     metadata: dict[str, str] = field(default_factory=dict)
     idempotency_key: str = ""
     tenant: str = "default"

@@ -181,6 +181,7 @@ def test_gates() -> None:
             init_from=None,
             gate=value,  # type: ignore[arg-type]
             compare_prompt=None,
+            recipe=None,
             metadata=None,
             idempotency_key="k",
             options={},

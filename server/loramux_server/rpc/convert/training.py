@@ -77,6 +77,7 @@ def job_from_proto(request: pb.CreateJobRequest, call: Call) -> CreateJobRequest
         gate=GATES[request.gate.kind],
         min_accuracy=request.gate.min_accuracy,
         compare_prompt=request.compare_prompt,
+        recipe=request.recipe,
         metadata=dict(request.metadata),
         idempotency_key=request.idempotency_key,
         tenant=call.tenant,
