@@ -12,7 +12,8 @@ from .errors import invalid
 from .v1 import adapters_pb2, common_pb2, inference_pb2, training_pb2
 
 ChatMessage: TypeAlias = "Mapping[str, Any]"
-Gate: TypeAlias = "str | Mapping[str, float]"
+Gate: TypeAlias = "str | Mapping[str, float | str]"
+"""``none``, ``improves``, ``{"min_accuracy": 0.9}`` or ``{"min_accuracy": 0.9, "match": "exact"}``."""
 
 
 class GenerateOptions(TypedDict, total=False):
@@ -262,13 +263,18 @@ def compose(
 
 def _gate(value: Gate) -> training_pb2.Gate:
     kinds = {"none": training_pb2.Gate.KIND_NONE, "improves": training_pb2.Gate.KIND_IMPROVES}
+    matches = {"contained": training_pb2.Gate.MATCH_CONTAINED, "exact": training_pb2.Gate.MATCH_EXACT}
     if isinstance(value, str) and value in kinds:
         return training_pb2.Gate(kind=kinds[value])
-    if isinstance(value, Mapping) and set(value) == {"min_accuracy"}:
+    if isinstance(value, Mapping) and {"min_accuracy"} <= value.keys() <= {"min_accuracy", "match"}:
         message = training_pb2.Gate(kind=training_pb2.Gate.KIND_MIN_ACCURACY)
-        assign(message, value, "gate.")
+        match = value.get("match", "contained")
+        if match not in matches:
+            raise invalid("gate.match", f"is {match!r}; it must be 'contained' or 'exact'")
+        message.match = matches[str(match)]
+        assign(message, {"min_accuracy": value["min_accuracy"]}, "gate.")
         return message
-    raise invalid("gate", "must be 'none', 'improves' or {'min_accuracy': 0.9}")
+    raise invalid("gate", "must be 'none', 'improves', {'min_accuracy': 0.9} or that with 'match': 'exact' beside it")
 
 
 def _strings(field: str, value: str | Sequence[str]) -> list[str]:

@@ -96,6 +96,7 @@ def adapter_version(m: adapters_pb2.AdapterVersion) -> types.AdapterVersion:
         state=word(adapters_pb2.AdapterState.Name(m.state), "ADAPTER_STATE_"),
         state_reason=m.state_reason,
         job_id=m.job_id,
+        gate_result=m.gate_result,
         dataset_digest=m.dataset_digest,
         parent=m.parent,
         trained_on=tuple(stack(s) for s in m.trained_on),
@@ -160,7 +161,10 @@ def gate(message: training_pb2.Gate) -> str:
     if message.kind in (training_pb2.Gate.KIND_UNSPECIFIED, training_pb2.Gate.KIND_NONE):
         return ""
     kind = word(training_pb2.Gate.Kind.Name(message.kind), "KIND_")
-    return f"{kind} {message.min_accuracy:g}" if message.kind == training_pb2.Gate.KIND_MIN_ACCURACY else kind
+    if message.kind != training_pb2.Gate.KIND_MIN_ACCURACY:
+        return kind
+    exact = " exact" if message.match == training_pb2.Gate.MATCH_EXACT else ""
+    return f"{kind} {message.min_accuracy:g}{exact}"
 
 
 def job(message: training_pb2.Job) -> types.JobInfo:

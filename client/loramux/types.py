@@ -185,6 +185,8 @@ class AdapterVersion:
     """``ready``, ``quarantined`` or ``deleted``."""
     state_reason: str = ""
     job_id: str = ""
+    gate_result: str = ""
+    """Why the gate of its job did not promote it; empty: it did, or there was none."""
     dataset_digest: str = ""
     parent: str = ""
     trained_on: tuple[tuple[StackItem, ...], ...] = ()
@@ -281,7 +283,7 @@ class JobInfo:
     on_top_of: tuple[tuple[StackItem, ...], ...] = ()
     init_from: str = ""
     gate: str = ""
-    """``improves`` or ``min_accuracy 0.9``; empty: none."""
+    """``improves``, ``min_accuracy 0.9`` or ``min_accuracy 0.9 exact``; empty: none."""
     gate_result: str = ""
     """Why what it published was not promoted; empty: it was, or there is nothing yet."""
     metadata: dict[str, str] = field(default_factory=dict)

@@ -109,6 +109,7 @@ def _details(v: AdapterVersion) -> list[tuple[str, object]]:
         ("created", moment(v.created_at)),
         ("last used", moment(v.last_used_at)),
         ("job", v.job_id),
+        ("not promoted", v.gate_result),
         ("data", v.dataset_digest),
         ("continues", v.parent),
         ("on top of", " | ".join(entries(stack) for stack in v.trained_on)),

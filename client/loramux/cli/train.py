@@ -79,7 +79,10 @@ def train(
     ] = None,
     gate: Annotated[
         str | None,
-        typer.Option(help="Condition for the name to move to the result: none, improves, or min_accuracy:0.9."),
+        typer.Option(
+            help="Condition for the name to move to the result: none, improves, min_accuracy:0.9 (answers hold the"
+            " expected text) or min_accuracy:0.9:exact (answers are it)."
+        ),
     ] = None,
     compare_prompt: Annotated[
         str | None,
@@ -192,13 +195,14 @@ def rate(text: str | None) -> float | Literal["auto"] | None:
         raise typer.BadParameter(f"{text!r} is no number; give one, or auto", param_hint="--learning-rate") from None
 
 
-def condition(text: str | None) -> str | dict[str, float] | None:
-    """A gate from ``improves`` or ``min_accuracy:0.9``."""
-    kind, colon, least = (text or "").partition(":")
+def condition(text: str | None) -> str | dict[str, float | str] | None:
+    """A gate from ``improves``, ``min_accuracy:0.9`` or ``min_accuracy:0.9:exact``."""
+    kind, colon, rest = (text or "").partition(":")
     if kind != "min_accuracy":
         return text
+    least, _, match = rest.partition(":")
     try:
-        return {kind: float(least) if colon else math.nan}
+        return {kind: float(least) if colon else math.nan, "match": match or "contained"}
     except ValueError:
         raise typer.BadParameter(f"{least!r} is no share, such as 0.9", param_hint="--gate") from None
 

@@ -7,7 +7,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from ..core.backend import EngineInfo
-from ..core.errors import Error
+from ..core.errors import Code, Error
 from ..core.files import read_regular
 from ..lora.lora_config import LoraConfig
 from ..lora.peft_config import CONFIG_FILE, MAX_CONFIG_BYTES, parse_config
@@ -62,6 +62,7 @@ class AdapterViews:
             state=record.state.value,
             state_reason=record.reason,
             job_id=meta.job_id,
+            gate_result=self._gate_result(record),
             dataset_digest=meta.dataset_digest,
             parent=meta.parent,
             trained_on=meta.trained_on,
@@ -72,6 +73,16 @@ class AdapterViews:
             pinned=record.pinned,
             last_used_at=record.last_used or 0.0,
         )
+
+    def _gate_result(self, record: VersionRecord) -> str:
+        """What the job that made a version said about promoting it."""
+        try:
+            job = self._store.jobs.get(record.meta.job_id) if record.meta.job_id else None
+        except Error as error:
+            if error.code is not Code.NOT_FOUND:
+                raise
+            return ""
+        return job.gate_result if job and job.adapter == record.ref else ""
 
     def _base_name(self, record: VersionRecord, config: LoraConfig | None) -> str:
         if record.meta.base_fingerprint == self._info.base_fingerprint:

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 IMPROVES = "improves"
 MIN_ACCURACY = "min_accuracy"
-ACCURACY = "eval_accuracy"
-"""The figure that ``min_accuracy`` looks at."""
+CONTAINED, EXACT = "contained", "exact"
+ACCURACY, EXACT_MATCH = "eval_accuracy", "eval_exact_match"
+"""The figures that ``min_accuracy`` looks at: answers that hold the expected text, and those that are it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,25 +19,30 @@ class Gate:
 
     kind: str = ""
     min_accuracy: float = 0.0
+    match: str = ""
+    """With ``min_accuracy``: ``contained`` or ``exact``."""
 
     def __str__(self) -> str:
-        return f"{self.kind}:{self.min_accuracy!r}" if self.kind == MIN_ACCURACY else self.kind
+        if self.kind != MIN_ACCURACY:
+            return self.kind
+        exact = f":{EXACT}" if self.match == EXACT else ""
+        return f"{self.kind}:{self.min_accuracy!r}{exact}"
 
     def __bool__(self) -> bool:
         return bool(self.kind)
 
 
-def make_gate(kind: str, min_accuracy: float) -> Gate:
-    """The gate that a caller asked for; ``none`` and nothing are the same."""
+def make_gate(kind: str, min_accuracy: float, match: str = "") -> Gate:
+    """The gate that a caller asked for; ``none`` and nothing are the same, and so are ``contained`` and nothing."""
     if kind in ("", "none"):
         return Gate()
-    return Gate(kind, min_accuracy if kind == MIN_ACCURACY else 0.0)
+    return Gate(kind, min_accuracy, match or CONTAINED) if kind == MIN_ACCURACY else Gate(kind)
 
 
 def read_gate(text: str) -> Gate:
     """The opposite of ``str(gate)``."""
-    kind, _, least = text.partition(":")
-    return Gate(kind, float(least) if kind == MIN_ACCURACY else 0.0)
+    kind, *more = text.split(":")
+    return Gate(kind, float(more[0]), EXACT if EXACT in more else CONTAINED) if kind == MIN_ACCURACY else Gate(kind)
 
 
 def failed_because(gate: Gate, metrics: Mapping[str, float]) -> str:
@@ -50,7 +56,9 @@ def failed_because(gate: Gate, metrics: Mapping[str, float]) -> str:
             if not new < loss:
                 return f"its held-out loss {new:.4g} is not below {loss:.4g}, that of {name}"
     if gate.kind == MIN_ACCURACY:
-        found = metrics.get(ACCURACY, math.nan)
+        exact = gate.match == EXACT
+        found = metrics.get(EXACT_MATCH if exact else ACCURACY, math.nan)
         if not found >= gate.min_accuracy:
-            return f"{found:.1%} of its answers on held-out rows are right, {gate.min_accuracy:.1%} were asked for"
+            what = "are the expected text" if exact else "hold the expected text"
+            return f"{found:.1%} of its answers on held-out rows {what}, {gate.min_accuracy:.1%} were asked for"
     return ""

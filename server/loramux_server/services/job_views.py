@@ -54,6 +54,7 @@ def job_info(record: JobRecord, adapter: AdapterVersionInfo | None, last_sequenc
         last_sequence=last_sequence,
         gate=gate.kind,
         min_accuracy=gate.min_accuracy,
+        gate_match=gate.match,
         gate_result=record.gate_result,
     )
 

@@ -168,7 +168,7 @@ class TrainingService:
         await self._stacks.resolve_many(data.row_stacks, request.tenant)
         if violations := [*donor_violations(request, data.row_stacks)]:
             raise invalid(violations)
-        gate = make_gate(request.gate, request.min_accuracy)
+        gate = make_gate(request.gate, request.min_accuracy, request.gate_match)
         held_out = data.validation.rows if data.validation else ()
         if gate.kind == MIN_ACCURACY and not questions(held_out, 1, self._text):
             raise invalid([FieldViolation("gate", "no held-out row has a prompt before its answer to ask the model")])
@@ -199,7 +199,7 @@ class TrainingService:
             return None
         job = job_rows.record(row)
         made = job.request
-        gate = str(make_gate(request.gate, request.min_accuracy))
+        gate = str(make_gate(request.gate, request.min_accuracy, request.gate_match))
         same = (
             (made.name, made.dataset_id, made.validation_dataset_id, made.spec, made.gate, made.metadata)
             == (request.name, request.dataset_id, request.validation_dataset_id, request.spec, gate, request.metadata)

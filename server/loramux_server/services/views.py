@@ -97,6 +97,8 @@ class AdapterVersionInfo:
     """``ready``, ``quarantined`` or ``deleted``."""
     state_reason: str = ""
     job_id: str = ""
+    gate_result: str = ""
+    """Why the gate of its job did not promote it; empty: it did, or there was none."""
     dataset_digest: str = ""
     parent: str = ""
     trained_on: tuple[tuple[StackItem, ...], ...] = ()
@@ -219,6 +221,8 @@ class CreateJobRequest:
     gate: str = ""
     """Kind of gate: ``improves``, ``min_accuracy``; ``none`` or empty: none."""
     min_accuracy: float = 0.0
+    gate_match: str = ""
+    """What ``min_accuracy`` counts: answers that hold the expected text (``contained``, the default), or ``exact``."""
     compare_prompt: str = ""
     recipe: str = ""
     """Named settings for what the caller did not give; empty: none."""
@@ -265,6 +269,7 @@ class JobInfo:
     gate: str = ""
     """Kind of gate; empty: none."""
     min_accuracy: float = 0.0
+    gate_match: str = ""
     gate_result: str = ""
     """Why what it published was not promoted; empty: it was."""
 

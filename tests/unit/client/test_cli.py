@@ -17,6 +17,7 @@ from loramux.cli import main
 from loramux.cli.app import hoist
 from loramux.cli.chat import Conversation
 from loramux.cli.common import stack
+from loramux.v1 import adapters_pb2, training_pb2
 
 from .fake import FAILED, RUNNING, SUCCEEDED, Fake, details, moved, refuse, step, version
 
@@ -290,7 +291,7 @@ def test_train_with_a_gate(fake: Fake, shell: Shell, tmp_path: Path) -> None:
     data = ("train", "acme", "--data", str(tmp_path / "d.jsonl"))
     code = shell(
         *(*data, "--validation-split", "0.1", "--eval-steps", "5", "--early-stopping-patience", "2"),
-        *("--gate", "min_accuracy:0.9", "--learning-rate", "auto"),
+        *("--gate", "min_accuracy:0.9:exact", "--learning-rate", "auto", "--recipe", "facts"),
     )
     assert code == 0
     assert "kept acme@2 as a candidate, because its held-out loss 2 is not below 1" in shell.out
@@ -299,11 +300,17 @@ def test_train_with_a_gate(fake: Fake, shell: Shell, tmp_path: Path) -> None:
     settings = request.settings
     assert not settings.HasField("learning_rate")
     assert (settings.validation_split, settings.eval_steps, settings.early_stopping_patience) == (0.1, 5, 2)
-    assert request.gate.min_accuracy == 0.9
+    assert (request.gate.min_accuracy, request.gate.match) == (0.9, training_pb2.Gate.MATCH_EXACT)
+    assert request.recipe == "facts"
     assert shell(*data, "--gate", "improves", "--learning-rate", "3e-3", "--no-wait") == 0
     assert fake.last("CreateJob").settings.learning_rate == 3e-3
     assert shell("jobs", "show", "job-1") == 0
     assert "its held-out loss 2 is not below 1" in shell.out
+    shown = version()
+    shown.gate_result = fake.job.gate_result
+    fake.handlers["GetAdapter"] = lambda *_: adapters_pb2.Adapter(name="acme", versions=[shown])
+    assert shell("adapters", "show", "acme") == 0
+    assert "not promoted  its held-out loss 2 is not below 1" in shell.out
     for wrong in (["--gate", "min_accuracy:x"], ["--learning-rate", "fast"]):
         assert shell(*data, *wrong) == 2
     assert shell(*data, "--gate", "perfect") == 1

@@ -191,7 +191,9 @@ def test_gates() -> None:
     assert gate(None) == training_pb2.Gate()
     assert gate("improves").kind == training_pb2.Gate.KIND_IMPROVES
     assert gate({"min_accuracy": 0.9}).min_accuracy == 0.9
-    for wrong in ("perfect", {"max_loss": 1}, {}):
+    assert gate({"min_accuracy": 0.9}).match == training_pb2.Gate.MATCH_CONTAINED
+    assert gate({"min_accuracy": 0.9, "match": "exact"}).match == training_pb2.Gate.MATCH_EXACT
+    for wrong in ("perfect", {"max_loss": 1}, {}, {"match": "exact"}, {"min_accuracy": 0.9, "match": "close"}):
         with pytest.raises(InvalidArgument, match="gate"):
             gate(wrong)
 

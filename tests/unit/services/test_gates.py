@@ -41,9 +41,11 @@ def server(store: Store, text: TextTokenizer, info: EngineInfo) -> Server:
         (Gate("improves"), {"eval_loss": 0.8, "base_loss": 2.0, "current_loss": 0.9}, ""),
         (Gate("improves"), {"eval_loss": NAN, "base_loss": 2.0}, "nan"),
         (Gate("improves"), {}, "nan"),
-        (Gate("min_accuracy", 0.9), {"eval_accuracy": 0.9}, ""),
-        (Gate("min_accuracy", 0.9), {"eval_accuracy": 0.5}, "50.0%"),
-        (Gate("min_accuracy", 0.9), {}, "nan"),
+        (Gate("min_accuracy", 0.9, "contained"), {"eval_accuracy": 0.9, "eval_exact_match": 0.0}, ""),
+        (Gate("min_accuracy", 0.9, "contained"), {"eval_accuracy": 0.5}, "50.0%"),
+        (Gate("min_accuracy", 0.9, "contained"), {}, "nan"),
+        (Gate("min_accuracy", 0.9, "exact"), {"eval_accuracy": 0.9, "eval_exact_match": 0.8}, "are the expected text"),
+        (Gate("min_accuracy", 0.9, "exact"), {"eval_exact_match": 0.9}, ""),
     ],
 )
 def test_what_passes(gate: Gate, metrics: dict[str, float], reason: str) -> None:
@@ -54,6 +56,8 @@ def test_what_passes(gate: Gate, metrics: dict[str, float], reason: str) -> None
 
 def test_no_gate_and_none_are_the_same() -> None:
     assert make_gate("", 0.0) == make_gate("none", 0.5) == Gate()
+    assert make_gate("improves", 0.5, "exact") == Gate("improves")
+    assert make_gate("min_accuracy", 0.5) == make_gate("min_accuracy", 0.5, "contained")
     assert not make_gate("none", 0.0)
 
 
@@ -102,9 +106,18 @@ async def test_a_first_version_that_fails_has_no_promoted_name(server: Server) -
     assert server.store.adapters.resolve("acme@1", "default").ref == "acme@1"
 
 
-@pytest.mark.parametrize(("right", "least", "passes"), [(3, 1.0, True), (2, 0.5, True), (2, 0.9, False)])
+@pytest.mark.parametrize(
+    ("right", "least", "match", "passes"),
+    [
+        (3, 1.0, "contained", True),
+        (2, 0.5, "contained", True),
+        (2, 0.9, "contained", False),
+        (3, 1.0, "exact", False),
+        (3, 0.6, "exact", True),
+    ],
+)
 async def test_answers_are_asked_of_the_engine(
-    server: Server, text: TextTokenizer, right: int, least: float, passes: bool
+    server: Server, text: TextTokenizer, right: int, least: float, match: str, passes: bool
 ) -> None:
     """Prompts of the held-out rows, through the new adapter; the expected text in the answer counts."""
     held_out = ROWS[:3]
@@ -119,7 +132,8 @@ async def test_answers_are_asked_of_the_engine(
 
     server.backend.script = answer
     validation = await server.dataset(held_out)  # type: ignore[arg-type]
-    job = await server.job(validation_dataset_id=validation, gate="min_accuracy", min_accuracy=least)
+    gate = {"gate": "min_accuracy", "min_accuracy": least, "gate_match": match}
+    job = await server.job(validation_dataset_id=validation, **gate)
     async with server.working():
         events = await server.finished(job)
     assert len(server.backend.commands) == 3
@@ -134,6 +148,9 @@ async def test_answers_are_asked_of_the_engine(
     )
     found = await server.service.get_job(job.id)
     assert (found.gate, found.min_accuracy, found.gate_result == "") == ("min_accuracy", least, passes)
+    assert found.gate_match == match
+    assert found.adapter is not None
+    assert found.adapter.gate_result == found.gate_result
 
 
 async def test_an_engine_lost_while_it_answers_is_asked_again(server: Server, text: TextTokenizer) -> None:

@@ -76,6 +76,7 @@ def version_to_proto(version: AdapterVersionInfo) -> pb.AdapterVersion:
         state=STATES[version.state],
         state_reason=version.state_reason,
         job_id=version.job_id,
+        gate_result=version.gate_result,
         dataset_digest=version.dataset_digest,
         parent=version.parent,
         trained_on=[stack_to_proto(s) for s in version.trained_on],

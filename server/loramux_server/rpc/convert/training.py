@@ -38,6 +38,12 @@ GATES: dict[pb.Gate.Kind.ValueType, str] = {
     pb.Gate.KIND_IMPROVES: "improves",
     pb.Gate.KIND_MIN_ACCURACY: "min_accuracy",
 }
+MATCHES: dict[pb.Gate.Match.ValueType, str] = {
+    pb.Gate.MATCH_UNSPECIFIED: "",
+    pb.Gate.MATCH_CONTAINED: "contained",
+    pb.Gate.MATCH_EXACT: "exact",
+}
+_MATCHES_BACK = {word: match for match, word in MATCHES.items()}
 _GATES_BACK = {word: kind for kind, word in GATES.items()}
 _STATES_BACK = {value: state for state, value in JOB_STATES.items()}
 _LISTS = ("target_modules", "layers")
@@ -64,9 +70,11 @@ def spec_to_proto(spec: TrainSpec) -> pb.TrainSettings:
 
 
 def job_from_proto(request: pb.CreateJobRequest, call: Call) -> CreateJobRequest:
-    """A job as the services take it. Raises INVALID_ARGUMENT for a kind of gate that does not exist."""
+    """A job as the services take it. Raises INVALID_ARGUMENT for a gate of a kind that does not exist."""
     if request.gate.kind not in GATES:
         raise invalid_field("gate.kind", f"{request.gate.kind} is no kind of gate")
+    if request.gate.match not in MATCHES:
+        raise invalid_field("gate.match", f"{request.gate.match} is no way to match")
     return CreateJobRequest(
         name=request.name,
         dataset_id=request.dataset_id,
@@ -76,6 +84,7 @@ def job_from_proto(request: pb.CreateJobRequest, call: Call) -> CreateJobRequest
         init_from=request.init_from,
         gate=GATES[request.gate.kind],
         min_accuracy=request.gate.min_accuracy,
+        gate_match=MATCHES[request.gate.match],
         compare_prompt=request.compare_prompt,
         recipe=request.recipe,
         metadata=dict(request.metadata),
@@ -111,6 +120,7 @@ def job_to_proto(job: JobInfo) -> pb.Job:
     if job.gate:
         message.gate.kind = _GATES_BACK[job.gate]
         message.gate.min_accuracy = job.min_accuracy
+        message.gate.match = _MATCHES_BACK[job.gate_match]
     if job.error or job.error_reason:
         message.error.reason = job.error_reason
         message.error.message = job.error
