@@ -24,6 +24,7 @@ from ..services.job_board import JobBoard
 from ..services.limits import Limits
 from ..services.runner import JobRunner
 from ..services.training import TrainingService
+from ..store.blob_places import CACHE_BYTES
 from ..store.store import Store
 from ..telemetry.endpoint import MetricsEndpoint
 from ..telemetry.logs import get_logger
@@ -80,8 +81,7 @@ class App:
         What can fail at once (state directory, ports) is tried before the base is loaded. After a failure, ``stop``.
         """
         settings = self.settings
-        url = settings.database_url.get_secret_value() if settings.database_url else None
-        self._store = store = await asyncio.to_thread(Store.open, settings.state_dir, url)
+        self._store = store = await asyncio.to_thread(_open_store, settings)
         if settings.metrics_listen is not None:
             self._endpoint = MetricsEndpoint(self._metrics.registry, *settings.metrics_listen)
             self._endpoint.start()
@@ -201,6 +201,11 @@ class App:
         return fetch
 
 
+def _open_store(settings: Settings) -> Store:
+    urls = (url.get_secret_value() if url else None for url in (settings.database_url, settings.blobs_url))
+    return Store.open(settings.state_dir, *urls, cache_bytes=settings.blobs_cache or CACHE_BYTES)
+
+
 def _report_defect(task: asyncio.Task[None]) -> None:
     if not task.cancelled() and (error := task.exception()) is not None:
         what = {"jobs": "training jobs are run", "collector": "unused files are removed"}.get(task.get_name(), "")
@@ -218,4 +223,6 @@ async def warm_up(backend: Backend, text: TextTokenizer) -> None:
 
 def count(store: Store, tenant: str) -> Counts:
     """What a tenant has in the registry and the job table."""
-    return Counts(store.adapters.count(tenant), {state.value: number for state, number in store.jobs.counts().items()})
+    return Counts(
+        store.adapters.count(tenant), {state.value: number for state, number in store.jobs.counts(tenant).items()}
+    )

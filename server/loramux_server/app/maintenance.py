@@ -10,16 +10,22 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
+from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from pydantic import SecretStr
 
 from ..config import Settings, load
 from ..core.errors import Code, Error, invalid_field
 from ..store import backup as backups
+from ..store.blob_places import open_blobs
 from ..store.blobs import BlobStore
 from ..store.database import Database, sqlite_url
 from ..store.doctor import Finding, examine, repair
+from ..store.local_blobs import LocalBlobs
 from ..store.state_dir import LOCK_FILE
-from ..store.store import Store
+from ..store.store import Store, blobs_of
 
 
 def backup_command(argv: Sequence[str]) -> int:
@@ -29,7 +35,9 @@ def backup_command(argv: Sequence[str]) -> int:
     arguments = parser.parse_args(argv)
     settings = _settings(arguments)
     _only_sqlite(settings)
-    made = backups.backup(settings.state_dir, arguments.folder, _say(arguments.json))
+    url = _secret(settings.blobs_url)
+    source = None if url is None else partial(_look_at, url)
+    made = backups.backup(settings.state_dir, arguments.folder, _say(arguments.json), source)
     _tell(
         arguments.json, _described(made), f"backed up {len(made.blobs)} blobs, {made.size_bytes} bytes and the database"
     )
@@ -49,7 +57,13 @@ def restore_command(argv: Sequence[str]) -> int:
         return 1 if found else 0
     settings = _settings(arguments)
     _only_sqlite(settings)
-    made = backups.restore(arguments.folder, settings.state_dir, _say(arguments.json))
+    url = _secret(settings.blobs_url)
+    made = backups.restore(
+        arguments.folder,
+        settings.state_dir,
+        _say(arguments.json),
+        lambda state, identity: blobs_of(state, identity, url),
+    )
     _tell(
         arguments.json, _described(made), f"restored {len(made.blobs)} blobs and the database to {settings.state_dir}"
     )
@@ -62,28 +76,29 @@ def doctor_command(argv: Sequence[str]) -> int:
     parser.add_argument("--repair", action="store_true", help="mend what can be mended; the server must be stopped")
     arguments = parser.parse_args(argv)
     settings = _settings(arguments)
-    url = settings.database_url.get_secret_value() if settings.database_url else None
+    url, blobs_url = _secret(settings.database_url), _secret(settings.blobs_url)
     if not settings.state_dir.is_dir():
         raise Error(Code.FAILED_PRECONDITION, f"{settings.state_dir} is no state directory", reason="NO_STORE")
     if arguments.repair:
-        return _repair(settings.state_dir, url, arguments.json)
-    found, running = check(settings.state_dir, url)
+        return _repair(settings.state_dir, url, blobs_url, arguments.json)
+    found, running = check(settings.state_dir, url, blobs_url)
     beside = " (a server is running: files on their way were not looked at)" if running else ""
     _report(arguments.json, found, f"{settings.state_dir} is sound{beside}")
     return 1 if found else 0
 
 
-def check(state_dir: Path, url: str | None = None) -> tuple[list[Finding], bool]:
+def check(state_dir: Path, url: str | None = None, blobs_url: str | None = None) -> tuple[list[Finding], bool]:
     """What is wrong with a state directory, and whether a server is using it."""
     guard = _guard(state_dir)
     try:
         where = url or sqlite_url(state_dir / backups.DATABASE)
         if url is None and not (state_dir / backups.DATABASE).is_file():
             raise Error(Code.DATA_LOSS, f"{state_dir} has no database", reason="DATABASE_MISSING")
-        with closing(Database.inspect(where)) as database:
-            return examine(database, BlobStore(state_dir / "blobs", state_dir / "tmp"), orphans=guard is not None), (
-                guard is None
-            )
+        with closing(Database.inspect(where)) as database, TemporaryDirectory() as scratch:
+            blobs: BlobStore = LocalBlobs(state_dir / "blobs", state_dir / "tmp")
+            if blobs_url is not None:
+                blobs = _look_at(blobs_url, database.identity, Path(scratch))
+            return examine(database, blobs, orphans=guard is not None), guard is None
     finally:
         if guard is not None:
             os.close(guard)
@@ -105,8 +120,19 @@ def _guard(state_dir: Path) -> int | None:
     return fd
 
 
-def _repair(state_dir: Path, url: str | None, as_json: bool) -> int:
-    with closing(Store.open(state_dir, url)) as store:
+def _look_at(url: str, identity: str, scratch: Path) -> BlobStore:
+    """Blobs that are not in the state directory, to be read only."""
+    return open_blobs(
+        url, identity, "", scratch, cache=scratch / "cache", cache_bytes=0, keep_seconds=0, look_only=True
+    )
+
+
+def _secret(value: SecretStr | None) -> str | None:
+    return None if value is None else value.get_secret_value()
+
+
+def _repair(state_dir: Path, url: str | None, blobs_url: str | None, as_json: bool) -> int:
+    with closing(Store.open(state_dir, url, blobs_url)) as store:
         found = examine(store.database, store.blobs)
         repair(store.database, store.blobs, found)
         left = examine(store.database, store.blobs)
@@ -122,12 +148,16 @@ def _parser(name: str, description: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--config", metavar="FILE", help="TOML file with settings (or LORAMUX_CONFIG)")
     parser.add_argument("--state-dir", metavar="DIR", help="state directory of the server")
     parser.add_argument("--database-url", metavar="URL", help="SQL database, if it is not in the state directory")
+    parser.add_argument(
+        "--blobs-url", metavar="URL", help="files of adapters and datasets, if not in the state directory"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON instead of text")
     return parser
 
 
 def _settings(arguments: argparse.Namespace) -> Settings:
-    given = {"state_dir": arguments.state_dir, "database_url": arguments.database_url}
+    names = ("state_dir", "database_url", "blobs_url")
+    given = {name: getattr(arguments, name) for name in names}
     return load({name: value for name, value in given.items() if value is not None}, arguments.config).settings
 
 

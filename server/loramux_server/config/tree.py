@@ -163,6 +163,18 @@ class Settings(BaseSettings):
         None, "State", "URL", "SQL database of the registry (default: SQLite in the state directory)"
     )
 
+    blobs_url: SecretStr | None = _setting(
+        None,
+        "State",
+        "URL",
+        "where the files of adapters and datasets are kept, a URL of fsspec such as s3://bucket/folder "
+        "(default: the state directory)",
+        min_length=1,
+    )
+    blobs_cache: Size | None = _setting(
+        None, "State", "SIZE", "disk for local copies of files that are kept at --blobs-url (default: 8GiB)"
+    )
+
     kv_cache_memory: Size | None = _setting(
         None, "Serving", "SIZE", "memory for keys and values, such as 512MiB (default: the engine chooses)"
     )

@@ -26,6 +26,7 @@ async def publish(backend: Backend, store: Store, name: str, folder: Path, rank:
         # Entering waits for a collection of orphans that runs; while inside, none begins.
         await to_the_end(asyncio.to_thread(stack.enter_context, store.blobs.publishing()))
         blob = await to_the_end(asyncio.to_thread(store.blobs.put_folder, folder))
+        stack.enter_context(store.blobs.holding([blob.digest]))
         path = await asyncio.to_thread(store.blobs.local_path, blob.digest)
         await backend.load(AdapterVersion(name, 0, blob.digest, rank, str(path)))
         return await to_the_end(asyncio.to_thread(commit))

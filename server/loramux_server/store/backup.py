@@ -24,6 +24,7 @@ from ..core.files import storage_errors, sync_folder, write_durable
 from .blobs import BlobStore
 from .database import Database, database_error
 from .doctor import Finding, examine, referenced_digests
+from .local_blobs import LocalBlobs
 from .schema import REVISION
 from .state_dir import StateDir
 
@@ -51,8 +52,16 @@ class Manifest:
         return sum(self.blobs.values())
 
 
-def backup(state_dir: Path, folder: Path, progress: Progress = lambda text: None) -> Manifest:
+def backup(
+    state_dir: Path,
+    folder: Path,
+    progress: Progress = lambda text: None,
+    source_of: Callable[[str, Path], BlobStore] | None = None,
+) -> Manifest:
     """Copy the store of ``state_dir``, which a server may be using, into a new or empty ``folder``.
+
+    ``source_of`` opens its blobs, given the store's identity and a folder for what is temporary; by default they are
+    in the state directory.
 
     Raises FAILED_PRECONDITION when there is no store or the folder is not empty, DATA_LOSS when files that the
     database names are missing or damaged (run the doctor), RESOURCE_EXHAUSTED when the disk is full.
@@ -66,8 +75,12 @@ def backup(state_dir: Path, folder: Path, progress: Progress = lambda text: None
             raise Error(Code.FAILED_PRECONDITION, f"{folder} is not empty; give a new folder", reason="NOT_EMPTY")
         (folder / "blobs").mkdir()
         (folder / "tmp").mkdir()
-        blobs = BlobStore(state_dir / "blobs", folder / "tmp")
-        copies = BlobStore(folder / "blobs", folder / "tmp")
+        if source_of is None:
+            blobs: BlobStore = LocalBlobs(state_dir / "blobs", folder / "tmp")
+        else:
+            with closing(Database.inspect(source)) as database:
+                blobs = source_of(database.identity, folder / "tmp")
+        copies = LocalBlobs(folder / "blobs", folder / "tmp")
         sizes: dict[str, int] = {}
         missing = ""
         for _ in range(SNAPSHOTS):
@@ -110,12 +123,19 @@ def verify(folder: Path) -> tuple[Manifest, list[Finding]]:
     if _sha256(folder / DATABASE) != manifest.database_sha256:
         raise Error(Code.DATA_LOSS, f"{DATABASE} is not the file that was backed up", reason="BACKUP_DAMAGED")
     with closing(Database.inspect(folder / DATABASE)) as database:
-        found = examine(database, BlobStore(folder / "blobs", folder / "blobs"))
+        found = examine(database, LocalBlobs(folder / "blobs", folder / "blobs"))
     return manifest, found
 
 
-def restore(folder: Path, state_dir: Path, progress: Progress = lambda text: None) -> Manifest:
+def restore(
+    folder: Path,
+    state_dir: Path,
+    progress: Progress = lambda text: None,
+    target_of: Callable[[StateDir, str], BlobStore] = lambda state, identity: LocalBlobs(state.blobs, state.tmp),
+) -> Manifest:
     """Make the store of ``state_dir`` from a backup. Everything is checked before, the database is put last.
+
+    ``target_of`` opens the place for its blobs, given the store's identity.
 
     Raises FAILED_PRECONDITION when the state directory has a database or is in use, DATA_LOSS for a backup that is
     not sound, and what ``verify`` raises. A restore that was interrupted is begun again by the same call.
@@ -137,8 +157,9 @@ def restore(folder: Path, state_dir: Path, progress: Progress = lambda text: Non
                 f"{state_dir} has a database already; give an empty state directory, or move that one away",
                 reason="NOT_EMPTY",
             )
-        source = BlobStore(folder / "blobs", state.tmp)
-        target = BlobStore(state.blobs, state.tmp)
+        with closing(Database.inspect(folder / DATABASE)) as database:
+            target = target_of(state, database.identity)
+        source = LocalBlobs(folder / "blobs", state.tmp)
         sizes: dict[str, int] = {}
         if missing := _copy_blobs(source, target, frozenset(manifest.blobs), sizes, progress):
             raise Error(Code.DATA_LOSS, f"the files of {missing} changed while they were read", reason="BACKUP_DAMAGED")

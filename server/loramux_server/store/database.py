@@ -17,6 +17,7 @@ from sqlalchemy.exc import DBAPIError
 from ..core.errors import Code, Error, invalid_field
 from ..core.failpoints import reach
 from .schema import REVISION
+from .schema import identity as store_identity
 
 _TURN = sa.text("SELECT pg_advisory_xact_lock(7236837)")
 """One writer at a time, over all servers of one database, as in SQLite: numbers follow each other without a gap."""
@@ -92,6 +93,12 @@ class Database:
                     reach(f"{name}.before_commit")
             if name:
                 reach(f"{name}.committed")
+
+    @property
+    def identity(self) -> str:
+        """What the store is called, for good; a copy of the database has it too."""
+        with self.read() as connection:
+            return str(connection.scalar(sa.select(store_identity.c.id)))
 
     def close(self) -> None:
         """Close all connections; SQLite folds its log into the file."""

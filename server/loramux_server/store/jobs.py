@@ -89,10 +89,11 @@ class JobTable:
         page = found[:page_size]
         return tuple(rows.record(row) for row in page), make_token(page[-1].seq) if len(found) > page_size else ""
 
-    def counts(self) -> dict[JobState, int]:
+    def counts(self, tenant: str | None = None) -> dict[JobState, int]:
         """How many jobs there are in each state that has any."""
+        query = sa.select(j.c.state, sa.func.count()).group_by(j.c.state)
         with self._db.read() as connection:
-            found = connection.execute(sa.select(j.c.state, sa.func.count()).group_by(j.c.state)).all()
+            found = connection.execute(query if tenant is None else query.where(j.c.owner == tenant)).all()
         return {JobState(state): count for state, count in found}
 
     def move(

@@ -24,7 +24,7 @@ from sqlalchemy import (
 
 from .portable_json import FiguresJSON
 
-REVISION = "0003"
+REVISION = "0004"
 """The newest migration: what a database must be at for this code."""
 
 metadata = MetaData(
@@ -34,6 +34,12 @@ metadata = MetaData(
         "fk": "fk_%(table_name)s_%(column_0_name)s",
         "pk": "pk_%(table_name)s",
     }
+)
+
+identity = Table(
+    "identity",
+    metadata,
+    Column("id", String(32), primary_key=True),  # one row: names this store for good
 )
 
 adapters = Table(

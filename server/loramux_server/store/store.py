@@ -11,13 +11,17 @@ from typing import Self
 from ..core.errors import Code, Error
 from ..core.jobs import JobState
 from .adapters import AdapterRegistry
+from .blob_places import CACHE_BYTES, open_blobs
 from .blobs import BlobStore
 from .database import Database, sqlite_url
 from .datasets import DatasetTable
 from .jobs import JobTable
+from .local_blobs import LocalBlobs
 from .records import AdapterMeta, JobRecord, VersionRecord
 from .state_dir import StateDir
 
+CACHE = "cache"
+"""The folder of a state directory with copies of blobs that are stored elsewhere."""
 KEEP_FAILED_SECONDS = 7 * 86_400.0
 """How long the last checkpoint of a failed job is kept."""
 
@@ -25,26 +29,40 @@ KEEP_FAILED_SECONDS = 7 * 86_400.0
 class Store:
     """Everything that must survive. Thread-safe; its calls block, so loops use ``asyncio.to_thread``."""
 
-    def __init__(self, state: StateDir, database: Database, now: Callable[[], float]) -> None:
+    def __init__(self, state: StateDir, database: Database, blobs: BlobStore, now: Callable[[], float]) -> None:
         self.state = state
         self.database = database
-        self.blobs = BlobStore(state.blobs, state.tmp)
+        self.blobs = blobs
         self.adapters = AdapterRegistry(database, self.blobs, now)
         self.datasets = DatasetTable(database, self.blobs, now)
         self.jobs = JobTable(database, now)
 
     @classmethod
-    def open(cls, path: Path | str, database_url: str | None = None, *, now: Callable[[], float] = time.time) -> Self:
-        """Open or make the state directory ``path`` and its database (a file in it, unless ``database_url`` is given).
+    def open(
+        cls,
+        path: Path | str,
+        database_url: str | None = None,
+        blobs_url: str | None = None,
+        *,
+        cache_bytes: int = CACHE_BYTES,
+        now: Callable[[], float] = time.time,
+    ) -> Self:
+        """Open or make the state directory ``path``, its database and its blobs (in it, unless a URL is given).
 
-        Raises FAILED_PRECONDITION (directory in use or not writable, newer or foreign database, database gone) and
-        DATA_LOSS (database damaged); nothing that is there is ever overwritten.
+        ``cache_bytes`` bounds the local copies of blobs that are elsewhere. Raises FAILED_PRECONDITION (directory in
+        use or not writable, newer or foreign database, database gone, another store's blobs), DATA_LOSS (database
+        damaged) and INVALID_ARGUMENT (a URL); nothing that is there is ever overwritten.
         """
         state = StateDir.open(path)
         try:
             if database_url is None:
                 _refuse_lost_database(state)
-            return cls(state, Database.open(database_url or sqlite_url(state.db)), now)
+            database = Database.open(database_url or sqlite_url(state.db))
+            try:
+                return cls(state, database, blobs_of(state, database.identity, blobs_url, cache_bytes), now)
+            except BaseException:
+                database.close()
+                raise
         except BaseException:
             state.close()
             raise
@@ -125,6 +143,13 @@ class Store:
         finally:
             self.database.close()
             self.state.close()
+
+
+def blobs_of(state: StateDir, identity: str, url: str | None, cache_bytes: int = CACHE_BYTES) -> BlobStore:
+    """Where a server with this state directory has its blobs; errors as :func:`blob_places.open_blobs`."""
+    if url is None:
+        return LocalBlobs(state.blobs, state.tmp)
+    return open_blobs(url, identity, state.id, state.tmp, cache=state.path / CACHE, cache_bytes=cache_bytes)
 
 
 def _refuse_lost_database(state: StateDir) -> None:

@@ -14,6 +14,7 @@ import pytest
 
 from loramux_server.core.errors import Code, Error
 from loramux_server.store.blobs import BlobStore
+from loramux_server.store.local_blobs import LocalBlobs
 
 Make = Callable[[str], Path]
 
@@ -22,7 +23,7 @@ Make = Callable[[str], Path]
 def blobs(tmp_path: Path) -> BlobStore:
     (tmp_path / "blobs").mkdir()
     (tmp_path / "tmp").mkdir()
-    return BlobStore(tmp_path / "blobs", tmp_path / "tmp")
+    return LocalBlobs(tmp_path / "blobs", tmp_path / "tmp")
 
 
 def left_over(tmp_path: Path) -> list[Path]:

@@ -191,6 +191,10 @@ def test_pages_newest_first(store: Store) -> None:
     assert seen == made[::-1]
     assert [j.id for j in store.jobs.list(state=JobState.CANCELLED)[0]] == made[:1]
     assert store.jobs.counts() == {JobState.QUEUED: 6, JobState.CANCELLED: 1}
+    store.jobs.create(replace(NEW, owner="someone else"))
+    assert store.jobs.counts(NEW.owner) == {JobState.QUEUED: 6, JobState.CANCELLED: 1}
+    assert store.jobs.counts("someone else") == {JobState.QUEUED: 1}
+    assert store.jobs.counts("nobody") == {}
     assert store.jobs.next_queued().id == made[1]  # type: ignore[union-attr]
 
 
