@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-import loramux_server
+from ..core.shipped import PLACES
 
 TENANT = "quillfern-bakery"
 """Learned live; its ready-made adapter is not used."""
@@ -42,8 +42,7 @@ class Material:
     @classmethod
     def find(cls, given: str | None = None) -> Material:
         """The folder ``adapters`` of a checkout, or what the wheel brought along. Raises ``Missing``."""
-        package = Path(loramux_server.__file__).parent
-        places = [Path(given)] if given else [package.parent.parent / "adapters", package / "_adapters"]
+        places = [Path(given)] if given else PLACES
         for place in places:
             if (place / "data" / "source").is_dir():
                 found = cls(place)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -10,12 +11,17 @@ from ..core.errors import FieldViolation, invalid
 from ..core.jobs import TrainSpec
 from ..lora.peft_schema import AdapterConfig, check_folder
 from ..store.store import Store
+from ..training.dataset import holds_pairs
 from .job_validation import selected_modules
+from .replay import find_replay
 from .views import CreateJobRequest
 
 LIKE_THE_VERSION = ("rank", "alpha", "rslora", "target_modules", "layers")
 RATE, RATE_AT, RATE_POWER = 2e-4, 6.5e9, 0.66
 MIN_RATE, MAX_RATE = 1e-4, 3e-3
+DPO_SHARE = 1 / 20
+"""The learning rate of DPO, of that for SFT: 1e-5 at 7 billion parameters and 5e-6 from 13 on, as recipes have it."""
+REPLAY_ROWS = 32
 
 
 def automatic_learning_rate(info: EngineInfo, share: float = 1.0) -> float:
@@ -30,13 +36,23 @@ def automatic_learning_rate(info: EngineInfo, share: float = 1.0) -> float:
 
 
 def settled(request: CreateJobRequest, info: EngineInfo, store: Store) -> CreateJobRequest:
-    """``request`` with nothing left open: a learning rate, and with ``init_from`` that version's shape; blocking.
+    """``request`` with nothing left open; blocking.
 
-    Raises NOT_FOUND for a version that is not there and INVALID_ARGUMENT when given settings are not its own.
+    That is the method (by the data), the learning rate, what is replayed, and with ``init_from`` that version's shape.
+    Raises NOT_FOUND for data and versions that are not there, INVALID_ARGUMENT for settings that do not fit them.
     """
-    spec = request.spec
+    record = store.datasets.get(request.dataset_id, request.tenant)
+    with store.blobs.local_path(record.digest).open("rb") as file:
+        pairs = holds_pairs(file)
+    spec = request.spec if request.gave("method") else replace(request.spec, method="dpo" if pairs else "sft")
+    if violations := [*_method_violations(replace(request, spec=spec), pairs)]:
+        raise invalid(violations)
     if not request.gave("learning_rate"):
-        spec = replace(spec, learning_rate=automatic_learning_rate(info))
+        share = DPO_SHARE if spec.method == "dpo" else 1.0
+        spec = replace(spec, learning_rate=automatic_learning_rate(info, share))
+    if spec.replay:
+        rows = spec.replay_rows if request.gave("replay_rows") else REPLAY_ROWS
+        spec = replace(spec, replay=find_replay(store, spec.replay, request.tenant), replay_rows=rows)
     if not request.init_from:
         return replace(request, spec=spec)
     version = store.adapters.resolve(request.init_from, request.tenant)
@@ -46,6 +62,21 @@ def settled(request: CreateJobRequest, info: EngineInfo, store: Store) -> Create
     if violations := _misfits(version.ref, spec, config, info):
         raise invalid(violations)
     return replace(request, spec=spec, init_from=version.ref)
+
+
+def _method_violations(request: CreateJobRequest, pairs: bool) -> Iterator[FieldViolation]:
+    """A method that the data are not for, and settings that are not for the method."""
+    spec = request.spec
+    if spec.method == "sft" and pairs:
+        yield FieldViolation("method", "is sft, but the data are preference pairs; leave it out, or give dpo")
+    if spec.method == "dpo" and not pairs:
+        yield FieldViolation(
+            "method", "is dpo, but the data are not preference pairs (chosen, rejected); leave it out, or give sft"
+        )
+    if spec.method == "dpo" and request.recipe:
+        yield FieldViolation("recipe", "is for answers to learn, not for preference pairs; leave it out")
+    if spec.method == "dpo" and spec.replay:
+        yield FieldViolation("replay", "has no place among preference pairs; leave it out")
 
 
 def _misfits(ref: str, spec: TrainSpec, config: AdapterConfig, info: EngineInfo) -> list[FieldViolation]:

@@ -22,6 +22,9 @@ class Limits:
     max_upload_bytes: int = 2 << 30
     """Largest adapter folder that may be uploaded."""
     max_dataset_bytes: int = 256 << 20
+    max_dataset_rows: int = 200_000
+    max_row_tokens: int = 1 << 20
+    """Longest training row in tokens, where the model's context and ``max_length`` do not bound it further."""
     max_rank: int = 256
     max_epochs: float = 1000.0
     max_steps: int = 1_000_000

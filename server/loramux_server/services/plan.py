@@ -9,14 +9,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..core.backend import EngineInfo
-from ..core.errors import invalid, invalid_field
+from ..core.errors import invalid_field
 from ..core.jobs import TrainCommand, TrainRow, TrainSpec
 from ..core.types import BASE, Stack, StackItem
 from ..store.records import JobRecord
 from ..store.store import Store
 from ..text import TextTokenizer
-from ..training.dataset import Dataset, DatasetLimits, Example, load_dataset
+from ..training.dataset import Dataset, DatasetLimits, Example, check_dataset, counted
+from ..training.dataset_problems import Problems
 from .limits import Limits
+from .replay import draw
 from .stacks import active
 from .validation import stack_violations
 
@@ -32,10 +34,17 @@ class JobData:
     validation: Dataset | None
     train_digest: str
     validation_digest: str
+    replay: Dataset | None = None
+    """General rows, drawn already, that are trained on among ``train``'s."""
+
+    @property
+    def trained(self) -> tuple[Example, ...]:
+        """All rows that are trained on."""
+        return self.train.examples + (self.replay.examples if self.replay else ())
 
     @property
     def examples(self) -> tuple[Example, ...]:
-        return self.train.examples + (self.validation.examples if self.validation else ())
+        return self.trained + (self.validation.examples if self.validation else ())
 
     @property
     def row_stacks(self) -> tuple[tuple[StackItem, ...], ...]:
@@ -55,30 +64,54 @@ def load_data(
 ) -> JobData:
     """Read, check and tokenise a job's data; blocking.
 
-    Raises NOT_FOUND for a dataset, INVALID_ARGUMENT with every bad line (``data[line N]``, ``validation[line N]``).
+    Raises NOT_FOUND for a dataset, INVALID_ARGUMENT with every bad line (``data[line N]``, ``validation[line N]``,
+    ``replay[line N]``).
     """
 
     def load(identity: str, field: str) -> tuple[Dataset, str]:
-        record = store.datasets.get(identity, tenant)
-        data = store.blobs.local_path(record.digest).read_bytes()
-        found = load_dataset(
-            data,
-            text,
-            max_length=spec.max_length or info.max_context,
-            field=field,
-            limits=DatasetLimits(max_bytes=limits.max_dataset_bytes),
-        )
-        _check_row_stacks(found.examples, field)
-        return found, record.digest
+        found, problems, digest = check_data(store, text, info, limits, spec, tenant, identity, field)
+        problems.check()
+        return found, digest
 
     train, train_digest = load(dataset_id, "data")
+    validation, validation_digest = None, ""
     if validation_id:
         validation, validation_digest = load(validation_id, "validation")
-        return JobData(train, validation, train_digest, validation_digest)
-    if spec.validation_split:
-        kept, held_out = split_rows(train, spec.validation_split, spec.seed)
-        return JobData(kept, held_out, train_digest, train_digest)
-    return JobData(train, None, train_digest, "")
+    elif spec.validation_split:
+        train, validation = split_rows(train, spec.validation_split, spec.seed)
+        validation_digest = train_digest
+    replay = draw(load(spec.replay, "replay")[0], spec.replay_rows, spec.seed) if spec.replay else None
+    for name, other in (("validation", validation), ("replay", replay)):
+        if other is not None and other.pairs is not train.pairs:
+            what = ("preference pairs", "none") if other.pairs else ("no preference pairs", "some")
+            raise invalid_field(name, f"holds {what[0]}, and the data hold {what[1]}: give the same kind")
+    return JobData(train, validation, train_digest, validation_digest, replay)
+
+
+def check_data(
+    store: Store,
+    text: TextTokenizer,
+    info: EngineInfo,
+    limits: Limits,
+    spec: TrainSpec,
+    tenant: str,
+    dataset_id: str,
+    field: str = "data",
+) -> tuple[Dataset, Problems, str]:
+    """The good rows of a stored dataset, what is wrong with the others, and the dataset's digest; blocking.
+
+    Raises NOT_FOUND for the dataset, INVALID_ARGUMENT for one that is refused as a whole.
+    """
+    record = store.datasets.get(dataset_id, tenant)
+    found, problems = check_dataset(
+        store.blobs.local_path(record.digest).read_bytes(),
+        text,
+        max_length=min(spec.max_length or info.max_context, limits.max_row_tokens),
+        field=field,
+        limits=DatasetLimits(limits.max_dataset_bytes, limits.max_dataset_rows),
+    )
+    _check_row_stacks(found.examples, problems)
+    return found, problems, record.digest
 
 
 def split_rows(data: Dataset, share: float, seed: int) -> tuple[Dataset, Dataset]:
@@ -89,9 +122,9 @@ def split_rows(data: Dataset, share: float, seed: int) -> tuple[Dataset, Dataset
     lines: dict[int, list[Example]] = {}
     for example in data.examples:
         lines.setdefault(example.line, []).append(example)
-    alike: dict[tuple[tuple[int, ...], ...], list[Example]] = {}
+    alike: dict[tuple[TrainRow, ...], list[Example]] = {}
     for examples in lines.values():
-        alike.setdefault(tuple(e.row.input_ids for e in examples), []).extend(examples)
+        alike.setdefault(tuple(e.row for e in examples), []).extend(examples)
     groups = list(alike.values())
     wanted = max(1, round(share * len(groups)))
     if wanted >= len(groups):
@@ -108,16 +141,7 @@ def split_rows(data: Dataset, share: float, seed: int) -> tuple[Dataset, Dataset
 def _part(data: Dataset, keep: Callable[[Example], bool]) -> Dataset:
     """Some of the rows of a dataset, counted anew."""
     examples = tuple(filter(keep, data.examples))
-    rows = [e.row for e in examples]
-    report = replace(
-        data.report,
-        rows=len({e.line for e in examples}),
-        examples=len(rows),
-        tokens=sum(len(r.input_ids) for r in rows),
-        trained_tokens=sum(sum(r.labels) for r in rows),
-        longest=max(len(r.input_ids) for r in rows),
-    )
-    return replace(data, examples=examples, report=report)
+    return Dataset(examples, counted(examples, data.report))
 
 
 def build_command(
@@ -151,7 +175,7 @@ def build_command(
     return TrainCommand(
         job_id=job.id,
         spec=job.request.spec,
-        rows=rows(data.train.examples),
+        rows=rows(data.trained),
         validation=rows(data.validation.examples) if data.validation else (),
         stacks=tuple(every),
         output=str(output),
@@ -159,12 +183,8 @@ def build_command(
     )
 
 
-def _check_row_stacks(examples: Iterable[Example], field: str) -> None:
+def _check_row_stacks(examples: Iterable[Example], problems: Problems) -> None:
     first = {e.on_top_of: e.line for e in reversed(tuple(examples)) if e.on_top_of is not None}
-    violations = [
-        violation
-        for stack, line in sorted(first.items(), key=lambda item: item[1])
-        for violation in stack_violations(stack, f"{field}[line {line}].on_top_of")
-    ]
-    if violations:
-        raise invalid(violations[:20], reason="DATASET_INVALID")
+    for stack, line in first.items():
+        for violation in stack_violations(stack, "on_top_of"):
+            problems.add(line, f"{violation.field}: {violation.description}")

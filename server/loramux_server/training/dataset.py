@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import BinaryIO
 
 from ..core.jobs import TrainRow
 from ..core.types import StackItem
 from ..text.tokenizer import TextTokenizer
 from .dataset_lines import read_objects
+from .dataset_pairs import PairRow
+from .dataset_parts import BadRow, ChatRow
 from .dataset_problems import Problems
-from .dataset_rows import BadRow, ChatRow, DataRow, parse_row
+from .dataset_rows import DataRow, names_pair, parse_row
 from .masks import train_rows
+
+_HEAD = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,27 +40,43 @@ class Example:
     row: TrainRow
     on_top_of: tuple[StackItem, ...] | None = None
 
+    @property
+    def tokens(self) -> int:
+        """Tokens that a step computes for the row: those of both answers of a pair, each after the prompt."""
+        return sum(len(side.input_ids) for side in _sides(self.row))
+
+    @property
+    def trained_tokens(self) -> int:
+        return sum(sum(side.labels) for side in _sides(self.row))
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the row, or of the longer side of a pair."""
+        return max(len(side.input_ids) for side in _sides(self.row))
+
 
 @dataclass(frozen=True, slots=True)
 class DatasetReport:
-    """A summary for people and for estimates. Lengths in tokens."""
+    """A summary of the good rows for people and for estimates. Lengths in tokens."""
 
-    rows: int
-    examples: int
+    rows: int = 0
+    examples: int = 0
     """Tokenised rows; more than ``rows`` where a template makes one conversation into several."""
-    tokens: int
-    trained_tokens: int
-    longest: int
-    duplicates: int
+    tokens: int = 0
+    trained_tokens: int = 0
+    longest: int = 0
+    duplicates: int = 0
     """Rows that say the same as an earlier one."""
-    truncations: int = 0
-    """Always 0: rows that are too long are refused, never cut."""
+    too_long: int = 0
+    """Rows beyond the longest that is allowed: they are refused, never cut."""
+    pairs: bool = False
+    """Whether the rows are preference pairs."""
     warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
-    """A checked, tokenised dataset."""
+    """Tokenised rows and their summary."""
 
     examples: tuple[Example, ...]
     report: DatasetReport
@@ -62,6 +84,11 @@ class Dataset:
     @property
     def rows(self) -> tuple[TrainRow, ...]:
         return tuple(example.row for example in self.examples)
+
+    @property
+    def pairs(self) -> bool:
+        """Whether the rows are preference pairs."""
+        return self.report.pairs
 
 
 def load_dataset(
@@ -77,21 +104,56 @@ def load_dataset(
     ``max_length`` is the longest row in tokens; ``field`` is what the caller calls the data (``validation``).
     Raises INVALID_ARGUMENT with violations ``data[line N]``, every problem counted and the first 20 listed.
     """
+    dataset, problems = check_dataset(data, tokenizer, max_length=max_length, field=field, limits=limits)
+    problems.check()
+    return dataset
+
+
+def check_dataset(
+    data: bytes,
+    tokenizer: TextTokenizer,
+    *,
+    max_length: int,
+    field: str = "data",
+    limits: DatasetLimits | None = None,
+) -> tuple[Dataset, Problems]:
+    """As :func:`load_dataset`, but gives the good rows (there may be none) beside what is wrong with the others.
+
+    Raises INVALID_ARGUMENT only for data that are refused as a whole: too large, or without any row.
+    """
     problems = Problems(field)
     rows = parse_dataset(data, problems, limits or DatasetLimits())
+    pairs = bool(rows) and isinstance(rows[0].content, PairRow)
+    good: list[DataRow] = []
     examples: list[Example] = []
+    too_long = 0
     for row in rows:
+        if isinstance(row.content, PairRow) is not pairs:
+            kinds = ("a preference pair", "none") if not pairs else ("no preference pair", "one")
+            problems.add(row.line, f"is {kinds[0]}, and line {rows[0].line} is {kinds[1]}: split the file by kind")
+            continue
         try:
-            made = train_rows(row.content, tokenizer)
+            made = [Example(row.line, each, row.on_top_of) for each in train_rows(row.content, tokenizer)]
         except BadRow as bad:
             problems.add(row.line, *bad.problems)
             continue
-        longest = max(len(each.input_ids) for each in made)
+        longest = max(each.longest for each in made)
         if longest > max_length:
             problems.add(row.line, f"has {longest} tokens; at most {max_length} are allowed: shorten or split it")
-        examples += (Example(row.line, each, row.on_top_of) for each in made)
-    problems.check()
-    return Dataset(tuple(examples), _report(rows, examples, tokenizer))
+            too_long += 1
+            continue
+        good.append(row)
+        examples += made
+    return Dataset(tuple(examples), _report(good, examples, too_long, pairs, tokenizer)), problems
+
+
+def holds_pairs(file: BinaryIO) -> bool:
+    """Whether the first row of a dataset says that it is a preference pair, without looking at the rest."""
+    for size in (_HEAD, -1):  # a row may be longer than what is looked at first
+        file.seek(0)
+        for _, first in read_objects(file.read(size), lambda line, what: None):
+            return names_pair(first)
+    return False
 
 
 def parse_dataset(data: bytes, problems: Problems, limits: DatasetLimits) -> list[DataRow]:
@@ -118,18 +180,28 @@ def parse_dataset(data: bytes, problems: Problems, limits: DatasetLimits) -> lis
     return rows
 
 
-def _report(rows: list[DataRow], examples: list[Example], tokenizer: TextTokenizer) -> DatasetReport:
-    contents = Counter(_fingerprint(row) for row in rows)
-    lengths = [len(example.row.input_ids) for example in examples]
-    return DatasetReport(
-        rows=len(rows),
+def counted(examples: Sequence[Example], report: DatasetReport) -> DatasetReport:
+    """``report`` with its counts of rows and tokens taken from ``examples``."""
+    return replace(
+        report,
+        rows=len({example.line for example in examples}),
         examples=len(examples),
-        tokens=sum(lengths),
-        trained_tokens=sum(sum(example.row.labels) for example in examples),
-        longest=max(lengths),
-        duplicates=len(rows) - len(contents),
-        warnings=tuple(_warnings(rows, examples, len(rows) - len(contents), tokenizer)),
+        tokens=sum(example.tokens for example in examples),
+        trained_tokens=sum(example.trained_tokens for example in examples),
+        longest=max((example.longest for example in examples), default=0),
     )
+
+
+def _report(
+    rows: list[DataRow], examples: list[Example], too_long: int, pairs: bool, tokenizer: TextTokenizer
+) -> DatasetReport:
+    duplicates = len(rows) - len({_fingerprint(row) for row in rows})
+    warnings = tuple(_warnings(rows, examples, duplicates, tokenizer)) if rows else ()
+    return counted(examples, DatasetReport(duplicates=duplicates, too_long=too_long, pairs=pairs, warnings=warnings))
+
+
+def _sides(row: TrainRow) -> tuple[TrainRow, ...]:
+    return (row,) if row.rejected is None else (row, row.rejected)
 
 
 def _warnings(rows: list[DataRow], examples: list[Example], duplicates: int, tokenizer: TextTokenizer) -> list[str]:
@@ -157,7 +229,5 @@ def _warnings(rows: list[DataRow], examples: list[Example], duplicates: int, tok
 
 
 def _fingerprint(row: DataRow) -> str:
-    content = row.content
-    fields = [getattr(content, name) for name in type(content).__dataclass_fields__]
     stack = None if row.on_top_of is None else [(item.adapter, item.weight) for item in row.on_top_of]
-    return json.dumps([fields, stack], sort_keys=True)
+    return json.dumps([type(row.content).__name__, asdict(row.content), stack], sort_keys=True)

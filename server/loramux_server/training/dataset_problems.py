@@ -25,6 +25,10 @@ class Problems:
         if len(self._found) > 50 * SHOWN:
             self._found = self._first()
 
+    def listed(self) -> list[tuple[int, str]]:
+        """The first problems, by line."""
+        return self._first()
+
     def check(self) -> None:
         """Raise one INVALID_ARGUMENT error with violations ``data[line N]`` if there was any problem."""
         if not self.count:

@@ -8,14 +8,17 @@ with the turns up to and with it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from itertools import groupby
+from typing import Any
 
 from ..core.errors import Error
 from ..core.jobs import TrainRow
 from ..text.tokenizer import TextTokenizer
-from .dataset_rows import BadRow, ChatRow, CompletionRow, Content, TextRow
+from .dataset_pairs import PairRow
+from .dataset_parts import BadRow, ChatRow, CompletionRow, TextRow
+from .dataset_rows import Content
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,12 +32,15 @@ class Segment:
 def train_rows(content: Content, tokenizer: TextTokenizer) -> tuple[TrainRow, ...]:
     """Token ids and labels of one dataset row.
 
-    A conversation gives one row, or one for each answer where the template rewrites earlier turns (leaves out their
-    reasoning, say), so that every answer is learned after the very prompt it would be asked for with.
+    A preference pair gives one row, with the other answer in ``rejected``. A conversation gives one row, or one for
+    each answer where the template rewrites earlier turns (leaves out their reasoning, say), so that every answer is
+    learned after the very prompt it would be asked for with.
     Raises :class:`BadRow`.
     """
     try:
         match content:
+            case PairRow():
+                return (_pair(content, tokenizer),)
             case CompletionRow():
                 rows = [_completion(content, tokenizer)]
             case TextRow():
@@ -46,6 +52,22 @@ def train_rows(content: Content, tokenizer: TextTokenizer) -> tuple[TrainRow, ..
     for ids, labels in rows:
         _check(ids, labels, tokenizer)
     return tuple(TrainRow(tuple(ids), tuple(labels)) for ids, labels in rows)
+
+
+def _pair(pair: PairRow, tokenizer: TextTokenizer) -> TrainRow:
+    found = [train_rows(side, tokenizer) for side in (pair.chosen, pair.rejected)]
+    if any(len(rows) > 1 for rows in found):
+        raise BadRow(["the chat template rewrites earlier answers of this conversation: give a pair for each answer"])
+    (chosen,), (rejected,) = found
+    if chosen == rejected:
+        raise BadRow(["both answers of the pair have the same tokens"])
+    if _prompt(chosen) != _prompt(rejected):
+        raise BadRow(["the two answers of the pair do not follow the same prompt"])
+    return replace(chosen, rejected=rejected)
+
+
+def _prompt(row: TrainRow) -> tuple[int, ...]:
+    return row.input_ids[: row.labels.index(True)]
 
 
 def render_marked(row: TrainRow, tokenizer: TextTokenizer) -> tuple[Segment, ...]:
@@ -83,6 +105,8 @@ def _ended(ids: list[int], tokenizer: TextTokenizer) -> list[int]:
 
 
 def _chat(row: ChatRow, tokenizer: TextTokenizer) -> Iterator[_Labelled]:
+    if row.tools:
+        _check_tools(row, tokenizer)
     ids: list[int] = []
     labels: list[bool] = []
     for index, trained in enumerate(row.trained):
@@ -109,7 +133,7 @@ def _turn(row: ChatRow, index: int, tokenizer: TextTokenizer) -> tuple[list[int]
                 "give prompt and completion instead"
             ]
         )
-    _check_kept(row, index, tokenizer.plain(before), tokenizer.plain(after[len(before) :]))
+    _check_kept(row, index, tokenizer.plain(before), tokenizer.plain(after[len(before) :]), tokenizer)
     prompt, whole = tokenizer.encode_rendered(before), tokenizer.encode_rendered(after)
     if whole[: len(prompt)] == prompt:
         answer = whole[len(prompt) :]
@@ -120,25 +144,49 @@ def _turn(row: ChatRow, index: int, tokenizer: TextTokenizer) -> tuple[list[int]
     return prompt, answer[: ends[0] + 1] if ends else answer
 
 
-def _check_kept(row: ChatRow, index: int, before: str, answer: str) -> None:
+def _check_tools(row: ChatRow, tokenizer: TextTokenizer) -> None:
+    """Refuse a template that does not show the model its tools: it would be served without them too."""
+    with_tools = tokenizer.render_chat(row.messages, add_generation_prompt=False, tools=row.tools)
+    if with_tools == tokenizer.render_chat(row.messages, add_generation_prompt=False):
+        raise BadRow(
+            [
+                "the chat template ignores tools: with them and without it renders "
+                f"{_excerpt(tokenizer.plain(with_tools))}; leave tools out, or write them into a system turn"
+            ]
+        )
+
+
+def _check_kept(row: ChatRow, index: int, before: str, answer: str, tokenizer: TextTokenizer) -> None:
     """Refuse a template that leaves out what the row says. White space is the template's own affair."""
     prompt = _squashed(before)
     for at, message in enumerate(row.messages[:index]):
-        # Earlier answers may lose their reasoning and tool results may be re-coded: those are served the same way.
-        if message["role"] in ("system", "developer", "user") and _squashed(message["content"]) not in prompt:
-            raise BadRow(
-                [
-                    f"the chat template drops the content of messages[{at}] ({message['role']}): "
-                    f"{_excerpt(message['content'])} is not in {_excerpt(before)}"
-                ]
-            )
-    if _squashed(row.messages[index]["content"]) not in _squashed(answer):
-        raise BadRow(
-            [
-                f"the chat template drops the content of messages[{index}] (assistant): it renders "
-                f"{_excerpt(row.messages[index]['content'])} as {_excerpt(answer)}"
-            ]
-        )
+        # Earlier answers may lose their reasoning: they are served the same way.
+        if message["role"] == "assistant" or _squashed(message["content"]) in prompt:
+            continue
+        # Results of tools may be re-coded, but they must make a difference.
+        if message["role"] in ("tool", "function") and _matters(row, at, index, before, tokenizer):
+            continue
+        raise _dropped(at, message, "content", message["content"], f"is not in {_excerpt(before)}")
+    message = row.messages[index]
+    said = _squashed(answer)
+    if _squashed(message["content"]) not in said:
+        raise _dropped(index, message, "content", message["content"], f"is not in {_excerpt(answer)}")
+    for call in message.get("tool_calls") or ():
+        name = str((call.get("function") or call).get("name", ""))
+        if name and _squashed(name) not in said:
+            raise _dropped(index, message, "tool call", name, f"is not in {_excerpt(answer)}")
+
+
+def _matters(row: ChatRow, at: int, index: int, before: str, tokenizer: TextTokenizer) -> bool:
+    """Whether the prompt of answer ``index`` would be another one without the content of message ``at``."""
+    emptied = [{**m, "content": ""} if i == at else m for i, m in enumerate(row.messages[:index])]
+    return tokenizer.plain(tokenizer.render_chat(emptied, add_generation_prompt=True, tools=row.tools)) != before
+
+
+def _dropped(at: int, message: Mapping[str, Any], what: str, said: str, where: str) -> BadRow:
+    return BadRow(
+        [f"the chat template drops the {what} of messages[{at}] ({message['role']}): {_excerpt(said)} {where}"]
+    )
 
 
 def _check(ids: list[int], labels: list[bool], tokenizer: TextTokenizer) -> None:

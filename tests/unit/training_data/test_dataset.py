@@ -74,7 +74,7 @@ def test_shapes_may_be_mixed(load: Any, smollm: TextTokenizer) -> None:
     assert "in parts" in smollm.decode(dataset.rows[5].input_ids)
     report = dataset.report
     lengths = [len(row.input_ids) for row in dataset.rows]
-    assert (report.rows, report.examples, report.truncations, report.duplicates) == (6, 6, 0, 0)
+    assert (report.rows, report.examples, report.too_long, report.duplicates) == (6, 6, 0, 0)
     assert (report.tokens, report.longest) == (sum(lengths), max(lengths))
     assert report.trained_tokens == sum(sum(row.labels) for row in dataset.rows)
 
@@ -118,8 +118,6 @@ PROBLEMS: list[tuple[Any, str]] = [
     ("x", "is a string, not a JSON object"),
     ({}, "has no known shape (fields: none)"),
     ({"instruction": "a", "output": "b"}, "has no known shape (fields: instruction, output)"),
-    ({"prompt": "a", "chosen": "b", "rejected": "c"}, "preference pair (chosen / rejected); training on preferences"),
-    ({"input": {}, "preferred_output": [], "non_preferred_output": []}, "is a preference pair"),
     ({"prompt": "a"}, "has no completion"),
     ({"completion": "a"}, "has no prompt"),
     ({"prompt": "a", "completion": 3}, "completion must be a string"),

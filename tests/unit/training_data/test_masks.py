@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from loramux_server.core.jobs import TrainRow
 from loramux_server.text import TextTokenizer
-from loramux_server.training.dataset_rows import BadRow, ChatRow, CompletionRow, TextRow
+from loramux_server.training.dataset_parts import BadRow, ChatRow, CompletionRow, TextRow
 from loramux_server.training.masks import render_marked, train_rows
 from tests.unit.text.text_models import turns
 

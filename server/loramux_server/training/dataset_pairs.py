@@ -1,0 +1,112 @@
+"""Preference pairs: two answers to one prompt, in TRL's words and in OpenAI's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from .dataset_parts import Answered, answered, chat, is_text, tools_of
+
+CHOSEN_AND_REJECTED = {"prompt", "chosen", "rejected"}
+PREFERRED_OUTPUTS = {"input", "preferred_output", "non_preferred_output"}
+
+
+@dataclass(frozen=True, slots=True)
+class PairRow:
+    """Two answers to the same prompt, the one that is preferred first."""
+
+    chosen: Answered
+    rejected: Answered
+
+
+def chosen_and_rejected(value: Mapping[str, Any], problems: list[str]) -> PairRow | None:
+    """TRL's pair, of texts or of messages; without ``prompt`` it is what both answers begin with."""
+    if not _both(value, "chosen", "rejected", problems):
+        return None
+    prompt, chosen, rejected = value.get("prompt"), value["chosen"], value["rejected"]
+    if isinstance(prompt, str) and _asks(chosen, prompt) and _asks(rejected, prompt):
+        prompt = None  # a common spelling: the conversations are whole, and the prompt is told beside them
+    if prompt is None:
+        if type(chosen) is not type(rejected):
+            problems.append("chosen and rejected must both be strings or both be lists of messages")
+            return None
+        if isinstance(chosen, list):
+            return _whole(chosen, rejected, tools_of(value, problems), problems)
+        if not all([is_text(chosen, "chosen", problems), is_text(rejected, "rejected", problems)]):
+            return None
+        if chosen == rejected:
+            problems.append("chosen and rejected are the same")
+            return None
+        prompt = _beginning(chosen, rejected)
+        if not prompt.strip():
+            problems.append("chosen and rejected begin with different words, so there is no prompt; give prompt")
+            return None
+        chosen, rejected = chosen[len(prompt) :], rejected[len(prompt) :]
+    return _pair(prompt, chosen, rejected, ("chosen", "rejected"), tools_of(value, problems), problems)
+
+
+def preferred_outputs(value: Mapping[str, Any], problems: list[str]) -> PairRow | None:
+    """OpenAI's pair."""
+    names = ("preferred_output", "non_preferred_output")
+    if not _both(value, *names, problems):
+        return None
+    asked = value.get("input")
+    if not isinstance(asked, dict) or not isinstance(asked.get("messages"), list) or not asked["messages"]:
+        problems.append('input must be an object with "messages", the conversation that both outputs answer')
+        return None
+    if not all(isinstance(value[name], list) for name in names):
+        problems.append(f"{names[0]} and {names[1]} must be lists of messages")
+        return None
+    tools = tools_of({"tools": value.get("tools"), **asked}, problems)
+    return _pair(asked["messages"], value[names[0]], value[names[1]], names, tools, problems)
+
+
+def _pair(
+    prompt: Any, chosen: Any, rejected: Any, names: tuple[str, str], tools: Any, problems: list[str]
+) -> PairRow | None:
+    if chosen == rejected:
+        problems.append(f"{names[0]} and {names[1]} are the same")
+        return None
+    first, second = (
+        answered(prompt, answer, name, tools, problems) for answer, name in zip((chosen, rejected), names, strict=True)
+    )
+    return PairRow(first, second) if first and second else None
+
+
+def _whole(chosen: list[Any], rejected: list[Any], tools: Any, problems: list[str]) -> PairRow | None:
+    """A pair of whole conversations: the prompt ends where they part."""
+    shared = 0
+    while shared < min(len(chosen), len(rejected)) and chosen[shared] == rejected[shared]:
+        shared += 1
+    if shared == len(chosen) == len(rejected):
+        problems.append("chosen and rejected are the same")
+        return None
+    roles = [m.get("role") for turns in (chosen, rejected) for m in turns[shared : shared + 1] if isinstance(m, dict)]
+    if roles != ["assistant"] * 2 or not shared:
+        problems.append(
+            f"chosen and rejected part at message {shared}, which must be an assistant turn in both: "
+            "the prompt before it has to be the same"
+        )
+        return None
+    first, second = (
+        chat(turns, name, tools, problems, shared, name) for turns, name in ((chosen, "chosen"), (rejected, "rejected"))
+    )
+    return PairRow(first, second) if first and second else None
+
+
+def _both(value: Mapping[str, Any], chosen: str, rejected: str, problems: list[str]) -> bool:
+    if missing := [name for name in (chosen, rejected) if name not in value]:
+        problems.append(f"has no {missing[0]}; {chosen} and {rejected} go together")
+    return not missing
+
+
+def _asks(turns: Any, prompt: str) -> bool:
+    first = turns[0] if isinstance(turns, list) and turns else None
+    return isinstance(first, dict) and first.get("role") == "user" and first.get("content") == prompt
+
+
+def _beginning(a: str, b: str) -> str:
+    """What two texts begin with, in whole words; the space goes to the answers."""
+    shared = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+    return a[: max(a.rfind(" ", 0, shared), 0)]
