@@ -14,7 +14,7 @@ from ..core.errors import Code, Error, invalid, invalid_field
 from ..core.files import open_regular, storage_errors
 from ..core.types import AdapterVersion
 from ..lora.peft_schema import FINGERPRINT_KEY, AdapterConfig, check_folder
-from ..store.records import AdapterMeta, AdapterRecord, VersionRecord
+from ..store.records import AdapterMeta, VersionRecord
 from ..store.refs import LATEST, check_name, parse_ref
 from ..store.store import Store
 from ..telemetry.logs import get_logger
@@ -205,14 +205,10 @@ class AdapterService:
     def _list(
         self, tenant: str, prefix: str, page_size: int, page_token: str, tiers: Mapping[str, str]
     ) -> Page[AdapterInfo]:
-        found: list[AdapterRecord] = []
-        while True:
-            records, page_token = self._store.adapters.list(
-                tenant, page_size=page_size - len(found), page_token=page_token
-            )
-            found += [record for record in records if record.name.startswith(prefix)]
-            if len(found) == page_size or not page_token:
-                return Page(tuple(self._views.adapter(record, tiers) for record in found), page_token)
+        records, next_page = self._store.adapters.list(
+            tenant, prefix=prefix, page_size=page_size, page_token=page_token
+        )
+        return Page(tuple(self._views.adapter(record, tiers) for record in records), next_page)
 
     def _get(self, ref: str, tenant: str, tiers: Mapping[str, str]) -> AdapterInfo:
         parsed = parse_ref(ref)

@@ -45,8 +45,10 @@ def visible_adapter(connection: Connection, name: str, tenant: str) -> AdapterRo
     return connection.execute(query.limit(1)).first()
 
 
-def page(connection: Connection, tenant: str, after: str | None, limit: int) -> Sequence[AdapterRow]:
-    """Adapters that a tenant sees, by name, those after ``after``."""
+def page(
+    connection: Connection, tenant: str, after: str | None, limit: int, prefix: str = ""
+) -> Sequence[AdapterRow]:
+    """Adapters that a tenant sees, by name, those after ``after`` whose names begin with ``prefix``."""
     query = (
         sa.select(a.c.name, sa.func.max(a.c.owner).label("owner"))
         .where(a.c.owner.in_({tenant, SHARED}), _HAS_LIVE)
@@ -56,6 +58,8 @@ def page(connection: Connection, tenant: str, after: str | None, limit: int) -> 
     )
     if after is not None:
         query = query.where(a.c.name > after)
+    if prefix:  # not LIKE, which takes upper case for lower in SQLite
+        query = query.where(sa.func.substr(a.c.name, 1, len(prefix)) == prefix)
     seen = query.subquery()
     joined = _ADAPTER.join(seen, sa.and_(seen.c.name == a.c.name, seen.c.owner == a.c.owner)).order_by(a.c.name)
     return connection.execute(joined).all()

@@ -104,12 +104,17 @@ class AdapterRegistry:
             raise adapter_not_found(ref)
         return record
 
-    def list(self, tenant: str, *, page_size: int = 100, page_token: str = "") -> tuple[tuple[AdapterRecord, ...], str]:
-        """A page of the adapters that a tenant sees, by name, and the token of the next page (empty: none)."""
+    def list(
+        self, tenant: str, *, prefix: str = "", page_size: int = 100, page_token: str = ""
+    ) -> tuple[tuple[AdapterRecord, ...], str]:
+        """A page of the adapters that a tenant sees, by name, and the token of the next page (empty: none).
+
+        Only those whose names begin with ``prefix``.
+        """
         check_page_size(page_size)
         after = read_token(page_token, str)
         with self._db.read() as connection:
-            found = rows.page(connection, tenant, after, page_size + 1)
+            found = rows.page(connection, tenant, after, page_size + 1, prefix)
             records = self._whole(connection, found[:page_size])
         return records, make_token(records[-1].name) if len(found) > page_size else ""
 

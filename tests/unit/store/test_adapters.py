@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from sqlalchemy import event
 
 from loramux_server.core.errors import Code, Error
 from loramux_server.core.types import StackItem
@@ -203,6 +204,23 @@ def test_pages_hold_every_adapter_once(store: Store, folder: Make) -> None:
     assert (store.adapters.count("t"), store.adapters.count("other")) == (25, 25 - sum(n < "a2" for n in names))
     assert code_of(lambda: store.adapters.list("t", page_token="nonsense")) is Code.INVALID_ARGUMENT
     assert code_of(lambda: store.adapters.list("t", page_size=0)) is Code.INVALID_ARGUMENT
+
+
+def test_the_database_looks_for_a_prefix(store: Store, folder: Make) -> None:
+    """Few matches among many names cost as many statements as one page, not one for each name that does not match."""
+    for name in ("b_0", "bx0", *(f"c{i}" for i in range(20)), "d.0", "dx0"):
+        store.adapters.publish(name, "t", folder("same"), META)
+    statements: list[str] = []
+    engine = store.database._engine
+    event.listen(engine, "before_cursor_execute", lambda *args: statements.append(args[2]))
+    for prefix, expected in {"b_": ["b_0"], "d.": ["d.0"], "d": ["d.0", "dx0"], "e": [], "B": []}.items():
+        statements.clear()
+        page, token = store.adapters.list("t", prefix=prefix, page_size=2)
+        assert ([a.name for a in page], token) == (expected, "")
+        assert sum(s.startswith("SELECT") for s in statements) <= 3
+    page, token = store.adapters.list("t", prefix="c", page_size=15)
+    rest, end = store.adapters.list("t", prefix="c", page_size=15, page_token=token)
+    assert (sorted(a.name for a in (*page, *rest)), end) == (sorted(f"c{i}" for i in range(20)), "")
 
 
 def test_threads_publish_without_losing_or_doubling(store: Store, folder: Make) -> None:
