@@ -185,6 +185,7 @@ def job(message: training_pb2.Job) -> types.JobInfo:
         init_from=message.init_from,
         gate=gate(message.gate),
         gate_result=message.gate_result,
+        compare_prompt=message.compare_prompt,
         metadata=ordered(message.metadata),
         tenant=message.tenant,
         created_at=message.created_at,

@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import TYPE_CHECKING, Protocol
 
+from .comparison import without_comparison
 from .types import JobEvent
 
 if TYPE_CHECKING:
@@ -134,7 +135,9 @@ def describe(event: JobEvent) -> str:
 def figures(metrics: dict[str, float]) -> str:
     """The figures worth a glance: losses and accuracies, then the time left."""
     shown = [
-        f"{key.replace('_', ' ')} {value:.4g}" for key, value in metrics.items() if "loss" in key or "accuracy" in key
+        f"{key.replace('_', ' ')} {value:.4g}"
+        for key, value in without_comparison(metrics).items()
+        if "loss" in key or "accuracy" in key
     ]
     if "eta_seconds" in metrics:
         shown.append(f"eta {clock(metrics['eta_seconds'])}")

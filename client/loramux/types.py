@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from .comparison import Comparison, read_comparison
+
 FINAL_STATES = frozenset({"succeeded", "failed", "cancelled"})
 """States in which a job has ended."""
 
@@ -204,6 +206,11 @@ class AdapterVersion:
         """``name@version``."""
         return f"{self.name}@{self.version}"
 
+    @property
+    def comparison(self) -> Comparison | None:
+        """How it did against a prompt on the held-out rows; None if that was not measured."""
+        return read_comparison(self.metrics)
+
 
 @dataclass(frozen=True, slots=True)
 class Adapter:
@@ -286,6 +293,7 @@ class JobInfo:
     """``improves``, ``min_accuracy 0.9`` or ``min_accuracy 0.9 exact``; empty: none."""
     gate_result: str = ""
     """Why what it published was not promoted; empty: it was, or there is nothing yet."""
+    compare_prompt: str = ""
     metadata: dict[str, str] = field(default_factory=dict)
     tenant: str = ""
     created_at: float = 0.0
@@ -297,6 +305,11 @@ class JobInfo:
     def final(self) -> bool:
         """Whether it has ended."""
         return self.state in FINAL_STATES
+
+    @property
+    def comparison(self) -> Comparison | None:
+        """How base, base with the prompt, and adapter did on the held-out rows; None without ``compare_prompt``."""
+        return read_comparison(self.metrics)
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ from .common import (
     entries,
     moment,
     numbers,
+    print_comparison,
     print_fields,
     print_json,
     print_table,
@@ -80,6 +81,7 @@ def show(context: typer.Context, ref: Ref, json: Json = False) -> None:
     for version in shown:
         print(f"\n{version.ref}")
         print_fields((f"  {name}", value) for name, value in _details(version))
+        print_comparison(version.comparison)
         if len(trees[version.ref]) > 1:
             print("\n  lineage")
             for line in trees[version.ref]:

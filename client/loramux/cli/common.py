@@ -15,6 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from ..client import Client
+from ..comparison import Comparison, without_comparison
 from ..errors import LoramuxError
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
@@ -138,8 +139,16 @@ def moment(seconds: float) -> str:
 
 
 def numbers(values: Mapping[str, float]) -> str:
-    """Figures in one line."""
-    return ", ".join(f"{name} {value:.4g}" for name, value in values.items())
+    """Figures in one line; those of a comparison have a table of their own."""
+    return ", ".join(f"{name} {value:.4g}" for name, value in without_comparison(values).items())
+
+
+def print_comparison(found: Comparison | None) -> None:
+    """A comparison with a prompt as a table on stdout, and what follows from it; nothing if there was none."""
+    if found is not None:
+        print()
+        print_table(["ON THE SAME HELD-OUT ROWS", "BASE>", "BASE AND PROMPT>", "ADAPTER>"], found.rows())
+        print(found.verdict)
 
 
 def entries(items: Iterable[Any]) -> str:

@@ -11,7 +11,18 @@ import typer
 from .._watch import published
 from ..progress import progress_display
 from ..types import JobInfo
-from .common import Json, connect, entries, jsonable, moment, numbers, print_fields, print_json, print_table
+from .common import (
+    Json,
+    connect,
+    entries,
+    jsonable,
+    moment,
+    numbers,
+    print_comparison,
+    print_fields,
+    print_json,
+    print_table,
+)
 from .train import published as published_text
 
 app = typer.Typer(name="jobs", help="Follow and steer training jobs.", no_args_is_help=True)
@@ -66,6 +77,7 @@ def show(context: typer.Context, job: JobId, json: Json = False) -> None:
             ("on top of", " | ".join(entries(stack) for stack in info.on_top_of)),
             ("started from", info.init_from),
             ("gate", info.gate),
+            ("compared with", _short(info.compare_prompt)),
             ("not promoted", info.gate_result),
             ("settings", _settings(info.settings)),
             ("notes", ", ".join(f"{key}={value}" for key, value in info.metadata.items())),
@@ -74,6 +86,12 @@ def show(context: typer.Context, job: JobId, json: Json = False) -> None:
             ("finished", moment(info.finished_at)),
         ]
     )
+    print_comparison(info.comparison)
+
+
+def _short(text: str) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= 100 else text[:97] + "..."
 
 
 def _settings(settings: dict[str, object]) -> str:
@@ -98,7 +116,11 @@ def watch(
                     print(jsonlib.dumps(jsonable(event), ensure_ascii=False), flush=True)
         info = handle.refresh()
         version = published(info)
-    print(published_text(version, info.gate_result), file=sys.stderr if json else sys.stdout)
+    if json:
+        print(published_text(version, info.gate_result), file=sys.stderr)
+    else:
+        print(published_text(version, info.gate_result))
+        print_comparison(info.comparison)
 
 
 @app.command()
@@ -117,7 +139,7 @@ def pause(context: typer.Context, job: JobId, json: Json = False) -> None:
 
 @app.command()
 def resume(context: typer.Context, job: JobId, json: Json = False) -> None:
-    """Let a paused job go on."""
+    """Let a paused or failed job go on from its last checkpoint."""
     with connect(context) as client:
         _moved(client.jobs.get(job).resume(), json)
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from ..types import AdapterVersion
-from .common import Json, connect, numbers, print_json, stack
+from .common import Json, connect, numbers, print_comparison, print_json, stack
 
 BatchSize = Annotated[int | None, typer.Option(help="Rows per optimiser step.", show_default="8")]
 Epochs = Annotated[float | None, typer.Option(help="Passes over the data.", show_default="3")]
@@ -156,11 +156,11 @@ def train(
         except KeyboardInterrupt:
             print(f"\njob {job.id} goes on; loramux jobs watch {job.id} | cancel {job.id}", file=sys.stderr)
             raise typer.Exit(130) from None
-        result = job.info.gate_result
     if json:
         print_json(version)
     else:
-        print(published(version, result))
+        print(published(version, job.info.gate_result))
+        print_comparison(version.comparison)
 
 
 def published(version: AdapterVersion, gate_result: str = "") -> str:

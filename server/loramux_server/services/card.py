@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 
+from loramux.comparison import read_comparison, without_comparison
 from loramux.progress import sparkline
 
 from ..core.jobs import TrainSpec
@@ -23,6 +24,9 @@ _HIGHLIGHTS = {
     "base_token_accuracy": "Held-out token accuracy without the adapter",
     "trained_tokens": "Tokens trained on",
 }
+
+MAX_PROMPT = 2000
+"""Characters of the prompt that an adapter was compared with which are shown."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +50,7 @@ class CardFacts:
     gate: str = ""
     gate_result: str = ""
     """Why the version was not promoted; empty: it was."""
+    compare_prompt: str = ""
     curve: Curve = field(default_factory=dict)
 
 
@@ -56,6 +61,7 @@ def render_card(facts: CardFacts) -> str:
         f"# {facts.name}\n\nA LoRA adapter for `{facts.base_name}`, trained by loramux on the NF4 base that serves it.",
         "## Data\n\n" + _data(facts),
         "## Result\n\n" + _result(facts),
+        *_against_a_prompt(facts),
         *(["## Course of the training\n\n" + _course(facts.curve)] if facts.curve else []),
         "## Use\n\nWith loramux:\n\n" + _loramux_snippet(facts) + "\n\nWith PEFT:\n\n" + _peft_snippet(facts),
         "## Settings\n\n" + _settings(facts),
@@ -98,8 +104,9 @@ def _data(facts: CardFacts) -> str:
 
 
 def _result(facts: CardFacts) -> str:
-    known = [(title, facts.metrics[key]) for key, title in _HIGHLIGHTS.items() if key in facts.metrics]
-    other = [(f"`{key}`", value) for key, value in sorted(facts.metrics.items()) if key not in _HIGHLIGHTS]
+    metrics = without_comparison(facts.metrics)
+    known = [(title, metrics[key]) for key, title in _HIGHLIGHTS.items() if key in metrics]
+    other = [(f"`{key}`", value) for key, value in sorted(metrics.items()) if key not in _HIGHLIGHTS]
     rows = [(title, f"{value:.6g}") for title, value in known + other]
     gate = ""
     if facts.gate:
@@ -108,6 +115,17 @@ def _result(facts: CardFacts) -> str:
     return (
         _table(("figure", "value"), [("Optimiser steps", str(facts.steps)), *rows]) + f"\n\nJob `{facts.job_id}`.{gate}"
     )
+
+
+def _against_a_prompt(facts: CardFacts) -> list[str]:
+    """Fine-tuning against prompting, where that was measured: the verdict, the figures and the prompt."""
+    found = read_comparison(facts.metrics)
+    if found is None:
+        return []
+    table = _table(("on the same held-out rows", "base", "base and prompt", "adapter"), found.rows())
+    text = facts.compare_prompt
+    shown = _cell(text if len(text) <= MAX_PROMPT else text[:MAX_PROMPT] + " ...")
+    return [f"## Against a prompt\n\n{found.verdict}\n\n{table}\n\nThe prompt:\n\n> {shown}"]
 
 
 def _course(curve: Curve) -> str:
@@ -142,6 +160,7 @@ def _loramux_snippet(facts: CardFacts) -> str:
         "",
         'with Client("localhost:50051") as client:',
         f'    print(client.generate("...", adapters=[{json.dumps(facts.name)}]).text)',
+        *(["    # A candidate answers as name@version, until it is promoted."] if facts.gate_result else []),
     )
 
 

@@ -15,7 +15,7 @@ from ..lora.lora_config import ALL_LINEAR, LoraConfig
 from .gate import MIN_ACCURACY
 from .limits import Limits
 from .metadata import metadata_violations
-from .validation import MAX_SEED, number_violations, shown, stack_violations
+from .validation import MAX_SEED, number_violations, shown, stack_violations, text_violations
 from .views import CreateJobRequest
 
 SCHEDULERS = ("linear", "cosine", "constant")
@@ -25,24 +25,14 @@ MAX_STACKS = 64
 _LAYER_RANGE = re.compile(r"([0-9]{1,5})(?:-([0-9]{1,5}))?")
 
 
-def check_job_supported(request: CreateJobRequest) -> None:
-    """Raise UNIMPLEMENTED for settings that the API names but this version does not do."""
-    for field, given, instead in (("compare_prompt", bool(request.compare_prompt), "leave it out"),):
-        if given:
-            raise Error(
-                Code.UNIMPLEMENTED,
-                f"{field}: not available yet; {instead}",
-                reason=f"{field.upper()}_UNIMPLEMENTED",
-                violations=[FieldViolation(field, "not available yet")],
-            )
-
-
 def job_violations(request: CreateJobRequest, info: EngineInfo, limits: Limits) -> list[FieldViolation]:
     """Everything wrong with a job's settings that can be seen without its data or the registry."""
     found = [*spec_violations(request.spec, info, limits), *on_top_of_violations(request.on_top_of)]
     if not request.dataset_id:
         found.append(FieldViolation("dataset_id", "is empty; upload a dataset first and give its id"))
     found += metadata_violations(request.metadata)
+    if request.compare_prompt:
+        found += text_violations("compare_prompt", request.compare_prompt.strip(), limits.max_prompt_bytes)
     return [*found, *_held_out_violations(request)]
 
 
@@ -55,6 +45,7 @@ def _held_out_violations(request: CreateJobRequest) -> Iterator[FieldViolation]:
         how = "needs held-out rows: give validation data, or validation_split such as 0.1"
         for name, asked in (
             ("gate", request.gate not in ("", "none")),
+            ("compare_prompt", bool(request.compare_prompt)),
             ("eval_steps", spec.eval_steps is not None),
             ("early_stopping_patience", spec.early_stopping_patience is not None),
         ):

@@ -2,18 +2,9 @@
 
 from __future__ import annotations
 
-import re
-
-from ..core.errors import Error
-from ..core.jobs import TrainSpec
 from ..store.records import DatasetRecord, EventRecord, JobRecord
-from ..training.dataset import Dataset
-from ..training.order import Order
 from .gate import read_gate
-from .views import AdapterVersionInfo, DatasetInfo, DatasetReport, JobEvent, JobInfo, RowProblem
-
-_LINE = re.compile(r"\[line (\d+)\](.*)", re.DOTALL)
-_TOTAL = re.compile(r"(\d+) problem")
+from .views import AdapterVersionInfo, DatasetInfo, JobEvent, JobInfo
 
 
 def dataset_info(record: DatasetRecord) -> DatasetInfo:
@@ -41,6 +32,7 @@ def job_info(record: JobRecord, adapter: AdapterVersionInfo | None, last_sequenc
         validation_dataset_id=request.validation_dataset_id,
         on_top_of=request.on_top_of,
         init_from=request.init_from,
+        compare_prompt=request.compare_prompt,
         created_at=record.created,
         started_at=record.started or 0.0,
         finished_at=record.finished or 0.0,
@@ -62,40 +54,3 @@ def job_info(record: JobRecord, adapter: AdapterVersionInfo | None, last_sequenc
 def job_event(record: EventRecord) -> JobEvent:
     """A stored event."""
     return JobEvent(record.job_id, record.sequence, record.at, record.event)
-
-
-def good_report(dataset: Dataset, spec: TrainSpec) -> DatasetReport:
-    """The report of a dataset that can be trained on with ``spec``."""
-    report = dataset.report
-    return DatasetReport(
-        rows=report.rows,
-        tokens=report.tokens,
-        trained_tokens=report.trained_tokens,
-        longest=report.longest,
-        duplicates=report.duplicates,
-        estimated_steps=Order(spec, report.examples).total_steps,
-        problems=(),
-        problems_total=0,
-    )
-
-
-def bad_report(error: Error) -> DatasetReport:
-    """The report of a dataset that was refused with ``error``; what its good rows hold is not counted."""
-    problems: list[RowProblem] = []
-    for violation in error.violations:
-        match = _LINE.search(violation.field)
-        if match is not None:
-            problems.append(RowProblem(int(match[1]), violation.description, match[2].lstrip(".")))
-        elif len(error.violations) == 1:
-            problems.append(RowProblem(0, violation.description))
-    total = _TOTAL.match(error.message)
-    return DatasetReport(
-        rows=0,
-        tokens=0,
-        trained_tokens=0,
-        longest=0,
-        duplicates=0,
-        estimated_steps=0,
-        problems=tuple(problems),
-        problems_total=max(len(problems), int(total[1]) if total else 1),
-    )

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Iterable, Sequence
+import statistics
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-from ..core.backend import Backend, GenerateCommand
+from ..core.backend import Backend, GenerateCommand, ScoreCommand
 from ..core.errors import Code, Error
 from ..core.jobs import TrainRow
 from ..core.types import FinishReason, SamplingParams, Stack
@@ -23,84 +26,127 @@ ROOM = 16
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A prompt, the text that is expected after it, and the frozen stack that it runs over (by number)."""
+    """A prompt, what is expected after it (as text and as tokens), and the frozen stack that it runs over."""
 
+    row: int
+    """Number of the row that it comes from."""
     prompt_ids: tuple[int, ...]
     expected: str
-    expected_tokens: int
+    expected_ids: tuple[int, ...]
     stack: int
+    """Index into the job's stacks."""
+
+    def room(self, max_context: int) -> int:
+        """Most tokens of the answer."""
+        return min(len(self.expected_ids) * 3 // 2 + ROOM, max_context - len(self.prompt_ids))
 
 
 @dataclass(frozen=True, slots=True)
-class Score:
-    """Shares of the questions, 0 to 1: answered word for word, and with the expected text in the answer."""
+class Reply:
+    """What came of a question. Times are seconds since it was sent."""
 
-    asked: int
-    exact: float
-    contained: float
+    exact: bool
+    """The answer is the expected text."""
+    contained: bool
+    """The answer holds the expected text."""
+    first_token_seconds: float
+    seconds: float
 
 
 def questions(rows: Sequence[TrainRow], stacks: int, text: TextTokenizer) -> list[Question]:
     """The last learned stretch of each row, after what comes before it. Rows that are learned whole ask nothing."""
     found: list[Question] = []
-    for row, stack in zip(rows, assign_stacks(rows, stacks), strict=True):
-        end = len(row.labels) - row.labels[::-1].index(True)
-        start = end
-        while start and row.labels[start - 1]:
-            start -= 1
-        expected = _plain(text.decode(row.input_ids[start:end]))
-        if start > 1 and expected:  # the first token of a text has nothing before it, and is no prompt
-            found.append(Question(row.input_ids[:start], expected, end - start, stack))
-    step = max(1, len(found) / MAX_QUESTIONS)
-    return [found[int(i * step)] for i in range(min(len(found), MAX_QUESTIONS))]
+    for number, (row, stack) in enumerate(zip(rows, assign_stacks(rows, stacks), strict=True)):
+        prompt, answer = last_answer(row)
+        expected = _plain(text.decode(answer))
+        if len(prompt) > 1 and expected:  # the first token of a text has nothing before it, and is no prompt
+            found.append(Question(number, prompt, expected, answer, stack))
+    return evenly(found, MAX_QUESTIONS)
 
 
-async def ask(
-    backend: Backend,
-    asked: Sequence[Question],
-    stacks: Sequence[Stack],
-    text: TextTokenizer,
-    *,
-    prefix: str,
-    tenant: str,
-    max_context: int,
-) -> Score:
-    """Answer all questions greedily, question i over ``stacks[i.stack]``; ``prefix`` starts the request ids.
+def last_answer(row: TrainRow) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Token ids of all that comes before a row's last learned stretch, and of that stretch."""
+    end = len(row.labels) - row.labels[::-1].index(True)
+    start = end
+    while start and row.labels[start - 1]:
+        start -= 1
+    return row.input_ids[:start], row.input_ids[start:end]
 
-    Raises what the engine raised for any of them.
-    """
-    slots, ids = asyncio.Semaphore(AT_ONCE), itertools.count()
 
-    async def answer(question: Question) -> tuple[bool, bool]:
-        room = min(question.expected_tokens * 3 // 2 + ROOM, max_context - len(question.prompt_ids))
+def evenly(items: list[Question], most: int) -> list[Question]:
+    """At most so many of them, spread over the whole list."""
+    step = max(1, len(items) / most)
+    return [items[int(i * step)] for i in range(min(len(items), most))]
+
+
+class Asker:
+    """Asks questions of the engine for one job; request ids begin with ``prefix``."""
+
+    def __init__(self, backend: Backend, text: TextTokenizer, *, prefix: str, tenant: str, max_context: int) -> None:
+        self._backend, self._text = backend, text
+        self._tenant, self._max_context = tenant, max_context
+        self._ids = (f"{prefix}/answer-{i}" for i in itertools.count())
+        self._slots = asyncio.Semaphore(AT_ONCE)
+
+    async def ask(self, question: Question, stack: Stack) -> Reply:
+        """Have a question answered greedily through a stack. Raises what the engine raised."""
         command = GenerateCommand(
-            id=f"{prefix}/answer-{next(ids)}",
+            id=next(self._ids),
             prompt_ids=question.prompt_ids,
-            stack=stacks[question.stack],
-            sampling=SamplingParams(max_tokens=room),
-            tenant=tenant,
+            stack=stack,
+            sampling=SamplingParams(max_tokens=question.room(self._max_context)),
+            tenant=self._tenant,
         )
         tokens: list[int] = []
-        async with slots:
-            async for event in backend.generate(command):
+        async with self._slots:
+            started, first = time.monotonic(), 0.0
+            async for event in self._backend.generate(command):
                 tokens += event.token_ids
+                first = first or time.monotonic() - started
                 if event.finish_reason is FinishReason.ERROR:
                     raise Error(Code(event.error_code), event.error)
-        said = _plain(text.decode(tokens))
-        return said == question.expected, question.expected in said
+            seconds = time.monotonic() - started
+        said = _plain(self._text.decode(tokens))
+        return Reply(said == question.expected, question.expected in said, first, seconds)
 
+    async def loss(self, question: Question, stack: Stack) -> float:
+        """Natural-log loss of the expected answer, summed over its tokens. Raises what the engine raised."""
+        command = ScoreCommand(next(self._ids), question.prompt_ids, question.expected_ids, stack, self._tenant)
+        async with self._slots:
+            return -sum((await self._backend.score(command)).logprobs)
+
+    async def ask_all(self, asked: Sequence[Question], stacks: Sequence[Stack]) -> list[Reply]:
+        """Replies in order, question i over ``stacks[asked[i].stack]``, several at once."""
+        async with _together() as group:
+            tasks = [group.create_task(self.ask(question, stacks[question.stack])) for question in asked]
+        return [task.result() for task in tasks]
+
+    async def losses(self, asked: Sequence[Question], stacks: Sequence[Stack]) -> float:
+        """Mean loss a token of the expected answers."""
+        async with _together() as group:
+            tasks = [group.create_task(self.loss(question, stacks[question.stack])) for question in asked]
+        return sum(task.result() for task in tasks) / sum(len(question.expected_ids) for question in asked)
+
+
+def accuracy(replies: Sequence[Reply]) -> float:
+    """Share of the replies that hold the expected text."""
+    return statistics.fmean(reply.contained for reply in replies)
+
+
+def exact_match(replies: Sequence[Reply]) -> float:
+    """Share of the replies that are the expected text."""
+    return statistics.fmean(reply.exact for reply in replies)
+
+
+@asynccontextmanager
+async def _together() -> AsyncIterator[asyncio.TaskGroup]:
+    """A task group whose first failure is raised as itself."""
     try:
         async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(answer(question)) for question in asked]
+            yield group
     except ExceptionGroup as failed:
         raise failed.exceptions[0] from None
-    return Score(len(asked), *(_share(task.result()[i] for task in tasks) for i in range(2)))
 
 
 def _plain(text: str) -> str:
     return " ".join(text.split())
-
-
-def _share(right: Iterable[bool]) -> float:
-    found = list(right)
-    return sum(found) / len(found) if found else 0.0

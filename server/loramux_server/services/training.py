@@ -18,11 +18,12 @@ from ..store.store import Store
 from ..text import TextTokenizer
 from .adapter_views import AdapterViews
 from .cleanup import temporary_folder, to_the_end
-from .gate import MIN_ACCURACY, make_gate
+from .comparing import prompted
+from .gate import MIN_ACCURACY, Gate, make_gate
 from .intake import receive_file
 from .job_board import JobBoard
 from .job_defaults import settled
-from .job_validation import check_job_supported, job_violations, spec_violations
+from .job_validation import job_violations, spec_violations
 from .job_views import bad_report, dataset_info, good_report, job_event, job_info
 from .limits import Limits
 from .plan import JobData, load_data
@@ -86,8 +87,8 @@ class TrainingService:
 
         The stacks of ``on_top_of`` are pinned to the versions of now; stacks that rows name mean the versions of
         when the job starts. Raises INVALID_ARGUMENT (settings by field, rows by line), NOT_FOUND (dataset, adapter
-        underneath or to start from), UNIMPLEMENTED (``compare_prompt``). The same idempotency key gives the same job,
-        ALREADY_EXISTS when it came with other settings.
+        underneath or to start from). The same idempotency key gives the same job, ALREADY_EXISTS when it came with
+        other settings.
         """
         check_name(request.name)
         request = with_recipe(request, self._info)
@@ -95,7 +96,6 @@ class TrainingService:
             raise invalid([FieldViolation("idempotency_key", f"is not valid text of at most {MAX_KEY_BYTES} bytes")])
         if violations := job_violations(request, self._info, self._limits):
             raise invalid(violations)
-        check_job_supported(request)
         asked, request = request, await asyncio.to_thread(settled, request, self._info, self._store)
         if not request.idempotency_key:
             return await self._create(request)
@@ -169,9 +169,7 @@ class TrainingService:
         if violations := [*donor_violations(request, data.row_stacks)]:
             raise invalid(violations)
         gate = make_gate(request.gate, request.min_accuracy, request.gate_match)
-        held_out = data.validation.rows if data.validation else ()
-        if gate.kind == MIN_ACCURACY and not questions(held_out, 1, self._text):
-            raise invalid([FieldViolation("gate", "no held-out row has a prompt before its answer to ask the model")])
+        await asyncio.to_thread(self._check_questions, request, gate, data)
         new = NewJob(
             name=request.name,
             dataset_id=request.dataset_id,
@@ -181,10 +179,24 @@ class TrainingService:
             on_top_of=tuple(pinned_items(stack) for stack in stacks),
             init_from=request.init_from,
             gate=str(gate),
+            compare_prompt=request.compare_prompt,
             metadata=dict(request.metadata),
             idempotency_key=request.idempotency_key,
         )
         return await self._info_of(await self._board.create(new))
+
+    def _check_questions(self, request: CreateJobRequest, gate: Gate, data: JobData) -> None:
+        """Raise INVALID_ARGUMENT where answers are to be looked at, and held-out rows cannot be asked for them."""
+        wanted = {"gate": gate.kind == MIN_ACCURACY, "compare_prompt": bool(request.compare_prompt)}
+        if data.validation is None or not any(wanted.values()):
+            return
+        asked = questions(data.validation.rows, 1, self._text)
+        if not asked:
+            words = "no held-out row has a prompt before its answer to ask the model"
+            raise invalid([FieldViolation(name, words) for name, given in wanted.items() if given])
+        if request.compare_prompt:
+            held_out, digest = data.validation.examples, data.validation_digest
+            prompted(asked, held_out, digest, request.compare_prompt, self._store, self._text, self._info)
 
     async def _load(self, spec: TrainSpec, tenant: str, dataset_id: str, validation_id: str = "") -> JobData:
         return await asyncio.to_thread(
@@ -203,6 +215,7 @@ class TrainingService:
         same = (
             (made.name, made.dataset_id, made.validation_dataset_id, made.spec, made.gate, made.metadata)
             == (request.name, request.dataset_id, request.validation_dataset_id, request.spec, gate, request.metadata)
+            and made.compare_prompt == request.compare_prompt
         ) and _same_stacks((*request.on_top_of, _one(init_from)), (*made.on_top_of, _one(made.init_from)))
         if not same:
             raise Error(

@@ -19,13 +19,14 @@ from ..store.records import AdapterMeta, JobRecord, VersionRecord
 from ..store.store import Store
 from ..text import TextTokenizer
 from .card import CardFacts, render_card
+from .comparing import compare, prompted
 from .curve import CURVE_FILE, PICTURE_FILE, read_curve, to_csv, to_png
-from .gate import ACCURACY, MIN_ACCURACY, failed_because, read_gate
+from .gate import ACCURACY, EXACT_MATCH, MIN_ACCURACY, failed_because, read_gate
 from .job_board import JobBoard
 from .limits import Limits
 from .plan import JobData
 from .publishing import publish
-from .questions import ask, questions
+from .questions import Asker, Question, accuracy, exact_match, questions
 from .stacks import pinned_items
 from .verify import verify_trained
 
@@ -70,29 +71,52 @@ class TrainingRun:
         await self._evaluating()
 
     async def question(self, command: TrainCommand) -> None:
-        """Where the gate looks at answers: ask the held-out rows of the engine, through the new adapter."""
-        if self._gate.kind != MIN_ACCURACY:
+        """Where the gate or a comparison looks at answers: ask the held-out rows of the engine."""
+        context = self._job.request.compare_prompt
+        if self._gate.kind != MIN_ACCURACY and not context:
             return
         await asyncio.to_thread(verify_trained, Path(command.output), self._info, self._limits)
-        asked = questions(command.validation, len(command.stacks), self._text)
         candidate = await asyncio.to_thread(self._candidate, Path(command.output))
         over = [Stack((*stack.entries, StackEntry(candidate))) for stack in command.stacks]
+        asked = await asyncio.to_thread(questions, command.validation, len(command.stacks), self._text)
+        asker = Asker(
+            self._backend,
+            self._text,
+            prefix=f"{self._job.id}-{self._job.fence}",
+            tenant=self._job.request.owner,
+            max_context=self._info.max_context,
+        )
         try:
-            score = await ask(
-                self._backend,
-                asked,
-                over,
-                self._text,
-                prefix=f"{self._job.id}-{self._job.fence}",
-                tenant=self._job.request.owner,
-                max_context=self._info.max_context,
-            )
+            if context:
+                words, found = await self._compared(asker, asked, command.stacks, over)
+            else:
+                replies = await asker.ask_all(asked, over)
+                words, found = "answers", {ACCURACY: accuracy(replies), EXACT_MATCH: exact_match(replies)}
         finally:
             with suppress(Error):  # an engine that is gone has forgotten it anyway
                 await self._backend.unload(candidate.digest)
-        found = {ACCURACY: score.contained, "eval_exact_match": score.exact, "eval_questions": float(score.asked)}
-        event = TrainEvent(TrainEventType.EVALUATION, "answers", None, self._steps, self._total, found)
-        await self._take(event)
+        found["eval_questions"] = float(len(asked))
+        await self._take(TrainEvent(TrainEventType.EVALUATION, words, None, self._steps, self._total, found))
+
+    async def _compared(
+        self, asker: Asker, asked: list[Question], under: tuple[Stack, ...], over: list[Stack]
+    ) -> tuple[str, dict[str, float]]:
+        """Fine-tuning against prompting: the verdict and the figures."""
+        data = self._data
+        assert data.validation is not None
+        with_prompt = await asyncio.to_thread(
+            prompted,
+            asked,
+            data.validation.examples,
+            data.validation_digest,
+            self._job.request.compare_prompt,
+            self._store,
+            self._text,
+            self._info,
+        )
+        found = await compare(asker, asked, with_prompt, under, over)
+        figures = {ACCURACY: found.adapter.accuracy, EXACT_MATCH: found.adapter.exact_match}
+        return found.verdict, figures | found.to_metrics()
 
     async def publish(self, command: TrainCommand) -> VersionRecord:
         """Check what the engine wrote, add card and curve, and publish version and success in one transaction.
@@ -178,6 +202,7 @@ class TrainingRun:
                 init_from=request.init_from,
                 gate=request.gate,
                 gate_result=gate_result,
+                compare_prompt=request.compare_prompt,
                 curve=curve,
             )
         )

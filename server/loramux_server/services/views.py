@@ -270,6 +270,7 @@ class JobInfo:
     """Kind of gate; empty: none."""
     min_accuracy: float = 0.0
     gate_match: str = ""
+    compare_prompt: str = ""
     gate_result: str = ""
     """Why what it published was not promoted; empty: it was."""
 

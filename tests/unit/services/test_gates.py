@@ -183,7 +183,7 @@ def test_the_last_answer_of_a_conversation_is_asked_for(text: TextTokenizer) -> 
     ids = (*tuple(text.encode("Hello. The shop is in the harbour street.")), 2)
     labels = (False, True, True) + (False,) * (len(ids) - 7) + (True,) * 4
     (found,) = questions([TrainRow(ids, labels, stack=1)], 2, text)
-    assert (found.prompt_ids, found.expected_tokens, found.stack) == (ids[:-4], 4, 1)
+    assert (found.prompt_ids, found.expected_ids, found.stack) == (ids[:-4], ids[-4:], 1)
     assert found.expected == " ".join(text.decode(ids[-4:]).split())
     assert len(questions([TrainRow(ids, labels)] * (3 * MAX_QUESTIONS), 1, text)) == MAX_QUESTIONS
 

@@ -11,7 +11,6 @@ from loramux_server.core.errors import Code, Error
 from loramux_server.core.jobs import TrainSpec
 from loramux_server.core.types import StackItem
 from loramux_server.services.job_validation import (
-    check_job_supported,
     job_violations,
     parse_layers,
     selected_modules,
@@ -112,12 +111,3 @@ def test_stacks_underneath_follow_the_rules_of_stacks() -> None:
         "dataset_id",
         "metadata['k']",
     ]
-
-
-@pytest.mark.parametrize("field", ["compare_prompt"])
-def test_what_is_not_there_yet_is_refused_by_name(field: str) -> None:
-    with pytest.raises(Error) as caught:
-        check_job_supported(dataclasses.replace(GOOD, **{field: "improves"}))
-    assert caught.value.code is Code.UNIMPLEMENTED
-    assert field in caught.value.message
-    check_job_supported(dataclasses.replace(GOOD, gate="none"))

@@ -9,7 +9,7 @@ from loramux.v1 import training_pb2 as pb
 
 from ...core.errors import invalid_field
 from ...core.jobs import JobState, TrainEventType, TrainSpec
-from ...services.views import CreateJobRequest, DatasetInfo, DatasetReport, JobEvent, JobInfo
+from ...services.views import CreateJobRequest, DatasetInfo, DatasetReport, JobEvent, JobInfo, MarkedText
 from ..call import Call
 from .adapters import version_to_proto
 from .common import set_fields, stack_to_proto, stacks_from_proto
@@ -116,6 +116,7 @@ def job_to_proto(job: JobInfo) -> pb.Job:
         finished_at=job.finished_at,
         last_sequence=job.last_sequence,
         gate_result=job.gate_result,
+        compare_prompt=job.compare_prompt,
     )
     if job.gate:
         message.gate.kind = _GATES_BACK[job.gate]
@@ -177,5 +178,21 @@ def report_to_proto(report: DatasetReport) -> pb.ValidateDatasetResponse:
             longest_tokens=report.longest,
             duplicates=report.duplicates,
             estimated_steps=report.estimated_steps,
+            estimated_seconds=report.estimated_seconds,
+            estimated_memory_bytes=report.estimated_memory_bytes,
+            too_long=report.too_long,
+            estimated_from=report.estimated_from,
+            warnings=report.warnings,
+            pairs=report.pairs,
         ),
+        rows=[
+            pb.MarkedRow(
+                line=row.line, text=map(_marked, row.text), rejected=map(_marked, row.rejected), tokens=row.tokens
+            )
+            for row in report.shown
+        ],
     )
+
+
+def _marked(part: MarkedText) -> pb.MarkedText:
+    return pb.MarkedText(text=part.text, trained=part.trained)
