@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 from collections.abc import AsyncIterator, Coroutine
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,6 +22,14 @@ async def to_the_end(work: Coroutine[Any, Any, R]) -> R:
     except asyncio.CancelledError:
         await asyncio.gather(task, return_exceptions=True)
         raise
+
+
+@asynccontextmanager
+async def nothing_collected(store: Store) -> AsyncIterator[None]:
+    """Until a row names them, files stay: entering waits for a collection that runs; while inside, none begins."""
+    async with AsyncExitStack() as stack:
+        await to_the_end(asyncio.to_thread(stack.enter_context, store.blobs.publishing()))
+        yield
 
 
 @asynccontextmanager

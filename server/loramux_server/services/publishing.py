@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import TypeVar
 
 from ..core.backend import Backend
 from ..core.types import AdapterVersion
 from ..store.store import Store
-from .cleanup import to_the_end
+from .cleanup import nothing_collected, to_the_end
 
 R = TypeVar("R")
 
@@ -22,11 +21,9 @@ async def publish(backend: Backend, store: Store, name: str, folder: Path, rank:
     The files are durable and the engine has read and checked them (finite values, fit to the base) before the row
     exists: a version that can be seen can be used at once, and one that is refused was never seen.
     """
-    async with AsyncExitStack() as stack:
-        # Entering waits for a collection of orphans that runs; while inside, none begins.
-        await to_the_end(asyncio.to_thread(stack.enter_context, store.blobs.publishing()))
+    async with nothing_collected(store):
         blob = await to_the_end(asyncio.to_thread(store.blobs.put_folder, folder))
-        stack.enter_context(store.blobs.holding([blob.digest]))
-        path = await asyncio.to_thread(store.blobs.local_path, blob.digest)
-        await backend.load(AdapterVersion(name, 0, blob.digest, rank, str(path)))
-        return await to_the_end(asyncio.to_thread(commit))
+        with store.blobs.holding([blob.digest]):
+            path = await asyncio.to_thread(store.blobs.local_path, blob.digest)
+            await backend.load(AdapterVersion(name, 0, blob.digest, rank, str(path)))
+            return await to_the_end(asyncio.to_thread(commit))

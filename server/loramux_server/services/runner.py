@@ -215,14 +215,14 @@ class JobRunner:
             request.dataset_id,
             request.validation_dataset_id,
         )
-        stacks = await self._stacks.resolve_many(request.on_top_of, tenant)
+        stacks = await self._stacks.resolve_many(request.on_top_of, tenant, request.donors)
         found = await self._stacks.resolve_many(data.row_stacks, tenant)
         row_stacks = dict(zip(data.row_stacks, found, strict=True))
         command = replace(
             build_command(job, data, stacks, row_stacks, self._info, output),
             checkpoint_dir=str(await asyncio.to_thread(self._store.state.job_folder, job.id)),
             checkpoint_seconds=self._checkpoint_seconds,
-            init=await asyncio.to_thread(self._store.adapters.resolve, request.init_from, tenant)
+            init=await asyncio.to_thread(self._store.adapters.resolve, request.init_from, tenant, request.donors)
             if request.init_from
             else None,
             current=await asyncio.to_thread(self._current, request.name, tenant),

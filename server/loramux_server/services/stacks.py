@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from types import MappingProxyType
 
 from ..core.errors import Error, adapter_not_found
 from ..core.types import BASE, Stack, StackEntry, StackItem
@@ -17,20 +18,28 @@ class StackResolver:
     def __init__(self, store: Store) -> None:
         self._store = store
 
-    async def resolve(self, items: Sequence[StackItem], tenant: str) -> Stack:
+    async def resolve(
+        self, items: Sequence[StackItem], tenant: str, donors: Mapping[str, str] = MappingProxyType({})
+    ) -> Stack:
         """The stack of a request, all its names resolved as of one moment.
 
-        Raises NOT_FOUND naming the adapter that is unknown (or another tenant's), FAILED_PRECONDITION for one that
-        must not be used, DATA_LOSS when its files are gone.
+        ``donors`` are a job's own versions with their digests: found even if they are deleted by now. Raises
+        NOT_FOUND naming the adapter that is unknown (or another tenant's), FAILED_PRECONDITION for one that must not
+        be used, DATA_LOSS when its files are gone.
         """
         if not items:
             return BASE
-        return await asyncio.to_thread(self._resolve, items, tenant)
+        return await asyncio.to_thread(self._resolve, items, tenant, donors)
 
-    async def resolve_many(self, stacks: Sequence[Sequence[StackItem]], tenant: str) -> tuple[Stack, ...]:
+    async def resolve_many(
+        self,
+        stacks: Sequence[Sequence[StackItem]],
+        tenant: str,
+        donors: Mapping[str, str] = MappingProxyType({}),
+    ) -> tuple[Stack, ...]:
         """Several stacks, resolved as of one moment; the same errors."""
         items = [item for stack in stacks for item in stack]
-        flat = iter((await self.resolve(items, tenant)).entries)
+        flat = iter((await self.resolve(items, tenant, donors)).entries)
         return tuple(Stack(tuple(next(flat) for _ in stack)) for stack in stacks)
 
     @contextmanager
@@ -47,8 +56,8 @@ class StackResolver:
                     raise adapter_not_found(entry.adapter.ref) from gone
             yield
 
-    def _resolve(self, items: Sequence[StackItem], tenant: str) -> Stack:
-        versions = self._store.adapters.resolve_all([item.adapter for item in items], tenant)
+    def _resolve(self, items: Sequence[StackItem], tenant: str, donors: Mapping[str, str]) -> Stack:
+        versions = self._store.adapters.resolve_all([item.adapter for item in items], tenant, donors)
         self._store.adapters.touch([version.digest for version in versions])
         entries = (StackEntry(version, item.weight) for version, item in zip(versions, items, strict=True))
         return Stack(tuple(entries))

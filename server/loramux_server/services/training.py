@@ -10,14 +10,14 @@ from weakref import WeakValueDictionary
 from ..core.backend import EngineInfo
 from ..core.errors import Code, Error, FieldViolation, invalid
 from ..core.jobs import JobState, TrainSpec
-from ..core.types import StackItem
+from ..core.types import Stack, StackItem
 from ..store import job_rows
 from ..store.records import JobRecord, NewJob
 from ..store.refs import check_name, parse_ref
 from ..store.store import Store
 from ..text import TextTokenizer
 from .adapter_views import AdapterViews
-from .cleanup import temporary_folder, to_the_end
+from .cleanup import nothing_collected, temporary_folder, to_the_end
 from .comparing import prompted
 from .gate import MIN_ACCURACY, Gate, make_gate
 from .intake import receive_file
@@ -165,6 +165,9 @@ class TrainingService:
     async def _create(self, request: CreateJobRequest) -> JobInfo:
         data = await self._load(request.spec, request.tenant, request.dataset_id, request.validation_dataset_id)
         stacks = await self._stacks.resolve_many(request.on_top_of, request.tenant)
+        start = [[StackItem(request.init_from)]] if request.init_from else []
+        first = await self._stacks.resolve_many(start, request.tenant)
+        donors = Stack(tuple(entry for stack in (*first, *stacks) for entry in stack.entries))
         await self._stacks.resolve_many(data.row_stacks, request.tenant)
         if violations := [*donor_violations(request, data.row_stacks)]:
             raise invalid(violations)
@@ -182,8 +185,12 @@ class TrainingService:
             compare_prompt=request.compare_prompt,
             metadata=dict(request.metadata),
             idempotency_key=request.idempotency_key,
+            donors={entry.adapter.ref: entry.adapter.digest for entry in donors.entries},
         )
-        return await self._info_of(await self._board.create(new))
+        async with nothing_collected(self._store):
+            with self._stacks.held(donors):
+                job = await self._board.create(new)
+        return await self._info_of(job)
 
     def _check_questions(self, request: CreateJobRequest, gate: Gate, data: JobData) -> None:
         """Raise INVALID_ARGUMENT where answers are to be looked at, and held-out rows cannot be asked for them."""

@@ -30,12 +30,12 @@ AdapterRow = Row[int, str, str, float]
 _LIVE = v.c.state != VersionState.DELETED.value
 _HAS_LIVE = sa.exists().where(v.c.adapter_id == a.c.id, _LIVE)
 _ADAPTER = sa.select(a.c.id, a.c.owner, a.c.name, a.c.created)
-_VERSION = (
+_ANY_VERSION = (
     sa.select(v, a.c.name, a.c.owner, (al.c.version.is_not(None)).label("current"))
     .join(a, a.c.id == v.c.adapter_id)
     .outerjoin(al, sa.and_(al.c.adapter_id == v.c.adapter_id, al.c.alias == LATEST, al.c.version == v.c.version))
-    .where(_LIVE)
 )
+_VERSION = _ANY_VERSION.where(_LIVE)
 
 
 def visible_adapter(connection: Connection, name: str, tenant: str) -> AdapterRow | None:
@@ -45,9 +45,7 @@ def visible_adapter(connection: Connection, name: str, tenant: str) -> AdapterRo
     return connection.execute(query.limit(1)).first()
 
 
-def page(
-    connection: Connection, tenant: str, after: str | None, limit: int, prefix: str = ""
-) -> Sequence[AdapterRow]:
+def page(connection: Connection, tenant: str, after: str | None, limit: int, prefix: str = "") -> Sequence[AdapterRow]:
     """Adapters that a tenant sees, by name, those after ``after`` whose names begin with ``prefix``."""
     query = (
         sa.select(a.c.name, sa.func.max(a.c.owner).label("owner"))
@@ -88,6 +86,13 @@ def version(connection: Connection, adapter: int, number: int) -> Row[Any] | Non
 def version_with_digest(connection: Connection, adapter: int, digest: str) -> Row[Any] | None:
     """The version of an adapter that has this content and is not deleted."""
     return connection.execute(_VERSION.where(v.c.adapter_id == adapter, v.c.digest == digest)).first()
+
+
+def donor(connection: Connection, name: str, number: int, digest: str, tenant: str) -> Row[Any] | None:
+    """A version with this content that a tenant sees or, now that it is deleted, saw."""
+    theirs = sa.and_(a.c.name == name, a.c.owner.in_({tenant, SHARED}))
+    query = _ANY_VERSION.where(theirs, v.c.version == number, v.c.digest == digest)
+    return connection.execute(query.order_by(a.c.owner.desc()).limit(1)).first()
 
 
 def versions(connection: Connection, adapters: Sequence[int]) -> dict[int, list[Row[Any]]]:

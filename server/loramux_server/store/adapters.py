@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 from sqlalchemy import Connection
 from sqlalchemy.exc import IntegrityError
@@ -20,6 +21,7 @@ from .refs import LATEST, Ref, check_alias, check_name, parse_ref
 from .usage import UsageLog
 
 Also = Callable[[Connection, VersionRecord], None]
+_NO_DONORS: Mapping[str, str] = MappingProxyType({})
 
 
 class AdapterRegistry:
@@ -64,21 +66,24 @@ class AdapterRegistry:
                 ) from exc
         return record
 
-    def resolve(self, ref: str, tenant: str) -> AdapterVersion:
+    def resolve(self, ref: str, tenant: str, donors: Mapping[str, str] = _NO_DONORS) -> AdapterVersion:
         """The version that a reference means now, with its files."""
-        return self.resolve_all([ref], tenant)[0]
+        return self.resolve_all([ref], tenant, donors)[0]
 
-    def resolve_all(self, refs: Sequence[str], tenant: str) -> tuple[AdapterVersion, ...]:
+    def resolve_all(
+        self, refs: Sequence[str], tenant: str, donors: Mapping[str, str] = _NO_DONORS
+    ) -> tuple[AdapterVersion, ...]:
         """``resolve`` for several references, all as of one moment.
 
-        Raises FAILED_PRECONDITION for a quarantined version or a name without a promoted one, DATA_LOSS when the
-        files are gone.
+        ``donors`` (version -> digest) are those of a job, found even if they are deleted by now. Raises
+        FAILED_PRECONDITION for a quarantined version or a name without a promoted one, DATA_LOSS when the files are
+        gone.
         """
         parsed = [(ref, parse_ref(ref)) for ref in refs]
         with self._db.read() as connection:
-            found = [self._find(connection, ref, one, tenant) for ref, one in parsed]
+            found = [self._donor(connection, ref, one, tenant, donors) for ref, one in parsed]
         for record in found:
-            if record.state is not VersionState.READY:
+            if record.state is VersionState.QUARANTINED:
                 raise Error(
                     Code.FAILED_PRECONDITION,
                     f"adapter {record.ref} is {record.state.value}: {record.reason}",
@@ -237,6 +242,16 @@ class AdapterRegistry:
                     reason="ADAPTER_NOT_PROMOTED",
                 )
         row = None if number is None else rows.version(connection, adapter.id, number)
+        if row is None:
+            raise adapter_not_found(ref)
+        return rows.version_record(row)
+
+    def _donor(
+        self, connection: Connection, ref: str, parsed: Ref, tenant: str, donors: Mapping[str, str]
+    ) -> VersionRecord:
+        if (digest := donors.get(ref)) is None or parsed.version is None:
+            return self._find(connection, ref, parsed, tenant)
+        row = rows.donor(connection, parsed.name, parsed.version, digest, tenant)
         if row is None:
             raise adapter_not_found(ref)
         return rows.version_record(row)

@@ -11,7 +11,7 @@ from sqlalchemy import Connection
 
 from ..core.errors import Error
 from ..core.jobs import JobState
-from . import adapter_rows
+from . import adapter_rows, job_rows
 from .blobs import BlobStore
 from .database import Database
 from .records import VersionState
@@ -64,6 +64,7 @@ def examine(database: Database, blobs: BlobStore, *, orphans: bool = True) -> li
             *_check_aliases(connection),
             *_check_datasets(connection, blobs),
             *_check_jobs(connection),
+            *_check_donors(connection, blobs),
             *_check_events(connection),
         ]
         if orphans:
@@ -88,7 +89,8 @@ def referenced_digests(database: Database) -> frozenset[str]:
 
 
 def _referenced(connection: Connection) -> frozenset[str]:
-    return adapter_rows.live_digests(connection) | frozenset(connection.scalars(sa.select(d.c.digest)))
+    datasets = frozenset(connection.scalars(sa.select(d.c.digest)))
+    return adapter_rows.live_digests(connection) | datasets | job_rows.donor_digests(connection)
 
 
 def _check_database(connection: Connection) -> Iterator[Finding]:
@@ -206,6 +208,14 @@ def _check_jobs(connection: Connection) -> Iterator[Finding]:
             yield Finding(Check.JOB, row.id, f"succeeded with {row.adapter!r}, which was never published")
         if row.state == JobState.FAILED and not row.error:
             yield Finding(Check.JOB, row.id, "failed without a reason")
+
+
+def _check_donors(connection: Connection, blobs: BlobStore) -> Iterator[Finding]:
+    live = adapter_rows.live_digests(connection)  # told of with their version
+    for job_id, donors in job_rows.unfinished(connection):
+        for ref, digest in donors.items():
+            if digest not in live and (trouble := _trouble(blobs, digest)):
+                yield Finding(Check.JOB, job_id, f"needs {ref}, and {trouble}")
 
 
 def _check_events(connection: Connection) -> Iterator[Finding]:

@@ -27,6 +27,7 @@ def insert(connection: Connection, job_id: str, new: NewJob, state: JobState, no
             validation_dataset_id=new.validation_dataset_id,
             on_top_of=stacks_to_json(new.on_top_of),
             init_from=new.init_from,
+            donors=new.donors,
             gate=new.gate,
             compare_prompt=new.compare_prompt,
             metadata=new.metadata,
@@ -62,6 +63,17 @@ def by_key(connection: Connection, owner: str, key: str) -> Row[Any] | None:
     return connection.execute(sa.select(j).where(j.c.owner == owner, j.c.idempotency_key == key)).first()
 
 
+def unfinished(connection: Connection) -> list[tuple[str, dict[str, str]]]:
+    """The jobs that may still run, by id, each with its donors."""
+    query = sa.select(j.c.id, j.c.donors).where(j.c.state.not_in([s.value for s in JobState if s.final]))
+    return [(row.id, row.donors or {}) for row in connection.execute(query.order_by(j.c.seq)).all()]
+
+
+def donor_digests(connection: Connection) -> frozenset[str]:
+    """Blobs that some unfinished job needs."""
+    return frozenset(digest for _, donors in unfinished(connection) for digest in donors.values())
+
+
 def record(row: Row[Any]) -> JobRecord:
     """A row as a record."""
     request = NewJob(
@@ -72,6 +84,7 @@ def record(row: Row[Any]) -> JobRecord:
         validation_dataset_id=row.validation_dataset_id,
         on_top_of=stacks_from_json(row.on_top_of),
         init_from=row.init_from,
+        donors=row.donors or {},
         gate=row.gate,
         compare_prompt=row.compare_prompt,
         metadata=row.metadata,

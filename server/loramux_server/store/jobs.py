@@ -96,6 +96,11 @@ class JobTable:
             found = connection.execute(query if tenant is None else query.where(j.c.owner == tenant)).all()
         return {JobState(state): count for state, count in found}
 
+    def referenced_digests(self) -> frozenset[str]:
+        """Blobs of the versions that jobs were created from and that may still be needed."""
+        with self._db.read() as connection:
+            return rows.donor_digests(connection)
+
     def move(
         self,
         job_id: str,

@@ -137,6 +137,8 @@ class NewJob:
     validation_dataset_id: str = ""
     on_top_of: tuple[tuple[StackItem, ...], ...] = ()
     init_from: str = ""
+    donors: dict[str, str] = field(default_factory=dict, compare=False)
+    """Digests of the versions in ``on_top_of`` and ``init_from``, by reference: their files stay until it is final."""
     gate: str = ""
     compare_prompt: str = ""
     metadata: dict[str, str] = field(default_factory=dict)

@@ -24,7 +24,7 @@ from sqlalchemy import (
 
 from .portable_json import FiguresJSON
 
-REVISION = "0004"
+REVISION = "0005"
 """The newest migration: what a database must be at for this code."""
 
 metadata = MetaData(
@@ -125,6 +125,7 @@ jobs = Table(
     Column("validation_dataset_id", String(32), nullable=False),
     Column("on_top_of", JSON, nullable=False),
     Column("init_from", String(160), nullable=False),
+    Column("donors", JSON),  # version -> digest, of those that it trains on top of or starts from
     Column("gate", Text, nullable=False),
     Column("compare_prompt", Text, nullable=False),
     Column("metadata", JSON, nullable=False),

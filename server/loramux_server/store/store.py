@@ -122,7 +122,9 @@ class Store:
         return found - self._referenced()
 
     def _referenced(self) -> frozenset[str]:
-        return self.adapters.referenced_digests() | self.datasets.referenced_digests()
+        # Jobs last: one that was created meanwhile names what the adapters' rows still named.
+        named = self.adapters.referenced_digests() | self.datasets.referenced_digests()
+        return named | self.jobs.referenced_digests()
 
     def sweep_job_folders(self) -> None:
         """At start: drop the checkpoints that no job can go on from, and those of jobs that failed long ago."""
