@@ -25,15 +25,17 @@ class MemoryPlan:
     """For adapters kept in host memory behind those on the device."""
 
 
-def plan_memory(settings: EngineSettings, device: torch.device, page_bytes: int, row_bytes: int) -> MemoryPlan:
+def plan_memory(
+    settings: EngineSettings, device: torch.device, page_bytes: int, row_bytes: int, graphs: int = 0
+) -> MemoryPlan:
     """Split what is free between KV pages and adapters, where the operator has not said.
 
     By default adapters get room for 512 rank rows but at most a quarter of the budget, the KV cache the rest. The
-    budget is 85 % of what is free on a GPU (the rest is for activations and training), and 2 GiB but at most a
-    quarter of what is free on a host, whose memory others use too.
+    budget is 85 % of what is free on a GPU (the rest is for activations and training) less the ``graphs`` bytes that
+    CUDA graphs may take, and 2 GiB but at most a quarter of what is free on a host, whose memory others use too.
     """
     free = device_memory(device)[0]
-    budget = int(free * 0.85) if device.type == "cuda" else min(2048 * MiB, free // 4)
+    budget = max(int(free * 0.85) - graphs, 0) if device.type == "cuda" else min(2048 * MiB, free // 4)
     adapters = settings.adapter_memory
     if adapters is None:
         adapters = min(DEFAULT_ROWS * row_bytes, budget // 4)

@@ -19,6 +19,14 @@ def zeros(size: Sequence[int], device: torch.device, dtype: torch.dtype) -> Tens
     return torch.from_numpy(np.zeros(math.prod(size) * dtype.itemsize, np.uint8)).view(dtype).view(*size)
 
 
+def upload(target: Tensor, values: Tensor) -> None:
+    """Copy ``values`` from the host into ``target`` without waiting for what the device still does.
+
+    Pinned memory of torch's own pool, which hands a block out again only when the copy from it is done.
+    """
+    target.copy_(values.pin_memory() if target.is_cuda else values, non_blocking=True)
+
+
 def host_available() -> int:
     """Bytes that this process may still take on the host."""
     available = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

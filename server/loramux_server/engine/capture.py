@@ -1,0 +1,71 @@
+"""How a decode step becomes something that replays: the seam between the bookkeeping of graphs and CUDA."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+import torch
+
+
+class Capture(Protocol):
+    """Turns a step into its replay."""
+
+    nbytes: int
+    """Memory that captures hold, so far."""
+
+    def capture(self, step: Callable[[], object]) -> Callable[[], None]:
+        """Run ``step`` and give a function that does the same again on the same tensors.
+
+        ``step`` may be run any number of times here, and what it decides in Python is decided once. Raises
+        RuntimeError when it cannot be captured; then nothing else may be captured in this process.
+        """
+        ...
+
+
+class CudaCapture:
+    """CUDA graphs that share one memory pool, so replays must not overlap. For the thread that owns the model.
+
+    A step that waits for the device cannot be captured, and a capture that breaks leaves torch's allocator in a state
+    where it no longer gives cached memory back. So a run before the capture, in which torch raises at every wait,
+    finds such steps first.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.nbytes = 0
+        self._device = device
+        # Runs before a capture use its stream too: libraries keep a workspace a stream, which must exist by then.
+        self._stream = torch.cuda.Stream(device)
+        self._pool = torch.cuda.graph_pool_handle()
+
+    def capture(self, step: Callable[[], object]) -> Callable[[], None]:
+        before, current = self._free(), torch.cuda.current_stream(self._device)
+        # Leaving this context brings the old stream back, which torch.cuda.graph alone does not when a capture breaks.
+        with torch.cuda.stream(self._stream):
+            self._stream.wait_stream(current)
+            step()
+            with _no_waiting():
+                step()
+            graph = torch.cuda.CUDAGraph()
+            # thread_local: the threads that read adapters' files may use CUDA as they like.
+            with torch.cuda.graph(graph, self._pool, self._stream, capture_error_mode="thread_local"):
+                step()
+        self.nbytes += max(before - self._free(), 0)
+        return graph.replay
+
+    def _free(self) -> int:
+        torch.cuda.synchronize(self._device)
+        torch.cuda.empty_cache()
+        return int(torch.cuda.mem_get_info(self._device)[0])
+
+
+@contextmanager
+def _no_waiting() -> Iterator[None]:
+    """In here torch raises RuntimeError where the host would wait for the device."""
+    mode = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode(mode)
