@@ -92,7 +92,7 @@ class EngineStats:
     kv_pages_used: int = 0
     kv_pages_total: int = 0
     memory: dict[str, int] = field(default_factory=dict)
-    """kind -> bytes: base, adapters, kv_cache, training, free, total."""
+    """kind -> bytes: base, adapters, kv_cache, training, free, total; graphs where there are any."""
     resident: dict[str, tuple[str, ...]] = field(default_factory=dict)
     """tier -> digests of the adapter versions there (``device``, ``host``)."""
     resident_bytes: dict[str, int] = field(default_factory=dict)
@@ -107,6 +107,8 @@ class EngineStats:
     steps: dict[str, tuple[int, float]] = field(default_factory=dict)
     """kind (prefill, decode, train) -> (steps, seconds) since start."""
     training_jobs: tuple[str, ...] = ()
+    cuda_graphs: int | None = None
+    """Graphs of decode steps that are kept; None where the engine makes none, 0 where it gave up."""
 
 
 class Backend(Protocol):

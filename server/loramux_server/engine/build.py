@@ -18,7 +18,9 @@ from ..model.quantize import prepare_base
 from ..model.resident import Progress, ResidentBase
 from ..model.special import eos_token_ids, max_context
 from .adapters import AdapterDesk
+from .capture import CudaCapture
 from .grammars import GrammarDesk
+from .graphs import DecodeGraphs, graph_bytes
 from .load_quota import LoadQuota
 from .loop import EngineLoop
 from .memory import device_memory, plan_memory
@@ -46,11 +48,22 @@ def build_engine(
     base = ResidentBase.load(settings, folder)
     progress("setting up memory", None)
     shape = base.kv_shape
+    # Without a kernel that reads pages in place, a step's shapes follow the longest context in it.
+    graphed = settings.cuda_graphs and shape.kernel
+    most = min(settings.max_running, settings.max_batch_tokens)
     plan = plan_memory(
-        settings, base.device, shape.page_bytes(base.dtype), AdapterBank.row_bytes(base.groups, base.dtype)
+        settings,
+        base.device,
+        shape.page_bytes(base.dtype),
+        AdapterBank.row_bytes(base.groups, base.dtype),
+        graph_bytes(base, most) if graphed else 0,
     )
     kv = KVPool(shape, plan.kv_pages, base.device, base.dtype)
     bank = AdapterBank(base.groups, plan.adapter_rows, base.device, base.dtype)
+    graphs = DecodeGraphs(base, kv, bank, most, CudaCapture(base.device)) if graphed else None
+    if graphs is not None:
+        progress("capturing CUDA graphs", None)
+        graphs.prepare()
     cache = HostCache(base.modules, base.fingerprint, plan.host_bytes, base.dtype)
     desk = AdapterDesk(bank, cache, LoadQuota(settings.adapter_load_rate))
     eos = eos_token_ids(base.model, folder)
@@ -73,6 +86,7 @@ def build_engine(
             "base": base.nbytes,
             "adapters": adapters,
             "kv_cache": kv.nbytes,
+            **({} if graphs is None else {"graphs": graphs.nbytes}),
             "training": training,
             "free": free,
             "total": total,
@@ -80,7 +94,7 @@ def build_engine(
         }
 
     loop = EngineLoop(
-        ModelRunner(base, kv, bank),
+        ModelRunner(base, kv, bank, graphs),
         scheduler,
         desk,
         grammars,

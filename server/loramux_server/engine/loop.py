@@ -346,6 +346,7 @@ class EngineLoop:
             prefix_hit_tokens=pages.hit_tokens,
             steps=steps,
             training_jobs=self._training.jobs,
+            cuda_graphs=None if self._runner.graphs is None else self._runner.graphs.count,
         )
 
     def _close(self) -> None:

@@ -14,6 +14,7 @@ from ..lora.bank import AdapterBank
 from ..lora.routing import Routing, Segment, plan_blocks
 from ..model.kv import KVPool, PagedAttention, Span
 from ..model.resident import ResidentBase
+from .graphs import DecodeGraphs
 from .scheduler import StepPlan, Work
 from .sequence import Sequence
 
@@ -27,10 +28,10 @@ class StepOutput:
 
 
 class ModelRunner:
-    """Runs plans on the resident base, its KV pages and its adapters."""
+    """Runs plans on the resident base, its KV pages and its adapters; decode steps as graphs where there are any."""
 
-    def __init__(self, base: ResidentBase, kv: KVPool, bank: AdapterBank) -> None:
-        self.base, self.kv, self.bank = base, kv, bank
+    def __init__(self, base: ResidentBase, kv: KVPool, bank: AdapterBank, graphs: DecodeGraphs | None = None) -> None:
+        self.base, self.kv, self.bank, self.graphs = base, kv, bank, graphs
         self._route = lru_cache(maxsize=4)(self._plan_routing)
         bank.on_change = self._route.cache_clear
 
@@ -52,15 +53,20 @@ class ModelRunner:
             elif work.samples:
                 sampled.append(first + work.length - 1)
         wanted = sampled + [row for rows_ in scored.values() for row in rows_]
-        device = self.base.device
+        spans = [Span(w.start, w.length, w.pages) for w in plan.work]
         self._clear_begun(plan.work)
-        logits = self.base.forward(
-            torch.tensor(positions, device=device),
-            PagedAttention(self.kv, [Span(w.start, w.length, w.pages) for w in plan.work]),
-            self._route(tuple(rows)),
-            torch.tensor(wanted or [0], device=device),  # a step that only fills pages still projects one row
-            ids=torch.tensor(ids, device=device),
-        )[: len(wanted)]
+        logits = None
+        if self.graphs is not None and plan.kind == "decode":
+            logits = self.graphs.run(ids, wanted, spans, [stack for _, stack in rows])
+        if logits is None:
+            device = self.base.device
+            logits = self.base.forward(
+                torch.tensor(positions, device=device),
+                PagedAttention(self.kv, spans),
+                self._route(tuple(rows)),
+                torch.tensor(wanted or [0], device=device),  # a step that only fills pages still projects one row
+                ids=torch.tensor(ids, device=device),
+            )[: len(wanted)]
         parts = logits.split([len(sampled), *map(len, scored.values())])
         return StepOutput(parts[0], dict(zip(scored, parts[1:], strict=True)))
 
@@ -78,13 +84,7 @@ class ModelRunner:
             self.kv.values[:, pages] = 0
 
     def _plan_routing(self, rows: tuple[tuple[int, Stack], ...]) -> Routing | None:
-        blocks = plan_blocks(
-            self.bank,
-            [
-                Segment(length, tuple((self.bank.slot(e.adapter.digest), e.weight) for e in stack.entries if e.weight))
-                for length, stack in rows
-            ],
-        )
+        blocks = plan_blocks(self.bank, [Segment.of(self.bank, length, stack) for length, stack in rows])
         return Routing(tuple(blocks)) if blocks else None
 
 

@@ -22,7 +22,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from ..core.types import Stack
 from .bank import AdapterBank, Slot
+from .host import upload
 from .linear import LinearGroup
 
 BLOCK_OVERHEAD = 2000
@@ -42,6 +44,11 @@ class Segment:
 
     length: int
     entries: Entries = ()
+
+    @classmethod
+    def of(cls, bank: AdapterBank, length: int, stack: Stack) -> Segment:
+        """Rows of a stack whose adapters are resident (else KeyError). A weight of 0 is no adapter at all."""
+        return cls(length, tuple((bank.slot(e.adapter.digest), e.weight) for e in stack.entries if e.weight))
 
 
 class Block(Protocol):
@@ -101,21 +108,11 @@ class BankBlock:
 
     def add(self, group: LinearGroup, x: Tensor, y: Tensor) -> Tensor:
         a, bs = self._weights(group.index)
-        t = self._rows.stop - self._rows.start
-        h = x[self._rows].to(a.dtype) @ a.view(-1, a.shape[-1]).T  # [t, r * members]
-        h = h.view(t, -1, a.shape[1]) * self._scale  # [t, r, members]
-        if self._unused is not None:
-            h = h.masked_fill(self._unused, 0)  # not 0 times infinity: a broken adapter stays with its own rows
-        h = h.to(a.dtype)
+        h = _shrink(x[self._rows], a, self._scale, self._unused)
         if torch.is_grad_enabled():
             delta = torch.cat([h[..., j] @ b for j, b in enumerate(bs)], dim=-1)
             return y + pad(delta, (0, 0, self._rows.start, y.shape[0] - self._rows.stop)).to(y.dtype)
-        for j, b in enumerate(bs):
-            target = y[self._rows, group.columns[j]]
-            if target.dtype == b.dtype:
-                target.addmm_(h[..., j], b)
-            else:
-                target.add_(h[..., j] @ b)
+        _expand(h, bs, y[self._rows], group)
         return y
 
     def _weights(self, group: int) -> tuple[Tensor, list[Tensor]]:
@@ -126,6 +123,68 @@ class BankBlock:
         if group not in self._gathered:
             self._gathered[group] = a[self._index], [b[self._index] for b in bs]
         return self._gathered[group]
+
+
+class StaticBlock:
+    """Resident adapters over rows of length 1, in buffers whose shapes and addresses never change.
+
+    What a captured graph replays: the bank's rows are gathered where the buffers say, so other adapters, weights and
+    places in the bank change values only. Ranks and rows that :meth:`fill` leaves over have scale 0 and are masked.
+    """
+
+    def __init__(self, bank: AdapterBank, rows: int, ranks: int) -> None:
+        self._bank, device = bank, bank.a[0].device
+        self._index = torch.zeros(ranks, dtype=torch.long, device=device)
+        self._scale = torch.zeros(rows, ranks, 1, device=device)
+        self._unused = torch.ones(rows, ranks, 1, dtype=torch.bool, device=device)
+
+    def fill(self, segments: Sequence[Segment]) -> None:
+        """Route the first rows as ``segments``, which have length 1 and use no more ranks than there are."""
+        index, scale = torch.zeros(self._index.shape, dtype=torch.long), torch.zeros(self._scale.shape)
+        starts: dict[int, int] = {}  # first rank row of a slot -> its place in the index
+        used = 0
+        for row, segment in enumerate(segments):
+            for slot, weight in segment.entries:
+                if slot.lo not in starts:
+                    starts[slot.lo] = used
+                    index[used : used + slot.rank] = torch.arange(slot.lo, slot.hi)
+                    used += slot.rank
+                scale[row, starts[slot.lo] : starts[slot.lo] + slot.rank] += weight * slot.scaling
+        upload(self._index, index)
+        upload(self._scale, scale)
+        upload(self._unused, scale == 0)
+
+    def acts_on(self, group: LinearGroup) -> bool:
+        return True
+
+    def add(self, group: LinearGroup, x: Tensor, y: Tensor) -> Tensor:
+        a = self._bank.a[group.index].index_select(0, self._index)
+        bs = [b.index_select(0, self._index) for b in self._bank.b[group.index]]
+        _expand(_shrink(x, a, self._scale, self._unused), bs, y, group)
+        return y
+
+
+def used_ranks(segments: Sequence[Segment]) -> int:
+    """Rank rows that ``segments`` use together."""
+    return sum(slot.rank for slot in {slot.lo: slot for s in segments for slot, _ in s.entries}.values())
+
+
+def _shrink(x: Tensor, a: Tensor, scale: Tensor | float, unused: Tensor | None) -> Tensor:
+    """Scaled rank values [t, r, members] of rows x [t, in] under A [r, members, in]."""
+    h = (x.to(a.dtype) @ a.view(-1, a.shape[-1]).T).view(x.shape[0], -1, a.shape[1]) * scale
+    if unused is not None:
+        h = h.masked_fill(unused, 0)  # not 0 times infinity: a broken adapter stays with its own rows
+    return h.to(a.dtype)
+
+
+def _expand(h: Tensor, bs: Sequence[Tensor], y: Tensor, group: LinearGroup) -> None:
+    """Add the products of rank values [t, r, members] with each member's B [r, out] to y [t, sum of out]."""
+    for j, b in enumerate(bs):
+        target = y[:, group.columns[j]]
+        if target.dtype == b.dtype:
+            target.addmm_(h[..., j], b)
+        else:
+            target.add_(h[..., j] @ b)
 
 
 def plan_blocks(bank: AdapterBank, segments: Sequence[Segment]) -> list[Block]:

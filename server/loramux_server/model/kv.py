@@ -13,7 +13,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from ..lora.host import zeros
+from ..lora.host import upload, zeros
 from .attention import causal_mask, dense_attention, padded_lengths
 from .paging import paged_kernel
 
@@ -27,7 +27,7 @@ class KVShape:
     head_dim: int
     page_size: int = 16
     kernel: bool = False
-    """Whether pages of this size are read in place by a kernel (which knows no soft-capping), or gathered."""
+    """Whether pages of this size are read in place by a kernel, or gathered."""
 
     def page_bytes(self, dtype: torch.dtype) -> int:
         """Bytes of one page over all layers, keys and values."""
@@ -50,6 +50,13 @@ class KVPool:
     @property
     def nbytes(self) -> int:
         return self.keys.nbytes + self.values.nbytes
+
+    def write(self, layer: int, slots: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Store k and v [T, kv_heads, D] in ``slots`` [T] (page times page size plus place); give the layer's pages."""
+        keys, values = self.keys[layer], self.values[layer]  # [pages, page_size, kv_heads, D]
+        keys.flatten(0, 1).index_copy_(0, slots, k.to(keys.dtype))
+        values.flatten(0, 1).index_copy_(0, slots, v.to(values.dtype))
+        return keys, values
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,17 +89,14 @@ class PagedAttention:
         self._decode = next((i for i, s in enumerate(spans) if s.length > 1), len(spans))
         if any(s.length == 1 for s in spans[self._decode :]):
             raise ValueError("spans of length 1 must come first")
-        slots = [s.pages[i // self._page] * self._page + i % self._page for s in spans for i in s.positions]
-        self._slots = torch.tensor(slots, device=self._device)
+        self._slots = torch.tensor(_slots(spans, self._page), device=self._device)
         self._masks: dict[tuple[int, int, int | None], Tensor] = {}
 
     def attend(
         self, layer: int, q: Tensor, k: Tensor, v: Tensor, *, scale: float, window: int | None, softcap: float | None
     ) -> Tensor:
-        keys, values = self._pool.keys[layer], self._pool.values[layer]  # [pages, page_size, kv_heads, D]
-        keys.flatten(0, 1).index_copy_(0, self._slots, k.to(keys.dtype))
-        values.flatten(0, 1).index_copy_(0, self._slots, v.to(values.dtype))
-        if self._pool.shape.kernel and softcap is None:
+        keys, values = self._pool.write(layer, self._slots, k, v)
+        if self._pool.shape.kernel:
             return self._attend_kernel(q, keys, values, scale, window)
         if self._decode == q.shape[0]:
             return self._attend_decode(q, keys, values, scale, window, softcap)
@@ -170,16 +174,55 @@ class PagedAttention:
         return paged_kernel(q, keys, values, *self._kernel_arguments, scale=scale, window=window)
 
 
+class DecodeAttention:
+    """Attention of spans of length 1 in buffers whose shapes and addresses never change, through the paging kernel.
+
+    What a captured graph replays. Rows beyond those that :meth:`fill` is given write to the scratch page and read
+    their own key alone. Lengths that the kernel wants as plain numbers are the most that there may be.
+    """
+
+    def __init__(self, pool: KVPool, rows: int, width: int) -> None:
+        """For ``rows`` spans of at most ``width`` pages each."""
+        self._pool, self._width, device = pool, width, pool.keys.device
+        self._slots = torch.full((rows,), pool.pages * pool.shape.page_size, device=device)
+        self._used = torch.ones(rows, dtype=torch.int32, device=device)
+        self._table = torch.full((rows, width), pool.pages, dtype=torch.int32, device=device)
+        self._starts = torch.arange(rows + 1, dtype=torch.int32, device=device)
+
+    def fill(self, spans: Sequence[Span]) -> None:
+        """Attend to these spans of length 1 from now on, one in each of the first rows."""
+        page, left = self._pool.shape.page_size, len(self._used) - len(spans)
+        slots = _slots(spans, page) + [self._pool.pages * page] * left
+        used = [s.end for s in spans] + [1] * left
+        upload(self._slots, torch.tensor(slots))
+        upload(self._used, torch.tensor(used, dtype=torch.int32))
+        upload(self._table, _page_table(spans, self._pool.pages, page, (len(self._used), self._width)))
+
+    def attend(
+        self, layer: int, q: Tensor, k: Tensor, v: Tensor, *, scale: float, window: int | None, softcap: float | None
+    ) -> Tensor:
+        keys, values = self._pool.write(layer, self._slots, k, v)
+        longest = self._width * self._pool.shape.page_size
+        return paged_kernel(
+            q, keys, values, self._starts, self._used, self._table, 1, longest, scale=scale, window=window
+        )
+
+
+def _slots(spans: Sequence[Span], page: int) -> list[int]:
+    """Where each token of ``spans`` lies in the pool."""
+    return [s.pages[i // page] * page + i % page for s in spans for i in s.positions]
+
+
 def _gather(pages: Tensor, index: Tensor) -> Tensor:
     """``pages[index]`` page by page: whole rows are copied, which indexing does element by element on the host."""
     rows = pages.flatten(1).index_select(0, index.flatten())
     return rows.view(*index.shape, *pages.shape[1:])
 
 
-def _page_table(spans: Sequence[Span], scratch: int, page: int) -> Tensor:
-    """int32 [spans, most pages]; short rows are filled with the scratch page."""
+def _page_table(spans: Sequence[Span], scratch: int, page: int, shape: tuple[int, int] | None = None) -> Tensor:
+    """int32 [spans, most pages], or of a larger ``shape``; short rows are filled with the scratch page."""
     used = [-(-s.end // page) for s in spans]
-    table = torch.full((len(spans), max(used)), scratch, dtype=torch.int32)
+    table = torch.full(shape or (len(spans), max(used)), scratch, dtype=torch.int32)
     for row, (span, count) in enumerate(zip(spans, used, strict=True)):
         table[row, :count] = torch.tensor(span.pages[:count], dtype=torch.int32)
     return table

@@ -135,7 +135,7 @@ class ResidentBase:
                 reason="MODEL_NOT_SUPPORTED",
             )
         page_size = None
-        if self.device.type == "cuda":
+        if self.device.type == "cuda" and not probe.softcapped:  # which no kernel knows
             page_size = find_page_size(probe.heads, kv_heads, head_dim, self.device, self.dtype)
         if page_size is None:
             return KVShape(len(probe.layers), kv_heads, head_dim)
@@ -149,9 +149,13 @@ class _Probe:
         self.shapes: set[tuple[int, int, int]] = set()
         self.layers: set[int] = set()
         self.heads = 0
+        self.softcapped = False
 
-    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, **_: object) -> Tensor:
+    def attend(
+        self, layer: int, q: Tensor, k: Tensor, v: Tensor, *, scale: float, window: int | None, softcap: float | None
+    ) -> Tensor:
         self.layers.add(layer)
+        self.softcapped |= softcap is not None
         self.heads = q.shape[1]
         self.shapes.add((k.shape[1], k.shape[2], v.shape[2]))
         return v.repeat_interleave(q.shape[1] // v.shape[1], dim=1)

@@ -75,3 +75,7 @@ def engine_metrics(stats: EngineStats, device: str) -> Iterator[Metric]:
     for step_kind, (count, seconds) in sorted(stats.steps.items()):
         steps.add_metric([step_kind], count_value=count, sum_value=seconds)
     yield steps
+    if stats.cuda_graphs is not None:
+        yield GaugeMetricFamily(
+            "loramux_cuda_graphs", "Decode graphs kept; 0: capturing failed.", value=stats.cuda_graphs
+        )

@@ -1,0 +1,266 @@
+"""Decode steps as graphs give what they give without: padding, buffers, buckets, adapters that come and move.
+
+A tape stands in for CUDA (tests/tensor/tape.py) and plain code for its attention kernel; what is captured, how its
+inputs are filled and when it is used is the server's.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from random import Random
+
+import pytest
+import torch
+from torch import Tensor
+
+from loramux_server.core.errors import Code
+from loramux_server.core.settings import EngineSettings
+from loramux_server.engine import graphs as graphs_module
+from loramux_server.engine import memory
+from loramux_server.engine.graphs import DecodeGraphs, graph_bytes
+from loramux_server.engine.memory import plan_memory
+from loramux_server.engine.runner import ModelRunner
+from loramux_server.lora.routing import Routing, Segment, StaticBlock, plan_blocks, used_ranks
+from loramux_server.model import kv
+from loramux_server.model.attention import dense_attention
+from tests.engine import Engine, check_tokens, command
+from tests.tensor.engine_cases import RANKS, STACKS, Case, Cases, check_empty, make_cases
+from tests.tensor.tape import NoCapture, TapeCapture
+from tests.tensor.test_engine_routing import GROUPS, adapter, make_bank
+
+TOLERANCE = 1e-4
+
+
+def one_query_each(q, keys, values, starts, used, table, longest_q, longest_k, *, scale, window) -> Tensor:  # type: ignore[no-untyped-def]
+    """The kernel's contract for decode rows, without a look at any value."""
+    assert longest_q == 1
+    assert starts.shape[0] == q.shape[0] + 1
+    ks, vs = (x[table.long()].flatten(1, 2).transpose(1, 2) for x in (keys, values))
+    assert ks.shape[2] <= longest_k
+    positions = torch.arange(ks.shape[2])
+    mask = positions < used[:, None]
+    if window is not None:
+        mask &= used[:, None] - positions <= window
+    out = dense_attention(q[:, :, None], ks, vs, scale=scale, softcap=None, mask=mask[:, None, None, :])
+    return out.squeeze(2)
+
+
+@pytest.fixture(autouse=True)
+def kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kv, "paged_kernel", one_query_each)
+
+
+@pytest.fixture(autouse=True)
+def both_ways(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every step is computed both ways, and the logits compared. It may be: a step's writes are the same twice."""
+    run = ModelRunner.run
+
+    def twice(self, plan, sequences):  # type: ignore[no-untyped-def]
+        if self.graphs is None:
+            return run(self, plan, sequences)
+        graphs, self.graphs = self.graphs, None
+        expected = run(self, plan, sequences)
+        self.graphs = graphs
+        got = run(self, plan, sequences)
+        for a, b in [(expected.next_token, got.next_token), *((expected.scores[i], got.scores[i]) for i in got.scores)]:
+            assert torch.equal(a.isfinite().all(-1), b.isfinite().all(-1))
+            finite = a.isfinite().all(-1)
+            torch.testing.assert_close(b[finite], a[finite], atol=TOLERANCE, rtol=0)
+        return got
+
+    monkeypatch.setattr(ModelRunner, "run", twice)
+
+
+def add_graphs(engine: Engine, capture: TapeCapture | None = None, rows: int = 64) -> DecodeGraphs:
+    made = DecodeGraphs(engine.base, engine.runner.kv, engine.runner.bank, rows, capture or TapeCapture())
+    engine.runner.graphs = made
+    return made
+
+
+@pytest.fixture(scope="module")
+def cases(tiny_base, make_adapter, tmp_path_factory) -> Iterator[Cases]:  # type: ignore[no-untyped-def]
+    made = make_cases(tiny_base("llama"), tmp_path_factory.mktemp("graphs"), make_adapter)
+    yield made
+    made.close()
+
+
+@pytest.mark.parametrize("arch", ["qwen3", "mistral", "gemma3_text", "mixtral"])
+def test_mixed_stacks_over_many_steps(arch: str, tiny_base, make_adapter, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    """All kinds of stacks together, requests coming and going: several buckets, each padded and each reused."""
+    cases = make_cases(tiny_base(arch), tmp_path, make_adapter)
+    engine, capture = cases.engine(max_batch_tokens=64), TapeCapture()
+    graphs = add_graphs(engine, capture)
+    draw = Random(5)
+    for _ in range(2):
+        cases.try_in(engine, cases.draw(draw, 9), stagger=lambda: draw.random() < 0.5)
+    cases.try_in(engine, [Case(cases.prompts[0], cases.stack([]))])
+    assert graphs.count >= 3
+    assert {ranks > 0 for _, ranks in graphs._graphs} == {True, False}
+    assert capture.steps == engine.kinds.count("decode") > 2 * graphs.count
+    cases.close()
+
+
+def test_adapters_that_are_swapped_in_and_moved(cases: Cases, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bank too small for all of them: what a captured graph gathers from changes under it, by eviction and by moves."""
+    engine = cases.engine(adapter_rows=12, max_batch_tokens=64)
+    graphs = add_graphs(engine)
+    moves = []
+    bank = engine.runner.bank
+    close = bank._close_gaps
+    monkeypatch.setattr(bank, "_close_gaps", lambda: (moves.append(1), close())[1])
+    draw = Random(2)
+    single = [[(name, 1.0)] for name in ("all", "rs", "upper", "attention")]
+    for _ in range(8):
+        cases.try_in(engine, cases.draw(draw, 6, [*STACKS[:6], *single]), stagger=lambda: draw.random() < 0.7)
+    assert bank.evictions > 3
+    assert moves
+    before = graphs.count
+    cases.try_in(engine, cases.draw(draw, 6, single))
+    assert graphs.count <= before + 1
+
+
+def test_static_block_follows_the_bank() -> None:
+    """The same buffers before and after a compaction, over less and over more, against the step's own plan."""
+    bank = make_bank(24)
+    hosts = [adapter(f"g{i}", rank) for i, rank in enumerate((4, 6, 3, 7))]
+    for host in hosts:
+        bank.put(host)
+    block = StaticBlock(bank, 5, 20)
+
+    def check(*stacks: list[tuple[int, float]]) -> None:
+        segments = [Segment(1, tuple((bank.slot(hosts[i].digest), w) for i, w in stack)) for stack in stacks]
+        block.fill(segments)
+        for group in GROUPS:
+            x = torch.randn(5, group.in_features)
+            y = torch.randn(5, sum(group.out_features))
+            got = Routing((block,)).add(group, x, y.clone())
+            with torch.no_grad():
+                expected = Routing(tuple(plan_blocks(bank, segments))).add(group, x, y.clone())
+            torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
+
+    with torch.inference_mode():
+        check([(0, 1.0), (1, -0.5)], [(2, 2.0)], [(3, 0.25), (0, 1.5)])
+        check([(1, 1.0)])
+        places = [bank.slot(h.digest).lo for h in (hosts[1], hosts[3])]
+        bank.drop("g0")
+        bank.drop("g2")
+        bank.pin("g1")
+        bank.pin("g3")
+        wide = adapter("wide", 11)
+        hosts.append(wide)
+        bank.put(wide)
+        assert [bank.slot(h.digest).lo for h in (hosts[1], hosts[3])] != places
+        check([(3, 1.0)], [(1, 1.0)])
+        check(*[[] for _ in range(5)])
+        assert used_ranks([Segment(1, ((bank.slot("g1"), 1.0),)), Segment(1, ((bank.slot("g1"), 0.5),))]) == 6
+
+
+def test_a_broken_adapter_fails_alone(cases: Cases) -> None:
+    """Infinite in its own rows; in others and in padding its scale is 0 and its products are masked."""
+    engine = cases.engine(max_batch_tokens=64)
+    graphs = add_graphs(engine)
+    mates = [Case(cases.prompts[i], cases.stack(STACKS[i]), 8) for i in range(4)]
+    broken = Case(cases.prompts[4], cases.stack([("broken", 1.0)]))
+    for round_ in range(2):
+        ids = [f"r{round_}m{i}" for i in range(4)]
+        for id, case in zip(ids, mates, strict=True):
+            engine.submit(command(id, case.prompt, case.max_tokens, case.stack))
+        engine.loop.turn()
+        # One token more than the prefix cache can answer: its first step is a decode step among the others.
+        engine.submit(command(f"r{round_}b", broken.prompt[:1], 4, broken.stack))
+        engine.finish(*ids, f"r{round_}b")
+        failure = engine.failure(f"r{round_}b")
+        assert failure is not None
+        assert (failure.code, failure.reason) == (Code.INTERNAL.value, "LOGITS_NOT_FINITE")
+        for id, case in zip(ids, mates, strict=True):
+            check_tokens(engine.tokens(id), cases.alone(case))
+    assert graphs.count
+    check_empty(engine)
+
+
+def test_steps_of_one_token_that_sample_nothing(cases: Cases) -> None:
+    """With room for one token a step, prompts and scores are decode steps too, most of which want no logits."""
+    engine, capture = cases.engine(max_batch_tokens=1), TapeCapture()
+    add_graphs(engine, capture, rows=1)
+    prompt, stack = cases.prompts[6], cases.stack(STACKS[3])
+    result = engine.score(prompt[:9], prompt[9:], stack)
+    expected = cases.reference.score(prompt[:9], prompt[9:], stack)
+    torch.testing.assert_close(torch.tensor(result.logprobs), torch.tensor(expected.logprobs), atol=TOLERANCE, rtol=0)
+    cases.try_in(engine, [Case(prompt, stack, 5)])
+    assert capture.steps == len(engine.kinds)
+
+
+def test_rows_kept_from_one_step_to_another(cases: Cases) -> None:
+    """What a step gives is its own: a grammar may hold on to it while the next steps run."""
+    engine = cases.engine(max_batch_tokens=64)
+    add_graphs(engine)
+    engine.run(*(command(f"k{i}", cases.prompts[i], 6, cases.stack(STACKS[i])) for i in range(3)))
+    for i in range(3):
+        rows = torch.stack(engine.logits[f"k{i}"])
+        assert rows.argmax(-1).tolist() == engine.tokens(f"k{i}")
+
+
+def test_prepared_at_the_start_and_bounded(cases: Cases, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, capture = cases.engine(max_batch_tokens=64), TapeCapture()
+    graphs = add_graphs(engine, capture, rows=6)
+    graphs.prepare()
+    assert sorted(graphs._graphs) == [(1, 0), (2, 0), (4, 0), (6, 0)]
+    monkeypatch.setattr(graphs_module, "MOST", 5)
+    with torch.inference_mode():
+        assert graphs._find(5, 7) is not None  # the last one that may be captured: for six rows
+        assert graphs._find(7, 0) is None
+        assert graphs._find(6, 17) is None
+    done = capture.steps
+    cases.try_in(engine, [Case(p, cases.stack([("rs", 1.0)]), 3) for p in cases.prompts[:2]])
+    assert capture.steps > done  # it serves fewer rows too
+    assert set(graphs._graphs) == {(1, 0), (2, 0), (4, 0), (6, 0), (6, 16)}
+
+
+def test_a_capture_that_fails_is_told_once(cases: Cases, caplog: pytest.LogCaptureFixture) -> None:
+    engine, capture = cases.engine(max_batch_tokens=64), NoCapture(able=2)
+    graphs = add_graphs(engine, capture)
+    with caplog.at_level(logging.WARNING):
+        for seed in range(3):
+            cases.try_in(engine, cases.draw(Random(seed), 8))
+    assert capture.tries == 3
+    assert graphs.count == 0
+    assert engine.loop._stats().cuda_graphs == 0
+    assert [r.message for r in caplog.records if "CUDA graphs" in r.message] == [
+        "CUDA graphs are off from now on; decode steps run without them: no memory for another graph"
+    ]
+
+
+def test_a_model_that_waits_for_the_device_runs_without(cases: Cases, caplog, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    """As some do, to stretch their positions for long contexts."""
+    engine = cases.engine(max_batch_tokens=64)
+    graphs, forward = add_graphs(engine), engine.base.forward
+
+    def looks(positions, *args, **options):  # type: ignore[no-untyped-def]
+        assert int(positions.max()) < 256
+        return forward(positions, *args, **options)
+
+    monkeypatch.setattr(engine.base, "forward", looks)
+    cases.try_in(engine, cases.draw(Random(1), 5))
+    assert graphs.count == 0
+    assert "waits for the device" in caplog.text
+
+
+def test_memory_for_graphs_is_left_before_the_cache_is_sized(cases: Cases, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = cases.reference.base
+    wanted = graph_bytes(base, 64)
+    assert wanted > graph_bytes(base, 1) > 0
+    monkeypatch.setattr(memory, "device_memory", lambda device: (10 * wanted, 10 * wanted))
+    gpu = torch.device("cuda")
+    without, with_ = (plan_memory(EngineSettings(), gpu, 1000, 100, graphs) for graphs in (0, wanted))
+    assert (without.kv_pages - with_.kv_pages) * 1000 == pytest.approx(wanted, abs=wanted / 4 + 2000)
+    assert without.kv_pages > with_.kv_pages
+
+
+def test_no_graphs_on_a_host(cases: Cases) -> None:
+    assert cases.reference.runner.graphs is None
+    stats = cases.reference.loop._stats()
+    assert stats.cuda_graphs is None
+    assert "graphs" not in stats.memory
+    assert set(RANKS) == set(cases.versions)
