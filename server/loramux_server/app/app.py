@@ -59,6 +59,8 @@ class App:
         self._collector: asyncio.Task[None] | None = None
         self._health: asyncio.Task[None] | None = None
         self._engine_started = False
+        self._failure: Error | None = None
+        self._failed = asyncio.Event()
 
     @property
     def address(self) -> str:
@@ -95,6 +97,12 @@ class App:
         self._metrics.engine_ready(info, self._stats_from_thread(backend, asyncio.get_running_loop()))
         await self._open_services(backend, store, info, text)
         self._say.ready(settings, self._rpc.address, self.metrics_port, info, await backend.stats())
+
+    async def watch(self) -> None:
+        """Run until the engine is given up, and raise why: nothing but another start can help then."""
+        await self._failed.wait()
+        assert self._failure is not None
+        raise self._failure
 
     async def drain(self) -> None:
         """Take nothing new, say so in health, and let what runs finish within the settings' time."""
@@ -133,12 +141,17 @@ class App:
 
         backend = make_backend(self.settings.engine(), self._say.progress)
         backend.link.on_state = self._engine_moved
+        backend.link.on_failed = self._engine_failed
         return backend
 
     def _engine_moved(self, up: bool) -> None:
         """The engine's process died, or is up again: health tells load balancers."""
         if self._desk.readiness is Readiness.READY:
             self._health = asyncio.create_task(self._set_serving(up))
+
+    def _engine_failed(self, error: Error) -> None:
+        self._failure = error
+        self._failed.set()
 
     async def _set_serving(self, up: bool) -> None:
         await self._rpc.set_serving(up)
@@ -153,7 +166,7 @@ class App:
         services = Services(
             generation=GenerationService(backend, store, text, info, limits, metrics),
             adapters=adapters,
-            training=TrainingService(store, text, info, limits, board),
+            training=TrainingService(store, text, info, limits, board, backend),
         )
 
         async def counts(tenant: str) -> Counts:

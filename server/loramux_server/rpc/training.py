@@ -42,14 +42,18 @@ class TrainingServicer(training_pb2_grpc.TrainingServiceServicer):
             raise invalid_field("header", "the first message of an upload must carry it")
         header = first.header
         if header.format not in ("", "jsonl"):
-            raise invalid_field("header.format", "must be jsonl, the only format so far")
+            raise invalid_field("header.format", "must be jsonl: tables are read by the client")
         pieces = _pieces(request_iterator, header.size)
         dataset = await service.upload_dataset(pieces, calls.current().tenant, name=header.name, sha256=header.sha256)
         return dataset_to_proto(dataset)
 
     async def ValidateDataset(self, request: pb.ValidateDatasetRequest, context: Context) -> pb.ValidateDatasetResponse:
         report = await self._desk.open().training.validate_dataset(
-            request.dataset_id, calls.current().tenant, spec=spec_from_proto(request.settings)
+            request.dataset_id,
+            calls.current().tenant,
+            spec=spec_from_proto(request.settings),
+            show=request.show_rows,
+            from_line=request.show_from_line,
         )
         return report_to_proto(report)
 

@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from weakref import WeakValueDictionary
 
-from ..core.backend import EngineInfo
+from ..core.backend import Backend, EngineInfo
 from ..core.errors import Code, Error, FieldViolation, invalid
 from ..core.jobs import JobState, TrainSpec
 from ..core.types import Stack, StackItem
@@ -19,12 +19,13 @@ from ..text import TextTokenizer
 from .adapter_views import AdapterViews
 from .cleanup import nothing_collected, temporary_folder, to_the_end
 from .comparing import prompted
+from .dataset_checks import DatasetChecks
 from .gate import MIN_ACCURACY, Gate, make_gate
 from .intake import receive_file
 from .job_board import JobBoard
 from .job_defaults import settled
-from .job_validation import job_violations, spec_violations
-from .job_views import bad_report, dataset_info, good_report, job_event, job_info
+from .job_validation import job_violations
+from .job_views import dataset_info, job_event, job_info
 from .limits import Limits
 from .plan import JobData, load_data
 from .questions import questions
@@ -42,12 +43,21 @@ class TrainingService:
     The runner gets the same ``board``.
     """
 
-    def __init__(self, store: Store, text: TextTokenizer, info: EngineInfo, limits: Limits, board: JobBoard) -> None:
+    def __init__(
+        self,
+        store: Store,
+        text: TextTokenizer,
+        info: EngineInfo,
+        limits: Limits,
+        board: JobBoard,
+        backend: Backend | None = None,
+    ) -> None:
         self._store = store
         self._text = text
         self._info = info
         self._limits = limits
         self._board = board
+        self._checks = DatasetChecks(store, text, info, limits, backend)
         self._stacks = StackResolver(store)
         self._views = AdapterViews(store, info)
         self._creating: WeakValueDictionary[tuple[str, str], asyncio.Lock] = WeakValueDictionary()
@@ -67,20 +77,16 @@ class TrainingService:
         return dataset_info(record)
 
     async def validate_dataset(
-        self, dataset_id: str, tenant: str = "default", *, spec: TrainSpec | None = None
+        self,
+        dataset_id: str,
+        tenant: str = "default",
+        *,
+        spec: TrainSpec | None = None,
+        show: int = 0,
+        from_line: int = 0,
     ) -> DatasetReport:
-        """Parse and tokenise a dataset and report what is wrong with it and what it holds."""
-        spec = spec or TrainSpec()
-        if violations := [*spec_violations(spec, self._info, self._limits)]:
-            raise invalid(violations)
-        try:
-            data = await self._load(spec, tenant, dataset_id)
-            await self._stacks.resolve_many(data.row_stacks, tenant)
-        except Error as error:
-            if error.reason == "DATASET_INVALID":
-                return bad_report(error)
-            raise
-        return good_report(data.train, spec)
+        """Report on a dataset, as ``DatasetChecks.report``."""
+        return await self._checks.report(dataset_id, tenant, spec or TrainSpec(), show, from_line)
 
     async def create_job(self, request: CreateJobRequest) -> JobInfo:
         """Check everything, then queue a job; once this returns, the job survives a crash.

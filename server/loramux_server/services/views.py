@@ -187,20 +187,49 @@ class RowProblem:
 
 
 @dataclass(frozen=True, slots=True)
+class MarkedText:
+    """Text of a tokenised row that is all learned or all not, special tokens shown."""
+
+    text: str
+    trained: bool
+
+
+@dataclass(frozen=True, slots=True)
+class MarkedRow:
+    """A row as it is trained on; of a pair, with either answer."""
+
+    line: int
+    text: tuple[MarkedText, ...]
+    rejected: tuple[MarkedText, ...] = ()
+    tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class DatasetReport:
     """What a dataset holds, found without training on it. Counts are of the good rows."""
 
-    rows: int
-    tokens: int
-    trained_tokens: int
+    rows: int = 0
+    tokens: int = 0
+    trained_tokens: int = 0
     """Tokens that carry loss."""
-    longest: int
+    longest: int = 0
     """Tokens of the longest row."""
-    duplicates: int
-    estimated_steps: int
-    problems: tuple[RowProblem, ...]
+    duplicates: int = 0
+    estimated_steps: int = 0
+    problems: tuple[RowProblem, ...] = ()
     """The first ones, by line."""
-    problems_total: int
+    problems_total: int = 0
+    too_long: int = 0
+    """Rows that are refused because they are too long."""
+    pairs: bool = False
+    warnings: tuple[str, ...] = ()
+    estimated_seconds: float | None = None
+    """Of training on this machine with nothing else to do; None: it cannot be told."""
+    estimated_memory_bytes: int | None = None
+    """Peak beside what serving holds."""
+    estimated_from: str = ""
+    """What the seconds were worked out from."""
+    shown: tuple[MarkedRow, ...] = ()
 
     @property
     def ok(self) -> bool:

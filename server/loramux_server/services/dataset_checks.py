@@ -1,0 +1,157 @@
+"""Checks of datasets before anything is queued: what is wrong, what the good rows hold, cost and look like."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+from ..core.backend import Backend, EngineInfo, ScoreCommand
+from ..core.errors import Error, FieldViolation, invalid
+from ..core.jobs import JobState, TrainRow, TrainSpec
+from ..store.store import Store
+from ..text import TextTokenizer
+from ..training.dataset import Dataset, DatasetReport, Example
+from ..training.masks import render_marked
+from ..training.order import Order
+from .estimate import Estimate, Shape, Speed, estimate, speed_of_job
+from .job_validation import spec_violations
+from .limits import Limits
+from .plan import check_data
+from .stacks import StackResolver
+from .views import DatasetReport as Report
+from .views import MarkedRow, MarkedText, RowProblem
+
+MAX_SHOWN = 100
+MAX_SHOWN_CHARS = 1 << 20
+PROBE_TOKENS = 256
+"""Length of the prompt whose forward is timed where no job has told how fast this machine is."""
+LOOK_BACK = 20
+"""Jobs that are looked at for their speed."""
+MIN_STEPS = 5
+"""Steps from which on a job's speed says something."""
+
+
+class DatasetChecks:
+    """Reports on stored datasets. ``backend`` None: time is told only where a job has run before."""
+
+    def __init__(
+        self, store: Store, text: TextTokenizer, info: EngineInfo, limits: Limits, backend: Backend | None = None
+    ) -> None:
+        self._store, self._text, self._info, self._limits = store, text, info, limits
+        self._backend = backend
+        self._stacks = StackResolver(store)
+        self._probed: Speed | None = None
+
+    async def report(self, dataset_id: str, tenant: str, spec: TrainSpec, show: int = 0, from_line: int = 0) -> Report:
+        """What is wrong with a dataset, and what its good rows hold and cost with ``spec``.
+
+        ``show`` good rows from line ``from_line`` on come with it as they are trained on. Raises INVALID_ARGUMENT for
+        bad settings, NOT_FOUND for the dataset, or for an adapter that a row names.
+        """
+        violations = [*spec_violations(spec, self._info, self._limits)]
+        if not 0 <= show <= MAX_SHOWN:
+            violations.append(FieldViolation("show_rows", f"is {show}; it must be between 0 and {MAX_SHOWN}"))
+        if from_line < 0:
+            violations.append(FieldViolation("show_from_line", f"is {from_line}; it must be at least 0"))
+        if violations:
+            raise invalid(violations)
+        try:
+            data, problems, _ = await asyncio.to_thread(
+                check_data, self._store, self._text, self._info, self._limits, spec, tenant, dataset_id
+            )
+        except Error as error:
+            if error.reason != "DATASET_INVALID":
+                raise
+            return Report(problems=tuple(RowProblem(0, v.description) for v in error.violations), problems_total=1)
+        named = tuple(dict.fromkeys(e.on_top_of for e in data.examples if e.on_top_of is not None))
+        await self._stacks.resolve_many(named, tenant)
+        found, cost = data.report, Estimate(None, 0, "")
+        if found.examples:
+            free = await self._free()
+            speed = await asyncio.to_thread(self._speed_of_jobs, found, tenant) or await self._probe()
+            cost = estimate(self._info, spec, found, speed, free)
+        return Report(
+            rows=found.rows,
+            tokens=found.tokens,
+            trained_tokens=found.trained_tokens,
+            longest=found.longest,
+            duplicates=found.duplicates,
+            too_long=found.too_long,
+            pairs=found.pairs,
+            warnings=found.warnings,
+            estimated_steps=Order(spec, found.examples).total_steps if found.examples else 0,
+            estimated_seconds=cost.seconds,
+            estimated_memory_bytes=cost.memory_bytes or None,
+            estimated_from=cost.basis,
+            problems=tuple(RowProblem(line, description) for line, description in problems.listed()),
+            problems_total=problems.count,
+            shown=await asyncio.to_thread(self._shown, data, show, from_line),
+        )
+
+    def _shown(self, data: Dataset, count: int, from_line: int) -> tuple[MarkedRow, ...]:
+        rows: list[MarkedRow] = []
+        room = MAX_SHOWN_CHARS
+        for example in data.examples:
+            if len(rows) == count:
+                break
+            if example.line < from_line:
+                continue
+            row = self._marked(example)
+            room -= sum(len(part.text) for part in row.text + row.rejected)
+            if rows and room < 0:
+                break
+            rows.append(row)
+        return tuple(rows)
+
+    def _marked(self, example: Example) -> MarkedRow:
+        def parts(row: TrainRow | None) -> tuple[MarkedText, ...]:
+            found = render_marked(row, self._text) if row is not None else ()
+            return tuple(MarkedText(part.text, part.trained) for part in found)
+
+        return MarkedRow(example.line, parts(example.row), parts(example.row.rejected), example.tokens)
+
+    def _speed_of_jobs(self, report: DatasetReport, tenant: str) -> Speed | None:
+        """The speed of the tenant's latest job that tells one and ran on this base."""
+        jobs, _ = self._store.jobs.list(tenant, state=JobState.SUCCEEDED, page_size=LOOK_BACK)
+        for job in jobs:
+            rate = job.metrics.get("tokens_per_second", 0.0)
+            if rate <= 0 or job.step < MIN_STEPS or (job.request.spec.method == "dpo") is not report.pairs:
+                continue
+            try:
+                base = self._store.adapters.get_version(job.adapter, tenant).meta.base_fingerprint
+            except Error:
+                continue  # deleted since
+            if base == self._info.base_fingerprint:
+                spec = job.request.spec
+                return speed_of_job(Shape.of(self._info, spec), spec, report, rate, f"job {job.id}")
+        return None
+
+    async def _probe(self) -> Speed | None:
+        """Time one forward of the engine. Training does the same products, three times as many."""
+        if self._backend is None or self._probed is not None:
+            return self._probed
+        length = min(PROBE_TOKENS, self._info.max_context - 1)
+        for attempt in range(2):  # the first one pays for what is done once
+            ids = _probe_ids(length, self._info.vocab_size, attempt)
+            started = time.monotonic()
+            try:
+                await self._backend.score(ScoreCommand(f"probe-{attempt}-{time.monotonic_ns()}", ids[:-1], ids[-1:]))
+            except Error:
+                return None  # the engine is away or full: there is a report without an estimate then
+            seconds = max(time.monotonic() - started, 1e-6)
+        shape = Shape.of(self._info, TrainSpec())
+        self._probed = Speed(shape.forward(length) / seconds, f"one forward of {length} tokens")
+        return self._probed
+
+    async def _free(self) -> int:
+        if self._backend is None:
+            return 1 << 62
+        try:
+            return (await self._backend.stats()).memory.get("free", 1 << 62)
+        except Error:
+            return 1 << 62
+
+
+def _probe_ids(length: int, vocabulary: int, salt: int) -> tuple[int, ...]:
+    """Token ids that no prompt before them had, so that none of their keys and values are known already."""
+    return tuple((7919 * i + 104_729 * salt + time.monotonic_ns()) % vocabulary for i in range(length))

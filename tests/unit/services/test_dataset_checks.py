@@ -1,0 +1,203 @@
+"""Reports on datasets, and how jobs take up what the data are: pairs, replay rows, costs."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from loramux_server.core.backend import EngineInfo
+from loramux_server.core.errors import Code, Error
+from loramux_server.core.jobs import TrainSpec
+from loramux_server.services.estimate import Estimate, Shape, Speed, estimate
+from loramux_server.services.job_board import JobBoard
+from loramux_server.services.job_defaults import automatic_learning_rate
+from loramux_server.services.limits import Limits
+from loramux_server.services.training import TrainingService
+from loramux_server.services.views import CreateJobRequest
+from loramux_server.store.store import Store
+from loramux_server.text import TextTokenizer
+from loramux_server.training.dataset import DatasetReport
+
+from .test_training_jobs import ROWS, Server, in_pieces, jsonl
+
+PAIRS = [{"prompt": f"Where is shop {i}?", "chosen": f" In {i}.", "rejected": " No idea."} for i in range(12)]
+NOTHING_GIVEN: frozenset[str] = frozenset()
+
+
+@pytest.fixture
+def server(store: Store, text: TextTokenizer, info: EngineInfo) -> Server:
+    return Server.over(store, text, info)
+
+
+async def upload(server: Server, rows: list[Any]) -> str:
+    return (await server.service.upload_dataset(in_pieces(jsonl(rows), 4096))).id
+
+
+async def test_the_good_rows_are_reported_beside_the_bad(server: Server) -> None:
+    dataset = await upload(server, [*ROWS, {"x": 1}, {"text": "word " * 300}, ROWS[0]])
+    report = await server.service.validate_dataset(dataset, spec=TrainSpec(epochs=2, batch_size=4))
+    assert not report.ok
+    assert [(p.line, p.field) for p in report.problems] == [(13, ""), (14, "")]
+    assert (report.rows, report.too_long, report.duplicates, report.estimated_steps) == (13, 1, 1, 8)
+    assert 0 < report.trained_tokens < report.tokens
+    assert any("repeats an earlier one" in warning for warning in report.warnings)
+
+
+async def test_rows_are_shown_as_they_are_trained_on(server: Server, text: TextTokenizer) -> None:
+    dataset = await upload(server, ROWS)
+    report = await server.service.validate_dataset(dataset, show=2, from_line=3)
+    assert [row.line for row in report.shown] == [3, 4]
+    prompt, answer = report.shown[0].text
+    assert (prompt.trained, answer.trained) == (False, True)
+    assert text.encode("Where is shop 2?") == text.encode(prompt.text)
+    assert answer.text.startswith(" In street 2.")
+    assert report.shown[0].rejected == ()
+    report = await server.service.validate_dataset(await upload(server, PAIRS), show=100)
+    assert (len(report.shown), report.pairs) == (12, True)
+    assert report.shown[0].rejected[-1].text.startswith(" No idea.")
+    with pytest.raises(Error) as caught:
+        await server.service.validate_dataset(dataset, show=101, from_line=-1)
+    assert [v.field for v in caught.value.violations] == ["show_rows", "show_from_line"]
+
+
+async def test_time_is_told_from_a_forward_and_then_from_jobs(server: Server, text: TextTokenizer) -> None:
+    store, info = server.store, server.backend.info
+    dataset = await upload(server, ROWS)
+    assert (await server.service.validate_dataset(dataset)).estimated_seconds is None  # without an engine
+    asking = TrainingService(store, text, info, Limits(), JobBoard(store), server.backend)
+    report = await asking.validate_dataset(dataset)
+    assert report.estimated_seconds is not None
+    assert report.estimated_from.startswith("one forward of ")
+    assert report.estimated_memory_bytes
+    assert len(server.backend.scores) == 2
+    first, second = (command.prompt_ids for command in server.backend.scores)
+    assert first[0] != second[0]  # nothing of the first is found in the prefix cache
+    await asking.validate_dataset(dataset)
+    assert len(server.backend.scores) == 2  # measured once
+    job = await server.job()
+    async with server.working():
+        await server.finished(job)
+    with store.database.write() as connection:  # the scripted engine tells no speed
+        connection.exec_driver_sql("UPDATE jobs SET step = 9, metrics = ?", (json.dumps({"tokens_per_second": 1e6}),))
+    report = await asking.validate_dataset(dataset)
+    assert report.estimated_from == f"the speed of job {job.id}"
+    # The same rows and settings as the job's: its own speed gives their time.
+    assert report.estimated_seconds == pytest.approx(report.tokens * 3 * 16 / 12 / 1e6, rel=0.5)
+
+
+async def test_data_that_are_refused_as_a_whole(server: Server, store: Store, text: TextTokenizer) -> None:
+    dataset = await upload(server, ROWS)
+    for limits, words in ((Limits(max_dataset_rows=3), "more than 3 rows"), (Limits(max_dataset_bytes=9), "at most 9")):
+        service = TrainingService(store, text, server.backend.info, limits, JobBoard(store))
+        report = await service.validate_dataset(dataset)
+        assert (report.rows, report.problems_total, report.problems[0].line) == (0, 1, 0)
+        assert words in report.problems[0].description
+    service = TrainingService(store, text, server.backend.info, Limits(max_row_tokens=5), JobBoard(store))
+    assert (await service.validate_dataset(dataset)).too_long == 12
+
+
+async def test_pairs_are_trained_by_dpo(server: Server, info: EngineInfo, text: TextTokenizer) -> None:
+    dataset = await upload(server, PAIRS)
+    job = await server.service.create_job(CreateJobRequest("polite", dataset, given=NOTHING_GIVEN))
+    assert (job.spec.method, job.spec.beta) == ("dpo", 0.1)
+    assert job.spec.learning_rate == pytest.approx(automatic_learning_rate(info) / 20, rel=0.05)
+    async with server.working():
+        await server.finished(job)
+    (command,) = server.backend.trained
+    row = command.rows[0]
+    assert row.rejected is not None
+    assert text.decode(row.rejected.input_ids).endswith("No idea.")
+    plain = await server.service.create_job(CreateJobRequest("plain", await upload(server, ROWS), given=NOTHING_GIVEN))
+    assert plain.spec.method == "sft"
+
+
+async def test_a_method_that_is_not_for_the_data_is_refused(server: Server) -> None:
+    pairs, rows = await upload(server, PAIRS), await upload(server, ROWS)
+    asked = CreateJobRequest("acme", rows, given=NOTHING_GIVEN)
+    method = frozenset({"method"})
+    cases = [
+        (replace(asked, spec=TrainSpec(method="dpo"), given=method), "method", "are not preference pairs"),
+        (replace(asked, dataset_id=pairs, given=method), "method", "are preference pairs; leave it out, or give dpo"),
+        (replace(asked, validation_dataset_id=pairs), "validation", "holds preference pairs, and the data hold none"),
+        (replace(asked, dataset_id=pairs, validation_dataset_id=rows), "validation", "holds no preference pairs"),
+        (replace(asked, dataset_id=pairs, spec=TrainSpec(replay=rows)), "replay", "no place among preference pairs"),
+        (replace(asked, spec=TrainSpec(replay=pairs)), "replay", "holds preference pairs"),
+        (replace(asked, spec=TrainSpec(replay_rows=5)), "replay_rows", "without replay"),
+        (replace(asked, dataset_id=pairs, recipe="facts"), "recipe", "not for preference pairs"),
+    ]
+    for request, field, words in cases:
+        with pytest.raises(Error) as caught:
+            await server.service.create_job(request)
+        assert [(v.field, words in v.description) for v in caught.value.violations] == [(field, True)]
+    with pytest.raises(Error) as caught:
+        await server.service.create_job(replace(asked, spec=TrainSpec(replay="ds-0")))
+    assert caught.value.code is Code.NOT_FOUND
+    assert (await server.service.list_jobs()).items == ()
+
+
+async def test_replay_rows_are_drawn_once_and_run_on_the_bare_base(server: Server, text: TextTokenizer) -> None:
+    general = [{"prompt": f"What is {i} and {i}?", "completion": f" {2 * i}."} for i in range(50)]
+    replay = await upload(server, general)
+    asked = CreateJobRequest(
+        "acme", await upload(server, ROWS), spec=TrainSpec(replay=replay, validation_split=0.25), given=NOTHING_GIVEN
+    )
+    job = await server.service.create_job(asked)
+    assert job.spec.replay_rows == 32
+    other = await server.service.create_job(replace(asked, spec=replace(asked.spec, seed=1, replay_rows=8), given=None))
+    async with server.working():
+        await server.finished(job)
+        await server.finished(other)
+    first, second = server.backend.trained
+    own, drawn = first.rows[:9], first.rows[9:]
+    assert all("shop" in text.decode(row.input_ids) for row in own + first.validation)
+    assert len({row.input_ids for row in drawn}) == 32
+    assert not any("shop" in text.decode(row.input_ids) for row in drawn)
+    assert [len(stack.entries) for stack in first.stacks] == [0]
+    assert len(second.rows) == 9 + 8
+    assert {row.input_ids for row in second.rows[9:]} - {row.input_ids for row in drawn}  # another seed, another draw
+    bad = await upload(server, [{"x": 1}])
+    with pytest.raises(Error) as caught:
+        await server.service.create_job(replace(asked, spec=TrainSpec(replay=bad)))
+    assert [v.field for v in caught.value.violations] == ["replay[line 1]"]
+
+
+async def test_the_default_replay_rows_become_the_tenants_own(server: Server, store: Store) -> None:
+    asked = CreateJobRequest(
+        "acme", await upload(server, ROWS), spec=TrainSpec(replay="default"), given=NOTHING_GIVEN, idempotency_key="k"
+    )
+    job = await server.service.create_job(asked)
+    kept = store.datasets.get(job.spec.replay, "default")
+    rows = store.blobs.local_path(kept.digest).read_text().splitlines()
+    assert len(rows) == 32
+    assert all(json.loads(row)["messages"] for row in rows)
+    assert (await server.service.create_job(asked)).id == job.id
+    assert not any(store.state.tmp.iterdir())
+
+
+def test_costs_follow_the_shapes(info: EngineInfo) -> None:
+    report = DatasetReport(rows=40, examples=40, tokens=1000, trained_tokens=200, longest=30)
+    speed = Speed(1e6, "a test")
+
+    def of(report: DatasetReport = report, **settings: Any) -> Estimate:
+        return estimate(info, TrainSpec(**settings), report, speed, 1 << 40)
+
+    def seconds(**settings: Any) -> float:
+        found = of(**settings).seconds
+        assert found is not None
+        return found
+
+    assert seconds(epochs=6.0) == pytest.approx(2 * seconds(epochs=3.0))
+    assert seconds(max_steps=15) == pytest.approx(seconds(epochs=3.0))
+    assert seconds(layers=(2, 3)) < 0.7 * seconds()
+    assert of(replace(report, pairs=True), rank=1).seconds == pytest.approx(1.5 * seconds(rank=1), rel=0.1)
+    assert of(rank=64).memory_bytes > of(rank=8).memory_bytes
+    assert of(batch_size=16).memory_bytes > of(batch_size=4).memory_bytes
+    tight = estimate(info, TrainSpec(), report, None, 1000)
+    assert (tight.seconds, tight.basis) == (None, "")
+    assert tight.memory_bytes < of().memory_bytes  # activations are computed again where memory is short
+    shape = Shape.of(info, TrainSpec(layers=(2, 3)))
+    weights = sum(a * b for a, b in info.linear_modules.values())
+    assert (shape.lower, shape.upper, shape.layers) == (weights // 2, weights // 2, 2)
