@@ -106,10 +106,10 @@ def watch(
     after: Annotated[int, typer.Option(help="Only events after this sequence number.")] = 0,
     json: Annotated[bool, typer.Option("--json", help="Print each event as a line of JSON.")] = False,
 ) -> None:
-    """Follow a job from its first event to its end; exit code 1 if it published nothing."""
+    """Follow a job from its first event to its end, with its loss curve; exit code 1 if it published nothing."""
     with connect(context) as client:
         handle = client.jobs.get(job)
-        with progress_display(handle.info.name, enabled=not json) as display:
+        with progress_display(handle.info.name, enabled=not json, chart=True) as display:
             for event in handle.events(after_sequence=after):
                 display.show(event)
                 if json:

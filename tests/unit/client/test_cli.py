@@ -17,6 +17,7 @@ from loramux.cli import main
 from loramux.cli.app import hoist
 from loramux.cli.chat import Conversation
 from loramux.cli.common import stack
+from loramux.comparison import Comparison, Side
 from loramux.v1 import adapters_pb2, training_pb2
 
 from .fake import FAILED, RUNNING, SUCCEEDED, Fake, details, moved, refuse, step, version
@@ -170,6 +171,42 @@ def test_jobs(fake: Fake, shell: Shell) -> None:
     assert (shell("jobs", "show", "job-1"), "loss 0.5" in shell.out) == (0, True)
     assert (shell("jobs", "pause", "job-1"), shell.out) == (0, "job job-1 is paused\n")
     assert (shell("jobs", "resume", "job-1"), shell("jobs", "cancel", "job-1")) == (0, 0)
+
+
+def test_a_comparison_is_a_table_with_a_verdict(fake: Fake, shell: Shell) -> None:
+    """In the job, after watching it, and with the version."""
+    base, prompt, adapter = (Side(share, share, 1.5, tokens, 0.1, 0.5) for share, tokens in ((0, 9), (0.5, 99), (1, 9)))
+    found = Comparison(48, base, prompt, adapter)
+    shown = version()
+    for metrics in (fake.job.metrics, shown.metrics):
+        metrics.update({"loss": 0.5, **found.to_metrics()})
+    fake.job.compare_prompt = "Acme:\n opens at nine. " * 20
+    fake.job.adapter.CopyFrom(shown)
+    fake.job.state = SUCCEEDED
+    fake.handlers["GetAdapter"] = lambda *_: adapters_pb2.Adapter(name="acme", versions=[shown])
+    for command in (("jobs", "show", "job-1"), ("jobs", "watch", "job-1"), ("adapters", "show", "acme")):
+        fake.watches = [[step(1, 1), step(2, 2), moved(3, SUCCEEDED)]]
+        assert shell(*command) == 0
+        assert found.verdict in shell.out
+        lines = [" ".join(line.split()) for line in shell.out.splitlines()]
+        assert "answers that hold the expected text 0.0% 50.0% 100.0%" in lines
+        assert "prompt tokens a request 9 99 9" in lines
+        assert "milliseconds to the first token 100 100 100" in lines
+        assert "compare_" not in shell.out
+    assert shell("jobs", "show", "job-1") == 0
+    assert "Acme: opens at nine. Acme:" in shell.out
+
+
+def test_a_prompt_to_compare_with_from_a_file(fake: Fake, shell: Shell, tmp_path: Path) -> None:
+    (tmp_path / "d.jsonl").write_text('{"text": "a"}\n')
+    (tmp_path / "prompt.txt").write_text("Opens at nine.\n")
+    data = ("train", "acme", "--data", str(tmp_path / "d.jsonl"), "--no-wait", "--compare-prompt")
+    assert shell(*data, f"@{tmp_path / 'prompt.txt'}") == 0
+    assert fake.last("CreateJob").compare_prompt == "Opens at nine.\n"
+    assert shell(*data, "Be brief.") == 0
+    assert fake.last("CreateJob").compare_prompt == "Be brief."
+    assert shell(*data, f"@{tmp_path / 'none.txt'}") == 2
+    assert "cannot read" in shell.err
 
 
 def test_watching_a_job_that_fails(fake: Fake, shell: Shell) -> None:

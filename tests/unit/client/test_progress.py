@@ -7,7 +7,7 @@ import io
 from rich.console import Console
 
 from loramux import JobEvent
-from loramux.progress import Bar, Lines, Silent, clock, describe, progress_display
+from loramux.progress import Bar, Lines, Silent, chart_lines, clock, describe, progress_display
 
 
 def test_a_bar_on_a_terminal() -> None:
@@ -48,6 +48,33 @@ def test_descriptions() -> None:
         "evaluation  validation loss 0.5  token accuracy 0.9"
     )
     assert [clock(s) for s in (0, 59.6, 3661)] == ["0:00", "1:00", "1:01:01"]
+
+
+def test_a_chart_of_the_losses() -> None:
+    assert chart_lines([8.0, 4.5, 1.0], height=2) == ["        8 │█▁ ", "        1 │██▁"]
+    lines = chart_lines([100.0 - i for i in range(100)], width=10, height=4)
+    assert len(lines) == 4
+    assert lines[0].split("│")[1].strip() == "█▅▁"
+    assert [len(line.split("│")[1]) for line in lines] == [10] * 4
+    assert chart_lines([]) == []
+    assert len(chart_lines([1.0, 1.0, float("nan")])) == 8
+
+
+def test_watching_draws_a_chart() -> None:
+    """On a terminal above the bar while it grows, elsewhere once at the end."""
+    events = [JobEvent(i, 0.0, "step", step=i, total_steps=3, metrics={"loss": 4.0 - i}) for i in (1, 2, 3)]
+    for terminal in (True, False):
+        console = Console(file=io.StringIO(), force_terminal=terminal, width=100, color_system=None)
+        with progress_display("acme", console=console, chart=True) as display:
+            for event in events:
+                display.show(event)
+        shown = console.file.getvalue()  # type: ignore[attr-defined]
+        last = shown[shown.rindex("3 │") :].splitlines()
+        assert last[0].startswith("3 │█")
+        assert last[7].strip().startswith("1 │")
+    with progress_display("acme", console=console) as display:
+        display.show(events[0])
+    assert console.file.getvalue().count("│") == shown.count("│")  # type: ignore[attr-defined]
 
 
 def test_a_bar_draws_the_curve() -> None:
