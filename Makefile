@@ -70,6 +70,10 @@ bench: $(READY) ## Put load on a server: tokens/s and latency (more flags: make 
 bench-serving: $(READY) ## Measure loramux beside its peers: 1-2 hours; minutes with BENCH_ARGS=--quick
 	@$(BIN)/python -m benchmarks.serving $(BENCH_ARGS)
 
+.PHONY: bench-scale
+bench-scale: $(READY) ## Measure thousands of adapters: ten minutes, 6 GB; a trial with BENCH_ARGS=--quick
+	@$(BIN)/python -m benchmarks.scale $(BENCH_ARGS)
+
 .PHONY: protos
 protos: $(READY) ## Make the generated code of protos/ anew
 	@$(BIN)/python tools/protos.py

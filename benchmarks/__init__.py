@@ -1,11 +1,14 @@
 """What is measured, on this machine, in numbers that can be made again.
 
     serving.py       loramux beside its peers: same weights, prompts, threads, one table      make bench-serving
+    scale.py         thousands of adapters: start-up, lists, Zipf traffic, cold loads        make bench-scale
     load.py          load on one loramux server, at several levels of concurrency             make bench
     front.py         what the front costs per token, over an engine that plays a script
     profile_step.py  where the time of a decode step goes
 
 The parts of ``serving.py``: ``workloads`` (what is asked), ``systems`` (who is asked), ``worker`` (the process that
 each system has to itself), ``material`` (bases and adapters), ``samples``, ``roofline`` and ``table`` (what is told),
-``job`` (what crosses between the processes). Results go to ``benchmarks/results/``.
+``job`` (what crosses between the processes). Those of ``scale.py``: ``registry`` (what is registered), ``traffic``
+(who is asked how often), ``scale_parts``, ``scrape`` and ``page_cache`` (how it is measured), ``seven_billion`` and
+``bank_loads`` (a larger base), ``scale_table``. Results go to ``benchmarks/results/``.
 """

@@ -62,3 +62,33 @@ class Line:
     """Name of a workload; ``note`` says why."""
     facts: dict[str, str] = field(default_factory=dict)
     """What to know about the system to judge its figures (versions, kernels, precision)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Registry:
+    """A prepared state directory with adapters, the whole ones (on all linears) first."""
+
+    state_dir: str
+    registered: int
+    folders: tuple[str, ...]
+    """Where the files of the whole ones lie."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(adapter_name(i) for i in range(self.registered))
+
+
+def adapter_name(i: int) -> str:
+    """The name of adapter ``i`` of a prepared registry."""
+    return f"tenant-{i:04}"
+
+
+@dataclass(frozen=True, slots=True)
+class BankLoads:
+    """Seconds of each load of one adapter, and where to."""
+
+    device: str
+    host: tuple[float, ...]
+    """From disk, as far as the system forgets a file when it is asked to."""
+    copies: tuple[float, ...]
+    """From the host to the device."""

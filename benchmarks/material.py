@@ -79,6 +79,13 @@ def _cut_tokenizer(folder: Path, size: int) -> PreTrainedTokenizerFast:
     )
 
 
+def linears(base: Path) -> dict[str, tuple[int, int]]:
+    """Name -> (in, out) of every linear of an NF4 folder but the head. Imports torch."""
+    from loramux_server.model.load import linear_modules
+
+    return linear_modules(_skeleton(base))
+
+
 def _skeleton(base: Path) -> Any:
     """The model of an NF4 folder without weights, its linears plain."""
     import torch

@@ -1,4 +1,6 @@
-"""What needs torch before measuring begins: ``python -m benchmarks.prepare base NAME FOLDER | rates DTYPE THREADS``.
+"""What needs torch beside the measuring: ``python -m benchmarks.prepare WHAT ARGUMENTS``.
+
+    base NAME FOLDER | rates DTYPE THREADS | registry BASE FOLDER REGISTERED WHOLE | loads FOLDER DTYPE COUNT
 
 Writes the answer as one line of JSON; whatever libraries print goes to standard error.
 """
@@ -24,6 +26,14 @@ def main(what: str, *arguments: str) -> None:
         from .machine import measure_rates
 
         answer = measure_rates(arguments[0], int(arguments[1]))
+    elif what == "registry":
+        from .registry import make
+
+        answer = make(Path(arguments[0]), Path(arguments[1]), int(arguments[2]), int(arguments[3]))
+    elif what == "loads":
+        from .bank_loads import measure
+
+        answer = measure(Path(arguments[0]), arguments[1], int(arguments[2]))
     else:
         sys.exit(f"unknown: {what}")
     os.write(out, msgspec.json.encode(answer) + b"\n")

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import IO
 
 from loramux import LoramuxError
 
@@ -23,12 +24,18 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def start(command: Sequence[str], environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
-    """Start a server with ``environment`` on top of ours. Its output goes where this process's errors go."""
-    return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=2, env={**os.environ, **environment})
+def start(
+    command: Sequence[str], environment: Mapping[str, str], output: int | IO[bytes] = 2
+) -> subprocess.Popen[bytes]:
+    """Start a server with ``environment`` on top of ours. Its output goes where this process's errors go, or there."""
+    return subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env={**os.environ, **environment}
+    )
 
 
-async def wait_until(ready: Callable[[], Awaitable[bool]], server: subprocess.Popen[bytes] | None) -> None:
+async def wait_until(
+    ready: Callable[[], Awaitable[bool]], server: subprocess.Popen[bytes] | None, every: float = 0.2
+) -> None:
     """Return once ``ready`` says so; errors of a connection count as no. Raises RuntimeError if the server ends."""
     deadline = time.monotonic() + START_LIMIT
     while time.monotonic() < deadline:
@@ -39,7 +46,7 @@ async def wait_until(ready: Callable[[], Awaitable[bool]], server: subprocess.Po
                 return
         except (LoramuxError, OSError):
             pass  # not listening yet
-        await asyncio.sleep(0.2)
+        await asyncio.sleep(every)
     raise RuntimeError(f"the server was not ready after {START_LIMIT:.0f} s")
 
 
