@@ -96,6 +96,7 @@ class TrainingRun:
             with suppress(Error):  # an engine that is gone has forgotten it anyway
                 await self._backend.unload(candidate.digest)
         found["eval_questions"] = float(len(asked))
+        reach("job.answered")
         await self._take(TrainEvent(TrainEventType.EVALUATION, words, None, self._steps, self._total, found))
 
     async def _compared(

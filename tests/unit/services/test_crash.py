@@ -8,12 +8,13 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from loramux_server.core.backend import EngineInfo
 from loramux_server.core.failpoints import VARIABLE
-from loramux_server.core.jobs import JobState
+from loramux_server.core.jobs import JobState, TrainSpec
 from loramux_server.store.store import Store
 from loramux_server.text import TextTokenizer
 
@@ -22,19 +23,32 @@ from .test_training_jobs import SUCCESS, Server, states
 from .tiny_tokenizer import write_tokenizer
 
 ROOT = Path(__file__).parents[3]
+JOB: dict[str, Any] = {
+    "spec": TrainSpec(validation_split=0.25),
+    "gate": "improves",
+    "compare_prompt": "All shops are in the street with their number.",
+    "idempotency_key": "once",
+}
+"""A job that goes through everything: held-out rows, a comparison, a gate."""
 
 
 async def run_until_killed(state: Path, tokenizer: Path) -> None:
     """What the subprocess does: take a job in and run it, with a failpoint in the environment."""
     text = TextTokenizer.load(tokenizer)
     server = Server.over(Store.open(state), text, engine_info(text.vocab_size))
-    job = await server.job(idempotency_key="once")
+    job = await server.job(**JOB)
     print(job.id, flush=True)
     async with server.working():
         await server.finished(job)
 
 
-@pytest.mark.parametrize("point", ["job.trained", "blob.renamed", "publish.before_commit", "publish.committed"])
+POINTS = [
+    *("job.trained", "job.answered", "job.evaluated", "job.before_publish"),
+    *("blob.renamed", "publish.before_commit", "publish.committed"),
+]
+
+
+@pytest.mark.parametrize("point", POINTS)
 async def test_a_job_survives_kill(point: str, tmp_path: Path, text: TextTokenizer, info: EngineInfo) -> None:
     state, tokenizer = tmp_path / "state", write_tokenizer(tmp_path / "tokenizer")
     code = (
@@ -57,7 +71,7 @@ async def test_a_job_survives_kill(point: str, tmp_path: Path, text: TextTokeniz
     acknowledged = found.stdout.split()
     before = server.published()
     assert before == (["acme@1"] if point == "publish.committed" else [])
-    job = await server.job(idempotency_key="once")  # the client sends again what it had no answer to
+    job = await server.job(**JOB)  # the client sends again what it had no answer to
     assert acknowledged in ([], [job.id])
     async with server.working():
         events = await server.finished(job)

@@ -336,6 +336,26 @@ async def test_cancel_while_queued_and_while_running(server: Server) -> None:
     assert caught.value.code is Code.FAILED_PRECONDITION
 
 
+async def test_a_full_disk_while_publishing_fails_the_job(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is half there, the reason is told, and with room again the job can be resumed."""
+    put = server.store.blobs.put_folder
+
+    def full(folder: Path) -> None:
+        raise Error(Code.RESOURCE_EXHAUSTED, "cannot store the folder: the disk is full", reason="STORAGE_FULL")
+
+    monkeypatch.setattr(server.store.blobs, "put_folder", full)
+    job = await server.job()
+    async with server.working():
+        assert states(await server.finished(job))[-2:] == [JobState.PUBLISHING, JobState.FAILED]
+        assert (await server.service.get_job(job.id)).error_reason == "STORAGE_FULL"
+        assert server.published() == []
+        assert not any(server.store.state.tmp.iterdir())
+        monkeypatch.setattr(server.store.blobs, "put_folder", put)
+        await server.service.resume_job(job.id)
+        assert states(await server.finished(job))[-1] is JobState.SUCCEEDED
+    assert server.published() == ["acme@1"]
+
+
 async def test_pause_and_resume(server: Server) -> None:
     server.training.at, server.training.hang = 2, True
     job = await server.job()
