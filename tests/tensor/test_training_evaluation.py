@@ -11,9 +11,8 @@ import torch
 
 from loramux_server.core.jobs import TrainCommand, TrainEvent, TrainRow, TrainSpec
 from loramux_server.lora.linear import LinearGroup
-from loramux_server.training import gradients, pace
+from loramux_server.training import pace, tasks
 from loramux_server.training.selftest import gradient_fault
-from loramux_server.training.step import RowRunner
 from tests.engine import Engine, prompts, version_of
 
 SPEC = TrainSpec(rank=4, alpha=8, learning_rate=5e-3, epochs=3, batch_size=4, seed=3, layers=(1, 2))
@@ -107,16 +106,15 @@ def test_out_of_memory_is_tried_again_in_smaller_parts(engine: Engine, tmp_path:
     data = rows(8)
     name = type(error).__name__
     quiet = of(engine.train(TrainCommand(f"quiet{name}", SPEC, data, output=str(tmp_path / "quiet"))), "step")
-    loss, sizes = RowRunner.loss, []
+    run_pass, sizes = tasks.run_pass, []
 
-    def tight(self, part, *args, **kwargs):  # type: ignore[no-untyped-def]
-        tokens = sum(len(r.input_ids) for r in part)
-        sizes.append(tokens)
-        if tokens > 50:
+    def tight(base, picked):  # type: ignore[no-untyped-def]
+        sizes.append(sum(sum(batch.part(indices).lengths) for batch, indices in picked))
+        if sizes[-1] > 50:
             raise error
-        return loss(self, part, *args, **kwargs)
+        run_pass(base, picked)
 
-    monkeypatch.setattr(RowRunner, "loss", tight)
+    monkeypatch.setattr(tasks, "run_pass", tight)
     events = engine.train(TrainCommand(f"tight{name}", SPEC, data, output=str(tmp_path / "tight")))
     assert [e.metrics["loss"] for e in of(events, "step")] == pytest.approx(
         [e.metrics["loss"] for e in quiet], rel=1e-5
@@ -132,7 +130,7 @@ def test_out_of_memory_again_fails_the_job_and_nothing_else(engine: Engine, tmp_
     def out(*args, **kwargs):  # type: ignore[no-untyped-def]
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(gradients, "_parts", out)
+    monkeypatch.setattr(tasks, "run_pass", out)
     engine.run(TrainCommand("out", SPEC, rows(8), output=str(tmp_path / "out")))
     failure = engine.failure("out")
     assert failure is not None
@@ -144,15 +142,17 @@ def test_out_of_memory_again_fails_the_job_and_nothing_else(engine: Engine, tmp_
 
 def test_a_loss_that_is_no_number_keeps_the_state_before(engine: Engine, tmp_path: Path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
     (tmp_path / "checkpoints").mkdir()
-    real, calls = gradients.gradients, 0
+    real, calls = tasks.run_pass, 0
 
-    def broken(run, command, batch, pace, report):  # type: ignore[no-untyped-def]
+    def broken(base, picked):  # type: ignore[no-untyped-def]
         nonlocal calls
         calls += 1
-        loss = yield from real(run, command, batch, pace, report)
-        return loss if calls < 4 else float("nan")
+        real(base, picked)
+        if calls == 4:
+            ((batch, _),) = picked
+            batch.run.adapter.flat()[0].grad[0, 0] = float("nan")
 
-    monkeypatch.setattr("loramux_server.training.trainer.gradients", broken)
+    monkeypatch.setattr(tasks, "run_pass", broken)
     command = TrainCommand("nan", SPEC, rows(8), output=str(tmp_path / "out"))
     command = replace(command, checkpoint_dir=str(tmp_path / "checkpoints"))
     engine.run(command)
@@ -194,10 +194,7 @@ def test_an_engine_without_gradients_serves_and_refuses_jobs(tiny_base, tmp_path
     engine.close()
 
 
-def test_pieces_get_smaller_once() -> None:
+def test_pieces_get_smaller() -> None:
     found = pace.Pace()
-    with pytest.raises(MemoryError), found.measure(100):
-        raise MemoryError
-    assert found.shrink()
+    found.shrink(50)
     assert list(found.split([0, 1, 2, 3], [30, 15, 30, 30])) == [[0, 1], [2], [3]]
-    assert not found.shrink()

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 
 from loramux_server.core.jobs import TrainCommand, TrainRow, TrainSpec
 from loramux_server.core.types import BASE
-from loramux_server.lora.trainable import TrainableAdapter
-from loramux_server.training.order import Order, assign_stacks
-from loramux_server.training.targets import target_modules
+from loramux_server.training.order import assign_stacks
 from tests.engine import Engine, command, prompts, stack_of, version_of
-from tests.oracle import Oracle, load_plain
+from tests.oracle import Oracle
+from tests.peft_loop import initial_adapter, peft_losses
 
 SPEC = TrainSpec(rank=4, alpha=8, learning_rate=5e-3, epochs=3, batch_size=4, seed=3, layers=(1, 2))
 
@@ -22,78 +20,6 @@ SPEC = TrainSpec(rank=4, alpha=8, learning_rate=5e-3, epochs=3, batch_size=4, se
 def rows(count: int, seed: int = 0) -> tuple[TrainRow, ...]:
     texts = prompts(count, lengths=(8, 30), seed=seed)
     return tuple(TrainRow(tuple(t), tuple(i >= len(t) // 2 for i in range(len(t)))) for t in texts)
-
-
-def peft_losses(base: Path, spec: TrainSpec, data: tuple[TrainRow, ...], initial: TrainableAdapter, under, turns):  # type: ignore[no-untyped-def]
-    """Losses of a plain loop: one row at a time, PEFT's layers, torch's AdamW; ``under`` is one PEFT stack a turn."""
-    from peft import LoraConfig, get_peft_model
-
-    model = load_plain(base, torch.float32)
-    config = LoraConfig(
-        r=spec.rank,
-        lora_alpha=spec.alpha,
-        target_modules=sorted({n.rpartition(".")[2] for n in initial.parameters}),
-        layers_to_transform=list(spec.layers) if spec.layers else None,
-        task_type="CAUSAL_LM",
-    )
-    peft = get_peft_model(model, config)
-    for index, stack in enumerate(under):
-        for folder, _ in stack:
-            peft.load_adapter(str(folder), adapter_name=f"u{index}-{folder.name}", is_trainable=False)
-    trained = {}
-    for name, module in peft.named_modules():
-        if hasattr(module, "lora_A") and "default" in module.lora_A:
-            a, b = initial.parameters[name.removeprefix("base_model.model.")]
-            with torch.no_grad():
-                module.lora_A["default"].weight.copy_(a)
-                module.lora_B["default"].weight.copy_(b)
-            trained[name] = module
-    weights = [p for m in trained.values() for p in (m.lora_A["default"].weight, m.lora_B["default"].weight)]
-    optimizer = torch.optim.AdamW(weights, betas=(spec.beta1, spec.beta2), weight_decay=spec.weight_decay)
-    order = Order(spec, len(data))
-    losses = []
-    for step in range(order.total_steps):
-        batch = order.batch(step)
-        count = sum(sum(data[i].labels[1:]) for i in batch)
-        total = 0.0
-        for i in batch:
-            names = ["default"]
-            for folder, weight in under[turns[i]]:
-                names.append(f"u{turns[i]}-{folder.name}")
-                for module in peft.modules():
-                    if hasattr(module, "set_scale") and names[-1] in getattr(module, "lora_A", {}):
-                        module.set_scale(names[-1], weight)
-            peft.base_model.set_adapter(names)
-            for p in peft.parameters():
-                p.requires_grad_(False)
-            for w in weights:
-                w.requires_grad_(True)
-            ids = torch.tensor([data[i].input_ids])
-            logits = peft(input_ids=ids, use_cache=False).logits[0, :-1]
-            learned = torch.tensor(data[i].labels[1:])
-            loss = torch.nn.functional.cross_entropy(logits[learned], ids[0, 1:][learned], reduction="sum") / count
-            loss.backward()
-            total += float(loss.detach())
-        torch.nn.utils.clip_grad_norm_(weights, spec.max_grad_norm)
-        for group in optimizer.param_groups:
-            group["lr"] = order.learning_rate(step)
-        optimizer.step()
-        optimizer.zero_grad()
-        losses.append(total)
-    return losses, peft
-
-
-def initial_adapter(engine: Engine, spec: TrainSpec) -> TrainableAdapter:
-    return TrainableAdapter(
-        engine.base.groups,
-        target_modules(spec, engine.base.groups),
-        rank=spec.rank,
-        alpha=spec.alpha,
-        rslora=spec.rslora,
-        dropout=0.0,
-        generator=torch.Generator().manual_seed(spec.seed),
-        device=torch.device("cpu"),
-    )
 
 
 @pytest.fixture(scope="module", params=["llama", "gemma2"])
@@ -115,7 +41,7 @@ def test_losses_equal_a_peft_loop(setup, make_adapter):  # type: ignore[no-untyp
     events = engine.train(TrainCommand("j1", SPEC, data, stacks=stacks, output=str(root / "out1")))
     got = [e.metrics["loss"] for e in events if e.type == "step"]
     turns = assign_stacks(data, len(stacks))
-    expected, _ = peft_losses(base, SPEC, data, initial_adapter(engine, SPEC), under, turns)
+    expected = peft_losses(base, SPEC, data, initial_adapter(engine.base, SPEC), under, turns)
     assert got == pytest.approx(expected, rel=1e-3)
     assert got[-1] < got[0] - 0.1
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from ..core.backend import EngineInfo
-from ..core.background import StartTask
+from ..core.background import Background
 from ..core.settings import EngineSettings
 from ..lora.bank import AdapterBank
 from ..lora.cache import HostCache
@@ -29,7 +29,7 @@ from .protocol import Output
 from .runner import ModelRunner
 from .scheduler import Limits, Scheduler
 
-MakeTasks = Callable[[ResidentBase], StartTask]
+MakeTasks = Callable[[ResidentBase], Background]
 """Gives the training side its hold on the resident base."""
 
 

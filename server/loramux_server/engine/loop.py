@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..core.backend import EngineStats, GenerateCommand, ScoreCommand, ScoreResult, TokenEvent
-from ..core.background import StartTask
+from ..core.background import Background
 from ..core.errors import Code, Error
 from ..core.jobs import TrainCommand
 from ..core.types import FinishReason, TokenLogprob
@@ -49,14 +49,14 @@ class EngineLoop:
         desk: AdapterDesk,
         grammars: GrammarDesk,
         training: tuple[float, float],
-        start_task: StartTask,
+        background: Background,
         eos: tuple[int, ...],
         emit: Callable[[list[Output]], object],
         memory: Callable[[int], dict[str, int]],
     ) -> None:
         self._runner, self._scheduler, self._desk, self._grammars = runner, scheduler, desk, grammars
-        self._training = TrainingSlot(*training, done=self._job_done)
-        self._start_task, self._eos, self._send, self._memory = start_task, eos, emit, memory
+        self._training = TrainingSlot(background, *training, done=self._job_done)
+        self._eos, self._send, self._memory = eos, emit, memory
         self._outbox: list[Output] = []
         self._inbox: queue.SimpleQueue[Command | str | Woken | None] = queue.SimpleQueue()
         self._steps: dict[str, tuple[int, float]] = {}
@@ -140,7 +140,7 @@ class EngineLoop:
                 self._desk.check(*command.stacks)
                 emit = self._emit
                 job = command.job_id
-                self._training.add(job, self._start_task(command, lambda event: emit(Output(job, event))))
+                self._training.add(command, lambda event: emit(Output(job, event)))
             case LoadCommand():
                 if self._desk.load(command.id, command.adapter):
                     self._emit(Output(command.id, done=True))

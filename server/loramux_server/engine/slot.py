@@ -1,21 +1,17 @@
-"""The training slot of the engine loop: background tasks in turn, within their share of the time."""
+"""The training slot of the engine loop: background work within its share of the time."""
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable
 
-import torch
-
-from ..core.background import BackgroundTask
-from ..core.errors import Code, Error
-
-log = logging.getLogger(__name__)
+from ..core.background import Background, Report
+from ..core.errors import Error
+from ..core.jobs import TrainCommand
 
 
 class TrainingSlot:
-    """Runs at most one piece of a background task per turn.
+    """Runs at most one piece of background work per turn.
 
     While requests are served, training may use ``share`` of the time: each serve step earns share / (1 - share) of
     its own length, and a piece is started once enough is earned. With nothing to serve it runs back to back.
@@ -23,69 +19,53 @@ class TrainingSlot:
 
     def __init__(
         self,
+        work: Background,
         share: float,
         slice_seconds: float,
         done: Callable[[str, Error | None], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.steps, self.seconds = 0, 0.0
+        self._work = work
         self._ratio = share / max(1 - share, 1e-9)
         self._slice, self._done, self._clock = slice_seconds, done, clock
-        self._tasks: dict[str, BackgroundTask] = {}
         self._credit = 0.0
         self._last = clock()
 
     @property
     def busy(self) -> bool:
-        return bool(self._tasks)
+        return bool(self._work.jobs)
 
     @property
     def jobs(self) -> tuple[str, ...]:
-        return tuple(self._tasks)
+        return self._work.jobs
 
     @property
     def nbytes(self) -> int:
-        return sum(task.nbytes for task in self._tasks.values())
+        return self._work.nbytes
 
-    def add(self, job: str, task: BackgroundTask) -> None:
-        """Take a task in; ``done(job, error or None)`` is called when it ends by itself."""
-        self._tasks[job] = task
+    def add(self, command: TrainCommand, report: Report) -> None:
+        """Take a job in; ``done(job, error or None)`` is called when it ends by itself. Raises what refuses it."""
+        self._work.add(command, report)
 
     def remove(self, job: str) -> None:
-        """Drop a task, if it is here, without a word."""
-        if (task := self._tasks.pop(job, None)) is not None:
-            task.close()
+        """Drop a job, if it is here, without a word."""
+        self._work.remove(job)
 
     def turn(self, serving: bool) -> None:
         """Called after every serve step; does one piece of work if it is training's turn."""
         now = self._clock()
         if serving:
             self._credit = min(self._credit + (now - self._last) * self._ratio, self._slice)
-        if self._tasks and (not serving or self._credit > 0):
+        if self.busy and (not serving or self._credit > 0):
             self._piece(serving)
         self._last = self._clock()
 
     def _piece(self, serving: bool) -> None:
-        job, task = next(iter(self._tasks.items()))
         started = self._clock()
-        error: Error | None = None
-        try:
-            more = task.advance(self._slice if serving else None)
-        except Error as failure:
-            more, error = False, failure
-        except torch.OutOfMemoryError:
-            more, error = False, Error(Code.RESOURCE_EXHAUSTED, "out of memory in a training step; lower batch_size")
-        except torch.AcceleratorError:
-            raise  # the device is lost, and with it everything
-        except Exception:  # a defect in a job is no reason to stop serving
-            log.exception("training job %s failed", job)
-            more, error = False, Error(Code.INTERNAL, "the job failed by a defect; the server's log says why")
+        ended = self._work.advance(self._slice if serving else None)
         taken = self._clock() - started
         self.steps, self.seconds = self.steps + 1, self.seconds + taken
         self._credit = self._credit - taken if serving else 0.0
-        del self._tasks[job]
-        if more:
-            self._tasks[job] = task  # to the end of the queue: several jobs take turns
-        else:
-            task.close()
+        for job, error in ended:
             self._done(job, error)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import pad
 
 from ..core.errors import invalid_field
 from .bank import LoraPair
@@ -83,24 +83,25 @@ class TrainableAdapter:
         return 4 * sum(p.nbytes for p in self.flat())
 
 
-class TrainableBlock:
-    """Rows [start, stop) of a training step through one trainable adapter at weight 1.
+@dataclass(frozen=True, slots=True)
+class TrainedRows:
+    """The next ``length`` rows of a training step, through one trainable adapter at weight 1 (None: through none).
 
     ``dropped`` has (length, seed) of each run of rows, in order; empty: no dropout. Masks are functions of the seed,
     so a forward that is run again (activation checkpointing, a resumed job) drops the same.
     """
 
-    def __init__(self, adapter: TrainableAdapter, rows: slice, dropped: Sequence[tuple[int, int]] = ()) -> None:
-        self._adapter, self._rows, self._dropped = adapter, rows, dropped
+    adapter: TrainableAdapter | None
+    length: int
+    dropped: Sequence[tuple[int, int]] = ()
 
-    def acts_on(self, group: LinearGroup) -> bool:
-        return group.index in self._adapter.groups
-
-    def add(self, group: LinearGroup, x: Tensor, y: Tensor) -> Tensor:
-        adapter = self._adapter
-        rows = x[self._rows].float()
-        if adapter.dropout and self._dropped:
-            rows = rows * self._mask(group, rows)
+    def delta(self, group: LinearGroup, x: Tensor) -> Tensor:
+        """What the adapter adds to these rows, x [length, in] -> [length, out], in float32."""
+        adapter, rows = self.adapter, x.float()
+        if adapter is None or group.index not in adapter.groups:
+            return rows.new_zeros(rows.shape[0], sum(group.out_features))
+        if adapter.dropout and self.dropped:
+            rows = rows * self._mask(group, rows, adapter.dropout)
         parts: list[Tensor] = []
         for name, out in zip(group.names, group.out_features, strict=True):
             pair = adapter.parameters.get(name)
@@ -109,18 +110,34 @@ class TrainableBlock:
             else:
                 a, b = pair
                 parts.append((rows @ a.T) * adapter.scaling @ b.T)
-        delta = parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
-        if rows.shape[0] != y.shape[0]:
-            delta = pad(delta, (0, 0, self._rows.start, y.shape[0] - self._rows.stop))
-        return y + delta.to(y.dtype)
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
 
-    def _mask(self, group: LinearGroup, rows: Tensor) -> Tensor:
+    def _mask(self, group: LinearGroup, rows: Tensor, dropout: float) -> Tensor:
         """What to multiply ``rows`` [T, in] with: 0 for what is dropped, else 1 / (1 - dropout)."""
-        kept = 1 - self._adapter.dropout
         parts: list[Tensor] = []
-        for length, seed in self._dropped:
+        for length, seed in self.dropped:
             # The odd factor keeps the streams of groups apart.
             draw = torch.Generator(rows.device).manual_seed(seed + group.index * 0x9E3779B97F4B)
             part = torch.empty(length, rows.shape[1], device=rows.device)
-            parts.append(part.bernoulli_(kept, generator=draw))
-        return torch.cat(parts).div_(kept)
+            parts.append(part.bernoulli_(1 - dropout, generator=draw))
+        return torch.cat(parts).div_(1 - dropout)
+
+
+class TrainableBlock:
+    """All rows of a training step, in order, each run of them through the adapter of its own job.
+
+    An adapter sees its own rows and no others, so its gradient is that of a step without the other jobs.
+    """
+
+    def __init__(self, runs: Sequence[TrainedRows]) -> None:
+        self._runs = runs
+        self._lengths = [run.length for run in runs]
+        self._groups = frozenset().union(*(run.adapter.groups for run in runs if run.adapter is not None))
+
+    def acts_on(self, group: LinearGroup) -> bool:
+        return group.index in self._groups
+
+    def add(self, group: LinearGroup, x: Tensor, y: Tensor) -> Tensor:
+        # Split, not sliced: the backward of a split joins gradients, that of a slice fills whole tensors.
+        deltas = [run.delta(group, rows) for run, rows in zip(self._runs, x.split(self._lengths), strict=True)]
+        return y + (deltas[0] if len(deltas) == 1 else torch.cat(deltas)).to(y.dtype)

@@ -96,7 +96,8 @@ class PackedAttention:
     """Causal attention inside each of several whole sequences laid end to end; differentiable.
 
     Sequences are padded to the longest for one batched call: on the right, so the causal mask alone keeps padding
-    out of every real query.
+    out of every real query. Padding repeats the sequence's own first token: masked or not, a value that is no number
+    times zero is none, and must not come from another sequence.
     """
 
     def __init__(self, lengths: Sequence[int], device: torch.device) -> None:
@@ -106,10 +107,11 @@ class PackedAttention:
         flat: list[Tensor] = []
         start = 0
         for row, length in enumerate(lengths):
-            index[row, :length] = torch.arange(start, start + length)
+            index[row] = start
+            index[row, :length] += torch.arange(length)
             flat.append(torch.arange(row * self._longest, row * self._longest + length))
             start += length
-        self._padded = index.flatten().to(device)  # token of each padded cell (padding repeats token 0)
+        self._padded = index.flatten().to(device)  # token of each padded cell
         self._tokens = torch.cat(flat).to(device)  # padded cell of each token
         self._whole = all(length == self._longest for length in lengths)
         self._masks: dict[int, Tensor] = {}

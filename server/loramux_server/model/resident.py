@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
+from transformers.modeling_outputs import MoeModelOutputWithPast
 
 from ..core.errors import Code, Error
 from ..core.settings import EngineSettings
@@ -77,21 +78,44 @@ class ResidentBase:
         routing: Routing | None,
         wanted: Tensor,  # [n] rows whose logits are wanted
         *,
-        ids: Tensor | None = None,  # [T]
-        embeddings: Tensor | None = None,  # [T, hidden], instead of ids
+        ids: Tensor,  # [T]
     ) -> Tensor:
-        """Logits [n, vocabulary] of packed tokens. ``context`` stays set until the next call: a backward needs it."""
+        """Logits [n, vocabulary] of packed tokens. ``context`` stays set until the next call."""
         self.context.attention, self.context.routing = attention, routing
-        if self.lean is not None and ids is not None and not torch.is_grad_enabled():
+        if self.lean is not None and not torch.is_grad_enabled():
             return self.lean.forward(ids, positions, attention, wanted)
         out = self.model(
-            input_ids=None if ids is None else ids[None],
-            inputs_embeds=None if embeddings is None else embeddings[None],
+            input_ids=ids[None],
             position_ids=positions[None],
             use_cache=False,
             logits_to_keep=wanted,
         )
         return out.logits[0]
+
+    def hidden(self, positions: Tensor, attention: Attention, routing: Routing | None, embeddings: Tensor) -> Tensor:
+        """Final hidden states [T, hidden] of packed tokens' ``embeddings`` [T, hidden]: all but the head.
+
+        ``context`` stays set until the next call: a backward needs it.
+        """
+        self.context.attention, self.context.routing = attention, routing
+        out = self.model.base_model(inputs_embeds=embeddings[None], position_ids=positions[None], use_cache=False)
+        hidden: Tensor = out.last_hidden_state[0]
+        return hidden
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Logits [n, vocabulary] of final hidden states [n, hidden], by the model's own code.
+
+        Architectures differ in what they do around the head (soft caps, scales), so their forward runs as it is, over
+        a body that gives ``hidden``.
+        """
+        body = self.model.base_model
+        done = MoeModelOutputWithPast(last_hidden_state=hidden[None])
+        object.__setattr__(body, "forward", lambda *_, **__: done)
+        try:
+            logits: Tensor = self.model(inputs_embeds=hidden[None], use_cache=False).logits[0]
+        finally:
+            object.__delattr__(body, "forward")
+        return logits
 
     def release(self) -> None:
         """Let go of the last step's attention and routing, and of what they hold."""

@@ -185,6 +185,9 @@ def identity(command: TrainCommand, base: str, held: int) -> Generator[int, None
         for i, row in enumerate(rows, start=1):
             digest.update(f"/{len(row.input_ids)},{row.stack}/".encode())
             digest.update(array("I", row.input_ids).tobytes() + bytes(row.labels))
+            if row.rejected is not None:
+                digest.update(f"/{len(row.rejected.input_ids)}-/".encode())
+                digest.update(array("I", row.rejected.input_ids).tobytes() + bytes(row.rejected.labels))
             if i % ROWS_A_PIECE == 0:
                 yield held
     return digest.hexdigest()

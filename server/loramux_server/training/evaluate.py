@@ -1,43 +1,64 @@
-"""Held-out rows, measured: loss and token accuracy of the new adapter beside the base and the version before."""
+"""Held-out rows, measured: the figures of the new adapter beside the base and the version before."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
-from ..core.jobs import TrainCommand
+from ..core.jobs import TrainRow
 from ..lora.trainable import TrainableAdapter
 from .order import assign_stacks
 from .pace import Pace
 from .run import Pieces, Run
-from .step import RowRunner
+from .step import RowRunner, Rows, score
 
 
-def evaluate(run: Run, command: TrainCommand, pace: Pace, *, only_new: bool = False) -> Pieces[dict[str, float]]:
-    """Losses (natural log, a token) and token accuracies on the validation rows; none when there are no rows.
+def evaluate(run: Run, pace: Pace, *, only_new: bool = False) -> Pieces[dict[str, float]]:
+    """Mean figures of the job's objective on the validation rows, the loss first; none when there are no rows.
 
     ``eval_*`` are the new adapter's, ``base_*`` those of the frozen stack that a row runs over, without it, and
     ``current_*`` those of the version that the name means now; with ``only_new`` there is just the first.
     """
-    rows = command.validation
+    rows, objective = run.command.validation, run.objective
     if not rows:
         return {}
-    under = assign_stacks(rows, len(command.stacks))
+    under = assign_stacks(rows, len(run.command.stacks))
+    yield from refer(run, rows, under, pace)
     sides: list[tuple[str, RowRunner, TrainableAdapter | None]] = [("eval", run.rows, run.adapter)]
     if not only_new:
         sides.append(("base", run.rows, None))
         if run.current is not None:
             sides.append(("current", run.current, None))
-    sums = {name: [0.0, 0, 0] for name, _, _ in sides}
-    for part in pace.split(list(range(len(rows))), [len(r.input_ids) for r in rows], command.spec.batch_size):
-        with pace.measure(len(sides) * sum(len(rows[i].input_ids) for i in part)), torch.no_grad():
+    sums: dict[str, float] = {}
+    lengths = [run.length(row) for row in rows]
+    for part in pace.split(list(range(len(rows))), lengths, run.command.spec.batch_size):
+        texts = [(i, text) for i in part for text in objective.texts(rows[i])]
+        reference = [run.reference(rows[i], under[i]) for i in part]
+        with pace.measure(len(sides) * sum(lengths[i] for i in part)), torch.no_grad():
             for name, runner, adapter in sides:
-                found = runner.loss([rows[i] for i in part], [under[i] for i in part], adapter)
-                sums[name][0] += float(found.total)
-                sums[name][1] += found.tokens
-                sums[name][2] += found.correct
+                taken = Rows(runner, [text for _, text in texts], [under[i] for i, _ in texts], adapter)
+                (scores,) = score(run.base, [taken])
+                for what, value in objective.measure(scores, reference).sums.items():
+                    sums[f"{name}_{what}"] = sums.get(f"{name}_{what}", 0.0) + value
         yield run.nbytes
-    return {
-        f"{name}_{what}": value
-        for name, (loss, tokens, correct) in sums.items()
-        for what, value in (("loss", loss / tokens), ("token_accuracy", correct / tokens))
-    }
+    count = sum(objective.count(row) for row in rows)
+    return {name: value / count for name, value in sums.items()}
+
+
+def refer(run: Run, rows: Sequence[TrainRow], under: Sequence[int], pace: Pace) -> Pieces[None]:
+    """See to the references of rows, each over the stack ``under`` it, where the objective compares with them.
+
+    They are the log-probabilities of a row's texts without the job's adapter, computed once and kept.
+    """
+    if not run.objective.referenced:
+        return
+    missing = [i for i, (row, stack) in enumerate(zip(rows, under, strict=True)) if (row, stack) not in run.references]
+    for part in pace.split(missing, [run.length(row) for row in rows], run.command.spec.batch_size):
+        texts = [(i, text) for i in part for text in run.objective.texts(rows[i])]
+        with pace.measure(sum(run.length(rows[i]) for i in part)), torch.no_grad():
+            (scores,) = score(run.base, [Rows(run.rows, [text for _, text in texts], [under[i] for i, _ in texts])])
+        found = iter(scores.logprobs.tolist())
+        for i in part:
+            run.references[rows[i], under[i]] = tuple(next(found) for _ in run.objective.texts(rows[i]))
+        yield run.nbytes

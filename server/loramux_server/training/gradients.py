@@ -1,60 +1,109 @@
-"""The gradients of one optimiser step, added up part by part within the time and the memory that there are."""
+"""The gradients of optimiser steps: batches of one or several jobs, worked off in passes that they share.
+
+Every row runs through its own job's adapter, and every job's loss is divided by its own batch, so a pass leaves in
+each job's parameters what a pass of its own would. No sum over jobs is ever formed: a loss that is no number stays
+with the job that has it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
-from ..core.errors import Code, Error
-from ..core.jobs import TrainCommand, TrainEvent, TrainEventType
-from .pace import Pace
-from .run import Pieces, Run
+from ..model.resident import ResidentBase
+from .objective import Measured
+from .run import Run
+from .step import Rows, Scores, score
 
 
-def gradients(
-    run: Run, command: TrainCommand, batch: Sequence[int], pace: Pace, report: Callable[[TrainEvent], object]
-) -> Pieces[float]:
-    """Leave the gradients of the rows ``batch`` in the parameters; gives the loss a token.
+class Batch:
+    """The rows of a job's next optimiser step. Once it is ``done``, their gradients are in the job's parameters."""
 
-    When memory runs out, the step is done once more in parts half as large, and the run keeps to that size. Raises
-    RESOURCE_EXHAUSTED when it runs out again.
+    def __init__(self, run: Run) -> None:
+        self.run, self.indices = run, run.order.batch(run.step)
+        self.rows = {i: run.command.rows[i] for i in self.indices}
+        self._count = sum(run.objective.count(row) for row in self.rows.values())
+        self.restart()
+
+    def restart(self) -> None:
+        """Begin anew: what a pass left half done is forgotten."""
+        self.run.optimizer.zero_grad(set_to_none=True)
+        self.left = list(self.indices)
+        self._sums: dict[str, float] = {}
+
+    @property
+    def done(self) -> bool:
+        return not self.left
+
+    @property
+    def first(self) -> int:
+        """The layer at which its rows start: batches share a pass only where they start alike."""
+        return self.run.rows.plan.first
+
+    @property
+    def tokens(self) -> int:
+        return sum(self.run.lengths[i] for i in self.indices)
+
+    @property
+    def means(self) -> dict[str, float]:
+        """The figures of the batch, the loss among them."""
+        return {name: value / self._count for name, value in self._sums.items()}
+
+    def part(self, indices: Sequence[int]) -> Rows:
+        """Some of its rows, as a pass takes them."""
+        run = self.run
+        texts = [(i, text) for i in indices for text in run.objective.texts(self.rows[i])]
+        return Rows(
+            run.rows,
+            [text for _, text in texts],
+            [run.stacks[i] for i, _ in texts],
+            run.adapter,
+            [run.order.dropout_seed(run.step, i) for i, _ in texts],
+        )
+
+    def measure(self, indices: Sequence[int], scores: Scores) -> tuple[Measured, Tensor]:
+        """Rows measured, and their share of the batch's loss."""
+        reference = [self.run.reference(self.rows[i], self.run.stacks[i]) for i in indices]
+        measured = self.run.objective.measure(scores, reference)
+        return measured, measured.total / self._count
+
+    def add(self, indices: Sequence[int], measured: Measured) -> None:
+        """Note that the gradients of rows are in."""
+        self.left = [i for i in self.left if i not in indices]
+        for name, value in measured.sums.items():
+            self._sums[name] = self._sums.get(name, 0.0) + value
+
+
+Picked = list[tuple[Batch, list[int]]]
+"""Batches, and which of their rows a pass takes."""
+
+
+def pick(batches: Sequence[Batch], room: int) -> tuple[Picked, int]:
+    """Rows for a pass of about ``room`` tokens, and how many tokens they are: as many of each batch as of the others.
+
+    At least one row, and of each batch in order.
     """
-    for _ in range(2):
-        try:
-            return (yield from _parts(run, command, batch, pace))
-        except (RuntimeError, MemoryError) as error:
-            if not out_of_memory(error):
-                raise
-        # Out of the handler, so that the failed pass and its activations are gone.
-        run.optimizer.zero_grad(set_to_none=True)
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-        if not pace.shrink():
+    taken: list[list[int]] = [[] for _ in batches]
+    tokens = [0] * len(batches)
+    while open_ := [k for k, batch in enumerate(batches) if len(taken[k]) < len(batch.left)]:
+        k = min(open_, key=lambda k: tokens[k])
+        row = batches[k].left[len(taken[k])]
+        if any(taken) and sum(tokens) + batches[k].run.lengths[row] > room:
             break
-        words = "out of memory in a training step: it is done again in smaller parts"
-        report(TrainEvent(TrainEventType.MESSAGE, words, None, run.step, run.order.total_steps))
-    raise Error(
-        Code.RESOURCE_EXHAUSTED,
-        "out of memory in a training step, also with smaller parts of the batch; train on shorter rows, on fewer"
-        " layers or with a lower rank",
-        reason="OUT_OF_MEMORY",
-    )
+        taken[k].append(row)
+        tokens[k] += batches[k].run.lengths[row]
+    return [(batch, rows) for batch, rows in zip(batches, taken, strict=True) if rows], sum(tokens)
 
 
-def _parts(run: Run, command: TrainCommand, batch: Sequence[int], pace: Pace) -> Pieces[float]:
-    rows = command.rows
-    learned = sum(sum(rows[i].labels[1:]) for i in batch)
-    loss = 0.0
-    for part in pace.split(batch, run.lengths):
-        with pace.measure(sum(len(rows[i].input_ids) for i in part)):
-            seeds = [run.order.dropout_seed(run.step, i) for i in part]
-            found = run.rows.loss([rows[i] for i in part], [run.stacks[i] for i in part], run.adapter, seeds)
-            # Weighted by tokens over the whole batch, however it was split.
-            (found.total / learned).backward()
-            loss += float(found.total.detach()) / learned
-        yield run.nbytes
-    return loss
+def run_pass(base: ResidentBase, picked: Picked) -> None:
+    """One forward and backward over rows of several batches. One that fails has counted nothing."""
+    found = score(base, [batch.part(indices) for batch, indices in picked])
+    measured = [batch.measure(indices, scores) for (batch, indices), scores in zip(picked, found, strict=True)]
+    torch.autograd.backward([share for _, share in measured])
+    for (batch, indices), (figures, _) in zip(picked, measured, strict=True):
+        batch.add(indices, figures)
 
 
 def out_of_memory(error: BaseException) -> bool:

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from ..lora.context import Attention
+from ..lora.host import host_available
 from ..model.resident import ResidentBase
 
 
@@ -25,10 +26,14 @@ class _Reached(Exception):
 
 
 class LayerPlan:
-    """How the decoder layers of ``base`` run in a job whose lowest adapted layer is ``first``."""
+    """How the decoder layers of ``base`` run in a job whose lowest adapted layer is ``first``.
 
-    def __init__(self, base: ResidentBase, first: int, checkpointed: bool) -> None:
-        self.first, self.checkpointed = first, checkpointed
+    Passes of more than ``dense_tokens`` tokens keep the activations at the layers' borders only and compute the rest
+    again in the backward.
+    """
+
+    def __init__(self, base: ResidentBase, first: int) -> None:
+        self.first, self.dense_tokens = first, _dense_tokens(base, first)
         self._base, self._layers = base, base.layers
 
     @torch.no_grad()
@@ -43,7 +48,7 @@ class LayerPlan:
 
         handle = self._layers[self.first].register_forward_pre_hook(stop, with_kwargs=True)
         try:
-            self._base.forward(positions, attention, None, positions[:1], embeddings=embeddings)
+            self._base.hidden(positions, attention, None, embeddings)
         except _Reached as reached:
             return reached.hidden[0]
         finally:
@@ -51,14 +56,14 @@ class LayerPlan:
         raise RuntimeError("the first adapted layer was not reached")
 
     @contextmanager
-    def upper(self) -> Iterator[None]:
+    def upper(self, *, checkpointed: bool) -> Iterator[None]:
         """Within, a forward whose embeddings are :meth:`lower`'s output runs only the adapted layers."""
         patched = []
         try:
             for index, layer in enumerate(self._layers):
                 if index < self.first:
                     object.__setattr__(layer, "forward", _pass)
-                elif self.checkpointed:
+                elif checkpointed:
                     object.__setattr__(layer, "forward", _checkpointed(layer.forward))
                 else:
                     continue
@@ -67,6 +72,18 @@ class LayerPlan:
         finally:
             for layer in patched:
                 object.__delattr__(layer, "forward")
+
+
+def _dense_tokens(base: ResidentBase, first: int) -> int:
+    """Tokens whose activations take a quarter of the memory that is free now.
+
+    About 20 float32 values per hidden unit and 4 per intermediate unit are kept for each token and layer.
+    """
+    config = base.model.config
+    hidden = int(config.hidden_size)
+    inner = int(getattr(config, "intermediate_size", None) or 4 * hidden)
+    free = host_available() if base.device.type == "cpu" else int(torch.cuda.mem_get_info(base.device)[0])
+    return free // 4 // (4 * (len(base.layers) - first) * (20 * hidden + 4 * inner))
 
 
 def _pass(hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator
-from dataclasses import dataclass
-from typing import TypeVar
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -18,13 +18,17 @@ from ..lora.trainable import TrainableAdapter
 from ..model.resident import ResidentBase
 from .checkpoint import Snapshot
 from .layers import LayerPlan
+from .objective import Objective, objective_of
 from .order import Order, assign_stacks
-from .step import RowRunner
+from .step import RowRunner, Rows, score
 from .targets import target_modules
 
+if TYPE_CHECKING:
+    from .gradients import Batch
+
 T = TypeVar("T")
-Pieces = Generator[int, None, T]
-"""Work in pieces: yields the bytes that the job holds after each, and returns T."""
+Pieces = Generator["int | Batch", None, T]
+"""Work in pieces: yields the bytes that the job holds then, or a batch whose gradients it waits for; returns T."""
 
 CACHE_SHARE = 8
 """At most one part in this many of the free memory holds activations of frozen layers."""
@@ -44,18 +48,36 @@ class Best:
 class Run:
     """A job at work. ``step`` counts the optimiser steps that are done, ``seconds`` the time of earlier attempts."""
 
+    base: ResidentBase
+    command: TrainCommand
+    objective: Objective
     adapter: TrainableAdapter
     rows: RowRunner
     optimizer: torch.optim.AdamW
     order: Order
     stacks: list[int]  # frozen stack under each training row
-    lengths: list[int]  # tokens of each training row
+    lengths: list[int]  # tokens that the model reads for each training row
     bank: AdapterBank
     current: RowRunner | None  # runs rows through the version that the new one would replace
     step: int = 0
     trained: int = 0
     seconds: float = 0.0
     best: Best | None = None
+    references: dict[tuple[TrainRow, int], tuple[float, ...]] = field(default_factory=dict)
+    """What the texts of a row over a stack are without the adapter, as log-probabilities: see ``evaluate.refer``."""
+
+    @property
+    def total(self) -> int:
+        """Optimiser steps of the whole run."""
+        return self.order.total_steps
+
+    def length(self, row: TrainRow) -> int:
+        """Tokens that the model reads for a row."""
+        return sum(len(text.input_ids) for text in self.objective.texts(row))
+
+    def reference(self, row: TrainRow, stack: int) -> tuple[float, ...]:
+        """The reference of a row, where the objective needs one."""
+        return self.references[row, stack] if self.objective.referenced else ()
 
     @property
     def nbytes(self) -> int:
@@ -134,14 +156,11 @@ def start(base: ResidentBase, command: TrainCommand) -> Pieces[Run]:
         _, pairs = read_folder(command.init.path, base.modules, base.fingerprint)
         adapter.load(pairs)
     touched = adapter.groups | {g for entries in stacks for slot, _ in entries for g in slot.groups}
-    first = min((base.groups[g].layer or 0) for g in touched)
-    lengths = [len(r.input_ids) for r in command.rows]
-    longest = max(sum(sorted(lengths, reverse=True)[: spec.batch_size]), 1)
-    plan = LayerPlan(base, first, _needs_checkpoints(base, longest, first))
+    plan = LayerPlan(base, min((base.groups[g].layer or 0) for g in touched))
     runner = RowRunner(base, bank, stacks, plan, host_available() // CACHE_SHARE if base.device.type == "cpu" else 0)
-    if first and not _skips_exactly(runner, base, bank, stacks, command.rows[0]):
-        plan = LayerPlan(base, 0, plan.checkpointed)
-        runner = RowRunner(base, bank, stacks, plan, 0)
+    whole = RowRunner(base, bank, stacks, LayerPlan(base, 0), 0)
+    if plan.first and not _same(base, runner, whole, command.rows[0]):
+        runner = whole
     optimizer = torch.optim.AdamW(
         adapter.flat(),
         lr=spec.learning_rate,
@@ -149,15 +168,26 @@ def start(base: ResidentBase, command: TrainCommand) -> Pieces[Run]:
         weight_decay=spec.weight_decay,
         fused=True,
     )
-    order = Order(spec, len(command.rows))
     current = None
     if command.current is not None and command.validation:
         slot = bank.slot(command.current.digest)
         # May act on lower layers than the job does, so it runs all of them.
-        over = [(*entries, (slot, 1.0)) for entries in stacks]
-        current = RowRunner(base, bank, over, LayerPlan(base, 0, False), 0)
-    under = assign_stacks(command.rows, len(stacks))
-    return Run(adapter, runner, optimizer, order, under, lengths, bank, current)
+        current = RowRunner(base, bank, [(*entries, (slot, 1.0)) for entries in stacks], LayerPlan(base, 0), 0)
+    run = Run(
+        base=base,
+        command=command,
+        objective=objective_of(spec),
+        adapter=adapter,
+        rows=runner,
+        optimizer=optimizer,
+        order=Order(spec, len(command.rows)),
+        stacks=assign_stacks(command.rows, len(stacks)),
+        lengths=[],
+        bank=bank,
+        current=current,
+    )
+    run.lengths = [run.length(row) for row in command.rows]
+    return run
 
 
 def _frozen_stacks(base: ResidentBase, command: TrainCommand) -> Pieces[tuple[AdapterBank, list[Entries]]]:
@@ -177,26 +207,10 @@ def _frozen_stacks(base: ResidentBase, command: TrainCommand) -> Pieces[tuple[Ad
 
 
 @torch.no_grad()
-def _skips_exactly(
-    runner: RowRunner, base: ResidentBase, bank: AdapterBank, stacks: list[Entries], row: TrainRow
-) -> bool:
-    """Whether starting from the first adapted layer gives what the whole model gives; some architectures differ."""
-    whole = RowRunner(base, bank, stacks, LayerPlan(base, 0, False), 0)
-    a, b = (float(r.loss([row], [0], None).total) for r in (runner, whole))
-    return abs(a - b) <= 1e-3 * max(1.0, abs(b))
-
-
-def _needs_checkpoints(base: ResidentBase, tokens: int, first: int) -> bool:
-    """Whether the activations of a full batch would take over a quarter of the free memory.
-
-    About 20 float32 values per hidden unit and 4 per intermediate unit are kept for each token and layer.
-    """
-    config = base.model.config
-    hidden = int(config.hidden_size)
-    inner = int(getattr(config, "intermediate_size", None) or 4 * hidden)
-    needed = 4 * tokens * (len(base.layers) - first) * (20 * hidden + 4 * inner)
-    free = host_available() if base.device.type == "cpu" else int(torch.cuda.mem_get_info(base.device)[0])
-    return needed > free // 4
+def _same(base: ResidentBase, a: RowRunner, b: RowRunner, row: TrainRow) -> bool:
+    """Whether two ways through the layers give the same; some architectures cannot start at a later layer."""
+    one, other = (float(score(base, [Rows(runner, [row], [0])])[0].logprobs) for runner in (a, b))
+    return abs(one - other) <= 1e-3 * max(1.0, abs(other))
 
 
 def _copy(tensor: Tensor) -> Tensor:

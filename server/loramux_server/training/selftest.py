@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 
 import torch
+from torch import Tensor
 
 from ..core.errors import Code, Error
 from ..core.jobs import TrainRow, TrainSpec
@@ -12,7 +13,7 @@ from ..lora.bank import AdapterBank
 from ..lora.trainable import TrainableAdapter
 from ..model.resident import ResidentBase
 from .layers import LayerPlan
-from .step import RowRunner
+from .step import RowRunner, Rows, score
 from .targets import target_modules
 
 log = logging.getLogger(__name__)
@@ -42,10 +43,13 @@ def gradient_fault(base: ResidentBase) -> Error | None:
     )
     vocabulary = int(base.model.config.vocab_size)
     row = TrainRow(tuple((7 * i + 3) % vocabulary for i in range(TOKENS)), (False,) + (True,) * (TOKENS - 1))
-    rows = RowRunner(base, AdapterBank(base.groups, 0, base.device, base.dtype), [()], LayerPlan(base, 0, False), 0)
+    runner = RowRunner(base, AdapterBank(base.groups, 0, base.device, base.dtype), [()], LayerPlan(base, 0), 0)
+
+    def loss() -> Tensor:
+        return -score(base, [Rows(runner, [row], [0], adapter)])[0].logprobs.sum()
+
     try:
-        loss = rows.loss([row], [0], adapter).total
-        loss.backward()
+        loss().backward()
         outer = [b for _, b in adapter.parameters.values()]
         grads = [torch.zeros_like(b) if b.grad is None else b.grad for b in outer]
         size = float(torch.stack([g.square().sum() for g in grads]).sum().sqrt())
@@ -58,7 +62,7 @@ def gradient_fault(base: ResidentBase) -> Error | None:
             for sign in (1, -1):
                 for b, g in zip(outer, grads, strict=True):
                     b.copy_(g * (sign * SHIFT / size**2))
-                sides.append(float(rows.loss([row], [0], adapter).total))
+                sides.append(float(loss()))
     except RuntimeError as error:
         return _fault(str(error))
     finally:

@@ -1,99 +1,135 @@
-"""One forward over rows of a job, with the loss at their learned tokens."""
+"""One forward over rows of one or several jobs: how likely the model finds their learned tokens."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
 from ..core.jobs import TrainRow
 from ..lora.bank import AdapterBank
 from ..lora.routing import Block, Entries, Routing, Segment, plan_blocks
-from ..lora.trainable import TrainableAdapter, TrainableBlock
+from ..lora.trainable import TrainableAdapter, TrainableBlock, TrainedRows
 from ..model.attention import PackedAttention
 from ..model.resident import ResidentBase
+from .head import token_logprobs
 from .layers import LayerPlan
 
-
-@dataclass(frozen=True, slots=True)
-class Loss:
-    """Summed cross-entropy (natural log) over ``tokens`` learned tokens, and how many were the likeliest."""
-
-    total: Tensor  # scalar, with gradient while training
-    tokens: int
-    correct: int
+T = TypeVar("T")
 
 
 class RowRunner:
-    """Runs rows packed end to end, each attending only to itself, over its frozen stack and the job's adapter."""
+    """What rows of a job run through beside the base: its frozen stacks, and its way through the layers."""
 
     def __init__(
-        self,
-        base: ResidentBase,
-        bank: AdapterBank,
-        stacks: Sequence[Entries],
-        plan: LayerPlan,
-        cache_bytes: int,
+        self, base: ResidentBase, bank: AdapterBank, stacks: Sequence[Entries], plan: LayerPlan, cache_bytes: int
     ) -> None:
-        self._base, self._bank, self._stacks, self._plan = base, bank, stacks, plan
+        self.bank, self.stacks, self.plan = bank, stacks, plan
+        self._device = base.device
         self._lower: OrderedDict[tuple[int, ...], Tensor] = OrderedDict()
         self._budget, self.nbytes = cache_bytes, 0
 
-    def loss(
-        self,
-        rows: Sequence[TrainRow],
-        stacks: Sequence[int],
-        adapter: TrainableAdapter | None,
-        dropout_seeds: Sequence[int] = (),
-    ) -> Loss:
-        """Loss of ``rows``, row i over stack ``stacks[i]``; ``adapter`` None leaves the job's own out.
-
-        ``dropout_seeds`` has one seed per row while training; without any, nothing is dropped.
-        """
-        device = self._base.device
-        lengths = [len(r.input_ids) for r in rows]
-        starts = [sum(lengths[:i]) for i in range(len(lengths))]
-        positions = torch.cat([torch.arange(n) for n in lengths]).to(device)
-        wanted, targets = [], []
-        for row, start in zip(rows, starts, strict=True):
-            for i, learned in enumerate(row.labels):
-                if learned and i:
-                    wanted.append(start + i - 1)
-                    targets.append(row.input_ids[i])
-        attention = PackedAttention(lengths, device)
-        blocks: list[Block] = []
-        segments = [Segment(n, self._stacks[s]) for n, s in zip(lengths, stacks, strict=True)]
-        if any(s.entries for s in segments):
-            blocks += plan_blocks(self._bank, segments)
-        if adapter is not None:
-            dropped = list(zip(lengths, dropout_seeds, strict=True)) if dropout_seeds else []
-            blocks.append(TrainableBlock(adapter, slice(0, sum(lengths)), dropped))
-        with self._plan.upper():
-            logits = self._base.forward(
-                positions,
-                attention,
-                Routing(tuple(blocks)) if blocks else None,
-                torch.tensor(wanted, device=device),
-                embeddings=torch.cat([self._hidden(row) for row in rows]),
-            )
-        target = torch.tensor(targets, device=device)
-        total = cross_entropy(logits, target, reduction="sum")
-        return Loss(total, len(targets), int((logits.detach().argmax(-1) == target).sum()))
-
-    def _hidden(self, row: TrainRow) -> Tensor:
+    def lower(self, row: TrainRow) -> Tensor:
         """What the frozen layers below make of a row, [T, hidden]; kept as far as the budget goes."""
         key = row.input_ids
         if (found := self._lower.get(key)) is not None:
             return found
-        device, length = self._base.device, len(key)
-        hidden = self._plan.lower(
+        device, length = self._device, len(key)
+        hidden = self.plan.lower(
             torch.tensor(key, device=device), torch.arange(length, device=device), PackedAttention([length], device)
         )
-        if self._plan.first and self.nbytes + hidden.nbytes <= self._budget:
+        if self.plan.first and self.nbytes + hidden.nbytes <= self._budget:
             self._lower[key] = hidden
             self.nbytes += hidden.nbytes
         return hidden
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Rows of one job in a pass: row i over the frozen stack ``stacks[i]`` of its runner, and over ``adapter``.
+
+    ``dropout_seeds`` has one seed per row while training; without any, nothing is dropped.
+    """
+
+    runner: RowRunner
+    rows: Sequence[TrainRow]
+    stacks: Sequence[int]
+    adapter: TrainableAdapter | None = None
+    dropout_seeds: Sequence[int] = ()
+
+    @property
+    def lengths(self) -> list[int]:
+        return [len(row.input_ids) for row in self.rows]
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """How likely the model finds the learned tokens of rows."""
+
+    logprobs: Tensor  # [rows], natural, summed over each row's learned tokens; with gradient while training
+    tokens: list[int]  # learned tokens of each row
+    correct: list[int]  # how many of them were the likeliest
+
+
+def score(base: ResidentBase, parts: Sequence[Rows]) -> list[Scores]:
+    """Scores of each part's rows, all computed in one forward.
+
+    Rows are packed end to end, each attending only to itself. The parts must start at the same layer.
+    """
+    rows = [row for part in parts for row in part.rows]
+    lengths = [len(row.input_ids) for row in rows]
+    positions = torch.cat([torch.arange(n) for n in lengths]).to(base.device)
+    wanted, targets, counts, start = [], [], [], 0
+    for row in rows:
+        learned = [i for i, marked in enumerate(row.labels) if marked and i]
+        wanted += [start + i - 1 for i in learned]
+        targets += [row.input_ids[i] for i in learned]
+        counts.append(len(learned))
+        start += len(row.input_ids)
+    embeddings = torch.cat([part.runner.lower(row) for part in parts for row in part.rows])
+    dense = min(part.runner.plan.dense_tokens for part in parts)
+    with parts[0].runner.plan.upper(checkpointed=torch.is_grad_enabled() and len(positions) > dense):
+        hidden = base.hidden(positions, PackedAttention(lengths, base.device), _routing(parts), embeddings)
+    chosen = hidden.index_select(0, torch.tensor(wanted, device=base.device))
+    logprobs, best = token_logprobs(chosen, torch.tensor(targets, device=base.device), base.logits)
+    sums = torch.stack([tokens.sum() for tokens in logprobs.split(counts)])
+    correct = [sum(found) for found in _split(best.tolist(), counts)]
+    sizes = [len(part.rows) for part in parts]
+    return [
+        Scores(*found) for found in zip(sums.split(sizes), _split(counts, sizes), _split(correct, sizes), strict=True)
+    ]
+
+
+def _routing(parts: Sequence[Rows]) -> Routing | None:
+    blocks: list[Block] = []
+    start = 0
+    for part in parts:
+        segments = [Segment(n, part.runner.stacks[s]) for n, s in zip(part.lengths, part.stacks, strict=True)]
+        if any(s.entries for s in segments):
+            before = [Segment(start)] if start else []  # the rows of the parts before, as bare ones
+            blocks += plan_blocks(part.runner.bank, [*before, *segments])
+        start += sum(part.lengths)
+    if any(part.adapter is not None for part in parts):
+        blocks.append(
+            TrainableBlock(
+                [
+                    TrainedRows(
+                        part.adapter,
+                        sum(part.lengths),
+                        tuple(zip(part.lengths, part.dropout_seeds, strict=True)) if part.dropout_seeds else (),
+                    )
+                    for part in parts
+                ]
+            )
+        )
+    return Routing(tuple(blocks)) if blocks else None
+
+
+def _split(values: list[T], sizes: Sequence[int]) -> list[list[T]]:
+    """Consecutive parts of ``values``."""
+    ends = [sum(sizes[: i + 1]) for i in range(len(sizes))]
+    return [values[end - n : end] for end, n in zip(ends, sizes, strict=True)]

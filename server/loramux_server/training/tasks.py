@@ -1,51 +1,191 @@
-"""Training jobs as background tasks of the engine loop."""
+"""The training jobs of the engine loop: each goes its own way, and they share the passes that make gradients."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from dataclasses import dataclass
 
-from ..core.background import StartTask
-from ..core.jobs import TrainCommand, TrainEvent
+import torch
+
+from ..core.background import Ended, Report
+from ..core.errors import Code, Error
+from ..core.jobs import TrainCommand, TrainEvent, TrainEventType
 from ..model.resident import ResidentBase
+from .gradients import Batch, out_of_memory, pick, run_pass
 from .pace import Pace
+from .run import Pieces
 from .selftest import gradient_fault
 from .trainer import train
 
 log = logging.getLogger(__name__)
 
+OUT_OF_MEMORY = "OUT_OF_MEMORY"
 
-class TrainingTask:
-    """A training run, advanced piece by piece."""
 
-    def __init__(self, base: ResidentBase, command: TrainCommand, report: Callable[[TrainEvent], object]) -> None:
-        self._base, self._pace = base, Pace()
-        self._run = train(base, command, report, self._pace)
-        self.nbytes = 0
+@dataclass(slots=True)
+class Job:
+    """A run in progress. It goes on by itself, unless it waits for the gradients of a ``batch``."""
 
-    def advance(self, seconds: float | None) -> bool:
-        self._pace.seconds = seconds
+    id: str
+    run: Pieces[None]
+    report: Report
+    pace: Pace  # of what it does by itself
+    batch: Batch | None = None
+    nbytes: int = 0
+    limit: int | None = None  # most tokens of a pass, since one with this job failed: it runs alone from then on
+
+
+class TrainingJobs:
+    """The jobs at work, advanced a piece at a time.
+
+    A piece is either something that one job does by itself (reading, evaluating, writing) or a pass over rows of all
+    jobs that wait for gradients. A job joins and leaves between two passes.
+    """
+
+    def __init__(self, base: ResidentBase, fault: Error | None = None) -> None:
+        """With a ``fault`` of the base no job is taken."""
+        self._base, self._fault = base, fault
+        self._pace = Pace()  # of the passes
+        self._jobs: dict[str, Job] = {}  # those whose turn is next first
+        self._pass_is_due = False
+
+    @property
+    def jobs(self) -> tuple[str, ...]:
+        return tuple(self._jobs)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(job.nbytes for job in self._jobs.values())
+
+    def add(self, command: TrainCommand, report: Report) -> None:
+        """Start a job. Raises FAILED_PRECONDITION where gradients do not pass through the base."""
+        if self._fault is not None:
+            raise self._fault
+        pace = Pace()
+        self._jobs[command.job_id] = Job(command.job_id, train(self._base, command, report, pace), report, pace)
+
+    def remove(self, job_id: str) -> None:
+        """Drop a job, if it is here: its state is saved, and nothing told."""
+        if (job := self._jobs.pop(job_id, None)) is not None:
+            job.run.close()
+
+    def advance(self, seconds: float | None) -> list[Ended]:
+        """One piece, aiming at ``seconds`` or, when None, at whatever is most efficient; gives the jobs that ended."""
         try:
-            self.nbytes = next(self._run)
+            return self._piece(seconds)
+        finally:
+            self._base.release()
+
+    def _piece(self, seconds: float | None) -> list[Ended]:
+        for job in [job for job in self._jobs.values() if job.batch is None]:
+            if self._pass_is_due and self._waiting():
+                break  # what jobs do by themselves and passes take turns
+            job.pace.seconds = seconds
+            self._last(job)
+            ended = self._resume(job)
+            if ended or job.batch is None:
+                self._pass_is_due = True
+                return ended
+        self._pass_is_due = False
+        return self._pass(seconds)
+
+    def _waiting(self) -> list[Job]:
+        return [job for job in self._jobs.values() if job.batch is not None]
+
+    def _last(self, job: Job) -> None:
+        self._jobs[job.id] = self._jobs.pop(job.id)
+
+    def _pass(self, seconds: float | None) -> list[Ended]:
+        """Gradients for the job whose turn it is, and for all that can share its pass."""
+        together = self._together()
+        if not together:
+            return []
+        self._pace.seconds = seconds
+        limits = [job.limit for job in together if job.limit is not None]
+        picked, tokens = pick([job.batch for job in together if job.batch], min([self._pace.room, *limits]))
+        for job in together:
+            self._last(job)
+        failure: Exception
+        try:
+            with self._pace.measure(tokens):
+                run_pass(self._base, picked)
+        except torch.AcceleratorError:
+            raise  # the device is lost, and with it everything
+        except Exception as error:  # a defect in a job is no reason to stop serving
+            failure = error.with_traceback(None)
+        else:
+            for job in together:
+                if job.batch and job.batch.done:
+                    job.batch = None
+            return []
+        # Out of the handler, so that the failed pass and its activations are gone.
+        return [end for job in together for end in self._again(job, failure, tokens, alone=len(together) == 1)]
+
+    def _together(self) -> list[Job]:
+        """The waiting job whose turn it is, and those that start at the same layer."""
+        waiting = self._waiting()
+        if not waiting or waiting[0].limit is not None:
+            return waiting[:1]
+        return [
+            job
+            for job in waiting
+            if job.limit is None and job.batch and waiting[0].batch and job.batch.first == waiting[0].batch.first
+        ]
+
+    def _again(self, job: Job, error: Exception, tokens: int, *, alone: bool) -> list[Ended]:
+        """After a pass that failed: the step is done once more, alone and in parts half as large, or the job fails."""
+        assert job.batch is not None
+        job.batch.restart()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        memory = out_of_memory(error)
+        if job.limit is None and (memory or not alone):
+            job.limit = max(1, tokens // 2)
+            job.pace.shrink(job.limit)
+            if memory:
+                words = "out of memory in a training step: it is done again in smaller parts"
+                job.report(TrainEvent(TrainEventType.MESSAGE, words, None, job.batch.run.step, job.batch.run.total))
+            return []
+        return self._resume(job, error)
+
+    def _resume(self, job: Job, error: Exception | None = None) -> list[Ended]:
+        """Let a job do its next piece, or end it with ``error``; gives it if it ended."""
+        job.batch = None
+        try:
+            step = next(job.run) if error is None else job.run.throw(error)
         except StopIteration:
-            return False
-        return True
+            reason = None
+        except torch.AcceleratorError:
+            raise
+        except Exception as failure:  # a defect in a job is no reason to stop serving, or its neighbours
+            reason = _reason(job.id, failure)
+        else:
+            job.batch = step if isinstance(step, Batch) else None
+            job.nbytes = step.run.nbytes if isinstance(step, Batch) else step
+            return []
+        del self._jobs[job.id]
+        job.run.close()
+        return [(job.id, reason)]
 
-    def close(self) -> None:
-        self._run.close()
-        self._base.release()
-        self.nbytes = 0
+
+def _reason(job: str, failure: Exception) -> Error:
+    """What to tell of a job that failed."""
+    if isinstance(failure, Error):
+        return failure
+    if out_of_memory(failure):
+        return Error(
+            Code.RESOURCE_EXHAUSTED,
+            "out of memory in a training step, also with smaller parts of the batch; train on shorter rows, on fewer"
+            " layers or with a lower rank",
+            reason=OUT_OF_MEMORY,
+        )
+    log.error("training job %s failed", job, exc_info=failure)
+    return Error(Code.INTERNAL, "the job failed by a defect; the server's log says why")
 
 
-def make_tasks(base: ResidentBase) -> StartTask:
-    """How the engine starts jobs on ``base``. Tries once whether gradients pass through it; without, jobs fail."""
+def make_tasks(base: ResidentBase) -> TrainingJobs:
+    """The training side of an engine on ``base``. Tries once whether gradients pass through; without, jobs fail."""
     fault = gradient_fault(base)
     if fault is not None:
         log.error("no training: %s", fault.message)
-
-    def start(command: TrainCommand, report: Callable[[TrainEvent], object]) -> TrainingTask:
-        if fault is not None:
-            raise fault
-        return TrainingTask(base, command, report)
-
-    return start
+    return TrainingJobs(base, fault)

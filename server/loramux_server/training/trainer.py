@@ -1,29 +1,29 @@
 """QLoRA on the resident base (arXiv 2305.14314): the whole of a run, written to be read from top to bottom.
 
 The run is a generator that yields after every piece of work, so that whoever owns the model decides what happens
-between two pieces. The base is frozen and shared; all that a job owns is in :class:`~.run.Run`.
+between two pieces, and yields a batch when it wants gradients, so that several jobs can share the pass that makes
+them. The base is frozen and shared; all that a job owns is in :class:`~.run.Run`.
 """
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
+from ..core.background import Report
 from ..core.errors import Code, Error
 from ..core.failpoints import reach
 from ..core.jobs import JobState, TrainCommand, TrainEvent, TrainEventType
 from ..lora.peft_folder import write_folder
 from ..model.resident import ResidentBase
 from .checkpoint import Checkpoints, identity
-from .evaluate import evaluate
-from .gradients import gradients
+from .evaluate import evaluate, refer
+from .gradients import Batch
 from .pace import Pace
 from .run import Pieces, Run, start
-
-Report = Callable[[TrainEvent], object]
 
 
 def train(base: ResidentBase, command: TrainCommand, report: Report, pace: Pace) -> Pieces[None]:
@@ -33,7 +33,6 @@ def train(base: ResidentBase, command: TrainCommand, report: Report, pace: Pace)
     the loss is no longer a number, RESOURCE_EXHAUSTED when a checkpoint does not fit on the disk: no adapter is
     written then.
     """
-    spec, rows = command.spec, command.rows
     run = yield from start(base, command)
     key = yield from identity(command, f"{base.fingerprint}/{base.dtype}", run.nbytes)
     checkpoints = Checkpoints(command, key)
@@ -47,11 +46,12 @@ def train(base: ResidentBase, command: TrainCommand, report: Report, pace: Pace)
 
     with checkpoints.saved_at_the_end(lambda: run.snapshot(worked())):
         while run.step < total and not run.stopped_early:
-            rate = run.order.learning_rate(run.step)
-            batch = run.order.batch(run.step)
-            loss = yield from gradients(run, command, batch, pace, report)
-            norm = torch.nn.utils.clip_grad_norm_(run.adapter.flat(), spec.max_grad_norm)
-            if not bool(torch.isfinite(norm)) or loss != loss:
+            batch = Batch(run)
+            yield from refer(run, list(batch.rows.values()), [run.stacks[i] for i in batch.indices], pace)
+            yield batch
+            rate, figures = run.order.learning_rate(run.step), batch.means
+            norm = torch.nn.utils.clip_grad_norm_(run.adapter.flat(), command.spec.max_grad_norm)
+            if not (bool(torch.isfinite(norm)) and math.isfinite(figures["loss"])):
                 raise Error(
                     Code.FAILED_PRECONDITION,
                     f"the loss is not a number at step {run.step + 1} of {total}; lower learning_rate (now {rate:.3g})",
@@ -61,21 +61,19 @@ def train(base: ResidentBase, command: TrainCommand, report: Report, pace: Pace)
                 group["lr"] = rate
             run.optimizer.step()
             run.optimizer.zero_grad(set_to_none=True)
-            tokens = sum(len(rows[i].input_ids) for i in batch)
-            run.step, run.trained = run.step + 1, run.trained + tokens
-            metrics = {
-                "loss": loss,
+            run.step, run.trained = run.step + 1, run.trained + batch.tokens
+            metrics = figures | {
                 "learning_rate": rate,
                 "grad_norm": float(norm),
                 "epoch": run.step / run.order.steps_per_epoch,
-                "tokens": float(tokens),
+                "tokens": float(batch.tokens),
                 "trained_tokens": float(run.trained),
                 "tokens_per_second": run.trained / worked(),
                 "eta_seconds": (time.monotonic() - started) / (run.step - first) * (total - run.step),
             }
             report(TrainEvent(TrainEventType.STEP, step=run.step, total_steps=total, metrics=metrics))
             if command.validation and run.order.evaluates_after(run.step):
-                metrics = yield from evaluate(run, command, pace, only_new=True)
+                metrics = yield from evaluate(run, pace, only_new=True)
                 run.judge(metrics["eval_loss"])
                 report(TrainEvent(TrainEventType.EVALUATION, "", None, run.step, total, metrics))
             if checkpoints.due(run.step):
@@ -88,7 +86,7 @@ def train(base: ResidentBase, command: TrainCommand, report: Report, pace: Pace)
             run.take_best()
             words = f"the least held-out loss was at step {run.best.step}: that adapter is kept"
             report(TrainEvent(TrainEventType.MESSAGE, words, None, run.step, total))
-        metrics = yield from evaluate(run, command, pace)
+        metrics = yield from evaluate(run, pace)
         if metrics:
             report(TrainEvent(TrainEventType.EVALUATION, "", None, run.step, total, metrics))
         reach("train.evaluated")

@@ -1,11 +1,12 @@
-"""The training slot: its share of the time by a scripted clock, jobs in turn, errors that end their own job."""
+"""The training slot: its share of the time by a scripted clock, and what it tells of jobs that end."""
 
 from __future__ import annotations
 
 import pytest
-import torch
 
+from loramux_server.core.background import Ended, Report
 from loramux_server.core.errors import Code, Error
+from loramux_server.core.jobs import TrainCommand, TrainSpec
 from loramux_server.engine.slot import TrainingSlot
 
 SLICE = 0.25
@@ -19,29 +20,38 @@ class Clock:
         return self.now
 
 
-class Task:
-    """Takes as long as it is allowed to, or ``whole`` seconds when there is no limit."""
+class Work:
+    """Jobs whose pieces take as long as they may, or ``whole`` seconds when there is no limit."""
 
-    def __init__(
-        self, clock: Clock, pieces: int = 10**9, error: BaseException | None = None, whole: float = 2.0
-    ) -> None:
-        self.clock, self.pieces, self.error, self.whole = clock, pieces, error, whole
+    def __init__(self, clock: Clock, whole: float = 2.0) -> None:
+        self.clock, self.whole = clock, whole
+        self.left: dict[str, int] = {}
         self.asked: list[float | None] = []
-        self.closed = 0
-        self.nbytes = 7
 
-    def advance(self, seconds: float | None) -> bool:
-        assert not self.closed
+    @property
+    def jobs(self) -> tuple[str, ...]:
+        return tuple(self.left)
+
+    @property
+    def nbytes(self) -> int:
+        return 7 * len(self.left)
+
+    def add(self, command: TrainCommand, report: Report) -> None:
+        if command.output:
+            raise Error(Code.FAILED_PRECONDITION, "no")
+        self.left[command.job_id] = command.checkpoint_every
+
+    def remove(self, job_id: str) -> None:
+        self.left.pop(job_id, None)
+
+    def advance(self, seconds: float | None) -> list[Ended]:
         self.asked.append(seconds)
         self.clock.now += self.whole if seconds is None else seconds
-        if len(self.asked) >= self.pieces:
-            if self.error is not None:
-                raise self.error
-            return False
-        return True
-
-    def close(self) -> None:
-        self.closed += 1
+        self.left = {job: pieces - 1 for job, pieces in self.left.items()}
+        ended = [job for job, pieces in self.left.items() if not pieces]
+        for job in ended:
+            del self.left[job]
+        return [(job, Error(Code.INTERNAL, "a defect") if job == "bad" else None) for job in ended]
 
 
 class Bench:
@@ -50,12 +60,12 @@ class Bench:
     def __init__(self, share: float = 0.3) -> None:
         self.clock = Clock()
         self.done: list[tuple[str, Error | None]] = []
-        self.slot = TrainingSlot(share, SLICE, lambda job, error: self.done.append((job, error)), self.clock)
+        self.work = Work(self.clock)
+        self.slot = TrainingSlot(self.work, share, SLICE, lambda job, error: self.done.append((job, error)), self.clock)
 
-    def add(self, job: str, **settings: object) -> Task:
-        task = Task(self.clock, **settings)  # type: ignore[arg-type]
-        self.slot.add(job, task)
-        return task
+    def add(self, job: str, pieces: int = 10**9) -> Work:
+        self.slot.add(TrainCommand(job, TrainSpec(), (), checkpoint_every=pieces), lambda event: None)
+        return self.work
 
     def serve(self, seconds: float = 0.02) -> None:
         """A serve step, then training's turn."""
@@ -129,54 +139,34 @@ def test_the_whole_share_trains_after_every_step() -> None:
     assert bench.slot.steps >= 20
 
 
-def test_jobs_take_turns() -> None:
+def test_what_ends_is_told_with_its_reason() -> None:
     bench = Bench()
-    tasks = [bench.add(f"j{i}", pieces=3) for i in range(3)]
-    counts = []
-    for _ in range(9):
-        bench.slot.turn(serving=False)
-        counts.append([len(t.asked) for t in tasks])
-    assert all(max(c) - min(c) <= 1 for c in counts)
-    assert [job for job, _ in bench.done] == ["j0", "j1", "j2"]
-    assert not bench.slot.busy
-
-
-@pytest.mark.parametrize(
-    ("error", "code"),
-    [
-        (Error(Code.FAILED_PRECONDITION, "loss"), Code.FAILED_PRECONDITION),
-        (torch.OutOfMemoryError("big"), Code.RESOURCE_EXHAUSTED),
-        (RuntimeError("shapes"), Code.INTERNAL),
-        (OSError("disk"), Code.INTERNAL),
-    ],
-)
-def test_an_error_ends_its_job_alone(error: Exception, code: Code) -> None:
-    bench = Bench()
-    bad, good = bench.add("bad", pieces=1, error=error), bench.add("good", pieces=3)
+    bench.add("bad", pieces=1)
+    bench.add("good", pieces=2)
     for _ in range(4):
         bench.slot.turn(serving=False)
-    ended = dict(bench.done)
-    assert ended["good"] is None
-    assert ended["bad"] is not None
-    assert ended["bad"].code is code
-    assert (bad.closed, good.closed, len(good.asked)) == (1, 1, 3)
-    assert (bench.slot.jobs, bench.slot.nbytes) == ((), 0)
+    (first, error), second = bench.done
+    assert (first, second) == ("bad", ("good", None))
+    assert error is not None
+    assert error.code is Code.INTERNAL
+    assert not bench.slot.busy
+    assert len(bench.work.asked) == 2
 
 
-def test_a_lost_device_is_not_a_jobs_error() -> None:
+def test_a_removed_job_gets_no_more_time_and_no_word() -> None:
     bench = Bench()
-    bench.add("job", pieces=1, error=torch.AcceleratorError("CUDA error: an illegal memory access", 700))
-    with pytest.raises(torch.AcceleratorError):
-        bench.slot.turn(serving=False)
-
-
-def test_a_removed_job_is_closed_without_a_word() -> None:
-    bench = Bench()
-    task, other = bench.add("job"), bench.add("other")
+    work = bench.add("job")
+    bench.add("other")
     assert (bench.slot.jobs, bench.slot.nbytes) == (("job", "other"), 14)
     bench.slot.turn(serving=False)
     bench.slot.remove("job")
     bench.slot.remove("job")
     bench.slot.turn(serving=False)
-    assert (task.closed, len(task.asked), len(other.asked)) == (1, 1, 1)
-    assert (bench.done, bench.slot.jobs) == ([], ("other",))
+    assert (bench.done, bench.slot.jobs, len(work.asked)) == ([], ("other",), 2)
+
+
+def test_a_refusal_is_raised() -> None:
+    bench = Bench()
+    with pytest.raises(Error, match="no"):
+        bench.slot.add(TrainCommand("job", TrainSpec(), (), output="x"), lambda event: None)
+    assert not bench.slot.busy

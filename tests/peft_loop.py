@@ -1,0 +1,132 @@
+"""What a training run should give: plain loops over transformers and PEFT, one row at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy, logsigmoid
+
+from loramux_server.core.jobs import TrainRow, TrainSpec
+from loramux_server.lora.trainable import TrainableAdapter
+from loramux_server.model.resident import ResidentBase
+from loramux_server.training.order import Order
+from loramux_server.training.targets import target_modules
+from tests.oracle import StackSpec, load_plain
+
+SMALL = TrainSpec(rank=2, alpha=4)
+
+
+def initial_adapter(base: ResidentBase, spec: TrainSpec) -> TrainableAdapter:
+    """The parameters that a job with these settings starts from."""
+    return TrainableAdapter(
+        base.groups,
+        target_modules(spec, base.groups),
+        rank=spec.rank,
+        alpha=spec.alpha,
+        rslora=spec.rslora,
+        dropout=0.0,
+        generator=torch.Generator().manual_seed(spec.seed),
+        device=torch.device("cpu"),
+    )
+
+
+class PeftLoop:
+    """A plain model with a trained adapter from ``initial`` and one frozen PEFT stack a turn underneath."""
+
+    def __init__(self, base: Path, spec: TrainSpec, initial: TrainableAdapter, under: Sequence[StackSpec]) -> None:
+        from peft import LoraConfig, get_peft_model
+
+        config = LoraConfig(
+            r=spec.rank,
+            lora_alpha=spec.alpha,  # type: ignore[arg-type]
+            use_rslora=spec.rslora,
+            target_modules=sorted({n.rpartition(".")[2] for n in initial.parameters}),
+            layers_to_transform=list(spec.layers) if spec.layers else None,
+            task_type="CAUSAL_LM",
+        )
+        self.spec, self.under = spec, under
+        self.peft: Any = get_peft_model(load_plain(base, torch.float32), config)
+        for index, stack in enumerate(under):
+            for folder, _ in stack:
+                self.peft.load_adapter(str(folder), adapter_name=f"u{index}-{folder.name}", is_trainable=False)
+        self.weights: list[Any] = []
+        for name, module in self.peft.named_modules():
+            if hasattr(module, "lora_A") and "default" in module.lora_A:
+                pair = module.lora_A["default"].weight, module.lora_B["default"].weight
+                with torch.no_grad():
+                    for weight, value in zip(
+                        pair, initial.parameters[name.removeprefix("base_model.model.")], strict=True
+                    ):
+                        weight.copy_(value)
+                self.weights += pair
+
+    def logprobs(self, row: TrainRow, turn: int, *, trained: bool = True) -> Tensor:
+        """Log-probabilities of a row's learned tokens over stack ``turn``, with the trained adapter or without."""
+        names = ["default"] if trained else []
+        for folder, weight in self.under[turn]:
+            names.append(f"u{turn}-{folder.name}")
+            for module in self.peft.modules():
+                if hasattr(module, "set_scale") and names[-1] in getattr(module, "lora_A", {}):
+                    module.set_scale(names[-1], weight)
+        ids = torch.tensor([row.input_ids])
+        if names:
+            self.peft.base_model.set_adapter(names)
+        for p in self.peft.parameters():
+            p.requires_grad_(False)
+        for w in self.weights:
+            w.requires_grad_(True)
+        if names:
+            logits = self.peft(input_ids=ids, use_cache=False).logits[0, :-1]
+        else:
+            with self.peft.disable_adapter():
+                logits = self.peft(input_ids=ids, use_cache=False).logits[0, :-1]
+        learned = torch.tensor(row.labels[1:])
+        return -cross_entropy(logits[learned], ids[0, 1:][learned], reduction="none")
+
+    def run(self, data: Sequence[TrainRow], turns: Sequence[int]) -> list[float]:
+        """Train, and give the loss of each step."""
+        spec = self.spec
+        optimizer = torch.optim.AdamW(self.weights, betas=(spec.beta1, spec.beta2), weight_decay=spec.weight_decay)
+        order = Order(spec, len(data))
+        losses = []
+        for step in range(order.total_steps):
+            batch = order.batch(step)
+            total = 0.0
+            for i in batch:
+                loss = self._loss(data, batch, i, turns[i])
+                loss.backward()
+                total += float(loss.detach())
+            torch.nn.utils.clip_grad_norm_(self.weights, spec.max_grad_norm)
+            for group in optimizer.param_groups:
+                group["lr"] = order.learning_rate(step)
+            optimizer.step()
+            optimizer.zero_grad()
+            losses.append(total)
+        return losses
+
+    def _loss(self, data: Sequence[TrainRow], batch: Sequence[int], i: int, turn: int) -> Tensor:
+        if self.spec.method == "sft":
+            return -self.logprobs(data[i], turn).sum() / sum(sum(data[k].labels[1:]) for k in batch)
+        ratios = []
+        for text in (data[i], data[i].rejected):
+            assert text is not None
+            with torch.no_grad():
+                reference = self.logprobs(text, turn, trained=False).sum()
+            ratios.append(self.logprobs(text, turn).sum() - reference)
+        return -logsigmoid(self.spec.beta * (ratios[0] - ratios[1])) / len(batch)
+
+
+def peft_losses(
+    base: Path,
+    spec: TrainSpec,
+    data: Sequence[TrainRow],
+    initial: TrainableAdapter,
+    under: Sequence[StackSpec] = ((),),
+    turns: Sequence[int] | None = None,
+) -> list[float]:
+    """Losses of a plain loop; row i of ``data`` over ``under[turns[i]]``."""
+    return PeftLoop(base, spec, initial, under).run(data, turns or [0] * len(data))
