@@ -31,8 +31,8 @@ COPY --from=wheel /wheels /wheels
 RUN python -m pip install --constraint /build/constraints.txt "loramux[server] @ file://$(ls /wheels/loramux-*.whl)"
 
 FROM python:${PYTHON}-slim-bookworm
-# bitsandbytes' processor library needs the OpenMP runtime.
-RUN apt-get update && apt-get install --yes --no-install-recommends libgomp1 && rm -rf /var/lib/apt/lists/*
+# bitsandbytes' processor library needs the OpenMP runtime; the compiler is for adapters on a CPU (lora/kernel.py).
+RUN apt-get update && apt-get install --yes --no-install-recommends g++ libgomp1 && rm -rf /var/lib/apt/lists/*
 RUN useradd --uid 10001 --create-home --shell /usr/sbin/nologin loramux \
     && install --directory --owner=loramux --group=loramux /var/lib/loramux
 COPY --from=environment /opt/loramux /opt/loramux

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..core.errors import Code, Error
 from .host import zeros
+from .kernel import GroupWeights, load_kernel
 from .linear import LinearGroup
 
 
@@ -71,6 +72,9 @@ class AdapterBank:
         # On the host, rows that no adapter ever used cost no memory.
         self.a = [zeros((rows, len(g.names), g.in_features), device, dtype) for g in groups]
         self.b = [[zeros((rows, n), device, dtype) for n in g.out_features] for g in groups]
+        self.kernel = load_kernel() if device.type == "cpu" and rows else None
+        self.weights = [GroupWeights(g, a, bs) for g, a, bs in zip(groups, self.a, self.b, strict=True)]
+        """The same, as the kernel wants it."""
         self._where = {name: (g.index, j) for g in groups for j, name in enumerate(g.names)}
         self._slots: OrderedDict[str, Slot] = OrderedDict()  # least recently used first
         self._pins: dict[str, int] = {}
@@ -86,7 +90,11 @@ class AdapterBank:
 
     @property
     def used_bytes(self) -> int:
-        return sum(s.rank for s in self._slots.values()) * self._row_bytes
+        return self.nbytes_of(sum(s.rank for s in self._slots.values()))
+
+    def nbytes_of(self, rank: int) -> int:
+        """Bytes of an adapter of this rank on every linear."""
+        return rank * self._row_bytes
 
     @property
     def digests(self) -> tuple[str, ...]:
@@ -125,27 +133,35 @@ class AdapterBank:
     def put(self, adapter: HostAdapter) -> Slot | None:
         """Copy an adapter into the bank, dropping unused ones for it. None when what is in use leaves no room now.
 
-        Raises INVALID_ARGUMENT for a module that the base does not have or a rank that can never fit.
+        Raises what :meth:`check` raises.
         """
         if (slot := self.get(adapter.digest)) is not None:
             return slot
-        unknown = next((n for n in adapter.pairs if n not in self._where), None)
-        if unknown is not None or not adapter.pairs:
-            raise Error(Code.INVALID_ARGUMENT, f"adapter has no module of this base: {unknown or 'it is empty'}")
-        rank = adapter.rank
-        if rank > self.rows:
-            raise Error(
-                Code.RESOURCE_EXHAUSTED,
-                f"adapter of rank {rank} cannot fit in the {self.rows} rank rows kept for adapters; "
-                "raise --adapter-memory",
-            )
-        lo = self._make_room(rank)
+        self.check(adapter)
+        lo = self._make_room(adapter.rank)
         if lo is None:
             return None
         slot = self._copy(adapter, lo)
         self._slots[adapter.digest] = slot
         self.on_change()
         return slot
+
+    def check(self, adapter: HostAdapter) -> None:
+        """Raise INVALID_ARGUMENT for a module that the base does not have, RESOURCE_EXHAUSTED for too large a rank."""
+        unknown = next((n for n in adapter.pairs if n not in self._where), None)
+        if unknown is not None or not adapter.pairs:
+            raise Error(Code.INVALID_ARGUMENT, f"adapter has no module of this base: {unknown or 'it is empty'}")
+        if adapter.rank > self.rows:
+            raise Error(
+                Code.RESOURCE_EXHAUSTED,
+                f"adapter of rank {adapter.rank} cannot fit in the {self.rows} rank rows kept for adapters; "
+                "raise --adapter-memory",
+            )
+
+    def has_room(self, ranks: Mapping[str, int]) -> bool:
+        """Whether these adapters (digest -> rank) could all be resident at once beside what is in use or kept."""
+        stay = sum(s.rank for d, s in self._slots.items() if d not in ranks and (d in self._pins or d in self.kept))
+        return stay + sum(ranks.values()) <= self.rows
 
     def drop(self, digest: str) -> bool:
         """Forget an adapter that nothing pins. False when it is in use."""

@@ -8,6 +8,9 @@ rows takes 2tr(members * i + o) operations and reads r(members * i + o) weights.
   weights dominates, and each is read once;
 - every longer segment by one block per stack entry, or by one common block where that is less work than the calls.
 
+Where :mod:`.kernel` could be built, a :class:`KernelBlock` takes the decode rows and the segments that are too short
+for products of their own: its operations are those of each row's own ranks.
+
 So a step costs what the ranks in use cost, rows without an adapter cost nothing, and a change of weight changes only
 the matrix. The plan of a step is reused as long as the same rows come with the same stacks.
 """
@@ -25,12 +28,16 @@ from torch.nn.functional import pad
 from ..core.types import Stack
 from .bank import AdapterBank, Slot
 from .host import upload
+from .kernel import RoutedKernel, Routes
 from .linear import LinearGroup
 
 BLOCK_OVERHEAD = 2000
 """Row-rank products that take about as long as the calls of one more block (measured on two AVX512 cores)."""
 GRADIENT_OVERHEAD = 20_000
 """The same where gradients are recorded: each block then adds to all rows, forward and backward."""
+
+KERNEL_OVERHEAD = 700
+"""Row-rank products up to which the compiled kernel is faster than a block of its own: more for each one, no calls."""
 
 SPARSE = 2
 """Rank rows are gathered rather than spanned when their span is over this many times their number."""
@@ -89,7 +96,7 @@ class BankBlock:
             self._index = torch.cat([torch.arange(s.lo, s.hi) for s in slots]).to(device)
         self._gathered: dict[int, tuple[Tensor, list[Tensor]]] = {}
         self._scale: Tensor | float
-        self._unused: Tensor | None = None  # bool [t, r, 1]
+        self._unused: Tensor | None = None  # bool [t, r]
         if len(slots) == 1 and isinstance(value := scale(slots[0]), float):
             self._scale = value
             return
@@ -99,7 +106,8 @@ class BankBlock:
             start = at if self._index is not None else slot.lo - lo
             matrix[:, start : start + slot.rank] = torch.as_tensor(scale(slot)).reshape(-1, 1)
             at += slot.rank
-        self._scale = matrix.unsqueeze(-1).to(device)  # [t, r, 1]
+        self._scale = matrix.to(device)  # [t, r]
+        # 0 times infinity is no zero: what is broken, or overflows, stays with its own rows.
         if not matrix.all():
             self._unused = self._scale == 0
 
@@ -110,7 +118,7 @@ class BankBlock:
         a, bs = self._weights(group.index)
         h = _shrink(x[self._rows], a, self._scale, self._unused)
         if torch.is_grad_enabled():
-            delta = torch.cat([h[..., j] @ b for j, b in enumerate(bs)], dim=-1)
+            delta = torch.cat([part @ b for part, b in zip(h, bs, strict=True)], dim=-1)
             return y + pad(delta, (0, 0, self._rows.start, y.shape[0] - self._rows.stop)).to(y.dtype)
         _expand(h, bs, y[self._rows], group)
         return y
@@ -125,6 +133,23 @@ class BankBlock:
         return self._gathered[group]
 
 
+class KernelBlock:
+    """Resident adapters over runs of few rows, each row with its own ranks only, through the compiled kernel."""
+
+    def __init__(self, bank: AdapterBank, kernel: RoutedKernel, runs: Sequence[tuple[int, Segment]]) -> None:
+        """``runs`` are (first row, segment)."""
+        self._bank, self._kernel = bank, kernel
+        self._groups = frozenset().union(*(slot.groups for _, s in runs for slot, _ in s.entries))
+        self._routes = Routes([(at, s.length, [(o.lo, o.rank, w * o.scaling) for o, w in s.entries]) for at, s in runs])
+
+    def acts_on(self, group: LinearGroup) -> bool:
+        return group.index in self._groups
+
+    def add(self, group: LinearGroup, x: Tensor, y: Tensor) -> Tensor:
+        self._kernel.add(self._bank.weights[group.index], x, y, self._routes)
+        return y
+
+
 class StaticBlock:
     """Resident adapters over rows of length 1, in buffers whose shapes and addresses never change.
 
@@ -135,8 +160,8 @@ class StaticBlock:
     def __init__(self, bank: AdapterBank, rows: int, ranks: int) -> None:
         self._bank, device = bank, bank.a[0].device
         self._index = torch.zeros(ranks, dtype=torch.long, device=device)
-        self._scale = torch.zeros(rows, ranks, 1, device=device)
-        self._unused = torch.ones(rows, ranks, 1, dtype=torch.bool, device=device)
+        self._scale = torch.zeros(rows, ranks, device=device)
+        self._unused = torch.ones(rows, ranks, dtype=torch.bool, device=device)
 
     def fill(self, segments: Sequence[Segment]) -> None:
         """Route the first rows as ``segments``, which have length 1 and use no more ranks than there are."""
@@ -170,26 +195,32 @@ def used_ranks(segments: Sequence[Segment]) -> int:
 
 
 def _shrink(x: Tensor, a: Tensor, scale: Tensor | float, unused: Tensor | None) -> Tensor:
-    """Scaled rank values [t, r, members] of rows x [t, in] under A [r, members, in]."""
-    h = (x.to(a.dtype) @ a.view(-1, a.shape[-1]).T).view(x.shape[0], -1, a.shape[1]) * scale
+    """Scaled rank values [members, t, r] of rows x [t, in] under A [r, members, in]."""
+    h = (x.to(a.dtype) @ a.flatten(0, 1).T).view(x.shape[0], -1, a.shape[1]).movedim(-1, 0)
     if unused is not None:
-        h = h.masked_fill(unused, 0)  # not 0 times infinity: a broken adapter stays with its own rows
-    return h.to(a.dtype)
+        h = h.masked_fill(unused, 0)
+    if torch.is_grad_enabled():
+        return (h * scale).to(a.dtype)
+    # At once into contiguous rows of the right type; the product itself is one of float32.
+    return torch.mul(h, scale, out=torch.empty(h.shape, dtype=a.dtype, device=h.device))
 
 
 def _expand(h: Tensor, bs: Sequence[Tensor], y: Tensor, group: LinearGroup) -> None:
-    """Add the products of rank values [t, r, members] with each member's B [r, out] to y [t, sum of out]."""
-    for j, b in enumerate(bs):
-        target = y[:, group.columns[j]]
+    """Add the products of rank values [members, t, r] with each member's B [r, out] to y [t, sum of out]."""
+    for part, target, b in zip(h, y.split(group.out_features, dim=-1), bs, strict=True):
         if target.dtype == b.dtype:
-            target.addmm_(h[..., j], b)
+            target.addmm_(part, b)
         else:
-            target.add_(h[..., j] @ b)
+            target.add_(part @ b)
 
 
 def plan_blocks(bank: AdapterBank, segments: Sequence[Segment]) -> list[Block]:
     """Blocks for rows laid out as ``segments``; segments of length 1 come first, adapted ones before bare ones."""
     blocks: list[Block] = []
+    if bank.kernel is not None and bank.kernel.takes(bank.a[0].dtype, bank.a[0].dtype) and not torch.is_grad_enabled():
+        runs, segments = _split_short(segments)
+        if runs:
+            blocks.append(KernelBlock(bank, bank.kernel, runs))
     decode = [s for s in segments if s.length == 1]
     adapted = [s for s in decode if s.entries]
     if any(s.entries for s in decode[len(adapted) :]):
@@ -203,6 +234,22 @@ def plan_blocks(bank: AdapterBank, segments: Sequence[Segment]) -> list[Block]:
             blocks += _run_blocks(bank, start, run)
         start += rows
     return blocks
+
+
+def _split_short(segments: Sequence[Segment]) -> tuple[list[tuple[int, Segment]], list[Segment]]:
+    """Segments for the kernel with their first rows, and all segments with bare ones in the places of these."""
+    short: list[tuple[int, Segment]] = []
+    left: list[Segment] = []
+    start = 0
+    for segment in segments:
+        ranks = sum(slot.rank for slot, _ in segment.entries)
+        if ranks and segment.length * ranks <= KERNEL_OVERHEAD * len(segment.entries):
+            short.append((start, segment))
+            left.append(Segment(segment.length))
+        else:
+            left.append(segment)
+        start += segment.length
+    return short, left
 
 
 def _runs(segments: Sequence[Segment]) -> list[list[Segment]]:
