@@ -15,6 +15,7 @@ from ._aio_transport import AsyncTransport, pages
 from ._files import Data
 from ._requests import Gate, TrainOptions
 from ._stacks import Adapters as Stack
+from ._stacks import assign
 from ._watch import Watch, published
 from .errors import LoramuxError
 from .progress import progress_display
@@ -106,10 +107,15 @@ class AsyncDatasets:
         return _responses.dataset(await self._transport.upload(self._stub.UploadDataset, messages))
 
     async def validate(self, data: Data | Dataset, **settings: Unpack[TrainOptions]) -> DatasetReport:
+        return await self.show(data, rows=0, **settings)
+
+    async def show(
+        self, data: Data | Dataset, *, rows: int = 5, line: int = 0, **settings: Unpack[TrainOptions]
+    ) -> DatasetReport:
+        settled = _requests.train_settings(settings)
         dataset = data if isinstance(data, Dataset) else await self.upload(data)
-        request = training_pb2.ValidateDatasetRequest(
-            dataset_id=dataset.id, settings=_requests.train_settings(settings)
-        )
+        request = training_pb2.ValidateDatasetRequest(dataset_id=dataset.id, settings=settled)
+        assign(request, {"show_rows": rows, "show_from_line": line})
         return _responses.dataset_report(await self._transport.unary(self._stub.ValidateDataset, request))
 
 
@@ -126,6 +132,7 @@ class AsyncJobs:
         data: Data,
         *,
         validation: Data | None = None,
+        replay: Data | None = None,
         on_top_of: Stack | Sequence[Stack] | None = None,
         init_from: str | None = None,
         gate: Gate | None = None,
@@ -150,6 +157,9 @@ class AsyncJobs:
         request.dataset_id = (await datasets.upload(data)).id
         if validation is not None:
             request.validation_dataset_id = (await datasets.upload(validation)).id
+        if replay is not None:
+            shipped = isinstance(replay, str) and replay == "default"
+            request.settings.replay = "default" if shipped else (await datasets.upload(replay)).id
         return AsyncJob(self._transport, _responses.job(await self._transport.unary(self._stub.CreateJob, request)))
 
     async def list(self, *, states: Sequence[str] = (), name: str = "") -> list[JobInfo]:

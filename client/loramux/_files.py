@@ -8,9 +8,9 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, TypeAlias
+from typing import IO, Any, BinaryIO, TypeAlias
 
-from . import _responses
+from . import _responses, _tables
 from .errors import DataLoss, invalid
 from .types import AdapterVersion
 from .v1 import adapters_pb2, common_pb2, training_pb2
@@ -23,7 +23,8 @@ WEIGHTS = "adapter_model.safetensors"
 CARD = "README.md"
 
 Data: TypeAlias = "str | os.PathLike[str] | Iterable[Mapping[str, Any]]"
-"""Training data: the path of a JSONL file, or rows of ``messages``, ``prompt`` + ``completion`` or ``text``."""
+"""Training data: the path of a file (.jsonl, .json, .csv, .parquet), or rows of ``messages``, ``prompt`` +
+``completion``, ``text``, or ``chosen`` + ``rejected``."""
 
 
 def upload_adapter(
@@ -139,11 +140,14 @@ class AdapterWriter:
 
 
 def upload_dataset(data: Data) -> Iterator[training_pb2.UploadDatasetRequest]:
-    """The messages that upload a dataset from a JSONL file or from rows."""
+    """The messages that upload a dataset from a file or from rows; tables are turned into JSON lines here."""
     if isinstance(data, str | os.PathLike):
         path = Path(data)
         if not path.is_file():
             raise invalid("data", f"{str(path)!r} is no file")
+        if (rows := _tables.converter(path)) is not None:
+            table, size, digest = _tables.as_json_lines(path, rows(path))
+            return _dataset_messages(training_pb2.UploadDatasetHeader(name=path.name, size=size, sha256=digest), table)
         header = training_pb2.UploadDatasetHeader(name=path.name, size=path.stat().st_size, sha256=_sha256(path))
         return _dataset_messages(header, path)
     content = jsonl(data)
@@ -154,7 +158,7 @@ def upload_dataset(data: Data) -> Iterator[training_pb2.UploadDatasetRequest]:
 
 
 def _dataset_messages(
-    header: training_pb2.UploadDatasetHeader, source: Path | bytes
+    header: training_pb2.UploadDatasetHeader, source: Path | IO[bytes] | bytes
 ) -> Iterator[training_pb2.UploadDatasetRequest]:
     header.format = "jsonl"
     yield training_pb2.UploadDatasetRequest(header=header)
@@ -162,7 +166,7 @@ def _dataset_messages(
         for start in range(0, len(source), CHUNK):
             yield training_pb2.UploadDatasetRequest(chunk=source[start : start + CHUNK])
         return
-    with source.open("rb") as file:
+    with source.open("rb") if isinstance(source, Path) else source as file:
         for data in _pieces(file):
             yield training_pb2.UploadDatasetRequest(chunk=data)
 
@@ -172,7 +176,7 @@ def jsonl(rows: Iterable[Mapping[str, Any]]) -> bytes:
     lines: list[str] = []
     for i, row in enumerate(rows):
         if not isinstance(row, Mapping):
-            raise invalid(f"data[{i}]", "must be a dict of messages, prompt + completion, or text")
+            raise invalid(f"data[{i}]", "must be a dict of messages, prompt + completion, text, or chosen + rejected")
         try:
             lines.append(json.dumps(dict(row), ensure_ascii=False, allow_nan=False) + "\n")
         except (TypeError, ValueError) as error:
@@ -182,7 +186,7 @@ def jsonl(rows: Iterable[Mapping[str, Any]]) -> bytes:
     return "".join(lines).encode("utf-8", errors="surrogatepass")
 
 
-def _pieces(file: BinaryIO) -> Iterator[bytes]:
+def _pieces(file: IO[bytes]) -> Iterator[bytes]:
     while data := file.read(CHUNK):
         yield data
 

@@ -14,6 +14,7 @@ from . import _files, _requests, _responses
 from ._files import Data
 from ._requests import Gate, TrainOptions
 from ._stacks import Adapters as Stack
+from ._stacks import assign
 from ._transport import Transport, pages
 from ._watch import Watch, published
 from .errors import LoramuxError
@@ -121,10 +122,16 @@ class Datasets:
 
     def validate(self, data: Data | Dataset, **settings: Unpack[TrainOptions]) -> DatasetReport:
         """Check data as a job with these settings would, and tell what they hold and cost."""
+        return self.show(data, rows=0, **settings)
+
+    def show(
+        self, data: Data | Dataset, *, rows: int = 5, line: int = 0, **settings: Unpack[TrainOptions]
+    ) -> DatasetReport:
+        """As ``validate``, and ``shown`` has ``rows`` good rows from ``line`` on with what is learned of them."""
+        settled = _requests.train_settings(settings)
         dataset = data if isinstance(data, Dataset) else self.upload(data)
-        request = training_pb2.ValidateDatasetRequest(
-            dataset_id=dataset.id, settings=_requests.train_settings(settings)
-        )
+        request = training_pb2.ValidateDatasetRequest(dataset_id=dataset.id, settings=settled)
+        assign(request, {"show_rows": rows, "show_from_line": line})
         return _responses.dataset_report(self._transport.unary(self._stub.ValidateDataset, request))
 
 
@@ -141,6 +148,7 @@ class Jobs:
         data: Data,
         *,
         validation: Data | None = None,
+        replay: Data | None = None,
         on_top_of: Stack | Sequence[Stack] | None = None,
         init_from: str | None = None,
         gate: Gate | None = None,
@@ -166,6 +174,9 @@ class Jobs:
         request.dataset_id = datasets.upload(data).id
         if validation is not None:
             request.validation_dataset_id = datasets.upload(validation).id
+        if replay is not None:
+            shipped = isinstance(replay, str) and replay == "default"
+            request.settings.replay = "default" if shipped else datasets.upload(replay).id
         return Job(self._transport, _responses.job(self._transport.unary(self._stub.CreateJob, request)))
 
     def list(self, *, states: Sequence[str] = (), name: str = "") -> list[JobInfo]:

@@ -150,7 +150,16 @@ def dataset_report(message: training_pb2.ValidateDatasetResponse) -> types.Datas
         estimated_steps=s.estimated_steps,
         estimated_seconds=s.estimated_seconds if s.HasField("estimated_seconds") else None,
         estimated_memory_bytes=s.estimated_memory_bytes if s.HasField("estimated_memory_bytes") else None,
+        estimated_from=s.estimated_from,
+        too_long=s.too_long,
+        pairs=s.pairs,
+        warnings=tuple(s.warnings),
+        shown=tuple(types.MarkedRow(r.line, _marked(r.text), _marked(r.rejected), r.tokens) for r in message.rows),
     )
+
+
+def _marked(parts: Iterable[training_pb2.MarkedText]) -> tuple[types.MarkedText, ...]:
+    return tuple(types.MarkedText(part.text, part.trained) for part in parts)
 
 
 def job_state(value: training_pb2.JobState.ValueType) -> str:

@@ -117,6 +117,7 @@ class Client:
         data: Data,
         *,
         validation: Data | None = None,
+        replay: Data | None = None,
         on_top_of: Stack | Sequence[Stack] | None = None,
         init_from: str | None = None,
         gate: Gate | None = None,
@@ -128,8 +129,10 @@ class Client:
     ) -> Job:
         """Upload ``data`` and start training the next version of adapter ``name``; gives a handle at once.
 
-        ``data`` is the path of a JSONL file or a list of rows: ``{"messages": [...]}``,
-        ``{"prompt": ..., "completion": ...}`` or ``{"text": ...}``. ``on_top_of`` is one frozen stack
+        ``data`` is the path of a file (.jsonl, .json, .csv, .parquet) or a list of rows: ``{"messages": [...]}``,
+        ``{"prompt": ..., "completion": ...}``, ``{"text": ...}``, or preference pairs ``{"prompt": ..., "chosen": ...,
+        "rejected": ...}``, which are trained on by DPO. ``replay`` is general rows of which some (``replay_rows``, 32)
+        are mixed in; ``"default"`` are the server's own. ``on_top_of`` is one frozen stack
         (``["acme"]``) or several that rows take turns over (``[{"pine": 1.3}, ["summit"], []]``). The other settings
         (rank, alpha, learning_rate, epochs, max_steps, batch_size, target_modules, layers, seed, ...) take the
         server's defaults when left out; the learning rate is then chosen for the size of the base.
@@ -148,6 +151,7 @@ class Client:
             name,
             data,
             validation=validation,
+            replay=replay,
             on_top_of=on_top_of,
             init_from=init_from,
             gate=gate,

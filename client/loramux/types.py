@@ -253,6 +253,24 @@ class DatasetProblem:
 
 
 @dataclass(frozen=True, slots=True)
+class MarkedText:
+    """Text of a tokenised row that is all learned or all not, special tokens shown."""
+
+    text: str
+    trained: bool
+
+
+@dataclass(frozen=True, slots=True)
+class MarkedRow:
+    """A row as it is trained on, in parts; ``rejected`` is the other answer of a pair, after the same prompt."""
+
+    line: int
+    text: tuple[MarkedText, ...]
+    rejected: tuple[MarkedText, ...] = ()
+    tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class DatasetReport:
     """What a check of a dataset found. Counts are of the good rows; estimates are None where they cannot be told."""
 
@@ -267,6 +285,14 @@ class DatasetReport:
     estimated_steps: int = 0
     estimated_seconds: float | None = None
     estimated_memory_bytes: int | None = None
+    estimated_from: str = ""
+    """What the seconds were worked out from."""
+    too_long: int = 0
+    pairs: bool = False
+    """Whether the rows are preference pairs."""
+    warnings: tuple[str, ...] = ()
+    shown: tuple[MarkedRow, ...] = ()
+    """Rows as they are trained on, where some were asked for."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -70,6 +70,8 @@ def test_exports() -> None:
         "JobFailed",
         "JobInfo",
         "LoramuxError",
+        "MarkedRow",
+        "MarkedText",
         "NotFound",
         "PermissionDenied",
         "ResourceExhausted",

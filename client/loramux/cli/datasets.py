@@ -2,31 +2,40 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ..progress import clock
-from .common import Json, connect, print_fields, print_json, size
-from .train import BatchSize, Epochs, MaxLength, MaxSteps
+from ..types import DatasetReport, MarkedText
+from .common import Json, connect, plain, print_fields, print_json, size
+from .train import BatchSize, Epochs, Layers, MaxLength, MaxSteps, Rank
 
-app = typer.Typer(name="datasets", help="Check training data.", no_args_is_help=True)
+if TYPE_CHECKING:
+    from rich.text import Text
+
+File = Annotated[Path, typer.Argument(help="File of rows: .jsonl, .json, .csv or .parquet.")]
+
+app = typer.Typer(name="datasets", help="Check and show training data.", no_args_is_help=True)
 
 
 @app.callback()
 def _group() -> None:
-    """Check training data."""
+    """Check and show training data."""
 
 
 @app.command()
 def validate(
     context: typer.Context,
-    file: Annotated[Path, typer.Argument(help="JSONL file.")],
+    file: File,
     epochs: Epochs = None,
     max_steps: MaxSteps = None,
     batch_size: BatchSize = None,
     max_length: MaxLength = None,
+    layers: Layers = None,
+    rank: Rank = None,
     json: Json = False,
 ) -> None:
     """Check a file as a training job would: all problems by line, then what it holds.
@@ -35,26 +44,86 @@ def validate(
     """
     with connect(context) as client:
         report = client.datasets.validate(
-            file, epochs=epochs, max_steps=max_steps, batch_size=batch_size, max_length=max_length
+            file,
+            epochs=epochs,
+            max_steps=max_steps,
+            batch_size=batch_size,
+            max_length=max_length,
+            layers=layers,
+            rank=rank,
         )
     if json:
         print_json(report)
         raise typer.Exit(0 if report.valid else 1)
-    for problem in report.problems:
-        print(problem)
-    if report.problems_total > len(report.problems):
-        print(f"... and {report.problems_total - len(report.problems)} more")
+    print_problems(report)
+    for warning in report.warnings:
+        print(f"note: {plain(warning)}")
     seconds, memory = report.estimated_seconds, report.estimated_memory_bytes
     print_fields(
         [
             ("usable", "yes" if report.valid else "no"),
-            ("rows", report.rows),
+            ("good rows", f"{report.rows} preference pairs" if report.pairs else report.rows),
             ("tokens", f"{report.tokens} ({report.trained_tokens} learned)"),
             ("longest row", f"{report.longest_tokens} tokens"),
+            ("too long", report.too_long or ""),
             ("duplicates", report.duplicates or ""),
             ("steps", report.estimated_steps or ""),
-            ("time here", clock(seconds) if seconds is not None else ""),
-            ("memory here", size(memory) if memory is not None else ""),
+            ("time here", f"{clock(seconds)}, by {report.estimated_from}" if seconds is not None else ""),
+            ("memory here", f"about {size(memory)} while it trains" if memory is not None else ""),
         ]
     )
     raise typer.Exit(0 if report.valid else 1)
+
+
+@app.command()
+def show(
+    context: typer.Context,
+    file: File,
+    rows: Annotated[int, typer.Option(help="Rows to show, at most 100.")] = 5,
+    line: Annotated[int, typer.Option(help="Line to begin at.")] = 0,
+    max_length: MaxLength = None,
+    json: Json = False,
+) -> None:
+    """Print rows as they are trained on, what is learned in colour, or between [[ and ]] where there is no colour.
+
+    Special tokens are shown as they are written. The exit code is 1 if the file cannot be trained on.
+    """
+    with connect(context) as client:
+        report = client.datasets.show(file, rows=rows, line=line, max_length=max_length)
+    if json:
+        print_json(report.shown)
+        raise typer.Exit(0 if report.valid else 1)
+    from rich.console import Console
+
+    console = Console(highlight=False, soft_wrap=True)
+    for row in report.shown:
+        kind = ", preferred" if row.rejected else ""
+        console.print(f"line {row.line}, {row.tokens} tokens{kind}", style="dim")
+        console.print(marked(row.text, colour=console.is_terminal and not console.no_color), end="\n\n")
+        if row.rejected:
+            console.print(f"line {row.line}, preferred less", style="dim")
+            console.print(marked(row.rejected, colour=console.is_terminal and not console.no_color), end="\n\n")
+    print_problems(report)
+    raise typer.Exit(0 if report.valid else 1)
+
+
+def marked(parts: Sequence[MarkedText], *, colour: bool) -> Text:
+    """A row with its learned parts marked."""
+    from rich.text import Text
+
+    found = Text()
+    for part in parts:
+        text = plain(part.text)
+        if part.trained:
+            found.append(text if colour else f"[[{text}]]", "bold green" if colour else "")
+        else:
+            found.append(text)
+    return found
+
+
+def print_problems(report: DatasetReport) -> None:
+    """What is wrong with a dataset, by line."""
+    for problem in report.problems:
+        print(plain(str(problem)))
+    if report.problems_total > len(report.problems):
+        print(f"... and {report.problems_total - len(report.problems)} more")

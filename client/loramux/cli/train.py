@@ -20,6 +20,12 @@ MaxLength = Annotated[
 ]
 
 
+Layers = Annotated[
+    str | None, typer.Option(help="Decoder layers to adapt, such as '15-29' or '0,2,4'.", show_default="all")
+]
+Rank = Annotated[int | None, typer.Option(help="Rank of the adapter.", show_default="16")]
+
+
 def register(app: typer.Typer) -> None:
     """Add the command."""
     app.command()(train)
@@ -28,8 +34,20 @@ def register(app: typer.Typer) -> None:
 def train(
     context: typer.Context,
     name: Annotated[str, typer.Argument(help="Adapter; the result becomes its next version.")],
-    data: Annotated[Path, typer.Option(help="JSONL file of messages, prompt + completion, or text rows.")],
-    validation: Annotated[Path | None, typer.Option(help="JSONL file of held-out rows.")] = None,
+    data: Annotated[
+        Path,
+        typer.Option(help="File of rows (.jsonl, .json, .csv, .parquet): answers to learn, or preference pairs."),
+    ],
+    validation: Annotated[Path | None, typer.Option(help="File of held-out rows.")] = None,
+    replay: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE|default",
+            help="General rows, some of which are mixed in so that the base's other answers stay; default are the"
+            " server's own.",
+        ),
+    ] = None,
+    replay_rows: Annotated[int | None, typer.Option(help="Rows to mix in from --replay.", show_default="32")] = None,
     on_top_of: Annotated[
         list[str] | None,
         typer.Option(
@@ -38,7 +56,7 @@ def train(
             " turns over the stacks.",
         ),
     ] = None,
-    rank: Annotated[int | None, typer.Option(help="Rank of the adapter.", show_default="16")] = None,
+    rank: Rank = None,
     alpha: Annotated[float | None, typer.Option(help="LoRA alpha.", show_default="32")] = None,
     learning_rate: Annotated[
         str | None, typer.Option(metavar="RATE", help="Peak learning rate.", show_default="auto: for the base's size")
@@ -50,9 +68,7 @@ def train(
     target_modules: Annotated[
         str | None, typer.Option(help="Linears to adapt, such as 'q_proj,v_proj'.", show_default="all-linear")
     ] = None,
-    layers: Annotated[
-        str | None, typer.Option(help="Decoder layers to adapt, such as '15-29' or '0,2,4'.", show_default="all")
-    ] = None,
+    layers: Layers = None,
     rslora: Annotated[bool, typer.Option("--rslora", help="Scale by alpha / sqrt(rank).")] = False,
     dropout: Annotated[float | None, typer.Option(help="Dropout before the adapter.", show_default="0")] = None,
     lr_scheduler: Annotated[str | None, typer.Option(help="linear, cosine or constant.", show_default="linear")] = None,
@@ -63,6 +79,13 @@ def train(
     beta2: Annotated[float | None, typer.Option(help="AdamW's second decay.", show_default="0.99")] = None,
     weight_decay: Annotated[float | None, typer.Option(help="AdamW's weight decay.", show_default="0")] = None,
     max_grad_norm: Annotated[float | None, typer.Option(help="Gradient clipping.", show_default="1")] = None,
+    method: Annotated[
+        Literal["auto", "sft", "dpo"] | None,
+        typer.Option(help="Learn answers, or prefer them.", show_default="auto: by the rows"),
+    ] = None,
+    beta: Annotated[
+        float | None, typer.Option(help="DPO: how firmly to hold to what is underneath.", show_default="0.1")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of weights, order and dropout.", show_default="0")] = None,
     init_from: Annotated[str | None, typer.Option(help="Version to start from, such as acme@2.")] = None,
     validation_split: Annotated[
@@ -130,12 +153,16 @@ def train(
         "validation_split": validation_split,
         "eval_steps": eval_steps,
         "early_stopping_patience": early_stopping_patience,
+        "method": method,
+        "beta": beta,
+        "replay_rows": replay_rows,
     }
     with connect(context) as client:
         job = client.train(
             name,
             data,
             validation=validation,
+            replay=replay,
             on_top_of=[stack(split(text)) for text in on_top_of or ()] or None,
             init_from=init_from,
             gate=condition(gate),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
@@ -11,17 +12,32 @@ Report = Callable[[int, str], None]
 
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
 _BOM = b"\xef\xbb\xbf"
+_BINARY = {
+    b"PAR1": "a Parquet file",
+    b"PK\x03\x04": "a zip file or a spreadsheet",
+    b"\x1f\x8b": "compressed by gzip",
+    b"\x28\xb5\x2f\xfd": "compressed by zstd",
+}
+_IN_DATA = re.compile(r'\s*\{\s*"data"\s*:\s*\[')
 
 
 def read_objects(data: bytes, report: Report) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The objects of a dataset with the line each starts on; what cannot be read goes to ``report``."""
+    """The objects of a dataset with the line each starts on; what cannot be read goes to ``report``.
+
+    One object a line, or one list of them in the whole file, by itself or as ``{"data": [...]}``.
+    """
+    for magic, kind in _BINARY.items():
+        if data.startswith(magic):
+            report(1, f"the file is {kind}; send JSON lines (the Python client and the command line read tables)")
+            return
     if data.startswith(_UTF16):
         report(1, "the file is UTF-16; save it as UTF-8")
         return
     if data.startswith(_BOM):
         report(1, "starts with a byte order mark; save the file as UTF-8 without BOM")
         data = data[len(_BOM) :]
-    read = _read_list if data.lstrip()[:1] == b"[" else _read_lines
+    whole = data.lstrip()[:1] == b"[" or _IN_DATA.match(data[:1024].decode("utf-8", "replace"))
+    read = _read_list if whole else _read_lines
     for line, value in read(data, report):
         if isinstance(value, dict):
             yield line, value
@@ -44,7 +60,7 @@ def _read_lines(data: bytes, report: Report) -> Iterator[tuple[int, Any]]:
 
 
 def _read_list(data: bytes, report: Report) -> Iterator[tuple[int, Any]]:
-    """One JSON list over the whole file. When more follows the list, the file is read as lines after all."""
+    """One JSON list over the whole file. When more follows a bare list, the file is read as lines after all."""
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -52,6 +68,7 @@ def _read_list(data: bytes, report: Report) -> Iterator[tuple[int, Any]]:
         return
     items: list[tuple[int, Any]] = []
     line, counted = 1, 0
+    wrapped = text.lstrip().startswith("{")
     at = _skip(text, text.index("[") + 1)
     try:
         while text[at : at + 1] != "]":
@@ -71,10 +88,22 @@ def _read_list(data: bytes, report: Report) -> Iterator[tuple[int, Any]]:
         yield from items
         report(line, _refusal(error))
         return
-    if text[at + 1 :].strip():
+    rest = text[at + 1 :].strip()
+    if rest and not wrapped:
         yield from _read_lines(data, report)
-    else:
-        yield from items
+        return
+    yield from items
+    if wrapped and not _ends_an_object(rest):
+        report(
+            text.count("\n", 0, at) + 1, 'is not JSON: what follows the list in {"data": [...]} does not end the object'
+        )
+
+
+def _ends_an_object(rest: str) -> bool:
+    try:
+        return isinstance(_DECODER.decode('{"data": 0' + rest), dict)
+    except (ValueError, RecursionError):
+        return False
 
 
 def _skip(text: str, at: int) -> int:

@@ -251,12 +251,32 @@ class Training(training_pb2_grpc.TrainingServiceServicer):
         self.fake.uploaded[header.name] = content
         return training_pb2.Dataset(id=f"data-{header.name}", name=header.name, size_bytes=len(content))
 
+    @staticmethod
+    def _part(text: str, trained: bool) -> Any:
+        return training_pb2.MarkedText(text=text, trained=trained)
+
     def ValidateDataset(self, request: Any, context: Any) -> Any:
         self.fake.take("ValidateDataset", request, context)
         return training_pb2.ValidateDatasetResponse(
             problems=[training_pb2.DatasetProblem(line=3, field="messages", description="is empty")],
             problems_total=2,
-            summary=training_pb2.DatasetSummary(rows=5, tokens=50, estimated_seconds=75),
+            summary=training_pb2.DatasetSummary(
+                rows=5,
+                tokens=50,
+                estimated_seconds=75,
+                estimated_from="the speed of job j",
+                too_long=1,
+                warnings=["few"],
+            ),
+            rows=[
+                training_pb2.MarkedRow(
+                    line=request.show_from_line + i,
+                    text=[self._part("Where?", False), self._part("Here.<end>", True)],
+                    rejected=[self._part("Where?", False), self._part("\x1b[2J?", True)] if i else [],
+                    tokens=9,
+                )
+                for i in range(request.show_rows)
+            ],
         )
 
     def CreateJob(self, request: Any, context: Any) -> Any:

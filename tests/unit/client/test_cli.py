@@ -17,7 +17,9 @@ from loramux.cli import main
 from loramux.cli.app import hoist
 from loramux.cli.chat import Conversation
 from loramux.cli.common import stack
+from loramux.cli.datasets import marked
 from loramux.comparison import Comparison, Side
+from loramux.types import MarkedText
 from loramux.v1 import adapters_pb2, training_pb2
 
 from .fake import FAILED, RUNNING, SUCCEEDED, Fake, details, moved, refuse, step, version
@@ -218,10 +220,31 @@ def test_watching_a_job_that_fails(fake: Fake, shell: Shell) -> None:
     assert "out of memory" in shell.err
 
 
+def test_datasets_show(shell: Shell, tmp_path: Path) -> None:
+    (tmp_path / "d.jsonl").write_text("{}\n")
+    assert shell("datasets", "show", str(tmp_path / "d.jsonl"), "--rows", "2", "--line", "7") == 1
+    assert shell.out.split("\n\n") == [
+        "line 7, 9 tokens\nWhere?[[Here.<end>]]",
+        "line 8, 9 tokens, preferred\nWhere?[[Here.<end>]]",
+        "line 8, preferred less\nWhere?[[\ufffd[2J?]]",
+        "line 3, messages: is empty\n... and 1 more\n",
+    ]
+    shell("datasets", "show", str(tmp_path / "d.jsonl"), "--rows", "1", "--json")
+    assert json.loads(shell.out)[0]["text"][1] == {"text": "Here.<end>", "trained": True}
+
+
+def test_learned_text_is_coloured_where_there_is_colour() -> None:
+    parts = (MarkedText("a [b]", False), MarkedText("c", True))
+    assert marked(parts, colour=False).plain == "a [b][[c]]"
+    coloured = marked(parts, colour=True)
+    assert (coloured.plain, [(s.start, s.end) for s in coloured.spans]) == ("a [b]c", [(5, 6)])
+
+
 def test_datasets_validate(shell: Shell, tmp_path: Path) -> None:
     (tmp_path / "d.jsonl").write_text("{}\n")
     assert shell("datasets", "validate", str(tmp_path / "d.jsonl")) == 1
-    assert shell.out.splitlines()[:2] == ["line 3, messages: is empty", "... and 1 more"]
+    assert shell.out.splitlines()[:3] == ["line 3, messages: is empty", "... and 1 more", "note: few"]
+    assert "1:15, by the speed of job j" in shell.out
     assert shell("datasets", "validate", str(tmp_path / "none.jsonl")) == 1
     assert "no file" in shell.err
 

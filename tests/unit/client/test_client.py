@@ -178,6 +178,24 @@ def test_datasets(fake: Fake, client: Client, tmp_path: Path) -> None:
     assert fake.last("ValidateDataset").settings.epochs == 2
     assert [str(p) for p in report.problems] == ["line 3, messages: is empty"]
     assert (report.valid, report.estimated_seconds, report.estimated_memory_bytes) == (False, 75, None)
+    assert (report.estimated_from, report.too_long, report.warnings) == ("the speed of job j", 1, ("few",))
+    assert report.shown == ()
+    (row,) = client.datasets.show([{"text": "a"}], rows=1, line=4).shown
+    assert (row.line, row.text[1].text, row.text[1].trained, row.tokens) == (4, "Here.<end>", True, 9)
+
+
+def test_training_on_pairs_and_with_replay(fake: Fake, client: Client) -> None:
+    pairs = [{"prompt": "a", "chosen": " b", "rejected": " c"}]
+    client.train("polite", data=pairs, method="dpo", beta=0.2)
+    settings = fake.last("CreateJob").settings
+    assert (settings.method, settings.beta, settings.HasField("replay")) == ("dpo", 0.2, False)
+    client.train("acme", data=[{"text": "a"}], method="auto", replay="default")
+    settings = fake.last("CreateJob").settings
+    assert (settings.HasField("method"), settings.replay, settings.HasField("replay_rows")) == (False, "default", False)
+    client.train("acme", data=[{"text": "a"}], replay=[{"text": "general"}], replay_rows=8)
+    settings = fake.last("CreateJob").settings
+    assert (settings.replay, settings.replay_rows) == ("data-rows.jsonl", 8)
+    assert fake.uploaded["rows.jsonl"] == b'{"text": "general"}\n'
 
 
 @pytest.mark.parametrize("data", ["missing.jsonl", [], ["text"], [{"text": float("nan")}], [{"text": {1, 2}}]])

@@ -35,6 +35,8 @@ from loramux_server.services.views import (
     DatasetReport,
     JobEvent,
     JobInfo,
+    MarkedRow,
+    MarkedText,
     RowProblem,
     Score,
 )
@@ -297,6 +299,33 @@ def test_events_and_datasets() -> None:
         3,
         12,
     )
+    assert not answer.summary.HasField("estimated_seconds")
+    parts = (MarkedText("Where?", False), MarkedText("Here.", True))
+    answer = training.report_to_proto(
+        replace(
+            report,
+            too_long=2,
+            pairs=True,
+            warnings=("few",),
+            estimated_seconds=0.0,
+            estimated_memory_bytes=1 << 40,
+            estimated_from="a job",
+            shown=(MarkedRow(7, parts, parts[:1], 9),),
+        )
+    )
+    summary = answer.summary
+    assert (summary.too_long, summary.pairs, list(summary.warnings), summary.estimated_from) == (
+        2,
+        True,
+        ["few"],
+        "a job",
+    )
+    assert (summary.HasField("estimated_seconds"), summary.estimated_memory_bytes) == (True, 1 << 40)
+    (row,) = answer.rows
+    assert (row.line, row.tokens, [(t.text, t.trained) for t in row.text]) == (
+        7, 9, [("Where?", False), ("Here.", True)]
+    )  # fmt: skip
+    assert [t.text for t in row.rejected] == ["Where?"]
 
 
 @pytest.mark.parametrize(

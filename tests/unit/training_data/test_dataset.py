@@ -84,6 +84,8 @@ def test_line_ends_blank_lines_and_json_lists(load: Any) -> None:
     for data, where in [
         (one + b"\r\n\r\n  \n" + two, [1, 4]),
         (b"[" + one + b",\n\n" + two + b"]\n", [1, 3]),
+        (b'{"data": [' + one + b",\n" + two + b"]}", [1, 2]),
+        (b'\n{\n "data" : [\n' + one + b"\n,\n" + two + b'\n], "version": 3\n}\n', [4, 6]),
         (b"\n [\n" + one + b"\n,\n" + two + b"\n]", [3, 5]),
     ]:
         assert [example.line for example in load(data).examples] == where
@@ -219,6 +221,10 @@ def test_marks_of_other_encodings_are_named(refused: Any) -> None:
         (b'[{"text": "a b"},\n{"text": "\xff"}]', 2, "is not valid UTF-8"),
         (b'[{"text": "a b"},\n"x"]', 2, "is a string, not a JSON object"),
         (b'[1]\n{"text": "a b"}', 1, "is a list, not a JSON object"),
+        (b'{"data": [\n{"text": "a b"}\n], 3}', 3, "does not end the object"),
+        (b'{"data": [\n{"text": "a b"},\n3]}', 3, "is a number, not a JSON object"),
+        (b"PAR1\x00", 1, "the file is a Parquet file; send JSON lines"),
+        (b"\x1f\x8b\x08", 1, "compressed by gzip"),
     ],
 )
 def test_problems_in_a_list_have_lines_too(data: bytes, line: int, complaint: str, refused: Any) -> None:

@@ -1,0 +1,176 @@
+"""Rows of training data in tables: CSV and Parquet files become JSON lines on this side of the wire.
+
+So the server reads one format, and a file that was made to hurt its reader hurts nobody else. Only columns that a row
+may have are read. Line numbers stay true: a row of a CSV file keeps its line, one of a Parquet file its number.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from .errors import invalid
+
+COLUMNS = (
+    *("messages", "tools", "prompt", "completion", "text", "chosen", "rejected"),
+    *("input", "preferred_output", "non_preferred_output", "on_top_of"),
+)
+MAX_BYTES = 1 << 30
+"""Most bytes of JSON lines that a table may become."""
+MAX_CELL = 64 << 20
+"""Longest cell of a CSV file, in characters."""
+ROWS_AT_ONCE = 64
+MAX_DEPTH = 32
+_TEXT_OR_TURNS = {"prompt", "completion", "chosen", "rejected", "text"}
+"""Columns in which text that looks like JSON may be just that."""
+_MAGIC = {
+    b"PAR1": "parquet",
+    b"\x1f\x8b": "compressed by gzip; unpack it",
+    b"\x28\xb5\x2f\xfd": "compressed by zstd; unpack it",
+    b"BZh": "compressed by bzip2; unpack it",
+    b"PK\x03\x04": "a zip file or a spreadsheet; unpack it, or save it as CSV",
+    b"ARROW1": "an Arrow file; save it as Parquet",
+    b"ORC": "an ORC file; save it as Parquet",
+}
+
+
+def converter(path: Path) -> Callable[[Path], Iterator[tuple[int, dict[str, Any]]]] | None:
+    """What reads the rows of a table with the lines that they shall have; None for a file of JSON.
+
+    The content decides, then the name. Raises InvalidArgument for a kind of file that holds no rows.
+    """
+    with path.open("rb") as file:
+        head = file.read(4096)
+    kind = next((kind for magic, kind in _MAGIC.items() if head.startswith(magic)), "")
+    if kind == "parquet":
+        return _parquet_rows
+    if kind:
+        raise invalid("data", f"{path.name} is {kind}")
+    if head.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] in (b"{", b"["):
+        return None
+    if path.suffix.lower() == ".parquet":
+        raise invalid("data", f"{path.name} is no Parquet file: it does not begin with PAR1")
+    return _csv_rows if path.suffix.lower() == ".csv" else None
+
+
+def as_json_lines(path: Path, rows: Iterator[tuple[int, dict[str, Any]]]) -> tuple[IO[bytes], int, str]:
+    """A temporary file (gone once it is closed) of JSON lines, its size and its SHA-256 in hexadecimal."""
+    file = tempfile.TemporaryFile()  # noqa: SIM115 - whoever sends it closes it
+    digest, size, line = hashlib.sha256(), 0, 1
+    try:
+        for at, row in rows:
+            text = json.dumps(row, ensure_ascii=False).encode("utf-8", errors="surrogatepass")
+            data = b"\n" * (at - line) + text + b"\n"
+            line, size = max(at, line) + 1, size + len(data)
+            if size > MAX_BYTES:
+                raise invalid("data", f"{path.name} holds more than {MAX_BYTES >> 20} MiB of rows; split it")
+            file.write(data)
+            digest.update(data)
+        if not size:
+            raise invalid("data", f"{path.name} has no rows")
+        file.seek(0)
+    except BaseException:
+        file.close()
+        raise
+    return file, size, digest.hexdigest()
+
+
+def _csv_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    before = csv.field_size_limit(MAX_CELL)
+    line = 1
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.reader(file, strict=True)
+            header = [name.strip() for name in next(reader, [])]
+            _check_columns(path, header)
+            line = reader.line_num + 1
+            for cells in reader:
+                if len(cells) > len(header):
+                    raise invalid("data", f"line {line} has {len(cells)} cells, and the header {len(header)}")
+                if any(cells):
+                    row = zip(header, cells, strict=False)
+                    yield line, {name: _cell(name, text) for name, text in row if name in COLUMNS and text != ""}
+                line = reader.line_num + 1
+    except UnicodeDecodeError:
+        raise invalid("data", f"{path.name} is not UTF-8 after line {line}; save it as UTF-8") from None
+    except csv.Error as error:
+        raise invalid("data", f"{path.name} is no CSV: {error} at line {line}") from None
+    finally:
+        csv.field_size_limit(before)
+
+
+def _cell(name: str, text: str) -> Any:
+    """A cell: lists and objects are JSON in it, anything else is text."""
+    if text.lstrip()[:1] not in ("[", "{"):
+        return text
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return text  # the server tells what is wrong, if anything is
+    if name not in _TEXT_OR_TURNS:
+        return value
+    turns = isinstance(value, list) and value and all(isinstance(m, dict) and "role" in m for m in value)
+    return value if turns else text
+
+
+def _parquet_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ImportError:
+        raise invalid(
+            "data", f"{path.name} is a Parquet file, which takes pyarrow to read: pip install 'loramux[tables]'"
+        ) from None
+    try:
+        with pq.ParquetFile(path) as file:
+            schema = file.schema_arrow
+            _check_columns(path, schema.names)
+            names = [name for name in schema.names if name in COLUMNS]
+            for name in names:
+                _check_type(name, schema.field(name).type, MAX_DEPTH)
+            number = 1
+            for batch in file.iter_batches(ROWS_AT_ONCE, columns=names):
+                for row in batch.to_pylist():
+                    yield number, _without_nulls(row)
+                    number += 1
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise invalid("data", f"{path.name} cannot be read as Parquet: {str(error)[:200]}") from None
+
+
+def _check_columns(path: Path, names: list[str]) -> None:
+    if not set(names) & set(COLUMNS):
+        found = ", ".join(repr(name[:40]) for name in names[:6]) or "none"
+        raise invalid("data", f"{path.name} has no column that a row may have (columns: {found}); {', '.join(COLUMNS)}")
+    if twice := {name for name in names if name in COLUMNS and names.count(name) > 1}:
+        raise invalid("data", f"{path.name} has the column {min(twice)!r} twice")
+
+
+def _check_type(name: str, type: Any, depth: int) -> None:
+    """Refuse what JSON has no words for, before anything of it is read."""
+    if depth == 0:
+        raise invalid("data", f"the column {name!r} is nested too deeply")
+    if any(_is(type, "struct")):
+        for i in range(type.num_fields):
+            _check_type(name, type.field(i).type, depth - 1)
+    elif any(_is(type, "list", "large_list", "fixed_size_list", "dictionary")):
+        _check_type(name, type.value_type, depth - 1)
+    elif not any(_is(type, "string", "large_string", "string_view", "boolean", "integer", "floating", "null")):
+        raise invalid("data", f"the column {name!r} holds {type}; rows are made of text, numbers, lists and structs")
+
+
+def _is(type: Any, *kinds: str) -> Iterator[bool]:
+    from pyarrow import types
+
+    return (getattr(types, f"is_{kind}")(type) for kind in kinds)
+
+
+def _without_nulls(value: Any) -> Any:
+    """A value without the fields that a struct has only because another row has them."""
+    if isinstance(value, dict):
+        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
+    return [_without_nulls(item) for item in value] if isinstance(value, list) else value
