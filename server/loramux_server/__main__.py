@@ -45,7 +45,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def serve(loaded: Loaded) -> int:
-    """Run a server until a signal stops it. 0: it was stopped; 1: it could not start, one line says why."""
+    """Run a server until a signal stops it. 0: it was stopped; 1: it could not start or lost its engine for good.
+
+    One line says why.
+    """
     settings = loaded.settings
     configure(settings.log.level, settings.log.format)
     for name in loaded.unknown_variables:
@@ -89,7 +92,11 @@ async def _serve(settings: Settings, announcer: Announcer) -> int:
             announcer.say("Stopped before it was ready.")
             os._exit(0)
         await starting
-        await stopping
+        watching = asyncio.create_task(app.watch())
+        await asyncio.wait((watching, stopping), return_when=asyncio.FIRST_COMPLETED)
+        if watching.done():
+            await watching  # raises: whoever runs the server starts it again
+        watching.cancel()
         announcer.say("Stopping.")
         await app.drain()
         return 0

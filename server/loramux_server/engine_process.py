@@ -11,6 +11,8 @@ import socket
 import sys
 import threading
 
+import msgspec
+
 from .core.errors import Error
 from .engine.protocol import Failure, Output
 from .engine.wire import Broken, Progress, Ready, Start, Stop, encode, read_frames
@@ -41,14 +43,18 @@ def main(fd: int) -> int:
     connection.sendall(encode(Ready(info)))
 
     def read() -> None:
-        for message in messages:
-            if isinstance(message, Stop):
-                break
-            engine.submit(message)
-        else:
-            # The front died: nobody waits for anything any more, and a step may still take long.
-            os._exit(3)
-        engine.stop()
+        try:
+            for message in messages:
+                if isinstance(message, Stop):
+                    engine.stop()
+                    return
+                engine.submit(message)
+        except msgspec.MsgspecError as error:
+            # What came after it cannot be told apart: the front starts another process.
+            print(f"loramux engine: a message that cannot be read: {error}", file=sys.stderr, flush=True)
+            os._exit(4)
+        # The front died: nobody waits for anything any more, and a step may still take long.
+        os._exit(3)
 
     threading.Thread(target=read, name="commands", daemon=True).start()
     engine.run()

@@ -274,7 +274,7 @@ def test_a_tenant_that_loads_too_fast_waits_and_nobody_else(cases: Cases) -> Non
     engine = cases.engine(adapter_load_rate=4.0)  # a burst of 8
     clock = 0.0
     quota = LoadQuota(4.0, lambda: clock)
-    engine.loop._desk._quota = quota
+    engine.loop._desk._reads.quota = quota
     while quota.take("greedy"):
         pass
     case = Case(cases.prompts[0], cases.stack([("all", 1.0)]), 3)
@@ -298,7 +298,7 @@ def test_a_tenant_that_loads_too_fast_waits_and_nobody_else(cases: Cases) -> Non
 def test_what_an_operator_loads_is_no_tenants_quota(cases: Cases) -> None:
     engine = cases.engine(adapter_load_rate=1.0)
     quota = LoadQuota(1.0, lambda: 0.0)
-    engine.loop._desk._quota = quota
+    engine.loop._desk._reads.quota = quota
     while quota.take("greedy"):
         pass
     case = Case(cases.prompts[0], cases.stack([("all", 1.0)]), 3)

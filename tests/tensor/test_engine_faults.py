@@ -142,7 +142,7 @@ def test_a_token_that_alone_finds_no_memory_fails(cases: Cases, monkeypatch: pyt
 
 
 def test_a_request_larger_than_the_cache_is_refused_and_the_rest_goes_on(cases: Cases, tight: Engine) -> None:
-    tight.run(command("large", [3] * 200, 100), command("small", cases.prompts[0], 3))
+    tight.run(command("large", [3] * 150, 100), command("small", cases.prompts[0], 3))
     failure = tight.failure("large")
     assert failure is not None
     assert failure.reason == "KV_CACHE_TOO_SMALL"
@@ -174,6 +174,95 @@ def test_an_id_in_use_is_refused_and_its_owner_goes_on(cases: Cases, tight: Engi
     alone = cases.reference.score(score.prompt_ids, score.continuation_ids)
     assert result.logprobs == pytest.approx(alone.logprobs, abs=1e-4)
     check_empty(tight)
+
+
+# -- commands that the front should not have let through --------------------------------------------------------------
+
+NAN, INF = float("nan"), float("inf")
+BAD_SAMPLING: dict[str, dict[str, object]] = {
+    "max_tokens": {"max_tokens": 0},
+    "temperature": {"temperature": NAN},
+    "temperature ": {"temperature": INF},
+    "top_p": {"top_p": 0.0, "temperature": 1.0},
+    "top_p ": {"top_p": NAN, "temperature": 1.0},
+    "top_k": {"top_k": -1, "temperature": 1.0},
+    "min_p": {"min_p": 2.0, "temperature": 1.0},
+    "repetition_penalty": {"repetition_penalty": 0.0},
+    "presence_penalty": {"presence_penalty": 1e300},
+    "frequency_penalty": {"frequency_penalty": NAN},
+    "logprobs": {"logprobs": 10_000},
+    "logprobs ": {"logprobs": -1},
+    "logit_bias[0]": {"logit_bias": ((99_999, 1.0),)},
+    "logit_bias[1]": {"logit_bias": ((3, 1.0), (-1, 1.0))},
+    "logit_bias[3]": {"logit_bias": ((3, 1e300),)},
+    "stop_token_ids[0]": {"stop_token_ids": (384,), "min_tokens": 2},
+}
+
+
+def bad_commands(cases: Cases) -> dict[str, tuple[str, GenerateCommand | ScoreCommand]]:
+    """Name -> the field that is told, and a command that would raise in a step, or read what is not its own."""
+    good, one = (3, 4, 5), cases.stack([("all", 1.0)])
+    twice = replace(one, entries=one.entries * 2)
+    found: dict[str, tuple[str, GenerateCommand | ScoreCommand]] = {
+        "empty": ("prompt_ids", command("", [])),
+        "outside": ("prompt_ids[1]", command("", [3, 384])),
+        "negative": ("prompt_ids[0]", command("", [-1, 3])),
+        "long": ("prompt_ids", command("", [3] * 250, 10)),
+        "weight": ("stack[0].weight", command("", good, 3, cases.stack([("all", NAN)]))),
+        "twice": ("stack", command("", good, 3, twice)),
+        "deadline": ("deadline", replace(command("", good), deadline=INF)),
+        "nothing to score": ("continuation_ids", ScoreCommand("", good, ())),
+        "score outside": ("continuation_ids[0]", ScoreCommand("", good, (10**6,))),
+        "score nothing": ("prompt_ids", ScoreCommand("", (), good)),
+    }
+    for field, settings in BAD_SAMPLING.items():
+        found[field] = field.strip(), command("", good, **{"max_tokens": 3, **settings})
+    return found
+
+
+def test_a_bad_command_fails_alone(cases: Cases) -> None:
+    """Each beside two that are fine, which are served, and the engine goes on."""
+    engine = cases.engine()
+    bad = bad_commands(cases)
+    mate = Case(cases.prompts[0], cases.stack([("rs", 1.0)]), 4)
+    for i, (name, (_, asked)) in enumerate(bad.items()):
+        engine.submit(replace(asked, id=name))
+        if i % 5 == 0:
+            engine.submit(command(f"mate{i}", mate.prompt, 4, mate.stack))
+    engine.finish(*bad, *(f"mate{i}" for i in range(0, len(bad), 5)))
+    for name, (field, _) in bad.items():
+        failure = engine.failure(name)
+        assert failure is not None, name
+        assert failure.code == Code.INVALID_ARGUMENT.value, name
+        assert field in [v.field for v in failure.violations], name
+    for i in range(0, len(bad), 5):
+        check_tokens(engine.tokens(f"mate{i}"), cases.alone(mate))
+    check_empty(engine)
+
+
+def test_the_longest_request_and_the_farthest_deadline_are_fine(cases: Cases) -> None:
+    engine = cases.engine()
+    engine.run(replace(command("far", [3] * 250, 6, logprobs=384), deadline=1e300))
+    assert len(engine.tokens("far")) == 6
+    asked = replace(command("waits", [3], 1, cases.stack([("all", 1.0)])), deadline=1e300)
+    engine.run(asked)  # sleeps until the adapter lands
+    assert engine.failure("waits") is None
+
+
+def test_the_wait_is_from_arrival_to_the_first_step(cases: Cases) -> None:
+    """One runs at a time: the second waits for all of the first, and is counted once though it is set back."""
+    engine = cases.engine(max_running=1)
+    engine.submit(*(command(f"r{i}", cases.prompts[i], 8) for i in range(2)))
+    engine.loop.turn()
+    started = time.monotonic()
+    engine.finish("r0")
+    waited = time.monotonic() - started
+    engine.loop.turn()
+    engine.scheduler.shrink(1)
+    engine.finish("r1")
+    stats = engine.loop._stats()
+    assert sum(stats.queue_waits) == 2
+    assert waited <= stats.queue_wait_seconds <= waited + 60
 
 
 # -- leaving early ----------------------------------------------------------------------------------------------------

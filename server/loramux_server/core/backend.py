@@ -13,6 +13,9 @@ from typing import Protocol
 from .jobs import TrainCommand, TrainEvent
 from .types import BASE, AdapterVersion, FinishReason, Grammar, SamplingParams, Stack, TokenLogprob
 
+QUEUE_WAIT_BOUNDS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
+"""Upper bounds of the waits that ``EngineStats.queue_waits`` counts apart, seconds."""
+
 
 @dataclass(frozen=True, slots=True)
 class GenerateCommand:
@@ -107,6 +110,12 @@ class EngineStats:
     steps: dict[str, tuple[int, float]] = field(default_factory=dict)
     """kind (prefill, decode, train) -> (steps, seconds) since start."""
     training_jobs: tuple[str, ...] = ()
+    queue_waits: tuple[int, ...] = ()
+    """Requests that started, by their wait: one count for each of ``QUEUE_WAIT_BOUNDS``, one for those beyond."""
+    queue_wait_seconds: float = 0.0
+    """Sum of these waits, each from the request's arrival in the engine to its first step."""
+    grammars: dict[str, int] = field(default_factory=dict)
+    """Since start: ``compiled``; ``refused``; ``lost``, whose process died; ``restarts`` of their parent process."""
     cuda_graphs: int | None = None
     """Graphs of decode steps that are kept; None where the engine makes none, 0 where it gave up."""
 

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 
 from ..core.errors import Code, Error
 from ..core.types import AdapterVersion, Stack
 from ..lora.bank import AdapterBank, HostAdapter
 from ..lora.cache import HostCache
 from .load_quota import LoadQuota
-from .scheduler import Admission
+from .plan import Admission
+from .reads import ReadQueue
+from .sequence import Sequence
 
 
 class AdapterDesk:
     """Between the scheduler's question "may this stack run now?" and bank, host cache and disk."""
 
     def __init__(self, bank: AdapterBank, cache: HostCache, quota: LoadQuota) -> None:
-        self._bank, self._cache, self._quota = bank, cache, quota
-        self._deferred: dict[str, tuple[AdapterVersion, str]] = {}  # digest -> read once this tenant may
+        self._bank, self._cache = bank, cache
+        self._reads = ReadQueue(cache, quota, lambda adapter: bank.nbytes_of(adapter.rank), self._stuck)
+        self._waiting: dict[str, Stack] = {}  # requests that have not started, by id
         self._callers: dict[str, list[str]] = {}  # digest -> ids of load commands that wait for it
         self._doomed: set[str] = set()
         self._kept: dict[str, int] = {}  # digest -> rank of what is never evicted
@@ -45,7 +48,7 @@ class AdapterDesk:
                     reason="STACK_TOO_LARGE",
                 )
 
-    def keep(self, adapters: Sequence[AdapterVersion]) -> None:
+    def keep(self, adapters: Iterable[AdapterVersion]) -> None:
         """Never evict these, and only these. RESOURCE_EXHAUSTED if the largest known adapter had no room beside."""
         kept = {adapter.digest: adapter.rank for adapter in adapters}
         largest = max([self._largest, *kept.values()])
@@ -59,42 +62,57 @@ class AdapterDesk:
         self._kept = kept
         self._bank.kept = frozenset(kept)
 
-    def prefetch(self, stack: Stack, tenant: str) -> None:
-        """Start reading what is not in memory, so that it lands while the request queues: now, or when it may."""
-        for entry in stack.entries:
-            digest = entry.adapter.digest
-            if self._bank.get(digest) is not None:
+    def expect(self, seq: Sequence) -> None:
+        """A request came: what is not in memory is read while it queues, or when its tenant may have it read."""
+        if not seq.stack:
+            return
+        for adapter in _adapters(seq.stack):
+            self._largest = max(self._largest, adapter.rank)
+            if self._bank.get(adapter.digest) is not None:
                 self.hits["device"] += 1
                 continue
-            self.hits["disk" if self._cache.get(digest) is None else "host"] += 1
-            if not self._cache.knows(digest) and not self._quota.take(tenant):
-                self._deferred.setdefault(digest, (entry.adapter, tenant))
+            if self._cache.get(adapter.digest) is not None:
+                self.hits["host"] += 1
                 continue
-            self._deferred.pop(digest, None)
-            self._cache.request(entry.adapter)
+            self.hits["disk"] += 1
+            self._reads.want(adapter, seq.id, seq.tenant)
+        self._waiting[seq.id] = seq.stack
 
-    def read_deferred(self) -> float | None:
-        """Start the reads that had to wait and may begin now; seconds until the next may, None if none waits."""
-        waits: list[float] = []
-        for digest, (adapter, tenant) in list(self._deferred.items()):
-            if self._quota.take(tenant):
-                del self._deferred[digest]
-                self._cache.request(adapter)
-            else:
-                waits.append(self._quota.wait(tenant))
-        return min(waits, default=None)
+    def forget(self, seq: Sequence) -> None:
+        """A request started, or left without."""
+        self._waiting.pop(seq.id, None)
+        self._reads.release(seq.id, (e.adapter.digest for e in seq.stack.entries))
+        self._cache.trim()
 
-    def pin(self, stack: Stack) -> Admission:
-        """Make the whole stack resident and pin it, or pin nothing."""
-        pinned: list[str] = []
-        for entry in stack.entries:
-            digest = entry.adapter.digest
-            if (state := self._bring(entry.adapter)) is not Admission.READY:
-                for other in pinned:
-                    self._bank.unpin(other)
-                return state
+    def read_on(self) -> float | None:
+        """Start the reads that may begin now; seconds until a quota lets the next one, None if none waits for that."""
+        return self._reads.begin()
+
+    def pin(self, seq: Sequence) -> Admission:
+        """Make the stack of ``seq`` resident and pin it, or pin nothing.
+
+        LOADING: it is worth asking again when one of its adapters has landed. FULL: when something is unpinned.
+        """
+        adapters = _adapters(seq.stack)
+        missing = [a for a in adapters if self._bank.get(a.digest) is None]
+        hosts = {a.digest: self._cache.get(a.digest) for a in missing}
+        self._waiting[seq.id] = seq.stack
+        if absent := [a for a in missing if hosts[a.digest] is None]:
+            for adapter in absent:
+                # It was here, or paid for, when the request came: that it is read again costs its tenant nothing.
+                self._reads.want(adapter, seq.id, None)
+            return Admission.LOADING
+        found = [host for host in hosts.values() if host is not None]
+        resident = [a.digest for a in adapters if a.digest not in hosts]
+        ranks = {d: self._bank.slot(d).rank for d in resident} | {h.digest: h.rank for h in found}
+        if not self._bank.has_room(ranks):
+            return Admission.FULL
+        for digest in resident:  # first, so that none makes room for another
             self._bank.pin(digest)
-            pinned.append(digest)
+        for host in found:
+            self._put(host)
+            self._bank.pin(host.digest)
+        self.forget(seq)
         return Admission.READY
 
     def unpin(self, stack: Stack) -> None:
@@ -107,32 +125,39 @@ class AdapterDesk:
     def load(self, caller: str, adapter: AdapterVersion) -> bool:
         """Bring an adapter to the device; True if it is there now, else ``collect`` names ``caller`` later."""
         self._doomed.discard(adapter.digest)
-        self._deferred.pop(adapter.digest, None)  # an operator's wish is not a request's
-        # FULL: in host memory, and the device is full of adapters in use: good enough to be served next.
-        if self._bring(adapter) is not Admission.LOADING:
+        self._largest = max(self._largest, adapter.rank)
+        if self._bank.get(adapter.digest) is not None:
+            return True
+        if (host := self._cache.get(adapter.digest)) is not None:
+            # No room: in host memory, and the device is full of adapters in use: good enough to be served next.
+            self._put(host)
             return True
         self._callers.setdefault(adapter.digest, []).append(caller)
+        self._reads.hurry(adapter)
         return False
 
     def unload(self, digest: str) -> None:
         """Forget an adapter; one in use leaves when its last user does."""
         self._cache.drop(digest)
-        self._deferred.pop(digest, None)
         if not self._bank.drop(digest):
             self._doomed.add(digest)
 
     def collect(self, digest: str) -> tuple[Error | None, list[str]]:
         """Take in a finished read: its error, and the load commands that waited for it."""
+        self._reads.landed(digest)
         error = self._cache.collect(digest)
         callers = self._callers.pop(digest, [])
         if error is None:
             adapter = self._cache.get(digest)
             assert adapter is not None
             try:
-                self._put(adapter)
+                self._bank.check(adapter)
+                if callers:
+                    self._put(adapter)
             except Error as refused:
                 self._cache.drop(digest)
                 error = refused
+        self._cache.trim()
         return error, callers
 
     @property
@@ -155,16 +180,10 @@ class AdapterDesk:
     def close(self) -> None:
         self._cache.close()
 
-    def _bring(self, adapter: AdapterVersion) -> Admission:
-        self._largest = max(self._largest, adapter.rank)
-        if self._bank.get(adapter.digest) is not None:
-            return Admission.READY
-        host = self._cache.get(adapter.digest)
-        if host is None:
-            if adapter.digest not in self._deferred:
-                self._cache.request(adapter)
-            return Admission.LOADING
-        return Admission.READY if self._put(host) else Admission.FULL
+    def _stuck(self) -> bool:
+        """Whether no waiting request has all its adapters in memory."""
+        here = {*self._bank.digests, *self._cache.digests}
+        return not any(all(e.adapter.digest in here for e in stack.entries) for stack in self._waiting.values())
 
     def _put(self, adapter: HostAdapter) -> bool:
         """Copy an adapter to the device; False while what is in use leaves no room."""
@@ -173,3 +192,7 @@ class AdapterDesk:
             return False
         self._copies, self._copy_seconds = self._copies + 1, self._copy_seconds + time.monotonic() - started
         return True
+
+
+def _adapters(stack: Stack) -> list[AdapterVersion]:
+    return [entry.adapter for entry in stack.entries]

@@ -93,17 +93,6 @@ def build_engine(
             "process": process_memory(),
         }
 
-    loop = EngineLoop(
-        ModelRunner(base, kv, bank, graphs),
-        scheduler,
-        desk,
-        grammars,
-        (settings.training_share, settings.training_slice_ms / 1000),
-        make_tasks(base),
-        eos,
-        emit,
-        memory,
-    )
     config = base.model.config
     info = EngineInfo(
         base_name=base.name,
@@ -117,5 +106,16 @@ def build_engine(
         num_layers=shape.layers,
         linear_modules=dict(base.modules),
         tokenizer_path=str(folder),
+    )
+    loop = EngineLoop(
+        ModelRunner(base, kv, bank, graphs),
+        scheduler,
+        desk,
+        grammars,
+        (settings.training_share, settings.training_slice_ms / 1000),
+        make_tasks(base),
+        info,
+        emit,
+        memory,
     )
     return loop, info

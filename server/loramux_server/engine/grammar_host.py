@@ -12,7 +12,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -67,6 +67,8 @@ class GrammarHost:
         self._waiting: deque[tuple[int, Grammar]] = deque()
         self._refused: OrderedDict[Grammar, Mask] = OrderedDict()
         self._tasks: set[asyncio.Task[None]] = set()
+        self.counts: Counter[str] = Counter(compiled=0, refused=0, lost=0, restarts=0)
+        """Grammars compiled, refused, lost with their process; new starts of the process they are forked from."""
 
     def open(self, key: int, grammar: Grammar) -> None:
         """Begin an answer. Its first mask comes when the grammar is compiled, which may take seconds."""
@@ -168,6 +170,7 @@ class GrammarHost:
         """Start the process that grammars are forked from. It takes sockets as soon as it has read the tokenizer."""
         if self._control is not None:
             self._control.close()
+            self.counts["restarts"] += 1
         self._control, theirs = socket.socketpair()
         with theirs:
             self._parent = subprocess.Popen(
@@ -193,6 +196,7 @@ class GrammarHost:
                         self._deliver(mask)
                     case Compiled(""):
                         process.compiled = True
+                        self.counts["compiled"] += 1
                     case Compiled(error):
                         refusal = Mask(0, code=Code.INVALID_ARGUMENT, error=error)
                     case _:
@@ -200,6 +204,8 @@ class GrammarHost:
         writer.close()
         if refusal is None:
             refusal = await self._why(process)
+        if process.users or not process.compiled:
+            self.counts["lost" if process.compiled else "refused"] += 1
         if refusal.code is Code.INVALID_ARGUMENT:
             self._refused[process.grammar] = refusal
             if len(self._refused) > MAX_REFUSED:

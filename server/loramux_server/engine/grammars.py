@@ -128,6 +128,11 @@ class GrammarDesk:
             news, self._news = self._news, []
         return [(e.seq, e.mask) for e in news if e.key in self._by_key and e.mask is not None]
 
+    @property
+    def counts(self) -> dict[str, int]:
+        """See ``EngineStats.grammars``."""
+        return dict(self._host.counts)
+
     def stop(self) -> None:
         self._host.stop()
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import queue
-import secrets
 import time
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
@@ -12,13 +11,15 @@ from collections.abc import Sequence as Seq
 import torch
 from torch import Tensor
 
-from ..core.backend import EngineStats, GenerateCommand, ScoreCommand, ScoreResult, TokenEvent
+from ..core.backend import EngineInfo, EngineStats, GenerateCommand, ScoreCommand, TokenEvent
 from ..core.background import Background
 from ..core.errors import Code, Error
 from ..core.jobs import TrainCommand
 from ..core.types import FinishReason, TokenLogprob
 from .adapters import AdapterDesk
+from .figures import Figures
 from .grammars import GrammarDesk, Woken, grammar_error
+from .intake import make_sequence
 from .protocol import (
     AbortCommand,
     Command,
@@ -33,10 +34,14 @@ from .protocol import (
 from .runner import ModelRunner, StepOutput
 from .sampler import sample
 from .scheduler import Scheduler, StepPlan
+from .scores import NOT_FINITE, Scores
 from .sequence import Sequence
 from .slot import TrainingSlot
 
 log = logging.getLogger(__name__)
+
+LONGEST_SLEEP = 3600.0
+"""Seconds after which an idle loop looks up again, however far away the next deadline is."""
 
 
 class EngineLoop:
@@ -50,17 +55,16 @@ class EngineLoop:
         grammars: GrammarDesk,
         training: tuple[float, float],
         background: Background,
-        eos: tuple[int, ...],
+        info: EngineInfo,
         emit: Callable[[list[Output]], object],
         memory: Callable[[int], dict[str, int]],
     ) -> None:
         self._runner, self._scheduler, self._desk, self._grammars = runner, scheduler, desk, grammars
         self._training = TrainingSlot(background, *training, done=self._job_done)
-        self._eos, self._send, self._memory = eos, emit, memory
+        self._info, self._eos, self._send, self._memory = info, info.eos_token_ids, emit, memory
+        self._scores, self._figures = Scores(), Figures()
         self._outbox: list[Output] = []
         self._inbox: queue.SimpleQueue[Command | str | Woken | None] = queue.SimpleQueue()
-        self._steps: dict[str, tuple[int, float]] = {}
-        self._scores: dict[str, list[tuple[float, bool]]] = {}
         self._next_read: float | None = None
         self._stopping = False
         self._stalled = True  # the last turn found nothing to compute
@@ -85,9 +89,9 @@ class EngineLoop:
         """One turn: commands, one serve step, training. Waits for a command when there is nothing else to do."""
         self._take_commands()
         self._expire(time.monotonic())
-        self._next_read = self._desk.read_deferred()
         self._take_masks()
         plan = self._scheduler.schedule()
+        self._next_read = self._desk.read_on()  # after it: whoever has started, or found nothing, changes what is next
         self._stalled = not plan.work
         if plan.work:
             self._serve(plan)
@@ -116,7 +120,9 @@ class EngineLoop:
         """Seconds until something must be done though no command comes: a deadline, an adapter that may be read."""
         now = time.monotonic()
         moments = [max(0.0, s.deadline - now) for s in self._scheduler.sequences if s.deadline is not None]
-        return min([*moments, *([] if self._next_read is None else [self._next_read])], default=None)
+        if self._next_read is not None:
+            moments.append(self._next_read)
+        return min(*moments, LONGEST_SLEEP) if moments else None
 
     def _handle(self, command: Command | str | Woken | None) -> None:
         if command is None:
@@ -155,29 +161,12 @@ class EngineLoop:
                 self._abort(command.id)
 
     def _add(self, command: GenerateCommand | ScoreCommand) -> None:
-        self._desk.check(command.stack)
-        seed = command.sampling.seed if isinstance(command, GenerateCommand) else None
-        seq = Sequence(
-            id=command.id,
-            tokens=list(command.prompt_ids),
-            prompt_length=len(command.prompt_ids),
-            stack=command.stack,
-            sampling=command.sampling if isinstance(command, GenerateCommand) else _NO_SAMPLING,
-            seed=secrets.randbits(63) if seed is None else seed,
-            tenant=command.tenant,
-        )
-        if isinstance(command, ScoreCommand):
-            seq.score_from = len(seq.tokens)
-            seq.tokens += command.continuation_ids
-            seq.prompt_length = len(seq.tokens)
-        else:
-            seq.deadline = command.deadline
-            seq.grammar = command.grammar
+        seq = make_sequence(command, self._info.vocab_size, self._info.max_context)
+        self._desk.check(seq.stack)
         self._scheduler.add(seq)
         self._grammars.open(seq)
-        if seq.score_from is not None:
-            self._scores[seq.id] = []
-        self._desk.prefetch(seq.stack, seq.tenant)
+        self._scores.open(seq)
+        self._desk.expect(seq)
 
     def _abort(self, id: str) -> None:
         if (seq := self._scheduler.get(id)) is not None:
@@ -192,6 +181,7 @@ class EngineLoop:
                 self._desk.check(seq.stack)
             except Error as error:
                 self._end(seq, error)
+        self._scheduler.room_changed()
         self._emit(Output(command.id, done=True))
 
     def _loaded(self, digest: str) -> None:
@@ -202,7 +192,9 @@ class EngineLoop:
                 self._emit(Output(id, done=True))
             else:
                 self._fail(id, error)
-        if error is not None:
+        if error is None:
+            self._scheduler.landed(digest)
+        else:
             for seq in self._scheduler.sequences:
                 if any(e.adapter.digest == digest for e in seq.stack.entries):
                     self._end(seq, error=error)
@@ -215,6 +207,8 @@ class EngineLoop:
 
     def _serve(self, plan: StepPlan) -> None:
         started = time.monotonic()
+        for id in plan.started:
+            self._figures.started(started - self._live(id).arrived)
         try:
             output = self._runner.run(plan, {w.id: self._live(w.id) for w in plan.work})
         except torch.OutOfMemoryError:
@@ -223,8 +217,7 @@ class EngineLoop:
         self._scheduler.advance(plan)
         self._choose(plan, output)
         self._score(plan, output)
-        count, seconds = self._steps.get(plan.kind, (0, 0.0))
-        self._steps[plan.kind] = count + 1, seconds + time.monotonic() - started
+        self._figures.step(plan.kind, time.monotonic() - started)
 
     def _live(self, id: str) -> Sequence:
         seq = self._scheduler.get(id)
@@ -260,7 +253,7 @@ class EngineLoop:
         masks = {i: bits for i, s in enumerate(seqs) if (bits := self._grammars.bits(s)) is not None}
         for seq, choice in zip(seqs, sample(logits, seqs, self._eos, masks), strict=True):
             if choice.token is None:
-                self._end(seq, error=Error(Code.INTERNAL, _NOT_FINITE, reason="LOGITS_NOT_FINITE"))
+                self._end(seq, error=Error(Code.INTERNAL, NOT_FINITE, reason="LOGITS_NOT_FINITE"))
                 continue
             seq.tokens.append(choice.token)
             self._emit_token(seq, choice.token, choice.logprob)
@@ -284,23 +277,13 @@ class EngineLoop:
             seq = self._scheduler.get(work.id)
             if seq is None or seq.score_from is None:
                 continue
-            found = self._scores[seq.id]
-            if seq.id in output.scores and len(output.scores[seq.id]):
-                logits = output.scores[seq.id].float()
-                position = max(work.start + 1, seq.score_from)
-                targets = torch.tensor(seq.tokens[position : position + len(logits)], device=logits.device)
-                logprobs = logits.log_softmax(-1).gather(-1, targets[:, None]).flatten()
-                # Preemption computes a chunk again: what is known already is not added twice.
-                known = len(found) - (position - seq.score_from)
-                if bool(logprobs.isnan().any()):
-                    self._end(seq, error=Error(Code.INTERNAL, _NOT_FINITE, reason="LOGITS_NOT_FINITE"))
-                    continue
-                pairs = zip(logprobs.tolist(), (logits.argmax(-1) == targets).tolist(), strict=True)
-                found += list(pairs)[max(known, 0) :]
-            if seq.num_computed == len(seq.tokens):
-                self._scheduler.finish(seq)
-                done = self._scores.pop(seq.id)
-                result = ScoreResult(tuple(p for p, _ in done), tuple(g for _, g in done))
+            try:
+                result = self._scores.take(seq, work.start, output.scores.get(seq.id))
+            except Error as error:
+                self._end(seq, error)
+                continue
+            if result is not None:
+                self._finish(seq)
                 self._emit(Output(seq.id, result, done=True))
 
     def _shed(self, plan: StepPlan) -> None:
@@ -319,7 +302,8 @@ class EngineLoop:
     def _finish(self, seq: Sequence) -> None:
         self._scheduler.finish(seq)
         self._grammars.close(seq.id)
-        self._scores.pop(seq.id, None)
+        self._scores.close(seq.id)
+        self._desk.forget(seq)
 
     def _fail(self, id: str, error: Error) -> None:
         self._emit(Output(id, failure=Failure.of(error), done=True))
@@ -327,27 +311,8 @@ class EngineLoop:
     # -- the rest ---------------------------------------------------------------------------------------------
 
     def _stats(self) -> EngineStats:
-        pages = self._scheduler.pages
-        steps = dict(self._steps)
-        if self._training.steps:
-            steps["train"] = self._training.steps, self._training.seconds
-        return EngineStats(
-            running=self._scheduler.num_running,
-            waiting=self._scheduler.num_waiting,
-            kv_pages_used=pages.held,
-            kv_pages_total=pages.pages,
-            memory=self._memory(self._training.nbytes),
-            resident=self._desk.resident,
-            resident_bytes={"device": self._runner.bank.used_bytes, "host": self._desk.host_bytes},
-            adapter_loads=self._desk.loads,
-            adapter_hits=dict(self._desk.hits),
-            adapter_evictions=self._runner.bank.evictions,
-            preemptions=self._scheduler.preemptions,
-            prefix_hit_tokens=pages.hit_tokens,
-            steps=steps,
-            training_jobs=self._training.jobs,
-            cuda_graphs=None if self._runner.graphs is None else self._runner.graphs.count,
-        )
+        memory = self._memory(self._training.nbytes)
+        return self._figures.read(self._scheduler, self._desk, self._runner, self._grammars, self._training, memory)
 
     def _close(self) -> None:
         gone = Error(Code.UNAVAILABLE, "the server is stopping")
@@ -370,7 +335,3 @@ class EngineLoop:
         if self._outbox:
             self._send(self._outbox)
             self._outbox = []
-
-
-_NO_SAMPLING = GenerateCommand("", ()).sampling
-_NOT_FINITE = "the model gave values that are not numbers for this request; its adapters may be broken"

@@ -16,6 +16,8 @@ import sys
 import time
 from collections.abc import Callable
 
+import msgspec
+
 from ..core.backend import EngineInfo
 from ..core.errors import Code, Error
 from ..core.settings import EngineSettings
@@ -49,8 +51,11 @@ class ProcessLink:
         self._child: asyncio.subprocess.Process | None = None
         self._supervisor: asyncio.Task[None] | None = None
         self._closing = False
+        self._failure: Error | None = None
         self.on_state: Callable[[bool], None] = lambda up: None
         """Told whenever the engine goes down or comes up again."""
+        self.on_failed: Callable[[Error], None] = lambda error: None
+        """Told when the engine is given up."""
 
     @property
     def pid(self) -> int | None:
@@ -65,7 +70,7 @@ class ProcessLink:
 
     def send(self, command: Command) -> None:
         if self._writer is None:
-            raise _restarting() if not self._closing else _stopping()
+            raise _stopping() if self._closing else self._failure or _restarting()
         self._writer.write(encode(command))
 
     async def close(self) -> None:
@@ -132,16 +137,27 @@ class ProcessLink:
             crashes = [t for t in crashes if now - t < CRASH_WINDOW] + [now]
             while True:
                 if len(crashes) > CRASHES:
-                    log.critical("the engine died %d times in %d s; it is not started again", CRASHES, CRASH_WINDOW)
+                    self._give_up(client, len(crashes))
                     return
                 try:
                     reader, _ = await self._spawn()
                     break
-                except Error as error:
-                    log.error("the engine did not start again: %s", error.message)
+                except (Error, OSError) as error:  # OSError: no memory or no descriptors for a process
+                    log.error("the engine did not start again: %s", error)
                     crashes.append(time.monotonic())
             log.warning("the engine is up again")
             self.on_state(True)
+
+    def _give_up(self, client: EngineClient, crashes: int) -> None:
+        self._failure = Error(
+            Code.UNAVAILABLE,
+            f"the engine died {crashes} times within {CRASH_WINDOW:g} s and is not started again; its last words are "
+            "in the server's log. Restart the server, with smaller memory settings if it ran out of memory",
+            reason="ENGINE_FAILED",
+        )
+        log.critical("%s", self._failure.message)
+        client.fail_all(self._failure)
+        self.on_failed(self._failure)
 
     async def _kill(self) -> None:
         if self._child is not None and self._child.returncode is None:
@@ -151,11 +167,14 @@ class ProcessLink:
 
 
 async def _read(reader: asyncio.StreamReader) -> list[Output] | Progress | Ready | Broken | None:
-    """The next message, or None when the child is gone."""
+    """The next message, or None when the child is gone or says what nobody can read, which is as bad."""
     try:
         header = await reader.readexactly(HEADER.size)
         found: list[Output] | Progress | Ready | Broken = decode(await reader.readexactly(frame_size(header)))
     except (asyncio.IncompleteReadError, ConnectionError):
+        return None
+    except msgspec.MsgspecError as error:
+        log.error("the engine process sent a message that cannot be read: %s", error)
         return None
     return found
 

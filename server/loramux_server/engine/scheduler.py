@@ -10,14 +10,16 @@ computed again later.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from enum import Enum, auto
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 from ..core.errors import Code, Error
 from ..core.types import Stack
 from .pages import PagePool, prefix_root
+from .plan import Admission, Limits, StepPlan, Work
 from .sequence import Sequence, State
+
+__all__ = ["PATIENCE", "RANK_COST", "Admission", "Limits", "Scheduler", "StepPlan", "Work"]
 
 RANK_COST = 1 / 64
 """Extra cost of a token per rank of its stack: a stack of rank 64 counts double."""
@@ -26,58 +28,12 @@ PATIENCE = 32
 """Requests with adapters that may start before one whose own find no room; then those in use are let run out."""
 
 
-@dataclass(frozen=True, slots=True)
-class Work:
-    """Part of a step: compute tokens [start, start + length) of a sequence, whose pages are ``pages``."""
-
-    id: str
-    start: int
-    length: int
-    pages: tuple[int, ...]
-    samples: bool
-    """Whether the last of these tokens is the sequence's last, so that a new one is chosen."""
-
-
-@dataclass(frozen=True, slots=True)
-class StepPlan:
-    """A step: generating sequences first (adapted before bare), then prompt chunks."""
-
-    work: tuple[Work, ...] = ()
-    preempted: tuple[str, ...] = ()
-
-    @property
-    def tokens(self) -> int:
-        return sum(w.length for w in self.work)
-
-    @property
-    def kind(self) -> str:
-        """``decode`` when every sequence adds one token, else ``prefill``."""
-        return "decode" if all(w.length == 1 for w in self.work) else "prefill"
-
-
-class Admission(Enum):
-    """What the adapter bank says of a stack."""
-
-    READY = auto()
-    LOADING = auto()
-    FULL = auto()
-    """No room until something running ends."""
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """Bounds of a step and of the queue."""
-
-    max_batch_tokens: int = 512
-    max_running: int = 64
-    max_queue: int = 1024
-
-
 class Scheduler:
     """Owns all live sequences and their pages.
 
     ``pin`` is asked at admission: READY means that the stack is resident and now pinned; ``unpin`` is called exactly
-    once for it when the sequence leaves the running set. ``ready`` is asked before: False keeps a sequence waiting.
+    once for it when the sequence leaves the running set. Any other answer stands until :meth:`landed` or until
+    something is unpinned, and is not asked for again before. ``ready`` is asked first: False keeps a sequence waiting.
     """
 
     def __init__(
@@ -87,7 +43,7 @@ class Scheduler:
         *,
         base_id: str,
         salt: Callable[[str], bytes],
-        pin: Callable[[Stack], Admission],
+        pin: Callable[[Sequence], Admission],
         unpin: Callable[[Stack], None],
         ready: Callable[[Sequence], bool] = lambda seq: True,
     ) -> None:
@@ -100,6 +56,8 @@ class Scheduler:
         self._waiting: dict[str, deque[Sequence]] = {}
         self._served: dict[str, float] = {}  # virtual token counter of each tenant
         self._chains: dict[str, list[bytes]] = {}  # prefix keys of a running sequence's full pages, root first
+        self._refused: dict[str, tuple[Admission, int]] = {}  # what pin said of a waiting one, at which _room
+        self._room = 0  # counts the moments at which room for adapters came free
 
     # -- requests ---------------------------------------------------------------------------------------------
 
@@ -141,7 +99,18 @@ class Scheduler:
         else:
             self._waiting[seq.tenant].remove(seq)
         seq.state = State.FINISHED
+        self._refused.pop(seq.id, None)
         del self._all[seq.id]
+
+    def landed(self, digest: str) -> None:
+        """An adapter is in memory: those who wait for it are tried again."""
+        for id in list(self._refused):
+            if any(e.adapter.digest == digest for e in self._all[id].stack.entries):
+                del self._refused[id]
+
+    def room_changed(self) -> None:
+        """There may be more room for adapters than running sequences left: those who found none are tried again."""
+        self._room += 1
 
     def expired(self, now: float) -> list[Sequence]:
         """Sequences whose deadline has passed, waiting or running."""
@@ -180,10 +149,15 @@ class Scheduler:
             if self._grow(seq, length, preempted, chosen):
                 chosen.append((seq, length))
                 budget -= length
-        while budget > 0 and not preempted and len(self._running) < self.limits.max_running:
-            admitted = self._admit()
+        started: list[str] = []
+        admissions = iter(()) if preempted else self._admissions()
+        while budget > 0 and len(self._running) < self.limits.max_running:
+            admitted = next(admissions, None)
             if admitted is None:
                 break
+            if not admitted.admitted:
+                admitted.num_cached, admitted.admitted = admitted.num_computed, True
+                started.append(admitted.id)
             length = min(admitted.num_left, budget)
             self._grow(admitted, length, preempted, chosen)
             chosen.append((admitted, length))
@@ -196,6 +170,7 @@ class Scheduler:
                 Work(s.id, s.num_computed, n, tuple(s.pages), s.num_computed + n == len(s.tokens)) for s, n in chosen
             ),
             tuple(preempted),
+            tuple(started),
         )
 
     def advance(self, plan: StepPlan) -> None:
@@ -243,44 +218,67 @@ class Scheduler:
             seq.pages.append(self.pages.allocate())
         return True
 
-    def _admit(self) -> Sequence | None:
-        """Move one waiting sequence to running: the first of the least served tenant that can start now."""
+    def _admissions(self) -> Iterator[Sequence]:
+        """Move waiting sequences to running, one at a time: the least served tenant's first, as far as they can start.
+
+        One whose adapters are not there holds up nobody: those whose adapters are resident overtake it, PATIENCE of
+        them at most where it only finds no room.
+        """
         refused: list[Sequence] = []  # those whose adapters find no room beside the ones in use
+        out_of_patience = False
         for tenant in sorted((t for t, q in self._waiting.items() if q), key=lambda t: self._served.get(t, 0.0)):
-            for seq in self._waiting[tenant]:
-                if not self._ready(seq):
-                    continue  # its grammar is being compiled
-                if seq.stack and any(s.num_overtaken >= PATIENCE for s in refused):
-                    continue
-                admission = self._pin(seq.stack)
+            for seq in list(self._waiting[tenant]):
+                if (seq.stack and out_of_patience) or not self._ready(seq):
+                    continue  # ready: its grammar is compiled
+                admission = self._ask(seq)
                 if admission is not Admission.READY:
                     if admission is Admission.FULL:
                         refused.append(seq)
-                    continue  # its adapters hold up nobody else
-                root = prefix_root(self._base_id, self._salt(seq.tenant), seq.stack)
-                # Scores need the logits of every position, which kept pages do not hold.
-                hit = self.pages.match(root, seq.tokens) if seq.score_from is None else []
-                fresh = self.pages.needed(min(len(seq.tokens) + 1, seq.limit)) - len(hit)
-                if fresh > self.pages.available - self.pages.kept_among(hit):
-                    self._unpin(seq.stack)
-                    return None  # overtaken for want of pages, a large request might wait for ever
+                        out_of_patience = out_of_patience or seq.num_overtaken >= PATIENCE
+                    continue
+                if not self._start(seq):
+                    if seq.stack:
+                        self._unpin(seq.stack)
+                    return  # overtaken for want of pages, a large request might wait for ever
                 for other in refused if seq.stack else ():
                     other.num_overtaken += 1
-                self._waiting[tenant].remove(seq)
-                self.pages.take(hit)
-                seq.pages = list(hit)
-                seq.num_computed = len(hit) * self.pages.page_size
-                if not seq.admitted:
-                    seq.num_cached, seq.admitted = seq.num_computed, True
-                keys = [root]
-                for i in range(len(hit)):
-                    block = seq.tokens[i * self.pages.page_size : (i + 1) * self.pages.page_size]
-                    keys.append(self.pages.publish(keys[-1], block, hit[i]))
-                self._chains[seq.id] = keys
-                seq.state = State.RUNNING
-                self._running.append(seq)
-                return seq
-        return None
+                    out_of_patience = out_of_patience or other.num_overtaken >= PATIENCE
+                yield seq
+
+    def _ask(self, seq: Sequence) -> Admission:
+        """Whether the stack of ``seq`` is pinned now; bank and disk are asked only where something has changed."""
+        if not seq.stack:
+            return Admission.READY
+        last, room = self._refused.get(seq.id, (Admission.READY, 0))
+        if last is Admission.LOADING or (last is Admission.FULL and room == self._room):
+            return last
+        admission = self._pin(seq)
+        if admission is Admission.READY:
+            self._refused.pop(seq.id, None)
+        else:
+            self._refused[seq.id] = admission, self._room
+        return admission
+
+    def _start(self, seq: Sequence) -> bool:
+        """Give a waiting sequence the pages of its known prefix and let it run; False if pages are short."""
+        root = prefix_root(self._base_id, self._salt(seq.tenant), seq.stack)
+        # Scores need the logits of every position, which kept pages do not hold.
+        hit = self.pages.match(root, seq.tokens) if seq.score_from is None else []
+        fresh = self.pages.needed(min(len(seq.tokens) + 1, seq.limit)) - len(hit)
+        if fresh > self.pages.available - self.pages.kept_among(hit):
+            return False
+        self._waiting[seq.tenant].remove(seq)
+        self.pages.take(hit)
+        seq.pages = list(hit)
+        seq.num_computed = len(hit) * self.pages.page_size
+        keys = [root]
+        for i, page in enumerate(hit):
+            block = seq.tokens[i * self.pages.page_size : (i + 1) * self.pages.page_size]
+            keys.append(self.pages.publish(keys[-1], block, page))
+        self._chains[seq.id] = keys
+        seq.state, seq.num_overtaken = State.RUNNING, 0
+        self._running.append(seq)
+        return True
 
     def _set_back(self, seq: Sequence) -> None:
         self._leave_running(seq)
@@ -294,7 +292,9 @@ class Scheduler:
         del self._chains[seq.id]
         self.pages.release(seq.pages)
         seq.pages = []
-        self._unpin(seq.stack)
+        if seq.stack:
+            self._unpin(seq.stack)
+            self._room += 1
 
     def _charge(self, seq: Sequence, tokens: int) -> None:
         self._served[seq.tenant] = self._served.get(seq.tenant, 0.0) + tokens * (1 + RANK_COST * seq.stack.rank)

@@ -35,6 +35,8 @@ class Sequence:
     score_from: int | None = None
     """Set on a scoring request: log-probabilities are wanted of the tokens from this position on."""
     grammar: Grammar | None = None
+    arrived: float = 0.0
+    """When it came, seconds on the monotonic clock."""
     state: State = State.WAITING
     num_computed: int = 0
     pages: list[int] = field(default_factory=list)

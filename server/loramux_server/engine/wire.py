@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 
 from ..core.backend import EngineInfo, EngineStats, GenerateCommand, ScoreCommand, ScoreResult, TokenEvent
+from ..core.errors import Code, Error
 from ..core.jobs import TrainCommand, TrainEvent
 from ..core.settings import EngineSettings
 from .protocol import AbortCommand, Failure, KeepCommand, LoadCommand, Output, StatsCommand, UnloadCommand
@@ -94,11 +95,13 @@ _ENCODER = msgspec.msgpack.Encoder()
 
 
 def encode(message: object) -> bytes:
-    """The frame of a message, or of a list of ``Output``."""
+    """The frame of a message, or of a list of ``Output``. RESOURCE_EXHAUSTED for one that the reader would refuse."""
     kind = type(message).__name__
     if isinstance(message, list):
         kind, message = "outputs", [_wrap(output) for output in message]
     body = _ENCODER.encode((kind, message))
+    if len(body) > MAX_FRAME:
+        raise Error(Code.RESOURCE_EXHAUSTED, f"a message of {len(body)} bytes; at most {MAX_FRAME} can be sent")
     return HEADER.pack(len(body)) + body
 
 

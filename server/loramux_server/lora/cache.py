@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 
 class HostCache:
-    """Reads adapters on a thread of its own; least recently used ones beyond the budget are dropped.
+    """Reads adapters on a thread of its own; least recently used ones beyond the budget are dropped, none in ``held``.
 
     All methods belong to the owner's thread except the read itself; ``on_loaded(digest)`` is called from the reading
     thread and must only wake the owner, who then calls :meth:`collect`.
@@ -35,6 +35,8 @@ class HostCache:
         self.budget = budget
         self._modules, self._fingerprint, self._dtype = modules, fingerprint, dtype
         self.on_loaded: Callable[[str], None] = lambda digest: None
+        self.held: Collection[str] = ()
+        """Digests that somebody is about to need."""
         self._adapters: OrderedDict[str, HostAdapter] = OrderedDict()  # least recently used first
         self.nbytes = 0
         self.loads, self.load_seconds = 0, 0.0
@@ -59,7 +61,7 @@ class HostCache:
             self._reader.submit(self._read, version)
 
     def collect(self, digest: str) -> Error | None:
-        """Take in a finished read. The error is what it failed with."""
+        """Take in a finished read, over the budget if need be (see :meth:`trim`). The error is what it failed with."""
         self._loading.pop(digest, None)
         result = self._done.pop(digest)
         if isinstance(result, Error):
@@ -67,10 +69,19 @@ class HostCache:
         self.drop(digest)
         self._adapters[digest] = result
         self.nbytes += result.nbytes
-        # The newest stays even alone over budget: somebody waits for it.
-        while self.nbytes > self.budget and len(self._adapters) > 1:
-            self.drop(next(iter(self._adapters)))
         return None
+
+    def trim(self) -> None:
+        """Drop what is beyond the budget. The newest stays even alone over it: somebody asked for it."""
+        for digest in list(self._adapters)[:-1] if self.nbytes > self.budget else ():
+            if self.nbytes <= self.budget:
+                return
+            if digest not in self.held:
+                self.drop(digest)
+
+    def size_of(self, digests: Iterable[str]) -> int:
+        """Bytes that those of ``digests`` take that are here."""
+        return sum(self._adapters[d].nbytes for d in digests if d in self._adapters)
 
     def drop(self, digest: str) -> None:
         if (adapter := self._adapters.pop(digest, None)) is not None:

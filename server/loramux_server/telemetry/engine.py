@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from itertools import accumulate
 
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric, SummaryMetricFamily
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+    SummaryMetricFamily,
+)
 from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
 
-from ..core.backend import EngineStats
+from ..core.backend import QUEUE_WAIT_BOUNDS, EngineStats
 
 
 class EngineCollector(Collector):
@@ -75,6 +83,28 @@ def engine_metrics(stats: EngineStats, device: str) -> Iterator[Metric]:
     for step_kind, (count, seconds) in sorted(stats.steps.items()):
         steps.add_metric([step_kind], count_value=count, sum_value=seconds)
     yield steps
+    waits = HistogramMetricFamily(
+        "loramux_queue_wait_seconds", "From a generation's arrival in the engine to its first step."
+    )
+    if stats.queue_waits:
+        bounds = [*map(floatToGoString, QUEUE_WAIT_BOUNDS), "+Inf"]
+        waits.add_metric(
+            [], list(zip(bounds, accumulate(stats.queue_waits), strict=True)), sum_value=stats.queue_wait_seconds
+        )
+    yield waits
+    grammars = CounterMetricFamily(
+        "loramux_grammars",
+        "Grammars of structured output: compiled, refused, or lost with the process that held them.",
+        labels=["result"],
+    )
+    for result in ("compiled", "refused", "lost"):
+        grammars.add_metric([result], stats.grammars.get(result, 0))
+    yield grammars
+    yield CounterMetricFamily(
+        "loramux_grammar_restarts",
+        "New starts of the process that grammars are forked from.",
+        value=stats.grammars.get("restarts", 0),
+    )
     if stats.cuda_graphs is not None:
         yield GaugeMetricFamily(
             "loramux_cuda_graphs", "Decode graphs kept; 0: capturing failed.", value=stats.cuda_graphs

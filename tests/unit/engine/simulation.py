@@ -70,8 +70,17 @@ class FakeBank:
         self.resident: dict[str, int] = {}
         self.pins: dict[str, int] = {}
         self.wanted: set[str] = set()
+        self.asked = 0  # how often pin was
 
-    def pin(self, stack: Stack) -> Admission:
+    def land(self, scheduler: Scheduler, *digests: str, rank: int = 4) -> None:
+        """Put adapters in host memory, and tell."""
+        for digest in digests:
+            self.landed[digest] = rank
+            scheduler.landed(digest)
+
+    def pin(self, seq: Sequence) -> Admission:
+        self.asked += 1
+        stack = seq.stack
         mine = {e.adapter.digest: e.adapter.rank for e in stack.entries}
         self.wanted |= mine.keys() - self.landed.keys()
         if not mine.keys() <= self.landed.keys():
@@ -286,4 +295,4 @@ def _land(machine: Machine, digest: str) -> None:
             if any(e.adapter.digest == digest for e in seq.stack.entries):
                 machine.end(seq, "adapter")
     else:
-        machine.bank.landed[digest] = ADAPTERS[digest]
+        machine.bank.land(machine.scheduler, digest, rank=ADAPTERS[digest])

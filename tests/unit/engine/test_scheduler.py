@@ -178,7 +178,7 @@ def test_a_late_adapter_holds_up_nobody() -> None:
     scheduler.add(sequence("late", stack=stack_of(("x", 4, 1.0))))
     scheduler.add(sequence("next"))
     assert ids(advance(scheduler)) == ["next"]
-    bank.landed["x"] = 4
+    bank.land(scheduler, "x")
     assert sorted(ids(advance(scheduler))) == ["late", "next"]
 
 

@@ -45,8 +45,18 @@ def test_parts_are_the_batch_in_order(lengths: list[int], most: int | None, seco
         assert most is None or len(part) <= most
 
 
-def test_with_nobody_waiting_a_batch_is_one_piece() -> None:
-    assert list(Pace().split([0, 1, 2, 3], [500] * 4)) == [[0, 1, 2, 3]]
+def test_with_nobody_waiting_a_piece_is_as_large_as_half_a_second_allows(clock: Clock) -> None:
+    """Somebody may come. But pieces are not so small that training is slower for it."""
+    pace = Pace()
+    assert next(pace.split([0, 1, 2, 3], [250] * 4)) == [0, 1]  # nothing has been measured
+    measure(pace, clock, 500, 5.0)
+    assert next(pace.split([0, 1, 2, 3], [250] * 4)) == [0, 1]
+    for _ in range(40):
+        measure(pace, clock, 3000, 1.0)
+    assert next(pace.split([0, 1, 2, 3], [490] * 4)) == [0, 1, 2]
+    for _ in range(40):
+        measure(pace, clock, 90_000, 1.0)
+    assert len(next(pace.split([*range(20)], [500] * 20))) == MAX_TOKENS // 500
 
 
 def test_the_first_piece_beside_serving_is_small() -> None:
@@ -73,7 +83,7 @@ def test_a_limit_that_comes_or_goes_counts_from_the_next_part(clock: Clock) -> N
     pace.seconds = 1.0
     assert next(parts) == [0, 1]
     pace.seconds = None
-    assert next(parts) == [2, 3, 4, 5]
+    assert next(parts) == [2, 3, 4, 5]  # 200 tokens
 
 
 def test_a_piece_that_takes_no_time_is_no_division_by_zero(clock: Clock) -> None:

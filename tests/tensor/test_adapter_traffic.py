@@ -1,0 +1,226 @@
+"""Requests for far more adapters than there is room for: scheduler, bank, host cache and reads, without a model."""
+
+from __future__ import annotations
+
+import queue
+from random import Random
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from loramux_server.core.types import AdapterVersion, SamplingParams, Stack, StackEntry
+from loramux_server.engine.adapters import AdapterDesk
+from loramux_server.engine.load_quota import LoadQuota
+from loramux_server.engine.pages import PagePool
+from loramux_server.engine.scheduler import PATIENCE, Limits, Scheduler
+from loramux_server.engine.sequence import Sequence
+from loramux_server.lora import cache as cache_module
+from loramux_server.lora.bank import AdapterBank, LoraPair
+from loramux_server.lora.cache import HostCache
+
+RANK, WIDTH = 4, 4
+GROUP = SimpleNamespace(index=0, names=("m.0.q_proj",), in_features=WIDTH, out_features=(WIDTH,))
+BYTES = 2 * RANK * WIDTH * 4
+TOKENS = 6
+
+
+def stack_of(*digests: str) -> Stack:
+    return Stack(tuple(StackEntry(AdapterVersion(d, 1, d, RANK, path=d)) for d in digests))
+
+
+class Engine:
+    """Turns steps as the loop does, with room for so many adapters on the device and on the host."""
+
+    def __init__(self, device: int, host: int, *, running: int = 16, rate: float = 0.0, prompt: bool = True) -> None:
+        self.prompt = prompt  # reads end within the turn, whatever else this machine does
+        self.bank = AdapterBank([GROUP], device * RANK, torch.device("cpu"), torch.float32)  # type: ignore[list-item]
+        self.cache = HostCache({}, "base", host * BYTES, torch.float32)
+        self.desk = AdapterDesk(self.bank, self.cache, LoadQuota(rate))
+        self.landed: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self.desk.on_loaded(self.landed.put)
+        self.asked = 0
+        self.scheduler = Scheduler(
+            PagePool(4096, 4),
+            Limits(max_batch_tokens=64, max_running=running),
+            base_id="base",
+            salt=str.encode,
+            pin=self._pin,
+            unpin=self.desk.unpin,
+        )
+        self.ended: list[str] = []
+        self.order: list[str] = []
+
+    def _pin(self, seq: Sequence):  # type: ignore[no-untyped-def]
+        self.asked += 1
+        return self.desk.pin(seq)
+
+    def add(self, id: str, *digests: str, tenant: str = "t") -> Sequence:
+        sampling = SamplingParams(max_tokens=TOKENS)
+        seq = Sequence(id, [hash(id) % 99, 2, 3], 3, stack_of(*digests), sampling, 0, tenant)
+        self.scheduler.add(seq)
+        self.desk.expect(seq)
+        return seq
+
+    def leave(self, seq: Sequence) -> None:
+        self.scheduler.finish(seq)
+        self.desk.forget(seq)
+        self.ended.append(seq.id)
+
+    def collect(self, *, wait: bool) -> None:
+        digest = self.landed.get(timeout=20) if wait else self.landed.get_nowait()
+        error, _ = self.desk.collect(digest)
+        assert error is None
+        self.scheduler.landed(digest)
+
+    def turn(self) -> None:
+        try:
+            while True:
+                self.collect(wait=False)
+        except queue.Empty:
+            pass
+        plan = self.scheduler.schedule()
+        self.desk.read_on()
+        while self.prompt and self.cache._loading:
+            self.collect(wait=True)
+            self.desk.read_on()
+        self.order += plan.started
+        self.scheduler.advance(plan)
+        for work in plan.work:
+            seq = self.scheduler.get(work.id)
+            assert seq is not None
+            assert all(self.bank.get(e.adapter.digest) for e in seq.stack.entries)
+            if work.samples:
+                seq.tokens.append(7)
+                if seq.num_output == TOKENS:
+                    self.leave(seq)
+        if not (plan.work or self.prompt):
+            self.collect(wait=True)  # nothing else can bring it on: a stall shows as a timeout
+
+    def run(self, turns: int = 20_000) -> None:
+        for _ in range(turns):
+            if not self.scheduler.sequences:
+                return
+            self.turn()
+        raise AssertionError(f"never ended: {[s.id for s in self.scheduler.sequences]}")
+
+    def check_empty(self) -> None:
+        assert self.bank.pinned == 0
+        assert not self.cache.held
+        assert not self.desk._waiting
+        assert not self.scheduler._refused
+        assert self.cache.nbytes <= max(self.cache.budget, BYTES)
+        self.scheduler.check_idle()
+
+
+@pytest.fixture(autouse=True)
+def folders(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every adapter is there, and small."""
+
+    def read(path: str, *_: object, **__: object) -> tuple[None, dict[str, LoraPair]]:
+        return None, {"m.0.q_proj": LoraPair(torch.ones(RANK, WIDTH), torch.ones(WIDTH, RANK), 1.0)}
+
+    monkeypatch.setattr(cache_module, "read_folder", read)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_each_adapter_is_read_about_once_for_all_who_wait_for_it(seed: int) -> None:
+    """200 requests over 60 adapters, room for 4 on the device and 8 on the host."""
+    draw = Random(seed)
+    engine = Engine(device=4, host=8, prompt=seed % 2 == 0)
+    for i in range(200):
+        engine.add(f"r{i}", f"d{draw.randrange(60)}")
+    engine.run()
+    used = 60
+    assert len(engine.ended) == 200
+    assert engine.cache.loads <= 1.2 * used
+    engine.check_empty()
+
+
+def test_what_waits_is_asked_about_only_when_something_changed() -> None:
+    """A long answer runs in the only slot: those who wait for room cost nothing, step after step."""
+    engine = Engine(device=1, host=40)
+    engine.add("first", "d0")
+    engine.turn()
+    while "first" not in engine.order:
+        engine.turn()
+    for i in range(1, 31):
+        engine.add(f"r{i}", f"d{i}")
+    while engine.cache.loads < 31:
+        engine.turn()
+        first = engine.scheduler.get("first")
+        assert first is not None
+        first.tokens[3:] = first.tokens[3:5]  # it never ends
+        first.num_computed = min(first.num_computed, len(first.tokens) - 1)
+    engine.collect(wait=False) if not engine.landed.empty() else None
+    engine.scheduler.schedule()
+    asked = engine.asked
+    for _ in range(10):
+        assert not engine.scheduler.schedule().started
+    assert engine.asked == asked
+
+
+def test_popular_adapters_do_not_keep_others_out() -> None:
+    """Requests for what is resident never stop, for as many adapters as the host has room for; others get a turn."""
+    engine = Engine(device=2, host=2, running=8)
+    came: dict[str, int] = {}  # requests that had started when it came
+    for step in range(400):
+        for digest in ("hot0", "hot1"):
+            if engine.scheduler.num_waiting < 30:
+                engine.add(f"{digest}-{step}", digest, tenant="hot")
+        if step % 40 == 20:
+            came[f"cold{step}"] = len(engine.order)
+            engine.add(f"cold{step}", f"cold{step}", tenant="cold")
+        engine.turn()
+    overtaken = [engine.order.index(id) - before for id, before in came.items() if id in engine.order]
+    assert len(overtaken) >= len(came) - 1  # the last has just come
+    assert max(overtaken) <= 3 * PATIENCE
+    engine.run()
+    engine.check_empty()
+
+
+@pytest.mark.parametrize("host", [0, 1, 2, 3])
+def test_stacks_larger_than_the_hosts_room_are_served(host: int) -> None:
+    """No two requests may hold half of what the other needs."""
+    draw = Random(host)
+    engine = Engine(device=4, host=host)
+    for i in range(40):
+        engine.add(f"r{i}", *draw.sample([f"d{j}" for j in range(9)], draw.randint(1, 4)))
+    engine.run()
+    engine.check_empty()
+
+
+def test_requests_that_leave_let_others_have_their_place() -> None:
+    for seed in range(6):
+        draw = Random(seed)
+        engine = Engine(device=3, host=2, running=draw.choice([1, 8]), prompt=seed % 2 == 0)
+        for i in range(120):
+            engine.add(f"r{i}", *draw.sample([f"d{j}" for j in range(20)], draw.randint(0, 2)))
+            if draw.random() < 0.5:
+                engine.turn()
+            if draw.random() < 0.4 and engine.scheduler.sequences:
+                engine.leave(draw.choice(engine.scheduler.sequences))
+            if draw.random() < 0.05 and engine.scheduler.num_running:
+                engine.scheduler.shrink(64)  # all are set back, and their adapters may be pushed out
+        engine.run()
+        engine.check_empty()
+
+
+def test_who_was_set_back_does_not_wait_for_anothers_quota() -> None:
+    """Its adapter left memory meanwhile, and another tenant may not have it read yet."""
+    engine = Engine(device=1, host=0, rate=0.001)
+    mine = engine.add("mine", "x", tenant="a")
+    while mine.num_output < 2:
+        engine.turn()
+    engine.scheduler.shrink(64)
+    engine.cache.drop("x")
+    assert engine.bank.drop("x")
+    assert engine.desk._reads.quota.take("b")
+    other = engine.add("other", "x", tenant="b")  # has no load left for minutes
+    for _ in range(20):
+        engine.turn()
+        if mine.id in engine.ended:
+            break
+    assert mine.id in engine.ended
+    engine.leave(other) if other.id not in engine.ended else None
+    engine.check_empty()
