@@ -220,6 +220,53 @@ def test_a_row_without_anything_learned_is_refused(with_template: Make) -> None:
         train_rows(chat(empty), with_template(template))
 
 
+TOOLS = ({"type": "function", "function": {"name": "look_up"}},)
+CALL = {"type": "function", "function": {"name": "look_up", "arguments": {"word": "mill"}}}
+CALLED: list[dict[str, Any]] = [
+    {"role": "user", "content": "q"},
+    {"role": "assistant", "content": "", "tool_calls": [CALL]},
+    {"role": "tool", "content": "a mill"},
+    {"role": "assistant", "content": "It is a mill."},
+]
+SAYS = "{% for m in messages %}<{{ m.role }}>{{ m.content }}"
+END_TURN = "<|im_end|>{% endfor %}"
+ASKS = "{% if add_generation_prompt %}<assistant>{% endif %}"
+SHOWS_TOOLS = "{% if tools %}{{ tools | tojson }}{% endif %}"
+SHOWS_CALLS = "{% for c in m.tool_calls or [] %}{{ c.function | tojson }}{% endfor %}"
+
+
+def test_a_call_of_a_tool_and_the_answer_after_its_result_are_learned(family: Make) -> None:
+    (row,) = train_rows(chat(CALLED, tools=TOOLS), family("qwen"))
+    marked = render_marked(row, family("qwen"))
+    assert "# Tools" in marked[0].text
+    learned = "".join(part.text for part in marked if part.trained)
+    assert '{"name": "look_up", "arguments": {"word": "mill"}}' in learned
+    assert "It is a mill.<|im_end|>" in learned
+    assert "<tool_response>" not in learned
+    for before, _ in answers(row):  # each answer follows what would be served
+        index = 1 if len(before) == len(answers(row)[0][0]) else 3
+        assert before == family("qwen").encode_chat(CALLED[:index], tools=TOOLS)
+
+
+def test_a_template_that_hides_tools_is_refused(with_template: Make) -> None:
+    rows = chat(CALLED, tools=TOOLS)
+    with pytest.raises(BadRow, match=r"ignores tools: with them and without it renders '.*It is a mill\.<\|im_end\|>'"):
+        train_rows(rows, with_template(SAYS + SHOWS_CALLS + END_TURN + ASKS))
+    train_rows(rows, with_template(SHOWS_TOOLS + SAYS + SHOWS_CALLS + END_TURN + ASKS))
+
+
+def test_a_template_that_drops_calls_or_results_is_refused(with_template: Make) -> None:
+    with pytest.raises(BadRow, match=r"drops the tool call of messages\[1\] \(assistant\): 'look_up' is not in"):
+        train_rows(chat(CALLED, tools=TOOLS), with_template(SHOWS_TOOLS + SAYS + END_TURN + ASKS))
+    silent = "{% for m in messages if m.role != 'tool' %}<{{ m.role }}>{{ m.content }}" + SHOWS_CALLS
+    with pytest.raises(BadRow, match=r"drops the content of messages\[2\] \(tool\): 'a mill' is not in"):
+        train_rows(chat(CALLED), with_template(silent + END_TURN + ASKS))
+    coded = (
+        "{% for m in messages %}<{{ m.role }}>{{ m.content | upper if m.role == 'tool' else m.content }}" + SHOWS_CALLS
+    )
+    train_rows(chat(CALLED), with_template(coded + END_TURN + ASKS))  # told in another way
+
+
 def test_a_second_bos_in_a_prompt_is_refused(family: Make) -> None:
     for content in (CompletionRow("<s>question", "a"), TextRow("<s> text")):
         with pytest.raises(BadRow, match="begins with <s> twice"):
