@@ -25,7 +25,7 @@ MAKEFLAGS += --no-builtin-rules --no-print-directory
 help: ## Show this list
 	@awk 'BEGIN { FS = ":.*## "; printf "loramux: one NF4 base, a stack of LoRA adapters per request\n" } \
 	  /^##@ / { printf "\n%s\n", substr($$0, 5) } \
-	  /^[a-z][a-z0-9-]*:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
+	  /^[a-z][a-z0-9-]*:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
 
 ##@ Use it
 
@@ -73,6 +73,18 @@ bench-serving: $(READY) ## Measure loramux beside its peers: 1-2 hours; minutes 
 .PHONY: bench-scale
 bench-scale: $(READY) ## Measure thousands of adapters: ten minutes, 6 GB; a trial with BENCH_ARGS=--quick
 	@$(BIN)/python -m benchmarks.scale $(BENCH_ARGS)
+
+.PHONY: bench-training
+bench-training: $(READY) ## Measure training beside TRL's (extra bench); a trial with BENCH_ARGS=--quick
+	@$(BIN)/python -m benchmarks.training $(BENCH_ARGS)
+
+.PHONY: bench-coserve
+bench-coserve: $(READY) ## Measure what training and serving cost each other
+	@$(BIN)/python -m benchmarks.coserve $(BENCH_ARGS)
+
+.PHONY: bench-stacking
+bench-stacking: $(READY) ## Train donors, styles and tenants anew and ask their stacks; goes on where it was
+	@$(BIN)/python -m benchmarks.stacking $(BENCH_ARGS)
 
 .PHONY: protos
 protos: $(READY) ## Make the generated code of protos/ anew

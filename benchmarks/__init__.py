@@ -2,6 +2,9 @@
 
     serving.py       loramux beside its peers: same weights, prompts, threads, one table      make bench-serving
     scale.py         thousands of adapters: start-up, lists, Zipf traffic, cold loads        make bench-scale
+    training.py      loramux's training beside TRL's: speed, memory, time to an accuracy      make bench-training
+    coserve.py       what training and serving cost each other                               make bench-coserve
+    stacking.py      tenants under styles that never saw them, by recipe and seed             make bench-stacking
     load.py          load on one loramux server, at several levels of concurrency             make bench
     front.py         what the front costs per token, over an engine that plays a script
     profile_step.py  where the time of a decode step goes
@@ -10,5 +13,8 @@ The parts of ``serving.py``: ``workloads`` (what is asked), ``systems`` (who is 
 each system has to itself), ``material`` (bases and adapters), ``samples``, ``roofline`` and ``table`` (what is told),
 ``job`` (what crosses between the processes). Those of ``scale.py``: ``registry`` (what is registered), ``traffic``
 (who is asked how often), ``scale_parts``, ``scrape`` and ``page_cache`` (how it is measured), ``seven_billion`` and
-``bank_loads`` (a larger base), ``scale_table``. Results go to ``benchmarks/results/``.
+``bank_loads`` (a larger base), ``scale_table``. Those of ``training.py`` and ``coserve.py``: ``train_job`` (what
+crosses between the processes), ``trainers`` (who trains), ``streams``, ``training_table``; those of ``stacking.py``:
+``stacking_recipes`` and ``stacking_table``; ``goals`` says what figures must reach. Results go to
+``benchmarks/results/``.
 """

@@ -56,7 +56,7 @@ class GenerateSystem:
         if self._tokenizer.pad_token is None:
             self._tokenizer.pad_token = self._tokenizer.eos_token
         self._model: Any = AutoModelForCausalLM.from_pretrained(job.base.folder, dtype=dtype, local_files_only=True)
-        _settle(self._model, dtype)
+        settle(self._model, dtype)
         self._peft = job.system == "peft"
         if self._peft:
             self._add_adapters(job.base.adapters)
@@ -143,7 +143,7 @@ async def open_generate(job: Job) -> AsyncIterator[GenerateSystem]:
     yield GenerateSystem(job)
 
 
-def _settle(model: Any, dtype: torch.dtype) -> None:
+def settle(model: Any, dtype: torch.dtype) -> None:
     """Bring everything to the asked precision; which kernel multiplies stays bitsandbytes' own choice.
 
     transformers leaves what is not 4-bit in the file's type, and the file names one for the products.

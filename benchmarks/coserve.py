@@ -1,0 +1,303 @@
+"""What training and serving cost each other: streams with and without a job, a job with and without streams.
+
+    make bench-coserve                                  # two rounds, half a minute a stretch
+    make bench-coserve BENCH_ARGS=--quick               # to see that it runs
+    python -m benchmarks.coserve --streams 8 --share 0.3 --dtype bfloat16 --seconds 60
+
+One server, asked over gRPC by this process. A round is four stretches of equal length, and the rounds are put
+together, so that a machine whose speed drifts is seen by all alike:
+
+    direct    the trainer called in a process of its own, no server at work
+    alone     the same job on the server, without requests
+    streams   streams without a job: as one ends the next begins
+    both      streams beside the job
+
+Training tokens/s are input tokens of whole steps after the first few, from step end to step end. Tokens between two
+that came together share the time since the ones before.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from rich.table import Table
+
+from loramux import AsyncClient, AsyncJob
+from tools.make_adapters import FACTS
+from tools.make_data import DATA
+
+from .goals import Goal, as_json
+from .load import own_server
+from .machine import describe, sentence
+from .samples import Figures, Sample
+from .serving import RESULTS, ROOT, child, console, prepare
+from .streams import keep_streaming, pooled
+from .train_job import TrainJob, TrainResult
+from .training import layer_numbers
+
+SKIP = 2
+"""Steps of a job that warm up."""
+FOREVER = 400.0
+"""Epochs: more than any stretch is long; the job is cancelled at its end."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stretch:
+    """Training for a while: tokens of whole steps, and the seconds that they took."""
+
+    tokens: int
+    seconds: float
+
+
+@dataclass(slots=True)
+class Found:
+    """What all rounds found."""
+
+    direct: list[Stretch] = field(default_factory=list)
+    alone: list[Stretch] = field(default_factory=list)
+    both: list[Stretch] = field(default_factory=list)
+    without: list[tuple[list[Sample], float]] = field(default_factory=list)
+    beside: list[tuple[list[Sample], float]] = field(default_factory=list)
+
+
+def rate(parts: Sequence[Stretch]) -> float:
+    """Training tokens per second over several stretches. Raises ValueError when no step ended."""
+    seconds = sum(part.seconds for part in parts)
+    if not seconds:
+        raise ValueError("no training step ended: measure for longer")
+    return sum(part.tokens for part in parts) / seconds
+
+
+def between(ends: Sequence[tuple[float, int]], begin: float, end: float) -> Stretch:
+    """Whole steps within a window, from the (time, tokens) of their ends; the first end there only starts the clock."""
+    inside = [(at, tokens) for at, tokens in ends if begin <= at <= end]
+    if len(inside) < 2:
+        return Stretch(0, 0.0)
+    return Stretch(sum(tokens for _, tokens in inside[1:]), inside[-1][0] - inside[0][0])
+
+
+def goals(with_job: Figures, without: Figures, direct: float, alone: float, both: float) -> list[Goal]:
+    """What the figures have to reach. Training in tokens per second."""
+    slower = with_job.gap_p95 / without.gap_p95
+    return [
+        Goal("p95 between tokens, with a job to without", slower, 1.5, at_most=True),
+        Goal("training beside streams, of its speed alone", both / alone, 0.25, percent=True),
+        Goal("training on a server without requests, of the trainer called", alone / direct, 0.95, percent=True),
+    ]
+
+
+class Trained:
+    """A job on the server, and the times of its steps' ends as this process's clock of the day tells them."""
+
+    def __init__(self, job: AsyncJob) -> None:
+        self._job = job
+        self.ends: list[tuple[float, int]] = []
+        self._warm = asyncio.Event()
+        self._task = asyncio.create_task(self._follow())
+
+    async def warm(self) -> None:
+        """Return once the first steps are done. Raises RuntimeError if the job ended before."""
+        waiting = asyncio.create_task(self._warm.wait())
+        await asyncio.wait({waiting, self._task}, return_when=asyncio.FIRST_COMPLETED)
+        if not self._warm.is_set():
+            waiting.cancel()
+            self._task.result()
+            raise RuntimeError("the job ended before it was measured")
+
+    async def cancel(self) -> None:
+        await self._job.cancel()
+        await self._task
+
+    async def _follow(self) -> None:
+        async for event in self._job.events():
+            if event.type == "step":
+                self.ends.append((event.time, int(event.metrics["tokens"])))
+                if len(self.ends) > SKIP:
+                    self._warm.set()
+
+
+class Measuring:
+    """The stretches of a round, on one server."""
+
+    def __init__(self, client: AsyncClient, job: TrainJob, options: argparse.Namespace, log: Path) -> None:
+        self._client, self._job, self._options, self._log = client, job, options, log
+        self._rounds = 0
+        self._tokens_of_a_step = 1.0  # mean, seen on the server
+
+    async def round(self, found: Found) -> None:
+        """One of each stretch."""
+        self._rounds += 1
+        seconds, mark = self._options.seconds, f"round {self._rounds}"
+        found.alone.append(await self._alone())
+        steps = max(SKIP + 2, round(seconds * rate(found.alone) / self._tokens_of_a_step))
+        found.direct.append(await asyncio.to_thread(self._direct, steps))
+        found.without.append(await self._streams(f"{mark} without"))
+        training = await self._begin()
+        try:
+            begin = time.time()
+            found.beside.append(await self._streams(f"{mark} with"))
+            found.both.append(between(training.ends, begin, time.time()))
+        finally:
+            await training.cancel()
+
+    async def _streams(self, mark: str) -> tuple[list[Sample], float]:
+        places, tokens = self._options.streams, self._options.tokens
+        await keep_streaming(self._client, places, 4, 2.0, f"warm {mark}")
+        return await keep_streaming(self._client, places, tokens, self._options.seconds, mark)
+
+    async def _begin(self) -> Trained:
+        training = Trained(await self._client.train("beside", Path(self._job.data[0]), **self._job.settings))
+        try:
+            await training.warm()
+        except BaseException:
+            with suppress(Exception):  # the first failure is the one to tell
+                await training.cancel()
+            raise
+        return training
+
+    async def _alone(self) -> Stretch:
+        training = await self._begin()
+        begin = time.time()
+        await asyncio.sleep(self._options.seconds)
+        found = between(training.ends, begin, time.time())
+        self._tokens_of_a_step = sum(tokens for _, tokens in training.ends) / len(training.ends)
+        await training.cancel()
+        return found
+
+    def _direct(self, steps: int) -> Stretch:
+        """As many steps as the server did alone in one stretch."""
+        with tempfile.TemporaryDirectory(prefix="loramux-bench-") as scratch:
+            job = replace(self._job, system="direct", scratch=scratch, max_steps=steps)
+            lines = list(child("benchmarks.trainers", [], msgspec.json.encode(job), job.threads, self._log))
+            (run,) = msgspec.json.decode(lines[-1], type=TrainResult).jobs
+        return Stretch(sum(run.tokens[SKIP:]), run.ends[-1] - run.ends[SKIP - 1])
+
+
+def show(figures: dict[str, Figures], speeds: dict[str, float], title: str) -> None:
+    """Print the tables and the goals."""
+    table = Table(title=title, title_justify="left")
+    for column in ("streams", "tokens/s", "first p50", "p95", "between p50", "p95", "requests"):
+        table.add_column(column, justify="left" if column == "streams" else "right", no_wrap=True)
+    for name, f in figures.items():
+        times = (f"{1000 * t:.1f} ms" for t in (f.first_p50, f.first_p95, f.gap_p50, f.gap_p95))
+        table.add_row(name, f"{f.tokens_per_second:.1f}", *times, str(f.requests))
+    console.print(table)
+    for name, speed in speeds.items():
+        console.print(f"training {name}: {speed:.1f} tokens/s", highlight=False)
+
+
+async def measure(job: TrainJob, options: argparse.Namespace, log: Path) -> tuple[Found, str]:
+    """All rounds on one server, and the type that it computes in."""
+    flags = {
+        "--model": job.base,
+        "--device": "cpu",
+        "--dtype": job.dtype,
+        "--threads": str(job.threads),
+        "--training-share": str(options.share),
+    }
+    found = Found()
+    given = [part for pair in flags.items() for part in pair]
+    async with own_server(given) as address, AsyncClient(address) as client:
+        measuring = Measuring(client, job, options, log)
+        for number in range(options.rounds):
+            await measuring.round(found)
+            console.print(f"round {number + 1} of {options.rounds}", highlight=False)
+        return found, (await client.info()).dtype
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.coserve", description=(__doc__ or "").partition("\n")[0]
+    )
+    add = parser.add_argument
+    add("--quick", action="store_true", help="one round of ten seconds a stretch, upper layers: to see that it runs")
+    add("--streams", type=int, default=8, metavar="N", help="streams at once (default: 8)")
+    add("--tokens", type=int, default=64, metavar="N", help="new tokens per request (default: 64)")
+    add("--share", type=float, default=0.3, help="the server's --training-share (default: 0.3)")
+    add("--seconds", type=float, help="of each stretch (default: 30; quick: 10)")
+    add("--rounds", type=int, help="(default: 2; quick: 1)")
+    add("--layers", metavar="all|M-N", help="that the job adapts (default: all; quick: 15-29)")
+    add("--dtype", choices=("float32", "bfloat16"), default="bfloat16", help="(default: bfloat16)")
+    add("--threads", type=int, default=len(os.sched_getaffinity(0)), help="of the engine (default: all cores)")
+    add("--material", type=Path, default=ROOT / "build" / "bench", help="where the base is kept")
+    add("--json", type=Path, metavar="FILE", help="(default: a new file in benchmarks/results)")
+    options = parser.parse_args(arguments)
+    options.seconds = options.seconds or (10.0 if options.quick else 30.0)
+    options.rounds = options.rounds or (1 if options.quick else 2)
+    options.layers = options.layers or ("15-29" if options.quick else "all")
+    try:
+        options.numbers = layer_numbers(options.layers)
+    except ValueError as error:
+        parser.error(f"--layers: {error}")
+    if min(options.streams, options.threads, options.rounds) < 1 or options.tokens < 2 or options.seconds <= 0:
+        parser.error("--streams, --threads and --rounds must be at least 1, --tokens at least 2, --seconds above 0")
+    if not 0 <= options.share <= 1:
+        parser.error("--share must be between 0 and 1")
+    return options
+
+
+def write(path: Path, machine: dict[str, Any], options: argparse.Namespace, made: dict[str, Any]) -> None:
+    """All figures as JSON."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    chosen = ("streams", "tokens", "share", "seconds", "rounds", "layers", "threads", "quick")
+    settings = {name: getattr(options, name) for name in chosen}
+    path.write_text(json.dumps({"machine": machine, "settings": settings, **made}, indent=2) + "\n")
+
+
+def main() -> None:
+    """Measure all rounds, report."""
+    options = parse()
+    machine = describe()
+    options.material.mkdir(parents=True, exist_ok=True)
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    log = options.material / f"coserve-{stamp}.log"
+    console.print(sentence(machine), highlight=False, soft_wrap=True)
+    base = prepare("default", options.material, options.threads, log)
+    job = TrainJob(
+        system="direct",
+        base=base.folder,
+        data=(str(DATA / "messages" / "acme-bikes" / "train.jsonl"),),
+        dtype=options.dtype,
+        threads=options.threads,
+        scratch="",
+        epochs=FOREVER,
+        layers=options.numbers,
+        **{key: FACTS[key] for key in ("rank", "alpha", "learning_rate", "batch_size")},
+    )
+    found, dtype = asyncio.run(measure(job, options, log))
+    figures = {"without a job": pooled(found.without), "beside a job": pooled(found.beside)}
+    speeds = {
+        "called in a process of its own": rate(found.direct),
+        "on a server without requests": rate(found.alone),
+        "beside the streams": rate(found.both),
+    }
+    direct, alone, both = speeds.values()
+    reached = goals(figures["beside a job"], figures["without a job"], direct, alone, both)
+    show(figures, speeds, f"{options.streams} streams, {dtype}, {options.threads} threads, share {options.share}")
+    for goal in reached:
+        console.print(str(goal), highlight=False, soft_wrap=True)
+    path = options.json or RESULTS / f"coserve-{stamp}.json"
+    made = {
+        "dtype": dtype,
+        "streams": {name: asdict(f) for name, f in figures.items()},
+        "training_tokens_per_second": speeds,
+        "stretches": {name: [asdict(s) for s in getattr(found, name)] for name in ("direct", "alone", "both")},
+        "goals": as_json(reached),
+    }
+    write(path, machine, options, made)
+    console.print(f"Figures: {path}", highlight=False, soft_wrap=True)
+
+
+if __name__ == "__main__":
+    main()
