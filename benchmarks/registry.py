@@ -18,6 +18,7 @@ import torch
 from loramux_server.app.maintenance import check
 from loramux_server.lora.bank import LoraPair
 from loramux_server.lora.peft_folder import write_folder
+from loramux_server.lora.peft_schema import CARD_FILE
 from loramux_server.model.fingerprint import fingerprint
 from loramux_server.store.records import AdapterMeta
 from loramux_server.store.store import Store
@@ -59,25 +60,41 @@ def fill(
     few = dict([(name, size) for name, size in modules.items() if layer_of(name) == last][-2:])
     folders = []
     with closing(Store.open(state_dir)) as store:
-        for i in range(registered):
+        for i in range(whole):
             source = store.state.new_tmp("bench") / "adapter"
-            mine, layers = (modules, None) if i < whole else (few, (last,))
-            write_folder(
-                source,
-                _pairs(mine, seed=i),
-                rank=RANK,
-                alpha=ALPHA,
-                layers=layers,
-                base_fingerprint=base_fingerprint,
-                dtype=torch.bfloat16,
-            )
-            targets = tuple(sorted({module.rpartition(".")[2] for module in mine}))
-            meta = AdapterMeta(RANK, ALPHA, base_fingerprint, targets, layers)
+            meta = _write(source, modules, None, base_fingerprint, seed=i)
             record = store.adapters.publish(adapter_name(i), TENANT, source, meta)
+            folders.append(str(store.blobs.local_path(record.digest)))
             shutil.rmtree(source.parent)
-            if i < whole:
-                folders.append(str(store.blobs.local_path(record.digest)))
+        # The others have the same weights; the card makes each one's content its own.
+        source = store.state.new_tmp("bench") / "adapter"
+        meta = _write(source, few, (last,), base_fingerprint, seed=whole)
+        for i in range(whole, registered):
+            (source / CARD_FILE).write_text(f"# {adapter_name(i)}\n")
+            store.adapters.publish(adapter_name(i), TENANT, source, meta)
+        shutil.rmtree(source.parent)
     return tuple(folders)
+
+
+def _write(
+    folder: Path,
+    modules: Mapping[str, tuple[int, int]],
+    layers: tuple[int, ...] | None,
+    base_fingerprint: str,
+    seed: int,
+) -> AdapterMeta:
+    """Write a random adapter in PEFT's format; gives what a publisher says about it."""
+    write_folder(
+        folder,
+        _pairs(modules, seed),
+        rank=RANK,
+        alpha=ALPHA,
+        layers=layers,
+        base_fingerprint=base_fingerprint,
+        dtype=torch.bfloat16,
+    )
+    targets = tuple(sorted({module.rpartition(".")[2] for module in modules}))
+    return AdapterMeta(RANK, ALPHA, base_fingerprint, targets, layers)
 
 
 def layer_of(module: str) -> int:
