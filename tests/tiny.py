@@ -10,6 +10,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from tests.architectures import CASES
+
 VOCAB = 384
 CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
@@ -35,39 +37,9 @@ _SHARED: dict[str, Any] = {
     "eos_token_id": 2,
     "tie_word_embeddings": False,
 }
-_WINDOW = 16
 
-ARCHITECTURES: dict[str, dict[str, Any]] = {
-    "llama": {},
-    "qwen2": {"tie_word_embeddings": True},
-    "qwen3": {"head_dim": 32, "tie_word_embeddings": True},
-    "mistral": {"head_dim": 16, "sliding_window": _WINDOW},
-    "gemma2": {
-        "head_dim": 32,
-        "query_pre_attn_scalar": 32,
-        "sliding_window": _WINDOW,
-        "attn_logit_softcapping": 5.0,
-        "final_logit_softcapping": 10.0,
-        "tie_word_embeddings": True,
-    },
-    "gemma3_text": {
-        "head_dim": 32,
-        "query_pre_attn_scalar": 32,
-        "sliding_window": _WINDOW,
-        "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
-        "tie_word_embeddings": True,
-    },
-    "phi3": {},
-    "gpt_neox": {},
-    "qwen2_moe": {
-        "num_experts": 4,
-        "num_experts_per_tok": 2,
-        "moe_intermediate_size": 64,
-        "shared_expert_intermediate_size": 64,
-    },
-    "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2},
-}
-"""model_type -> what its tiny configuration has beside the shared part."""
+ARCHITECTURES = [arch for arch, case in CASES.items() if case.outcome == "exact"]
+"""The model types that are served."""
 
 
 @cache
@@ -105,7 +77,7 @@ def write_model(folder: Path, arch: str, *, seed: int = 0, **overrides: Any) -> 
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    config = AutoConfig.for_model(arch, **{**_SHARED, **ARCHITECTURES[arch], **overrides})
+    config = AutoConfig.for_model(arch, **{**_SHARED, **CASES[arch].config, **overrides})
     config.dtype = torch.float32
     with torch.random.fork_rng():
         torch.manual_seed(seed)

@@ -14,10 +14,13 @@ from torch import Tensor, nn
 from torch.nn.functional import pad, scaled_dot_product_attention
 from transformers import AttentionInterface, PreTrainedModel
 
+from ..core.errors import Code, Error
 from ..lora.context import StepContext
 
 NAME = "loramux"
 """The attention implementation under which models are loaded."""
+_HARMLESS = frozenset({"position_ids", "cache_position"})
+"""Tensors that models hand through to attention though it has no use for them. Others, such as sinks, change it."""
 
 
 def attach(model: PreTrainedModel, context: StepContext) -> None:
@@ -36,8 +39,15 @@ def _forward(
     scaling: float | None = None,
     sliding_window: int | None = None,
     softcap: float | None = None,
-    **_: Any,
+    **others: Any,
 ) -> tuple[Tensor, None]:
+    if unknown := [name for name, value in others.items() if isinstance(value, Tensor) and name not in _HARMLESS]:
+        raise Error(
+            Code.FAILED_PRECONDITION,
+            f"the attention of {module.__class__.__name__} is not supported: it brings {', '.join(unknown)}, which "
+            "would be left out; use another base",
+            reason="MODEL_NOT_SUPPORTED",
+        )
     context: StepContext = module.loramux_context  # type: ignore[assignment]
     attention = context.attention
     if attention is None:

@@ -1,0 +1,19 @@
+"""Tables that are made from what the tests try."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.architectures import CASES
+from tools.architectures import PAGE, table, with_table
+
+
+def test_the_table_of_architectures_is_fresh() -> None:
+    page = PAGE.read_text()
+    assert with_table(page) == page, "run: python -m tools.architectures"
+    assert all(f"`{model_type}`" in table() for model_type in CASES)
+
+
+def test_a_page_without_a_place_for_it_is_told() -> None:
+    with pytest.raises(ValueError, match="markers"):
+        with_table("nothing here")
