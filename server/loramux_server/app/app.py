@@ -177,8 +177,16 @@ class App:
         self._desk.readiness = Readiness.WARMING
         self._say.progress("running a first request")
         await warm_up(backend, text)
-        seconds = self.settings.training.checkpoint_seconds
-        runner = JobRunner(backend, store, text, info, limits, board, checkpoint_seconds=seconds)
+        runner = JobRunner(
+            backend,
+            store,
+            text,
+            info,
+            limits,
+            board,
+            max_jobs=self.settings.max_training_jobs,
+            checkpoint_seconds=self.settings.training.checkpoint_seconds,
+        )
         if interrupted := await runner.recover():
             self._say.progress(f"taking up {interrupted} interrupted training job(s)")
         metrics.seed_jobs(await asyncio.to_thread(store.jobs.counts))

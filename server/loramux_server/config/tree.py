@@ -201,6 +201,7 @@ class Settings(BaseSettings):
     )
     cuda_graphs: bool = _setting(True, "Serving", "", "replay decode steps as CUDA graphs")
 
+    max_training_jobs: int = _setting(4, "Training", "N", "training jobs at work at a time", ge=1, le=64)
     training: TrainingSettings = TrainingSettings()
     log: LogSettings = LogSettings()
 

@@ -1,4 +1,4 @@
-"""Runs the queued jobs, one at a time: train, verify, publish."""
+"""Runs the queued jobs, some at a time: train, verify, publish."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from .cleanup import temporary_folder, to_the_end
 from .job_board import JobBoard
 from .limits import Limits
 from .plan import build_command, load_data
+from .room import Room
 from .stacks import StackResolver
 from .training_run import TrainingRun
 
@@ -42,6 +43,11 @@ class Trouble:
     deaths: int = 0
     step: int = -1
 
+    @property
+    def suspect(self) -> bool:
+        """Whether the next attempt is the last. No other job is at work then: one of these may be the reason."""
+        return self.deaths == MAX_ENGINE_LOSSES - 1
+
     def again(self, step: int, begun: bool) -> bool:
         """Note another loss of the engine, the job being at ``step``; False when the job shall not be tried again."""
         self.tries += 1
@@ -52,9 +58,9 @@ class Trouble:
 
 
 class JobRunner:
-    """Takes queued jobs in order and sees each to a final state, or back into the queue when the engine is away.
+    """Takes queued jobs, tenants in turn, and sees each to a final state, or back into the queue without an engine.
 
-    The app starts ``run`` as a task once the engine is up and cancels it to stop: the job at work is queued again
+    The app starts ``run`` as a task once the engine is up and cancels it to stop: the jobs at work are queued again
     then. Call ``recover`` once before, when nothing runs yet.
     """
 
@@ -67,6 +73,7 @@ class JobRunner:
         limits: Limits,
         board: JobBoard,
         *,
+        max_jobs: int = 1,
         retry_seconds: float = 1.0,
         checkpoint_seconds: float = 30.0,
         lease_seconds: float = LEASE_SECONDS,
@@ -77,6 +84,9 @@ class JobRunner:
         self._info = info
         self._limits = limits
         self._board = board
+        self._max_jobs = max_jobs
+        self._room = Room()
+        self._away_until = 0.0  # by the event loop's clock: the engine is given time to come back
         self._stacks = StackResolver(store)
         self._retry_seconds = retry_seconds
         self._checkpoint_seconds = checkpoint_seconds
@@ -91,6 +101,11 @@ class JobRunner:
 
     async def run(self) -> None:
         """Work until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            for number in range(self._max_jobs):
+                group.create_task(self._take_jobs(), name=f"jobs {number}")
+
+    async def _take_jobs(self) -> None:
         while True:
             try:
                 await self._turn()
@@ -100,6 +115,7 @@ class JobRunner:
                 await asyncio.sleep(self._retry_seconds)
 
     async def _turn(self) -> None:
+        await asyncio.sleep(self._away_until - asyncio.get_running_loop().time())
         self._board.queued.clear()
         job = await self._board.claim(self._lease_seconds)
         if job is None:
@@ -108,13 +124,12 @@ class JobRunner:
                 async with asyncio.timeout(self._lease_seconds):
                     await self._board.queued.wait()
             await asyncio.to_thread(self._store.jobs.requeue_interrupted, "")
-        elif not await self._attempt(job):
-            delay = min(self._retry_seconds * 2 ** (self._troubles[job.id].tries - 1), MAX_RETRY_SECONDS)
-            log.warning("engine away, job waits", job=job.id, retry_in_seconds=delay)
-            await asyncio.sleep(delay)
+            return
+        self._board.queued.set()  # there may be more, and others who look for it
+        await self._attempt(job)
 
-    async def _attempt(self, job: JobRecord) -> bool:
-        """Run a job; False if the engine was lost and the job is queued again."""
+    async def _attempt(self, job: JobRecord) -> None:
+        """Run a job to a final state, or back into the queue when the engine was lost."""
         work = asyncio.create_task(self._work(job), name=f"job {job.id}")
         lease = asyncio.create_task(self._keep(job, work), name=f"lease of {job.id}")
         self._board.running(job.id, work.cancel)
@@ -131,12 +146,12 @@ class JobRunner:
             run = self._runs.pop(job.id, None)
             self._board.ended(job.id)
         if work.cancelled():
-            return True  # cancelled or paused by request, or in other hands, and its row says so
+            return  # cancelled or paused by request, or in other hands, and its row says so
         error = work.exception()
         if error is None:
             self._troubles.pop(job.id, None)
-            return True
-        return await self._settle(job, error, begun=run is not None and run.begun)
+            return
+        await self._settle(job, error, begun=run is not None and run.begun)
 
     async def _keep(self, job: JobRecord, work: asyncio.Task[None]) -> None:
         """Renew the lease of a job at work; stop the work once the job is not ours any more."""
@@ -151,7 +166,7 @@ class JobRunner:
                     return
                 log.warning("the lease of a job was not renewed", job=job.id, error=error.message)
 
-    async def _settle(self, job: JobRecord, error: BaseException, begun: bool) -> bool:
+    async def _settle(self, job: JobRecord, error: BaseException, begun: bool) -> None:
         """Decide what a failed attempt means for the job; ``begun``: the engine was at work on it."""
         if not isinstance(error, Error):
             id = uuid.uuid4().hex[:12]
@@ -160,16 +175,20 @@ class JobRunner:
         now = await asyncio.to_thread(self._store.jobs.get, job.id)
         state = now.state
         if state.final or state is JobState.PAUSED or (isinstance(error, Error) and error.reason == LEASE_LOST):
-            return True  # stopped by request while the attempt failed by itself
+            return  # stopped by request while the attempt failed by itself
         if error.code is Code.UNAVAILABLE:
             trouble = self._troubles.setdefault(job.id, Trouble())
             if trouble.again(now.step, begun):
+                delay = min(self._retry_seconds * 2 ** (trouble.tries - 1), MAX_RETRY_SECONDS)
+                self._away_until = asyncio.get_running_loop().time() + delay
+                log.warning("engine away, jobs wait", job=job.id, retry_in_seconds=delay)
                 await self._insist(job, JobState.QUEUED, message=f"{error.message}; queued again")
-                return False
+                return
+            words = f"the engine died {trouble.deaths} times at the work on this job, which got no further in between"
+            error = Error(error.code, f"{words}; it may be too large for this machine", reason="ENGINE_LOST")
         self._troubles.pop(job.id, None)
         log.warning("job failed", job=job.id, code=error.code.value, error=error.message)
         await self._insist(job, JobState.FAILED, error=error)
-        return True
 
     async def _insist(self, job: JobRecord, state: JobState, *, message: str = "", error: Error | None = None) -> None:
         """Move a job as soon as the store can take it, however long its disk is full or its database away."""
@@ -189,7 +208,11 @@ class JobRunner:
                 raise
 
     async def _work(self, job: JobRecord) -> None:
-        async with temporary_folder(self._store, "job") as folder:
+        trouble = self._troubles.get(job.id)
+        async with (
+            self._room.enter(alone=trouble is not None and trouble.suspect),
+            temporary_folder(self._store, "job") as folder,
+        ):
             command, run = await self._prepare(job, folder / "adapter")
             self._runs[job.id] = run
             with self._stacks.held(_versions(command)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, fields
 from typing import Any
 
@@ -72,6 +73,19 @@ def unfinished(connection: Connection) -> list[tuple[str, dict[str, str]]]:
 def donor_digests(connection: Connection) -> frozenset[str]:
     """Blobs that some unfinished job needs."""
     return frozenset(digest for _, donors in unfinished(connection) for digest in donors.values())
+
+
+def turns(connection: Connection, at_work: Sequence[JobState]) -> list[int]:
+    """The row numbers of each owner's oldest queued job, in the order in which they are taken.
+
+    Owners with the fewest jobs at work come first, then those whose last job began longest ago, then by age.
+    """
+    owners = sa.select(j.c.owner).where(j.c.state == JobState.QUEUED.value)
+    oldest = sa.func.min(sa.case((j.c.state == JobState.QUEUED.value, j.c.seq)))
+    busy = sa.func.sum(sa.case((j.c.state.in_([state.value for state in at_work]), 1), else_=0))
+    last = sa.func.coalesce(sa.func.max(j.c.started), 0.0)
+    query = sa.select(oldest).where(j.c.owner.in_(owners)).group_by(j.c.owner).order_by(busy, last, oldest)
+    return list(connection.execute(query).scalars())
 
 
 def record(row: Row[Any]) -> JobRecord:

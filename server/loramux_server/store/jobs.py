@@ -203,12 +203,18 @@ class JobTable:
         return None if row is None else rows.record(row)
 
     def claim(self, runner: str, lease_seconds: float) -> JobRecord | None:
-        """Take the job that has waited longest: RUNNING from now on, leased to ``runner`` and with a new fence."""
-        oldest = sa.select(j).where(j.c.state == JobState.QUEUED.value).order_by(j.c.seq).limit(1)
+        """Take the next job: RUNNING from now on, leased to ``runner`` and with a new fence.
+
+        Owners take turns, each with its oldest job: see :func:`.job_rows.turns`.
+        """
         self._log.flush()
         with self._db.write("job.claim") as connection:
+            queued = sa.select(j).where(j.c.state == JobState.QUEUED.value).order_by(j.c.seq).limit(1)
             # Servers that share a database pass over what another is just taking; SQLite has one writer anyway.
-            row = connection.execute(oldest.with_for_update(skip_locked=True)).first()
+            queued = queued.with_for_update(skip_locked=True)
+            wanted = [queued.where(j.c.seq == seq) for seq in rows.turns(connection, _AT_WORK)]
+            found = (connection.execute(query).first() for query in [*wanted, queued])
+            row = next((row for row in found if row is not None), None)
             if row is None:
                 return None
             self.move_within(connection, row.id, JobState.RUNNING, message="reading the data")
