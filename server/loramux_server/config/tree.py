@@ -199,7 +199,9 @@ class Settings(BaseSettings):
     default_max_tokens: int = _setting(
         128, "Serving", "N", "length limit of an answer when the request names none", ge=1, le=1_048_576
     )
-    cuda_graphs: bool = _setting(True, "Serving", "", "replay decode steps as CUDA graphs")
+    cuda_graphs: bool = _setting(
+        True, "Serving", "", "replay decode steps as CUDA graphs, on a GPU and in 16-bit types"
+    )
 
     max_training_jobs: int = _setting(4, "Training", "N", "training jobs at work at a time", ge=1, le=64)
     training: TrainingSettings = TrainingSettings()

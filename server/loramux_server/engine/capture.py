@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Protocol
@@ -35,6 +36,7 @@ class CudaCapture:
     def __init__(self, device: torch.device) -> None:
         self.nbytes = 0
         self._device = device
+        warnings.filterwarnings("ignore", "Synchronization debug mode")  # torch's note that it may miss a wait
         # Runs before a capture use its stream too: libraries keep a workspace a stream, which must exist by then.
         self._stream = torch.cuda.Stream(device)
         self._pool = torch.cuda.graph_pool_handle()

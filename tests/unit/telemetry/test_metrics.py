@@ -31,6 +31,7 @@ STATS = EngineStats(
     adapter_loads={"device": (3, 0.5), "host": (2, 1.5)},
     adapter_hits={"device": 7, "host": 1, "disk": 2},
     steps={"decode": (7, 1.5)},
+    cuda_graphs=9,
     queue_waits=(2, *[0] * 13, 1, 3),
     queue_wait_seconds=700.5,
     grammars={"compiled": 4, "refused": 1, "lost": 2, "restarts": 3},
@@ -123,6 +124,7 @@ def test_engine_figures_are_read_at_each_scrape() -> None:
     assert [value(metrics, f"{waits}_bucket", le=le) for le in ("0.001", "60.0", "120.0", "+Inf")] == [2, 2, 3, 6]
     assert (value(metrics, f"{waits}_count"), value(metrics, f"{waits}_sum")) == (6, 700.5)
     assert value(metrics, "loramux_grammars_total", result="lost") == 2
+    assert value(metrics, "loramux_cuda_graphs") == 9
     assert value(metrics, "loramux_grammar_restarts_total") == 3
     assert value(metrics, "loramux_step_duration_seconds_count", kind="decode") == 7
     assert value(metrics, "loramux_step_duration_seconds_sum", kind="decode") == 1.5
