@@ -10,7 +10,7 @@ from typing import Any
 
 from loramux import __version__
 
-from ..config import Settings
+from ..config import Settings, TrainingSettings
 from ..core.backend import Backend, EngineInfo, EngineStats, GenerateCommand
 from ..core.errors import Error
 from ..core.types import SamplingParams
@@ -160,7 +160,7 @@ class App:
                 await self._desk.behind.services.adapters.load_pinned()
 
     async def _open_services(self, backend: Backend, store: Store, info: EngineInfo, text: TextTokenizer) -> None:
-        limits, metrics = Limits(), self._metrics
+        limits, metrics = limits_from(self.settings.training), self._metrics
         board = JobBoard(store, metrics)
         adapters = AdapterService(backend, store, info, limits)
         services = Services(
@@ -225,6 +225,16 @@ class App:
 def _open_store(settings: Settings) -> Store:
     urls = (url.get_secret_value() if url else None for url in (settings.database_url, settings.blobs_url))
     return Store.open(settings.state_dir, *urls, cache_bytes=settings.blobs_cache or CACHE_BYTES)
+
+
+def limits_from(training: TrainingSettings) -> Limits:
+    """What one request may ask for, with the bounds of datasets that the operator chose."""
+    longest = training.max_row_tokens
+    return Limits(
+        max_dataset_bytes=int(training.max_dataset_size),
+        max_dataset_rows=training.max_dataset_rows,
+        **({} if longest is None else {"max_row_tokens": longest}),
+    )
 
 
 def _report_defect(task: asyncio.Task[None]) -> None:

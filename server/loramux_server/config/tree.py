@@ -103,6 +103,11 @@ class TrainingSettings(BaseModel):
         le=86_400,
         allow_inf_nan=False,
     )
+    max_dataset_size: Size = _setting(ByteSize(256 << 20), "Training", "SIZE", "largest dataset that is taken")
+    max_dataset_rows: int = _setting(200_000, "Training", "N", "most rows of a dataset", ge=1, le=100_000_000)
+    max_row_tokens: int | None = _setting(
+        None, "Training", "N", "longest row of a dataset in tokens (default: the model's context)", ge=2
+    )
 
 
 class LogSettings(BaseModel):

@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from loramux_server.app.app import limits_from
+from loramux_server.config import TrainingSettings, load
 from loramux_server.core.backend import EngineInfo
 from loramux_server.core.errors import Code, Error
 from loramux_server.core.jobs import TrainSpec
@@ -97,6 +99,15 @@ async def test_data_that_are_refused_as_a_whole(server: Server, store: Store, te
         assert words in report.problems[0].description
     service = TrainingService(store, text, server.backend.info, Limits(max_row_tokens=5), JobBoard(store))
     assert (await service.validate_dataset(dataset)).too_long == 12
+
+
+def test_limits_of_datasets_are_settings() -> None:
+    assert limits_from(TrainingSettings()) == Limits()
+    settings = load(
+        {"training.max_dataset_size": "1MiB", "training.max_dataset_rows": "5", "training.max_row_tokens": 9}
+    )
+    limits = limits_from(settings.settings.training)
+    assert (limits.max_dataset_bytes, limits.max_dataset_rows, limits.max_row_tokens) == (1 << 20, 5, 9)
 
 
 async def test_pairs_are_trained_by_dpo(server: Server, info: EngineInfo, text: TextTokenizer) -> None:

@@ -1,0 +1,58 @@
+"""Datasets on a real server: shown, checked with what they cost here, and trained on with replay."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+
+from loramux import Client, InvalidArgument
+
+pytestmark = pytest.mark.e2e
+
+ROWS = Path(__file__).parents[2] / "adapters/data/messages/acme-bikes/train.jsonl"
+
+
+def test_rows_are_shown_with_what_is_learned(client: Client, tmp_path: Path) -> None:
+    table = tmp_path / "rows.csv"
+    with table.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["prompt", "chosen", "rejected"])
+        writer.writerow(["The capital of France is", " Paris.", " Rome."])
+        writer.writerow(["The capital of Italy is", " Rome.", " Rome."])
+    report = client.datasets.show(table, rows=5)
+    (row,) = report.shown
+    assert (row.line, report.pairs, report.rows) == (2, True, 1)
+    assert [(part.text, part.trained) for part in row.text] == [
+        ("The capital of France is", False),
+        (" Paris.<|im_end|>", True),
+    ]
+    assert row.rejected[1].text == " Rome.<|im_end|>"
+    assert [(p.line, p.description) for p in report.problems] == [(3, "chosen and rejected are the same")]
+    (row,) = client.datasets.show(ROWS, rows=1, line=3).shown
+    assert row.line == 3
+    assert row.text[0].text.endswith("<|im_start|>assistant\n")
+    assert row.text[1].text.endswith("<|im_end|>")
+
+
+def test_time_and_memory_are_told_before_and_after_a_job(client: Client) -> None:
+    settings = {"layers": "15-29", "max_steps": 5, "rank": 4, "learning_rate": 1e-3}
+    before = client.datasets.validate(ROWS, **settings)
+    assert before.valid
+    assert before.estimated_seconds
+    assert before.estimated_memory_bytes
+    job = client.train("dataset-costs", data=ROWS, replay="default", replay_rows=4, **settings)
+    job.wait()
+    assert job.info.settings["replay_rows"] == 4
+    assert job.info.settings["method"] == "sft"
+    after = client.datasets.validate(ROWS, **settings)
+    assert after.estimated_from == f"the speed of job {job.id}"
+    assert after.estimated_seconds
+
+
+def test_tools_that_the_default_template_hides_are_refused(client: Client) -> None:
+    rows = [json.loads(ROWS.read_text().splitlines()[0]) | {"tools": [{"type": "function", "function": {"name": "f"}}]}]
+    with pytest.raises(InvalidArgument, match="the chat template ignores tools"):
+        client.train("tools", data=rows)
