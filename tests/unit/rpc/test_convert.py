@@ -273,6 +273,17 @@ def test_jobs() -> None:
     done = training.job_to_proto(replace(job, error="", error_reason="", adapter=VERSION, on_top_of=(STACK,)))
     assert not done.HasField("error")
     assert done.adapter.version == 3
+    request.recipe, request.compare_prompt = "style", "Be brief."
+    request.gate.kind, request.gate.match = training_pb2.Gate.KIND_MIN_ACCURACY, training_pb2.Gate.MATCH_EXACT
+    found = training.job_from_proto(request, CALL)
+    assert (found.recipe, found.compare_prompt, found.gate, found.gate_match) == (
+        *("style", "Be brief.", "min_accuracy", "exact"),
+    )
+    kept = replace(job, gate="min_accuracy", gate_match="exact", compare_prompt="Be brief.", last_sequence=7)
+    message = training.job_to_proto(replace(kept, adapter=replace(VERSION, gate_result="too few")))
+    assert message.gate == request.gate
+    assert (message.compare_prompt, message.last_sequence) == ("Be brief.", 7)
+    assert message.adapter.gate_result == "too few"
     assert common.stacks_from_proto(done.on_top_of) == (STACK,)
 
 
