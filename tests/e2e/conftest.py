@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -58,3 +59,11 @@ def client(server: ServerProcess) -> Iterator[Client]:
     os.environ.pop("LORAMUX_ADDRESS", None)
     with Client(server.address) as connected:
         yield connected
+
+
+@pytest.fixture
+def kill_seed() -> random.Random:
+    """Draws the moments of kills, and what happens between them."""
+    number = random.randrange(1 << 32)
+    print(f"seed {number}")  # shown when the test fails
+    return random.Random(number)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import sys
 from types import ModuleType
 
 import typer
@@ -29,7 +30,10 @@ def register(app: typer.Typer) -> None:
 
 def serve(context: typer.Context) -> None:
     """Start a server (its flags: loramux serve --help)."""
-    raise typer.Exit(run_server(context.args))
+    for name in ("loramux_server", "uvloop"):
+        server_module(name)
+    # In place of this process, which has grpc loaded: the server sets what grpc reads when it is loaded.
+    os.execv(sys.executable, [sys.executable, "-m", "loramux_server", *context.args])
 
 
 def backup(context: typer.Context) -> None:

@@ -165,8 +165,8 @@ def _only_sqlite(settings: Settings) -> None:
     if settings.database_url is not None:
         raise invalid_field(
             "--database-url",
-            "is a database server's: back it up and restore it with its own tools (pg_dump), then copy blobs/, in this "
-            "order; loramux doctor checks that the two fit",
+            "is a database server's: back it up and restore it with its own tools (pg_dump), then copy blobs/ (or what "
+            "is at --blobs-url), in this order; loramux doctor checks that the two fit",
         )
 
 

@@ -41,12 +41,15 @@ async def run_composer(command: ComposeCommand) -> ComposeResult:
     )
     try:
         output, _ = await child.communicate(msgspec.json.encode(command))
+    except RuntimeError:  # uvloop's word for a child that ended before it had read everything
+        output = b""
+        await child.wait()
     except BaseException:
         with contextlib.suppress(ProcessLookupError):
             child.kill()
         await child.wait()
         raise
-    if child.returncode:
+    if child.returncode or not output:
         log.error("a merge of adapters died", exit_status=child.returncode, method=command.method.value)
         raise Error(
             Code.RESOURCE_EXHAUSTED if child.returncode == -9 else Code.INTERNAL,

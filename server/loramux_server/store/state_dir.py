@@ -114,7 +114,8 @@ class StateDir:
             folder.mkdir(exist_ok=True)
         for left in os.scandir(self.tmp):
             if left.is_dir(follow_symlinks=False):
-                shutil.rmtree(left.path)
+                # A process that the last server started may be about to end, and still write there.
+                shutil.rmtree(left.path, ignore_errors=True)
             else:
                 os.unlink(left.path)
         sync_folder(self.path)

@@ -298,11 +298,12 @@ def test_the_server_gets_its_own_arguments(monkeypatch: pytest.MonkeyPatch) -> N
         module = ModuleType(name)
         module.main = run  # type: ignore[attr-defined]
         monkeypatch.setitem(sys.modules, name, module)
-    assert main(["serve", "--help", "--address", "x", "--model", "m"]) == 3
+    monkeypatch.setattr("os.execv", lambda path, argv: seen.append(argv[1:]))
+    assert main(["serve", "--help", "--address", "x", "--model", "m"]) == 0
     assert main(["config", "show", "--config", "f.toml"]) == 3
     assert main(["demo", "--keep"]) == 3
     assert seen == [
-        ["--help", "--address", "x", "--model", "m"],
+        ["-m", "loramux_server", "--help", "--address", "x", "--model", "m"],
         ["config-show", "--config", "f.toml"],
         ["--keep"],
     ]
