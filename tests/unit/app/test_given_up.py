@@ -1,0 +1,34 @@
+"""A server whose engine is given up ends, with the reason, after closing what it holds."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+import loramux_server.app
+from loramux_server.__main__ import _serve
+from loramux_server.app.announce import Silent
+from loramux_server.app.app import App
+from loramux_server.config import Settings
+from loramux_server.core.errors import Code, Error
+
+LOST = Error(Code.UNAVAILABLE, "the engine died too often", reason="ENGINE_FAILED")
+
+
+def test_the_process_ends_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    closed = []
+
+    class Losing(App):
+        async def start(self) -> None:
+            link = self._build_engine().link
+            asyncio.get_running_loop().call_soon(link.on_failed, LOST)
+
+        async def stop(self) -> None:
+            closed.append(True)
+
+    monkeypatch.setattr(loramux_server.app, "App", Losing)
+    with pytest.raises(Error) as ended:
+        asyncio.run(asyncio.wait_for(_serve(Settings(), Silent()), 60))
+    assert ended.value is LOST
+    assert closed
