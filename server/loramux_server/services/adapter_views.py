@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import lru_cache
-from pathlib import Path
 
 from ..core.backend import EngineInfo
 from ..core.errors import Code, Error
-from ..core.files import read_regular
 from ..lora.lora_config import LoraConfig
 from ..lora.peft_config import CONFIG_FILE, MAX_CONFIG_BYTES, parse_config
 from ..store.records import AdapterRecord, VersionRecord
@@ -92,7 +90,6 @@ class AdapterViews:
     def _read_config(self, digest: str) -> LoraConfig | None:
         """The adapter's own settings; None if its files are gone: a list must still be shown then."""
         try:
-            path: Path = self._store.blobs.local_path(digest) / CONFIG_FILE
-            return parse_config(read_regular(path, max_bytes=MAX_CONFIG_BYTES), max_rank=MAX_RANK)
+            return parse_config(self._store.blobs.read(digest, CONFIG_FILE, MAX_CONFIG_BYTES), max_rank=MAX_RANK)
         except (Error, OSError):
             return None
