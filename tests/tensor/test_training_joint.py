@@ -11,7 +11,7 @@ import torch
 
 from loramux_server.core.jobs import TrainCommand, TrainEvent, TrainRow, TrainSpec
 from loramux_server.engine.protocol import AbortCommand
-from loramux_server.training import tasks
+from loramux_server.training import layers, tasks
 from loramux_server.training.order import assign_stacks
 from tests.engine import Engine, command, prompts, stack_of, version_of
 from tests.peft_loop import initial_adapter, peft_losses
@@ -121,6 +121,30 @@ def adapter(folder: Path) -> dict[str, torch.Tensor]:
     from safetensors.torch import load_file
 
     return load_file(folder / "adapter_model.safetensors")
+
+
+def test_activations_computed_again_are_those_of_the_pass(engine: Engine, tmp_path: Path, passes, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    """Two jobs over stacks and with dropout, with activation checkpoints in every layer and without."""
+    specs = {"p": replace(WIDE, max_steps=5, dropout=0.1), "q": replace(NARROW, max_steps=5)}
+    jobs = [
+        TrainCommand(id, spec, rows(8, seed=k), output=str(tmp_path / id)) for k, (id, spec) in enumerate(specs.items())
+    ]
+    together(engine, *(replace(job, job_id=f"{job.job_id}-dense", output=f"{job.output}-dense") for job in jobs))
+    ran = 0
+    checkpoint = layers.checkpoint
+
+    def counted(*args, **kwargs):  # type: ignore[no-untyped-def]
+        nonlocal ran
+        ran += 1
+        return checkpoint(*args, **kwargs)
+
+    monkeypatch.setattr(layers, "checkpoint", counted)
+    monkeypatch.setattr(layers, "_dense_tokens", lambda base, first: 0)
+    together(engine, *jobs)
+    assert ("p", "q") in passes
+    assert ran >= 3 * 5
+    for id in specs:
+        assert losses(engine, id) == pytest.approx(losses(engine, f"{id}-dense"), rel=1e-5)
 
 
 def test_jobs_that_start_at_another_layer_have_passes_of_their_own(engine: Engine, tmp_path: Path, passes) -> None:  # type: ignore[no-untyped-def]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -30,22 +29,26 @@ class RowRunner:
     ) -> None:
         self.bank, self.stacks, self.plan = bank, stacks, plan
         self._device = base.device
-        self._lower: OrderedDict[tuple[int, ...], Tensor] = OrderedDict()
+        self._lower: dict[tuple[int, ...], Tensor] = {}
         self._budget, self.nbytes = cache_bytes, 0
 
-    def lower(self, row: TrainRow) -> Tensor:
-        """What the frozen layers below make of a row, [T, hidden]; kept as far as the budget goes."""
-        key = row.input_ids
-        if (found := self._lower.get(key)) is not None:
-            return found
-        device, length = self._device, len(key)
-        hidden = self.plan.lower(
-            torch.tensor(key, device=device), torch.arange(length, device=device), PackedAttention([length], device)
-        )
-        if self.plan.first and self.nbytes + hidden.nbytes <= self._budget:
-            self._lower[key] = hidden
-            self.nbytes += hidden.nbytes
-        return hidden
+    def lower(self, rows: Sequence[TrainRow]) -> Tensor:
+        """What the frozen layers below make of rows, [T, hidden]; kept as far as the budget goes."""
+        ids = [row.input_ids for row in rows]
+        missing = list(dict.fromkeys(key for key in ids if key not in self._lower))
+        made = dict(zip(missing, self._compute(missing), strict=True)) if missing else {}
+        found = torch.cat([self._lower[key] if key in self._lower else made[key] for key in ids])
+        for key, hidden in made.items():
+            if self.plan.first and self.nbytes + hidden.nbytes <= self._budget:
+                self._lower[key] = hidden.clone()  # a part of it would keep the whole
+                self.nbytes += hidden.nbytes
+        return found
+
+    def _compute(self, ids: Sequence[tuple[int, ...]]) -> Sequence[Tensor]:
+        lengths = [len(key) for key in ids]
+        tokens = torch.tensor([token for key in ids for token in key], device=self._device)
+        positions = torch.cat([torch.arange(n) for n in lengths]).to(self._device)
+        return self.plan.lower(tokens, positions, PackedAttention(lengths, self._device)).split(lengths)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +93,7 @@ def score(base: ResidentBase, parts: Sequence[Rows]) -> list[Scores]:
         targets += [row.input_ids[i] for i in learned]
         counts.append(len(learned))
         start += len(row.input_ids)
-    embeddings = torch.cat([part.runner.lower(row) for part in parts for row in part.rows])
+    embeddings = torch.cat([part.runner.lower(part.rows) for part in parts])
     dense = min(part.runner.plan.dense_tokens for part in parts)
     with parts[0].runner.plan.upper(checkpointed=torch.is_grad_enabled() and len(positions) > dense):
         hidden = base.hidden(positions, PackedAttention(lengths, base.device), _routing(parts), embeddings)
