@@ -1,14 +1,9 @@
-"""The compiled form of the routed sum on a CPU (``routed.cpp``): built when an engine starts, called by pointers."""
+"""The compiled form of the routed sum on a CPU (``routed.cpp``), called by pointers."""
 
 from __future__ import annotations
 
 import ctypes
-import logging
-import shutil
-import subprocess
-import tempfile
 from collections.abc import Sequence
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -16,13 +11,9 @@ import torch
 from torch import Tensor
 
 from .linear import LinearGroup
-
-log = logging.getLogger(__name__)
+from .native import NAMES, build
 
 SOURCE = Path(__file__).with_name("routed.cpp")
-COMPILERS = ("c++", "g++", "clang++")
-FLAGS = ("-std=c++17", "-O3", "-march=native", "-fopenmp", "-shared", "-fPIC")
-NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 ENTRY = np.dtype([("lo", "i8"), ("rank", "i8"), ("scale", "f4"), ("unused", "i4")])
 RUN = np.dtype([("start", "i8"), ("stop", "i8"), ("first", "i8"), ("last", "i8")])
 CHUNK = 16
@@ -96,24 +87,7 @@ class Routes:
         self.arguments = (self._entries.ctypes.data, self._runs.ctypes.data, len(pieces))
 
 
-@lru_cache(maxsize=1)
 def load_kernel() -> RoutedKernel | None:
-    """Build and load the kernel, or None where there is no C++ compiler: all goes through torch's products then."""
-    compiler = next((path for name in COMPILERS if (path := shutil.which(name))), None)
-    if compiler is None:
-        log.info("no C++ compiler found: adapters on the CPU take torch's products, which are slower for few rows")
-        return None
-    # torch's OpenMP library is loaded already and has the same name, so the kernel shares its threads.
-    with tempfile.TemporaryDirectory(prefix="loramux-") as folder:
-        target = Path(folder) / "routed.so"
-        built = subprocess.run(
-            [compiler, *FLAGS, str(SOURCE), "-o", str(target)], capture_output=True, text=True, check=False
-        )
-        if built.returncode == 0:
-            try:
-                return RoutedKernel(ctypes.CDLL(str(target)))
-            except OSError as error:
-                log.warning("the compiled CPU kernel does not load: %s", error)
-                return None
-    log.warning("the CPU kernel does not compile, torch's products are used: %s", built.stderr[-500:])
-    return None
+    """The kernel, or None where it cannot be built."""
+    library = build(SOURCE)
+    return None if library is None else RoutedKernel(library)

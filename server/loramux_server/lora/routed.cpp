@@ -7,52 +7,21 @@
 // rows, in streams that are prefetched, and widened to float32 in registers. Rows do not influence one another, so a
 // row's result does not depend on what it is batched with.
 
-#include <algorithm>
 #include <cstdint>
-#include <cstring>
 #include <vector>
+
+#include "vectors.h"
 
 namespace {
 
 constexpr int ROWS = 4;    // rows that share one reading of the weights
 constexpr int RANKS = 4;   // rank rows that share one reading of the activations
-constexpr int WIDTH = 16;  // values in a vector; narrower processors split it
-
-using Vector = float __attribute__((vector_size(4 * WIDTH)));
-using Halves = uint16_t __attribute__((vector_size(2 * WIDTH)));
-using Words = uint32_t __attribute__((vector_size(4 * WIDTH)));
-struct bfloat16 { uint16_t bits; };
 
 // Rank rows [lo, lo + rank) of the bank, at weight times scaling.
 struct Entry { int64_t lo, rank; float scale; int32_t unused; };
 
 // Rows [start, stop) of the step, which all have the entries [first, last).
 struct Run { int64_t start, stop, first, last; };
-
-inline Vector load(const float *p) { Vector v; std::memcpy(&v, p, sizeof v); return v; }
-inline Vector load(const bfloat16 *p) {
-    Halves halves;
-    std::memcpy(&halves, p, sizeof halves);
-    Words words = __builtin_convertvector(halves, Words) << 16;
-    Vector v;
-    std::memcpy(&v, &words, sizeof v);
-    return v;
-}
-inline void store(float *p, Vector v) { std::memcpy(p, &v, sizeof v); }
-
-inline float widen(float v) { return v; }
-inline float widen(bfloat16 v) {
-    uint32_t bits = uint32_t(v.bits) << 16;
-    float f;
-    std::memcpy(&f, &bits, sizeof f);
-    return f;
-}
-inline void narrow(float v, float &out) { out = v; }
-inline void narrow(float v, bfloat16 &out) {  // to nearest, ties to even; NaN stays one
-    uint32_t bits;
-    std::memcpy(&bits, &v, sizeof bits);
-    out.bits = v != v ? 0x7fc0 : uint16_t((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
-}
 
 // h[p][r] = scale * dot(a_r, x_p) for R rows and Q rank rows that lie `stride` apart.
 template <int R, int Q, class W>
@@ -74,11 +43,7 @@ void shrink(const float *x, const W *a, int64_t stride, int64_t in, float scale,
         for (int q = 0; q < Q; q++)
             for (int p = 0; p < R; p++) rest[q][p] += x[p * in + i] * widen(a[q * stride + i]);
     for (int q = 0; q < Q; q++)
-        for (int p = 0; p < R; p++) {
-            float sum = rest[q][p];
-            for (int k = 0; k < WIDTH; k++) sum += sums[q][p][k];
-            h[p * rank + q] = sum * scale;
-        }
+        for (int p = 0; p < R; p++) h[p * rank + q] = (rest[q][p] + sum(sums[q][p])) * scale;
 }
 
 // y_p += sum over r of h[p][r] * b_r for R rows and Q rank rows of n values.
@@ -112,14 +77,14 @@ struct Group {
 // R rows of one run.
 template <int R, class X, class W>
 void add(const Group<W> &g, const X *x, int64_t x_stride, X *y, int64_t y_stride, const Entry *first, const Entry *last) {
-    std::vector<float> wide(R * g.in), sum(R * g.out), h;
+    std::vector<float> wide(R * g.in), total(R * g.out), h;
     for (int p = 0; p < R; p++) {
         for (int64_t i = 0; i < g.in; i++) wide[p * g.in + i] = widen(x[p * x_stride + i]);
-        for (int64_t i = 0; i < g.out; i++) sum[p * g.out + i] = widen(y[p * y_stride + i]);
+        for (int64_t i = 0; i < g.out; i++) total[p * g.out + i] = widen(y[p * y_stride + i]);
     }
     for (const Entry *e = first; e < last; e++) {
         h.resize(R * e->rank);
-        float *columns = sum.data();
+        float *columns = total.data();
         for (int64_t j = 0; j < g.members; j++) {
             const W *a = g.a + (e->lo * g.members + j) * g.in, *b = g.b[j] + e->lo * g.widths[j];
             int64_t stride = g.members * g.in, n = g.widths[j], r = 0;
@@ -134,7 +99,7 @@ void add(const Group<W> &g, const X *x, int64_t x_stride, X *y, int64_t y_stride
         }
     }
     for (int p = 0; p < R; p++)
-        for (int64_t i = 0; i < g.out; i++) narrow(sum[p * g.out + i], y[p * y_stride + i]);
+        for (int64_t i = 0; i < g.out; i++) narrow(total[p * g.out + i], y[p * y_stride + i]);
 }
 
 template <class X, class W>

@@ -84,19 +84,20 @@ class PagedAttention:
     """
 
     def __init__(self, pool: KVPool, spans: Sequence[Span]) -> None:
-        self._pool, self._spans = pool, tuple(spans)
+        self.pool, self._spans = pool, tuple(spans)
         self._device, self._page = pool.keys.device, pool.shape.page_size
         self._decode = next((i for i, s in enumerate(spans) if s.length > 1), len(spans))
         if any(s.length == 1 for s in spans[self._decode :]):
             raise ValueError("spans of length 1 must come first")
-        self._slots = torch.tensor(_slots(spans, self._page), device=self._device)
+        self.slots = torch.tensor(_slots(spans, self._page), device=self._device)
+        """Where each token's key and value go: page times page size plus place, [T]."""
         self._masks: dict[tuple[int, int, int | None], Tensor] = {}
 
     def attend(
         self, layer: int, q: Tensor, k: Tensor, v: Tensor, *, scale: float, window: int | None, softcap: float | None
     ) -> Tensor:
-        keys, values = self._pool.write(layer, self._slots, k, v)
-        if self._pool.shape.kernel:
+        keys, values = self.pool.write(layer, self.slots, k, v)
+        if self.pool.shape.kernel:
             return self._attend_kernel(q, keys, values, scale, window)
         if self._decode == q.shape[0]:
             return self._attend_decode(q, keys, values, scale, window, softcap)
@@ -127,25 +128,32 @@ class PagedAttention:
             torch.tensor(s.pages[: -(-s.end // self._page)], device=self._device) for s in self._spans[self._decode :]
         ]
 
-    @cached_property
-    def _decode_table(self) -> Tensor:
-        return _page_table(self._spans[: self._decode], self._pool.pages, self._page).to(self._device)
+    @property
+    def only_decodes(self) -> bool:
+        """Whether every span has length 1."""
+        return self._decode == len(self._spans)
 
     @cached_property
-    def _context(self) -> Tensor:
+    def table(self) -> Tensor:
+        """Pages of the spans of length 1, int32 [spans, most pages]."""
+        return _page_table(self._spans[: self._decode], self.pool.pages, self._page).to(self._device)
+
+    @cached_property
+    def context(self) -> Tensor:
+        """Positions that each span of length 1 attends to, itself included, [spans]."""
         return torch.tensor([s.end for s in self._spans[: self._decode]], device=self._device)
 
     def _attend_decode(
         self, q: Tensor, keys: Tensor, values: Tensor, scale: float, window: int | None, softcap: float | None
     ) -> Tensor:
         # [B, kv_heads, L, D]
-        ks, vs = (_gather(x, self._decode_table).flatten(1, 2).transpose(1, 2) for x in (keys, values))
+        ks, vs = (_gather(x, self.table).flatten(1, 2).transpose(1, 2) for x in (keys, values))
         key = (-1, -1, window)
         if key not in self._masks:
             positions = torch.arange(ks.shape[2], device=self._device)
-            mask = positions < self._context[:, None]
+            mask = positions < self.context[:, None]
             if window is not None:
-                mask &= self._context[:, None] - positions <= window
+                mask &= self.context[:, None] - positions <= window
             self._masks[key] = mask[:, None, None, :]
         q4 = q.unsqueeze(2)  # [B, heads, 1, D]
         return dense_attention(q4, ks, vs, scale=scale, softcap=softcap, mask=self._masks[key]).squeeze(2)
@@ -165,7 +173,7 @@ class PagedAttention:
         return (
             padded_lengths([s.length for s in self._spans], self._device),
             torch.tensor([s.end for s in self._spans], dtype=torch.int32, device=self._device),
-            _page_table(self._spans, self._pool.pages, self._page).to(self._device),
+            _page_table(self._spans, self.pool.pages, self._page).to(self._device),
             max(s.length for s in self._spans),
             max(s.end for s in self._spans),
         )
@@ -183,26 +191,26 @@ class DecodeAttention:
 
     def __init__(self, pool: KVPool, rows: int, width: int) -> None:
         """For ``rows`` spans of at most ``width`` pages each."""
-        self._pool, self._width, device = pool, width, pool.keys.device
-        self._slots = torch.full((rows,), pool.pages * pool.shape.page_size, device=device)
+        self.pool, self._width, device = pool, width, pool.keys.device
+        self.slots = torch.full((rows,), pool.pages * pool.shape.page_size, device=device)
         self._used = torch.ones(rows, dtype=torch.int32, device=device)
         self._table = torch.full((rows, width), pool.pages, dtype=torch.int32, device=device)
         self._starts = torch.arange(rows + 1, dtype=torch.int32, device=device)
 
     def fill(self, spans: Sequence[Span]) -> None:
         """Attend to these spans of length 1 from now on, one in each of the first rows."""
-        page, left = self._pool.shape.page_size, len(self._used) - len(spans)
-        slots = _slots(spans, page) + [self._pool.pages * page] * left
+        page, left = self.pool.shape.page_size, len(self._used) - len(spans)
+        slots = _slots(spans, page) + [self.pool.pages * page] * left
         used = [s.end for s in spans] + [1] * left
-        upload(self._slots, torch.tensor(slots))
+        upload(self.slots, torch.tensor(slots))
         upload(self._used, torch.tensor(used, dtype=torch.int32))
-        upload(self._table, _page_table(spans, self._pool.pages, page, (len(self._used), self._width)))
+        upload(self._table, _page_table(spans, self.pool.pages, page, (len(self._used), self._width)))
 
     def attend(
         self, layer: int, q: Tensor, k: Tensor, v: Tensor, *, scale: float, window: int | None, softcap: float | None
     ) -> Tensor:
-        keys, values = self._pool.write(layer, self._slots, k, v)
-        longest = self._width * self._pool.shape.page_size
+        keys, values = self.pool.write(layer, self.slots, k, v)
+        longest = self._width * self.pool.shape.page_size
         return paged_kernel(
             q, keys, values, self._starts, self._used, self._table, 1, longest, scale=scale, window=window
         )

@@ -9,23 +9,34 @@ all other architectures go through transformers.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import rms_norm
+from torch.nn.functional import rms_norm, silu
 
 from ..lora.context import Attention, StepContext
 from ..lora.linear import LinearGroup
 from .attention import PackedAttention
+from .decode import STEP, DecodeKernels
+from .kv import KVPool, KVShape, PagedAttention, Span
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+log = logging.getLogger(__name__)
+
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 5e-3}
 """Largest mean difference of probe logits, relative to their spread, by the weights' dtype."""
+COMPILED_log = logging.getLogger(__name__)
+
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 5e-2}
+"""The same between two forwards in the weights' own type, which round at other places."""
+COMPILED_TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 5e-2}
+"""The same between two forwards in the weights' own type, which round at other places."""
 PROBE_TOKENS = 24
 PARTS = {"input_layernorm", "self_attn", "post_attention_layernorm", "mlp"}
 MEMBERS = ["q_proj", "k_proj", "v_proj", "gate_proj", "up_proj"]
@@ -62,7 +73,15 @@ class LeanDecoder:
     def __init__(self, model: PreTrainedModel, layers: Sequence[_Layer], norm: _Norm, context: StepContext) -> None:
         self._embed, self._head = model.get_input_embeddings(), model.get_output_embeddings()
         self._rotary: Any = model.base_model.rotary_emb
-        self._layers, self._norm, self._context = layers, norm, context
+        self.layers, self.norm, self._context = layers, norm, context
+        self.kernels: DecodeKernels | None = None
+        """Compiled functions between the products, once they were found to give the same."""
+
+    @property
+    def kv_shape(self) -> KVShape:
+        """The cache that the layers need."""
+        layer = self.layers[0]
+        return KVShape(len(self.layers), layer.qkv.out_features[1] // layer.head_dim, layer.head_dim)
 
     def forward(self, ids: Tensor, positions: Tensor, attention: Attention, wanted: Tensor) -> Tensor:
         """Logits [len(wanted), vocabulary] of packed tokens ``ids`` [T]; routing comes from the context."""
@@ -70,38 +89,81 @@ class LeanDecoder:
 
     def run(self, x: Tensor, positions: Tensor, attention: Attention, wanted: Tensor) -> Tensor:
         """As :meth:`forward`, from embeddings [T, hidden], whose type all activations have."""
-        cos, sin = (part[0, :, None] for part in self._rotary(x, positions[None]))  # [T, 1, head_dim]
+        kernels = self.kernels if self.kernels is not None and x.dtype == self.kernels.dtype else None
+        cos, sin = (part[0].contiguous() for part in self._rotary(x, positions[None]))  # [T, head_dim]
         # rotate_half(x) is x rolled by half with its first half negated: the sign goes into the sine.
-        sin = torch.cat([-sin[..., : sin.shape[-1] // 2], sin[..., sin.shape[-1] // 2 :]], dim=-1)
-        for index, layer in enumerate(self._layers):
-            x = x + layer.output.forward(self._attend(index, layer, layer.before(x), cos, sin, attention))
-            gate_up = layer.gate_up.forward(layer.after(x))
-            gate, up = (gate_up[:, columns] for columns in layer.gate_up.columns)
-            x = x + layer.down.forward(layer.activation(gate) * up)
-        logits: Tensor = self._head(self._norm(x[wanted]))
+        signed = torch.cat([-sin[:, : sin.shape[1] // 2], sin[:, sin.shape[1] // 2 :]], dim=1)
+        x, delta = x.clone(), None  # changed in place
+        for index, layer in enumerate(self.layers):
+            x, h = self._add_norm(kernels, x, delta, layer.before)
+            qkv = layer.qkv.forward(h)
+            if kernels is not None and isinstance(attention, PagedAttention) and attention.only_decodes:
+                norms = None
+                if layer.q_norm is not None and layer.k_norm is not None:
+                    norms = layer.q_norm.weight, layer.k_norm.weight, layer.q_norm.eps
+                h = kernels.attend(index, qkv, (cos, sin), norms, attention, scale=layer.scale, window=layer.window)
+            else:
+                h = self._attend(index, layer, qkv, cos[:, None], signed[:, None], attention)
+            x, h = self._add_norm(kernels, x, layer.output.forward(h), layer.after)
+            gate_up = layer.gate_up.forward(h)
+            if kernels is not None:
+                h = kernels.gate(gate_up)
+            else:
+                gate, up = (gate_up[:, columns] for columns in layer.gate_up.columns)
+                h = layer.activation(gate) * up
+            delta = layer.down.forward(h)
+        logits: Tensor = self._head(self._add_norm(kernels, x, delta, self.norm)[1][wanted])
         return logits
 
-    def _attend(self, index: int, layer: _Layer, h: Tensor, cos: Tensor, sin: Tensor, attention: Attention) -> Tensor:
-        qkv = layer.qkv.forward(h)
+    @staticmethod
+    def _add_norm(kernels: DecodeKernels | None, x: Tensor, delta: Tensor | None, norm: _Norm) -> tuple[Tensor, Tensor]:
+        """The residual stream with ``delta`` added, and its norm."""
+        if kernels is not None:
+            return x, kernels.add_norm(x, delta, norm.weight, norm.eps)
+        x = x if delta is None else x + delta
+        return x, norm(x)
+
+    def _attend(self, index: int, layer: _Layer, qkv: Tensor, cos: Tensor, sin: Tensor, attention: Attention) -> Tensor:
         q_end, k_end = layer.qkv.columns[0].stop, layer.qkv.columns[1].stop
         if layer.q_norm is not None and layer.k_norm is not None:
             parts = [qkv[:, :q_end], qkv[:, q_end:k_end]]
-            heads = [part.reshape(len(h), -1, layer.head_dim) for part in parts]
+            heads = [part.reshape(len(qkv), -1, layer.head_dim) for part in parts]
             qk = torch.cat([layer.q_norm(heads[0]), layer.k_norm(heads[1])], dim=1)
         else:
-            qk = qkv[:, :k_end].view(len(h), -1, layer.head_dim)
+            qk = qkv[:, :k_end].view(len(qkv), -1, layer.head_dim)
         qk = torch.addcmul(qk * cos, qk.roll(layer.head_dim // 2, -1), sin)
         heads_q = q_end // layer.head_dim
         out = attention.attend(
             index,
             qk[:, :heads_q],
             qk[:, heads_q:],
-            qkv[:, k_end:].view(len(h), -1, layer.head_dim),
+            qkv[:, k_end:].view(len(qkv), -1, layer.head_dim),
             scale=layer.scale,
             window=layer.window,
             softcap=None,
         )
-        return out.reshape(len(h), -1)
+        return out.reshape(len(qkv), -1)
+
+
+def _fitting_kernels(lean: LeanDecoder) -> DecodeKernels | None:
+    """Compiled functions, if every layer has the types and shapes that they are for."""
+    dtype, width = lean.norm.weight.dtype, len(lean.norm.weight)
+    samples = torch.linspace(-4, 4, 9)
+    for layer in lean.layers:
+        norms = [n.weight for n in (layer.before, layer.after, layer.q_norm, layer.k_norm) if n is not None]
+        fits = (
+            all(w.device.type == "cpu" and w.dtype == dtype for w in norms)
+            and layer.head_dim % (2 * STEP) == 0
+            and layer.gate_up.out_features[0] % STEP == 0
+            and width % STEP == 0
+            and torch.allclose(layer.activation(samples), silu(samples))
+        )
+        if not fits:
+            return None
+    try:
+        return DecodeKernels(dtype)
+    except LookupError:
+        return None
 
 
 def make_lean(
@@ -134,8 +196,38 @@ def make_lean(
         return None  # a part is missing or shaped otherwise
     finally:
         context.attention = None
-    difference, spread = (got - expected).abs().mean(), expected.std()
-    return lean if bool(difference <= TOLERANCE[model.dtype] * spread) else None
+    if not _alike(got, expected, TOLERANCE[model.dtype]):
+        return None
+    kernels = _fitting_kernels(lean)
+    if kernels is not None and _decodes_alike(lean, kernels, ids):
+        lean.kernels = kernels
+    elif kernels is not None:
+        log.warning("the compiled functions give other logits here and are not used")
+    return lean
+
+
+def _alike(got: Tensor, expected: Tensor, tolerance: float) -> bool:
+    return bool((got - expected).abs().mean() <= tolerance * expected.std())
+
+
+@torch.no_grad()
+def _decodes_alike(lean: LeanDecoder, kernels: DecodeKernels, ids: Tensor) -> bool:
+    """Whether a decode step over two cached sequences gives the same logits with and without compiled functions."""
+    lengths, pages = (len(ids) - 3, 2), ((0, 1), (2,))
+    pool = KVPool(lean.kv_shape, 3, ids.device, kernels.dtype)
+
+    def step(spans: Sequence[Span]) -> Tensor:
+        positions = torch.cat([torch.arange(s.start, s.end) for s in spans])
+        rows = torch.arange(len(positions))
+        return lean.forward(ids[positions], positions, PagedAttention(pool, spans), rows)
+
+    step([Span(0, n, p) for n, p in zip(lengths, pages, strict=True)])
+    token = [Span(n, 1, p) for n, p in zip(lengths, pages, strict=True)]
+    expected = step(token)
+    lean.kernels = kernels
+    got = step(token)
+    lean.kernels = None
+    return _alike(got, expected, COMPILED_TOLERANCE[kernels.dtype])
 
 
 class _Unlike(Exception):
