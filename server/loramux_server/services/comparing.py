@@ -48,7 +48,7 @@ def prompted(
     lines = {held_out[question.row].line for question in asked}
     data = store.blobs.local_path(digest).read_bytes()
     # The file was found to be good before.
-    rows = parse_dataset(data, Problems("validation"), DatasetLimits(max_bytes=len(data)))
+    rows = parse_dataset(data, Problems("validation"), DatasetLimits(len(data), len(data)))
     wanted = {row.line: row.content for row in rows if row.line in lines}
     made = {line: _rendered(with_context(content, context), line, text) for line, content in wanted.items()}
     first = {example.line: i for i, example in reversed(list(enumerate(held_out)))}

@@ -249,6 +249,9 @@ async def test_a_job_that_always_loses_the_engine_fails(server: Server) -> None:
         events = await server.finished(job)
     assert states(events)[-1] is JobState.FAILED
     assert server.training.runs == MAX_ENGINE_LOSSES
+    found = await server.service.get_job(job.id)
+    assert found.error_reason == "ENGINE_LOST"
+    assert f"died {MAX_ENGINE_LOSSES} times" in found.error
 
 
 async def test_an_engine_that_is_away_is_waited_for(server: Server) -> None:
