@@ -93,6 +93,8 @@ def test_killed_under_load(server: ServerProcess, client: Client) -> None:
         for _ in range(STREAMS):
             assert started.acquire(timeout=60)
         os.kill(engine_pid(server), signal.SIGKILL)
+        assert "survivor" in [j.name for j in client.jobs.list()]  # the front answers all the while
+        assert client.info().base_fingerprint
         assert [s.result(60) for s in streams] == [loramux.Unavailable] * STREAMS
     serving, not_serving = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
     health.wait_for(serving, not_serving, serving)

@@ -117,6 +117,11 @@ def check_empty(engine: Engine) -> None:
     assert engine.runner.bank.pinned == 0
     assert not engine.loop._scores
     assert not engine.loop._outbox
+    assert not engine.scheduler._refused
+    desk = engine.loop._desk
+    assert not desk._waiting
+    assert not desk._reads._claims
+    assert all(want.reading for want in desk._reads._wanted.values())
 
 
 def make_cases(base: Path, root: Path, make_adapter: Callable[..., Path]) -> Cases:

@@ -51,6 +51,17 @@ def test_any_batch_gives_what_its_requests_give_alone(cases: Cases, engines: dic
     try_everywhere(cases, engines, seed)
 
 
+def test_a_batch_of_32_mixed_stacks(cases: Cases, engines: dict[str, Engine]) -> None:
+    """All of them in one step, which the engine is seen to do."""
+    engine, together = engines["roomy"], []
+    schedule = engine.scheduler.schedule
+    engine.scheduler.schedule = lambda: together.append(schedule()) or together[-1]  # type: ignore[method-assign,func-returns-value]
+    prompts = cases.prompts * 3
+    cases.try_in(engine, [Case(prompts[i], cases.stack(STACKS[i % len(STACKS)])) for i in range(32)])
+    engine.scheduler.schedule = schedule  # type: ignore[method-assign]
+    assert max(len(plan.work) for plan in together if plan.kind == "decode") == 32
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 @given(seed=SEEDS)

@@ -59,7 +59,6 @@ class App:
         self._collector: asyncio.Task[None] | None = None
         self._health: asyncio.Task[None] | None = None
         self._engine_started = False
-        self._failure: Error | None = None
         self._failed = asyncio.Event()
 
     @property
@@ -101,8 +100,8 @@ class App:
     async def watch(self) -> None:
         """Run until the engine is given up, and raise why: nothing but another start can help then."""
         await self._failed.wait()
-        assert self._failure is not None
-        raise self._failure
+        assert self._desk.failure is not None
+        raise self._desk.failure
 
     async def drain(self) -> None:
         """Take nothing new, say so in health, and let what runs finish within the settings' time."""
@@ -150,7 +149,7 @@ class App:
             self._health = asyncio.create_task(self._set_serving(up))
 
     def _engine_failed(self, error: Error) -> None:
-        self._failure = error
+        self._desk.readiness, self._desk.failure = Readiness.FAILED, error
         self._failed.set()
 
     async def _set_serving(self, up: bool) -> None:

@@ -59,6 +59,8 @@ class Desk:
 
     def __init__(self, version: str) -> None:
         self.readiness = Readiness.STARTING
+        self.failure: Error | None = None
+        """Why the server has failed, once it has."""
         self.behind: Behind | None = None
         self._version = version
         self._started = time.monotonic()
@@ -69,8 +71,8 @@ class Desk:
             return self.behind.services
         if self.readiness is Readiness.DRAINING:
             raise Error(Code.UNAVAILABLE, "the server is shutting down", reason="SHUTTING_DOWN", retry_after=1.0)
-        if self.readiness is Readiness.FAILED:
-            raise Error(Code.UNAVAILABLE, "the engine is gone", reason="ENGINE_GONE", retry_after=5.0)
+        if self.failure is not None:
+            raise self.failure
         what = f"the server is not ready yet ({self.readiness.value})"
         raise Error(Code.UNAVAILABLE, what, reason="NOT_READY", retry_after=1.0)
 

@@ -12,6 +12,7 @@ from loramux_server.app.announce import Silent
 from loramux_server.app.app import App
 from loramux_server.config import Settings
 from loramux_server.core.errors import Code, Error
+from loramux_server.services.info import Readiness
 
 LOST = Error(Code.UNAVAILABLE, "the engine died too often", reason="ENGINE_FAILED")
 
@@ -25,10 +26,12 @@ def test_the_process_ends_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> No
             asyncio.get_running_loop().call_soon(link.on_failed, LOST)
 
         async def stop(self) -> None:
-            closed.append(True)
+            with pytest.raises(Error) as refused:
+                self._desk.open()
+            closed.append((refused.value, self.readiness))
 
     monkeypatch.setattr(loramux_server.app, "App", Losing)
     with pytest.raises(Error) as ended:
         asyncio.run(asyncio.wait_for(_serve(Settings(), Silent()), 60))
     assert ended.value is LOST
-    assert closed
+    assert closed == [(LOST, Readiness.FAILED)]

@@ -13,11 +13,14 @@ from random import Random
 
 import pytest
 
+from loramux_server.core.background import Ended, Report
 from loramux_server.core.errors import Code, Error
+from loramux_server.core.jobs import TrainCommand, TrainSpec
 from loramux_server.core.types import AdapterVersion, SamplingParams, Stack, StackEntry
 from loramux_server.engine.pages import PagePool
 from loramux_server.engine.scheduler import Admission, Limits, Scheduler, StepPlan
 from loramux_server.engine.sequence import Sequence, State
+from loramux_server.engine.slot import TrainingSlot
 
 VOCAB = 50
 
@@ -203,13 +206,48 @@ class Machine:
         assert self.scheduler.pages.held == 0
 
 
+@dataclass
+class FakeTraining:
+    """Jobs of so many pieces, by turns. A piece takes the time that it may, or three steps' when nobody waits."""
+
+    now: float = 0.0  # the clock of the whole simulation
+    left: dict[str, int] = field(default_factory=dict)
+    ended: list[str] = field(default_factory=list)
+
+    @property
+    def jobs(self) -> tuple[str, ...]:
+        return tuple(self.left)
+
+    @property
+    def nbytes(self) -> int:
+        return len(self.left)
+
+    def add(self, command: TrainCommand, report: Report) -> None:
+        self.left[command.job_id] = command.checkpoint_every
+
+    def remove(self, job_id: str) -> None:
+        if self.left.pop(job_id, None) is not None:
+            self.ended.append(job_id)
+
+    def advance(self, seconds: float | None) -> list[Ended]:
+        job, pieces = next(iter(self.left.items()))
+        self.now += 3.0 if seconds is None else seconds
+        del self.left[job]
+        if pieces > 1:
+            self.left[job] = pieces - 1
+        return [(job, None)] if pieces == 1 else []
+
+
 ADAPTERS = {f"d{i}": 2 + 3 * i for i in range(6)}
 BROKEN = "d5"
 """The digest whose files cannot be read."""
 
 
 def simulate(seed: int, steps: int = 60) -> Machine:
-    """A random life: arrivals, cancels, deadlines, preemption, out of memory, adapters late, broken or squeezed out."""
+    """A random life: arrivals, cancels, deadlines, preemption, out of memory, adapters late, broken or squeezed out.
+
+    Jobs train beside it, and take time from it.
+    """
     draw = Random(seed)
     bank = FakeBank(draw.choice([17, 25, 1 << 20]))
     size = draw.choice([1, 2, 4])
@@ -225,19 +263,28 @@ def simulate(seed: int, steps: int = 60) -> Machine:
     machine = Machine(scheduler, bank)
     asked: dict[str, Sequence] = {}
     prompts = [[draw.randrange(3) for _ in range(draw.randint(1, 14))] for _ in range(4)]
-    now = 0.0
+    training = FakeTraining()
+    slot = TrainingSlot(
+        training, draw.choice([0.0, 0.3, 0.9]), 1.5, lambda job, _: training.ended.append(job), lambda: training.now
+    )
+    jobs: list[str] = []
     step = 0
     while step < steps or scheduler.sequences:
         assert step < 40 * steps, f"starved: {[s.id for s in scheduler.sequences]}"
         if step < steps:
             for _ in range(draw.choice([0, 0, 1, 1, 3])):
-                _arrive(machine, asked, draw, prompts, now)
+                _arrive(machine, asked, draw, prompts, training.now)
             if draw.random() < 0.15 and scheduler.sequences:
                 machine.end(draw.choice(scheduler.sequences), "cancelled")
+            if draw.random() < 0.1:
+                jobs.append(f"j{step}")
+                slot.add(TrainCommand(jobs[-1], TrainSpec(), (), checkpoint_every=draw.randint(1, 9)), lambda _: None)
+            if draw.random() < 0.03 and jobs:
+                slot.remove(draw.choice(jobs))
         for digest in sorted(bank.wanted):
             if step >= steps or draw.random() < 0.3:
                 _land(machine, digest)
-        for seq in scheduler.expired(now):
+        for seq in scheduler.expired(training.now):
             machine.end(seq, "expired")
         if draw.random() < 0.03:
             plan = scheduler.schedule()
@@ -252,8 +299,12 @@ def simulate(seed: int, steps: int = 60) -> Machine:
                 machine.compute(plan)
         else:
             plan = machine.step()
-        now += 1.0
+        training.now += 1.0
+        slot.turn(serving=bool(plan.work))
         step += 1
+    while slot.busy:
+        slot.turn(serving=False)
+    assert sorted(training.ended) == sorted(jobs), "a job is lost, or ended twice"
     machine.check_idle()
     assert machine.ended.keys() == asked.keys(), "a request is lost"
     for id, seq in asked.items():

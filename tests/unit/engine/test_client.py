@@ -6,6 +6,7 @@ import asyncio
 import queue
 from collections.abc import Callable, Iterable
 from contextlib import aclosing
+from random import Random
 
 import pytest
 
@@ -312,3 +313,42 @@ async def test_a_thread_that_cannot_load_says_why() -> None:
 
     with pytest.raises(Error, match="no such model"):
         await ThreadBackend(build).start()  # type: ignore[arg-type]
+
+
+async def test_a_thousand_requests_that_leave_at_any_moment_leave_nothing_behind() -> None:
+    """Read to the end, closed early or cancelled while they wait: each is aborted once or ended, and no task stays."""
+    draw = Random(7)
+    client, link = await started()
+    before = asyncio.all_tasks()
+    begun = asyncio.Event()
+
+    async def read(id: str, most: int) -> None:
+        async with aclosing(client.generate(GenerateCommand(id, (1,)))) as events:
+            begun.set()
+            seen = 0
+            async for _ in events:
+                seen += 1
+                if seen == most:
+                    return
+
+    readers: dict[str, asyncio.Task[None]] = {}
+    for i in range(1000):
+        id = f"r{i}"
+        readers[id] = asyncio.create_task(read(id, draw.randint(1, 6)))
+        if draw.random() < 0.8:
+            await asyncio.sleep(0)
+        other = draw.choice(list(readers))
+        if draw.random() < 0.6:
+            client.deliver([token(other, 5, last=draw.random() < 0.3) for _ in range(draw.randint(1, 3))])
+        if draw.random() < 0.3:
+            readers[draw.choice(list(readers))].cancel()
+    for task in readers.values():
+        task.cancel()
+    await asyncio.gather(*readers.values(), return_exceptions=True)
+    assert begun.is_set()
+    assert not client._open
+    assert asyncio.all_tasks() == before
+    assert len(link.aborted) == len(set(link.aborted))
+    sent = [c.id for c in link.sent if isinstance(c, GenerateCommand)]
+    assert set(link.aborted) <= set(sent)
+    assert 200 < len(link.aborted) < len(sent)
