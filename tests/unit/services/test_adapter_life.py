@@ -95,3 +95,67 @@ async def test_a_stream_that_is_left_lets_go_of_its_files(
         await adapters.delete("acme")
         assert store.collect_orphans() == ()
     assert len(store.collect_orphans()) == 1
+
+
+async def test_hundreds_of_streams_while_names_move(
+    adapters: AdapterService,
+    generation: GenerationService,
+    backend: FakeBackend,
+    info: EngineInfo,
+    store: Store,
+    text: TextTokenizer,
+) -> None:
+    """Publish, roll back, promote and delete under 300 streams: each keeps the version that was current as it came."""
+    ids = tuple(text.encode_continuation("one two three four five six seven eight"))
+    going = asyncio.Event()
+    backend.script = lambda command: Script(ids)
+    current = [await upload(adapters, info, 1.0)]  # what the name meant, in order
+    under_way: set[str] = set()
+    begun = asyncio.Semaphore(0)
+
+    async def stream() -> tuple[str, int]:
+        """The version of a stream and how many tokens it brought."""
+        before = len(current) - 1
+        seen: set[str] = set()
+        tokens = 0
+        async with aclosing(generation.generate(REQUEST)) as chunks:
+            async for chunk in chunks:
+                if chunk.adapters:
+                    begun.release()
+                    seen |= {entry.adapter.ref for entry in chunk.adapters}
+                    under_way.update(entry.adapter.digest for entry in chunk.adapters)
+                tokens = chunk.usage.completion_tokens if chunk.usage else tokens
+                await going.wait()  # all are under way before the first ends
+        (ref,) = seen
+        assert ref in current[before:]
+        return ref, tokens
+
+    streams: list[asyncio.Task[tuple[str, int]]] = []
+    for turn in range(10):
+        streams += [asyncio.create_task(stream()) for _ in range(30)]
+        await asyncio.sleep(0)  # they begin, and resolve their names while the next lines run
+        if turn % 3 == 2:
+            back = int(current[0].partition("@")[2])
+            await adapters.set_alias("acme", back)
+            current.append(f"acme@{back}")
+        else:
+            current.append(await upload(adapters, info, 2.0 + turn))
+        # Answered, so the next request has it.
+        async with aclosing(generation.generate(REQUEST)) as chunks:
+            assert [e.adapter.ref for e in (await anext(chunks)).adapters] == current[-1:]
+    async with asyncio.timeout(60):
+        for _ in streams:
+            await begun.acquire()
+    assert len(under_way) > 3
+    await adapters.delete("acme")
+    store.collect_orphans()
+    assert set(store.blobs.digests()) == under_way
+    with pytest.raises(Error) as caught:
+        await generation.generate_once(REQUEST)
+    assert caught.value.code is Code.NOT_FOUND
+    going.set()
+    results = await asyncio.gather(*streams)
+    assert {tokens for _, tokens in results} == {len(ids)}
+    store.collect_orphans()
+    assert list(store.blobs.digests()) == []
+    assert not any(store.state.tmp.iterdir())
