@@ -11,17 +11,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from bitsandbytes.functional import QuantState, dequantize_4bit
+from bitsandbytes.functional import dequantize_4bit
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from ..lora.linear import BaseLinear
+from .nf4 import MOST_PACKED_ROWS, is_quantized, make_packed_products
 from .prepack import prepack
-
-
-def is_quantized(module: nn.Module) -> bool:
-    """Whether ``module`` is a bitsandbytes 4-bit linear with its state."""
-    return isinstance(getattr(getattr(module, "weight", None), "quant_state", None), QuantState)
 
 
 def dense_weight(module: nn.Module) -> Tensor:
@@ -44,7 +40,8 @@ def _joined_bias(modules: Sequence[nn.Module], dtype: torch.dtype) -> Tensor | N
 class UnpackedLinear:
     """Weights [N, K] in the compute dtype, joined along N so that one product serves all members.
 
-    Kept in two layouts: plain for large inputs and for training, reordered for the few rows of a decode step.
+    Kept in three layouts: plain for large inputs and for training, reordered for the rows of a decode step, and packed
+    for the fewest rows, where reading the weights is all the cost.
 
     The input is cast to the weights' dtype and the output back: a float32 training forward over bfloat16 weights
     runs its large products in bfloat16 and everything else in float32.
@@ -55,10 +52,14 @@ class UnpackedLinear:
         self._weight = torch.cat([dense_weight(m).to(dtype) for m in modules]).contiguous()
         self._bias = _joined_bias(modules, dtype)
         self._prepacked = prepack(self._weight)
+        self._packed = make_packed_products(modules, self._weight, self._bias)
         self.nbytes = self._weight.nbytes + (self._prepacked.nbytes if self._prepacked else 0)
+        self.nbytes += self._packed.nbytes if self._packed else 0
 
     def __call__(self, x: Tensor) -> Tensor:
         cast = x.to(self._weight.dtype)
+        if self._packed is not None and self._packed.pays(cast):
+            return self._packed(cast).to(x.dtype)
         if self._prepacked is not None and self._prepacked.pays(cast):
             return self._prepacked(cast, self._bias).to(x.dtype)
         return linear(cast, self._weight, self._bias).to(x.dtype)
@@ -96,10 +97,17 @@ class PackedLinear:
         self._dtype = dtype
         self._weights = [_PackedWeight(m, dtype) for m in modules]
         self._bias = _joined_bias(modules, dtype)
+        dense = torch.cat([w.dequantize() for w in self._weights])
+        self._few = make_packed_products(modules, dense, self._bias)
         self.nbytes = sum(w.nbytes for w in self._weights)
+        if self._few is not None:
+            self._few.most = MOST_PACKED_ROWS
+            self.nbytes += sum(p.nbytes for p in self._few.products)
 
     def __call__(self, x: Tensor) -> Tensor:
         cast = x.to(self._dtype)
+        if self._few is not None and self._few.pays(cast):
+            return self._few(cast).to(x.dtype)
         parts: list[Tensor] = [_PackedProduct.apply(cast, w) for w in self._weights]
         out = parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
         return (out if self._bias is None else out + self._bias).to(x.dtype)
