@@ -25,6 +25,7 @@ MAX_SHOWN = 100
 MAX_SHOWN_CHARS = 1 << 20
 PROBE_TOKENS = 256
 """Length of the prompt whose forward is timed where no job has told how fast this machine is."""
+PROBE_SECONDS = 20.0
 LOOK_BACK = 20
 """Jobs that are looked at for their speed."""
 MIN_STEPS = 5
@@ -134,10 +135,12 @@ class DatasetChecks:
         for attempt in range(2):  # the first one pays for what is done once
             ids = _probe_ids(length, self._info.vocab_size, attempt)
             started = time.monotonic()
+            command = ScoreCommand(f"probe-{attempt}-{time.monotonic_ns()}", ids[:-1], ids[-1:])
             try:
-                await self._backend.score(ScoreCommand(f"probe-{attempt}-{time.monotonic_ns()}", ids[:-1], ids[-1:]))
-            except Error:
-                return None  # the engine is away or full: there is a report without an estimate then
+                async with asyncio.timeout(PROBE_SECONDS):
+                    await self._backend.score(command)
+            except (Error, TimeoutError):
+                return None  # the engine is away or busy: there is a report without an estimate then
             seconds = max(time.monotonic() - started, 1e-6)
         shape = Shape.of(self._info, TrainSpec())
         self._probed = Speed(shape.forward(length) / seconds, f"one forward of {length} tokens")

@@ -3,7 +3,7 @@
 Counted are the products with the base's matrices, which take nearly all of the time: one forward and one backward to
 the inputs through the layers from the first adapted one on, the same through the output head at learned tokens, and
 one forward through the layers below, whose results are kept from epoch to epoch. A preference pair counts both
-answers, each with a forward without the adapter beside. Left out are attention itself, evaluation and publishing.
+answers, and once a job a forward of each without the adapter. Left out are attention itself, evaluation and publishing.
 """
 
 from __future__ import annotations
@@ -78,9 +78,9 @@ class Shape:
 
     def work(self, tokens: float, trained: float, passes: float, pairs: bool) -> float:
         """Multiply-adds of ``passes`` passes over rows of ``tokens`` tokens, ``trained`` of them learned."""
-        each = 3 if pairs else 2
-        step = tokens * (each * self.upper + 3 * self.adapter) + trained * each * self.head
-        return passes * step + min(passes, 1) * tokens * self.lower
+        step = tokens * (2 * self.upper + 3 * self.adapter) + trained * 2 * self.head
+        once = tokens * self.lower + (tokens * self.upper + trained * self.head if pairs else 0)
+        return passes * step + min(passes, 1) * once
 
     def forward(self, tokens: int) -> float:
         """Multiply-adds of one forward over a prompt."""

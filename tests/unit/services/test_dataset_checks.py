@@ -203,7 +203,8 @@ def test_costs_follow_the_shapes(info: EngineInfo) -> None:
     assert seconds(epochs=6.0) == pytest.approx(2 * seconds(epochs=3.0))
     assert seconds(max_steps=15) == pytest.approx(seconds(epochs=3.0))
     assert seconds(layers=(2, 3)) < 0.7 * seconds()
-    assert of(replace(report, pairs=True), rank=1).seconds == pytest.approx(1.5 * seconds(rank=1), rel=0.1)
+    # Three epochs of a forward and a backward, and once a forward without the adapter.
+    assert of(replace(report, pairs=True), rank=1).seconds == pytest.approx(7 / 6 * seconds(rank=1), rel=0.03)
     assert of(rank=64).memory_bytes > of(rank=8).memory_bytes
     assert of(batch_size=16).memory_bytes > of(batch_size=4).memory_bytes
     tight = estimate(info, TrainSpec(), report, None, 1000)

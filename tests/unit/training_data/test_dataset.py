@@ -291,7 +291,14 @@ def test_tool_calls_in_openais_spelling(family: Any) -> None:
 
 
 FIELDS = ["messages", "prompt", "completion", "text", "role", "content", "tools", "weight", "on_top_of", "tool_calls"]
-leaves = st.none() | st.booleans() | st.integers(-2, 2) | st.floats() | st.sampled_from(["", "x", "user", "\ud800"])
+FIELDS += ["chosen", "rejected", "input", "preferred_output", "non_preferred_output", "content", "function", "name"]
+leaves = (
+    st.none()
+    | st.booleans()
+    | st.integers(-2, 2)
+    | st.floats()
+    | st.sampled_from(["", "x", "user", "assistant", "\ud800"])
+)
 json_values = st.recursive(
     leaves,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(FIELDS), inner, max_size=4),
