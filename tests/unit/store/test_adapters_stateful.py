@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from loramux_server.core.errors import Code, Error
+from loramux_server.core.jobs import JobState
 from loramux_server.store.backup import backup, restore
 from loramux_server.store.doctor import examine
-from loramux_server.store.records import AdapterMeta
+from loramux_server.store.records import AdapterMeta, NewJob
 from loramux_server.store.store import Store
 
 names = st.sampled_from(["x", "y"])
@@ -43,6 +44,8 @@ class Registry(RuleBasedStateMachine):
         self.current: dict[tuple[str, str], int] = {}
         self.canary: dict[tuple[str, str], int] = {}
         self.holds: list[tuple[str, ExitStack]] = []  # content that somebody uses
+        self.pins: set[tuple[str, str, int]] = set()
+        self.jobs: dict[str, tuple[str, str, str]] = {}  # unfinished job -> tenant, version, content that it needs
 
     def teardown(self) -> None:
         for _, hold in self.holds:
@@ -106,6 +109,30 @@ class Registry(RuleBasedStateMachine):
     def stop_using(self) -> None:
         self.holds.pop(0)[1].close()
 
+    @rule(name=names, tenant=tenants, number=numbers, pinned=st.booleans())
+    def pin(self, name: str, tenant: str, number: int, pinned: bool) -> None:
+        code = outcome(lambda: self.store.adapters.pin(f"{name}@{number}", tenant, pinned))
+        there = number in self.versions.get((tenant, name), {})
+        assert code is (None if there else Code.NOT_FOUND)
+        if there:
+            (self.pins.add if pinned else self.pins.discard)((tenant, name, number))
+
+    @rule(name=names, tenant=tenants, number=numbers)
+    def begin_job(self, name: str, tenant: str, number: int) -> None:
+        content = self.versions.get((tenant, name), {}).get(number)
+        if content is not None:
+            ref = f"{name}@{number}"
+            donors = {ref: self.store.adapters.resolve(ref, tenant).digest}
+            job = self.store.jobs.create(NewJob(name="z", dataset_id="d", owner=tenant, init_from=ref, donors=donors))
+            self.jobs[job.id] = (tenant, ref, content)
+
+    @precondition(lambda self: self.jobs)
+    @rule(how=st.sampled_from([JobState.CANCELLED, JobState.FAILED]))
+    def end_job(self, how: JobState) -> None:
+        error = Error(Code.INTERNAL, "x") if how is JobState.FAILED else None
+        self.store.jobs.move(min(self.jobs), how, error=error)
+        del self.jobs[min(self.jobs)]
+
     @rule(name=names, tenant=tenants, number=numbers)
     def delete_version(self, name: str, tenant: str, number: int) -> None:
         key = (tenant, name)
@@ -118,6 +145,7 @@ class Registry(RuleBasedStateMachine):
         else:
             assert code is None
             del live[number]
+            self.pins.discard((*key, number))
             if self.canary.get(key) == number:
                 del self.canary[key]
             if self.current.get(key) == number:
@@ -129,6 +157,7 @@ class Registry(RuleBasedStateMachine):
         code = outcome(lambda: self.store.adapters.delete(name, tenant))
         assert code is (None if self.versions.get(key) else Code.NOT_FOUND)
         self.versions[key] = {}
+        self.pins = {pin for pin in self.pins if pin[:2] != key}
         self.canary.pop(key, None)
         self.current.pop(key, None)
 
@@ -136,6 +165,7 @@ class Registry(RuleBasedStateMachine):
     def collect(self) -> None:
         self.store.collect_orphans()
         wanted = {c for live in self.versions.values() for c in live.values()} | {c for c, _ in self.holds}
+        wanted |= {content for _, _, content in self.jobs.values()}
         stored = {(self.store.blobs.local_path(d) / "file").read_text() for d in self.store.blobs.digests()}
         assert stored == wanted
 
@@ -166,7 +196,16 @@ class Registry(RuleBasedStateMachine):
         assert examine(self.store.database, self.store.blobs, orphans=False) == []
 
     @invariant()
+    def jobs_find_their_donors(self) -> None:
+        for id, (tenant, ref, content) in self.jobs.items():
+            request = self.store.jobs.get(id).request
+            path = Path(self.store.adapters.resolve(request.init_from, tenant, request.donors).path)
+            assert request.init_from == ref
+            assert (path / "file").read_text() == content
+
+    @invariant()
     def agrees(self) -> None:
+        assert {(v.owner, v.name, v.version) for v in self.store.adapters.pinned()} == self.pins
         for tenant in ("t", "u"):
             listed, _ = self.store.adapters.list(tenant)
             expected = {n: live for (t, n), live in self.versions.items() if t == tenant and live}
