@@ -60,6 +60,8 @@ def both_ways(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def add_graphs(engine: Engine, capture: TapeCapture | None = None, rows: int = 64) -> DecodeGraphs:
+    if engine.base.lean is not None:
+        engine.base.lean.kernels = None  # functions for a host alone; a tape sees torch's operations and no others
     made = DecodeGraphs(engine.base, engine.runner.kv, engine.runner.bank, rows, capture or TapeCapture())
     engine.runner.graphs = made
     return made
