@@ -14,7 +14,7 @@ from torch import Tensor
 
 from loramux_server.core.errors import Code, Error
 from loramux_server.lora import bank as banks
-from loramux_server.lora import kernel, native, routing
+from loramux_server.lora import routing
 from loramux_server.lora.bank import AdapterBank, HostAdapter, LoraPair
 from loramux_server.lora.context import StepContext
 from loramux_server.lora.kernel import load_kernel
@@ -195,11 +195,6 @@ def test_the_kernel_gives_the_sum_in_every_type(
             got = blocks[0].add(group, x, y.clone())
         wanted = y.double() + expected(group, x, segments) - group.base(x).double()
         assert (got.double() - wanted).abs().max() <= tolerance * wanted.abs().max()
-
-
-def test_without_a_compiler_torch_does_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATH", "")
-    assert native.build.__wrapped__(kernel.SOURCE) is None
 
 
 def test_the_planner_takes_both_paths_by_cost() -> None:
