@@ -14,7 +14,8 @@ each system has to itself), ``material`` (bases and adapters), ``samples``, ``ro
 ``job`` (what crosses between the processes). Those of ``scale.py``: ``registry`` (what is registered), ``traffic``
 (who is asked how often), ``scale_parts``, ``scrape`` and ``page_cache`` (how it is measured), ``seven_billion`` and
 ``bank_loads`` (a larger base), ``scale_table``. Those of ``training.py`` and ``coserve.py``: ``train_job`` (what
-crosses between the processes), ``trainers`` (who trains), ``streams``, ``training_table``; those of ``stacking.py``:
+crosses between the processes), ``trainers`` (who trains), ``streams``,
+``stretches``, ``training_table``; those of ``stacking.py``:
 ``stacking_recipes`` and ``stacking_table``; ``goals`` says what figures must reach. Results go to
 ``benchmarks/results/``.
 """

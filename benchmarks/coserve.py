@@ -33,7 +33,7 @@ from typing import Any
 import msgspec
 from rich.table import Table
 
-from loramux import AsyncClient, AsyncJob
+from loramux import AsyncClient
 from tools.make_adapters import FACTS
 from tools.make_data import DATA
 
@@ -43,21 +43,16 @@ from .machine import describe, sentence
 from .samples import Figures, Sample
 from .serving import RESULTS, ROOT, child, console, prepare
 from .streams import keep_streaming, pooled
+from .stretches import Stretch, Trained, between, rate
 from .train_job import TrainJob, TrainResult
 from .training import layer_numbers
 
 SKIP = 2
 """Steps of a job that warm up."""
+ENDS = 4
+"""Fewest ends of steps in a stretch: three whole steps; a stretch in which there are fewer goes on."""
 FOREVER = 400.0
 """Epochs: more than any stretch is long; the job is cancelled at its end."""
-
-
-@dataclass(frozen=True, slots=True)
-class Stretch:
-    """Training for a while: tokens of whole steps, and the seconds that they took."""
-
-    tokens: int
-    seconds: float
 
 
 @dataclass(slots=True)
@@ -71,22 +66,6 @@ class Found:
     beside: list[tuple[list[Sample], float]] = field(default_factory=list)
 
 
-def rate(parts: Sequence[Stretch]) -> float:
-    """Training tokens per second over several stretches. Raises ValueError when no step ended."""
-    seconds = sum(part.seconds for part in parts)
-    if not seconds:
-        raise ValueError("no training step ended: measure for longer")
-    return sum(part.tokens for part in parts) / seconds
-
-
-def between(ends: Sequence[tuple[float, int]], begin: float, end: float) -> Stretch:
-    """Whole steps within a window, from the (time, tokens) of their ends; the first end there only starts the clock."""
-    inside = [(at, tokens) for at, tokens in ends if begin <= at <= end]
-    if len(inside) < 2:
-        return Stretch(0, 0.0)
-    return Stretch(sum(tokens for _, tokens in inside[1:]), inside[-1][0] - inside[0][0])
-
-
 def goals(with_job: Figures, without: Figures, direct: float, alone: float, both: float) -> list[Goal]:
     """What the figures have to reach. Training in tokens per second."""
     slower = with_job.gap_p95 / without.gap_p95
@@ -95,36 +74,6 @@ def goals(with_job: Figures, without: Figures, direct: float, alone: float, both
         Goal("training beside streams, of its speed alone", both / alone, 0.25, percent=True),
         Goal("training on a server without requests, of the trainer called", alone / direct, 0.95, percent=True),
     ]
-
-
-class Trained:
-    """A job on the server, and the times of its steps' ends as this process's clock of the day tells them."""
-
-    def __init__(self, job: AsyncJob) -> None:
-        self._job = job
-        self.ends: list[tuple[float, int]] = []
-        self._warm = asyncio.Event()
-        self._task = asyncio.create_task(self._follow())
-
-    async def warm(self) -> None:
-        """Return once the first steps are done. Raises RuntimeError if the job ended before."""
-        waiting = asyncio.create_task(self._warm.wait())
-        await asyncio.wait({waiting, self._task}, return_when=asyncio.FIRST_COMPLETED)
-        if not self._warm.is_set():
-            waiting.cancel()
-            self._task.result()
-            raise RuntimeError("the job ended before it was measured")
-
-    async def cancel(self) -> None:
-        await self._job.cancel()
-        await self._task
-
-    async def _follow(self) -> None:
-        async for event in self._job.events():
-            if event.type == "step":
-                self.ends.append((event.time, int(event.metrics["tokens"])))
-                if len(self.ends) > SKIP:
-                    self._warm.set()
 
 
 class Measuring:
@@ -142,24 +91,32 @@ class Measuring:
         found.alone.append(await self._alone())
         steps = max(SKIP + 2, round(seconds * rate(found.alone) / self._tokens_of_a_step))
         found.direct.append(await asyncio.to_thread(self._direct, steps))
+        await self._warm_up(f"{mark} without")
         found.without.append(await self._streams(f"{mark} without"))
         training = await self._begin()
         try:
-            begin = time.time()
+            await self._warm_up(f"{mark} with")
+            begin, steps = time.time(), len(training.ends) + ENDS
             found.beside.append(await self._streams(f"{mark} with"))
+            while (
+                training.lasts() and len(training.ends) < steps
+            ):  # a slow machine: streams go on until there is something to measure
+                found.beside.append(await self._streams(f"{mark} with, after {len(training.ends)}"))
             found.both.append(between(training.ends, begin, time.time()))
         finally:
             await training.cancel()
 
+    async def _warm_up(self, mark: str) -> None:
+        await keep_streaming(self._client, self._options.streams, 4, 2.0, f"warm {mark}")
+
     async def _streams(self, mark: str) -> tuple[list[Sample], float]:
-        places, tokens = self._options.streams, self._options.tokens
-        await keep_streaming(self._client, places, 4, 2.0, f"warm {mark}")
-        return await keep_streaming(self._client, places, tokens, self._options.seconds, mark)
+        options = self._options
+        return await keep_streaming(self._client, options.streams, options.tokens, options.seconds, mark)
 
     async def _begin(self) -> Trained:
         training = Trained(await self._client.train("beside", Path(self._job.data[0]), **self._job.settings))
         try:
-            await training.warm()
+            await training.reach(SKIP)
         except BaseException:
             with suppress(Exception):  # the first failure is the one to tell
                 await training.cancel()
@@ -169,7 +126,7 @@ class Measuring:
     async def _alone(self) -> Stretch:
         training = await self._begin()
         begin = time.time()
-        await asyncio.sleep(self._options.seconds)
+        await asyncio.gather(asyncio.sleep(self._options.seconds), training.reach(len(training.ends) + ENDS))
         found = between(training.ends, begin, time.time())
         self._tokens_of_a_step = sum(tokens for _, tokens in training.ends) / len(training.ends)
         await training.cancel()

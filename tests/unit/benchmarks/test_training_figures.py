@@ -6,11 +6,11 @@ import math
 
 import pytest
 
-from benchmarks.coserve import Stretch, between, rate
 from benchmarks.coserve import goals as coserve_goals
 from benchmarks.goals import Goal, as_json
 from benchmarks.samples import Sample, summarise
 from benchmarks.streams import first_lengths, kept, pooled
+from benchmarks.stretches import Stretch, between, rate
 from benchmarks.train_job import Steps, TrainJob, TrainResult, apart, final_loss, time_to, tokens_per_second
 from benchmarks.training import layer_numbers, parse
 from benchmarks.training_table import goals, make_row
