@@ -6,19 +6,17 @@ import logging
 import queue
 import time
 from collections.abc import Callable
-from collections.abc import Sequence as Seq
 
 import torch
-from torch import Tensor
 
-from ..core.backend import EngineInfo, EngineStats, GenerateCommand, ScoreCommand, TokenEvent
+from ..core.backend import EngineInfo, EngineStats, GenerateCommand, ScoreCommand
 from ..core.background import Background
 from ..core.errors import Code, Error
 from ..core.jobs import TrainCommand
-from ..core.types import FinishReason, TokenLogprob
 from .adapters import AdapterDesk
+from .chooser import Chooser
 from .figures import Figures
-from .grammars import GrammarDesk, Woken, grammar_error
+from .grammars import GrammarDesk, Woken
 from .intake import make_sequence
 from .protocol import (
     AbortCommand,
@@ -32,9 +30,8 @@ from .protocol import (
     command_id,
 )
 from .runner import ModelRunner, StepOutput
-from .sampler import sample
 from .scheduler import Scheduler, StepPlan
-from .scores import NOT_FINITE, Scores
+from .scores import Scores
 from .sequence import Sequence
 from .slot import TrainingSlot
 
@@ -61,8 +58,9 @@ class EngineLoop:
     ) -> None:
         self._runner, self._scheduler, self._desk, self._grammars = runner, scheduler, desk, grammars
         self._training = TrainingSlot(background, *training, done=self._job_done)
-        self._info, self._eos, self._send, self._memory = info, info.eos_token_ids, emit, memory
+        self._info, self._send, self._memory = info, emit, memory
         self._scores, self._figures = Scores(), Figures()
+        self._chooser = Chooser(grammars, info.eos_token_ids, self._finish, self._end, self._emit)
         self._outbox: list[Output] = []
         self._inbox: queue.SimpleQueue[Command | str | Woken | None] = queue.SimpleQueue()
         self._next_read: float | None = None
@@ -89,7 +87,7 @@ class EngineLoop:
         """One turn: commands, one serve step, training. Waits for a command when there is nothing else to do."""
         self._take_commands()
         self._expire(time.monotonic())
-        self._take_masks()
+        self._chooser.take_masks()
         plan = self._scheduler.schedule()
         self._next_read = self._desk.read_on()  # after it: whoever has started, or found nothing, changes what is next
         self._stalled = not plan.work
@@ -215,7 +213,8 @@ class EngineLoop:
             self._shed(plan)
             return
         self._scheduler.advance(plan)
-        self._choose(plan, output)
+        sampled = [self._live(w.id) for w in plan.work if w.samples]
+        self._chooser.choose([s for s in sampled if s.score_from is None], output.next_token)
         self._score(plan, output)
         self._figures.step(plan.kind, time.monotonic() - started)
 
@@ -223,53 +222,6 @@ class EngineLoop:
         seq = self._scheduler.get(id)
         assert seq is not None
         return seq
-
-    def _choose(self, plan: StepPlan, output: StepOutput) -> None:
-        """Sample the next token of every sequence that is caught up, and send it."""
-        seqs = [self._live(w.id) for w in plan.work if w.samples]
-        seqs = [s for s in seqs if s.score_from is None]
-        self._grammars.wait(seqs)
-        late = [i for i, s in enumerate(seqs) if not self._grammars.ready(s)]
-        for i in late:
-            self._grammars.hold(seqs[i], output.next_token[i])
-        rows = [i for i in range(len(seqs)) if i not in late]
-        self._pick([seqs[i] for i in rows], output.next_token[rows] if late else output.next_token)
-
-    def _take_masks(self) -> None:
-        """End the sequences whose grammar is complete or broken, and choose the tokens that waited for their masks."""
-        for seq, mask in self._grammars.news():
-            if mask.code is not None:
-                self._end(seq, grammar_error(mask))
-            elif mask.complete or seq.num_output >= seq.sampling.max_tokens:
-                self._finish(seq)
-                reason = FinishReason.STOP if mask.complete else FinishReason.LENGTH
-                self._emit(Output(seq.id, TokenEvent(seq.id, (), (), reason, cached_tokens=seq.num_cached), done=True))
-        if due := self._grammars.due():
-            seqs, rows = zip(*due, strict=True)
-            self._pick(seqs, torch.stack(rows))
-
-    def _pick(self, seqs: Seq[Sequence], logits: Tensor) -> None:
-        """Choose a token from each row of ``logits`` [sequences, vocabulary]."""
-        masks = {i: bits for i, s in enumerate(seqs) if (bits := self._grammars.bits(s)) is not None}
-        for seq, choice in zip(seqs, sample(logits, seqs, self._eos, masks), strict=True):
-            if choice.token is None:
-                self._end(seq, error=Error(Code.INTERNAL, NOT_FINITE, reason="LOGITS_NOT_FINITE"))
-                continue
-            seq.tokens.append(choice.token)
-            self._emit_token(seq, choice.token, choice.logprob)
-
-    def _emit_token(self, seq: Sequence, token: int, logprob: TokenLogprob | None) -> None:
-        s = seq.sampling
-        stopped = (token in self._eos and not s.ignore_eos) or token in s.stop_token_ids
-        # With a grammar the last token may complete the answer; the mask after it tells.
-        full = seq.num_output >= s.max_tokens and seq.grammar is None
-        reason = FinishReason.STOP if stopped else FinishReason.LENGTH if full else None
-        if reason is not None:
-            self._finish(seq)
-        else:
-            self._grammars.step(seq, token)
-        event = TokenEvent(seq.id, (token,), (logprob,) if logprob else (), reason, cached_tokens=seq.num_cached)
-        self._emit(Output(seq.id, event, done=reason is not None))
 
     def _score(self, plan: StepPlan, output: StepOutput) -> None:
         """Collect the log-probabilities of scored chunks and answer those that are complete."""
