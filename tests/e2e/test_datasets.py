@@ -52,6 +52,26 @@ def test_time_and_memory_are_told_before_and_after_a_job(client: Client) -> None
     assert after.estimated_seconds
 
 
+def test_pairs_teach_what_is_preferred(client: Client, tmp_path: Path) -> None:
+    table = tmp_path / "polite.csv"
+    with table.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["prompt", "chosen", "rejected"])
+        for thing in ("bike", "boat", "book", "bell"):
+            writer.writerow([f"May I have the {thing}?", f" With pleasure, the {thing}.", " No."])
+    job = client.train("polite", data=table, layers="20-29", learning_rate=3e-3, epochs=5, batch_size=4, rank=4)
+    version = job.wait()
+    assert job.info.settings["method"] == "dpo"
+    assert version.metrics["rewards_accuracy"] == 1.0
+    question, stack = "May I have the bag?", [version.ref]
+    liking = [
+        client.score(question, " With pleasure, the bag.", adapters=adapters).total
+        - client.score(question, " No.", adapters=adapters).total
+        for adapters in (stack, [])
+    ]
+    assert liking[0] > liking[1] + 1
+
+
 def test_tools_that_the_default_template_hides_are_refused(client: Client) -> None:
     rows = [json.loads(ROWS.read_text().splitlines()[0]) | {"tools": [{"type": "function", "function": {"name": "f"}}]}]
     with pytest.raises(InvalidArgument, match="the chat template ignores tools"):

@@ -91,7 +91,9 @@ class EventLog:
         metrics, step, total = dict(row.metrics), row.step, row.total_steps
         for _, event in events:
             metrics.update(event.metrics)
-            step, total = event.step or step, event.total_steps or total
+            total = event.total_steps or total
+            if event.type is not TrainEventType.CHECKPOINT:  # that one may tell of a step before the latest
+                step = event.step or step
         connection.execute(
             j.update()
             .where(j.c.seq == job_seq)

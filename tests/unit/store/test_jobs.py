@@ -158,6 +158,15 @@ def test_steps_wait_and_all_else_is_written_at_once(store: Store, monkeypatch: p
     assert len(store.jobs.events(job.id)) == 5  # a reader sees what waits
 
 
+def test_a_checkpoint_of_an_earlier_step_does_not_take_the_job_back(store: Store) -> None:
+    job = store.jobs.create(NEW)
+    store.jobs.append_event(job.id, step(5))
+    store.jobs.append_event(job.id, TrainEvent(TrainEventType.CHECKPOINT, "checkpoint at step 4", None, 4, 9))
+    assert store.jobs.get(job.id).step == 5
+    store.jobs.append_event(job.id, TrainEvent(TrainEventType.MESSAGE, "training goes on after step 4", None, 4, 9))
+    assert store.jobs.get(job.id).step == 4
+
+
 def test_a_state_event_must_go_through_move(store: Store) -> None:
     job = store.jobs.create(NEW)
     with pytest.raises(ValueError, match="move"):
