@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from loramux_server.core.failpoints import VARIABLE
+
 
 def free_port() -> int:
     with socket.socket() as probe:
@@ -26,10 +28,11 @@ def environment(home: Path) -> dict[str, str]:
 class ServerProcess:
     """A running ``python -m loramux_server``; what it says is collected line by line."""
 
-    def __init__(self, home: Path, *flags: str) -> None:
+    def __init__(self, home: Path, *flags: str, failpoint: str = "") -> None:
         self.address = f"127.0.0.1:{free_port()}"
         command = [sys.executable, "-m", "loramux_server", "serve", "--listen", self.address, *flags]
-        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment(home))
+        env = {**environment(home), **({VARIABLE: failpoint} if failpoint else {})}
+        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=env)
         self.lines: list[str] = []
         self.changed = threading.Condition()
         self._reader = threading.Thread(target=self._read, daemon=True)
@@ -62,8 +65,8 @@ class ServerProcess:
 
 
 @contextmanager
-def server_process(home: Path, *flags: str) -> Iterator[ServerProcess]:
-    server = ServerProcess(home, *flags)
+def server_process(home: Path, *flags: str, failpoint: str = "") -> Iterator[ServerProcess]:
+    server = ServerProcess(home, *flags, failpoint=failpoint)
     try:
         yield server
     finally:
