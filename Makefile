@@ -54,6 +54,10 @@ test-slow: $(READY) ## Run only the slow tests
 test-all: $(READY) ## Run every test that needs no GPU, the slow ones too
 	@$(PYTEST) "$(TESTS)" -m "not gpu" $(PYTEST_ARGS)
 
+.PHONY: test-gpu
+test-gpu: $(READY) ## Run the tests that need a CUDA device (.venv must hold a torch for CUDA)
+	@$(PYTEST) "$(TESTS)" -m gpu $(PYTEST_ARGS)
+
 .PHONY: lint
 lint: $(READY) ## Check style, types, the arrows between packages, the protos and their generated code
 	@PATH="$(BIN):$$PATH" tools/lint

@@ -70,7 +70,7 @@ class DecodeGraphs:
 
     @property
     def nbytes(self) -> int:
-        return self._logits.nbytes + self._capture.nbytes
+        return self._logits.nbytes + self._capture.nbytes if self._graphs else 0
 
     @torch.inference_mode()
     def prepare(self) -> None:
@@ -110,6 +110,7 @@ class DecodeGraphs:
             log.warning("CUDA graphs are off from now on; decode steps run without them: %s", error)
             self._failed = True
             self._graphs.clear()
+            self._logits = self._logits[:0].clone()
             return
         self._graphs[rows, ranks] = graph
 
