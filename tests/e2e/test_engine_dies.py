@@ -17,7 +17,7 @@ from loramux import Client
 from tests.e2e.server_process import ServerProcess
 from tests.e2e.test_main_job import RECIPE, ROWS
 
-pytestmark = [pytest.mark.e2e, pytest.mark.slow]
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(300)]
 STREAMS = 3
 
 
