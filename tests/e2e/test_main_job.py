@@ -111,6 +111,15 @@ def test_train_while_serving(server: ServerProcess, client: Client, default_base
     losses = [e.metrics["loss"] for e in events if e.type == "step"]
     assert len(losses) == 16
     assert losses[-1] < 0.3 < losses[0]
+    steps = [e.metrics for e in events if e.type == "step"]
+    told = {"loss", "learning_rate", "grad_norm", "epoch", "tokens_per_second", "eta_seconds", "trained_tokens"}
+    assert all(told <= step.keys() for step in steps)
+    measured = next(e.metrics for e in events if e.type == "evaluation")
+    assert measured["eval_loss"] < measured["base_loss"]
+    assert 0 <= measured["base_token_accuracy"] < measured["eval_token_accuracy"] <= 1
+    assert (events[-1].state, events[-1].message) == ("succeeded", "published watermill@1")
+    assert "publishing" in [e.state for e in events]
+    assert job.refresh().last_sequence == events[-1].sequence
     assert [e.sequence for e in events] == sorted({e.sequence for e in events})
     folder = tmp_path / "watermill"
     client.adapters.download("watermill", folder)
