@@ -53,6 +53,8 @@ def main(fd: int) -> int:
             # What came after it cannot be told apart: the front starts another process.
             print(f"loramux engine: a message that cannot be read: {error}", file=sys.stderr, flush=True)
             os._exit(4)
+        except OSError:
+            pass  # a reset: the front died and had not read all that it was sent
         # The front died: nobody waits for anything any more, and a step may still take long.
         os._exit(3)
 
