@@ -106,54 +106,57 @@ void rotate(const Heads<X> &h, const X *cosine, const X *sine, const X *q_weight
 template <class X>
 void attend(const Heads<X> &h, const X *keys, const X *values, const int32_t *table, int64_t table_width,
             const int64_t *lengths, int64_t page, float scale, int64_t window, X *out, int64_t rows) {
+    constexpr int64_t AHEAD = 4;  // positions from here to what is fetched
     int64_t group = h.heads / h.kv_heads, vectors = h.size / WIDTH, width = h.kv_heads * h.size;
-#pragma omp parallel for collapse(2) schedule(dynamic)
-    for (int64_t t = 0; t < rows; t++)
-        for (int64_t k = 0; k < h.kv_heads; k++) {
-            int64_t end = lengths[t], begin = window > 0 && end > window ? end - window : 0, count = end - begin;
-            int64_t padded = (count + WIDTH - 1) / WIDTH * WIDTH;
-            std::vector<float> query(group * h.size), scores(group * padded, -INFINITY), sums(group * h.size);
-            const X *q = h.row(t) + k * group * h.size;
-            for (int64_t i = 0; i < group * h.size; i += WIDTH) store(&query[i], load(q + i) * scale);
-            const int32_t *pages = table + t * table_width;
-            auto at = [&](const X *pool, int64_t position) {
-                return pool + (pages[position / page] * page + position % page) * width + k * h.size;
-            };
-            for (int64_t n = 0; n < count; n++) {
-                const X *key = at(keys, begin + n);
-                for (int64_t g = 0; g < group; g++) {
-                    Vector dot = {};
-                    for (int64_t v = 0; v < vectors; v++) dot += load(&query[g * h.size + v * WIDTH]) * load(key + v * WIDTH);
-                    scores[g * padded + n] = sum(dot);
+#pragma omp parallel for schedule(dynamic)
+    for (int64_t t = 0; t < rows; t++) {
+        int64_t end = lengths[t], begin = window > 0 && end > window ? end - window : 0, count = end - begin;
+        int64_t padded = (count + WIDTH - 1) / WIDTH * WIDTH;
+        std::vector<float> query(h.heads * h.size), scores(h.heads * padded, -INFINITY), sums(h.heads * h.size);
+        const X *q = h.row(t);
+        for (int64_t i = 0; i < h.heads * h.size; i += WIDTH) store(&query[i], load(q + i) * scale);
+        const int32_t *pages = table + t * table_width;
+        auto each = [&](const X *pool, auto &&visit) {  // position after position, a page at a time
+            for (int64_t n = 0; n < count;) {
+                int64_t place = (begin + n) % page, stop = std::min(count, n + page - place);
+                const X *at = pool + (pages[(begin + n) / page] * page + place) * width;
+                for (; n < stop; n++, at += width) {
+                    for (int64_t i = 0; i < width; i += 2 * WIDTH) __builtin_prefetch(at + AHEAD * width + i);
+                    visit(n, at);
                 }
             }
-            std::vector<float> totals(group);
-            for (int64_t g = 0; g < group; g++) {
-                float *row = &scores[g * padded];
-                float most = *std::max_element(row, row + count);
-                Vector total = {};
-                for (int64_t n = 0; n < padded; n += WIDTH) {
-                    Vector e = exponential(load(row + n) - most);
-                    store(row + n, e);
-                    total += e;
-                }
-                totals[g] = sum(total);
+        };
+        each(keys, [&](int64_t n, const X *key) {
+            for (int64_t head = 0; head < h.heads; head++) {
+                const float *row = &query[head * h.size];
+                const X *other = key + head / group * h.size;
+                Vector dot = {};
+                for (int64_t v = 0; v < vectors; v++) dot += load(row + v * WIDTH) * load(other + v * WIDTH);
+                scores[head * padded + n] = sum(dot);
             }
-            for (int64_t n = 0; n < count; n++) {
-                const X *value = at(values, begin + n);
-                for (int64_t v = 0; v < vectors; v++) {
-                    Vector x = load(value + v * WIDTH);
-                    for (int64_t g = 0; g < group; g++) {
-                        float *sum_at = &sums[g * h.size + v * WIDTH];
-                        store(sum_at, load(sum_at) + x * scores[g * padded + n]);
-                    }
-                }
+        });
+        for (int64_t head = 0; head < h.heads; head++) {
+            float *row = &scores[head * padded];
+            float most = *std::max_element(row, row + count);
+            Vector total = {};
+            for (int64_t n = 0; n < padded; n += WIDTH) {
+                Vector e = exponential(load(row + n) - most);
+                store(row + n, e);
+                total += e;
             }
-            X *to = out + (t * h.heads + k * group) * h.size;
-            for (int64_t g = 0; g < group; g++)
-                for (int64_t i = 0; i < h.size; i += WIDTH)
-                    store(to + g * h.size + i, load(&sums[g * h.size + i]) / totals[g]);
+            float share = 1 / sum(total);
+            for (int64_t n = 0; n < padded; n += WIDTH) store(row + n, load(row + n) * share);
         }
+        each(values, [&](int64_t n, const X *value) {
+            for (int64_t head = 0; head < h.heads; head++) {
+                float *to = &sums[head * h.size], weight = scores[head * padded + n];
+                const X *other = value + head / group * h.size;
+                for (int64_t v = 0; v < vectors; v++)
+                    store(to + v * WIDTH, load(to + v * WIDTH) + load(other + v * WIDTH) * weight);
+            }
+        });
+        for (int64_t i = 0; i < h.heads * h.size; i += WIDTH) store(out + t * h.heads * h.size + i, load(&sums[i]));
+    }
 }
 
 }  // namespace
