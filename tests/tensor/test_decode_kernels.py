@@ -51,7 +51,7 @@ def test_gate_is_right_far_out_and_keeps_nan_to_itself(kernels: DecodeKernels) -
     assert got[3].isnan().all()
 
 
-@pytest.mark.parametrize("heads", [(2, 2), (6, 2)], ids=["own keys", "shared keys"])
+@pytest.mark.parametrize("heads", [(2, 2), (4, 2), (6, 2), (8, 2)], ids=["own keys", "by 2", "by 3", "by 4"])
 @pytest.mark.parametrize("window", [None, 5])
 @pytest.mark.parametrize("normed", [False, True])
 def test_attention_over_pages(kernels: DecodeKernels, heads: tuple[int, int], window: int | None, normed: bool) -> None:
@@ -80,7 +80,7 @@ def test_attention_over_pages(kernels: DecodeKernels, heads: tuple[int, int], wi
         return x * cos[:, None] + turned * sin[:, None]
 
     expected = PagedAttention(twin, spans).attend(1, rotated(q), rotated(k), v, scale=0.2, window=window, softcap=None)
-    got = kernels.attend(1, qkv, (cos, sin), norms, PagedAttention(pool, spans), scale=0.2, window=window)
+    got = kernels.step(PagedAttention(pool, spans), cos, sin).attend(1, qkv, norms, scale=0.2, window=window)
 
     keep = [0, 2, 3]
     assert alike(got.view(4, heads[0], size)[keep], expected[keep])

@@ -78,10 +78,9 @@ class ModelRunner:
         """
         size = self.kv.shape.page_size
         begun = [w.pages[-1] for w in works if w.start <= (len(w.pages) - 1) * size and (w.start + w.length) % size]
-        if begun:
-            pages = torch.tensor(begun, device=self.base.device)
-            self.kv.keys[:, pages] = 0
-            self.kv.values[:, pages] = 0
+        for page in begun:
+            self.kv.keys[:, page].zero_()
+            self.kv.values[:, page].zero_()
 
     def _plan_routing(self, rows: tuple[tuple[int, Stack], ...]) -> Routing | None:
         blocks = plan_blocks(self.bank, [Segment.of(self.bank, length, stack) for length, stack in rows])

@@ -103,7 +103,8 @@ void rotate(const Heads<X> &h, const X *cosine, const X *sine, const X *q_weight
 }
 
 // Attention of one query per row over the first `lengths[t]` positions of its pages, the last `window` of them if > 0.
-template <class X>
+// G query heads share a key head at a time.
+template <int G, class X>
 void attend(const Heads<X> &h, const X *keys, const X *values, const int32_t *table, int64_t table_width,
             const int64_t *lengths, int64_t page, float scale, int64_t window, X *out, int64_t rows) {
     constexpr int64_t AHEAD = 4;  // positions from here to what is fetched
@@ -127,12 +128,14 @@ void attend(const Heads<X> &h, const X *keys, const X *values, const int32_t *ta
             }
         };
         each(keys, [&](int64_t n, const X *key) {
-            for (int64_t head = 0; head < h.heads; head++) {
-                const float *row = &query[head * h.size];
-                const X *other = key + head / group * h.size;
-                Vector dot = {};
-                for (int64_t v = 0; v < vectors; v++) dot += load(row + v * WIDTH) * load(other + v * WIDTH);
-                scores[head * padded + n] = sum(dot);
+            for (int64_t head = 0; head < h.heads; head += G) {
+                const X *shared = key + head / group * h.size;
+                Vector dots[G] = {};
+                for (int64_t v = 0; v < vectors; v++) {
+                    Vector x = load(shared + v * WIDTH);
+                    for (int64_t g = 0; g < G; g++) dots[g] += load(&query[(head + g) * h.size + v * WIDTH]) * x;
+                }
+                for (int64_t g = 0; g < G; g++) scores[(head + g) * padded + n] = sum(dots[g]);
             }
         });
         for (int64_t head = 0; head < h.heads; head++) {
@@ -148,15 +151,28 @@ void attend(const Heads<X> &h, const X *keys, const X *values, const int32_t *ta
             for (int64_t n = 0; n < padded; n += WIDTH) store(row + n, load(row + n) * share);
         }
         each(values, [&](int64_t n, const X *value) {
-            for (int64_t head = 0; head < h.heads; head++) {
-                float *to = &sums[head * h.size], weight = scores[head * padded + n];
-                const X *other = value + head / group * h.size;
-                for (int64_t v = 0; v < vectors; v++)
-                    store(to + v * WIDTH, load(to + v * WIDTH) + load(other + v * WIDTH) * weight);
+            for (int64_t head = 0; head < h.heads; head += G) {
+                const X *shared = value + head / group * h.size;
+                for (int64_t v = 0; v < vectors; v++) {
+                    Vector x = load(shared + v * WIDTH);
+                    for (int64_t g = 0; g < G; g++) {
+                        float *to = &sums[(head + g) * h.size + v * WIDTH];
+                        store(to, load(to) + x * scores[(head + g) * padded + n]);
+                    }
+                }
             }
         });
         for (int64_t i = 0; i < h.heads * h.size; i += WIDTH) store(out + t * h.heads * h.size + i, load(&sums[i]));
     }
+}
+
+template <class X, class... Rest>
+void attend_groups(const Heads<X> &h, Rest... rest) {
+    int64_t group = h.heads / h.kv_heads;
+    if (group % 4 == 0) attend<4>(h, rest...);
+    else if (group % 3 == 0) attend<3>(h, rest...);
+    else if (group % 2 == 0) attend<2>(h, rest...);
+    else attend<1>(h, rest...);
 }
 
 }  // namespace
@@ -175,8 +191,8 @@ void attend(const Heads<X> &h, const X *keys, const X *values, const int32_t *ta
     extern "C" void attend_##NAME(X *qkv, int64_t heads, int64_t kv_heads, int64_t size, const X *keys,                \
                                   const X *values, const int32_t *table, int64_t table_width, const int64_t *lengths,  \
                                   int64_t page, float scale, int64_t window, X *out, int64_t rows) {                   \
-        attend(Heads<X>{qkv, heads, kv_heads, size}, keys, values, table, table_width, lengths, page, scale, window,   \
-               out, rows);                                                                                             \
+        attend_groups(Heads<X>{qkv, heads, kv_heads, size}, keys, values, table, table_width, lengths, page, scale,    \
+                      window, out, rows);                                                                                             \
     }
 
 EXPORT(float32, float)

@@ -51,33 +51,43 @@ class DecodeKernels:
         self._gate(gate_up.data_ptr(), out.data_ptr(), rows, width)
         return out
 
+    def step(self, attention: PagedAttention, cosine: Tensor, sine: Tensor) -> DecodeStep:
+        """A step whose spans all have length 1; cosine and sine [T, head_dim] turn its queries and keys."""
+        return DecodeStep(self, attention, cosine, sine)
+
+
+class DecodeStep:
+    """Attention of one decode step, layer by layer: what all layers share is looked up once."""
+
+    def __init__(self, kernels: DecodeKernels, attention: PagedAttention, cosine: Tensor, sine: Tensor) -> None:
+        self._rotate, self._attend = kernels._rotate, kernels._attend
+        keys, values = attention.pool.keys, attention.pool.values
+        layers, _, self._page, self._kv_heads, self._size = keys.shape
+        self._keep = (attention, cosine, sine, keys, values)
+        self._caches = [
+            tuple(pool.data_ptr() + layer * pool.stride(0) * pool.itemsize for pool in (keys, values))
+            for layer in range(layers)
+        ]
+        self._turn = (cosine.data_ptr(), sine.data_ptr())
+        self._slots = attention.slots.data_ptr()
+        self._pages = (attention.table.data_ptr(), attention.table.shape[1], attention.context.data_ptr(), self._page)
+
     def attend(
         self,
         layer: int,
         qkv: Tensor,  # [T, (heads + 2 * kv_heads) * head_dim]; queries and keys are rotated in place
-        rotary: tuple[Tensor, Tensor],  # cosine and sine [T, head_dim]
         norms: tuple[Tensor, Tensor, float] | None,  # weights of the query's and the key's norm, epsilon
-        attention: PagedAttention,
         *,
         scale: float,
         window: int | None,
     ) -> Tensor:  # [T, heads * head_dim]
         """Put each row's key and value in the cache and attend over its pages."""
-        rows = qkv.shape[0]
-        keys, values = attention.pool.keys[layer], attention.pool.values[layer]
-        _, page, kv_heads, size = keys.shape
-        heads = qkv.shape[1] // size - 2 * kv_heads
-        shape = (qkv.data_ptr(), heads, kv_heads, size)
-        cosine, sine = rotary
-        q_norm, k_norm, eps = (norms[0].data_ptr(), norms[1].data_ptr(), norms[2]) if norms else (None, None, 0.0)
-        cache = (keys.data_ptr(), values.data_ptr())
-        table, context = attention.table, attention.context
-        out = qkv.new_empty(rows, heads * size)
-        self._rotate(
-            *shape, cosine.data_ptr(), sine.data_ptr(), q_norm, k_norm, eps, *cache, attention.slots.data_ptr(), rows
-        )
-        self._attend(
-            *(*shape, *cache, table.data_ptr(), table.shape[1], context.data_ptr(), page, scale, window or 0),
-            *(out.data_ptr(), rows),
-        )
+        rows, width = qkv.shape
+        heads = width // self._size - 2 * self._kv_heads
+        shape = (qkv.data_ptr(), heads, self._kv_heads, self._size)
+        normed = (norms[0].data_ptr(), norms[1].data_ptr(), norms[2]) if norms else (None, None, 0.0)
+        cache = self._caches[layer]
+        out = qkv.new_empty(rows, heads * self._size)
+        self._rotate(*shape, *self._turn, *normed, *cache, self._slots, rows)
+        self._attend(*shape, *cache, *self._pages, scale, window or 0, out.data_ptr(), rows)
         return out

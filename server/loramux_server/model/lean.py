@@ -93,15 +93,18 @@ class LeanDecoder:
         cos, sin = (part[0].contiguous() for part in self._rotary(x, positions[None]))  # [T, head_dim]
         # rotate_half(x) is x rolled by half with its first half negated: the sign goes into the sine.
         signed = torch.cat([-sin[:, : sin.shape[1] // 2], sin[:, sin.shape[1] // 2 :]], dim=1)
+        step = None
+        if kernels is not None and isinstance(attention, PagedAttention) and attention.only_decodes:
+            step = kernels.step(attention, cos, sin)
         x, delta = x.clone(), None  # changed in place
         for index, layer in enumerate(self.layers):
             x, h = self._add_norm(kernels, x, delta, layer.before)
             qkv = layer.qkv.forward(h)
-            if kernels is not None and isinstance(attention, PagedAttention) and attention.only_decodes:
+            if step is not None:
                 norms = None
                 if layer.q_norm is not None and layer.k_norm is not None:
                     norms = layer.q_norm.weight, layer.k_norm.weight, layer.q_norm.eps
-                h = kernels.attend(index, qkv, (cos, sin), norms, attention, scale=layer.scale, window=layer.window)
+                h = step.attend(index, qkv, norms, scale=layer.scale, window=layer.window)
             else:
                 h = self._attend(index, layer, qkv, cos[:, None], signed[:, None], attention)
             x, h = self._add_norm(kernels, x, layer.output.forward(h), layer.after)

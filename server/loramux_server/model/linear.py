@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from ..lora.linear import BaseLinear
-from .nf4 import MOST_PACKED_ROWS, is_quantized, make_packed_products
+from .nf4 import WHERE_ALL_IS_PACKED, is_quantized, make_packed_product
 from .prepack import prepack
 
 
@@ -52,9 +52,9 @@ class UnpackedLinear:
         self._weight = torch.cat([dense_weight(m).to(dtype) for m in modules]).contiguous()
         self._bias = _joined_bias(modules, dtype)
         self._prepacked = prepack(self._weight)
-        self._packed = make_packed_products(modules, self._weight, self._bias)
+        self._packed = make_packed_product(modules, self._weight, self._bias)
         self.nbytes = self._weight.nbytes + (self._prepacked.nbytes if self._prepacked else 0)
-        self.nbytes += self._packed.nbytes if self._packed else 0
+        self.nbytes += self._packed.nbytes + self._packed.packed_nbytes if self._packed else 0
 
     def __call__(self, x: Tensor) -> Tensor:
         cast = x.to(self._weight.dtype)
@@ -95,14 +95,14 @@ class PackedLinear:
     def __init__(self, modules: Sequence[nn.Module], dtype: torch.dtype) -> None:
         self.out_features = tuple(int(m.out_features) for m in modules)  # type: ignore[arg-type]
         self._dtype = dtype
-        self._weights = [_PackedWeight(m, dtype) for m in modules]
         self._bias = _joined_bias(modules, dtype)
-        dense = torch.cat([w.dequantize() for w in self._weights])
-        self._few = make_packed_products(modules, dense, self._bias)
+        dense = torch.cat([dense_weight(m).to(dtype) for m in modules])
+        self._few = make_packed_product(modules, dense, self._bias)
+        self._weights = [_PackedWeight(m, dtype) for m in modules]
         self.nbytes = sum(w.nbytes for w in self._weights)
         if self._few is not None:
-            self._few.most = MOST_PACKED_ROWS
-            self.nbytes += sum(p.nbytes for p in self._few.products)
+            self._few.most *= WHERE_ALL_IS_PACKED
+            self.nbytes += self._few.nbytes
 
     def __call__(self, x: Tensor) -> Tensor:
         cast = x.to(self._dtype)
