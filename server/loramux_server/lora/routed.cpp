@@ -8,9 +8,14 @@
 // row's result does not depend on what it is batched with.
 
 #include <cstdint>
+#include <type_traits>
 #include <vector>
 
 #include "vectors.h"
+
+#ifdef __AVX512BF16__
+#include <immintrin.h>
+#endif
 
 namespace {
 
@@ -46,6 +51,34 @@ void shrink(const float *x, const W *a, int64_t stride, int64_t in, float scale,
         for (int p = 0; p < R; p++) h[p * rank + q] = (rest[q][p] + sum(sums[q][p])) * scale;
 }
 
+#ifdef __AVX512BF16__
+// The same from rows as they are, two products at a time, where both sides are bfloat16.
+template <int R, int Q>
+void shrink(const bfloat16 *x, int64_t x_stride, const bfloat16 *a, int64_t stride, int64_t in, float scale, float *h,
+            int64_t rank) {
+    __m512 sums[Q][R];
+    float rest[Q][R] = {};
+    for (int q = 0; q < Q; q++)
+        for (int p = 0; p < R; p++) sums[q][p] = _mm512_setzero_ps();
+    int64_t i = 0;
+    for (; i + 2 * WIDTH <= in; i += 2 * WIDTH) {
+        __m512bh rows[R];
+        for (int p = 0; p < R; p++) rows[p] = (__m512bh)_mm512_loadu_si512(x + p * x_stride + i);
+        for (int q = 0; q < Q; q++) {
+            const bfloat16 *at = a + q * stride + i;
+            __builtin_prefetch(at + RANKS * stride);
+            __m512bh w = (__m512bh)_mm512_loadu_si512(at);
+            for (int p = 0; p < R; p++) sums[q][p] = _mm512_dpbf16_ps(sums[q][p], rows[p], w);
+        }
+    }
+    for (; i < in; i++)
+        for (int q = 0; q < Q; q++)
+            for (int p = 0; p < R; p++) rest[q][p] += widen(x[p * x_stride + i]) * widen(a[q * stride + i]);
+    for (int q = 0; q < Q; q++)
+        for (int p = 0; p < R; p++) h[p * rank + q] = (rest[q][p] + _mm512_reduce_add_ps(sums[q][p])) * scale;
+}
+#endif
+
 // y_p += sum over r of h[p][r] * b_r for R rows and Q rank rows of n values.
 template <int R, int Q, class W>
 void expand(const float *h, int64_t rank, const W *b, int64_t n, float *y, int64_t out) {
@@ -77,10 +110,12 @@ struct Group {
 // R rows of one run.
 template <int R, class X, class W>
 void add(const Group<W> &g, const X *x, int64_t x_stride, X *y, int64_t y_stride, const Entry *first, const Entry *last) {
-    std::vector<float> wide(R * g.in), total(R * g.out), h;
+    thread_local std::vector<float> wide, total, h;
+    wide.resize(R * g.in);
+    total.resize(R * g.out);
     for (int p = 0; p < R; p++) {
-        for (int64_t i = 0; i < g.in; i++) wide[p * g.in + i] = widen(x[p * x_stride + i]);
-        for (int64_t i = 0; i < g.out; i++) total[p * g.out + i] = widen(y[p * y_stride + i]);
+        widen(x + p * x_stride, g.in, &wide[p * g.in]);
+        widen(y + p * y_stride, g.out, &total[p * g.out]);
     }
     for (const Entry *e = first; e < last; e++) {
         h.resize(R * e->rank);
@@ -88,18 +123,23 @@ void add(const Group<W> &g, const X *x, int64_t x_stride, X *y, int64_t y_stride
         for (int64_t j = 0; j < g.members; j++) {
             const W *a = g.a + (e->lo * g.members + j) * g.in, *b = g.b[j] + e->lo * g.widths[j];
             int64_t stride = g.members * g.in, n = g.widths[j], r = 0;
-            for (; r + RANKS <= e->rank; r += RANKS)
-                shrink<R, RANKS>(wide.data(), a + r * stride, stride, g.in, e->scale, h.data() + r, e->rank);
-            for (; r < e->rank; r++)
-                shrink<R, 1>(wide.data(), a + r * stride, stride, g.in, e->scale, h.data() + r, e->rank);
+            auto shrink_to = [&](auto ranks) {
+                constexpr int Q = decltype(ranks)::value;
+#ifdef __AVX512BF16__
+                if constexpr (std::is_same_v<X, bfloat16> && std::is_same_v<W, bfloat16>)
+                    return shrink<R, Q>(x, x_stride, a + r * stride, stride, g.in, e->scale, h.data() + r, e->rank);
+#endif
+                shrink<R, Q>(wide.data(), a + r * stride, stride, g.in, e->scale, h.data() + r, e->rank);
+            };
+            for (; r + RANKS <= e->rank; r += RANKS) shrink_to(std::integral_constant<int, RANKS>{});
+            for (; r < e->rank; r++) shrink_to(std::integral_constant<int, 1>{});
             for (r = 0; r + RANKS <= e->rank; r += RANKS)
                 expand<R, RANKS>(h.data() + r, e->rank, b + r * n, n, columns, g.out);
             for (; r < e->rank; r++) expand<R, 1>(h.data() + r, e->rank, b + r * n, n, columns, g.out);
             columns += n;
         }
     }
-    for (int p = 0; p < R; p++)
-        for (int64_t i = 0; i < g.out; i++) narrow(total[p * g.out + i], y[p * y_stride + i]);
+    for (int p = 0; p < R; p++) narrow(&total[p * g.out], g.out, y + p * y_stride);
 }
 
 template <class X, class W>

@@ -58,3 +58,16 @@ inline float sum(Vector v) {
     Four four = fours[0] + fours[1];
     return (four[0] + four[2]) + (four[1] + four[3]);
 }
+
+template <class X>
+inline void widen(const X *from, int64_t n, float *to) {
+    int64_t i = 0;
+    for (; i + WIDTH <= n; i += WIDTH) store(to + i, load(from + i));
+    for (; i < n; i++) to[i] = widen(from[i]);
+}
+template <class X>
+inline void narrow(const float *from, int64_t n, X *to) {
+    int64_t i = 0;
+    for (; i + WIDTH <= n; i += WIDTH) store(to + i, load(from + i));
+    for (; i < n; i++) narrow(from[i], to[i]);
+}
