@@ -14,8 +14,11 @@ import torch
 from torch import Tensor
 
 from ..lora.host import upload, zeros
-from .attention import causal_mask, dense_attention, padded_lengths
+from .attention import PackedAttention, causal_mask, dense_attention, padded_lengths
 from .paging import paged_kernel
+
+PADDED = 2
+"""Prompts of a step share a call if padding makes them at most so many times as long."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,8 +82,9 @@ class Span:
 class PagedAttention:
     """Writes this step's keys and values to their pages, then attends. Spans of length 1 come first.
 
-    Decode rows share one batched call over the padded longest context; each prefill chunk has its own, and chunks
-    that start at 0 never read the cache back. On CUDA one variable-length kernel reads the pages in place.
+    Decode rows share one batched call over the padded longest context. Prompts that start in this step share one, and
+    never read the cache back; where one goes on, or their lengths are too unlike, each chunk has its own. On CUDA one
+    variable-length kernel reads the pages in place.
     """
 
     def __init__(self, pool: KVPool, spans: Sequence[Span]) -> None:
@@ -104,6 +108,12 @@ class PagedAttention:
         out = torch.empty_like(q)
         if self._decode:
             out[: self._decode] = self._attend_decode(q[: self._decode], keys, values, scale, window, softcap)
+        if self._fresh is not None:
+            rest = slice(self._decode, None)
+            out[rest] = self._fresh.attend(
+                layer, q[rest], k[rest], v[rest], scale=scale, window=window, softcap=softcap
+            )
+            return out
         row = self._decode
         for span, pages in zip(self._spans[self._decode :], self._prefill_pages, strict=True):
             rows = slice(row, row + span.length)
@@ -121,6 +131,14 @@ class PagedAttention:
             )[0].transpose(0, 1)
             row += span.length
         return out
+
+    @cached_property
+    def _fresh(self) -> PackedAttention | None:
+        """One call for all prompts of the step, if they start here and padding them to the longest costs little."""
+        lengths = [s.length for s in self._spans[self._decode :]]
+        if any(s.start for s in self._spans[self._decode :]) or len(lengths) * max(lengths) > PADDED * sum(lengths):
+            return None
+        return PackedAttention(lengths, self._device)
 
     @cached_property
     def _prefill_pages(self) -> list[Tensor]:
