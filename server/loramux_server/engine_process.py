@@ -5,6 +5,7 @@ Started by ``engine.process_backend``; not for people.
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import socket
@@ -40,6 +41,9 @@ def main(fd: int) -> int:
     except Error as error:
         connection.sendall(encode(Broken(Failure.of(error))))
         return 1
+    # What stands now stays to the end: collections that walk through it again and again would hold up steps.
+    gc.collect()
+    gc.freeze()
     connection.sendall(encode(Ready(info)))
 
     def read() -> None:

@@ -45,6 +45,16 @@ def read_regular(path: Path, *, max_bytes: int | None = None, allow_hard_links: 
     return data
 
 
+def read_buffer(path: Path) -> bytearray:
+    """All bytes of a regular file, read once into memory that may be changed. INVALID_ARGUMENT if it is none."""
+    with os.fdopen(open_regular(path), "rb", buffering=0) as file:
+        data = bytearray(os.fstat(file.fileno()).st_size)
+        filled = 0
+        while filled < len(data) and (count := file.readinto(memoryview(data)[filled:])):
+            filled += count
+    return data if filled == len(data) else data[:filled]
+
+
 def write_durable(path: Path, data: bytes | memoryview) -> None:
     """Write a new file and wait until its bytes are on disk. The caller syncs the folder once all files are there."""
     with path.open("xb") as file:

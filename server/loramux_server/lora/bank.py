@@ -207,16 +207,17 @@ class AdapterBank:
         return start if self.rows - start >= rank else None
 
     def _copy(self, adapter: HostAdapter, lo: int) -> Slot:
-        hi = lo + adapter.rank
-        for a, bs in zip(self.a, self.b, strict=True):
-            a[lo:hi].zero_()
-            for b in bs:
-                b[lo:hi].zero_()
+        rank = adapter.rank
+        hi = lo + rank
         scaling = max(p.scaling for p in adapter.pairs.values()) or 1.0
-        for name, pair in adapter.pairs.items():
-            group, j = self._where[name]
-            r = pair.a.shape[0]
-            self.a[group][lo : lo + r, j].copy_(pair.a)
-            b = pair.b.T if pair.scaling == scaling else pair.b.T * (pair.scaling / scaling)
-            self.b[group][j][lo : lo + r].copy_(b)
+        for name, (group, j) in self._where.items():
+            a, b = self.a[group][lo:hi, j], self.b[group][j][lo:hi]
+            pair = adapter.pairs.get(name)
+            r = 0 if pair is None else pair.a.shape[0]
+            if r < rank:  # what a former owner left there is not this adapter's
+                a[r:].zero_()
+                b[r:].zero_()
+            if pair is not None:
+                a[:r].copy_(pair.a)
+                b[:r].copy_(pair.b.T if pair.scaling == scaling else pair.b.T * (pair.scaling / scaling))
         return Slot(adapter.digest, lo, hi, scaling, frozenset(self._where[n][0] for n in adapter.pairs))

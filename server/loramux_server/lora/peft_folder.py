@@ -15,7 +15,7 @@ from safetensors.torch import save as save_safetensors
 from torch import Tensor
 
 from ..core.errors import Code, Error
-from ..core.files import read_regular, storage_errors, sync_folder, write_durable
+from ..core.files import read_buffer, storage_errors, sync_folder, write_durable
 from .bank import LoraPair
 from .lora_config import ALL_LINEAR, LoraConfig
 from .peft_config import CONFIG_FILE
@@ -27,6 +27,9 @@ from .peft_schema import (
     TensorInfo,
     check_folder,
 )
+
+DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+"""Types of stored values, by their names in a file's header."""
 
 __all__ = ["AdapterConfig", "check_folder", "read_folder", "read_tensors", "write_folder"]
 
@@ -52,7 +55,11 @@ def read_tensors(path: Path | str, config: AdapterConfig, *, dtype: torch.dtype 
     no longer the one that was checked.
     """
     try:
-        tensors = load_safetensors(read_regular(Path(path) / WEIGHTS_FILE))
+        data = read_buffer(Path(path) / WEIGHTS_FILE)
+        tensors = _views(data, config, dtype)
+        if tensors is not None:
+            return {m.name: LoraPair(tensors[m.a.key], tensors[m.b.key], m.scaling) for m in config.modules}
+        tensors = load_safetensors(bytes(data))
     except (safetensors.SafetensorError, FileNotFoundError) as exc:
         raise _changed(str(exc)) from exc
     return {m.name: LoraPair(_take(tensors, m.a, dtype), _take(tensors, m.b, dtype), m.scaling) for m in config.modules}
@@ -160,6 +167,37 @@ def _config_bytes(config: LoraConfig, dropout: float) -> bytes:
         "modules_to_save": None,
     }
     return (json.dumps(found, indent=2, sort_keys=True) + "\n").encode()
+
+
+def _views(data: bytearray, config: AdapterConfig, dtype: torch.dtype | None) -> dict[str, Tensor] | None:
+    """All tensors as parts of one, cast and checked at once: faster than one after the other.
+
+    None for a file that is not of one type, not as expected, or has a value that is not finite: the slower way tells.
+    """
+    expected = [info for m in config.modules for info in (m.a, m.b)]
+    stored = DTYPES.get(expected[0].dtype)
+    start = 8 + int.from_bytes(data[:8], "little")
+    if stored is None or start >= len(data) or any(i % stored.itemsize for i in (start, len(data))):
+        return None
+    size, values = stored.itemsize, (len(data) - start) // stored.itemsize
+    try:
+        header = json.loads(data[8:start])
+        parts: list[tuple[TensorInfo, int, int]] = []
+        for info in expected:
+            entry = header[info.key]
+            begin, end = (int(offset) // size for offset in entry["data_offsets"])
+            same = entry["dtype"] == expected[0].dtype and tuple(entry["shape"]) == info.shape
+            if not same or not 0 <= begin <= end <= values or end - begin != math.prod(info.shape):
+                return None
+            parts.append((info, begin, end))
+    except (ValueError, KeyError, TypeError):
+        return None
+    flat = torch.frombuffer(data, dtype=stored, offset=start)
+    if dtype is not None or stored == torch.float16:
+        flat = flat.to(dtype or torch.float32)
+    if not all(math.isfinite(extreme) for extreme in torch.aminmax(flat)):
+        return None
+    return {info.key: flat[begin:end].view(info.shape) for info, begin, end in parts}
 
 
 def _take(tensors: Mapping[str, Tensor], expected: TensorInfo, dtype: torch.dtype | None) -> Tensor:
