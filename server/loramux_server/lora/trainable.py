@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from ..core.errors import invalid_field
 from .bank import LoraPair
@@ -95,32 +97,21 @@ class TrainedRows:
     length: int
     dropped: Sequence[tuple[int, int]] = ()
 
-    def delta(self, group: LinearGroup, x: Tensor) -> Tensor:
-        """What the adapter adds to these rows, x [length, in] -> [length, out], in float32."""
-        adapter, rows = self.adapter, x.float()
-        if adapter is None or group.index not in adapter.groups:
-            return rows.new_zeros(rows.shape[0], sum(group.out_features))
-        if adapter.dropout and self.dropped:
-            rows = rows * self._mask(group, rows, adapter.dropout)
-        parts: list[Tensor] = []
-        for name, out in zip(group.names, group.out_features, strict=True):
-            pair = adapter.parameters.get(name)
-            if pair is None:
-                parts.append(rows.new_zeros(rows.shape[0], out))
-            else:
-                a, b = pair
-                parts.append((rows @ a.T) * adapter.scaling @ b.T)
-        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
+    @property
+    def drops(self) -> bool:
+        return self.adapter is not None and bool(self.adapter.dropout and self.dropped)
 
-    def _mask(self, group: LinearGroup, rows: Tensor, dropout: float) -> Tensor:
-        """What to multiply ``rows`` [T, in] with: 0 for what is dropped, else 1 / (1 - dropout)."""
+    def mask(self, group: LinearGroup, x: Tensor) -> Tensor:
+        """What to multiply these rows, x [length, in], with: 0 for what is dropped, else 1 / (1 - dropout)."""
+        if self.adapter is None or not self.drops:
+            return torch.ones_like(x)
         parts: list[Tensor] = []
         for length, seed in self.dropped:
             # The odd factor keeps the streams of groups apart.
-            draw = torch.Generator(rows.device).manual_seed(seed + group.index * 0x9E3779B97F4B)
-            part = torch.empty(length, rows.shape[1], device=rows.device)
-            parts.append(part.bernoulli_(1 - dropout, generator=draw))
-        return torch.cat(parts).div_(1 - dropout)
+            draw = torch.Generator(x.device).manual_seed(seed + group.index * 0x9E3779B97F4B)
+            part = torch.empty(length, x.shape[1], device=x.device)
+            parts.append(part.bernoulli_(1 - self.adapter.dropout, generator=draw))
+        return torch.cat(parts).div_(1 - self.adapter.dropout)
 
 
 class TrainableBlock:
@@ -138,6 +129,99 @@ class TrainableBlock:
         return group.index in self._groups
 
     def add(self, group: LinearGroup, x: Tensor, y: Tensor) -> Tensor:
-        # Split, not sliced: the backward of a split joins gradients, that of a slice fills whole tensors.
-        deltas = [run.delta(group, rows) for run, rows in zip(self._runs, x.split(self._lengths), strict=True)]
-        return y + (deltas[0] if len(deltas) == 1 else torch.cat(deltas)).to(y.dtype)
+        if any(run.drops for run in self._runs):
+            parts = zip(self._runs, x.split(self._lengths), strict=True)
+            x = x * torch.cat([run.mask(group, rows) for run, rows in parts])
+        pieces: list[_Piece] = []
+        parameters: list[Tensor] = []
+        start = 0
+        for run in self._runs:
+            columns = []
+            for name, column in zip(group.names, group.columns, strict=True):
+                if run.adapter is not None and (pair := run.adapter.parameters.get(name)) is not None:
+                    columns.append(column)
+                    parameters += pair
+            if run.adapter is not None and columns:
+                pieces.append(_Piece(slice(start, start + run.length), tuple(columns), run.adapter.scaling))
+            start += run.length
+        if y._base is not None:
+            y = y.clone()  # autograd takes no change in place of a view
+        added: Tensor = _AddDeltas.apply(y, x, tuple(pieces), *parameters)
+        return added
+
+
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """One adapter's share of a step: some rows, and the columns of the modules that it adapts."""
+
+    rows: slice
+    columns: tuple[slice, ...]
+    scaling: float
+
+
+class _AddDeltas(torch.autograd.Function):
+    """Adds s B (A x) to y in place, in float32, for every piece; A and B of each of its modules in ``parameters``.
+
+    As one function because the products of few ranks are cheap and what would lie between them is not: a step keeps
+    x and the rank values for the backward, and copies nothing of the size of y.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, x: Tensor, pieces: Sequence[_Piece], *parameters: Tensor) -> Tensor:
+        ranks: list[Tensor] = []
+        for piece, pairs in _each(pieces, parameters):
+            h = (x[piece.rows].float() @ _joined(pairs).T).mul_(piece.scaling)
+            ranks.append(h)
+            for column, part, (_, b) in zip(piece.columns, _split(h, pairs), pairs, strict=True):
+                target = y[piece.rows, column]
+                if target.dtype == b.dtype:
+                    target.addmm_(part, b.T)
+                else:
+                    target += (part @ b.T).to(y.dtype)
+        ctx.pieces = pieces
+        ctx.save_for_backward(x, *parameters, *ranks)
+        ctx.mark_dirty(y)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        pieces: Sequence[_Piece] = ctx.pieces
+        x, *saved = ctx.saved_tensors
+        parameters, ranks = saved[: len(saved) - len(pieces)], saved[len(saved) - len(pieces) :]
+        wanted = ctx.needs_input_grad[1]
+        grad_x: Tensor | None = None
+        if wanted:
+            every = sum(p.rows.stop - p.rows.start for p in pieces) == x.shape[0]
+            grad_x = torch.empty_like(x) if every else torch.zeros_like(x)
+        found: list[Tensor] = []
+        for (piece, pairs), h in zip(_each(pieces, parameters), ranks, strict=True):
+            slopes = [grads[0][piece.rows, column].float() for column in piece.columns]
+            inner = torch.cat([g @ b for g, (_, b) in zip(slopes, pairs, strict=True)], dim=1).mul_(piece.scaling)
+            of_a = (inner.T @ x[piece.rows].float()).split([a.shape[0] for a, _ in pairs])
+            of_b = [g.T @ part for g, part in zip(slopes, _split(h, pairs), strict=True)]
+            found += [grad for pair in zip(of_a, of_b, strict=True) for grad in pair]
+            if grad_x is not None:
+                grad_x[piece.rows] = inner @ _joined(pairs)
+        return grads[0], grad_x, None, *found
+
+
+Pairs = list[tuple[Tensor, Tensor]]
+"""A [r, in] and B [out, r] of modules."""
+
+
+def _each(pieces: Sequence[_Piece], parameters: Sequence[Tensor]) -> Iterator[tuple[_Piece, Pairs]]:
+    """Pieces with their own parameters."""
+    left = iter(parameters)
+    for piece in pieces:
+        yield piece, [(next(left), next(left)) for _ in piece.columns]
+
+
+def _joined(pairs: Pairs) -> Tensor:
+    """The A of modules below each other."""
+    return pairs[0][0] if len(pairs) == 1 else torch.cat([a for a, _ in pairs])
+
+
+def _split(h: Tensor, pairs: Pairs) -> Sequence[Tensor]:
+    """Rank values [T, sum of ranks] by module."""
+    return h.split([a.shape[0] for a, _ in pairs], dim=1)

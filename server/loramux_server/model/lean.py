@@ -31,10 +31,6 @@ log = logging.getLogger(__name__)
 
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 5e-3}
 """Largest mean difference of probe logits, relative to their spread, by the weights' dtype."""
-COMPILED_log = logging.getLogger(__name__)
-
-TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 5e-2}
-"""The same between two forwards in the weights' own type, which round at other places."""
 COMPILED_TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 5e-2}
 """The same between two forwards in the weights' own type, which round at other places."""
 PROBE_TOKENS = 24

@@ -17,7 +17,7 @@ from torch.nn.functional import linear
 
 from ..lora.linear import BaseLinear
 from .nf4 import WHERE_ALL_IS_PACKED, is_quantized, make_packed_product
-from .prepack import prepack
+from .prepack import PlainWeight, prepack
 
 
 def dense_weight(module: nn.Module) -> Tensor:
@@ -40,8 +40,8 @@ def _joined_bias(modules: Sequence[nn.Module], dtype: torch.dtype) -> Tensor | N
 class UnpackedLinear:
     """Weights [N, K] in the compute dtype, joined along N so that one product serves all members.
 
-    Kept in three layouts: plain for large inputs and for training, reordered for the rows of a decode step, and packed
-    for the fewest rows, where reading the weights is all the cost.
+    Kept in oneDNN's layout where there is one, else plain; and packed for the fewest rows, where reading the weights
+    is all the cost.
 
     The input is cast to the weights' dtype and the output back: a float32 training forward over bfloat16 weights
     runs its large products in bfloat16 and everything else in float32.
@@ -49,20 +49,18 @@ class UnpackedLinear:
 
     def __init__(self, modules: Sequence[nn.Module], dtype: torch.dtype) -> None:
         self.out_features = tuple(int(m.out_features) for m in modules)  # type: ignore[arg-type]
-        self._weight = torch.cat([dense_weight(m).to(dtype) for m in modules]).contiguous()
+        self._dtype = dtype
         self._bias = _joined_bias(modules, dtype)
-        self._prepacked = prepack(self._weight)
-        self._packed = make_packed_product(modules, self._weight, self._bias)
-        self.nbytes = self._weight.nbytes + (self._prepacked.nbytes if self._prepacked else 0)
-        self.nbytes += self._packed.nbytes + self._packed.packed_nbytes if self._packed else 0
+        dense = torch.cat([dense_weight(m).to(dtype) for m in modules])
+        self._few = make_packed_product(modules, dense, self._bias)
+        self._weight = prepack(dense) or PlainWeight(dense)
+        self.nbytes = self._weight.nbytes + (self._few.nbytes + self._few.packed_nbytes if self._few else 0)
 
     def __call__(self, x: Tensor) -> Tensor:
-        cast = x.to(self._weight.dtype)
-        if self._packed is not None and self._packed.pays(cast):
-            return self._packed(cast).to(x.dtype)
-        if self._prepacked is not None and self._prepacked.pays(cast):
-            return self._prepacked(cast, self._bias).to(x.dtype)
-        return linear(cast, self._weight, self._bias).to(x.dtype)
+        cast = x.to(self._dtype)
+        if self._few is not None and self._few.pays(cast):
+            return self._few(cast).to(x.dtype)
+        return self._weight(cast, self._bias).to(x.dtype)
 
 
 class _PackedProduct(torch.autograd.Function):

@@ -198,6 +198,6 @@ class _Head(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         cast = x.to(self.weight.dtype)
         rows = cast.reshape(-1, cast.shape[-1])
-        if self._prepacked is not None and self._prepacked.pays(rows):
+        if self._prepacked is not None and not torch.is_grad_enabled():
             return self._prepacked(rows, self.bias).view(*x.shape[:-1], -1).float()
         return linear(cast, self.weight, self.bias).float()

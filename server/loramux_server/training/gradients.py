@@ -81,20 +81,23 @@ Picked = list[tuple[Batch, list[int]]]
 
 
 def pick(batches: Sequence[Batch], room: int) -> tuple[Picked, int]:
-    """Rows for a pass of about ``room`` tokens, and how many tokens they are: as many of each batch as of the others.
+    """Rows for a pass of about ``room`` tokens, and how many tokens they are: one batch after the other.
 
-    At least one row, and of each batch in order.
+    At least one row. Few adapters with many rows each make larger products than many with few.
     """
-    taken: list[list[int]] = [[] for _ in batches]
-    tokens = [0] * len(batches)
-    while open_ := [k for k, batch in enumerate(batches) if len(taken[k]) < len(batch.left)]:
-        k = min(open_, key=lambda k: tokens[k])
-        row = batches[k].left[len(taken[k])]
-        if any(taken) and sum(tokens) + batches[k].run.lengths[row] > room:
-            break
-        taken[k].append(row)
-        tokens[k] += batches[k].run.lengths[row]
-    return [(batch, rows) for batch, rows in zip(batches, taken, strict=True) if rows], sum(tokens)
+    picked: Picked = []
+    tokens = 0
+    for batch in batches:
+        rows: list[int] = []
+        for row in batch.left:
+            length = batch.run.lengths[row]
+            if tokens and tokens + length > room:
+                return [*picked, (batch, rows)] if rows else picked, tokens
+            rows.append(row)
+            tokens += length
+        if rows:
+            picked.append((batch, rows))
+    return picked, tokens
 
 
 def run_pass(base: ResidentBase, picked: Picked) -> None:

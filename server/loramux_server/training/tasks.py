@@ -96,15 +96,18 @@ class TrainingJobs:
         self._jobs[job.id] = self._jobs.pop(job.id)
 
     def _pass(self, seconds: float | None) -> list[Ended]:
-        """Gradients for the job whose turn it is, and for all that can share its pass."""
+        """Gradients for the job whose turn it is, and for those after it that still fit into its pass.
+
+        One whose batch is not done keeps its turn.
+        """
         together = self._together()
         if not together:
             return []
         self._pace.seconds = seconds
         limits = [job.limit for job in together if job.limit is not None]
         picked, tokens = pick([job.batch for job in together if job.batch], min([self._pace.room, *limits]))
-        for job in together:
-            self._last(job)
+        taken = {id(batch) for batch, _ in picked}
+        together = [job for job in together if id(job.batch) in taken]
         failure: Exception
         try:
             with self._pace.measure(tokens):
