@@ -111,7 +111,7 @@ def test_beside_a_job_of_the_other_kind(engine: Engine, tmp_path: Path, monkeypa
 
     def watched(base, picked):  # type: ignore[no-untyped-def]
         passes.append(len(picked))
-        run_pass(base, picked)
+        yield from run_pass(base, picked)
 
     monkeypatch.setattr(tasks, "run_pass", watched)
     (tmp_path / "checkpoints").mkdir()

@@ -112,7 +112,7 @@ def test_out_of_memory_is_tried_again_in_smaller_parts(engine: Engine, tmp_path:
         sizes.append(sum(sum(batch.part(indices).lengths) for batch, indices in picked))
         if sizes[-1] > 50:
             raise error
-        run_pass(base, picked)
+        yield from run_pass(base, picked)
 
     monkeypatch.setattr(tasks, "run_pass", tight)
     events = engine.train(TrainCommand(f"tight{name}", SPEC, data, output=str(tmp_path / "tight")))
@@ -147,7 +147,7 @@ def test_a_loss_that_is_no_number_keeps_the_state_before(engine: Engine, tmp_pat
     def broken(base, picked):  # type: ignore[no-untyped-def]
         nonlocal calls
         calls += 1
-        real(base, picked)
+        yield from real(base, picked)
         if calls == 4:
             ((batch, _),) = picked
             batch.run.adapter.flat()[0].grad[0, 0] = float("nan")
@@ -195,6 +195,6 @@ def test_an_engine_without_gradients_serves_and_refuses_jobs(tiny_base, tmp_path
 
 
 def test_pieces_get_smaller() -> None:
-    found = pace.Pace()
+    found = pace.Pace(1)
     found.shrink(50)
     assert list(found.split([0, 1, 2, 3], [30, 15, 30, 30])) == [[0, 1], [2], [3]]

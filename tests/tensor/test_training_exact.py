@@ -106,8 +106,9 @@ def test_base_memory_stays(setup):  # type: ignore[no-untyped-def]
     """No second copy of the base: its bytes are the same before, during and after a job."""
     engine, _, root = setup
     before = engine.base.nbytes
-    engine.submit(TrainCommand("mem", SPEC, rows(8), output=str(root / "mem")))
-    for _ in range(4):
+    long = replace(SPEC, max_steps=100, epochs=100)
+    engine.submit(TrainCommand("mem", long, rows(8), output=str(root / "mem")))
+    while not engine.loop._stats().memory["training"]:
         engine.loop.turn()
     weights = {id(g.base) for g in engine.base.groups}
     assert engine.loop._stats().training_jobs == ("mem",)

@@ -16,8 +16,8 @@ from loramux_server.model.attention import PackedAttention
 from loramux_server.model.resident import ResidentBase
 from loramux_server.training import head
 from loramux_server.training.head import token_logprobs
-from loramux_server.training.layers import LayerPlan
-from loramux_server.training.step import RowRunner, Rows, score
+from loramux_server.training.layers import LayerPlan, Walk, complete
+from loramux_server.training.step import Pass, RowRunner, Rows
 from tests.engine import prompts
 from tests.peft_loop import SMALL, initial_adapter
 from tests.tiny import ARCHITECTURES
@@ -36,7 +36,8 @@ def test_body_and_head_are_the_model(tiny_base, tmp_path: Path, arch: str) -> No
     with torch.no_grad():
         base.lean = None
         expected = base.forward(positions, PackedAttention([len(ids)], base.device), None, positions, ids=ids)
-        hidden = base.hidden(positions, PackedAttention([len(ids)], base.device), None, base.embed(ids))
+        walk = Walk(base, positions, PackedAttention([len(ids)], base.device), None, base.embed(ids))
+        hidden = walk.finish(complete(walk.up(walk.entry, 0, len(base.layers))))
         assert torch.allclose(base.logits(hidden), expected, rtol=1e-5, atol=1e-5)
 
 
@@ -52,14 +53,15 @@ def test_chunks_give_the_loss_and_the_gradient_of_the_whole(monkeypatch: pytest.
     def model(x: torch.Tensor) -> torch.Tensor:
         return 5 * torch.tanh(x @ weight.T / 5)
 
-    logprobs, best = token_logprobs(hidden, targets, model)
-    (got,) = torch.autograd.grad((logprobs * weights).sum(), hidden)
+    found = complete(token_logprobs(hidden.detach(), targets, model, slopes=True))
+    assert found.slopes is not None
+    got = weights[:, None] * found.slopes
     logits = model(hidden)
     expected = logits.log_softmax(-1).gather(-1, targets[:, None])[:, 0]
     (slope,) = torch.autograd.grad((expected * weights).sum(), hidden)
-    assert torch.allclose(logprobs, expected, rtol=1e-12)
+    assert torch.allclose(found.logprobs, expected, rtol=1e-12)
     assert torch.allclose(got, slope, rtol=1e-10, atol=1e-12)
-    assert torch.equal(best, logits.argmax(-1) == targets)
+    assert torch.equal(found.best, logits.argmax(-1) == targets)
 
 
 class Widest(TorchDispatchMode):
@@ -85,8 +87,10 @@ def test_logits_of_a_step_are_never_in_memory_at_once(tiny_base, tmp_path: Path,
     runner = RowRunner(base, AdapterBank(base.groups, 0, base.device, base.dtype), [()], LayerPlan(base, 0), 0)
     row = TrainRow(tuple(range(3, 103)), (True,) * 100)
     with Widest() as widest:
-        (scores,) = score(base, [Rows(runner, [row] * 3, [0] * 3, adapter)])
+        work = Pass(base, [Rows(runner, [row] * 3, [0] * 3, adapter)])
+        (scores,) = complete(work.forward(gradients=True))
         scores.logprobs.sum().backward()
+        complete(work.backward())
     assert scores.tokens == [99] * 3
     assert widest.numel <= 99 * 16_384
     assert all(b.grad is not None and b.grad.abs().sum() > 0 for _, b in adapter.parameters.values())

@@ -45,7 +45,7 @@ def passes(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, ...]]:
 
     def watched(base, picked):  # type: ignore[no-untyped-def]
         seen.append(tuple(sorted(batch.run.command.job_id for batch, _ in picked)))
-        run_pass(base, picked)
+        yield from run_pass(base, picked)
 
     monkeypatch.setattr(tasks, "run_pass", watched)
     return seen
@@ -130,19 +130,19 @@ def test_activations_computed_again_are_those_of_the_pass(engine: Engine, tmp_pa
         TrainCommand(id, spec, rows(8, seed=k), output=str(tmp_path / id)) for k, (id, spec) in enumerate(specs.items())
     ]
     together(engine, *(replace(job, job_id=f"{job.job_id}-dense", output=f"{job.output}-dense") for job in jobs))
-    ran = 0
-    checkpoint = layers.checkpoint
+    again = 0
+    run = layers.Walk._run
 
-    def counted(*args, **kwargs):  # type: ignore[no-untyped-def]
-        nonlocal ran
-        ran += 1
-        return checkpoint(*args, **kwargs)
+    def counted(self, layer, hidden):  # type: ignore[no-untyped-def]
+        nonlocal again
+        again += torch.is_grad_enabled()
+        return run(self, layer, hidden)
 
-    monkeypatch.setattr(layers, "checkpoint", counted)
+    monkeypatch.setattr(layers.Walk, "_run", counted)
     monkeypatch.setattr(layers, "_dense_tokens", lambda base, first: 0)
     together(engine, *jobs)
     assert ("p", "q") in passes
-    assert ran >= 3 * 5
+    assert again >= 3 * 5
     for id in specs:
         assert losses(engine, id) == pytest.approx(losses(engine, f"{id}-dense"), rel=1e-5)
 
@@ -214,6 +214,65 @@ def test_jobs_come_and_go_between_passes(engine: Engine, tmp_path: Path, passes)
     assert told + losses(engine, "paused") == pytest.approx(losses(engine, "paused-quiet"), rel=1e-4)
 
 
+def test_a_pass_is_put_down_after_any_layer(engine: Engine, tmp_path: Path, passes) -> None:  # type: ignore[no-untyped-def]
+    """Rows of 200 tokens, a unit at a time, requests in between: the losses and the answers are those of quiet runs."""
+    text = prompts(4, lengths=(200, 201), seed=4)
+    data = tuple(TrainRow(tuple(t), (False,) * 8 + (True,) * (len(t) - 8)) for t in text)
+    spec = replace(WIDE, max_steps=2, batch_size=4)
+    quiet = TrainCommand("whole", spec, data, output=str(tmp_path / "whole"))
+    together(engine, quiet)
+    prompt = prompts(1, seed=8)[0]
+    alone = engine.generate(prompt, 6)
+    passes.clear()
+    slot = engine.loop._training
+    engine.submit(replace(quiet, job_id="cut", output=str(tmp_path / "cut")))
+    engine.loop._take_commands()
+    units = 0
+    while slot.busy:
+        for job, error in slot._work.advance(0.0):
+            slot._done(job, error)
+        units += 1
+        if units % 7 == 0 and slot.busy:
+            busy, slot._work = slot._work, tasks.TrainingJobs(engine.base)
+            assert engine.generate(prompt, 6) == alone
+            slot._work = busy
+    engine.loop._flush()
+    layers_ = len(engine.base.layers)
+    assert units >= len(passes) * 2 * layers_
+    assert losses(engine, "cut") == pytest.approx(losses(engine, "whole"), rel=1e-5)
+
+
+def test_one_that_leaves_in_the_middle_of_a_pass_leaves_the_others_as_they_were(
+    engine: Engine, tmp_path: Path, passes
+) -> None:  # type: ignore[no-untyped-def]
+    """Wherever that is: half of the layers' gradients may be in."""
+    stays = TrainCommand("stays", replace(WIDE, max_steps=4), rows(8), output=str(tmp_path / "stays"))
+    together(engine, stays)
+    work = engine.loop._training._work
+    for units in range(1, 12, 2):
+        ended: list[tuple[str, object]] = []
+        seen: list[float] = []
+
+        def note(event: TrainEvent, seen: list[float] = seen) -> None:
+            if event.type == "step":
+                seen.append(event.metrics["loss"])
+
+        work.add(replace(stays, job_id="again", output=str(tmp_path / f"again{units}")), note)
+        work.add(replace(stays, job_id="leaves", output=str(tmp_path / "leaves")), lambda event: None)
+        while len(seen) < 2:
+            ended += work.advance(0.0)
+        passes.clear()
+        while not passes or len(passes[-1]) < 2:  # a pass that both are in has begun
+            ended += work.advance(0.0)
+        for _ in range(units):
+            ended += work.advance(0.0)
+        work.remove("leaves")
+        while work.jobs:
+            ended += work.advance(0.0)
+        assert ended == [("again", None)]
+        assert seen == pytest.approx(losses(engine, "stays"), rel=1e-5)
+
+
 def test_memory_that_runs_out_ends_the_job_that_needs_it(engine: Engine, tmp_path: Path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
     """In a shared pass nobody knows whose it was: each job tries once more alone, in smaller parts."""
     good = TrainCommand("lean", replace(WIDE, max_steps=5), rows(8), output=str(tmp_path / "lean"))
@@ -222,7 +281,7 @@ def test_memory_that_runs_out_ends_the_job_that_needs_it(engine: Engine, tmp_pat
     failed: list[tuple[int, int]] = []  # jobs and tokens of passes that failed
 
     def tight(base, picked):  # type: ignore[no-untyped-def]
-        run_pass(base, picked)  # gradients are in by then
+        yield from run_pass(base, picked)  # gradients are in by then
         if any(batch.run.command.job_id == "greedy" and batch.run.step >= 2 for batch, _ in picked):
             failed.append((len(picked), sum(sum(batch.part(indices).lengths) for batch, indices in picked)))
             raise torch.OutOfMemoryError("CUDA out of memory")
@@ -247,7 +306,7 @@ def test_a_defect_in_one_job_spares_the_others(engine: Engine, tmp_path: Path, m
     def defective(base, picked):  # type: ignore[no-untyped-def]
         if any(batch.run.command.job_id == "broken" for batch, _ in picked):
             raise RuntimeError("shapes")
-        run_pass(base, picked)
+        yield from run_pass(base, picked)
 
     monkeypatch.setattr(tasks, "run_pass", defective)
     jobs = [

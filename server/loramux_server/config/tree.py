@@ -92,7 +92,7 @@ class TrainingSettings(BaseModel):
         allow_inf_nan=False,
     )
     slice_ms: int = _setting(
-        250, "Training", "MS", "longest stretch of training between two serve steps, milliseconds", gt=0, le=60_000
+        100, "Training", "MS", "longest stretch of training between two serve steps, milliseconds", gt=0, le=60_000
     )
     checkpoint_seconds: float = _setting(
         30.0,

@@ -34,6 +34,6 @@ class EngineSettings:
     max_queue: int = 1024
     training_share: float = 0.3
     """Share of the engine's time that training gets while requests wait, 0 to 1."""
-    training_slice_ms: int = 250
+    training_slice_ms: int = 100
     """Longest stretch of training between two serve steps, milliseconds."""
     cuda_graphs: bool = True

@@ -14,7 +14,8 @@ class TrainingSlot:
     """Runs at most one piece of background work per turn.
 
     While requests are served, training may use ``share`` of the time: each serve step earns share / (1 - share) of
-    its own length, and a piece is started once enough is earned. With nothing to serve it runs back to back.
+    its own length, at most ``slice_seconds`` are saved up, and a piece aims at what there is: a little after every
+    step disturbs streams less than much after some. With nothing to serve it runs back to back.
     """
 
     def __init__(
@@ -63,7 +64,7 @@ class TrainingSlot:
 
     def _piece(self, serving: bool) -> None:
         started = self._clock()
-        ended = self._work.advance(self._slice if serving else None)
+        ended = self._work.advance(self._credit if serving else None)
         taken = self._clock() - started
         self.steps, self.seconds = self.steps + 1, self.seconds + taken
         self._credit = self._credit - taken if serving else 0.0

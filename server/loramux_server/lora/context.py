@@ -30,8 +30,7 @@ class Attention(Protocol):
 class StepContext:
     """The one mutable thing that the attention and the routed linears of a model share.
 
-    The thread that owns the model sets both fields before a forward (and keeps them until the backward is done,
-    because activation checkpointing runs the forward again).
+    The thread that owns the model sets both fields before a forward, or a part of one.
     """
 
     __slots__ = ("attention", "routing")

@@ -92,16 +92,6 @@ class ResidentBase:
         )
         return out.logits[0]
 
-    def hidden(self, positions: Tensor, attention: Attention, routing: Routing | None, embeddings: Tensor) -> Tensor:
-        """Final hidden states [T, hidden] of packed tokens' ``embeddings`` [T, hidden]: all but the head.
-
-        ``context`` stays set until the next call: a backward needs it.
-        """
-        self.context.attention, self.context.routing = attention, routing
-        out = self.model.base_model(inputs_embeds=embeddings[None], position_ids=positions[None], use_cache=False)
-        hidden: Tensor = out.last_hidden_state[0]
-        return hidden
-
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits [n, vocabulary] of final hidden states [n, hidden], by the model's own code.
 

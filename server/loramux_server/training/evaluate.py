@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
-
 from ..core.jobs import TrainRow
 from ..lora.trainable import TrainableAdapter
 from .order import assign_stacks
@@ -35,12 +33,11 @@ def evaluate(run: Run, pace: Pace, *, only_new: bool = False) -> Pieces[dict[str
     for part in pace.split(list(range(len(rows))), lengths, run.command.spec.batch_size):
         texts = [(i, text) for i in part for text in objective.texts(rows[i])]
         reference = [run.reference(rows[i], under[i]) for i in part]
-        with pace.measure(len(sides) * sum(lengths[i] for i in part)), torch.no_grad():
-            for name, runner, adapter in sides:
-                taken = Rows(runner, [text for _, text in texts], [under[i] for i, _ in texts], adapter)
-                (scores,) = score(run.base, [taken])
-                for what, value in objective.measure(scores, reference).sums.items():
-                    sums[f"{name}_{what}"] = sums.get(f"{name}_{what}", 0.0) + value
+        for name, runner, adapter in sides:
+            taken = Rows(runner, [text for _, text in texts], [under[i] for i, _ in texts], adapter)
+            (scores,) = yield from pace.measure(sum(lengths[i] for i in part), score(run.base, [taken]))
+            for what, value in objective.measure(scores, reference).sums.items():
+                sums[f"{name}_{what}"] = sums.get(f"{name}_{what}", 0.0) + value
         yield run.nbytes
     count = sum(objective.count(row) for row in rows)
     return {name: value / count for name, value in sums.items()}
@@ -56,8 +53,8 @@ def refer(run: Run, rows: Sequence[TrainRow], under: Sequence[int], pace: Pace) 
     missing = [i for i, (row, stack) in enumerate(zip(rows, under, strict=True)) if (row, stack) not in run.references]
     for part in pace.split(missing, [run.length(row) for row in rows], run.command.spec.batch_size):
         texts = [(i, text) for i in part for text in run.objective.texts(rows[i])]
-        with pace.measure(sum(run.length(rows[i]) for i in part)), torch.no_grad():
-            (scores,) = score(run.base, [Rows(run.rows, [text for _, text in texts], [under[i] for i, _ in texts])])
+        work = score(run.base, [Rows(run.rows, [text for _, text in texts], [under[i] for i, _ in texts])])
+        (scores,) = yield from pace.measure(sum(run.length(rows[i]) for i in part), work)
         found = iter(scores.logprobs.tolist())
         for i in part:
             run.references[rows[i], under[i]] = tuple(next(found) for _ in run.objective.texts(rows[i]))

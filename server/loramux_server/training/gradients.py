@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from ..model.resident import ResidentBase
+from .layers import Units
 from .objective import Measured
 from .run import Run
-from .step import Rows, Scores, score
+from .step import Pass, Rows, Scores
 
 
 class Batch:
@@ -100,11 +101,17 @@ def pick(batches: Sequence[Batch], room: int) -> tuple[Picked, int]:
     return picked, tokens
 
 
-def run_pass(base: ResidentBase, picked: Picked) -> None:
-    """One forward and backward over rows of several batches. One that fails has counted nothing."""
-    found = score(base, [batch.part(indices) for batch, indices in picked])
-    measured = [batch.measure(indices, scores) for (batch, indices), scores in zip(picked, found, strict=True)]
-    torch.autograd.backward([share for _, share in measured])
+def run_pass(base: ResidentBase, picked: Picked) -> Units[None]:
+    """One forward and backward over rows of several batches. One that fails or is given up has counted nothing.
+
+    But gradients of some of its layers may be there then: see :meth:`Batch.restart`.
+    """
+    work = Pass(base, [batch.part(indices) for batch, indices in picked])
+    found = yield from work.forward(gradients=True)
+    with torch.enable_grad():
+        measured = [batch.measure(indices, scores) for (batch, indices), scores in zip(picked, found, strict=True)]
+        torch.autograd.backward([share for _, share in measured])
+    yield from work.backward()
     for (batch, indices), (figures, _) in zip(picked, measured, strict=True):
         batch.add(indices, figures)
 

@@ -1,28 +1,38 @@
-"""Decoder layers during a training step: frozen ones below are skipped, adapted ones may be checkpointed.
+"""Decoder layers during a training step, one at a time: forward, and backward with gradients.
 
-Layers below the first adapted one never change while a job runs, so what they make of a row is computed once
-(:meth:`LayerPlan.lower`) and every step starts from it.
+A pass is cut at the layers' borders, so that whoever owns the base may use it between two of them: a long row holds
+nobody up. Layers below the first adapted one never change while a job runs, so what they make of a row is computed
+once (:meth:`Walk.up` to there) and every step starts from it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from ..lora.context import Attention
 from ..lora.host import host_available
+from ..lora.routing import Routing
 from ..model.resident import ResidentBase
 
+T = TypeVar("T")
+Units = Generator[None, None, T]
+"""Work that pauses where it may: after every layer, and every few rows of logits. Returns T."""
 
-class _Reached(Exception):
-    def __init__(self, hidden: Tensor) -> None:
-        super().__init__()
-        self.hidden = hidden
+
+def complete(work: Units[T]) -> T:
+    """Do all of it at once."""
+    while True:
+        try:
+            next(work)
+        except StopIteration as done:
+            found: T = done.value
+            return found
 
 
 class LayerPlan:
@@ -34,43 +44,113 @@ class LayerPlan:
 
     def __init__(self, base: ResidentBase, first: int) -> None:
         self.first, self.dense_tokens = first, _dense_tokens(base, first)
+
+
+@dataclass(slots=True)
+class _Call:
+    """What the model hands to a layer beside the hidden states."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
+class Walk:
+    """Packed tokens on their way through the layers.
+
+    What a model does around its layers (rotations, masks, scales) is its own business: its forward runs once over
+    layers that only note what they get.
+    """
+
+    def __init__(
+        self, base: ResidentBase, positions: Tensor, attention: Attention, routing: Routing | None, embeddings: Tensor
+    ) -> None:
+        """``embeddings`` [T, hidden]: of the tokens, or any others of that shape when they are not needed."""
         self._base, self._layers = base, base.layers
+        self._positions, self._attention, self._routing = positions, attention, routing
+        self._embeddings = embeddings
+        self._calls: list[_Call] = []
+        self._tape: list[tuple[int, Tensor, Tensor | None]] = []  # layer, input, output unless it is computed again
+        entries: list[Tensor] = []
 
-    @torch.no_grad()
-    def lower(self, ids: Tensor, positions: Tensor, attention: Attention) -> Tensor:
-        """Input of the first adapted layer, [T, hidden] in float32: the embeddings themselves when that is layer 0."""
-        embeddings = self._base.embed(ids).float()
-        if self.first == 0:
-            return embeddings
+        def note(hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+            entries.append(hidden)
+            self._calls.append(_Call(args, kwargs))
+            return hidden
 
-        def stop(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            raise _Reached(args[0] if args else kwargs["hidden_states"])
+        with torch.no_grad(), self._patched(lambda _: note):
+            self._body(embeddings)
+        self.entry = entries[0]
+        """Input of the first layer, [1, T, hidden]."""
 
-        handle = self._layers[self.first].register_forward_pre_hook(stop, with_kwargs=True)
-        try:
-            self._base.hidden(positions, attention, None, embeddings)
-        except _Reached as reached:
-            return reached.hidden[0]
-        finally:
-            handle.remove()
-        raise RuntimeError("the first adapted layer was not reached")
+    def up(self, hidden: Tensor, first: int, end: int) -> Units[Tensor]:
+        """Input of layer ``end`` from that of layer ``first``, without gradients."""
+        for layer in range(first, end):
+            with torch.no_grad():
+                hidden = self._run(layer, hidden)
+            yield
+        return hidden
+
+    def record(self, hidden: Tensor, first: int, *, dense: bool) -> Units[Tensor]:
+        """Output of the last layer from the input of layer ``first``, kept for :meth:`back`: all of it or borders."""
+        for layer in range(first, len(self._layers)):
+            start = hidden.detach().requires_grad_(layer > first)
+            with torch.set_grad_enabled(dense):
+                out = self._run(layer, start)
+            self._tape.append((layer, start, out if dense else None))
+            hidden = out.detach()
+            yield
+        return hidden
+
+    def back(self, slope: Tensor) -> Units[None]:
+        """Bring the slope of what :meth:`record` gave to the parameters on the way."""
+        while self._tape:
+            layer, start, out = self._tape.pop()
+            if out is None:
+                with torch.enable_grad():
+                    out = self._run(layer, start)
+            if not out.requires_grad:
+                self._tape.clear()  # nothing is trained from here down
+                return
+            torch.autograd.backward(out, slope)
+            if start.grad is not None:
+                slope = start.grad
+            del start, out
+            yield
+
+    def finish(self, hidden: Tensor) -> Tensor:
+        """What the model makes of the last layer's output: final hidden states [T, hidden]."""
+        last = len(self._layers) - 1
+        with self._patched(lambda layer: (lambda *_, **__: hidden) if layer == last else _pass):
+            return self._body(self._embeddings)[0]
+
+    def _run(self, layer: int, hidden: Tensor) -> Tensor:
+        self._enter()
+        call = self._calls[layer]
+        out = self._layers[layer](hidden, *call.args, **call.kwargs)
+        found: Tensor = out[0] if isinstance(out, tuple) else out
+        return found
+
+    def _body(self, embeddings: Tensor) -> Tensor:
+        self._enter()
+        body = self._base.model.base_model
+        out: Tensor = body(
+            inputs_embeds=embeddings[None], position_ids=self._positions[None], use_cache=False
+        ).last_hidden_state
+        return out
+
+    def _enter(self) -> None:
+        # Others may have used the base since.
+        self._base.context.attention, self._base.context.routing = self._attention, self._routing
 
     @contextmanager
-    def upper(self, *, checkpointed: bool) -> Iterator[None]:
-        """Within, a forward whose embeddings are :meth:`lower`'s output runs only the adapted layers."""
-        patched = []
+    def _patched(self, forward: Callable[[int], Any]) -> Iterator[None]:
+        """Within, layer i runs ``forward(i)``."""
         try:
             for index, layer in enumerate(self._layers):
-                if index < self.first:
-                    object.__setattr__(layer, "forward", _pass)
-                elif checkpointed:
-                    object.__setattr__(layer, "forward", _checkpointed(layer.forward))
-                else:
-                    continue
-                patched.append(layer)
+                object.__setattr__(layer, "forward", forward(index))
             yield
         finally:
-            for layer in patched:
+            for layer in self._layers:
                 object.__delattr__(layer, "forward")
 
 
@@ -86,12 +166,5 @@ def _dense_tokens(base: ResidentBase, first: int) -> int:
     return free // 4 // (4 * (len(base.layers) - first) * (20 * hidden + 4 * inner))
 
 
-def _pass(hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:
-    return hidden_states
-
-
-def _checkpointed(forward: Any) -> Any:
-    def run(*args: Any, **kwargs: Any) -> Any:
-        return checkpoint(forward, *args, use_reentrant=False, **kwargs)
-
-    return run
+def _pass(hidden: Tensor, *_: Any, **__: Any) -> Tensor:
+    return hidden

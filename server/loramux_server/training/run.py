@@ -17,7 +17,7 @@ from ..lora.routing import Entries
 from ..lora.trainable import TrainableAdapter
 from ..model.resident import ResidentBase
 from .checkpoint import Snapshot
-from .layers import LayerPlan
+from .layers import LayerPlan, Units
 from .objective import Objective, objective_of
 from .order import Order, assign_stacks
 from .step import RowRunner, Rows, score
@@ -27,8 +27,9 @@ if TYPE_CHECKING:
     from .gradients import Batch
 
 T = TypeVar("T")
-Pieces = Generator["int | Batch", None, T]
-"""Work in pieces: yields the bytes that the job holds then, or a batch whose gradients it waits for; returns T."""
+Pieces = Generator["int | Batch | None", None, T]
+"""Work in pieces: yields the bytes that the job holds after one, or a batch whose gradients it waits for, and None in
+the middle of a piece, where others may have the base for a while; returns T."""
 
 CACHE_SHARE = 8
 """At most one part in this many of the free memory holds activations of frozen layers."""
@@ -159,7 +160,7 @@ def start(base: ResidentBase, command: TrainCommand) -> Pieces[Run]:
     plan = LayerPlan(base, min((base.groups[g].layer or 0) for g in touched))
     runner = RowRunner(base, bank, stacks, plan, host_available() // CACHE_SHARE if base.device.type == "cpu" else 0)
     whole = RowRunner(base, bank, stacks, LayerPlan(base, 0), 0)
-    if plan.first and not _same(base, runner, whole, command.rows[0]):
+    if plan.first and not (yield from _same(base, runner, whole, command.rows[0])):
         runner = whole
     optimizer = torch.optim.AdamW(
         adapter.flat(),
@@ -206,11 +207,13 @@ def _frozen_stacks(base: ResidentBase, command: TrainCommand) -> Pieces[tuple[Ad
     return bank, stacks
 
 
-@torch.no_grad()
-def _same(base: ResidentBase, a: RowRunner, b: RowRunner, row: TrainRow) -> bool:
+def _same(base: ResidentBase, a: RowRunner, b: RowRunner, row: TrainRow) -> Units[bool]:
     """Whether two ways through the layers give the same; some architectures cannot start at a later layer."""
-    one, other = (float(score(base, [Rows(runner, [row], [0])])[0].logprobs) for runner in (a, b))
-    return abs(one - other) <= 1e-3 * max(1.0, abs(other))
+    found = []
+    for runner in (a, b):
+        (scores,) = yield from score(base, [Rows(runner, [row], [0])])
+        found.append(float(scores.logprobs))
+    return abs(found[0] - found[1]) <= 1e-3 * max(1.0, abs(found[1]))
 
 
 def _copy(tensor: Tensor) -> Tensor:

@@ -5,15 +5,14 @@ from __future__ import annotations
 import logging
 
 import torch
-from torch import Tensor
 
 from ..core.errors import Code, Error
 from ..core.jobs import TrainRow, TrainSpec
 from ..lora.bank import AdapterBank
 from ..lora.trainable import TrainableAdapter
 from ..model.resident import ResidentBase
-from .layers import LayerPlan
-from .step import RowRunner, Rows, score
+from .layers import LayerPlan, complete
+from .step import Pass, RowRunner, Rows
 from .targets import target_modules
 
 log = logging.getLogger(__name__)
@@ -45,11 +44,16 @@ def gradient_fault(base: ResidentBase) -> Error | None:
     row = TrainRow(tuple((7 * i + 3) % vocabulary for i in range(TOKENS)), (False,) + (True,) * (TOKENS - 1))
     runner = RowRunner(base, AdapterBank(base.groups, 0, base.device, base.dtype), [()], LayerPlan(base, 0), 0)
 
-    def loss() -> Tensor:
-        return -score(base, [Rows(runner, [row], [0], adapter)])[0].logprobs.sum()
+    def taken() -> Pass:
+        return Pass(base, [Rows(runner, [row], [0], adapter)])
+
+    def loss() -> float:
+        return -float(complete(taken().forward())[0].logprobs.sum())
 
     try:
-        loss().backward()
+        work = taken()
+        complete(work.forward(gradients=True))[0].logprobs.sum().neg().backward()
+        complete(work.backward())
         outer = [b for _, b in adapter.parameters.values()]
         grads = [torch.zeros_like(b) if b.grad is None else b.grad for b in outer]
         size = float(torch.stack([g.square().sum() for g in grads]).sum().sqrt())
@@ -62,7 +66,7 @@ def gradient_fault(base: ResidentBase) -> Error | None:
             for sign in (1, -1):
                 for b, g in zip(outer, grads, strict=True):
                     b.copy_(g * (sign * SHIFT / size**2))
-                sides.append(float(loss()))
+                sides.append(loss())
     except RuntimeError as error:
         return _fault(str(error))
     finally:

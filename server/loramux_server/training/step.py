@@ -1,4 +1,4 @@
-"""One forward over rows of one or several jobs: how likely the model finds their learned tokens."""
+"""A pass over rows of one or several jobs: how likely the model finds their learned tokens, and the way back."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ..lora.trainable import TrainableAdapter, TrainableBlock, TrainedRows
 from ..model.attention import PackedAttention
 from ..model.resident import ResidentBase
 from .head import token_logprobs
-from .layers import LayerPlan
+from .layers import LayerPlan, Units, Walk
 
 T = TypeVar("T")
 
@@ -28,15 +28,18 @@ class RowRunner:
         self, base: ResidentBase, bank: AdapterBank, stacks: Sequence[Entries], plan: LayerPlan, cache_bytes: int
     ) -> None:
         self.bank, self.stacks, self.plan = bank, stacks, plan
-        self._device = base.device
+        self._base = base
         self._lower: dict[tuple[int, ...], Tensor] = {}
         self._budget, self.nbytes = cache_bytes, 0
 
-    def lower(self, rows: Sequence[TrainRow]) -> Tensor:
-        """What the frozen layers below make of rows, [T, hidden]; kept as far as the budget goes."""
+    def lower(self, rows: Sequence[TrainRow]) -> Units[Tensor]:
+        """Input of the first adapted layer, [T, hidden] in float32; kept as far as the budget goes.
+
+        The embeddings themselves when that is layer 0.
+        """
         ids = [row.input_ids for row in rows]
         missing = list(dict.fromkeys(key for key in ids if key not in self._lower))
-        made = dict(zip(missing, self._compute(missing), strict=True)) if missing else {}
+        made = dict(zip(missing, (yield from self._compute(missing)), strict=True)) if missing else {}
         found = torch.cat([self._lower[key] if key in self._lower else made[key] for key in ids])
         for key, hidden in made.items():
             if self.plan.first and self.nbytes + hidden.nbytes <= self._budget:
@@ -44,11 +47,20 @@ class RowRunner:
                 self.nbytes += hidden.nbytes
         return found
 
-    def _compute(self, ids: Sequence[tuple[int, ...]]) -> Sequence[Tensor]:
+    def _compute(self, ids: Sequence[tuple[int, ...]]) -> Units[Sequence[Tensor]]:
         lengths = [len(key) for key in ids]
-        tokens = torch.tensor([token for key in ids for token in key], device=self._device)
-        positions = torch.cat([torch.arange(n) for n in lengths]).to(self._device)
-        return self.plan.lower(tokens, positions, PackedAttention(lengths, self._device)).split(lengths)
+        tokens = torch.tensor([token for key in ids for token in key], device=self._base.device)
+        with torch.no_grad():
+            hidden = self._base.embed(tokens).float()
+        if self.plan.first:
+            walk = Walk(self._base, *_places(lengths, self._base.device), None, hidden)
+            hidden = (yield from walk.up(walk.entry, 0, self.plan.first))[0]
+        return hidden.split(lengths)
+
+
+def _places(lengths: Sequence[int], device: torch.device) -> tuple[Tensor, PackedAttention]:
+    """Positions [T] of rows laid end to end, and their attention."""
+    return torch.cat([torch.arange(n) for n in lengths]).to(device), PackedAttention(lengths, device)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,33 +90,76 @@ class Scores:
     correct: list[int]  # how many of them were the likeliest
 
 
-def score(base: ResidentBase, parts: Sequence[Rows]) -> list[Scores]:
-    """Scores of each part's rows, all computed in one forward.
+class Pass:
+    """One forward over rows of one or several jobs, and its backward.
 
     Rows are packed end to end, each attending only to itself. The parts must start at the same layer.
     """
-    rows = [row for part in parts for row in part.rows]
-    lengths = [len(row.input_ids) for row in rows]
-    positions = torch.cat([torch.arange(n) for n in lengths]).to(base.device)
-    wanted, targets, counts, start = [], [], [], 0
-    for row in rows:
-        learned = [i for i, marked in enumerate(row.labels) if marked and i]
-        wanted += [start + i - 1 for i in learned]
-        targets += [row.input_ids[i] for i in learned]
-        counts.append(len(learned))
-        start += len(row.input_ids)
-    embeddings = torch.cat([part.runner.lower(part.rows) for part in parts])
-    dense = min(part.runner.plan.dense_tokens for part in parts)
-    with parts[0].runner.plan.upper(checkpointed=torch.is_grad_enabled() and len(positions) > dense):
-        hidden = base.hidden(positions, PackedAttention(lengths, base.device), _routing(parts), embeddings)
-    chosen = hidden.index_select(0, torch.tensor(wanted, device=base.device))
-    logprobs, best = token_logprobs(chosen, torch.tensor(targets, device=base.device), base.logits)
-    sums = torch.stack([tokens.sum() for tokens in logprobs.split(counts)])
-    correct = [sum(found) for found in _split(best.tolist(), counts)]
-    sizes = [len(part.rows) for part in parts]
-    return [
-        Scores(*found) for found in zip(sums.split(sizes), _split(counts, sizes), _split(correct, sizes), strict=True)
-    ]
+
+    def __init__(self, base: ResidentBase, parts: Sequence[Rows]) -> None:
+        self._base, self._parts = base, parts
+        self._lengths = [len(row.input_ids) for part in parts for row in part.rows]
+
+    def forward(self, *, gradients: bool = False) -> Units[list[Scores]]:
+        """Scores of each part's rows; with ``gradients`` such that a loss of them can run backward to them."""
+        base, runner = self._base, self._parts[0].runner
+        targets, counts, wanted = self._learned()
+        lower = []
+        for part in self._parts:
+            lower.append((yield from part.runner.lower(part.rows)))
+        embeddings = torch.cat(lower)
+        with torch.set_grad_enabled(gradients):
+            routing = _routing(self._parts)
+        self._walk = walk = Walk(base, *_places(self._lengths, base.device), routing, embeddings)
+        first = runner.plan.first
+        start = embeddings[None] if first else walk.entry
+        if gradients:
+            dense = sum(self._lengths) <= min(part.runner.plan.dense_tokens for part in self._parts)
+            hidden = yield from walk.record(start, first, dense=dense)
+        else:
+            hidden = yield from walk.up(start, first, len(base.layers))
+        with torch.set_grad_enabled(gradients):
+            self._top = hidden.detach().requires_grad_(gradients)
+            self._chosen = walk.finish(self._top).index_select(0, wanted)
+        found = yield from token_logprobs(self._chosen.detach(), targets, base.logits, slopes=gradients)
+        self._slopes = found.slopes
+        self._logprobs = found.logprobs.requires_grad_(gradients)
+        with torch.set_grad_enabled(gradients):
+            sums = torch.stack([tokens.sum() for tokens in self._logprobs.split(counts)])
+        correct = [sum(marks) for marks in _split(found.best.tolist(), counts)]
+        sizes = [len(part.rows) for part in self._parts]
+        return [
+            Scores(*each) for each in zip(sums.split(sizes), _split(counts, sizes), _split(correct, sizes), strict=True)
+        ]
+
+    def backward(self) -> Units[None]:
+        """Bring the slopes of the scores, which a loss of them has left there, to the parameters."""
+        assert self._logprobs.grad is not None
+        assert self._slopes is not None
+        torch.autograd.backward(self._chosen, self._logprobs.grad[:, None] * self._slopes)
+        assert self._top.grad is not None
+        slope = self._top.grad
+        del self._chosen, self._slopes, self._top
+        yield
+        yield from self._walk.back(slope)
+
+    def _learned(self) -> tuple[Tensor, list[int], Tensor]:
+        """Learned tokens [n], how many each row has, and the places [n] of the tokens before them."""
+        wanted, targets, counts, start = [], [], [], 0
+        for part in self._parts:
+            for row in part.rows:
+                learned = [i for i, marked in enumerate(row.labels) if marked and i]
+                wanted += [start + i - 1 for i in learned]
+                targets += [row.input_ids[i] for i in learned]
+                counts.append(len(learned))
+                start += len(row.input_ids)
+        device = self._base.device
+        return torch.tensor(targets, device=device), counts, torch.tensor(wanted, device=device)
+
+
+def score(base: ResidentBase, parts: Sequence[Rows]) -> Units[list[Scores]]:
+    """Scores of each part's rows, all computed in one forward without gradients."""
+    return Pass(base, parts).forward()
 
 
 def _routing(parts: Sequence[Rows]) -> Routing | None:

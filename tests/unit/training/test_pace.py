@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -25,18 +27,27 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 def measure(pace: Pace, clock: Clock, tokens: int, seconds: float) -> None:
-    with pace.measure(tokens):
-        clock.now += seconds
+    def work() -> Generator[None, None, str]:
+        clock.now += seconds / 2
+        yield
+        clock.now += seconds / 2
+        return "done"
+
+    piece = pace.measure(tokens, work())
+    next(piece)
+    clock.now += 100  # somebody else's
+    with pytest.raises(StopIteration, match="done"):
+        next(piece)
 
 
 @given(
     lengths=st.lists(st.integers(1, 3000), min_size=1, max_size=12),
     most=st.none() | st.integers(1, 5),
-    seconds=st.none() | st.floats(0.001, 1),
+    serving=st.booleans(),
 )
-def test_parts_are_the_batch_in_order(lengths: list[int], most: int | None, seconds: float | None) -> None:
-    pace = Pace()
-    pace.seconds = seconds
+def test_parts_are_the_batch_in_order(lengths: list[int], most: int | None, serving: bool) -> None:
+    pace = Pace(10)
+    pace.serving = serving
     batch = list(range(len(lengths)))[::-1]
     parts = list(pace.split(batch, lengths, most))
     assert [i for part in parts for i in part] == batch
@@ -45,9 +56,9 @@ def test_parts_are_the_batch_in_order(lengths: list[int], most: int | None, seco
         assert most is None or len(part) <= most
 
 
-def test_with_nobody_waiting_a_piece_is_as_large_as_half_a_second_allows(clock: Clock) -> None:
-    """Somebody may come. But pieces are not so small that training is slower for it."""
-    pace = Pace()
+def test_with_nobody_waiting_what_runs_on_is_as_long_as_somebody_who_comes_may_wait(clock: Clock) -> None:
+    """A tenth of these pieces. But they are not so small that training is slower for it."""
+    pace = Pace(10)
     assert next(pace.split([0, 1, 2, 3], [250] * 4)) == [0, 1]  # nothing has been measured
     measure(pace, clock, 500, 5.0)
     assert next(pace.split([0, 1, 2, 3], [250] * 4)) == [0, 1]
@@ -60,34 +71,35 @@ def test_with_nobody_waiting_a_piece_is_as_large_as_half_a_second_allows(clock: 
 
 
 def test_the_first_piece_beside_serving_is_small() -> None:
-    pace = Pace()
-    pace.seconds = 0.25
+    pace = Pace(10)
+    pace.serving = True
     assert next(pace.split([0, 1, 2], [30] * 3)) == [0, 1]
     assert next(pace.split([0, 1], [300] * 2)) == [0]
 
 
 def test_pieces_follow_the_measured_speed(clock: Clock) -> None:
-    pace = Pace()
-    pace.seconds = 0.5
-    measure(pace, clock, 400, 1.0)
+    """Beside requests a unit, a tenth of a piece, takes 15 ms."""
+    pace = Pace(10)
+    pace.serving = True
+    measure(pace, clock, 1400, 1.0)
     assert next(pace.split([0, 1, 2, 3], [60] * 4)) == [0, 1, 2]
     for _ in range(30):
-        measure(pace, clock, 100, 1.0)
+        measure(pace, clock, 400, 1.0)
     assert next(pace.split([0, 1, 2, 3], [60] * 4)) == [0]
 
 
-def test_a_limit_that_comes_or_goes_counts_from_the_next_part(clock: Clock) -> None:
-    pace = Pace()
-    measure(pace, clock, 100, 1.0)
+def test_requests_that_come_or_go_count_from_the_next_part(clock: Clock) -> None:
+    pace = Pace(10)
+    measure(pace, clock, 700, 1.0)
     parts = pace.split([0, 1, 2, 3, 4, 5], [50] * 6)
-    pace.seconds = 1.0
+    pace.serving = True
     assert next(parts) == [0, 1]
-    pace.seconds = None
+    pace.serving = False
     assert next(parts) == [2, 3, 4, 5]  # 200 tokens
 
 
 def test_a_piece_that_takes_no_time_is_no_division_by_zero(clock: Clock) -> None:
-    pace = Pace()
-    pace.seconds = 1.0
+    pace = Pace(10)
+    pace.serving = True
     measure(pace, clock, 10, 0.0)
     assert next(pace.split([0, 1], [2000] * 2)) == [0, 1]
