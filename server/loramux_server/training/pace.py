@@ -10,7 +10,7 @@ T = TypeVar("T")
 
 MAX_TOKENS = 4096
 """Most tokens of a piece: what one forward and backward may hold in memory."""
-UNIT_SECONDS = 0.015
+UNIT_SECONDS = 0.03
 """Beside requests, what runs without a pause (a layer of the backward) aims at this: they wait for its end."""
 IDLE_UNIT_SECONDS = 0.05
 """The same when nobody is served; somebody may come."""

@@ -78,19 +78,19 @@ def test_the_first_piece_beside_serving_is_small() -> None:
 
 
 def test_pieces_follow_the_measured_speed(clock: Clock) -> None:
-    """Beside requests a unit, a tenth of a piece, takes 15 ms."""
+    """Beside requests a unit, a tenth of a piece, takes 30 ms."""
     pace = Pace(10)
     pace.serving = True
-    measure(pace, clock, 1400, 1.0)
+    measure(pace, clock, 700, 1.0)
     assert next(pace.split([0, 1, 2, 3], [60] * 4)) == [0, 1, 2]
     for _ in range(30):
-        measure(pace, clock, 400, 1.0)
+        measure(pace, clock, 200, 1.0)
     assert next(pace.split([0, 1, 2, 3], [60] * 4)) == [0]
 
 
 def test_requests_that_come_or_go_count_from_the_next_part(clock: Clock) -> None:
     pace = Pace(10)
-    measure(pace, clock, 700, 1.0)
+    measure(pace, clock, 350, 1.0)
     parts = pace.split([0, 1, 2, 3, 4, 5], [50] * 6)
     pace.serving = True
     assert next(parts) == [0, 1]
