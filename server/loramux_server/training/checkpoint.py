@@ -114,6 +114,8 @@ class Checkpoints:
             # Why the block was left is what counts; the checkpoint before this one is still there.
             with suppress(Error):
                 self.settled(wait=True)
+            if self._folder is not None and not self._folder.is_dir():
+                raise  # the job was cancelled, and all of it is gone
             try:
                 self.begin(snapshot())
                 self.settled(wait=True)
