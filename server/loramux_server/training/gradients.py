@@ -81,24 +81,24 @@ Picked = list[tuple[Batch, list[int]]]
 """Batches, and which of their rows a pass takes."""
 
 
-def pick(batches: Sequence[Batch], room: int) -> tuple[Picked, int]:
+def pick(batches: Sequence[Batch], room: int, most: int) -> tuple[Picked, int]:
     """Rows for a pass of about ``room`` tokens, and how many tokens they are: one batch after the other.
 
-    At least one row. Few adapters with many rows each make larger products than many with few.
+    At least one row, otherwise at most ``most`` tokens. What waits is cut into passes of about the same size: a small
+    one at the end costs more than it does. Few adapters with many rows each make larger products than many with few.
     """
-    picked: Picked = []
+    waiting = [(batch, row) for batch in batches for row in batch.left]
+    total = sum(batch.run.lengths[row] for batch, row in waiting)
+    aim = total / max(1, round(total / room))
+    picked: dict[int, tuple[Batch, list[int]]] = {}
     tokens = 0
-    for batch in batches:
-        rows: list[int] = []
-        for row in batch.left:
-            length = batch.run.lengths[row]
-            if tokens and tokens + length > room:
-                return [*picked, (batch, rows)] if rows else picked, tokens
-            rows.append(row)
-            tokens += length
-        if rows:
-            picked.append((batch, rows))
-    return picked, tokens
+    for batch, row in waiting:
+        length = batch.run.lengths[row]
+        if tokens and (tokens + length > most or tokens + length / 2 > aim):
+            break
+        picked.setdefault(id(batch), (batch, []))[1].append(row)
+        tokens += length
+    return list(picked.values()), tokens
 
 
 def run_pass(base: ResidentBase, picked: Picked) -> Units[None]:

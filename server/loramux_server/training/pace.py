@@ -32,13 +32,17 @@ class Pace:
         self._limit: int | None = None  # since memory ran out
 
     @property
+    def most(self) -> int:
+        """Most tokens that memory has room for."""
+        return MAX_TOKENS if self._limit is None else self._limit
+
+    @property
     def room(self) -> int:
-        """Most tokens of the next piece."""
-        room = MAX_TOKENS if self._limit is None else self._limit
+        """Tokens of the next piece."""
         if not self.serving:
-            return min(room, max(IDLE_TOKENS, int((self._rate or 0.0) * IDLE_UNIT_SECONDS * self.units)))
+            return min(self.most, max(IDLE_TOKENS, int((self._rate or 0.0) * IDLE_UNIT_SECONDS * self.units)))
         # The first piece beside requests is small, because nothing has been measured yet.
-        return min(room, int(self._rate * UNIT_SECONDS * self.units)) if self._rate else 64
+        return max(1, min(self.most, int(self._rate * UNIT_SECONDS * self.units))) if self._rate else 64
 
     def split(self, batch: Sequence[int], lengths: Sequence[int], most: int | None = None) -> Iterator[list[int]]:
         """Consecutive parts of ``batch``, each at least one row. The limit is looked up anew for every part."""

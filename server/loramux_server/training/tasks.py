@@ -154,7 +154,8 @@ class TrainingJobs:
         # A layer's backward takes two parts of three of its share.
         self._pace.serving, self._pace.units = serving, 1.5 * (len(self._base.layers) - first)
         limits = [job.limit for job in together if job.limit is not None]
-        picked, tokens = pick([job.batch for job in together if job.batch], min([self._pace.room, *limits]))
+        most = min([self._pace.most, *limits])
+        picked, tokens = pick([job.batch for job in together if job.batch], min(self._pace.room, most), most)
         taken = {id(batch) for batch, _ in picked}
         self._taking_part = together = [job for job in together if id(job.batch) in taken]
         failure: Exception
