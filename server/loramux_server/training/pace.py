@@ -12,11 +12,13 @@ MAX_TOKENS = 4096
 """Most tokens of a piece: what one forward and backward may hold in memory."""
 UNIT_SECONDS = 0.03
 """Beside requests, what runs without a pause (a layer of the backward) aims at this: they wait for its end."""
-IDLE_UNIT_SECONDS = 0.05
-"""The same when nobody is served; somebody may come."""
+IDLE_SECONDS = 0.05
+"""The same for what is done in a stretch when nobody is served; somebody may come."""
+IDLE_PASS_SECONDS = 0.2
+"""A piece takes this when nobody is served: a larger one is hardly more efficient, and its activations take memory."""
 IDLE_TOKENS = 512
-"""But then a piece is no smaller than this: below, what a pass costs whatever its size makes training slower. Measured
-on two processor cores with the default base: 1,024 tokens in pieces of 1,024: 6.12 s; of 512: 6.15; 256: 6.7; 128: 7.8.
+"""But it is no smaller than this: below, what a pass costs whatever its size makes training slower. Measured on two
+processor cores with the default base: 1,024 tokens in pieces of 1,024: 6.12 s; of 512: 6.15; 256: 6.7; 128: 7.8.
 """
 
 
@@ -40,7 +42,7 @@ class Pace:
     def room(self) -> int:
         """Tokens of the next piece."""
         if not self.serving:
-            return min(self.most, max(IDLE_TOKENS, int((self._rate or 0.0) * IDLE_UNIT_SECONDS * self.units)))
+            return min(self.most, max(IDLE_TOKENS, int((self._rate or 0.0) * IDLE_PASS_SECONDS)))
         # The first piece beside requests is small, because nothing has been measured yet.
         return max(1, min(self.most, int(self._rate * UNIT_SECONDS * self.units))) if self._rate else 64
 

@@ -14,7 +14,7 @@ from ..core.jobs import TrainCommand, TrainEvent, TrainEventType
 from ..model.resident import ResidentBase
 from .gradients import Batch, out_of_memory, pick, run_pass
 from .layers import Units
-from .pace import IDLE_UNIT_SECONDS, Pace
+from .pace import IDLE_SECONDS, Pace
 from .run import Pieces
 from .selftest import gradient_fault
 from .trainer import train
@@ -90,7 +90,7 @@ class TrainingJobs:
         Gives the jobs that ended.
         """
         started = time.monotonic()
-        most = IDLE_UNIT_SECONDS if seconds is None else seconds
+        most = IDLE_SECONDS if seconds is None else seconds
         try:
             while True:
                 before = time.monotonic()

@@ -56,14 +56,14 @@ def test_parts_are_the_batch_in_order(lengths: list[int], most: int | None, serv
         assert most is None or len(part) <= most
 
 
-def test_with_nobody_waiting_what_runs_on_is_as_long_as_somebody_who_comes_may_wait(clock: Clock) -> None:
-    """A tenth of these pieces. But they are not so small that training is slower for it."""
+def test_with_nobody_waiting_a_piece_is_as_large_as_makes_it_efficient(clock: Clock) -> None:
+    """A fifth of a second, or what makes no difference any more."""
     pace = Pace(10)
     assert next(pace.split([0, 1, 2, 3], [250] * 4)) == [0, 1]  # nothing has been measured
     measure(pace, clock, 500, 5.0)
     assert next(pace.split([0, 1, 2, 3], [250] * 4)) == [0, 1]
     for _ in range(40):
-        measure(pace, clock, 3000, 1.0)
+        measure(pace, clock, 7500, 1.0)
     assert next(pace.split([0, 1, 2, 3], [490] * 4)) == [0, 1, 2]
     for _ in range(40):
         measure(pace, clock, 90_000, 1.0)
