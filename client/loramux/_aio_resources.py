@@ -106,16 +106,24 @@ class AsyncDatasets:
         messages = await asyncio.to_thread(_files.upload_dataset, data)
         return _responses.dataset(await self._transport.upload(self._stub.UploadDataset, messages))
 
-    async def validate(self, data: Data | Dataset, **settings: Unpack[TrainOptions]) -> DatasetReport:
-        return await self.show(data, rows=0, **settings)
+    async def validate(
+        self, data: Data | Dataset, *, recipe: str | None = None, **settings: Unpack[TrainOptions]
+    ) -> DatasetReport:
+        return await self.show(data, rows=0, recipe=recipe, **settings)
 
     async def show(
-        self, data: Data | Dataset, *, rows: int = 5, line: int = 0, **settings: Unpack[TrainOptions]
+        self,
+        data: Data | Dataset,
+        *,
+        rows: int = 5,
+        line: int = 0,
+        recipe: str | None = None,
+        **settings: Unpack[TrainOptions],
     ) -> DatasetReport:
         settled = _requests.train_settings(settings)
         dataset = data if isinstance(data, Dataset) else await self.upload(data)
         request = training_pb2.ValidateDatasetRequest(dataset_id=dataset.id, settings=settled)
-        assign(request, {"show_rows": rows, "show_from_line": line})
+        assign(request, {"show_rows": rows, "show_from_line": line, "recipe": recipe or ""})
         return _responses.dataset_report(await self._transport.unary(self._stub.ValidateDataset, request))
 
 

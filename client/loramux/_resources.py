@@ -120,18 +120,26 @@ class Datasets:
         """Store a JSONL file or rows."""
         return _responses.dataset(self._transport.upload(self._stub.UploadDataset, _files.upload_dataset(data)))
 
-    def validate(self, data: Data | Dataset, **settings: Unpack[TrainOptions]) -> DatasetReport:
-        """Check data as a job with these settings would, and tell what they hold and cost."""
-        return self.show(data, rows=0, **settings)
+    def validate(
+        self, data: Data | Dataset, *, recipe: str | None = None, **settings: Unpack[TrainOptions]
+    ) -> DatasetReport:
+        """Check data as a job with these settings or this ``recipe`` would, and tell what they hold and cost."""
+        return self.show(data, rows=0, recipe=recipe, **settings)
 
     def show(
-        self, data: Data | Dataset, *, rows: int = 5, line: int = 0, **settings: Unpack[TrainOptions]
+        self,
+        data: Data | Dataset,
+        *,
+        rows: int = 5,
+        line: int = 0,
+        recipe: str | None = None,
+        **settings: Unpack[TrainOptions],
     ) -> DatasetReport:
         """As ``validate``, and ``shown`` has ``rows`` good rows from ``line`` on with what is learned of them."""
         settled = _requests.train_settings(settings)
         dataset = data if isinstance(data, Dataset) else self.upload(data)
         request = training_pb2.ValidateDatasetRequest(dataset_id=dataset.id, settings=settled)
-        assign(request, {"show_rows": rows, "show_from_line": line})
+        assign(request, {"show_rows": rows, "show_from_line": line, "recipe": recipe or ""})
         return _responses.dataset_report(self._transport.unary(self._stub.ValidateDataset, request))
 
 

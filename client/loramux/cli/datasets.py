@@ -11,7 +11,7 @@ import typer
 from ..progress import clock
 from ..types import DatasetReport, MarkedText
 from .common import Json, connect, plain, print_fields, print_json, size
-from .train import BatchSize, Epochs, Layers, MaxLength, MaxSteps, Rank
+from .train import BatchSize, Epochs, Layers, MaxLength, MaxSteps, Rank, Recipe
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -36,6 +36,7 @@ def validate(
     max_length: MaxLength = None,
     layers: Layers = None,
     rank: Rank = None,
+    recipe: Recipe = None,
     json: Json = False,
 ) -> None:
     """Check a file as a training job would: all problems by line, then what it holds.
@@ -51,6 +52,7 @@ def validate(
             max_length=max_length,
             layers=layers,
             rank=rank,
+            recipe=recipe,
         )
     if json:
         print_json(report)

@@ -23,6 +23,9 @@ MaxLength = Annotated[
 Layers = Annotated[
     str | None, typer.Option(help="Decoder layers to adapt, such as '15-29' or '0,2,4'.", show_default="all")
 ]
+Recipe = Annotated[
+    str | None, typer.Option(help="Settings for what is left out: facts, or style (over --on-top-of donors).")
+]
 Rank = Annotated[int | None, typer.Option(help="Rank of the adapter.", show_default="16")]
 
 
@@ -97,9 +100,7 @@ def train(
     early_stopping_patience: Annotated[
         int | None, typer.Option(help="Stop after this many evaluations that are no better.")
     ] = None,
-    recipe: Annotated[
-        str | None, typer.Option(help="Settings for what is left out: facts, or style (over --on-top-of donors).")
-    ] = None,
+    recipe: Recipe = None,
     gate: Annotated[
         str | None,
         typer.Option(

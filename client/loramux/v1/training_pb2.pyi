@@ -227,12 +227,15 @@ class ValidateDatasetRequest(_message.Message):
     SETTINGS_FIELD_NUMBER: _builtins.int
     SHOW_ROWS_FIELD_NUMBER: _builtins.int
     SHOW_FROM_LINE_FIELD_NUMBER: _builtins.int
+    RECIPE_FIELD_NUMBER: _builtins.int
     dataset_id: _builtins.str
     """Dataset to check."""
     show_rows: _builtins.int
     """Show this many tokenised rows, at most 100. 0: none."""
     show_from_line: _builtins.int
     """First line to show rows from. 0: the first."""
+    recipe: _builtins.str
+    """Recipe of the job that is planned: `facts` or `style`. Empty: none."""
     @_builtins.property
     def settings(self) -> Global___TrainSettings:
         """Settings of the job that is planned; they decide on lengths, steps and cost."""
@@ -244,10 +247,11 @@ class ValidateDatasetRequest(_message.Message):
         settings: Global___TrainSettings | None = ...,
         show_rows: _builtins.int = ...,
         show_from_line: _builtins.int = ...,
+        recipe: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["settings", b"settings"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["dataset_id", b"dataset_id", "settings", b"settings", "show_from_line", b"show_from_line", "show_rows", b"show_rows"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dataset_id", b"dataset_id", "recipe", b"recipe", "settings", b"settings", "show_from_line", b"show_from_line", "show_rows", b"show_rows"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

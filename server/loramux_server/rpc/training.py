@@ -16,6 +16,7 @@ from . import call as calls
 from .convert.training import (
     dataset_to_proto,
     event_to_proto,
+    given_in,
     job_from_proto,
     job_to_proto,
     report_to_proto,
@@ -52,6 +53,8 @@ class TrainingServicer(training_pb2_grpc.TrainingServiceServicer):
             request.dataset_id,
             calls.current().tenant,
             spec=spec_from_proto(request.settings),
+            recipe=request.recipe,
+            given=given_in(request.settings),
             show=request.show_rows,
             from_line=request.show_from_line,
         )

@@ -21,7 +21,7 @@ from .job_validation import selected_modules
 
 _LAYER = re.compile(r"\.(\d+)\.")
 FLOAT = 4
-LOGIT_ROWS = 256
+LOGIT_ROWS = 64
 """Rows of logits that exist at a time in a step."""
 
 

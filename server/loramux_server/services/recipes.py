@@ -52,14 +52,16 @@ def with_recipe(request: CreateJobRequest, info: EngineInfo) -> CreateJobRequest
     """``request`` with its recipe's settings where the caller gave none. Raises INVALID_ARGUMENT for an unknown one."""
     if not request.recipe:
         return request
-    if request.recipe not in RECIPES:
-        raise invalid_field(
-            "recipe", f"{request.recipe[:40]!r} is not known; there are {', '.join(RECIPES)}, or leave it out"
-        )
-    values = {n: v for n, v in RECIPES[request.recipe](info).items() if not request.gave(n)}
     # The shape stays open: with ``init_from`` it is that version's.
     given = request.given and request.given | {"learning_rate"}
-    return replace(request, spec=replace(request.spec, **values), given=given)
+    return replace(request, spec=filled_in(request.spec, request.recipe, request.gave, info), given=given)
+
+
+def filled_in(spec: TrainSpec, recipe: str, gave: Callable[[str], bool], info: EngineInfo) -> TrainSpec:
+    """``spec`` with a recipe's settings where the caller ``gave`` none. Raises INVALID_ARGUMENT for an unknown one."""
+    if recipe not in RECIPES:
+        raise invalid_field("recipe", f"{recipe[:40]!r} is not known; there are {', '.join(RECIPES)}, or leave it out")
+    return replace(spec, **{name: value for name, value in RECIPES[recipe](info).items() if not gave(name)})
 
 
 def donor_violations(

@@ -29,7 +29,7 @@ from .job_views import dataset_info, job_event, job_info
 from .limits import Limits
 from .plan import JobData, load_data
 from .questions import questions
-from .recipes import donor_violations, with_recipe
+from .recipes import donor_violations, filled_in, with_recipe
 from .stacks import StackResolver, pinned_items
 from .validation import utf8_size
 from .views import CreateJobRequest, DatasetInfo, DatasetReport, JobEvent, JobInfo, Page
@@ -82,11 +82,16 @@ class TrainingService:
         tenant: str = "default",
         *,
         spec: TrainSpec | None = None,
+        recipe: str = "",
+        given: frozenset[str] = frozenset(),
         show: int = 0,
         from_line: int = 0,
     ) -> DatasetReport:
-        """Report on a dataset, as ``DatasetChecks.report``."""
-        return await self._checks.report(dataset_id, tenant, spec or TrainSpec(), show, from_line)
+        """Report on a dataset, as ``DatasetChecks.report``. A ``recipe`` fills in what is not in ``given``."""
+        spec = spec or TrainSpec()
+        if recipe:
+            spec = filled_in(spec, recipe, given.__contains__, self._info)
+        return await self._checks.report(dataset_id, tenant, spec, show, from_line)
 
     async def create_job(self, request: CreateJobRequest) -> JobInfo:
         """Check everything, then queue a job; once this returns, the job survives a crash.

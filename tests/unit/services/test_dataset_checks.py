@@ -48,6 +48,19 @@ async def test_the_good_rows_are_reported_beside_the_bad(server: Server) -> None
     assert any("repeats an earlier one" in warning for warning in report.warnings)
 
 
+async def test_a_recipe_fills_in_what_is_not_given(server: Server) -> None:
+    dataset = await upload(server, ROWS)
+    batches = -(-len(ROWS) // 4)
+    spec = TrainSpec(batch_size=4)
+    report = await server.service.validate_dataset(dataset, spec=spec, recipe="facts")
+    assert report.estimated_steps == 4 * batches  # four epochs
+    spec = TrainSpec(batch_size=4, epochs=1)
+    report = await server.service.validate_dataset(dataset, spec=spec, recipe="facts", given=frozenset({"epochs"}))
+    assert report.estimated_steps == batches
+    with pytest.raises(Error, match="'poetry' is not known"):
+        await server.service.validate_dataset(dataset, recipe="poetry")
+
+
 async def test_rows_are_shown_as_they_are_trained_on(server: Server, text: TextTokenizer) -> None:
     dataset = await upload(server, ROWS)
     report = await server.service.validate_dataset(dataset, show=2, from_line=3)

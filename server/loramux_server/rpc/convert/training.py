@@ -90,8 +90,13 @@ def job_from_proto(request: pb.CreateJobRequest, call: Call) -> CreateJobRequest
         metadata=dict(request.metadata),
         idempotency_key=request.idempotency_key,
         tenant=call.tenant,
-        given=frozenset(descriptor.name for descriptor, _ in request.settings.ListFields()),
+        given=given_in(request.settings),
     )
+
+
+def given_in(settings: pb.TrainSettings) -> frozenset[str]:
+    """Names of the settings that the caller chose."""
+    return frozenset(descriptor.name for descriptor, _ in settings.ListFields())
 
 
 def job_to_proto(job: JobInfo) -> pb.Job:
