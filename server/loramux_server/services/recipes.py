@@ -11,6 +11,7 @@ from typing import Any
 
 from ..core.backend import EngineInfo
 from ..core.errors import FieldViolation, invalid_field
+from ..core.jobs import TrainSpec
 from ..core.types import StackItem
 from .job_defaults import automatic_learning_rate
 from .views import CreateJobRequest
