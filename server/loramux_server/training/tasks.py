@@ -53,7 +53,6 @@ class TrainingJobs:
         self._pass_is_due = False
         self._piece: Units[list[Ended]] | None = None  # that is under way
         self._taking_part: list[Job] = []  # in it
-        self._unit_seconds = 0.0  # of the last unit
 
     @property
     def jobs(self) -> tuple[str, ...]:
@@ -98,8 +97,8 @@ class TrainingJobs:
                 if self._base.device.type == "cuda":
                     torch.cuda.synchronize(self._base.device)  # what was only queued would take the others' time
                 now = time.monotonic()
-                self._unit_seconds = now - before
-                if ended or not self._jobs or now - started + self._unit_seconds > most:
+                # The next unit takes about as long as this one.
+                if ended or not self._jobs or 2 * now - before - started > most:
                     return ended
         finally:
             self._base.release()
