@@ -15,7 +15,7 @@ from tests.peft_loop import initial_adapter, peft_losses
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
 UPPER = TrainSpec(
-    rank=16, layers=tuple(range(15, 30)), learning_rate=3e-3, max_steps=30, epochs=99, batch_size=1, seed=3
+    rank=16, layers=tuple(range(15, 30)), learning_rate=3e-4, max_steps=30, epochs=99, batch_size=1, seed=3
 )
 SPECS = {
     "upper": UPPER,
@@ -47,14 +47,13 @@ def losses(engine: Engine, id: str) -> list[float]:
 def test_one_job_and_three_at_once_equal_peft_loops(engine: Engine, default_base: Path, tmp_path: Path) -> None:
     """30 steps in float32, relative difference below a thousandth.
 
-    Or of what float32 can tell: losses here fall from 15 to 0.001, as differences of logits around 20, whose resolution
-    is 2e-6.
+    The rate is one at which losses stay far above the resolution of float32 logits, 2e-6 around 20.
     """
     jobs = [TrainCommand(id, spec, DATA[id], output=str(tmp_path / id)) for id, spec in SPECS.items()]
     engine.train(replace(jobs[0], job_id="alone", output=str(tmp_path / "alone")))
     engine.run(*jobs)
     for id, spec in SPECS.items():
         expected = peft_losses(default_base, spec, DATA[id], initial_adapter(engine.base, spec))
-        assert losses(engine, id) == pytest.approx(expected, rel=1e-3, abs=2e-6)
+        assert losses(engine, id) == pytest.approx(expected, rel=1e-3)
         if id == "upper":
-            assert losses(engine, "alone") == pytest.approx(expected, rel=1e-3, abs=2e-6)
+            assert losses(engine, "alone") == pytest.approx(expected, rel=1e-3)

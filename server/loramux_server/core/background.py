@@ -25,7 +25,7 @@ class Background(Protocol):
         ...
 
     def advance(self, seconds: float | None) -> Sequence[Ended]:
-        """Do one piece of work, aiming at ``seconds`` or, when None, at whatever is most efficient.
+        """Work for about ``seconds`` or, when None, for as long as somebody who comes may wait.
 
         Gives the jobs that ended with it. A failure of one job is among these, and none of the others'.
         """

@@ -88,7 +88,9 @@ async def test_as_many_as_may_run_at_a_time(server: Server) -> None:
         engine.let_go(*jobs, late)
         for one in (*jobs, late):
             assert states(await server.finished(one))[-1] is JobState.SUCCEEDED
-    # Those that may begin together are set up side by side, so their order among themselves is open.
+    taken = [(await server.service.get_job(one.id)).started_at for one in (*jobs, late)]
+    assert taken == sorted(taken)  # in the order of the queue
+    # Those that may begin together are then set up side by side, and come to the engine in any order.
     begun = [set(engine.begun[:3]), {engine.begun[3]}, set(engine.begun[4:])]
     assert begun == [{one.id for one in jobs[:3]}, {jobs[3].id}, {jobs[4].id, late.id}]
 
