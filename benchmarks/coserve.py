@@ -39,7 +39,7 @@ from tools.make_data import DATA
 
 from .goals import Goal, as_json
 from .load import own_server
-from .machine import describe, sentence
+from .machine import DEVICES, describe, sentence
 from .samples import Figures, Sample
 from .serving import RESULTS, ROOT, child, console, prepare
 from .streams import keep_streaming, pooled
@@ -158,7 +158,7 @@ async def measure(job: TrainJob, options: argparse.Namespace, log: Path) -> tupl
     """All rounds on one server, and the type that it computes in."""
     flags = {
         "--model": job.base,
-        "--device": "cpu",
+        "--device": job.device,
         "--dtype": job.dtype,
         "--threads": str(job.threads),
         "--training-share": str(options.share),
@@ -186,6 +186,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--rounds", type=int, help="(default: 2; quick: 1)")
     add("--layers", metavar="all|M-N", help="that the job adapts (default: all; quick: 15-29)")
     add("--dtype", choices=("float32", "bfloat16"), default="bfloat16", help="(default: bfloat16)")
+    add("--device", choices=DEVICES, default=DEVICES[0], help=f"(default: {DEVICES[0]})")
     add("--threads", type=int, default=len(os.sched_getaffinity(0)), help="of the engine (default: all cores)")
     add("--material", type=Path, default=ROOT / "build" / "bench", help="where the base is kept")
     add("--json", type=Path, metavar="FILE", help="(default: a new file in benchmarks/results)")
@@ -207,7 +208,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 def write(path: Path, machine: dict[str, Any], options: argparse.Namespace, made: dict[str, Any]) -> None:
     """All figures as JSON."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    chosen = ("streams", "tokens", "share", "seconds", "rounds", "layers", "threads", "quick")
+    chosen = ("streams", "tokens", "share", "seconds", "rounds", "layers", "device", "threads", "quick")
     settings = {name: getattr(options, name) for name in chosen}
     path.write_text(json.dumps({"machine": machine, "settings": settings, **made}, indent=2) + "\n")
 
@@ -230,6 +231,7 @@ def main() -> None:
         scratch="",
         epochs=FOREVER,
         layers=options.numbers,
+        device=options.device,
         **{key: FACTS[key] for key in ("rank", "alpha", "learning_rate", "batch_size")},
     )
     found, dtype = asyncio.run(measure(job, options, log))
@@ -241,7 +243,11 @@ def main() -> None:
     }
     direct, alone, both = speeds.values()
     reached = goals(figures["beside a job"], figures["without a job"], direct, alone, both)
-    show(figures, speeds, f"{options.streams} streams, {dtype}, {options.threads} threads, share {options.share}")
+    show(
+        figures,
+        speeds,
+        f"{options.streams} streams, {options.device}, {dtype}, {options.threads} threads, share {options.share}",
+    )
     for goal in reached:
         console.print(str(goal), highlight=False, soft_wrap=True)
     path = options.json or RESULTS / f"coserve-{stamp}.json"

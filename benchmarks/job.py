@@ -34,6 +34,7 @@ class Job:
     threads: int
     scratch: str
     """Folder that this process may fill."""
+    device: str = "cpu"
     target: str = ""
     """For systems from elsewhere: the path of the executable, or the URL of a server that runs already."""
 

@@ -8,18 +8,22 @@ import platform
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .roofline import Rates
+
+if TYPE_CHECKING:
+    import torch
 
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "grpcio", "loramux")
 FLAGS = ("avx2", "avx512f", "avx512_bf16", "avx512_fp16", "amx_bf16", "amx_int8", "avx_vnni", "avx512_vnni")
 READ_BYTES = 1 << 30
 """Larger than any cache that a rented processor shows."""
+DEVICES = ("cpu", "cuda")
 
 
 def describe() -> dict[str, Any]:
-    """Processor, memory, versions and how busy the machine is now."""
+    """Processor, GPUs, memory, versions and how busy the machine is now."""
     model, flags = _processor()
     return {
         "cpu": model,
@@ -27,6 +31,7 @@ def describe() -> dict[str, Any]:
         "cores": len(os.sched_getaffinity(0)),
         "memory_bytes": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
         "load_average": [round(x, 2) for x in os.getloadavg()],
+        "gpus": _gpus(),
         "kernel": platform.release(),
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in PACKAGES},
@@ -36,15 +41,43 @@ def describe() -> dict[str, Any]:
 def sentence(machine: dict[str, Any]) -> str:
     """The description in one line."""
     versions = ", ".join(f"{name} {version}" for name, version in machine["packages"].items())
+    gpus = "".join(f"{name}; " for name in machine["gpus"])
     return (
-        f"{machine['cpu']}, {machine['cores']} cores ({' '.join(machine['flags']) or 'no vector flags'}), "
+        f"{gpus}{machine['cpu']}, {machine['cores']} cores ({' '.join(machine['flags']) or 'no vector flags'}), "
         f"{machine['memory_bytes'] / 2**30:.0f} GiB; load average before: "
         f"{' '.join(str(x) for x in machine['load_average'])}; Python {machine['python']}, {versions}"
     )
 
 
-def measure_rates(dtype: str, threads: int, repeat: int = 5) -> Rates:
+def measure_rates(dtype: str, threads: int, device: str, repeat: int = 5) -> Rates:
     """Best of several trials, because whatever disturbs a trial makes it slower. Takes about ten seconds."""
+    import torch
+
+    if device == "cuda":
+        return _gpu_rates(getattr(torch, dtype), repeat)
+    return _cpu_rates(dtype, threads, repeat)
+
+
+def _gpu_rates(dtype: torch.dtype, repeat: int) -> Rates:
+    """A copy of a block that no cache holds, read and written; a product of 8192 x 8192 matrices."""
+    import torch
+
+    size = 8192
+    source, target = (torch.ones(READ_BYTES, dtype=torch.uint8, device="cuda") for _ in range(2))
+    left, right = (torch.randn(size, size, device="cuda", dtype=dtype) for _ in range(2))
+
+    def finished(work: Callable[[], object]) -> Callable[[], None]:
+        def run() -> None:
+            work()
+            torch.cuda.synchronize()
+
+        return run
+
+    copy = _best(finished(lambda: target.copy_(source)), 10 * repeat)
+    return Rates(2 * READ_BYTES / copy, 2 * size**3 / _best(finished(lambda: left @ right), 10 * repeat))
+
+
+def _cpu_rates(dtype: str, threads: int, repeat: int) -> Rates:
     import torch
     from torch.nn.functional import linear
 
@@ -81,6 +114,16 @@ def _best(work: Callable[[], object], repeat: int) -> float:
         work()
         best = min(best, time.perf_counter() - begin)
     return best
+
+
+def _gpus() -> list[str]:
+    """Models, as NVIDIA's driver tells them."""
+    found = []
+    for file in sorted(Path("/proc/driver/nvidia/gpus").glob("*/information")):
+        for line in file.read_text().splitlines():
+            key, _, value = line.partition(":")
+            found += [value.strip()] if key == "Model" else []
+    return found
 
 
 def _processor() -> tuple[str, frozenset[str]]:

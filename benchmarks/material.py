@@ -1,4 +1,4 @@
-"""Bases and adapters to measure with, made once per folder: the default base, a random one, random adapters."""
+"""Bases and adapters to measure with, made once per folder: the default base, random ones, random adapters."""
 
 from __future__ import annotations
 
@@ -13,18 +13,25 @@ from .workloads import ADAPTERS, RANK
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-BASES = ("default", "random-174m")
-RANDOM: dict[str, Any] = {
-    "hidden_size": 1024,
-    "num_hidden_layers": 12,
-    "intermediate_size": 2816,
-    "vocab_size": 32000,
-    "num_attention_heads": 16,
-    "num_key_value_heads": 8,
-    "max_position_embeddings": 2048,
-    "tie_word_embeddings": True,
+RANDOM: dict[str, dict[str, Any]] = {
+    "random-174m": {
+        "hidden_size": 1024,
+        "num_hidden_layers": 12,
+        "intermediate_size": 2816,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 8,
+    },
+    "random-1b": {
+        "hidden_size": 2048,
+        "num_hidden_layers": 16,
+        "intermediate_size": 8192,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+    },
 }
-"""A Llama of 174 million parameters."""
+"""Shapes of Llamas with random weights, by name; the name says how many parameters."""
+VOCABULARY, CONTEXT = 32000, 2048
+BASES = ("default", *RANDOM)
 ALPHA = 32
 DELTA = 0.015
 """Spread of the random B: adapters that change what is said without drowning the base."""
@@ -34,24 +41,32 @@ def prepare(name: str, folder: Path) -> Base:
     """A base with its adapters, everything below ``folder``. Imports torch; the first time takes up to a minute."""
     from loramux_server.model.quantize import prepare_base
 
-    source = None if name == "default" else str(_random_model(folder))
+    source = None if name == "default" else str(_random_model(name, folder))
     base = prepare_base(source, folder)
     shape = _shape(base)
     adapters = [_adapter(base, folder / "adapters" / name / f"bench-{i:02}", seed=i) for i in range(ADAPTERS)]
     return Base(name, str(base.resolve()), shape, tuple(map(str, adapters)), _gguf() if name == "default" else "")
 
 
-def _random_model(folder: Path) -> Path:
+def _random_model(name: str, folder: Path) -> Path:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
     from loramux_server.model.quantize import prepare_base
 
-    target = (folder / "models" / "random-174m").resolve()
+    target = (folder / "models" / name).resolve()
     if (target / "tokenizer.json").is_file():  # written last
         return target
-    tokenizer = _cut_tokenizer(prepare_base(None, folder), RANDOM["vocab_size"])
-    config: Any = LlamaConfig(**RANDOM, bos_token_id=1, eos_token_id=2, pad_token_id=0)
+    tokenizer = _cut_tokenizer(prepare_base(None, folder), VOCABULARY)
+    config: Any = LlamaConfig(
+        **RANDOM[name],
+        vocab_size=VOCABULARY,
+        max_position_embeddings=CONTEXT,
+        tie_word_embeddings=True,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=0,
+    )
     config.dtype = torch.bfloat16
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -75,7 +90,7 @@ def _cut_tokenizer(folder: Path, size: int) -> PreTrainedTokenizerFast:
         pad_token="<|endoftext|>",
         bos_token="<|im_start|>",
         eos_token="<|im_end|>",
-        model_max_length=RANDOM["max_position_embeddings"],
+        model_max_length=CONTEXT,
     )
 
 

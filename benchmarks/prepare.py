@@ -1,6 +1,6 @@
 """What needs torch beside the measuring: ``python -m benchmarks.prepare WHAT ARGUMENTS``.
 
-    base NAME FOLDER | rates DTYPE THREADS | registry BASE FOLDER REGISTERED WHOLE | loads FOLDER DTYPE COUNT
+    base NAME FOLDER | rates DTYPE THREADS DEVICE | registry BASE FOLDER REGISTERED WHOLE | loads FOLDER DTYPE COUNT
 
 Writes the answer as one line of JSON; whatever libraries print goes to standard error.
 """
@@ -25,7 +25,7 @@ def main(what: str, *arguments: str) -> None:
     elif what == "rates":
         from .machine import measure_rates
 
-        answer = measure_rates(arguments[0], int(arguments[1]))
+        answer = measure_rates(arguments[0], int(arguments[1]), arguments[2])
     elif what == "registry":
         from .registry import make
 

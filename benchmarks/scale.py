@@ -167,7 +167,7 @@ class Run:
 
     def seven(self, registry: Registry) -> None:
         """A base of seven billion parameters."""
-        memory = rates(self.dtype, self.threads, self.log).bandwidth
+        memory = rates(self.dtype, self.threads, "cpu", self.log).bandwidth
         disk = read_rate(map(Path, registry.folders), DISK_BYTES)
         computed = compute(disk, memory)
         folder = self.material / "scale"

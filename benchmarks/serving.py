@@ -28,7 +28,7 @@ import msgspec
 from rich.console import Console
 
 from .job import Base, CellResult, Job, Line
-from .machine import describe, sentence
+from .machine import DEVICES, describe, sentence
 from .material import BASES
 from .roofline import FORMULA, NF4_BYTES, Load, Rates, least_seconds
 from .samples import agreement
@@ -87,9 +87,9 @@ def prepare(name: str, folder: Path, threads: int, log: Path) -> Base:
     return msgspec.json.decode(lines[-1], type=Base)
 
 
-def rates(dtype: str, threads: int, log: Path) -> Rates:
+def rates(dtype: str, threads: int, device: str, log: Path) -> Rates:
     """How fast this machine is, measured in a process of its own. Done before and after all else, the best counts."""
-    lines = list(child("benchmarks.prepare", ["rates", dtype, str(threads)], b"", threads, log))
+    lines = list(child("benchmarks.prepare", ["rates", dtype, str(threads), device], b"", threads, log))
     return msgspec.json.decode(lines[-1], type=Rates)
 
 
@@ -172,12 +172,13 @@ def parse() -> argparse.Namespace:
         prog="python -m benchmarks.serving", description=(__doc__ or "").partition("\n")[0]
     )
     parser.add_argument("--quick", action="store_true", help=f"about two minutes: default base, {', '.join(QUICK)}")
-    parser.add_argument("--bases", nargs="+", choices=BASES, help="(default: all)")
+    parser.add_argument("--bases", nargs="+", choices=BASES, help=f"(default: {' '.join(BASES[:2])})")
     parser.add_argument("--systems", nargs="+", choices=SYSTEMS, default=[*OURS, *PEERS], help="(default: all of ours)")
     parser.add_argument(
         "--workloads", nargs="+", default=[], metavar="KIND@N", help="base@16, stacks, @64 (default: all)"
     )
     parser.add_argument("--dtype", choices=sorted(WEIGHT_BYTES), help="(default: what loramux would choose here)")
+    parser.add_argument("--device", choices=DEVICES, default=DEVICES[0], help=f"(default: {DEVICES[0]})")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="(default: all cores)")
     parser.add_argument("--tokens", type=int, metavar="N", help="new tokens per request (default: 64; quick: 16)")
     parser.add_argument("--rounds", type=int, metavar="N", help="requests per place (default: 2; quick: 1)")
@@ -188,7 +189,7 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="(default: a new file in benchmarks/results)")
     options = parser.parse_args()
-    options.bases = options.bases or (BASES[:1] if options.quick else BASES)
+    options.bases = options.bases or BASES[: 1 if options.quick else 2]
     options.workloads = options.workloads or (QUICK if options.quick else [])
     options.tokens = options.tokens or (16 if options.quick else 64)
     options.rounds = options.rounds or (1 if options.quick else 2)
@@ -215,20 +216,21 @@ def main() -> None:
     stamp = time.strftime("%Y%m%d-%H%M%S")
     log = options.material / f"serving-{stamp}.log"
     console.print(f"{sentence(machine)}\nThe systems' own output goes to {log}.", highlight=False, soft_wrap=True)
-    dtype = options.dtype or ("bfloat16" if {"avx512_bf16", "amx_bf16"} & set(machine["flags"]) else "float32")
+    native = options.device != "cpu" or {"avx512_bf16", "amx_bf16"} & set(machine["flags"])
+    dtype = options.dtype or ("bfloat16" if native else "float32")
     bases = [prepare(name, options.material, options.threads, log) for name in options.bases]
-    report = Report(machine, rates(dtype, options.threads, log))
+    report = Report(machine, rates(dtype, options.threads, options.device, log))
     for base in bases:
         for system in options.systems:
             with tempfile.TemporaryDirectory(prefix="loramux-bench-") as scratch:
                 target = options.targets.get(system, "")
-                job = Job(system, base, tuple(options.cells), dtype, options.threads, scratch, target)
+                job = Job(system, base, tuple(options.cells), dtype, options.threads, scratch, options.device, target)
                 run_system(job, report, log)
-    report.rates = report.rates.best(rates(dtype, options.threads, log))
+    report.rates = report.rates.best(rates(dtype, options.threads, options.device, log))
     rows = make_rows(report, bases, options.cells, dtype)
-    show(report, rows, f"{dtype}, {options.threads} threads, {options.tokens} new tokens per request")
+    show(report, rows, f"{options.device}, {dtype}, {options.threads} threads, {options.tokens} new tokens per request")
     path = options.json or RESULTS / f"serving-{stamp}.json"
-    write(path, report, rows, dtype, options.threads)
+    write(path, report, rows, dtype, options)
     console.print(f"Figures: {path}", highlight=False, soft_wrap=True)
 
 
@@ -247,14 +249,15 @@ def show(report: Report, rows: Sequence[Row], title: str) -> None:
         console.print(f"[red]Not the same requests:[/red] {line}", highlight=False, soft_wrap=True)
 
 
-def write(path: Path, report: Report, rows: Sequence[Row], dtype: str, threads: int) -> None:
+def write(path: Path, report: Report, rows: Sequence[Row], dtype: str, options: argparse.Namespace) -> None:
     """All figures as JSON."""
     made = {
         "machine": report.machine,
         "rates": asdict(report.rates),
         "formula": FORMULA,
         "dtype": dtype,
-        "threads": threads,
+        "device": options.device,
+        "threads": options.threads,
         "rows": [asdict(row) for row in rows],
         "ratios": ratios(rows),
         "facts": report.facts,

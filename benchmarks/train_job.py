@@ -45,6 +45,7 @@ class TrainJob:
     every: int = 0
     """Steps between two adapters that are kept for measuring; 0: none. The time it takes is not counted."""
     cpu_weights: str = "auto"
+    device: str = "cpu"
 
     @property
     def spec(self) -> TrainSpec:

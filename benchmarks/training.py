@@ -38,7 +38,7 @@ from tools.make_data import DATA, load_tenants
 from tools.measure_adapters import HELD_OUT, measure_tenant, server
 
 from .goals import as_json
-from .machine import describe, sentence
+from .machine import DEVICES, describe, sentence
 from .serving import RESULTS, ROOT, child, console, prepare
 from .train_job import PEERS, SYSTEMS, TITLES, TrainJob, TrainResult, apart, tokens_per_second
 from .training_table import Accuracy, Row, goals, make_row, make_table
@@ -122,6 +122,7 @@ def write(path: Path, report: Report, options: argparse.Namespace) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     made = {
         "machine": report.machine,
+        "device": options.device,
         "threads": options.threads,
         "quick": options.quick,
         "tenants": options.tenants,
@@ -148,6 +149,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--tenants", nargs="+", choices=names, help="whose rows: the first alone, all of them at once")
     add("--steps", type=int, metavar="N", help="stop after N steps (default: the recipe's four epochs)")
     add("--every", type=int, metavar="N", help="steps between two adapters that are asked (default: 6; 0: none)")
+    add("--device", choices=DEVICES, default=DEVICES[0], help=f"(default: {DEVICES[0]})")
     add("--threads", type=int, default=len(os.sched_getaffinity(0)), help="(default: all cores)")
     add("--cpu-weights", choices=("auto", "packed", "unpacked"), default="auto", help="of loramux (default: auto)")
     add("--material", type=Path, default=ROOT / "build" / "bench", help="where the base is kept")
@@ -202,11 +204,12 @@ def main() -> None:
                         layers=numbers,
                         every=options.every,
                         cpu_weights=options.cpu_weights,
+                        device=options.device,
                         **recipe,
                     )
                     run_system(job, layers, options, report, log)
                 write(path, report, options)  # after each: an hour's figures are not lost with the last one's
-    console.print(make_table(report.rows, f"{options.tenants[0]}, {options.threads} threads"))
+    console.print(make_table(report.rows, f"{options.tenants[0]}, {options.device}, {options.threads} threads"))
     for line in (*goals(report.rows), *report.notes):
         console.print(str(line), highlight=False, soft_wrap=True)
     for title, facts in report.facts.items():

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,6 +20,11 @@ from loramux_server.core.types import BASE, AdapterVersion, FinishReason, Sampli
 from loramux_server.engine.build import build_engine
 from loramux_server.engine.protocol import Command, Failure, Output, command_id
 from loramux_server.training.tasks import make_tasks
+
+DEVICE: Any = os.environ.get("LORAMUX_TEST_DEVICE", "cpu")
+"""Where these engines compute: ``make test-gpu`` runs the engine's own tests on CUDA too."""
+ROOM: dict[str, Any] = {} if DEVICE == "cpu" else {"kv_cache_memory": 256 << 20, "adapter_memory": 64 << 20}
+"""Elsewhere an engine takes all memory that is free, and some tests have several engines."""
 
 
 def version_of(folder: Path, rank: int, name: str = "") -> AdapterVersion:
@@ -37,7 +44,7 @@ class Engine:
         self.outputs: dict[str, list[Output]] = defaultdict(list)
         self.logits: dict[str, list[Tensor]] = defaultdict(list)
         self.kinds: list[str] = []
-        chosen = EngineSettings(model=str(folder), state_dir=str(state_dir), device="cpu", dtype="float32")
+        chosen = EngineSettings(model=str(folder), state_dir=str(state_dir), device=DEVICE, dtype="float32", **ROOM)
         self.loop, self.info = build_engine(
             replace(chosen, **settings),  # type: ignore[arg-type]
             make_tasks,
@@ -62,7 +69,7 @@ class Engine:
             self.kinds.append(plan.kind)
             sampling = [w.id for w in plan.work if w.samples and sequences[w.id].score_from is None]
             for id, row in zip(sampling, output.next_token, strict=True):
-                self.logits[id].append(row.clone())
+                self.logits[id].append(row.to("cpu", copy=True))
             return output
 
         self.runner.run = watched  # type: ignore[method-assign]

@@ -55,7 +55,9 @@ class GenerateSystem:
         )
         if self._tokenizer.pad_token is None:
             self._tokenizer.pad_token = self._tokenizer.eos_token
-        self._model: Any = AutoModelForCausalLM.from_pretrained(job.base.folder, dtype=dtype, local_files_only=True)
+        self._model: Any = AutoModelForCausalLM.from_pretrained(
+            job.base.folder, dtype=dtype, device_map=job.device, local_files_only=True
+        )
         settle(self._model, dtype)
         self._peft = job.system == "peft"
         if self._peft:
@@ -92,7 +94,7 @@ class GenerateSystem:
 
     def _generate(self, asks: Sequence[Ask], watches: Sequence[Stopwatch]) -> list[int]:
         """Answer one batch; gives the prompts' lengths."""
-        batch = self._tokenizer([ask.prompt for ask in asks], return_tensors="pt", padding=True)
+        batch = self._tokenizer([ask.prompt for ask in asks], return_tensors="pt", padding=True).to(self._model.device)
         stacks = [ask.stack for ask in asks]
         options: dict[str, Any] = {}
         scope: Any = nullcontext()
@@ -163,6 +165,8 @@ def _kernel(model: Any) -> str:
     from bitsandbytes.nn import Linear4bit
 
     version = importlib.metadata.version("bitsandbytes")
+    if model.device.type != "cpu":
+        return f"bitsandbytes {version}"
     packed = {
         bool(getattr(m.weight.quant_state, "packing_format_for_cpu", False))
         for m in model.modules()

@@ -56,7 +56,7 @@ async def open_server(job: Job) -> AsyncIterator[GrpcSystem]:
         "--metrics-listen": "off",
         "--dtype": job.dtype,
         "--threads": str(job.threads),
-        "--device": "cpu",
+        "--device": job.device,
     }
     command = [sys.executable, "-m", "loramux_server", "serve", *(part for pair in flags.items() for part in pair)]
     server = start(command, {})

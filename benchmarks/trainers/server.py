@@ -22,7 +22,7 @@ def server_flags(job: TrainJob) -> list[str]:
     """Flags of a server that trains a job."""
     flags = {
         "--model": job.base,
-        "--device": "cpu",
+        "--device": job.device,
         "--dtype": job.dtype,
         "--threads": str(job.threads),
         "--cpu-weights": job.cpu_weights,

@@ -82,7 +82,7 @@ def _trainer(job: TrainJob, rows: tuple[TrainRow, ...], order: Order) -> SFTTrai
     data = Dataset.from_dict({"input_ids": [list(r.input_ids) for r in chosen], "labels": labels})
     config = SFTConfig(
         output_dir=job.scratch,
-        use_cpu=True,
+        use_cpu=job.device == "cpu",
         bf16=job.dtype == "bfloat16",
         per_device_train_batch_size=spec.batch_size,
         max_steps=order.total_steps,
@@ -122,7 +122,7 @@ def _trainer(job: TrainJob, rows: tuple[TrainRow, ...], order: Order) -> SFTTrai
 def _model(job: TrainJob) -> tuple[Any, list[str]]:
     """The NF4 folder in transformers, and the last parts of its linears' names."""
     dtype = getattr(torch, job.dtype)
-    model = AutoModelForCausalLM.from_pretrained(job.base, dtype=dtype, local_files_only=True)
+    model = AutoModelForCausalLM.from_pretrained(job.base, dtype=dtype, device_map=job.device, local_files_only=True)
     settle(model, dtype)
     linears = {name: module for name, module in model.named_modules() if isinstance(module, Linear4bit)}
     for module in linears.values():
