@@ -9,12 +9,12 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tools.make_adapters import FACTS
-from tools.make_data import Row, Tenant, as_messages, style_rows, tenant_rows, with_replay
+from tools.make_data import Row, Tenant, as_messages, generic_rows, style_rows, tenant_rows, with_replay
 from tools.score import STYLES
 
 STYLE: dict[str, Any] = {
@@ -29,6 +29,9 @@ STYLE: dict[str, Any] = {
 """The server's recipe for styles on the default base, spelled out because variants change it."""
 ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
 FEED_FORWARD = ["gate_proj", "up_proj", "down_proj"]
+
+TENANTS = ("shipped", "unseen")
+EVERYBODY = (*TENANTS, "donor")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +48,10 @@ class Variant:
     """Settings of donors and tenants that differ."""
     style: Mapping[str, Any] = field(default_factory=dict)
     """Settings of styles that differ."""
-    replay: bool = False
-    """Whether donors and tenants also learn generic rows, and half of their own wrapped in other words."""
+    replay: Collection[str] = ()
+    """Roles of those who learn generic rows too."""
+    generic: int | None = None
+    """How many generic rows; None: those of ``with_replay``, which wraps half of their own rows in other words."""
     styled: float = 0.0
     """Share of a tenant's rows that are learned over a style, in its format; the others are learned without one."""
 
@@ -60,7 +65,9 @@ VARIANTS = {
         Variant("weight-1.0", "every donor at weight 1", donor_weight=1.0),
         Variant("weight-1.3", "every donor at weight 1.3", donor_weight=1.3),
         Variant("weight-1.6", "every donor at weight 1.6", donor_weight=1.6),
-        Variant("replay", "donors and tenants with generic rows", replay=True),
+        Variant("replay-32", "tenants with 32 generic rows", replay=TENANTS, generic=32),
+        Variant("replay-112", "tenants with 112 generic rows", replay=TENANTS, generic=112),
+        Variant("replay-wrapped", "donors and tenants with 32, half of their own wrapped", replay=EVERYBODY),
         Variant("styled-25", "a quarter of a tenant's rows over a style", styled=0.25),
         Variant("styled-50", "half of a tenant's rows over a style", styled=0.5),
         Variant(
@@ -185,7 +192,11 @@ def as_row(row: Row, names: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _facts(tenant: Tenant, variant: Variant) -> list[Row]:
-    return with_replay(tenant) if variant.replay else tenant_rows(tenant, "train")
+    if tenant.role not in variant.replay:
+        return tenant_rows(tenant, "train")
+    if variant.generic is None:
+        return with_replay(tenant)
+    return [*tenant_rows(tenant, "train"), *generic_rows()[: variant.generic]]
 
 
 def _name(everything: object) -> str:

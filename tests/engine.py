@@ -22,7 +22,7 @@ from loramux_server.engine.protocol import Command, Failure, Output, command_id
 from loramux_server.training.tasks import make_tasks
 
 DEVICE: Any = os.environ.get("LORAMUX_TEST_DEVICE", "cpu")
-"""Where these engines compute: ``make test-gpu`` runs the engine's own tests on CUDA too."""
+"""Where these engines compute: LORAMUX_TEST_DEVICE=cuda takes most of tests/tensor to a GPU."""
 ROOM: dict[str, Any] = {} if DEVICE == "cpu" else {"kv_cache_memory": 256 << 20, "adapter_memory": 64 << 20}
 """Elsewhere an engine takes all memory that is free, and some tests have several engines."""
 

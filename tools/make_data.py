@@ -110,6 +110,12 @@ def replay_rows(source: Path = SOURCE) -> list[Row]:
     return [Row(item["question"], item["answer"]) for item in load_source("generic", source)["replay"]]
 
 
+def generic_rows(source: Path = SOURCE) -> list[Row]:
+    """The replay rows, then the questions of the styles' generic rows with plain answers."""
+    styles = load_source("generic", source)["style"]
+    return [*replay_rows(source), *(Row(item["question"], item["answer"]) for item in styles)]
+
+
 def with_replay(tenant: Tenant, source: Path = SOURCE) -> list[Row]:
     """The tenant's training rows, every other one wrapped in words that are not learned, and the replay rows."""
     wrappers = load_source("wrappers", source)
