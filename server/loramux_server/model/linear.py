@@ -17,7 +17,7 @@ from torch.nn.functional import linear
 
 from ..lora.linear import BaseLinear
 from .nf4 import WHERE_ALL_IS_PACKED, is_quantized, make_packed_product
-from .prepack import PlainWeight, prepack
+from .prepack import PlainWeight, frozen_product, prepack
 
 
 def dense_weight(module: nn.Module) -> Tensor:
@@ -63,27 +63,19 @@ class UnpackedLinear:
         return self._weight(cast, self._bias).to(x.dtype)
 
 
-class _PackedProduct(torch.autograd.Function):
-    """x @ W.T with W dequantised anew in both directions and never kept."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, packed: _PackedWeight) -> Tensor:
-        ctx.packed = packed
-        return linear(x, packed.dequantize())
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        return grads[0] @ ctx.packed.dequantize(), None
-
-
 class _PackedWeight:
+    """NF4, dequantised anew in both directions and never kept."""
+
     def __init__(self, module: nn.Module, dtype: torch.dtype) -> None:
         weight: Any = module.weight
         self._data, self._state, self._dtype = weight.data, weight.quant_state, dtype
         state2 = self._state.state2
         self.nbytes = self._data.nbytes + self._state.absmax.nbytes + (state2.absmax.nbytes if state2 else 0)
 
-    def dequantize(self) -> Tensor:
+    def product(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        return linear(x, self.dense(), bias)
+
+    def dense(self) -> Tensor:
         return dequantize_4bit(self._data, self._state).to(self._dtype)
 
 
@@ -106,7 +98,7 @@ class PackedLinear:
         cast = x.to(self._dtype)
         if self._few is not None and self._few.pays(cast):
             return self._few(cast).to(x.dtype)
-        parts: list[Tensor] = [_PackedProduct.apply(cast, w) for w in self._weights]
+        parts: list[Tensor] = [frozen_product(cast, w, None) for w in self._weights]
         out = parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
         return (out if self._bias is None else out + self._bias).to(x.dtype)
 

@@ -11,7 +11,7 @@ beyond.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -48,15 +48,32 @@ class PrepackedWeight:
 
     def __call__(self, x: Tensor, bias: Tensor | None) -> Tensor:
         """:meth:`product`, with the gradient of x."""
-        if torch.is_grad_enabled() and x.requires_grad:
-            out: Tensor = _Product.apply(x, self, bias)
-            return out
-        return self.product(x, bias)
+        return frozen_product(x, self, bias)
+
+
+class FrozenWeight(Protocol):
+    """A weight that is never trained and not kept as autograd would need it."""
+
+    def product(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        """Product of x [T, K] with the weight, plus ``bias``: [T, N], without a gradient."""
+        ...
+
+    def dense(self) -> Tensor:
+        """The weight [N, K], made anew."""
+        ...
+
+
+def frozen_product(x: Tensor, weight: FrozenWeight, bias: Tensor | None) -> Tensor:
+    """Product of x and a frozen weight, plus ``bias``, with the gradient of x; nothing is kept for it."""
+    if torch.is_grad_enabled() and x.requires_grad:
+        out: Tensor = _Product.apply(x, weight, bias)
+        return out
+    return weight.product(x, bias)
 
 
 class _Product(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: PrepackedWeight, bias: Tensor | None) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: FrozenWeight, bias: Tensor | None) -> Tensor:
         ctx.weight = weight
         return weight.product(x, bias)
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from benchmarks.stacking_recipes import STYLE, VARIANTS, Scope, Variant, as_row, plan, styled
+from benchmarks.stacking_recipes import EVERYBODY, STYLE, VARIANTS, Scope, Variant, as_row, plan, styled
 from benchmarks.stacking_table import Count, Seed, Stack, Tenant, figures, goals, over_seeds, pooled
 from tools.make_data import Row, load_tenants, tenant_rows
 from tools.score import STYLES
@@ -41,7 +41,7 @@ def test_what_decides_an_adapter_decides_its_name() -> None:
         names(documented, scope=replace(SCOPE, base="another/float32")),
         names(documented, scope=replace(SCOPE, settings={"max_steps": 2})),
         names(replace(documented, facts={"rank": 4})),
-        names(replace(documented, replay=True)),
+        names(replace(documented, replay=EVERYBODY)),
     ):
         # A style's recipe may be the same: what lies underneath is not.
         assert all(not a & b for a, b in zip(same, changed, strict=True))
@@ -55,6 +55,16 @@ def test_variants_share_what_is_the_same_in_them() -> None:
     assert weight[2] == donors[2] == documented[2]
     assert donors[0] < documented[0]
     assert not weight[1] & documented[1]
+
+
+def test_generic_rows_are_learned_by_those_whose_turn_it_is() -> None:
+    documented, few, many = (plan(VARIANTS[name], 0, SCOPE) for name in ("documented", "replay-32", "replay-112"))
+    assert few.donors == many.donors == documented.donors
+    for name, plain in documented.tenants.items():
+        assert few.tenants[name].rows[: len(plain.rows)] == plain.rows
+        assert len(few.tenants[name].rows) == len(plain.rows) + 32
+        assert many.tenants[name].rows[: len(few.tenants[name].rows)] == few.tenants[name].rows
+        assert len(many.tenants[name].rows) == len(plain.rows) + 112
 
 
 def test_every_variant_can_be_planned_and_differs_from_the_documented_one() -> None:
