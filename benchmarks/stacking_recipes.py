@@ -48,9 +48,9 @@ class Variant:
     """Settings of donors and tenants that differ."""
     style: Mapping[str, Any] = field(default_factory=dict)
     """Settings of styles that differ."""
-    replay: Collection[str] = ()
+    replay: Collection[str] = TENANTS
     """Roles of those who learn generic rows too."""
-    generic: int | None = None
+    generic: int | None = 32
     """How many generic rows; None: those of ``with_replay``, which wraps half of their own rows in other words."""
     styled: float = 0.0
     """Share of a tenant's rows that are learned over a style, in its format; the others are learned without one."""
@@ -65,11 +65,12 @@ VARIANTS = {
         Variant("weight-1.0", "every donor at weight 1", donor_weight=1.0),
         Variant("weight-1.3", "every donor at weight 1.3", donor_weight=1.3),
         Variant("weight-1.6", "every donor at weight 1.6", donor_weight=1.6),
-        Variant("replay-32", "tenants with 32 generic rows", replay=TENANTS, generic=32),
-        Variant("replay-112", "tenants with 112 generic rows", replay=TENANTS, generic=112),
-        Variant("replay-wrapped", "donors and tenants with 32, half of their own wrapped", replay=EVERYBODY),
-        Variant("styled-25", "a quarter of a tenant's rows over a style", styled=0.25),
-        Variant("styled-50", "half of a tenant's rows over a style", styled=0.5),
+        Variant("facts-only", "tenants without generic rows", replay=()),
+        Variant("replay-112", "tenants with 112 generic rows", generic=112),
+        Variant("replay-all", "donors with generic rows too", replay=EVERYBODY),
+        Variant("replay-wrapped", "and half of their own wrapped in other words", replay=EVERYBODY, generic=None),
+        Variant("styled-25", "no generic rows, a quarter of a tenant's over a style", replay=(), styled=0.25),
+        Variant("styled-50", "no generic rows, half of a tenant's over a style", replay=(), styled=0.5),
         Variant(
             "style-above",
             "facts in layers 15-22, styles in 23-29",

@@ -33,19 +33,19 @@ def test_styles_lie_over_donors_and_never_over_tenants() -> None:
 
 
 def test_what_decides_an_adapter_decides_its_name() -> None:
-    documented = VARIANTS["documented"]
-    same, other = names(documented), names(documented)
+    plain = VARIANTS["facts-only"]
+    same, other = names(plain), names(plain)
     assert same == other
     for changed in (
-        names(documented, seed=1),
-        names(documented, scope=replace(SCOPE, base="another/float32")),
-        names(documented, scope=replace(SCOPE, settings={"max_steps": 2})),
-        names(replace(documented, facts={"rank": 4})),
-        names(replace(documented, replay=EVERYBODY)),
+        names(plain, seed=1),
+        names(plain, scope=replace(SCOPE, base="another/float32")),
+        names(plain, scope=replace(SCOPE, settings={"max_steps": 2})),
+        names(replace(plain, facts={"rank": 4})),
+        names(replace(plain, replay=EVERYBODY)),
     ):
         # A style's recipe may be the same: what lies underneath is not.
         assert all(not a & b for a, b in zip(same, changed, strict=True))
-    styles = names(replace(documented, style={"rank": 4}))
+    styles = names(replace(plain, style={"rank": 4}))
     assert (styles[0] == same[0], styles[1] & same[1], styles[2] == same[2]) == (True, set(), True)
 
 
@@ -58,9 +58,9 @@ def test_variants_share_what_is_the_same_in_them() -> None:
 
 
 def test_generic_rows_are_learned_by_those_whose_turn_it_is() -> None:
-    documented, few, many = (plan(VARIANTS[name], 0, SCOPE) for name in ("documented", "replay-32", "replay-112"))
-    assert few.donors == many.donors == documented.donors
-    for name, plain in documented.tenants.items():
+    none, few, many = (plan(VARIANTS[name], 0, SCOPE) for name in ("facts-only", "documented", "replay-112"))
+    assert few.donors == many.donors == none.donors
+    for name, plain in none.tenants.items():
         assert few.tenants[name].rows[: len(plain.rows)] == plain.rows
         assert len(few.tenants[name].rows) == len(plain.rows) + 32
         assert many.tenants[name].rows[: len(few.tenants[name].rows)] == few.tenants[name].rows
