@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from loramux_server.core.settings import Device
+
 from .roofline import Shape
 from .samples import Figures
 from .workloads import Cell
@@ -34,7 +36,7 @@ class Job:
     threads: int
     scratch: str
     """Folder that this process may fill."""
-    device: str = "cpu"
+    device: Device = "cpu"
     target: str = ""
     """For systems from elsewhere: the path of the executable, or the URL of a server that runs already."""
 

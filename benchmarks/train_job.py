@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from loramux_server.core.jobs import TrainSpec
+from loramux_server.core.settings import Device
 
 OURS = ("loramux", "loramux-jobs", "direct")
 PEERS = ("trl", "trl-plain")
@@ -45,7 +46,7 @@ class TrainJob:
     every: int = 0
     """Steps between two adapters that are kept for measuring; 0: none. The time it takes is not counted."""
     cpu_weights: str = "auto"
-    device: str = "cpu"
+    device: Device = "cpu"
 
     @property
     def spec(self) -> TrainSpec:

@@ -189,7 +189,7 @@ def settings_of(job: Job) -> EngineSettings:
     return EngineSettings(
         model=job.base.folder,
         state_dir=job.scratch,
-        device=job.device,  # type: ignore[arg-type]
+        device=job.device,
         dtype=job.dtype,  # type: ignore[arg-type]
         threads=job.threads,
     )

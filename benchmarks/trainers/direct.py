@@ -72,7 +72,7 @@ def run_direct(job: TrainJob) -> TrainResult:
     settings = EngineSettings(
         model=job.base,
         state_dir=job.scratch,
-        device=job.device,  # type: ignore[arg-type]
+        device=job.device,
         dtype=job.dtype,  # type: ignore[arg-type]
         cpu_weights=job.cpu_weights,  # type: ignore[arg-type]
         threads=job.threads,
