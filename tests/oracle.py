@@ -18,7 +18,7 @@ StackSpec = Sequence[tuple[Path, float]]
 
 
 def load_plain(folder: Path, dtype: torch.dtype, attn_implementation: str = "eager") -> PreTrainedModel:
-    """The NF4 folder as transformers loads it, with nothing of the server's.
+    """The NF4 folder as transformers loads it on the CPU, wherever the server computes, with nothing of the server's.
 
     ``eager`` is transformers' reference attention: the only one that knows soft-capping.
     """
@@ -26,7 +26,7 @@ def load_plain(folder: Path, dtype: torch.dtype, attn_implementation: str = "eag
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=dtype, attn_implementation=attn_implementation, local_files_only=True
+        folder, dtype=dtype, attn_implementation=attn_implementation, local_files_only=True, device_map="cpu"
     )
     for module in model.modules():
         if isinstance(module, Linear4bit):

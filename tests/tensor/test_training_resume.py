@@ -19,7 +19,7 @@ from loramux_server.core.failpoints import VARIABLE
 from loramux_server.core.jobs import TrainCommand, TrainEvent, TrainRow, TrainSpec
 from loramux_server.engine.protocol import AbortCommand
 from loramux_server.training import checkpoint, pace
-from tests.engine import Engine, command, prompts
+from tests.engine import DEVICE, Engine, command, prompts
 
 SPEC = TrainSpec(rank=4, alpha=8, learning_rate=5e-3, epochs=2, batch_size=4, seed=3, layers=(1, 2), dropout=0.1)
 """Six steps over twelve rows."""
@@ -82,6 +82,7 @@ def train_in_child(engine: Engine, job: TrainCommand, failpoint: str) -> int | N
     return child.exitcode
 
 
+@pytest.mark.skipif(DEVICE != "cpu", reason="CUDA does not survive a fork")
 @pytest.mark.parametrize(
     ("point", "resumes_after"), [("checkpoint.written", 0), ("checkpoint.renamed", 2), ("train.evaluated", 6)]
 )

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
+from torch.nn.attention import current_flash_attention_impl
 from torch.nn.attention.varlen import varlen_attn
 
 from .attention import causal_mask, dense_attention, padded_lengths
@@ -41,7 +42,8 @@ def paged_kernel(
         keys,
         values,
         starts,
-        None,
+        # FlashAttention 2, torch's own, wants lengths of keys and then goes by `used`; its successors refuse any.
+        starts if current_flash_attention_impl() is None else None,
         longest_q,
         longest_k,
         scale=scale,

@@ -32,7 +32,7 @@ Pieces = Generator["int | Batch | None", None, T]
 the middle of a piece, where others may have the base for a while; returns T."""
 
 CACHE_SHARE = 8
-"""At most one part in this many of the free memory holds activations of frozen layers."""
+"""At most one part in this many of the host's free memory holds activations of frozen layers."""
 
 
 @dataclass(slots=True)
@@ -158,7 +158,7 @@ def start(base: ResidentBase, command: TrainCommand) -> Pieces[Run]:
         adapter.load(pairs)
     touched = adapter.groups | {g for entries in stacks for slot, _ in entries for g in slot.groups}
     plan = LayerPlan(base, min((base.groups[g].layer or 0) for g in touched))
-    runner = RowRunner(base, bank, stacks, plan, host_available() // CACHE_SHARE if base.device.type == "cpu" else 0)
+    runner = RowRunner(base, bank, stacks, plan, host_available() // CACHE_SHARE)
     whole = RowRunner(base, bank, stacks, LayerPlan(base, 0), 0)
     if plan.first and not (yield from _same(base, runner, whole, command.rows[0])):
         runner = whole

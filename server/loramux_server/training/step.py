@@ -33,17 +33,18 @@ class RowRunner:
         self._budget, self.nbytes = cache_bytes, 0
 
     def lower(self, rows: Sequence[TrainRow]) -> Units[Tensor]:
-        """Input of the first adapted layer, [T, hidden] in float32; kept as far as the budget goes.
+        """Input of the first adapted layer, [T, hidden] in float32; kept in the host's memory as far as the budget goes.
 
         The embeddings themselves when that is layer 0.
         """
         ids = [row.input_ids for row in rows]
         missing = list(dict.fromkeys(key for key in ids if key not in self._lower))
         made = dict(zip(missing, (yield from self._compute(missing)), strict=True)) if missing else {}
-        found = torch.cat([self._lower[key] if key in self._lower else made[key] for key in ids])
+        device = self._base.device
+        found = torch.cat([self._lower[key].to(device) if key in self._lower else made[key] for key in ids])
         for key, hidden in made.items():
             if self.plan.first and self.nbytes + hidden.nbytes <= self._budget:
-                self._lower[key] = hidden.clone()  # a part of it would keep the whole
+                self._lower[key] = hidden.to("cpu", copy=True)  # a part of it would keep the whole
                 self.nbytes += hidden.nbytes
         return found
 
