@@ -220,16 +220,18 @@ def main() -> None:
     dtype = options.dtype or ("bfloat16" if native else "float32")
     bases = [prepare(name, options.material, options.threads, log) for name in options.bases]
     report = Report(machine, rates(dtype, options.threads, options.device, log))
+    path = options.json or RESULTS / f"serving-{stamp}.json"
     for base in bases:
         for system in options.systems:
             with tempfile.TemporaryDirectory(prefix="loramux-bench-") as scratch:
                 target = options.targets.get(system, "")
                 job = Job(system, base, tuple(options.cells), dtype, options.threads, scratch, options.device, target)
                 run_system(job, report, log)
+            # After each, for a run that is cut off.
+            write(path, report, make_rows(report, bases, options.cells, dtype), dtype, options)
     report.rates = report.rates.best(rates(dtype, options.threads, options.device, log))
     rows = make_rows(report, bases, options.cells, dtype)
     show(report, rows, f"{options.device}, {dtype}, {options.threads} threads, {options.tokens} new tokens per request")
-    path = options.json or RESULTS / f"serving-{stamp}.json"
     write(path, report, rows, dtype, options)
     console.print(f"Figures: {path}", highlight=False, soft_wrap=True)
 

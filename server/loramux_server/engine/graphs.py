@@ -33,7 +33,7 @@ RANKS = (0, 16, 32, 64, 128, 256, 512)
 MOST = 48
 """Graphs kept. Further buckets are served by a larger one that there is."""
 NODE_BYTES = 256 << 10
-"""Assumed memory of one graph's nodes, per layer of the model. Not measured here."""
+"""Assumed memory of one graph's nodes, per layer of the model."""
 
 
 def graph_bytes(base: ResidentBase, max_rows: int) -> int:
