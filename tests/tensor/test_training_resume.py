@@ -18,7 +18,7 @@ import torch
 from loramux_server.core.failpoints import VARIABLE
 from loramux_server.core.jobs import TrainCommand, TrainEvent, TrainRow, TrainSpec
 from loramux_server.engine.protocol import AbortCommand
-from loramux_server.training import checkpoint, pace
+from loramux_server.training import checkpoint, pace, tasks
 from tests.engine import DEVICE, Engine, command, prompts
 
 SPEC = TrainSpec(rank=4, alpha=8, learning_rate=5e-3, epochs=2, batch_size=4, seed=3, layers=(1, 2), dropout=0.1)
@@ -105,8 +105,9 @@ def weights(folder: Path) -> bytearray:
     return bytearray(data[8 + int.from_bytes(data[:8], "little") :])
 
 
-def test_an_aborted_job_loses_no_step(engine: Engine, whole, job) -> None:  # type: ignore[no-untyped-def]
+def test_an_aborted_job_loses_no_step(engine: Engine, whole, job, monkeypatch) -> None:  # type: ignore[no-untyped-def]
     """Pause and a server that stops abort the run: the steps that were told are safe, whatever was due."""
+    monkeypatch.setattr(tasks, "IDLE_SECONDS", 0.0)  # else a fast machine does all six steps in one turn
     paused = job("paused", checkpoint_every=0)
     engine.submit(paused)
     while len(losses(events_of(engine, "paused"))) < 3:
@@ -116,6 +117,7 @@ def test_an_aborted_job_loses_no_step(engine: Engine, whole, job) -> None:  # ty
     engine.loop.submit(command("wakes-the-loop", prompts(1)[0], 1))
     engine.loop.turn()
     assert engine.loop._stats().training_jobs == ()
+    assert len(told) < len(losses(whole[0]))
     engine.outputs["paused"].clear()
     rest = engine.train(paused)
     assert rest[0].step == len(told)

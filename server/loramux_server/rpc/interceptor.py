@@ -106,14 +106,11 @@ class CallInterceptor(aio.ServerInterceptor):
         context: aio.ServicerContext[Any, Any],
         handler: grpc.RpcMethodHandler[Any, Any],
     ) -> Any:
-        started = time.monotonic()
-        named: str = getattr(request, "request_id", "")
-        request_id = named or given_id
-        valid_id = _REQUEST_ID.fullmatch(request_id) is not None
+        request_id = getattr(request, "request_id", "") or given_id
         call = calls.Call(
             method=method,
-            request_id=request_id if valid_id else uuid.uuid4().hex,
-            deadline=_deadline(context, started),
+            request_id=request_id if _REQUEST_ID.fullmatch(request_id) else uuid.uuid4().hex,
+            deadline=_deadline(context, time.monotonic()),
         )
         calls.enter(call)
         structlog.contextvars.bind_contextvars(request_id=call.request_id)
@@ -121,41 +118,55 @@ class CallInterceptor(aio.ServerInterceptor):
         assert task is not None
         self._tasks[task] = method
         self._idle.clear()
+        try:
+            return await self._counted(call, request, context, handler)
+        except Error as error:
+            await _abort(context, call, error)
+        finally:
+            del self._tasks[task]
+            self._failing.discard(task)
+            if not self._tasks:
+                self._idle.set()
+
+    async def _counted(
+        self,
+        call: calls.Call,
+        request: Any,
+        context: aio.ServicerContext[Any, Any],
+        handler: grpc.RpcMethodHandler[Any, Any],
+    ) -> Any:
+        """The answer, counted before the caller can know how the call ended. Raises Error for what it is told."""
+        started = time.monotonic()
         code = "OK"
         try:
-            if named and not valid_id:
-                raise invalid_field("request_id", "must be at most 128 printable ASCII characters without spaces")
-            if isinstance(request, _Malformed):
-                raise _not_a_message()
+            _check(request)
             context.set_trailing_metadata(((REQUEST_ID_KEY, call.request_id),))
             return await self._answer(handler, request, context)
         except asyncio.CancelledError:
+            task = asyncio.current_task()
+            assert task is not None
             if task in self._failing:
                 code = Code.UNAVAILABLE.name
                 task.uncancel()
-                await _abort(context, call, _stopping())
+                raise _stopping() from None
             code = self._cancel_code(call)
             # Never swallowed: grpc.aio leaks a little for every handler that does.
             raise
         except Error as error:
             code = error.code.name
-            await _abort(context, call, error)
+            raise
         except Exception:
             if context.done():
                 code = self._cancel_code(call)
                 raise
             code = Code.INTERNAL.name
             error_id = uuid.uuid4().hex[:12]
-            logger.exception("call failed", method=method, error_id=error_id)
-            await _abort(context, call, Error(Code.INTERNAL, f"internal error; the server's log has it as {error_id}"))
+            logger.exception("call failed", method=call.method, error_id=error_id)
+            raise Error(Code.INTERNAL, f"internal error; the server's log has it as {error_id}") from None
         finally:
             seconds = time.monotonic() - started
-            self._sink.call_finished(method, code, seconds)
-            logger.debug("call", method=method, code=code, seconds=round(seconds, 4))
-            del self._tasks[task]
-            self._failing.discard(task)
-            if not self._tasks:
-                self._idle.set()
+            self._sink.call_finished(call.method, code, seconds)
+            logger.debug("call", method=call.method, code=code, seconds=round(seconds, 4))
 
     async def _answer(
         self, handler: grpc.RpcMethodHandler[Any, Any], request: Any, context: aio.ServicerContext[Any, Any]
@@ -221,6 +232,15 @@ def _lenient(deserialize: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
             return _Malformed()
 
     return read
+
+
+def _check(request: Any) -> None:
+    """Raise INVALID_ARGUMENT for what no method takes."""
+    if isinstance(request, _Malformed):
+        raise _not_a_message()
+    named: str = getattr(request, "request_id", "")
+    if named and _REQUEST_ID.fullmatch(named) is None:
+        raise invalid_field("request_id", "must be at most 128 printable ASCII characters without spaces")
 
 
 def _not_a_message() -> Error:

@@ -64,6 +64,9 @@ OPTIONS = (
 FOLLOWS_A_JOB = ("WatchJob",)
 """Calls that last as long as a job does: they are not waited for when the server stops."""
 
+LAST_WORDS = 3.0
+"""Seconds at most for calls that are ended to say why; callers that read nothing hold the stop up for so long."""
+
 
 class RpcServer:
     """The gRPC door. It listens from ``start`` on; what it answers before and after being ready, ``desk`` decides."""
@@ -132,7 +135,7 @@ class RpcServer:
         if left:
             self._interceptor.fail_running()
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(1.0):
+                async with asyncio.timeout(LAST_WORDS):
                     await self._interceptor.wait_idle()
         return left
 
@@ -141,8 +144,7 @@ class RpcServer:
         server, self._server = self._server, None
         if server is not None:
             await self._health.enter_graceful_shutdown()
-            # Long enough for answers that are on their way out.
-            await server.stop(0.2)
+            await server.stop(LAST_WORDS)
 
 
 def check_free(address: Address) -> None:

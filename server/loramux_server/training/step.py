@@ -33,9 +33,9 @@ class RowRunner:
         self._budget, self.nbytes = cache_bytes, 0
 
     def lower(self, rows: Sequence[TrainRow]) -> Units[Tensor]:
-        """Input of the first adapted layer, [T, hidden] in float32; kept in the host's memory as far as the budget goes.
+        """Input of the first adapted layer, [T, hidden] in float32, or the embeddings when that is layer 0.
 
-        The embeddings themselves when that is layer 0.
+        Kept in the host's memory as far as the budget goes.
         """
         ids = [row.input_ids for row in rows]
         missing = list(dict.fromkeys(key for key in ids if key not in self._lower))
