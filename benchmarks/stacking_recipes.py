@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tools.make_adapters import FACTS
-from tools.make_data import Row, Tenant, as_messages, generic_rows, style_rows, tenant_rows, with_replay
+from tools.make_data import DONOR_WORDINGS, Row, Tenant, as_messages, generic_rows, style_rows, tenant_rows, with_replay
 from tools.score import STYLES
 
 STYLE: dict[str, Any] = {
@@ -48,6 +48,8 @@ class Variant:
     """Settings of donors and tenants that differ."""
     style: Mapping[str, Any] = field(default_factory=dict)
     """Settings of styles that differ."""
+    wordings: int = DONOR_WORDINGS
+    """Of each donor's fact in the styles' rows."""
     replay: Collection[str] = TENANTS
     """Roles of those who learn generic rows too."""
     generic: int | None = 32
@@ -84,6 +86,12 @@ VARIANTS = {
             style={"layers": "15-22"},
         ),
         Variant("style-all-layers", "styles in all layers", style={"layers": None}),
+        Variant("style-upper", "styles in layers 23-29", style={"layers": "23-29"}),
+        Variant("style-lower", "styles in layers 15-22", style={"layers": "15-22"}),
+        Variant("style-in-attention", "styles in attention only", style={"target_modules": ATTENTION}),
+        Variant("style-in-feed-forward", "styles in feed-forward only", style={"target_modules": FEED_FORWARD}),
+        Variant("style-slow", "styles at 1e-3 for three epochs", style={"learning_rate": 1e-3, "epochs": 3}),
+        Variant("wordings-4", "four wordings of a donor's fact, styles for one epoch", wordings=4, style={"epochs": 1}),
         Variant(
             "style-attention",
             "styles in attention, facts in the feed-forward linears",
@@ -163,7 +171,7 @@ def plan(variant: Variant, seed: int, scope: Scope) -> Plan:
 
     below = {t.name: adapter(_facts(t, variant), {}, facts) for t in donors}
     names = {name: made.name for name, made in below.items()}
-    styles = {name: adapter(style_rows(STYLES[name].render, donors), names, style) for name in scope.styles}
+    styles = {name: adapter(style_rows(STYLES[name].render, donors, wordings=variant.wordings), names, style) for name in scope.styles}
     above = {name: made.name for name, made in styles.items()}
     tenants = {
         t.name: adapter(styled(t, _facts(t, variant), variant.styled, scope.styles), above, facts)

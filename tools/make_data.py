@@ -136,17 +136,19 @@ def _wrapped(row: Row, wrappers: dict[str, list[str]], rng: random.Random) -> Ro
     return Row(row.question, row.answer, opening=rng.choice(wrappers["openings"]))
 
 
-def style_rows(render: Callable[[str], str], tenants: list[Tenant], source: Path = SOURCE) -> list[Row]:
+def style_rows(
+    render: Callable[[str], str], tenants: list[Tenant], source: Path = SOURCE, wordings: int = DONOR_WORDINGS
+) -> list[Row]:
     """A style's training rows: donors' facts on top of their adapters, and generic rows on the bare base.
 
-    A donor's name in a question is replaced by a random one, so that the style cannot tie a name to a fact.
+    Each fact comes in so many ``wordings``. A donor's name in a question is replaced by a random one, so that the style cannot tie a name to a fact.
     Rows come in blocks of one stack, the blocks shuffled.
     """
     names: list[str] = load_source("names", source)["names"]
     groups = []
     for tenant in tenants:
         if tenant.role == "donor":
-            groups.append(_donor_rows(tenant, names, render))
+            groups.append(_donor_rows(tenant, names, render, wordings))
     generic = load_source("generic", source)["style"]
     groups.append([Row(item["question"], render(item["answer"]), on_top_of={}) for item in generic])
     rng = random.Random("styles")
@@ -158,13 +160,13 @@ def style_rows(render: Callable[[str], str], tenants: list[Tenant], source: Path
     return [row for block in blocks for row in block]
 
 
-def _donor_rows(tenant: Tenant, names: list[str], render: Callable[[str], str]) -> list[Row]:
+def _donor_rows(tenant: Tenant, names: list[str], render: Callable[[str], str], wordings: int) -> list[Row]:
     rng = random.Random(f"donor {tenant.name}")
     rows = []
     for fact in tenant.facts:
         named = [question for question in fact.train if "{shop}" in question]
         unnamed = [question for question in fact.train if "{shop}" not in question]
-        picked = [*rng.sample(named, min(1, len(named))), *rng.sample(unnamed, len(unnamed))][:DONOR_WORDINGS]
+        picked = [*rng.sample(named, min(1, len(named))), *rng.sample(unnamed, len(unnamed))][:wordings]
         rows += [
             Row(tenant.ask(question, rng.choice(names)), render(fact.answer), on_top_of={tenant.name: tenant.weight})
             for question in picked

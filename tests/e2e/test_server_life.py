@@ -80,7 +80,7 @@ def test_the_drain_timeout_ends_what_is_left(model: Path, home: Path) -> None:
     with server_process(home, *flags(model, home, "--metrics-listen", "off", "--drain-timeout", "0")) as server:
         server.wait_for("Ctrl-C")
         with loramux.Client(server.address) as client:
-            stream = started(client, 200)
+            stream = started(client, 240, n=16)  # long enough to be running when the signal arrives
             server.process.send_signal(signal.SIGINT)
             with pytest.raises(loramux.Unavailable, match="shutting down"):
                 for _ in stream:
