@@ -171,7 +171,10 @@ def plan(variant: Variant, seed: int, scope: Scope) -> Plan:
 
     below = {t.name: adapter(_facts(t, variant), {}, facts) for t in donors}
     names = {name: made.name for name, made in below.items()}
-    styles = {name: adapter(style_rows(STYLES[name].render, donors, wordings=variant.wordings), names, style) for name in scope.styles}
+    styles = {
+        name: adapter(style_rows(STYLES[name].render, donors, wordings=variant.wordings), names, style)
+        for name in scope.styles
+    }
     above = {name: made.name for name, made in styles.items()}
     tenants = {
         t.name: adapter(styled(t, _facts(t, variant), variant.styled, scope.styles), above, facts)

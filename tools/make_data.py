@@ -141,8 +141,8 @@ def style_rows(
 ) -> list[Row]:
     """A style's training rows: donors' facts on top of their adapters, and generic rows on the bare base.
 
-    Each fact comes in so many ``wordings``. A donor's name in a question is replaced by a random one, so that the style cannot tie a name to a fact.
-    Rows come in blocks of one stack, the blocks shuffled.
+    Each fact comes in so many ``wordings``. A donor's name in a question is replaced by a random one, so that the
+    style cannot tie a name to a fact. Rows come in blocks of one stack, the blocks shuffled.
     """
     names: list[str] = load_source("names", source)["names"]
     groups = []
