@@ -47,10 +47,12 @@ def train(
         typer.Option(
             metavar="FILE|default",
             help="General rows, some of which are mixed in so that the base's other answers stay; default are the"
-            " server's own.",
+            " server's own. The recipe facts takes those.",
         ),
     ] = None,
-    replay_rows: Annotated[int | None, typer.Option(help="Rows to mix in from --replay.", show_default="32")] = None,
+    replay_rows: Annotated[
+        int | None, typer.Option(help="Rows to mix in from --replay; 0 for none.", show_default="32")
+    ] = None,
     on_top_of: Annotated[
         list[str] | None,
         typer.Option(

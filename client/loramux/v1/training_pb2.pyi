@@ -551,10 +551,10 @@ class TrainSettings(_message.Message):
     """DPO: how firmly the adapter is held to what lies underneath it. Default 0.1."""
     replay: _builtins.str
     """Dataset of general rows of which some are mixed into every epoch, or `default` for the one that the server brings.
-    Unset: none.
+    Unset: none, but with the recipe `facts` the server's.
     """
     replay_rows: _builtins.int
-    """Rows that are drawn from `replay`, once a job by its seed. Default 32."""
+    """Rows that are drawn from `replay`, once a job by its seed. Default 32. 0: none, also with a recipe."""
     @_builtins.property
     def target_modules(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Kinds of linears to adapt, such as `q_proj`. Empty or `all-linear`: all but the output head."""

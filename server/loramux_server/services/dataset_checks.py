@@ -10,13 +10,14 @@ from ..core.errors import Error, FieldViolation, invalid
 from ..core.jobs import JobState, TrainRow, TrainSpec
 from ..store.store import Store
 from ..text import TextTokenizer
-from ..training.dataset import Dataset, DatasetReport, Example
+from ..training.dataset import Dataset, DatasetReport, Example, counted
 from ..training.masks import render_marked
 from ..training.order import Order
 from .estimate import Estimate, Shape, Speed, estimate, speed_of_job
 from .job_validation import spec_violations
 from .limits import Limits
 from .plan import check_data
+from .replay import draw
 from .stacks import StackResolver
 from .views import DatasetReport as Report
 from .views import MarkedRow, MarkedText, RowProblem
@@ -44,7 +45,7 @@ class DatasetChecks:
         self._probed: Speed | None = None
 
     async def report(self, dataset_id: str, tenant: str, spec: TrainSpec, show: int = 0, from_line: int = 0) -> Report:
-        """What is wrong with a dataset, and what its good rows hold and cost with ``spec``.
+        """What is wrong with a dataset, and what its good rows hold and cost with ``spec``, those it replays included.
 
         ``show`` good rows from line ``from_line`` on come with it as they are trained on. Raises INVALID_ARGUMENT for
         bad settings, NOT_FOUND for the dataset, or for an adapter that a row names.
@@ -66,11 +67,12 @@ class DatasetChecks:
             return Report(problems=tuple(RowProblem(0, v.description) for v in error.violations), problems_total=1)
         named = tuple(dict.fromkeys(e.on_top_of for e in data.examples if e.on_top_of is not None))
         await self._stacks.resolve_many(named, tenant)
-        found, cost = data.report, Estimate(None, 0, "")
+        found, trained, cost = data.report, data.report, Estimate(None, 0, "")
         if found.examples:
+            trained = await asyncio.to_thread(self._with_replay, data, spec, tenant)
             free = await self._free()
-            speed = await asyncio.to_thread(self._speed_of_jobs, found, tenant) or await self._probe()
-            cost = estimate(self._info, spec, found, speed, free)
+            speed = await asyncio.to_thread(self._speed_of_jobs, trained, tenant) or await self._probe()
+            cost = estimate(self._info, spec, trained, speed, free)
         return Report(
             rows=found.rows,
             tokens=found.tokens,
@@ -80,7 +82,7 @@ class DatasetChecks:
             too_long=found.too_long,
             pairs=found.pairs,
             warnings=found.warnings,
-            estimated_steps=Order(spec, found.examples).total_steps if found.examples else 0,
+            estimated_steps=Order(spec, trained.examples).total_steps if trained.examples else 0,
             estimated_seconds=cost.seconds,
             estimated_memory_bytes=cost.memory_bytes or None,
             estimated_from=cost.basis,
@@ -88,6 +90,16 @@ class DatasetChecks:
             problems_total=problems.count,
             shown=await asyncio.to_thread(self._shown, data, show, from_line),
         )
+
+    def _with_replay(self, data: Dataset, spec: TrainSpec, tenant: str) -> DatasetReport:
+        """The report on ``data`` with the counts of what a job trains on."""
+        if not spec.replay:
+            return data.report
+        replay, problems, _ = check_data(
+            self._store, self._text, self._info, self._limits, spec, tenant, spec.replay, "replay"
+        )
+        problems.check()
+        return counted(data.examples + draw(replay, spec.replay_rows, spec.seed).examples, data.report)
 
     def _shown(self, data: Dataset, count: int, from_line: int) -> tuple[MarkedRow, ...]:
         rows: list[MarkedRow] = []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -50,9 +50,7 @@ def settled(request: CreateJobRequest, info: EngineInfo, store: Store) -> Create
     if not request.gave("learning_rate"):
         share = DPO_SHARE if spec.method == "dpo" else 1.0
         spec = replace(spec, learning_rate=automatic_learning_rate(info, share))
-    if spec.replay:
-        rows = spec.replay_rows if request.gave("replay_rows") else REPLAY_ROWS
-        spec = replace(spec, replay=find_replay(store, spec.replay, request.tenant), replay_rows=rows)
+    spec = with_replay(spec, request.gave, store, request.tenant)
     if not request.init_from:
         return replace(request, spec=spec)
     version = store.adapters.resolve(request.init_from, request.tenant)
@@ -62,6 +60,14 @@ def settled(request: CreateJobRequest, info: EngineInfo, store: Store) -> Create
     if violations := _misfits(version.ref, spec, config, info):
         raise invalid(violations)
     return replace(request, spec=spec, init_from=version.ref)
+
+
+def with_replay(spec: TrainSpec, gave: Callable[[str], bool], store: Store, tenant: str) -> TrainSpec:
+    """``spec`` with the dataset of what it replays, if anything, and how many rows; blocking. Raises NOT_FOUND."""
+    if not spec.replay:
+        return spec
+    rows = spec.replay_rows if gave("replay_rows") else REPLAY_ROWS
+    return replace(spec, replay=find_replay(store, spec.replay, tenant), replay_rows=rows)
 
 
 def _method_violations(request: CreateJobRequest, pairs: bool) -> Iterator[FieldViolation]:
@@ -75,7 +81,7 @@ def _method_violations(request: CreateJobRequest, pairs: bool) -> Iterator[Field
         )
     if spec.method == "dpo" and request.recipe:
         yield FieldViolation("recipe", "is for answers to learn, not for preference pairs; leave it out")
-    if spec.method == "dpo" and spec.replay:
+    elif spec.method == "dpo" and spec.replay:
         yield FieldViolation("replay", "has no place among preference pairs; leave it out")
 
 

@@ -14,6 +14,7 @@ from ..core.errors import FieldViolation, invalid_field
 from ..core.jobs import TrainSpec
 from ..core.types import StackItem
 from .job_defaults import automatic_learning_rate
+from .replay import DEFAULT
 from .views import CreateJobRequest
 
 FACTS, STYLE = "facts", "style"
@@ -33,6 +34,7 @@ def _facts(info: EngineInfo) -> dict[str, Any]:
         "layers": upper_half(info),
         "learning_rate": automatic_learning_rate(info),
         "epochs": 4.0,
+        "replay": DEFAULT,
     }
 
 
@@ -59,10 +61,16 @@ def with_recipe(request: CreateJobRequest, info: EngineInfo) -> CreateJobRequest
 
 
 def filled_in(spec: TrainSpec, recipe: str, gave: Callable[[str], bool], info: EngineInfo) -> TrainSpec:
-    """``spec`` with a recipe's settings where the caller ``gave`` none. Raises INVALID_ARGUMENT for an unknown one."""
+    """``spec`` with a recipe's settings where the caller ``gave`` none. Raises INVALID_ARGUMENT for an unknown one.
+
+    Who gives 0 ``replay_rows`` wants none replayed.
+    """
     if recipe not in RECIPES:
         raise invalid_field("recipe", f"{recipe[:40]!r} is not known; there are {', '.join(RECIPES)}, or leave it out")
-    return replace(spec, **{name: value for name, value in RECIPES[recipe](info).items() if not gave(name)})
+    values = {name: value for name, value in RECIPES[recipe](info).items() if not gave(name)}
+    if gave("replay_rows") and not spec.replay_rows:
+        values.pop("replay", None)
+    return replace(spec, **values)
 
 
 def donor_violations(

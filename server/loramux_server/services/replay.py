@@ -27,7 +27,7 @@ def find_replay(store: Store, replay: str, tenant: str) -> str:
     if source is None:
         raise Error(
             Code.FAILED_PRECONDITION,
-            "this server was installed without its replay rows; give rows of your own as replay",
+            "this server was installed without its replay rows; give rows of your own as replay, or 0 as replay_rows",
             reason="NO_REPLAY_ROWS",
             violations=[FieldViolation("replay", "default is not there")],
         )

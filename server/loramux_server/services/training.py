@@ -23,7 +23,7 @@ from .dataset_checks import DatasetChecks
 from .gate import MIN_ACCURACY, Gate, make_gate
 from .intake import receive_file
 from .job_board import JobBoard
-from .job_defaults import settled
+from .job_defaults import settled, with_replay
 from .job_validation import job_violations
 from .job_views import dataset_info, job_event, job_info
 from .limits import Limits
@@ -91,6 +91,7 @@ class TrainingService:
         spec = spec or TrainSpec()
         if recipe:
             spec = filled_in(spec, recipe, given.__contains__, self._info)
+        spec = await asyncio.to_thread(with_replay, spec, given.__contains__, self._store, tenant)
         return await self._checks.report(dataset_id, tenant, spec, show, from_line)
 
     async def create_job(self, request: CreateJobRequest) -> JobInfo:

@@ -50,13 +50,13 @@ async def test_the_good_rows_are_reported_beside_the_bad(server: Server) -> None
 
 async def test_a_recipe_fills_in_what_is_not_given(server: Server) -> None:
     dataset = await upload(server, ROWS)
-    batches = -(-len(ROWS) // 4)
     spec = TrainSpec(batch_size=4)
     report = await server.service.validate_dataset(dataset, spec=spec, recipe="facts")
-    assert report.estimated_steps == 4 * batches  # four epochs
-    spec = TrainSpec(batch_size=4, epochs=1)
-    report = await server.service.validate_dataset(dataset, spec=spec, recipe="facts", given=frozenset({"epochs"}))
-    assert report.estimated_steps == batches
+    assert report.rows == len(ROWS)
+    assert report.estimated_steps == 4 * -(-(len(ROWS) + 32) // 4)  # four epochs, with the rows that are replayed
+    spec, given = TrainSpec(batch_size=4, epochs=1, replay_rows=0), frozenset({"epochs", "replay_rows"})
+    report = await server.service.validate_dataset(dataset, spec=spec, recipe="facts", given=given)
+    assert report.estimated_steps == -(-len(ROWS) // 4)
     with pytest.raises(Error, match="'poetry' is not known"):
         await server.service.validate_dataset(dataset, recipe="poetry")
 

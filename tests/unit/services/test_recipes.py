@@ -57,7 +57,8 @@ def test_the_recipes_on_the_default_base(info: EngineInfo) -> None:
     style = spec_of("style", base)
     assert (style.rank, style.alpha, style.epochs, style.learning_rate) == (8, 16.0, 2.0, 2e-3)
     assert style.layers == facts.layers
-    changed = {"rank", "alpha", "layers", "learning_rate", "epochs"}
+    assert (facts.replay, style.replay) == ("default", "")
+    changed = {"rank", "alpha", "layers", "learning_rate", "epochs", "replay"}
     for field in fields(TrainSpec):
         if field.name not in changed:
             assert getattr(style, field.name) == getattr(facts, field.name) == getattr(TrainSpec(), field.name)
@@ -75,6 +76,9 @@ def test_what_is_given_stays(info: EngineInfo) -> None:
     spec = spec_of("facts", info, given, rank=4, learning_rate=1e-4, layers=(0,))
     assert (spec.rank, spec.learning_rate, spec.layers) == (4, 1e-4, (0,))
     assert (spec.alpha, spec.epochs) == (32.0, 4.0)
+    assert spec_of("facts", info, frozenset({"replay"}), replay="ds-1").replay == "ds-1"
+    assert spec_of("facts", info, frozenset({"replay_rows"}), replay_rows=8).replay == "default"
+    assert spec_of("facts", info, frozenset({"replay_rows"}), replay_rows=0).replay == ""
 
 
 async def test_an_unknown_recipe_tells_the_known_ones(server: Server) -> None:
@@ -87,7 +91,7 @@ async def test_an_unknown_recipe_tells_the_known_ones(server: Server) -> None:
 
 async def test_the_job_runs_with_the_recipe(server: Server) -> None:
     job = await server.job(recipe="facts", given=NOTHING, idempotency_key="k")
-    assert (job.spec.rank, job.spec.layers) == (16, (2, 3))
+    assert (job.spec.rank, job.spec.layers, job.spec.replay_rows) == (16, (2, 3), 32)
     assert (await server.job(recipe="facts", given=NOTHING, idempotency_key="k")).id == job.id
 
 
