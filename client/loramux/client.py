@@ -134,8 +134,9 @@ class Client:
         "rejected": ...}``, which are trained on by DPO. ``replay`` is general rows of which some (``replay_rows``, 32)
         are mixed in; ``"default"`` are the server's, and the recipe ``"facts"`` takes them unless ``replay_rows`` is 0.
         ``on_top_of`` is one frozen stack (``["acme"]``) or several that rows take turns over
-        (``[{"pine": 1.3}, ["summit"], []]``). The other settings (rank, alpha, learning_rate, epochs, max_steps, batch_size, target_modules, layers, seed, ...) take the
-        server's defaults when left out; the learning rate is then chosen for the size of the base.
+        (``[{"pine": 1.3}, ["summit"], []]``). The other settings (rank, alpha, learning_rate, epochs, max_steps,
+        batch_size, target_modules, layers, seed, ...) take the server's defaults when left out; the learning rate is
+        then chosen for the size of the base.
 
         Held-out rows are ``validation``, or a ``validation_split`` of the data. ``gate="improves"`` or
         ``gate={"min_accuracy": 0.9}`` lets the name move to the result only if it is good enough; else it is kept as a
