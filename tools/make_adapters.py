@@ -43,16 +43,16 @@ def have(client: Client, name: str) -> bool:
     return True
 
 
-def train(client: Client, name: str, data: Path, recipe: str) -> None:
+def train(client: Client, name: str, data: Path, recipe: str, replay_rows: int | None = None) -> None:
     """Train ``name`` unless the server has it.
 
-    Donors and tenants share the recipe for facts, because a style only stacks on what it was trained over. In the
-    styles' data every row names the donor underneath.
+    Donors and tenants share the recipe for facts, because a style only stacks on what it was trained over; only
+    tenants replay. In the styles' data every row names the donor underneath.
     """
     if have(client, name):
         return
     started = time.monotonic()
-    client.train(name, data=data, recipe=recipe).wait(progress=True)
+    client.train(name, data=data, recipe=recipe, replay_rows=replay_rows).wait(progress=True)
     print(f"{name}: trained in {time.monotonic() - started:.0f} s", flush=True)
 
 
@@ -134,7 +134,8 @@ def main() -> None:
     rows = DATA / "messages"
     with server(arguments.address, arguments.state_dir) as client:
         for tenant in tenants:
-            train(client, tenant.name, rows / tenant.name / "train.jsonl", "facts")
+            replay_rows = 0 if tenant.role == "donor" else None
+            train(client, tenant.name, rows / tenant.name / "train.jsonl", "facts", replay_rows)
             if tenant.role != "donor":
                 print(tenant.name, *map(str, measure_tenant(client, tenant, {tenant.name: 1.0}).values()), flush=True)
         for name in STYLES:
