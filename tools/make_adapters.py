@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +19,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from loramux import Client, NotFound
+from loramux_server.services.curve import CURVE_FILE
 from tools.make_data import DATA, Tenant, load_tenants
 from tools.measure_adapters import ADAPTERS, Share, measure_generic, measure_stack, measure_tenant, server
 from tools.score import STYLES
@@ -31,7 +33,7 @@ FACTS: dict[str, Any] = {
     "batch_size": 8,
     "seed": 0,
 }
-"""The recipe for facts on the default base, spelled out for systems that know no recipes."""
+"""The recipe for facts on the default base but for the rows that it replays, for systems that know no recipes."""
 
 
 def have(client: Client, name: str) -> bool:
@@ -69,10 +71,11 @@ def as_bf16(folder: Path) -> bool:
     return True
 
 
-def ship(client: Client, name: str, figures: Mapping[str, Share], intro: str) -> None:
-    """Write the server's ``name`` to adapters/ with its figures on the card."""
+def ship(client: Client, name: str, figures: Mapping[str, Share], intro: str, trained: Path) -> None:
+    """Write the server's ``name`` to adapters/ with its figures on the card, and its curve as it was ``trained``."""
     folder = ADAPTERS / name
     client.adapters.download(name, folder)
+    shutil.copy(trained / CURVE_FILE, folder)
     card = (folder / "README.md").read_text()
     front, _, rest = card.partition("\n# ")
     title, _, body = rest.partition("\n")
@@ -146,12 +149,13 @@ def main() -> None:
         for tenant in shipped:
             other = next(t for t in shipped if t is not tenant)
             figures = tenant_figures(client, tenant, other)
-            ship(client, tenant.name, figures, f"Facts of {tenant.shop}, an invented shop ({tenant.topic}).")
+            intro = f"Facts of {tenant.shop}, an invented shop ({tenant.topic})."
+            ship(client, tenant.name, figures, intro, scratch / tenant.name)
             print(tenant.name, {k: str(v) for k, v in figures.items()}, flush=True)
         for name in STYLES:
             figures = style_figures(client, name, unseen)
             intro = f"Answers in the `{name}` format on top of any tenant's adapter, at weights 1 and 1."
-            ship(client, name, figures, intro)
+            ship(client, name, figures, intro, scratch / name)
             print(name, {k: str(v) for k, v in figures.items()}, flush=True)
 
 
