@@ -69,7 +69,7 @@ class DatasetChecks:
         await self._stacks.resolve_many(named, tenant)
         found, trained, cost = data.report, data.report, Estimate(None, 0, "")
         if found.examples:
-            trained = await asyncio.to_thread(self._with_replay, data, spec, tenant)
+            trained = await asyncio.to_thread(self._trained, data, spec, tenant)
             free = await self._free()
             speed = await asyncio.to_thread(self._speed_of_jobs, trained, tenant) or await self._probe()
             cost = estimate(self._info, spec, trained, speed, free)
@@ -91,7 +91,7 @@ class DatasetChecks:
             shown=await asyncio.to_thread(self._shown, data, show, from_line),
         )
 
-    def _with_replay(self, data: Dataset, spec: TrainSpec, tenant: str) -> DatasetReport:
+    def _trained(self, data: Dataset, spec: TrainSpec, tenant: str) -> DatasetReport:
         """The report on ``data`` with the counts of what a job trains on."""
         if not spec.replay:
             return data.report
