@@ -46,6 +46,8 @@ class TrainJob:
     every: int = 0
     """Steps between two adapters that are kept for measuring; 0: none. The time it takes is not counted."""
     cpu_weights: str = "auto"
+    activation_memory: int | None = None
+    """As the server's flag; None: its default."""
     device: Device = "cpu"
 
     @property

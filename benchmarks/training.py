@@ -152,6 +152,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--device", choices=DEVICES, default=DEVICES[0], help=f"(default: {DEVICES[0]})")
     add("--threads", type=int, default=len(os.sched_getaffinity(0)), help="(default: all cores)")
     add("--cpu-weights", choices=("auto", "packed", "unpacked"), default="auto", help="of loramux (default: auto)")
+    add("--activation-memory", type=int, metavar="BYTES", help="of loramux (default: the server's; 0: none kept)")
     add("--material", type=Path, default=ROOT / "build" / "bench", help="where the base is kept")
     add("--json", type=Path, metavar="FILE", help="(default: a new file in benchmarks/results)")
     options = parser.parse_args(arguments)
@@ -204,6 +205,7 @@ def main() -> None:
                         layers=numbers,
                         every=options.every,
                         cpu_weights=options.cpu_weights,
+                        activation_memory=options.activation_memory,
                         device=options.device,
                         **recipe,
                     )

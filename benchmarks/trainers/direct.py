@@ -78,7 +78,7 @@ def run_direct(job: TrainJob) -> TrainResult:
         threads=job.threads,
     )
     base = ResidentBase.load(settings, Path(job.base))
-    jobs = make_tasks(base)
+    jobs = make_tasks(base, job.activation_memory)
     checkpoints, adapters = scratch / "checkpoints", scratch / "adapters"
     for folder in (checkpoints, adapters):
         folder.mkdir(parents=True)

@@ -27,6 +27,8 @@ def server_flags(job: TrainJob) -> list[str]:
         "--threads": str(job.threads),
         "--cpu-weights": job.cpu_weights,
     }
+    if job.activation_memory is not None:
+        flags["--training-activation-memory"] = str(job.activation_memory)
     if len(job.data) > 1 and can_train_several():
         flags[AT_ONCE] = str(len(job.data))
     return [part for pair in flags.items() for part in pair]

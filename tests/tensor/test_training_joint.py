@@ -139,7 +139,7 @@ def test_activations_computed_again_are_those_of_the_pass(engine: Engine, tmp_pa
         return run(self, layer, hidden)
 
     monkeypatch.setattr(layers.Walk, "_run", counted)
-    monkeypatch.setattr(layers, "_dense_tokens", lambda base, first: 0)
+    monkeypatch.setattr(engine.loop._training._work, "_activation_memory", 0)
     together(engine, *jobs)
     assert ("p", "q") in passes
     assert again >= 3 * 5

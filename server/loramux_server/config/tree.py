@@ -94,6 +94,13 @@ class TrainingSettings(BaseModel):
     slice_ms: int = _setting(
         100, "Training", "MS", "longest stretch of training between two serve steps, milliseconds", gt=0, le=60_000
     )
+    activation_memory: Annotated[ByteSize, Field(ge=0)] | None = _setting(
+        None,
+        "Training",
+        "SIZE",
+        "activations of a training pass that are kept; of larger passes they are computed again: slower, and 0 takes"
+        " least (default: a quarter of the free memory)",
+    )
     checkpoint_seconds: float = _setting(
         30.0,
         "Training",
@@ -243,6 +250,9 @@ class Settings(BaseSettings):
             max_queue=self.max_queue,
             training_share=self.training.share,
             training_slice_ms=self.training.slice_ms,
+            training_activation_memory=(
+                None if self.training.activation_memory is None else int(self.training.activation_memory)
+            ),
             cuda_graphs=self.cuda_graphs,
         )
 

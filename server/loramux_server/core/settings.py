@@ -36,4 +36,7 @@ class EngineSettings:
     """Share of the engine's time that training gets while requests wait, 0 to 1."""
     training_slice_ms: int = 100
     """Longest stretch of training between two serve steps, milliseconds."""
+    training_activation_memory: int | None = None
+    """Bytes that the activations of a training pass may take before they are computed again instead of kept; None: a
+    quarter of what is free when a job starts."""
     cuda_graphs: bool = True

@@ -29,8 +29,8 @@ from .protocol import Output
 from .runner import ModelRunner
 from .scheduler import Limits, Scheduler
 
-MakeTasks = Callable[[ResidentBase], Background]
-"""Gives the training side its hold on the resident base."""
+MakeTasks = Callable[[ResidentBase, int | None], Background]
+"""Gives the training side its hold on the resident base, and the bytes that activations of a pass may take."""
 
 
 def build_engine(
@@ -113,7 +113,7 @@ def build_engine(
         desk,
         grammars,
         (settings.training_share, settings.training_slice_ms / 1000),
-        make_tasks(base),
+        make_tasks(base, settings.training_activation_memory),
         info,
         emit,
         memory,

@@ -72,7 +72,7 @@ class DatasetChecks:
             trained = await asyncio.to_thread(self._trained, data, spec, tenant)
             free = await self._free()
             speed = await asyncio.to_thread(self._speed_of_jobs, trained, tenant) or await self._probe()
-            cost = estimate(self._info, spec, trained, speed, free)
+            cost = estimate(self._info, spec, trained, speed, free, self._limits.max_activation_bytes)
         return Report(
             rows=found.rows,
             tokens=found.tokens,

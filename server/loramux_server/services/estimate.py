@@ -94,8 +94,17 @@ def speed_of_job(shape: Shape, spec: TrainSpec, report: DatasetReport, tokens_pe
     return Speed(tokens_per_second * work, f"the speed of {name}")
 
 
-def estimate(info: EngineInfo, spec: TrainSpec, report: DatasetReport, speed: Speed | None, free: int) -> Estimate:
+def estimate(
+    info: EngineInfo,
+    spec: TrainSpec,
+    report: DatasetReport,
+    speed: Speed | None,
+    free: int,
+    activation_memory: int | None = None,
+) -> Estimate:
     """What training with ``spec`` on the rows of ``report`` takes; ``free`` is the device's free memory in bytes.
+
+    Activations of more than ``activation_memory`` bytes (None: a quarter of ``free``) are computed again.
 
     Memory is the adapter with its gradient and AdamW's two moments, the activations of the largest piece of a batch
     (about 20 values per hidden unit and 4 per inner one a token and layer, or one layer's and every layer's input where
@@ -108,7 +117,7 @@ def estimate(info: EngineInfo, spec: TrainSpec, report: DatasetReport, speed: Sp
     piece = max(min(MAX_TOKENS, spec.batch_size * report.longest * sides), report.longest * sides)
     layer = FLOAT * piece * (20 * shape.hidden + 4 * shape.inner)
     activations = layer * shape.layers
-    if activations > free // 4:
+    if activations > (free // 4 if activation_memory is None else activation_memory):
         activations = layer + FLOAT * piece * shape.hidden * shape.layers
     kept = min(FLOAT * report.tokens * shape.hidden, free // 8) if shape.lower else 0
     logits = 3 * FLOAT * LOGIT_ROWS * info.vocab_size

@@ -25,6 +25,8 @@ class Limits:
     max_dataset_rows: int = 200_000
     max_row_tokens: int = 1 << 20
     """Longest training row in tokens, where the model's context and ``max_length`` do not bound it further."""
+    max_activation_bytes: int | None = None
+    """Activations of a training pass that are kept; None: a quarter of what is free."""
     max_rank: int = 256
     max_epochs: float = 1000.0
     max_steps: int = 1_000_000

@@ -38,12 +38,12 @@ def complete(work: Units[T]) -> T:
 class LayerPlan:
     """How the decoder layers of ``base`` run in a job whose lowest adapted layer is ``first``.
 
-    Passes of more than ``dense_tokens`` tokens keep the activations at the layers' borders only and compute the rest
-    again in the backward.
+    Passes of more than ``dense_tokens`` tokens, whose activations would take more than ``memory`` bytes (None: a
+    quarter of what is free now), keep those at the layers' borders only and compute the rest again in the backward.
     """
 
-    def __init__(self, base: ResidentBase, first: int) -> None:
-        self.first, self.dense_tokens = first, _dense_tokens(base, first)
+    def __init__(self, base: ResidentBase, first: int, memory: int | None = None) -> None:
+        self.first, self.dense_tokens = first, _dense_tokens(base, first, memory)
 
 
 @dataclass(slots=True)
@@ -154,16 +154,18 @@ class Walk:
                 object.__delattr__(layer, "forward")
 
 
-def _dense_tokens(base: ResidentBase, first: int) -> int:
-    """Tokens whose activations take a quarter of the memory that is free now.
+def _dense_tokens(base: ResidentBase, first: int, memory: int | None) -> int:
+    """Tokens whose activations take ``memory`` bytes, or a quarter of those that are free now.
 
     About 20 float32 values per hidden unit and 4 per intermediate unit are kept for each token and layer.
     """
     config = base.model.config
     hidden = int(config.hidden_size)
     inner = int(getattr(config, "intermediate_size", None) or 4 * hidden)
-    free = host_available() if base.device.type == "cpu" else int(torch.cuda.mem_get_info(base.device)[0])
-    return free // 4 // (4 * (len(base.layers) - first) * (20 * hidden + 4 * inner))
+    if memory is None:
+        free = host_available() if base.device.type == "cpu" else int(torch.cuda.mem_get_info(base.device)[0])
+        memory = free // 4
+    return memory // (4 * (len(base.layers) - first) * (20 * hidden + 4 * inner))
 
 
 def _pass(hidden: Tensor, *_: Any, **__: Any) -> Tensor:

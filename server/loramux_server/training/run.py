@@ -139,7 +139,7 @@ class Run:
             yield f"{name}.B", b
 
 
-def start(base: ResidentBase, command: TrainCommand) -> Pieces[Run]:
+def start(base: ResidentBase, command: TrainCommand, activation_memory: int | None) -> Pieces[Run]:
     """Set a run up at its first step: adapters underneath, new parameters, and how the layers run."""
     bank, stacks = yield from _frozen_stacks(base, command)
     spec = command.spec
@@ -157,9 +157,9 @@ def start(base: ResidentBase, command: TrainCommand) -> Pieces[Run]:
         _, pairs = read_folder(command.init.path, base.modules, base.fingerprint)
         adapter.load(pairs)
     touched = adapter.groups | {g for entries in stacks for slot, _ in entries for g in slot.groups}
-    plan = LayerPlan(base, min((base.groups[g].layer or 0) for g in touched))
+    plan = LayerPlan(base, min((base.groups[g].layer or 0) for g in touched), activation_memory)
     runner = RowRunner(base, bank, stacks, plan, host_available() // CACHE_SHARE)
-    whole = RowRunner(base, bank, stacks, LayerPlan(base, 0), 0)
+    whole = RowRunner(base, bank, stacks, LayerPlan(base, 0, activation_memory), 0)
     if plan.first and not (yield from _same(base, runner, whole, command.rows[0])):
         runner = whole
     optimizer = torch.optim.AdamW(

@@ -45,9 +45,9 @@ class TrainingJobs:
     along: the others' batches begin anew.
     """
 
-    def __init__(self, base: ResidentBase, fault: Error | None = None) -> None:
-        """With a ``fault`` of the base no job is taken."""
-        self._base, self._fault = base, fault
+    def __init__(self, base: ResidentBase, fault: Error | None = None, activation_memory: int | None = None) -> None:
+        """With a ``fault`` of the base no job is taken. ``activation_memory``: see :class:`.layers.LayerPlan`."""
+        self._base, self._fault, self._activation_memory = base, fault, activation_memory
         self._pace = Pace(1)  # of the passes
         self._jobs: dict[str, Job] = {}  # those whose turn is next first
         self._pass_is_due = False
@@ -68,7 +68,8 @@ class TrainingJobs:
             raise self._fault
         # By itself a job runs forward, through about half of the layers at least.
         pace = Pace(len(self._base.layers) / 2)
-        self._jobs[command.job_id] = Job(command.job_id, train(self._base, command, report, pace), report, pace)
+        run = train(self._base, command, report, pace, self._activation_memory)
+        self._jobs[command.job_id] = Job(command.job_id, run, report, pace)
 
     def remove(self, job_id: str) -> None:
         """Drop a job, if it is here: its state is saved, and nothing told."""
@@ -242,9 +243,12 @@ def _reason(job: str, failure: Exception) -> Error:
     return Error(Code.INTERNAL, "the job failed by a defect; the server's log says why")
 
 
-def make_tasks(base: ResidentBase) -> TrainingJobs:
-    """The training side of an engine on ``base``. Tries once whether gradients pass through; without, jobs fail."""
+def make_tasks(base: ResidentBase, activation_memory: int | None) -> TrainingJobs:
+    """The training side of an engine on ``base``. Tries once whether gradients pass through; without, jobs fail.
+
+    ``activation_memory``: see :class:`.layers.LayerPlan`.
+    """
     fault = gradient_fault(base)
     if fault is not None:
         log.error("no training: %s", fault.message)
-    return TrainingJobs(base, fault)
+    return TrainingJobs(base, fault, activation_memory)

@@ -26,14 +26,16 @@ from .pace import Pace
 from .run import Pieces, Run, start
 
 
-def train(base: ResidentBase, command: TrainCommand, report: Report, pace: Pace) -> Pieces[None]:
+def train(
+    base: ResidentBase, command: TrainCommand, report: Report, pace: Pace, activation_memory: int | None
+) -> Pieces[None]:
     """Train, evaluate and write the adapter to ``command.output``; yields the job's bytes after every piece.
 
     Goes on from the job's last checkpoint, and leaves one behind wherever it ends. Raises FAILED_PRECONDITION when
     the loss is no longer a number, RESOURCE_EXHAUSTED when a checkpoint does not fit on the disk: no adapter is
     written then.
     """
-    run = yield from start(base, command)
+    run = yield from start(base, command, activation_memory)
     key = yield from identity(command, f"{base.fingerprint}/{base.dtype}", run.nbytes)
     checkpoints = Checkpoints(command, key)
     run.resume(checkpoints.latest())

@@ -48,10 +48,13 @@ def test_flag_over_environment_over_file_over_default(monkeypatch: pytest.Monkey
     monkeypatch.setenv("LORAMUX_MAX_RUNNING", "2")
     monkeypatch.setenv("LORAMUX_MAX_QUEUE", "2")
     monkeypatch.setenv("LORAMUX_TRAINING__SHARE", "0.2")
-    loaded = command_line("--config", str(file), "--max-running", "3", "--training-share", "0.5")
+    loaded = command_line(
+        "--config", str(file), "--max-running", "3", "--training-share", "0.5", "--training-activation-memory", "0"
+    )
     settings = loaded.settings
     assert (settings.max_running, settings.max_queue, settings.max_batch_tokens) == (3, 2, 1)
     assert (settings.training.share, settings.training.slice_ms) == (0.5, 1)
+    assert settings.engine().training_activation_memory == 0
     assert settings.default_max_tokens == 128
     sources = [loaded.sources[n] for n in ("max_running", "max_queue", "max_batch_tokens", "default_max_tokens")]
     assert sources == ["flag --max-running", "environment LORAMUX_MAX_QUEUE", f"file {file}", "default"]

@@ -223,6 +223,7 @@ def test_costs_follow_the_shapes(info: EngineInfo) -> None:
     tight = estimate(info, TrainSpec(), report, None, 1000)
     assert (tight.seconds, tight.basis) == (None, "")
     assert tight.memory_bytes < of().memory_bytes  # activations are computed again where memory is short
+    assert estimate(info, TrainSpec(), report, None, 1 << 40, 0).memory_bytes < of().memory_bytes  # or where told to
     shape = Shape.of(info, TrainSpec(layers=(2, 3)))
     weights = sum(a * b for a, b in info.linear_modules.values())
     assert (shape.lower, shape.upper, shape.layers) == (weights // 2, weights // 2, 2)
