@@ -232,7 +232,7 @@ def limits_from(training: TrainingSettings) -> Limits:
     return Limits(
         max_dataset_bytes=int(training.max_dataset_size),
         max_dataset_rows=training.max_dataset_rows,
-        max_activation_bytes=None if training.activation_memory is None else int(training.activation_memory),
+        max_activation_bytes=training.activation_memory,
         **({} if longest is None else {"max_row_tokens": longest}),
     )
 

@@ -16,8 +16,7 @@ from ..training.order import Order
 from .estimate import Estimate, Shape, Speed, estimate, speed_of_job
 from .job_validation import spec_violations
 from .limits import Limits
-from .plan import check_data
-from .replay import draw
+from .plan import check_data, load_replay
 from .stacks import StackResolver
 from .views import DatasetReport as Report
 from .views import MarkedRow, MarkedText, RowProblem
@@ -95,11 +94,8 @@ class DatasetChecks:
         """The report on ``data`` with the counts of what a job trains on."""
         if not spec.replay:
             return data.report
-        replay, problems, _ = check_data(
-            self._store, self._text, self._info, self._limits, spec, tenant, spec.replay, "replay"
-        )
-        problems.check()
-        return counted(data.examples + draw(replay, spec.replay_rows, spec.seed).examples, data.report)
+        replay = load_replay(self._store, self._text, self._info, self._limits, spec, tenant)
+        return counted(data.examples + replay.examples, data.report)
 
     def _shown(self, data: Dataset, count: int, from_line: int) -> tuple[MarkedRow, ...]:
         rows: list[MarkedRow] = []

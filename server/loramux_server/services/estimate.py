@@ -16,7 +16,7 @@ from ..core.backend import EngineInfo
 from ..core.jobs import TrainSpec
 from ..training.dataset import DatasetReport
 from ..training.order import Order
-from ..training.pace import MAX_TOKENS
+from ..training.pace import MAX_TOKENS, activation_room
 from .job_validation import selected_modules
 
 _LAYER = re.compile(r"\.(\d+)\.")
@@ -117,7 +117,7 @@ def estimate(
     piece = max(min(MAX_TOKENS, spec.batch_size * report.longest * sides), report.longest * sides)
     layer = FLOAT * piece * (20 * shape.hidden + 4 * shape.inner)
     activations = layer * shape.layers
-    if activations > (free // 4 if activation_memory is None else activation_memory):
+    if activations > activation_room(free, activation_memory):
         activations = layer + FLOAT * piece * shape.hidden * shape.layers
     kept = min(FLOAT * report.tokens * shape.hidden, free // 8) if shape.lower else 0
     logits = 3 * FLOAT * LOGIT_ROWS * info.vocab_size

@@ -80,12 +80,21 @@ def load_data(
     elif spec.validation_split:
         train, validation = split_rows(train, spec.validation_split, spec.seed)
         validation_digest = train_digest
-    replay = draw(load(spec.replay, "replay")[0], spec.replay_rows, spec.seed) if spec.replay else None
+    replay = load_replay(store, text, info, limits, spec, tenant) if spec.replay else None
     for name, other in (("validation", validation), ("replay", replay)):
         if other is not None and other.pairs is not train.pairs:
             what = ("preference pairs", "none") if other.pairs else ("no preference pairs", "some")
             raise invalid_field(name, f"holds {what[0]}, and the data hold {what[1]}: give the same kind")
     return JobData(train, validation, train_digest, validation_digest, replay)
+
+
+def load_replay(
+    store: Store, text: TextTokenizer, info: EngineInfo, limits: Limits, spec: TrainSpec, tenant: str
+) -> Dataset:
+    """The rows that a job of ``spec`` replays; blocking. Raises as :func:`load_data`."""
+    found, problems, _ = check_data(store, text, info, limits, spec, tenant, spec.replay, "replay")
+    problems.check()
+    return draw(found, spec.replay_rows, spec.seed)
 
 
 def check_data(

@@ -19,6 +19,7 @@ from ..lora.context import Attention
 from ..lora.host import host_available
 from ..lora.routing import Routing
 from ..model.resident import ResidentBase
+from .pace import activation_room
 
 T = TypeVar("T")
 Units = Generator[None, None, T]
@@ -162,10 +163,8 @@ def _dense_tokens(base: ResidentBase, first: int, memory: int | None) -> int:
     config = base.model.config
     hidden = int(config.hidden_size)
     inner = int(getattr(config, "intermediate_size", None) or 4 * hidden)
-    if memory is None:
-        free = host_available() if base.device.type == "cpu" else int(torch.cuda.mem_get_info(base.device)[0])
-        memory = free // 4
-    return memory // (4 * (len(base.layers) - first) * (20 * hidden + 4 * inner))
+    free = host_available() if base.device.type == "cpu" else int(torch.cuda.mem_get_info(base.device)[0])
+    return activation_room(free, memory) // (4 * (len(base.layers) - first) * (20 * hidden + 4 * inner))
 
 
 def _pass(hidden: Tensor, *_: Any, **__: Any) -> Tensor:

@@ -22,6 +22,11 @@ processor cores with the default base: 1,024 tokens in pieces of 1,024: 6.12 s; 
 """
 
 
+def activation_room(free: int, memory: int | None) -> int:
+    """Bytes that a pass's activations may take before they are computed again: ``memory``, or a quarter of ``free``."""
+    return free // 4 if memory is None else memory
+
+
 class Pace:
     """Splits batches by the measured speed."""
 
