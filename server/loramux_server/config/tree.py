@@ -240,21 +240,23 @@ class Settings(BaseSettings):
             dtype=self.dtype,
             cpu_weights=self.cpu_weights,
             threads=self.threads,
-            # Plain integers: the engine may be another process, and the wire knows no subclasses.
-            kv_cache_memory=None if self.kv_cache_memory is None else int(self.kv_cache_memory),
-            adapter_memory=None if self.adapter_memory is None else int(self.adapter_memory),
-            adapter_host_memory=None if self.adapter_host_memory is None else int(self.adapter_host_memory),
+            kv_cache_memory=_plain(self.kv_cache_memory),
+            adapter_memory=_plain(self.adapter_memory),
+            adapter_host_memory=_plain(self.adapter_host_memory),
             adapter_load_rate=self.adapter_load_rate,
             max_batch_tokens=self.max_batch_tokens,
             max_running=self.max_running,
             max_queue=self.max_queue,
             training_share=self.training.share,
             training_slice_ms=self.training.slice_ms,
-            training_activation_memory=(
-                None if self.training.activation_memory is None else int(self.training.activation_memory)
-            ),
+            training_activation_memory=_plain(self.training.activation_memory),
             cuda_graphs=self.cuda_graphs,
         )
+
+
+def _plain(size: ByteSize | None) -> int | None:
+    """A plain integer: the engine may be another process, and the wire knows no subclasses."""
+    return None if size is None else int(size)
 
 
 @dataclass(frozen=True, slots=True)
