@@ -100,6 +100,7 @@ def adapter_version(m: adapters_pb2.AdapterVersion) -> types.AdapterVersion:
         dataset_digest=m.dataset_digest,
         parent=m.parent,
         trained_on=tuple(stack(s) for s in m.trained_on),
+        asked_with=m.asked_with,
         composed=composition(m.composed) if m.HasField("composed") else None,
         metrics=ordered(m.metrics),
         metadata=ordered(m.metadata),
@@ -154,8 +155,13 @@ def dataset_report(message: training_pb2.ValidateDatasetResponse) -> types.Datas
         too_long=s.too_long,
         pairs=s.pairs,
         warnings=tuple(s.warnings),
+        notes=_notes(s.notes),
         shown=tuple(types.MarkedRow(r.line, _marked(r.text), _marked(r.rejected), r.tokens) for r in message.rows),
     )
+
+
+def _notes(notes: Iterable[training_pb2.DatasetNote]) -> tuple[types.DatasetNote, ...]:
+    return tuple(types.DatasetNote(n.code, n.text, n.count, n.line) for n in notes)
 
 
 def _marked(parts: Iterable[training_pb2.MarkedText]) -> tuple[types.MarkedText, ...]:
@@ -195,6 +201,7 @@ def job(message: training_pb2.Job) -> types.JobInfo:
         gate=gate(message.gate),
         gate_result=message.gate_result,
         compare_prompt=message.compare_prompt,
+        notes=_notes(message.notes),
         metadata=ordered(message.metadata),
         tenant=message.tenant,
         created_at=message.created_at,

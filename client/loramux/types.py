@@ -192,6 +192,8 @@ class AdapterVersion:
     dataset_digest: str = ""
     parent: str = ""
     trained_on: tuple[tuple[StackItem, ...], ...] = ()
+    asked_with: str = ""
+    """``messages`` or ``prompt``: how the rows that it learned from are asked; empty: not known."""
     composed: Composition | None = None
     """Set when it was merged from other versions."""
     metrics: dict[str, float] = field(default_factory=dict)
@@ -253,6 +255,22 @@ class DatasetProblem:
 
 
 @dataclass(frozen=True, slots=True)
+class DatasetNote:
+    """What does not keep anyone from training, but may not be meant."""
+
+    code: str
+    """Stable word for programs, such as ``REPEATED_ROWS``."""
+    text: str
+    count: int = 0
+    """Rows that it is about; 0: the dataset as a whole."""
+    line: int = 0
+    """The first of them; 0: none in particular."""
+
+    def __str__(self) -> str:
+        return self.text
+
+
+@dataclass(frozen=True, slots=True)
 class MarkedText:
     """Text of a tokenised row that is all learned or all not, special tokens shown."""
 
@@ -291,6 +309,8 @@ class DatasetReport:
     pairs: bool = False
     """Whether the rows are preference pairs."""
     warnings: tuple[str, ...] = ()
+    """The texts of ``notes``."""
+    notes: tuple[DatasetNote, ...] = ()
     shown: tuple[MarkedRow, ...] = ()
     """Rows as they are trained on, where some were asked for."""
 
@@ -320,6 +340,8 @@ class JobInfo:
     gate_result: str = ""
     """Why what it published was not promoted; empty: it was, or there is nothing yet."""
     compare_prompt: str = ""
+    notes: tuple[DatasetNote, ...] = ()
+    """What may not be meant about its data."""
     metadata: dict[str, str] = field(default_factory=dict)
     tenant: str = ""
     created_at: float = 0.0

@@ -16,6 +16,7 @@ from .common import (
     Json,
     connect,
     entries,
+    how_to_ask,
     moment,
     numbers,
     print_comparison,
@@ -117,7 +118,8 @@ def _details(v: AdapterVersion) -> list[tuple[str, object]]:
         ("on top of", " | ".join(entries(stack) for stack in v.trained_on)),
         ("merged from", _composed(v.composed) if v.composed else ""),
         ("figures", numbers(v.metrics)),
-        ("notes", ", ".join(f"{key}={value}" for key, value in v.metadata.items())),
+        ("metadata", ", ".join(f"{key}={value}" for key, value in v.metadata.items())),
+        ("ask with", how_to_ask(v.ref, v.asked_with) if v.asked_with else ""),
     ]
 
 

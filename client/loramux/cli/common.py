@@ -10,7 +10,7 @@ import sys
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, TextIO
 
 import typer
 
@@ -109,6 +109,20 @@ def print_fields(fields: Iterable[tuple[str, object]]) -> None:
     width = max((len(name) for name, _ in shown), default=0)
     for name, value in shown:
         print(f"{name:<{width}}  {value}")
+
+
+def print_notes(notes: Iterable[object], file: TextIO | None = None) -> None:
+    """What may not be meant, one a line, on stdout or on ``file``."""
+    for note in notes:
+        print(f"note: {plain(str(note))}", file=file)
+
+
+def how_to_ask(ref: str, asked_with: str) -> str:
+    """The command that asks an adapter in the way that its rows were written; the option alone if that is not known."""
+    option = f"--adapter {ref}"
+    if not asked_with:
+        return option
+    return f'loramux generate {"-m " if asked_with == "messages" else ""}"..." {option}'
 
 
 def plain(text: str) -> str:

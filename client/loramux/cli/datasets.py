@@ -10,7 +10,7 @@ import typer
 
 from ..progress import clock
 from ..types import DatasetReport, MarkedText
-from .common import Json, connect, plain, print_fields, print_json, size
+from .common import Json, connect, plain, print_fields, print_json, print_notes, size
 from .train import BatchSize, Epochs, Layers, MaxLength, MaxSteps, Rank, Recipe
 
 if TYPE_CHECKING:
@@ -58,8 +58,7 @@ def validate(
         print_json(report)
         raise typer.Exit(0 if report.valid else 1)
     print_problems(report)
-    for warning in report.warnings:
-        print(f"note: {plain(warning)}")
+    print_notes(report.warnings)
     seconds, memory = report.estimated_seconds, report.estimated_memory_bytes
     print_fields(
         [

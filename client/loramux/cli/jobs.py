@@ -21,6 +21,7 @@ from .common import (
     print_comparison,
     print_fields,
     print_json,
+    print_notes,
     print_table,
 )
 from .train import published as published_text
@@ -80,12 +81,13 @@ def show(context: typer.Context, job: JobId, json: Json = False) -> None:
             ("compared with", _short(info.compare_prompt)),
             ("not promoted", info.gate_result),
             ("settings", _settings(info.settings)),
-            ("notes", ", ".join(f"{key}={value}" for key, value in info.metadata.items())),
+            ("metadata", ", ".join(f"{key}={value}" for key, value in info.metadata.items())),
             ("created", moment(info.created_at)),
             ("started", moment(info.started_at)),
             ("finished", moment(info.finished_at)),
         ]
     )
+    print_notes(info.notes)
     print_comparison(info.comparison)
 
 
@@ -109,6 +111,7 @@ def watch(
     """Follow a job from its first event to its end, with its loss curve; exit code 1 if it published nothing."""
     with connect(context) as client:
         handle = client.jobs.get(job)
+        print_notes(handle.info.notes, sys.stderr)
         with progress_display(handle.info.name, enabled=not json, chart=True) as display:
             for event in handle.events(after_sequence=after):
                 display.show(event)

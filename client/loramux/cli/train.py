@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from ..types import AdapterVersion
-from .common import Json, connect, numbers, print_comparison, print_json, stack
+from .common import Json, connect, how_to_ask, numbers, print_comparison, print_json, print_notes, stack
 
 BatchSize = Annotated[int | None, typer.Option(help="Rows per optimiser step.", show_default="8")]
 Epochs = Annotated[float | None, typer.Option(help="Passes over the data.", show_default="3")]
@@ -175,6 +175,7 @@ def train(
             idempotency_key=idempotency_key,
             **settings,
         )
+        print_notes(job.info.notes, sys.stderr)
         if not wait:
             if json:
                 print_json(job.info)
@@ -201,7 +202,7 @@ def published(version: AdapterVersion, gate_result: str = "") -> str:
             f"promote it with: loramux adapters alias {version.name} {version.version}"
         )
     figures = f" ({numbers(version.metrics)})" if version.metrics else ""
-    return f"published {version.ref}{figures}; use it with: --adapter {version.name}"
+    return f"published {version.ref}{figures}; use it with: {how_to_ask(version.name, version.asked_with)}"
 
 
 def text_or_file(text: str | None, option: str) -> str | None:

@@ -187,6 +187,7 @@ class AdapterVersion(_message.Message):
     LAST_USED_AT_FIELD_NUMBER: _builtins.int
     COMPOSED_FIELD_NUMBER: _builtins.int
     GATE_RESULT_FIELD_NUMBER: _builtins.int
+    ASKED_WITH_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Name of the adapter."""
     version: _builtins.int
@@ -225,6 +226,10 @@ class AdapterVersion(_message.Message):
     """When a request last used it, in seconds since 1970. 0: never."""
     gate_result: _builtins.str
     """Why the gate of its job did not promote it. Empty: it did, or there was none."""
+    asked_with: _builtins.str
+    """How the rows that it was trained on are asked: `messages`, through the chat template, or `prompt`, as plain text.
+    Empty: not known.
+    """
     @_builtins.property
     def target_modules(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Kinds of linears that it changes, such as `q_proj`."""
@@ -277,10 +282,11 @@ class AdapterVersion(_message.Message):
         last_used_at: _builtins.float = ...,
         composed: Global___Composition | None = ...,
         gate_result: _builtins.str = ...,
+        asked_with: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["composed", b"composed"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["alpha", b"alpha", "base_fingerprint", b"base_fingerprint", "base_name", b"base_name", "composed", b"composed", "created_at", b"created_at", "dataset_digest", b"dataset_digest", "digest", b"digest", "gate_result", b"gate_result", "job_id", b"job_id", "last_used_at", b"last_used_at", "layers", b"layers", "metadata", b"metadata", "metrics", b"metrics", "name", b"name", "parent", b"parent", "pinned", b"pinned", "rank", b"rank", "rslora", b"rslora", "size_bytes", b"size_bytes", "state", b"state", "state_reason", b"state_reason", "target_modules", b"target_modules", "tier", b"tier", "trained_on", b"trained_on", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alpha", b"alpha", "asked_with", b"asked_with", "base_fingerprint", b"base_fingerprint", "base_name", b"base_name", "composed", b"composed", "created_at", b"created_at", "dataset_digest", b"dataset_digest", "digest", b"digest", "gate_result", b"gate_result", "job_id", b"job_id", "last_used_at", b"last_used_at", "layers", b"layers", "metadata", b"metadata", "metrics", b"metrics", "name", b"name", "parent", b"parent", "pinned", b"pinned", "rank", b"rank", "rslora", b"rslora", "size_bytes", b"size_bytes", "state", b"state", "state_reason", b"state_reason", "target_modules", b"target_modules", "tier", b"tier", "trained_on", b"trained_on", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

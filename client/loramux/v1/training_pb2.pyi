@@ -288,6 +288,40 @@ class DatasetProblem(_message.Message):
 Global___DatasetProblem: _TypeAlias = DatasetProblem  # noqa: Y015
 
 @_typing.final
+class DatasetNote(_message.Message):
+    """What does not keep anyone from training, but may not be meant."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CODE_FIELD_NUMBER: _builtins.int
+    TEXT_FIELD_NUMBER: _builtins.int
+    COUNT_FIELD_NUMBER: _builtins.int
+    LINE_FIELD_NUMBER: _builtins.int
+    code: _builtins.str
+    """Stable upper-case word for programs, such as `REPEATED_ROWS`."""
+    text: _builtins.str
+    """A sentence for people."""
+    count: _builtins.int
+    """Rows that it is about. 0: the dataset as a whole."""
+    line: _builtins.int
+    """Line of the first of them, counted from 1. 0: none in particular."""
+    def __init__(
+        self,
+        *,
+        code: _builtins.str = ...,
+        text: _builtins.str = ...,
+        count: _builtins.int = ...,
+        line: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["code", b"code", "count", b"count", "line", b"line", "text", b"text"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DatasetNote: _TypeAlias = DatasetNote  # noqa: Y015
+
+@_typing.final
 class DatasetSummary(_message.Message):
     """What a dataset holds and costs."""
 
@@ -305,6 +339,7 @@ class DatasetSummary(_message.Message):
     ESTIMATED_FROM_FIELD_NUMBER: _builtins.int
     WARNINGS_FIELD_NUMBER: _builtins.int
     PAIRS_FIELD_NUMBER: _builtins.int
+    NOTES_FIELD_NUMBER: _builtins.int
     rows: _builtins.int
     """Rows that can be trained on."""
     tokens: _builtins.int
@@ -329,6 +364,10 @@ class DatasetSummary(_message.Message):
     """Whether the rows are preference pairs."""
     @_builtins.property
     def warnings(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The texts of `notes`."""
+
+    @_builtins.property
+    def notes(self) -> _containers.RepeatedCompositeFieldContainer[Global___DatasetNote]:
         """What does not keep anyone from training, but may not be meant."""
 
     def __init__(
@@ -346,10 +385,11 @@ class DatasetSummary(_message.Message):
         estimated_from: _builtins.str = ...,
         warnings: _abc.Iterable[_builtins.str] | None = ...,
         pairs: _builtins.bool = ...,
+        notes: _abc.Iterable[Global___DatasetNote] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_estimated_memory_bytes", b"_estimated_memory_bytes", "_estimated_seconds", b"_estimated_seconds", "estimated_memory_bytes", b"estimated_memory_bytes", "estimated_seconds", b"estimated_seconds"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_estimated_memory_bytes", b"_estimated_memory_bytes", "_estimated_seconds", b"_estimated_seconds", "duplicates", b"duplicates", "estimated_from", b"estimated_from", "estimated_memory_bytes", b"estimated_memory_bytes", "estimated_seconds", b"estimated_seconds", "estimated_steps", b"estimated_steps", "longest_tokens", b"longest_tokens", "pairs", b"pairs", "rows", b"rows", "tokens", b"tokens", "too_long", b"too_long", "trained_tokens", b"trained_tokens", "warnings", b"warnings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_estimated_memory_bytes", b"_estimated_memory_bytes", "_estimated_seconds", b"_estimated_seconds", "duplicates", b"duplicates", "estimated_from", b"estimated_from", "estimated_memory_bytes", b"estimated_memory_bytes", "estimated_seconds", b"estimated_seconds", "estimated_steps", b"estimated_steps", "longest_tokens", b"longest_tokens", "notes", b"notes", "pairs", b"pairs", "rows", b"rows", "tokens", b"tokens", "too_long", b"too_long", "trained_tokens", b"trained_tokens", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__estimated_memory_bytes: _TypeAlias = _typing.Literal["estimated_memory_bytes"]  # noqa: Y015
     _WhichOneofArgType__estimated_memory_bytes: _TypeAlias = _typing.Literal["_estimated_memory_bytes", b"_estimated_memory_bytes"]  # noqa: Y015
@@ -970,6 +1010,7 @@ class Job(_message.Message):
     GATE_FIELD_NUMBER: _builtins.int
     GATE_RESULT_FIELD_NUMBER: _builtins.int
     COMPARE_PROMPT_FIELD_NUMBER: _builtins.int
+    NOTES_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Identifier."""
     name: _builtins.str
@@ -1030,6 +1071,10 @@ class Job(_message.Message):
     def gate(self) -> Global___Gate:
         """Condition for promoting what it publishes. Unset: none."""
 
+    @_builtins.property
+    def notes(self) -> _containers.RepeatedCompositeFieldContainer[Global___DatasetNote]:
+        """What may not be meant about its data, as it was when the job was made."""
+
     def __init__(
         self,
         *,
@@ -1055,10 +1100,11 @@ class Job(_message.Message):
         gate: Global___Gate | None = ...,
         gate_result: _builtins.str = ...,
         compare_prompt: _builtins.str = ...,
+        notes: _abc.Iterable[Global___DatasetNote] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "error", b"error", "gate", b"gate", "settings", b"settings"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "compare_prompt", b"compare_prompt", "created_at", b"created_at", "dataset_id", b"dataset_id", "error", b"error", "finished_at", b"finished_at", "gate", b"gate", "gate_result", b"gate_result", "id", b"id", "init_from", b"init_from", "last_sequence", b"last_sequence", "metadata", b"metadata", "metrics", b"metrics", "name", b"name", "on_top_of", b"on_top_of", "settings", b"settings", "started_at", b"started_at", "state", b"state", "step", b"step", "tenant", b"tenant", "total_steps", b"total_steps", "validation_dataset_id", b"validation_dataset_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "compare_prompt", b"compare_prompt", "created_at", b"created_at", "dataset_id", b"dataset_id", "error", b"error", "finished_at", b"finished_at", "gate", b"gate", "gate_result", b"gate_result", "id", b"id", "init_from", b"init_from", "last_sequence", b"last_sequence", "metadata", b"metadata", "metrics", b"metrics", "name", b"name", "notes", b"notes", "on_top_of", b"on_top_of", "settings", b"settings", "started_at", b"started_at", "state", b"state", "step", b"step", "tenant", b"tenant", "total_steps", b"total_steps", "validation_dataset_id", b"validation_dataset_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -64,6 +64,7 @@ class AdapterViews:
             dataset_digest=meta.dataset_digest,
             parent=meta.parent,
             trained_on=meta.trained_on,
+            asked_with=meta.asked_with,
             composed=meta.composed,
             metrics=meta.metrics,
             metadata=meta.metadata,

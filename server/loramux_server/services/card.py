@@ -10,6 +10,7 @@ from loramux.comparison import read_comparison, without_comparison
 from loramux.progress import sparkline
 
 from ..core.jobs import TrainSpec
+from ..core.notes import Note
 from ..core.types import StackItem
 from .curve import CURVE_FILE, Curve
 
@@ -52,6 +53,9 @@ class CardFacts:
     """Why the version was not promoted; empty: it was."""
     compare_prompt: str = ""
     curve: Curve = field(default_factory=dict)
+    asked_with: str = ""
+    """``messages`` or ``prompt``; empty: not known."""
+    notes: tuple[Note, ...] = ()
 
 
 def render_card(facts: CardFacts) -> str:
@@ -100,6 +104,7 @@ def _data(facts: CardFacts) -> str:
             "- Trained on top of these frozen stacks, rows taking turns: "
             + "; ".join(_stack(stack) for stack in facts.on_top_of)
         )
+    lines += (f"- Note: {_cell(note.text)}" for note in facts.notes)
     return "\n".join(lines)
 
 
@@ -155,11 +160,12 @@ def _settings(facts: CardFacts) -> str:
 
 
 def _loramux_snippet(facts: CardFacts) -> str:
+    asked = 'messages=[{"role": "user", "content": "..."}]' if facts.asked_with == "messages" else '"..."'
     return _code(
         "from loramux import Client",
         "",
         'with Client("localhost:50051") as client:',
-        f'    print(client.generate("...", adapters=[{json.dumps(facts.name)}]).text)',
+        f"    print(client.generate({asked}, adapters=[{json.dumps(facts.name)}]).text)",
         *(["    # A candidate answers as name@version, until it is promoted."] if facts.gate_result else []),
     )
 

@@ -13,6 +13,7 @@ from ..text import TextTokenizer
 from ..training.dataset import Dataset, DatasetReport, Example, counted
 from ..training.masks import render_marked
 from ..training.order import Order
+from .asking import how_to_ask
 from .estimate import Estimate, Shape, Speed, estimate, speed_of_job
 from .job_validation import spec_violations
 from .limits import Limits
@@ -80,7 +81,7 @@ class DatasetChecks:
             duplicates=found.duplicates,
             too_long=found.too_long,
             pairs=found.pairs,
-            warnings=found.warnings,
+            notes=how_to_ask(found, self._text) + found.notes,
             estimated_steps=Order(spec, trained.examples).total_steps if trained.examples else 0,
             estimated_seconds=cost.seconds,
             estimated_memory_bytes=cost.memory_bytes or None,

@@ -33,6 +33,7 @@ def job_info(record: JobRecord, adapter: AdapterVersionInfo | None, last_sequenc
         on_top_of=request.on_top_of,
         init_from=request.init_from,
         compare_prompt=request.compare_prompt,
+        notes=request.notes,
         created_at=record.created,
         started_at=record.started or 0.0,
         finished_at=record.finished or 0.0,

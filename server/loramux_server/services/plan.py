@@ -11,6 +11,7 @@ from pathlib import Path
 from ..core.backend import EngineInfo
 from ..core.errors import invalid_field
 from ..core.jobs import TrainCommand, TrainRow, TrainSpec
+from ..core.notes import Note
 from ..core.types import BASE, Stack, StackItem
 from ..store.records import JobRecord
 from ..store.store import Store
@@ -45,6 +46,13 @@ class JobData:
     @property
     def examples(self) -> tuple[Example, ...]:
         return self.trained + (self.validation.examples if self.validation else ())
+
+    @property
+    def notes(self) -> tuple[Note, ...]:
+        """What may not be meant about the rows that are trained on and, from other data, held out."""
+        apart = self.validation is not None and self.validation_digest != self.train_digest
+        held_out = self.validation.report.notes if self.validation and apart else ()
+        return self.train.report.notes + tuple(replace(note, text=f"validation: {note.text}") for note in held_out)
 
     @property
     def row_stacks(self) -> tuple[tuple[StackItem, ...], ...]:

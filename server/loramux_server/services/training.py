@@ -17,6 +17,7 @@ from ..store.refs import check_name, parse_ref
 from ..store.store import Store
 from ..text import TextTokenizer
 from .adapter_views import AdapterViews
+from .asking import how_to_ask
 from .cleanup import nothing_collected, temporary_folder, to_the_end
 from .comparing import prompted
 from .dataset_checks import DatasetChecks
@@ -197,6 +198,7 @@ class TrainingService:
             compare_prompt=request.compare_prompt,
             metadata=dict(request.metadata),
             idempotency_key=request.idempotency_key,
+            notes=how_to_ask(data.train.report, self._text, request.name) + data.notes,
             donors={entry.adapter.ref: entry.adapter.digest for entry in donors.entries},
         )
         async with nothing_collected(self._store):

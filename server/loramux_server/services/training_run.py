@@ -172,6 +172,7 @@ class TrainingRun:
             dataset_digest=self._data.train_digest,
             parent=request.init_from,
             trained_on=_trained_on(command.stacks),
+            asked_with=self._data.train.report.asked_with,
             metrics=self._final_metrics(),
             metadata=request.metadata,
         )
@@ -205,6 +206,8 @@ class TrainingRun:
                 gate_result=gate_result,
                 compare_prompt=request.compare_prompt,
                 curve=curve,
+                asked_with=data.train.report.asked_with,
+                notes=request.notes,
             )
         )
         with storage_errors("cannot write the model card"):

@@ -8,6 +8,7 @@ from typing import Generic, TypeVar
 
 from ..core.compose import ComposeMethod
 from ..core.jobs import JobState, TrainEvent, TrainSpec
+from ..core.notes import Note
 from ..core.types import FinishReason, Message, StackEntry, StackItem, TokenLogprob, Usage
 from ..store.records import Composition
 
@@ -101,6 +102,8 @@ class AdapterVersionInfo:
     """Why the gate of its job did not promote it; empty: it did, or there was none."""
     dataset_digest: str = ""
     parent: str = ""
+    asked_with: str = ""
+    """``messages`` or ``prompt``: how the rows that it learned from are asked; empty: not known."""
     trained_on: tuple[tuple[StackItem, ...], ...] = ()
     composed: Composition | None = None
     metrics: dict[str, float] = field(default_factory=dict)
@@ -222,7 +225,8 @@ class DatasetReport:
     too_long: int = 0
     """Rows that are refused because they are too long."""
     pairs: bool = False
-    warnings: tuple[str, ...] = ()
+    notes: tuple[Note, ...] = ()
+    """What may not be meant."""
     estimated_seconds: float | None = None
     """Of training on this machine with nothing else to do; None: it cannot be told."""
     estimated_memory_bytes: int | None = None
@@ -230,6 +234,11 @@ class DatasetReport:
     estimated_from: str = ""
     """What the seconds were worked out from."""
     shown: tuple[MarkedRow, ...] = ()
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """The texts of ``notes``."""
+        return tuple(note.text for note in self.notes)
 
     @property
     def ok(self) -> bool:
@@ -302,6 +311,8 @@ class JobInfo:
     compare_prompt: str = ""
     gate_result: str = ""
     """Why what it published was not promoted; empty: it was."""
+    notes: tuple[Note, ...] = ()
+    """What may not be meant about its data."""
 
 
 @dataclass(frozen=True, slots=True)

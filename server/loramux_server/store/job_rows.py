@@ -10,6 +10,7 @@ import sqlalchemy as sa
 from sqlalchemy import Connection, Row
 
 from ..core.jobs import JobState, TrainSpec
+from ..core.notes import Note
 from .records import JobRecord, NewJob, stacks_from_json, stacks_to_json
 from .schema import jobs as j
 
@@ -33,6 +34,7 @@ def insert(connection: Connection, job_id: str, new: NewJob, state: JobState, no
             compare_prompt=new.compare_prompt,
             metadata=new.metadata,
             idempotency_key=new.idempotency_key or None,
+            notes=[asdict(note) for note in new.notes],
             attempts=0,
             step=0,
             total_steps=0,
@@ -103,6 +105,7 @@ def record(row: Row[Any]) -> JobRecord:
         compare_prompt=row.compare_prompt,
         metadata=row.metadata,
         idempotency_key=row.idempotency_key or "",
+        notes=tuple(Note(**note) for note in row.notes or ()),
     )
     return JobRecord(
         id=row.id,

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.jobs import JobState, TrainEvent, TrainSpec
+from ..core.notes import Note
 from ..core.types import AdapterVersion, StackItem
 from .refs import LATEST
 
@@ -55,6 +56,8 @@ class AdapterMeta:
     dataset_digest: str = ""
     parent: str = ""
     """``name@version`` it goes on from, if any."""
+    asked_with: str = ""
+    """``messages`` or ``prompt``: how the rows that it learned from are asked; empty: not known."""
     trained_on: tuple[tuple[StackItem, ...], ...] = ()
     """Frozen stacks that were underneath."""
     composed: Composition | None = None
@@ -143,6 +146,8 @@ class NewJob:
     compare_prompt: str = ""
     metadata: dict[str, str] = field(default_factory=dict)
     idempotency_key: str = ""
+    notes: tuple[Note, ...] = ()
+    """What may not be meant about its data."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,7 @@ from sqlalchemy import (
 
 from .portable_json import FiguresJSON
 
-REVISION = "0005"
+REVISION = "0006"
 """The newest migration: what a database must be at for this code."""
 
 metadata = MetaData(
@@ -71,6 +71,7 @@ adapter_versions = Table(
     Column("dataset_digest", String(64), nullable=False),
     Column("parent", String(160), nullable=False),
     Column("trained_on", JSON, nullable=False),
+    Column("asked_with", String(16)),  # messages or prompt, where that is known
     Column("composed", JSON),  # how it was merged, if it was
     Column("metrics", FiguresJSON, nullable=False),
     Column("metadata", JSON, nullable=False),
@@ -130,6 +131,7 @@ jobs = Table(
     Column("compare_prompt", Text, nullable=False),
     Column("metadata", JSON, nullable=False),
     Column("idempotency_key", String(255)),
+    Column("notes", JSON),  # what may not be meant about its data
     Column("attempts", Integer, nullable=False),
     Column("runner", String(64)),  # server that runs it, if one does
     Column("lease_until", Float),  # when another server may take it from there

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import BinaryIO
 
 from ..core.jobs import TrainRow
+from ..core.notes import Note
 from ..core.types import StackItem
 from ..text.tokenizer import TextTokenizer
 from .dataset_lines import read_objects
+from .dataset_notes import PlainRows, asked_with, notes_on, plain_rows
 from .dataset_pairs import PairRow
-from .dataset_parts import BadRow, ChatRow
+from .dataset_parts import BadRow
 from .dataset_problems import Problems
 from .dataset_rows import DataRow, names_pair, parse_row
 from .masks import train_rows
@@ -71,7 +72,17 @@ class DatasetReport:
     """Rows beyond the longest that is allowed: they are refused, never cut."""
     pairs: bool = False
     """Whether the rows are preference pairs."""
-    warnings: tuple[str, ...] = ()
+    asked_with: str = ""
+    """``messages`` or ``prompt``: how a request asks for what is learned; empty: there are no rows."""
+    plain: PlainRows | None = None
+    """Rows that are learned without the chat template, if there are any."""
+    notes: tuple[Note, ...] = ()
+    """What may not be meant."""
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """The texts of ``notes``."""
+        return tuple(note.text for note in self.notes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,36 +207,23 @@ def _report(
     rows: list[DataRow], examples: list[Example], too_long: int, pairs: bool, tokenizer: TextTokenizer
 ) -> DatasetReport:
     duplicates = len(rows) - len({_fingerprint(row) for row in rows})
-    warnings = tuple(_warnings(rows, examples, duplicates, tokenizer)) if rows else ()
-    return counted(examples, DatasetReport(duplicates=duplicates, too_long=too_long, pairs=pairs, warnings=warnings))
+    endless = [example.line for example in examples if example.row.input_ids[-1] not in tokenizer.eos_token_ids]
+    notes = tuple(notes_on(rows, duplicates, endless, tokenizer)) if rows else ()
+    return counted(
+        examples,
+        DatasetReport(
+            duplicates=duplicates,
+            too_long=too_long,
+            pairs=pairs,
+            asked_with=asked_with(rows),
+            plain=plain_rows(rows),
+            notes=notes,
+        ),
+    )
 
 
 def _sides(row: TrainRow) -> tuple[TrainRow, ...]:
     return (row,) if row.rejected is None else (row, row.rejected)
-
-
-def _warnings(rows: list[DataRow], examples: list[Example], duplicates: int, tokenizer: TextTokenizer) -> list[str]:
-    warnings = []
-    if len(rows) < 10:
-        warnings.append(f"only {len(rows)} row{'s' * (len(rows) != 1)}: an adapter rarely learns from fewer than 10")
-    if duplicates:
-        warnings.append(f"{duplicates} row{'s repeat' if duplicates > 1 else ' repeats'} an earlier one")
-    if ignored := Counter(name for row in rows for name in row.ignored):
-        names = ", ".join(f"{name} ({count} rows)" for name, count in ignored.most_common(5))
-        warnings.append(f"fields that are not used: {names}")
-    unused = [row for row in rows if isinstance(row.content, ChatRow) and not row.content.trained[-1]]
-    if unused:
-        warnings.append(
-            f"{len(unused)} conversation{'s do' if len(unused) > 1 else ' does'} not end with a learned assistant turn "
-            f"(line {unused[0].line} first): what follows the last one is not used"
-        )
-    endless = [example for example in examples if example.row.input_ids[-1] not in tokenizer.eos_token_ids]
-    if endless:
-        warnings.append(
-            f"the chat template ends answers without an end-of-sequence token (line {endless[0].line} first): "
-            "the adapter does not learn to stop"
-        )
-    return warnings
 
 
 def _fingerprint(row: DataRow) -> str:

@@ -10,6 +10,7 @@ from loramux.v1 import adapters_pb2, common_pb2, inference_pb2, server_pb2, trai
 from loramux_server.core.compose import ComposeMethod
 from loramux_server.core.errors import Error
 from loramux_server.core.jobs import JobState, TrainEvent, TrainEventType, TrainSpec
+from loramux_server.core.notes import Note
 from loramux_server.core.types import (
     AdapterVersion,
     Chunk,
@@ -317,7 +318,7 @@ def test_events_and_datasets() -> None:
             report,
             too_long=2,
             pairs=True,
-            warnings=("few",),
+            notes=(Note("FEW_ROWS", "few", 3, 1),),
             estimated_seconds=0.0,
             estimated_memory_bytes=1 << 40,
             estimated_from="a job",
@@ -331,6 +332,8 @@ def test_events_and_datasets() -> None:
         ["few"],
         "a job",
     )
+    (note,) = summary.notes
+    assert (note.code, note.text, note.count, note.line) == ("FEW_ROWS", "few", 3, 1)
     assert (summary.HasField("estimated_seconds"), summary.estimated_memory_bytes) == (True, 1 << 40)
     (row,) = answer.rows
     assert (row.line, row.tokens, [(t.text, t.trained) for t in row.text]) == (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from loramux_server.config import TrainingSettings, load
 from loramux_server.core.backend import EngineInfo
 from loramux_server.core.errors import Code, Error
 from loramux_server.core.jobs import TrainSpec
+from loramux_server.services.asking import how_to_ask
 from loramux_server.services.estimate import Estimate, Shape, Speed, estimate
 from loramux_server.services.job_board import JobBoard
 from loramux_server.services.job_defaults import automatic_learning_rate
@@ -22,10 +24,12 @@ from loramux_server.services.views import CreateJobRequest
 from loramux_server.store.store import Store
 from loramux_server.text import TextTokenizer
 from loramux_server.training.dataset import DatasetReport
+from loramux_server.training.dataset_notes import PlainRows
 
 from .test_training_jobs import ROWS, Server, in_pieces, jsonl
 
 PAIRS = [{"prompt": f"Where is shop {i}?", "chosen": f" In {i}.", "rejected": " No idea."} for i in range(12)]
+CHAT = [{"role": "user", "content": "Where?"}, {"role": "assistant", "content": "Here."}]
 NOTHING_GIVEN: frozenset[str] = frozenset()
 
 
@@ -227,3 +231,66 @@ def test_costs_follow_the_shapes(info: EngineInfo) -> None:
     shape = Shape.of(info, TrainSpec(layers=(2, 3)))
     weights = sum(a * b for a, b in info.linear_modules.values())
     assert (shape.lower, shape.upper, shape.layers) == (weights // 2, weights // 2, 2)
+
+
+async def test_field_30_how_plain_rows_are_asked(server: Server) -> None:
+    dataset = await upload(server, [*ROWS, *({"messages": CHAT} for _ in range(3))])
+    report = await server.service.validate_dataset(dataset)
+    note = report.notes[0]
+    assert (note.code, note.count, note.line) == ("PLAIN_PROMPTS", len(ROWS), 1)
+    assert "loramux generate 'Where is shop 0?' -a NAME (not with -m" in note.text
+    assert "--as messages" in note.text
+    assert note.text in report.warnings
+    job = await server.service.create_job(CreateJobRequest(name="acme", dataset_id=dataset))
+    assert "loramux generate 'Where is shop 0?' -a acme (not with -m" in job.notes[0].text
+    assert [n.code for n in job.notes] == ["PLAIN_PROMPTS", "REPEATED_ROWS"]
+    assert (await server.service.get_job(job.id)).notes == job.notes  # it is kept with the job
+    async with server.working():
+        await server.finished(job)
+    version = server.store.adapters.resolve("acme", "default")
+    card = (Path(version.path) / "README.md").read_text()
+    assert "- Note: " in card
+    assert "loramux generate 'Where is shop 0?' -a acme" in card
+    assert 'client.generate("...", adapters=["acme"])' in card
+    assert server.store.adapters.get_version("acme@1", "default").meta.asked_with == "prompt"
+
+
+async def test_field_30_how_chats_and_texts_are_asked(server: Server, text: TextTokenizer) -> None:
+    chats = await upload(server, [{"messages": [{"role": "user", "content": f"{i}?"}, CHAT[1]]} for i in range(12)])
+    assert (await server.service.validate_dataset(chats)).notes == ()
+    job = await server.service.create_job(CreateJobRequest(name="chat", dataset_id=chats))
+    assert job.notes == ()
+    async with server.working():
+        await server.finished(job)
+    version = server.store.adapters.resolve("chat", "default")
+    card = (Path(version.path) / "README.md").read_text()
+    assert 'client.generate(messages=[{"role": "user", "content": "..."}], adapters=["chat"])' in card
+    assert server.store.adapters.get_version("chat@1", "default").meta.asked_with == "messages"
+    texts = await upload(server, [{"text": f"shop {i}"} for i in range(12)])
+    (note,) = (await server.service.validate_dataset(texts)).notes
+    assert note.text.startswith("12 rows of text (line 1 first) are learned as plain text")
+    assert 'loramux generate "..." -a NAME' in note.text
+    (note,) = (await server.service.validate_dataset(await upload(server, PAIRS))).notes
+    assert "12 rows of preference pairs of texts" in note.text
+
+
+async def test_notes_on_held_out_rows_say_so(server: Server) -> None:
+    rows, held_out = await upload(server, ROWS), await upload(server, [{"text": "a"}] * 2)
+    job = await server.service.create_job(CreateJobRequest(name="a", dataset_id=rows, validation_dataset_id=held_out))
+    assert [n.text for n in job.notes if n.text.startswith("validation: ")] == [
+        "validation: only 2 rows: an adapter rarely learns from fewer than 10",
+        "validation: 1 row repeats an earlier one",
+    ]
+    same = await server.service.create_job(CreateJobRequest(name="a", dataset_id=rows, validation_dataset_id=rows))
+    assert [n.code for n in same.notes] == ["PLAIN_PROMPTS"]
+
+
+def test_a_prompt_that_is_no_plain_line_is_not_shown(text: TextTokenizer) -> None:
+    def shown(prompt: str) -> str:
+        report = DatasetReport(plain=PlainRows(1, 7, "prompt + completion", prompt))
+        (note,) = how_to_ask(report, text)
+        assert note.text.startswith("1 row of prompt + completion (line 7 first) is learned")
+        return note.text.partition("loramux generate ")[2].partition(" -a NAME")[0]
+
+    assert shown("it's $5") == """'it'"'"'s $5'"""
+    assert shown("two\nlines") == shown("x" * 81) == shown("\x1b[2J") == '"..."'

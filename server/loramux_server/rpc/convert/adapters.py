@@ -80,6 +80,7 @@ def version_to_proto(version: AdapterVersionInfo) -> pb.AdapterVersion:
         dataset_digest=version.dataset_digest,
         parent=version.parent,
         trained_on=[stack_to_proto(s) for s in version.trained_on],
+        asked_with=version.asked_with,
         composed=composed_to_proto(version.composed) if version.composed else None,
         metrics=version.metrics,
         metadata=version.metadata,

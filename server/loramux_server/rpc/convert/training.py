@@ -9,6 +9,7 @@ from loramux.v1 import training_pb2 as pb
 
 from ...core.errors import invalid_field
 from ...core.jobs import JobState, TrainEventType, TrainSpec
+from ...core.notes import Note
 from ...services.views import CreateJobRequest, DatasetInfo, DatasetReport, JobEvent, JobInfo, MarkedText
 from ..call import Call
 from .adapters import version_to_proto
@@ -122,6 +123,7 @@ def job_to_proto(job: JobInfo) -> pb.Job:
         last_sequence=job.last_sequence,
         gate_result=job.gate_result,
         compare_prompt=job.compare_prompt,
+        notes=map(_note, job.notes),
     )
     if job.gate:
         message.gate.kind = _GATES_BACK[job.gate]
@@ -189,6 +191,7 @@ def report_to_proto(report: DatasetReport) -> pb.ValidateDatasetResponse:
             estimated_from=report.estimated_from,
             warnings=report.warnings,
             pairs=report.pairs,
+            notes=map(_note, report.notes),
         ),
         rows=[
             pb.MarkedRow(
@@ -197,6 +200,10 @@ def report_to_proto(report: DatasetReport) -> pb.ValidateDatasetResponse:
             for row in report.shown
         ],
     )
+
+
+def _note(note: Note) -> pb.DatasetNote:
+    return pb.DatasetNote(code=note.code, text=note.text, count=note.count, line=note.line)
 
 
 def _marked(part: MarkedText) -> pb.MarkedText:
