@@ -566,7 +566,7 @@ class TrainSettings(_message.Message):
     epochs: _builtins.float
     """Passes over the data; may be a fraction. Default 3."""
     max_steps: _builtins.int
-    """Most optimiser steps; overrides `epochs`. Unset: as `epochs` says."""
+    """Optimiser steps; overrides `epochs`, going through the rows as often as it takes. Unset: as `epochs` says."""
     batch_size: _builtins.int
     """Rows per optimiser step. Default 8."""
     max_length: _builtins.int

@@ -29,8 +29,10 @@ class Order:
 
     @property
     def total_steps(self) -> int:
-        steps = max(1, round(self.steps_per_epoch * self.spec.epochs))
-        return steps if self.spec.max_steps is None else min(steps, self.spec.max_steps)
+        """``max_steps`` where it is given, whatever ``epochs`` says; rows are then gone through as often as that takes."""
+        if self.spec.max_steps is not None:
+            return self.spec.max_steps
+        return max(1, round(self.steps_per_epoch * self.spec.epochs))
 
     def evaluates_after(self, step: int) -> bool:
         """Whether the held-out rows are measured once ``step`` steps are done, while the run goes on."""

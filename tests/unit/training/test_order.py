@@ -39,9 +39,9 @@ def test_epochs_and_seeds_shuffle_differently() -> None:
 
 @pytest.mark.parametrize(
     ("rows", "epochs", "most", "steps"),
-    [(10, 3, None, 9), (10, 0.5, None, 2), (10, 3, 4, 4), (1, 0.1, None, 1), (8, 1, 9, 2)],
+    [(10, 3, None, 9), (10, 0.5, None, 2), (10, 3, 4, 4), (1, 0.1, None, 1), (8, 1, 9, 9), (3, 3, 50, 50)],
 )
-def test_total_steps(rows: int, epochs: float, most: int | None, steps: int) -> None:
+def test_field_35_max_steps_overrides_epochs(rows: int, epochs: float, most: int | None, steps: int) -> None:
     assert Order(replace(SPEC, epochs=epochs, max_steps=most), rows).total_steps == steps
 
 
