@@ -49,6 +49,7 @@ class PeftLoop:
             task_type="CAUSAL_LM",
         )
         self.spec, self.under = spec, under
+        self.reference: list[str] = []  # adapters beside the stack by which DPO's rewards are measured
         self.peft: Any = get_peft_model(load_plain(base, torch.float32), config)
         for index, stack in enumerate(under):
             for folder, _ in stack:
@@ -64,9 +65,18 @@ class PeftLoop:
                         weight.copy_(value)
                 self.weights += pair
 
+    def keep_initial(self) -> None:
+        """Make the present values of the trained adapter the reference, as a second PEFT adapter that stays."""
+        self.peft.add_adapter("reference", self.peft.peft_config["default"])
+        for module in self.peft.modules():
+            if hasattr(module, "lora_A") and "reference" in module.lora_A:
+                for side in (module.lora_A, module.lora_B):
+                    side["reference"].load_state_dict(side["default"].state_dict())
+        self.reference = ["reference"]
+
     def logprobs(self, row: TrainRow, turn: int, *, trained: bool = True) -> Tensor:
-        """Log-probabilities of a row's learned tokens over stack ``turn``, with the trained adapter or without."""
-        names = ["default"] if trained else []
+        """Log-probabilities of a row's learned tokens over stack ``turn``, ``trained`` or as the reference has them."""
+        names = ["default"] if trained else list(self.reference)
         for folder, weight in self.under[turn]:
             names.append(f"u{turn}-{folder.name}")
             for module in self.peft.modules():

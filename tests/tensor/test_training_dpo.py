@@ -11,6 +11,8 @@ import pytest
 import torch
 
 from loramux_server.core.jobs import TrainCommand, TrainEvent, TrainRow, TrainSpec
+from loramux_server.lora.peft_folder import read_folder
+from loramux_server.services.gate import Gate, failed_because
 from loramux_server.training import evaluate, tasks
 from loramux_server.training.order import assign_stacks
 from tests.engine import Engine, prompts, stack_of, version_of
@@ -78,6 +80,62 @@ def test_losses_and_rewards_equal_a_peft_loop(engine: Engine, tiny_base, make_ad
     assert measured["eval_rewards_accuracy"] == sum(margin > 0 for margin in margins) / 4
     assert measured["eval_loss"] == pytest.approx(sum(math.log1p(math.exp(-m)) for m in margins) / 4, rel=1e-3)
     assert measured["base_loss"] == pytest.approx(math.log(2), rel=1e-6)
+
+
+def test_field_08_the_reference_is_the_version_that_a_job_goes_on_from(  # type: ignore[no-untyped-def]
+    engine: Engine, tiny_base, make_adapter, tmp_path: Path
+) -> None:
+    """Over a frozen stack and the bare base: TRL's losses with PEFT's copy of the adapter as the reference."""
+    base = tiny_base("llama")
+    first = TrainCommand("first", replace(SPEC, max_steps=12), pairs(6, seed=5), output=str(tmp_path / "first"))
+    engine.train(first)
+    init = version_of(tmp_path / "first", SPEC.rank)
+    under = [[(make_adapter(tmp_path / "under", base, rank=3, seed=1, scale=0.2), 1.3)], []]
+    stacks = tuple(stack_of(*((version_of(f, 3), w) for f, w in stack)) for stack in under)
+    data, held_out = pairs(6), pairs(4, seed=1)
+    spec = replace(SPEC, max_steps=10)
+    command = TrainCommand("on", spec, data, held_out, stacks=stacks, output=str(tmp_path / "on"), init=init)
+    events = engine.train(command)
+
+    started = initial_adapter(engine.base, spec)
+    started.load(read_folder(init.path, engine.base.modules, engine.base.fingerprint)[1])
+    loop = PeftLoop(base, spec, started, under)
+    loop.keep_initial()
+    losses = loop.run(data, assign_stacks(data, 2))
+    assert losses[0] == pytest.approx(math.log(2), rel=1e-5)
+    assert [e.metrics["loss"] for e in steps(events)] == pytest.approx(losses, rel=1e-3)
+    begin = steps(events)[0].metrics
+    assert begin["loss"] == pytest.approx(math.log(2), abs=1e-6)
+    assert begin["rewards_margin"] == pytest.approx(0, abs=1e-6)
+
+    # Without the training there is neither gain nor loss; the bare base is another thing than the start.
+    measured = events[-1].metrics
+    assert measured["init_loss"] == pytest.approx(math.log(2), rel=1e-6)
+    margins = []
+    with torch.no_grad():
+        for row, turn in zip(held_out, assign_stacks(held_out, 2), strict=True):
+            assert row.rejected is not None
+            loop.reference = []
+            bare = [loop.logprobs(t, turn, trained=False).sum() for t in (row, row.rejected)]
+            loop.reference = ["reference"]
+            start = [loop.logprobs(t, turn, trained=False).sum() for t in (row, row.rejected)]
+            margins.append(SPEC.beta * float((bare[0] - start[0]) - (bare[1] - start[1])))
+    assert measured["base_rewards_margin"] == pytest.approx(sum(margins) / 4, rel=1e-2)
+    assert measured["base_loss"] != pytest.approx(math.log(2), rel=1e-3)
+
+
+@pytest.mark.parametrize("method", ["sft", "dpo"])
+def test_field_08_a_version_that_did_not_change_is_no_better(engine: Engine, tmp_path: Path, method: str) -> None:
+    """Held-out figures of what the job started from and of the current version are its own to the last bit."""
+    data = pairs(4) if method == "dpo" else tuple(replace(row, rejected=None) for row in pairs(4))
+    spec = replace(SPEC, method=method, max_steps=6)
+    engine.train(TrainCommand(f"before-{method}", spec, data, output=str(tmp_path / "before")))
+    init = version_of(tmp_path / "before", SPEC.rank)
+    still = replace(spec, learning_rate=1e-30, max_steps=1)
+    command = TrainCommand(f"still-{method}", still, data, data, output=str(tmp_path / "still"))
+    measured = engine.train(replace(command, init=init, current=init))[-1].metrics
+    assert measured["eval_loss"] == measured["init_loss"] == measured["current_loss"]
+    assert failed_because(Gate("improves"), measured)
 
 
 def test_a_reference_is_computed_once(engine: Engine, tmp_path: Path, monkeypatch) -> None:  # type: ignore[no-untyped-def]

@@ -14,7 +14,9 @@ from .common import Json, connect, how_to_ask, numbers, print_comparison, print_
 
 BatchSize = Annotated[int | None, typer.Option(help="Rows per optimiser step.", show_default="8")]
 Epochs = Annotated[float | None, typer.Option(help="Passes over the data.", show_default="3")]
-MaxSteps = Annotated[int | None, typer.Option(help="Optimiser steps; overrides --epochs, going through the rows as often as it takes.")]
+MaxSteps = Annotated[
+    int | None, typer.Option(help="Optimiser steps; overrides --epochs, going through the rows as often as it takes.")
+]
 MaxLength = Annotated[
     int | None, typer.Option(help="Longest row in tokens; longer ones are refused.", show_default="the model's context")
 ]

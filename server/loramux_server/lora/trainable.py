@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -68,6 +69,15 @@ class TrainableAdapter:
                 a.copy_(pairs[name].a)
                 b.copy_(pairs[name].b)
 
+    def frozen(self) -> TrainableAdapter:
+        """A copy that keeps the present values and takes no gradients."""
+        kept = copy.copy(self)
+        kept.parameters = {
+            name: (nn.Parameter(a.detach().clone(), False), nn.Parameter(b.detach().clone(), False))
+            for name, (a, b) in self.parameters.items()
+        }
+        return kept
+
     def flat(self) -> list[nn.Parameter]:
         """All parameters, in a fixed order."""
         return [p for pair in self.parameters.values() for p in pair]
@@ -82,7 +92,12 @@ class TrainableAdapter:
     @property
     def nbytes(self) -> int:
         """Bytes of parameters, gradients and the two moments of AdamW."""
-        return 4 * sum(p.nbytes for p in self.flat())
+        return 4 * self.weight_bytes
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of the parameters alone."""
+        return sum(p.nbytes for p in self.flat())
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ _HIGHLIGHTS = {
     "loss": "Training loss, last step",
     "eval_loss": "Held-out loss",
     "base_loss": "Held-out loss without the adapter",
+    "init_loss": "Held-out loss of the version that it goes on from",
     "current_loss": "Held-out loss of the version before",
     "eval_accuracy": "Held-out answers that hold the expected text",
     "eval_exact_match": "Held-out answers that are the expected text",

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 IMPROVES = "improves"
 MIN_ACCURACY = "min_accuracy"
+ROUNDING = 1e-4
+"""Share of a loss by which another must be lower to be an improvement: less is how sums were rounded."""
 CONTAINED, EXACT = "contained", "exact"
 ACCURACY, EXACT_MATCH = "eval_accuracy", "eval_exact_match"
 """The figures that ``min_accuracy`` looks at: answers that hold the expected text, and those that are it."""
@@ -50,10 +52,14 @@ def failed_because(gate: Gate, metrics: Mapping[str, float]) -> str:
     if gate.kind == IMPROVES:
         new = metrics.get("eval_loss", math.nan)
         others = [("the base", metrics.get("base_loss", math.nan))]
-        if "current_loss" in metrics:
-            others.append(("the current version", metrics["current_loss"]))
+        for name, figure in (
+            ("the current version", "current_loss"),
+            ("the version that it started from", "init_loss"),
+        ):
+            if figure in metrics:
+                others.append((name, metrics[figure]))
         for name, loss in others:
-            if not new < loss:
+            if not new < loss - ROUNDING * abs(loss):
                 return f"its held-out loss {new:.4g} is not below {loss:.4g}, that of {name}"
     if gate.kind == MIN_ACCURACY:
         exact = gate.match == EXACT

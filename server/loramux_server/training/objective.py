@@ -30,7 +30,7 @@ class Objective(Protocol):
     """How rows become a loss."""
 
     referenced: bool
-    """Whether it compares with what the model says without the job's adapter."""
+    """Whether it compares with what the model says without the job's training."""
 
     def texts(self, row: TrainRow) -> tuple[TrainRow, ...]:
         """What the model reads for a row, in one pass."""
@@ -41,7 +41,7 @@ class Objective(Protocol):
         ...
 
     def measure(self, scores: Scores, reference: Sequence[tuple[float, ...]]) -> Measured:
-        """``scores`` are those of the rows' texts, ``reference`` their log-probabilities without the adapter."""
+        """``scores`` are those of the rows' texts, ``reference`` their log-probabilities without the training."""
         ...
 
 
@@ -64,7 +64,8 @@ class Sft:
 class Dpo:
     """The sigmoid loss of direct preference optimisation (arXiv 2305.18290, equation 7), averaged over pairs.
 
-    A text's reward is ``beta`` times how much likelier it is than without the adapter.
+    A text's reward is ``beta`` times how much likelier it is than by the reference: the same weights before training,
+    which are the version that the job goes on from, or no adapter.
     """
 
     referenced = True

@@ -29,7 +29,7 @@ class Order:
 
     @property
     def total_steps(self) -> int:
-        """``max_steps`` where it is given, whatever ``epochs`` says; rows are then gone through as often as that takes."""
+        """``max_steps`` where it is given, whatever ``epochs`` says: rows are gone through as often as that takes."""
         if self.spec.max_steps is not None:
             return self.spec.max_steps
         return max(1, round(self.steps_per_epoch * self.spec.epochs))

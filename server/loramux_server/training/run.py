@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core.jobs import TrainCommand, TrainRow
+from ..core.types import AdapterVersion
 from ..lora.bank import AdapterBank, HostAdapter
 from ..lora.host import host_available
 from ..lora.peft_folder import read_folder
@@ -60,12 +61,13 @@ class Run:
     lengths: list[int]  # tokens that the model reads for each training row
     bank: AdapterBank
     current: RowRunner | None  # runs rows through the version that the new one would replace
+    initial: TrainableAdapter | None  # the version that the job goes on from, frozen; None: fresh weights
     step: int = 0
     trained: int = 0
     seconds: float = 0.0
     best: Best | None = None
     references: dict[tuple[TrainRow, int], tuple[float, ...]] = field(default_factory=dict)
-    """What the texts of a row over a stack are without the adapter, as log-probabilities: see ``evaluate.refer``."""
+    """What the texts of a row over a stack are without the job's training, as log-probabilities: ``evaluate.refer``."""
 
     @property
     def total(self) -> int:
@@ -82,7 +84,8 @@ class Run:
 
     @property
     def nbytes(self) -> int:
-        return self.adapter.nbytes + self.rows.nbytes + self.bank.used_bytes
+        initial = self.initial.weight_bytes if self.initial is not None else 0
+        return self.adapter.nbytes + initial + self.rows.nbytes + self.bank.used_bytes
 
     @property
     def stopped_early(self) -> bool:
@@ -153,9 +156,11 @@ def start(base: ResidentBase, command: TrainCommand, activation_memory: int | No
         generator=torch.Generator().manual_seed(spec.seed),
         device=base.device,
     )
+    initial = None
     if command.init is not None:
         _, pairs = read_folder(command.init.path, base.modules, base.fingerprint)
         adapter.load(pairs)
+        initial = adapter.frozen()
     touched = adapter.groups | {g for entries in stacks for slot, _ in entries for g in slot.groups}
     plan = LayerPlan(base, min((base.groups[g].layer or 0) for g in touched), activation_memory)
     runner = RowRunner(base, bank, stacks, plan, host_available() // CACHE_SHARE)
@@ -170,8 +175,8 @@ def start(base: ResidentBase, command: TrainCommand, activation_memory: int | No
         fused=True,
     )
     current = None
-    if command.current is not None and command.validation:
-        slot = bank.slot(command.current.digest)
+    if (version := _measured_apart(command)) is not None:
+        slot = bank.slot(version.digest)
         # May act on lower layers than the job does, so it runs all of them.
         current = RowRunner(base, bank, [(*entries, (slot, 1.0)) for entries in stacks], LayerPlan(base, 0), 0)
     run = Run(
@@ -186,16 +191,28 @@ def start(base: ResidentBase, command: TrainCommand, activation_memory: int | No
         lengths=[],
         bank=bank,
         current=current,
+        initial=initial,
     )
     run.lengths = [run.length(row) for row in command.rows]
     return run
 
 
+def _measured_apart(command: TrainCommand) -> AdapterVersion | None:
+    """The current version, where it is measured by itself: not without held-out rows, nor if the job goes on from it.
+
+    What the job goes on from is measured anyway, and in the precision of what is trained, so that an adapter that did
+    not change is no better by rounding.
+    """
+    current = command.current if command.validation else None
+    same = current is not None and command.init is not None and current.digest == command.init.digest
+    return None if same else current
+
+
 def _frozen_stacks(base: ResidentBase, command: TrainCommand) -> Pieces[tuple[AdapterBank, list[Entries]]]:
     """Read the adapters underneath into a bank of the job's own, one a piece; returns it and the stacks' slots."""
     versions = {e.adapter.digest: e.adapter for stack in command.stacks for e in stack.entries}
-    if command.current is not None and command.validation:
-        versions[command.current.digest] = command.current
+    if (current := _measured_apart(command)) is not None:
+        versions[current.digest] = current
     bank = AdapterBank(base.groups, sum(v.rank for v in versions.values()), base.device, base.dtype)
     for version in versions.values():
         _, pairs = read_folder(version.path, base.modules, base.fingerprint, dtype=base.dtype)

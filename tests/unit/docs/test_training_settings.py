@@ -1,4 +1,4 @@
-"""Settings of training are told in four places: the settings themselves, the page, ``--help`` and the API's comments."""
+"""Settings of training are told in four places: the code, the page, ``--help`` and the comments of the API."""
 
 from __future__ import annotations
 
