@@ -7,6 +7,7 @@ with the base model that the operator chose; callers and adapters can never brin
 
 from __future__ import annotations
 
+import itertools
 import json
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -19,8 +20,10 @@ from jinja2 import nodes
 from jinja2.exceptions import SecurityError
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.visitor import NodeTransformer
 
 from ..core.errors import Code, Error, invalid_field
+from .turns import Turns, TurnTexts, turns_of
 
 MAX_CHARS = 8 * 1024 * 1024
 """Longest rendered conversation, in characters."""
@@ -36,6 +39,11 @@ _TEMPLATE_FAILURES = (
     RecursionError,
 )
 _DEADLINE = "loramux_deadline"
+_TURNS = "loramux_turns"
+_LOOP_SO_FAR = frozenset(("index", "index0", "first", "previtem", "cycle", "changed", "depth", "depth0"))
+"""What ``loop`` knows without looking at the items to come."""
+_KEEP_STATE = frozenset(("joiner", "cycler", "lipsum"))
+"""Globals of Jinja whose values change from call to call."""
 _MAX_REPEAT = 1_000_000
 _MAX_POWER = 64
 
@@ -65,6 +73,8 @@ class ChatTemplate:
         environment = _Environment()
         self._template = _compile(environment, source)
         self._tools_template = _compile(environment, tools_source) if tools_source else self._template
+        sources = ((source, self._template), (tools_source or source, self._tools_template))
+        self._stateful = [each for text, each in sources if _keeps_state(environment, text)]
         self.literals = "\0".join(
             text for each in (source, tools_source) if each for text in _literals(environment, each)
         )
@@ -82,21 +92,62 @@ class ChatTemplate:
         Raises INVALID_ARGUMENT on ``messages`` when the template refuses the conversation, takes too long or
         writes too much.
         """
+        return self._write(_present(messages), add_generation_prompt=add_generation_prompt, tools=tools)
+
+    def render_turns(
+        self, messages: Sequence[Mapping[str, Any]], *, tools: Sequence[Mapping[str, Any]] | None = None
+    ) -> TurnTexts | None:
+        """The conversation cut into its turns; None when the template does not write it turn after turn.
+
+        It does not when what it writes of a turn depends on later ones (it drops reasoning of earlier turns, say), or
+        when it refuses the conversation. Costs two renderings, however many turns there are.
+        """
+        if (self._tools_template if tools else self._template) in self._stateful:
+            return None
+        found = []
+        for ask in (True, False):
+            turns = Turns(_present(messages))
+            try:
+                text = self._write(turns, add_generation_prompt=ask, tools=tools)
+            except Error as error:
+                if error.reason == "CHAT_TEMPLATE_LIMIT":
+                    raise
+                return None
+            if turns.looked_ahead or turns.end is None:
+                return None
+            found.append((text[: turns.end], turns.starts, text[turns.end :]))
+        (said, starts, ask_text), (said_without, starts_without, end) = found
+        if (said, starts) != (said_without, starts_without):
+            return None
+        cut = tuple(said[a:b] for a, b in itertools.pairwise([*starts, len(said)]))
+        # Text that a template collects before it writes any belongs to no turn.
+        return TurnTexts(cut, ask_text, end) if all(cut) else None
+
+    def _write(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        add_generation_prompt: bool,
+        tools: Sequence[Mapping[str, Any]] | None,
+    ) -> str:
         template = self._tools_template if tools else self._template
+        turns = turns_of(messages)
         chunks: list[str] = []
         size = 0
         deadline = time.monotonic() + self._max_seconds
         try:
             for chunk in template.generate(
                 **self._variables,
-                messages=[{k: v for k, v in message.items() if v is not None} for message in messages],
+                messages=messages,
                 tools=list(tools) if tools else None,
                 documents=None,
                 add_generation_prompt=add_generation_prompt,
-                **{_DEADLINE: deadline},
+                **{_DEADLINE: deadline, _TURNS: turns},
             ):
                 chunks.append(chunk)
                 size += len(chunk)
+                if turns is not None:
+                    turns.written = size
                 if size > self._max_chars:
                     raise _Exceeded(f"wrote more than {self._max_chars} characters")
                 if time.monotonic() > deadline:
@@ -113,6 +164,10 @@ class ChatTemplate:
                 reason="CHAT_TEMPLATE_REFUSED",
             ) from error
         return "".join(chunks)
+
+
+def _present(messages: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    return [{k: v for k, v in message.items() if v is not None} for message in messages]
 
 
 class _Exceeded(Exception):
@@ -138,17 +193,15 @@ class _Environment(ImmutableSandboxedEnvironment):
     def __init__(self) -> None:
         super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationBlock, "jinja2.ext.loopcontrols"])
         self.filters["tojson"] = _tojson
-        self.filters["loramux_watched"] = _watched
+        self.filters["loramux_watched"] = _Watched
+        self.filters["loramux_whole_loop"] = _whole_loop
         self.globals["raise_exception"] = _raise_exception
         self.globals["strftime_now"] = _strftime_now
-        self.globals["namespace"] = _Namespace
+        self.globals["namespace"] = _namespace
         self.globals["dict"] = _Dict()
 
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
-        tree = super()._parse(source, name, filename)
-        for loop in list(tree.find_all(nodes.For)):
-            loop.iter = nodes.Filter(loop.iter, "loramux_watched", [], [], None, None, lineno=loop.lineno)
-        return tree
+        return _Watching().visit(super()._parse(source, name, filename))
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
         """Multiply and raise to a power, but never into something huge."""
@@ -162,13 +215,52 @@ class _Environment(ImmutableSandboxedEnvironment):
         return super().call_binop(context, operator, left, right)
 
 
+class _Watching(NodeTransformer):
+    """Puts the watches into a template: over what loops run, and what they ask of items to come."""
+
+    def visit_For(self, node: nodes.For) -> nodes.For:
+        self.generic_visit(node)
+        node.iter = _filtered(node.iter, "loramux_watched")
+        return node
+
+    def visit_Getattr(self, node: nodes.Getattr) -> nodes.Node:
+        known = isinstance(node.node, nodes.Name) and node.node.name == "loop" and node.attr in _LOOP_SO_FAR
+        return node if known else self.generic_visit(node)
+
+    def visit_Name(self, node: nodes.Name) -> nodes.Expr:
+        return _filtered(node, "loramux_whole_loop") if node.name == "loop" and node.ctx == "load" else node
+
+
+def _filtered(node: nodes.Node, name: str) -> nodes.Filter:
+    return nodes.Filter(node, name, [], [], None, None, lineno=node.lineno)
+
+
 @jinja2.pass_context
-def _watched(context: jinja2.runtime.Context, iterable: Iterable[Any]) -> Iterator[Any]:
-    deadline = context.get(_DEADLINE, float("inf"))
-    for item in iterable:
-        if time.monotonic() > deadline:
+class _Watched:
+    """An iterator over what a loop of a template runs over."""
+
+    def __init__(self, context: jinja2.runtime.Context, iterable: Iterable[Any]) -> None:
+        self.over = iterable
+        self._deadline = context.get(_DEADLINE, float("inf"))
+        self._items = iter(iterable)
+
+    def __iter__(self) -> Iterator[Any]:
+        return self
+
+    def __next__(self) -> Any:
+        if time.monotonic() > self._deadline:
             raise _Exceeded("took too long")
-        yield item
+        return next(self._items)
+
+
+@jinja2.pass_context
+def _whole_loop(context: jinja2.runtime.Context, loop: Any) -> Any:
+    """The ``loop`` of a template, noting that a loop over the messages looks ahead with it."""
+    turns: Turns | None = context.get(_TURNS)
+    over = getattr(getattr(loop, "_iterable", None), "over", None)
+    if turns is not None and (over is None or turns_of(over) is not None):
+        turns.ahead()
+    return loop
 
 
 def _tojson(
@@ -189,8 +281,21 @@ def _strftime_now(format: str) -> str:
     return datetime.now().strftime(format)  # noqa: DTZ005 - local time, as templates expect
 
 
+@jinja2.pass_context
+def _namespace(context: jinja2.runtime.Context, *args: Any, **kwargs: Any) -> _Namespace:
+    made = _Namespace(*args, **kwargs)
+    object.__setattr__(made, "turns", context.get(_TURNS))
+    return made
+
+
 class _Namespace(jinja2.utils.Namespace):
     """A namespace without underscore names, so that nothing of Python's shows through it."""
+
+    def __getattribute__(self, name: str) -> Any:
+        turns: Turns | None = object.__getattribute__(self, "turns")
+        if turns is not None and turns.end is not None:  # what is kept there tells how many messages there were
+            turns.ahead()
+        return super().__getattribute__(name)
 
     def __setitem__(self, name: str, value: Any) -> None:
         if name.startswith("_"):
@@ -214,6 +319,10 @@ def _compile(environment: _Environment, source: str) -> jinja2.Template:
             f"the base model's chat template does not compile: {error or type(error).__name__}",
             reason="CHAT_TEMPLATE_BROKEN",
         ) from error
+
+
+def _keeps_state(environment: _Environment, source: str) -> bool:
+    return any(name.name in _KEEP_STATE for name in environment.parse(source).find_all(nodes.Name))
 
 
 def _literals(environment: _Environment, source: str) -> Iterator[str]:

@@ -6,8 +6,10 @@ computation; call it off the event loop for long texts. Safe from several thread
 
 from __future__ import annotations
 
+import itertools
 import secrets
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,19 @@ from .files import TokenizerFiles, read_tokenizer_files, unreadable
 MAX_BYTES = 4 * 1024 * 1024
 """Longest text that is tokenised, in bytes of UTF-8."""
 ROLES = frozenset({"system", "developer", "user", "assistant", "tool", "function"})
+
+
+@dataclass(frozen=True, slots=True)
+class RenderedTurns:
+    """A conversation as text and as ids, both cut where its messages begin.
+
+    The first n messages are the first n ``turns``, and ``ask`` with the generation prompt or ``end`` without.
+    """
+
+    turns: tuple[str, ...]
+    ids: tuple[list[int], ...]
+    ask: str
+    end: str
 
 
 class TextTokenizer:
@@ -64,6 +79,12 @@ class TextTokenizer:
             breaker=self._breaker,
         )
         self._starts_words = self._breaker_starts_word()
+        self._apart = tuple(
+            token.content
+            for token in added.values()
+            if not (token.lstrip or token.rstrip or token.single_word or (token.normalized and tokenizer.normalizer))
+        )
+        """Added tokens that part what comes before them from what comes after."""
 
     @classmethod
     def load(cls, folder: str | Path, *, max_bytes: int = MAX_BYTES) -> TextTokenizer:
@@ -133,6 +154,34 @@ class TextTokenizer:
         rendered = self.chat_template.render(marked, add_generation_prompt=add_generation_prompt, tools=marked_tools)
         return self._guard.break_marked(rendered, markers)
 
+    def render_turns(
+        self, messages: Sequence[Mapping[str, Any]], *, tools: Sequence[Mapping[str, Any]] | None = None
+    ) -> RenderedTurns | None:
+        """As :meth:`render_chat`, cut into turns that are tokenised each for itself, at a cost that is linear.
+
+        None where the template or the tokenizer allows no such cut: then each beginning has to be rendered.
+        """
+        if self.chat_template is None:
+            return None
+        self._check_turns(messages)
+        marked, marked_tools, markers = self._guard.mark(messages, tools)
+        found = self.chat_template.render_turns(marked, tools=marked_tools)
+        if found is None:
+            return None
+        turns = tuple(self._guard.break_marked(turn, markers) for turn in found.turns)
+        ask, end = (self._guard.break_marked(text, markers) for text in (found.ask, found.end))
+        self._check(self.plain("".join(turns)), "messages")
+        if not all(self._part(before, turn) and self._part(before, ask) for before, turn in itertools.pairwise(turns)):
+            return None
+        # A token that spans a border after all would show here.
+        ids = tuple(self.encode_turn(turn) if number else self._encode_parts(turn) for number, turn in enumerate(turns))
+        whole = self._encode_parts("".join(turns))
+        return RenderedTurns(turns, ids, ask, end) if [id for each in ids for id in each] == whole else None
+
+    def encode_turn(self, text: str) -> list[int]:
+        """Ids of text that follows a turn of :meth:`render_turns`."""
+        return self._encode_parts(self._breaker + text)
+
     def encode_rendered(self, rendered: str) -> list[int]:
         """Ids of a text from :meth:`render_chat`. No special tokens are added: the template writes them."""
         self._check(self.plain(rendered), "messages")
@@ -170,6 +219,10 @@ class TextTokenizer:
     def _encode_parts(self, text: str) -> list[int]:
         ids = self._tokenizer.encode(text, add_special_tokens=False).ids
         return [id for id in ids if id != self._breaker_id]
+
+    def _part(self, before: str, after: str) -> bool:
+        """Whether two texts that follow each other are tokenised each for itself: a control token parts them."""
+        return not after or before.endswith(self._apart) or after.startswith(self._apart)
 
     def _continue(self, text: str) -> list[int]:
         if not self._starts_words:

@@ -11,13 +11,14 @@ from ..core.jobs import TrainRow
 from ..core.notes import Note
 from ..core.types import StackItem
 from ..text.tokenizer import TextTokenizer
+from .conversations import Watch
 from .dataset_lines import read_objects
 from .dataset_notes import PlainRows, asked_with, notes_on, plain_rows
 from .dataset_pairs import PairRow
-from .dataset_parts import BadRow
+from .dataset_parts import BadRow, TooLong
 from .dataset_problems import Problems
 from .dataset_rows import DataRow, names_pair, parse_row
-from .masks import train_rows
+from .masks import train_rows, unwatched
 
 _HEAD = 1 << 20
 
@@ -127,34 +128,33 @@ def check_dataset(
     max_length: int,
     field: str = "data",
     limits: DatasetLimits | None = None,
+    watch: Watch = unwatched,
 ) -> tuple[Dataset, Problems]:
     """As :func:`load_dataset`, but gives the good rows (there may be none) beside what is wrong with the others.
 
-    Raises INVALID_ARGUMENT only for data that are refused as a whole: too large, or without any row.
+    ``watch`` is called between rows and ends the work by raising. Raises INVALID_ARGUMENT only for data that are
+    refused as a whole: too large, or without any row.
     """
     problems = Problems(field)
-    rows = parse_dataset(data, problems, limits or DatasetLimits())
+    rows = parse_dataset(data, problems, limits or DatasetLimits(), watch)
     pairs = bool(rows) and isinstance(rows[0].content, PairRow)
     good: list[DataRow] = []
     examples: list[Example] = []
     too_long = 0
     for row in rows:
+        watch()
         if isinstance(row.content, PairRow) is not pairs:
             kinds = ("a preference pair", "none") if not pairs else ("no preference pair", "one")
             problems.add(row.line, f"is {kinds[0]}, and line {rows[0].line} is {kinds[1]}: split the file by kind")
             continue
         try:
-            made = [Example(row.line, each, row.on_top_of) for each in train_rows(row.content, tokenizer)]
+            made = train_rows(row.content, tokenizer, max_length=max_length, watch=watch)
         except BadRow as bad:
             problems.add(row.line, *bad.problems)
-            continue
-        longest = max(each.longest for each in made)
-        if longest > max_length:
-            problems.add(row.line, f"has {longest} tokens; at most {max_length} are allowed: shorten or split it")
-            too_long += 1
+            too_long += isinstance(bad, TooLong)
             continue
         good.append(row)
-        examples += made
+        examples += [Example(row.line, each, row.on_top_of) for each in made]
     return Dataset(tuple(examples), _report(good, examples, too_long, pairs, tokenizer)), problems
 
 
@@ -167,7 +167,7 @@ def holds_pairs(file: BinaryIO) -> bool:
     return False
 
 
-def parse_dataset(data: bytes, problems: Problems, limits: DatasetLimits) -> list[DataRow]:
+def parse_dataset(data: bytes, problems: Problems, limits: DatasetLimits, watch: Watch = unwatched) -> list[DataRow]:
     """The rows of a dataset before tokenisation; what is wrong goes to ``problems``.
 
     Raises INVALID_ARGUMENT at once for data that is too large or empty.
@@ -177,6 +177,7 @@ def parse_dataset(data: bytes, problems: Problems, limits: DatasetLimits) -> lis
     rows: list[DataRow] = []
     seen = 0
     for line, value in read_objects(data, problems.add):
+        watch()
         seen += 1
         if seen > limits.max_rows:
             raise problems.refusal(f"has more than {limits.max_rows} rows: split it")
@@ -184,8 +185,6 @@ def parse_dataset(data: bytes, problems: Problems, limits: DatasetLimits) -> lis
             rows.append(parse_row(line, value))
         except BadRow as bad:
             problems.add(line, *bad.problems)
-        except RecursionError:
-            problems.add(line, "is nested too deeply")
     if not seen and not problems.count:
         raise problems.refusal("has no rows; give at least one JSON object per line")
     return rows

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator
-from typing import Any, NoReturn
+from typing import Any
+
+from ..core.json_values import BadJson, decode, decode_at
 
 Report = Callable[[int, str], None]
 """Called with a line number (from 1) and what is wrong there."""
@@ -18,6 +20,7 @@ _BINARY = {
     b"\x1f\x8b": "compressed by gzip",
     b"\x28\xb5\x2f\xfd": "compressed by zstd",
 }
+_SPACE = re.compile(r"[ \t\r\n]*")
 _IN_DATA = re.compile(r'\s*\{\s*"data"\s*:\s*\[')
 
 
@@ -50,13 +53,13 @@ def _read_lines(data: bytes, report: Report) -> Iterator[tuple[int, Any]]:
         if not raw.strip():
             continue
         try:
-            yield line, _DECODER.decode(raw.decode("utf-8"))
+            value = decode(raw.decode("utf-8"))
         except UnicodeDecodeError as error:
             report(line, f"is not valid UTF-8 at byte {error.start + 1} of the line")
-        except json.JSONDecodeError as error:
-            report(line, f"is not JSON: {error.msg} at character {error.pos + 1}")
-        except (ValueError, RecursionError) as error:
-            report(line, _refusal(error))
+        except BadJson as error:
+            report(line, str(error) if error.at is None else f"{error} at character {error.at + 1}")
+        else:
+            yield line, value
 
 
 def _read_list(data: bytes, report: Report) -> Iterator[tuple[int, Any]]:
@@ -73,20 +76,20 @@ def _read_list(data: bytes, report: Report) -> Iterator[tuple[int, Any]]:
     try:
         while text[at : at + 1] != "]":
             line, counted = line + text.count("\n", counted, at), at
-            value, at = _DECODER.raw_decode(text, at)
+            value, at = decode_at(text, at)
             items.append((line, value))
             at = _skip(text, at)
             if text[at : at + 1] == ",":
                 at = _skip(text, at + 1)
             elif text[at : at + 1] != "]":
-                raise json.JSONDecodeError("expected ',' or ']'", text, at)
-    except json.JSONDecodeError as error:
+                raise BadJson("is not JSON: expected ',' or ']'", at)
+    except BadJson as error:
         yield from items
-        report(error.lineno, f"is not JSON: {error.msg} at character {error.colno} of the line")
-        return
-    except (ValueError, RecursionError) as error:
-        yield from items
-        report(line, _refusal(error))
+        if error.at is None:
+            report(line, str(error))
+        else:
+            column = error.at - text.rfind("\n", 0, error.at)
+            report(text.count("\n", 0, error.at) + 1, f"{error} at character {column} of the line")
         return
     rest = text[at + 1 :].strip()
     if rest and not wrapped:
@@ -101,15 +104,14 @@ def _read_list(data: bytes, report: Report) -> Iterator[tuple[int, Any]]:
 
 def _ends_an_object(rest: str) -> bool:
     try:
-        return isinstance(_DECODER.decode('{"data": 0' + rest), dict)
-    except (ValueError, RecursionError):
+        return isinstance(decode('{"data": 0' + rest), dict)
+    except BadJson:
         return False
 
 
 def _skip(text: str, at: int) -> int:
-    while at < len(text) and text[at] in " \t\r\n":
-        at += 1
-    return at
+    space = _SPACE.match(text, at)
+    return space.end() if space else at
 
 
 def _kind(value: Any) -> str:
@@ -118,14 +120,3 @@ def _kind(value: Any) -> str:
     if isinstance(value, str):
         return "a string"
     return "a list" if isinstance(value, list) else "a number"
-
-
-def _refusal(error: Exception) -> str:
-    return "is nested too deeply" if isinstance(error, RecursionError) else f"is not JSON: {str(error)[:100]}"
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no JSON value")
-
-
-_DECODER = json.JSONDecoder(parse_constant=_refuse_constant)

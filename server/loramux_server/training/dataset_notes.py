@@ -95,7 +95,7 @@ def _unused_fields(rows: Sequence[DataRow]) -> Iterator[Note]:
     counts = Counter(name for row in rows for name in row.ignored)
     if not counts:
         return
-    names = ", ".join(f"{name} ({count} row{'s' * (count != 1)})" for name, count in counts.most_common(MAX_NAMES))
+    names = ", ".join(f"{name[:40]} ({count} row{'s' * (count != 1)})" for name, count in counts.most_common(MAX_NAMES))
     more = f" and {len(counts) - MAX_NAMES} more" if len(counts) > MAX_NAMES else ""
     first = next(row for row in rows if row.ignored)
     touched = sum(bool(row.ignored) for row in rows)

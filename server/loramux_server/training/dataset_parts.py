@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ..core.json_values import BadJson, decode, too_deep
 from ..text.tokenizer import ROLES, is_role
 
 
@@ -44,6 +44,13 @@ class BadRow(Exception):
     def __init__(self, problems: list[str]) -> None:
         super().__init__("; ".join(problems))
         self.problems = problems
+
+
+class TooLong(BadRow):
+    """A row that is longer than is allowed: it is refused, never cut."""
+
+    def __init__(self, what: str, max_length: int) -> None:
+        super().__init__([f"{what}; at most {max_length} are allowed: shorten or split it"])
 
 
 def chat(
@@ -133,13 +140,23 @@ def _tool_calls(calls: Any, path: str, problems: list[str]) -> list[Any]:
         problems.append(f"{path} must be a list of objects")
         return []
     result = []
-    for call in calls:
+    for index, call in enumerate(calls):
         function = call.get("function")
-        if isinstance(function, dict) and isinstance(function.get("arguments"), str):
+        if function is not None and not isinstance(function, dict):
+            problems.append(f"{path}[{index}].function must be an object with name and arguments")
+            continue
+        where = f"{path}[{index}]" + ("" if function is None else ".function")
+        function = call if function is None else function
+        if not isinstance(function.get("name", ""), str):
+            problems.append(f"{where}.name must be a string")
+        if function is not call and isinstance(function.get("arguments"), str):
+            arguments_of = f"{path}: arguments of {str(function.get('name'))[:40]!r}"
             try:
-                call = {**call, "function": {**function, "arguments": json.loads(function["arguments"])}}
-            except (ValueError, RecursionError):
-                problems.append(f"{path}: arguments of {function.get('name')!r} are not JSON")
+                call = {**call, "function": {**function, "arguments": decode(function["arguments"])}}
+            except BadJson:
+                problems.append(f"{arguments_of} are not JSON")
+            if too_deep(call["function"]["arguments"]):
+                problems.append(f"{arguments_of} are nested too deeply")
         result.append(call)
     return result
 

@@ -57,4 +57,6 @@ class Problems:
 
 
 def _shortened(text: str) -> str:
+    # Words of the caller's may hold half of a surrogate pair, which no answer could carry.
+    text = text[: _LONGEST + 1].encode("utf-8", "backslashreplace").decode()
     return text if len(text) <= _LONGEST else text[: _LONGEST - 3] + "..."

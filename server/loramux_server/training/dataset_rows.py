@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ..core.json_values import MAX_DEPTH, TOO_DEEP, leaves, too_deep
 from ..core.types import MAX_STACK, StackItem
 from .dataset_pairs import CHOSEN_AND_REJECTED, PREFERRED_OUTPUTS, PairRow, chosen_and_rejected, preferred_outputs
 from .dataset_parts import Answered, BadRow, TextRow, answered, chat, is_text, tools_of
@@ -43,11 +44,12 @@ def parse_row(line: int, value: Mapping[str, Any]) -> DataRow:
     problems: list[str] = []
     shape = _shape(value, problems)
     on_top_of = _on_top_of(value.get("on_top_of"), problems)
-    content = _content(shape, value, problems) if shape else None
-    _check_text(value, "", problems)
+    used = _SHAPES[shape] | (set() if shape == "text" else {"tools"}) | {"on_top_of"} if shape else set()
+    unfit = _unfit_values(value, used)
+    content = _content(shape, value, problems) if shape and not unfit else None
+    problems += unfit
     if problems or content is None:
         raise BadRow(problems)
-    used = _SHAPES[shape] | (set() if shape == "text" else {"tools"}) | {"on_top_of"}
     return DataRow(line, content, on_top_of, tuple(sorted(value.keys() - used)))
 
 
@@ -102,22 +104,32 @@ def _on_top_of(value: Any, problems: list[str]) -> tuple[StackItem, ...] | None:
         problems.append(f"on_top_of has {len(pairs)} adapters; at most {MAX_STACK} can be stacked")
     if len({name for name, _ in pairs}) < len(pairs):
         problems.append("on_top_of names an adapter twice")
+    items = []
     for name, weight in pairs:
-        if isinstance(weight, bool) or not isinstance(weight, int | float) or not math.isfinite(weight):
-            problems.append(f"on_top_of: the weight of {name!r} must be a finite number")
+        try:
+            finite = not isinstance(weight, bool) and isinstance(weight, int | float) and math.isfinite(weight)
+        except OverflowError:  # an integer beyond every float
+            finite = False
+        if not finite:
+            problems.append(f"on_top_of: the weight of {name[:80]!r} must be a finite number")
             return None
-    return tuple(StackItem(name, float(weight)) for name, weight in pairs)
+        items.append(StackItem(name, float(weight)))
+    return tuple(items)
 
 
-def _check_text(value: Any, path: str, problems: list[str]) -> None:
-    """JSON can spell half of a surrogate pair (D83D alone, say), which is no text."""
-    if isinstance(value, str):
-        if not value.isascii() and any("\ud800" <= char <= "\udfff" for char in value):
-            problems.append(f"{path or 'a field name'} holds a lone surrogate, which is not valid Unicode")
-    elif isinstance(value, dict):
-        for key, item in value.items():
-            _check_text(key, "", problems)
-            _check_text(item, f"{path}.{key}" if path else str(key), problems)
-    elif isinstance(value, list):
-        for index, item in enumerate(value):
-            _check_text(item, f"{path}[{index}]", problems)
+def _unfit_values(value: Mapping[str, Any], used: set[str]) -> list[str]:
+    """What JSON can spell and nothing here can carry.
+
+    Half of a surrogate pair (D83D alone, say), which is no text; numbers beyond every float; depth beyond bounds.
+    """
+    problems: list[str] = []
+    for path, item in leaves(value):
+        if isinstance(item, str):
+            if not item.isascii() and any("\ud800" <= char <= "\udfff" for char in item):
+                problems.append(f"{path or 'a field name'} holds a lone surrogate, which is not valid Unicode")
+        elif isinstance(item, float) and math.isinf(item) and not path.startswith("on_top_of"):
+            problems.append(f"{path} is a number that is too large")
+    for name in value.keys() & used:
+        if too_deep(value[name]):
+            problems.append(f"{name} {TOO_DEEP}: at most {MAX_DEPTH} objects and lists may be inside each other")
+    return problems

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from loramux_server.core.errors import Code, Error
 from loramux_server.core.types import StackItem
 from loramux_server.text import TextTokenizer
-from loramux_server.training.dataset import Dataset, DatasetLimits, load_dataset
+from loramux_server.training.dataset import Dataset, DatasetLimits, check_dataset, load_dataset
 from loramux_server.training.dataset_problems import SHOWN
 from loramux_server.training.masks import render_marked
 
@@ -322,3 +323,108 @@ def test_no_input_makes_it_crash(smollm: TextTokenizer) -> None:
     refused_or_loaded()
     assert {error.code for error in refusals} == {Code.INVALID_ARGUMENT}
     assert all(error.violations for error in refusals)
+
+
+def nested(depth: int, leaf: Any = 1) -> Any:
+    for level in range(depth):
+        leaf = [leaf] if level % 2 else {"x": leaf}
+    return leaf
+
+
+HUGE = 10**400
+FIELDS: list[Callable[[Any], dict[str, Any]]] = [
+    lambda v: {"messages": v},
+    lambda v: {"messages": [v]},
+    lambda v: {"messages": [USER, v]},
+    lambda v: {"messages": [{**USER, "content": v}, ANSWER]},
+    lambda v: {"messages": [{**USER, "role": v}, ANSWER]},
+    lambda v: {"messages": [{**USER, "name": v}, ANSWER]},
+    lambda v: {"messages": [USER, {**ANSWER, "weight": v}]},
+    lambda v: {"messages": [USER, {**ANSWER, "reasoning_content": v}]},
+    lambda v: {"messages": [USER, {**ANSWER, "tool_calls": v}]},
+    lambda v: {"messages": [USER, {**ANSWER, "tool_calls": [v]}]},
+    lambda v: {"messages": [USER, {**ANSWER, "tool_calls": [{"function": v}]}]},
+    lambda v: {"messages": [USER, {**ANSWER, "tool_calls": [{"function": {"name": v}}]}]},
+    lambda v: {"messages": [USER, {**ANSWER, "tool_calls": [{"name": v}]}]},
+    lambda v: {"messages": [USER, {**ANSWER, "tool_calls": [{"function": {"name": "f", "arguments": v}}]}]},
+    lambda v: {"messages": [USER, {**ANSWER, "tool_calls": [{"function": {"arguments": json.dumps(v)}}]}]},
+    lambda v: {"messages": [USER, {"role": "tool", "content": v}, ANSWER]},
+    lambda v: {"messages": [USER, ANSWER], "tools": v},
+    lambda v: {"messages": [USER, ANSWER], "tools": [v]},
+    lambda v: {"messages": [USER, ANSWER], "tools": [{"function": v}]},
+    lambda v: {"messages": [USER, ANSWER], "tools": [{"function": {"name": "f", "parameters": v}}]},
+    lambda v: {**GOOD, "on_top_of": v},
+    lambda v: {**GOOD, "on_top_of": [v]},
+    lambda v: {**GOOD, "on_top_of": {"a": v}},
+    lambda v: {**GOOD, "prompt": v},
+    lambda v: {**GOOD, "completion": v},
+    lambda v: {"prompt": [USER], "completion": v},
+    lambda v: {"text": v},
+    lambda v: {"prompt": v, "chosen": "a", "rejected": "b"},
+    lambda v: {"chosen": v, "rejected": [USER, ANSWER]},
+    lambda v: {"prompt": [USER], "chosen": [ANSWER], "rejected": v},
+    lambda v: {"input": v, "preferred_output": [ANSWER], "non_preferred_output": [USER]},
+    lambda v: {"input": {"messages": [USER]}, "preferred_output": [ANSWER], "non_preferred_output": v},
+    lambda v: {**GOOD, "unknown": v},
+    lambda v: v,
+    lambda v: {"data": v},
+]
+VALUES = [nested(600), nested(90), nested(101), HUGE, -HUGE, [HUGE], {"a": HUGE}, 1e400, float("nan"), "\ud800"]
+VALUES += [{"\ud800": 1}, {"a": "\udfff"}, 5, 0, "", " ", [], {}, None, True, -1.5, [[]], {"function": 5}, "\0", [None]]
+any_json = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.sampled_from(VALUES) | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@pytest.mark.parametrize("name", ["smollm", "qwen"])
+def test_field_15_any_value_in_any_field_is_taken_or_refused_with_its_line(
+    name: str, family: Callable[[str], TextTokenizer], smollm: TextTokenizer
+) -> None:
+    tokenizer = smollm if name == "smollm" else family(name)
+
+    def check(made: Any, values: list[Any]) -> None:
+        data = lines(GOOD) + b"".join(json.dumps(made(value)).encode() + b"\n" for value in values)
+        dataset, problems = check_dataset(data, tokenizer, max_length=512)
+        found = {line for line, _ in problems.listed()} | {example.line for example in dataset.examples}
+        if problems.count <= SHOWN:
+            assert found == set(range(1, len(values) + 2))
+        for _, description in problems.listed():
+            description.encode()  # can be told
+        for row in dataset.examples:
+            assert row.row.input_ids
+
+    for made in FIELDS:
+        for start in range(0, len(VALUES), 10):
+            check(made, VALUES[start : start + 10])
+
+    @settings(max_examples=150, deadline=None)
+    @given(st.sampled_from(FIELDS), any_json)
+    def anything(made: Any, value: Any) -> None:
+        check(made, [value])
+
+    anything()
+
+
+@pytest.mark.parametrize(
+    ("row", "complaint"),
+    [
+        (b'{"prompt": "a", "completion": "b", "on_top_of": {"a": 1' + b"0" * 400 + b"}}", "the weight of 'a' must be"),
+        ({"messages": [USER, {**ANSWER, "tool_calls": [{"function": 5}]}]}, "tool_calls[0].function must be an object"),
+        (
+            {"messages": [USER, {**ANSWER, "tool_calls": [{"function": {"name": 5}}]}]},
+            "tool_calls[0].function.name must be a string",
+        ),
+        ({"messages": [USER, {**ANSWER, "name": nested(600)}]}, "messages is nested too deeply: at most 100"),
+        ({"messages": [USER, ANSWER], "tools": [nested(600)]}, "tools is nested too deeply: at most 100"),
+        ({"messages": [USER, {**ANSWER, "x": 1e400}]}, "messages[1].x is a number that is too large"),
+        (b'{"text": "a", "text": "b"}', "has the field 'text' twice in one object"),
+        ({"\ud800": 1}, "a field name holds a lone surrogate"),
+    ],
+)
+def test_field_15_the_refusal_says_what_is_wrong(row: Any, complaint: str, refused: Any) -> None:
+    raw = row if isinstance(row, bytes) else json.dumps(row).replace("Infinity", "1e400").encode()
+    found = refused(lines(GOOD) + raw)
+    assert {field for field, _ in found} == {"data[line 2]"}
+    assert any(complaint in description for _, description in found)

@@ -7,14 +7,17 @@ from itertools import groupby
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
+from loramux_server.core.errors import Code, Error
 from loramux_server.core.jobs import TrainRow
 from loramux_server.text import TextTokenizer
-from loramux_server.training.dataset_parts import BadRow, ChatRow, CompletionRow, TextRow
+from loramux_server.training.conversations import MAX_ROWS
+from loramux_server.training.dataset_parts import BadRow, ChatRow, CompletionRow, TextRow, TooLong
 from loramux_server.training.masks import render_marked, train_rows
-from tests.unit.text.text_models import turns
+from tests.unit.text.templates import FAMILIES as TEMPLATES
+from tests.unit.text.text_models import smollm_folder, turns
 
 FAMILIES = ["chatml", "llama3", "qwen", "gemma", "mistral", "sentencepiece", "sentencepiece-legacy"]
 END = {"qwen": "<|im_end|>", "chatml": "<|im_end|>", "llama3": "<|eot_id|>", "gemma": "<end_of_turn>"}
@@ -276,3 +279,125 @@ def test_a_second_bos_in_a_prompt_is_refused(family: Make) -> None:
 def test_a_tokenizer_without_end_token_cannot_train(with_template: Make) -> None:
     with pytest.raises(BadRow, match="no end-of-sequence token"):
         train_rows(CompletionRow("q", "a"), with_template(None, eos_token=None))
+
+
+class Counting(TextTokenizer):
+    """Counts the characters that are rendered and tokenised."""
+
+    rendered = encoded = 0
+
+    def render_chat(self, *args: Any, **kwargs: Any) -> str:
+        text = super().render_chat(*args, **kwargs)
+        self.rendered += len(text)
+        return text
+
+    def render_turns(self, *args: Any, **kwargs: Any) -> Any:
+        found = super().render_turns(*args, **kwargs)
+        self.rendered += 2 * sum(map(len, found.turns)) if found else 0
+        return found
+
+    def _encode_parts(self, text: str) -> list[int]:
+        self.encoded += len(text)
+        return super()._encode_parts(text)
+
+
+@pytest.fixture(scope="module")
+def counting(tmp_path_factory: pytest.TempPathFactory) -> Counting:
+    made = Counting.load(smollm_folder(tmp_path_factory.getbasetemp()))
+    assert isinstance(made, Counting)
+    return made
+
+
+def test_field_01_the_work_of_a_conversation_grows_with_its_length_alone(counting: Counting) -> None:
+    work = {}
+    for rounds in (50, 100, 1000):
+        counting.rendered = counting.encoded = 0
+        (row,) = train_rows(chat(turns(*["hi", "yo"] * rounds)), counting)
+        length = len(counting.decode(row.input_ids, skip_special_tokens=False))
+        work[rounds] = counting.rendered / length, counting.encoded / length
+        assert sum(row.labels) == 2 * rounds  # "yo" and the end of the turn
+    assert work[1000][0] < 4
+    assert work[1000][1] < 8 + len(counting._breaker)
+    assert work[1000] <= tuple(1.1 * each for each in work[50])
+
+
+WHOLE = "{% set count = messages | length %}"  # a template that asks for what is to come: each beginning is rendered
+
+
+@pytest.mark.parametrize("name", ["chatml", "llama3", "gemma", "mistral"])
+def test_turn_after_turn_gives_the_rows_that_each_beginning_gives(name: str, with_template: Make) -> None:
+    template, bos, eos = TEMPLATES[name]
+    once = with_template(template.replace("loop.last and", ""), bos_token=bos, eos_token=eos)
+    each = with_template(WHOLE + template.replace("loop.last and", ""), bos_token=bos, eos_token=eos)
+
+    @settings(max_examples=25, deadline=None)
+    @given(st.lists(words | st.sampled_from(["<|im_end|>", "\n\nx", "<think>"]), min_size=2, max_size=8), st.booleans())
+    def same(contents: list[str], system: bool) -> None:
+        messages = turns(*contents, system="be" if system and name != "gemma" else None)
+        assert each.render_turns(messages) is None
+        if once.render_turns(messages) is None:
+            event("not cut")
+        assert train_rows(chat(messages), once) == train_rows(chat(messages), each)
+
+    same()
+    assert once.render_turns(turns("q", "a", "r", "b")) is not None
+
+
+LOOKS_AHEAD = [
+    "{{ messages | length }}" + LOOP,
+    LOOP.replace("<|im_end|>", "{{ '<|im_end|>' if not loop.last }}"),
+    LOOP.replace("<|im_end|>", "{{ '<|im_end|>' if loop['last'] else '.' }}"),
+    LOOP.replace("{{ m.role }}", "{{ loop.nextitem.role }}"),
+    LOOP.replace("{{ m.role }}", "{{ loop.revindex }}"),
+    LOOP.replace("{{ m.role }}", "{{ messages[loop.index0 + 1].role }}"),
+    LOOP.replace("{{ m.role }}", "{{ messages[-1].role }}"),
+    "{% set ns = namespace(n=0) %}" + LOOP.replace("{{ m.role }}", "{% set ns.n = ns.n + 1 %}") + "{{ ns.n }}",
+    "{% for m in messages[::-1] %}{{ m.content }}{% endfor %}" + LOOP,
+    "{{ messages | map(attribute='role') | join }}" + LOOP,
+    "{% for m in messages if m.role == 'user' %}{{ loop.length }}{% endfor %}" + LOOP,
+    "{% set text %}" + LOOP + "{% endset %}{{ text }}",
+    "{% for m in messages %}{% if loop.index == 3 %}{% break %}{% endif %}{{ m.content }}{% endfor %}",
+    "{% set j = joiner('|') %}" + LOOP.replace("{{ m.role }}", "{{ j() }}") + "{{ j() }}",
+    LOOP + "{{ messages[0].content }}",
+    LOOP.replace("{{ m.role }}", "{{ '!' if add_generation_prompt }}"),
+]
+
+
+@pytest.mark.parametrize("template", LOOKS_AHEAD)
+def test_a_template_that_looks_ahead_is_not_cut_into_turns(template: str, with_template: Make) -> None:
+    tokenizer = with_template(template + ASK)
+    found = tokenizer.render_turns(turns("q", "a", "r", "b"))
+    assert found is None
+
+
+def test_field_01_a_template_that_looks_ahead_has_a_bound(with_template: Make) -> None:
+    tokenizer = with_template(WHOLE + LOOP + ASK)
+    train_rows(chat(turns(*["hi", "yo"] * 30)), tokenizer)
+    with pytest.raises(BadRow, match=r"too many answers \(1000 that are learned\)"):
+        train_rows(chat(turns(*["hi", "yo"] * 1000)), tokenizer)
+    with pytest.raises(TooLong, match=r"has \d+ tokens; at most 500 are allowed"):
+        train_rows(chat(turns(*["hi", "yo"] * 60)), tokenizer, max_length=500)
+
+
+def test_field_01_a_conversation_that_falls_into_many_rows_has_a_bound(smollm: TextTokenizer) -> None:
+    assert len(train_rows(chat(turns(*["q", "\n\na"] * MAX_ROWS)), smollm)) == MAX_ROWS
+    with pytest.raises(BadRow, match=f"may become {MAX_ROWS} rows at most"):
+        train_rows(chat(turns(*["q", "\n\na"] * (MAX_ROWS + 1))), smollm)
+
+
+def test_field_01_more_messages_than_tokens_are_refused_unrendered(counting: Counting) -> None:
+    counting.rendered = counting.encoded = 0
+    with pytest.raises(TooLong, match="has 2000 messages, so as many tokens or more; at most 1999 are allowed"):
+        train_rows(chat(turns(*["hi", "yo"] * 1000)), counting, max_length=1999)
+    assert counting.rendered == counting.encoded == 0
+
+
+def test_what_nobody_waits_for_ends_between_renderings(with_template: Make) -> None:
+    tokenizer, calls = with_template(WHOLE + LOOP + ASK), iter(range(5))
+
+    def watch() -> None:
+        if next(calls, None) is None:
+            raise Error(Code.DEADLINE_EXCEEDED, "too late")
+
+    with pytest.raises(Error, match="too late"):
+        train_rows(chat(turns(*["hi", "yo"] * 20)), tokenizer, watch=watch)
