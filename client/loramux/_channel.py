@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 
 import grpc
 
+from ._proxy import is_local
 from .errors import invalid
 
 DEFAULT_ADDRESS = "localhost:50051"
@@ -62,6 +63,11 @@ class Target:
     metadata: tuple[tuple[str, str], ...] = ()
     credentials: grpc.ChannelCredentials | None = None
     """None: plain text."""
+
+    @property
+    def options(self) -> tuple[tuple[str, str | int], ...]:
+        """Options of the channel. A proxy of the environment is for other machines, never for this one."""
+        return (*OPTIONS, ("grpc.enable_http_proxy", 0)) if is_local(self.address) else OPTIONS
 
 
 def target(

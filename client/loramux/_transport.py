@@ -8,7 +8,7 @@ from typing import Generic, Protocol, TypeVar
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from ._channel import OPTIONS, Target
+from ._channel import Target
 from .errors import NotFound, from_rpc_error, translated
 from .v1 import adapters_pb2_grpc, inference_pb2_grpc, server_pb2_grpc, training_pb2_grpc
 
@@ -32,9 +32,9 @@ class Transport:
         self.target = target
         self.timeout = timeout
         if target.credentials is None:
-            self._channel = grpc.insecure_channel(target.address, options=OPTIONS)
+            self._channel = grpc.insecure_channel(target.address, options=target.options)
         else:
-            self._channel = grpc.secure_channel(target.address, target.credentials, options=OPTIONS)
+            self._channel = grpc.secure_channel(target.address, target.credentials, options=target.options)
         self.inference = inference_pb2_grpc.InferenceServiceStub(self._channel)
         self.adapters = adapters_pb2_grpc.AdapterServiceStub(self._channel)
         self.training = training_pb2_grpc.TrainingServiceStub(self._channel)

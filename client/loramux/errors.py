@@ -11,6 +11,8 @@ import grpc
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
+from ._proxy import proxy_of
+
 
 @dataclass(frozen=True, slots=True)
 class Violation:
@@ -170,6 +172,13 @@ def from_rpc_error(error: grpc.RpcError, address: str = "") -> LoramuxError:
     """The client's error for a failed call, with the details of google.rpc.Status where the server sent them."""
     status = error.code()
     message = error.details() or f"the call failed with {status.name}"
+    proxy = proxy_of(address) if status is grpc.StatusCode.UNAVAILABLE else ""
+    if proxy and ("failed to connect" in message.lower() or "proxy" in message.lower()):
+        return Unavailable(
+            f"no server answers at {address} through the proxy of the environment ({proxy}); to go round it, set"
+            f" no_proxy={address.rpartition(':')[0] or address}",
+            reason="CONNECTION_FAILED",
+        )
     if status is grpc.StatusCode.UNAVAILABLE and "failed to connect" in message.lower():
         # grpc's own words name sockets and errno; what helps is the address and what to do.
         return Unavailable(

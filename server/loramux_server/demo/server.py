@@ -19,6 +19,8 @@ from prometheus_client.parser import text_string_to_metric_families
 READY = "is ready."
 STOP_TIMEOUT = 20.0
 
+_DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+"""For addresses of this machine, which no proxy of the environment can reach."""
 
 SHARE = "0.7"
 """Of the time while the second client streams: people wait for the training, and still see it answer."""
@@ -37,7 +39,7 @@ class DemoServer:
 
     def metrics(self) -> dict[str, float]:
         """Every sample now, named as Prometheus writes it: ``name{label="value"}``."""
-        with urllib.request.urlopen(f"http://{self.metrics_address}/metrics", timeout=10) as answer:
+        with _DIRECT.open(f"http://{self.metrics_address}/metrics", timeout=10) as answer:
             text = answer.read().decode()
         found = {}
         for family in text_string_to_metric_families(text):
@@ -56,7 +58,8 @@ def demo_server(state_dir: Path, show: Callable[[str], None]) -> Iterator[DemoSe
     process = subprocess.Popen(
         [*command, "--state-dir", str(state_dir), "--drain-timeout", "1", "--training-share", SHARE],
         stderr=subprocess.PIPE,
-        text=True,
+        encoding="utf-8",
+        errors="replace",
         env=environment,
         # Ctrl-C is for the demo, which then stops the server itself.
         start_new_session=True,
