@@ -12,6 +12,7 @@ from contextlib import suppress
 import uvloop
 
 from loramux import __version__
+from loramux._streams import tolerate_encodings
 
 from .app.announce import Announcer, Logged, Plain
 from .config import Loaded, Settings
@@ -30,6 +31,7 @@ SAME_SIGNAL = 0.5
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run ``serve`` (the default) or another command with its flags; gives the exit code."""
+    tolerate_encodings()
     command, arguments = _split(sys.argv[1:] if argv is None else argv)
     try:
         if command == "config-show":

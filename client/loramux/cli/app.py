@@ -12,6 +12,7 @@ import typer
 
 from loramux import __version__
 
+from .._streams import tolerate_encodings
 from ..errors import LoramuxError
 from . import adapters, chat, datasets, demo, generate, jobs, serve, server, train
 from .common import Connection, error_lines
@@ -72,6 +73,7 @@ def _root(
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; gives the exit code: 0 done, 1 failed, 2 not understood, 130 interrupted."""
+    tolerate_encodings()
     arguments = hoist(list(sys.argv[1:] if argv is None else argv))
     try:
         typer.main.get_command(app)(arguments, prog_name="loramux")

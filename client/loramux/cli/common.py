@@ -6,17 +6,22 @@ import dataclasses
 import datetime
 import json
 import math
+import re
 import sys
-import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, TextIO
 
 import typer
 
+from .._streams import encodable
 from ..client import Client
 from ..comparison import Comparison, without_comparison
 from ..errors import LoramuxError
+
+# C0 and C1 controls but tab and newline; embeddings, overrides and isolates of the bidirectional algorithm (UAX 9).
+_UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 AdapterOption = Annotated[
@@ -56,6 +61,15 @@ def stack(entries: Iterable[str] | None) -> list[tuple[str, float]]:
     return found
 
 
+def text_file(path: Path, option: str) -> str:
+    """What a file of UTF-8 text holds. Raises BadParameter for ``option`` where it cannot be read."""
+    try:
+        return path.read_text("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        why = getattr(error, "strerror", None) or "it is not UTF-8 text"
+        raise typer.BadParameter(f"cannot read {path}: {why}", param_hint=option) from None
+
+
 def error_lines(error: LoramuxError) -> list[str]:
     """An error as lines: one, or one and a line per field where several are at fault."""
     again = f"; try again in {error.retry_after:.0f} s" if error.retry_after else ""
@@ -70,7 +84,14 @@ def error_lines(error: LoramuxError) -> list[str]:
 
 def print_json(value: Any) -> None:
     """A value of the client, or a list of them, as JSON on stdout."""
-    print(json.dumps(jsonable(value), indent=2, ensure_ascii=False))
+    print(json_text(value, indent=2))
+
+
+def json_text(value: Any, indent: int | None = None) -> str:
+    """A value of the client as JSON, with escapes where standard output cannot take the characters themselves."""
+    plain_values = jsonable(value)
+    text = json.dumps(plain_values, indent=indent, ensure_ascii=False)
+    return text if encodable(text) else json.dumps(plain_values, indent=indent)
 
 
 def jsonable(value: Any) -> Any:
@@ -126,8 +147,11 @@ def how_to_ask(ref: str, asked_with: str) -> str:
 
 
 def plain(text: str) -> str:
-    """Text without control characters, so that what others wrote cannot drive the terminal."""
-    return "".join(c if c in "\n\t" or unicodedata.category(c)[0] != "C" else "\ufffd" for c in text)
+    """Text that cannot drive the terminal: control characters and changes of direction become U+FFFD.
+
+    Marks and joiners stay: emoji sequences, Persian, Hindi and Hebrew are written with them.
+    """
+    return _UNSAFE.sub("\ufffd", text)
 
 
 def write(text: str) -> None:

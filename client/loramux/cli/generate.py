@@ -10,7 +10,7 @@ import typer
 
 from ..errors import invalid
 from ..types import Completion
-from .common import AdapterOption, Json, connect, print_json, stack, write
+from .common import AdapterOption, Json, connect, print_json, stack, text_file, write
 
 MaxTokens = Annotated[int | None, typer.Option(help="Most new tokens.", show_default="the server's, 128")]
 Temperature = Annotated[float | None, typer.Option(help="Randomness; 0 is greedy.", show_default="0")]
@@ -120,7 +120,7 @@ def _format(json_schema: Path | None, regex: str | None, choice: list[str] | Non
     """The shape that was asked for, if any."""
     given: dict[str, Any] = {}
     if json_schema is not None:
-        given["json_schema"] = json_schema.read_text(encoding="utf-8")
+        given["json_schema"] = text_file(json_schema, "--json-schema")
     if regex is not None:
         given["regex"] = regex
     if choice:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json as jsonlib
 import sys
 from typing import Annotated
 
@@ -15,7 +14,7 @@ from .common import (
     Json,
     connect,
     entries,
-    jsonable,
+    json_text,
     moment,
     numbers,
     print_comparison,
@@ -116,7 +115,7 @@ def watch(
             for event in handle.events(after_sequence=after):
                 display.show(event)
                 if json:
-                    print(jsonlib.dumps(jsonable(event), ensure_ascii=False), flush=True)
+                    print(json_text(event), flush=True)
         info = handle.refresh()
         version = published(info)
     if json:

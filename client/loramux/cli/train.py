@@ -10,7 +10,17 @@ from typing import Annotated, Any, Literal
 import typer
 
 from ..types import AdapterVersion
-from .common import Json, connect, how_to_ask, numbers, print_comparison, print_json, print_notes, stack
+from .common import (
+    Json,
+    connect,
+    how_to_ask,
+    numbers,
+    print_comparison,
+    print_json,
+    print_notes,
+    stack,
+    text_file,
+)
 
 BatchSize = Annotated[int | None, typer.Option(help="Rows per optimiser step.", show_default="8")]
 Epochs = Annotated[float | None, typer.Option(help="Passes over the data.", show_default="3")]
@@ -211,11 +221,7 @@ def text_or_file(text: str | None, option: str) -> str | None:
     """A text as it is given, or with ``@`` in front what a file holds."""
     if text is None or not text.startswith("@"):
         return text
-    try:
-        return Path(text[1:]).read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        why = getattr(error, "strerror", None) or "it is not UTF-8 text"
-        raise typer.BadParameter(f"cannot read {text[1:]}: {why}", param_hint=option) from None
+    return text_file(Path(text[1:]), option)
 
 
 def rate(text: str | None) -> float | Literal["auto"] | None:
