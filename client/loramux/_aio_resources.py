@@ -12,10 +12,10 @@ import grpc.aio
 
 from . import _files, _requests, _responses
 from ._aio_transport import AsyncTransport, pages
+from ._fields import assign, filled
 from ._files import Data
 from ._requests import Gate, TrainOptions
 from ._stacks import Adapters as Stack
-from ._stacks import assign
 from ._watch import Watch, published
 from .errors import LoramuxError
 from .progress import progress_display
@@ -34,14 +34,14 @@ class AsyncAdapters:
 
     async def list(self, *, prefix: str = "") -> list[Adapter]:
         async def fetch(token: str) -> tuple[Iterable[adapters_pb2.Adapter], str]:
-            request = adapters_pb2.ListAdaptersRequest(prefix=prefix, page_token=token)
+            request = filled(adapters_pb2.ListAdaptersRequest(page_token=token), prefix=prefix)
             answer = await self._transport.unary(self._stub.ListAdapters, request)
             return answer.adapters, answer.next_page_token
 
         return [_responses.adapter(message) async for message in pages(fetch)]
 
     async def get(self, ref: str) -> Adapter:
-        request = adapters_pb2.GetAdapterRequest(adapter=ref)
+        request = filled(adapters_pb2.GetAdapterRequest(), adapter=ref)
         return _responses.adapter(await self._transport.unary(self._stub.GetAdapter, request))
 
     async def upload(
@@ -58,7 +58,7 @@ class AsyncAdapters:
         return _responses.adapter_version(await self._transport.upload(self._stub.UploadAdapter, messages))
 
     async def download(self, ref: str, folder: str | os.PathLike[str]) -> AdapterVersion:
-        request = adapters_pb2.DownloadAdapterRequest(adapter=ref)
+        request = filled(adapters_pb2.DownloadAdapterRequest(), adapter=ref)
         with _files.AdapterWriter(folder) as writer:
             async for message in self._transport.stream(self._stub.DownloadAdapter, request):
                 await asyncio.to_thread(writer.write, message)
@@ -79,19 +79,19 @@ class AsyncAdapters:
         return _responses.adapter_version((await self._transport.unary(self._stub.ComposeAdapter, request)).version)
 
     async def delete(self, ref: str) -> int:
-        request = adapters_pb2.DeleteAdapterRequest(adapter=ref)
+        request = filled(adapters_pb2.DeleteAdapterRequest(), adapter=ref)
         return (await self._transport.unary(self._stub.DeleteAdapter, request)).versions_deleted
 
     async def set_alias(self, name: str, version: int, *, alias: str = "") -> Adapter:
-        request = adapters_pb2.SetAliasRequest(name=name, version=version, alias=alias)
+        request = filled(adapters_pb2.SetAliasRequest(), name=name, version=version, alias=alias)
         return _responses.adapter(await self._transport.unary(self._stub.SetAlias, request))
 
     async def pin(self, ref: str) -> Adapter:
-        request = adapters_pb2.PinAdapterRequest(adapter=ref)
+        request = filled(adapters_pb2.PinAdapterRequest(), adapter=ref)
         return _responses.adapter(await self._transport.unary(self._stub.PinAdapter, request))
 
     async def unpin(self, ref: str) -> Adapter:
-        request = adapters_pb2.UnpinAdapterRequest(adapter=ref)
+        request = filled(adapters_pb2.UnpinAdapterRequest(), adapter=ref)
         return _responses.adapter(await self._transport.unary(self._stub.UnpinAdapter, request))
 
 
@@ -174,14 +174,14 @@ class AsyncJobs:
         wanted = _requests.job_states(states)
 
         async def fetch(token: str) -> tuple[Iterable[training_pb2.Job], str]:
-            request = training_pb2.ListJobsRequest(states=wanted, name=name, page_token=token)
+            request = filled(training_pb2.ListJobsRequest(states=wanted, page_token=token), name=name)
             answer = await self._transport.unary(self._stub.ListJobs, request)
             return answer.jobs, answer.next_page_token
 
         return [_responses.job(message) async for message in pages(fetch)]
 
     async def get(self, job_id: str) -> AsyncJob:
-        request = training_pb2.GetJobRequest(job_id=job_id)
+        request = filled(training_pb2.GetJobRequest(), job_id=job_id)
         return AsyncJob(self._transport, _responses.job(await self._transport.unary(self._stub.GetJob, request)))
 
 
@@ -211,7 +211,7 @@ class AsyncJob:
     async def refresh(self) -> JobInfo:
         """Ask the server how the job stands."""
         if self.info.state not in SETTLED_STATES:
-            request = training_pb2.GetJobRequest(job_id=self.id)
+            request = filled(training_pb2.GetJobRequest(), job_id=self.id)
             self.info = _responses.job(await self._transport.unary(self._stub.GetJob, request))
         return self.info
 

@@ -11,6 +11,7 @@ import grpc.aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from ._channel import Target
+from ._fields import filled, seconds
 from .errors import NotFound, from_rpc_error, translated
 from .v1 import adapters_pb2_grpc, inference_pb2_grpc, server_pb2_grpc, training_pb2_grpc
 
@@ -32,7 +33,7 @@ class AsyncTransport:
 
     def __init__(self, target: Target, timeout: float | None = None) -> None:
         self.target = target
-        self.timeout = timeout
+        self.timeout = seconds(timeout)
         if target.credentials is None:
             self._channel = grpc.aio.insecure_channel(target.address, options=target.options)
         else:
@@ -51,7 +52,7 @@ class AsyncTransport:
     ) -> R:
         """Call with one request for one answer."""
         with translated(self.target.address):
-            return await method(request, timeout=timeout or self.timeout, metadata=self.target.metadata)
+            return await method(request, timeout=seconds(timeout) or self.timeout, metadata=self.target.metadata)
 
     async def upload(self, method: grpc.aio.StreamUnaryMultiCallable[Q, R], requests: Iterator[Q]) -> R:
         """Call with a stream of requests for one answer; they are made in a thread, because that reads files."""
@@ -62,12 +63,15 @@ class AsyncTransport:
         self, method: grpc.aio.UnaryStreamMultiCallable[Q, R], request: Q, timeout: float | None = None
     ) -> AsyncStream[R]:
         """Call with one request for a stream of answers; the call starts when the first one is asked for."""
+        seconds(timeout)
         return AsyncStream(lambda: method(request, timeout=timeout, metadata=self.target.metadata), self.target.address)
 
     async def health(self, service: str, timeout: float) -> str:
         """As ``Transport.health``."""
         try:
-            answer = await self.unary(self._health.Check, health_pb2.HealthCheckRequest(service=service), timeout)
+            answer = await self.unary(
+                self._health.Check, filled(health_pb2.HealthCheckRequest(), service=service), timeout
+            )
         except NotFound:
             return "SERVICE_UNKNOWN"
         return health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)

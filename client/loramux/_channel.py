@@ -78,6 +78,13 @@ def target(
     ``https://`` in front of the address means TLS, ``http://`` none; a missing port is 50051. Raises
     InvalidArgument for an address that is none.
     """
+    for field, value, kind, wanted in (
+        ("address", address, str, "text such as localhost:50051"),
+        ("api_key", api_key, str, "text"),
+        ("root_certificates", root_certificates, bytes, "the bytes of certificates in PEM"),
+    ):
+        if value is not None and not isinstance(value, kind):
+            raise invalid(field, f"must be {wanted}, not {type(value).__name__}")
     text = address or os.environ.get("LORAMUX_ADDRESS") or DEFAULT_ADDRESS
     key = api_key if api_key is not None else os.environ.get("LORAMUX_API_KEY")
     scheme, separator, rest = text.partition("://")

@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import IO, Any, BinaryIO, TypeAlias
 
 from . import _responses, _tables
+from ._fields import filled, items, shown
 from .errors import DataLoss, invalid
 from .types import AdapterVersion
 from .v1 import adapters_pb2, common_pb2, training_pb2
@@ -31,8 +32,13 @@ def upload_adapter(
     name: str, folder: str | os.PathLike[str], *, set_current: bool, metadata: Mapping[str, str] | None
 ) -> Iterator[adapters_pb2.UploadAdapterRequest]:
     """The messages that upload a PEFT folder. Only config, weights and model card are read from it."""
-    paths = _adapter_files(Path(folder))
-    header = adapters_pb2.UploadAdapterHeader(name=name, set_current=set_current, metadata=metadata or {})
+    header = filled(
+        adapters_pb2.UploadAdapterHeader(),
+        name=name,
+        set_current=set_current,
+        metadata={} if metadata is None else metadata,
+    )
+    paths = _adapter_files(path_of("folder", folder))
     header.files.extend(
         common_pb2.FileInfo(name=path.name, size=path.stat().st_size, sha256=_sha256(path)) for path in paths
     )
@@ -47,6 +53,16 @@ def _adapter_messages(
         with path.open("rb") as file:
             for data in _pieces(file):
                 yield adapters_pb2.UploadAdapterRequest(chunk=common_pb2.FileChunk(name=path.name, data=data))
+
+
+def path_of(field: str, value: str | os.PathLike[str]) -> Path:
+    """A path. Raises InvalidArgument for what is none."""
+    try:
+        if isinstance(text := os.fspath(value), str) and b"\0" not in os.fsencode(text):
+            return Path(text)
+    except (TypeError, UnicodeEncodeError):
+        pass
+    raise invalid(field, f"must be a path, not {shown(value)}") from None
 
 
 def _adapter_files(folder: Path) -> list[Path]:
@@ -68,7 +84,7 @@ class AdapterWriter:
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
-        self._folder = Path(folder)
+        self._folder = path_of("folder", folder)
         self._expected: list[common_pb2.FileInfo] = []
         self._version: AdapterVersion | None = None
         self._file: BinaryIO | None = None
@@ -142,7 +158,7 @@ class AdapterWriter:
 def upload_dataset(data: Data) -> Iterator[training_pb2.UploadDatasetRequest]:
     """The messages that upload a dataset from a file or from rows; tables are turned into JSON lines here."""
     if isinstance(data, str | os.PathLike):
-        path = Path(data)
+        path = path_of("data", data)
         if not path.is_file():
             raise invalid("data", f"{str(path)!r} is no file")
         if (rows := _tables.converter(path)) is not None:
@@ -174,12 +190,12 @@ def _dataset_messages(
 def jsonl(rows: Iterable[Mapping[str, Any]]) -> bytes:
     """Rows as JSONL."""
     lines: list[str] = []
-    for i, row in enumerate(rows):
+    for i, row in enumerate(items("data", rows, "the path of a file, or rows")):
         if not isinstance(row, Mapping):
             raise invalid(f"data[{i}]", "must be a dict of messages, prompt + completion, text, or chosen + rejected")
         try:
             lines.append(json.dumps(dict(row), ensure_ascii=False, allow_nan=False) + "\n")
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, RecursionError) as error:
             raise invalid(f"data[{i}]", f"cannot be written as JSON: {error}") from None
     if not lines:
         raise invalid("data", "has no rows")

@@ -7,7 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, TypeAlias, TypedDict
 
 from . import _responses
-from ._stacks import Adapters, assign, stack, stacks
+from ._fields import assign, items, shown, strings
+from ._stacks import Adapters, stack, stacks
 from .errors import invalid
 from .v1 import adapters_pb2, common_pb2, inference_pb2, training_pb2
 
@@ -80,7 +81,7 @@ def generate(
     _known(options, GenerateOptions)
     given = {name: value for name, value in options.items() if value is not None}
     if "stop" in given:
-        given["stop"] = _strings("stop", given["stop"])
+        given["stop"] = strings("stop", given["stop"])
     if "response_format" in given:
         shape = response_format(given.pop("response_format"))
         if shape is not None:
@@ -143,7 +144,7 @@ def train_settings(options: Mapping[str, Any]) -> training_pb2.TrainSettings:
     _known(options, TrainOptions)
     given = {name: value for name, value in options.items() if value is not None}
     if "target_modules" in given:
-        given["target_modules"] = _strings("target_modules", given["target_modules"])
+        given["target_modules"] = strings("target_modules", given["target_modules"])
     if "layers" in given:
         given["layers"] = layers(given["layers"])
     for name in ("learning_rate", "method"):
@@ -157,7 +158,7 @@ def train_settings(options: Mapping[str, Any]) -> training_pb2.TrainSettings:
 def job_states(states: Sequence[str]) -> list[training_pb2.JobState.ValueType]:
     """States of jobs by their words."""
     known = {_responses.job_state(value): value for value in training_pb2.JobState.values() if value}
-    for state in states:
+    for state in strings("states", states):
         if state not in known:
             raise invalid("states", f"{state!r} is no state; there are {', '.join(known)}")
     return [known[state] for state in states]
@@ -176,9 +177,10 @@ def layers(value: str | Sequence[int]) -> list[int]:
                 raise invalid("layers", f"{part.strip()!r} is no range of layers")
             found += range(low, high + 1)
         return sorted(set(found))
-    if len(value) == 0:
+    found = items("layers", value, "layer numbers, such as '15-29' or [0, 2, 4]")
+    if not found:
         raise invalid("layers", "is empty; leave it out for all layers")
-    return list(value)
+    return found
 
 
 def response_format(value: Mapping[str, Any]) -> inference_pb2.ResponseFormat | None:
@@ -194,16 +196,23 @@ def response_format(value: Mapping[str, Any]) -> inference_pb2.ResponseFormat | 
     if kind == "text":
         return None
     if kind == "json_schema":
-        assign(message, {kind: shape if isinstance(shape, str) else json.dumps(shape)}, "response_format.")
+        assign(message, {kind: _schema(shape)}, "response_format.")
     elif kind in ("regex", "grammar"):
         assign(message, {kind: shape}, "response_format.")
     elif kind == "choice":
-        message.choice.choices.extend(_strings("response_format.choice", shape))
+        message.choice.choices.extend(strings("response_format.choice", shape))
     elif kind == "json_object":
         message.json_object.SetInParent()
     else:
         raise invalid(f"response_format.{kind}", "is unknown; use json_schema, regex, choice, grammar or json_object")
     return message
+
+
+def _schema(shape: Any) -> str:
+    try:
+        return shape if isinstance(shape, str) else json.dumps(shape)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise invalid("response_format.json_schema", f"cannot be written as JSON: {error}") from None
 
 
 def _kind_of_format(value: Mapping[str, Any]) -> tuple[str, Any]:
@@ -212,8 +221,10 @@ def _kind_of_format(value: Mapping[str, Any]) -> tuple[str, Any]:
     if not isinstance(value, Mapping):
         raise invalid("response_format", known)
     parts = dict(value)
+    if not all(isinstance(key, str) for key in parts) or not isinstance(parts.get("type", ""), str):
+        raise invalid("response_format", known)
     typed = "type" in parts
-    kind = str(parts.pop("type")) if typed else next(iter(parts), "")
+    kind = parts.pop("type") if typed else next(iter(parts), "")
     if typed and kind in ("json_object", "text"):
         parts.setdefault(kind, None)
     if len(parts) != 1 or kind not in parts:
@@ -237,7 +248,7 @@ def _input(
     if prompt is not None:
         assign(request, {"prompt": prompt})
         return
-    for i, message in enumerate(messages or ()):
+    for i, message in enumerate(items("messages", messages, "a list of messages")):
         if not isinstance(message, Mapping):
             raise invalid(f"messages[{i}]", "must be a dict with role and content")
         missing = {"role", "content"} - message.keys()
@@ -245,7 +256,21 @@ def _input(
         if missing or extra:
             what = f"has no {min(missing)}" if missing else f"has an unknown key {min(extra)!r}"
             raise invalid(f"messages[{i}]", f"{what}; it takes role, content and, for training, weight")
-        assign(request.messages.add(), message, f"messages[{i}].")
+        turn = dict(message)
+        if isinstance(turn["content"], list | tuple):
+            turn["content"] = _joined(turn["content"], f"messages[{i}].content")
+        assign(request.messages.add(), turn, f"messages[{i}].")
+
+
+def _joined(parts: Sequence[Any], path: str) -> str:
+    """The text of content in OpenAI's form, a list of parts, put together as training rows are."""
+    texts: list[str] = []
+    for i, part in enumerate(parts):
+        text = part.get("text") if isinstance(part, Mapping) and part.get("type", "text") == "text" else None
+        if not isinstance(text, str):
+            raise invalid(f"{path}[{i}]", f"must be a text part, {{'type': 'text', 'text': ...}}, not {shown(part)}")
+        texts.append(text)
+    return "".join(texts)
 
 
 def compose(
@@ -253,11 +278,11 @@ def compose(
 ) -> adapters_pb2.ComposeAdapterRequest:
     """A merge of a stack; settings that are None take the server's default."""
     methods = {m.removeprefix("COMPOSE_METHOD_").lower(): n for m, n in adapters_pb2.ComposeMethod.items() if n}
-    if method not in methods:
-        raise invalid("method", f"is {method!r}; it must be one of {', '.join(methods)}")
-    request = adapters_pb2.ComposeAdapterRequest(name=name, adapters=stack(adapters), method=methods[method])
+    if not isinstance(method, str) or method not in methods:
+        raise invalid("method", f"is {shown(method)}; it must be one of {', '.join(methods)}")
+    request = adapters_pb2.ComposeAdapterRequest(adapters=stack(adapters), method=methods[method])
     given = {key: value for key, value in settings.items() if value is not None}
-    assign(request, {"metadata": dict(metadata or {}), **given})
+    assign(request, {"name": name, "metadata": {} if metadata is None else metadata, **given})
     return request
 
 
@@ -269,20 +294,12 @@ def _gate(value: Gate) -> training_pb2.Gate:
     if isinstance(value, Mapping) and {"min_accuracy"} <= value.keys() <= {"min_accuracy", "match"}:
         message = training_pb2.Gate(kind=training_pb2.Gate.KIND_MIN_ACCURACY)
         match = value.get("match", "contained")
-        if match not in matches:
-            raise invalid("gate.match", f"is {match!r}; it must be 'contained' or 'exact'")
-        message.match = matches[str(match)]
+        if not isinstance(match, str) or match not in matches:
+            raise invalid("gate.match", f"is {shown(match)}; it must be 'contained' or 'exact'")
+        message.match = matches[match]
         assign(message, {"min_accuracy": value["min_accuracy"]}, "gate.")
         return message
     raise invalid("gate", "must be 'none', 'improves', {'min_accuracy': 0.9} or that with 'match': 'exact' beside it")
-
-
-def _strings(field: str, value: str | Sequence[str]) -> list[str]:
-    found = [value] if isinstance(value, str) else list(value)
-    for i, text in enumerate(found):
-        if not isinstance(text, str):
-            raise invalid(f"{field}[{i}]", f"must be text, not {type(text).__name__}")
-    return found
 
 
 def _known(options: Mapping[str, Any], allowed: type) -> None:

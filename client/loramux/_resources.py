@@ -11,10 +11,10 @@ from typing import TypeVar, Unpack
 import grpc
 
 from . import _files, _requests, _responses
+from ._fields import assign, filled
 from ._files import Data
 from ._requests import Gate, TrainOptions
 from ._stacks import Adapters as Stack
-from ._stacks import assign
 from ._transport import Transport, pages
 from ._watch import Watch, published
 from .errors import LoramuxError
@@ -36,7 +36,7 @@ class Adapters:
         """All adapters that the caller may use, by name."""
 
         def fetch(token: str) -> tuple[Iterable[adapters_pb2.Adapter], str]:
-            request = adapters_pb2.ListAdaptersRequest(prefix=prefix, page_token=token)
+            request = filled(adapters_pb2.ListAdaptersRequest(page_token=token), prefix=prefix)
             answer = self._transport.unary(self._stub.ListAdapters, request)
             return answer.adapters, answer.next_page_token
 
@@ -44,7 +44,7 @@ class Adapters:
 
     def get(self, ref: str) -> Adapter:
         """An adapter with its versions."""
-        request = adapters_pb2.GetAdapterRequest(adapter=ref)
+        request = filled(adapters_pb2.GetAdapterRequest(), adapter=ref)
         return _responses.adapter(self._transport.unary(self._stub.GetAdapter, request))
 
     def upload(
@@ -61,7 +61,7 @@ class Adapters:
 
     def download(self, ref: str, folder: str | os.PathLike[str]) -> AdapterVersion:
         """Write a version as a PEFT folder (made if need be, files of the same names are replaced)."""
-        request = adapters_pb2.DownloadAdapterRequest(adapter=ref)
+        request = filled(adapters_pb2.DownloadAdapterRequest(), adapter=ref)
         with _files.AdapterWriter(folder) as writer:
             for message in self._transport.stream(self._stub.DownloadAdapter, request):
                 writer.write(message)
@@ -90,22 +90,22 @@ class Adapters:
 
     def delete(self, ref: str) -> int:
         """Delete a version, or with a plain name all of them; gives the number of versions that are gone."""
-        request = adapters_pb2.DeleteAdapterRequest(adapter=ref)
+        request = filled(adapters_pb2.DeleteAdapterRequest(), adapter=ref)
         return self._transport.unary(self._stub.DeleteAdapter, request).versions_deleted
 
     def set_alias(self, name: str, version: int, *, alias: str = "") -> Adapter:
         """Make the plain name (or ``name@alias``) mean ``version``: promote or roll back. 0 removes an alias."""
-        request = adapters_pb2.SetAliasRequest(name=name, version=version, alias=alias)
+        request = filled(adapters_pb2.SetAliasRequest(), name=name, version=version, alias=alias)
         return _responses.adapter(self._transport.unary(self._stub.SetAlias, request))
 
     def pin(self, ref: str) -> Adapter:
         """Keep a version resident."""
-        request = adapters_pb2.PinAdapterRequest(adapter=ref)
+        request = filled(adapters_pb2.PinAdapterRequest(), adapter=ref)
         return _responses.adapter(self._transport.unary(self._stub.PinAdapter, request))
 
     def unpin(self, ref: str) -> Adapter:
         """Let a version be evicted again."""
-        request = adapters_pb2.UnpinAdapterRequest(adapter=ref)
+        request = filled(adapters_pb2.UnpinAdapterRequest(), adapter=ref)
         return _responses.adapter(self._transport.unary(self._stub.UnpinAdapter, request))
 
 
@@ -192,7 +192,7 @@ class Jobs:
         wanted = _requests.job_states(states)
 
         def fetch(token: str) -> tuple[Iterable[training_pb2.Job], str]:
-            request = training_pb2.ListJobsRequest(states=wanted, name=name, page_token=token)
+            request = filled(training_pb2.ListJobsRequest(states=wanted, page_token=token), name=name)
             answer = self._transport.unary(self._stub.ListJobs, request)
             return answer.jobs, answer.next_page_token
 
@@ -200,7 +200,7 @@ class Jobs:
 
     def get(self, job_id: str) -> Job:
         """The handle of a job."""
-        request = training_pb2.GetJobRequest(job_id=job_id)
+        request = filled(training_pb2.GetJobRequest(), job_id=job_id)
         return Job(self._transport, _responses.job(self._transport.unary(self._stub.GetJob, request)))
 
 
@@ -233,7 +233,7 @@ class Job:
     def refresh(self) -> JobInfo:
         """Ask the server how the job stands."""
         if self.info.state not in SETTLED_STATES:
-            request = training_pb2.GetJobRequest(job_id=self.id)
+            request = filled(training_pb2.GetJobRequest(), job_id=self.id)
             self.info = _responses.job(self._transport.unary(self._stub.GetJob, request))
         return self.info
 

@@ -1,12 +1,11 @@
-"""The spellings of a stack of adapters, and setting a message's fields."""
+"""The spellings of a stack of adapters."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
-from google.protobuf.message import Message as ProtoMessage
-
+from ._fields import assign, items
 from .errors import invalid
 from .types import StackItem
 from .v1 import common_pb2
@@ -26,11 +25,8 @@ def stack(adapters: Adapters | None, field: str = "adapters") -> list[common_pb2
     elif isinstance(adapters, Mapping):
         entries = adapters.items()
     else:
-        entries = adapters
-    try:
-        return [_entry(entry, f"{field}[{i}]") for i, entry in enumerate(entries)]
-    except TypeError:
-        raise invalid(field, "must be a list of names, a dict of name to weight, or a list of (name, weight)") from None
+        entries = items(field, adapters, "a list of names, a dict of name to weight, or a list of (name, weight)")
+    return [_entry(entry, f"{field}[{i}]") for i, entry in enumerate(entries)]
 
 
 def stacks(on_top_of: Adapters | Sequence[Adapters] | None) -> list[list[common_pb2.StackEntry]]:
@@ -42,28 +38,13 @@ def stacks(on_top_of: Adapters | Sequence[Adapters] | None) -> list[list[common_
         return []
     if isinstance(on_top_of, str | Mapping):
         return [stack(on_top_of, "on_top_of[0]")]
+    on_top_of = items("on_top_of", on_top_of, "a stack or a list of stacks")
     several = [_is_stack(item) for item in on_top_of]
     if all(several):
-        return [stack(item, f"on_top_of[{i}]") for i, item in enumerate(on_top_of)]  # type: ignore[arg-type]
+        return [stack(item, f"on_top_of[{i}]") for i, item in enumerate(on_top_of)]
     if any(several):
         raise invalid("on_top_of", "mixes names and stacks; write a list of stacks, such as [['acme'], {'pine': 1.3}]")
-    return [stack(on_top_of, "on_top_of[0]")]  # type: ignore[arg-type]
-
-
-def assign(message: ProtoMessage, values: Mapping[str, Any], path: str = "") -> None:
-    """Set fields one by one, so that a value of the wrong type is refused by its own name."""
-    for name, value in values.items():
-        try:
-            if isinstance(value, Mapping):
-                getattr(message, name).update(value)
-            elif isinstance(value, list | tuple):
-                getattr(message, name).extend(value)
-            elif isinstance(value, ProtoMessage):
-                getattr(message, name).CopyFrom(value)
-            else:
-                setattr(message, name, value)
-        except (TypeError, ValueError) as error:
-            raise invalid(f"{path}{name}", f"{value!r} does not fit: {error}") from None
+    return [stack(on_top_of, "on_top_of[0]")]
 
 
 def _entry(entry: Any, field: str) -> common_pb2.StackEntry:

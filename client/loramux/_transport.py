@@ -9,6 +9,7 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from ._channel import Target
+from ._fields import filled, seconds
 from .errors import NotFound, from_rpc_error, translated
 from .v1 import adapters_pb2_grpc, inference_pb2_grpc, server_pb2_grpc, training_pb2_grpc
 
@@ -30,7 +31,7 @@ class Transport:
 
     def __init__(self, target: Target, timeout: float | None = None) -> None:
         self.target = target
-        self.timeout = timeout
+        self.timeout = seconds(timeout)
         if target.credentials is None:
             self._channel = grpc.insecure_channel(target.address, options=target.options)
         else:
@@ -47,7 +48,7 @@ class Transport:
     def unary(self, method: grpc.UnaryUnaryMultiCallable[Q, R], request: Q, timeout: float | None = None) -> R:
         """Call with one request for one answer."""
         with translated(self.target.address):
-            return method(request, timeout=timeout or self.timeout, metadata=self.target.metadata)
+            return method(request, timeout=seconds(timeout) or self.timeout, metadata=self.target.metadata)
 
     def upload(self, method: grpc.StreamUnaryMultiCallable[Q, R], requests: Iterator[Q]) -> R:
         """Call with a stream of requests for one answer. It takes as long as it takes."""
@@ -58,12 +59,14 @@ class Transport:
         self, method: grpc.UnaryStreamMultiCallable[Q, R], request: Q, timeout: float | None = None
     ) -> Stream[R]:
         """Call with one request for a stream of answers; the call starts when the first one is asked for."""
+        seconds(timeout)
         return Stream(lambda: method(request, timeout=timeout, metadata=self.target.metadata), self.target.address)
 
     def health(self, service: str, timeout: float) -> str:
         """Status in the words of grpc.health.v1, ``SERVING`` or ``NOT_SERVING``; ``SERVICE_UNKNOWN`` for no such."""
         try:
-            answer = self.unary(self._health.Check, health_pb2.HealthCheckRequest(service=service), timeout)
+            request = filled(health_pb2.HealthCheckRequest(), service=service)
+            answer = self.unary(self._health.Check, request, timeout)
         except NotFound:
             return "SERVICE_UNKNOWN"
         return health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)
