@@ -17,7 +17,7 @@ from ._files import Data
 from ._requests import Gate, TrainOptions
 from ._stacks import Adapters as Stack
 from ._watch import Watch, published
-from .errors import LoramuxError
+from .errors import LoramuxError, nothing_to_roll_back
 from .progress import progress_display
 from .types import SETTLED_STATES, Adapter, AdapterVersion, Dataset, DatasetReport, JobEvent, JobInfo
 from .v1 import adapters_pb2, training_pb2
@@ -32,13 +32,13 @@ class AsyncAdapters:
         self._transport = transport
         self._stub = transport.adapters
 
-    async def list(self, *, prefix: str = "") -> list[Adapter]:
+    async def list(self, *, prefix: str = "", limit: int | None = None) -> list[Adapter]:
         async def fetch(token: str) -> tuple[Iterable[adapters_pb2.Adapter], str]:
             request = filled(adapters_pb2.ListAdaptersRequest(page_token=token), prefix=prefix)
             answer = await self._transport.unary(self._stub.ListAdapters, request)
             return answer.adapters, answer.next_page_token
 
-        return [_responses.adapter(message) async for message in pages(fetch)]
+        return [_responses.adapter(message) async for message in pages(fetch, limit)]
 
     async def get(self, ref: str) -> Adapter:
         request = filled(adapters_pb2.GetAdapterRequest(), adapter=ref)
@@ -78,6 +78,8 @@ class AsyncAdapters:
         request = _requests.compose(name, adapters, method, metadata, rank=rank, density=density, seed=seed)
         return _responses.adapter_version((await self._transport.unary(self._stub.ComposeAdapter, request)).version)
 
+    merge = compose
+
     async def delete(self, ref: str) -> int:
         request = filled(adapters_pb2.DeleteAdapterRequest(), adapter=ref)
         return (await self._transport.unary(self._stub.DeleteAdapter, request)).versions_deleted
@@ -85,6 +87,15 @@ class AsyncAdapters:
     async def set_alias(self, name: str, version: int, *, alias: str = "") -> Adapter:
         request = filled(adapters_pb2.SetAliasRequest(), name=name, version=version, alias=alias)
         return _responses.adapter(await self._transport.unary(self._stub.SetAlias, request))
+
+    async def promote(self, name: str, version: int) -> Adapter:
+        return await self.set_alias(name, version)
+
+    async def rollback(self, name: str) -> Adapter:
+        previous = (await self.get(name)).previous_version
+        if not previous:
+            raise nothing_to_roll_back(name)
+        return await self.set_alias(name, previous)
 
     async def pin(self, ref: str) -> Adapter:
         request = filled(adapters_pb2.PinAdapterRequest(), adapter=ref)
@@ -170,7 +181,7 @@ class AsyncJobs:
             request.settings.replay = "default" if shipped else (await datasets.upload(replay)).id
         return AsyncJob(self._transport, _responses.job(await self._transport.unary(self._stub.CreateJob, request)))
 
-    async def list(self, *, states: Sequence[str] = (), name: str = "") -> list[JobInfo]:
+    async def list(self, *, states: Sequence[str] = (), name: str = "", limit: int | None = None) -> list[JobInfo]:
         wanted = _requests.job_states(states)
 
         async def fetch(token: str) -> tuple[Iterable[training_pb2.Job], str]:
@@ -178,7 +189,7 @@ class AsyncJobs:
             answer = await self._transport.unary(self._stub.ListJobs, request)
             return answer.jobs, answer.next_page_token
 
-        return [_responses.job(message) async for message in pages(fetch)]
+        return [_responses.job(message) async for message in pages(fetch, limit)]
 
     async def get(self, job_id: str) -> AsyncJob:
         request = filled(training_pb2.GetJobRequest(), job_id=job_id)

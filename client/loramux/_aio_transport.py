@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from typing import Generic, Protocol, TypeVar
 
@@ -11,7 +12,7 @@ import grpc.aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from ._channel import Target
-from ._fields import filled, seconds
+from ._fields import count, filled, seconds
 from .errors import NotFound, from_rpc_error, translated
 from .v1 import adapters_pb2_grpc, inference_pb2_grpc, server_pb2_grpc, training_pb2_grpc
 
@@ -115,14 +116,18 @@ class AsyncStream(Generic[R]):
             self.close()
 
 
-async def pages(fetch: Callable[[str], Awaitable[tuple[Iterable[R], str]]]) -> AsyncIterator[R]:
-    """All items of a paged list; ``fetch`` takes a page token and gives items and the next token."""
-    token = ""
+async def pages(
+    fetch: Callable[[str], Awaitable[tuple[Iterable[R], str]]], limit: int | None = None
+) -> AsyncIterator[R]:
+    """As ``_transport.pages``."""
+    left, token = count("limit", limit), ""
     while True:
         items, token = await fetch(token)
-        for item in items:
+        found = list(itertools.islice(items, left))
+        for item in found:
             yield item
-        if not token:
+        left = None if left is None else left - len(found)
+        if not token or left == 0:
             return
 
 

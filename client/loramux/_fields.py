@@ -54,6 +54,13 @@ def seconds(value: float | None, field: str = "timeout") -> float | None:
     raise invalid(field, f"must be a number of seconds, not {shown(value)}")
 
 
+def count(field: str, value: int | None) -> int | None:
+    """How many at most; None: no limit."""
+    if value is None or (isinstance(value, int) and value >= 1):
+        return value
+    raise invalid(field, f"must be a whole number of at least 1, not {shown(value)}")
+
+
 def shown(value: object) -> str:
     """A value for an error message, cut to one line."""
     text = repr(value)

@@ -17,7 +17,7 @@ from ._requests import Gate, TrainOptions
 from ._stacks import Adapters as Stack
 from ._transport import Transport, pages
 from ._watch import Watch, published
-from .errors import LoramuxError
+from .errors import LoramuxError, nothing_to_roll_back
 from .progress import progress_display
 from .types import SETTLED_STATES, Adapter, AdapterVersion, Dataset, DatasetReport, JobEvent, JobInfo
 from .v1 import adapters_pb2, training_pb2
@@ -32,15 +32,15 @@ class Adapters:
         self._transport = transport
         self._stub = transport.adapters
 
-    def list(self, *, prefix: str = "") -> list[Adapter]:
-        """All adapters that the caller may use, by name."""
+    def list(self, *, prefix: str = "", limit: int | None = None) -> list[Adapter]:
+        """The adapters that the caller may use, by name, ``limit`` at most."""
 
         def fetch(token: str) -> tuple[Iterable[adapters_pb2.Adapter], str]:
             request = filled(adapters_pb2.ListAdaptersRequest(page_token=token), prefix=prefix)
             answer = self._transport.unary(self._stub.ListAdapters, request)
             return answer.adapters, answer.next_page_token
 
-        return [_responses.adapter(message) for message in pages(fetch)]
+        return [_responses.adapter(message) for message in pages(fetch, limit)]
 
     def get(self, ref: str) -> Adapter:
         """An adapter with its versions."""
@@ -88,6 +88,9 @@ class Adapters:
         request = _requests.compose(name, adapters, method, metadata, rank=rank, density=density, seed=seed)
         return _responses.adapter_version(self._transport.unary(self._stub.ComposeAdapter, request).version)
 
+    merge = compose
+    """The same under another name."""
+
     def delete(self, ref: str) -> int:
         """Delete a version, or with a plain name all of them; gives the number of versions that are gone."""
         request = filled(adapters_pb2.DeleteAdapterRequest(), adapter=ref)
@@ -97,6 +100,20 @@ class Adapters:
         """Make the plain name (or ``name@alias``) mean ``version``: promote or roll back. 0 removes an alias."""
         request = filled(adapters_pb2.SetAliasRequest(), name=name, version=version, alias=alias)
         return _responses.adapter(self._transport.unary(self._stub.SetAlias, request))
+
+    def promote(self, name: str, version: int) -> Adapter:
+        """Make the plain name mean ``version`` from the next request on."""
+        return self.set_alias(name, version)
+
+    def rollback(self, name: str) -> Adapter:
+        """Make the plain name mean the version again that it meant before; a second call undoes that.
+
+        Raises FailedPrecondition when there is none.
+        """
+        previous = (self.get(name)).previous_version
+        if not previous:
+            raise nothing_to_roll_back(name)
+        return self.set_alias(name, previous)
 
     def pin(self, ref: str) -> Adapter:
         """Keep a version resident."""
@@ -187,8 +204,8 @@ class Jobs:
             request.settings.replay = "default" if shipped else datasets.upload(replay).id
         return Job(self._transport, _responses.job(self._transport.unary(self._stub.CreateJob, request)))
 
-    def list(self, *, states: Sequence[str] = (), name: str = "") -> list[JobInfo]:
-        """All jobs of the caller, newest first; only those in ``states`` and for ``name`` where these are given."""
+    def list(self, *, states: Sequence[str] = (), name: str = "", limit: int | None = None) -> list[JobInfo]:
+        """Jobs of the caller, newest first, ``limit`` at most; only those in ``states`` and for ``name`` if given."""
         wanted = _requests.job_states(states)
 
         def fetch(token: str) -> tuple[Iterable[training_pb2.Job], str]:
@@ -196,7 +213,7 @@ class Jobs:
             answer = self._transport.unary(self._stub.ListJobs, request)
             return answer.jobs, answer.next_page_token
 
-        return [_responses.job(message) for message in pages(fetch)]
+        return [_responses.job(message) for message in pages(fetch, limit)]
 
     def get(self, job_id: str) -> Job:
         """The handle of a job."""

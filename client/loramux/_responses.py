@@ -128,6 +128,7 @@ def adapter(message: adapters_pb2.Adapter) -> types.Adapter:
         current=adapter_version(message.current) if message.HasField("current") else None,
         versions=tuple(adapter_version(v) for v in message.versions),
         aliases=ordered(message.aliases),
+        previous_version=message.previous_version,
         created_at=message.created_at,
         updated_at=message.updated_at,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator
 from typing import Generic, Protocol, TypeVar
 
@@ -9,7 +10,7 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from ._channel import Target
-from ._fields import filled, seconds
+from ._fields import count, filled, seconds
 from .errors import NotFound, from_rpc_error, translated
 from .v1 import adapters_pb2_grpc, inference_pb2_grpc, server_pb2_grpc, training_pb2_grpc
 
@@ -111,11 +112,13 @@ class Stream(Generic[R]):
             self.close()
 
 
-def pages(fetch: Callable[[str], tuple[Iterable[R], str]]) -> Iterator[R]:
-    """All items of a paged list; ``fetch`` takes a page token and gives items and the next token."""
-    token = ""
+def pages(fetch: Callable[[str], tuple[Iterable[R], str]], limit: int | None = None) -> Iterator[R]:
+    """The items of a paged list, ``limit`` at most; ``fetch`` takes a page token and gives items and the next token."""
+    left, token = count("limit", limit), ""
     while True:
         items, token = fetch(token)
-        yield from items
-        if not token:
+        found = list(itertools.islice(items, left))
+        yield from found
+        left = None if left is None else left - len(found)
+        if not token or left == 0:
             return

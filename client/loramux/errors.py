@@ -168,6 +168,15 @@ def invalid(field: str, description: str) -> InvalidArgument:
     return InvalidArgument(str(violation), violations=[violation])
 
 
+def nothing_to_roll_back(name: str) -> FailedPrecondition:
+    """A name that cannot go back to an earlier version."""
+    return FailedPrecondition(
+        f"adapter {name!r} has no version to go back to: its name never meant another one, or that is deleted; promote"
+        " one by its number",
+        reason="NO_PREVIOUS_VERSION",
+    )
+
+
 def from_rpc_error(error: grpc.RpcError, address: str = "") -> LoramuxError:
     """The client's error for a failed call, with the details of google.rpc.Status where the server sent them."""
     status = error.code()

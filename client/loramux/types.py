@@ -225,6 +225,8 @@ class Adapter:
     versions: tuple[AdapterVersion, ...] = ()
     """Newest first; empty in lists."""
     aliases: dict[str, int] = field(default_factory=dict)
+    previous_version: int = 0
+    """The version that the plain name meant before it moved, to roll back to; 0: none."""
     created_at: float = 0.0
     updated_at: float = 0.0
 

@@ -27,8 +27,11 @@ def test_a_merge_answers_as_its_stack(client: Client) -> None:
     assert version.composed is not None
     assert version.composed.error == 0
     assert answer(client, {"e2e-mix": 1.0}) == answer(client, stack)
-    small = client.adapters.compose("e2e-mix", stack, method="svd", rank=4)
+    small = client.adapters.merge("e2e-mix", stack, method="svd", rank=4)
     assert (small.version, small.rank) == (2, 4)
+    back = client.adapters.rollback("e2e-mix")
+    assert (back.current and back.current.version, back.previous_version) == (1, 2)
+    assert client.adapters.promote("e2e-mix", 2).previous_version == 1
     assert small.composed is not None
     assert 0 < small.composed.error < 1
     assert client.adapters.delete("e2e-mix") == 2

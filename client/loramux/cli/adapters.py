@@ -10,7 +10,9 @@ from typing import Annotated
 import typer
 
 from ..client import Client
+from ..errors import invalid
 from ..types import Adapter, AdapterVersion, Composition
+from . import promotion
 from .common import (
     AdapterOption,
     Json,
@@ -19,19 +21,28 @@ from .common import (
     how_to_ask,
     moment,
     numbers,
-    print_comparison,
     print_fields,
     print_json,
-    print_table,
     size,
     stack,
+    when,
 )
+from .completion import complete_adapter
 from .lineage import Fetch, lineage
+from .tables import print_comparison, print_table
 from .train import pairs
 
-app = typer.Typer(name="adapters", help="List, move in and out, and remove adapters.", no_args_is_help=True)
+app = typer.Typer(
+    name="adapters", help="List, move in and out, promote, merge and remove adapters.", no_args_is_help=True
+)
+promotion.register(app)
 
-Ref = Annotated[str, typer.Argument(metavar="NAME[@VERSION]", help="Adapter; the current version unless given.")]
+Ref = Annotated[
+    str,
+    typer.Argument(
+        metavar="NAME[@VERSION]", help="Adapter; the current version unless given.", autocompletion=complete_adapter
+    ),
+]
 
 
 @app.command("ls")
@@ -54,9 +65,9 @@ def list_adapters(
 def _row(adapter: Adapter) -> list[object]:
     version = adapter.current
     if version is None:
-        return [adapter.name, "-", "", "", "", "no usable version", moment(adapter.created_at), ""]
+        return [adapter.name, "-", "", "", "", "no usable version", when(adapter.created_at), ""]
     where = f"{version.tier}, pinned" if version.pinned else version.tier
-    created, used = moment(version.created_at), moment(version.last_used_at)
+    created, used = when(version.created_at), when(version.last_used_at)
     return [adapter.name, version.version, version.rank, size(version.size_bytes), where, version.state, created, used]
 
 
@@ -76,6 +87,7 @@ def show(context: typer.Context, ref: Ref, json: Json = False) -> None:
             ("name", adapter.name),
             ("tenant", adapter.tenant),
             ("current", current.ref if current else "none"),
+            ("before", f"{adapter.name}@{adapter.previous_version}" if adapter.previous_version else ""),
             ("aliases", ", ".join(f"{adapter.name}@{alias} = {v}" for alias, v in adapter.aliases.items())),
         ]
     )
@@ -181,8 +193,9 @@ def download(
         print(f"wrote {version.ref} to {folder}")
 
 
-@app.command()
-def compose(
+@app.command("merge")
+@app.command("compose", hidden=True)
+def merge(
     context: typer.Context,
     name: Annotated[str, typer.Argument(help="Name to publish under.")],
     adapter: AdapterOption = None,
@@ -199,12 +212,12 @@ def compose(
 
     \b
     Examples:
-      loramux adapters compose acme-formal -a acme -a formal:0.5
-      loramux adapters compose small -a acme -a formal:0.5 --method svd --rank 16
+      loramux adapters merge acme-formal -a acme -a formal:0.5
+      loramux adapters merge small -a acme -a formal:0.5 --method svd --rank 16
     """  # noqa: D301
     notes = pairs(metadata or ())
     with connect(context) as client:
-        version = client.adapters.compose(
+        version = client.adapters.merge(
             name, stack(adapter), method=method, rank=rank, density=density, seed=seed, metadata=notes
         )
     if json:
@@ -217,14 +230,29 @@ def compose(
 @app.command()
 def rm(
     context: typer.Context,
-    ref: Annotated[str, typer.Argument(metavar="NAME[@VERSION]", help="A version, or a name with all its versions.")],
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    ref: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAME[@VERSION]",
+            help="A version, or a name with all its versions.",
+            autocompletion=complete_adapter,
+        ),
+    ],
+    all_versions: Annotated[
+        bool, typer.Option("--all-versions", "--yes", "-y", help="Delete all versions of a name without asking.")
+    ] = False,
     json: Json = False,
 ) -> None:
-    """Delete an adapter or one of its versions. Requests that use it finish."""
-    if not yes and sys.stdin.isatty() and "@" not in ref:
-        typer.confirm(f"Delete {ref} with all its versions?", abort=True)
+    """Delete one version of an adapter, or a name with all its versions. Requests that use it finish.
+
+    For a name alone it asks first, or wants --all-versions where there is no terminal.
+    """
     with connect(context) as client:
+        if "@" not in ref and not all_versions:
+            versions = len(client.adapters.get(ref).versions)
+            if not sys.stdin.isatty():
+                raise invalid("--all-versions", f"is needed to delete {ref} with all its versions ({versions})")
+            typer.confirm(f"Delete {ref} with all its versions ({versions})?", abort=True)
         count = client.adapters.delete(ref)
     if json:
         print_json({"versions_deleted": count})
@@ -246,27 +274,6 @@ def unpin(context: typer.Context, ref: Ref, json: Json = False) -> None:
     with connect(context) as client:
         adapter = client.adapters.unpin(ref)
     _changed(adapter, f"{ref} is no longer pinned", json)
-
-
-@app.command()
-def alias(
-    context: typer.Context,
-    name: Annotated[str, typer.Argument(help="Adapter.")],
-    version: Annotated[int, typer.Argument(help="Version to point at; 0 removes the alias.")],
-    alias: Annotated[str, typer.Option(help="Alias to move, used as NAME@ALIAS.", show_default="the name")] = "",
-    json: Json = False,
-) -> None:
-    """Make a name (or an alias of it) mean a version: promote or roll back, at once.
-
-    \b
-    Examples:
-      loramux adapters alias acme 2                  # acme means acme@2 from now on
-      loramux adapters alias acme 3 --alias canary   # acme@canary means acme@3
-    """  # noqa: D301
-    with connect(context) as client:
-        adapter = client.adapters.set_alias(name, version, alias=alias)
-    what = f"{name}@{alias}" if alias else name
-    _changed(adapter, f"{what} means {name}@{version}" if version else f"{what} is removed", json)
 
 
 def _changed(adapter: Adapter, text: str, json: bool) -> None:

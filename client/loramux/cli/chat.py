@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from ..client import Client
-from ..errors import LoramuxError
+from ..errors import LoramuxError, invalid
 from .common import AdapterOption, connect, error_lines, stack, write
 from .generate import MaxTokens, MinP, RepetitionPenalty, Seed, Temperature, TopK, TopP
 
@@ -46,6 +46,8 @@ def chat(
       loramux chat --adapter acme
       loramux chat --system "Answer in one sentence." --temperature 0.7
       ... then /adapters acme formal:0.5 to change the stack, /help for the rest
+
+    Where input is no terminal, the exit code is 1 if any line of it failed.
     """  # noqa: D301
     options = {
         "max_tokens": max_tokens,
@@ -61,7 +63,11 @@ def chat(
 
         print("/help for commands, Ctrl-D to leave")
     with connect(context) as client:
-        Conversation(client, stack(adapter), system, options).run(_ask)
+        conversation = Conversation(client, stack(adapter), system, options)
+        conversation.check(conversation.adapters)
+        conversation.run(_ask)
+    if conversation.failed and not sys.stdin.isatty():
+        raise typer.Exit(1)
 
 
 def _ask() -> str:
@@ -79,6 +85,8 @@ class Conversation:
         self.system = system
         self.options = options
         self.turns: list[dict[str, str]] = []
+        self.failed = False
+        """Whether a message or a command could not be done."""
         self._commands: dict[str, Callable[[str], None]] = {
             "/adapters": self._set_adapters,
             "/system": self._set_system,
@@ -110,8 +118,9 @@ class Conversation:
             elif word in self._commands:
                 self._commands[word](rest.strip())
             else:
-                print(f"{word} is no command; /help lists them")
+                raise invalid(word, "is no command; /help lists them")
         except LoramuxError as error:
+            self.failed = True
             print("error: " + "\n  ".join(error_lines(error)), file=sys.stderr)
 
     def _answer(self, text: str) -> None:
@@ -130,10 +139,17 @@ class Conversation:
 
     def _set_adapters(self, text: str) -> None:
         if text:
-            self.adapters = [] if text == "none" else stack(text.replace(",", " ").split())
+            wanted = [] if text == "none" else stack(text.replace(",", " ").split())
+            self.check(wanted)
+            self.adapters = wanted
         else:
             print("the server has: " + (", ".join(a.name for a in self.client.adapters.list()) or "no adapters"))
         print("in use: " + (", ".join(f"{name}:{weight:g}" for name, weight in self.adapters) or "the base alone"))
+
+    def check(self, adapters: list[tuple[str, float]]) -> None:
+        """Raises NotFound for an adapter that the server does not have, or may not use."""
+        for name, _ in adapters:
+            self.client.adapters.get(name)
 
     def _set_system(self, text: str) -> None:
         self.system = text or None

@@ -8,7 +8,8 @@ import json
 import math
 import re
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+import time
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, TextIO
@@ -17,8 +18,9 @@ import typer
 
 from .._streams import encodable
 from ..client import Client
-from ..comparison import Comparison, without_comparison
+from ..comparison import without_comparison
 from ..errors import LoramuxError
+from .completion import complete_adapter
 
 # C0 and C1 controls but tab and newline; embeddings, overrides and isolates of the bidirectional algorithm (UAX 9).
 _UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
@@ -30,6 +32,7 @@ AdapterOption = Annotated[
         "--adapter",
         "-a",
         metavar="NAME[@VERSION][:WEIGHT]",
+        autocompletion=complete_adapter,
         help="Adapter to apply, weight 1 unless given; repeat it to stack several.",
     ),
 ]
@@ -105,25 +108,6 @@ def jsonable(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """A table on stdout; columns whose name ends in ``>`` are right-aligned. Piped output is not cut to a width."""
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=1000)
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in columns:
-        right = column.endswith(">")
-        table.add_column(column.removesuffix(">"), justify="right" if right else "left", overflow="fold")
-    from rich.text import Text
-
-    for row in rows:
-        table.add_row(*(Text(plain(str(cell))) for cell in row))
-    console.print(table)
-
-
 def print_fields(fields: Iterable[tuple[str, object]]) -> None:
     """Names and values, one a line; empty values are left out."""
     shown = [(name, plain(str(value))) for name, value in fields if value not in ("", None, (), {}, [])]
@@ -176,17 +160,15 @@ def moment(seconds: float) -> str:
     return datetime.datetime.fromtimestamp(seconds, tz=datetime.UTC).astimezone().strftime("%Y-%m-%d %H:%M:%S")
 
 
+def when(seconds: float) -> str:
+    """A moment in a table: the time if it was today, else the date; empty for 0."""
+    today, text = moment(time.time())[:10], moment(seconds)
+    return text[11:] if text.startswith(today) else text[:10]
+
+
 def numbers(values: Mapping[str, float]) -> str:
     """Figures in one line; those of a comparison have a table of their own."""
     return ", ".join(f"{name} {value:.4g}" for name, value in without_comparison(values).items())
-
-
-def print_comparison(found: Comparison | None) -> None:
-    """A comparison with a prompt as a table on stdout, and what follows from it; nothing if there was none."""
-    if found is not None:
-        print()
-        print_table(["ON THE SAME HELD-OUT ROWS", "BASE>", "BASE AND PROMPT>", "ADAPTER>"], found.rows())
-        print(found.verdict)
 
 
 def entries(items: Iterable[Any]) -> str:

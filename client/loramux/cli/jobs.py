@@ -8,6 +8,8 @@ from typing import Annotated
 import typer
 
 from .._watch import published
+from ..client import Client
+from ..errors import NotFound
 from ..progress import progress_display
 from ..types import JobInfo
 from .common import (
@@ -17,17 +19,24 @@ from .common import (
     json_text,
     moment,
     numbers,
-    print_comparison,
     print_fields,
     print_json,
     print_notes,
-    print_table,
+    when,
 )
+from .completion import complete_job
+from .tables import print_comparison, print_table
 from .train import published as published_text
 
 app = typer.Typer(name="jobs", help="Follow and steer training jobs.", no_args_is_help=True)
 
-JobId = Annotated[str, typer.Argument(metavar="JOB", help="Identifier of the job.")]
+JobId = Annotated[str, typer.Argument(metavar="JOB", help="Identifier of the job.", autocompletion=complete_job)]
+JobIdOrLatest = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="[JOB]", help="Identifier of the job.", show_default="the latest", autocompletion=complete_job
+    ),
+]
 
 
 @app.command("ls")
@@ -52,14 +61,14 @@ def _row(info: JobInfo) -> list[object]:
     loss = f"{info.metrics['loss']:.4g}" if "loss" in info.metrics else ""
     step = f"{info.step}/{info.total_steps}" if info.total_steps else info.step
     result = info.adapter.ref if info.adapter else info.error
-    return [info.id, info.name, info.state, step, loss, moment(info.created_at), result]
+    return [info.id, info.name, info.state, step, loss, when(info.created_at), result]
 
 
 @app.command()
-def show(context: typer.Context, job: JobId, json: Json = False) -> None:
-    """Show a job: state, figures, settings, result."""
+def show(context: typer.Context, job: JobIdOrLatest = None, json: Json = False) -> None:
+    """Show a job, the latest unless given: state, figures, settings, result."""
     with connect(context) as client:
-        info = client.jobs.get(job).info
+        info = client.jobs.get(job or _latest(client)).info
     if json:
         print_json(info)
         return
@@ -103,13 +112,13 @@ def _settings(settings: dict[str, object]) -> str:
 @app.command()
 def watch(
     context: typer.Context,
-    job: JobId,
+    job: JobIdOrLatest = None,
     after: Annotated[int, typer.Option(help="Only events after this sequence number.")] = 0,
     json: Annotated[bool, typer.Option("--json", help="Print each event as a line of JSON.")] = False,
 ) -> None:
-    """Follow a job from its first event to its end, with its loss curve; exit code 1 if it published nothing."""
+    """Follow a job, the latest unless given, with its loss curve; exit code 1 if it published nothing."""
     with connect(context) as client:
-        handle = client.jobs.get(job)
+        handle = client.jobs.get(job or _latest(client))
         print_notes(handle.info.notes, sys.stderr)
         with progress_display(handle.info.name, enabled=not json, chart=True) as display:
             for event in handle.events(after_sequence=after):
@@ -144,6 +153,14 @@ def resume(context: typer.Context, job: JobId, json: Json = False) -> None:
     """Let a paused or failed job go on from its last checkpoint."""
     with connect(context) as client:
         _moved(client.jobs.get(job).resume(), json)
+
+
+def _latest(client: Client) -> str:
+    """The job that was created last."""
+    found = client.jobs.list(limit=1)
+    if not found:
+        raise NotFound("there are no jobs yet; start one with: loramux train NAME --data FILE", reason="NO_JOBS")
+    return found[0].id
 
 
 def _moved(info: JobInfo, json: bool) -> None:

@@ -10,6 +10,7 @@ from types import ModuleType
 import typer
 
 from ..errors import LoramuxError
+from .completion import ServerCommand
 
 _PASS_THROUGH = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 
@@ -25,7 +26,8 @@ class ServerMissing(LoramuxError):
 def register(app: typer.Typer) -> None:
     """Add the commands."""
     for command in (serve, backup, restore, doctor):
-        app.command(context_settings=_PASS_THROUGH, add_help_option=False)(command)
+        kind = ServerCommand if command is serve else None
+        app.command(cls=kind, context_settings=_PASS_THROUGH, add_help_option=False)(command)
 
 
 def serve(context: typer.Context) -> None:
@@ -51,7 +53,7 @@ def doctor(context: typer.Context) -> None:
     raise typer.Exit(run_server(["doctor", *context.args]))
 
 
-@config_app.command("show", context_settings=_PASS_THROUGH, add_help_option=False)
+@config_app.command("show", cls=ServerCommand, context_settings=_PASS_THROUGH, add_help_option=False)
 def config_show(context: typer.Context) -> None:
     """Show every setting of the server, its value and where that comes from; takes the flags of serve."""
     raise typer.Exit(run_server(["config-show", *context.args]))

@@ -10,17 +10,9 @@ from typing import Annotated, Any, Literal
 import typer
 
 from ..types import AdapterVersion
-from .common import (
-    Json,
-    connect,
-    how_to_ask,
-    numbers,
-    print_comparison,
-    print_json,
-    print_notes,
-    stack,
-    text_file,
-)
+from .common import Json, connect, how_to_ask, numbers, print_json, print_notes, stack, text_file
+from .completion import complete_adapter, complete_recipe
+from .tables import print_comparison
 
 BatchSize = Annotated[int | None, typer.Option(help="Rows per optimiser step.", show_default="8")]
 Epochs = Annotated[float | None, typer.Option(help="Passes over the data.", show_default="3")]
@@ -36,7 +28,10 @@ Layers = Annotated[
     str | None, typer.Option(help="Decoder layers to adapt, such as '15-29' or '0,2,4'.", show_default="all")
 ]
 Recipe = Annotated[
-    str | None, typer.Option(help="Settings for what is left out: facts, or style (over --on-top-of donors).")
+    str | None,
+    typer.Option(
+        help="Settings for what is left out: facts, or style (over --on-top-of donors).", autocompletion=complete_recipe
+    ),
 ]
 Rank = Annotated[int | None, typer.Option(help="Rank of the adapter.", show_default="16")]
 
@@ -104,7 +99,9 @@ def train(
         float | None, typer.Option(help="DPO: how firmly to hold to what is underneath.", show_default="0.1")
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of weights, order and dropout.", show_default="0")] = None,
-    init_from: Annotated[str | None, typer.Option(help="Version to start from, such as acme@2.")] = None,
+    init_from: Annotated[
+        str | None, typer.Option(help="Version to start from, such as acme@2.", autocompletion=complete_adapter)
+    ] = None,
     validation_split: Annotated[
         float | None, typer.Option(help="Share of the rows to hold out, where --validation is not given.")
     ] = None,
@@ -211,7 +208,7 @@ def published(version: AdapterVersion, gate_result: str = "") -> str:
     if gate_result:
         return (
             f"kept {version.ref} as a candidate, because {gate_result}; try it with: --adapter {version.ref}\n"
-            f"promote it with: loramux adapters alias {version.name} {version.version}"
+            f"promote it with: loramux adapters promote {version.name} {version.version}"
         )
     figures = f" ({numbers(version.metrics)})" if version.metrics else ""
     return f"published {version.ref}{figures}; use it with: {how_to_ask(version.name, version.asked_with)}"

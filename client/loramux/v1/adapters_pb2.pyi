@@ -380,6 +380,7 @@ class Adapter(_message.Message):
     ALIASES_FIELD_NUMBER: _builtins.int
     CREATED_AT_FIELD_NUMBER: _builtins.int
     UPDATED_AT_FIELD_NUMBER: _builtins.int
+    PREVIOUS_VERSION_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Name of the adapter."""
     tenant: _builtins.str
@@ -388,6 +389,8 @@ class Adapter(_message.Message):
     """When the name was first published, in seconds since 1970."""
     updated_at: _builtins.float
     """When its newest version was published or an alias moved, in seconds since 1970."""
+    previous_version: _builtins.int
+    """Version that the plain name meant before it moved, to roll back to. 0: none."""
     @_builtins.property
     def current(self) -> Global___AdapterVersion:
         """Version that the plain name means now. Unset: none is usable."""
@@ -410,10 +413,11 @@ class Adapter(_message.Message):
         aliases: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
         created_at: _builtins.float = ...,
         updated_at: _builtins.float = ...,
+        previous_version: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["current", b"current"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["aliases", b"aliases", "created_at", b"created_at", "current", b"current", "name", b"name", "tenant", b"tenant", "updated_at", b"updated_at", "versions", b"versions"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["aliases", b"aliases", "created_at", b"created_at", "current", b"current", "name", b"name", "previous_version", b"previous_version", "tenant", b"tenant", "updated_at", b"updated_at", "versions", b"versions"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NoReturn, get_args, get_origin
 
@@ -50,6 +51,23 @@ def build_parser(prog: str, description: str) -> argparse.ArgumentParser:
             options["metavar"] = "|".join(_choices(leaf)) or str(extra["metavar"])
         group.add_argument(leaf.flag, **options)
     return parser
+
+
+@dataclass(frozen=True, slots=True)
+class Flag:
+    """What a shell can offer about a flag."""
+
+    help: str
+    values: tuple[str, ...] = ()
+    """All values, where there are few."""
+
+
+def flags() -> dict[str, Flag]:
+    """The flags of ``serve`` by name."""
+    found = {"--config": Flag("TOML file with settings"), "--help": Flag("show the flags")}
+    for leaf in leaves():
+        found[leaf.flag] = Flag(leaf.info.description or "", _choices(leaf))
+    return found
 
 
 def parse(argv: Sequence[str], *, prog: str, description: str) -> Loaded:

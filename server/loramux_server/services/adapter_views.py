@@ -37,6 +37,7 @@ class AdapterViews:
             current=None if current is None else self.version(current, tiers),
             versions=tuple(self.version(v, tiers) for v in sorted(versions, key=lambda v: -v.version)),
             aliases={alias: version for alias, version in record.aliases.items() if alias != LATEST},
+            previous_version=record.previous,
             created_at=record.created,
             updated_at=max((v.created for v in record.versions), default=record.created),
         )

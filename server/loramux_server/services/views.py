@@ -133,6 +133,8 @@ class AdapterInfo:
     aliases: dict[str, int] = field(default_factory=dict)
     created_at: float = 0.0
     updated_at: float = 0.0
+    previous_version: int = 0
+    """The version that the plain name meant before; 0: none."""
 
 
 @dataclass(frozen=True, slots=True)

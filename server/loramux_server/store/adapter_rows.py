@@ -108,11 +108,19 @@ def pinned(connection: Connection) -> Sequence[Row[Any]]:
     return connection.execute(_VERSION.where(v.c.pinned).order_by(v.c.id)).all()
 
 
-def aliases(connection: Connection, adapters: Sequence[int]) -> dict[int, dict[str, int]]:
-    """Alias -> version, by adapter."""
-    found: dict[int, dict[str, int]] = defaultdict(dict)
+def alias_rows(connection: Connection, adapters: Sequence[int]) -> dict[int, list[Row[Any]]]:
+    """Aliases with the version that each means, and meant before, by adapter."""
+    found: dict[int, list[Row[Any]]] = defaultdict(list)
     for row in connection.execute(sa.select(al).where(al.c.adapter_id.in_(adapters)).order_by(al.c.alias)):
-        found[row.adapter_id][row.alias] = row.version
+        found[row.adapter_id].append(row)
+    return found
+
+
+def aliased(connection: Connection, adapter: int, alias: str) -> int | None:
+    """The version that an alias of an adapter means; None if there is no such alias."""
+    found: int | None = connection.scalar(
+        sa.select(al.c.version).where(al.c.adapter_id == adapter, al.c.alias == alias)
+    )
     return found
 
 
@@ -159,10 +167,13 @@ def update_version(connection: Connection, adapter: int, number: int, **values: 
 
 
 def put_alias(connection: Connection, adapter: int, alias: str, number: int) -> None:
-    """Point an alias of an adapter at a version."""
-    where = sa.and_(al.c.adapter_id == adapter, al.c.alias == alias)
-    if not connection.execute(al.update().where(where).values(version=number)).rowcount:
+    """Point an alias of an adapter at a version, and remember what it meant."""
+    before = aliased(connection, adapter, alias)
+    if before is None:
         connection.execute(al.insert().values(adapter_id=adapter, alias=alias, version=number))
+    elif before != number:
+        moved = al.update().where(al.c.adapter_id == adapter, al.c.alias == alias)
+        connection.execute(moved.values(version=number, previous=before))
 
 
 def drop_alias(connection: Connection, adapter: int, alias: str) -> bool:

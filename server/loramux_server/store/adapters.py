@@ -6,8 +6,9 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, Row
 from sqlalchemy.exc import IntegrityError
 
 from ..core.errors import Code, Error, adapter_not_found, invalid_field
@@ -234,7 +235,7 @@ class AdapterRegistry:
         adapter = self._adapter(connection, ref, parsed.name, tenant)
         number = parsed.version
         if parsed.alias is not None:
-            number = rows.aliases(connection, [adapter.id])[adapter.id].get(parsed.alias)
+            number = rows.aliased(connection, adapter.id, parsed.alias)
             if number is None and parsed.bare:
                 raise Error(
                     Code.FAILED_PRECONDITION,
@@ -274,14 +275,21 @@ class AdapterRegistry:
 
     def _whole(self, connection: Connection, adapters: Sequence[rows.AdapterRow]) -> tuple[AdapterRecord, ...]:
         ids = [adapter.id for adapter in adapters]
-        versions, aliases = rows.versions(connection, ids), rows.aliases(connection, ids)
+        versions, aliases = rows.versions(connection, ids), rows.alias_rows(connection, ids)
         return tuple(
             AdapterRecord(
                 a.name,
                 a.owner,
                 a.created,
                 tuple(self._usage.seen(rows.version_record(row)) for row in versions[a.id]),
-                aliases[a.id],
+                {row.alias: row.version for row in aliases[a.id]},
+                _previous(aliases[a.id], versions[a.id]),
             )
             for a in adapters
         )
+
+
+def _previous(aliases: Sequence[Row[Any]], versions: Sequence[Row[Any]]) -> int:
+    """The version that the bare name meant before, if it is not deleted; 0: none."""
+    found = next((row.previous for row in aliases if row.alias == LATEST), None)
+    return int(found) if found and any(row.version == found for row in versions) else 0

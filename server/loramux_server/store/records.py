@@ -104,6 +104,8 @@ class AdapterRecord:
     created: float
     versions: tuple[VersionRecord, ...]
     aliases: dict[str, int]
+    previous: int = 0
+    """The version that the bare name meant before, to roll back to; 0: none."""
 
     @property
     def current(self) -> VersionRecord | None:

@@ -24,7 +24,7 @@ from sqlalchemy import (
 
 from .portable_json import FiguresJSON
 
-REVISION = "0006"
+REVISION = "0007"
 """The newest migration: what a database must be at for this code."""
 
 metadata = MetaData(
@@ -96,6 +96,7 @@ aliases = Table(
     Column("adapter_id", ForeignKey("adapters.id"), primary_key=True),
     Column("alias", String(64), primary_key=True),
     Column("version", Integer, nullable=False),
+    Column("previous", Integer),  # what it meant before, to roll back to
 )
 
 datasets = Table(

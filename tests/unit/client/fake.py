@@ -218,8 +218,8 @@ class AdapterRegistry(adapters_pb2_grpc.AdapterServiceServicer):
         return adapters_pb2.DeleteAdapterResponse(versions_deleted=2)
 
     def SetAlias(self, request: Any, context: Any) -> Any:
-        self.fake.take("SetAlias", request, context)
-        return adapters_pb2.Adapter(name=request.name, current=version(number=request.version))
+        answer = self.fake.take("SetAlias", request, context)
+        return answer or adapters_pb2.Adapter(name=request.name, current=version(number=request.version))
 
     def ComposeAdapter(self, request: Any, context: Any) -> Any:
         answer = self.fake.take("ComposeAdapter", request, context)
@@ -288,8 +288,8 @@ class Training(training_pb2_grpc.TrainingServiceServicer):
         return self.fake.job
 
     def ListJobs(self, request: Any, context: Any) -> Any:
-        self.fake.take("ListJobs", request, context)
-        return training_pb2.ListJobsResponse(jobs=[self.fake.job])
+        answer = self.fake.take("ListJobs", request, context)
+        return answer or training_pb2.ListJobsResponse(jobs=[self.fake.job])
 
     def _move(self, call: str, state: str, request: Any, context: Any) -> Any:
         self.fake.take(call, request, context)

@@ -127,7 +127,7 @@ def test_adapters(fake: Fake, shell: Shell, tmp_path: Path) -> None:
     assert dict(fake.last("UploadAdapter").metadata) == {"by": "me"}
     assert (shell("adapters", "alias", "acme", "2"), fake.last("SetAlias").version) == (0, 2)
     assert (shell("adapters", "pin", "acme@2"), shell("adapters", "unpin", "acme@2")) == (0, 0)
-    assert shell("adapters", "compose", "mix", "-a", "acme", "-a", "b:0.5", "--method", "svd", "--rank", "4") == 0
+    assert shell("adapters", "merge", "mix", "-a", "acme", "-a", "b:0.5", "--method", "svd", "--rank", "4") == 0
     assert "published mix@1" in shell.out
     assert "error 0.125" in shell.out
     asked = fake.last("ComposeAdapter")
@@ -135,7 +135,7 @@ def test_adapters(fake: Fake, shell: Shell, tmp_path: Path) -> None:
     assert (asked.rank, asked.HasField("density"), asked.HasField("seed")) == (4, False, False)
     assert shell("adapters", "compose", "mix", "-a", "acme", "--method", "best") == 1
     assert "dare_ties" in shell.err
-    assert (shell("adapters", "rm", "acme"), shell.out) == (0, "deleted 2 versions of acme\n")
+    assert (shell("adapters", "rm", "acme", "--all-versions"), shell.out) == (0, "deleted 2 versions of acme\n")
 
 
 def test_train_and_wait(fake: Fake, shell: Shell, tmp_path: Path) -> None:
@@ -260,7 +260,8 @@ def test_chat(fake: Fake, client: Client, capsys: pytest.CaptureFixture[str]) ->
             raise EOFError
         return line
 
-    Conversation(client, [], None, {"max_tokens": 5}).run(ask)
+    conversation = Conversation(client, [], None, {"max_tokens": 5})
+    conversation.run(ask)
     first, second, third = (request for name, request in fake.requests if name == "Generate")
     assert ([m.content for m in first.messages], list(first.adapters)) == (["hi"], [])
     assert [m.content for m in second.messages] == ["Be brief.", "hi", "Hello", "again"]
@@ -268,7 +269,7 @@ def test_chat(fake: Fake, client: Client, capsys: pytest.CaptureFixture[str]) ->
     assert [m.content for m in third.messages] == ["Be brief.", "new"]
     out = capsys.readouterr().out
     assert "Hello\n" in out
-    assert "/nope is no command" in out
+    assert conversation.failed
     assert "acme, birch, cedar" in out
 
 
@@ -356,7 +357,7 @@ def test_train_with_a_gate(fake: Fake, shell: Shell, tmp_path: Path) -> None:
     )
     assert code == 0
     assert "kept acme@2 as a candidate, because its held-out loss 2 is not below 1" in shell.out
-    assert "loramux adapters alias acme 2" in shell.out
+    assert "loramux adapters promote acme 2" in shell.out
     request = fake.last("CreateJob")
     settings = request.settings
     assert not settings.HasField("learning_rate")
@@ -375,3 +376,83 @@ def test_train_with_a_gate(fake: Fake, shell: Shell, tmp_path: Path) -> None:
     for wrong in (["--gate", "min_accuracy:x"], ["--learning-rate", "fast"]):
         assert shell(*data, *wrong) == 2
     assert shell(*data, "--gate", "perfect") == 1
+
+
+def test_field_39_adapters_of_a_chat_are_checked_at_once(
+    fake: Fake, shell: Shell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def known(request: adapters_pb2.GetAdapterRequest, context: grpc.ServicerContext) -> adapters_pb2.Adapter:
+        if request.adapter == "nobody":
+            refuse(context, grpc.StatusCode.NOT_FOUND, "adapter 'nobody' does not exist")
+        return adapters_pb2.Adapter(name=request.adapter)
+
+    fake.handlers["GetAdapter"] = known
+    monkeypatch.setattr(sys, "stdin", io.StringIO("/adapters acme\n/adapters nobody formal\nhi\n"))
+    assert shell("chat") == 1
+    assert "in use: acme:1\n" in shell.out
+    assert "nobody" not in shell.out
+    assert "adapter 'nobody' does not exist" in shell.err
+    assert [e.adapter for e in fake.last("Generate").adapters] == ["acme"]
+    monkeypatch.setattr(sys, "stdin", io.StringIO("hi\n"))
+    assert shell("chat", "-a", "acme") == 0
+    asked = fake.count("Generate")
+    assert (shell("chat", "-a", "nobody"), fake.count("Generate")) == (1, asked)
+
+
+@pytest.mark.parametrize("line", ["/nope", "/adapters nobody"])
+def test_field_39_what_fails_in_a_script_is_seen_in_its_exit_code(
+    fake: Fake, shell: Shell, monkeypatch: pytest.MonkeyPatch, line: str
+) -> None:
+    fake.handlers["GetAdapter"] = lambda _, context: refuse(context, grpc.StatusCode.NOT_FOUND, "no such adapter")
+    monkeypatch.setattr(sys, "stdin", io.StringIO(f"{line}\n"))
+    assert shell("chat") == 1
+
+
+def test_field_40_promote_roll_back_and_merge(fake: Fake, shell: Shell) -> None:
+    """As the README says, in the words that it says it in."""
+    meant = {"current": 3, "before": 1}
+
+    def point(request: adapters_pb2.SetAliasRequest, _: object) -> adapters_pb2.Adapter:
+        meant.update(current=request.version, before=meant["current"])
+        return get()
+
+    def get(*_: object) -> adapters_pb2.Adapter:
+        current = version(number=meant["current"])
+        return adapters_pb2.Adapter(name="acme", current=current, previous_version=meant["before"])
+
+    fake.handlers |= {"GetAdapter": get, "SetAlias": point}
+    assert (shell("adapters", "promote", "acme", "4"), shell.out) == (
+        0,
+        "acme now means @4 (was @3); back: loramux adapters rollback acme\n",
+    )
+    assert (shell("adapters", "rollback", "acme"), fake.last("SetAlias").version) == (0, 3)
+    assert "acme now means @3 (was @4)" in shell.out
+    meant["before"] = 0
+    assert (shell("adapters", "rollback", "acme"), fake.count("SetAlias")) == (1, 2)
+    assert "no version to go back to" in shell.err
+    for command in ("merge", "compose"):
+        assert shell("adapters", command, "mix", "-a", "acme", "-a", "b:0.5") == 0
+        assert "published mix@1" in shell.out
+
+
+def test_field_40_a_name_is_deleted_only_when_it_is_meant(
+    fake: Fake, shell: Shell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert (shell("adapters", "rm", "acme"), fake.count("DeleteAdapter")) == (1, 0)
+    assert "--all-versions: is needed to delete acme with all its versions (2)" in shell.err
+    assert (shell("adapters", "rm", "acme@2"), fake.last("DeleteAdapter").adapter) == (0, "acme@2")
+    terminal = io.StringIO("n\n")
+    monkeypatch.setattr(terminal, "isatty", lambda: True)
+    monkeypatch.setattr(sys, "stdin", terminal)
+    assert (shell("adapters", "rm", "acme"), fake.count("DeleteAdapter")) == (1, 1)
+    assert (shell("adapters", "rm", "acme", "--all-versions"), fake.count("DeleteAdapter")) == (0, 2)
+
+
+def test_field_40_the_latest_job_is_watched(fake: Fake, shell: Shell) -> None:
+    fake.watches = [[moved(1, RUNNING), moved(2, SUCCEEDED)]]
+    fake.job.adapter.CopyFrom(version())
+    fake.job.state = SUCCEEDED
+    assert (shell("jobs", "watch"), fake.last("GetJob").job_id) == (0, "job-1")
+    assert (shell("jobs", "show"), "job-1" in shell.out) == (0, True)
+    fake.handlers["ListJobs"] = lambda *_: training_pb2.ListJobsResponse()
+    assert (shell("jobs", "watch"), "no jobs yet" in shell.err) == (1, True)

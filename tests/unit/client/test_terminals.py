@@ -73,7 +73,7 @@ def test_field_20_an_answer_is_printed_on_any_terminal(foreign: Fake, encoding: 
 
 def test_field_20_a_process_of_its_own_prints_on_an_ascii_pipe(foreign: Fake) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "loramux.cli", "generate", "hi", "--address", foreign.address],
+        [sys.executable, "-m", "loramux", "generate", "hi", "--address", foreign.address],
         env={**os.environ, "PYTHONIOENCODING": "ascii"},
         capture_output=True,
         timeout=60,

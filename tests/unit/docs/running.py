@@ -54,5 +54,5 @@ def _run_shell(block: Block, address: str, folder: Path) -> None:
     environment = os.environ | {"LORAMUX_ADDRESS": address, "NO_COLOR": "1"}
     for words in commands(block):
         if Path(words[0]).name == "loramux":
-            command = [sys.executable, "-m", "loramux.cli", *(w.replace(DOCUMENTED, address) for w in words[1:])]
+            command = [sys.executable, "-m", "loramux", *(w.replace(DOCUMENTED, address) for w in words[1:])]
             subprocess.run(command, cwd=folder, env=environment, check=True, stdin=subprocess.DEVNULL, timeout=300)

@@ -85,6 +85,20 @@ def test_named_aliases(store: Store, folder: Make) -> None:
     assert code_of(lambda: store.adapters.set_alias("acme", 1, "t", "17")) is Code.INVALID_ARGUMENT
 
 
+def test_field_40_a_name_remembers_what_it_meant(store: Store, folder: Make) -> None:
+    for content in ("a", "b", "c"):
+        store.adapters.publish("acme", "t", folder(content), META, promote=content != "b")
+    assert store.adapters.get("acme", "t").previous == 1  # the second was a candidate and never promoted
+    store.adapters.set_alias("acme", 3, "t")
+    assert store.adapters.get("acme", "t").previous == 1  # it meant that already
+    store.adapters.set_alias("acme", 1, "t")
+    assert store.adapters.get("acme", "t").previous == 3
+    store.adapters.set_alias("acme", 2, "t", "canary")
+    assert store.adapters.get("acme", "t").previous == 3
+    store.adapters.delete("acme@3", "t")
+    assert store.adapters.get("acme", "t").previous == 0
+
+
 def test_another_tenants_adapter_is_as_absent_as_one_that_never_was(store: Store, folder: Make) -> None:
     store.adapters.publish("acme", "t", folder("a"), META)
     messages = []

@@ -98,6 +98,7 @@ def adapter_to_proto(adapter: AdapterInfo) -> pb.Adapter:
         current=version_to_proto(adapter.current) if adapter.current else None,
         versions=[version_to_proto(v) for v in adapter.versions],
         aliases=adapter.aliases,
+        previous_version=adapter.previous_version,
         created_at=adapter.created_at,
         updated_at=adapter.updated_at,
     )
