@@ -138,6 +138,12 @@ def plain(text: str) -> str:
     return _UNSAFE.sub("\ufffd", text)
 
 
+def read_stdin() -> str:
+    """What is piped in, without the line break that ends the last line of a file or an ``echo``."""
+    text = sys.stdin.read()
+    return text.removesuffix("\r\n") if text.endswith("\r\n") else text.removesuffix("\n")
+
+
 def write(text: str) -> None:
     """Model text to stdout at once; on a terminal without control characters."""
     sys.stdout.write(plain(text) if sys.stdout.isatty() else text)

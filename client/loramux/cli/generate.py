@@ -10,7 +10,7 @@ import typer
 
 from ..errors import invalid
 from ..types import Completion
-from .common import AdapterOption, Json, connect, print_json, stack, text_file, write
+from .common import AdapterOption, Json, connect, print_json, read_stdin, stack, text_file, write
 
 MaxTokens = Annotated[int | None, typer.Option(help="Most new tokens.", show_default="the server's, 128")]
 Temperature = Annotated[float | None, typer.Option(help="Randomness; 0 is greedy.", show_default="0")]
@@ -28,6 +28,9 @@ ChoiceOption = Annotated[
     list[str] | None, typer.Option("--choice", help="Text that the answer may be; repeat it for each.")
 ]
 Stop = Annotated[list[str] | None, typer.Option(help="Text that ends the answer; may be repeated.")]
+StopTokenId = Annotated[
+    list[int] | None, typer.Option("--stop-token-id", help="Token id that ends the answer; may be repeated.", min=0)
+]
 
 
 def register(app: typer.Typer) -> None:
@@ -37,7 +40,10 @@ def register(app: typer.Typer) -> None:
 
 def generate(
     context: typer.Context,
-    prompt: Annotated[str, typer.Argument(help="Text to go on from, or with --message to answer; '-' reads stdin.")],
+    prompt: Annotated[
+        str,
+        typer.Argument(help="Text to go on from, or with --message to answer; '-': stdin without its last newline."),
+    ],
     adapter: AdapterOption = None,
     message: Annotated[
         bool, typer.Option("--message", "-m", help="PROMPT is a chat message: put it through the chat template.")
@@ -53,6 +59,7 @@ def generate(
     frequency_penalty: Annotated[float | None, typer.Option(help="Subtracted for each use of a token.")] = None,
     seed: Seed = None,
     stop: Stop = None,
+    stop_token_id: StopTokenId = None,
     json_schema: JsonSchema = None,
     regex: Regex = None,
     choice: ChoiceOption = None,
@@ -73,7 +80,7 @@ def generate(
       loramux generate -m "Is the sky blue?" --choice yes --choice no
       loramux generate - --system "Summarise this." --json < letter.txt
     """  # noqa: D301
-    text = sys.stdin.read() if prompt == "-" else prompt
+    text = read_stdin() if prompt == "-" else prompt
     turns: list[dict[str, str]] | None = None
     if message or system is not None:
         turns = [{"role": "system", "content": system}] if system is not None else []
@@ -91,6 +98,7 @@ def generate(
         "frequency_penalty": frequency_penalty,
         "seed": seed,
         "stop": stop or None,
+        "stop_token_ids": stop_token_id or None,
         "n": n,
         "logprobs": logprobs,
         "ignore_eos": ignore_eos or None,

@@ -60,6 +60,27 @@ def test_generate_as_a_chat_message(fake: Fake, shell: Shell, monkeypatch: pytes
     assert [m.content for m in fake.last("Generate").messages] == ["be brief", "from a pipe"]
 
 
+@pytest.mark.parametrize(
+    ("piped", "prompt"),
+    [("a\n", "a"), ("a\r\n", "a"), ("a\n\n", "a\n"), ("a", "a"), ("a\r", "a\r"), ("a \n b ", "a \n b ")],
+)
+def test_field_38_one_final_newline_of_stdin_is_taken_away(
+    piped: str, prompt: str, fake: Fake, shell: Shell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for option in ("--stats", "-m"):
+        monkeypatch.setattr(sys, "stdin", io.StringIO(piped, newline=""))
+        assert shell("generate", "-", option) == 0
+        request = fake.last("Generate")
+        assert (request.messages[0].content if option == "-m" else request.prompt) == prompt
+
+
+def test_field_06_generate_takes_stop_token_ids(fake: Fake, shell: Shell) -> None:
+    assert shell("generate", "hi", "--stop-token-id", "5", "--stop-token-id", "0", "--stop", "END") == 0
+    request = fake.last("Generate")
+    assert (list(request.stop_token_ids), list(request.stop)) == ([5, 0], ["END"])
+    assert shell("generate", "hi", "--stop-token-id", "x") == 2
+
+
 def test_generate_json_and_several_answers(shell: Shell) -> None:
     assert shell("generate", "hi", "--json", "--logprobs", "1") == 0
     answer = json.loads(shell.out)
