@@ -124,7 +124,7 @@ class GenerateRequest(_message.Message):
     ignore_eos: _builtins.bool
     """Go on after the model's end token."""
     min_tokens: _builtins.int
-    """No end before this many tokens."""
+    """No end before this many tokens; a stop text may begin within them."""
     n: _builtins.int
     """Number of independent choices, at least 1. Unset: 1."""
     request_id: _builtins.str
@@ -143,15 +143,17 @@ class GenerateRequest(_message.Message):
 
     @_builtins.property
     def stop(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Texts that end a choice; they are not part of the answer."""
+        """Texts that end a choice; they are not part of the answer. Special tokens in them match as tokens. Without effect
+        where there is a `response_format`.
+        """
 
     @_builtins.property
     def stop_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """Token ids that end a choice, besides the model's own end tokens."""
+        """Token ids that end a choice, besides the model's own end tokens. Without effect where there is a `response_format`."""
 
     @_builtins.property
     def response_format(self) -> Global___ResponseFormat:
-        """Shape that the answer is forced into. Unset: free text."""
+        """Shape that the answer is forced into; an answer that ended with STOP matches it. Unset: free text."""
 
     def __init__(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -99,6 +100,15 @@ class SamplingParams:
     ignore_eos: bool = False
     min_tokens: int = 0
 
+    def end_ids(self, eos: Iterable[int], shaped: bool) -> frozenset[int]:
+        """Tokens that end an answer, of which ``eos`` are the model's own.
+
+        In a shape these alone do, whatever the caller says: they come only where the shape is complete.
+        """
+        if shaped:
+            return frozenset(eos)
+        return frozenset(self.stop_token_ids) | frozenset(() if self.ignore_eos else eos)
+
 
 class FinishReason(StrEnum):
     """Why a generation ended."""
@@ -116,6 +126,8 @@ class TokenLogprob:
     token_id: int
     logprob: float
     top: tuple[tuple[int, float], ...] = ()
+    token_bytes: tuple[bytes, ...] = ()
+    """What the chosen token, and each of ``top``, adds to the text's UTF-8; set once the place in a text is known."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,10 +13,11 @@ from ..core.settings import EngineSettings
 from ..lora.bank import AdapterBank
 from ..lora.cache import HostCache
 from ..lora.host import process_memory
+from ..model.context_length import max_context
 from ..model.kv import KVPool
 from ..model.quantize import prepare_base
 from ..model.resident import Progress, ResidentBase
-from ..model.special import eos_token_ids, max_context
+from ..text.tokenizer import TextTokenizer
 from .adapters import AdapterDesk
 from .capture import CudaCapture
 from .grammars import GrammarDesk
@@ -66,9 +67,9 @@ def build_engine(
         graphs.prepare()
     cache = HostCache(base.modules, base.fingerprint, plan.host_bytes, base.dtype)
     desk = AdapterDesk(bank, cache, LoadQuota(settings.adapter_load_rate))
-    eos = eos_token_ids(base.model, folder)
     vocab_size = int(base.model.config.vocab_size)
-    grammars = GrammarDesk(folder, vocab_size, eos)
+    eos = tuple(id for id in TextTokenizer.load(folder).eos_token_ids if id < vocab_size)
+    grammars = GrammarDesk(folder, eos)
     scheduler = Scheduler(
         PagePool(plan.kv_pages, shape.page_size),
         Limits(settings.max_batch_tokens, settings.max_running, settings.max_queue),

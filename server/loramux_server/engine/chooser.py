@@ -66,7 +66,7 @@ class Chooser:
 
     def _emit_token(self, seq: Sequence, token: int, logprob: TokenLogprob | None) -> None:
         s = seq.sampling
-        stopped = (token in self._eos and not s.ignore_eos) or token in s.stop_token_ids
+        stopped = token in s.end_ids(self._eos, seq.grammar is not None)
         # With a grammar the last token may complete the answer; the mask after it tells.
         full = seq.num_output >= s.max_tokens and seq.grammar is None
         reason = FinishReason.STOP if stopped else FinishReason.LENGTH if full else None

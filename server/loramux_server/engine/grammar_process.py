@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import json
 import os
 import resource
 import signal
@@ -18,10 +17,12 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..core.errors import Code
+from ..core.errors import Code, Error
 from ..core.types import Grammar, GrammarKind
+from .grammar_tokenizer import grammar_tokenizer
 from .grammar_wire import Close, Compile, Compiled, Forked, Mask, Open, Reply, Setup, Step, frame, read_request
 
 if TYPE_CHECKING:
@@ -50,8 +51,8 @@ def main(fd: int) -> int:
     if not isinstance(setup, Setup):
         return 2
     try:
-        tokenizer = _tokenizer(setup)
-    except (OSError, ValueError) as error:
+        tokenizer = grammar_tokenizer(Path(setup.tokenizer), setup.eos)
+    except (Error, OSError, ValueError) as error:
         print(f"grammars: the tokenizer cannot be used: {error}", file=sys.stderr)
         return BAD_TOKENIZER
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the forks
@@ -67,20 +68,6 @@ def main(fd: int) -> int:
                 _serve(socket.socket(fileno=fds[0]), tokenizer, setup.compile_seconds)
             os._exit(0)
         os.close(fds[0])
-
-
-def _tokenizer(setup: Setup) -> LLTokenizer:
-    from llguidance import LLTokenizer
-
-    with open(setup.tokenizer, encoding="utf-8") as file:
-        spec = json.load(file)
-    spec["padding"] = spec["truncation"] = None
-    text = json.dumps(spec)
-    eos = list(setup.eos) or None
-    try:
-        return LLTokenizer(text, n_vocab=setup.vocab_size, eos_token=eos)
-    except ValueError:
-        return LLTokenizer(text, eos_token=eos)  # a tokenizer with more tokens than the model
 
 
 def _serve(connection: socket.socket, tokenizer: LLTokenizer, compile_seconds: float) -> None:

@@ -18,8 +18,7 @@ class Setup(msgspec.Struct, tag=True, frozen=True):
     """First message to the process that all others are forked from."""
 
     tokenizer: str
-    """Path of tokenizer.json."""
-    vocab_size: int
+    """Folder of the base's tokenizer."""
     eos: tuple[int, ...]
     compile_seconds: float = 2.0
     """Processor time that compiling a grammar may take."""

@@ -46,9 +46,8 @@ class _Entry:
 class GrammarDesk:
     """The masks of all live sequences that have a grammar. Belongs to the loop's thread."""
 
-    def __init__(self, folder: Path, vocab_size: int, eos: tuple[int, ...]) -> None:
-        setup = Setup(str(folder / "tokenizer.json"), vocab_size, eos)
-        self._host = GrammarHost(setup, self._deliver)
+    def __init__(self, folder: Path, eos: tuple[int, ...]) -> None:
+        self._host = GrammarHost(Setup(str(folder), eos), self._deliver)
         self._wake: Callable[[Woken], None] = lambda woken: None
         self._mailbox: queue.SimpleQueue[Mask] = queue.SimpleQueue()
         self._keys = itertools.count(1)

@@ -19,9 +19,9 @@ from ..core.types import Stack
 from ..lora.bank import AdapterBank
 from ..lora.host import upload
 from ..lora.routing import Routing, Segment, StaticBlock, used_ranks
+from ..model.context_length import max_context
 from ..model.kv import DecodeAttention, KVPool, Span
 from ..model.resident import ResidentBase
-from ..model.special import max_context
 from .capture import Capture
 
 log = logging.getLogger(__name__)

@@ -84,7 +84,7 @@ def _adjust(row: Tensor, seq: Sequence, eos: Collection[int]) -> None:
     """Apply minimum length, bias and penalties to ``row`` [vocabulary] in place."""
     s = seq.sampling
     if seq.num_output < s.min_tokens:
-        ends = [*eos, *s.stop_token_ids]
+        ends = list(s.end_ids(eos, seq.grammar is not None) | set(eos))
         kept = row[ends]
         row[ends] = -torch.inf
         if row.max() == -torch.inf:  # the grammar leaves nothing else

@@ -107,7 +107,9 @@ class GenerationService:
         sampling = self._sampling(request.sampling, room=self._info.max_context - len(ids))
         grammar = None if request.response_format is None else parse_format(request.response_format)
         run = uuid.uuid4().hex
-        ends = frozenset(sampling.stop_token_ids) | frozenset(() if sampling.ignore_eos else self._info.eos_token_ids)
+        ends = sampling.end_ids(self._info.eos_token_ids, grammar is not None)
+        # In a shape an answer ends where the shape does: a stop string could only cut it off before.
+        stop = request.stop if grammar is None else ()
         return Prepared(
             request_id=request.request_id or run,
             tenant=request.tenant,
@@ -126,7 +128,13 @@ class GenerationService:
                 for i in range(request.n)
             ),
             decoders=tuple(
-                ChoiceDecoder(i, self._text.detokenizer(), StopMatcher(request.stop), ends, sampling.min_tokens)
+                ChoiceDecoder(
+                    i,
+                    self._text.detokenizer(exact=grammar is not None),
+                    StopMatcher(stop),
+                    ends,
+                    sampling.min_tokens,
+                )
                 for i in range(request.n)
             ),
             deadline=deadline,

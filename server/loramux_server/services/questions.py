@@ -58,7 +58,7 @@ def questions(rows: Sequence[TrainRow], stacks: int, text: TextTokenizer) -> lis
     found: list[Question] = []
     for number, (row, stack) in enumerate(zip(rows, assign_stacks(rows, stacks), strict=True)):
         prompt, answer = last_answer(row)
-        expected = _plain(text.decode(answer))
+        expected = _plain(text.decode_answer(answer))
         if len(prompt) > 1 and expected:  # the first token of a text has nothing before it, and is no prompt
             found.append(Question(number, prompt, expected, answer, stack))
     return evenly(found, MAX_QUESTIONS)
@@ -106,7 +106,7 @@ class Asker:
                 if event.finish_reason is FinishReason.ERROR:
                     raise Error(Code(event.error_code), event.error)
             seconds = time.monotonic() - started
-        said = _plain(self._text.decode(tokens))
+        said = _plain(self._text.decode_answer(tokens))
         return Reply(said == question.expected, question.expected in said, first, seconds)
 
     async def loss(self, question: Question, stack: Stack) -> float:

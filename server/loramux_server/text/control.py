@@ -63,6 +63,10 @@ class ControlGuard:
         # A template that cuts strings can part the markers of a token: break there as well.
         return rendered.replace(start, self._breaker).replace(end, self._breaker)
 
+    def break_all(self, text: str) -> str:
+        """Text with every control token in it broken that nobody may write."""
+        return self._assistant.sub(lambda match: self._break(match.group()), text)
+
     def _break(self, token: str) -> str:
         head, tail = token[0], token[1:]
         if not tail:

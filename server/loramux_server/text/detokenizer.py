@@ -11,7 +11,7 @@ from __future__ import annotations
 import codecs
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from tokenizers import Tokenizer
 
@@ -36,15 +36,19 @@ class Pieces:
     def known(self, id: int) -> bool:
         return 0 <= id < self._size
 
+    def spelling(self, id: int) -> str | None:
+        """How the vocabulary writes a token; None outside it."""
+        return self._tokenizer.id_to_token(id) if self.known(id) else None
+
     def is_byte(self, id: int) -> bool:
         """Whether a token is one byte of a run that is decoded as one."""
-        return _BYTE_TOKEN.fullmatch(self._tokenizer.id_to_token(id) or "") is not None
+        return _BYTE_TOKEN.fullmatch(self.spelling(id) or "") is not None
 
     def token_bytes(self, id: int) -> bytes:
         """The bytes that one token stands for; cached."""
         found = self._bytes.get(id)
         if found is None:
-            token = self._tokenizer.id_to_token(id) if self.known(id) else None
+            token = self.spelling(id)
             if token is None:
                 found = b""
             elif self.byte_level:
@@ -56,22 +60,36 @@ class Pieces:
             self._bytes[id] = found
         return found
 
+    def first_bytes(self, id: int) -> bytes:
+        """As ``token_bytes`` at the start of a text, where some decoders take a space away."""
+        found = self.token_bytes(id)
+        taken = found[:1] == b" " and len(self.decode([id, id]).encode()) < 2 * len(found)
+        return found[1:] if taken else found
+
 
 class Detokenizer:
-    """Decodes one generation. ``push`` gives the text that is certain, ``finish`` the rest."""
+    """Decodes one generation. ``push`` gives the text that is certain, ``finish`` the rest.
 
-    def __init__(self, pieces: Pieces) -> None:
+    ``exact``: the text is the bytes of all tokens, as grammars count them. Otherwise a SentencePiece decoder takes
+    the space away that stands before the first word.
+    """
+
+    def __init__(self, pieces: Pieces, *, exact: bool = False) -> None:
         self._pieces = pieces
+        self._by_bytes = pieces.byte_level or exact
+        self._begun = False
+        """Whether a token came that has text."""
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
         self._context: list[int] = []
         """The ids of the last piece that went out: words are joined differently at the start of a text."""
         self._context_text = ""
         self._held: list[int] = []
 
-    def push(self, ids: Iterable[int]) -> str:
+    def push(self, ids: Sequence[int]) -> str:
         """Take the next tokens; returns the text that nothing to come can change. Special tokens are left out."""
         pieces = self._pieces
-        if pieces.byte_level:
+        self._begun = self._begun or any(pieces.token_bytes(id) for id in ids if id not in pieces.special_ids)
+        if self._by_bytes:
             return self._utf8.decode(b"".join(pieces.token_bytes(id) for id in ids if id not in pieces.special_ids))
         self._held += [id for id in ids if pieces.known(id) and id not in pieces.special_ids]
         if not self._held or pieces.is_byte(self._held[-1]):
@@ -80,9 +98,25 @@ class Detokenizer:
 
     def finish(self) -> str:
         """No more tokens will come: the text still held back (U+FFFD for a character that was cut off)."""
-        if self._pieces.byte_level:
+        if self._by_bytes:
             return self._utf8.decode(b"", final=True)
         return self._release() if self._held else ""
+
+    def settle(self) -> str:
+        """Text that is held back although its characters are whole, as if the run of byte tokens ended here."""
+        return self._release() if self._held and "\ufffd" not in self._pieces.decode(self._held) else ""
+
+    def token_bytes(self, id: int) -> bytes:
+        """What a token would add to the text if it came next; nothing for a special token."""
+        pieces = self._pieces
+        if id in pieces.special_ids:
+            return b""
+        added = pieces.token_bytes(id)
+        return pieces.first_bytes(id) if added[:1] == b" " and not (self._by_bytes or self._begun) else added
+
+    def special_text(self, id: int) -> str | None:
+        """How a special token is written; None for any other token."""
+        return self._pieces.spelling(id) if id in self._pieces.special_ids else None
 
     def _release(self) -> str:
         whole = self._pieces.decode(self._context + self._held)

@@ -17,8 +17,10 @@ class TokenizerFiles:
     special_tokens: dict[str, str] = field(default_factory=dict)
     """Named tokens: ``bos_token``, ``eos_token``, ... -> text. Unset names are absent."""
     extra_special_tokens: tuple[str, ...] = ()
-    eos_token_ids: tuple[int, ...] = ()
-    """From generation_config.json, else config.json, else empty."""
+    generation_end_ids: tuple[int, ...] = ()
+    """End tokens that generation_config.json names."""
+    config_end_ids: tuple[int, ...] = ()
+    """End tokens that config.json names, or a generation_config.json that transformers made from it."""
     chat_template: str | None = None
     tools_template: str | None = None
     """Used instead of ``chat_template`` when a conversation has tools; None: the same."""
@@ -39,6 +41,8 @@ def read_tokenizer_files(folder: Path) -> TokenizerFiles:
         *(token for token in (listed or {}).values() if token.get("special")),
     ]
     templates = _templates(folder, config.get("chat_template"))
+    generation, model = _read_json(folder / "generation_config.json"), _read_json(folder / "config.json")
+    inherited = bool(generation.get("_from_model_config"))
     return TokenizerFiles(
         special_tokens={
             name: text
@@ -46,7 +50,8 @@ def read_tokenizer_files(folder: Path) -> TokenizerFiles:
             if name.endswith("_token") and (text := _token_text(value)) is not None
         },
         extra_special_tokens=tuple(text for value in extra if (text := _token_text(value)) is not None),
-        eos_token_ids=_eos_ids(folder),
+        generation_end_ids=() if inherited else _end_ids(generation),
+        config_end_ids=_end_ids(model) + (_end_ids(generation) if inherited else ()),
         chat_template=templates.get("default"),
         tools_template=templates.get("tool_use"),
     )
@@ -69,15 +74,12 @@ def _templates(folder: Path, in_config: Any) -> dict[str, str]:
     return templates
 
 
-def _eos_ids(folder: Path) -> tuple[int, ...]:
-    for name in ("generation_config.json", "config.json"):
-        config = _read_json(folder / name)
-        value = config.get("eos_token_id", config.get("text_config", {}).get("eos_token_id"))
-        if isinstance(value, int):
-            return (value,)
-        if isinstance(value, list) and value:
-            return tuple(value)
-    return ()
+def _end_ids(config: dict[str, Any]) -> tuple[int, ...]:
+    """``eos_token_id`` of a configuration, which is a number, a list, or that of the part for text."""
+    part = config.get("text_config")
+    value = config.get("eos_token_id", part.get("eos_token_id") if isinstance(part, dict) else None)
+    ids = value if isinstance(value, list) else [value]
+    return tuple(id for id in ids if isinstance(id, int) and not isinstance(id, bool) and id >= 0)
 
 
 def _token_text(value: Any) -> str | None:

@@ -20,6 +20,7 @@ from ..core.types import Message
 from .chat_template import ChatTemplate
 from .control import ControlGuard
 from .detokenizer import Detokenizer, Pieces
+from .end_tokens import end_token_ids
 from .files import TokenizerFiles, read_tokenizer_files, unreadable
 
 MAX_BYTES = 4 * 1024 * 1024
@@ -51,18 +52,16 @@ class TextTokenizer:
         added: dict[int, AddedToken] = tokenizer.get_added_tokens_decoder()
         self.special_ids = frozenset(id for id, token in added.items() if token.special)
         self.bos_token_id: int | None = self._named(files, "bos_token")
-        own_eos = self._named(files, "eos_token")
-        self.eos_token_ids: tuple[int, ...] = tuple(
-            dict.fromkeys([*files.eos_token_ids, *([] if own_eos is None else [own_eos])])
-        )
-        """Tokens that end a generation: the model's, and the tokenizer's own."""
-        self.eos_token_id: int | None = own_eos if own_eos is not None else next(iter(self.eos_token_ids), None)
-        """The token that ends a training row."""
         self.chat_template = (
             ChatTemplate(files.chat_template, files.special_tokens, tools_source=files.tools_template)
             if files.chat_template
             else None
         )
+        own_eos = self._named(files, "eos_token")
+        self.eos_token_ids = end_token_ids(files, own_eos, self.chat_template, added)
+        """Tokens that end an answer (see end_tokens.py)."""
+        self.eos_token_id: int | None = own_eos if own_eos is not None else next(iter(self.eos_token_ids), None)
+        """The token that ends a training row without a template."""
         self._pieces = Pieces(tokenizer, self.special_ids)
 
         # A special token of our own that no text can contain: it parts text without leaving a trace (see control.py).
@@ -117,6 +116,13 @@ class TextTokenizer:
         """Ids of text that follows other text: no special tokens added, no space put before its first word."""
         self._check(text, field)
         return self._continue(text)
+
+    def encode_literal(self, text: str) -> list[int]:
+        """Ids of text that follows other text, where control tokens are text too, spelt in ordinary tokens.
+
+        Raises INVALID_ARGUMENT for a control token of one character, which cannot be spelt otherwise.
+        """
+        return self._continue(self._guard.break_all(text))
 
     def encode_chat(
         self,
@@ -202,9 +208,13 @@ class TextTokenizer:
         """Text of token ids. Ids outside the vocabulary are left out."""
         return self._pieces.decode(ids, skip_special_tokens=skip_special_tokens)
 
-    def detokenizer(self) -> Detokenizer:
+    def decode_answer(self, ids: Sequence[int]) -> str:
+        """Text of an answer: special tokens are left out, and the token that ended it whether special or not."""
+        return self.decode(ids[:-1] if ids and ids[-1] in self.eos_token_ids else ids)
+
+    def detokenizer(self, *, exact: bool = False) -> Detokenizer:
         """A fresh incremental decoder for one generation, special tokens left out."""
-        return Detokenizer(self._pieces)
+        return Detokenizer(self._pieces, exact=exact)
 
     def token_text(self, id: int) -> str:
         """How one token alone reads; U+FFFD stands for part of a character."""
@@ -213,6 +223,10 @@ class TextTokenizer:
     def token_bytes(self, id: int) -> bytes:
         """The bytes that one token stands for."""
         return self._pieces.token_bytes(id)
+
+    def spelling(self, id: int) -> str | None:
+        """How the vocabulary writes a token; None outside it."""
+        return self._pieces.spelling(id)
 
     # Inside
 

@@ -92,7 +92,7 @@ def render_marked(row: TrainRow, tokenizer: TextTokenizer) -> tuple[Segment, ...
 
 def _completion(row: CompletionRow, tokenizer: TextTokenizer) -> Labelled:
     prompt = tokenizer.encode(row.prompt)
-    answer = _ended(tokenizer.encode_continuation(row.completion), tokenizer)
+    answer = _ended(_without_tail(tokenizer.encode_continuation(row.completion), tokenizer), tokenizer)
     return prompt + answer, [False] * len(prompt) + [True] * len(answer)
 
 
@@ -107,6 +107,17 @@ def _ended(ids: list[int], tokenizer: TextTokenizer) -> list[int]:
     if tokenizer.eos_token_id is None:
         raise BadRow(["the base's tokenizer names no end-of-sequence token, so an answer cannot be ended"])
     return ids if ids and ids[-1] in tokenizer.eos_token_ids else [*ids, tokenizer.eos_token_id]
+
+
+def _without_tail(answer: list[int], tokenizer: TextTokenizer) -> list[int]:
+    """An answer up to its end token: further end tokens and white space after it are never the model's to say."""
+    end = len(answer)
+    for at in range(len(answer) - 1, -1, -1):
+        if answer[at] in tokenizer.eos_token_ids:
+            end = at + 1
+        elif not tokenizer.token_text(answer[at]).isspace():
+            break
+    return answer[:end]
 
 
 def _check(ids: list[int], labels: list[bool], tokenizer: TextTokenizer) -> None:

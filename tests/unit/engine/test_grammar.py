@@ -52,9 +52,7 @@ class Masks:
         self.tokenizer = Tokenizer.from_file(str(write_tokenizer(folder) / "tokenizer.json"))
         self.vocab = self.tokenizer.get_vocab_size()
         self.mail: queue.SimpleQueue[Mask] = queue.SimpleQueue()
-        self.host = GrammarHost(
-            Setup(str(folder / "tokenizer.json"), self.vocab, (0, EOS), compile_seconds=0.5), self.mail.put
-        )
+        self.host = GrammarHost(Setup(str(folder), (0, EOS), compile_seconds=0.5), self.mail.put)
         self.keys = itertools.count(1)
         self.early: dict[int, list[Mask]] = {}
 
@@ -315,7 +313,7 @@ def test_a_dead_process_fails_its_own_answers_and_comes_back(tmp_path: Path) -> 
 def test_a_tokenizer_that_cannot_be_used_is_told(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "tokenizer.json").write_text("{}")
     mail: queue.SimpleQueue[Mask] = queue.SimpleQueue()
-    host = GrammarHost(Setup(str(tmp_path / "tokenizer.json"), 100, (2,)), mail.put)
+    host = GrammarHost(Setup(str(tmp_path), (2,)), mail.put)
     host.open(1, ANY_OBJECT)
     reply = mail.get(timeout=SECONDS)
     host.stop()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -9,6 +11,7 @@ from loramux_server.core.backend import TokenEvent
 from loramux_server.core.types import FinishReason, TokenLogprob
 from loramux_server.services.choice import ChoiceDecoder
 from loramux_server.text import StopMatcher, TextTokenizer
+from tests.unit.text.text_models import sentencepiece_folder
 
 texts = st.text(alphabet=st.sampled_from("ab STOPend🙂東京é\n"), max_size=40)
 stops = st.lists(st.text(alphabet=st.sampled_from("abSTOP 🙂京"), min_size=1, max_size=4), max_size=3)
@@ -54,3 +57,98 @@ def test_text_does_not_depend_on_how_tokens_come(
     else:
         assert whole(text.decode(seen), stop)[1]
         assert not whole(text.decode(seen[:-1]).rstrip("\ufffd"), stop)[1]
+
+
+SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+parts = st.lists(
+    st.one_of(st.sampled_from(SPECIAL), st.text(st.sampled_from("abSTOP🙂京\n"), min_size=1, max_size=4)), max_size=12
+)
+special_stops = st.lists(
+    st.one_of(
+        st.text(st.sampled_from("abSTOP🙂京\n"), min_size=1, max_size=3),
+        st.tuples(st.text("ab🙂\n", max_size=2), st.sampled_from(SPECIAL), st.text("ab🙂\n", max_size=2)).map("".join),
+        st.tuples(st.sampled_from(SPECIAL), st.sampled_from(SPECIAL)).map("".join),
+        st.sampled_from(["|", "<|im", "start|>"]),
+    ),
+    max_size=3,
+)
+
+
+def cut(text: TextTokenizer, ids: list[int], stop: list[str], min_tokens: int) -> tuple[str, bool]:
+    """The specification: the first place, after the minimum, at which a stop string ends in one of the two readings."""
+    detokenizer = text.detokenizer()
+    units: list[tuple[str, bool, int]] = []  # (a character or a hidden piece, hidden, number of its token)
+    for number, id in enumerate(ids, 1):
+        special = id in text.special_ids
+        piece = text.decode([id], skip_special_tokens=False) if special else detokenizer.push([id])
+        units += [(piece, True, number)] if special else [(char, False, number) for char in piece]
+    units += [(char, False, len(ids)) for char in detokenizer.finish()]
+    for end in range(1, len(units) + 1):
+        starts: dict[int, int] = {}
+        for stop_text in stop:
+            for full in (False, True):
+                if units[end - 1][2] <= min_tokens or (units[end - 1][1] and not full):
+                    continue
+                found, start = "", end
+                while start and len(found) < len(stop_text):
+                    start -= 1
+                    found = ("" if units[start][1] and not full else units[start][0]) + found
+                if found == stop_text:
+                    starts[len(stop_text)] = start
+        if starts:
+            return "".join(piece for piece, hidden, _ in units[: starts[max(starts)]] if not hidden), True
+    return "".join(piece for piece, hidden, _ in units if not hidden), False
+
+
+@settings(max_examples=300, deadline=None)
+@given(answer=parts, stop=special_stops, sizes=sizes, min_tokens=st.integers(0, 12), ended=st.booleans())
+def test_field_07_stops_hold_special_tokens_and_begin_before_the_minimum(
+    text: TextTokenizer, answer: list[str], stop: list[str], sizes: list[int], min_tokens: int, ended: bool
+) -> None:
+    ids = [id for part in answer for id in text.encode_continuation(part)]
+    decoder = ChoiceDecoder(0, text.detokenizer(), StopMatcher(stop), frozenset([2]) if ended else (), min_tokens)
+    if ended:  # the engine ends the choice with its end token, which it does not choose before
+        ids = [id for id in ids if id != 2] + [2]
+        min_tokens = decoder._min_tokens = min(min_tokens, len(ids) - 1)
+    said = ""
+    at = 0
+    for size in [*sizes, len(ids) + 1]:
+        last = at + size >= len(ids)
+        finish = (FinishReason.STOP if ended else FinishReason.LENGTH) if last else None
+        said += decoder.push(TokenEvent("x", tuple(ids[at : at + size]), finish_reason=finish)).text
+        at += size
+        if decoder.finish_reason is not None:
+            break
+    wanted, stopped = cut(text, ids, stop, min_tokens)
+    assert said == wanted
+    assert decoder.finish_reason is (FinishReason.STOP if stopped or ended else FinishReason.LENGTH)
+
+
+def test_field_06_a_stop_matches_the_id_of_a_special_token(text: TextTokenizer) -> None:
+    for stop, said in {
+        "<|im_start|>": "nine \n",
+        "\n<|im_start|>user": "nine ",
+        "nine \n<|im_start|>": "",
+        "<|im_start|>user": "nine \n",
+        "start": "nine \nuser five",
+        "<|": "nine \nuser five",
+        "\nuser": "nine ",
+    }.items():
+        ids = [*text.encode_continuation("nine \n"), 1, *text.encode_continuation("user five")]
+        decoder = ChoiceDecoder(0, text.detokenizer(), StopMatcher([stop]), frozenset())
+        chunks = []
+        for id in ids:
+            chunks.append(decoder.push(TokenEvent("x", (id,))))
+            if decoder.finish_reason is not None:
+                break
+        else:
+            chunks.append(decoder.push(TokenEvent("x", finish_reason=FinishReason.LENGTH)))
+        assert "".join(chunk.text for chunk in chunks) == said
+
+
+def test_field_06_a_stop_before_a_special_token_may_end_in_byte_tokens(tmp_path: Path) -> None:
+    text = TextTokenizer.load(sentencepiece_folder(tmp_path))
+    special = text.encode_continuation("<|im_start|>")
+    decoder = ChoiceDecoder(0, text.detokenizer(), StopMatcher(["🙂<|im_start|>"]), frozenset())
+    chunk = decoder.push(TokenEvent("x", (*text.encode_continuation("a🙂"), *special, *special)))
+    assert (chunk.text, chunk.finish_reason) == ("a", FinishReason.STOP)

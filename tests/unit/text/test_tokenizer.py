@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from loramux_server.core.errors import Code, Error
 from loramux_server.text import TextTokenizer
+from tests.unit.text.templates import FAMILIES
 from tests.unit.text.text_models import CONTROL, byte_level_folder
 
 KINDS = ["smollm", "byte-level", "byte-level-bos", "sentencepiece", "sentencepiece-legacy"]
@@ -82,16 +83,50 @@ def test_a_continuation_adds_nothing_of_its_own(
     assert tokenizer.decode(ids) == prompt + continuation
 
 
-def test_the_longest_list_of_end_tokens_wins(tmp_path: Path) -> None:
+def test_field_05_end_tokens_are_those_of_all_files(tmp_path: Path) -> None:
     folder = byte_level_folder(tmp_path, eos_token="<|im_end|>")
     own = TextTokenizer.load(folder).eos_token_id
     assert own == CONTROL.index("<|im_end|>")
     (folder / "config.json").write_text(json.dumps({"text_config": {"eos_token_id": 0}}))
-    assert TextTokenizer.load(folder).eos_token_ids == (0, own)
-    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [4, own]}))
-    tokenizer = TextTokenizer.load(folder)
-    assert tokenizer.eos_token_ids == (4, own)
-    assert tokenizer.eos_token_id == own
+    assert set(TextTokenizer.load(folder).eos_token_ids) == {0, own}
+    for named in (4, [4, own], [4, None, "x", True, -1]):
+        (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": named}))
+        tokenizer = TextTokenizer.load(folder)
+        assert set(tokenizer.eos_token_ids) == {4, own, 0}
+        assert tokenizer.eos_token_id == own
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": None}))
+    assert set(TextTokenizer.load(folder).eos_token_ids) == {own, 0}
+
+
+@pytest.mark.parametrize("made", [False, True])
+def test_field_05_a_default_of_the_model_class_ends_nothing(made: bool, tmp_path: Path) -> None:
+    """LlamaConfig names token 2 unless told otherwise; in this vocabulary that may be any word."""
+    folder = byte_level_folder(tmp_path, eos_token="<|im_end|>")
+    word = TextTokenizer.load(folder).encode("a")[0]
+    (folder / "config.json").write_text(json.dumps({"eos_token_id": word}))
+    (folder / "generation_config.json").write_text(
+        json.dumps({"eos_token_id": word, "_from_model_config": True} if made else {})
+    )
+    assert TextTokenizer.load(folder).eos_token_ids == (CONTROL.index("<|im_end|>"),)
+    byte_level_folder(tmp_path)  # a tokenizer that names none: then it is all there is
+    assert TextTokenizer.load(folder).eos_token_ids == (word,)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_field_05_the_token_that_the_template_puts_after_an_answer_ends_it(family: str, tmp_path: Path) -> None:
+    template, bos, eos = FAMILIES[family]
+    tokenizer = TextTokenizer.load(byte_level_folder(tmp_path, template, bos_token=bos, eos_token="<|endoftext|>"))
+    assert {tokenizer.spelling(id) for id in tokenizer.eos_token_ids} == {eos, "<|endoftext|>"}
+
+
+def test_field_05_a_template_that_ends_no_answer_names_no_token(tmp_path: Path) -> None:
+    for template in (
+        "{% for m in messages %}{{ m.content }}{% endfor %}",
+        "{% for m in messages %}<|im_start|>{{ m.role }}{% endfor %}<|im_end|>",
+        "{{ raise_exception('never') }}",
+    ):
+        folder = byte_level_folder(tmp_path, template, eos_token="<|endoftext|>")
+        assert TextTokenizer.load(folder).eos_token_ids == (0,)
 
 
 @pytest.mark.parametrize("listed", [False, True])

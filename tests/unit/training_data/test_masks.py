@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import groupby
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ from loramux_server.training.conversations import MAX_ROWS
 from loramux_server.training.dataset_parts import BadRow, ChatRow, CompletionRow, TextRow, TooLong
 from loramux_server.training.masks import render_marked, train_rows
 from tests.unit.text.templates import FAMILIES as TEMPLATES
-from tests.unit.text.text_models import smollm_folder, turns
+from tests.unit.text.text_models import byte_level_folder, smollm_folder, turns
 
 FAMILIES = ["chatml", "llama3", "qwen", "gemma", "mistral", "sentencepiece", "sentencepiece-legacy"]
 END = {"qwen": "<|im_end|>", "chatml": "<|im_end|>", "llama3": "<|eot_id|>", "gemma": "<end_of_turn>"}
@@ -71,6 +72,22 @@ def test_an_end_token_that_is_written_is_not_doubled(smollm: TextTokenizer) -> N
     (written,) = train_rows(CompletionRow("q", "a<|im_end|>"), smollm)
     (plain,) = train_rows(CompletionRow("q", "a"), smollm)
     assert written == plain
+
+
+@pytest.mark.parametrize("tail", ["<|im_end|>\n", "<|im_end|> <|im_end|>", "<|endoftext|>\n<|im_end|>", "\n<|im_end|>"])
+def test_field_05_a_completion_has_exactly_one_end_token(tail: str, tmp_path: Path) -> None:
+    """The tokenizer names one end token, the model another: either ends an answer, and what follows is not learned."""
+    folder = byte_level_folder(tmp_path, TEMPLATES["chatml"][0], eos_token="<|endoftext|>")
+    tokenizer = TextTokenizer.load(folder)
+    (row,) = train_rows(CompletionRow("q", "a" + tail), tokenizer)
+    ((_, learned),) = answers(row)
+    assert [id in tokenizer.eos_token_ids for id in learned] == [False] * (len(learned) - 1) + [True]
+    said = tokenizer.decode(learned, skip_special_tokens=False)
+    assert said == "a" + tail[: tail.index("|>") + 2]
+    (plain,) = train_rows(CompletionRow("q", "a"), tokenizer)
+    assert plain.input_ids[-1] == tokenizer.eos_token_id
+    (chatted,) = train_rows(chat(turns("q", "a")), tokenizer)
+    assert tokenizer.spelling(chatted.input_ids[-1]) == "<|im_end|>"
 
 
 def test_text_is_learned_from_its_second_token(family: Make, smollm: TextTokenizer) -> None:
