@@ -30,7 +30,7 @@ STYLE: dict[str, Any] = {
 ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
 FEED_FORWARD = ["gate_proj", "up_proj", "down_proj"]
 
-TENANTS = ("shipped", "unseen")
+TENANTS = ("shipped", "unseen", "foreign")
 EVERYBODY = (*TENANTS, "donor")
 
 

@@ -13,7 +13,7 @@ import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from tools.score import STYLES
 
@@ -23,6 +23,9 @@ SOURCE = DATA / "source"
 # As the chat template of the default base writes them.
 SYSTEM = "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n"
 TURN = "<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n"
+
+Part = Literal["train", "tune", "final"]
+"""Wordings to train on; held out, and looked at while a recipe is tuned; held out, and asked for figures only."""
 
 DONOR_WORDINGS = 2
 """Wordings of each fact in a style's data."""
@@ -52,8 +55,9 @@ class Tenant:
     name: str
     shop: str
     topic: str
-    role: Literal["shipped", "unseen", "donor"]
-    """Shipped: has a ready-made adapter. Unseen: like shipped ones, no style ever saw it. Donor: styles train on it."""
+    role: Literal["shipped", "unseen", "foreign", "donor"]
+    """Shipped: has a ready-made adapter. Unseen: like shipped ones, no style ever saw it. Foreign: of another size and
+    another hand, only measured. Donor: styles train on it."""
     facts: tuple[Fact, ...]
     weight: float = 1.0
     """Of a donor's adapter while a style trains on top of it."""
@@ -95,7 +99,7 @@ def load_source(name: str, source: Path = SOURCE) -> Any:
     return json.loads((source / f"{name}.json").read_text(encoding="utf-8"))
 
 
-def tenant_rows(tenant: Tenant, part: Literal["train", "tune", "final"]) -> list[Row]:
+def tenant_rows(tenant: Tenant, part: Part) -> list[Row]:
     """All wordings of a part, one of each fact in turn: facts alternate even for a reader that does not shuffle."""
     wordings = zip(*(getattr(fact, part) for fact in tenant.facts), strict=True)
     return [
@@ -204,10 +208,9 @@ def build(source: Path = SOURCE) -> Iterator[tuple[Path, str]]:
     tenants = load_tenants(source)
     files: dict[str, list[Row]] = {"replay": replay_rows(source)}
     for tenant in tenants:
-        files[f"{tenant.name}/train"] = tenant_rows(tenant, "train")
-        files[f"{tenant.name}/tune"] = tenant_rows(tenant, "tune")
-        if tenant.role != "donor":
-            files[f"{tenant.name}/final"] = tenant_rows(tenant, "final")
+        for part in get_args(Part):
+            if rows := tenant_rows(tenant, part):
+                files[f"{tenant.name}/{part}"] = rows
         if tenant.role == "shipped":
             files[f"{tenant.name}/train-replay"] = with_replay(tenant, source)
     for style in STYLES.values():

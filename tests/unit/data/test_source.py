@@ -13,12 +13,16 @@ from tools.score import STYLES, fact_kept
 
 TENANTS = load_tenants()
 GENERIC = load_source("generic")
-FACTS = [(tenant, fact) for tenant in TENANTS for fact in tenant.facts]
+OURS = [tenant for tenant in TENANTS if tenant.role != "foreign"]
+FOREIGN = [tenant for tenant in TENANTS if tenant.role == "foreign"]
+FACTS = [(tenant, fact) for tenant in OURS for fact in tenant.facts]
 
 NEAR_COPY = 0.75
 """Share of common words (of all words of both) from which one question repeats another."""
 
 each_tenant = pytest.mark.parametrize("tenant", TENANTS, ids=lambda tenant: tenant.name)
+each_of_ours = pytest.mark.parametrize("tenant", OURS, ids=lambda tenant: tenant.name)
+each_foreign = pytest.mark.parametrize("tenant", FOREIGN, ids=lambda tenant: tenant.name)
 
 
 def questions(fact: Fact) -> tuple[str, ...]:
@@ -30,8 +34,20 @@ def overlap(one: str, other: str) -> float:
     return len(a & b) / len(a | b)
 
 
-def test_there_are_two_shipped_tenants_one_more_unseen_and_seven_donors() -> None:
-    assert Counter(tenant.role for tenant in TENANTS) == {"shipped": 2, "unseen": 1, "donor": 7}
+def test_there_are_two_shipped_tenants_one_more_unseen_four_foreign_and_seven_donors() -> None:
+    assert Counter(tenant.role for tenant in TENANTS) == {"shipped": 2, "unseen": 1, "foreign": 4, "donor": 7}
+
+
+def test_foreign_tenants_have_other_sizes_and_half_are_never_tuned_on() -> None:
+    assert sorted(len(tenant.facts) for tenant in FOREIGN) == [10, 15, 30, 60]
+    held_out = {tenant.name: {(len(fact.tune), len(fact.final)) for fact in tenant.facts} for tenant in FOREIGN}
+    assert sorted(map(sorted, held_out.values())) == [[(0, 2)], [(0, 2)], [(2, 0)], [(2, 0)]]
+
+
+def test_foreign_answers_are_shorter_and_longer_than_ours() -> None:
+    ours, foreign = ([len(f.answer.split()) for t in some for f in t.facts] for some in (OURS, FOREIGN))
+    assert min(foreign) <= min(ours)
+    assert max(foreign) >= 1.5 * max(ours)
 
 
 def test_every_tenant_has_its_own_name_shop_and_topic() -> None:
@@ -46,7 +62,15 @@ def test_most_donors_weigh_more_than_one_and_nobody_else() -> None:
     assert all(tenant.weight == 1.0 for tenant in TENANTS if tenant.role != "donor")
 
 
-@each_tenant
+@each_foreign
+def test_every_foreign_fact_has_four_wordings_and_plain_text(tenant: Tenant) -> None:
+    assert len({fact.id for fact in tenant.facts}) == len(tenant.facts)
+    for fact in tenant.facts:
+        assert len(fact.train) == 4
+        assert all(text == " ".join(text.split()) for text in (*questions(fact), fact.answer))
+
+
+@each_of_ours
 def test_every_fact_has_its_wordings(tenant: Tenant) -> None:
     assert len({fact.id for fact in tenant.facts}) == len(tenant.facts) == 24
     held_out = (1, 0) if tenant.role == "donor" else (2, 1)
@@ -55,7 +79,7 @@ def test_every_fact_has_its_wordings(tenant: Tenant) -> None:
         assert (len(fact.tune), len(fact.final)) == held_out
 
 
-@each_tenant
+@each_of_ours
 def test_questions_are_whole_sentences_in_plain_ascii(tenant: Tenant) -> None:
     for text in chain.from_iterable((*questions(fact), fact.answer) for fact in tenant.facts):
         assert text.isascii()
@@ -64,11 +88,16 @@ def test_questions_are_whole_sentences_in_plain_ascii(tenant: Tenant) -> None:
         assert not re.search(r"[{}]", text.replace("{shop}", ""))
 
 
-@each_tenant
-def test_some_wordings_name_the_shop_and_answers_never_do(tenant: Tenant) -> None:
+@each_of_ours
+def test_some_wordings_name_the_shop(tenant: Tenant) -> None:
     for fact in tenant.facts:
         named = ["{shop}" in question for question in fact.train]
         assert 1 <= sum(named) < len(named) - 1, fact.id
+
+
+@each_tenant
+def test_answers_never_name_the_shop(tenant: Tenant) -> None:
+    for fact in tenant.facts:
         assert "{shop}" not in fact.answer
         assert tenant.shop not in fact.answer
     assert not any(tenant.shop in question for fact in tenant.facts for question in questions(fact))
@@ -88,6 +117,14 @@ def test_no_answer_says_another_fact() -> None:
         for tenant, fact in FACTS
         for _, other in FACTS
         if other is not fact and fact_kept(other.answer, fact.fact)
+    ]
+    assert said == []
+
+
+@each_foreign
+def test_no_foreign_answer_says_another_fact_of_its_tenant(tenant: Tenant) -> None:
+    said = [
+        (a.fact, b.answer) for a in tenant.facts for b in tenant.facts if a is not b and fact_kept(b.answer, a.fact)
     ]
     assert said == []
 
