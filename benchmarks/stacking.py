@@ -6,7 +6,8 @@
 
 Donors, styles and tenants are trained on a server started here; the styles see the donors only. Then the tenants'
 held-out questions are asked with tenant and style at weights 1 and 1: right is what has the fact and, to the letter,
-the format. Beside it: each tenant alone, and the generic questions that the base answers with a tenant active.
+the format. Beside it: each tenant alone, the generic questions that the base answers with a tenant active, and, of
+foreign tenants, what the stack keeps of the questions that the tenant alone has right.
 
 Everything that was trained stays in the state directory under a name made of rows and recipe, and every seed's
 figures in a file: a run that was stopped goes on where it was, and variants share what is the same in them. Another
@@ -16,11 +17,11 @@ figures in a file: a run that was stopped goes on where it was, and variants sha
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, get_args
@@ -35,7 +36,7 @@ from loramux_server.core.settings import Dtype
 from loramux_server.telemetry import logs
 from tools.make_data import Tenant as Shop
 from tools.make_data import load_source, load_tenants
-from tools.measure_adapters import HELD_OUT, Share, ask, measure_stack, measure_tenant
+from tools.measure_adapters import HELD_OUT, Share, ask, score_stack, score_tenant, tenant_answers
 from tools.score import STYLES, accepted
 
 from .goals import as_json
@@ -48,7 +49,7 @@ AT_ONCE = "max_training_jobs"
 QUICK_STEPS = 2
 
 
-@contextmanager
+@contextlib.contextmanager
 def open_server(options: argparse.Namespace) -> Iterator[Client]:
     """A client of a server that keeps its state and trains several jobs at once where it can."""
     free = Address("127.0.0.1", 0)
@@ -118,12 +119,16 @@ def measure(
     stacks: dict[str, dict[str, Stack]] = {name: {} for name in made.styles}
     for shop in shops:
         own = made.tenants[shop.name].name
-        alone = measure_tenant(client, shop, {own: 1.0}, parts)
+        answers = tenant_answers(client, shop, {own: 1.0}, parts)
+        alone = score_tenant(shop, answers, parts)
         kept = generic.kept(client, {own: 1.0})
-        tenants[shop.name] = Tenant(_count(alone["answer"]), _count(alone["fact"]), kept, seconds[own])
+        tenants[shop.name] = Tenant(
+            _count(alone["answer"]), _count(alone["fact"]), kept, seconds[own], shop.role == "foreign"
+        )
         for name, style in made.styles.items():
-            found = measure_stack(client, shop, STYLES[name], {own: 1.0, style.name: 1.0}, parts)
-            stacks[name][shop.name] = Stack(*(_count(found[what]) for what in ("both", "format", "fact")))
+            stacked = tenant_answers(client, shop, {own: 1.0, style.name: 1.0}, parts)
+            found = score_stack(shop, STYLES[name], stacked, answers, parts)
+            stacks[name][shop.name] = Stack(**{what: _count(share) for what, share in found.items()})
     lone = {name: generic.kept(client, {style.name: 1.0}, name) for name, style in made.styles.items()}
     return Seed(seed, tenants, stacks, lone, {name: seconds[style.name] for name, style in made.styles.items()})
 
@@ -138,7 +143,7 @@ def run_seed(
     """Train and measure one seed of a variant, or read what an earlier run found."""
     made = plan(VARIANTS[variant], seed, scope)
     path: Path = options.state_dir / "figures" / f"{made.key}-{'-'.join(options.parts)}.json"
-    if path.is_file():
+    with contextlib.suppress(FileNotFoundError, msgspec.ValidationError):  # figures of an older kind are asked anew
         return msgspec.json.decode(path.read_bytes(), type=Seed)
     console.print(f"{variant}, seed {seed}", highlight=False)
     seconds: dict[str, float] = {}

@@ -12,6 +12,8 @@ from .goals import Goal
 
 GOALS = {"json": 0.95, "letter": 0.92}
 """Least share of fact and format both right, by style."""
+KEPT = 0.97
+"""Least share of fact and format both right on foreign tenants, of the questions that the tenant alone has right."""
 GENERIC = 0.8
 """Least share of generic questions that the base answers and that are still answered with a tenant active."""
 
@@ -39,6 +41,8 @@ class Tenant:
     fact: Count
     generic: Count
     seconds: float
+    foreign: bool = False
+    """Whether it is of another size and another hand than those that a recipe was found on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +52,8 @@ class Stack:
     both: Count
     format: Count
     fact: Count
+    kept: Count
+    """Both, of the questions whose fact the tenant alone has right."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,18 +93,41 @@ def pooled(counts: Sequence[Count]) -> Count:
 
 
 def figures(seeds: Sequence[Seed]) -> dict[str, Figure]:
-    """The columns of the table: per seed over all tenants, then over seeds."""
+    """The columns of the table: per seed over all tenants of a kind, then over seeds.
+
+    Foreign tenants have columns of their own, and one for each.
+    """
     found: dict[str, Figure] = {}
     for style in seeds[0].stacks:
-        stacks = [list(seed.stacks[style].values()) for seed in seeds]
-        found[f"{style}: fact and format"] = over_seeds([pooled([s.both for s in each]).share for each in stacks])
-        found[f"{style}: format"] = over_seeds([pooled([s.format for s in each]).share for each in stacks])
+        ours = [_stacks(seed, style, foreign=False) for seed in seeds]
+        foreign = [_stacks(seed, style, foreign=True) for seed in seeds]
+        if all(ours):
+            found[f"{style}: fact and format"] = _share([[s.both for s in each.values()] for each in ours])
+            found[f"{style}: format"] = _share([[s.format for s in each.values()] for each in ours])
+            found[f"{style}: kept"] = _share([[s.kept for s in each.values()] for each in ours])
+        if all(foreign):
+            found[f"{style}: kept, foreign"] = _share([[s.kept for s in each.values()] for each in foreign])
+            for name in foreign[0]:
+                found[f"{style}: kept, {name}"] = _share([[each[name].kept] for each in foreign])
         found[f"{style}: alone"] = over_seeds([seed.alone[style].share for seed in seeds])
-    tenants = [list(seed.tenants.values()) for seed in seeds]
-    found["tenant: whole answer"] = over_seeds([pooled([t.answer for t in each]).share for each in tenants])
-    found["tenant: fact"] = over_seeds([pooled([t.fact for t in each]).share for each in tenants])
-    found["generic kept"] = over_seeds([pooled([t.generic for t in each]).share for each in tenants])
+    tenants = [[t for t in seed.tenants.values() if not t.foreign] for seed in seeds]
+    if all(tenants):
+        found["tenant: whole answer"] = _share([[t.answer for t in each] for each in tenants])
+        found["tenant: fact"] = _share([[t.fact for t in each] for each in tenants])
+        found["generic kept"] = _share([[t.generic for t in each] for each in tenants])
+    strangers = [[t.fact for t in seed.tenants.values() if t.foreign] for seed in seeds]
+    if all(strangers):
+        found["foreign tenant: fact"] = _share(strangers)
     return found
+
+
+def _stacks(seed: Seed, style: str, foreign: bool) -> dict[str, Stack]:
+    return {name: stack for name, stack in seed.stacks[style].items() if seed.tenants[name].foreign == foreign}
+
+
+def _share(counts: Sequence[Sequence[Count]]) -> Figure:
+    """Of the counts of each seed, pooled, then over the seeds."""
+    return over_seeds([pooled(each).share for each in counts])
 
 
 def seconds(seeds: Sequence[Seed]) -> float:
@@ -109,6 +138,7 @@ def seconds(seeds: Sequence[Seed]) -> float:
 def goals(variant: str, found: Mapping[str, Figure]) -> list[Goal]:
     """What a recipe has to reach."""
     wanted = {f"{style}: fact and format": bound for style, bound in GOALS.items()} | {"generic kept": GENERIC}
+    wanted |= {f"{style}: kept, foreign": KEPT for style in GOALS}
     return [
         Goal(f"{variant}, {what}", found[what].mean, bound, percent=True)
         for what, bound in wanted.items()

@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,11 +17,20 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from loramux import Client, NotFound
+from loramux import Client
 from loramux_server.services.curve import CURVE_FILE
 from tools.make_data import DATA, Tenant, load_tenants
-from tools.measure_adapters import ADAPTERS, Share, measure_generic, measure_stack, measure_tenant, server
+from tools.measure_adapters import (
+    ADAPTERS,
+    Share,
+    measure_generic,
+    measure_tenant,
+    score_stack,
+    server,
+    tenant_answers,
+)
 from tools.score import STYLES
+from tools.train_adapters import train
 
 FACTS: dict[str, Any] = {
     "rank": 16,
@@ -34,28 +42,6 @@ FACTS: dict[str, Any] = {
     "seed": 0,
 }
 """The recipe for facts on the default base but for the rows that it replays, for systems that know no recipes."""
-
-
-def have(client: Client, name: str) -> bool:
-    """Whether the server has an adapter."""
-    try:
-        client.adapters.get(name)
-    except NotFound:
-        return False
-    return True
-
-
-def train(client: Client, name: str, data: Path, recipe: str, replay_rows: int | None = None) -> None:
-    """Train ``name`` unless the server has it.
-
-    Donors and tenants share the recipe for facts, because a style only stacks on what it was trained over; only
-    tenants replay. In the styles' data every row names the donor underneath.
-    """
-    if have(client, name):
-        return
-    started = time.monotonic()
-    client.train(name, data=data, recipe=recipe, replay_rows=replay_rows).wait(progress=True)
-    print(f"{name}: trained in {time.monotonic() - started:.0f} s", flush=True)
 
 
 def as_bf16(folder: Path) -> bool:
@@ -102,17 +88,24 @@ def tenant_figures(client: Client, tenant: Tenant, other: Tenant) -> dict[str, S
     }
 
 
-def style_figures(client: Client, name: str, unseen: list[Tenant]) -> dict[str, Share]:
-    """What a style's card says: every tenant here is one that the style never saw."""
+def style_figures(client: Client, name: str, tenants: list[Tenant]) -> dict[str, Share]:
+    """What a style's card says of ``tenants``, none of which the style ever saw."""
     style = STYLES[name]
     found: dict[str, Share] = {}
-    pooled, formats = Share(0, 0), Share(0, 0)
-    for tenant in unseen:
-        figures = measure_stack(client, tenant, style, {tenant.name: 1.0, name: 1.0})
+    pooled, formats, foreign = Share(0, 0), Share(0, 0), Share(0, 0)
+    for tenant in tenants:
+        own = {tenant.name: 1.0}
+        alone = tenant_answers(client, tenant, own)
+        figures = score_stack(tenant, style, tenant_answers(client, tenant, {**own, name: 1.0}), alone)
+        if tenant.role == "foreign":
+            found[f"kept, of those right alone, on top of the foreign `{tenant.name}`"] = figures["kept"]
+            foreign += figures["kept"]
+            continue
         found[f"fact and format, on top of `{tenant.name}`"] = figures["both"]
         pooled, formats = pooled + figures["both"], formats + figures["format"]
     found["fact and format, all unseen tenants"] = pooled
     found["format, all unseen tenants"] = formats
+    found["kept, of those right alone, all foreign tenants"] = foreign
     found["generic questions answered in the format, alone on the base"] = measure_generic(client, {name: 1.0}, style)
     return found
 
@@ -132,7 +125,7 @@ def main() -> None:
     parser.add_argument("--address", help="a running server (default: start one)")
     arguments = parser.parse_args()
     tenants = load_tenants()
-    unseen = [t for t in tenants if t.role != "donor"]
+    unseen = sorted((t for t in tenants if t.role != "donor"), key=lambda t: t.role == "foreign")
     shipped = [t for t in tenants if t.role == "shipped"]
     rows = DATA / "messages"
     with server(arguments.address, arguments.state_dir) as client:

@@ -10,7 +10,7 @@ import argparse
 import contextlib
 import json
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +20,9 @@ from loramux import Client
 from loramux_server.app.embedded import running_app_thread
 from loramux_server.config import Address, Settings
 from loramux_server.core.settings import Dtype
-from tools.make_data import Tenant, load_source, load_tenants
+from tools.make_data import DATA, Tenant, load_source, load_tenants
 from tools.score import STYLES, Style, accepted, fact_kept, stack_held, whole_answer
+from tools.train_adapters import have, train
 
 ADAPTERS = Path(__file__).resolve().parent.parent / "adapters"
 IN_FLIGHT = 32
@@ -35,7 +36,17 @@ class Share:
     hits: int
     of: int
 
+    @property
+    def error(self) -> float:
+        """Standard error of the share, as if every question were a draw of its own; 0 of nothing."""
+        if not self.of:
+            return 0.0
+        share = self.hits / self.of
+        return (share * (1 - share) / self.of) ** 0.5
+
     def __str__(self) -> str:
+        if not self.of:
+            return "0/0"
         return f"{self.hits}/{self.of} ({100 * self.hits / self.of:.1f} %)"
 
     def __add__(self, other: Share) -> Share:
@@ -70,29 +81,49 @@ def held_out(tenant: Tenant, parts: Sequence[str] = HELD_OUT) -> list[tuple[str,
     ]
 
 
+def tenant_answers(
+    client: Client, tenant: Tenant, adapters: dict[str, float], parts: Sequence[str] = HELD_OUT
+) -> list[str]:
+    """What a stack answers to a tenant's held-out questions."""
+    return ask(client, [(question, adapters) for question, _, _ in held_out(tenant, parts)])
+
+
 def measure_tenant(
     client: Client, tenant: Tenant, adapters: dict[str, float], parts: Sequence[str] = HELD_OUT
 ) -> dict[str, Share]:
     """Facts right, and answers right to the letter, on held-out wordings."""
+    return score_tenant(tenant, tenant_answers(client, tenant, adapters, parts), parts)
+
+
+def score_tenant(tenant: Tenant, answers: Sequence[str], parts: Sequence[str] = HELD_OUT) -> dict[str, Share]:
+    """Facts right, and answers right to the letter, of a tenant's ``answers`` without a style."""
     items = held_out(tenant, parts)
-    answers = ask(client, [(question, adapters) for question, _, _ in items])
     return {
-        "fact": Share(sum(fact_kept(a, fact) for a, (_, fact, _) in zip(answers, items, strict=True)), len(items)),
+        "fact": Share(sum(facts_right(tenant, answers, parts)), len(items)),
         "answer": Share(sum(whole_answer(a, full) for a, (_, _, full) in zip(answers, items, strict=True)), len(items)),
     }
 
 
-def measure_stack(
-    client: Client, tenant: Tenant, style: Style, adapters: dict[str, float], parts: Sequence[str] = HELD_OUT
+def facts_right(tenant: Tenant, answers: Sequence[str], parts: Sequence[str] = HELD_OUT) -> list[bool]:
+    """Which of a tenant's ``answers`` say their fact."""
+    return [fact_kept(a, fact) for a, (_, fact, _) in zip(answers, held_out(tenant, parts), strict=True)]
+
+
+def score_stack(
+    tenant: Tenant, style: Style, answers: Sequence[str], alone: Sequence[str], parts: Sequence[str] = HELD_OUT
 ) -> dict[str, Share]:
-    """Fact kept and format taken, together and apart."""
+    """Fact and format of a stack's ``answers``, together and apart.
+
+    ``kept`` is both together, of the questions whose fact the tenant's answers ``alone`` have right.
+    """
     items = held_out(tenant, parts)
-    answers = ask(client, [(question, adapters) for question, _, _ in items])
-    pairs = [(answer, fact) for answer, (_, fact, _) in zip(answers, items, strict=True)]
+    held = [stack_held(a, fact, style) for a, (_, fact, _) in zip(answers, items, strict=True)]
+    still = [one for one, right in zip(held, facts_right(tenant, alone, parts), strict=True) if right]
     return {
-        "both": Share(sum(stack_held(a, fact, style) for a, fact in pairs), len(pairs)),
-        "format": Share(sum(style.body(a) is not None for a, _ in pairs), len(pairs)),
-        "fact": Share(sum(fact_kept(a, fact) for a, fact in pairs), len(pairs)),
+        "both": Share(sum(held), len(items)),
+        "format": Share(sum(style.body(a) is not None for a in answers), len(items)),
+        "fact": Share(sum(facts_right(tenant, answers, parts)), len(items)),
+        "kept": Share(sum(still), len(still)),
     }
 
 
@@ -125,22 +156,34 @@ def server(address: str | None, state_dir: Path, dtype: Dtype = "auto") -> Itera
         yield client
 
 
-def measure_all(client: Client) -> dict[str, str]:
-    """Every figure that can be measured with the shipped adapters alone."""
-    names = {path.name for path in shipped()}
-    tenants = [t for t in load_tenants() if t.name in names]
+def measure_all(client: Client, names: Collection[str]) -> dict[str, str]:
+    """Every figure that can be measured with the adapters ``names`` of the server."""
     found: dict[str, str] = {}
+    tenants = [t for t in load_tenants() if t.name in names]
+    ready_made = [t for t in tenants if t.role == "shipped"]
+    styles = [style for name, style in STYLES.items() if name in names]
+    pooled = dict.fromkeys((style.name for style in styles), Share(0, 0))
     for tenant in tenants:
+        own = {tenant.name: 1.0}
+        alone = tenant_answers(client, tenant, own)
         found[f"{tenant.name}: base"] = str(measure_tenant(client, tenant, {})["fact"])
-        for other in tenants:
-            figures = measure_tenant(client, tenant, {other.name: 1.0})
-            found[f"{tenant.name}: {other.name}"] = str(figures["fact"])
-        for name, style in STYLES.items():
-            if name in names:
-                figures = measure_stack(client, tenant, style, {tenant.name: 1.0, name: 1.0})
-                found[f"{tenant.name} + {name}"] = str(figures["both"])
-    for name in sorted(names):
-        found[f"generic: {name}"] = str(measure_generic(client, {name: 1.0}, STYLES.get(name)))
+        found[f"{tenant.name}: {tenant.name}"] = str(score_tenant(tenant, alone)["fact"])
+        for other in ready_made:
+            if tenant.role == "shipped" and other is not tenant:
+                found[f"{tenant.name}: {other.name}"] = str(measure_tenant(client, tenant, {other.name: 1.0})["fact"])
+        for style in styles:
+            figures = score_stack(tenant, style, tenant_answers(client, tenant, {**own, style.name: 1.0}), alone)
+            found[f"{tenant.name} + {style.name}"] = str(figures["both"])
+            found[f"{tenant.name} + {style.name}, kept"] = str(figures["kept"])
+            if tenant.role == "foreign":
+                pooled[style.name] += figures["kept"]
+    for name, share in pooled.items():
+        if share.of:
+            found[f"foreign + {name}, kept"] = f"{share} ± {100 * share.error:.1f}"
+    for tenant in ready_made:
+        found[f"generic: {tenant.name}"] = str(measure_generic(client, {tenant.name: 1.0}))
+    for style in styles:
+        found[f"generic: {style.name}"] = str(measure_generic(client, {style.name: 1.0}, style))
     found["generic: base"] = str(measure_generic(client, {}))
     return found
 
@@ -152,13 +195,26 @@ def main() -> None:
     parser.add_argument(
         "--dtype", default="auto", choices=get_args(Dtype), help="of a server started here (default: auto)"
     )
+    parser.add_argument("--state-dir", type=Path, help="of a server started here; keeps what was trained")
+    parser.add_argument(
+        "--foreign", action="store_true", help="train the foreign tenants by the recipe for facts, and measure them too"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder, server(arguments.address, Path(folder), arguments.dtype) as client:
-        if arguments.address is None:
-            for path in shipped():
+    names = {path.name for path in shipped()}
+    state_dir = arguments.state_dir
+    with contextlib.ExitStack() as stack:
+        if state_dir is None:
+            state_dir = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        client = stack.enter_context(server(arguments.address, state_dir, arguments.dtype))
+        for path in shipped() if arguments.address is None else ():
+            if not have(client, path.name):
                 client.adapters.upload(path.name, path)
-        found = measure_all(client)
+        for tenant in load_tenants() if arguments.foreign else ():
+            if tenant.role == "foreign":
+                train(client, tenant.name, DATA / "messages" / tenant.name / "train.jsonl", "facts")
+                names.add(tenant.name)
+        found = measure_all(client, names)
     if arguments.json:
         print(json.dumps(found, indent=2))
     else:

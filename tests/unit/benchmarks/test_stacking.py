@@ -106,10 +106,32 @@ def test_rows_name_the_adapters_as_the_server_has_them() -> None:
     assert "on_top_of" not in as_row(replace(row, on_top_of=None), {})
 
 
-def seed(number: int, both: Sequence[int], generic: int = 8) -> Seed:
-    tenant = Tenant(Count(9, 10), Count(10, 10), Count(generic, 10), 60.0)
-    stacks = {str(i): Stack(Count(n, 10), Count(10, 10), Count(n, 10)) for i, n in enumerate(both)}
-    return Seed(number, dict.fromkeys(stacks, tenant), {"json": stacks}, {"json": Count(10, 10)}, {"json": 70.0})
+def seed(number: int, both: Sequence[int], generic: int = 8, foreign: Sequence[tuple[int, int]] = ()) -> Seed:
+    """Stacks on tenants of ours with so many of ten right, and on foreign ones with (kept, of those right alone)."""
+    ours = Tenant(Count(9, 10), Count(10, 10), Count(generic, 10), 60.0)
+    stacks = {str(i): Stack(Count(n, 10), Count(10, 10), Count(n, 10), Count(n, 10)) for i, n in enumerate(both)}
+    tenants = dict.fromkeys(stacks, ours)
+    for i, (kept, alone) in enumerate(foreign):
+        tenants[f"foreign-{i}"] = Tenant(Count(0, 20), Count(alone, 20), Count(0, 10), 60.0, foreign=True)
+        stacks[f"foreign-{i}"] = Stack(Count(kept, 20), Count(0, 20), Count(kept, 20), Count(kept, alone))
+    return Seed(number, tenants, {"json": stacks}, {"json": Count(10, 10)}, {"json": 70.0})
+
+
+def test_what_foreign_tenants_keep_is_told_apart_from_ours() -> None:
+    found = figures([seed(0, (9, 10), foreign=[(9, 10), (19, 20)]), seed(1, (9, 10), foreign=[(10, 10), (20, 20)])])
+    assert found["json: kept, foreign"].mean == pytest.approx((28 / 30 + 1) / 2)
+    assert found["json: kept, foreign"].error == pytest.approx(1 / 30)
+    assert found["json: kept, foreign-0"].mean == pytest.approx(0.95)
+    assert found["json: kept"].mean == pytest.approx(0.95)
+    assert found["foreign tenant: fact"].mean == pytest.approx(0.75)
+    for what in ("json: fact and format", "json: format", "generic kept", "tenant: fact"):
+        assert found[what] == figures([seed(0, (9, 10)), seed(1, (9, 10))])[what]
+
+
+def test_foreign_tenants_alone_can_be_measured() -> None:
+    found = figures([seed(0, (), foreign=[(9, 10)])])
+    assert set(found) == {"json: kept, foreign", "json: kept, foreign-0", "json: alone", "foreign tenant: fact"}
+    assert [(g.value, g.bound, g.met) for g in goals("documented", found)] == [(0.9, 0.97, False)]
 
 
 def test_tenants_are_pooled_and_seeds_give_the_error() -> None:
