@@ -38,6 +38,7 @@ class GenerateOptions(TypedDict, total=False):
     n: int | None
     response_format: Mapping[str, Any] | None
     request_id: str | None
+    continue_final_message: bool | None
 
 
 class TrainOptions(TypedDict, total=False):
@@ -95,18 +96,22 @@ def score(
     messages: Iterable[ChatMessage] | None,
     continuation: str,
     adapters: Adapters | None,
+    continue_final_message: bool = False,
 ) -> inference_pb2.ScoreRequest:
     """A continuation to score after exactly one of ``prompt`` and ``messages``."""
     request = inference_pb2.ScoreRequest(adapters=stack(adapters))
     _input(request, prompt, messages)
-    assign(request, {"continuation": continuation})
+    assign(request, {"continuation": continuation, "continue_final_message": continue_final_message})
     return request
 
 
-def tokenize(prompt: str | None, messages: Iterable[ChatMessage] | None) -> inference_pb2.TokenizeRequest:
+def tokenize(
+    prompt: str | None, messages: Iterable[ChatMessage] | None, continue_final_message: bool = False
+) -> inference_pb2.TokenizeRequest:
     """A text to tokenise: exactly one of ``prompt`` and ``messages``."""
     request = inference_pb2.TokenizeRequest()
     _input(request, prompt, messages)
+    assign(request, {"continue_final_message": continue_final_message})
     return request
 
 

@@ -33,7 +33,11 @@ def finish_reason(value: inference_pb2.FinishReason.ValueType) -> str | None:
 def logprobs(messages: Iterable[inference_pb2.TokenLogprob]) -> tuple[types.TokenLogprob, ...]:
     return tuple(
         types.TokenLogprob(
-            m.token_id, m.logprob, m.token, tuple(types.TopLogprob(t.token_id, t.logprob, t.token) for t in m.top)
+            m.token_id,
+            m.logprob,
+            m.token,
+            tuple(types.TopLogprob(t.token_id, t.logprob, t.token, t.token_bytes) for t in m.top),
+            m.token_bytes,
         )
         for m in messages
     )
@@ -68,11 +72,12 @@ def score(message: inference_pb2.ScoreResponse) -> types.Score:
         tuple(message.greedy),
         usage(message.usage),
         applied(message.adapters),
+        tuple(message.token_bytes),
     )
 
 
 def tokens(message: inference_pb2.TokenizeResponse) -> types.Tokens:
-    return types.Tokens(tuple(message.token_ids), tuple(message.tokens), message.text)
+    return types.Tokens(tuple(message.token_ids), tuple(message.tokens), message.text, tuple(message.token_bytes))
 
 
 def stack(message: common_pb2.Stack) -> tuple[types.StackItem, ...]:

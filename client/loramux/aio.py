@@ -86,11 +86,12 @@ class AsyncClient:
         continuation: str = "",
         *,
         messages: Iterable[ChatMessage] | None = None,
+        continue_final_message: bool = False,
         adapters: Stack | None = None,
         timeout: float | None = None,
     ) -> Score:
         """As ``Client.score``."""
-        request = _requests.score(prompt, messages, continuation, adapters)
+        request = _requests.score(prompt, messages, continuation, adapters, continue_final_message)
         return _responses.score(await self._transport.unary(self._transport.inference.Score, request, timeout))
 
     async def tokenize(
@@ -98,10 +99,11 @@ class AsyncClient:
         prompt: str | None = None,
         *,
         messages: Iterable[ChatMessage] | None = None,
+        continue_final_message: bool = False,
         timeout: float | None = None,
     ) -> Tokens:
         """As ``Client.tokenize``."""
-        request = _requests.tokenize(prompt, messages)
+        request = _requests.tokenize(prompt, messages, continue_final_message)
         return _responses.tokens(await self._transport.unary(self._transport.inference.Tokenize, request, timeout))
 
     async def train(

@@ -69,6 +69,9 @@ class Client:
         ``adapters`` is ``["acme"]``, ``{"acme": 1.0, "formal": 0.5}`` or ``[("acme", 1.0), "formal@3"]``. The other
         options (max_tokens, temperature, top_p, top_k, min_p, seed, stop, n, repetition_penalty, logprobs,
         response_format, ...) take the server's defaults when left out: greedy, 128 tokens.
+
+        ``messages`` that end with an assistant's turn need ``continue_final_message=True``: the answer then goes on
+        writing that turn.
         """
         request = _requests.generate(prompt, messages, adapters, options)
         return _responses.completion(self._transport.unary(self._transport.inference.GenerateOnce, request, timeout))
@@ -93,11 +96,12 @@ class Client:
         continuation: str = "",
         *,
         messages: Iterable[ChatMessage] | None = None,
+        continue_final_message: bool = False,
         adapters: Stack | None = None,
         timeout: float | None = None,
     ) -> Score:
         """Log-probability of each token of ``continuation`` after a prompt or chat."""
-        request = _requests.score(prompt, messages, continuation, adapters)
+        request = _requests.score(prompt, messages, continuation, adapters, continue_final_message)
         return _responses.score(self._transport.unary(self._transport.inference.Score, request, timeout))
 
     def tokenize(
@@ -105,10 +109,11 @@ class Client:
         prompt: str | None = None,
         *,
         messages: Iterable[ChatMessage] | None = None,
+        continue_final_message: bool = False,
         timeout: float | None = None,
     ) -> Tokens:
         """The tokens that a prompt or chat becomes."""
-        request = _requests.tokenize(prompt, messages)
+        request = _requests.tokenize(prompt, messages, continue_final_message)
         return _responses.tokens(self._transport.unary(self._transport.inference.Tokenize, request, timeout))
 
     def train(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 from dataclasses import dataclass, field
 
 from .comparison import Comparison, read_comparison
@@ -43,21 +44,27 @@ class AppliedAdapter:
 
 @dataclass(frozen=True, slots=True)
 class TopLogprob:
-    """A token, its natural-log probability and its text."""
+    """A token, its natural-log probability and its text; ``bytes`` as in :class:`TokenLogprob`."""
 
     token_id: int
     logprob: float
     token: str = ""
+    bytes: builtins.bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprob:
-    """A chosen token, its natural-log probability, its text, and the best alternatives, best first."""
+    """A chosen token, its natural-log probability, its text, and the best alternatives, best first.
+
+    ``token`` shows U+FFFD where a token is only part of a character. ``bytes`` is what it adds to the UTF-8 of the
+    answer's text (nothing for a special token): joined over an answer they are its text, if no stop text cut it.
+    """
 
     token_id: int
     logprob: float
     token: str = ""
     top: tuple[TopLogprob, ...] = ()
+    bytes: builtins.bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +132,8 @@ class Score:
     greedy: tuple[bool, ...]
     usage: Usage = Usage()
     adapters: tuple[AppliedAdapter, ...] = ()
+    bytes: tuple[builtins.bytes, ...] = ()
+    """UTF-8 of each token; joined they are the continuation."""
 
     @property
     def total(self) -> float:
@@ -139,6 +148,8 @@ class Tokens:
     token_ids: tuple[int, ...]
     tokens: tuple[str, ...]
     text: str
+    bytes: tuple[builtins.bytes, ...] = ()
+    """The bytes that each token stands for."""
 
     def __len__(self) -> int:
         return len(self.token_ids)

@@ -98,13 +98,15 @@ def json_text(value: Any, indent: int | None = None) -> str:
 
 
 def jsonable(value: Any) -> Any:
-    """Dataclasses as dicts; numbers that JSON does not have as null."""
+    """Dataclasses as dicts; bytes as lists of numbers; numbers that JSON does not have as null."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: jsonable(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, Mapping):
         return {str(key): jsonable(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [jsonable(item) for item in value]
+    if isinstance(value, bytes):
+        return list(value)
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

@@ -49,6 +49,10 @@ def generate(
         bool, typer.Option("--message", "-m", help="PROMPT is a chat message: put it through the chat template.")
     ] = False,
     system: Annotated[str | None, typer.Option(help="System message; implies --message.")] = None,
+    prefill: Annotated[
+        str | None,
+        typer.Option(help="Beginning of the answer, to go on from (continue_final_message); implies --message."),
+    ] = None,
     max_tokens: MaxTokens = None,
     temperature: Temperature = None,
     top_p: TopP = None,
@@ -82,9 +86,10 @@ def generate(
     """  # noqa: D301
     text = read_stdin() if prompt == "-" else prompt
     turns: list[dict[str, str]] | None = None
-    if message or system is not None:
+    if message or system is not None or prefill is not None:
         turns = [{"role": "system", "content": system}] if system is not None else []
         turns.append({"role": "user", "content": text})
+        turns += [{"role": "assistant", "content": prefill}] if prefill is not None else []
     if logprobs is not None and not json:
         raise invalid("logprobs", "is shown in JSON only; add --json")
     options: dict[str, Any] = {
@@ -102,6 +107,7 @@ def generate(
         "n": n,
         "logprobs": logprobs,
         "ignore_eos": ignore_eos or None,
+        "continue_final_message": prefill is not None or None,
         "response_format": _format(json_schema, regex, choice),
     }
     given = {"messages": turns} if turns is not None else {"prompt": text}

@@ -163,6 +163,8 @@ class GenerateRequest:
     """Seconds on the monotonic clock after which the answer is of no use."""
     response_format: dict[str, Any] | None = None
     """``{"type": kind, kind: value}``; see ``text.response_format``."""
+    continue_final_message: bool = False
+    """Go on writing the last message instead of opening an assistant's turn."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -55,4 +55,5 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
     async def Tokenize(self, request: pb.TokenizeRequest, context: Context) -> pb.TokenizeResponse:
         service = self._desk.open().generation
         prompt = request.prompt if request.HasField("prompt") else None
-        return tokens_to_proto(await service.tokenize(prompt, messages_from_proto(request.messages)))
+        messages = messages_from_proto(request.messages)
+        return tokens_to_proto(await service.tokenize(prompt, messages, request.continue_final_message))

@@ -24,7 +24,7 @@ from .observer import NullObserver, Observer
 from .prompts import check_context, encode_prompt
 from .scoring import Scorer
 from .stacks import StackResolver, active
-from .validation import generate_violations, prompt_violations
+from .validation import final_message_violations, generate_violations, prompt_violations
 from .views import Choice, Completion, Score, ScoreRequest, Tokens
 
 GREEDY_BELOW = 1e-4
@@ -84,11 +84,17 @@ class GenerationService:
         """Log-probabilities of a given continuation. Raises as ``generate`` does."""
         return await self._scorer.score(request)
 
-    async def tokenize(self, text: str | None = None, messages: tuple[Message, ...] = ()) -> Tokens:
+    async def tokenize(
+        self, text: str | None = None, messages: tuple[Message, ...] = (), continue_final_message: bool = False
+    ) -> Tokens:
         """Token ids of exactly one of a plain prompt and messages, as ``generate`` would feed them to the model."""
-        if violations := [*prompt_violations(text, messages, self._limits)]:
+        violations = [
+            *prompt_violations(text, messages, self._limits),
+            *final_message_violations(text, messages, continue_final_message, asked=False),
+        ]
+        if violations:
             raise invalid(violations)
-        return await asyncio.to_thread(self._tokens, text, messages)
+        return await asyncio.to_thread(self._tokens, text, messages, continue_final_message)
 
     def token_text(self, token_id: int) -> str:
         """The text of one token, for log-probabilities (bytes that are no character by themselves become U+FFFD)."""
@@ -101,7 +107,9 @@ class GenerationService:
             raise invalid(violations)
         deadline = bounded(request.deadline, self._limits.max_request_seconds)
         async with until(deadline):
-            ids = await asyncio.to_thread(encode_prompt, self._text, request.prompt, request.messages)
+            ids = await asyncio.to_thread(
+                encode_prompt, self._text, request.prompt, request.messages, request.continue_final_message
+            )
             check_context(request.prompt, len(ids), self._info.max_context)
             stack = await self._stacks.resolve(request.adapters, request.tenant)
         sampling = self._sampling(request.sampling, room=self._info.max_context - len(ids))
@@ -110,6 +118,8 @@ class GenerationService:
         ends = sampling.end_ids(self._info.eos_token_ids, grammar is not None)
         # In a shape an answer ends where the shape does: a stop string could only cut it off before.
         stop = request.stop if grammar is None else ()
+        # What goes on in the middle of a text keeps its first space; so does a shape.
+        exact = grammar is not None or request.continue_final_message
         return Prepared(
             request_id=request.request_id or run,
             tenant=request.tenant,
@@ -130,7 +140,7 @@ class GenerationService:
             decoders=tuple(
                 ChoiceDecoder(
                     i,
-                    self._text.detokenizer(exact=grammar is not None),
+                    self._text.detokenizer(exact=exact),
                     StopMatcher(stop),
                     ends,
                     sampling.min_tokens,
@@ -154,11 +164,20 @@ class GenerationService:
             seed=secrets.randbits(62) if sampling.seed is None and temperature else sampling.seed,
         )
 
-    def _tokens(self, text: str | None, messages: tuple[Message, ...]) -> Tokens:
+    def _tokens(self, text: str | None, messages: tuple[Message, ...], continue_final_message: bool) -> Tokens:
         tokenizer = self._text
-        shown = text if text is not None else tokenizer.plain(tokenizer.render_chat(messages))
-        ids = tuple(encode_prompt(tokenizer, text, messages))
-        return Tokens(ids=ids, pieces=tuple(tokenizer.token_text(id) for id in ids), text=shown)
+        if text is None:
+            rendered = tokenizer.render_chat(messages, continue_final_message=continue_final_message)
+            shown = tokenizer.plain(rendered)
+        else:
+            shown = text
+        ids = tuple(encode_prompt(tokenizer, text, messages, continue_final_message))
+        return Tokens(
+            ids=ids,
+            pieces=tuple(tokenizer.token_text(id) for id in ids),
+            text=shown,
+            token_bytes=tuple(tokenizer.token_bytes(id) for id in ids),
+        )
 
 
 def _seed(seed: int | None, index: int) -> int | None:

@@ -10,9 +10,14 @@ from ..text import TextTokenizer
 from .validation import context_violation
 
 
-def encode_prompt(text: TextTokenizer, prompt: str | None, messages: Sequence[Message]) -> list[int]:
+def encode_prompt(
+    text: TextTokenizer, prompt: str | None, messages: Sequence[Message], continue_final_message: bool = False
+) -> list[int]:
     """Ids as the model sees them. Plain computation: call it off the event loop. Raises INVALID_ARGUMENT."""
-    ids = text.encode(prompt) if prompt is not None else text.encode_chat(messages)
+    if prompt is not None:
+        ids = text.encode(prompt)
+    else:
+        ids = text.encode_chat(messages, continue_final_message=continue_final_message)
     if not ids:
         raise invalid_field(prompt_field(prompt), "has no tokens; give some text")
     return ids

@@ -15,7 +15,7 @@ from .limits import Limits
 from .observer import Observer, RequestFinished, RequestStarted
 from .prompts import check_context, encode_prompt
 from .stacks import StackResolver, active
-from .validation import prompt_violations, stack_violations, text_violations
+from .validation import final_message_violations, prompt_violations, stack_violations, text_violations
 from .views import Score, ScoreRequest
 
 
@@ -43,6 +43,7 @@ class Scorer:
         started = time.monotonic()
         violations = [
             *prompt_violations(request.prompt, request.messages, self._limits),
+            *final_message_violations(request.prompt, request.messages, request.continue_final_message),
             *text_violations("continuation", request.continuation, self._limits.max_prompt_bytes),
             *stack_violations(request.adapters),
         ]
@@ -64,6 +65,7 @@ class Scorer:
         return Score(
             token_ids=command.continuation_ids,
             tokens=tuple(self._text.token_text(id) for id in ids),
+            token_bytes=tuple(self._text.token_bytes(id) for id in ids),
             logprobs=result.logprobs,
             greedy=result.greedy,
             prompt_tokens=len(prompt_ids),
@@ -71,7 +73,7 @@ class Scorer:
         )
 
     def _encode(self, request: ScoreRequest) -> tuple[list[int], list[int]]:
-        prompt_ids = encode_prompt(self._text, request.prompt, request.messages)
+        prompt_ids = encode_prompt(self._text, request.prompt, request.messages, request.continue_final_message)
         check_context(request.prompt, len(prompt_ids), self._info.max_context)
         ids = self._text.encode_continuation(request.continuation, field="continuation")
         room = self._info.max_context - len(prompt_ids)

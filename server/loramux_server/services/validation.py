@@ -27,6 +27,7 @@ def generate_violations(request: GenerateRequest, limits: Limits, vocab_size: in
     """Everything wrong with a generation request that can be seen without a tokenizer or the registry."""
     found = [
         *prompt_violations(request.prompt, request.messages, limits),
+        *final_message_violations(request.prompt, request.messages, request.continue_final_message),
         *stack_violations(request.adapters),
         *sampling_violations(request.sampling, limits, vocab_size),
         *stop_violations(request.stop),
@@ -55,6 +56,23 @@ def prompt_violations(
         yield from text_violations(field, prompt, limits.max_prompt_bytes)
         return
     yield from message_violations(messages, limits)
+
+
+def final_message_violations(
+    prompt: str | None, messages: tuple[Message, ...], continue_final_message: bool, *, asked: bool = True
+) -> Iterator[FieldViolation]:
+    """Whether to go on writing the last message has to be said where it is an assistant's and an answer is ``asked``.
+
+    Whoever sends one hardly ever means that it is closed and a second answer opened, as templates do by themselves.
+    """
+    if continue_final_message and prompt is not None:
+        yield FieldViolation("continue_final_message", "is for messages; a prompt is continued as it is: leave it out")
+    if asked and not continue_final_message and messages and messages[-1].role == "assistant":
+        yield FieldViolation(
+            "continue_final_message",
+            "is not set, and messages end with an assistant's turn: set it to go on writing that turn, or end with a "
+            "turn to be answered",
+        )
 
 
 def message_violations(messages: tuple[Message, ...], limits: Limits) -> Iterator[FieldViolation]:

@@ -48,6 +48,8 @@ class ScoreRequest:
     request_id: str = ""
     deadline: float | None = None
     """Seconds on the monotonic clock."""
+    continue_final_message: bool = False
+    """Score what goes on writing the last message, instead of a new turn."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +62,8 @@ class Score:
     greedy: tuple[bool, ...]
     prompt_tokens: int
     adapters: tuple[StackEntry, ...]
+    token_bytes: tuple[bytes, ...] = ()
+    """UTF-8 of each token; joined they are the continuation."""
 
     @property
     def total_logprob(self) -> float:
@@ -74,6 +78,8 @@ class Tokens:
     pieces: tuple[str, ...]
     text: str
     """The prompt, or the conversation after its template."""
+    token_bytes: tuple[bytes, ...] = ()
+    """The bytes that each token stands for."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -129,6 +129,7 @@ class TextTokenizer:
         messages: Sequence[Message | Mapping[str, Any]],
         *,
         add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
         tools: Sequence[Mapping[str, Any]] | None = None,
     ) -> list[int]:
         """Ids of a conversation through the chat template, ready to be answered.
@@ -137,7 +138,12 @@ class TextTokenizer:
         template's complaint, FAILED_PRECONDITION when the base has no chat template.
         """
         return self.encode_rendered(
-            self.render_chat(messages, add_generation_prompt=add_generation_prompt, tools=tools)
+            self.render_chat(
+                messages,
+                add_generation_prompt=add_generation_prompt,
+                continue_final_message=continue_final_message,
+                tools=tools,
+            )
         )
 
     def render_chat(
@@ -145,9 +151,14 @@ class TextTokenizer:
         messages: Sequence[Message | Mapping[str, Any]],
         *,
         add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
         tools: Sequence[Mapping[str, Any]] | None = None,
     ) -> str:
-        """The conversation as text for :meth:`encode_rendered`. It may hold breakers: show :meth:`plain` of it."""
+        """The conversation as text for :meth:`encode_rendered`. It may hold breakers: show :meth:`plain` of it.
+
+        With ``continue_final_message`` it ends where the content of the last message does, and
+        ``add_generation_prompt`` has no effect.
+        """
         if self.chat_template is None:
             raise Error(
                 Code.FAILED_PRECONDITION,
@@ -157,7 +168,12 @@ class TextTokenizer:
         turns = [_as_mapping(message) for message in messages]
         self._check_turns(turns)
         marked, marked_tools, markers = self._guard.mark(turns, tools)
-        rendered = self.chat_template.render(marked, add_generation_prompt=add_generation_prompt, tools=marked_tools)
+        if continue_final_message:
+            rendered = self._up_to_final_content(self.chat_template, marked, marked_tools)
+        else:
+            rendered = self.chat_template.render(
+                marked, add_generation_prompt=add_generation_prompt, tools=marked_tools
+            )
         return self._guard.break_marked(rendered, markers)
 
     def render_turns(
@@ -229,6 +245,26 @@ class TextTokenizer:
         return self._pieces.spelling(id)
 
     # Inside
+
+    def _up_to_final_content(
+        self,
+        template: ChatTemplate,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] | None,
+    ) -> str:
+        """A conversation rendered to where the content of its last message ends, as transformers finds that place."""
+        final = messages[-1]
+        content = str(final.get("content") or "")
+        # A template that trims contents takes the space away, too.
+        tagged = [*messages[:-1], {**final, "content": f"{content}{self._breaker} "}]
+        before, tag, after = template.render(tagged, tools=tools).rpartition(self._breaker)
+        if not tag or content.strip() not in before:
+            raise invalid_field(
+                "continue_final_message",
+                "cannot be kept: the model's chat template changes the last message or leaves out a part of it",
+                reason="CHAT_TEMPLATE_REFUSED",
+            )
+        return before if after.startswith(" ") else before.rstrip()
 
     def _encode_parts(self, text: str) -> list[int]:
         ids = self._tokenizer.encode(text, add_special_tokens=False).ids

@@ -109,7 +109,8 @@ class Inference(inference_pb2_grpc.InferenceServiceServicer):
                             token_id=1,
                             logprob=-0.5,
                             token="a",
-                            top=[inference_pb2.TopLogprob(token_id=1, logprob=-0.5, token="a")],
+                            token_bytes=b"\xf0\x9f",
+                            top=[inference_pb2.TopLogprob(token_id=1, logprob=-0.5, token="a", token_bytes=b"a")],
                         )
                     ],
                 )
@@ -141,12 +142,16 @@ class Inference(inference_pb2_grpc.InferenceServiceServicer):
     def Score(self, request: Any, context: Any) -> Any:
         self.fake.take("Score", request, context)
         return inference_pb2.ScoreResponse(
-            token_ids=[5, 6], tokens=["a", "b"], logprobs=[-1.0, -0.5], greedy=[True, False]
+            token_ids=[5, 6],
+            tokens=["a", "b"],
+            logprobs=[-1.0, -0.5],
+            greedy=[True, False],
+            token_bytes=[b"a", b"b"],
         )
 
     def Tokenize(self, request: Any, context: Any) -> Any:
         self.fake.take("Tokenize", request, context)
-        return inference_pb2.TokenizeResponse(token_ids=[5, 6], tokens=["a", "b"], text="ab")
+        return inference_pb2.TokenizeResponse(token_ids=[5, 6], tokens=["a", "b"], text="ab", token_bytes=[b"a", b"b"])
 
 
 def version(name: str = "acme", number: int = 2) -> adapters_pb2.AdapterVersion:

@@ -74,6 +74,15 @@ def test_field_38_one_final_newline_of_stdin_is_taken_away(
         assert (request.messages[0].content if option == "-m" else request.prompt) == prompt
 
 
+def test_field_37_generate_goes_on_with_a_prefill(fake: Fake, shell: Shell) -> None:
+    assert shell("generate", "hi", "--prefill", "It is") == 0
+    request = fake.last("Generate")
+    assert [(m.role, m.content) for m in request.messages] == [("user", "hi"), ("assistant", "It is")]
+    assert request.continue_final_message
+    assert shell("generate", "hi", "-m") == 0
+    assert not fake.last("Generate").continue_final_message
+
+
 def test_field_06_generate_takes_stop_token_ids(fake: Fake, shell: Shell) -> None:
     assert shell("generate", "hi", "--stop-token-id", "5", "--stop-token-id", "0", "--stop", "END") == 0
     request = fake.last("Generate")
@@ -85,6 +94,8 @@ def test_generate_json_and_several_answers(shell: Shell) -> None:
     assert shell("generate", "hi", "--json", "--logprobs", "1") == 0
     answer = json.loads(shell.out)
     assert (answer["choices"][0]["text"], answer["usage"]["prompt_tokens"]) == ("answer 0", 3)
+    told = answer["choices"][0]["logprobs"][0]
+    assert (told["bytes"], told["top"][0]["bytes"]) == ([0xF0, 0x9F], [0x61])
     assert shell("generate", "hi", "-n", "2") == 0
     assert shell.out == "--- 0\nanswer 0\n--- 1\nanswer 1\n"
 

@@ -30,7 +30,12 @@ def test_generate(fake: Fake, client: Client) -> None:
     assert answer.usage.total_tokens == 5
     assert [(a.ref, a.weight) for a in answer.adapters] == [("acme@1", 0.5)]
     assert answer.logprobs[0].top[0].token == "a"
+    assert (answer.logprobs[0].bytes, answer.logprobs[0].top[0].bytes) == (b"\xf0\x9f", b"a")
     assert fake.last("GenerateOnce").max_tokens == 4
+
+
+def test_field_36_score_and_tokenize_have_bytes(client: Client) -> None:
+    assert b"".join(client.score("x", "ab").bytes) == b"".join(client.tokenize("ab").bytes) == b"ab"
 
 
 def test_stream(client: Client) -> None:

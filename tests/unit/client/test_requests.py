@@ -202,3 +202,11 @@ def test_states_by_their_words() -> None:
     assert _requests.job_states(["running"]) == [training_pb2.JOB_STATE_RUNNING]
     with pytest.raises(InvalidArgument, match="succeeded"):
         _requests.job_states(["done"])
+
+
+def test_field_37_continue_final_message_reaches_every_request() -> None:
+    chat = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "It is"}]
+    assert _requests.generate(None, chat, None, {"continue_final_message": True}).continue_final_message
+    assert _requests.score(None, chat, " open", None, True).continue_final_message
+    assert _requests.tokenize(None, chat, True).continue_final_message
+    assert not _requests.tokenize(None, chat).continue_final_message

@@ -159,7 +159,7 @@ def test_chunks() -> None:
         index=1,
         text="hé",
         token_ids=(4, 5),
-        logprobs=(TokenLogprob(4, -0.5, ((4, -0.5), (7, -2.0))), TokenLogprob(5, -0.25)),
+        logprobs=(TokenLogprob(4, -0.5, ((4, -0.5), (7, -2.0)), (b"a", b"a", b"c")), TokenLogprob(5, -0.25)),
         finish_reason=FinishReason.LENGTH,
         usage=Usage(3, 2, 1),
         adapters=(entry,),
@@ -167,6 +167,10 @@ def test_chunks() -> None:
     message = inference.chunk_to_proto(chunk, token_text)
     assert (message.index, message.text, list(message.token_ids)) == (1, "hé", [4, 5])
     assert [(t.token_id, t.logprob, t.token) for t in message.logprobs[0].top] == [(4, -0.5, "<4>"), (7, -2.0, "<7>")]
+    assert [(e.token_bytes, [t.token_bytes for t in e.top]) for e in message.logprobs] == [
+        (b"a", [b"a", b"c"]),
+        (b"", []),
+    ]
     assert message.finish_reason == inference_pb2.FINISH_REASON_LENGTH
     assert (message.usage.prompt_tokens, message.usage.cached_tokens, message.usage.total_tokens) == (3, 1, 5)
     assert [(a.name, a.version, a.digest, a.weight) for a in message.adapters] == [("acme", 3, "d1", 0.5)]

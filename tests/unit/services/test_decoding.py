@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -152,3 +153,55 @@ def test_field_06_a_stop_before_a_special_token_may_end_in_byte_tokens(tmp_path:
     decoder = ChoiceDecoder(0, text.detokenizer(), StopMatcher(["🙂<|im_start|>"]), frozenset())
     chunk = decoder.push(TokenEvent("x", (*text.encode_continuation("a🙂"), *special, *special)))
     assert (chunk.text, chunk.finish_reason) == ("a", FinishReason.STOP)
+
+
+@pytest.fixture(scope="module", params=["byte-level", "sentencepiece", "sentencepiece-legacy"])
+def spelling(
+    request: pytest.FixtureRequest, text: TextTokenizer, tmp_path_factory: pytest.TempPathFactory
+) -> TextTokenizer:
+    if request.param == "byte-level":
+        return text
+    folder = sentencepiece_folder(tmp_path_factory.mktemp("tokenizer"), legacy="legacy" in request.param)
+    return TextTokenizer.load(folder)
+
+
+def test_field_36_the_bytes_of_tokens_join_to_the_text(spelling: TextTokenizer) -> None:
+    tokens = st.lists(st.integers(0, spelling.vocab_size - 1), max_size=8)
+    written = st.lists(
+        st.sampled_from([" ", "a", " b", "🙂", "東京", "é", "\n", "<s>", "<|im_start|>", "▁"]), max_size=6
+    ).map(lambda parts: [id for part in parts for id in spelling.encode_continuation(part)])
+
+    @settings(max_examples=200, deadline=None)
+    @given(st.lists(st.one_of(tokens, written), max_size=4), st.booleans())
+    def join(parts: list[list[int]], exact: bool) -> None:
+        ids = [id for part in parts for id in part]
+        decoder = ChoiceDecoder(0, spelling.detokenizer(exact=exact), StopMatcher(()), frozenset())
+        text, spelt = "", b""
+        for at, id in enumerate(ids):
+            entry = TokenLogprob(id, -1.0, ((id, -1.0), (0, -2.0)))
+            finish = FinishReason.LENGTH if at == len(ids) - 1 else None
+            chunk = decoder.push(TokenEvent("x", (id,), (entry,), finish_reason=finish))
+            (told,) = chunk.logprobs
+            assert len(told.token_bytes) == 3
+            assert told.token_bytes[1] == told.token_bytes[0]
+            text, spelt = text + chunk.text, spelt + told.token_bytes[0]
+        assert spelt.decode("utf-8", "replace") == text or "\ufffd" in text
+        if "\ufffd" not in text:
+            assert spelt == text.encode()
+
+    join()
+
+
+def test_field_36_the_bytes_of_a_continuation_are_its_text(spelling: TextTokenizer) -> None:
+    pieces = [" ", "a", " b", "🙂", "東京", "é", "\n", "x"]
+    after_special = spelling.encode_continuation("<|im_start|>a")[1:]
+    if [spelling.token_bytes(id) for id in after_special] == [b"a"]:
+        pieces.append("<|im_start|>")  # old SentencePiece models put a space of their own behind a special token
+
+    @settings(max_examples=100, deadline=None)
+    @given(st.lists(st.sampled_from(pieces), min_size=1).map("".join))
+    def join(continuation: str) -> None:
+        ids = spelling.encode_continuation(continuation)
+        assert b"".join(map(spelling.token_bytes, ids)) == continuation.encode()
+
+    join()

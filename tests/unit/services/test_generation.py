@@ -368,3 +368,55 @@ async def test_tokenize_shows_what_generate_feeds(
     assert len(tokens.pieces) == len(tokens.ids)
     with pytest.raises(Error):
         await service.tokenize()
+
+
+async def test_field_36_score_and_tokenize_tell_bytes(service: GenerationService, text: TextTokenizer) -> None:
+    score = await service.score(ScoreRequest(" 東京 🙂", prompt="x"))
+    assert b"".join(score.token_bytes).decode() == " 東京 🙂"
+    assert len(score.token_bytes) == len(score.token_ids) == len(score.tokens)
+    tokens = await service.tokenize("naïve 🙂")
+    assert b"".join(tokens.token_bytes).decode() == "naïve 🙂"
+
+
+async def test_field_37_the_last_message_is_continued_or_the_request_refused(
+    service: GenerationService, backend: FakeBackend, text: TextTokenizer
+) -> None:
+    messages = (Message("user", "q"), Message("assistant", "The shop is"))
+    request = GenerateRequest(messages=messages)
+    for error in (
+        await refused(service, request),
+        await refused(service, dataclasses.replace(request, messages=(), prompt="x", continue_final_message=True)),
+    ):
+        assert error.code is Code.INVALID_ARGUMENT
+        assert [v.field for v in error.violations] == ["continue_final_message"]
+    with pytest.raises(Error) as caught:
+        await service.score(ScoreRequest(" open", messages=messages))
+    assert [v.field for v in caught.value.violations] == ["continue_final_message"]
+    assert backend.commands == backend.scores == []
+
+    asked = "<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\n"
+    await collect(service, dataclasses.replace(request, continue_final_message=True))
+    await service.score(ScoreRequest(" open", messages=messages, continue_final_message=True))
+    tokens = await service.tokenize(messages=messages, continue_final_message=True)
+    assert tokens.text == asked + "The shop is"
+    assert tokens.ids == backend.commands[0].prompt_ids == backend.scores[0].prompt_ids
+    assert text.decode(tokens.ids, skip_special_tokens=False) == tokens.text
+    # To count the tokens of a conversation needs no such word.
+    assert (await service.tokenize(messages=messages)).text.endswith("The shop is<|im_end|>\n<|im_start|>assistant\n")
+
+
+async def test_field_06_a_shape_is_not_cut(
+    service: GenerationService, backend: FakeBackend, text: TextTokenizer, info: EngineInfo
+) -> None:
+    """Neither by a stop text nor by a stop token; the model's end token has no text even where it is ignored."""
+    ids = text.encode_continuation("nine stop five")
+    backend.script = lambda _: Script((*ids, info.eos_token_ids[0]), finish=FinishReason.STOP)
+    done = await service.generate_once(
+        GenerateRequest(
+            prompt="x",
+            stop=("stop", "e"),
+            sampling=SamplingParams(stop_token_ids=(ids[-1],), ignore_eos=True),
+            response_format={"type": "choice", "choice": ["nine stop five"]},
+        )
+    )
+    assert (done.choices[0].text, done.choices[0].finish_reason) == ("nine stop five", FinishReason.STOP)

@@ -42,6 +42,7 @@ def generate_from_proto(request: pb.GenerateRequest, call: Call, default_max_tok
         request_id=call.request_id,
         deadline=call.deadline,
         response_format=format_from_proto(request.response_format) if request.HasField("response_format") else None,
+        continue_final_message=request.continue_final_message,
     )
 
 
@@ -82,16 +83,22 @@ def chunk_to_proto(chunk: Chunk, token_text: TokenText) -> pb.GenerateResponse:
 
 
 def logprobs_to_proto(entries: Iterable[TokenLogprob], token_text: TokenText) -> list[pb.TokenLogprob]:
-    """Log-probabilities with the tokens' texts."""
-    return [
-        pb.TokenLogprob(
-            token_id=e.token_id,
-            logprob=e.logprob,
-            token=token_text(e.token_id),
-            top=[pb.TopLogprob(token_id=t, logprob=p, token=token_text(t)) for t, p in e.top],
-        )
-        for e in entries
-    ]
+    """Log-probabilities with the tokens' texts and bytes."""
+    return [_logprob_to_proto(entry, token_text) for entry in entries]
+
+
+def _logprob_to_proto(entry: TokenLogprob, token_text: TokenText) -> pb.TokenLogprob:
+    spelt, *of_top = entry.token_bytes or (b"",) * (1 + len(entry.top))
+    return pb.TokenLogprob(
+        token_id=entry.token_id,
+        logprob=entry.logprob,
+        token=token_text(entry.token_id),
+        token_bytes=spelt,
+        top=[
+            pb.TopLogprob(token_id=id, logprob=logprob, token=token_text(id), token_bytes=added)
+            for (id, logprob), added in zip(entry.top, of_top, strict=True)
+        ],
+    )
 
 
 def completion_to_proto(completion: Completion, token_text: TokenText) -> pb.GenerateResult:
@@ -123,6 +130,7 @@ def score_from_proto(request: pb.ScoreRequest, call: Call) -> ScoreRequest:
         tenant=call.tenant,
         request_id=call.request_id,
         deadline=call.deadline,
+        continue_final_message=request.continue_final_message,
     )
 
 
@@ -134,6 +142,7 @@ def score_to_proto(score: Score) -> pb.ScoreResponse:
         greedy=score.greedy,
         adapters=applied_to_proto(score.adapters),
         tokens=score.tokens,
+        token_bytes=score.token_bytes,
     )
     response.usage.prompt_tokens = score.prompt_tokens
     response.usage.completion_tokens = len(score.token_ids)
@@ -143,4 +152,6 @@ def score_to_proto(score: Score) -> pb.ScoreResponse:
 
 def tokens_to_proto(tokens: Tokens) -> pb.TokenizeResponse:
     """The tokens of a text."""
-    return pb.TokenizeResponse(token_ids=tokens.ids, tokens=tokens.pieces, text=tokens.text)
+    return pb.TokenizeResponse(
+        token_ids=tokens.ids, tokens=tokens.pieces, text=tokens.text, token_bytes=tokens.token_bytes
+    )
