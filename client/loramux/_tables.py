@@ -124,7 +124,7 @@ def _parquet_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         import pyarrow.parquet as pq
     except ImportError:
         raise invalid(
-            "data", f"{path.name} is a Parquet file, which takes pyarrow to read: pip install 'loramux[tables]'"
+            "data", f"{path.name} is a Parquet file, which takes pyarrow to read: pip install pyarrow"
         ) from None
     try:
         with pq.ParquetFile(path) as file:

@@ -128,7 +128,7 @@ def _maintain(command: str, arguments: Sequence[str]) -> int:
 
 def _config_show(arguments: Sequence[str]) -> int:
     parser = build_parser("loramux config show", SHOW)
-    parser.add_argument("--json", action="store_true", help="as JSON")
+    parser.add_argument("--json", action="store_true", help="Print JSON instead of text.")
     namespace = parser.parse_args(arguments)
     print(show(load_namespace(namespace), as_json=namespace.json))
     return 0

@@ -51,7 +51,10 @@ def list_adapters(
     prefix: Annotated[str, typer.Argument(help="Only names that begin with this.")] = "",
     json: Json = False,
 ) -> None:
-    """List the adapters that you may use, with the version that each name means now."""
+    """List the adapters that you may use.
+
+    Each with the version that its name means now.
+    """
     with connect(context) as client:
         found = client.adapters.list(prefix=prefix)
     if json:
@@ -73,7 +76,7 @@ def _row(adapter: Adapter) -> list[object]:
 
 @app.command()
 def show(context: typer.Context, ref: Ref, json: Json = False) -> None:
-    """Show an adapter: its versions, how each was made, and its figures."""
+    """Show an adapter: its versions, how each was made, its figures."""
     with connect(context) as client:
         adapter = client.adapters.get(ref)
         current = adapter.current
@@ -163,7 +166,7 @@ def upload(
     metadata: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="Note; may be repeated.")] = None,
     json: Json = False,
 ) -> None:
-    """Publish an adapter that was trained anywhere, from its PEFT folder.
+    """Publish an adapter from a PEFT folder, wherever it was trained.
 
     \b
     Example:
@@ -184,7 +187,7 @@ def download(
     folder: Annotated[Path, typer.Argument(help="Folder to write; made if it is not there.")],
     json: Json = False,
 ) -> None:
-    """Write a version as a PEFT folder, which loads in PEFT, vLLM and SGLang."""
+    """Write a version as a PEFT folder, for PEFT, vLLM and others."""
     with connect(context) as client:
         version = client.adapters.download(ref, folder)
     if json:
@@ -243,9 +246,9 @@ def rm(
     ] = False,
     json: Json = False,
 ) -> None:
-    """Delete one version of an adapter, or a name with all its versions. Requests that use it finish.
+    """Delete one version, or a name with all its versions.
 
-    For a name alone it asks first, or wants --all-versions where there is no terminal.
+    Requests that use it finish. For a name alone it asks first, or wants --all-versions where there is no terminal.
     """
     with connect(context) as client:
         if "@" not in ref and not all_versions:

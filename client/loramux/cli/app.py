@@ -24,7 +24,7 @@ _GLOBAL = ("--address", "--api-key")
 app = typer.Typer(
     name="loramux",
     no_args_is_help=True,
-    rich_markup_mode="rich",
+    rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -60,7 +60,7 @@ def _root(
 ) -> None:
     """Serve one base model with many LoRA adapters, and train new ones beside it.
 
-    Start a server with [bold]loramux serve[/bold], then try in another terminal:
+    Start a server with loramux serve, then try in another terminal:
 
     \b
       loramux generate --message "What is the capital of France?"

@@ -39,7 +39,7 @@ def chat(
     repetition_penalty: RepetitionPenalty = None,
     seed: Seed = None,
 ) -> None:
-    """Chat with the base and a stack of adapters that can be changed between two messages.
+    """Chat with a stack of adapters that can change meanwhile.
 
     \b
     Examples:

@@ -39,7 +39,7 @@ def validate(
     recipe: Recipe = None,
     json: Json = False,
 ) -> None:
-    """Check a file as a training job would: all problems by line, then what it holds.
+    """Check a file as a training job would, all problems by line.
 
     The exit code is 1 if it cannot be trained on.
     """
@@ -85,9 +85,10 @@ def show(
     max_length: MaxLength = None,
     json: Json = False,
 ) -> None:
-    """Print rows as they are trained on, what is learned in colour, or between [[ and ]] where there is no colour.
+    """Print rows as they are trained on, what is learned in colour.
 
-    Special tokens are shown as they are written. The exit code is 1 if the file cannot be trained on.
+    Where there is no colour, it stands between [[ and ]]. Special tokens are shown as they are written.
+    The exit code is 1 if the file cannot be trained on.
     """
     with connect(context) as client:
         report = client.datasets.show(file, rows=rows, line=line, max_length=max_length)

@@ -74,7 +74,7 @@ def generate(
     timeout: Annotated[float | None, typer.Option(help="Seconds after which to give up.")] = None,
     json: Json = False,
 ) -> None:
-    """Answer a prompt with the base model and a stack of adapters, as the text is made.
+    """Answer a prompt with a stack of adapters, as the text is made.
 
     \b
     Examples:

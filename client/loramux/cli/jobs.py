@@ -66,7 +66,7 @@ def _row(info: JobInfo) -> list[object]:
 
 @app.command()
 def show(context: typer.Context, job: JobIdOrLatest = None, json: Json = False) -> None:
-    """Show a job, the latest unless given: state, figures, settings, result."""
+    """Show a job, the latest unless given."""
     with connect(context) as client:
         info = client.jobs.get(job or _latest(client)).info
     if json:
@@ -116,7 +116,10 @@ def watch(
     after: Annotated[int, typer.Option(help="Only events after this sequence number.")] = 0,
     json: Annotated[bool, typer.Option("--json", help="Print each event as a line of JSON.")] = False,
 ) -> None:
-    """Follow a job, the latest unless given, with its loss curve; exit code 1 if it published nothing."""
+    """Follow a job, the latest unless given, with its loss curve.
+
+    The exit code is 1 if it published nothing.
+    """
     with connect(context) as client:
         handle = client.jobs.get(job or _latest(client))
         print_notes(handle.info.notes, sys.stderr)

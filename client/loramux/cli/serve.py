@@ -39,7 +39,7 @@ def serve(context: typer.Context) -> None:
 
 
 def backup(context: typer.Context) -> None:
-    """Copy the state of a server on this machine, which may be running, into a folder."""
+    """Copy the state of a server, running or not, into a folder."""
     raise typer.Exit(run_server(["backup", *context.args]))
 
 
@@ -49,13 +49,13 @@ def restore(context: typer.Context) -> None:
 
 
 def doctor(context: typer.Context) -> None:
-    """Check everything that a state directory holds; --repair mends what can be mended."""
+    """Check all that a state directory holds; --repair mends it."""
     raise typer.Exit(run_server(["doctor", *context.args]))
 
 
 @config_app.command("show", cls=ServerCommand, context_settings=_PASS_THROUGH, add_help_option=False)
 def config_show(context: typer.Context) -> None:
-    """Show every setting of the server, its value and where that comes from; takes the flags of serve."""
+    """Show every setting, its value and where that comes from."""
     raise typer.Exit(run_server(["config-show", *context.args]))
 
 
@@ -73,5 +73,6 @@ def server_module(name: str) -> ModuleType:
         if os.environ.get("LORAMUX_DEBUG"):
             raise
         raise ServerMissing(
-            f"the server is not installed here (no module {error.name}); install it with: pip install 'loramux[server]'"
+            f"the server is not installed here (no module {error.name}); in a clone, install it with:"
+            " pip install '.[server]'"
         ) from None

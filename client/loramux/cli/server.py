@@ -18,7 +18,7 @@ def register(app: typer.Typer) -> None:
 
 
 def info(context: typer.Context, json: Json = False) -> None:
-    """Show what the server is: base, device, memory, adapters, jobs, limits."""
+    """Show the server: base, device, memory, adapters, jobs, limits."""
     with connect(context) as client:
         found, address = client.info(timeout=30), client.address
     if json:
@@ -53,7 +53,10 @@ def health(
     timeout: Annotated[float, typer.Option(help="Seconds to wait for an answer.")] = 3.0,
     json: Json = False,
 ) -> None:
-    """Say whether the server takes requests: exit code 0 if so, 1 if not. Made for health checks of containers."""
+    """Say whether the server takes requests.
+
+    The exit code is 0 if so, 1 if not. Made for health checks of containers.
+    """
     with connect(context) as client:
         try:
             status, why = client.health(service, timeout=timeout), ""

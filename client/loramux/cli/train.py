@@ -133,15 +133,17 @@ def train(
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Show the training and wait for its end.")] = True,
     json: Json = False,
 ) -> None:
-    """Train an adapter on the server's resident base while it goes on serving, and publish it.
+    """Train an adapter while the server serves, and publish it.
 
-    The very next request can use it. Interrupting this command leaves the job running.
+    It trains on the resident base. The very next request can use it. Interrupting this command leaves the job running.
 
     \b
     Examples:
       loramux train acme --data acme.jsonl
-      loramux train acme --data acme.jsonl --recipe facts --validation-split 0.1 --compare-prompt @acme-prompt.txt
-      loramux train letter --data letter.jsonl --recipe style --on-top-of pine:1.3 --on-top-of summit --on-top-of ''
+      loramux train acme --data acme.jsonl --recipe facts \\
+        --validation-split 0.1 --compare-prompt @acme-prompt.txt
+      loramux train letter --data letter.jsonl --recipe style \\
+        --on-top-of pine:1.3 --on-top-of summit --on-top-of ''
     """  # noqa: D301
     settings: dict[str, Any] = {
         "rank": rank,

@@ -17,6 +17,7 @@ from tempfile import TemporaryDirectory
 from pydantic import SecretStr
 
 from ..config import Settings, load
+from ..config.help import make_parser
 from ..core.errors import Code, Error, invalid_field
 from ..store import backup as backups
 from ..store.blob_places import open_blobs
@@ -31,7 +32,7 @@ from ..store.store import Store, blobs_of
 def backup_command(argv: Sequence[str]) -> int:
     """Copy the state of a server, which may be running, into a folder."""
     parser = _parser("backup", backup_command.__doc__)
-    parser.add_argument("folder", type=Path, metavar="FOLDER", help="folder to make; must be new or empty")
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="Folder to make; must be new or empty.")
     arguments = parser.parse_args(argv)
     settings = _settings(arguments)
     _only_sqlite(settings)
@@ -47,8 +48,8 @@ def backup_command(argv: Sequence[str]) -> int:
 def restore_command(argv: Sequence[str]) -> int:
     """Make a state directory from a backup, or only check the backup."""
     parser = _parser("restore", restore_command.__doc__)
-    parser.add_argument("folder", type=Path, metavar="FOLDER", help="folder that loramux backup made")
-    parser.add_argument("--verify", action="store_true", help="only check the backup; write nothing")
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="Folder that loramux backup made.")
+    parser.add_argument("--verify", action="store_true", help="Only check the backup; write nothing.")
     arguments = parser.parse_args(argv)
     if arguments.verify:
         manifest, found = backups.verify(arguments.folder)
@@ -73,7 +74,7 @@ def restore_command(argv: Sequence[str]) -> int:
 def doctor_command(argv: Sequence[str]) -> int:
     """Check every invariant of a state directory; nothing is changed without --repair."""
     parser = _parser("doctor", doctor_command.__doc__)
-    parser.add_argument("--repair", action="store_true", help="mend what can be mended; the server must be stopped")
+    parser.add_argument("--repair", action="store_true", help="Mend what can be mended; the server must be stopped.")
     arguments = parser.parse_args(argv)
     settings = _settings(arguments)
     url, blobs_url = _secret(settings.database_url), _secret(settings.blobs_url)
@@ -144,14 +145,14 @@ def _repair(state_dir: Path, url: str | None, blobs_url: str | None, as_json: bo
 
 
 def _parser(name: str, description: str | None) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog=f"loramux {name}", description=description, allow_abbrev=False)
-    parser.add_argument("--config", metavar="FILE", help="TOML file with settings (or LORAMUX_CONFIG)")
-    parser.add_argument("--state-dir", metavar="DIR", help="state directory of the server")
-    parser.add_argument("--database-url", metavar="URL", help="SQL database, if it is not in the state directory")
+    parser = make_parser(f"loramux {name}", description)
+    parser.add_argument("--config", metavar="FILE", help="TOML file with settings.  [env var: LORAMUX_CONFIG]")
+    parser.add_argument("--state-dir", metavar="DIR", help="State directory of the server.")
+    parser.add_argument("--database-url", metavar="URL", help="SQL database, if it is not in the state directory.")
     parser.add_argument(
-        "--blobs-url", metavar="URL", help="files of adapters and datasets, if not in the state directory"
+        "--blobs-url", metavar="URL", help="Files of adapters and datasets, if not in the state directory."
     )
-    parser.add_argument("--json", action="store_true", help="print JSON instead of text")
+    parser.add_argument("--json", action="store_true", help="Print JSON instead of text.")
     return parser
 
 

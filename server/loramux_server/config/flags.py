@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn, get_args, get_origin
 
 from ..core.errors import invalid_field
+from .help import make_parser
 from .load import Loaded, load
 from .tree import Leaf, leaves
 
@@ -29,15 +30,8 @@ class _Parser(argparse.ArgumentParser):
 
 def build_parser(prog: str, description: str) -> argparse.ArgumentParser:
     """A parser with one flag per setting, grouped. Flags that were not given leave no trace in its result."""
-    parser = _Parser(
-        prog=prog,
-        usage="%(prog)s [flags]",
-        description=description,
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument("--config", metavar="FILE", help="TOML file with settings (or LORAMUX_CONFIG)")
+    parser = make_parser(prog, description, _Parser, usage="%(prog)s [OPTIONS]", epilog=EPILOG)
+    parser.add_argument("--config", metavar="FILE", help="TOML file with settings.  [env var: LORAMUX_CONFIG]")
     groups: dict[str, Any] = {}
     for leaf in leaves():
         extra = leaf.info.json_schema_extra
@@ -99,11 +93,16 @@ def _choices(leaf: Leaf) -> tuple[str, ...]:
     return get_args(leaf.info.annotation) if get_origin(leaf.info.annotation) is Literal else ()
 
 
+def sentence(text: str) -> str:
+    """The words of a setting as a sentence."""
+    return f"{text[:1].upper()}{text[1:]}." if text else ""
+
+
 def _help(leaf: Leaf) -> str:
-    text = (leaf.info.description or "").replace("%", "%%")
+    text = sentence(leaf.info.description or "").replace("%", "%%")
     default = leaf.info.get_default(call_default_factory=True)
     if default is None or "(default" in text:
         return text
     words = {True: "on", False: "off"}[default] if isinstance(default, bool) else str(default)
     home = str(Path.home())
-    return f"{text} (default: {words.replace(home, '~', 1) if words.startswith(home + '/') else words})"
+    return f"{text}  [default: {words.replace(home, '~', 1) if words.startswith(home + '/') else words}]"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import SecretStr, ValidationError
 from pydantic_settings import EnvSettingsSource, SettingsError
 
-from ..core.errors import Error, FieldViolation, invalid, invalid_field
+from ..core.errors import FieldViolation, invalid, invalid_field
 from .tree import ENV_PREFIX, Address, Leaf, Settings, leaves
 
 NO_SETTINGS = frozenset({"LORAMUX_ADDRESS", "LORAMUX_API_KEY", "LORAMUX_CONFIG", "LORAMUX_DEBUG"})
@@ -47,6 +47,7 @@ def load(flags: Mapping[str, object], config_file: str | None = None) -> Loaded:
     known = {leaf.name: leaf for leaf in leaves()}
     values: dict[str, object] = {}
     sources = dict.fromkeys(known, "default")
+    unknown_names: list[FieldViolation] = []
     for source, found in (
         (f"file {config_file}", _read_toml(config_file) if config_file else {}),
         ("environment", _read_environment()),
@@ -54,7 +55,9 @@ def load(flags: Mapping[str, object], config_file: str | None = None) -> Loaded:
     ):
         for name, value in found.items():
             if name not in known:
-                raise invalid_field(name, f"unknown setting in {source} (list them with: loramux config show)")
+                told = f"unknown setting in {source} (list them with: loramux config show)"
+                unknown_names.append(FieldViolation(name, told))
+                continue
             values[name] = value
             leaf = known[name]
             sources[name] = {"environment": f"environment {leaf.variable}", "flag": f"flag {leaf.flag}"}.get(
@@ -63,7 +66,9 @@ def load(flags: Mapping[str, object], config_file: str | None = None) -> Loaded:
     try:
         settings = Settings(**_unflatten(values))
     except ValidationError as error:
-        raise _explain(error, known, sources) from None
+        raise invalid([*unknown_names, *_explain(error, known, sources)]) from None
+    if unknown_names:
+        raise invalid(unknown_names)
     if settings.metrics_listen and settings.metrics_listen == settings.listen and settings.listen.port:
         raise invalid_field("--metrics-listen", f"must differ from --listen ({settings.listen})")
     variables = {leaf.variable for leaf in known.values()} | NO_SETTINGS
@@ -129,7 +134,7 @@ _WORDS = {
 """What a value must be, by pydantic's type of error."""
 
 
-def _explain(error: ValidationError, known: Mapping[str, Leaf], sources: Mapping[str, str]) -> Error:
+def _explain(error: ValidationError, known: Mapping[str, Leaf], sources: Mapping[str, str]) -> Iterable[FieldViolation]:
     violations = {}
     for item in error.errors(include_url=False):
         # The location of a union member goes on after the field's own path.
@@ -142,4 +147,4 @@ def _explain(error: ValidationError, known: Mapping[str, Leaf], sources: Mapping
             text, got = "must not be empty", ""
         where = "" if sources[path].startswith("flag") else f" (from {sources[path]})"
         violations[path] = FieldViolation(known[path].flag, text + got + where)
-    return invalid(violations.values())
+    return violations.values()

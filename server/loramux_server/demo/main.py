@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 import tempfile
 import threading
@@ -15,6 +14,7 @@ from typing import Any
 from loramux import Client, LoramuxError
 from loramux.progress import progress_display
 
+from ..config.help import make_parser
 from .material import NEIGHBOUR, STYLE, TENANT, Fact, Material, Missing, inside_json
 from .server import DemoServer, ServerFailed, demo_server
 from .show import Show
@@ -42,13 +42,12 @@ Stack = Mapping[str, float] | None
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the demo. 0: every claim held; 1: one did not, or something is missing; 2: bad flags."""
-    parser = argparse.ArgumentParser(
-        prog="loramux demo",
-        description="Watch the main job: a server answers, learns a new adapter meanwhile, and answers with it.",
+    parser = make_parser(
+        "loramux demo", "Watch the main job: a server answers, learns a new adapter meanwhile, and answers with it."
     )
-    parser.add_argument("--state-dir", metavar="DIR", help="keep the server's state here (default: a temporary folder)")
+    parser.add_argument("--state-dir", metavar="DIR", help="Keep the server's state here.  [default: a new folder]")
     parser.add_argument(
-        "--adapters", metavar="DIR", help="folder of ready-made adapters and data (default: the shipped)"
+        "--adapters", metavar="DIR", help="Folder of ready-made adapters and data.  [default: the shipped]"
     )
     try:
         given = parser.parse_args(argv)

@@ -8,7 +8,6 @@ import socket
 
 from grpc import aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
 
 from loramux.v1 import (
     adapters_pb2,
@@ -27,6 +26,7 @@ from .adapters import AdapterServicer
 from .desk import Desk
 from .inference import InferenceServicer
 from .interceptor import CallInterceptor, CallSink
+from .reflection import enable_reflection
 from .server_info import ServerServicer
 from .training import TrainingServicer
 
@@ -107,7 +107,7 @@ class RpcServer:
         training_pb2_grpc.add_TrainingServiceServicer_to_server(TrainingServicer(self._desk), server)
         server_pb2_grpc.add_ServerServiceServicer_to_server(ServerServicer(self._desk), server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
-        reflection.enable_server_reflection((*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+        enable_reflection((*SERVICES, health.SERVICE_NAME), server)
         try:
             port = server.add_insecure_port(str(self.address))
         except RuntimeError as error:

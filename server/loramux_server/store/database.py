@@ -127,7 +127,7 @@ def _engine(url: URL, *, read_only: bool = False) -> Engine:
             return sa.create_engine(url, pool_pre_ping=True, isolation_level="REPEATABLE READ")
         except ModuleNotFoundError as exc:
             raise invalid_field(
-                "--database-url", f"needs the package {exc.name}; install it with: pip install 'loramux[postgres]'"
+                "--database-url", f"needs the package {exc.name}; install it with: pip install 'psycopg[binary]'"
             ) from None
     engine = sa.create_engine(url, connect_args={"timeout": BUSY_TIMEOUT_MS / 1000, "check_same_thread": False})
 

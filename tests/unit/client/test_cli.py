@@ -348,7 +348,7 @@ def test_a_missing_server_says_how_to_get_it(
     monkeypatch.setitem(sys.modules, "loramux_server", None)
     monkeypatch.setitem(sys.modules, "loramux_server.__main__", None)
     assert main(["serve"]) == 1
-    assert "pip install 'loramux[server]'" in capsys.readouterr().err
+    assert "pip install '.[server]'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

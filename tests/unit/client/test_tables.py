@@ -154,7 +154,7 @@ def test_a_small_file_of_giant_rows_stops_at_the_limit(tmp_path: Path, monkeypat
 def test_parquet_without_pyarrow_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = parquet(tmp_path / "x.parquet", {"text": ["a"]})
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(InvalidArgument, match=r"pip install 'loramux\[tables\]'"):
+    with pytest.raises(InvalidArgument, match=r"pip install pyarrow"):
         upload_dataset(path)
 
 

@@ -174,6 +174,17 @@ def test_every_setting_has_a_flag_a_variable_and_a_sentence(capsys: pytest.Captu
         assert leaf.variable.startswith("LORAMUX_")
 
 
+def test_field_c_every_wrong_line_of_a_file_is_told(tmp_path: Path) -> None:
+    file = tmp_path / "config.toml"
+    file.write_text('lissten = "x"\nmax_running = "many"\n[training]\nshare = 7\nsahre = 1\n[nothing]\nhere = 1\n')
+    with pytest.raises(Error) as caught:
+        load({}, str(file))
+    assert {violation.field for violation in caught.value.violations} == {
+        *("lissten", "training.sahre", "nothing.here"),
+        *("--max-running", "--training-share"),
+    }
+
+
 def test_settings_are_frozen() -> None:
     with pytest.raises(ValueError, match="frozen"):
         Settings().max_running = 3  # type: ignore[misc]

@@ -47,6 +47,13 @@ def test_commands_are_understood(block: Block) -> None:
             assert asked <= VERBS, f"no such verb: {asked - VERBS}"
 
 
+def test_field_c_no_page_or_message_installs_what_is_not_published() -> None:
+    """There is no package of that name on PyPI: people get what works from a clone."""
+    sources = [*pages(), *(ROOT / "client").rglob("*.py"), *(ROOT / "server").rglob("*.py")]
+    wrong = [str(path) for path in sources if re.search(r"pip install '?loramux", path.read_text("utf-8"))]
+    assert wrong == []
+
+
 @pytest.mark.parametrize("block", of("toml"), ids=str)
 def test_toml_is_a_valid_configuration(block: Block, tmp_path: Path) -> None:
     file = tmp_path / "loramux.toml"

@@ -273,6 +273,27 @@ async def test_when_ready_health_serves_and_info_is_whole() -> None:
         assert (described.limits.max_stack, described.tokenizer.has_chat_template) == (8, True)
 
 
+async def test_field_c_reflection_answers_as_v1_too() -> None:
+    """Newer tools ask for v1 first, and may want its own description."""
+    async with open_door() as door:
+        ask = door.channel.stream_stream(
+            "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
+            request_serializer=reflection_pb2.ServerReflectionRequest.SerializeToString,
+            response_deserializer=reflection_pb2.ServerReflectionResponse.FromString,
+        )
+        wanted = "grpc.reflection.v1.ServerReflection"
+        questions = [
+            reflection_pb2.ServerReflectionRequest(list_services=""),
+            reflection_pb2.ServerReflectionRequest(file_containing_symbol=wanted),
+            reflection_pb2.ServerReflectionRequest(file_containing_symbol="loramux.v1.InferenceService"),
+        ]
+        answers = [answer async for answer in ask(iter(questions))]
+        names = [service.name for service in answers[0].list_services_response.service]
+        assert {wanted, "grpc.reflection.v1alpha.ServerReflection", "loramux.v1.InferenceService"} <= {*names}
+        for answer in answers[1:]:
+            assert answer.file_descriptor_response.file_descriptor_proto
+
+
 async def test_reflection_lists_the_services() -> None:
     async with open_door() as door:
         stub = reflection_pb2_grpc.ServerReflectionStub(door.channel)
