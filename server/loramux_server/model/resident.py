@@ -12,9 +12,9 @@ from torch.nn.functional import linear
 from transformers.modeling_outputs import MoeModelOutputWithPast
 
 from ..core.errors import Code, Error
+from ..core.host import host_available
 from ..core.settings import EngineSettings
 from ..lora.context import Attention, StepContext
-from ..lora.host import host_available
 from ..lora.linear import install
 from ..lora.routing import Routing
 from .attention import NAME, attach

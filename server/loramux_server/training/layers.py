@@ -15,8 +15,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from ..core.host import host_available
 from ..lora.context import Attention
-from ..lora.host import host_available
 from ..lora.routing import Routing
 from ..model.resident import ResidentBase
 from .pace import activation_room

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, TypeVar
 import torch
 from torch import Tensor, nn
 
+from ..core.host import host_available
 from ..core.jobs import TrainCommand, TrainRow
 from ..core.types import AdapterVersion
 from ..lora.bank import AdapterBank, HostAdapter
-from ..lora.host import host_available
 from ..lora.peft_folder import read_folder
 from ..lora.routing import Entries
 from ..lora.trainable import TrainableAdapter
