@@ -37,8 +37,11 @@ RUN useradd --uid 10001 --create-home --shell /usr/sbin/nologin loramux \
     && install --directory --owner=loramux --group=loramux /var/lib/loramux
 COPY --from=environment /opt/loramux /opt/loramux
 # Inside a container the loopback address reaches nobody, so listen on all; publish only the ports that you mean to.
+# The rest of the file system may be read-only: what is compiled for this processor is kept in the volume.
 ENV PATH=/opt/loramux/bin:$PATH \
     PYTHONUNBUFFERED=1 \
+    XDG_CACHE_HOME=/var/lib/loramux/cache \
+    MPLCONFIGDIR=/var/lib/loramux/cache/matplotlib \
     HF_HOME=/var/lib/loramux/hub \
     LORAMUX_ADDRESS=127.0.0.1:50051 \
     LORAMUX_LISTEN=0.0.0.0:50051 \

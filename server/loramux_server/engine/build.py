@@ -9,10 +9,11 @@ import torch
 
 from ..core.backend import EngineInfo
 from ..core.background import Background
+from ..core.host import process_memory
 from ..core.settings import EngineSettings
+from ..lora import native
 from ..lora.bank import AdapterBank
 from ..lora.cache import HostCache
-from ..lora.host import process_memory
 from ..model.context_length import max_context
 from ..model.kv import KVPool
 from ..model.quantize import prepare_base
@@ -44,6 +45,8 @@ def build_engine(
     """Load the base and set up everything around it. ``salt`` gives a tenant's secret prefix-cache salt."""
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
+    if settings.state_dir:
+        native.keep_in(Path(settings.state_dir))
     folder = prepare_base(settings.model, Path(settings.state_dir), progress)
     progress("loading the base", None)
     base = ResidentBase.load(settings, folder)

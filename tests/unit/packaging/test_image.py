@@ -126,6 +126,13 @@ def test_the_server_runs_as_an_ordinary_user_with_its_state_in_a_volume() -> Non
     assert rest_of("VOLUME") == [environment()["LORAMUX_STATE_DIR"]]
 
 
+def test_field_12_all_that_is_kept_lies_in_the_volume() -> None:
+    """The root of the file system may be read-only, and code from a temporary folder may not run."""
+    (volume,) = rest_of("VOLUME")
+    for name in ("XDG_CACHE_HOME", "MPLCONFIGDIR", "HF_HOME", "LORAMUX_STATE_DIR"):
+        assert Path(environment()[name]).is_relative_to(volume), name
+
+
 def test_every_variable_of_the_image_is_a_setting(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in environment().items():
         if name.startswith("LORAMUX_"):
