@@ -86,6 +86,10 @@ bench-training: $(READY) ## Measure training beside TRL's (extra bench); a trial
 bench-coserve: $(READY) ## Measure what training and serving cost each other
 	@$(BIN)/python -m benchmarks.coserve $(BENCH_ARGS)
 
+.PHONY: bench-busy
+bench-busy: $(READY) ## Measure beside busy processes: ten minutes; a trial with BENCH_ARGS=--quick
+	@$(BIN)/python -m benchmarks.busy $(BENCH_ARGS)
+
 .PHONY: bench-stacking
 bench-stacking: $(READY) ## Train donors, styles and tenants anew and ask their stacks; goes on where it was
 	@$(BIN)/python -m benchmarks.stacking $(BENCH_ARGS)

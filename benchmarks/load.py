@@ -15,11 +15,12 @@ import asyncio
 import json
 import sys
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import IO
 
 from rich.console import Console
 from rich.table import Table
@@ -78,14 +79,19 @@ async def measure(address: str, stacks: Sequence[Adapters], levels: Sequence[int
 
 
 @asynccontextmanager
-async def own_server(flags: Sequence[str]) -> AsyncIterator[str]:
-    """A server on a free port, its registry in a temporary folder unless the flags name one; gives its address."""
+async def own_server(
+    flags: Sequence[str], environment: Mapping[str, str] | None = None, output: int | IO[bytes] = 2
+) -> AsyncIterator[str]:
+    """A server on a free port, its registry in a temporary folder unless the flags name one; gives its address.
+
+    ``environment`` comes on top of this process's; what the server says goes to ``output``.
+    """
     address = f"127.0.0.1:{free_port()}"
     with ExitStack() as stack:
         command = [*(sys.executable, "-m", "loramux_server", "serve"), "--listen", address, "--metrics-listen", "off"]
         if "--state-dir" not in flags:
             command += ["--state-dir", stack.enter_context(TemporaryDirectory(prefix="loramux-bench-"))]
-        server = start([*command, *flags], {})
+        server = start([*command, *flags], environment or {}, output)
         stack.callback(ended, server)
         async with AsyncClient(address) as client:
 

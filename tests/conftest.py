@@ -11,6 +11,10 @@ import pytest
 
 # A test that reaches for a hub is a defect and fails at once. Set before anything imports huggingface_hub.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# On a busy machine threads that spin at a barrier take the processor that the last one needs, and a test of seconds
+# takes minutes. Read when OpenMP is loaded, with torch or another library; children inherit it.
+for name, value in (("OMP_WAIT_POLICY", "passive"), ("GOMP_SPINCOUNT", "0")):
+    os.environ.setdefault(name, value)
 
 if TYPE_CHECKING:
     from tests.oracle import Oracle

@@ -15,6 +15,8 @@ import threading
 import msgspec
 
 from .core.errors import Error
+from .engine import spinning
+from .engine.environment import may_spin
 from .engine.protocol import Failure, Output
 from .engine.wire import Broken, Progress, Ready, Start, Stop, encode, read_frames
 
@@ -28,7 +30,12 @@ def main(fd: int) -> int:
     start = next(messages, None)
     if not isinstance(start, Start):
         return 2
+    import torch  # with it comes OpenMP
+
     from .engine_factory import build
+
+    if may_spin():
+        spinning.control(start.settings.threads or torch.get_num_threads())
 
     def send(outputs: list[Output]) -> None:
         connection.sendall(encode(outputs))

@@ -151,7 +151,7 @@ class Settings(BaseSettings):
         "auto", "Model", "HOW", "on a CPU, keep the 4-bit weights packed (less memory) or unpack them once (faster)"
     )
     threads: int | None = _setting(
-        None, "Model", "N", "processor threads of the engine (default: the engine chooses)", ge=1, le=1024
+        None, "Model", "N", "processor threads of the engine (default: affinity and quota)", ge=1, le=1024
     )
 
     listen: ListenAddress = _setting(

@@ -22,18 +22,13 @@ from ..core.backend import EngineInfo
 from ..core.errors import Code, Error
 from ..core.settings import EngineSettings
 from .client import EngineClient
+from .environment import engine_environment
 from .protocol import Command, Output
 from .wire import HEADER, Broken, Progress, Ready, Start, Stop, decode, encode, frame_size
 
 log = logging.getLogger(__name__)
 
 MODULE = "loramux_server.engine_process"
-ENVIRONMENT = {"GOMP_SPINCOUNT": "100000"}
-"""For the child, unless the operator says otherwise: how long its threads spin at a barrier before they sleep.
-
-Spinning for ever takes the core that the last thread waits for as soon as anything else runs (a decode step of 192 ms
-instead of 80 beside two busy processes); not spinning at all makes every small operation wait for a wake-up (a training
-step of 847 ms instead of 480 on an idle host). This is between: 587, and no slower than passive beside others."""
 STOP_SECONDS = 10.0
 """How long a child may take to end by itself."""
 CRASHES, CRASH_WINDOW = 5, 300.0
@@ -95,7 +90,7 @@ class ProcessLink:
                 stdin=asyncio.subprocess.DEVNULL,
                 # Signals from a terminal are the front's to handle: it lets the engine finish.
                 start_new_session=True,
-                env={**ENVIRONMENT, **os.environ},
+                env=engine_environment(os.environ),
             )
         finally:
             theirs.close()

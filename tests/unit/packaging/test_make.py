@@ -25,6 +25,7 @@ VERBS = {
     "bench-serving",
     "bench-training",
     "bench-coserve",
+    "bench-busy",
     "bench-stacking",
     "protos",
     "pins",
