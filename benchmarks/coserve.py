@@ -21,7 +21,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import os
 import tempfile
 import time
 from collections.abc import Sequence
@@ -34,6 +33,7 @@ import msgspec
 from rich.table import Table
 
 from loramux import AsyncClient
+from loramux_server.core.host import usable_cpus
 from tools.make_adapters import FACTS
 from tools.make_data import DATA
 
@@ -187,7 +187,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--layers", metavar="all|M-N", help="that the job adapts (default: all; quick: 15-29)")
     add("--dtype", choices=("float32", "bfloat16"), default="bfloat16", help="(default: bfloat16)")
     add("--device", choices=DEVICES, default=DEVICES[0], help=f"(default: {DEVICES[0]})")
-    add("--threads", type=int, default=len(os.sched_getaffinity(0)), help="of the engine (default: all cores)")
+    add("--threads", type=int, default=usable_cpus(), help="of the engine (default: affinity and quota)")
     add("--material", type=Path, default=ROOT / "build" / "bench", help="where the base is kept")
     add("--json", type=Path, metavar="FILE", help="(default: a new file in benchmarks/results)")
     options = parser.parse_args(arguments)

@@ -10,6 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from loramux_server.core.host import usable_cpus
+
 from .roofline import Rates
 
 if TYPE_CHECKING:
@@ -28,7 +30,8 @@ def describe() -> dict[str, Any]:
     return {
         "cpu": model,
         "flags": [f for f in FLAGS if f in flags],
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": usable_cpus(),
+        "host_cores": os.cpu_count(),
         "memory_bytes": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
         "load_average": [round(x, 2) for x in os.getloadavg()],
         "gpus": _gpus(),

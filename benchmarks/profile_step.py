@@ -9,7 +9,6 @@ is Python (and the profiler's own cost: compare ``wall`` with ``unprofiled``).
 from __future__ import annotations
 
 import argparse
-import os
 import tempfile
 import time
 from collections.abc import Iterable, Mapping
@@ -17,6 +16,8 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+
+from loramux_server.core.host import usable_cpus
 
 from .job import Job
 from .material import BASES, prepare
@@ -71,7 +72,7 @@ def main() -> None:
     parser.add_argument("workload", nargs="?", default="base@16", help="KIND@N (default: base@16)")
     parser.add_argument("--base", choices=BASES, default=BASES[0])
     parser.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16", "float16"))
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--threads", type=int, default=usable_cpus())
     parser.add_argument("--steps", type=int, default=20, help="profiled (default: 20)")
     parser.add_argument("--material", type=Path, default=Path(__file__).parents[1] / "build" / "bench")
     parser.add_argument("--rows", type=int, default=12, help="operators to list (default: 12)")

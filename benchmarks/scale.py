@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import os
 import tempfile
 import time
 from collections.abc import Sequence
@@ -24,6 +23,8 @@ from pathlib import Path
 from typing import IO, Any
 
 import msgspec
+
+from loramux_server.core.host import usable_cpus
 
 from . import scale_parts as parts
 from . import scale_table as table
@@ -209,7 +210,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="fewer of everything: a trial of a minute or two")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="(default: all)")
     parser.add_argument("--dtype", choices=sorted(WEIGHT_BYTES), help="(default: what loramux would choose here)")
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="(default: all cores)")
+    parser.add_argument("--threads", type=int, default=usable_cpus(), help="(default: affinity and quota)")
     parser.add_argument(
         "--material", type=Path, default=ROOT / "build" / "bench", help="where base and adapters are kept"
     )

@@ -27,6 +27,8 @@ from typing import Any
 import msgspec
 from rich.console import Console
 
+from loramux_server.core.host import usable_cpus
+
 from .job import Base, CellResult, Job, Line
 from .machine import DEVICES, describe, sentence
 from .material import BASES
@@ -179,7 +181,7 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--dtype", choices=sorted(WEIGHT_BYTES), help="(default: what loramux would choose here)")
     parser.add_argument("--device", choices=DEVICES, default=DEVICES[0], help=f"(default: {DEVICES[0]})")
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="(default: all cores)")
+    parser.add_argument("--threads", type=int, default=usable_cpus(), help="(default: affinity and quota)")
     parser.add_argument("--tokens", type=int, metavar="N", help="new tokens per request (default: 64; quick: 16)")
     parser.add_argument("--rounds", type=int, metavar="N", help="requests per place (default: 2; quick: 1)")
     parser.add_argument("--llama-server", metavar="PATH|URL", help="also measure llama.cpp (see systems/llama.py)")

@@ -19,7 +19,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
@@ -32,6 +31,7 @@ from loramux import Client, Job, NotFound
 from loramux.types import FINAL_STATES
 from loramux_server.app.embedded import running_app_thread
 from loramux_server.config import Address, Settings
+from loramux_server.core.host import usable_cpus
 from loramux_server.core.settings import Dtype
 from loramux_server.telemetry import logs
 from tools.make_data import Tenant as Shop
@@ -190,7 +190,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--styles", nargs="+", choices=STYLES, help="(default: all)")
     add("--jobs", type=int, default=4, metavar="N", help="that train at once, where the server can (default: 4)")
     add("--dtype", choices=get_args(Dtype), default="auto", help="(default: auto)")
-    add("--threads", type=int, default=len(os.sched_getaffinity(0)), help="(default: all cores)")
+    add("--threads", type=int, default=usable_cpus(), help="(default: affinity and quota)")
     add("--state-dir", type=Path, default=ROOT / "build" / "bench-stacking", help="keeps what was trained")
     add("--json", type=Path, metavar="FILE", help="(default: a new file in benchmarks/results)")
     options = parser.parse_args(arguments)

@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 import tempfile
 import time
@@ -32,6 +31,7 @@ from typing import Any
 
 import msgspec
 
+from loramux_server.core.host import usable_cpus
 from loramux_server.telemetry import logs
 from tools.make_adapters import FACTS
 from tools.make_data import DATA, load_tenants
@@ -150,7 +150,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--steps", type=int, metavar="N", help="stop after N steps (default: the recipe's four epochs)")
     add("--every", type=int, metavar="N", help="steps between two adapters that are asked (default: 6; 0: none)")
     add("--device", choices=DEVICES, default=DEVICES[0], help=f"(default: {DEVICES[0]})")
-    add("--threads", type=int, default=len(os.sched_getaffinity(0)), help="(default: all cores)")
+    add("--threads", type=int, default=usable_cpus(), help="(default: affinity and quota)")
     add("--cpu-weights", choices=("auto", "packed", "unpacked"), default="auto", help="of loramux (default: auto)")
     add("--activation-memory", type=int, metavar="BYTES", help="of loramux (default: the server's; 0: none kept)")
     add("--material", type=Path, default=ROOT / "build" / "bench", help="where the base is kept")
