@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import concurrent.futures
-from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
 
 from loramux import __version__
 
 from ..config import Settings, TrainingSettings
-from ..core.backend import Backend, EngineInfo, EngineStats, GenerateCommand
+from ..core.backend import Backend, EngineInfo, GenerateCommand
 from ..core.errors import Error
 from ..core.types import SamplingParams
 from ..rpc.desk import Behind, Counts, Desk, Services
@@ -31,11 +28,9 @@ from ..telemetry.logs import get_logger
 from ..telemetry.metrics import Metrics
 from ..text import TextTokenizer
 from .announce import Announcer, Silent
+from .scrape import stats_from_thread
 
 logger = get_logger(__name__)
-
-SCRAPE_TIMEOUT = 2.0
-"""Seconds a scrape waits for the engine's figures before it does without."""
 
 
 class App:
@@ -93,7 +88,7 @@ class App:
         info = await backend.start()
         self._say.progress("reading the tokenizer")
         text = await asyncio.to_thread(TextTokenizer.load, info.tokenizer_path)
-        self._metrics.engine_ready(info, self._stats_from_thread(backend, asyncio.get_running_loop()))
+        self._metrics.engine_ready(info, stats_from_thread(backend, asyncio.get_running_loop()))
         await self._open_services(backend, store, info, text)
         self._say.ready(settings, self._rpc.address, self.metrics_port, info, await backend.stats())
 
@@ -144,7 +139,8 @@ class App:
         return backend
 
     def _engine_moved(self, up: bool) -> None:
-        """The engine's process died, or is up again: health tells load balancers."""
+        """The engine's process died, or is up again: metrics tell operators, health tells load balancers."""
+        self._metrics.engine_moved(up)
         if self._desk.readiness is Readiness.READY:
             self._health = asyncio.create_task(self._set_serving(up))
 
@@ -201,24 +197,6 @@ class App:
         if jobs is not None:
             jobs.cancel()
             await asyncio.wait((jobs,))
-
-    @staticmethod
-    def _stats_from_thread(backend: Backend, loop: asyncio.AbstractEventLoop) -> Callable[[], EngineStats | None]:
-        """The engine's figures for the scraping thread; the last ones when the engine is too busy to answer."""
-        last: EngineStats | None = None
-
-        def fetch() -> EngineStats | None:
-            nonlocal last
-            coroutine: Any = backend.stats()
-            try:
-                last = asyncio.run_coroutine_threadsafe(coroutine, loop).result(SCRAPE_TIMEOUT)
-            except concurrent.futures.TimeoutError:
-                logger.warning("the engine gave no figures in time", seconds=SCRAPE_TIMEOUT)
-            except RuntimeError:  # the loop is closed: the server has stopped meanwhile
-                coroutine.close()
-            return last
-
-        return fetch
 
 
 def _open_store(settings: Settings) -> Store:

@@ -88,12 +88,20 @@ class Metrics:
             registry=registry,
         )
         self.registry.register(EngineCollector(lambda: self._fetch(), lambda: self._device))
+        # After the collector: what it finds out by asking shows on the same page.
+        self.engine_up = Gauge(
+            "loramux_engine_up", "1 while the engine answers, 0 while it starts or is gone.", registry=registry
+        )
+        self.engine_restarts = Counter(
+            "loramux_engine_restarts_total", "New starts of an engine that had died.", registry=registry
+        )
         ProcessCollector(namespace="loramux", registry=registry)
 
     def engine_ready(self, info: EngineInfo, fetch: Callable[[], EngineStats | None]) -> None:
         """Name the base, and read the engine's figures through ``fetch`` from now on."""
         self._device = info.device
         self._fetch = fetch
+        self.engine_up.set(1)
         self.build_info.labels(
             self._version,
             platform.python_version(),
@@ -103,9 +111,16 @@ class Metrics:
             info.dtype,
         ).set(1)
 
+    def engine_moved(self, up: bool) -> None:
+        """The engine died, or was started again."""
+        self.engine_up.set(up)
+        if up:
+            self.engine_restarts.inc()
+
     def engine_gone(self) -> None:
         """Stop reading the engine's figures."""
         self._fetch = lambda: None
+        self.engine_up.set(0)
 
     def seed_jobs(self, counts: Mapping[JobState, int]) -> None:
         """Start from the jobs that the store already has."""

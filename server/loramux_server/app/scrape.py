@@ -1,0 +1,46 @@
+"""The engine's figures for the thread that serves a scrape, which must never fail with the engine."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+from collections.abc import Callable
+from typing import Any
+
+from ..core.backend import Backend, EngineStats
+from ..core.errors import Error
+from ..telemetry.logs import get_logger
+
+logger = get_logger(__name__)
+
+SCRAPE_TIMEOUT = 2.0
+"""Seconds a scrape waits for the engine's figures before it does without."""
+
+
+def stats_from_thread(
+    backend: Backend, loop: asyncio.AbstractEventLoop, timeout: float = SCRAPE_TIMEOUT
+) -> Callable[[], EngineStats | None]:
+    """A function for other threads that gives the engine's figures.
+
+    It gives the last ones while the engine is too busy to answer, and None while there is no engine to ask.
+    """
+    last: EngineStats | None = None
+
+    def fetch() -> EngineStats | None:
+        nonlocal last
+        coroutine: Any = backend.stats()
+        try:
+            asked = asyncio.run_coroutine_threadsafe(coroutine, loop)
+        except RuntimeError:  # the loop is closed: the server has stopped meanwhile
+            coroutine.close()
+            return None
+        try:
+            last = asked.result(timeout)
+        except concurrent.futures.TimeoutError:
+            asked.cancel()
+            logger.warning("the engine gave no figures in time", seconds=timeout)
+        except (Error, concurrent.futures.CancelledError):  # it is starting again, has failed, or is stopping
+            last = None
+        return last
+
+    return fetch
