@@ -8,22 +8,25 @@ import signal
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
-
-import uvloop
+from types import FrameType
+from typing import TYPE_CHECKING
 
 from loramux import __version__
 from loramux._streams import tolerate_encodings
 
-from .app.announce import Announcer, Logged, Plain
-from .config import Loaded, Settings
-from .config.flags import build_parser, load_namespace, parse, show
 from .core.errors import Error
-from .telemetry.logs import configure, get_logger
+from .core.signals import to_stop
+from .telemetry.opening import Opening, tell
+
+if TYPE_CHECKING:
+    from .app.announce import Announcer
+    from .config import Loaded, Settings
 
 SERVE = "Serve one base model with stacks of LoRA adapters per request, and train new ones beside it."
 SHOW = "Print every setting of the server, its value and where it came from."
 
-USAGE_ERROR = 2
+USAGE_ERROR, INTERRUPTED = 2, 130
+STOPPED_EARLY = "Stopped before it was ready."
 MAINTENANCE = ("backup", "restore", "doctor")
 SAME_SIGNAL = 0.5
 """Seconds within which a second signal is the first one again: some tools send it to the process and to its group."""
@@ -38,61 +41,96 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _config_show(arguments)
         if command in MAINTENANCE:
             return _maintain(command, arguments)
-        loaded = parse(arguments, prog="loramux serve", description=SERVE)
+        return serve(arguments)
     except Error as error:
         for line in [f"{v.field}: {v.description}" if v.field else v.description for v in error.violations]:
-            print(f"loramux: {line}", file=sys.stderr)
+            tell(f"loramux: {line}")
         return USAGE_ERROR
-    return serve(loaded)
+    except KeyboardInterrupt:
+        return INTERRUPTED
 
 
-def serve(loaded: Loaded) -> int:
+def serve(arguments: Sequence[str]) -> int:
     """Run a server until a signal stops it. 0: it was stopped; 1: it could not start or lost its engine for good.
 
-    One line says why.
+    One line says why. Raises ``Error`` with violations for flags, variables and files that are wrong.
     """
+    for number in to_stop():
+        # Until the event loop takes over. Nothing is open yet, and imports may take seconds.
+        signal.signal(number, _stop_at_once)
+    opening = Opening(__version__, arguments)
+    try:
+        # Nothing slow is imported before its turn: the first line, and a refusal, come at once.
+        from .config.flags import parse
+
+        loaded = parse(arguments, prog="loramux serve", description=SERVE)
+        try:
+            return _run(loaded, opening)
+        except Error as error:
+            tell(f"loramux: {error.message}")
+            return 1
+    finally:
+        opening.silence()
+
+
+def _run(loaded: Loaded, opening: Opening) -> int:
+    from .preflight import preflight
+
     settings = loaded.settings
+    preflight(settings)
+    opening.say()
+    from .telemetry.logs import configure, get_logger
+
     configure(settings.log.level, settings.log.format)
     for name in loaded.unknown_variables:
         get_logger("loramux_server").warning("unknown variable ignored; misspelt?", variable=name)
-    announcer: Announcer = Logged() if settings.log.format == "json" else Plain(__version__)
-    try:
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            return runner.run(_serve(settings, announcer))
-    except Error as error:
-        print(f"loramux: {error.message}", file=sys.stderr)
-        return 1
+    import uvloop
+
+    from .app.announce import Logged, Plain
+
+    announcer: Announcer = Logged() if settings.log.format == "json" else Plain(__version__, began=opening.began)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(_serve(settings, announcer))
+
+
+def _stop_at_once(number: int, frame: FrameType | None) -> None:
+    tell(STOPPED_EARLY)
+    os._exit(0)
 
 
 async def _serve(settings: Settings, announcer: Announcer) -> int:
     from .app import App
 
+    app = App(settings, announcer=announcer)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
 
     first = 0.0
+
+    def leave(code: int) -> None:
+        """End at once. Everything acknowledged is on disk already; the engine goes first, whatever it does."""
+        app.abandon()
+        os._exit(code)
 
     def on_signal(number: signal.Signals) -> None:
         nonlocal first
         if not stop.is_set():
             first = loop.time()
         elif loop.time() - first > SAME_SIGNAL:
-            # Everything acknowledged is on disk already.
             announcer.say("Second signal: leaving at once.")
-            os._exit(128 + number)
+            leave(128 + number)
         stop.set()
 
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in to_stop():
         loop.add_signal_handler(number, on_signal, number)
-    app = App(settings, announcer=announcer)
     starting = asyncio.create_task(app.start())
     stopping = asyncio.create_task(stop.wait())
     try:
         await asyncio.wait((starting, stopping), return_when=asyncio.FIRST_COMPLETED)
         if not starting.done():
             # The base may be half loaded on a thread that cannot be interrupted, and there is nothing to lose.
-            announcer.say("Stopped before it was ready.")
-            os._exit(0)
+            announcer.say(STOPPED_EARLY)
+            leave(0)
         await starting
         watching = asyncio.create_task(app.watch())
         await asyncio.wait((watching, stopping), return_when=asyncio.FIRST_COMPLETED)
@@ -122,11 +160,13 @@ def _maintain(command: str, arguments: Sequence[str]) -> int:
     except Error as error:
         if error.violations:
             raise
-        print(f"loramux: {error.message}", file=sys.stderr)
+        tell(f"loramux: {error.message}")
         return 1
 
 
 def _config_show(arguments: Sequence[str]) -> int:
+    from .config.flags import build_parser, load_namespace, show
+
     parser = build_parser("loramux config show", SHOW)
     parser.add_argument("--json", action="store_true", help="Print JSON instead of text.")
     namespace = parser.parse_args(arguments)

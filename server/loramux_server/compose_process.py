@@ -13,6 +13,7 @@ import msgspec
 
 from .core.compose import ComposeCommand
 from .core.errors import Error
+from .core.signals import leave_to_the_front
 
 NICENESS = 10
 """Requests come first."""
@@ -20,6 +21,7 @@ NICENESS = 10
 
 def main() -> int:
     """Run the command on standard input; on standard output comes a result, or an error's code, message and reason."""
+    leave_to_the_front()
     os.nice(NICENESS)
     command = msgspec.json.decode(sys.stdin.buffer.read(), type=ComposeCommand)
     from .lora.compose import compose

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import secrets
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .core.backend import EngineInfo
 from .core.settings import EngineSettings
+from .engine import spinning
+from .engine.environment import may_spin
 from .engine.process_backend import ProcessBackend
 from .engine.thread_backend import Emit, ThreadBackend
 
@@ -34,7 +38,16 @@ def make_thread_backend(settings: EngineSettings, progress: Progress) -> ThreadB
 
 def build(settings: EngineSettings, secret: bytes, emit: Emit, progress: Progress) -> tuple[EngineLoop, EngineInfo]:
     """Load and build an engine on the calling thread. ``secret`` makes the tenants' prefix-cache salts."""
-    # Imported here: the front works, and fails early, without torch.
+    # Imported late: the front works without torch, and a base that is missing is told before it is imported.
+    from .model.quantize import IMPORTING, prepare_base
+
+    prepare_base(settings.model, Path(settings.state_dir), progress)
+    if "torch" not in sys.modules:
+        progress(IMPORTING, None)
+    import torch  # with it comes OpenMP
+
+    if may_spin():
+        spinning.control(settings.threads or torch.get_num_threads())
     from .engine.build import build_engine
     from .training.tasks import make_tasks
 

@@ -7,71 +7,79 @@ from __future__ import annotations
 
 import gc
 import os
-import signal
 import socket
 import sys
 import threading
+from concurrent.futures import Future
+from typing import TYPE_CHECKING, NoReturn
 
 import msgspec
 
 from .core.errors import Error
-from .engine import spinning
-from .engine.environment import may_spin
-from .engine.protocol import Failure, Output
+from .core.signals import leave_to_the_front
+from .engine.protocol import Failure
 from .engine.wire import Broken, Progress, Ready, Start, Stop, encode, read_frames
+
+if TYPE_CHECKING:
+    from .engine.loop import EngineLoop
 
 
 def main(fd: int) -> int:
     """Build the engine that the first message describes and run it until told to stop or the front is gone."""
-    # The front decides when to stop; a Ctrl-C in the terminal is its to handle.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    leave_to_the_front()
     connection = socket.socket(fileno=fd)
     messages = read_frames(connection)
     start = next(messages, None)
     if not isinstance(start, Start):
         return 2
-    import torch  # with it comes OpenMP
-
-    from .engine_factory import build
-
-    if may_spin():
-        spinning.control(start.settings.threads or torch.get_num_threads())
-
-    def send(outputs: list[Output]) -> None:
-        connection.sendall(encode(outputs))
-
-    def progress(step: str, fraction: float | None) -> None:
-        connection.sendall(encode(Progress(step, fraction)))
-
-    try:
-        engine, info = build(start.settings, start.secret, send, progress)
-    except Error as error:
-        connection.sendall(encode(Broken(Failure.of(error))))
-        return 1
-    # What stands now stays to the end: collections that walk through it again and again would hold up steps.
-    gc.collect()
-    gc.freeze()
-    connection.sendall(encode(Ready(info)))
+    running: Future[EngineLoop] = Future()
 
     def read() -> None:
         try:
             for message in messages:
-                if isinstance(message, Stop):
-                    engine.stop()
+                if not isinstance(message, Stop):
+                    running.result().submit(message)
+                elif running.done():
+                    running.result().stop()
                     return
-                engine.submit(message)
+                else:
+                    break  # there is nothing to wait for yet
         except msgspec.MsgspecError as error:
             # What came after it cannot be told apart: the front starts another process.
             print(f"loramux engine: a message that cannot be read: {error}", file=sys.stderr, flush=True)
             os._exit(4)
         except OSError:
             pass  # a reset: the front died and had not read all that it was sent
-        # The front died: nobody waits for anything any more, and a step may still take long.
-        os._exit(3)
+        _alone()
 
+    # Before anything slow: a front that dies or stops while the base is loaded takes this process along.
     threading.Thread(target=read, name="commands", daemon=True).start()
+
+    def say(message: object) -> None:
+        try:
+            connection.sendall(encode(message))
+        except OSError:
+            _alone()
+
+    from .engine_factory import build
+
+    try:
+        engine, info = build(start.settings, start.secret, say, lambda step, fraction: say(Progress(step, fraction)))
+    except Error as error:
+        say(Broken(Failure.of(error)))
+        return 1
+    # What stands now stays to the end: collections that walk through it again and again would hold up steps.
+    gc.collect()
+    gc.freeze()
+    running.set_result(engine)
+    say(Ready(info))
     engine.run()
     return 0
+
+
+def _alone() -> NoReturn:
+    """The front died: nobody waits for anything any more, and a step, or a load, may still take long."""
+    os._exit(3)
 
 
 if __name__ == "__main__":

@@ -24,11 +24,11 @@ def taken() -> Iterator[str]:
 
 
 def refusal(home: Path, *flags: str) -> str:
-    """The only line of a server that exits with 1."""
+    """The only line of a server that exits with 1, but for the one that it starts, on a slow machine."""
     code, lines = run_server(home, *flags)
     assert code == 1, lines
-    assert len(lines) == 1, lines
-    return lines[0]
+    assert [line.endswith(" starts.") for line in lines[:-1]] in ([], [True]), lines
+    return lines[-1]
 
 
 def test_port_taken(tmp_path: Path, taken: str) -> None:
@@ -80,5 +80,5 @@ def test_base_not_found(tmp_path: Path) -> None:
 def test_bad_settings_exit_with_two(tmp_path: Path, flags: tuple[str, ...], named: str) -> None:
     code, lines = run_server(tmp_path, *flags)
     assert code == 2
-    assert len(lines) == 1
-    assert named in lines[0]
+    assert [line.endswith(" starts.") for line in lines[:-1]] in ([], [True])
+    assert named in lines[-1]

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import importlib
 import os
-import sys
 from types import ModuleType
 
 import typer
 
 from ..errors import LoramuxError
 from .completion import ServerCommand
+from .handover import NEEDED, exec_server
 
 _PASS_THROUGH = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 
@@ -32,10 +32,9 @@ def register(app: typer.Typer) -> None:
 
 def serve(context: typer.Context) -> None:
     """Start a server (its flags: loramux serve --help)."""
-    for name in ("loramux_server", "uvloop"):
+    for name in NEEDED:
         server_module(name)
-    # In place of this process, which has grpc loaded: the server sets what grpc reads when it is loaded.
-    os.execv(sys.executable, [sys.executable, "-m", "loramux_server", *context.args])
+    exec_server(context.args)
 
 
 def backup(context: typer.Context) -> None:

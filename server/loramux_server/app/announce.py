@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import sys
 import time
-from pathlib import Path
+from contextlib import suppress
 from typing import Protocol, TextIO
 
 from ..config import Address, Settings
 from ..core.backend import EngineInfo, EngineStats
+from ..core.home import short
 from ..telemetry.logs import get_logger
 
 logger = get_logger(__name__)
@@ -69,10 +70,10 @@ class Logged:
 class Plain:
     """Says it in plain lines on standard error."""
 
-    def __init__(self, version: str, out: TextIO | None = None) -> None:
+    def __init__(self, version: str, out: TextIO | None = None, began: float | None = None) -> None:
         self._version = version
         self._out = out or sys.stderr
-        self._started = time.monotonic()
+        self._started = time.monotonic() if began is None else began
         self._step = ""
         self._shown = 0.0
 
@@ -94,7 +95,8 @@ class Plain:
         self._print(text)
 
     def _print(self, line: str) -> None:
-        print(line, file=self._out, flush=True)
+        with suppress(OSError, ValueError):  # the terminal was closed: a stop goes on without it
+            print(line, file=self._out, flush=True)
 
 
 def ready_lines(
@@ -120,7 +122,7 @@ def ready_lines(
         f"            {engine.architecture}, {engine.num_layers} layers, context of {engine.max_context} tokens",
         f"  runs on   {engine.device} in {engine.dtype}",
         f"  memory    {sizes}",
-        f"  state     {short_path(settings.state_dir)}",
+        f"  state     {short(settings.state_dir)}",
         "",
         "Try, in another terminal:",
     ]
@@ -144,9 +146,3 @@ def human_size(size: float) -> str:
             return f"{size:.0f} {unit}"
         size /= 1000
     return f"{size:.1f} GB" if size < 1000 else f"{size / 1000:.1f} TB"
-
-
-def short_path(path: Path) -> str:
-    """A path with the home folder as ``~``."""
-    home = Path.home()
-    return f"~/{path.relative_to(home)}" if path.is_relative_to(home) else str(path)

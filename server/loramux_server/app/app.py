@@ -11,6 +11,7 @@ from ..config import Settings, TrainingSettings
 from ..core.backend import Backend, EngineInfo, GenerateCommand
 from ..core.errors import Error
 from ..core.types import SamplingParams
+from ..engine.process_backend import ProcessBackend
 from ..rpc.desk import Behind, Counts, Desk, Services
 from ..rpc.server import RpcServer
 from ..services.adapters import AdapterService
@@ -128,6 +129,11 @@ class App:
         store, self._store = self._store, None
         if store is not None:
             await asyncio.to_thread(store.close)
+
+    def abandon(self) -> None:
+        """End the engine's process at once, before this one ends without a ``stop``."""
+        if isinstance(self._backend, ProcessBackend):
+            self._backend.link.kill()
 
     def _build_engine(self) -> Backend:
         # Brings torch into the process, so not before everything that can fail without it has been tried.

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NoReturn, get_args, get_origin
 
-from ..core.errors import invalid_field
+from ..core.errors import Error, invalid_field
+from ..core.home import short
 from .help import make_parser
 from .load import Loaded, load
 from .tree import Leaf, leaves
@@ -100,9 +101,11 @@ def sentence(text: str) -> str:
 
 def _help(leaf: Leaf) -> str:
     text = sentence(leaf.info.description or "").replace("%", "%%")
-    default = leaf.info.get_default(call_default_factory=True)
+    try:
+        default = leaf.info.get_default(call_default_factory=True)
+    except Error as error:  # there is none on this machine, and the flag must be given
+        return f"{text}  [{error.violations[0].description}]"
     if default is None or "(default" in text:
         return text
     words = {True: "on", False: "off"}[default] if isinstance(default, bool) else str(default)
-    home = str(Path.home())
-    return f"{text}  [default: {words.replace(home, '~', 1) if words.startswith(home + '/') else words}]"
+    return f"{text}  [default: {short(default) if isinstance(default, Path) else words}]"

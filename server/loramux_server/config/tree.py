@@ -12,6 +12,8 @@ from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, Pl
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
+from ..core.errors import invalid_field
+from ..core.home import expand, home
 from ..core.settings import CpuWeights, Device, Dtype, EngineSettings
 
 ENV_PREFIX = "LORAMUX_"
@@ -51,13 +53,18 @@ def _optional_address(value: object) -> Address | None:
 
 
 def _state_home() -> Path:
-    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "loramux"
+    """Where the state goes unless a setting says so. Raises INVALID_ARGUMENT where there is no such place."""
+    named = os.environ.get("XDG_STATE_HOME")
+    place = Path(named) if named else (folder := home()) and folder / ".local" / "state"
+    if place is None:
+        raise invalid_field("--state-dir", "must be given: there is no home folder here (HOME is not set)")
+    return place / "loramux"
 
 
 def _path(value: object) -> object:
     if value == "":
         raise ValueError("must not be empty")
-    return Path(value).expanduser() if isinstance(value, str) else value
+    return expand(value) if isinstance(value, str) else value
 
 
 _as_text = PlainSerializer(str, return_type=str)

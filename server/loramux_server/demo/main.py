@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with tempfile.TemporaryDirectory(prefix="loramux-demo-") as scratch:
             material = Material.find(given.adapters)
-            state = Path(given.state_dir).expanduser() if given.state_dir else Path(scratch) / "state"
+            state = Path(given.state_dir) if given.state_dir else Path(scratch) / "state"
             return run(show, material, state)
     except (Missing, ServerFailed, LoramuxError) as error:
         print(f"loramux demo: {error}", file=sys.stderr)

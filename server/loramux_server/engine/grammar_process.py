@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..core.errors import Code, Error
+from ..core.signals import leave_to_the_front
 from ..core.types import Grammar, GrammarKind
 from .grammar_tokenizer import grammar_tokenizer
 from .grammar_wire import Close, Compile, Compiled, Forked, Mask, Open, Reply, Setup, Step, frame, read_request
@@ -45,6 +46,7 @@ _JSON: Any = {"whitespace_pattern": r"[ \t]{1,2}|\r?\n[ \t]{0,24}"}
 
 def main(fd: int) -> int:
     """Read the tokenizer, then fork for every socket that comes in, until the engine is gone."""
+    leave_to_the_front()
     control = socket.socket(fileno=fd)
     with control.makefile("rb", buffering=0) as stream:
         setup = read_request(stream)

@@ -11,6 +11,7 @@ import contextlib
 import logging
 import os
 import secrets
+import signal
 import socket
 import sys
 import time
@@ -80,6 +81,12 @@ class ProcessLink:
             self._supervisor.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._supervisor
+
+    def kill(self) -> None:
+        """End the child and what it has started at once, without waiting."""
+        self._closing = True
+        if self._child is not None and self._child.returncode is None:
+            self._kill_group(self._child.pid)
 
     async def _spawn(self) -> tuple[asyncio.StreamReader, EngineInfo]:
         ours, theirs = socket.socketpair()
@@ -154,10 +161,15 @@ class ProcessLink:
         client.fail_all(self._failure)
         self.on_failed(self._failure)
 
+    @staticmethod
+    def _kill_group(leader: int) -> None:
+        """End a child, which leads a session of its own, and compilers that it may be waiting for."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(leader, signal.SIGKILL)
+
     async def _kill(self) -> None:
         if self._child is not None and self._child.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                self._child.kill()
+            self._kill_group(self._child.pid)
             await self._child.wait()
 
 

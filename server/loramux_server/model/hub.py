@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from pathlib import Path
 
@@ -10,9 +11,15 @@ from ..core.errors import Code, Error, invalid_field
 _PROBE_SECONDS = 5.0
 """Longest wait to learn whether the hub answers at all, name resolution included."""
 
+_YES = {"1", "ON", "YES", "TRUE"}
 _WANTED = ["*.safetensors", "*.json", "*.jinja", "*.txt", "tokenizer.model"]
 # Subfolders and `consolidated` files repeat the weights in other layouts.
 _UNWANTED = ["*/*", "consolidated*"]
+
+
+def reachable() -> bool:
+    """Whether the hub may be asked at all: huggingface_hub's own words for no, without its import."""
+    return (os.environ.get("HF_HUB_OFFLINE") or os.environ.get("TRANSFORMERS_OFFLINE") or "").upper() not in _YES
 
 
 def download(repo: str, revision: str | None) -> tuple[Path, str]:

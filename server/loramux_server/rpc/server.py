@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import socket
 
 from grpc import aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -21,7 +20,7 @@ from loramux.v1 import (
 )
 
 from ..config import Address
-from ..core.errors import Code, Error
+from ..core.ports import cannot_listen, why_not
 from .adapters import AdapterServicer
 from .desk import Desk
 from .inference import InferenceServicer
@@ -111,7 +110,7 @@ class RpcServer:
         try:
             port = server.add_insecure_port(str(self.address))
         except RuntimeError as error:
-            raise _unavailable(self.address, "it was taken just now") from error
+            raise cannot_listen(*self.address, "it was taken just now") from error
         self.address = Address(self.address.host, port)
         await server.start()
         self._server = server
@@ -149,20 +148,5 @@ class RpcServer:
 
 def check_free(address: Address) -> None:
     """Raise FAILED_PRECONDITION unless a server could listen there; gRPC's own words for it are many and unclear."""
-    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((address.host, address.port))
-            # Two sockets may be bound with that option as long as none listens.
-            probe.listen()
-        except OSError as error:
-            raise _unavailable(address, error.strerror or str(error)) from error
-
-
-def _unavailable(address: Address, why: str) -> Error:
-    return Error(
-        Code.FAILED_PRECONDITION,
-        f"cannot listen on {address}: {why} (choose another with --listen)",
-        reason="PORT_UNAVAILABLE",
-    )
+    if why := why_not(*address):
+        raise cannot_listen(*address, why)

@@ -9,8 +9,9 @@ import uuid
 from pathlib import Path
 from typing import Self
 
-from ..core.errors import Code, Error
+from ..core.errors import Code, Error, invalid_field
 from ..core.files import storage_errors, sync_folder, write_durable
+from ..core.home import expand
 
 LOCK_FILE = "lock"
 ID_FILE = "id"
@@ -40,7 +41,10 @@ class StateDir:
 
         Raises FAILED_PRECONDITION when the directory cannot be written or another server holds it.
         """
-        folder = Path(path).expanduser().absolute()
+        try:
+            folder = expand(os.fspath(path)).absolute()
+        except ValueError as exc:
+            raise invalid_field("--state-dir", str(exc)) from None
         try:
             folder.mkdir(parents=True, exist_ok=True)
             lock_fd = os.open(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)

@@ -7,7 +7,7 @@ from wsgiref.simple_server import WSGIServer
 
 from prometheus_client import CollectorRegistry, start_http_server
 
-from ..core.errors import Code, Error
+from ..core.ports import cannot_serve_metrics
 
 
 class MetricsEndpoint:
@@ -24,12 +24,7 @@ class MetricsEndpoint:
         try:
             self._running = start_http_server(self.port, self._host, registry=self._registry)
         except OSError as error:
-            raise Error(
-                Code.FAILED_PRECONDITION,
-                f"cannot serve metrics on {self._host}:{self.port}: {error.strerror or error}"
-                " (choose another with --metrics-listen, or --metrics-listen off)",
-                reason="METRICS_PORT_UNAVAILABLE",
-            ) from error
+            raise cannot_serve_metrics(self._host, self.port, error.strerror or str(error)) from error
         self.port = self._running[0].server_port
 
     def stop(self) -> None:

@@ -54,6 +54,23 @@ def test_what_a_verb_runs_exists(verb: str) -> None:
         assert (ROOT / path).is_file(), path
 
 
+def test_field_c_what_is_imported_is_compiled_once() -> None:
+    """Nobody's environment may keep it from being compiled: without, a start imports three times as long."""
+    recipe = make("-n", "-B", "setup")
+    assert recipe.index("pip install") < recipe.index("-m compileall") < recipe.index("touch")
+    verb = "\n.PHONY: bytecode\nbytecode:\n\t@echo [$${PYTHONDONTWRITEBYTECODE-unset}]\n"
+    done = subprocess.run(
+        ["make", "-f", "-", "bytecode"],
+        input=(ROOT / "Makefile").read_text() + verb,
+        cwd=ROOT,
+        env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.strip() == "[unset]"
+
+
 def test_set_up_follows_the_pins() -> None:
     recipe = make("-n", "-B", "setup")
     pins = dict(re.findall(r"^([\w-]+)==(\S+)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE))
