@@ -147,7 +147,7 @@ def dataset_report(message: training_pb2.ValidateDatasetResponse) -> types.Datas
     s = message.summary
     return types.DatasetReport(
         valid=message.valid,
-        problems=tuple(types.DatasetProblem(p.line, p.field, p.description) for p in message.problems),
+        problems=tuple(types.DatasetProblem(p.line, p.field, p.description, p.in_list) for p in message.problems),
         problems_total=message.problems_total,
         rows=s.rows,
         tokens=s.tokens,

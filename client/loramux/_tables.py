@@ -14,12 +14,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from .errors import invalid
+from ._encodings import begins_as_json, delimiter_of, encoding_of
+from .errors import InvalidArgument, invalid
+from .formats import ANSWERS, CONVERSATIONS, OWN, QUESTIONS, format_of, told
+from .verdicts import judges
 
 COLUMNS = (
     *("messages", "tools", "prompt", "completion", "text", "chosen", "rejected"),
     *("input", "preferred_output", "non_preferred_output", "on_top_of"),
 )
+_KNOWN = frozenset((*COLUMNS, *QUESTIONS, *ANSWERS, *CONVERSATIONS))
 MAX_BYTES = 1 << 30
 """Most bytes of JSON lines that a table may become."""
 MAX_CELL = 64 << 20
@@ -39,23 +43,30 @@ _MAGIC = {
 }
 
 
-def converter(path: Path) -> Callable[[Path], Iterator[tuple[int, dict[str, Any]]]] | None:
+Numbered = Iterator[tuple[int, dict[str, Any]]]
+"""Rows with their lines."""
+
+
+def converter(path: Path, *, every: bool = False) -> Callable[[Path], Numbered] | None:
     """What reads the rows of a table with the lines that they shall have; None for a file of JSON.
 
-    The content decides, then the name. Raises InvalidArgument for a kind of file that holds no rows.
+    The content decides, then the name. ``every``: with all columns, not only those that mean something in a row.
+    Raises InvalidArgument for a kind of file that holds no rows.
     """
     with path.open("rb") as file:
         head = file.read(4096)
     kind = next((kind for magic, kind in _MAGIC.items() if head.startswith(magic)), "")
     if kind == "parquet":
-        return _parquet_rows
+        return lambda path: _parquet_rows(path, every)
     if kind:
         raise invalid("data", f"{path.name} is {kind}")
-    if head.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] in (b"{", b"["):
+    if begins_as_json(head):
         return None
     if path.suffix.lower() == ".parquet":
         raise invalid("data", f"{path.name} is no Parquet file: it does not begin with PAR1")
-    return _csv_rows if path.suffix.lower() == ".csv" else None
+    if path.suffix.lower() not in (".csv", ".tsv", ".tab"):
+        return None
+    return lambda path: _csv_rows(path, encoding_of(head), every)
 
 
 def as_json_lines(path: Path, rows: Iterator[tuple[int, dict[str, Any]]]) -> tuple[IO[bytes], int, str]:
@@ -80,23 +91,27 @@ def as_json_lines(path: Path, rows: Iterator[tuple[int, dict[str, Any]]]) -> tup
     return file, size, digest.hexdigest()
 
 
-def _csv_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def _csv_rows(path: Path, encoding: str, every: bool) -> Numbered:
     before = csv.field_size_limit(MAX_CELL)
+    delimiter, skipped = delimiter_of(path, encoding, _KNOWN)
     line = 1
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file, strict=True)
-            header = [name.strip() for name in next(reader, [])]
-            _check_columns(path, header)
-            line = reader.line_num + 1
+        with path.open(encoding=encoding, newline="") as file:
+            for _ in range(skipped):
+                file.readline()
+            reader = csv.reader(file, strict=True, delimiter=delimiter)
+            header = [_name(name) for name in next(reader, [])]
+            if not every:
+                _check_columns(path, header)
+            line = skipped + reader.line_num + 1
             for cells in reader:
                 if len(cells) > len(header):
                     raise invalid("data", f"line {line} has {len(cells)} cells, and the header {len(header)}")
                 if any(cells):
                     row = zip(header, cells, strict=False)
-                    yield line, {name: _cell(name, text) for name, text in row if name in COLUMNS and text != ""}
-                line = reader.line_num + 1
-    except UnicodeDecodeError:
+                    yield line, {n: _cell(n, text) for n, text in row if text != "" and (every or _matters(n))}
+                line = skipped + reader.line_num + 1
+    except UnicodeError:
         raise invalid("data", f"{path.name} is not UTF-8 after line {line}; save it as UTF-8") from None
     except csv.Error as error:
         raise invalid("data", f"{path.name} is no CSV: {error} at line {line}") from None
@@ -118,7 +133,18 @@ def _cell(name: str, text: str) -> Any:
     return value if turns else text
 
 
-def _parquet_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def _name(text: str) -> str:
+    """A column's name; one that is known is in lower case."""
+    name = text.strip()
+    return name.lower() if name.lower() in _KNOWN else name
+
+
+def _matters(name: str) -> bool:
+    """Whether a column means something in a row: it makes it, or says that its answer is bad."""
+    return name in COLUMNS or judges(name)
+
+
+def _parquet_rows(path: Path, every: bool) -> Numbered:
     try:
         import pyarrow as pa
         import pyarrow.parquet as pq
@@ -129,8 +155,9 @@ def _parquet_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     try:
         with pq.ParquetFile(path) as file:
             schema = file.schema_arrow
-            _check_columns(path, schema.names)
-            names = [name for name in schema.names if name in COLUMNS]
+            if not every:
+                _check_columns(path, schema.names)
+            names = [n for n in schema.names if n in COLUMNS or ((every or judges(n)) and _is_json(schema.field(n)))]
             for name in names:
                 _check_type(name, schema.field(name).type, MAX_DEPTH)
             number = 1
@@ -142,7 +169,19 @@ def _parquet_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         raise invalid("data", f"{path.name} cannot be read as Parquet: {str(error)[:200]}") from None
 
 
+def _is_json(field: Any) -> bool:
+    """Whether a column holds what JSON has words for; what only accompanies the rows is left out otherwise."""
+    try:
+        _check_type(field.name, field.type, MAX_DEPTH)
+    except InvalidArgument:
+        return False
+    return True
+
+
 def _check_columns(path: Path, names: list[str]) -> None:
+    format = format_of({name: [] if name in CONVERSATIONS else "" for name in names})
+    if format not in (OWN, "") and "text" not in names:
+        raise invalid("data", f"{path.name}: {told(format, path.name)}")
     if not set(names) & set(COLUMNS):
         found = ", ".join(repr(name[:40]) for name in names[:6]) or "none"
         raise invalid("data", f"{path.name} has no column that a row may have (columns: {found}); {', '.join(COLUMNS)}")

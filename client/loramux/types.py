@@ -261,9 +261,11 @@ class DatasetProblem:
     line: int
     field: str
     description: str
+    in_list: bool = False
+    """Whether ``line`` is the number of a row in a JSON list whose rows share lines."""
 
     def __str__(self) -> str:
-        place = f"line {self.line}" if self.line else "dataset"
+        place = f"{'row' if self.in_list else 'line'} {self.line}" if self.line else "dataset"
         return f"{place}, {self.field}: {self.description}" if self.field else f"{place}: {self.description}"
 
 

@@ -266,22 +266,26 @@ class DatasetProblem(_message.Message):
     LINE_FIELD_NUMBER: _builtins.int
     FIELD_FIELD_NUMBER: _builtins.int
     DESCRIPTION_FIELD_NUMBER: _builtins.int
+    IN_LIST_FIELD_NUMBER: _builtins.int
     line: _builtins.int
     """Line of the file, counted from 1. 0: the dataset as a whole."""
     field: _builtins.str
     """Field of the row, such as `messages[2].role`. Empty: the row as a whole."""
     description: _builtins.str
     """What is wrong and what to do."""
+    in_list: _builtins.bool
+    """Whether `line` is the number of a row in a JSON list, counted from 1, because rows of the list share lines."""
     def __init__(
         self,
         *,
         line: _builtins.int = ...,
         field: _builtins.str = ...,
         description: _builtins.str = ...,
+        in_list: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["description", b"description", "field", b"field", "line", b"line"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["description", b"description", "field", b"field", "in_list", b"in_list", "line", b"line"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -9,8 +9,10 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, TypeVar
 
+from ..core.encodings import as_utf8
 from ..core.errors import Code, Error, FieldViolation, invalid
 from .lora_config import ALL_LINEAR, LoraConfig
 
@@ -30,6 +32,8 @@ def parse_config(data: bytes, *, max_rank: int = 256) -> LoraConfig:
 
     Raises INVALID_ARGUMENT with a violation for each bad field.
     """
+    with suppress(UnicodeDecodeError):  # which is told as what it is: no JSON
+        data = as_utf8(data)
     reader = _Reader(load_object(data, CONFIG_FILE), max_rank)
     config = reader.config()
     if reader.violations:

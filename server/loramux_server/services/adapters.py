@@ -10,9 +10,11 @@ from contextlib import suppress
 from pathlib import Path
 
 from ..core.backend import Backend, EngineInfo
+from ..core.encodings import without_mark
 from ..core.errors import Code, Error, invalid, invalid_field
 from ..core.files import open_regular, storage_errors
 from ..core.types import AdapterVersion
+from ..lora.peft_config import CONFIG_FILE, MAX_CONFIG_BYTES
 from ..lora.peft_schema import FINGERPRINT_KEY, AdapterConfig, check_folder
 from ..store.records import AdapterMeta, VersionRecord
 from ..store.refs import LATEST, check_name, parse_ref
@@ -198,6 +200,7 @@ class AdapterService:
                 raise
 
     def _check(self, folder: Path) -> AdapterConfig:
+        without_mark(folder / CONFIG_FILE, MAX_CONFIG_BYTES)  # which PEFT cannot read, and the folder goes out again
         return check_folder(
             folder, self._info.linear_modules, self._info.base_fingerprint, max_rank=self._limits.max_rank
         )

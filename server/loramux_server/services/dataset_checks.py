@@ -86,7 +86,9 @@ class DatasetChecks:
             estimated_seconds=cost.seconds,
             estimated_memory_bytes=cost.memory_bytes or None,
             estimated_from=cost.basis,
-            problems=tuple(RowProblem(line, description) for line, description in problems.listed()),
+            problems=tuple(
+                RowProblem(line, description, in_list=problems.unit == "row") for line, description in problems.listed()
+            ),
             problems_total=problems.count,
             shown=await asyncio.to_thread(self._shown, data, show, from_line),
         )

@@ -195,6 +195,8 @@ class RowProblem:
     line: int
     description: str
     field: str = ""
+    in_list: bool = False
+    """Whether ``line`` is the number of a row in a JSON list."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from ..core.notes import Note
 from ..core.types import StackItem
 from ..text.tokenizer import TextTokenizer
 from .conversations import Watch
+from .dataset_doubts import Doubts
 from .dataset_lines import read_objects
 from .dataset_notes import PlainRows, asked_with, notes_on, plain_rows
 from .dataset_pairs import PairRow
@@ -145,7 +146,9 @@ def check_dataset(
         watch()
         if isinstance(row.content, PairRow) is not pairs:
             kinds = ("a preference pair", "none") if not pairs else ("no preference pair", "one")
-            problems.add(row.line, f"is {kinds[0]}, and line {rows[0].line} is {kinds[1]}: split the file by kind")
+            problems.add(
+                row.line, f"is {kinds[0]}, and {problems.unit} {rows[0].line} is {kinds[1]}: split the file by kind"
+            )
             continue
         try:
             made = train_rows(row.content, tokenizer, max_length=max_length, watch=watch)
@@ -175,19 +178,23 @@ def parse_dataset(data: bytes, problems: Problems, limits: DatasetLimits, watch:
     if len(data) > limits.max_bytes:
         raise problems.refusal(f"has {len(data)} bytes; at most {limits.max_bytes} are taken: split it")
     rows: list[DataRow] = []
+    doubts = Doubts()
     seen = 0
-    for line, value in read_objects(data, problems.add):
+    for line, value in read_objects(data, problems.add, problems.count_rows):
         watch()
         seen += 1
         if seen > limits.max_rows:
             raise problems.refusal(f"has more than {limits.max_rows} rows: split it")
         try:
             rows.append(parse_row(line, value))
+            doubts.look(line, value)
         except BadRow as bad:
-            problems.add(line, *bad.problems)
+            if not doubts.foreign(line, value):
+                problems.add(line, *bad.problems)
     if not seen and not problems.count:
         raise problems.refusal("has no rows; give at least one JSON object per line")
-    return rows
+    bad_answers = doubts.settle(problems)
+    return [row for row in rows if row.line not in bad_answers]
 
 
 def counted(examples: Sequence[Example], report: DatasetReport) -> DatasetReport:

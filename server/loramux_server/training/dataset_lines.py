@@ -9,11 +9,11 @@ from typing import Any
 
 from ..core.json_values import BadJson, decode, decode_at
 
+from ..core.encodings import as_utf8
+
 Report = Callable[[int, str], None]
 """Called with a line number (from 1) and what is wrong there."""
 
-_UTF16 = (b"\xff\xfe", b"\xfe\xff")
-_BOM = b"\xef\xbb\xbf"
 _BINARY = {
     b"PAR1": "a Parquet file",
     b"PK\x03\x04": "a zip file or a spreadsheet",
@@ -24,24 +24,25 @@ _SPACE = re.compile(r"[ \t\r\n]*")
 _IN_DATA = re.compile(r'\s*\{\s*"data"\s*:\s*\[')
 
 
-def read_objects(data: bytes, report: Report) -> Iterator[tuple[int, dict[str, Any]]]:
+def read_objects(
+    data: bytes, report: Report, numbered: Callable[[], None] = lambda: None
+) -> Iterator[tuple[int, dict[str, Any]]]:
     """The objects of a dataset with the line each starts on; what cannot be read goes to ``report``.
 
-    One object a line, or one list of them in the whole file, by itself or as ``{"data": [...]}``.
+    One object a line, or one list of them in the whole file, by itself or as ``{"data": [...]}``. Where objects of a
+    list share a line, ``numbered`` is called first, and they have their numbers in the list instead, from 1.
     """
     for magic, kind in _BINARY.items():
         if data.startswith(magic):
             report(1, f"the file is {kind}; send JSON lines (the Python client and the command line read tables)")
             return
-    if data.startswith(_UTF16):
-        report(1, "the file is UTF-16; save it as UTF-8")
+    try:
+        data = as_utf8(data)
+    except UnicodeDecodeError as error:
+        report(1, f"the file begins as {error.encoding.upper()} and is not; save it as UTF-8")
         return
-    if data.startswith(_BOM):
-        report(1, "starts with a byte order mark; save the file as UTF-8 without BOM")
-        data = data[len(_BOM) :]
     whole = data.lstrip()[:1] == b"[" or _IN_DATA.match(data[:1024].decode("utf-8", "replace"))
-    read = _read_list if whole else _read_lines
-    for line, value in read(data, report):
+    for line, value in _read_list(data, report, numbered) if whole else _read_lines(data, report):
         if isinstance(value, dict):
             yield line, value
         else:
@@ -62,7 +63,7 @@ def _read_lines(data: bytes, report: Report) -> Iterator[tuple[int, Any]]:
             yield line, value
 
 
-def _read_list(data: bytes, report: Report) -> Iterator[tuple[int, Any]]:
+def _read_list(data: bytes, report: Report, numbered: Callable[[], None]) -> Iterator[tuple[int, Any]]:
     """One JSON list over the whole file. When more follows a bare list, the file is read as lines after all."""
     try:
         text = data.decode("utf-8")
@@ -95,6 +96,9 @@ def _read_list(data: bytes, report: Report) -> Iterator[tuple[int, Any]]:
     if rest and not wrapped:
         yield from _read_lines(data, report)
         return
+    if len({line for line, _ in items}) < len(items):
+        numbered()
+        items = [(number, value) for number, (_, value) in enumerate(items, start=1)]
     yield from items
     if wrapped and not _ends_an_object(rest):
         report(

@@ -24,9 +24,7 @@ def chosen_and_rejected(value: Mapping[str, Any], problems: list[str]) -> PairRo
     """TRL's pair, of texts or of messages; without ``prompt`` it is what both answers begin with."""
     if not _both(value, "chosen", "rejected", problems):
         return None
-    prompt, chosen, rejected = value.get("prompt"), value["chosen"], value["rejected"]
-    if isinstance(prompt, str) and _asks(chosen, prompt) and _asks(rejected, prompt):
-        prompt = None  # a common spelling: the conversations are whole, and the prompt is told beside them
+    prompt, chosen, rejected = _settled(value.get("prompt"), _turns(value["chosen"]), _turns(value["rejected"]))
     if prompt is None:
         if type(chosen) is not type(rejected):
             problems.append("chosen and rejected must both be strings or both be lists of messages")
@@ -101,9 +99,32 @@ def _both(value: Mapping[str, Any], chosen: str, rejected: str, problems: list[s
     return not missing
 
 
-def _asks(turns: Any, prompt: str) -> bool:
-    first = turns[0] if isinstance(turns, list) and turns else None
-    return isinstance(first, dict) and first.get("role") == "user" and first.get("content") == prompt
+def _turns(answer: Any) -> Any:
+    """A single message is a list of one."""
+    return [answer] if isinstance(answer, dict) else answer
+
+
+def _settled(prompt: Any, chosen: Any, rejected: Any) -> tuple[Any, Any, Any]:
+    """The prompt and the answers after it; prompt None: it is what the answers begin with.
+
+    Common spellings have whole conversations, or whole texts, and tell the prompt beside them once more.
+    """
+    if all(isinstance(answer, list) for answer in (chosen, rejected)):
+        whole = chosen[:1] == rejected[:1] and _role(chosen) not in (None, "assistant")
+        if isinstance(prompt, str):
+            return (None if whole else [{"role": "user", "content": prompt}]), chosen, rejected
+        if whole and isinstance(prompt, list) and all(turn in chosen and turn in rejected for turn in prompt):
+            return None, chosen, rejected
+    if all(isinstance(answer, str) for answer in (chosen, rejected)):
+        if isinstance(prompt, list):
+            chosen, rejected = ([{"role": "assistant", "content": answer}] for answer in (chosen, rejected))
+        elif isinstance(prompt, str) and prompt and chosen.startswith(prompt) and rejected.startswith(prompt):
+            chosen, rejected = chosen[len(prompt) :], rejected[len(prompt) :]
+    return prompt, chosen, rejected
+
+
+def _role(turns: list[Any]) -> Any:
+    return turns[0].get("role") if turns and isinstance(turns[0], dict) else None
 
 
 def _beginning(a: str, b: str) -> str:

@@ -16,6 +16,8 @@ class Problems:
     def __init__(self, field: str = "data") -> None:
         self.field = field
         self.count = 0
+        self.unit = "line"
+        """What the numbers count: lines of the file, or rows of a JSON list."""
         self._found: list[tuple[int, str]] = []
 
     def add(self, line: int, *descriptions: str) -> None:
@@ -24,6 +26,10 @@ class Problems:
         self._found += ((line, _shortened(description)) for description in descriptions)
         if len(self._found) > 50 * SHOWN:
             self._found = self._first()
+
+    def count_rows(self) -> None:
+        """Say that the numbers are those of rows in a JSON list, several of which share a line."""
+        self.unit = "row"
 
     def listed(self) -> list[tuple[int, str]]:
         """The first problems, by line."""
@@ -34,9 +40,9 @@ class Problems:
         if not self.count:
             return
         first = self._first()
-        violations = [FieldViolation(f"{self.field}[line {line}]", description) for line, description in first]
+        violations = [FieldViolation(f"{self.field}[{self.unit} {line}]", description) for line, description in first]
         message = f"{self.count} problem{'s' if self.count > 1 else ''} in the dataset: "
-        message += "; ".join(f"line {line}: {description}" for line, description in first)
+        message += "; ".join(f"{self.unit} {line}: {description}" for line, description in first)
         if hidden := self.count - len(first):
             message += f"; and {hidden} more"
             violations.append(FieldViolation(self.field, f"and {hidden} more problems; mend these and validate again"))

@@ -34,6 +34,10 @@ _SHAPES: dict[str, set[str]] = {
     "a preference pair": CHOSEN_AND_REJECTED,
     "a preference pair in OpenAI's words": PREFERRED_OUTPUTS,
 }
+_PAIRS = ("a preference pair", "a preference pair in OpenAI's words")
+_DECIDING = (*_PAIRS, "messages", "prompt + completion", "text")
+_NEEDED = {"a preference pair": {"chosen", "rejected"}}
+"""Fields that make a shape whole, where it has others that may be left out."""
 _SHARED = {"prompt", "input"}
 """Fields that do not tell the shape by themselves."""
 _WANTED = 'a row has "messages", "prompt" and "completion", "text", or "chosen" and "rejected"'
@@ -59,16 +63,31 @@ def names_pair(value: Mapping[str, Any]) -> bool:
 
 
 def _shape(value: Mapping[str, Any], problems: list[str]) -> str:
-    """The shape that a row's fields name; empty when they name none, or several."""
-    found = [name for name, fields in _SHAPES.items() if (fields - _SHARED) & value.keys()]
+    """The shape that a row's fields name; empty when they name none, or several in part.
+
+    Where several are whole, the pair decides, then the conversation: the other fields are those of tools that keep
+    what they made of a row beside it.
+    """
+    given = {name for name, item in value.items() if item is not None}
+    found = [name for name, fields in _SHAPES.items() if (fields - _SHARED) & given]
+    whole = [name for name in _DECIDING if name in found and _NEEDED.get(name, _SHAPES[name]) <= given]
+    if pairs := [name for name in _PAIRS if name in found]:
+        return next((name for name in whole if name in _PAIRS), pairs[0])  # half a pair is never anything else
+    if whole:
+        return whole[0]
+    found = found or [name for name, fields in _SHAPES.items() if (fields - _SHARED) & value.keys()]
     if not found and "prompt" in value:
         found = ["prompt + completion"]
     if not found:
-        keys = ", ".join(sorted(map(str, value))[:6]) or "none"
-        problems.append(f"has no known shape (fields: {keys}); {_WANTED}")
+        problems.append(f"has no known shape (fields: {names_of(value)}); {_WANTED}")
     elif len(found) > 1:
         problems.append(f"has two shapes, {' and '.join(found)}; leave one out")
     return found[0] if len(found) == 1 else ""
+
+
+def names_of(value: Mapping[str, Any]) -> str:
+    """The first fields of an object, for people."""
+    return ", ".join(name[:40] for name in sorted(map(str, value))[:6]) or "none"
 
 
 def _content(shape: str, value: Mapping[str, Any], problems: list[str]) -> Content | None:

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from loramux import Client, InvalidArgument, _tables
+from loramux._encodings import delimiter_of
 from loramux._files import upload_dataset
 
 from .fake import Fake
@@ -105,7 +106,7 @@ REFUSED: list[tuple[str, bytes | dict[str, Any], str]] = [
     ("x.csv", b"\x1f\x8b\x08\x00", "compressed by gzip; unpack it"),
     ("x.csv", b"PK\x03\x04", "a spreadsheet; unpack it, or save it as CSV"),
     ("x.csv", b"", "no column that a row may have (columns: none)"),
-    ("x.csv", b"prompt;completion\na;b\n", "(columns: 'prompt;completion')"),
+    ("x.csv", b"frage;antwort\na;b\n", "(columns: 'frage;antwort')"),
     ("x.csv", b"prompt,completion\n", "has no rows"),
     ("x.csv", b"prompt,prompt\na,b\n", "has the column 'prompt' twice"),
     ("x.csv", b"text\na\nb,c\n", "line 3 has 2 cells, and the header 1"),
@@ -162,3 +163,61 @@ def test_a_table_is_uploaded_with_size_and_hash(fake: Fake, client: Client, tmp_
     path = parquet(tmp_path / "x.parquet", {"text": ["a", "b"]})
     client.datasets.upload(path)  # the fake checks both
     assert fake.uploaded["x.parquet"] == b'{"text": "a"}\n{"text": "b"}\n'
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("rows.tsv", "prompt\tcompletion\nWhere, please?\tHere; now\n"),
+        ("rows.csv", "prompt\tcompletion\nWhere, please?\tHere; now\n"),
+        ("rows.csv", 'prompt;completion\n"Where, please?";"Here; now"\n'),
+        ("rows.tsv", 'prompt,completion\n"Where, please?",Here; now\n'),
+        ("rows.csv", 'Prompt , COMPLETION\n"Where, please?",Here; now\n'),
+        ("rows.csv", 'sep=;\r\nprompt;completion\r\n"Where, please?";"Here; now"\r\n'),
+    ],
+)
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_field_29_delimiters_and_marks(name: str, text: str, encoding: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    path.write_bytes(text.encode(encoding))
+    found = sent(path)
+    assert json.loads(found[-1]) == {"prompt": "Where, please?", "completion": "Here; now"}
+    assert len(found) == text.count("\n")  # the row keeps its line
+
+
+def test_field_28_columns_that_judge_are_sent_along(tmp_path: Path) -> None:
+    path = tmp_path / "kto.csv"
+    path.write_text("prompt,completion,label,id\nWhere?,Here,False,7\nWho?,Nobody,,8\n")
+    assert json.loads(sent(path)[1]) == {"prompt": "Where?", "completion": "Here", "label": "False"}
+    columns = {"prompt": ["Where?"], "completion": ["Here"], "label": [False], "id": [7], "score": pa.array([b"x"])}
+    found = sent(parquet(tmp_path / "kto.parquet", columns))
+    assert [json.loads(line) for line in found] == [{"prompt": "Where?", "completion": "Here", "label": False}]
+
+
+@pytest.mark.parametrize(
+    ("header", "format"),
+    [
+        ("question,answer", "question and answer"),
+        ("Instruction;Input;Output", "Alpaca"),
+        ("input,output", "question and answer"),
+        ("conversations,id", "ShareGPT"),
+    ],
+)
+def test_field_29_tables_of_other_tools_are_named(header: str, format: str, tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text(header + "\n" + "a;b;c\n"[: 2 * header.count(";") + 2])
+    with pytest.raises(InvalidArgument) as caught:
+        sent(path)
+    assert f"in the format '{format}'" in str(caught.value)
+    assert "loramux datasets convert rows.csv" in str(caught.value)
+
+
+def test_a_header_without_end_is_not_read_whole(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text("prompt;completion;" + "x" * (1 << 20) + "\na;b;c\n")
+    tracemalloc.start()
+    try:
+        assert delimiter_of(path, "utf-8", {"prompt", "completion"}) == (";", 0)
+        assert tracemalloc.get_traced_memory()[1] < 1 << 19
+    finally:
+        tracemalloc.stop()

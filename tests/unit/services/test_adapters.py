@@ -353,3 +353,14 @@ async def test_a_download_of_what_is_deleted_meanwhile_is_whole(
         found[name] = found.get(name, b"") + data
     assert found == files
     assert len(store.collect_orphans()) == 1
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+async def test_field_29_a_byte_order_mark_before_the_config(
+    encoding: str, service: AdapterService, files: Files
+) -> None:
+    plain = files[CONFIG]
+    await service.upload("marked", pieces({**files, CONFIG: plain.decode().encode(encoding)}))
+    download = await service.download("marked@1")
+    config = b"".join([data async for name, data in download.chunks if name == CONFIG])
+    assert config == plain  # as PEFT reads it

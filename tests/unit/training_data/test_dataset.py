@@ -131,7 +131,7 @@ PROBLEMS: list[tuple[Any, str]] = [
     ({"prompt": [USER, ANSWER], "completion": [USER]}, "no assistant turn in completion"),
     ({"text": None}, "text must be a string"),
     ({"text": "  "}, "text is empty"),
-    ({"text": "a", "messages": [USER, ANSWER]}, "has two shapes, messages and text"),
+    ({"text": "a", "prompt": "b", "chosen": "c"}, "has no rejected"),
     ({"messages": []}, "messages must be a list with at least one message"),
     ({"messages": "hi"}, "messages must be a list"),
     ({"messages": ["hi"]}, "messages[0] is not an object"),
@@ -206,11 +206,13 @@ def test_no_rows_are_refused(data: bytes, refused: Any) -> None:
     assert refused(data) == [("data", "has no rows; give at least one JSON object per line")]
 
 
-def test_marks_of_other_encodings_are_named(refused: Any) -> None:
-    assert refused(b"\xef\xbb\xbf" + lines(GOOD)) == [
-        ("data[line 1]", "starts with a byte order mark; save the file as UTF-8 without BOM")
-    ]
-    assert refused(json.dumps(GOOD).encode("utf-16")) == [("data[line 1]", "the file is UTF-16; save it as UTF-8")]
+def test_field_29_byte_order_marks_are_skipped(load: Any, refused: Any) -> None:
+    text = (json.dumps(GOOD) + "\n" + json.dumps({"text": "über"}, ensure_ascii=False)).replace("Where", "Wo")
+    plain = load(text.encode()).rows
+    for encoding in ("utf-8-sig", "utf-16", "utf-16-be", "utf-32"):
+        data = ("\ufeff" * (encoding == "utf-16-be") + text).encode(encoding)
+        assert load(data).rows == plain, encoding
+    assert refused(b"\xff\xfe{}\x00") == [("data[line 1]", "the file begins as UTF-16-LE and is not; save it as UTF-8")]
 
 
 @pytest.mark.parametrize(

@@ -34,6 +34,58 @@ SPELLINGS: dict[str, tuple[dict[str, Any], tuple[str, str, str]]] = {
     "openai": ({"input": {"messages": [USER]}, "preferred_output": [GOOD], "non_preferred_output": [BAD]}, CHAT),
 }
 
+SYSTEM = {"role": "system", "content": "Be brief."}
+FIELD: dict[str, tuple[dict[str, Any], tuple[str, str, str]]] = {
+    "binarized UltraFeedback": (
+        {
+            "prompt": "Where?",
+            "prompt_id": "0a1b",
+            "chosen": [USER, GOOD],
+            "rejected": [USER, BAD],
+            "messages": [USER, GOOD],
+            "score_chosen": 8.5,
+            "score_rejected": 3.0,
+        },
+        CHAT,
+    ),
+    "a system turn in both": (
+        {"prompt": "Where?", "chosen": [SYSTEM, USER, GOOD], "rejected": [SYSTEM, USER, BAD]},
+        CHAT,
+    ),
+    "another spelling of the prompt": (
+        {"prompt": "Human: Where?", "chosen": [USER, GOOD], "rejected": [USER, BAD]},
+        CHAT,
+    ),
+    "the prompt as messages, and whole": (
+        {"prompt": [USER], "chosen": [USER, GOOD], "rejected": [USER, BAD]},
+        CHAT,
+    ),
+    "the prompt without the system turn, and whole": (
+        {"prompt": [USER], "chosen": [SYSTEM, USER, GOOD], "rejected": [SYSTEM, USER, BAD]},
+        CHAT,
+    ),
+    "a text and answers as messages": ({"prompt": "Where?", "chosen": [GOOD], "rejected": [BAD]}, CHAT),
+    "a text and answers as single messages": ({"prompt": "Where?", "chosen": GOOD, "rejected": BAD}, CHAT),
+    "messages and answers as texts": ({"prompt": [USER], "chosen": "Here.", "rejected": "Somewhere."}, CHAT),
+    "whole texts": (
+        {"prompt": "The sky is", "chosen": "The sky is blue.", "rejected": "The sky is green."},
+        ("The sky is", " blue.<|im_end|>", " green.<|im_end|>"),
+    ),
+    "what was made of it": (
+        {"prompt": "The sky is", "completion": None, "chosen": " blue.", "rejected": " green.", "text": "The sky"},
+        ("The sky is", " blue.<|im_end|>", " green.<|im_end|>"),
+    ),
+    "openai, with the conversation": (
+        {
+            "input": {"messages": [USER]},
+            "preferred_output": [GOOD],
+            "non_preferred_output": [BAD],
+            "messages": [USER, GOOD],
+        },
+        CHAT,
+    ),
+}
+
 
 def lines(*rows: Any) -> bytes:
     return b"".join(json.dumps(row).encode() + b"\n" for row in rows)
@@ -59,6 +111,34 @@ def test_every_spelling_is_two_answers_to_one_prompt(name: str, smollm: TextToke
     assert report.tokens == len(row.input_ids) + len(row.rejected.input_ids)
     assert report.longest == max(len(row.input_ids), len(row.rejected.input_ids))
     assert holds_pairs(io.BytesIO(lines(value)))
+
+
+@pytest.mark.parametrize("name", FIELD)
+def test_field_27_the_pair_decides(name: str, smollm: TextTokenizer) -> None:
+    value, (end, chosen, rejected) = FIELD[name]
+    dataset = load_dataset(lines(value), smollm, max_length=100)
+    (row,) = dataset.rows
+    assert dataset.pairs
+    assert row.rejected is not None
+    (prompt, said), (same, other) = shown(row, smollm), shown(row.rejected, smollm)
+    assert prompt == same
+    assert prompt.endswith(end)
+    assert prompt.count("Where?") == (end == CHAT[0])
+    assert ("Be brief." in prompt) is ("system" in json.dumps(value))
+    assert (said, other) == (chosen, rejected)
+    assert holds_pairs(io.BytesIO(lines(value)))
+
+
+def test_field_27_what_is_left_is_one_note(smollm: TextTokenizer) -> None:
+    row, _ = FIELD["binarized UltraFeedback"]
+    rows = [{**row, "prompt": f"{i}?", "chosen": [{**USER, "content": f"{i}?"}, GOOD]} for i in range(12)]
+    for each in rows:
+        each["rejected"] = [each["chosen"][0], BAD]
+    report = load_dataset(lines(*rows), smollm, max_length=100).report
+    (note,) = report.notes
+    assert (note.code, note.count, note.line) == ("UNUSED_FIELDS", 12, 1)
+    for name in ("messages", "prompt_id", "score_chosen", "score_rejected"):
+        assert f"{name} (12 rows)" in note.text
 
 
 def test_a_pair_follows_the_prompt_that_is_served(smollm: TextTokenizer) -> None:
@@ -94,6 +174,7 @@ PROBLEMS: list[tuple[dict[str, Any], str]] = [
     ({"prompt": [USER], "chosen": [GOOD], "rejected": [GOOD]}, "chosen and rejected are the same"),
     ({"prompt": [USER], "chosen": [GOOD], "rejected": []}, "rejected is empty"),
     ({"prompt": [USER], "chosen": [GOOD], "rejected": "x"}, "prompt and rejected must both be strings"),
+    ({"prompt": "Where?", "chosen": [USER, GOOD], "rejected": [USER, GOOD], "messages": [USER]}, "are the same"),
     ({"prompt": [USER], "chosen": [GOOD], "rejected": [USER]}, "no assistant turn in rejected"),
     (
         {"chosen": [USER, GOOD], "rejected": [{**USER, "content": "Who?"}, BAD]},
@@ -107,7 +188,7 @@ PROBLEMS: list[tuple[dict[str, Any], str]] = [
     ),
     ({"input": "x", "preferred_output": [GOOD], "non_preferred_output": [BAD]}, "input must be an object"),
     ({"input": {"messages": [USER]}, "preferred_output": [GOOD]}, "has no non_preferred_output"),
-    ({**PAIR, "messages": [USER, GOOD]}, "has two shapes, messages and a preference pair"),
+    ({"prompt": "a b", "chosen": " c", "text": "a b c"}, "has no rejected"),
     ({**PAIR, "rejected": "word " * 200}, "at most 100 are allowed"),
     ({"text": "raw words"}, "is no preference pair, and line 1 is one: split the file by kind"),
 ]

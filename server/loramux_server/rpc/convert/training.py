@@ -176,7 +176,10 @@ def report_to_proto(report: DatasetReport) -> pb.ValidateDatasetResponse:
     """What a dataset holds and what is wrong with it."""
     return pb.ValidateDatasetResponse(
         valid=report.ok,
-        problems=[pb.DatasetProblem(line=p.line, field=p.field, description=p.description) for p in report.problems],
+        problems=[
+            pb.DatasetProblem(line=p.line, field=p.field, description=p.description, in_list=p.in_list)
+            for p in report.problems
+        ],
         problems_total=report.problems_total,
         summary=pb.DatasetSummary(
             rows=report.rows,
