@@ -17,6 +17,7 @@ from ._files import Data
 from ._requests import Gate, TrainOptions
 from ._stacks import Adapters as Stack
 from ._watch import Watch, published
+from .convert import As
 from .errors import LoramuxError, nothing_to_roll_back
 from .progress import progress_display
 from .types import SETTLED_STATES, Adapter, AdapterVersion, Dataset, DatasetReport, JobEvent, JobInfo
@@ -113,14 +114,19 @@ class AsyncDatasets:
         self._transport = transport
         self._stub = transport.training
 
-    async def upload(self, data: Data) -> Dataset:
-        messages = await asyncio.to_thread(_files.upload_dataset, data)
+    async def upload(self, data: Data, *, as_: As | None = None) -> Dataset:
+        messages = await asyncio.to_thread(_files.upload_dataset, data, as_)
         return _responses.dataset(await self._transport.upload(self._stub.UploadDataset, messages))
 
     async def validate(
-        self, data: Data | Dataset, *, recipe: str | None = None, **settings: Unpack[TrainOptions]
+        self,
+        data: Data | Dataset,
+        *,
+        recipe: str | None = None,
+        as_: As | None = None,
+        **settings: Unpack[TrainOptions],
     ) -> DatasetReport:
-        return await self.show(data, rows=0, recipe=recipe, **settings)
+        return await self.show(data, rows=0, recipe=recipe, as_=as_, **settings)
 
     async def show(
         self,
@@ -129,10 +135,11 @@ class AsyncDatasets:
         rows: int = 5,
         line: int = 0,
         recipe: str | None = None,
+        as_: As | None = None,
         **settings: Unpack[TrainOptions],
     ) -> DatasetReport:
         settled = _requests.train_settings(settings)
-        dataset = data if isinstance(data, Dataset) else await self.upload(data)
+        dataset = data if isinstance(data, Dataset) else await self.upload(data, as_=as_)
         request = training_pb2.ValidateDatasetRequest(dataset_id=dataset.id, settings=settled)
         assign(request, {"show_rows": rows, "show_from_line": line, "recipe": recipe or ""})
         return _responses.dataset_report(await self._transport.unary(self._stub.ValidateDataset, request))
@@ -157,6 +164,7 @@ class AsyncJobs:
         gate: Gate | None = None,
         compare_prompt: str | None = None,
         recipe: str | None = None,
+        as_: As | None = None,
         metadata: dict[str, str] | None = None,
         idempotency_key: str | None = None,
         **settings: Unpack[TrainOptions],
@@ -173,9 +181,9 @@ class AsyncJobs:
             options=settings,
         )
         datasets = AsyncDatasets(self._transport)
-        request.dataset_id = (await datasets.upload(data)).id
+        request.dataset_id = (await datasets.upload(data, as_=as_)).id
         if validation is not None:
-            request.validation_dataset_id = (await datasets.upload(validation)).id
+            request.validation_dataset_id = (await datasets.upload(validation, as_=as_)).id
         if replay is not None:
             shipped = isinstance(replay, str) and replay == "default"
             request.settings.replay = "default" if shipped else (await datasets.upload(replay)).id

@@ -5,13 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, BinaryIO, TypeAlias
 
 from . import _responses, _tables
 from ._fields import filled, items, shown
+from .convert import As, rows_of, write_rows
 from .errors import DataLoss, invalid
 from .types import AdapterVersion
 from .v1 import adapters_pb2, common_pb2, training_pb2
@@ -155,8 +157,13 @@ class AdapterWriter:
             self._finish()
 
 
-def upload_dataset(data: Data) -> Iterator[training_pb2.UploadDatasetRequest]:
-    """The messages that upload a dataset from a file or from rows; tables are turned into JSON lines here."""
+def upload_dataset(data: Data, as_: As | None = None) -> Iterator[training_pb2.UploadDatasetRequest]:
+    """The messages that upload a dataset from a file or from rows; tables are turned into JSON lines here.
+
+    ``as_``: rows are turned into this shape first. Raises InvalidArgument where one of them cannot be.
+    """
+    if as_ is not None:
+        return _reshaped(data, as_)
     if isinstance(data, str | os.PathLike):
         path = path_of("data", data)
         if not path.is_file():
@@ -171,6 +178,32 @@ def upload_dataset(data: Data) -> Iterator[training_pb2.UploadDatasetRequest]:
         name="rows.jsonl", size=len(content), sha256=hashlib.sha256(content).hexdigest()
     )
     return _dataset_messages(header, content)
+
+
+def _reshaped(data: Data, as_: As) -> Iterator[training_pb2.UploadDatasetRequest]:
+    rows: Callable[[], Iterator[tuple[str, Any]]]
+    if isinstance(data, str | os.PathLike):
+        path = Path(data)
+        if not path.is_file():
+            raise invalid("data", f"{str(path)!r} is no file")
+        name, rows = path.name, lambda: rows_of(path)
+    else:
+        given = list(data)
+        name, rows = "rows.jsonl", lambda: ((f"row {i}", row) for i, row in enumerate(given, start=1))
+    file = tempfile.TemporaryFile()  # noqa: SIM115 - whoever sends it closes it
+    try:
+        summary = write_rows(rows, file, as_=as_)
+        if summary.left_out:
+            told = "; ".join(f"{count} rows: {why}" for why, count in summary.left_out.items())
+            raise invalid("data", f"not every row can be written as {as_}: {told}")
+        size = file.tell()
+        file.seek(0)
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        file.seek(0)
+    except BaseException:
+        file.close()
+        raise
+    return _dataset_messages(training_pb2.UploadDatasetHeader(name=name, size=size, sha256=digest), file)
 
 
 def _dataset_messages(

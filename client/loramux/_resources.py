@@ -17,6 +17,7 @@ from ._requests import Gate, TrainOptions
 from ._stacks import Adapters as Stack
 from ._transport import Transport, pages
 from ._watch import Watch, published
+from .convert import As
 from .errors import LoramuxError, nothing_to_roll_back
 from .progress import progress_display
 from .types import SETTLED_STATES, Adapter, AdapterVersion, Dataset, DatasetReport, JobEvent, JobInfo
@@ -133,15 +134,20 @@ class Datasets:
         self._transport = transport
         self._stub = transport.training
 
-    def upload(self, data: Data) -> Dataset:
-        """Store a JSONL file or rows."""
-        return _responses.dataset(self._transport.upload(self._stub.UploadDataset, _files.upload_dataset(data)))
+    def upload(self, data: Data, *, as_: As | None = None) -> Dataset:
+        """Store a file or rows; ``as_`` (``"messages"``, ``"prompt"``) turns them first, as ``convert`` does."""
+        return _responses.dataset(self._transport.upload(self._stub.UploadDataset, _files.upload_dataset(data, as_)))
 
     def validate(
-        self, data: Data | Dataset, *, recipe: str | None = None, **settings: Unpack[TrainOptions]
+        self,
+        data: Data | Dataset,
+        *,
+        recipe: str | None = None,
+        as_: As | None = None,
+        **settings: Unpack[TrainOptions],
     ) -> DatasetReport:
         """Check data as a job with these settings or this ``recipe`` would, and tell what they hold and cost."""
-        return self.show(data, rows=0, recipe=recipe, **settings)
+        return self.show(data, rows=0, recipe=recipe, as_=as_, **settings)
 
     def show(
         self,
@@ -150,11 +156,12 @@ class Datasets:
         rows: int = 5,
         line: int = 0,
         recipe: str | None = None,
+        as_: As | None = None,
         **settings: Unpack[TrainOptions],
     ) -> DatasetReport:
         """As ``validate``, and ``shown`` has ``rows`` good rows from ``line`` on with what is learned of them."""
         settled = _requests.train_settings(settings)
-        dataset = data if isinstance(data, Dataset) else self.upload(data)
+        dataset = data if isinstance(data, Dataset) else self.upload(data, as_=as_)
         request = training_pb2.ValidateDatasetRequest(dataset_id=dataset.id, settings=settled)
         assign(request, {"show_rows": rows, "show_from_line": line, "recipe": recipe or ""})
         return _responses.dataset_report(self._transport.unary(self._stub.ValidateDataset, request))
@@ -179,6 +186,7 @@ class Jobs:
         gate: Gate | None = None,
         compare_prompt: str | None = None,
         recipe: str | None = None,
+        as_: As | None = None,
         metadata: dict[str, str] | None = None,
         idempotency_key: str | None = None,
         **settings: Unpack[TrainOptions],
@@ -196,9 +204,9 @@ class Jobs:
             options=settings,
         )
         datasets = Datasets(self._transport)
-        request.dataset_id = datasets.upload(data).id
+        request.dataset_id = datasets.upload(data, as_=as_).id
         if validation is not None:
-            request.validation_dataset_id = datasets.upload(validation).id
+            request.validation_dataset_id = datasets.upload(validation, as_=as_).id
         if replay is not None:
             shipped = isinstance(replay, str) and replay == "default"
             request.settings.replay = "default" if shipped else datasets.upload(replay).id

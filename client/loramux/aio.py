@@ -14,6 +14,7 @@ from ._channel import target
 from ._files import Data
 from ._requests import ChatMessage, Gate, GenerateOptions, TrainOptions
 from ._stacks import Adapters as Stack
+from .convert import As
 from .types import Chunk, Completion, Score, ServerInfo, Tokens
 from .v1 import inference_pb2, server_pb2
 
@@ -118,6 +119,7 @@ class AsyncClient:
         gate: Gate | None = None,
         compare_prompt: str | None = None,
         recipe: str | None = None,
+        as_: As | None = None,
         metadata: dict[str, str] | None = None,
         idempotency_key: str | None = None,
         **settings: Unpack[TrainOptions],
@@ -133,6 +135,7 @@ class AsyncClient:
             gate=gate,
             compare_prompt=compare_prompt,
             recipe=recipe,
+            as_=as_,
             metadata=metadata,
             idempotency_key=idempotency_key,
             **settings,

@@ -14,6 +14,7 @@ from ._requests import ChatMessage, Gate, GenerateOptions, TrainOptions
 from ._resources import Adapters, Datasets, Job, Jobs
 from ._stacks import Adapters as Stack
 from ._transport import Stream, Transport
+from .convert import As
 from .types import Chunk, Completion, Score, ServerInfo, Tokens
 from .v1 import inference_pb2, server_pb2
 
@@ -128,6 +129,7 @@ class Client:
         gate: Gate | None = None,
         compare_prompt: str | None = None,
         recipe: str | None = None,
+        as_: As | None = None,
         metadata: dict[str, str] | None = None,
         idempotency_key: str | None = None,
         **settings: Unpack[TrainOptions],
@@ -151,6 +153,9 @@ class Client:
         ``compare_prompt``, a system prompt or context, the held-out rows are also asked of the base and of the base
         with that prompt, and ``job.info.comparison`` tells whether training was worth it.
 
+        ``as_="messages"`` turns prompt + completion rows into conversations first (and takes other tools' formats, as
+        ``loramux.convert`` does), ``as_="prompt"`` conversations of one question into plain prompts.
+
         The same ``idempotency_key`` gives the same job.
         """
         return self.jobs.create(
@@ -163,6 +168,7 @@ class Client:
             gate=gate,
             compare_prompt=compare_prompt,
             recipe=recipe,
+            as_=as_,
             metadata=metadata,
             idempotency_key=idempotency_key,
             **settings,

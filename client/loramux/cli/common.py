@@ -9,7 +9,7 @@ import math
 import re
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, TextIO
@@ -20,6 +20,7 @@ from .._streams import encodable
 from ..client import Client
 from ..comparison import without_comparison
 from ..errors import LoramuxError
+from ..types import AppliedAdapter
 from .completion import complete_adapter
 
 # C0 and C1 controls but tab and newline; embeddings, overrides and isolates of the bidirectional algorithm (UAX 9).
@@ -130,6 +131,18 @@ def how_to_ask(ref: str, asked_with: str) -> str:
     if not asked_with:
         return option
     return f'loramux generate {"-m " if asked_with == "messages" else ""}"..." {option}'
+
+
+def asked_otherwise(client: Client, applied: Iterable[AppliedAdapter], *, chat: bool) -> Iterator[str]:
+    """Which of the adapters that answered learned rows that are asked in the other way, and how to ask them."""
+    for each in applied:
+        try:
+            version = client.adapters.get(each.ref).versions[0]
+        except (LoramuxError, IndexError):
+            return  # the answer has come; this only adds to it
+        if version.asked_with and (version.asked_with == "messages") is not chat:
+            learned = "conversations" if not chat else "plain prompts, without the chat template"
+            yield f"{version.name} learned {learned}; ask it with: {how_to_ask(version.name, version.asked_with)}"
 
 
 def plain(text: str) -> str:

@@ -10,20 +10,23 @@ import typer
 
 from ..progress import clock
 from ..types import DatasetReport, MarkedText
+from . import convert
 from .common import Json, connect, plain, print_fields, print_json, print_notes, size
+from .convert import AsOption
 from .train import BatchSize, Epochs, Layers, MaxLength, MaxSteps, Rank, Recipe
 
 if TYPE_CHECKING:
     from rich.text import Text
 
-File = Annotated[Path, typer.Argument(help="File of rows: .jsonl, .json, .csv or .parquet.")]
+File = Annotated[Path, typer.Argument(help="File of rows: .jsonl, .json, .csv, .tsv or .parquet.")]
 
-app = typer.Typer(name="datasets", help="Check and show training data.", no_args_is_help=True)
+app = typer.Typer(name="datasets", help="Check, show and convert training data.", no_args_is_help=True)
+convert.register(app)
 
 
 @app.callback()
 def _group() -> None:
-    """Check and show training data."""
+    """Check, show and convert training data."""
 
 
 @app.command()
@@ -37,6 +40,7 @@ def validate(
     layers: Layers = None,
     rank: Rank = None,
     recipe: Recipe = None,
+    as_: AsOption = None,
     json: Json = False,
 ) -> None:
     """Check a file as a training job would, all problems by line.
@@ -53,6 +57,7 @@ def validate(
             layers=layers,
             rank=rank,
             recipe=recipe,
+            as_=as_,
         )
     if json:
         print_json(report)
@@ -83,6 +88,7 @@ def show(
     rows: Annotated[int, typer.Option(help="Rows to show, at most 100.")] = 5,
     line: Annotated[int, typer.Option(help="Line to begin at.")] = 0,
     max_length: MaxLength = None,
+    as_: AsOption = None,
     json: Json = False,
 ) -> None:
     """Print rows as they are trained on, what is learned in colour.
@@ -91,7 +97,7 @@ def show(
     The exit code is 1 if the file cannot be trained on.
     """
     with connect(context) as client:
-        report = client.datasets.show(file, rows=rows, line=line, max_length=max_length)
+        report = client.datasets.show(file, rows=rows, line=line, max_length=max_length, as_=as_)
     if json:
         print_json(report.shown)
         raise typer.Exit(0 if report.valid else 1)

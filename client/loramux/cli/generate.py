@@ -10,7 +10,18 @@ import typer
 
 from ..errors import invalid
 from ..types import Completion
-from .common import AdapterOption, Json, connect, print_json, read_stdin, stack, text_file, write
+from .common import (
+    AdapterOption,
+    Json,
+    asked_otherwise,
+    connect,
+    print_json,
+    print_notes,
+    read_stdin,
+    stack,
+    text_file,
+    write,
+)
 
 MaxTokens = Annotated[int | None, typer.Option(help="Most new tokens.", show_default="the server's, 128")]
 Temperature = Annotated[float | None, typer.Option(help="Randomness; 0 is greedy.", show_default="0")]
@@ -121,6 +132,7 @@ def generate(
                     write(chunk.text)
                 completion = stream.completion
             write("" if completion.text.endswith("\n") else "\n")
+        print_notes(asked_otherwise(client, completion.adapters, chat=turns is not None), sys.stderr)
     if stats:
         usage, applied = completion.usage, ", ".join(f"{a.ref} x {a.weight:g}" for a in completion.adapters) or "base"
         print(

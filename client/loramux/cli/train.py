@@ -12,6 +12,7 @@ import typer
 from ..types import AdapterVersion
 from .common import Json, connect, how_to_ask, numbers, print_json, print_notes, stack, text_file
 from .completion import complete_adapter, complete_recipe
+from .convert import AsOption
 from .tables import print_comparison
 
 BatchSize = Annotated[int | None, typer.Option(help="Rows per optimiser step.", show_default="8")]
@@ -49,6 +50,7 @@ def train(
         typer.Option(help="File of rows (.jsonl, .json, .csv, .parquet): answers to learn, or preference pairs."),
     ],
     validation: Annotated[Path | None, typer.Option(help="File of held-out rows.")] = None,
+    as_: AsOption = None,
     replay: Annotated[
         str | None,
         typer.Option(
@@ -182,6 +184,7 @@ def train(
             gate=condition(gate),
             compare_prompt=text_or_file(compare_prompt, "--compare-prompt"),
             recipe=recipe,
+            as_=as_,
             metadata=pairs(metadata or ()),
             idempotency_key=idempotency_key,
             **settings,

@@ -7,9 +7,8 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from ..core.json_values import BadJson, decode, decode_at
-
 from ..core.encodings import as_utf8
+from ..core.json_values import BadJson, decode, decode_at
 
 Report = Callable[[int, str], None]
 """Called with a line number (from 1) and what is wrong there."""

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from loramux import Client
+from loramux import Client, InvalidArgument
 from loramux.cli import main
 from loramux.types import DatasetNote
 from loramux.v1 import adapters_pb2, training_pb2
@@ -53,3 +53,39 @@ def test_notes_in_python(fake: Fake, client: Client) -> None:
     (note,) = client.jobs.get("job-1").info.notes
     assert note == DatasetNote("PLAIN_PROMPTS", "ask with a plain prompt", 3, 2)
     assert str(note) == note.text
+
+
+def test_field_30_asked_in_the_other_way(fake: Fake, capsys: pytest.CaptureFixture[str]) -> None:
+    made = version()
+    fake.handlers["GetAdapter"] = lambda *_: adapters_pb2.Adapter(name="acme", versions=[made])
+
+    def told(*arguments: str) -> str:
+        assert main(["generate", "hi", *arguments, "--address", fake.address]) == 0
+        return capsys.readouterr().err
+
+    assert told("-m", "-a", "acme") == ""  # not known
+    made.asked_with = "prompt"
+    assert told("-a", "acme") == ""
+    assert 'note: acme learned plain prompts, without the chat template; ask it with: loramux generate "..."' in told(
+        "-m", "-a", "acme"
+    )
+    made.asked_with = "messages"
+    assert told("-m", "-a", "acme") == ""
+    assert 'note: acme learned conversations; ask it with: loramux generate -m "..." --adapter acme' in told(
+        "-a", "acme"
+    )
+
+
+def test_field_30_rows_are_turned_before_they_are_sent(fake: Fake, client: Client, tmp_path: Path) -> None:
+    plain = {"prompt": "Where?", "completion": " Here."}
+    chat = [{"role": "user", "content": "Where?"}, {"role": "assistant", "content": "Here."}]
+    client.train("acme", [plain], validation=[plain], as_="messages")
+    assert json.loads(fake.uploaded["rows.jsonl"]) == {"messages": chat}
+    (tmp_path / "d.jsonl").write_text(json.dumps(plain) + "\n")
+    data = str(tmp_path / "d.jsonl")
+    for command in (("train", "acme", "--data", data, "--no-wait"), ("datasets", "validate", data)):
+        fake.uploaded.clear()
+        main([*command, "--as", "messages", "--address", fake.address])
+        assert json.loads(fake.uploaded["d.jsonl"]) == {"messages": chat}
+    with pytest.raises(InvalidArgument, match="not every row can be written as messages: 1 rows: is a text"):
+        client.datasets.validate([plain, {"text": "a"}], as_="messages")
