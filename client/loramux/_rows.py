@@ -21,6 +21,9 @@ ROLES = {
 }
 
 
+_SYSTEM = ("system", "system_prompt")
+
+
 class LeftOut(Exception):
     """A row that is not converted, with the reason, the same for all rows that it holds for."""
 
@@ -37,6 +40,9 @@ class Made:
 def made_of(format: str, row: Mapping[str, Any]) -> Made:
     """A row of ``format`` as a row of loramux. Raises :class:`LeftOut`."""
     made = _MAKERS[format]({name: value for name, value in row.items() if value is not None})
+    for good, bad in (("chosen", "rejected"), ("preferred_output", "non_preferred_output")):
+        if good in made.row and made.row[good] == made.row[bad]:
+            raise LeftOut("has two answers that are the same")
     for name in ("on_top_of", "expect", "expect_match", "context"):  # loramux's own, and nobody else's
         if name in row and format == OWN:
             made.row[name] = row[name]
@@ -62,7 +68,7 @@ def _sharegpt(row: Mapping[str, Any]) -> Made:
     name = next(n for n in (*CONVERSATIONS, "messages") if isinstance(row.get(n), list))
     changes: list[str] = []
     turns = [*_system(row), *_turns(row[name], changes)]
-    used = {name, "system", "tools"}
+    used = {name, "tools", *_SYSTEM}
     found: dict[str, Any] = {}
     if "chosen" in row and "rejected" in row:
         found = {"prompt": turns}
@@ -79,15 +85,16 @@ def _sharegpt(row: Mapping[str, Any]) -> Made:
 def _alpaca(row: Mapping[str, Any]) -> Made:
     answer = next(name for name in ("output", "response", "completion", "answer") if name in row)
     turns = [*_system(row), *_history(row.get("history")), _turn("user", _asked(row)), _turn("assistant", row[answer])]
-    return Made({"messages": _checked(turns)}, {"instruction", "input", "context", "system", "history", answer})
+    return Made({"messages": _checked(turns)}, {"instruction", "input", "context", "history", answer, *_SYSTEM})
 
 
 def _question_answer(row: Mapping[str, Any]) -> Made:
     names = question_and_answer(set(row))
     assert names is not None
     question, answer = names
-    turns = [*_system(row), _turn("user", row[question]), _turn("assistant", row[answer])]
-    return Made({"messages": _checked(turns)}, {question, answer, "system"})
+    asked = _about(row[question], row.get("context"))
+    turns = [*_system(row), _turn("user", asked), _turn("assistant", row[answer])]
+    return Made({"messages": _checked(turns)}, {question, answer, "context", *_SYSTEM})
 
 
 def _preferences(row: Mapping[str, Any]) -> Made:
@@ -95,7 +102,7 @@ def _preferences(row: Mapping[str, Any]) -> Made:
     asked = _asked(row) if question == "instruction" else row[question]
     sides = {name: [_single(row[name])] for name in ("chosen", "rejected")}
     prompt = _checked([*_system(row), *_history(row.get("history")), _turn("user", asked)])
-    used = {question, "system", "history", "chosen", "rejected"}
+    used = {question, "history", "chosen", "rejected", *_SYSTEM}
     return Made({"prompt": prompt, **sides}, used | ({"input", "context"} if question == "instruction" else set()))
 
 
@@ -201,12 +208,15 @@ def _single(answer: Any) -> Turn:
 
 def _asked(row: Mapping[str, Any]) -> Any:
     """Alpaca's instruction with what it is about, an empty line between."""
-    about = row.get("input") or row.get("context")
-    return f"{row['instruction']}\n\n{about}" if isinstance(about, str) and about.strip() else row["instruction"]
+    return _about(row["instruction"], row.get("input") or row.get("context"))
+
+
+def _about(asked: Any, text: Any) -> Any:
+    return f"{asked}\n\n{text}" if isinstance(asked, str) and isinstance(text, str) and text.strip() else asked
 
 
 def _system(row: Mapping[str, Any]) -> list[Turn]:
-    said = row.get("system") or row.get("system_prompt")
+    said = next((row[name] for name in _SYSTEM if row.get(name)), None)
     return [_turn("system", said)] if isinstance(said, str) and said.strip() else []
 
 

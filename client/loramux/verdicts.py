@@ -14,14 +14,15 @@ SIGNS = frozenset(
         *("label", "kto_tag", "desirable", "is_desirable", "preferred", "is_preferred", "accepted"),
         *("is_accepted", "approved", "is_approved", "liked", "like", "thumbs_up", "thumbsup", "upvoted"),
         *("good", "is_good", "correct", "is_correct", "vote", "votes", "feedback", "human_feedback"),
-        *("user_feedback", "reaction", "verdict", "weight"),
+        *("user_feedback", "reaction", "verdict", "weight", "thumb", "thumbs", "helpful", "is_helpful"),
+        *("safe", "is_safe", "valid", "is_valid"),
     )
 )
 """Columns whose false, zero or negative value, or word for bad, speaks against the answer."""
 INVERSE = frozenset(
     (
         *("thumbs_down", "thumbsdown", "downvoted", "disliked", "bad", "is_bad", "flagged", "is_flagged"),
-        *("incorrect", "is_incorrect", "undesirable"),
+        *("incorrect", "is_incorrect", "undesirable", "toxic", "is_toxic", "harmful", "is_harmful"),
     )
 )
 """Columns that speak against the answer when they are true."""

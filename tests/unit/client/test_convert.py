@@ -66,6 +66,16 @@ FORMATS: dict[str, tuple[Any, Any]] = {
         },
     ),
     "questions": ({"question": USER["content"], "answer": "At 6:40."}, {"messages": [USER, ANSWER]}),
+    "questions about a text": (
+        {"context": "Odo runs it.", "question": "Who runs it?", "answer": "Odo.", "system_prompt": "Be brief."},
+        {
+            "messages": [
+                {"role": "system", "content": "Be brief."},
+                {"role": "user", "content": "Who runs it?\n\nOdo runs it."},
+                {"role": "assistant", "content": "Odo."},
+            ]
+        },
+    ),
     "queries": ({"query": USER["content"], "response": "At 6:40."}, {"messages": [USER, ANSWER]}),
     "inputs": ({"input": USER["content"], "output": "At 6:40."}, {"messages": [USER, ANSWER]}),
     "prompts": ({"prompt": USER["content"], "response": "At 6:40."}, {"messages": [USER, ANSWER]}),
@@ -184,6 +194,11 @@ def test_field_28_answers_called_bad_are_left_out() -> None:
     tagged = {"conversations": [HUMAN, GPT], "kto_tag": False}
     with pytest.raises(InvalidArgument, match="kto_tag says that the answer is bad"):
         written([tagged])
+
+
+def test_field_27_pairs_that_prefer_nothing_are_left_out() -> None:
+    pairs = [{"prompt": "a", "chosen": " b", "rejected": rejected} for rejected in (" c", " b")]
+    assert written(pairs)[1].left_out == {"has two answers that are the same (line 2 first)": 1}
 
 
 def test_field_29_calls_and_tools() -> None:
