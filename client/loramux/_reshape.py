@@ -43,8 +43,11 @@ def _answer(text: Any) -> dict[str, Any]:
 def as_prompt(row: dict[str, Any]) -> dict[str, Any]:
     """A row as a plain prompt; one that is plain already comes back itself. Raises :class:`LeftOut`."""
     if "messages" not in row:
-        if isinstance(row.get("prompt"), list) or "preferred_output" in row:
-            raise LeftOut("is a preference pair of conversations, which has no plain prompt")
+        if (
+            not all(isinstance(row.get(name, ""), str) for name in ("prompt", "completion", "chosen", "rejected"))
+            or "preferred_output" in row
+        ):
+            raise LeftOut("has prompt and answer as messages, not as texts")
         return row
     turns = row["messages"]
     roles = [turn.get("role") if isinstance(turn, Mapping) else None for turn in turns]

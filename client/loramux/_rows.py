@@ -60,20 +60,32 @@ def _own(row: Mapping[str, Any]) -> Made:
     ):
         needed = [name for name in fields if name != "tools" and (name != "prompt" or "completion" in fields)]
         if all(name in row for name in needed):
+            _check_own(row, needed)
             return Made({name: row[name] for name in fields if name in row}, set(fields))
     raise LeftOut("has none of loramux's shapes")
+
+
+def _check_own(row: Mapping[str, Any], needed: list[str]) -> None:
+    """Leave out what is no row, whatever its fields; the server tells everything else by line."""
+    for name in needed:
+        value = row[name]
+        if isinstance(value, list):
+            if not value or not all(isinstance(turn, Mapping) for turn in value):
+                raise LeftOut(f"{name} is no list of messages")
+        elif name == "messages" or not (isinstance(value, Mapping) or (isinstance(value, str) and value.strip())):
+            raise LeftOut(f"{name} is empty, or neither a text nor messages")
 
 
 def _sharegpt(row: Mapping[str, Any]) -> Made:
     name = next(n for n in (*CONVERSATIONS, "messages") if isinstance(row.get(n), list))
     changes: list[str] = []
-    turns = [*_system(row), *_turns(row[name], changes)]
+    turns = [*_system(row), *_turns(row[name])]
     used = {name, "tools", *_SYSTEM}
     found: dict[str, Any] = {}
     if "chosen" in row and "rejected" in row:
         found = {"prompt": turns}
         for answer in ("chosen", "rejected"):
-            found[answer] = _turns(row[answer] if isinstance(row[answer], list) else [row[answer]], changes)
+            found[answer] = _turns(row[answer]) if isinstance(row[answer], list) else [_single(row[answer])]
         used |= {"chosen", "rejected"}
     else:
         found = {"messages": _answered(turns, changes)}
@@ -134,7 +146,7 @@ _MAKERS: dict[str, Callable[[Mapping[str, Any]], Made]] = {
 }
 
 
-def _turns(said: list[Any], changes: list[str]) -> list[Turn]:
+def _turns(said: list[Any]) -> list[Turn]:
     """Turns from ``from`` and ``value``, or ``role`` and ``content``."""
     turns = []
     for item in said:
@@ -200,7 +212,7 @@ def _tools(found: Any) -> list[Any]:
 def _single(answer: Any) -> Turn:
     """One answer of a pair: a text, or a turn."""
     if isinstance(answer, Mapping):
-        (turn,) = _turns([answer], [])
+        (turn,) = _turns([answer])
         return turn
     (turn,) = _checked([_turn("assistant", answer)])
     return turn

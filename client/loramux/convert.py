@@ -25,6 +25,8 @@ from .verdicts import Verdicts
 As = Literal["messages", "prompt"]
 MAX_REASONS = 20
 """Most reasons for leaving rows out that are told apart."""
+MAX_FIELDS = 1000
+"""Most fields that are counted."""
 
 
 @dataclass(slots=True)
@@ -105,7 +107,8 @@ def write_rows(rows: Callable[[], Iterator[tuple[str, Any]]], file: IO[bytes], *
         file.write(line)
         formats[format] += 1
         changes.update(made.changes)
-        unused.update(str(name) for name, value in row.items() if value is not None and name not in made.used)
+        spare = (str(name) for name, value in row.items() if value is not None and name not in made.used)
+        unused.update(name for name in spare if name in unused or len(unused) < MAX_FIELDS)
     left_out = {f"{why} ({at} first)": count for why, (at, count) in first.items()}
     summary = Summary(read, formats.total(), dict(formats), dict(unused), dict(changes), left_out)
     if not summary.written:

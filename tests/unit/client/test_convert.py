@@ -43,6 +43,10 @@ FORMATS: dict[str, tuple[Any, Any]] = {
         {"conversations": [HUMAN], "chosen": GPT, "rejected": {"from": "gpt", "value": "Never."}},
         {"prompt": [USER], "chosen": [ANSWER], "rejected": [{**ANSWER, "content": "Never."}]},
     ),
+    "ShareGPT preferences as texts": (
+        {"conversations": [HUMAN], "chosen": "At 6:40.", "rejected": "Never."},
+        {"prompt": [USER], "chosen": [ANSWER], "rejected": [{**ANSWER, "content": "Never."}]},
+    ),
     "Alpaca": (
         {"instruction": "Translate.", "input": "Mühle", "output": "mill", "text": "Below is an instruction ..."},
         {"messages": [{"role": "user", "content": "Translate.\n\nMühle"}, {"role": "assistant", "content": "mill"}]},
@@ -196,6 +200,15 @@ def test_field_28_answers_called_bad_are_left_out() -> None:
         written([tagged])
 
 
+@pytest.mark.parametrize("shape", [None, "messages", "prompt"])
+@pytest.mark.parametrize("odd", [3.5, True, "", "a", [], [None], ["x"], {}, [{}], [{"from": None, "value": 5}], [[]]])
+def test_values_of_any_kind_are_left_out_or_written(odd: Any, shape: Any) -> None:
+    for row, _ in FORMATS.values():
+        for name in row:
+            made, summary = written([{"question": "a", "answer": "b"}, {**row, name: odd}], shape)
+            assert summary.read == 2 == len(made) + sum(summary.left_out.values())
+
+
 def test_field_27_pairs_that_prefer_nothing_are_left_out() -> None:
     pairs = [{"prompt": "a", "chosen": " b", "rejected": rejected} for rejected in (" c", " b")]
     assert written(pairs)[1].left_out == {"has two answers that are the same (line 2 first)": 1}
@@ -236,7 +249,7 @@ def test_field_30_plain_rows_become_chats_and_back() -> None:
     for row, as_, why in (
         ({"text": "a"}, "messages", "is a text"),
         ({"messages": [SYSTEM, USER, ANSWER]}, "prompt", "more than one question and answer"),
-        ({**plain, "completion": " "}, "messages", "empty answer"),
+        ({**plain, "completion": " "}, "messages", "completion is empty"),
     ):
         with pytest.raises(InvalidArgument, match=why):
             written([row], as_)
