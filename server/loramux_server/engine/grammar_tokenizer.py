@@ -32,7 +32,7 @@ class _Spelling:
     def __init__(self, text: TextTokenizer, eos: tuple[int, ...]) -> None:
         self._text = text
         special = text.special_ids | set(eos)
-        size = max(text.vocab_size, *(id + 1 for id in eos))
+        size = max([text.vocab_size, *(id + 1 for id in eos)])
         self.tokens = [
             (text.spelling(id) or "").encode() if id in special else text.token_bytes(id) for id in range(size)
         ]
@@ -54,11 +54,12 @@ class _Spelling:
 
     def _cut(self, data: bytes) -> list[int]:
         ids: list[int] = []
-        while data:
-            sizes = range(min(self._longest, len(data)), 0, -1)
-            size = next((size for size in sizes if data[:size] in self._ids), 0)
-            if not size:
+        at = 0
+        while at < len(data):
+            ends = range(min(at + self._longest, len(data)), at, -1)
+            end = next((end for end in ends if data[at:end] in self._ids), at)
+            if end == at:
                 break  # no token has this byte
-            ids.append(self._ids[data[:size]])
-            data = data[size:]
+            ids.append(self._ids[data[at:end]])
+            at = end
         return ids

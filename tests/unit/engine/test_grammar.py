@@ -25,6 +25,7 @@ from loramux_server.engine.grammar_host import GrammarHost
 from loramux_server.engine.grammar_wire import Mask, Setup
 from loramux_server.engine.protocol import Failure, Output
 from loramux_server.engine.wire import HEADER, decode, encode
+from loramux_server.text import TextTokenizer
 from loramux_server.text.response_format import ANY_OBJECT, MAX_BYTES, parse_format
 from tests.unit.services.tiny_tokenizer import write_tokenizer
 
@@ -308,6 +309,48 @@ def test_a_dead_process_fails_its_own_answers_and_comes_back(tmp_path: Path) -> 
     left = processes(masks)
     masks.host.stop()
     eventually(lambda: not any(Path(f"/proc/{pid}").exists() for pid in left))
+
+
+@pytest.mark.parametrize("eos", [(), (EOS,), (450,)])
+def test_field_05_a_shape_ends_whatever_end_tokens_there_are(eos: tuple[int, ...], tmp_path: Path) -> None:
+    """None at all, one, or one beyond the tokenizer's vocabulary that the model has."""
+    text = TextTokenizer.load(write_tokenizer(tmp_path))
+    mail: queue.SimpleQueue[Mask] = queue.SimpleQueue()
+    host = GrammarHost(Setup(str(tmp_path), eos), mail.put)
+    try:
+        host.open(1, regex("ab?"))
+        mask = mail.get(timeout=SECONDS)
+        (a,), (b,) = text.encode_continuation("a"), text.encode_continuation("b")
+        assert mask.bits[a >> 3] >> (a & 7) & 1
+        host.step(1, a)
+        mask = mail.get(timeout=SECONDS)
+        assert all(mask.bits[end >> 3] >> (end & 7) & 1 for end in eos)
+        host.step(1, b)
+        assert mail.get(timeout=SECONDS).complete
+    finally:
+        host.stop()
+
+
+def test_field_06_text_that_the_tokenizer_would_change_is_spelt_byte_by_byte(tmp_path: Path) -> None:
+    """A tokenizer that composes accents has no way to write them apart, and its grammar must still end."""
+    write_tokenizer(tmp_path)
+    state = json.loads((tmp_path / "tokenizer.json").read_text())
+    state["normalizer"] = {"type": "NFC"}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(state))
+    masks_of = TextTokenizer.load(tmp_path)
+    mail: queue.SimpleQueue[Mask] = queue.SimpleQueue()
+    host = GrammarHost(Setup(str(tmp_path), (EOS,)), mail.put)
+    said = b""
+    try:
+        host.open(1, parse_format({"type": "choice", "choice": ["cafe\u0301<|im_end|>"]}))
+        while not (mask := mail.get(timeout=SECONDS)).complete:
+            assert mask.code is None
+            token = next(t for t in range(masks_of.vocab_size) if mask.bits[t >> 3] >> (t & 7) & 1)
+            said += masks_of.token_bytes(token)
+            host.step(1, token)
+    finally:
+        host.stop()
+    assert said.decode() == "cafe\u0301<|im_end|>"
 
 
 def test_a_tokenizer_that_cannot_be_used_is_told(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
