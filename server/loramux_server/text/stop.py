@@ -35,7 +35,7 @@ class StopMatcher:
         self._stops = tuple(dict.fromkeys(stops))
         self._shown = _Reading(self._stops)
         self._full: _Reading | None = None
-        """The text with its hidden pieces, from the first one on that a stop string holds."""
+        """The text with its hidden pieces, once there is one."""
         self._held = ""
         self._found: str | None = None
 
@@ -48,7 +48,7 @@ class StopMatcher:
             return StopResult("", self._found)
         if not self._stops:
             return StopResult("" if hidden else text)
-        if hidden and self._full is None and any(text in stop for stop in self._stops):
+        if hidden and self._full is None:
             self._full = self._shown.copy()
         readings = [*([] if hidden else [self._shown]), *([] if self._full is None else [self._full])]
         found = [match for reading in readings if (match := reading.push(text, hidden, counts)) is not None]
@@ -73,7 +73,7 @@ class _Match(NamedTuple):
 
     end: int
     """Where it ends, counted from the end of the reading: negative."""
-    longest: int
+    minus_length: int
     cut: int
     stop: str
 

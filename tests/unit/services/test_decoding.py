@@ -147,6 +147,13 @@ def test_field_06_a_stop_matches_the_id_of_a_special_token(text: TextTokenizer) 
         assert "".join(chunk.text for chunk in chunks) == said
 
 
+def test_field_06_a_special_token_in_between_parts_a_stop_that_holds_another(text: TextTokenizer) -> None:
+    (a,), (b,) = text.encode_continuation("a"), text.encode_continuation("b")
+    decoder = ChoiceDecoder(0, text.detokenizer(), StopMatcher(["ab<|im_end|>"]), frozenset())
+    assert decoder.push(TokenEvent("x", (a, 1, b, 2, 0))).finish_reason is None
+    assert decoder.push(TokenEvent("x", (a, b, 2))).finish_reason is FinishReason.STOP
+
+
 def test_field_06_a_stop_before_a_special_token_may_end_in_byte_tokens(tmp_path: Path) -> None:
     text = TextTokenizer.load(sentencepiece_folder(tmp_path))
     special = text.encode_continuation("<|im_start|>")
