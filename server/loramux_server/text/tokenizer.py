@@ -22,6 +22,7 @@ from .control import ControlGuard
 from .detokenizer import Detokenizer, Pieces
 from .end_tokens import end_token_ids
 from .files import TokenizerFiles, read_tokenizer_files, unreadable
+from .final_message import up_to_final_content
 
 MAX_BYTES = 4 * 1024 * 1024
 """Longest text that is tokenised, in bytes of UTF-8."""
@@ -169,7 +170,7 @@ class TextTokenizer:
         self._check_turns(turns)
         marked, marked_tools, markers = self._guard.mark(turns, tools)
         if continue_final_message:
-            rendered = self._up_to_final_content(self.chat_template, marked, marked_tools)
+            rendered = up_to_final_content(self.chat_template, marked, marked_tools, mark=self._breaker)
         else:
             rendered = self.chat_template.render(
                 marked, add_generation_prompt=add_generation_prompt, tools=marked_tools
@@ -245,26 +246,6 @@ class TextTokenizer:
         return self._pieces.spelling(id)
 
     # Inside
-
-    def _up_to_final_content(
-        self,
-        template: ChatTemplate,
-        messages: Sequence[Mapping[str, Any]],
-        tools: Sequence[Mapping[str, Any]] | None,
-    ) -> str:
-        """A conversation rendered to where the content of its last message ends, as transformers finds that place."""
-        final = messages[-1]
-        content = str(final.get("content") or "")
-        # A template that trims contents takes the space away, too.
-        tagged = [*messages[:-1], {**final, "content": f"{content}{self._breaker} "}]
-        before, tag, after = template.render(tagged, tools=tools).rpartition(self._breaker)
-        if not tag or content.strip() not in before:
-            raise invalid_field(
-                "continue_final_message",
-                "cannot be kept: the model's chat template changes the last message or leaves out a part of it",
-                reason="CHAT_TEMPLATE_REFUSED",
-            )
-        return before if after.startswith(" ") else before.rstrip()
 
     def _encode_parts(self, text: str) -> list[int]:
         ids = self._tokenizer.encode(text, add_special_tokens=False).ids

@@ -119,6 +119,18 @@ def test_field_05_the_token_that_the_template_puts_after_an_answer_ends_it(famil
     assert {tokenizer.spelling(id) for id in tokenizer.eos_token_ids} == {eos, "<|endoftext|>"}
 
 
+def test_field_05_an_end_token_is_no_part_of_an_answer_though_it_is_not_special(tmp_path: Path) -> None:
+    folder = byte_level_folder(tmp_path, eos_token="<|endoftext|>")
+    end = TextTokenizer.load(folder).encode("</think>")[0]
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": end}))
+    tokenizer = TextTokenizer.load(folder)
+    said = tokenizer.encode_continuation("Paris")
+    assert end not in tokenizer.special_ids
+    assert tokenizer.decode_answer([*said, end]) == tokenizer.decode_answer([*said, 0]) == "Paris"
+    assert tokenizer.decode_answer(said) == "Paris"
+    assert tokenizer.decode_answer([]) == ""
+
+
 def test_field_05_a_template_that_ends_no_answer_names_no_token(tmp_path: Path) -> None:
     for template in (
         "{% for m in messages %}{{ m.content }}{% endfor %}",
