@@ -180,7 +180,11 @@ class Client:
         return _responses.server_info(self._transport.unary(method, server_pb2.GetServerInfoRequest(), timeout))
 
     def health(self, service: str = "", *, timeout: float = 5.0) -> str:
-        """``SERVING`` or ``NOT_SERVING`` in the words of grpc.health.v1; Unavailable when nothing answers."""
+        """``SERVING`` or ``NOT_SERVING`` in the words of grpc.health.v1; Unavailable when nothing answers.
+
+        ``service`` is one of the API's services, empty for all of them (readiness), or ``liveness``: whether the
+        process lives, also while it starts, restarts its engine or stops.
+        """
         return self._transport.health(service, timeout)
 
 

@@ -50,6 +50,9 @@ def info(context: typer.Context, json: Json = False) -> None:
 def health(
     context: typer.Context,
     service: Annotated[str, typer.Option(help="Service to ask about, such as loramux.v1.InferenceService.")] = "",
+    liveness: Annotated[
+        bool, typer.Option("--liveness", help="Ask only whether the process lives, also while it starts or stops.")
+    ] = False,
     timeout: Annotated[float, typer.Option(help="Seconds to wait for an answer.")] = 3.0,
     json: Json = False,
 ) -> None:
@@ -59,7 +62,7 @@ def health(
     """
     with connect(context) as client:
         try:
-            status, why = client.health(service, timeout=timeout), ""
+            status, why = client.health("liveness" if liveness else service, timeout=timeout), ""
         except LoramuxError as error:
             status, why = "UNREACHABLE", error.message
     if json:

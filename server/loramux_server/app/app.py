@@ -87,6 +87,7 @@ class App:
         self._backend = backend = self._backend or self._build_engine()
         self._engine_started = True
         info = await backend.start()
+        self._desk.doing = ""
         self._say.progress("reading the tokenizer")
         text = await asyncio.to_thread(TextTokenizer.load, info.tokenizer_path)
         self._metrics.engine_ready(info, stats_from_thread(backend, asyncio.get_running_loop()))
@@ -139,10 +140,15 @@ class App:
         # Brings torch into the process, so not before everything that can fail without it has been tried.
         from ..engine_factory import make_backend
 
-        backend = make_backend(self.settings.engine(), self._say.progress)
+        backend = make_backend(self.settings.engine(), self._progress)
         backend.link.on_state = self._engine_moved
         backend.link.on_failed = self._engine_failed
         return backend
+
+    def _progress(self, step: str, fraction: float | None) -> None:
+        """A slow step of the engine's start: callers that are refused meanwhile are told too."""
+        self._desk.doing = step if fraction is None else f"{step}, {fraction:.0%}"
+        self._say.progress(step, fraction)
 
     def _engine_moved(self, up: bool) -> None:
         """The engine's process died, or is up again: metrics tell operators, health tells load balancers."""

@@ -14,6 +14,9 @@ from ..services.info import Readiness, ServerInfo
 from ..services.limits import Limits
 from ..services.training import TrainingService
 
+START_RETRY = 5.0
+"""Seconds after which to ask again while a slow step of the start is under way."""
+
 
 @dataclass(frozen=True, slots=True)
 class Services:
@@ -62,6 +65,8 @@ class Desk:
         self.failure: Error | None = None
         """Why the server has failed, once it has."""
         self.behind: Behind | None = None
+        self.doing = ""
+        """The slow step of the start that is under way, with how far it is."""
         self._version = version
         self._started = time.monotonic()
 
@@ -73,8 +78,8 @@ class Desk:
             raise Error(Code.UNAVAILABLE, "the server is shutting down", reason="SHUTTING_DOWN", retry_after=1.0)
         if self.failure is not None:
             raise self.failure
-        what = f"the server is not ready yet ({self.readiness.value})"
-        raise Error(Code.UNAVAILABLE, what, reason="NOT_READY", retry_after=1.0)
+        what = f"the server is not ready yet ({self.doing or self.readiness.value})"
+        raise Error(Code.UNAVAILABLE, what, reason="NOT_READY", retry_after=START_RETRY if self.doing else 1.0)
 
     async def describe(self, tenant: str) -> Description:
         """What the server is now; also while it starts and stops."""

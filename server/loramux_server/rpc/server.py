@@ -38,6 +38,8 @@ SERVICES = tuple(
         (server_pb2, "ServerService"),
     )
 )
+LIVENESS = "liveness"
+"""The name in the health service that is SERVING as long as the process lives; the others tell readiness."""
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
@@ -85,6 +87,7 @@ class RpcServer:
         self._desk = desk
         self._default_max_tokens = default_max_tokens
         self._server: aio.Server | None = None
+        self._stopping = False
 
     @property
     def running(self) -> int:
@@ -98,6 +101,7 @@ class RpcServer:
         """
         check_free(self.address)
         server = aio.server(interceptors=(self._interceptor,), options=OPTIONS)
+        await self._health.set(LIVENESS, SERVING)
         await self.set_serving(False)
         inference_pb2_grpc.add_InferenceServiceServicer_to_server(
             InferenceServicer(self._desk, self._default_max_tokens), server
@@ -116,7 +120,9 @@ class RpcServer:
         self._server = server
 
     async def set_serving(self, serving: bool) -> None:
-        """What the health service says, for the server as a whole and for each service."""
+        """What the health service says, for the server as a whole and for each service. Once it stops, it stays so."""
+        if self._stopping:
+            return
         for name in ("", *SERVICES):
             await self._health.set(name, SERVING if serving else NOT_SERVING)
 
@@ -126,6 +132,7 @@ class RpcServer:
         The desk must refuse new calls by then.
         """
         await self.set_serving(False)
+        self._stopping = True
         self._interceptor.fail_running(FOLLOWS_A_JOB)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout):
@@ -142,7 +149,6 @@ class RpcServer:
         """Stop listening and close all connections. Fine to call twice, and when ``start`` failed."""
         server, self._server = self._server, None
         if server is not None:
-            await self._health.enter_graceful_shutdown()
             await server.stop(LAST_WORDS)
 
 

@@ -258,6 +258,29 @@ async def test_before_it_is_ready_only_health_and_info_answer() -> None:
             assert answer.status == health_pb2.HealthCheckResponse.NOT_SERVING
 
 
+async def test_field_c_liveness_from_the_first_moment_to_the_last() -> None:
+    """While the base is converted, while the engine is away, while calls finish: the process lives."""
+    async with open_door(ready=False) as door:
+        health = health_pb2_grpc.HealthStub(door.channel)
+
+        async def status(service: str) -> int:
+            answer = await health.Check(health_pb2.HealthCheckRequest(service=service))
+            return int(answer.status)
+
+        serving, not_serving = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
+        door.desk.readiness, door.desk.doing = Readiness.LOADING, "quantising to NF4, 43%"
+        assert [await status("liveness"), await status("")] == [serving, not_serving]
+        with pytest.raises(grpc.RpcError, match="quantising to NF4, 43%") as caught:
+            await inference(door).GenerateOnce(REQUEST)
+        assert (caught.value.code(), info(caught.value).reason) == (grpc.StatusCode.UNAVAILABLE, "NOT_READY")
+        for up in (True, False, True):
+            await door.server.set_serving(up)
+            assert [await status("liveness"), await status("")] == [serving, serving if up else not_serving]
+        await door.server.drain(0)
+        await door.server.set_serving(True)  # an engine that came back too late
+        assert [await status("liveness"), await status("")] == [serving, not_serving]
+
+
 async def test_when_ready_health_serves_and_info_is_whole() -> None:
     async with open_door() as door:
         health = health_pb2_grpc.HealthStub(door.channel)
