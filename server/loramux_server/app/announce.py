@@ -109,8 +109,13 @@ def ready_lines(
 ) -> list[str]:
     """Where it listens, what it runs, what to try next; within 80 columns where names allow."""
     memory = stats.memory
-    kinds = (("base", "base"), ("adapters", "adapters"), ("kv_cache", "KV cache"), ("free", "free"))
-    sizes = ", ".join(f"{words} {human_size(memory[kind])}" for kind, words in kinds if memory.get(kind))
+    kinds = (
+        ("base", memory.get("base")),
+        ("adapters", memory.get("adapters")),
+        ("KV cache", stats.kv_bytes_total or memory.get("kv_cache")),
+        ("free", memory.get("free")),
+    )
+    sizes = ", ".join(f"{kind} {human_size(size)}" for kind, size in kinds if size)
     metrics_host = settings.metrics_listen.host if settings.metrics_listen else ""
     metrics = f"http://{Address(metrics_host, metrics_port)}/metrics" if metrics_port is not None else "off"
     lines = [

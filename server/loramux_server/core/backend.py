@@ -94,8 +94,12 @@ class EngineStats:
     waiting: int = 0
     kv_pages_used: int = 0
     kv_pages_total: int = 0
+    kv_bytes_total: int = 0
+    """What all of these pages take once they have been written to."""
     memory: dict[str, int] = field(default_factory=dict)
-    """kind -> bytes: base, adapters, kv_cache, training, free, total; graphs where there are any."""
+    """kind -> bytes: base, adapters, kv_cache, training, other, free, total, process; graphs where there are any.
+
+    On the host the first five make up ``process``, and ``kv_cache`` is what of it has been written to."""
     resident: dict[str, tuple[str, ...]] = field(default_factory=dict)
     """tier -> digests of the adapter versions there (``device``, ``host``)."""
     resident_bytes: dict[str, int] = field(default_factory=dict)

@@ -23,6 +23,7 @@ from .adapters import AdapterDesk
 from .capture import CudaCapture
 from .grammars import GrammarDesk
 from .graphs import DecodeGraphs, graph_bytes
+from .heap import resident_bytes
 from .load_quota import LoadQuota
 from .loop import EngineLoop
 from .memory import device_memory, plan_memory
@@ -85,16 +86,22 @@ def build_engine(
 
     def memory(training: int) -> dict[str, int]:
         free, total = device_memory(base.device)
-        adapters = bank.used_bytes + (cache.nbytes if base.device.type == "cpu" else 0)
+        process = process_memory()
+        on_host = base.device.type == "cpu"
+        adapters = bank.used_bytes + (cache.nbytes if on_host else 0)
+        kv_bytes = resident_bytes(kv.keys) + resident_bytes(kv.values) if on_host else kv.nbytes
+        graph_pool = 0 if graphs is None else graphs.nbytes
+        known = base.nbytes + adapters + kv_bytes + graph_pool + training
         return {
             "base": base.nbytes,
             "adapters": adapters,
-            "kv_cache": kv.nbytes,
-            **({} if graphs is None else {"graphs": graphs.nbytes}),
+            "kv_cache": kv_bytes,
+            **({} if graphs is None else {"graphs": graph_pool}),
             "training": training,
+            "other": max(0, (process if on_host else total - free) - known),
             "free": free,
             "total": total,
-            "process": process_memory(),
+            "process": process,
         }
 
     config = base.model.config

@@ -49,6 +49,7 @@ class Figures:
             waiting=scheduler.num_waiting,
             kv_pages_used=pages.held,
             kv_pages_total=pages.pages,
+            kv_bytes_total=runner.kv.nbytes,
             memory=memory,
             resident=desk.resident,
             resident_bytes={"device": runner.bank.used_bytes, "host": desk.host_bytes},

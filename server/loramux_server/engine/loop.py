@@ -17,6 +17,7 @@ from .adapters import AdapterDesk
 from .chooser import Chooser
 from .figures import Figures
 from .grammars import GrammarDesk, Woken
+from .heap import give_back
 from .intake import make_sequence
 from .protocol import (
     AbortCommand,
@@ -169,7 +170,9 @@ class EngineLoop:
     def _abort(self, id: str) -> None:
         if (seq := self._scheduler.get(id)) is not None:
             self._finish(seq)
-        self._training.remove(id)
+        if id in self._training.jobs:
+            self._training.remove(id)
+            self._give_back()
 
     def _keep(self, command: KeepCommand) -> None:
         self._desk.keep(command.adapters)
@@ -279,6 +282,12 @@ class EngineLoop:
 
     def _job_done(self, job: str, error: Error | None) -> None:
         self._emit(Output(job, failure=None if error is None else Failure.of(error), done=True))
+        self._give_back()
+
+    def _give_back(self) -> None:
+        """After the last job at work: its memory is the system's again."""
+        if not self._training.busy and self._info.device == "cpu":
+            give_back()
 
     def _emit(self, output: Output) -> None:
         self._outbox.append(output)
