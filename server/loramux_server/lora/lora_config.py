@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 ALL_LINEAR = "all-linear"
+BY_PATTERN = "(by pattern)"
+"""In place of names: the config holds a regular expression. It is never run; the tensors say what is adapted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,13 +20,25 @@ class LoraConfig:
     alpha: float
     rslora: bool = False
     target_modules: tuple[str, ...] = (ALL_LINEAR,)
-    """Ends of module names, or ``("all-linear",)``."""
+    """Ends of module names, ``("all-linear",)`` or ``("(by pattern)",)``."""
     layers: tuple[int, ...] | None = None
     layers_pattern: tuple[str, ...] = ()
     rank_pattern: tuple[tuple[str, int], ...] = ()
     alpha_pattern: tuple[tuple[str, float], ...] = ()
     base_name: str = ""
     """``base_model_name_or_path``, for people only."""
+    ranks_by_pattern: bool = False
+    """Whether ``rank_pattern`` holds regular expressions: the tensors say the ranks then."""
+
+    def as_found(self, ranks: Mapping[str, int]) -> LoraConfig:
+        """The config with names and ranks of modules, as the tensors have them, in place of regular expressions."""
+        found = self
+        if self.target_modules == (BY_PATTERN,):
+            found = replace(found, target_modules=tuple(sorted(ranks)), layers=None, layers_pattern=())
+        if self.ranks_by_pattern:
+            own = tuple((f"^{name}", rank) for name, rank in sorted(ranks.items()) if rank != self.rank)
+            found = replace(found, rank_pattern=own, ranks_by_pattern=False)
+        return found
 
     def rank_of(self, module: str) -> int:
         """Rank of one module: the first pattern that its name ends with, else ``rank``."""

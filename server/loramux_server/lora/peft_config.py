@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from ..core.encodings import as_utf8
 from ..core.errors import Code, Error, FieldViolation, invalid
-from .lora_config import ALL_LINEAR, LoraConfig
+from .lora_config import ALL_LINEAR, BY_PATTERN, LoraConfig
 
 CONFIG_FILE = "adapter_config.json"
 MAX_CONFIG_BYTES = 1 << 20
@@ -45,6 +45,8 @@ def load_object(data: bytes, what: str) -> dict[str, Any]:
     """Parse a JSON object; INVALID_ARGUMENT for anything else, a key given twice or nesting without end."""
     try:
         found = json.loads(data.decode("utf-8"), object_pairs_hook=_unique)
+        # An escape such as "\\ud800" alone is no text: neither safetensors nor protobuf can carry it.
+        json.dumps(found, ensure_ascii=False).encode("utf-8")
     # RecursionError: nested too deep; ValueError: not UTF-8, not JSON, a number of thousands of digits.
     except (ValueError, RecursionError) as exc:
         reason = "nested too deep" if isinstance(exc, RecursionError) else str(exc)[:120]
@@ -52,6 +54,15 @@ def load_object(data: bytes, what: str) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise Error(Code.INVALID_ARGUMENT, f"{what} must hold a JSON object", reason="BAD_JSON")
     return found
+
+
+def _plain_name(key: str) -> str | None:
+    """The name that a key of a pattern is; None for a regular expression.
+
+    PEFT reads keys as regular expressions: with an anchor and escaped dots they still are plain names.
+    """
+    name = key.replace("\\.", ".")
+    return name if _NAME.fullmatch(name.removeprefix("^")) else None
 
 
 def shown(value: object) -> str:
@@ -94,9 +105,10 @@ class _Reader:
             target_modules=self._target_modules(),
             layers=self._layers(),
             layers_pattern=self._layers_pattern(),
-            rank_pattern=self._pattern("rank_pattern", self._rank),
+            rank_pattern=self._rank_pattern(),
             alpha_pattern=self._pattern("alpha_pattern", self._alpha),
             base_name=self._text("base_model_name_or_path", 1024),
+            ranks_by_pattern=self._ranks_by_pattern(),
         )
 
     def _refuse_unsupported(self) -> None:
@@ -140,11 +152,8 @@ class _Reader:
         found = self.found.get("target_modules")
         if found == ALL_LINEAR:
             return (ALL_LINEAR,)
-        if isinstance(found, str):
-            self._bad(
-                "target_modules", f"is the pattern {shown(found)}; give the module names as a list, or 'all-linear'"
-            )
-            return ()
+        if isinstance(found, str) and found:
+            return (BY_PATTERN,)
         return self._names("target_modules", found)
 
     def _names(self, field: str, found: Any) -> tuple[str, ...]:
@@ -176,6 +185,18 @@ class _Reader:
             self._bad("layers_pattern", "must be a name without dots, such as 'layers'")
         return names
 
+    def _ranks_by_pattern(self) -> bool:
+        found = self.found.get("rank_pattern")
+        return isinstance(found, dict) and not all(map(_plain_name, found))
+
+    def _rank_pattern(self) -> tuple[tuple[str, int], ...]:
+        """Ranks by module; with patterns none, because the tensors tell. The numbers are checked all the same."""
+        if not self._ranks_by_pattern():
+            return self._pattern("rank_pattern", self._rank)
+        for key, value in self.found["rank_pattern"].items():
+            self._rank(f"rank_pattern[{shown(key)}]", value)
+        return ()
+
     def _pattern(self, field: str, check: Callable[[str, Any], V]) -> tuple[tuple[str, V], ...]:
         found = self.found.get(field)
         if _empty(found):
@@ -185,10 +206,11 @@ class _Reader:
             return ()
         pairs = []
         for key, value in found.items():
-            # PEFT reads keys as patterns: an anchor and escaped dots still make a plain name, the rest is refused.
-            name = key.replace("\\.", ".")
-            if not _NAME.fullmatch(name.removeprefix("^")):
-                self._bad(f"{field}[{shown(key)}]", "is not a module name (patterns are not supported)")
+            if (name := _plain_name(key)) is None:
+                self._bad(
+                    f"{field}[{shown(key)}]",
+                    "is a regular expression, which is never run; write a module's name or the end of one for each",
+                )
                 return ()
             pairs.append((name, check(f"{field}[{key}]", value)))
         return tuple(pairs)

@@ -13,6 +13,7 @@ from typing import Any
 
 from ..core.errors import Code, Error
 from ..core.files import open_regular, read_regular
+from .foreign import other_prefix, tool_of, without_wrappers
 from .lora_config import ALL_LINEAR, LoraConfig
 from .peft_config import CONFIG_FILE, MAX_CONFIG_BYTES, load_object, parse_config, shown
 
@@ -103,11 +104,20 @@ def check_folder(
     _check_fingerprint(metadata, base_fingerprint)
     if not header:
         raise _bad("holds no tensors")
+    if tool := tool_of(header):
+        raise _bad(f"cannot be served: {tool}")
     if len(header) > 4 * len(modules):
         raise _bad(f"holds {len(header)} tensors, more than {4 * len(modules)} for a base of {len(modules)} modules")
     tensors = {key: _tensor(key, entry, data_bytes) for key, entry in header.items()}
     _check_layout(header, data_bytes)
-    entries = _pair_up(tensors, lora, modules)
+    pairs = _pair_up(tensors, modules)
+    lora = lora.as_found({name: pair["A"].shape[0] for name, pair in pairs.items()})
+    entries = tuple(
+        ModuleEntry(name, lora.rank_of(name), lora.scaling_of(name), pairs[name]["A"], pairs[name]["B"])
+        for name in sorted(pairs)
+    )
+    if (rank := max(entry.rank for entry in entries)) > max_rank:
+        raise _bad(f"has a module of rank {rank}; at most {max_rank} is allowed")
     _check_fit(entries, modules)
     _check_targets(entries, lora, modules)
     return AdapterConfig(lora, entries, data_bytes, metadata)
@@ -188,8 +198,9 @@ def _check_layout(header: Mapping[str, Any], data_bytes: int) -> None:
 
 
 def _pair_up(
-    tensors: Mapping[str, TensorInfo], lora: LoraConfig, modules: Mapping[str, tuple[int, int]]
-) -> tuple[ModuleEntry, ...]:
+    tensors: Mapping[str, TensorInfo], modules: Mapping[str, tuple[int, int]]
+) -> dict[str, dict[str, TensorInfo]]:
+    """Module -> its tensors ``A`` and ``B``."""
     found: dict[str, dict[str, TensorInfo]] = {}
     unknown: list[str] = []
     for key, tensor in tensors.items():
@@ -200,6 +211,8 @@ def _pair_up(
         pair[half] = tensor
         if name not in modules:
             unknown.append(name)
+    if unknown and (differs := other_prefix(unknown, modules)):
+        raise _other_base(differs)
     if unknown and len(set(unknown)) == len(found):
         raise _other_base(f"none of its modules is in the base, for example {shown(unknown[0])}")
     if unknown:
@@ -207,24 +220,20 @@ def _pair_up(
     for name, pair in found.items():
         if len(pair) != 2:
             raise _bad(f"module {name} has no lora_{'B' if 'A' in pair else 'A'}")
-    return tuple(
-        ModuleEntry(name, lora.rank_of(name), lora.scaling_of(name), found[name]["A"], found[name]["B"])
-        for name in sorted(found)
-    )
+    return found
 
 
 def _split(key: str) -> tuple[str, str]:
     """``base_model.model.<module>.lora_A.weight`` -> (module, ``A``)."""
     for ending, half in _ENDINGS.items():
         if key.endswith(ending) and key.startswith(_PREFIX):
-            return key[len(_PREFIX) : -len(ending)], half
-    if "lora_magnitude_vector" in key:
-        raise _bad(f"tensor {shown(key)} belongs to DoRA, which is not supported; train with use_dora=False")
+            return without_wrappers(key[len(_PREFIX) : -len(ending)]), half
     if "lora_embedding_" in key:
         raise _bad(f"tensor {shown(key)} adapts an embedding; only linear layers can be adapted")
     if "lora_" not in key:
         raise _bad(f"tensor {shown(key)} is a full weight (modules_to_save or resized embeddings), not part of LoRA")
-    raise _bad(f"tensor {shown(key)} has no name of the form {_PREFIX}<module>.lora_A.weight")
+    hint = "" if key.startswith(_PREFIX) else f"; it lacks the {_PREFIX} that PEFT's save_pretrained writes before it"
+    raise _bad(f"tensor {shown(key)} has no name of the form {_PREFIX}<module>.lora_A.weight{hint}")
 
 
 def _check_fit(entries: tuple[ModuleEntry, ...], modules: Mapping[str, tuple[int, int]]) -> None:

@@ -17,7 +17,7 @@ from ..core.types import AdapterVersion
 from ..lora.peft_config import CONFIG_FILE, MAX_CONFIG_BYTES
 from ..lora.peft_schema import FINGERPRINT_KEY, AdapterConfig, check_folder
 from ..store.records import AdapterMeta, VersionRecord
-from ..store.refs import LATEST, check_name, parse_ref
+from ..store.refs import LATEST, check_name, check_new_name, parse_ref
 from ..store.store import Store
 from ..telemetry.logs import get_logger
 from .adapter_views import AdapterViews
@@ -86,7 +86,7 @@ class AdapterService:
         Content that is a version of the name already gives that version. Raises INVALID_ARGUMENT,
         FAILED_PRECONDITION (other base), RESOURCE_EXHAUSTED (too large); then nothing is stored.
         """
-        check_name(name)
+        check_new_name(name)
         if violations := [*metadata_violations(metadata or {})]:
             raise invalid(violations)
         async with temporary_folder(self._store, "upload") as folder:

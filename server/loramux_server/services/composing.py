@@ -14,7 +14,7 @@ from ..core.files import storage_errors, sync_folder, write_durable
 from ..core.types import Stack
 from ..lora.peft_schema import CARD_FILE, AdapterConfig, check_folder
 from ..store.records import AdapterMeta, Composition, VersionRecord
-from ..store.refs import check_name
+from ..store.refs import check_new_name
 from ..store.store import Store
 from .cleanup import temporary_folder
 from .composed_card import render_composed_card
@@ -47,7 +47,7 @@ class ComposeService:
         Raises INVALID_ARGUMENT (all bad fields at once; ranks that don't suit the method), NOT_FOUND (an adapter),
         FAILED_PRECONDITION (nothing is left of the delta); then nothing is stored.
         """
-        check_name(request.name)
+        check_new_name(request.name)
         if violations := [*self._violations(request)]:
             raise invalid(violations)
         async with self._turn:

@@ -70,6 +70,8 @@ async def receive_adapter(
             total += len(data)
             if total > max_bytes:
                 raise _too_large(max_bytes)
+            if announced and current.size + len(data) > announced[name].size:
+                raise _more_than_announced("header.files", announced[name])
             await asyncio.to_thread(current.write, data)
         if current is not None:
             _close(current, name, announced)
@@ -152,6 +154,10 @@ def _close(file: _File, name: str, announced: dict[str, FileSpec]) -> None:
         raise invalid_field(
             "header.files", f"says SHA-256 {shown(wanted.sha256)} for {name}, but what came has {digest}"
         )
+
+
+def _more_than_announced(field: str, file: FileSpec) -> Error:
+    return invalid_field(field, f"says {file.size} bytes for {file.name}, but more came; send it again")
 
 
 def _too_large(max_bytes: int) -> Error:

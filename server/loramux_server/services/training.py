@@ -13,7 +13,7 @@ from ..core.jobs import JobState, TrainSpec
 from ..core.types import Stack, StackItem
 from ..store import job_rows
 from ..store.records import JobRecord, NewJob
-from ..store.refs import check_name, parse_ref
+from ..store.refs import check_new_name, parse_ref
 from ..store.store import Store
 from ..text import TextTokenizer
 from .adapter_views import AdapterViews
@@ -103,7 +103,7 @@ class TrainingService:
         underneath or to start from). The same idempotency key gives the same job, ALREADY_EXISTS when it came with
         other settings.
         """
-        check_name(request.name)
+        check_new_name(request.name)
         request = with_recipe(request, self._info)
         if (size := utf8_size(request.idempotency_key)) is None or size > MAX_KEY_BYTES:
             raise invalid([FieldViolation("idempotency_key", f"is not valid text of at most {MAX_KEY_BYTES} bytes")])

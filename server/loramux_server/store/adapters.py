@@ -18,7 +18,7 @@ from .blobs import Blob, BlobStore
 from .database import Database
 from .paging import check_page_size, make_token, read_token
 from .records import AdapterMeta, AdapterRecord, VersionRecord, VersionState
-from .refs import LATEST, Ref, check_alias, check_name, parse_ref
+from .refs import LATEST, Ref, check_alias, check_name, check_new_name, parse_ref
 from .usage import UsageLog
 
 Also = Callable[[Connection, VersionRecord], None]
@@ -53,7 +53,7 @@ class AdapterRegistry:
         transaction. Content that is a version of the name already is not published twice: that version is
         returned (and promoted). ``folder`` stays the caller's.
         """
-        check_name(name)
+        check_new_name(name)
         with self._blobs.publishing():
             blob = self._blobs.put_folder(folder)
             try:

@@ -10,6 +10,9 @@ from ..core.errors import invalid_field
 LATEST = "latest"
 """The alias that a bare name means."""
 
+RESERVED = frozenset({"base"})
+"""What means the bare base in metrics and to clients. Names that are published already stay readable."""
+
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}", re.ASCII)
 _VERSION = re.compile(r"[1-9][0-9]{0,8}", re.ASCII)
 
@@ -36,6 +39,13 @@ def check_name(name: str, field: str = "name") -> str:
             f"{_cut(name)} is not a valid name: use 1 to 64 of a-z, 0-9, '.', '_' and '-', beginning with a letter "
             "or digit",
         )
+    return name
+
+
+def check_new_name(name: str, field: str = "name") -> str:
+    """``name`` if something may be published under it: a name that is no word of the server's own."""
+    if check_name(name, field) in RESERVED:
+        raise invalid_field(field, f"{name!r} means the base model itself; choose another name")
     return name
 
 

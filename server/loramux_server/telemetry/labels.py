@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-OTHER = "other"
+OTHER = "_other"
+"""No name of an adapter or a tenant begins with an underscore."""
+BARE = "base"
+"""The stack of nothing but the base. No adapter may be published under this name."""
 
 
 class BoundedLabels:
-    """The first ``limit`` distinct values keep their own label; later ones share ``other``."""
+    """The first ``limit`` distinct values keep their own label; later ones share ``_other``."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
@@ -24,4 +27,4 @@ class BoundedLabels:
 
 def stack_label(names: Iterable[str]) -> str:
     """One value for a whole stack (``acme+formal``, ``base`` for none), so that sums over adapters stay right."""
-    return "+".join(names) or "base"
+    return "+".join(names) or BARE

@@ -135,6 +135,38 @@ async def test_what_was_announced_must_come(service: AdapterService, files: File
     assert nothing_left(store)
 
 
+async def test_field_17_an_upload_ends_at_the_first_byte_that_was_not_announced(
+    service: AdapterService, files: Files, store: Store
+) -> None:
+    """Of 300 MiB that follow an announcement of a thousand bytes, nothing past the first piece is taken."""
+    sent = 0
+
+    async def endless() -> AsyncIterator[tuple[str, bytes]]:
+        nonlocal sent
+        yield CONFIG, files[CONFIG]
+        for _ in range(300):
+            sent += 1
+            yield WEIGHTS, b"x" * (1 << 20)
+
+    announced = (FileSpec(CONFIG, len(files[CONFIG])), FileSpec(WEIGHTS, 1000))
+    with pytest.raises(Error, match="says 1000 bytes") as caught:
+        await service.upload("acme", endless(), files=announced)
+    assert [v.field for v in caught.value.violations] == ["header.files"]
+    assert sent == 1
+    assert nothing_left(store)
+
+
+async def test_field_23_no_adapter_takes_a_word_of_the_servers_own(
+    service: AdapterService, files: Files, store: Store
+) -> None:
+    """``base`` is the bare base in metrics, and in requests of other doors."""
+    with pytest.raises(Error) as caught:
+        await service.upload("base", pieces(files))
+    assert (caught.value.code, caught.value.violations[0].field) == (Code.INVALID_ARGUMENT, "name")
+    assert nothing_left(store)
+    assert (await service.upload("base-2", pieces(files))).ref == "base-2@1"
+
+
 async def test_an_upload_has_a_limit(
     backend: FakeBackend, store: Store, info: EngineInfo, files: Files, monkeypatch: pytest.MonkeyPatch
 ) -> None:

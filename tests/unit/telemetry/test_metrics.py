@@ -14,8 +14,9 @@ from loramux_server.core.backend import EngineInfo, EngineStats
 from loramux_server.core.errors import Code, Error
 from loramux_server.core.jobs import JobState, TrainEvent, TrainEventType
 from loramux_server.core.types import BASE, AdapterVersion, Stack, StackEntry
+from loramux_server.store.refs import check_new_name
 from loramux_server.telemetry.endpoint import MetricsEndpoint
-from loramux_server.telemetry.labels import BoundedLabels
+from loramux_server.telemetry.labels import BARE, OTHER, BoundedLabels, stack_label
 from loramux_server.telemetry.metrics import MAX_JOBS, MAX_STACKS, Metrics
 
 INFO = EngineInfo("base", "f00d", "Llama", 10, 20, (1,), "cuda:0", "float32", 1, {}, "")
@@ -97,12 +98,20 @@ def test_ten_thousand_names_make_a_bounded_number_of_series() -> None:
         metrics.tokens(f"tenant{i}", stack(f"adapter{i}"), 1, None)
     series = [k for k in samples(metrics) if k[0] == "loramux_generated_tokens_total"]
     assert len(series) <= MAX_STACKS + 1
-    assert value(metrics, "loramux_generated_tokens_total", tenant="other", adapter="other") == 10_000 - MAX_STACKS
+    assert value(metrics, "loramux_generated_tokens_total", tenant="_other", adapter="_other") == 10_000 - MAX_STACKS
+
+
+def test_field_23_words_of_the_servers_own_are_no_names() -> None:
+    """What stands in labels for the bare base and for the rest cannot be published, so it never means an adapter."""
+    for word in (OTHER, BARE):
+        with pytest.raises(Error):
+            check_new_name(word)
+    assert stack_label([]) == BARE
 
 
 def test_bounded_labels_keep_the_first_ones() -> None:
     label = BoundedLabels(2)
-    assert [label(v) for v in ("a", "b", "c", "a", "c")] == ["a", "b", "other", "a", "other"]
+    assert [label(v) for v in ("a", "b", "c", "a", "c")] == ["a", "b", "_other", "a", "_other"]
 
 
 def test_engine_figures_are_read_at_each_scrape() -> None:
