@@ -106,6 +106,8 @@ def adapter_version(m: adapters_pb2.AdapterVersion) -> types.AdapterVersion:
         parent=m.parent,
         trained_on=tuple(stack(s) for s in m.trained_on),
         asked_with=m.asked_with,
+        for_other_base=m.for_other_base,
+        warnings=tuple(m.warnings),
         composed=composition(m.composed) if m.HasField("composed") else None,
         metrics=ordered(m.metrics),
         metadata=ordered(m.metadata),

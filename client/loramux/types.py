@@ -205,6 +205,10 @@ class AdapterVersion:
     trained_on: tuple[tuple[StackItem, ...], ...] = ()
     asked_with: str = ""
     """``messages`` or ``prompt``: how the rows that it learned from are asked; empty: not known."""
+    for_other_base: bool = False
+    """Whether it was made for another base than the server has, and so cannot be used there."""
+    warnings: tuple[str, ...] = ()
+    """What does not keep it from being served, but may not be meant."""
     composed: Composition | None = None
     """Set when it was merged from other versions."""
     metrics: dict[str, float] = field(default_factory=dict)

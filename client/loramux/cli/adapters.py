@@ -21,6 +21,7 @@ from .common import (
     how_to_ask,
     moment,
     numbers,
+    plain,
     print_fields,
     print_json,
     size,
@@ -71,7 +72,8 @@ def _row(adapter: Adapter) -> list[object]:
         return [adapter.name, "-", "", "", "", "no usable version", when(adapter.created_at), ""]
     where = f"{version.tier}, pinned" if version.pinned else version.tier
     created, used = when(version.created_at), when(version.last_used_at)
-    return [adapter.name, version.version, version.rank, size(version.size_bytes), where, version.state, created, used]
+    state = "for another base" if version.for_other_base else f"{version.state}{' (!)' if version.warnings else ''}"
+    return [adapter.name, version.version, version.rank, size(version.size_bytes), where, state, created, used]
 
 
 @app.command()
@@ -117,6 +119,7 @@ def _version_of(client: Client) -> Fetch:
 def _details(v: AdapterVersion) -> list[tuple[str, object]]:
     return [
         ("state", f"{v.state}: {v.state_reason}" if v.state_reason else v.state),
+        *(("warning", warning) for warning in v.warnings),
         ("digest", v.digest),
         ("rank", f"{v.rank}, alpha {v.alpha:g}{', rsLoRA' if v.rslora else ''}"),
         ("modules", ", ".join(v.target_modules)),
@@ -178,6 +181,8 @@ def upload(
         print_json(version)
     else:
         print(f"published {version.ref}")
+        for warning in version.warnings:
+            print(f"warning: {plain(warning)}", file=sys.stderr)
 
 
 @app.command()

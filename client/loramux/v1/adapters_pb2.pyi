@@ -188,6 +188,8 @@ class AdapterVersion(_message.Message):
     COMPOSED_FIELD_NUMBER: _builtins.int
     GATE_RESULT_FIELD_NUMBER: _builtins.int
     ASKED_WITH_FIELD_NUMBER: _builtins.int
+    FOR_OTHER_BASE_FIELD_NUMBER: _builtins.int
+    WARNINGS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Name of the adapter."""
     version: _builtins.int
@@ -230,6 +232,8 @@ class AdapterVersion(_message.Message):
     """How the rows that it was trained on are asked: `messages`, through the chat template, or `prompt`, as plain text.
     Empty: not known.
     """
+    for_other_base: _builtins.bool
+    """Whether it was made for another base than this server has, and so cannot be used here."""
     @_builtins.property
     def target_modules(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Kinds of linears that it changes, such as `q_proj`."""
@@ -253,6 +257,10 @@ class AdapterVersion(_message.Message):
     @_builtins.property
     def composed(self) -> Global___Composition:
         """How it was merged from other versions. Unset: it was not."""
+
+    @_builtins.property
+    def warnings(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What does not keep it from being served, but may not be meant."""
 
     def __init__(
         self,
@@ -283,10 +291,12 @@ class AdapterVersion(_message.Message):
         composed: Global___Composition | None = ...,
         gate_result: _builtins.str = ...,
         asked_with: _builtins.str = ...,
+        for_other_base: _builtins.bool = ...,
+        warnings: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["composed", b"composed"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["alpha", b"alpha", "asked_with", b"asked_with", "base_fingerprint", b"base_fingerprint", "base_name", b"base_name", "composed", b"composed", "created_at", b"created_at", "dataset_digest", b"dataset_digest", "digest", b"digest", "gate_result", b"gate_result", "job_id", b"job_id", "last_used_at", b"last_used_at", "layers", b"layers", "metadata", b"metadata", "metrics", b"metrics", "name", b"name", "parent", b"parent", "pinned", b"pinned", "rank", b"rank", "rslora", b"rslora", "size_bytes", b"size_bytes", "state", b"state", "state_reason", b"state_reason", "target_modules", b"target_modules", "tier", b"tier", "trained_on", b"trained_on", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alpha", b"alpha", "asked_with", b"asked_with", "base_fingerprint", b"base_fingerprint", "base_name", b"base_name", "composed", b"composed", "created_at", b"created_at", "dataset_digest", b"dataset_digest", "digest", b"digest", "for_other_base", b"for_other_base", "gate_result", b"gate_result", "job_id", b"job_id", "last_used_at", b"last_used_at", "layers", b"layers", "metadata", b"metadata", "metrics", b"metrics", "name", b"name", "parent", b"parent", "pinned", b"pinned", "rank", b"rank", "rslora", b"rslora", "size_bytes", b"size_bytes", "state", b"state", "state_reason", b"state_reason", "target_modules", b"target_modules", "tier", b"tier", "trained_on", b"trained_on", "version", b"version", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
 
 from ..core.backend import EngineInfo
 from ..core.errors import Code, Error
 from ..lora.lora_config import LoraConfig
-from ..lora.peft_config import CONFIG_FILE, MAX_CONFIG_BYTES, parse_config
+from ..lora.peft_config import CONFIG_FILE, MAX_CONFIG_BYTES, parse_config, shown
 from ..store.records import AdapterRecord, VersionRecord
 from ..store.refs import LATEST
 from ..store.store import Store
@@ -66,6 +67,8 @@ class AdapterViews:
             parent=meta.parent,
             trained_on=meta.trained_on,
             asked_with=meta.asked_with,
+            for_other_base=self._for_other_base(record),
+            warnings=tuple(self._warnings(record, config)),
             composed=meta.composed,
             metrics=meta.metrics,
             metadata=meta.metadata,
@@ -84,6 +87,23 @@ class AdapterViews:
             return ""
         return job.gate_result if job and job.adapter == record.ref else ""
 
+    def _for_other_base(self, record: VersionRecord) -> bool:
+        made_for = record.meta.base_fingerprint
+        return bool(made_for) and made_for != self._info.base_fingerprint
+
+    def _warnings(self, record: VersionRecord, config: LoraConfig | None) -> Iterator[str]:
+        """What does not keep a version from being served, but may not be meant."""
+        if self._for_other_base(record):
+            made_for = self._base_name(record, config) or "an unknown one"
+            yield f"it was made for another base ({made_for}) and cannot be used here"
+        elif config and not record.meta.base_fingerprint and not same_base(config.base_name, self._info.base_name):
+            yield (
+                f"its adapter_config.json names the base {shown(config.base_name)}, and this server has"
+                f" {self._info.base_name}: the shapes fit, the answers may not"
+            )
+        if record.meta.without_effect:
+            yield "it changes nothing: lora_A or lora_B is zero in every module, so it answers as the base does"
+
     def _base_name(self, record: VersionRecord, config: LoraConfig | None) -> str:
         if record.meta.base_fingerprint == self._info.base_fingerprint:
             return self._info.base_name
@@ -95,3 +115,20 @@ class AdapterViews:
             return parse_config(self._store.blobs.read(digest, CONFIG_FILE, MAX_CONFIG_BYTES), max_rank=MAX_RANK)
         except (Error, OSError):
             return None
+
+
+def same_base(theirs: str, ours: str) -> bool:
+    """Whether two names of bases may mean one model: owner, case and words for a quantised copy do not count."""
+    return not theirs or _model(theirs) == _model(ours)
+
+
+def _model(name: str) -> str:
+    words = re.split(r"[-_.\s]+", name.replace("\\", "/").rstrip("/").rpartition("/")[2].lower())
+    return "-".join(word for word in words if word not in _COPIES)
+
+
+_COPIES = {
+    *("bnb", "4bit", "8bit", "nf4", "unsloth", "gguf", "hf", "bf16", "fp16", "q4", "q8"),
+    *("awq", "gptq", "mlx", "dynamic"),
+}
+"""Words in a name that tell how a copy is stored, not which model it is."""

@@ -28,6 +28,7 @@ from .intake import receive_adapter
 from .limits import Limits
 from .metadata import metadata_violations
 from .publishing import publish
+from .verify import has_effect
 from .views import AdapterInfo, AdapterVersionInfo, ComposeRequest, Download, FileSpec, Page
 
 log = get_logger(__name__)
@@ -92,7 +93,8 @@ class AdapterService:
         async with temporary_folder(self._store, "upload") as folder:
             await receive_adapter(chunks, folder, files, self._limits.max_upload_bytes)
             config = await asyncio.to_thread(self._check, folder)
-            meta = _meta(config, dict(metadata or {}))
+            effect = await asyncio.to_thread(has_effect, folder, config)
+            meta = _meta(config, dict(metadata or {}), effect)
             record = await publish(
                 self._backend,
                 self._store,
@@ -101,7 +103,10 @@ class AdapterService:
                 config.rank,
                 lambda: self._store.adapters.publish(name, tenant, folder, meta, promote=set_current),
             )
-        return await self._version(record)
+        version = await self._version(record)
+        for warning in version.warnings:
+            log.warning("an uploaded adapter may not be meant", adapter=version.ref, warning=warning)
+        return version
 
     async def download(self, ref: str, tenant: str = "default") -> Download:
         """The PEFT folder of a version, its files to be read from the answer's ``chunks``."""
@@ -256,7 +261,7 @@ class AdapterService:
                 raise
 
 
-def _meta(config: AdapterConfig, metadata: dict[str, str]) -> AdapterMeta:
+def _meta(config: AdapterConfig, metadata: dict[str, str], has_effect: bool) -> AdapterMeta:
     return AdapterMeta(
         rank=config.rank,
         alpha=config.alpha,
@@ -264,6 +269,7 @@ def _meta(config: AdapterConfig, metadata: dict[str, str]) -> AdapterMeta:
         target_modules=config.target_modules,
         layers=config.layers,
         metadata=metadata,
+        without_effect=not has_effect,
     )
 
 

@@ -108,6 +108,10 @@ class AdapterVersionInfo:
     """Why the gate of its job did not promote it; empty: it did, or there was none."""
     dataset_digest: str = ""
     parent: str = ""
+    for_other_base: bool = False
+    """Whether it was made for another base than the server has, and so cannot be used."""
+    warnings: tuple[str, ...] = ()
+    """What does not keep it from being served, but may not be meant."""
     asked_with: str = ""
     """``messages`` or ``prompt``: how the rows that it learned from are asked; empty: not known."""
     trained_on: tuple[tuple[StackItem, ...], ...] = ()

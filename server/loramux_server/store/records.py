@@ -56,6 +56,8 @@ class AdapterMeta:
     dataset_digest: str = ""
     parent: str = ""
     """``name@version`` it goes on from, if any."""
+    without_effect: bool = False
+    """Whether its delta is zero in every module."""
     asked_with: str = ""
     """``messages`` or ``prompt``: how the rows that it learned from are asked; empty: not known."""
     trained_on: tuple[tuple[StackItem, ...], ...] = ()

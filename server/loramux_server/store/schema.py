@@ -24,7 +24,7 @@ from sqlalchemy import (
 
 from .portable_json import FiguresJSON
 
-REVISION = "0007"
+REVISION = "0008"
 """The newest migration: what a database must be at for this code."""
 
 metadata = MetaData(
@@ -72,6 +72,7 @@ adapter_versions = Table(
     Column("parent", String(160), nullable=False),
     Column("trained_on", JSON, nullable=False),
     Column("asked_with", String(16)),  # messages or prompt, where that is known
+    Column("without_effect", Boolean),  # its delta is zero in every module
     Column("composed", JSON),  # how it was merged, if it was
     Column("metrics", FiguresJSON, nullable=False),
     Column("metadata", JSON, nullable=False),

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import itertools
+import json
 from collections.abc import AsyncIterator, Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ from loramux_server.core.backend import EngineInfo
 from loramux_server.core.errors import Code, Error
 from loramux_server.core.types import AdapterVersion, StackItem
 from loramux_server.services import intake
+from loramux_server.services.adapter_views import same_base
 from loramux_server.services.adapters import AdapterService
 from loramux_server.services.collector import Collector
 from loramux_server.services.limits import Limits
@@ -165,6 +168,74 @@ async def test_field_23_no_adapter_takes_a_word_of_the_servers_own(
     assert (caught.value.code, caught.value.violations[0].field) == (Code.INVALID_ARGUMENT, "name")
     assert nothing_left(store)
     assert (await service.upload("base-2", pieces(files))).ref == "base-2@1"
+
+
+async def test_field_26_an_adapter_that_changes_nothing_comes_with_a_warning(
+    service: AdapterService, files: Files, info: EngineInfo, store: Store
+) -> None:
+    for half in "AB":
+        files[WEIGHTS] = zeroed(weights_bytes(info), f"lora_{half}")
+        version = await service.upload(f"none-{half.lower()}", pieces(files))
+        assert [w for w in version.warnings if "changes nothing" in w]
+        found = await service.get(version.ref)
+        assert found.versions[0].warnings == version.warnings
+    files[WEIGHTS] = zeroed(weights_bytes(info), "lora_X")
+    version = await service.upload("some", pieces(files))
+    assert not [w for w in version.warnings if "changes nothing" in w]
+
+
+async def test_field_26_an_adapter_that_names_another_base_comes_with_a_warning(
+    backend: FakeBackend, store: Store, info: EngineInfo, files: Files, limits: Limits
+) -> None:
+    """The shapes fit, so it is taken; what it was trained on is told where people look."""
+    service = AdapterService(backend, store, replace(info, base_name="Qwen/Qwen3-8B"), limits)
+    version = await service.upload("acme", pieces(files))
+    assert "somewhere/base" in version.warnings[0]
+    assert "Qwen/Qwen3-8B" in version.warnings[0]
+    listed = (await service.list()).items[0].current
+    assert listed is not None
+    assert listed.warnings == version.warnings
+    assert not listed.for_other_base
+
+
+async def test_field_26_what_the_present_base_cannot_use_is_marked(
+    backend: FakeBackend, store: Store, info: EngineInfo, files: Files, limits: Limits
+) -> None:
+    files[WEIGHTS] = weights_bytes(info, fingerprint=info.base_fingerprint)
+    before = await AdapterService(backend, store, info, limits).upload("acme", pieces(files))
+    assert (before.for_other_base, before.warnings) == (False, ())
+    later = AdapterService(backend, store, replace(info, base_fingerprint="of another base"), limits)
+    listed = (await later.list()).items[0].current
+    assert listed is not None
+    assert listed.for_other_base
+    assert "cannot be used" in listed.warnings[0]
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours", "same"),
+    [
+        ("Qwen/Qwen3-8B", "Qwen/Qwen3-8B", True),
+        ("unsloth/qwen3-8b-unsloth-bnb-4bit", "Qwen/Qwen3-8B", True),
+        ("/models/Qwen3-8B/", "Qwen/Qwen3-8B", True),
+        ("", "Qwen/Qwen3-8B", True),
+        ("Qwen/Qwen3-8B-Base", "Qwen/Qwen3-8B", False),
+        ("Qwen/Qwen2.5-7B", "Qwen/Qwen3-8B", False),
+    ],
+)
+def test_field_26_names_of_one_model(theirs: str, ours: str, same: bool) -> None:
+    assert same_base(theirs, ours) is same
+
+
+def zeroed(weights: bytes, part: str) -> bytes:
+    """A weights file whose tensors with ``part`` in their names are zero, and the others one."""
+    length = int.from_bytes(weights[:8], "little")
+    data = bytearray(weights)
+    for key, entry in json.loads(weights[8 : 8 + length]).items():
+        if key != "__metadata__":
+            start, end = (8 + length + offset for offset in entry["data_offsets"])
+            one = {"F32": b"\x00\x00\x80?", "F16": b"\x00<", "BF16": b"\x80?"}[entry["dtype"]]
+            data[start:end] = bytes(end - start) if part in key else one * ((end - start) // len(one))
+    return bytes(data)
 
 
 async def test_an_upload_has_a_limit(

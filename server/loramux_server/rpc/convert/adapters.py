@@ -81,6 +81,8 @@ def version_to_proto(version: AdapterVersionInfo) -> pb.AdapterVersion:
         parent=version.parent,
         trained_on=[stack_to_proto(s) for s in version.trained_on],
         asked_with=version.asked_with,
+        for_other_base=version.for_other_base,
+        warnings=version.warnings,
         composed=composed_to_proto(version.composed) if version.composed else None,
         metrics=version.metrics,
         metadata=version.metadata,
