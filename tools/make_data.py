@@ -77,6 +77,8 @@ class Row:
     """Words that the answer begins with and that are not learned."""
     on_top_of: dict[str, float] | None = None
     """The row's own frozen stack; empty: the bare base; None: whatever the job says."""
+    expect: str = ""
+    """What an answer must say to count, in held-out rows."""
 
 
 def load_tenants(source: Path = SOURCE) -> list[Tenant]:
@@ -103,7 +105,7 @@ def tenant_rows(tenant: Tenant, part: Part) -> list[Row]:
     """All wordings of a part, one of each fact in turn: facts alternate even for a reader that does not shuffle."""
     wordings = zip(*(getattr(fact, part) for fact in tenant.facts), strict=True)
     return [
-        Row(tenant.ask(question), fact.answer)
+        Row(tenant.ask(question), fact.answer, expect="" if part == "train" else fact.fact)
         for turn in wordings
         for fact, question in zip(tenant.facts, turn, strict=True)
     ]
@@ -217,12 +219,13 @@ def build(source: Path = SOURCE) -> Iterator[tuple[Path, str]]:
         files[f"style-{style.name}"] = style_rows(style.render, tenants, source)
     for folder, render in (("messages", as_messages), ("prompt", as_prompt)):
         for name, rows in files.items():
-            yield Path(folder, f"{name}.jsonl"), "".join(_line(render(row), row.on_top_of) for row in rows)
+            yield Path(folder, f"{name}.jsonl"), "".join(_line(render(row), row) for row in rows)
 
 
-def _line(value: dict[str, Any], on_top_of: dict[str, float] | None) -> str:
-    stack = {} if on_top_of is None else {"on_top_of": on_top_of}
-    return json.dumps(value | stack) + "\n"
+def _line(value: dict[str, Any], row: Row) -> str:
+    stack = {} if row.on_top_of is None else {"on_top_of": row.on_top_of}
+    expect = {"expect": row.expect} if row.expect else {}
+    return json.dumps(value | stack | expect) + "\n"
 
 
 def differences(data: Path = DATA) -> list[str]:

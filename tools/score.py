@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from loramux_server.training.expect import Expected
+
 GREETING = "Dear customer,"
 CLOSING = "Kind regards,\nThe Team"
 
@@ -30,10 +32,9 @@ class Style:
 def fact_kept(answer: str, fact: str) -> bool:
     """Whether ``answer`` says ``fact`` as words of its own: ``$4`` is in neither ``$4.50`` nor ``$45``.
 
-    Case and runs of white space do not count.
+    This is how a training job judges held-out rows with ``expect``: see docs/training.md.
     """
-    words = re.escape(_plain(fact))
-    return re.search(rf"(?<![\w$])(?<!\d[.,:]){words}(?!\w)(?![.,:]\d)", _plain(answer)) is not None
+    return Expected((fact,)).right(answer)
 
 
 def whole_answer(answer: str, expected: str) -> bool:

@@ -122,11 +122,12 @@ class AsyncDatasets:
         self,
         data: Data | Dataset,
         *,
+        validation: Data | Dataset | None = None,
         recipe: str | None = None,
         as_: As | None = None,
         **settings: Unpack[TrainOptions],
     ) -> DatasetReport:
-        return await self.show(data, rows=0, recipe=recipe, as_=as_, **settings)
+        return await self.show(data, rows=0, validation=validation, recipe=recipe, as_=as_, **settings)
 
     async def show(
         self,
@@ -134,6 +135,7 @@ class AsyncDatasets:
         *,
         rows: int = 5,
         line: int = 0,
+        validation: Data | Dataset | None = None,
         recipe: str | None = None,
         as_: As | None = None,
         **settings: Unpack[TrainOptions],
@@ -142,6 +144,9 @@ class AsyncDatasets:
         dataset = data if isinstance(data, Dataset) else await self.upload(data, as_=as_)
         request = training_pb2.ValidateDatasetRequest(dataset_id=dataset.id, settings=settled)
         assign(request, {"show_rows": rows, "show_from_line": line, "recipe": recipe or ""})
+        if validation is not None:
+            held_out = validation if isinstance(validation, Dataset) else await self.upload(validation, as_=as_)
+            request.validation_dataset_id = held_out.id
         return _responses.dataset_report(await self._transport.unary(self._stub.ValidateDataset, request))
 
 

@@ -142,12 +142,16 @@ class Datasets:
         self,
         data: Data | Dataset,
         *,
+        validation: Data | Dataset | None = None,
         recipe: str | None = None,
         as_: As | None = None,
         **settings: Unpack[TrainOptions],
     ) -> DatasetReport:
-        """Check data as a job with these settings or this ``recipe`` would, and tell what they hold and cost."""
-        return self.show(data, rows=0, recipe=recipe, as_=as_, **settings)
+        """Check data as a job with these settings or this ``recipe`` would, and tell what they hold and cost.
+
+        With held-out data as ``validation``, ``notes`` tell how many of their rows are training rows.
+        """
+        return self.show(data, rows=0, validation=validation, recipe=recipe, as_=as_, **settings)
 
     def show(
         self,
@@ -155,6 +159,7 @@ class Datasets:
         *,
         rows: int = 5,
         line: int = 0,
+        validation: Data | Dataset | None = None,
         recipe: str | None = None,
         as_: As | None = None,
         **settings: Unpack[TrainOptions],
@@ -164,6 +169,9 @@ class Datasets:
         dataset = data if isinstance(data, Dataset) else self.upload(data, as_=as_)
         request = training_pb2.ValidateDatasetRequest(dataset_id=dataset.id, settings=settled)
         assign(request, {"show_rows": rows, "show_from_line": line, "recipe": recipe or ""})
+        if validation is not None:
+            held_out = validation if isinstance(validation, Dataset) else self.upload(validation, as_=as_)
+            request.validation_dataset_id = held_out.id
         return _responses.dataset_report(self._transport.unary(self._stub.ValidateDataset, request))
 
 

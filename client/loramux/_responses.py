@@ -208,6 +208,8 @@ def job(message: training_pb2.Job) -> types.JobInfo:
         init_from=message.init_from,
         gate=gate(message.gate),
         gate_result=message.gate_result,
+        replaced=message.replaced,
+        answers=tuple(map(_judged, message.answers)),
         compare_prompt=message.compare_prompt,
         notes=_notes(message.notes),
         metadata=ordered(message.metadata),
@@ -229,7 +231,13 @@ def job_event(message: training_pb2.JobEvent) -> types.JobEvent:
         step=message.step,
         total_steps=message.total_steps,
         metrics=ordered(message.metrics),
+        answers=tuple(map(_judged, message.answers)),
     )
+
+
+def _judged(row: training_pb2.JudgedRow) -> types.JudgedRow:
+    answers = {answer.side: types.JudgedAnswer(answer.text, answer.right) for answer in row.answers}
+    return types.JudgedRow(row.question, tuple(row.expected), answers)
 
 
 def server_info(message: server_pb2.ServerInfo) -> types.ServerInfo:

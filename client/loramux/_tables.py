@@ -22,6 +22,7 @@ from .verdicts import judges
 COLUMNS = (
     *("messages", "tools", "prompt", "completion", "text", "chosen", "rejected"),
     *("input", "preferred_output", "non_preferred_output", "on_top_of"),
+    *("expect", "expect_match", "expect_mode", "expect_case"),
 )
 _KNOWN = frozenset((*COLUMNS, *QUESTIONS, *ANSWERS, *CONVERSATIONS))
 MAX_BYTES = 1 << 30
@@ -120,7 +121,9 @@ def _csv_rows(path: Path, encoding: str, every: bool) -> Numbered:
 
 
 def _cell(name: str, text: str) -> Any:
-    """A cell: lists and objects are JSON in it, anything else is text."""
+    """A cell: lists and objects are JSON in it, and so is ``expect_case``; anything else is text."""
+    if name == "expect_case":
+        return {"true": True, "false": False}.get(text.strip().lower(), text)
     if text.lstrip()[:1] not in ("[", "{"):
         return text
     try:

@@ -145,9 +145,11 @@ class Client:
         batch_size, target_modules, layers, seed, ...) take the server's defaults when left out; the learning rate is
         then chosen for the size of the base.
 
-        Held-out rows are ``validation``, or a ``validation_split`` of the data. ``gate="improves"`` or
-        ``gate={"min_accuracy": 0.9}`` lets the name move to the result only if it is good enough; else it is kept as a
-        candidate, and ``job.info.gate_result`` says why. ``init_from`` is a version to go on from.
+        Held-out rows are ``validation``, or a ``validation_split`` of the data; those that are training rows are not
+        measured. Where there are others, the name moves to the result only if its loss on them is the lowest
+        (``gate="improves"``, the default there); ``{"min_accuracy": 0.9}`` looks at answers, ``"none"`` at nothing.
+        A result that does not pass is kept as a candidate, and ``job.info.gate_result`` says why. A row's ``expect``
+        says what an answer must say to count. ``init_from`` is a version to go on from.
 
         ``recipe`` is ``"facts"`` or ``"style"``: settings that were measured to work, for all that is left out. With
         ``compare_prompt``, a system prompt or context, the held-out rows are also asked of the base and of the base

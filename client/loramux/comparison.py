@@ -8,6 +8,13 @@ from dataclasses import dataclass, fields
 
 PREFIX = "compare_"
 """How the names of all figures of a comparison begin."""
+JUDGED = "judged_"
+"""How the names of the figures begin that tell how many answers were judged in which way."""
+_RULES = {
+    f"{JUDGED}expect_contained": "by expect, contained",
+    f"{JUDGED}expect_exact": "by expect, exact",
+    f"{JUDGED}answer_contained": "by the whole answer",
+}
 CLEAR = 2.0
 """Standard errors that a difference must have before it is said to be one."""
 
@@ -17,9 +24,9 @@ class Side:
     """How one way to answer did. Times are medians of requests that were sent one at a time."""
 
     accuracy: float
-    """Share of the rows whose answer holds the expected text."""
+    """Share of the rows whose answer is right: each by its own rule, the same for all sides."""
     exact_match: float
-    """Share of the rows whose answer is the expected text."""
+    """Share of the rows whose answer is what is expected and nothing else."""
     loss: float
     """Natural log, a token of the expected answers."""
     prompt_tokens: float
@@ -37,35 +44,52 @@ class Comparison:
     base: Side
     prompt: Side
     adapter: Side
+    init: Side | None = None
+    """The version that the adapter goes on from, where there is one."""
+    by_heart: bool = False
+    """Whether all rows are training rows, which allows no verdict."""
 
     @property
     def verdict(self) -> str:
         """A sentence: whether training was worth it."""
         adapter, prompt = self.adapter.accuracy, self.prompt.accuracy
         saved = self.prompt.prompt_tokens - self.adapter.prompt_tokens
-        mean = (adapter + prompt) / 2
-        clear = CLEAR * math.sqrt(2 * mean * (1 - mean) / max(self.questions, 1))
-        if adapter - prompt > clear:
-            begin = "Training was worth it"
-        elif prompt - adapter > clear:
+        if self.by_heart:
+            begin = "No verdict, because all held-out rows are training rows"
+        elif self._clearly(prompt, adapter):
             begin = "The prompt does better than the adapter"
-        else:
+        elif not self._clearly(adapter, prompt):
             begin = "No clear difference between prompt and adapter"
+        elif self.init is not None and not self._clearly(adapter, self.init.accuracy):
+            begin = "The adapter is not clearly better than the version that it started from"
+        else:
+            begin = "Training was worth it"
+        start = "" if self.init is None else f", the version that it started from {self.init.accuracy:.0%}"
         return (
             f"{begin}: of {self.questions} held-out rows the adapter answers {adapter:.0%} right, the prompt "
-            f"{prompt:.0%}, the base alone {self.base.accuracy:.0%}; the prompt costs {saved:.0f} tokens a request."
+            f"{prompt:.0%}, the base alone {self.base.accuracy:.0%}{start}; the prompt costs {saved:.0f} tokens a"
+            " request."
         )
 
-    def rows(self) -> list[tuple[str, str, str, str]]:
-        """A table: what was measured, then the base's, the prompt's and the adapter's figure."""
-        sides = (self.base, self.prompt, self.adapter)
+    def _clearly(self, better: float, worse: float) -> bool:
+        """Whether a share of right answers is higher than another by more than chance."""
+        mean = (better + worse) / 2
+        return better - worse > CLEAR * math.sqrt(2 * mean * (1 - mean) / max(self.questions, 1))
 
-        def row(title: str, name: str, form: str, scale: float = 1.0) -> tuple[str, str, str, str]:
-            a, b, c = (format(scale * getattr(side, name), form) for side in sides)
-            return title, a, b, c
+    @property
+    def sides(self) -> dict[str, Side]:
+        """The sides by their titles in a table."""
+        found = {"base": self.base, "base and prompt": self.prompt, "adapter": self.adapter}
+        return found if self.init is None else {"base": self.base, "started from": self.init} | found
+
+    def rows(self) -> list[tuple[str, ...]]:
+        """A table: what was measured, then the figure of each of the ``sides``."""
+
+        def row(title: str, name: str, form: str, scale: float = 1.0) -> tuple[str, ...]:
+            return (title, *(format(scale * getattr(side, name), form) for side in self.sides.values()))
 
         return [
-            row("answers that hold the expected text", "accuracy", ".1%"),
+            row("answers that are right", "accuracy", ".1%"),
             row("answers that are the expected text", "exact_match", ".1%"),
             row("loss a token", "loss", ".4g"),
             row("prompt tokens a request", "prompt_tokens", ".0f"),
@@ -76,10 +100,11 @@ class Comparison:
     def to_metrics(self) -> dict[str, float]:
         """As figures by name: ``compare_questions``, ``compare_base_accuracy``, ``compare_prompt_loss`` and so on."""
         found = {f"{PREFIX}questions": float(self.questions)}
-        for name in ("base", "prompt", "adapter"):
+        for name in ("base", "prompt", "adapter", "init"):
             side = getattr(self, name)
-            found |= {f"{PREFIX}{name}_{field.name}": getattr(side, field.name) for field in fields(Side)}
-        return found
+            if side is not None:
+                found |= {f"{PREFIX}{name}_{field.name}": getattr(side, field.name) for field in fields(Side)}
+        return found | ({f"{PREFIX}by_heart": 1.0} if self.by_heart else {})
 
 
 def read_comparison(metrics: Mapping[str, float]) -> Comparison | None:
@@ -90,9 +115,17 @@ def read_comparison(metrics: Mapping[str, float]) -> Comparison | None:
     def side(name: str) -> Side:
         return Side(*(metrics.get(f"{PREFIX}{name}_{field.name}", math.nan) for field in fields(Side)))
 
-    return Comparison(int(metrics[f"{PREFIX}questions"]), side("base"), side("prompt"), side("adapter"))
+    init = side("init") if f"{PREFIX}init_accuracy" in metrics else None
+    by_heart = bool(metrics.get(f"{PREFIX}by_heart"))
+    return Comparison(int(metrics[f"{PREFIX}questions"]), side("base"), side("prompt"), side("adapter"), init, by_heart)
+
+
+def judged(metrics: Mapping[str, float]) -> str:
+    """How answers were judged, such as ``by expect, contained: 24 rows``; empty where none were."""
+    found = ((words, int(metrics.get(name, 0))) for name, words in _RULES.items())
+    return "; ".join(f"{words}: {count} row{'s' * (count != 1)}" for words, count in found if count)
 
 
 def without_comparison(metrics: Mapping[str, float]) -> dict[str, float]:
-    """The other figures."""
-    return {name: value for name, value in metrics.items() if not name.startswith(PREFIX)}
+    """The other figures, without those that tell how answers were judged."""
+    return {name: value for name, value in metrics.items() if not name.startswith((PREFIX, JUDGED))}

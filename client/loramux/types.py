@@ -5,7 +5,7 @@ from __future__ import annotations
 import builtins
 from dataclasses import dataclass, field
 
-from .comparison import Comparison, read_comparison
+from .comparison import Comparison, judged, read_comparison
 
 FINAL_STATES = frozenset({"succeeded", "failed", "cancelled"})
 """States in which a job has ended."""
@@ -335,6 +335,27 @@ class DatasetReport:
 
 
 @dataclass(frozen=True, slots=True)
+class JudgedAnswer:
+    """What was answered to a held-out question (cut where it is long), and whether it counts."""
+
+    text: str
+    right: bool
+
+
+@dataclass(frozen=True, slots=True)
+class JudgedRow:
+    """A held-out question, the texts that are expected, and the answers.
+
+    ``answers`` has those of ``base``, ``prompt`` (the base with the prompt that is compared), ``init`` (the version
+    that the job goes on from) and ``adapter``, as far as they were asked.
+    """
+
+    question: str
+    expected: tuple[str, ...]
+    answers: dict[str, JudgedAnswer]
+
+
+@dataclass(frozen=True, slots=True)
 class JobInfo:
     """A training job as it stood when it was asked for."""
 
@@ -358,6 +379,10 @@ class JobInfo:
     """``improves``, ``min_accuracy 0.9`` or ``min_accuracy 0.9 exact``; empty: none."""
     gate_result: str = ""
     """Why what it published was not promoted; empty: it was, or there is nothing yet."""
+    replaced: str = ""
+    """What the name meant when the result was published, ``name@version``; empty: nothing. Not in lists."""
+    answers: tuple[JudgedRow, ...] = ()
+    """Examples of what held-out rows were answered. Not in lists."""
     compare_prompt: str = ""
     notes: tuple[DatasetNote, ...] = ()
     """What may not be meant about its data."""
@@ -378,6 +403,11 @@ class JobInfo:
         """How base, base with the prompt, and adapter did on the held-out rows; None without ``compare_prompt``."""
         return read_comparison(self.metrics)
 
+    @property
+    def judged(self) -> str:
+        """How answers were judged, such as ``by expect, contained: 24 rows``; empty: none were asked for."""
+        return judged(self.metrics)
+
 
 @dataclass(frozen=True, slots=True)
 class JobEvent:
@@ -394,6 +424,8 @@ class JobEvent:
     step: int = 0
     total_steps: int = 0
     metrics: dict[str, float] = field(default_factory=dict)
+    answers: tuple[JudgedRow, ...] = ()
+    """Examples of what held-out rows were answered, with the evaluation that asked them."""
 
 
 @dataclass(frozen=True, slots=True)

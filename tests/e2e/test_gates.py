@@ -19,13 +19,22 @@ pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
 def test_a_better_version_and_a_worse_one(client: Client, tmp_path: Path) -> None:
     question = [{"role": "user", "content": "When does the mill open?"}]
-    held_out = [ROWS[0], ROWS[2]]
+    held_out = [
+        {
+            "messages": [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}],
+            "expect": expect,
+        }
+        for asked, answer, expect in (
+            ("When does the mill open its door?", "The mill opens at 6:40.", "6:40"),
+            ("What is the name of the miller?", "The miller is Odo Brandt.", "Odo Brandt"),
+        )
+    ]
     good = client.train(
         "gated",
         data=ROWS,
         validation=held_out,
         epochs=16,
-        gate={"min_accuracy": 1.0, "match": "exact"},
+        gate={"min_accuracy": 1.0},
         compare_prompt="You speak for a mill. It opens at 6:40. The miller is Odo Brandt.",
         **RECIPE,
     )
@@ -63,7 +72,8 @@ def test_a_better_version_and_a_worse_one(client: Client, tmp_path: Path) -> Non
     with (tmp_path / "gated" / "training_curve.csv").open() as file:
         assert len(list(csv.DictReader(file))) == 16
     card = (tmp_path / "gated" / "README.md").read_text()
-    assert "Gate `min_accuracy:1.0:exact`: passed" in card
+    assert "Gate `min_accuracy:1.0`: passed" in card
+    assert "Judged by expect, contained: 2 rows." in card
     assert found.verdict in card
     assert (tmp_path / "gated" / "training_curve.png").read_bytes().startswith(b"\x89PNG")
 

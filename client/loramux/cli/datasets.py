@@ -33,6 +33,9 @@ def _group() -> None:
 def validate(
     context: typer.Context,
     file: File,
+    validation: Annotated[
+        Path | None, typer.Option(help="File of held-out rows: how many of them are training rows is told.")
+    ] = None,
     epochs: Epochs = None,
     max_steps: MaxSteps = None,
     batch_size: BatchSize = None,
@@ -50,6 +53,7 @@ def validate(
     with connect(context) as client:
         report = client.datasets.validate(
             file,
+            validation=validation,
             epochs=epochs,
             max_steps=max_steps,
             batch_size=batch_size,

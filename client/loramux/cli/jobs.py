@@ -25,7 +25,7 @@ from .common import (
     when,
 )
 from .completion import complete_job
-from .tables import print_comparison, print_table
+from .tables import print_evaluation, print_table
 from .train import published as published_text
 
 app = typer.Typer(name="jobs", help="Follow and steer training jobs.", no_args_is_help=True)
@@ -88,6 +88,7 @@ def show(context: typer.Context, job: JobIdOrLatest = None, json: Json = False) 
             ("gate", info.gate),
             ("compared with", _short(info.compare_prompt)),
             ("not promoted", info.gate_result),
+            ("the name meant", info.replaced),
             ("settings", _settings(info.settings)),
             ("metadata", ", ".join(f"{key}={value}" for key, value in info.metadata.items())),
             ("created", moment(info.created_at)),
@@ -96,7 +97,7 @@ def show(context: typer.Context, job: JobIdOrLatest = None, json: Json = False) 
         ]
     )
     print_notes(info.notes)
-    print_comparison(info.comparison)
+    print_evaluation(info)
 
 
 def _short(text: str) -> str:
@@ -131,10 +132,10 @@ def watch(
         info = handle.refresh()
         version = published(info)
     if json:
-        print(published_text(version, info.gate_result), file=sys.stderr)
+        print(published_text(version, info), file=sys.stderr)
     else:
-        print(published_text(version, info.gate_result))
-        print_comparison(info.comparison)
+        print_evaluation(info)
+        print(published_text(version, info))
 
 
 @app.command()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from ..comparison import Comparison
+from ..types import JobInfo
 from .common import plain
 
 GAP = 2
@@ -32,8 +33,24 @@ def print_comparison(found: Comparison | None) -> None:
     """A comparison with a prompt as a table on stdout, and what follows from it; nothing if there was none."""
     if found is not None:
         print()
-        print_table(["ON THE SAME HELD-OUT ROWS", "BASE>", "BASE AND PROMPT>", "ADAPTER>"], found.rows())
+        print_table(["ON THE SAME HELD-OUT ROWS", *(f"{side.upper()}>" for side in found.sides)], found.rows())
         print(found.verdict)
+
+
+def print_evaluation(job: JobInfo) -> None:
+    """The comparison of a job, how answers on held-out rows were judged, and some of them side by side."""
+    print_comparison(job.comparison)
+    if job.judged:
+        print(f"\nanswers on held-out rows, judged {job.judged}")
+    for row in job.answers:
+        print(f"- asked: {_line(row.question)}")
+        print(f"  expected: {_line(' / '.join(row.expected))}")
+        for side, answer in row.answers.items():
+            print(f"  {side}: {_line(answer.text)} ({'right' if answer.right else 'wrong'})")
+
+
+def _line(text: str) -> str:
+    return plain(" ".join(text.split()))
 
 
 def layout(columns: list[str], rows: list[list[str]], width: int) -> list[tuple[str, str]]:

@@ -9,11 +9,11 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from ..types import AdapterVersion
+from ..types import AdapterVersion, JobInfo
 from .common import Json, connect, how_to_ask, numbers, print_json, print_notes, stack, text_file
 from .completion import complete_adapter, complete_recipe
 from .convert import AsOption
-from .tables import print_comparison
+from .tables import print_evaluation
 
 BatchSize = Annotated[int | None, typer.Option(help="Rows per optimiser step.", show_default="8")]
 Epochs = Annotated[float | None, typer.Option(help="Passes over the data.", show_default="3")]
@@ -117,8 +117,9 @@ def train(
     gate: Annotated[
         str | None,
         typer.Option(
-            help="Condition for the name to move to the result: none, improves, min_accuracy:0.9 (answers hold the"
-            " expected text) or min_accuracy:0.9:exact (answers are it)."
+            help="Condition for the name to move to the result: none, improves, min_accuracy:0.9 (answers are right) or"
+            " min_accuracy:0.9:exact (answers are the expected text and nothing else).",
+            show_default="improves where there are held-out rows that are no training rows, else none",
         ),
     ] = None,
     compare_prompt: Annotated[
@@ -204,19 +205,28 @@ def train(
     if json:
         print_json(version)
     else:
-        print(published(version, job.info.gate_result))
-        print_comparison(version.comparison)
+        print_evaluation(job.info)
+        print(published(version, job.info))
 
 
-def published(version: AdapterVersion, gate_result: str = "") -> str:
-    """What to say about a version that was just published; ``gate_result`` tells why it was not promoted."""
-    if gate_result:
+def published(version: AdapterVersion, job: JobInfo) -> str:
+    """What became of a version that was just published, and of the name: the last line of a job."""
+    before = job.replaced if job.replaced != version.ref else ""
+    if job.gate_result:
+        still = (
+            f"{version.name} still means @{before.rpartition('@')[2]}" if before else f"{version.name} means nothing"
+        )
         return (
-            f"kept {version.ref} as a candidate, because {gate_result}; try it with: --adapter {version.ref}\n"
+            f"kept {version.ref} as a candidate, because {job.gate_result}\n"
+            f"{still}; try the candidate with: {how_to_ask(version.ref, version.asked_with)}; "
             f"promote it with: loramux adapters promote {version.name} {version.version}"
         )
     figures = f" ({numbers(version.metrics)})" if version.metrics else ""
-    return f"published {version.ref}{figures}; use it with: {how_to_ask(version.name, version.asked_with)}"
+    was = f" (was @{before.rpartition('@')[2]}); back: loramux adapters rollback {version.name}" if before else ""
+    return (
+        f"published {version.ref}{figures}; use it with: {how_to_ask(version.name, version.asked_with)}\n"
+        f"{version.name} now means @{version.version}{was}"
+    )
 
 
 def text_or_file(text: str | None, option: str) -> str | None:

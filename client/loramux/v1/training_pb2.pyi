@@ -228,6 +228,7 @@ class ValidateDatasetRequest(_message.Message):
     SHOW_ROWS_FIELD_NUMBER: _builtins.int
     SHOW_FROM_LINE_FIELD_NUMBER: _builtins.int
     RECIPE_FIELD_NUMBER: _builtins.int
+    VALIDATION_DATASET_ID_FIELD_NUMBER: _builtins.int
     dataset_id: _builtins.str
     """Dataset to check."""
     show_rows: _builtins.int
@@ -236,6 +237,8 @@ class ValidateDatasetRequest(_message.Message):
     """First line to show rows from. 0: the first."""
     recipe: _builtins.str
     """Recipe of the job that is planned: `facts` or `style`. Empty: none."""
+    validation_dataset_id: _builtins.str
+    """Held-out dataset of the job that is planned: `notes` tell how many of its rows are training rows. Empty: none."""
     @_builtins.property
     def settings(self) -> Global___TrainSettings:
         """Settings of the job that is planned; they decide on lengths, steps and cost."""
@@ -248,10 +251,11 @@ class ValidateDatasetRequest(_message.Message):
         show_rows: _builtins.int = ...,
         show_from_line: _builtins.int = ...,
         recipe: _builtins.str = ...,
+        validation_dataset_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["settings", b"settings"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["dataset_id", b"dataset_id", "recipe", b"recipe", "settings", b"settings", "show_from_line", b"show_from_line", "show_rows", b"show_rows"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dataset_id", b"dataset_id", "recipe", b"recipe", "settings", b"settings", "show_from_line", b"show_from_line", "show_rows", b"show_rows", "validation_dataset_id", b"validation_dataset_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -750,11 +754,11 @@ class Gate(_message.Message):
     class _KindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[Gate._Kind.ValueType], _builtins.type):
         DESCRIPTOR: _descriptor.EnumDescriptor
         KIND_UNSPECIFIED: Gate._Kind.ValueType  # 0
-        """Not told: the server's default."""
+        """Not told: KIND_IMPROVES where there are held-out rows that are no training rows, else KIND_NONE."""
         KIND_NONE: Gate._Kind.ValueType  # 1
         """No condition."""
         KIND_IMPROVES: Gate._Kind.ValueType  # 2
-        """Loss on held-out rows below that of the base and of the current version."""
+        """Loss on held-out rows below that of the base, of the current version and of the version it started from."""
         KIND_MIN_ACCURACY: Gate._Kind.ValueType  # 3
         """Share of the held-out rows that the engine answers right with the new adapter at least `min_accuracy`."""
 
@@ -762,11 +766,11 @@ class Gate(_message.Message):
         """Kinds of conditions."""
 
     KIND_UNSPECIFIED: Gate.Kind.ValueType  # 0
-    """Not told: the server's default."""
+    """Not told: KIND_IMPROVES where there are held-out rows that are no training rows, else KIND_NONE."""
     KIND_NONE: Gate.Kind.ValueType  # 1
     """No condition."""
     KIND_IMPROVES: Gate.Kind.ValueType  # 2
-    """Loss on held-out rows below that of the base and of the current version."""
+    """Loss on held-out rows below that of the base, of the current version and of the version it started from."""
     KIND_MIN_ACCURACY: Gate.Kind.ValueType  # 3
     """Share of the held-out rows that the engine answers right with the new adapter at least `min_accuracy`."""
 
@@ -779,7 +783,7 @@ class Gate(_message.Message):
         MATCH_UNSPECIFIED: Gate._Match.ValueType  # 0
         """Not told: those of MATCH_CONTAINED."""
         MATCH_CONTAINED: Gate._Match.ValueType  # 1
-        """The expected text is in the answer."""
+        """The answer is right: by what the row says in `expect`, else the whole expected text is in it."""
         MATCH_EXACT: Gate._Match.ValueType  # 2
         """The answer is the expected text and nothing else."""
 
@@ -789,7 +793,7 @@ class Gate(_message.Message):
     MATCH_UNSPECIFIED: Gate.Match.ValueType  # 0
     """Not told: those of MATCH_CONTAINED."""
     MATCH_CONTAINED: Gate.Match.ValueType  # 1
-    """The expected text is in the answer."""
+    """The answer is right: by what the row says in `expect`, else the whole expected text is in it."""
     MATCH_EXACT: Gate.Match.ValueType  # 2
     """The answer is the expected text and nothing else."""
 
@@ -801,7 +805,7 @@ class Gate(_message.Message):
     min_accuracy: _builtins.float
     """Least accuracy in [0, 1], for KIND_MIN_ACCURACY."""
     match: Global___Gate.Match.ValueType
-    """What is counted, for KIND_MIN_ACCURACY. White space does not count."""
+    """What is counted, for KIND_MIN_ACCURACY."""
     def __init__(
         self,
         *,
@@ -884,7 +888,7 @@ class CreateJobRequest(_message.Message):
 
     @_builtins.property
     def gate(self) -> Global___Gate:
-        """Condition for publishing. Unset: the server's default."""
+        """Condition for publishing. Unset: KIND_IMPROVES where there are held-out rows that are no training rows, else none."""
 
     @_builtins.property
     def metadata(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
@@ -1015,6 +1019,8 @@ class Job(_message.Message):
     GATE_RESULT_FIELD_NUMBER: _builtins.int
     COMPARE_PROMPT_FIELD_NUMBER: _builtins.int
     NOTES_FIELD_NUMBER: _builtins.int
+    ANSWERS_FIELD_NUMBER: _builtins.int
+    REPLACED_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Identifier."""
     name: _builtins.str
@@ -1045,6 +1051,10 @@ class Job(_message.Message):
     """Why what it published was not promoted. Empty: it was, or there is nothing yet."""
     compare_prompt: _builtins.str
     """Prompt that the adapter is compared against. Empty: none."""
+    replaced: _builtins.str
+    """What the name meant when the result was published, `name@version`: the result took its place, or `gate_result`
+    tells why not. Empty: it meant nothing, or there is no result yet. Not in lists.
+    """
     @_builtins.property
     def metrics(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
         """Latest figures, such as `loss`, `learning_rate`, `tokens_per_second`, `eta_seconds`; after a comparison also
@@ -1079,6 +1089,10 @@ class Job(_message.Message):
     def notes(self) -> _containers.RepeatedCompositeFieldContainer[Global___DatasetNote]:
         """What may not be meant about its data, as it was when the job was made."""
 
+    @_builtins.property
+    def answers(self) -> _containers.RepeatedCompositeFieldContainer[Global___JudgedRow]:
+        """Examples of what held-out rows were answered, where they were asked. Not in lists."""
+
     def __init__(
         self,
         *,
@@ -1105,14 +1119,80 @@ class Job(_message.Message):
         gate_result: _builtins.str = ...,
         compare_prompt: _builtins.str = ...,
         notes: _abc.Iterable[Global___DatasetNote] | None = ...,
+        answers: _abc.Iterable[Global___JudgedRow] | None = ...,
+        replaced: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "error", b"error", "gate", b"gate", "settings", b"settings"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "compare_prompt", b"compare_prompt", "created_at", b"created_at", "dataset_id", b"dataset_id", "error", b"error", "finished_at", b"finished_at", "gate", b"gate", "gate_result", b"gate_result", "id", b"id", "init_from", b"init_from", "last_sequence", b"last_sequence", "metadata", b"metadata", "metrics", b"metrics", "name", b"name", "notes", b"notes", "on_top_of", b"on_top_of", "settings", b"settings", "started_at", b"started_at", "state", b"state", "step", b"step", "tenant", b"tenant", "total_steps", b"total_steps", "validation_dataset_id", b"validation_dataset_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "answers", b"answers", "compare_prompt", b"compare_prompt", "created_at", b"created_at", "dataset_id", b"dataset_id", "error", b"error", "finished_at", b"finished_at", "gate", b"gate", "gate_result", b"gate_result", "id", b"id", "init_from", b"init_from", "last_sequence", b"last_sequence", "metadata", b"metadata", "metrics", b"metrics", "name", b"name", "notes", b"notes", "on_top_of", b"on_top_of", "replaced", b"replaced", "settings", b"settings", "started_at", b"started_at", "state", b"state", "step", b"step", "tenant", b"tenant", "total_steps", b"total_steps", "validation_dataset_id", b"validation_dataset_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Job: _TypeAlias = Job  # noqa: Y015
+
+@_typing.final
+class JudgedRow(_message.Message):
+    """A held-out question and what was answered."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class Answer(_message.Message):
+        """One way to answer it."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        SIDE_FIELD_NUMBER: _builtins.int
+        TEXT_FIELD_NUMBER: _builtins.int
+        RIGHT_FIELD_NUMBER: _builtins.int
+        side: _builtins.str
+        """Who answered: `base`, `prompt` (the base with the prompt that is compared), `init` (the version that the job
+        goes on from) or `adapter`.
+        """
+        text: _builtins.str
+        """What was said, cut where it is long."""
+        right: _builtins.bool
+        """Whether it counts."""
+        def __init__(
+            self,
+            *,
+            side: _builtins.str = ...,
+            text: _builtins.str = ...,
+            right: _builtins.bool = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["right", b"right", "side", b"side", "text", b"text"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    QUESTION_FIELD_NUMBER: _builtins.int
+    EXPECTED_FIELD_NUMBER: _builtins.int
+    ANSWERS_FIELD_NUMBER: _builtins.int
+    question: _builtins.str
+    """The prompt, cut where it is long."""
+    @_builtins.property
+    def expected(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Texts that are expected."""
+
+    @_builtins.property
+    def answers(self) -> _containers.RepeatedCompositeFieldContainer[Global___JudgedRow.Answer]:
+        """The answers."""
+
+    def __init__(
+        self,
+        *,
+        question: _builtins.str = ...,
+        expected: _abc.Iterable[_builtins.str] | None = ...,
+        answers: _abc.Iterable[Global___JudgedRow.Answer] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answers", b"answers", "expected", b"expected", "question", b"question"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___JudgedRow: _TypeAlias = JudgedRow  # noqa: Y015
 
 @_typing.final
 class GetJobRequest(_message.Message):
@@ -1326,6 +1406,7 @@ class JobEvent(_message.Message):
     STEP_FIELD_NUMBER: _builtins.int
     TOTAL_STEPS_FIELD_NUMBER: _builtins.int
     METRICS_FIELD_NUMBER: _builtins.int
+    ANSWERS_FIELD_NUMBER: _builtins.int
     sequence: _builtins.int
     """Number of the event in its job, rising from 1."""
     time: _builtins.float
@@ -1344,6 +1425,10 @@ class JobEvent(_message.Message):
     def metrics(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
         """Figures, such as `loss`, `learning_rate`, `grad_norm`, `tokens_per_second`, `eta_seconds`, `eval_loss`."""
 
+    @_builtins.property
+    def answers(self) -> _containers.RepeatedCompositeFieldContainer[Global___JudgedRow]:
+        """Examples of what held-out rows were answered, with the evaluation that asked them."""
+
     def __init__(
         self,
         *,
@@ -1355,10 +1440,11 @@ class JobEvent(_message.Message):
         step: _builtins.int = ...,
         total_steps: _builtins.int = ...,
         metrics: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
+        answers: _abc.Iterable[Global___JudgedRow] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["message", b"message", "metrics", b"metrics", "sequence", b"sequence", "state", b"state", "step", b"step", "time", b"time", "total_steps", b"total_steps", "type", b"type"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answers", b"answers", "message", b"message", "metrics", b"metrics", "sequence", b"sequence", "state", b"state", "step", b"step", "time", b"time", "total_steps", b"total_steps", "type", b"type"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -146,6 +146,23 @@ class TrainEventType(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class JudgedAnswer:
+    """What was answered to a held-out question, and whether it counts."""
+
+    text: str
+    right: bool
+
+
+@dataclass(frozen=True, slots=True)
+class JudgedRow:
+    """A held-out question, the texts that are expected, and the answers: of ``base``, ``prompt``, ``adapter``, ..."""
+
+    question: str
+    expected: tuple[str, ...]
+    answers: dict[str, JudgedAnswer]
+
+
+@dataclass(frozen=True, slots=True)
 class TrainEvent:
     """One thing that happened in a job. ``metrics`` holds numbers: step, loss, learning_rate, grad_norm, ..."""
 
@@ -155,3 +172,5 @@ class TrainEvent:
     step: int = 0
     total_steps: int = 0
     metrics: dict[str, float] = field(default_factory=dict)
+    answers: tuple[JudgedRow, ...] = ()
+    """Examples of what held-out rows were answered, with an evaluation that asked them."""

@@ -57,6 +57,7 @@ class TrainingServicer(training_pb2_grpc.TrainingServiceServicer):
             given=given_in(request.settings),
             show=request.show_rows,
             from_line=request.show_from_line,
+            validation_id=request.validation_dataset_id,
         )
         return report_to_proto(report)
 

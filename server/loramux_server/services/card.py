@@ -6,10 +6,10 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 
-from loramux.comparison import read_comparison, without_comparison
+from loramux.comparison import judged, read_comparison, without_comparison
 from loramux.progress import sparkline
 
-from ..core.jobs import TrainSpec
+from ..core.jobs import JudgedRow, TrainSpec
 from ..core.notes import Note
 from ..core.types import StackItem
 from .curve import CURVE_FILE, Curve
@@ -20,7 +20,7 @@ _HIGHLIGHTS = {
     "base_loss": "Held-out loss without the adapter",
     "init_loss": "Held-out loss of the version that it goes on from",
     "current_loss": "Held-out loss of the version before",
-    "eval_accuracy": "Held-out answers that hold the expected text",
+    "eval_accuracy": "Held-out answers that are right",
     "eval_exact_match": "Held-out answers that are the expected text",
     "eval_token_accuracy": "Held-out token accuracy",
     "base_token_accuracy": "Held-out token accuracy without the adapter",
@@ -53,6 +53,7 @@ class CardFacts:
     gate_result: str = ""
     """Why the version was not promoted; empty: it was."""
     compare_prompt: str = ""
+    answers: tuple[JudgedRow, ...] = ()
     curve: Curve = field(default_factory=dict)
     asked_with: str = ""
     """``messages`` or ``prompt``; empty: not known."""
@@ -67,6 +68,7 @@ def render_card(facts: CardFacts) -> str:
         "## Data\n\n" + _data(facts),
         "## Result\n\n" + _result(facts),
         *_against_a_prompt(facts),
+        *_answers(facts),
         *(["## Course of the training\n\n" + _course(facts.curve)] if facts.curve else []),
         "## Use\n\nWith loramux:\n\n" + _loramux_snippet(facts) + "\n\nWith PEFT:\n\n" + _peft_snippet(facts),
         "## Settings\n\n" + _settings(facts),
@@ -128,10 +130,23 @@ def _against_a_prompt(facts: CardFacts) -> list[str]:
     found = read_comparison(facts.metrics)
     if found is None:
         return []
-    table = _table(("on the same held-out rows", "base", "base and prompt", "adapter"), found.rows())
+    table = _table(("on the same held-out rows", *found.sides), found.rows())
     text = facts.compare_prompt
     shown = _cell(text if len(text) <= MAX_PROMPT else text[:MAX_PROMPT] + " ...")
     return [f"## Against a prompt\n\n{found.verdict}\n\n{table}\n\nThe prompt:\n\n> {shown}"]
+
+
+def _answers(facts: CardFacts) -> list[str]:
+    """How answers were judged, and some of them side by side."""
+    if not (words := judged(facts.metrics)):
+        return []
+    sides = list(facts.answers[0].answers) if facts.answers else []
+    rows = []
+    for row in facts.answers:
+        said = (f"{_cell(answer.text)} ({'right' if answer.right else 'wrong'})" for answer in row.answers.values())
+        rows.append((_cell(row.question), _cell(" / ".join(row.expected)), *said))
+    table = "\n\n" + _table(("asked", "expected", *sides), rows) if rows else ""
+    return [f"## Answers on held-out rows\n\nJudged {words}.{table}"]
 
 
 def _course(curve: Curve) -> str:

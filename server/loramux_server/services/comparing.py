@@ -42,8 +42,9 @@ def prompted(
 ) -> list[Question]:
     """The same questions with a context before each; blocking.
 
-    ``held_out`` are the rows that ``asked`` came from, ``digest`` names the file that these came from. Raises
-    INVALID_ARGUMENT (``compare_prompt``) when the context cannot be put before them, or leaves no room for an answer.
+    ``held_out`` are the rows that ``asked`` came from, ``digest`` names the file that these came from. Their answers
+    have the room that is left with the context: :func:`compare` gives all sides as much. Raises INVALID_ARGUMENT
+    (``compare_prompt``) when the context cannot be put before them, or leaves no room for the expected answer.
     """
     lines = {held_out[question.row].line for question in asked}
     data = store.blobs.local_path(digest).read_bytes()
@@ -56,13 +57,14 @@ def prompted(
     for question in asked:
         line = held_out[question.row].line
         ids, _ = last_answer(made[line][question.row - first[line]])
-        if len(ids) + len(question.expected_ids) > info.max_context:
+        room = min(question.room, info.max_context - len(ids))
+        if room < len(question.expected_ids):
             raise invalid_field(
                 FIELD,
                 f"leaves no room: line {line} of the held-out rows has {len(ids)} tokens with it, before an answer of "
                 f"{len(question.expected_ids)}, and the model's context is {info.max_context}; shorten it",
             )
-        found.append(replace(question, prompt_ids=ids))
+        found.append(replace(question, prompt_ids=ids, room=room))
     return found
 
 
@@ -96,14 +98,18 @@ async def compare(
     with_prompt: Sequence[Question],
     under: Sequence[Stack],
     over: Sequence[Stack],
-) -> Comparison:
-    """Ask all questions of all three sides, each once.
+    init: Sequence[Stack] | None = None,
+) -> tuple[Comparison, dict[str, list[Reply]]]:
+    """Ask all questions of all sides, each once, greedily and with the same room for the answer; gives the replies too.
 
-    ``under`` are the job's frozen stacks, ``over`` the same with the new adapter on top.
+    ``under`` are the job's frozen stacks, ``over`` the same with the new adapter on top, ``init`` with the version
+    that it goes on from, if there is one.
     """
+    asked = [replace(question, room=other.room) for question, other in zip(asked, with_prompt, strict=True)]
     sides: dict[str, tuple[Sequence[Question], Sequence[Stack]]] = {
         "base": (asked, under),
         "prompt": (with_prompt, under),
+        **({"init": (asked, init)} if init is not None else {}),
         "adapter": (asked, over),
     }
     replies: dict[str, list[Reply]] = {name: [] for name in sides}
@@ -123,4 +129,5 @@ async def compare(
             first_token_seconds=statistics.median(reply.first_token_seconds for reply in alone),
             seconds=statistics.median(reply.seconds for reply in alone),
         )
-    return Comparison(len(asked), **found)
+    comparison = Comparison(len(asked), found["base"], found["prompt"], found["adapter"], found.get("init"))
+    return comparison, replies

@@ -8,16 +8,18 @@ import time
 from ..core.backend import Backend, EngineInfo, ScoreCommand
 from ..core.errors import Error, FieldViolation, invalid
 from ..core.jobs import JobState, TrainRow, TrainSpec
+from ..core.notes import Note
 from ..store.store import Store
 from ..text import TextTokenizer
 from ..training.dataset import Dataset, DatasetReport, Example, counted
+from ..training.dataset_problems import Problems
 from ..training.masks import render_marked
 from ..training.order import Order
 from .asking import how_to_ask
 from .estimate import Estimate, Shape, Speed, estimate, speed_of_job
 from .job_validation import spec_violations
 from .limits import Limits
-from .plan import check_data, load_replay
+from .plan import check_data, load_replay, without_trained
 from .stacks import StackResolver
 from .views import DatasetReport as Report
 from .views import MarkedRow, MarkedText, RowProblem
@@ -44,9 +46,18 @@ class DatasetChecks:
         self._stacks = StackResolver(store)
         self._probed: Speed | None = None
 
-    async def report(self, dataset_id: str, tenant: str, spec: TrainSpec, show: int = 0, from_line: int = 0) -> Report:
+    async def report(
+        self,
+        dataset_id: str,
+        tenant: str,
+        spec: TrainSpec,
+        show: int = 0,
+        from_line: int = 0,
+        validation_id: str = "",
+    ) -> Report:
         """What is wrong with a dataset, and what its good rows hold and cost with ``spec``, those it replays included.
 
+        With held-out data, what is wrong with these is told too, and how many of their rows are training rows.
         ``show`` good rows from line ``from_line`` on come with it as they are trained on. Raises INVALID_ARGUMENT for
         bad settings, NOT_FOUND for the dataset, or for an adapter that a row names.
         """
@@ -58,9 +69,11 @@ class DatasetChecks:
         if violations:
             raise invalid(violations)
         try:
+            held = spec.validation_split > 0
             data, problems, _ = await asyncio.to_thread(
-                check_data, self._store, self._text, self._info, self._limits, spec, tenant, dataset_id
+                check_data, self._store, self._text, self._info, self._limits, spec, tenant, dataset_id, "data", held
             )
+            held_out, others = await asyncio.to_thread(self._held_out, validation_id, spec, tenant)
         except Error as error:
             if error.reason != "DATASET_INVALID":
                 raise
@@ -68,8 +81,11 @@ class DatasetChecks:
         named = tuple(dict.fromkeys(e.on_top_of for e in data.examples if e.on_top_of is not None))
         await self._stacks.resolve_many(named, tenant)
         found, trained, cost = data.report, data.report, Estimate(None, 0, "")
+        repeats: tuple[Note, ...] = ()
         if found.examples:
-            trained = await asyncio.to_thread(self._trained, data, spec, tenant)
+            replayed = await asyncio.to_thread(self._replayed, spec, tenant)
+            trained = counted(data.examples + replayed, data.report)
+            repeats = without_trained(held_out, data.examples + replayed)[1] if held_out else ()
             free = await self._free()
             speed = await asyncio.to_thread(self._speed_of_jobs, trained, tenant) or await self._probe()
             cost = estimate(self._info, spec, trained, speed, free, self._limits.max_activation_bytes)
@@ -81,24 +97,33 @@ class DatasetChecks:
             duplicates=found.duplicates,
             too_long=found.too_long,
             pairs=found.pairs,
-            notes=how_to_ask(found, self._text) + found.notes,
+            notes=how_to_ask(found, self._text) + repeats + found.notes,
             estimated_steps=Order(spec, trained.examples).total_steps if trained.examples else 0,
             estimated_seconds=cost.seconds,
             estimated_memory_bytes=cost.memory_bytes or None,
             estimated_from=cost.basis,
             problems=tuple(
-                RowProblem(line, description, in_list=problems.unit == "row") for line, description in problems.listed()
+                RowProblem(line, description, field, in_list=each.unit == "row")
+                for field, each in (("", problems), ("validation", others))
+                for line, description in each.listed()
             ),
-            problems_total=problems.count,
+            problems_total=problems.count + others.count,
             shown=await asyncio.to_thread(self._shown, data, show, from_line),
         )
 
-    def _trained(self, data: Dataset, spec: TrainSpec, tenant: str) -> DatasetReport:
-        """The report on ``data`` with the counts of what a job trains on."""
+    def _held_out(self, dataset_id: str, spec: TrainSpec, tenant: str) -> tuple[Dataset | None, Problems]:
+        """The good rows of held-out data, and what is wrong with the others."""
+        if not dataset_id:
+            return None, Problems("validation")
+        return check_data(
+            self._store, self._text, self._info, self._limits, spec, tenant, dataset_id, "validation", True
+        )[:2]
+
+    def _replayed(self, spec: TrainSpec, tenant: str) -> tuple[Example, ...]:
+        """The general rows that a job trains on too."""
         if not spec.replay:
-            return data.report
-        replay = load_replay(self._store, self._text, self._info, self._limits, spec, tenant)
-        return counted(data.examples + replay.examples, data.report)
+            return ()
+        return load_replay(self._store, self._text, self._info, self._limits, spec, tenant).examples
 
     def _shown(self, data: Dataset, count: int, from_line: int) -> tuple[MarkedRow, ...]:
         rows: list[MarkedRow] = []

@@ -12,7 +12,7 @@ ROUNDING = 1e-4
 """Share of a loss by which another must be lower to be an improvement: less is how sums were rounded."""
 CONTAINED, EXACT = "contained", "exact"
 ACCURACY, EXACT_MATCH = "eval_accuracy", "eval_exact_match"
-"""The figures that ``min_accuracy`` looks at: answers that hold the expected text, and those that are it."""
+"""The figures that ``min_accuracy`` looks at: answers that are right, and those that are the expected text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +32,11 @@ class Gate:
 
     def __bool__(self) -> bool:
         return bool(self.kind)
+
+
+def kind_of_gate(asked: str, held_out: bool) -> str:
+    """The kind of gate of a job: ``improves`` where none is asked for and there are held-out rows to measure."""
+    return asked or (IMPROVES if held_out else "")
 
 
 def make_gate(kind: str, min_accuracy: float, match: str = "") -> Gate:
@@ -65,6 +70,6 @@ def failed_because(gate: Gate, metrics: Mapping[str, float]) -> str:
         exact = gate.match == EXACT
         found = metrics.get(EXACT_MATCH if exact else ACCURACY, math.nan)
         if not found >= gate.min_accuracy:
-            what = "are the expected text" if exact else "hold the expected text"
+            what = "are the expected text" if exact else "are right"
             return f"{found:.1%} of its answers on held-out rows {what}, {gate.min_accuracy:.1%} were asked for"
     return ""

@@ -18,6 +18,7 @@ from ..store.store import Store
 from ..text import TextTokenizer
 from ..training.dataset import Dataset, DatasetLimits, Example, check_dataset, counted
 from ..training.dataset_problems import Problems
+from ..training.overlap import Trained
 from .limits import Limits
 from .replay import draw
 from .stacks import active
@@ -37,6 +38,10 @@ class JobData:
     validation_digest: str
     replay: Dataset | None = None
     """General rows, drawn already, that are trained on among ``train``'s."""
+    repeats: tuple[Note, ...] = ()
+    """How many held-out rows are training rows; ``validation`` has only the others, if there are any."""
+    by_heart: bool = False
+    """Whether all held-out rows are training rows: their figures tell what was learned by heart, and decide nothing."""
 
     @property
     def trained(self) -> tuple[Example, ...]:
@@ -52,7 +57,11 @@ class JobData:
         """What may not be meant about the rows that are trained on and, from other data, held out."""
         apart = self.validation is not None and self.validation_digest != self.train_digest
         held_out = self.validation.report.notes if self.validation and apart else ()
-        return self.train.report.notes + tuple(replace(note, text=f"validation: {note.text}") for note in held_out)
+        return (
+            self.train.report.notes
+            + self.repeats
+            + tuple(replace(note, text=f"validation: {note.text}") for note in held_out)
+        )
 
     @property
     def row_stacks(self) -> tuple[tuple[StackItem, ...], ...]:
@@ -76,15 +85,15 @@ def load_data(
     ``replay[line N]``).
     """
 
-    def load(identity: str, field: str) -> tuple[Dataset, str]:
-        found, problems, digest = check_data(store, text, info, limits, spec, tenant, identity, field)
+    def load(identity: str, field: str, *, held_out: bool) -> tuple[Dataset, str]:
+        found, problems, digest = check_data(store, text, info, limits, spec, tenant, identity, field, held_out)
         problems.check()
         return found, digest
 
-    train, train_digest = load(dataset_id, "data")
+    train, train_digest = load(dataset_id, "data", held_out=spec.validation_split > 0)
     validation, validation_digest = None, ""
     if validation_id:
-        validation, validation_digest = load(validation_id, "validation")
+        validation, validation_digest = load(validation_id, "validation", held_out=True)
     elif spec.validation_split:
         train, validation = split_rows(train, spec.validation_split, spec.seed)
         validation_digest = train_digest
@@ -93,7 +102,28 @@ def load_data(
         if other is not None and other.pairs is not train.pairs:
             what = ("preference pairs", "none") if other.pairs else ("no preference pairs", "some")
             raise invalid_field(name, f"holds {what[0]}, and the data hold {what[1]}: give the same kind")
-    return JobData(train, validation, train_digest, validation_digest, replay)
+    repeats: tuple[Note, ...] = ()
+    by_heart = False
+    if validation is not None:
+        others, repeats = without_trained(validation, train.examples + (replay.examples if replay else ()))
+        by_heart = not others.examples
+        validation = validation if by_heart else others
+    return JobData(train, validation, train_digest, validation_digest, replay, repeats, by_heart)
+
+
+def without_trained(held_out: Dataset, trained: Iterable[Example]) -> tuple[Dataset, tuple[Note, ...]]:
+    """The held-out rows that are no training rows, and how many are: what was learned by heart decides nothing."""
+    found = Trained(example.asked for example in trained).overlap((e.line, e.asked) for e in held_out.examples)
+    total = held_out.report.rows
+    notes = []
+    for code, lines, what in (
+        ("HELD_OUT_ROWS_TRAINED_ON", found.rows, "are training rows"),
+        ("HELD_OUT_PROMPTS_TRAINED_ON", found.prompts, "ask what training rows ask"),
+    ):
+        if lines:
+            words = f"{len(lines)} of {total} held-out rows {what} (line {min(lines)} first): they decide nothing"
+            notes.append(Note(code, words, len(lines), min(lines)))
+    return _part(held_out, lambda example: example.line not in found.lines), tuple(notes)
 
 
 def load_replay(
@@ -114,6 +144,7 @@ def check_data(
     tenant: str,
     dataset_id: str,
     field: str = "data",
+    held_out: bool = False,
 ) -> tuple[Dataset, Problems, str]:
     """The good rows of a stored dataset, what is wrong with the others, and the dataset's digest; blocking.
 
@@ -126,22 +157,26 @@ def check_data(
         max_length=min(spec.max_length or info.max_context, limits.max_row_tokens),
         field=field,
         limits=DatasetLimits(limits.max_dataset_bytes, limits.max_dataset_rows),
+        held_out=held_out,
     )
     _check_row_stacks(found.examples, problems)
     return found, problems, record.digest
 
 
 def split_rows(data: Dataset, share: float, seed: int) -> tuple[Dataset, Dataset]:
-    """Hold ``share`` of the rows out, at least one; rows that say the same stay together. Raises INVALID_ARGUMENT.
+    """Hold ``share`` of the rows out, at least one; rows that ask the same stay together. Raises INVALID_ARGUMENT.
 
-    The same data, share and seed give the same rows.
+    Those of a prompt that many answers follow are kept apart by their answers. The same data, share and seed give the
+    same rows.
     """
+    taught = Trained(example.asked for example in data.examples)
     lines: dict[int, list[Example]] = {}
     for example in data.examples:
         lines.setdefault(example.line, []).append(example)
-    alike: dict[tuple[TrainRow, ...], list[Example]] = {}
+    alike: dict[bytes, list[Example]] = {}
     for examples in lines.values():
-        alike.setdefault(tuple(e.row for e in examples), []).extend(examples)
+        prompt, whole = examples[0].asked[-1]
+        alike.setdefault(whole if taught.is_open(prompt) else prompt, []).extend(examples)
     groups = list(alike.values())
     wanted = max(1, round(share * len(groups)))
     if wanted >= len(groups):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
+from dataclasses import replace
 from weakref import WeakValueDictionary
 
 from ..core.backend import Backend, EngineInfo
@@ -21,7 +22,7 @@ from .asking import how_to_ask
 from .cleanup import nothing_collected, temporary_folder, to_the_end
 from .comparing import prompted
 from .dataset_checks import DatasetChecks
-from .gate import MIN_ACCURACY, Gate, make_gate
+from .gate import MIN_ACCURACY, Gate, kind_of_gate, make_gate
 from .intake import receive_file
 from .job_board import JobBoard
 from .job_defaults import settled, with_replay
@@ -87,13 +88,14 @@ class TrainingService:
         given: frozenset[str] = frozenset(),
         show: int = 0,
         from_line: int = 0,
+        validation_id: str = "",
     ) -> DatasetReport:
         """Report on a dataset, as ``DatasetChecks.report``. A ``recipe`` fills in what is not in ``given``."""
         spec = spec or TrainSpec()
         if recipe:
             spec = filled_in(spec, recipe, given.__contains__, self._info)
         spec = await asyncio.to_thread(with_replay, spec, given.__contains__, self._store, tenant)
-        return await self._checks.report(dataset_id, tenant, spec, show, from_line)
+        return await self._checks.report(dataset_id, tenant, spec, show, from_line, validation_id)
 
     async def create_job(self, request: CreateJobRequest) -> JobInfo:
         """Check everything, then queue a job; once this returns, the job survives a crash.
@@ -121,7 +123,10 @@ class TrainingService:
 
     async def get_job(self, job_id: str, tenant: str = "default") -> JobInfo:
         """A job as it stands."""
-        return await self._info_of(await asyncio.to_thread(self._store.jobs.get, job_id, tenant))
+        job = await asyncio.to_thread(self._store.jobs.get, job_id, tenant)
+        info = await self._info_of(job)
+        answers, replaced = await asyncio.to_thread(self._store.jobs.outcome, job_id)
+        return replace(info, answers=answers, replaced=f"{info.name}@{replaced}" if replaced is not None else "")
 
     async def list_jobs(
         self,
@@ -184,7 +189,8 @@ class TrainingService:
         await self._stacks.resolve_many(data.row_stacks, request.tenant)
         if violations := [*donor_violations(request, data.row_stacks)]:
             raise invalid(violations)
-        gate = make_gate(request.gate, request.min_accuracy, request.gate_match)
+        kind = kind_of_gate(request.gate, data.validation is not None and not data.by_heart)
+        gate = make_gate(kind, request.min_accuracy, request.gate_match)
         await asyncio.to_thread(self._check_questions, request, gate, data)
         new = NewJob(
             name=request.name,
@@ -211,7 +217,7 @@ class TrainingService:
         wanted = {"gate": gate.kind == MIN_ACCURACY, "compare_prompt": bool(request.compare_prompt)}
         if data.validation is None or not any(wanted.values()):
             return
-        asked = questions(data.validation.rows, 1, self._text)
+        asked = questions(data.validation.rows, 1, self._text, self._info.max_context)
         if not asked:
             words = "no held-out row has a prompt before its answer to ask the model"
             raise invalid([FieldViolation(name, words) for name, given in wanted.items() if given])
@@ -232,7 +238,8 @@ class TrainingService:
             return None
         job = job_rows.record(row)
         made = job.request
-        gate = str(make_gate(request.gate, request.min_accuracy, request.gate_match))
+        # What was not asked for was decided by the data, which are the same.
+        gate = str(make_gate(request.gate, request.min_accuracy, request.gate_match)) if request.gate else made.gate
         same = (
             (made.name, made.dataset_id, made.validation_dataset_id, made.spec, made.gate, made.metadata)
             == (request.name, request.dataset_id, request.validation_dataset_id, request.spec, gate, request.metadata)

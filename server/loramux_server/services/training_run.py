@@ -5,14 +5,17 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from contextlib import aclosing, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
+
+from loramux.comparison import Comparison, judged
 
 from ..core.backend import Backend, EngineInfo
 from ..core.errors import Error
 from ..core.failpoints import reach
 from ..core.files import read_regular, storage_errors, sync_folder, write_durable
-from ..core.jobs import JobState, TrainCommand, TrainEvent, TrainEventType
+from ..core.jobs import JobState, JudgedRow, TrainCommand, TrainEvent, TrainEventType
 from ..core.types import AdapterVersion, Stack, StackEntry, StackItem
 from ..lora.peft_schema import CARD_FILE, WEIGHTS_FILE, AdapterConfig
 from ..store.records import AdapterMeta, JobRecord, VersionRecord
@@ -26,7 +29,7 @@ from .job_board import JobBoard
 from .limits import Limits
 from .plan import JobData
 from .publishing import publish
-from .questions import Asker, Question, accuracy, exact_match, questions
+from .questions import Asker, Question, Reply, accuracy, exact_match, questions, rules, side_by_side
 from .stacks import pinned_items
 from .verify import verify_trained
 
@@ -61,6 +64,7 @@ class TrainingRun:
         self.begun = False
         """Whether the engine has taken the command up."""
         self._metrics: dict[str, float] = {}
+        self._answers: tuple[JudgedRow, ...] = ()
         self._steps = self._total = 0
 
     async def train(self, command: TrainCommand) -> None:
@@ -71,38 +75,47 @@ class TrainingRun:
         await self._evaluating()
 
     async def question(self, command: TrainCommand) -> None:
-        """Where the gate or a comparison looks at answers: ask the held-out rows of the engine."""
-        context = self._job.request.compare_prompt
-        if self._gate.kind != MIN_ACCURACY and not context:
+        """Where the gate or a comparison looks at answers, or rows say what counts: ask the held-out rows."""
+        context, held_out = self._job.request.compare_prompt, self._data.validation
+        expects = [example.expect for example in held_out.examples] if held_out else []
+        if not held_out or not (self._gate.kind == MIN_ACCURACY or context or any(expects)):
+            return
+        asked = await asyncio.to_thread(
+            questions, command.validation, len(command.stacks), self._text, self._info.max_context, expects
+        )
+        if not asked:
             return
         await asyncio.to_thread(verify_trained, Path(command.output), self._info, self._limits)
         candidate = await asyncio.to_thread(self._candidate, Path(command.output))
         over = [Stack((*stack.entries, StackEntry(candidate))) for stack in command.stacks]
-        asked = await asyncio.to_thread(questions, command.validation, len(command.stacks), self._text)
         asker = Asker(
             self._backend,
             self._text,
             prefix=f"{self._job.id}-{self._job.fence}",
             tenant=self._job.request.owner,
-            max_context=self._info.max_context,
         )
+        words, found = "answers", dict[str, float]()
         try:
             if context:
-                words, found = await self._compared(asker, asked, command.stacks, over)
+                compared, sides = await self._compared(asker, asked, command, over)
+                words, found = compared.verdict, compared.to_metrics()
             else:
-                replies = await asker.ask_all(asked, over)
-                words, found = "answers", {ACCURACY: accuracy(replies), EXACT_MATCH: exact_match(replies)}
+                sides = {"adapter": await asker.ask_all(asked, over)}
         finally:
             with suppress(Error):  # an engine that is gone has forgotten it anyway
                 await self._backend.unload(candidate.digest)
+        replies = sides["adapter"]
+        found |= {ACCURACY: accuracy(replies), EXACT_MATCH: exact_match(replies), **rules(asked)}
         found["eval_questions"] = float(len(asked))
+        words = f"{words} Judged {judged(found)}." if context else f"{words}, judged {judged(found)}"
+        shown = await asyncio.to_thread(side_by_side, asked, sides, self._text)
         reach("job.answered")
-        await self._take(TrainEvent(TrainEventType.EVALUATION, words, None, self._steps, self._total, found))
+        await self._take(TrainEvent(TrainEventType.EVALUATION, words, None, self._steps, self._total, found, shown))
 
     async def _compared(
-        self, asker: Asker, asked: list[Question], under: tuple[Stack, ...], over: list[Stack]
-    ) -> tuple[str, dict[str, float]]:
-        """Fine-tuning against prompting: the verdict and the figures."""
+        self, asker: Asker, asked: list[Question], command: TrainCommand, over: list[Stack]
+    ) -> tuple[Comparison, dict[str, list[Reply]]]:
+        """Fine-tuning against prompting, and against the version that the job goes on from."""
         data = self._data
         assert data.validation is not None
         with_prompt = await asyncio.to_thread(
@@ -115,9 +128,11 @@ class TrainingRun:
             self._text,
             self._info,
         )
-        found = await compare(asker, asked, with_prompt, under, over)
-        figures = {ACCURACY: found.adapter.accuracy, EXACT_MATCH: found.adapter.exact_match}
-        return found.verdict, figures | found.to_metrics()
+        init = None
+        if command.init is not None:
+            init = [Stack((*stack.entries, StackEntry(command.init))) for stack in command.stacks]
+        found, replies = await compare(asker, asked, with_prompt, command.stacks, over, init)
+        return replace(found, by_heart=data.by_heart), replies
 
     async def publish(self, command: TrainCommand) -> VersionRecord:
         """Check what the engine wrote, add card and curve, and publish version and success in one transaction.
@@ -126,7 +141,10 @@ class TrainingRun:
         """
         folder = Path(command.output)
         config = await asyncio.to_thread(verify_trained, folder, self._info, self._limits)
-        result = failed_because(self._gate, self._metrics)
+        if self._gate and self._data.by_heart:
+            result = "no held-out row is left to judge by: " + "; ".join(note.text for note in self._data.repeats)
+        else:
+            result = failed_because(self._gate, self._metrics)
         await asyncio.to_thread(self._write_extras, folder, command, result)
         meta = self._meta(command, config)
         reach("job.before_publish")
@@ -151,12 +169,14 @@ class TrainingRun:
             # States are the job table's; what the engine adds is that it began, and how many steps it will take.
             event = TrainEvent(TrainEventType.MESSAGE, event.message, None, event.step, event.total_steps)
         self._metrics.update(event.metrics)
+        self._answers = event.answers or self._answers
         self._steps, self._total = max(self._steps, event.step), event.total_steps or self._total
         await self._board.append(self._job, event)
 
     async def _evaluating(self) -> None:
         if self._state is JobState.RUNNING:
             words = "measuring on held-out rows" if self._data.validation else "no held-out rows to measure on"
+            words = "; ".join([words, *(note.text for note in self._data.repeats)])
             await self._board.move(self._job.id, JobState.EVALUATING, message=words, fence=self._job.fence)
             self._state = JobState.EVALUATING
 
@@ -204,6 +224,7 @@ class TrainingRun:
                 init_from=request.init_from,
                 gate=request.gate,
                 gate_result=gate_result,
+                answers=self._answers,
                 compare_prompt=request.compare_prompt,
                 curve=curve,
                 asked_with=data.train.report.asked_with,

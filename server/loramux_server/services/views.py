@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 from ..core.compose import ComposeMethod
-from ..core.jobs import JobState, TrainEvent, TrainSpec
+from ..core.jobs import JobState, JudgedRow, TrainEvent, TrainSpec
 from ..core.notes import Note
 from ..core.types import FinishReason, Message, StackEntry, StackItem, TokenLogprob, Usage
 from ..store.records import Composition
@@ -325,6 +325,10 @@ class JobInfo:
     compare_prompt: str = ""
     gate_result: str = ""
     """Why what it published was not promoted; empty: it was."""
+    answers: tuple[JudgedRow, ...] = ()
+    """Examples of what held-out rows were answered. Not in lists."""
+    replaced: str = ""
+    """``name@version`` that the name meant when the result was published; empty: none. Not in lists."""
     notes: tuple[Note, ...] = ()
     """What may not be meant about its data."""
 

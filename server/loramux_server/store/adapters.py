@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -219,6 +220,7 @@ class AdapterRegistry:
     ) -> VersionRecord:
         now = self._now()
         adapter_id = rows.adapter_id(connection, name, owner, now)
+        before = rows.aliased(connection, adapter_id, LATEST)
         same = rows.version_with_digest(connection, adapter_id, blob.digest)
         if same is None:
             version = rows.insert_version(connection, adapter_id, blob, meta, now)
@@ -229,7 +231,7 @@ class AdapterRegistry:
             rows.put_alias(connection, adapter_id, LATEST, version)
         row = rows.version(connection, adapter_id, version)
         assert row is not None  # written above
-        return rows.version_record(row)
+        return replace(rows.version_record(row), replaced=before)
 
     def _find(self, connection: Connection, ref: str, parsed: Ref, tenant: str) -> VersionRecord:
         adapter = self._adapter(connection, ref, parsed.name, tenant)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from threading import Lock
 from typing import Any
 
@@ -11,7 +12,7 @@ import sqlalchemy as sa
 from sqlalchemy import Connection
 
 from ..core.errors import Code, Error
-from ..core.jobs import JobState, TrainEvent, TrainEventType
+from ..core.jobs import JobState, JudgedAnswer, JudgedRow, TrainEvent, TrainEventType
 from .database import Database
 from .records import EventRecord
 from .schema import job_events as e
@@ -58,6 +59,14 @@ class EventLog:
         return tuple(
             EventRecord(job_id, row.sequence, row.at, _event(row.type, row.body)) for row in connection.execute(query)
         )
+
+    def latest(self, connection: Connection, job_seq: int, job_id: str, kind: TrainEventType) -> TrainEvent | None:
+        """The last written event of a kind."""
+        query = (
+            sa.select(e).where(e.c.job_seq == job_seq, e.c.type == kind.value).order_by(e.c.sequence.desc()).limit(1)
+        )
+        row = connection.execute(query).first()
+        return None if row is None else _event(row.type, row.body)
 
     def _write_waiting(self) -> None:
         if not self._waiting:
@@ -108,7 +117,13 @@ def _body(event: TrainEvent) -> dict[str, Any]:
         "step": event.step,
         "total_steps": event.total_steps,
         "metrics": event.metrics,
+        **({"answers": [asdict(row) for row in event.answers]} if event.answers else {}),
     }
+
+
+def _judged(row: dict[str, Any]) -> JudgedRow:
+    answers = {side: JudgedAnswer(answer["text"], answer["right"]) for side, answer in row["answers"].items()}
+    return JudgedRow(row["question"], tuple(row["expected"]), answers)
 
 
 def _event(kind: str, body: dict[str, Any]) -> TrainEvent:
@@ -121,6 +136,7 @@ def _event(kind: str, body: dict[str, Any]) -> TrainEvent:
             step=body["step"],
             total_steps=body["total_steps"],
             metrics=body["metrics"],
+            answers=tuple(_judged(row) for row in body.get("answers", ())),
         )
     except (KeyError, ValueError) as exc:
         raise Error(Code.DATA_LOSS, f"a stored event cannot be read: {exc}", reason="DATABASE_DAMAGED") from exc

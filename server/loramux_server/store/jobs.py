@@ -12,7 +12,7 @@ from sqlalchemy import Connection, Row
 
 from ..core.errors import Code, Error
 from ..core.failpoints import reach
-from ..core.jobs import JobState, TrainEvent, TrainEventType, check_move
+from ..core.jobs import JobState, JudgedRow, TrainEvent, TrainEventType, check_move
 from . import job_rows as rows
 from .database import Database
 from .events import EventLog
@@ -25,6 +25,9 @@ _AT_WORK = (JobState.RUNNING, JobState.EVALUATING, JobState.PUBLISHING)
 
 MAX_REASON = 32
 """Characters of the column for reasons."""
+
+REPLACED = "replaced_version"
+"""Figure of a job's last event: the number of the version that the name meant when the result was published."""
 
 LEASE_LOST = "LEASE_LOST"
 """Reason of the error for a runner whose job was taken from it."""
@@ -139,13 +142,14 @@ class JobTable:
         new: JobState,
         *,
         message: str = "",
+        metrics: dict[str, float] | None = None,
         error: Error | None = None,
         adapter: str = "",
         gate_result: str = "",
         tenant: str | None = None,
         fence: int | None = None,
     ) -> JobRecord:
-        """``move`` as part of a transaction of the caller, who calls ``flush`` before it."""
+        """``move`` in a transaction of the caller, who calls ``flush`` before it; ``metrics`` are the event's."""
         row = _need(connection, job_id, tenant, lock=True)
         _check_fence(row, fence)
         check_move(job_id, JobState(row.state), new)
@@ -164,7 +168,8 @@ class JobTable:
             values.update(adapter=adapter, gate_result=gate_result)
         connection.execute(j.update().where(j.c.seq == row.seq).values(**values))
         text = message or (error.message if error else f"job is {new.value}")
-        self._log.write(connection, row.seq, [TrainEvent(TrainEventType.STATE, message=text, state=new)])
+        event = TrainEvent(TrainEventType.STATE, message=text, state=new, metrics=metrics or {})
+        self._log.write(connection, row.seq, [event])
         reach("job.moved")
         return rows.record(rows.by_seq(connection, row.seq))
 
@@ -194,6 +199,15 @@ class JobTable:
         )
         with self._db.read() as connection:
             return connection.scalar(query) or 0
+
+    def outcome(self, job_id: str) -> tuple[tuple[JudgedRow, ...], int | None]:
+        """Examples of what held-out rows were answered, and the version that the name meant before the job's own."""
+        with self._db.read() as connection:
+            seq = _need(connection, job_id, None).seq
+            answered = self._log.latest(connection, seq, job_id, TrainEventType.EVALUATION)
+            last = self._log.latest(connection, seq, job_id, TrainEventType.STATE)
+        replaced = last.metrics.get(REPLACED) if last is not None else None
+        return answered.answers if answered else (), None if replaced is None else int(replaced)
 
     def next_queued(self) -> JobRecord | None:
         """The job that has waited longest, if one waits."""

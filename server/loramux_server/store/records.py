@@ -86,6 +86,8 @@ class VersionRecord:
     last_used: float | None = None
     reason: str = ""
     """Why it is quarantined."""
+    replaced: int | None = None
+    """In the answer to publishing it: the version that the bare name meant before, if it meant one."""
 
     @property
     def ref(self) -> str:

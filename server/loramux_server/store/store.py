@@ -15,7 +15,7 @@ from .blob_places import CACHE_BYTES, open_blobs
 from .blobs import BlobStore
 from .database import Database, sqlite_url
 from .datasets import DatasetTable
-from .jobs import JobTable
+from .jobs import REPLACED, JobTable
 from .local_blobs import LocalBlobs
 from .records import AdapterMeta, JobRecord, VersionRecord
 from .state_dir import StateDir
@@ -99,9 +99,8 @@ class Store:
                     connection,
                     job_id,
                     JobState.SUCCEEDED,
-                    message=f"{record.ref} is kept as a candidate: {gate_result}"
-                    if gate_result
-                    else f"published {record.ref}",
+                    message=_outcome(record, gate_result),
+                    metrics={} if record.replaced is None else {REPLACED: float(record.replaced)},
                     adapter=record.ref,
                     gate_result=gate_result,
                     fence=fence,
@@ -145,6 +144,15 @@ class Store:
         finally:
             self.database.close()
             self.state.close()
+
+
+def _outcome(record: VersionRecord, gate_result: str) -> str:
+    """What publishing did to the name."""
+    before = "" if record.replaced in (None, record.version) else f"{record.name}@{record.replaced}"
+    if not gate_result:
+        return f"published {record.ref}" + (f"; {record.name} now means it (was {before})" if before else "")
+    still = f"{record.name} still means {before}" if before else f"{record.name} means no version"
+    return f"{record.ref} is kept as a candidate: {gate_result}; {still}"
 
 
 def blobs_of(state: StateDir, identity: str, url: str | None, cache_bytes: int = CACHE_BYTES) -> BlobStore:

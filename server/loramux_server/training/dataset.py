@@ -19,7 +19,9 @@ from .dataset_pairs import PairRow
 from .dataset_parts import BadRow, TooLong
 from .dataset_problems import Problems
 from .dataset_rows import DataRow, names_pair, parse_row
+from .expect import Expected
 from .masks import train_rows, unwatched
+from .overlap import Asked, asked_for
 
 _HEAD = 1 << 20
 
@@ -42,6 +44,9 @@ class Example:
     line: int
     row: TrainRow
     on_top_of: tuple[StackItem, ...] | None = None
+    expect: Expected | None = None
+    """What counts as an answer, where the row says so."""
+    asked: Asked = ()
 
     @property
     def tokens(self) -> int:
@@ -111,13 +116,17 @@ def load_dataset(
     max_length: int,
     field: str = "data",
     limits: DatasetLimits | None = None,
+    held_out: bool = False,
 ) -> Dataset:
     """Parse, check and tokenise a dataset: JSONL, or a JSON list of rows, in UTF-8.
 
-    ``max_length`` is the longest row in tokens; ``field`` is what the caller calls the data (``validation``).
+    ``max_length`` is the longest row in tokens; ``field`` is what the caller calls the data (``validation``). Of rows
+    that may be ``held_out``, what counts as an answer (``expect``) is checked too.
     Raises INVALID_ARGUMENT with violations ``data[line N]``, every problem counted and the first 20 listed.
     """
-    dataset, problems = check_dataset(data, tokenizer, max_length=max_length, field=field, limits=limits)
+    dataset, problems = check_dataset(
+        data, tokenizer, max_length=max_length, field=field, limits=limits, held_out=held_out
+    )
     problems.check()
     return dataset
 
@@ -130,6 +139,7 @@ def check_dataset(
     field: str = "data",
     limits: DatasetLimits | None = None,
     watch: Watch = unwatched,
+    held_out: bool = False,
 ) -> tuple[Dataset, Problems]:
     """As :func:`load_dataset`, but gives the good rows (there may be none) beside what is wrong with the others.
 
@@ -151,13 +161,16 @@ def check_dataset(
             )
             continue
         try:
+            if held_out and row.expect_problems:
+                raise BadRow(list(row.expect_problems))
             made = train_rows(row.content, tokenizer, max_length=max_length, watch=watch)
         except BadRow as bad:
             problems.add(row.line, *bad.problems)
             too_long += isinstance(bad, TooLong)
             continue
         good.append(row)
-        examples += [Example(row.line, each, row.on_top_of) for each in made]
+        asked = asked_for(row.content)
+        examples += [Example(row.line, each, row.on_top_of, row.expect, asked) for each in made]
     return Dataset(tuple(examples), _report(good, examples, too_long, pairs, tokenizer)), problems
 
 

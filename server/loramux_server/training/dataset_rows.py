@@ -11,6 +11,7 @@ from ..core.json_values import MAX_DEPTH, TOO_DEEP, leaves, too_deep
 from ..core.types import MAX_STACK, StackItem
 from .dataset_pairs import CHOSEN_AND_REJECTED, PREFERRED_OUTPUTS, PairRow, chosen_and_rejected, preferred_outputs
 from .dataset_parts import Answered, BadRow, TextRow, answered, chat, is_text, tools_of
+from .expect import FIELDS, Expected, expected_of
 
 Content = Answered | TextRow | PairRow
 
@@ -25,6 +26,10 @@ class DataRow:
     """The row's own frozen stack underneath; empty: the bare base; None: the job's stacks take turns."""
     ignored: tuple[str, ...] = ()
     """Fields that mean nothing here."""
+    expect: Expected | None = None
+    """What counts as an answer, should the row be held out; None: it does not say so."""
+    expect_problems: tuple[str, ...] = ()
+    """What is wrong with it. It keeps nobody from training on the row."""
 
 
 _SHAPES: dict[str, set[str]] = {
@@ -54,7 +59,10 @@ def parse_row(line: int, value: Mapping[str, Any]) -> DataRow:
     problems += unfit
     if problems or content is None:
         raise BadRow(problems)
-    return DataRow(line, content, on_top_of, tuple(sorted(value.keys() - used)))
+    wrong: list[str] = []
+    expect = expected_of(value, wrong)
+    ignored = tuple(sorted(value.keys() - used - FIELDS))
+    return DataRow(line, content, on_top_of, ignored, expect, tuple(wrong))
 
 
 def names_pair(value: Mapping[str, Any]) -> bool:

@@ -223,7 +223,7 @@ def test_a_comparison_is_a_table_with_a_verdict(fake: Fake, shell: Shell) -> Non
         assert shell(*command) == 0
         assert found.verdict in shell.out
         lines = [" ".join(line.split()) for line in shell.out.splitlines()]
-        assert "answers that hold the expected text 0.0% 50.0% 100.0%" in lines
+        assert "answers that are right 0.0% 50.0% 100.0%" in lines
         assert "prompt tokens a request 9 99 9" in lines
         assert "milliseconds to the first token 100 100 100" in lines
         assert "compare_" not in shell.out
@@ -375,6 +375,35 @@ def test_stacks_in_words() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("reason", "replaced", "last"),
+    [
+        ("", "acme@1", "acme now means @2 (was @1); back: loramux adapters rollback acme"),
+        ("", "", "acme now means @2"),
+        ("its held-out loss is higher", "acme@1", "acme still means @1; try the candidate with: --adapter acme@2; "),
+    ],
+)
+def test_field_32_the_last_line_says_what_the_name_means(
+    fake: Fake, shell: Shell, tmp_path: Path, reason: str, replaced: str, last: str
+) -> None:
+    (tmp_path / "d.jsonl").write_text('{"text": "a"}\n')
+    fake.watches = [[moved(1, SUCCEEDED)]] * 2
+    fake.job.adapter.CopyFrom(version())
+    fake.job.gate_result, fake.job.replaced = reason, replaced
+    row = fake.job.answers.add(question="Who runs it?", expected=["Ilse Varga"])
+    row.answers.add(side="base", text="I do not know.")
+    row.answers.add(side="adapter", text="It is Ilse Varga.", right=True)
+    fake.job.metrics["judged_expect_contained"] = 3
+    fake.handlers["WatchJob"] = lambda *_: setattr(fake.job, "state", SUCCEEDED)
+    for command in (("train", "acme", "--data", str(tmp_path / "d.jsonl")), ("jobs", "watch", "job-1")):
+        assert shell(*command) == 0
+        lines = shell.out.splitlines()
+        assert lines[-1].startswith(last)
+        assert "answers on held-out rows, judged by expect, contained: 3 rows" in lines
+        assert "  adapter: It is Ilse Varga. (right)" in lines
+        assert "  base: I do not know. (wrong)" in lines
+
+
 def test_train_with_a_gate(fake: Fake, shell: Shell, tmp_path: Path) -> None:
     """What was not promoted is said to be a candidate, with the reason and the way to promote it."""
     (tmp_path / "d.jsonl").write_text('{"text": "a"}\n')
@@ -390,6 +419,7 @@ def test_train_with_a_gate(fake: Fake, shell: Shell, tmp_path: Path) -> None:
     assert code == 0
     assert "kept acme@2 as a candidate, because its held-out loss 2 is not below 1" in shell.out
     assert "loramux adapters promote acme 2" in shell.out
+    assert "acme means nothing; try the candidate with" in shell.out
     request = fake.last("CreateJob")
     settings = request.settings
     assert not settings.HasField("learning_rate")

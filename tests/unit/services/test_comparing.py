@@ -24,6 +24,7 @@ from .fakes import Script
 from .test_training_jobs import Server, states
 
 CONTEXT = "The shops: street number equals shop number."
+TRAINED = [{"prompt": f"Who keeps shop {i}?", "completion": f" Keeper {i}."} for i in range(12)]
 MANY = [{"prompt": f"Where is shop {i}?", "completion": f" In street {i}."} for i in range(TIMED + 8)]
 HELD_OUT = TrainSpec(validation_split=0.25)
 
@@ -63,7 +64,10 @@ async def test_three_sides_on_the_same_rows(
     server.backend.script = answering(text, right)
     validation = await server.dataset(MANY)  # type: ignore[arg-type]
     stacks = ((StackItem("pine", 1.3),), ())
-    job = await server.job(validation_dataset_id=validation, compare_prompt=CONTEXT, on_top_of=stacks)
+    trained = await server.dataset(TRAINED)  # type: ignore[arg-type]
+    job = await server.job(
+        dataset_id=trained, validation_dataset_id=validation, compare_prompt=CONTEXT, on_top_of=stacks, gate="none"
+    )
     async with server.working():
         events = await server.finished(job)
     assert states(events)[-1] is JobState.SUCCEEDED
@@ -96,7 +100,7 @@ async def test_three_sides_on_the_same_rows(
     assert found.base.loss == pytest.approx(sum(n * (n - 1) / 2 for n in lengths) / sum(lengths))
     for side in (found.base, found.prompt, found.adapter):
         assert 0 < side.first_token_seconds <= side.seconds < 10
-    assert event.message == found.verdict
+    assert event.message == f"{found.verdict} Judged by the whole answer: 20 rows."
     assert found.verdict.startswith("Training was worth it: of 20 held-out rows the adapter answers 100% right")
     assert event.metrics["eval_accuracy"] == 1.0
 
@@ -109,7 +113,7 @@ async def test_three_sides_on_the_same_rows(
     assert "## Against a prompt" in card
     assert found.verdict in card
     assert f"> {CONTEXT}" in card
-    assert "| answers that hold the expected text | 0.0% |" in card
+    assert "| answers that are right | 0.0% |" in card
     assert "compare_" not in card
 
 

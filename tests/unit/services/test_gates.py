@@ -123,7 +123,7 @@ async def test_answers_are_asked_of_the_engine(
     server: Server, text: TextTokenizer, right: int, least: float, match: str, passes: bool
 ) -> None:
     """Prompts of the held-out rows, through the new adapter; the expected text in the answer counts."""
-    held_out = ROWS[:3]
+    held_out = [{"prompt": f"Which street has shop {i}?", "completion": f" In street {i}."} for i in range(3)]
     expected = {
         tuple(text.encode(str(row["prompt"]))): str(row["completion"]) if i < right else " nowhere"
         for i, row in enumerate(held_out)
@@ -147,7 +147,12 @@ async def test_answers_are_asked_of_the_engine(
     assert server.backend.unloaded == [server.backend.commands[0].stack.entries[0].adapter.digest]
     measured = [e.event.metrics for e in events if e.event.type is TrainEventType.EVALUATION][-1]
     assert measured == pytest.approx(
-        {"eval_accuracy": right / 3, "eval_exact_match": (right - 1) / 3, "eval_questions": 3}
+        {
+            "eval_accuracy": right / 3,
+            "eval_exact_match": (right - 1) / 3,
+            "eval_questions": 3,
+            "judged_answer_contained": 3,
+        }
     )
     found = await server.service.get_job(job.id)
     assert (found.gate, found.min_accuracy, found.gate_result == "") == ("min_accuracy", least, passes)
@@ -185,10 +190,10 @@ async def test_a_gate_on_answers_needs_questions(server: Server) -> None:
 def test_the_last_answer_of_a_conversation_is_asked_for(text: TextTokenizer) -> None:
     ids = (*tuple(text.encode("Hello. The shop is in the harbour street.")), 2)
     labels = (False, True, True) + (False,) * (len(ids) - 7) + (True,) * 4
-    (found,) = questions([TrainRow(ids, labels, stack=1)], 2, text)
+    (found,) = questions([TrainRow(ids, labels, stack=1)], 2, text, 512)
     assert (found.prompt_ids, found.expected_ids, found.stack) == (ids[:-4], ids[-4:], 1)
-    assert found.expected == " ".join(text.decode(ids[-4:]).split())
-    assert len(questions([TrainRow(ids, labels)] * (3 * MAX_QUESTIONS), 1, text)) == MAX_QUESTIONS
+    assert found.expected == text.decode(ids[-4:]).strip()
+    assert len(questions([TrainRow(ids, labels)] * (3 * MAX_QUESTIONS), 1, text, 512)) == MAX_QUESTIONS
 
 
 async def test_the_key_knows_the_gate(server: Server) -> None:
@@ -277,3 +282,105 @@ async def test_stacks_underneath_are_under_the_answers_too(
         json.loads(json.dumps(server.store.adapters.get_version("acme@1", "default").meta.metrics))["eval_accuracy"]
         == 0
     )
+
+
+NEW = [{"prompt": f"Which street has shop {i}?", "completion": f" In street {i}."} for i in range(4)]
+
+
+@pytest.mark.parametrize(("gate", "promoted"), [("", False), ("none", True), ("improves", False)])
+async def test_field_32_a_worse_version_does_not_take_the_name(
+    server: Server, info: EngineInfo, tmp_path: Path, gate: str, promoted: bool
+) -> None:
+    """Where there are held-out rows, who asks for nothing gets the gate improves; what the name meant is told."""
+    made = write_adapter(tmp_path / "made", info, b=0.1)
+    server.store.adapters.publish("acme", "default", made, AdapterMeta(rank=2, alpha=4.0))
+    server.training.measured["current_loss"] = 0.2
+    validation = await server.dataset(NEW)  # type: ignore[arg-type]
+    job = await server.job(validation_dataset_id=validation, gate=gate, idempotency_key="k")
+    assert job.gate == ("" if promoted else "improves")
+    assert (await server.job(validation_dataset_id=validation, gate=gate, idempotency_key="k")).id == job.id
+    async with server.working():
+        events = await server.finished(job)
+    found = await server.service.get_job(job.id)
+    assert found.replaced == "acme@1"
+    assert (found.gate_result == "") is promoted
+    assert server.store.adapters.resolve("acme", "default").ref == ("acme@2" if promoted else "acme@1")
+    assert ("acme now means it (was acme@1)" if promoted else "acme still means acme@1") in events[-1].event.message
+
+
+async def test_without_held_out_rows_there_is_no_gate(server: Server) -> None:
+    job = await server.job()
+    assert job.gate == ""
+
+
+async def test_field_31_no_gate_and_no_verdict_by_training_rows(server: Server, text: TextTokenizer) -> None:
+    """They are counted and left out; where no others are left, nothing is decided by them."""
+    server.backend.script = lambda _: Script(tuple(text.encode(" In street 1.")), finish=FinishReason.STOP)
+    mixed = await server.dataset([*ROWS[:2], {"prompt": "Where is shop 3?", "completion": " Here."}, *NEW])  # type: ignore[list-item]
+    dataset = await server.dataset()
+    report = await server.service.validate_dataset(dataset, validation_id=mixed)
+    assert {n.code: n.count for n in report.notes if "HELD_OUT" in n.code} == {
+        "HELD_OUT_ROWS_TRAINED_ON": 2,
+        "HELD_OUT_PROMPTS_TRAINED_ON": 1,
+    }
+    job = await server.job(validation_dataset_id=mixed)
+    assert {n.count for n in job.notes if "HELD_OUT" in n.code} == {1, 2}
+    same = await server.dataset(ROWS[:3])  # type: ignore[arg-type]
+    by_heart = await server.job(validation_dataset_id=same, gate="improves", compare_prompt="Be brief.")
+    quiet = await server.job(validation_dataset_id=same)
+    assert quiet.gate == ""
+    async with server.working():
+        await server.finished(job)
+        events = await server.finished(by_heart)
+    assert len(server.backend.trained[0].validation) == len(NEW)
+    found = await server.service.get_job(by_heart.id)
+    assert found.gate_result.startswith("no held-out row is left to judge by: 3 of 3 held-out rows are training rows")
+    told = [e.event.message for e in events if e.event.type is TrainEventType.EVALUATION][-1]
+    assert told.startswith("No verdict, because all held-out rows are training rows")
+    assert found.adapter is not None
+    card = (Path(server.store.adapters.resolve(found.adapter.ref, "default").path) / "README.md").read_text()
+    assert "3 of 3 held-out rows are training rows" in card
+    assert "worth it" not in card
+
+
+async def test_field_33_answers_are_judged_by_what_the_rows_expect(server: Server, text: TextTokenizer) -> None:
+    """The fact counts, not the sentence: for every side alike, and it is told how."""
+    rows = [row | {"expect": f"street {i}"} for i, row in enumerate(NEW[:3])] + NEW[3:]
+
+    def answer(command: GenerateCommand) -> Script:
+        said = " You find it in street 1, I think." if command.stack.entries else " No idea."
+        return Script(tuple(text.encode(said)), finish=FinishReason.STOP)
+
+    server.backend.script = answer
+    validation = await server.dataset(rows)  # type: ignore[arg-type]
+    gate = {"gate": "min_accuracy", "min_accuracy": 0.2}
+    job = await server.job(validation_dataset_id=validation, compare_prompt="Be brief.", **gate)
+    async with server.working():
+        events = await server.finished(job)
+    found = await server.service.get_job(job.id)
+    assert found.gate_result == ""
+    assert found.metrics["eval_accuracy"] == found.metrics["compare_adapter_accuracy"] == 0.25
+    event = [e.event for e in events if e.event.type is TrainEventType.EVALUATION][-1]
+    assert event.message.endswith("Judged by expect, contained: 3 rows; by the whole answer: 1 row.")
+    assert event.answers == found.answers
+    right = next(row for row in found.answers if row.answers["adapter"].right)
+    assert right.expected == ("street 1",)
+    assert [(side, a.text, a.right) for side, a in right.answers.items()] == [
+        ("base", "No idea.", False),
+        ("prompt", "No idea.", False),
+        ("adapter", "You find it in street 1, I think.", True),
+    ]
+    assert (
+        len({c.sampling for c in server.backend.commands if c.prompt_ids == server.backend.commands[0].prompt_ids}) == 1
+    )
+    card = (Path(server.store.adapters.resolve("acme", "default").path) / "README.md").read_text()
+    assert "Judged by expect, contained: 3 rows; by the whole answer: 1 row." in card
+    assert "| You find it in street 1, I think. (right) |" in card
+
+
+async def test_what_is_expected_is_checked_in_held_out_rows_only(server: Server) -> None:
+    rows = await server.dataset([row | {"expect": 5} for row in ROWS])  # type: ignore[list-item]
+    assert (await server.job(dataset_id=rows)).id
+    for request in ({"validation_dataset_id": rows}, {"dataset_id": rows, "spec": HELD_OUT}):
+        with pytest.raises(Error, match="expect must be a string or a list"):
+            await server.job(**request)

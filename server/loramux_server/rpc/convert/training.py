@@ -8,7 +8,7 @@ from dataclasses import fields, replace
 from loramux.v1 import training_pb2 as pb
 
 from ...core.errors import invalid_field
-from ...core.jobs import JobState, TrainEventType, TrainSpec
+from ...core.jobs import JobState, JudgedRow, TrainEventType, TrainSpec
 from ...core.notes import Note
 from ...services.views import CreateJobRequest, DatasetInfo, DatasetReport, JobEvent, JobInfo, MarkedText
 from ..call import Call
@@ -123,6 +123,8 @@ def job_to_proto(job: JobInfo) -> pb.Job:
         last_sequence=job.last_sequence,
         gate_result=job.gate_result,
         compare_prompt=job.compare_prompt,
+        answers=map(_judged, job.answers),
+        replaced=job.replaced,
         notes=map(_note, job.notes),
     )
     if job.gate:
@@ -147,7 +149,13 @@ def event_to_proto(event: JobEvent) -> pb.JobEvent:
         step=what.step,
         total_steps=what.total_steps,
         metrics=what.metrics,
+        answers=map(_judged, what.answers),
     )
+
+
+def _judged(row: JudgedRow) -> pb.JudgedRow:
+    answers = [pb.JudgedRow.Answer(side=k, text=a.text, right=a.right) for k, a in row.answers.items()]
+    return pb.JudgedRow(question=row.question, expected=row.expected, answers=answers)
 
 
 def states_from_proto(states: Iterable[pb.JobState.ValueType]) -> tuple[JobState, ...]:
