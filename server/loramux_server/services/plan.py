@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -124,6 +124,22 @@ def without_trained(held_out: Dataset, trained: Iterable[Example]) -> tuple[Data
             words = f"{len(lines)} of {total} held-out rows {what} (line {min(lines)} first): they decide nothing"
             notes.append(Note(code, words, len(lines), min(lines)))
     return _part(held_out, lambda example: example.line not in found.lines), tuple(notes)
+
+
+def with_row_stacks(data: JobData, stacks: Mapping[tuple[StackItem, ...], tuple[StackItem, ...]]) -> JobData:
+    """``data`` with the stacks that rows name written in another way."""
+
+    def other(part: Dataset | None) -> Dataset | None:
+        if part is None:
+            return None
+        named = (e if e.on_top_of is None else replace(e, on_top_of=stacks[e.on_top_of]) for e in part.examples)
+        return replace(part, examples=tuple(named))
+
+    if not stacks:
+        return data
+    return replace(
+        data, train=other(data.train) or data.train, validation=other(data.validation), replay=other(data.replay)
+    )
 
 
 def load_replay(

@@ -12,7 +12,7 @@ from ..core.backend import Backend, EngineInfo
 from ..core.errors import Code, Error
 from ..core.failpoints import reach
 from ..core.jobs import JobState, TrainCommand
-from ..core.types import AdapterVersion, Stack, StackEntry
+from ..core.types import AdapterVersion, Stack, StackEntry, StackItem
 from ..store.jobs import LEASE_LOST
 from ..store.records import JobRecord
 from ..store.store import Store
@@ -20,8 +20,9 @@ from ..telemetry.logs import get_logger
 from ..text import TextTokenizer
 from .cleanup import temporary_folder, to_the_end
 from .job_board import JobBoard
+from .kept_rows import kept_or_made
 from .limits import Limits
-from .plan import build_command, load_data
+from .plan import JobData, build_command, load_data, with_row_stacks
 from .room import Room
 from .stacks import StackResolver
 from .training_run import TrainingRun
@@ -227,31 +228,41 @@ class JobRunner:
 
     async def _prepare(self, job: JobRecord, output: Path) -> tuple[TrainCommand, TrainingRun]:
         request, tenant = job.request, job.request.owner
-        data = await asyncio.to_thread(
-            load_data,
-            self._store,
-            self._text,
-            self._info,
-            self._limits,
-            request.spec,
-            tenant,
-            request.dataset_id,
-            request.validation_dataset_id,
-        )
-        stacks = await self._stacks.resolve_many(request.on_top_of, tenant, request.donors)
-        found = await self._stacks.resolve_many(data.row_stacks, tenant)
+        place = await asyncio.to_thread(self._store.state.job_folder, job.id)
+        data = await asyncio.to_thread(kept_or_made, place, self._info.base_fingerprint, lambda: self._tokenised(job))
+        donors = (await asyncio.to_thread(self._store.jobs.get, job.id)).request.donors
+        stacks = await self._stacks.resolve_many(request.on_top_of, tenant, donors)
+        found = await self._stacks.resolve_many(data.row_stacks, tenant, donors)
         row_stacks = dict(zip(data.row_stacks, found, strict=True))
         command = replace(
             build_command(job, data, stacks, row_stacks, self._info, output),
-            checkpoint_dir=str(await asyncio.to_thread(self._store.state.job_folder, job.id)),
+            checkpoint_dir=str(place),
             checkpoint_seconds=self._checkpoint_seconds,
-            init=await asyncio.to_thread(self._store.adapters.resolve, request.init_from, tenant, request.donors)
+            init=await asyncio.to_thread(self._store.adapters.resolve, request.init_from, tenant, donors)
             if request.init_from
             else None,
             current=await asyncio.to_thread(self._current, request.name, tenant),
         )
         run = TrainingRun(self._backend, self._store, self._text, self._info, self._limits, self._board, job, data)
         return command, run
+
+    def _tokenised(self, job: JobRecord) -> JobData:
+        """The rows of a job, the stacks that they name pinned to the versions of now and kept for later attempts."""
+        request, tenant = job.request, job.request.owner
+        ids = request.dataset_id, request.validation_dataset_id
+        data = load_data(self._store, self._text, self._info, self._limits, request.spec, tenant, *ids)
+        stacks = data.row_stacks
+        found = iter(self._store.adapters.resolve_all([item.adapter for stack in stacks for item in stack], tenant))
+        versions = {stack: tuple(next(found) for _ in stack) for stack in stacks}
+        donors = {version.ref: version.digest for each in versions.values() for version in each}
+        self._store.jobs.add_donors(job.id, donors, job.fence)
+        return with_row_stacks(
+            data,
+            {
+                stack: tuple(StackItem(version.ref, item.weight) for item, version in zip(stack, each, strict=True))
+                for stack, each in versions.items()
+            },
+        )
 
     def _current(self, name: str, tenant: str) -> AdapterVersion | None:
         """The version that a job's result would replace, if it can be measured beside it."""

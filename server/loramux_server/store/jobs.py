@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import sqlalchemy as sa
@@ -235,6 +235,16 @@ class JobTable:
             lease = {"runner": runner, "lease_until": self._now() + lease_seconds, "fence": row.fence + 1}
             connection.execute(j.update().where(j.c.seq == row.seq).values(**lease))
             return rows.record(rows.by_seq(connection, row.seq))
+
+    def add_donors(self, job_id: str, donors: Mapping[str, str], fence: int) -> None:
+        """Keep the files of further versions (reference -> digest) until the job is final."""
+        if not donors:
+            return
+        with self._db.write("job.donors") as connection:
+            row = _need(connection, job_id, None, lock=True)
+            _check_fence(row, fence)
+            both = dict(donors) | (row.donors or {})
+            connection.execute(j.update().where(j.c.seq == row.seq).values(donors=both))
 
     def renew(self, job_id: str, fence: int, lease_seconds: float) -> None:
         """Keep a claimed job for another ``lease_seconds``. Raises ABORTED when it is not the caller's any more."""

@@ -615,3 +615,51 @@ async def test_checkpoints_live_as_long_as_the_job_can_go_on(server: Server) -> 
     (folder / "job-nobody-knows").mkdir()
     await server.runner.recover()
     assert {p.name for p in folder.iterdir()} == {failing.id}
+
+
+async def test_field_09_a_job_goes_on_with_the_rows_that_it_began_with(
+    server: Server, text: TextTokenizer, info: EngineInfo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though the template shows another minute, and the name of a row's stack means another version, deleted or not."""
+    for number in range(2):
+        made = write_adapter(tmp_path / f"made{number}", info, b=0.1 + number)
+        server.store.adapters.publish("pine", "default", made, AdapterMeta(rank=2, alpha=4.0))
+        if not number:
+            first = server.store.adapters.resolve("pine", "default")
+            rows = await server.dataset([row | {"on_top_of": {"pine": 1.3}} for row in ROWS])  # type: ignore[list-item]
+            job = await server.job(dataset_id=rows, compare_prompt="", spec=TrainSpec(validation_split=0.25))
+            server.training.at, server.training.hang = 2, True
+            async with server.working():
+                await server.training.waiting.wait()
+                await server.service.pause_job(job.id)
+                await server.training.gone.wait()
+    server.store.adapters.delete("pine@1", "default")
+    assert first.digest not in server.store.collect_orphans()
+    encode = text.encode
+    monkeypatch.setattr(text, "encode", lambda prompt, **more: encode(f"12:01 {prompt}", **more))
+    server.training.hang = False
+    await server.service.resume_job(job.id)
+    async with server.working():
+        assert states(await server.finished(job))[-1] is JobState.SUCCEEDED
+    before, after = server.backend.trained
+    assert (after.rows, after.validation) == (before.rows, before.validation)
+    assert [e.adapter for e in after.stacks[1].entries] == [e.adapter for e in before.stacks[1].entries] == [first]
+
+
+async def test_kept_rows_that_are_damaged_or_of_another_base_are_made_again(server: Server) -> None:
+    job = await server.job()
+    server.training.at, server.training.hang = 2, True
+    async with server.working():
+        await server.training.waiting.wait()
+        await server.service.pause_job(job.id)
+        await server.training.gone.wait()
+    kept = server.store.state.jobs / job.id / "rows.msgpack"
+    content = bytearray(kept.read_bytes())
+    content[-9] ^= 1
+    kept.write_bytes(content)
+    server.training.hang = False
+    await server.service.resume_job(job.id)
+    async with server.working():
+        assert states(await server.finished(job))[-1] is JobState.SUCCEEDED
+    before, after = server.backend.trained
+    assert after.rows == before.rows
