@@ -282,7 +282,7 @@ async def test_notes_on_held_out_rows_say_so(server: Server) -> None:
         "validation: 1 row repeats an earlier one",
     ]
     same = await server.service.create_job(CreateJobRequest(name="a", dataset_id=rows, validation_dataset_id=rows))
-    assert [n.code for n in same.notes] == ["PLAIN_PROMPTS"]
+    assert [n.code for n in same.notes] == ["PLAIN_PROMPTS", "HELD_OUT_ROWS_TRAINED_ON"]
 
 
 def test_a_prompt_that_is_no_plain_line_is_not_shown(text: TextTokenizer) -> None:
