@@ -12,6 +12,7 @@ from ..core.backend import Backend, EngineInfo
 from ..core.errors import Code, Error
 from ..core.failpoints import reach
 from ..core.jobs import JobState, TrainCommand
+from ..core.outage import Outage
 from ..core.types import AdapterVersion, Stack, StackEntry, StackItem
 from ..store.jobs import LEASE_LOST
 from ..store.records import JobRecord
@@ -87,6 +88,7 @@ class JobRunner:
         self._board = board
         self._max_jobs = max_jobs
         self._room = Room()
+        self._outage = Outage()
         self._away_until = 0.0  # by the event loop's clock: the engine is given time to come back
         self._stacks = StackResolver(store)
         self._retry_seconds = retry_seconds
@@ -112,13 +114,16 @@ class JobRunner:
                 await self._turn()
             except Error as error:
                 # The store failed, not a job: nothing can be noted now, but there may be a later.
-                log.error("jobs cannot be run", error=error.message)
+                if self._outage.failed():
+                    log.error("jobs cannot be run", error=error.message, times=self._outage.failures)
                 await asyncio.sleep(self._retry_seconds)
 
     async def _turn(self) -> None:
         await asyncio.sleep(self._away_until - asyncio.get_running_loop().time())
         self._board.queued.clear()
         job = await self._board.claim(self._lease_seconds)
+        if (seconds := self._outage.over()) is not None:
+            log.warning("jobs can be run again", after_seconds=round(seconds, 1))
         if job is None:
             # Servers that share the database may have left something: looked for now and then.
             with suppress(TimeoutError):

@@ -3,20 +3,35 @@
 from __future__ import annotations
 
 import asyncio
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from threading import Lock
 from types import MappingProxyType
 
-from ..core.errors import Error, adapter_not_found
-from ..core.types import BASE, Stack, StackEntry, StackItem
+from ..core.errors import Code, Error, adapter_not_found
+from ..core.outage import Outage
+from ..core.types import BASE, AdapterVersion, Stack, StackEntry, StackItem
 from ..store.store import Store
+from ..telemetry.logs import get_logger
+
+log = get_logger(__name__)
+
+MOST_KNOWN = 10_000
+"""References whose last meaning is kept for the time that the database is away."""
 
 
 class StackResolver:
-    """Looks references up in the registry. The versions found are the request's until it ends, whatever happens."""
+    """Looks references up in the registry. The versions found are the request's until it ends, whatever happens.
+
+    While the database is away, a reference means what it meant when it was last asked for: adapters in use go on.
+    """
 
     def __init__(self, store: Store) -> None:
         self._store = store
+        self._known: OrderedDict[tuple[str, str], AdapterVersion] = OrderedDict()
+        self._lock = Lock()  # lookups run on several threads
+        self._outage = Outage()
 
     async def resolve(
         self, items: Sequence[StackItem], tenant: str, donors: Mapping[str, str] = MappingProxyType({})
@@ -57,10 +72,49 @@ class StackResolver:
             yield
 
     def _resolve(self, items: Sequence[StackItem], tenant: str, donors: Mapping[str, str]) -> Stack:
-        versions = self._store.adapters.resolve_all([item.adapter for item in items], tenant, donors)
+        names = [item.adapter for item in items]
+        try:
+            versions = self._store.adapters.resolve_all(names, tenant, donors)
+        except Error as error:
+            if error.code is Code.UNAVAILABLE:
+                versions = self._recall(names, tenant, error)
+            else:
+                self._forget(names, tenant)
+                raise
+        else:
+            self._remember(names, tenant, versions)
         self._store.adapters.touch([version.digest for version in versions])
         entries = (StackEntry(version, item.weight) for version, item in zip(versions, items, strict=True))
         return Stack(tuple(entries))
+
+    def _remember(self, names: Sequence[str], tenant: str, versions: Sequence[AdapterVersion]) -> None:
+        with self._lock:
+            seconds = self._outage.over()
+            for name, version in zip(names, versions, strict=True):
+                self._known[tenant, name] = version
+                self._known.move_to_end((tenant, name))
+            while len(self._known) > MOST_KNOWN:
+                self._known.popitem(last=False)
+        if seconds is not None:
+            log.warning("the registry answers again", after_seconds=round(seconds, 1))
+
+    def _recall(self, names: Sequence[str], tenant: str, error: Error) -> tuple[AdapterVersion, ...]:
+        """What the names meant last; raises ``error`` where one was never asked for."""
+        with self._lock:
+            found = [self._known.get((tenant, name)) for name in names]
+            told = self._outage.failed()
+        if told:
+            log.warning("the registry is away: adapters mean what they meant last", error=error.message)
+        versions = tuple(version for version in found if version is not None)
+        if len(versions) < len(names):
+            raise error
+        return versions
+
+    def _forget(self, names: Sequence[str], tenant: str) -> None:
+        """One of them is gone or must not be used: which one, the next lookup tells."""
+        with self._lock:
+            for name in names:
+                self._known.pop((tenant, name), None)
 
 
 def active(stack: Stack) -> Stack:
