@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from types import FrameType
 from typing import TYPE_CHECKING
@@ -28,6 +29,8 @@ SHOW = "Print every setting of the server, its value and where it came from."
 USAGE_ERROR, INTERRUPTED = 2, 130
 STOPPED_EARLY = "Stopped before it was ready."
 MAINTENANCE = ("backup", "restore", "doctor")
+LAST_STEPS = 0.5
+"""Seconds that threads get to end once everything is closed."""
 SAME_SIGNAL = 0.5
 """Seconds within which a second signal is the first one again: some tools send it to the process and to its group."""
 
@@ -90,12 +93,29 @@ def _run(loaded: Loaded, opening: Opening) -> int:
 
     announcer: Announcer = Logged() if settings.log.format == "json" else Plain(__version__, began=opening.began)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(_serve(settings, announcer))
+        try:
+            code = runner.run(_serve(settings, announcer))
+        except Error as error:
+            tell(f"loramux: {error.message}")
+            code = 1
+        _leave_threads(code)
+    return code
 
 
 def _stop_at_once(number: int, frame: FrameType | None) -> None:
     tell(STOPPED_EARLY)
     os._exit(0)
+
+
+def _leave_threads(code: int) -> None:
+    """End the process now when a thread still computes: nobody waits for it, and Python would wait for its end."""
+    from .services.work import threads_ended
+
+    if not threads_ended(LAST_STEPS):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        # Everything acknowledged is on disk already.
+        os._exit(code)
 
 
 async def _serve(settings: Settings, announcer: Announcer) -> int:
@@ -104,6 +124,7 @@ async def _serve(settings: Settings, announcer: Announcer) -> int:
     app = App(settings, announcer=announcer)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
+    loop.set_default_executor(threads := ThreadPoolExecutor(thread_name_prefix="loramux"))
 
     first = 0.0
 
@@ -145,6 +166,7 @@ async def _serve(settings: Settings, announcer: Announcer) -> int:
         with suppress(asyncio.CancelledError):
             await stopping
         await app.stop()
+        threads.shutdown(wait=False, cancel_futures=True)
 
 
 def _maintain(command: str, arguments: Sequence[str]) -> int:

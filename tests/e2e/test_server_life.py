@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import time
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -86,6 +87,23 @@ def test_the_drain_timeout_ends_what_is_left(model: Path, home: Path) -> None:
                 for _ in stream:
                     pass
         assert server.finish() == 0
+
+
+def test_field_01_checks_of_rows_do_not_hold_a_stop_up(model: Path, home: Path) -> None:
+    messages = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo"}] * 20
+    small = [{"messages": messages}] * 150  # on a thread
+    with server_process(home, *flags(model, home, "--metrics-listen", "off", "--drain-timeout", "0")) as server:
+        server.wait_for("Ctrl-C")
+        with loramux.Client(server.address, timeout=60) as client, ThreadPoolExecutor(2) as pool:
+            checks = [pool.submit(client.datasets.validate, rows) for rows in (small, small * 300)]
+            with pytest.raises(TimeoutError):
+                checks[1].result(4)
+            before = time.monotonic()
+            server.process.send_signal(signal.SIGTERM)
+            assert server.finish(20) == 0
+            assert time.monotonic() - before < 10
+            for check in checks[1:]:
+                assert isinstance(check.exception(), loramux.LoramuxError)
 
 
 def test_a_second_signal_does_not_wait(model: Path, home: Path) -> None:

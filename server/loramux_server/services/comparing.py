@@ -15,6 +15,7 @@ from ..core.backend import EngineInfo
 from ..core.errors import invalid_field
 from ..core.jobs import TrainRow
 from ..core.types import Stack
+from ..core.watch import UNWATCHED, Watch
 from ..store.store import Store
 from ..text import TextTokenizer
 from ..training.dataset import DatasetLimits, Example, parse_dataset
@@ -39,6 +40,8 @@ def prompted(
     store: Store,
     text: TextTokenizer,
     info: EngineInfo,
+    *,
+    watch: Watch = UNWATCHED,
 ) -> list[Question]:
     """The same questions with a context before each; blocking.
 
@@ -49,9 +52,9 @@ def prompted(
     lines = {held_out[question.row].line for question in asked}
     data = store.blobs.local_path(digest).read_bytes()
     # The file was found to be good before.
-    rows = parse_dataset(data, Problems("validation"), DatasetLimits(len(data), len(data)))
+    rows = parse_dataset(data, Problems("validation"), DatasetLimits(len(data), len(data)), watch)
     wanted = {row.line: row.content for row in rows if row.line in lines}
-    made = {line: _rendered(with_context(content, context), line, text) for line, content in wanted.items()}
+    made = {line: _rendered(with_context(content, context), line, text, watch) for line, content in wanted.items()}
     first = {example.line: i for i, example in reversed(list(enumerate(held_out)))}
     found: list[Question] = []
     for question in asked:
@@ -85,9 +88,9 @@ def with_context(content: Content, context: str) -> Content:
     return content
 
 
-def _rendered(content: Content, line: int, text: TextTokenizer) -> tuple[TrainRow, ...]:
+def _rendered(content: Content, line: int, text: TextTokenizer, watch: Watch) -> tuple[TrainRow, ...]:
     try:
-        return train_rows(content, text)
+        return train_rows(content, text, watch=watch)
     except BadRow as bad:
         raise invalid_field(FIELD, f"cannot be put before line {line} of the held-out rows: {bad.problems[0]}") from bad
 

@@ -9,6 +9,7 @@ from ..core.backend import Backend, EngineInfo, ScoreCommand
 from ..core.errors import Error, FieldViolation, invalid
 from ..core.jobs import JobState, TrainRow, TrainSpec
 from ..core.notes import Note
+from ..core.watch import Watch
 from ..store.store import Store
 from ..text import TextTokenizer
 from ..training.dataset import Dataset, DatasetReport, Example, counted
@@ -23,6 +24,7 @@ from .plan import check_data, load_replay, without_trained
 from .stacks import StackResolver
 from .views import DatasetReport as Report
 from .views import MarkedRow, MarkedText, RowProblem
+from .work import compute
 
 MAX_SHOWN = 100
 MAX_SHOWN_CHARS = 1 << 20
@@ -70,10 +72,21 @@ class DatasetChecks:
             raise invalid(violations)
         try:
             held = spec.validation_split > 0
-            data, problems, _ = await asyncio.to_thread(
-                check_data, self._store, self._text, self._info, self._limits, spec, tenant, dataset_id, "data", held
+            data, problems, _ = await compute(
+                lambda watch: check_data(
+                    self._store,
+                    self._text,
+                    self._info,
+                    self._limits,
+                    spec,
+                    tenant,
+                    dataset_id,
+                    "data",
+                    held,
+                    watch=watch,
+                )
             )
-            held_out, others = await asyncio.to_thread(self._held_out, validation_id, spec, tenant)
+            held_out, others = await compute(lambda watch: self._held_out(validation_id, spec, tenant, watch))
         except Error as error:
             if error.reason != "DATASET_INVALID":
                 raise
@@ -83,7 +96,7 @@ class DatasetChecks:
         found, trained, cost = data.report, data.report, Estimate(None, 0, "")
         repeats: tuple[Note, ...] = ()
         if found.examples:
-            replayed = await asyncio.to_thread(self._replayed, spec, tenant)
+            replayed = await compute(lambda watch: self._replayed(spec, tenant, watch))
             trained = counted(data.examples + replayed, data.report)
             repeats = without_trained(held_out, data.examples + replayed)[1] if held_out else ()
             free = await self._free()
@@ -108,27 +121,28 @@ class DatasetChecks:
                 for line, description in each.listed()
             ),
             problems_total=problems.count + others.count,
-            shown=await asyncio.to_thread(self._shown, data, show, from_line),
+            shown=await compute(lambda watch: self._shown(data, show, from_line, watch)),
         )
 
-    def _held_out(self, dataset_id: str, spec: TrainSpec, tenant: str) -> tuple[Dataset | None, Problems]:
+    def _held_out(self, dataset_id: str, spec: TrainSpec, tenant: str, watch: Watch) -> tuple[Dataset | None, Problems]:
         """The good rows of held-out data, and what is wrong with the others."""
         if not dataset_id:
             return None, Problems("validation")
         return check_data(
-            self._store, self._text, self._info, self._limits, spec, tenant, dataset_id, "validation", True
+            self._store, self._text, self._info, self._limits, spec, tenant, dataset_id, "validation", True, watch=watch
         )[:2]
 
-    def _replayed(self, spec: TrainSpec, tenant: str) -> tuple[Example, ...]:
+    def _replayed(self, spec: TrainSpec, tenant: str, watch: Watch) -> tuple[Example, ...]:
         """The general rows that a job trains on too."""
         if not spec.replay:
             return ()
-        return load_replay(self._store, self._text, self._info, self._limits, spec, tenant).examples
+        return load_replay(self._store, self._text, self._info, self._limits, spec, tenant, watch=watch).examples
 
-    def _shown(self, data: Dataset, count: int, from_line: int) -> tuple[MarkedRow, ...]:
+    def _shown(self, data: Dataset, count: int, from_line: int, watch: Watch) -> tuple[MarkedRow, ...]:
         rows: list[MarkedRow] = []
         room = MAX_SHOWN_CHARS
         for example in data.examples:
+            watch()
             if len(rows) == count:
                 break
             if example.line < from_line:

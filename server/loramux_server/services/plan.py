@@ -13,14 +13,16 @@ from ..core.errors import invalid_field
 from ..core.jobs import TrainCommand, TrainRow, TrainSpec
 from ..core.notes import Note
 from ..core.types import BASE, Stack, StackItem
+from ..core.watch import UNWATCHED, Watch
 from ..store.records import JobRecord
 from ..store.store import Store
 from ..text import TextTokenizer
-from ..training.dataset import Dataset, DatasetLimits, Example, check_dataset, counted
+from ..training.dataset import Dataset, DatasetLimits, Example, counted
 from ..training.dataset_problems import Problems
 from ..training.overlap import Trained
 from .limits import Limits
 from .replay import draw
+from .rows import read_rows
 from .stacks import active
 from .validation import stack_violations
 
@@ -78,15 +80,19 @@ def load_data(
     tenant: str,
     dataset_id: str,
     validation_id: str = "",
+    *,
+    watch: Watch = UNWATCHED,
 ) -> JobData:
-    """Read, check and tokenise a job's data; blocking.
+    """Read, check and tokenise a job's data; blocking, until ``watch`` says that nobody waits.
 
     Raises NOT_FOUND for a dataset, INVALID_ARGUMENT with every bad line (``data[line N]``, ``validation[line N]``,
     ``replay[line N]``).
     """
 
     def load(identity: str, field: str, *, held_out: bool) -> tuple[Dataset, str]:
-        found, problems, digest = check_data(store, text, info, limits, spec, tenant, identity, field, held_out)
+        found, problems, digest = check_data(
+            store, text, info, limits, spec, tenant, identity, field, held_out, watch=watch
+        )
         problems.check()
         return found, digest
 
@@ -97,7 +103,7 @@ def load_data(
     elif spec.validation_split:
         train, validation = split_rows(train, spec.validation_split, spec.seed)
         validation_digest = train_digest
-    replay = load_replay(store, text, info, limits, spec, tenant) if spec.replay else None
+    replay = load_replay(store, text, info, limits, spec, tenant, watch=watch) if spec.replay else None
     for name, other in (("validation", validation), ("replay", replay)):
         if other is not None and other.pairs is not train.pairs:
             what = ("preference pairs", "none") if other.pairs else ("no preference pairs", "some")
@@ -143,10 +149,17 @@ def with_row_stacks(data: JobData, stacks: Mapping[tuple[StackItem, ...], tuple[
 
 
 def load_replay(
-    store: Store, text: TextTokenizer, info: EngineInfo, limits: Limits, spec: TrainSpec, tenant: str
+    store: Store,
+    text: TextTokenizer,
+    info: EngineInfo,
+    limits: Limits,
+    spec: TrainSpec,
+    tenant: str,
+    *,
+    watch: Watch = UNWATCHED,
 ) -> Dataset:
     """The rows that a job of ``spec`` replays; blocking. Raises as :func:`load_data`."""
-    found, problems, _ = check_data(store, text, info, limits, spec, tenant, spec.replay, "replay")
+    found, problems, _ = check_data(store, text, info, limits, spec, tenant, spec.replay, "replay", watch=watch)
     problems.check()
     return draw(found, spec.replay_rows, spec.seed)
 
@@ -161,18 +174,21 @@ def check_data(
     dataset_id: str,
     field: str = "data",
     held_out: bool = False,
+    *,
+    watch: Watch = UNWATCHED,
 ) -> tuple[Dataset, Problems, str]:
     """The good rows of a stored dataset, what is wrong with the others, and the dataset's digest; blocking.
 
     Raises NOT_FOUND for the dataset, INVALID_ARGUMENT for one that is refused as a whole.
     """
     record = store.datasets.get(dataset_id, tenant)
-    found, problems = check_dataset(
-        store.blobs.local_path(record.digest).read_bytes(),
+    found, problems = read_rows(
+        store.blobs.local_path(record.digest),
         text,
-        max_length=min(spec.max_length or info.max_context, limits.max_row_tokens),
-        field=field,
-        limits=DatasetLimits(limits.max_dataset_bytes, limits.max_dataset_rows),
+        min(spec.max_length or info.max_context, limits.max_row_tokens),
+        field,
+        DatasetLimits(limits.max_dataset_bytes, limits.max_dataset_rows),
+        watch,
         held_out=held_out,
     )
     _check_row_stacks(found.examples, problems)

@@ -14,6 +14,7 @@ from ..core.failpoints import reach
 from ..core.jobs import JobState, TrainCommand
 from ..core.outage import Outage
 from ..core.types import AdapterVersion, Stack, StackEntry, StackItem
+from ..core.watch import Watch
 from ..store.jobs import LEASE_LOST
 from ..store.records import JobRecord
 from ..store.store import Store
@@ -27,6 +28,7 @@ from .plan import JobData, build_command, load_data, with_row_stacks
 from .room import Room
 from .stacks import StackResolver
 from .training_run import TrainingRun
+from .work import compute
 
 log = get_logger(__name__)
 
@@ -234,7 +236,9 @@ class JobRunner:
     async def _prepare(self, job: JobRecord, output: Path) -> tuple[TrainCommand, TrainingRun]:
         request, tenant = job.request, job.request.owner
         place = await asyncio.to_thread(self._store.state.job_folder, job.id)
-        data = await asyncio.to_thread(kept_or_made, place, self._info.base_fingerprint, lambda: self._tokenised(job))
+        data = await compute(
+            lambda watch: kept_or_made(place, self._info.base_fingerprint, lambda: self._tokenised(job, watch))
+        )
         donors = (await asyncio.to_thread(self._store.jobs.get, job.id)).request.donors
         stacks = await self._stacks.resolve_many(request.on_top_of, tenant, donors)
         found = await self._stacks.resolve_many(data.row_stacks, tenant, donors)
@@ -251,11 +255,11 @@ class JobRunner:
         run = TrainingRun(self._backend, self._store, self._text, self._info, self._limits, self._board, job, data)
         return command, run
 
-    def _tokenised(self, job: JobRecord) -> JobData:
+    def _tokenised(self, job: JobRecord, watch: Watch) -> JobData:
         """The rows of a job, the stacks that they name pinned to the versions of now and kept for later attempts."""
         request, tenant = job.request, job.request.owner
         ids = request.dataset_id, request.validation_dataset_id
-        data = load_data(self._store, self._text, self._info, self._limits, request.spec, tenant, *ids)
+        data = load_data(self._store, self._text, self._info, self._limits, request.spec, tenant, *ids, watch=watch)
         stacks = data.row_stacks
         found = iter(self._store.adapters.resolve_all([item.adapter for stack in stacks for item in stack], tenant))
         versions = {stack: tuple(next(found) for _ in stack) for stack in stacks}

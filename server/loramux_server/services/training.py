@@ -12,6 +12,7 @@ from ..core.backend import Backend, EngineInfo
 from ..core.errors import Code, Error, FieldViolation, invalid
 from ..core.jobs import JobState, TrainSpec
 from ..core.types import Stack, StackItem
+from ..core.watch import Watch
 from ..store import job_rows
 from ..store.records import JobRecord, NewJob
 from ..store.refs import check_new_name, parse_ref
@@ -35,6 +36,7 @@ from .recipes import donor_violations, filled_in, with_recipe
 from .stacks import StackResolver, pinned_items
 from .validation import utf8_size
 from .views import CreateJobRequest, DatasetInfo, DatasetReport, JobEvent, JobInfo, Page
+from .work import compute
 
 MAX_KEY_BYTES = 255
 
@@ -191,7 +193,7 @@ class TrainingService:
             raise invalid(violations)
         kind = kind_of_gate(request.gate, data.validation is not None and not data.by_heart)
         gate = make_gate(kind, request.min_accuracy, request.gate_match)
-        await asyncio.to_thread(self._check_questions, request, gate, data)
+        await compute(lambda watch: self._check_questions(request, gate, data, watch))
         new = NewJob(
             name=request.name,
             dataset_id=request.dataset_id,
@@ -212,7 +214,7 @@ class TrainingService:
                 job = await self._board.create(new)
         return await self._info_of(job)
 
-    def _check_questions(self, request: CreateJobRequest, gate: Gate, data: JobData) -> None:
+    def _check_questions(self, request: CreateJobRequest, gate: Gate, data: JobData, watch: Watch) -> None:
         """Raise INVALID_ARGUMENT where answers are to be looked at, and held-out rows cannot be asked for them."""
         wanted = {"gate": gate.kind == MIN_ACCURACY, "compare_prompt": bool(request.compare_prompt)}
         if data.validation is None or not any(wanted.values()):
@@ -223,11 +225,22 @@ class TrainingService:
             raise invalid([FieldViolation(name, words) for name, given in wanted.items() if given])
         if request.compare_prompt:
             held_out, digest = data.validation.examples, data.validation_digest
-            prompted(asked, held_out, digest, request.compare_prompt, self._store, self._text, self._info)
+            context = request.compare_prompt
+            prompted(asked, held_out, digest, context, self._store, self._text, self._info, watch=watch)
 
     async def _load(self, spec: TrainSpec, tenant: str, dataset_id: str, validation_id: str = "") -> JobData:
-        return await asyncio.to_thread(
-            load_data, self._store, self._text, self._info, self._limits, spec, tenant, dataset_id, validation_id
+        return await compute(
+            lambda watch: load_data(
+                self._store,
+                self._text,
+                self._info,
+                self._limits,
+                spec,
+                tenant,
+                dataset_id,
+                validation_id,
+                watch=watch,
+            )
         )
 
     def _made_before(self, request: CreateJobRequest, init_from: str) -> JobRecord | None:

@@ -48,6 +48,8 @@ class TextTokenizer:
     def __init__(self, tokenizer: Tokenizer, files: TokenizerFiles, *, max_bytes: int = MAX_BYTES) -> None:
         self._tokenizer = tokenizer
         self._max_bytes = max_bytes
+        self.folder: Path | None = None
+        """Where it was read from."""
         _apply(tokenizer, files)
         self.vocab_size: int = tokenizer.get_vocab_size(with_added_tokens=True)
         added: dict[int, AddedToken] = tokenizer.get_added_tokens_decoder()
@@ -100,7 +102,9 @@ class TextTokenizer:
             tokenizer = Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises bare Exception for every kind of broken file
             raise unreadable(path, error) from error
-        return cls(tokenizer, read_tokenizer_files(folder), max_bytes=max_bytes)
+        made = cls(tokenizer, read_tokenizer_files(folder), max_bytes=max_bytes)
+        made.folder = folder
+        return made
 
     # Text to ids
 

@@ -8,9 +8,10 @@ has renderings of its own, and a bound on how many characters these write.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from ..core.watch import Watch
 from ..text.tokenizer import RenderedTurns, TextTokenizer
 from .dataset_parts import BadRow, ChatRow, TooLong
 
@@ -23,8 +24,6 @@ SMALL = 1 << 20
 
 Labelled = tuple[list[int], list[bool]]
 """Token ids, and whether each is learned."""
-Watch = Callable[[], None]
-"""Called between pieces of work; raises when nobody waits for them any more."""
 
 
 def chat_rows(row: ChatRow, tokenizer: TextTokenizer, max_length: int | None, watch: Watch) -> Iterator[Labelled]:

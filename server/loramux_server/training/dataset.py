@@ -10,8 +10,8 @@ from typing import BinaryIO
 from ..core.jobs import TrainRow
 from ..core.notes import Note
 from ..core.types import StackItem
+from ..core.watch import UNWATCHED, Watch
 from ..text.tokenizer import TextTokenizer
-from .conversations import Watch
 from .dataset_doubts import Doubts
 from .dataset_lines import read_objects
 from .dataset_notes import PlainRows, asked_with, notes_on, plain_rows
@@ -20,7 +20,7 @@ from .dataset_parts import BadRow, TooLong
 from .dataset_problems import Problems
 from .dataset_rows import DataRow, names_pair, parse_row
 from .expect import Expected
-from .masks import train_rows, unwatched
+from .masks import train_rows
 from .overlap import Asked, asked_for
 
 _HEAD = 1 << 20
@@ -138,7 +138,7 @@ def check_dataset(
     max_length: int,
     field: str = "data",
     limits: DatasetLimits | None = None,
-    watch: Watch = unwatched,
+    watch: Watch = UNWATCHED,
     held_out: bool = False,
 ) -> tuple[Dataset, Problems]:
     """As :func:`load_dataset`, but gives the good rows (there may be none) beside what is wrong with the others.
@@ -183,7 +183,7 @@ def holds_pairs(file: BinaryIO) -> bool:
     return False
 
 
-def parse_dataset(data: bytes, problems: Problems, limits: DatasetLimits, watch: Watch = unwatched) -> list[DataRow]:
+def parse_dataset(data: bytes, problems: Problems, limits: DatasetLimits, watch: Watch = UNWATCHED) -> list[DataRow]:
     """The rows of a dataset before tokenisation; what is wrong goes to ``problems``.
 
     Raises INVALID_ARGUMENT at once for data that is too large or empty.

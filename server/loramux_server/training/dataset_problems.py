@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from ..core.errors import Code, Error, FieldViolation
 
 SHOWN = 20
@@ -11,14 +13,16 @@ _LONGEST = 300
 
 
 class Problems:
-    """Collects problems by line. ``field`` is what the caller calls the data."""
+    """Collects problems by line. ``field`` is what the caller calls the data, ``count`` and ``found`` what is known."""
 
-    def __init__(self, field: str = "data") -> None:
+    def __init__(
+        self, field: str = "data", count: int = 0, found: Iterable[tuple[int, str]] = (), unit: str = "line"
+    ) -> None:
         self.field = field
-        self.count = 0
-        self.unit = "line"
+        self.count = count
+        self.unit = unit
         """What the numbers count: lines of the file, or rows of a JSON list."""
-        self._found: list[tuple[int, str]] = []
+        self._found = list(found)
 
     def add(self, line: int, *descriptions: str) -> None:
         """Note what is wrong on a line, counted from 1."""

@@ -11,11 +11,15 @@ from itertools import groupby
 
 from ..core.errors import Code, Error
 from ..core.jobs import TrainRow
+from ..core.watch import UNWATCHED, Watch
 from ..text.tokenizer import TextTokenizer
-from .conversations import Labelled, Watch, chat_rows, excerpt
+from .conversations import Labelled, chat_rows, excerpt
 from .dataset_pairs import PairRow
 from .dataset_parts import BadRow, ChatRow, CompletionRow, TextRow, TooLong
 from .dataset_rows import Content
+
+CONTEXT = 16
+"""Tokens from which on what follows is decoded alike, whatever came before; a character has four at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,12 +30,8 @@ class Segment:
     trained: bool
 
 
-def unwatched() -> None:
-    """For work that nothing may end early."""
-
-
 def train_rows(
-    content: Content, tokenizer: TextTokenizer, *, max_length: int | None = None, watch: Watch = unwatched
+    content: Content, tokenizer: TextTokenizer, *, max_length: int | None = None, watch: Watch = UNWATCHED
 ) -> tuple[TrainRow, ...]:
     """Token ids and labels of one dataset row.
 
@@ -81,12 +81,14 @@ def _prompt(row: TrainRow) -> tuple[int, ...]:
 def render_marked(row: TrainRow, tokenizer: TextTokenizer) -> tuple[Segment, ...]:
     """A tokenised row as text again, special tokens shown, cut where learning begins and ends."""
     segments: list[Segment] = []
-    end, shown = 0, ""
+    end = 0
     for trained, group in groupby(row.labels):
-        end += len(list(group))
-        text = tokenizer.decode(row.input_ids[:end], skip_special_tokens=False)
-        segments.append(Segment(text[len(shown) :], trained))
-        shown = text
+        start, end = end, end + len(list(group))
+        # Some tokens before it, so that words and characters are joined as in the whole text.
+        before = max(0, start - CONTEXT)
+        known = tokenizer.decode(row.input_ids[before:start], skip_special_tokens=False)
+        text = tokenizer.decode(row.input_ids[before:end], skip_special_tokens=False)
+        segments.append(Segment(text[len(known) :], trained))
     return tuple(segments)
 
 

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from loramux_server.core.errors import Code, Error
 from loramux_server.core.jobs import TrainRow
+from loramux_server.core.watch import Watch
 from loramux_server.text import TextTokenizer
 from loramux_server.training.conversations import MAX_ROWS
 from loramux_server.training.dataset_parts import BadRow, ChatRow, CompletionRow, TextRow, TooLong
@@ -150,6 +151,23 @@ def test_marked_segments_join_to_the_row(family: Make) -> None:
     assert "".join(segment.text for segment in segments) == tokenizer.decode(row.input_ids, skip_special_tokens=False)
     assert [segment.trained for segment in segments] == [False, True]
     assert segments[1].text == " in the shop</s>"
+
+
+def test_field_01_marking_a_row_decodes_each_token_a_few_times(smollm: TextTokenizer) -> None:
+    (row,) = train_rows(chat(turns(*["hi 東", "yo 🙂 é"] * 200)), smollm)
+    decoded = 0
+
+    class Counted(TextTokenizer):
+        def decode(self, ids: Any, **options: Any) -> str:
+            nonlocal decoded
+            decoded += len(ids)
+            return super().decode(ids, **options)
+
+    assert smollm.folder is not None
+    segments = render_marked(row, Counted.load(smollm.folder))
+    assert len(segments) == 400
+    assert "".join(segment.text for segment in segments) == smollm.decode(row.input_ids, skip_special_tokens=False)
+    assert decoded < 6 * len(row.input_ids)
 
 
 def test_only_weighted_turns_are_learned(family: Make) -> None:
@@ -410,11 +428,14 @@ def test_field_01_more_messages_than_tokens_are_refused_unrendered(counting: Cou
 
 
 def test_what_nobody_waits_for_ends_between_renderings(with_template: Make) -> None:
-    tokenizer, calls = with_template(WHOLE + LOOP + ASK), iter(range(5))
+    tokenizer, steps = with_template(WHOLE + LOOP + ASK), iter(range(5))
 
-    def watch() -> None:
-        if next(calls, None) is None:
-            raise Error(Code.DEADLINE_EXCEEDED, "too late")
+    class Leaving(Watch):
+        def __call__(self) -> None:
+            if next(steps, None) is None:
+                self.end()
+            super().__call__()
 
-    with pytest.raises(Error, match="too late"):
-        train_rows(chat(turns(*["hi", "yo"] * 20)), tokenizer, watch=watch)
+    with pytest.raises(Error, match="nobody waits") as caught:
+        train_rows(chat(turns(*["hi", "yo"] * 20)), tokenizer, watch=Leaving())
+    assert caught.value.code is Code.CANCELLED
