@@ -28,7 +28,7 @@ from loramux import AsyncClient
 from loramux_server.config import Address
 from loramux_server.core.backend import EngineInfo, EngineStats, GenerateCommand, TokenEvent
 from loramux_server.core.types import FinishReason, GenerateRequest, SamplingParams
-from loramux_server.engine.client import EngineClient
+from loramux_server.engine.client import EngineClient, Link
 from loramux_server.engine.protocol import AbortCommand, Command, Output, StatsCommand, command_id
 from loramux_server.engine.wire import HEADER, decode, encode
 from loramux_server.rpc.desk import Behind, Counts, Desk, Services
@@ -102,9 +102,8 @@ class ScriptedLink:
 
 
 @contextlib.asynccontextmanager
-async def services(tokenizer: Path, step: float) -> AsyncIterator[tuple[GenerationService, ScriptedLink, Metrics]]:
+async def services(link: Link, tokenizer: Path) -> AsyncIterator[tuple[GenerationService, Metrics]]:
     """The generation service over a scripted engine."""
-    link = ScriptedLink(replace(INFO, tokenizer_path=str(tokenizer)), step)
     backend = EngineClient(link)
     info = await backend.start()
     metrics = Metrics("bench")
@@ -113,13 +112,14 @@ async def services(tokenizer: Path, step: float) -> AsyncIterator[tuple[Generati
         contextlib.closing(Store.open(Path(folder))) as store,
     ):
         text = TextTokenizer.load(str(tokenizer))
-        yield GenerationService(backend, store, text, info, Limits(), metrics), link, metrics
+        yield GenerationService(backend, store, text, info, Limits(), metrics), metrics
     await backend.close()
 
 
-async def serve(options: argparse.Namespace, tokenizer: Path) -> None:
-    """Play to a client in a process of its own; print what that cost here."""
-    async with services(tokenizer, options.step) as (generation, link, metrics):
+@contextlib.asynccontextmanager
+async def door(link: Link, tokenizer: Path) -> AsyncIterator[tuple[RpcServer, Metrics]]:
+    """A server over a scripted engine."""
+    async with services(link, tokenizer) as (generation, metrics):
         desk = Desk("bench")
         server = RpcServer(desk, metrics, Address("127.0.0.1", 0))
         await server.start()
@@ -130,6 +130,19 @@ async def serve(options: argparse.Namespace, tokenizer: Path) -> None:
         behind = Services(generation, None, None)  # type: ignore[arg-type]
         desk.behind = Behind(behind, INFO, Limits(), True, generation._backend.stats, counts)
         desk.readiness = Readiness.READY
+        yield server, metrics
+        await server.stop()
+
+
+def scripted(options: argparse.Namespace, tokenizer: Path) -> ScriptedLink:
+    """The engine that the flags ask for."""
+    return ScriptedLink(replace(INFO, tokenizer_path=str(tokenizer)), options.step)
+
+
+async def serve(options: argparse.Namespace, tokenizer: Path) -> None:
+    """Play to a client in a process of its own; print what that cost here."""
+    link = scripted(options, tokenizer)
+    async with door(link, tokenizer) as (server, _):
         command = [sys.executable, "-m", "benchmarks.front", "--client", str(server.address)]
         command += ["--streams", str(options.streams), "--tokens", str(options.tokens)]
         client = await asyncio.create_subprocess_exec(*command, stdout=subprocess.PIPE)
@@ -142,12 +155,12 @@ async def serve(options: argparse.Namespace, tokenizer: Path) -> None:
         await client.wait()
         show("gRPC", options, seconds, busy, link.steps)
         print(report.decode().strip())
-        await server.stop()
 
 
 async def drain(options: argparse.Namespace, tokenizer: Path) -> None:
     """Read the services' streams in this process; print what that cost."""
-    async with services(tokenizer, options.step) as (generation, link, _):
+    link = scripted(options, tokenizer)
+    async with services(link, tokenizer) as (generation, _):
 
         async def one(i: int) -> None:
             sampling = SamplingParams(max_tokens=per_stream(options), ignore_eos=True)

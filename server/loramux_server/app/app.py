@@ -47,7 +47,11 @@ class App:
         self._desk = Desk(__version__)
         self._metrics = Metrics(__version__)
         self._rpc = RpcServer(
-            self._desk, self._metrics, settings.listen, default_max_tokens=settings.default_max_tokens
+            self._desk,
+            self._metrics,
+            settings.listen,
+            default_max_tokens=settings.default_max_tokens,
+            max_generations=settings.max_running + settings.max_queue,
         )
         self._endpoint: MetricsEndpoint | None = None
         self._store: Store | None = None

@@ -27,6 +27,8 @@ logger = get_logger(__name__)
 
 REQUEST_ID_KEY = "x-request-id"
 _REQUEST_ID = re.compile(r"[!-~]{1,128}")
+GENERATES = frozenset(("Generate", "GenerateOnce", "Score"))
+"""Methods that wait for the engine."""
 NO_DEADLINE = 10 * 365 * 86400.0
 """Seconds; gRPC tells a missing deadline as one that is further away than this."""
 
@@ -45,11 +47,13 @@ class CallInterceptor(aio.ServerInterceptor):
     """Wraps every method of ``loramux.*``; health and reflection pass untouched.
 
     ``stall_timeout``: seconds that a caller may neither take the next message of an answer nor send the next one
-    of an upload.
+    of an upload. ``max_generations``: calls that wait for the engine at once; more are refused unread.
     """
 
-    def __init__(self, sink: CallSink, *, stall_timeout: float = 60.0) -> None:
+    def __init__(self, sink: CallSink, *, stall_timeout: float = 60.0, max_generations: int = 1088) -> None:
         self._sink = sink
+        self._max_generations = max_generations
+        self._generations = 0
         self._stall_timeout = stall_timeout
         self._tasks: dict[asyncio.Task[Any], str] = {}
         self._failing: set[asyncio.Task[Any]] = set()
@@ -84,19 +88,23 @@ class CallInterceptor(aio.ServerInterceptor):
             return handler
         method = full_name.rpartition("/")[2]
         given_id = next((str(v) for k, v in handler_call_details.invocation_metadata or () if k == REQUEST_ID_KEY), "")
+        full = self._full(method)
         options = {
-            "request_deserializer": handler.request_deserializer and _lenient(handler.request_deserializer),
+            "request_deserializer": None if full else _lenient(handler.request_deserializer),
             "response_serializer": handler.response_serializer,
         }
 
         async def answer(request: Any, context: aio.ServicerContext[Any, Any]) -> Any:
-            return await self._run(method, given_id, request, context, handler)
+            return await self._run(method, given_id, request, context, handler, full)
 
         if handler.response_streaming:
             make = grpc.stream_stream_rpc_method_handler if handler.request_streaming else None
             return (make or grpc.unary_stream_rpc_method_handler)(answer, **options)
         make_unary = grpc.stream_unary_rpc_method_handler if handler.request_streaming else None
         return (make_unary or grpc.unary_unary_rpc_method_handler)(answer, **options)
+
+    def _full(self, method: str) -> bool:
+        return method in GENERATES and self._generations >= self._max_generations
 
     async def _run(
         self,
@@ -105,6 +113,7 @@ class CallInterceptor(aio.ServerInterceptor):
         request: Any,
         context: aio.ServicerContext[Any, Any],
         handler: grpc.RpcMethodHandler[Any, Any],
+        full: bool,
     ) -> Any:
         request_id = getattr(request, "request_id", "") or given_id
         call = calls.Call(
@@ -116,14 +125,18 @@ class CallInterceptor(aio.ServerInterceptor):
         structlog.contextvars.bind_contextvars(request_id=call.request_id)
         task = asyncio.current_task()
         assert task is not None
+        full = full or self._full(method)  # others came while the message did
         self._tasks[task] = method
+        admitted = method in GENERATES and not full
+        self._generations += admitted
         self._idle.clear()
         try:
-            return await self._counted(call, request, context, handler)
+            return await self._counted(call, request, context, handler, full)
         except Error as error:
             await _abort(context, call, error)
         finally:
             del self._tasks[task]
+            self._generations -= admitted
             self._failing.discard(task)
             if not self._tasks:
                 self._idle.set()
@@ -134,11 +147,14 @@ class CallInterceptor(aio.ServerInterceptor):
         request: Any,
         context: aio.ServicerContext[Any, Any],
         handler: grpc.RpcMethodHandler[Any, Any],
+        full: bool,
     ) -> Any:
         """The answer, counted before the caller can know how the call ended. Raises Error for what it is told."""
         started = time.monotonic()
         code = "OK"
         try:
+            if full:
+                raise _queue_full(self._max_generations)
             _check(request)
             context.set_trailing_metadata(((REQUEST_ID_KEY, call.request_id),))
             return await self._answer(handler, request, context)
@@ -222,8 +238,10 @@ def _deadline(context: aio.ServicerContext[Any, Any], now: float) -> float | Non
     return None if remaining is None or remaining > NO_DEADLINE else now + remaining
 
 
-def _lenient(deserialize: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
+def _lenient(deserialize: Callable[[bytes], Any] | None) -> Callable[[bytes], Any] | None:
     """A deserializer whose failure reaches the handler instead of becoming UNKNOWN."""
+    if deserialize is None:
+        return None
 
     def read(data: bytes) -> Any:
         try:
@@ -245,6 +263,11 @@ def _check(request: Any) -> None:
 
 def _not_a_message() -> Error:
     return Error(Code.INVALID_ARGUMENT, "the request is not a message of the expected type", reason="MALFORMED")
+
+
+def _queue_full(most: int) -> Error:
+    words = f"the server has {most} generations to do and takes no more now (--max-running, --max-queue); try again"
+    return Error(Code.RESOURCE_EXHAUSTED, words, reason="QUEUE_FULL", retry_after=1.0)
 
 
 def _stopping() -> Error:

@@ -54,6 +54,9 @@ OPTIONS = (
     ("grpc.max_send_message_length", MAX_SENT),
     ("grpc.max_metadata_size", 16 << 10),
     ("grpc.absolute_max_metadata_size", 32 << 10),
+    # Calls that were not looked at yet: gRPC ends those beyond the bound without a reason, and nothing counts them.
+    ("grpc.server.max_pending_requests", 100_000),
+    ("grpc.server.max_pending_requests_hard_limit", 100_000),
     # A client that vanished without a word is noticed within a minute.
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 20_000),
@@ -80,9 +83,10 @@ class RpcServer:
         *,
         default_max_tokens: int = 128,
         stall_timeout: float = 60.0,
+        max_generations: int = 1088,
     ) -> None:
         self.address = address
-        self._interceptor = CallInterceptor(sink, stall_timeout=stall_timeout)
+        self._interceptor = CallInterceptor(sink, stall_timeout=stall_timeout, max_generations=max_generations)
         self._health = health.aio.HealthServicer()
         self._desk = desk
         self._default_max_tokens = default_max_tokens

@@ -30,6 +30,9 @@ from .views import Choice, Completion, Score, ScoreRequest, Tokens
 GREEDY_BELOW = 1e-4
 """Temperatures under this are greedy: dividing by them would overflow."""
 
+PREPARED_AT_ONCE = 8
+"""Requests that are tokenised and looked up at a time."""
+
 
 class GenerationService:
     """Answers requests from one engine. One instance serves all doors; all methods run on the event loop."""
@@ -49,6 +52,8 @@ class GenerationService:
         self._info = info
         self._limits = limits
         self._observer = observer or NullObserver()
+        # A few at a time, so that thousands at once leave the loop to the calls that come, and their refusals.
+        self._preparing = asyncio.Semaphore(PREPARED_AT_ONCE)
         self._scorer = Scorer(backend, stacks, text, info, limits, self._observer)
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[Chunk]:
@@ -106,7 +111,7 @@ class GenerationService:
         if violations := generate_violations(request, self._limits, self._info.vocab_size):
             raise invalid(violations)
         deadline = bounded(request.deadline, self._limits.max_request_seconds)
-        async with until(deadline):
+        async with until(deadline), self._preparing:
             ids = await asyncio.to_thread(
                 encode_prompt, self._text, request.prompt, request.messages, request.continue_final_message
             )

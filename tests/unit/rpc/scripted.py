@@ -133,11 +133,22 @@ async def _counts(tenant: str) -> Counts:
 
 @asynccontextmanager
 async def open_door(
-    *, ready: bool = True, stats: Callable[[], Awaitable[EngineStats]] = _stats, stall_timeout: float = 60.0
+    *,
+    ready: bool = True,
+    stats: Callable[[], Awaitable[EngineStats]] = _stats,
+    stall_timeout: float = 60.0,
+    max_generations: int = 1088,
 ) -> AsyncIterator[Door]:
     desk, calls = Desk("1.2.3"), Calls()
     generation, adapters, training = Generation(), Adapters(), Training()
-    server = RpcServer(desk, calls, Address("127.0.0.1", 0), default_max_tokens=33, stall_timeout=stall_timeout)
+    server = RpcServer(
+        desk,
+        calls,
+        Address("127.0.0.1", 0),
+        default_max_tokens=33,
+        stall_timeout=stall_timeout,
+        max_generations=max_generations,
+    )
     await server.start()
     try:
         if ready:

@@ -395,3 +395,41 @@ async def test_info_is_answered_while_the_engine_is_away() -> None:
         )
         assert described.base.name == "tiny"
         assert not described.memory_bytes
+
+
+async def test_field_03_thousands_of_calls_at_once_get_a_reason_and_are_counted() -> None:
+    most, calls = 40, 3000
+    release = asyncio.Event()
+
+    async def held(request: GenerateRequest) -> AsyncIterator[Chunk]:
+        await release.wait()
+        yield Chunk(text="x")
+
+    async with open_door(max_generations=most) as door:
+        door.generation.answer = held
+        refused: list[grpc.RpcError] = []
+
+        async def one() -> str:
+            try:
+                return (await inference(door).GenerateOnce(REQUEST)).choices[0].text
+            except grpc.RpcError as error:
+                refused.append(error)
+                if len(refused) == calls - most:
+                    release.set()  # none waits for those that are admitted
+                return ""
+
+        answers = await asyncio.gather(*(one() for _ in range(calls)))
+        assert answers.count("hello") + answers.count("x") == most
+        assert len(refused) == calls - most
+        for error in refused:
+            assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+            assert info(error).reason == "QUEUE_FULL"
+            status, retry = rpc_status.from_call(error), error_details_pb2.RetryInfo()
+            assert status is not None
+            assert any(detail.Unpack(retry) for detail in status.details)
+            assert retry.retry_delay.ToMilliseconds() > 0
+        assert len(door.generation.requests) == most
+        counted = [await door.calls.next() for _ in range(calls)]
+        assert counted.count(("GenerateOnce", "RESOURCE_EXHAUSTED")) == calls - most
+        assert counted.count(("GenerateOnce", "OK")) == most
+        assert (await inference(door).GenerateOnce(REQUEST)).choices  # there is room again
