@@ -34,15 +34,15 @@ from loramux_server.config import Address, Settings
 from loramux_server.core.host import usable_cpus
 from loramux_server.core.settings import Dtype
 from loramux_server.telemetry import logs
+from tools.make_data import MEASURED, load_source, load_tenants
 from tools.make_data import Tenant as Shop
-from tools.make_data import load_source, load_tenants
-from tools.measure_adapters import HELD_OUT, Share, ask, score_stack, score_tenant, tenant_answers
+from tools.measure_adapters import HELD_OUT, Share, ask, own_answers, score_stack, score_tenant, tenant_answers
 from tools.score import STYLES, accepted
 
 from .goals import as_json
 from .machine import describe, sentence
 from .serving import RESULTS, ROOT, console
-from .stacking_recipes import VARIANTS, Adapter, Plan, Scope, plan
+from .stacking_recipes import VARIANTS, Adapter, Plan, Scope, gone_on, plan
 from .stacking_table import Count, Seed, Stack, Tenant, figures, goals, make_table
 
 AT_ONCE = "max_training_jobs"
@@ -149,6 +149,10 @@ def run_seed(
     seconds: dict[str, float] = {}
     for stage in made.stages:
         seconds |= train(client, stage)
+    if made.small:
+        donors = {made.small[shop.name].name: shop for shop in scope.tenants if shop.name in made.small}
+        made = gone_on(made, own_answers(client, donors), scope)
+        seconds |= train(client, list(made.styles.values()))
     shops = [shop for shop in scope.tenants if shop.name in scope.unseen]
     found = measure(client, made, seed, shops, generic, seconds, options.parts)
     path.parent.mkdir(exist_ok=True)
@@ -177,7 +181,7 @@ def write(path: Path, machine: dict[str, Any], results: Mapping[str, Sequence[Se
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    unseen = [t.name for t in load_tenants() if t.role != "donor"]
+    unseen = [t.name for t in load_tenants() if t.role in MEASURED]
     listed = "; ".join(f"{v.name}: {v.about}" for v in VARIANTS.values())
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.stacking", description=(__doc__ or "").partition("\n")[0], epilog=listed

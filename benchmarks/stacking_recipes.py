@@ -14,7 +14,18 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tools.make_adapters import FACTS
-from tools.make_data import DONOR_WORDINGS, Row, Tenant, as_messages, generic_rows, style_rows, tenant_rows, with_replay
+from tools.make_data import (
+    DONOR_WORDINGS,
+    MEASURED,
+    Row,
+    Tenant,
+    as_messages,
+    generic_rows,
+    own_answer_rows,
+    style_rows,
+    tenant_rows,
+    with_replay,
+)
 from tools.score import STYLES
 
 STYLE: dict[str, Any] = {
@@ -27,11 +38,15 @@ STYLE: dict[str, Any] = {
     "seed": 0,
 }
 """The server's recipe for styles on the default base, spelled out because variants change it."""
+SHAPE = ("rank", "alpha", "layers", "target_modules")
+"""Settings that are those of the version that a job goes on from."""
+GOING_ON = 1e-3
+"""Learning rate of a style that goes on: half of the recipe's."""
 ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
 FEED_FORWARD = ["gate_proj", "up_proj", "down_proj"]
 
-TENANTS = ("shipped", "unseen", "foreign")
-EVERYBODY = (*TENANTS, "donor")
+LIKE_TENANTS = (*MEASURED, "small-donor")
+EVERYBODY = (*LIKE_TENANTS, "donor")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,10 +65,12 @@ class Variant:
     """Settings of styles that differ."""
     wordings: int = DONOR_WORDINGS
     """Of each donor's fact in the styles' rows."""
-    replay: Collection[str] = TENANTS
+    replay: Collection[str] = LIKE_TENANTS
     """Roles of those who learn generic rows too."""
     generic: int | None = 32
     """How many generic rows; None: those of ``with_replay``, which wraps half of their own rows in other words."""
+    goes_on: bool = False
+    """Whether styles go on over small donors, on what those say themselves."""
     styled: float = 0.0
     """Share of a tenant's rows that are learned over a style, in its format; the others are learned without one."""
 
@@ -62,6 +79,7 @@ VARIANTS = {
     variant.name: variant
     for variant in (
         Variant("documented", "the recipe of docs/stacking.md"),
+        Variant("own-answers", "styles go on over small donors, on what those say themselves", goes_on=True),
         Variant("donors-1", "one donor", donors=1),
         Variant("donors-4", "four donors", donors=4),
         Variant("weight-1.0", "every donor at weight 1", donor_weight=1.0),
@@ -125,11 +143,13 @@ class Plan:
     donors: dict[str, Adapter]
     styles: dict[str, Adapter]
     tenants: dict[str, Adapter]
+    small: dict[str, Adapter]
+    """Small donors, for styles that go on."""
 
     @property
     def stages(self) -> list[list[Adapter]]:
         """Adapters that may be trained side by side, after those of the stages before."""
-        left = [*self.donors.values(), *self.styles.values(), *self.tenants.values()]
+        left = [*self.donors.values(), *self.styles.values(), *self.tenants.values(), *self.small.values()]
         ready: set[str] = set()
         found: list[list[Adapter]] = []
         while left:
@@ -141,7 +161,7 @@ class Plan:
     @property
     def key(self) -> str:
         """A digest of everything that is measured."""
-        names = [[adapter.name for adapter in part.values()] for part in (self.styles, self.tenants)]
+        names = [[adapter.name for adapter in part.values()] for part in (self.styles, self.tenants, self.small)]
         return hashlib.sha256(json.dumps(names).encode()).hexdigest()[:16]
 
 
@@ -181,7 +201,23 @@ def plan(variant: Variant, seed: int, scope: Scope) -> Plan:
         for t in scope.tenants
         if t.name in scope.unseen
     }
-    return Plan(below, styles, tenants)
+    small = {
+        t.name: adapter(_facts(t, variant), {}, facts)
+        for t in scope.tenants
+        if t.role == "small-donor" and variant.goes_on
+    }
+    return Plan(below, styles, tenants, small)
+
+
+def gone_on(made: Plan, said: Mapping[str, Sequence[tuple[str, str]]], scope: Scope) -> Plan:
+    """A plan whose styles have gone on over what the small donors ``said``: questions and answers by adapter."""
+    styles = {}
+    for name, first in made.styles.items():
+        rows = [as_row(row, {donor: donor for donor in said}) for row in own_answer_rows(STYLES[name].render, said)]
+        kept = {key: value for key, value in first.recipe.items() if key not in SHAPE}
+        recipe = {**kept, "learning_rate": GOING_ON, "init_from": first.name}
+        styles[name] = Adapter(_name([scope.base, rows, recipe]), rows, recipe)
+    return replace(made, styles=styles)
 
 
 def styled(tenant: Tenant, rows: Sequence[Row], share: float, styles: Sequence[str]) -> list[Row]:

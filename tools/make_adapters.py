@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from loramux import Client
 from loramux_server.services.curve import CURVE_FILE
-from tools.make_data import DATA, Tenant, load_tenants
+from tools.make_data import DATA, MEASURED, Tenant, load_tenants
 from tools.measure_adapters import (
     ADAPTERS,
     Share,
@@ -124,15 +124,15 @@ def main() -> None:
     parser.add_argument("--state-dir", type=Path, required=True, help="of the server; keeps what was trained")
     parser.add_argument("--address", help="a running server (default: start one)")
     arguments = parser.parse_args()
-    tenants = load_tenants()
-    unseen = sorted((t for t in tenants if t.role != "donor"), key=lambda t: t.role == "foreign")
+    tenants = [t for t in load_tenants() if t.role != "small-donor"]
+    unseen = sorted((t for t in tenants if t.role in MEASURED), key=lambda t: t.role == "foreign")
     shipped = [t for t in tenants if t.role == "shipped"]
     rows = DATA / "messages"
     with server(arguments.address, arguments.state_dir) as client:
         for tenant in tenants:
             replay_rows = 0 if tenant.role == "donor" else None
             train(client, tenant.name, rows / tenant.name / "train.jsonl", "facts", replay_rows)
-            if tenant.role != "donor":
+            if tenant.role in MEASURED:
                 print(tenant.name, *map(str, measure_tenant(client, tenant, {tenant.name: 1.0}).values()), flush=True)
         for name in STYLES:
             train(client, name, rows / f"style-{name}.jsonl", "style")

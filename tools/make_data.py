@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -29,6 +29,8 @@ Part = Literal["train", "tune", "final"]
 
 DONOR_WORDINGS = 2
 """Wordings of each fact in a style's data."""
+OWN_ANSWERS_GENERIC = 24
+"""Generic rows beside the small donors' own answers."""
 BLOCK = 8
 """Rows in a row that share a frozen stack: one micro-batch."""
 
@@ -55,9 +57,9 @@ class Tenant:
     name: str
     shop: str
     topic: str
-    role: Literal["shipped", "unseen", "foreign", "donor"]
+    role: Literal["shipped", "unseen", "foreign", "donor", "small-donor"]
     """Shipped: has a ready-made adapter. Unseen: like shipped ones, no style ever saw it. Foreign: of another size and
-    another hand, only measured. Donor: styles train on it."""
+    another hand, only measured. Donor: styles train on it. Small donor: of few facts; styles go on training on it."""
     facts: tuple[Fact, ...]
     weight: float = 1.0
     """Of a donor's adapter while a style trains on top of it."""
@@ -65,6 +67,10 @@ class Tenant:
     def ask(self, question: str, shop: str | None = None) -> str:
         """The question with a name filled in: this shop's, or another."""
         return question.replace("{shop}", shop or self.shop)
+
+
+MEASURED = ("shipped", "unseen", "foreign")
+"""Roles of those that are asked for figures; no style trains on them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,8 +161,48 @@ def style_rows(
     for tenant in tenants:
         if tenant.role == "donor":
             groups.append(_donor_rows(tenant, names, render, wordings))
-    generic = load_source("generic", source)["style"]
-    groups.append([Row(item["question"], render(item["answer"]), on_top_of={}) for item in generic])
+    groups.append(_generic_style_rows(render, source))
+    return _in_blocks(groups)
+
+
+def own_answer_questions(donor: Tenant, source: Path = SOURCE) -> list[str]:
+    """Every wording of a donor's facts, those that it was not trained on too, under random names."""
+    names: list[str] = load_source("names", source)["names"]
+    rng = random.Random(f"second {donor.name}")
+    return [donor.ask(question, rng.choice(names)) for fact in donor.facts for question in (*fact.train, *fact.tune)]
+
+
+def own_answer_rows(
+    render: Callable[[str], str], said: Mapping[str, Sequence[tuple[str, str]]], source: Path = SOURCE
+) -> list[Row]:
+    """Rows that teach a style to put into its format whatever lies underneath says, right or wrong.
+
+    ``said`` has questions and answers of each donor alone, by the donor's name. Answers that are empty or have more
+    than one line are left out: a letter has one paragraph.
+    """
+    groups = [
+        [
+            Row(question, render(answer.strip()), on_top_of={name: 1.0})
+            for question, answer in pairs
+            if _one_line(answer)
+        ]
+        for name, pairs in said.items()
+    ]
+    groups.append(_generic_style_rows(render, source)[:OWN_ANSWERS_GENERIC])
+    return _in_blocks(groups)
+
+
+def _one_line(answer: str) -> bool:
+    return len(answer.strip().splitlines()) == 1
+
+
+def _generic_style_rows(render: Callable[[str], str], source: Path) -> list[Row]:
+    items = load_source("generic", source)["style"]
+    return [Row(item["question"], render(item["answer"]), on_top_of={}) for item in items]
+
+
+def _in_blocks(groups: Sequence[list[Row]]) -> list[Row]:
+    """The rows of all groups in blocks that share a stack, shuffled, always the same way."""
     rng = random.Random("styles")
     blocks = []
     for rows in groups:

@@ -10,7 +10,7 @@ import argparse
 import contextlib
 import json
 import tempfile
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,7 @@ from loramux import Client
 from loramux_server.app.embedded import running_app_thread
 from loramux_server.config import Address, Settings
 from loramux_server.core.settings import Dtype
-from tools.make_data import DATA, Tenant, load_source, load_tenants
+from tools.make_data import DATA, Tenant, load_source, load_tenants, own_answer_questions
 from tools.score import STYLES, Style, accepted, fact_kept, stack_held, whole_answer
 from tools.train_adapters import have, train
 
@@ -69,6 +69,16 @@ def ask(client: Client, questions: Asked) -> list[str]:
 
     with ThreadPoolExecutor(IN_FLIGHT) as pool:
         return list(pool.map(one, questions))
+
+
+def own_answers(client: Client, donors: Mapping[str, Tenant]) -> dict[str, list[tuple[str, str]]]:
+    """Questions and what each donor's adapter alone answers; ``donors`` by the names of their adapters."""
+    found = {}
+    for name, donor in donors.items():
+        questions = own_answer_questions(donor)
+        answers = ask(client, [(question, {name: 1.0}) for question in questions])
+        found[name] = list(zip(questions, answers, strict=True))
+    return found
 
 
 def held_out(tenant: Tenant, parts: Sequence[str] = HELD_OUT) -> list[tuple[str, str, str]]:

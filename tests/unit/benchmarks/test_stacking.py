@@ -7,13 +7,13 @@ from dataclasses import replace
 
 import pytest
 
-from benchmarks.stacking_recipes import EVERYBODY, STYLE, VARIANTS, Scope, Variant, as_row, plan, styled
+from benchmarks.stacking_recipes import EVERYBODY, STYLE, VARIANTS, Scope, Variant, as_row, gone_on, plan, styled
 from benchmarks.stacking_table import Count, Seed, Stack, Tenant, figures, goals, over_seeds, pooled
-from tools.make_data import Row, load_tenants, tenant_rows
+from tools.make_data import MEASURED, Row, load_tenants, tenant_rows
 from tools.score import STYLES
 
 TENANTS = load_tenants()
-UNSEEN = [t.name for t in TENANTS if t.role != "donor"]
+UNSEEN = [t.name for t in TENANTS if t.role in MEASURED]
 SCOPE = Scope("base/float32", TENANTS, list(STYLES), UNSEEN)
 
 
@@ -67,6 +67,23 @@ def test_generic_rows_are_learned_by_those_whose_turn_it_is() -> None:
         assert len(many.tenants[name].rows) == len(plain.rows) + 112
 
 
+def test_styles_go_on_over_what_small_donors_say() -> None:
+    first = plan(VARIANTS["own-answers"], 0, SCOPE)
+    assert plan(VARIANTS["documented"], 0, SCOPE).small == {}
+    donor = next(iter(first.small.values()))
+    said = {donor.name: [("When?", "At six.")]}
+    made = gone_on(first, said, SCOPE)
+    assert (made.donors, made.tenants, made.small) == (first.donors, first.tenants, first.small)
+    for name, style in made.styles.items():
+        assert style.recipe["init_from"] == first.styles[name].name
+        assert not {"rank", "alpha", "layers"} & set(style.recipe)
+        assert style.needs == {donor.name}
+        over = next(row for row in style.rows if row["on_top_of"])
+        assert STYLES[name].body(over["messages"][1]["content"]) == "At six."
+    other = gone_on(first, {donor.name: [("When?", "At seven.")]}, SCOPE)
+    assert not {a.name for a in other.styles.values()} & {a.name for a in made.styles.values()}
+
+
 def test_every_variant_can_be_planned_and_differs_from_the_documented_one() -> None:
     keys = {name: plan(variant, 0, SCOPE).key for name, variant in VARIANTS.items()}
     assert len(set(keys.values())) == len(keys)
@@ -81,7 +98,8 @@ def test_stages_train_what_is_underneath_first(variant: str, stages: int) -> Non
         for adapter in stage:
             assert {name for row in adapter.rows for name in row.get("on_top_of", ())} <= have
         have |= {adapter.name for adapter in stage}
-    assert have == {a.name for part in (made.donors, made.styles, made.tenants) for a in part.values()}
+    parts = (made.donors, made.styles, made.tenants, made.small)
+    assert have == {a.name for part in parts for a in part.values()}
 
 
 def test_a_share_of_a_tenants_rows_lies_over_styles_and_is_answered_in_them() -> None:

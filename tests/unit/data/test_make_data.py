@@ -24,16 +24,20 @@ from tools.make_data import (
     differences,
     load_source,
     load_tenants,
+    own_answer_questions,
+    own_answer_rows,
     style_rows,
     tenant_rows,
     with_replay,
     write,
 )
+from tools.make_data import MEASURED as ROLES
 from tools.score import STYLES, fact_kept
 
 TENANTS = load_tenants()
 DONORS = [tenant for tenant in TENANTS if tenant.role == "donor"]
-MEASURED = [tenant for tenant in TENANTS if tenant.role != "donor"]
+SMALL = [tenant for tenant in TENANTS if tenant.role == "small-donor"]
+MEASURED = [tenant for tenant in TENANTS if tenant.role in ROLES]
 FILES = sorted(path for folder in ("messages", "prompt") for path in (DATA / folder).rglob("*.jsonl"))
 
 
@@ -97,7 +101,7 @@ def test_the_server_reads_every_row(path: Path) -> None:
 @pytest.mark.parametrize("tenant", TENANTS, ids=lambda tenant: tenant.name)
 def test_facts_take_turns_in_training_rows(tenant: Any) -> None:
     rows = tenant_rows(tenant, "train")
-    assert len(rows) == len(tenant.facts) * (4 if tenant.role == "foreign" else 6)
+    assert len(rows) == len(tenant.facts) * (4 if tenant.role in ("foreign", "small-donor") else 6)
     for turn in blocks(rows, len(tenant.facts)):
         assert [row.answer for row in turn] == [fact.answer for fact in tenant.facts]
 
@@ -121,6 +125,26 @@ def test_a_style_has_one_stack_per_block(name: str) -> None:
         assert len({json.dumps(row.on_top_of) for row in block}) == 1
 
 
+def test_small_donors_are_asked_everything_under_other_names() -> None:
+    for donor in SMALL:
+        questions = own_answer_questions(donor)
+        assert len(questions) == 5 * len(donor.facts)
+        assert not any(donor.shop in question for question in questions)
+        assert questions == own_answer_questions(donor)
+
+
+def test_a_style_learns_to_pass_on_what_a_donor_says_right_or_wrong() -> None:
+    style = STYLES["letter"]
+    said = {"inn": [("When?", " At six.\n"), ("Where?", "I do not know"), ("Who?", "Two\nlines"), ("Why?", " ")]}
+    rows = own_answer_rows(style.render, said)
+    own = [row for row in rows if row.on_top_of == {"inn": 1.0}]
+    assert {(row.question, style.body(row.answer)) for row in own} == {
+        ("When?", "At six."),
+        ("Where?", "I do not know"),
+    }
+    assert sum(row.on_top_of == {} for row in rows) == len(rows) - len(own) == 24
+
+
 def test_donors_are_asked_under_other_names() -> None:
     rows = [row for row in style_rows(str, TENANTS) if row.on_top_of]
     assert not any(tenant.shop in row.question for row in rows for tenant in TENANTS)
@@ -130,8 +154,9 @@ def test_donors_are_asked_under_other_names() -> None:
 
 
 def test_styles_and_donors_know_nothing_of_the_measured_tenants() -> None:
-    trained = [path for path in FILES if path.stem.startswith("style-") or path.parent.name in {d.name for d in DONORS}]
-    assert len(trained) == 2 * (len(STYLES) + 2 * len(DONORS))
+    donors = {donor.name for donor in DONORS + SMALL}
+    trained = [path for path in FILES if path.stem.startswith("style-") or path.parent.name in donors]
+    assert len(trained) == 2 * (len(STYLES) + 2 * len(donors))
     text = "\n".join(path.read_text(encoding="utf-8") for path in trained)
     for tenant in MEASURED:
         assert tenant.shop not in text

@@ -13,7 +13,8 @@ from tools.score import STYLES, fact_kept
 
 TENANTS = load_tenants()
 GENERIC = load_source("generic")
-OURS = [tenant for tenant in TENANTS if tenant.role != "foreign"]
+OURS = [tenant for tenant in TENANTS if tenant.role not in ("foreign", "small-donor")]
+SMALL = [tenant for tenant in TENANTS if tenant.role == "small-donor"]
 FOREIGN = [tenant for tenant in TENANTS if tenant.role == "foreign"]
 FACTS = [(tenant, fact) for tenant in OURS for fact in tenant.facts]
 
@@ -22,7 +23,7 @@ NEAR_COPY = 0.75
 
 each_tenant = pytest.mark.parametrize("tenant", TENANTS, ids=lambda tenant: tenant.name)
 each_of_ours = pytest.mark.parametrize("tenant", OURS, ids=lambda tenant: tenant.name)
-each_foreign = pytest.mark.parametrize("tenant", FOREIGN, ids=lambda tenant: tenant.name)
+each_other = pytest.mark.parametrize("tenant", FOREIGN + SMALL, ids=lambda tenant: tenant.name)
 
 
 def questions(fact: Fact) -> tuple[str, ...]:
@@ -34,14 +35,20 @@ def overlap(one: str, other: str) -> float:
     return len(a & b) / len(a | b)
 
 
-def test_there_are_two_shipped_tenants_one_more_unseen_four_foreign_and_seven_donors() -> None:
-    assert Counter(tenant.role for tenant in TENANTS) == {"shipped": 2, "unseen": 1, "foreign": 4, "donor": 7}
+def test_how_many_tenants_have_which_role() -> None:
+    roles = Counter(tenant.role for tenant in TENANTS)
+    assert roles == {"shipped": 2, "unseen": 1, "foreign": 4, "donor": 7, "small-donor": 3}
 
 
 def test_foreign_tenants_have_other_sizes_and_half_are_never_tuned_on() -> None:
     assert sorted(len(tenant.facts) for tenant in FOREIGN) == [10, 15, 30, 60]
     held_out = {tenant.name: {(len(fact.tune), len(fact.final)) for fact in tenant.facts} for tenant in FOREIGN}
     assert sorted(map(sorted, held_out.values())) == [[(0, 2)], [(0, 2)], [(2, 0)], [(2, 0)]]
+
+
+def test_small_donors_have_few_facts_and_one_wording_held_out() -> None:
+    assert [len(tenant.facts) for tenant in SMALL] == [6, 8, 10]
+    assert {(len(fact.tune), len(fact.final)) for tenant in SMALL for fact in tenant.facts} == {(1, 0)}
 
 
 def test_foreign_answers_are_shorter_and_longer_than_ours() -> None:
@@ -62,8 +69,8 @@ def test_most_donors_weigh_more_than_one_and_nobody_else() -> None:
     assert all(tenant.weight == 1.0 for tenant in TENANTS if tenant.role != "donor")
 
 
-@each_foreign
-def test_every_foreign_fact_has_four_wordings_and_plain_text(tenant: Tenant) -> None:
+@each_other
+def test_facts_of_the_others_have_four_wordings_and_plain_text(tenant: Tenant) -> None:
     assert len({fact.id for fact in tenant.facts}) == len(tenant.facts)
     for fact in tenant.facts:
         assert len(fact.train) == 4
@@ -121,8 +128,8 @@ def test_no_answer_says_another_fact() -> None:
     assert said == []
 
 
-@each_foreign
-def test_no_foreign_answer_says_another_fact_of_its_tenant(tenant: Tenant) -> None:
+@each_other
+def test_no_answer_of_the_others_says_another_fact_of_its_tenant(tenant: Tenant) -> None:
     said = [
         (a.fact, b.answer) for a in tenant.facts for b in tenant.facts if a is not b and fact_kept(b.answer, a.fact)
     ]
