@@ -74,6 +74,15 @@ def invalid_field(field: str, description: str, *, reason: str = "INVALID_ARGUME
     return invalid([FieldViolation(field, description)], reason=reason)
 
 
+MISSING, DAMAGED = "BLOB_MISSING", "BLOB_DAMAGED"
+"""Reasons of DATA_LOSS for stored files that are gone, and for those that are not what was stored."""
+
+
+def is_damage(error: Error) -> bool:
+    """Whether an error says that stored files are gone or damaged."""
+    return error.code is Code.DATA_LOSS and error.reason in (MISSING, DAMAGED)
+
+
 def adapter_not_found(ref: str) -> Error:
     """NOT_FOUND for an adapter reference, the same words whether it is absent or someone else's."""
     return Error(

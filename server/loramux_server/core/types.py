@@ -11,11 +11,18 @@ MAX_STACK = 8
 """Most entries a request's stack may have."""
 
 
+CONFIG_FILE = "adapter_config.json"
+WEIGHTS_FILE = "adapter_model.safetensors"
+COMPUTED_WITH = (CONFIG_FILE, WEIGHTS_FILE)
+"""The files of an adapter that decide what it computes. A model card may be lost without harm to answers."""
+
+
 @dataclass(frozen=True, slots=True)
 class AdapterVersion:
     """One immutable adapter version, named by its content.
 
-    ``path`` is the local PEFT folder that the engine reads; it is not part of the identity.
+    ``path`` is the local PEFT folder that the engine reads, ``sha256`` the SHA-256 that its files must have by name
+    (empty: a folder that is not stored yet, and is not checked); neither is part of the identity.
     """
 
     name: str
@@ -23,6 +30,7 @@ class AdapterVersion:
     digest: str
     rank: int
     path: str = field(default="", compare=False)
+    sha256: dict[str, str] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def ref(self) -> str:

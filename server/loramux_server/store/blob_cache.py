@@ -6,6 +6,7 @@ import os
 import time
 from collections import OrderedDict
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
@@ -78,6 +79,14 @@ class BlobCache:
             if digest in self._copies and not self._in_use(digest):
                 self._remove(digest)
 
+    def discard(self, digest: str) -> bool:
+        """Remove a copy that is damaged, in use or not: who has it open keeps what he has. Whether there was one."""
+        with self._lock:
+            if digest not in self._copies:
+                return False
+            self._remove(digest)
+            return True
+
     def _make_room(self, newest: str) -> None:
         left = sum(copy.size_bytes for copy in self._copies.values()) - self._max_bytes
         asked = time.monotonic() - self._keep_seconds
@@ -91,7 +100,8 @@ class BlobCache:
     def _remove(self, digest: str) -> None:
         # Renamed first: a name in the folder is a whole copy.
         gone = self._folder / f"gone-{digest}"
-        os.rename(self._folder / digest, gone)
+        with suppress(FileNotFoundError):  # somebody else removed it
+            os.rename(self._folder / digest, gone)
         delete_path(gone)
         del self._copies[digest]
 

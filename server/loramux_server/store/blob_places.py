@@ -15,12 +15,11 @@ from typing import Any
 from ..core.errors import Code, Error, invalid_field
 from .blob_cache import KEEP_SECONDS
 from .blob_files import delete_path
-from .blobs import BlobStore
+from .blobs import MARK, BlobStore
 from .local_blobs import LocalBlobs
 from .remote_blobs import RemoteBlobs
 
 FLAG = "--blobs-url"
-MARK = "loramux-store"
 CACHE_BYTES = 8 << 30
 GRACE_SECONDS = 3600.0
 """Several servers of one database may share a place. What none of their rows names is removed when it is this old."""

@@ -6,6 +6,7 @@ local folder (``local_blobs.py``) or anywhere that fsspec reaches, with a local 
 
 from __future__ import annotations
 
+import hashlib
 import re
 import time
 from abc import ABC, abstractmethod
@@ -13,12 +14,17 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from threading import Condition, Lock
 
-from ..core.errors import Code, Error
-from ..core.files import storage_errors
+from ..core import errors
+from ..core.errors import Code, Error, is_damage
+from ..core.files import read_regular, storage_errors
+from .blob_files import Damage, FileEntry
 
+MARK = "loramux-store"
+"""File at a place of blobs that names the store which they belong to: see :mod:`.blob_places`."""
 _DIGEST = re.compile(r"[0-9a-f]{64}", re.ASCII)
 
 
@@ -44,6 +50,9 @@ class BlobStore(ABC):
         self._turn = Condition()
         self._holding = Lock()
         self._held: Counter[str] = Counter()
+        # Named by content, so what was found once stays true.
+        self.entries = lru_cache(maxsize=8192)(self._entries)
+        """The files of a stored folder with their SHA-256, by its digest. DATA_LOSS if that cannot be told any more."""
 
     @abstractmethod
     def put_folder(self, source: Path) -> Blob:
@@ -64,17 +73,71 @@ class BlobStore(ABC):
         It is there for at least a minute; around any longer use of it, ``holding``.
         """
 
-    @abstractmethod
     def read(self, digest: str, name: str, max_bytes: int) -> bytes:
-        """One file of a folder, without bringing the whole. Errors as ``local_path``; INVALID_ARGUMENT if larger."""
+        """One file of a folder, checked, without bringing the whole.
+
+        DATA_LOSS if it is gone or not what was stored, INVALID_ARGUMENT if it is larger than ``max_bytes``.
+        """
+        entry = next((entry for entry in self.entries(digest) if entry.name == name), None)
+        if entry is None:
+            raise missing(digest)
+        if entry.size_bytes > max_bytes:
+            raise Error(Code.INVALID_ARGUMENT, f"{name} is larger than {max_bytes} bytes", reason="FILE_TOO_LARGE")
+        data = self._read(digest, entry)
+        if hashlib.sha256(data).hexdigest() != entry.digest:
+            raise damaged(digest, f"{name} does not hold the bytes that were stored")
+        return data
+
+    def read_file(self, digest: str) -> bytes:
+        """All bytes of a single file, checked. DATA_LOSS if it is gone or not what was stored."""
+        while True:
+            try:
+                data = read_regular(self.local_path(digest))
+            except FileNotFoundError:
+                found = missing(digest)
+            else:
+                if hashlib.sha256(data).hexdigest() == digest:
+                    return data
+                found = damaged(digest)
+            if not self.forget_copy(digest):
+                raise found
+
+    def forget_copy(self, digest: str) -> bool:
+        """Drop a local copy that is damaged; whether there was one, so that asking again brings another."""
+        return False
 
     @abstractmethod
     def holds(self, digest: str) -> bool:
         """Whether a blob is there."""
 
     @abstractmethod
+    def damage(self, digest: str, only: Collection[str] | None = None) -> list[Damage]:
+        """What is wrong with a blob where it is stored, all of it read; of a folder only the files in ``only``, if given.
+
+        DATA_LOSS if all of it is gone.
+        """
+
+    def recheck(self, digest: str, only: Collection[str]) -> list[Damage]:
+        """Look again at a folder in which a reader found damage; empty: by now its files are whole at ``local_path``."""
+        try:
+            return self.damage(digest, only)
+        except Error as error:
+            if not is_damage(error):
+                raise
+            return [Damage("", error.message)]
+
     def verify(self, digest: str) -> None:
         """Read a blob whole, where it is stored; DATA_LOSS unless it is what its digest says."""
+        if found := self.damage(digest):
+            raise damaged(digest, "; ".join(map(str, found)))
+
+    @abstractmethod
+    def strays(self) -> list[str]:
+        """What lies among the blobs and is none, as paths from where these are kept."""
+
+    @abstractmethod
+    def remove_stray(self, path: str) -> None:
+        """Remove something that ``strays`` told of."""
 
     @abstractmethod
     def size(self, digest: str) -> int:
@@ -83,6 +146,13 @@ class BlobStore(ABC):
     @abstractmethod
     def digests(self) -> Iterator[str]:
         """Every blob in the store, and what is left of one that was never finished."""
+
+    @abstractmethod
+    def _entries(self, digest: str) -> tuple[FileEntry, ...]: ...
+
+    @abstractmethod
+    def _read(self, digest: str, entry: FileEntry) -> bytes:
+        """The bytes of a file of a folder as they are found. DATA_LOSS if it is gone."""
 
     @abstractmethod
     def _remove(self, digest: str) -> None:
@@ -163,9 +233,10 @@ def is_digest(text: str) -> bool:
 
 def missing(digest: str) -> Error:
     """The error for a blob that is not there."""
-    return Error(Code.DATA_LOSS, f"the files of {digest[:64]!r} are missing from the store", reason="BLOB_MISSING")
+    return Error(Code.DATA_LOSS, f"the files of {digest[:64]!r} are missing from the store", reason=errors.MISSING)
 
 
-def damaged(digest: str) -> Error:
+def damaged(digest: str, words: str = "") -> Error:
     """The error for a blob that is not what its digest says."""
-    return Error(Code.DATA_LOSS, f"the files of {digest!r} are damaged", reason="BLOB_DAMAGED")
+    more = f": {words}" if words else ""
+    return Error(Code.DATA_LOSS, f"the files of {digest!r} are damaged{more}", reason=errors.DAMAGED)

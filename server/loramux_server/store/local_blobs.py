@@ -1,27 +1,48 @@
-"""Blobs in a local folder: written under ``tmp``, synced, renamed to their place and never changed."""
+"""Blobs in a local folder: written under ``tmp``, synced, renamed to their place and never changed.
+
+Layout: ``files/ab/<digest>``, ``folders/ab/<digest>/<name>``, and ``manifests/ab/<digest>`` with what each file of that
+folder must be. A folder may be without its manifest (stored by an older version, or the process died in between): then
+it is checked as a whole, and gets one.
+"""
 
 from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Lock
 
 from ..core.errors import Error
 from ..core.failpoints import reach
-from ..core.files import read_regular, storage_errors, sync_folder
-from .blob_files import copy_file, copy_folder, delete_path, folder_digest
-from .blobs import Blob, BlobStore, damaged, is_digest, missing
+from ..core.files import read_regular, storage_errors, sync_folder, write_durable
+from .blob_files import (
+    Damage,
+    FileEntry,
+    copy_file,
+    copy_folder,
+    delete_path,
+    files_of,
+    find_damage,
+    folder_digest,
+    listed,
+    write_manifest,
+)
+from .blobs import MARK, Blob, BlobStore, damaged, is_digest, missing
+
+KINDS = ("folders", "files")
+MANIFESTS = "manifests"
+OTHERS = (MARK, "lost+found")
+"""What else may lie beside the blobs: their mark, and what file systems make."""
 
 
 class LocalBlobs(BlobStore):
-    """Blobs under ``root``; ``tmp`` must be on the same file system."""
+    """Blobs under ``root``; ``tmp`` must be on the same file system. ``look_only`` writes nothing there."""
 
-    def __init__(self, root: Path, tmp: Path, grace_seconds: float = 0.0) -> None:
+    def __init__(self, root: Path, tmp: Path, grace_seconds: float = 0.0, *, look_only: bool = False) -> None:
         super().__init__(grace_seconds)
-        self._root, self._tmp = root, tmp
+        self._root, self._tmp, self._look_only = root, tmp, look_only
         self._settling = Lock()
 
     def put_folder(self, source: Path) -> Blob:
@@ -32,6 +53,7 @@ class LocalBlobs(BlobStore):
             sync_folder(staged)
             digest = folder_digest(entries)
             self._settle(staged, self._place("folders", digest), digest)
+            self._note(digest, entries)
         return Blob(digest, sum(entry.size_bytes for entry in entries))
 
     def put_file(self, source: Path) -> Blob:
@@ -43,34 +65,74 @@ class LocalBlobs(BlobStore):
 
     def local_path(self, digest: str) -> Path:
         if is_digest(digest):
-            for kind in ("folders", "files"):
+            for kind in KINDS:
                 place = self._place(kind, digest)
                 if place.exists():
                     return place
         raise missing(digest)
 
-    def read(self, digest: str, name: str, max_bytes: int) -> bytes:
-        try:
-            return read_regular(self.local_path(digest) / name, max_bytes=max_bytes)
-        except FileNotFoundError:
-            raise missing(digest) from None
-
     def holds(self, digest: str) -> bool:
-        return any(self._place(kind, digest).exists() for kind in ("folders", "files"))
+        return any(self._place(kind, digest).exists() for kind in KINDS)
 
-    def verify(self, digest: str) -> None:
-        if not self._is_sound(self.local_path(digest), digest):
-            raise damaged(digest)
+    def damage(self, digest: str, only: Collection[str] | None = None) -> list[Damage]:
+        return find_damage(self.local_path(digest), digest, self._listed(digest), only)
 
     def size(self, digest: str) -> int:
         place = self.local_path(digest)
-        return sum(f.stat().st_size for f in place.iterdir()) if place.is_dir() else place.stat().st_size
+        return sum(entry.size_bytes for entry in self.entries(digest)) if place.is_dir() else place.stat().st_size
 
     def digests(self) -> Iterator[str]:
-        for kind in ("folders", "files"):
+        for kind in KINDS:
             for place in self._root.glob(f"{kind}/??/*"):
-                if is_digest(place.name):
+                if _is_place(place):
                     yield place.name
+
+    def strays(self) -> list[str]:
+        found = [p for p in self._root.iterdir() if p.name not in (*KINDS, MANIFESTS, *OTHERS) and not p.name.startswith("tmp-")]
+        for kind in (*KINDS, MANIFESTS):
+            for shard in self._root.glob(f"{kind}/*"):
+                if not shard.is_dir() or not is_digest(shard.name * 32):
+                    found.append(shard)
+                    continue
+                for path in shard.iterdir():
+                    placed = _is_place(path) and path.is_dir() is (kind == "folders")
+                    if not placed or (kind == MANIFESTS and not self._place("folders", path.name).exists()):
+                        found.append(path)
+        return sorted(str(path.relative_to(self._root)) for path in found)
+
+    def remove_stray(self, path: str) -> None:
+        with storage_errors("cannot remove a stray file"):
+            delete_path(self._root / path)
+
+    def _entries(self, digest: str) -> tuple[FileEntry, ...]:
+        found = self._listed(digest)
+        if found is None:
+            found = files_of(self.local_path(digest), digest)
+            if found is None:
+                raise damaged(digest)
+            if not self._look_only:
+                with suppress(OSError):  # it can still be checked as a whole
+                    self._note(digest, found)
+        return tuple(found)
+
+    def _listed(self, digest: str) -> list[FileEntry] | None:
+        return listed(self._place(MANIFESTS, digest), digest)
+
+    def _note(self, digest: str, entries: list[FileEntry]) -> None:
+        """Keep the manifest of a folder, in place of one that is damaged."""
+        place = self._place(MANIFESTS, digest)
+        with self._staged() as staged:
+            write_durable(staged, write_manifest(entries))
+            place.parent.mkdir(parents=True, exist_ok=True)
+            os.rename(staged, place)
+            sync_folder(place.parent)
+
+    def _read(self, digest: str, entry: FileEntry) -> bytes:
+        with storage_errors("cannot read the files"):
+            try:
+                return read_regular(self.local_path(digest) / entry.name)
+            except FileNotFoundError:
+                raise missing(digest) from None
 
     def _written(self, digest: str) -> float:
         return self.local_path(digest).stat().st_mtime
@@ -90,7 +152,7 @@ class LocalBlobs(BlobStore):
     def _settle(self, staged: Path, place: Path, digest: str) -> None:
         """Move what is staged to its place, unless a sound copy is there, and make the whole way to it durable."""
         with self._settling:
-            if place.exists() and not self._is_sound(place, digest):
+            if place.exists() and self.damage(digest):
                 self._discard(place)  # damaged on disk: the good copy takes its place
             if not place.exists():
                 place.parent.mkdir(parents=True, exist_ok=True)
@@ -104,15 +166,8 @@ class LocalBlobs(BlobStore):
             sync_folder(folder)
         reach("blob.durable")
 
-    def _is_sound(self, place: Path, digest: str) -> bool:
-        try:
-            if place.is_dir():
-                return folder_digest(copy_folder(place, None)) == digest
-            return copy_file(place, None)[1] == digest
-        except (OSError, Error):
-            return False
-
     def _remove(self, digest: str) -> None:
+        delete_path(self._place(MANIFESTS, digest))
         self._discard(self.local_path(digest))
 
     def _discard(self, place: Path) -> None:
@@ -123,3 +178,8 @@ class LocalBlobs(BlobStore):
         sync_folder(place.parent)
         reach("collect.renamed")
         delete_path(gone)
+
+
+def _is_place(path: Path) -> bool:
+    """Whether a blob can lie here: named by its digest, in the folder of its first two digits."""
+    return is_digest(path.name) and path.parent.name == path.name[:2]

@@ -8,33 +8,40 @@ the folder's digest, so that nothing but names is trusted.
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from ..core.errors import Code, Error
+from ..core.errors import Code, Error, is_damage
 from ..core.failpoints import reach
 from ..core.files import read_regular, storage_errors, sync_folder, write_durable
+from ..core.types import COMPUTED_WITH
 from .blob_cache import KEEP_SECONDS, BlobCache
 from .blob_files import (
     CHUNK,
+    MAX_MANIFEST_BYTES,
+    Damage,
     FileEntry,
     copy_file,
     copy_folder,
     delete_path,
+    files_of,
+    find_damage,
     folder_digest,
     read_manifest,
     write_manifest,
 )
-from .blobs import Blob, BlobStore, damaged, is_digest, missing
+from .blobs import MARK, Blob, BlobStore, damaged, is_digest, missing
+
+log = logging.getLogger(__name__)
 
 MANIFEST = ".manifest"
 """No file of a folder can be called so: their names begin with a letter, a digit or an underscore."""
-MAX_MANIFEST_BYTES = 64 << 10
 _STRIPES = 64
 
 
@@ -92,30 +99,36 @@ class RemoteBlobs(BlobStore):
         with self._fetching[int(digest[:2], 16) % _STRIPES]:
             return self._cache.get(digest) or self._fetch(digest)
 
-    def read(self, digest: str, name: str, max_bytes: int) -> bytes:
-        if (place := self._cache.get(digest)) is not None:
-            return read_regular(place / name, max_bytes=max_bytes)
-        entry = next((entry for entry in self._manifest(digest) or () if entry.name == name), None)
-        if entry is None:
-            raise missing(digest)
-        if entry.size_bytes > max_bytes:
-            raise Error(Code.INVALID_ARGUMENT, f"{name} is larger than {max_bytes} bytes", reason="FILE_TOO_LARGE")
-        with _reading(digest):
-            data: bytes = self._fs.cat_file(f"{self._place(digest)}/{name}")
-        if hashlib.sha256(data).hexdigest() != entry.digest:
-            raise damaged(digest)
-        return data
-
     def holds(self, digest: str) -> bool:
         with _failing("cannot look for files"):
             self._fs.invalidate_cache()
             return bool(self._fs.exists(f"{self._place(digest)}/{MANIFEST}") or self._fs.exists(self._file(digest)))
 
-    def verify(self, digest: str) -> None:
-        if not self.holds(digest):
-            raise missing(digest)
-        if not self._is_sound(digest):
-            raise damaged(digest)
+    def damage(self, digest: str, only: Collection[str] | None = None) -> list[Damage]:
+        entries = self._manifest(digest)
+        if entries is None:
+            found = self._damage_of(self._file(digest), "", digest)
+            if found is not None and found.missing:
+                raise missing(digest)
+            return [] if found is None else [found]
+        wanted = [entry for entry in entries if only is None or entry.name in only]
+        checked = (self._damage_of(f"{self._place(digest)}/{entry.name}", entry.name, entry.digest) for entry in wanted)
+        return [damage for damage in checked if damage is not None]
+
+    def recheck(self, digest: str, only: Collection[str]) -> list[Damage]:
+        place = self._cache.get(digest)
+        if place is not None and find_damage(place, digest, self._manifest(digest), only):
+            self._cache.discard(digest)
+        try:
+            self.local_path(digest)
+        except Error as error:
+            if not is_damage(error):
+                raise
+            return super().recheck(digest, only) or [Damage("", error.message)]
+        return []
+
+    def forget_copy(self, digest: str) -> bool:
+        return self._cache.discard(digest)
 
     def size(self, digest: str) -> int:
         entries = self._manifest(digest)
@@ -131,6 +144,39 @@ class RemoteBlobs(BlobStore):
             if len(parts) >= 3 and is_digest(parts[2]):
                 found[parts[2]] = None
         yield from found
+
+    def strays(self) -> list[str]:
+        found = []
+        for path in self._find(self._root):
+            name = path.removeprefix(self._root).strip("/")
+            kind, *parts = name.split("/")
+            depth = {"files": 2, "folders": 3}.get(kind)
+            placed = len(parts) == depth and is_digest(parts[1]) and parts[1][:2] == parts[0]
+            if not placed and name != MARK:
+                found.append(name)
+        return sorted(found)
+
+    def remove_stray(self, path: str) -> None:
+        with _failing("cannot remove a stray file"), suppress(FileNotFoundError):
+            self._fs.rm_file(f"{self._root}/{path}")
+
+    def _entries(self, digest: str) -> tuple[FileEntry, ...]:
+        # The copy first: it can be asked while the store is away.
+        place = self._cache.get(digest)
+        found = (place and files_of(place, digest)) or self._manifest(digest)
+        if found is None:
+            raise missing(digest)
+        return tuple(found)
+
+    def _read(self, digest: str, entry: FileEntry) -> bytes:
+        if (place := self._cache.get(digest)) is not None:
+            with suppress(OSError, Error):
+                data = read_regular(place / entry.name)
+                if hashlib.sha256(data).hexdigest() == entry.digest:
+                    return data
+        with _reading(digest):
+            found: bytes = self._fs.cat_file(f"{self._place(digest)}/{entry.name}")
+        return found
 
     def _upload_folder(self, digest: str, staged: Path, entries: list[FileEntry]) -> None:
         place = self._place(digest)
@@ -158,7 +204,10 @@ class RemoteBlobs(BlobStore):
             )
 
     def _fetch(self, digest: str) -> Path:
-        """Bring a blob into the cache; DATA_LOSS unless it is what its digest says."""
+        """Bring a blob into the cache; DATA_LOSS unless it is what its digest says.
+
+        A folder may come without files that nothing is computed with.
+        """
         entries = self._manifest(digest)
         with storage_errors("cannot keep a local copy of the files"), self._staged() as staged:
             if entries is None:
@@ -166,9 +215,18 @@ class RemoteBlobs(BlobStore):
             else:
                 staged.mkdir()
                 for entry in entries:
-                    self._download(digest, f"{self._place(digest)}/{entry.name}", staged / entry.name, entry.digest)
+                    self._download_part(digest, staged, entry)
                 sync_folder(staged)
             return self._cache.put(digest, staged)
+
+    def _download_part(self, digest: str, staged: Path, entry: FileEntry) -> None:
+        try:
+            self._download(digest, f"{self._place(digest)}/{entry.name}", staged / entry.name, entry.digest)
+        except Error as error:
+            if entry.name in COMPUTED_WITH or not is_damage(error):
+                raise
+            log.warning("%s of %s is lost in the blob store: %s", entry.name, digest[:16], error.message)
+            delete_path(staged / entry.name)
 
     def _download(self, digest: str, remote: str, target: Path, sha256: str) -> None:
         with _reading(digest):
@@ -196,16 +254,18 @@ class RemoteBlobs(BlobStore):
     def _is_sound(self, digest: str) -> bool:
         """Whether a blob is there, whole and what its digest says: all of it is read."""
         try:
-            entries = self._manifest(digest)
-            if entries is None:
-                return self._sha256(self._file(digest)) == digest
-            return all(self._sha256(f"{self._place(digest)}/{entry.name}") == entry.digest for entry in entries)
-        except FileNotFoundError:
-            return False
+            return not self.damage(digest)
         except Error as error:
             if error.code is Code.DATA_LOSS:
                 return False
             raise
+
+    def _damage_of(self, path: str, name: str, digest: str) -> Damage | None:
+        try:
+            sha256 = self._sha256(path)
+        except FileNotFoundError:
+            return Damage(name, "is missing", missing=True)
+        return None if sha256 == digest else Damage(name, "does not hold the bytes that were stored")
 
     def _sha256(self, path: str) -> str:
         found = hashlib.sha256()
