@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import tempfile
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -106,6 +107,8 @@ class AdapterWriter:
         if message.HasField("header"):
             self._version = _responses.adapter_version(message.header.version)
             self._expected = list(message.header.files)
+            for name in message.header.lost:
+                warnings.warn(f"{name} of {self._version.ref} is lost on the server; it was not written", stacklevel=3)
             for info in self._expected:
                 # Names from the network become paths here: nothing but a plain file name will do.
                 if not info.name or info.name != Path(info.name).name or info.name.startswith(".") or "\\" in info.name:

@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 
 from .core.errors import Error
-from .services.rows import HEADER_BYTES, Ask, Found, Frame, Refused, Rows
+from .services.rows import HEADER_BYTES, Ask, Found, Frame, Refused, Rows, read_whole
 from .text import TextTokenizer
 from .training.dataset import check_dataset
 
@@ -29,7 +29,7 @@ def main() -> int:
     text = TextTokenizer.load(ask.tokenizer)
     try:
         dataset, problems = check_dataset(
-            Path(ask.data).read_bytes(),
+            read_whole(Path(ask.data), ask.sha256),
             text,
             max_length=ask.max_length,
             field=ask.field,

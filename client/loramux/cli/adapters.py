@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import sys
+import warnings
 from pathlib import Path
 from typing import Annotated
 
@@ -193,8 +194,11 @@ def download(
     json: Json = False,
 ) -> None:
     """Write a version as a PEFT folder, for PEFT, vLLM and others."""
-    with connect(context) as client:
+    with connect(context) as client, warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
         version = client.adapters.download(ref, folder)
+    for warning in told:
+        print(warning.message, file=sys.stderr)
     if json:
         print_json(version)
     else:

@@ -635,6 +635,7 @@ class DownloadAdapterHeader(_message.Message):
 
     VERSION_FIELD_NUMBER: _builtins.int
     FILES_FIELD_NUMBER: _builtins.int
+    LOST_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def version(self) -> Global___AdapterVersion:
         """The version that is being sent."""
@@ -643,15 +644,20 @@ class DownloadAdapterHeader(_message.Message):
     def files(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.FileInfo]:
         """Its files in the order in which they come, with sizes and hashes."""
 
+    @_builtins.property
+    def lost(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Names of files that the server has lost, such as a model card. Nothing is computed with them."""
+
     def __init__(
         self,
         *,
         version: Global___AdapterVersion | None = ...,
         files: _abc.Iterable[_common_pb2.FileInfo] | None = ...,
+        lost: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["version", b"version"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["files", b"files", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["files", b"files", "lost", b"lost", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -91,6 +91,8 @@ class _JobEventTypeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_JobEvent
     """A note for people."""
     JOB_EVENT_TYPE_CHECKPOINT: _JobEventType.ValueType  # 5
     """The work up to `step` is safe: a job that is interrupted goes on from here."""
+    JOB_EVENT_TYPE_CHECKPOINT_LOST: _JobEventType.ValueType  # 6
+    """A checkpoint is damaged and was passed over, for the reason in `message`; the job goes on from `step`."""
 
 class JobEventType(_JobEventType, metaclass=_JobEventTypeEnumTypeWrapper):
     """Kinds of events."""
@@ -107,6 +109,8 @@ JOB_EVENT_TYPE_MESSAGE: JobEventType.ValueType  # 4
 """A note for people."""
 JOB_EVENT_TYPE_CHECKPOINT: JobEventType.ValueType  # 5
 """The work up to `step` is safe: a job that is interrupted goes on from here."""
+JOB_EVENT_TYPE_CHECKPOINT_LOST: JobEventType.ValueType  # 6
+"""A checkpoint is damaged and was passed over, for the reason in `message`; the job goes on from `step`."""
 Global___JobEventType: _TypeAlias = JobEventType  # noqa: Y015
 
 @_typing.final

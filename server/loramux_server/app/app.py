@@ -15,6 +15,7 @@ from ..engine.process_backend import ProcessBackend
 from ..rpc.desk import Behind, Counts, Desk, Services
 from ..rpc.server import RpcServer
 from ..services.adapters import AdapterService
+from ..services.checked_backend import CheckedBackend
 from ..services.collector import Collector
 from ..services.generation import GenerationService
 from ..services.info import Readiness
@@ -172,6 +173,8 @@ class App:
 
     async def _open_services(self, backend: Backend, store: Store, info: EngineInfo, text: TextTokenizer) -> None:
         limits, metrics = limits_from(self.settings.training), self._metrics
+        store.damage.listener = metrics.corrupt_object
+        backend = CheckedBackend(backend, store.adapters)
         board = JobBoard(store, metrics)
         adapters = AdapterService(backend, store, info, limits)
         services = Services(

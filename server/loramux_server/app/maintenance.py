@@ -96,7 +96,7 @@ def check(state_dir: Path, url: str | None = None, blobs_url: str | None = None)
         if url is None and not (state_dir / backups.DATABASE).is_file():
             raise Error(Code.DATA_LOSS, f"{state_dir} has no database", reason="DATABASE_MISSING")
         with closing(Database.inspect(where)) as database, TemporaryDirectory() as scratch:
-            blobs: BlobStore = LocalBlobs(state_dir / "blobs", state_dir / "tmp")
+            blobs: BlobStore = LocalBlobs(state_dir / "blobs", state_dir / "tmp", look_only=True)
             if blobs_url is not None:
                 blobs = _look_at(blobs_url, database.identity, Path(scratch))
             return examine(database, blobs, orphans=guard is not None), guard is None

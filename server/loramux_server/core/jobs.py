@@ -110,6 +110,14 @@ class TrainRow:
 
 
 @dataclass(frozen=True, slots=True)
+class Stored:
+    """The last steps that the stored events of a job tell of; 0: none."""
+
+    step: int = 0
+    evaluation: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class TrainCommand:
     """All that the engine needs to run a job: no names to look up, no files but the donors' folders."""
 
@@ -133,6 +141,9 @@ class TrainCommand:
     """Optimiser steps between two checkpoints; 0: by time only."""
     checkpoint_seconds: float = 30.0
     """Longest time between two checkpoints."""
+    stored: Stored | None = None
+    """What of the run is among the job's events already: that is not reported again, and what a checkpoint covers
+    beyond it is. None: every step is reported as it is done."""
 
 
 class TrainEventType(StrEnum):
@@ -143,6 +154,8 @@ class TrainEventType(StrEnum):
     EVALUATION = "evaluation"
     MESSAGE = "message"
     CHECKPOINT = "checkpoint"
+    CHECKPOINT_LOST = "checkpoint_lost"
+    """A checkpoint is damaged and was passed over; the run goes on from ``step``."""
 
 
 @dataclass(frozen=True, slots=True)

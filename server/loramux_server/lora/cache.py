@@ -13,7 +13,7 @@ import torch
 from ..core.errors import Code, Error
 from ..core.types import AdapterVersion
 from .bank import HostAdapter
-from .peft_folder import read_folder
+from .peft_folder import naming, read_folder
 
 log = logging.getLogger(__name__)
 
@@ -98,10 +98,13 @@ class HostCache:
         result: HostAdapter | Error
         started = time.monotonic()
         try:
-            _, pairs = read_folder(version.path, self._modules, self._fingerprint, dtype=self._dtype)
+            with naming(version):
+                _, pairs = read_folder(
+                    version.path, self._modules, self._fingerprint, dtype=self._dtype, sha256=version.sha256
+                )
             result = HostAdapter(version.digest, pairs)
         except Error as error:
-            result = Error(error.code, f"adapter {version.ref}: {error.message}", reason=error.reason)
+            result = error.with_traceback(None)
         except OSError as error:
             result = Error(Code.DATA_LOSS, f"the files of adapter {version.ref} cannot be read: {error.strerror}")
         except Exception:  # a defect; whoever waits for the adapter must hear of it

@@ -17,9 +17,10 @@ from torch import Tensor
 
 from ..core.compose import ComposeCommand, ComposeMethod, ComposeResult
 from ..core.errors import Code, Error, invalid_field
+from ..core.types import AdapterVersion
 from .bank import LoraPair
 from .lora_config import LoraConfig, layer_index
-from .peft_folder import read_folder, write_folder
+from .peft_folder import naming, read_folder, write_folder
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,10 +38,7 @@ def compose(command: ComposeCommand) -> ComposeResult:
     Raises INVALID_ARGUMENT when the ranks don't suit the method or the result's rank is above ``max_rank``,
     FAILED_PRECONDITION when nothing is left of the delta, and what reading and writing adapters raise.
     """
-    sources = [
-        (read_folder(e.adapter.path, command.modules, command.base_fingerprint, max_rank=1 << 20)[1], e.weight)
-        for e in command.stack.entries
-    ]
+    sources = [(_read(e.adapter, command), e.weight) for e in command.stack.entries]
     names = [name for name in command.modules if any(name in pairs for pairs, _ in sources)]
     merged: dict[str, LoraPair] = {}
     missed = whole = 0.0
@@ -62,6 +60,14 @@ def compose(command: ComposeCommand) -> ComposeResult:
         )
     _write(command, merged)
     return ComposeResult(math.sqrt(max(missed, 0.0) / whole) if whole else 0.0)
+
+
+def _read(version: AdapterVersion, command: ComposeCommand) -> dict[str, LoraPair]:
+    with naming(version):
+        _, pairs = read_folder(
+            version.path, command.modules, command.base_fingerprint, max_rank=1 << 20, sha256=version.sha256
+        )
+    return pairs
 
 
 Merge = Callable[[str, Sequence[Part]], LoraPair]

@@ -14,9 +14,9 @@ from typing import Any, TypeVar
 
 from ..core.encodings import as_utf8
 from ..core.errors import Code, Error, FieldViolation, invalid
+from ..core.types import CONFIG_FILE as CONFIG_FILE
 from .lora_config import ALL_LINEAR, BY_PATTERN, LoraConfig
 
-CONFIG_FILE = "adapter_config.json"
 MAX_CONFIG_BYTES = 1 << 20
 MAX_NAMES = 16_384
 MAX_ALPHA = 1e6

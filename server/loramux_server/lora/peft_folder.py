@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from ..core.errors import Code, Error
 from ..core.files import read_buffer, storage_errors, sync_folder, write_durable
+from ..core.types import AdapterVersion
 from .bank import LoraPair
 from .lora_config import ALL_LINEAR, LoraConfig
 from .peft_config import CONFIG_FILE
@@ -25,13 +27,15 @@ from .peft_schema import (
     WEIGHTS_FILE,
     AdapterConfig,
     TensorInfo,
+    check_files,
     check_folder,
+    read_stored,
 )
 
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 """Types of stored values, by their names in a file's header."""
 
-__all__ = ["AdapterConfig", "check_folder", "read_folder", "read_tensors", "write_folder"]
+__all__ = ["AdapterConfig", "check_folder", "naming", "read_folder", "read_tensors", "write_folder"]
 
 
 def read_folder(
@@ -41,10 +45,28 @@ def read_folder(
     *,
     max_rank: int = 256,
     dtype: torch.dtype | None = None,
+    sha256: Mapping[str, str] | None = None,
 ) -> tuple[AdapterConfig, dict[str, LoraPair]]:
-    """``check_folder`` then ``read_tensors``, for a folder of the server's own."""
+    """``check_folder`` then ``read_tensors``, for a folder of the server's own.
+
+    With ``sha256``, what its files must have by name, each file is read once, and DATA_LOSS raised for one that does
+    not hold the bytes that were stored.
+    """
+    if sha256:
+        files = read_stored(path, sha256)
+        config = check_files(files, modules, base_fingerprint, max_rank=max_rank)
+        return config, _tensors(files[WEIGHTS_FILE], config, dtype)
     config = check_folder(path, modules, base_fingerprint, max_rank=max_rank, allow_hard_links=True)
     return config, read_tensors(path, config, dtype=dtype)
+
+
+@contextmanager
+def naming(version: AdapterVersion) -> Iterator[None]:
+    """Around the reading of a version: errors say which it is."""
+    try:
+        yield
+    except Error as error:
+        raise Error(error.code, f"adapter {version.ref}: {error.message}", reason=error.reason) from error
 
 
 def read_tensors(path: Path | str, config: AdapterConfig, *, dtype: torch.dtype | None = None) -> dict[str, LoraPair]:
@@ -55,12 +77,18 @@ def read_tensors(path: Path | str, config: AdapterConfig, *, dtype: torch.dtype 
     no longer the one that was checked.
     """
     try:
-        data = read_buffer(Path(path) / WEIGHTS_FILE)
-        tensors = _views(data, config, dtype)
-        if tensors is not None:
-            return {m.name: LoraPair(tensors[m.a.key], tensors[m.b.key], m.scaling) for m in config.modules}
+        return _tensors(read_buffer(Path(path) / WEIGHTS_FILE), config, dtype)
+    except FileNotFoundError as exc:
+        raise _changed(str(exc)) from exc
+
+
+def _tensors(data: bytearray, config: AdapterConfig, dtype: torch.dtype | None) -> dict[str, LoraPair]:
+    tensors = _views(data, config, dtype)
+    if tensors is not None:
+        return {m.name: LoraPair(tensors[m.a.key], tensors[m.b.key], m.scaling) for m in config.modules}
+    try:
         tensors = load_safetensors(bytes(data))
-    except (safetensors.SafetensorError, FileNotFoundError) as exc:
+    except safetensors.SafetensorError as exc:
         raise _changed(str(exc)) from exc
     return {m.name: LoraPair(_take(tensors, m.a, dtype), _take(tensors, m.b, dtype), m.scaling) for m in config.modules}
 

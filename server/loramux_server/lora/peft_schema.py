@@ -5,19 +5,23 @@ The front checks uploads with this before anything is stored; the engine checks 
 
 from __future__ import annotations
 
+import errno
+import hashlib
+import io
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-from ..core.errors import Code, Error
-from ..core.files import open_regular, read_regular
+from ..core.errors import DAMAGED, MISSING, Code, Error
+from ..core.files import open_regular, read_buffer, read_regular, storage_errors
+from ..core.types import COMPUTED_WITH
+from ..core.types import WEIGHTS_FILE as WEIGHTS_FILE
 from .foreign import other_prefix, tool_of, without_wrappers
 from .lora_config import ALL_LINEAR, LoraConfig
 from .peft_config import CONFIG_FILE, MAX_CONFIG_BYTES, load_object, parse_config, shown
 
-WEIGHTS_FILE = "adapter_model.safetensors"
 CARD_FILE = "README.md"
 MAX_HEADER_BYTES = 1 << 20
 DTYPE_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
@@ -100,6 +104,66 @@ def check_folder(
     folder = Path(path)
     lora = parse_config(_read_config(folder, allow_hard_links), max_rank=max_rank)
     header, data_bytes = _read_header(folder, allow_hard_links)
+    return _check(lora, header, data_bytes, modules, base_fingerprint)
+
+
+def check_stored(
+    path: Path | str,
+    sha256: Mapping[str, str],
+    modules: Mapping[str, tuple[int, int]],
+    base_fingerprint: str | None = None,
+) -> AdapterConfig:
+    """``check_folder`` for a stored folder whose files must have these SHA-256. DATA_LOSS for those that have not."""
+    return check_files(read_stored(path, sha256), modules, base_fingerprint)
+
+
+def check_files(
+    files: Mapping[str, bytearray],
+    modules: Mapping[str, tuple[int, int]],
+    base_fingerprint: str | None = None,
+    *,
+    max_rank: int = 256,
+) -> AdapterConfig:
+    """``check_folder`` for the files that ``read_stored`` gave."""
+    lora = parse_config(bytes(files[CONFIG_FILE]), max_rank=max_rank)
+    weights = files[WEIGHTS_FILE]
+    # Only the head is copied.
+    header, data_bytes = _parse_header(io.BytesIO(weights[: 8 + MAX_HEADER_BYTES]), len(weights))
+    return _check(lora, header, data_bytes, modules, base_fingerprint)
+
+
+def read_stored(path: Path | str, sha256: Mapping[str, str]) -> dict[str, bytearray]:
+    """The files of a stored folder that are computed with, each read once and checked: what is given is what was read.
+
+    Raises DATA_LOSS for a file that is missing or has another SHA-256, UNAVAILABLE when it cannot be read just now.
+    """
+    return {name: _read_checked(Path(path) / name, sha256.get(name, "")) for name in COMPUTED_WITH}
+
+
+def _read_checked(path: Path, sha256: str) -> bytearray:
+    with storage_errors("cannot read the adapter"):
+        try:
+            data = read_buffer(path)
+        except (FileNotFoundError, NotADirectoryError):
+            raise Error(Code.DATA_LOSS, f"{path.name} is missing", reason=MISSING) from None
+        except Error as error:  # a link, a folder: nothing that was stored
+            raise Error(Code.DATA_LOSS, error.message, reason=DAMAGED) from error
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise
+            raise Error(Code.DATA_LOSS, f"{path.name} cannot be read: {error.strerror}", reason=DAMAGED) from error
+    if hashlib.sha256(data).hexdigest() != sha256:
+        raise Error(Code.DATA_LOSS, f"{path.name} does not hold the bytes that were stored", reason=DAMAGED)
+    return data
+
+
+def _check(
+    lora: LoraConfig,
+    header: dict[str, Any],
+    data_bytes: int,
+    modules: Mapping[str, tuple[int, int]],
+    base_fingerprint: str | None,
+) -> AdapterConfig:
     metadata = _metadata(header.pop("__metadata__", {}))
     _check_fingerprint(metadata, base_fingerprint)
     if not header:
@@ -145,15 +209,19 @@ def _read_header(folder: Path, allow_hard_links: bool) -> tuple[dict[str, Any], 
             reason="FILE_MISSING",
         ) from None
     with os.fdopen(fd, "rb") as file:
-        size = os.fstat(fd).st_size
-        if size < 8:
-            raise _bad(f"is too short ({size} bytes) to be a safetensors file")
-        length = int.from_bytes(file.read(8), "little")
-        if length > MAX_HEADER_BYTES:
-            raise _bad(f"is no safetensors file, or its header is larger than {MAX_HEADER_BYTES} bytes")
-        if length < 2 or 8 + length > size:
-            raise _bad("is cut off or damaged: its header does not fit its length")
-        data = file.read(length)
+        return _parse_header(file, os.fstat(fd).st_size)
+
+
+def _parse_header(file: BinaryIO, size: int) -> tuple[dict[str, Any], int]:
+    """The header of a safetensors file of ``size`` bytes, and the number of bytes after it."""
+    if size < 8:
+        raise _bad(f"is too short ({size} bytes) to be a safetensors file")
+    length = int.from_bytes(file.read(8), "little")
+    if length > MAX_HEADER_BYTES:
+        raise _bad(f"is no safetensors file, or its header is larger than {MAX_HEADER_BYTES} bytes")
+    if length < 2 or 8 + length > size:
+        raise _bad("is cut off or damaged: its header does not fit its length")
+    data = file.read(length)
     if data[:1] != b"{":
         raise _bad("is no safetensors file: its header is not a JSON object")
     return load_object(data, f"the header of {WEIGHTS_FILE}"), size - 8 - length

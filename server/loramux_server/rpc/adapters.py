@@ -63,7 +63,9 @@ class AdapterServicer(adapters_pb2_grpc.AdapterServiceServicer):
         download = await self._desk.open().adapters.download(request.adapter, calls.current().tenant)
         yield pb.DownloadAdapterResponse(
             header=pb.DownloadAdapterHeader(
-                version=version_to_proto(download.version), files=[file_to_proto(f) for f in download.files]
+                version=version_to_proto(download.version),
+                files=[file_to_proto(f) for f in download.files],
+                lost=download.lost,
             )
         )
         async for name, data in download.chunks:

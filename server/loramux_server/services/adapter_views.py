@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from functools import lru_cache
 
 from ..core.backend import EngineInfo
-from ..core.errors import Code, Error
+from ..core.errors import Code, Error, is_damage
 from ..lora.lora_config import LoraConfig
 from ..lora.peft_config import CONFIG_FILE, MAX_CONFIG_BYTES, parse_config, shown
 from ..store.records import AdapterRecord, VersionRecord
@@ -110,10 +111,15 @@ class AdapterViews:
         return config.base_name if config else ""
 
     def _read_config(self, digest: str) -> LoraConfig | None:
-        """The adapter's own settings; None if its files are gone: a list must still be shown then."""
+        """The adapter's own settings; None if they are damaged or gone: a list must still be shown then."""
         try:
             return parse_config(self._store.blobs.read(digest, CONFIG_FILE, MAX_CONFIG_BYTES), max_rank=MAX_RANK)
-        except (Error, OSError):
+        except Error as error:
+            if is_damage(error):
+                with suppress(Error):
+                    self._store.adapters.mark_damaged(digest, error.message)
+            return None
+        except OSError:
             return None
 
 

@@ -8,15 +8,17 @@ import os
 from collections.abc import AsyncIterator, Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import BinaryIO
 
 from ..core.backend import Backend, EngineInfo
 from ..core.encodings import without_mark
 from ..core.errors import Code, Error, invalid, invalid_field
-from ..core.files import open_regular, storage_errors
-from ..core.types import AdapterVersion
+from ..core.files import open_regular
+from ..core.types import COMPUTED_WITH, AdapterVersion
 from ..lora.peft_config import CONFIG_FILE, MAX_CONFIG_BYTES
 from ..lora.peft_schema import FINGERPRINT_KEY, AdapterConfig, check_folder
-from ..store.records import AdapterMeta, VersionRecord
+from ..store.blobs import damaged
+from ..store.records import AdapterMeta, VersionRecord, VersionState
 from ..store.refs import LATEST, check_name, check_new_name, parse_ref
 from ..store.store import Store
 from ..telemetry.logs import get_logger
@@ -109,11 +111,13 @@ class AdapterService:
         return version
 
     async def download(self, ref: str, tenant: str = "default") -> Download:
-        """The PEFT folder of a version, its files to be read from the answer's ``chunks``."""
+        """The PEFT folder of a version, its files to be read from the answer's ``chunks``.
+
+        Raises DATA_LOSS when weights or configuration are damaged; the version is quarantined then.
+        """
         record = await asyncio.to_thread(self._store.adapters.get_version, ref, tenant)
-        folder = await asyncio.to_thread(self._store.blobs.local_path, record.digest)
-        files = await asyncio.to_thread(_describe, folder)
-        return Download(await self._version(record), files, self._read_files(record.digest, folder, files))
+        located, files, lost = await asyncio.to_thread(self._checked_files, record)
+        return Download(await self._version(record), files, self._read_files(located, files), lost)
 
     async def delete(self, ref: str, tenant: str = "default") -> int:
         """Delete one version, or with a bare name all of them; gives the number of versions that are gone.
@@ -191,9 +195,10 @@ class AdapterService:
     def _pinned(self) -> tuple[AdapterVersion, ...]:
         """What is pinned and has its files."""
         found: tuple[AdapterVersion, ...] = ()
-        for record in self._store.adapters.pinned():
-            with suppress(Error):  # gone from the disk: the doctor tells
-                found = (*found, record.at(self._store.blobs.local_path(record.digest)))
+        usable = [r for r in self._store.adapters.pinned() if r.state is VersionState.READY]
+        for record in usable:
+            with suppress(Error):  # gone from the disk: it is quarantined, and the log says so
+                found = (*found, self._store.adapters.located(record))
         return found
 
     async def _keep_pinned(self) -> None:
@@ -225,14 +230,51 @@ class AdapterService:
         versions = record.versions if parsed.bare else tuple(v for v in record.versions if v.version == number)
         return self._views.adapter(record, tiers, versions=versions)
 
+    def _checked_files(self, record: VersionRecord) -> tuple[AdapterVersion, tuple[FileSpec, ...], tuple[str, ...]]:
+        """Where the files of a version are, those that are whole, and the names of those that are lost."""
+        blobs = self._store.blobs
+        version = self._store.adapters.located(record)
+        found = blobs.local_damage(record.digest)
+        if any(damage.name in COMPUTED_WITH for damage in found):
+            self._store.adapters.check_damage([version])  # raises, unless there is a copy that is whole
+            found = blobs.local_damage(record.digest)
+        lost = {damage.name for damage in found if not damage.extra}
+        files = (FileSpec(e.name, e.size_bytes, e.digest) for e in blobs.entries(record.digest) if e.name not in lost)
+        return version, tuple(files), tuple(sorted(lost))
+
     async def _read_files(
-        self, digest: str, folder: Path, files: tuple[FileSpec, ...]
+        self, version: AdapterVersion, files: tuple[FileSpec, ...]
     ) -> AsyncIterator[tuple[str, bytes]]:
-        with self._store.blobs.holding([digest]):
+        with self._store.blobs.holding([version.digest]):
             for spec in files:
-                with os.fdopen(await asyncio.to_thread(open_regular, folder / spec.name), "rb") as file:
-                    while data := await asyncio.to_thread(file.read, CHUNK_BYTES):
-                        yield spec.name, data
+                async for data in self._read_checked(Path(version.path) / spec.name, spec.sha256):
+                    if data is None:
+                        await asyncio.to_thread(self._store.adapters.check_damage, [version])
+                        raise damaged(version.digest, f"{spec.name} changed while it was read; try again")
+                    yield spec.name, data
+
+    async def _read_checked(self, path: Path, sha256: str) -> AsyncIterator[bytes | None]:
+        """The pieces of a file; before the last one None, if all together are not what they must be."""
+        digest, held = hashlib.sha256(), b""
+
+        def read(file: BinaryIO) -> bytes:
+            data = file.read(CHUNK_BYTES)
+            digest.update(data)
+            return data
+
+        try:
+            with os.fdopen(await asyncio.to_thread(open_regular, path), "rb") as file:
+                while data := await asyncio.to_thread(read, file):
+                    if held:
+                        yield held
+                    held = data
+        except OSError:
+            yield None
+            return
+        if digest.hexdigest() != sha256:
+            yield None
+        elif held:
+            yield held
 
     async def _version(self, record: VersionRecord) -> AdapterVersionInfo:
         return await asyncio.to_thread(self._views.version, record, await self._tiers())
@@ -271,14 +313,3 @@ def _meta(config: AdapterConfig, metadata: dict[str, str], has_effect: bool) -> 
         metadata=metadata,
         without_effect=not has_effect,
     )
-
-
-def _describe(folder: Path) -> tuple[FileSpec, ...]:
-    with storage_errors("cannot read the adapter"):
-        return tuple(_describe_file(folder / name) for name in sorted(os.listdir(folder)))
-
-
-def _describe_file(path: Path) -> FileSpec:
-    with os.fdopen(open_regular(path), "rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-        return FileSpec(path.name, file.tell(), digest)

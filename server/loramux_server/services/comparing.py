@@ -50,7 +50,7 @@ def prompted(
     (``compare_prompt``) when the context cannot be put before them, or leaves no room for the expected answer.
     """
     lines = {held_out[question.row].line for question in asked}
-    data = store.blobs.local_path(digest).read_bytes()
+    data = store.datasets.read(digest)
     # The file was found to be good before.
     rows = parse_dataset(data, Problems("validation"), DatasetLimits(len(data), len(data)), watch)
     wanted = {row.line: row.content for row in rows if row.line in lines}

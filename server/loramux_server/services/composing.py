@@ -16,6 +16,7 @@ from ..lora.peft_schema import CARD_FILE, AdapterConfig, check_folder
 from ..store.records import AdapterMeta, Composition, VersionRecord
 from ..store.refs import check_new_name
 from ..store.store import Store
+from .checked_backend import retried, stacked
 from .cleanup import temporary_folder
 from .composed_card import render_composed_card
 from .composer import Composer
@@ -58,7 +59,7 @@ class ComposeService:
 
     async def _publish(self, request: ComposeRequest, stack: Stack, folder: Path) -> VersionRecord:
         command = self._command(request, active(stack), folder)
-        result = await self._run(command)
+        result = await retried(self._store.adapters, stacked(command.stack), lambda: self._run(command))
         reach("compose.written")
         config = await asyncio.to_thread(self._check, folder)
         composed = Composition(

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
 from ..core.backend import EngineInfo
-from ..core.errors import FieldViolation, invalid
+from ..core.errors import Error, FieldViolation, invalid, is_damage
 from ..core.jobs import TrainSpec
-from ..lora.peft_schema import AdapterConfig, check_folder
+from ..core.types import AdapterVersion
+from ..lora.peft_schema import AdapterConfig, check_stored
 from ..store.store import Store
 from ..training.dataset import holds_pairs
 from .job_validation import selected_modules
@@ -42,8 +44,7 @@ def settled(request: CreateJobRequest, info: EngineInfo, store: Store) -> Create
     Raises NOT_FOUND for data and versions that are not there, INVALID_ARGUMENT for settings that do not fit them.
     """
     record = store.datasets.get(request.dataset_id, request.tenant)
-    with store.blobs.local_path(record.digest).open("rb") as file:
-        pairs = holds_pairs(file)
+    pairs = holds_pairs(io.BytesIO(store.datasets.read(record.digest)))
     spec = request.spec if request.gave("method") else replace(request.spec, method="dpo" if pairs else "sft")
     if violations := [*_method_violations(replace(request, spec=spec), pairs)]:
         raise invalid(violations)
@@ -54,12 +55,23 @@ def settled(request: CreateJobRequest, info: EngineInfo, store: Store) -> Create
     if not request.init_from:
         return replace(request, spec=spec)
     version = store.adapters.resolve(request.init_from, request.tenant)
-    config = check_folder(version.path, info.linear_modules, info.base_fingerprint, allow_hard_links=True)
+    config = _config_of(version, info, store)
     taken: dict[str, Any] = {n: getattr(config.lora, n) for n in LIKE_THE_VERSION if not request.gave(n)}
     spec = replace(spec, **taken)
     if violations := _misfits(version.ref, spec, config, info):
         raise invalid(violations)
     return replace(request, spec=spec, init_from=version.ref)
+
+
+def _config_of(version: AdapterVersion, info: EngineInfo, store: Store) -> AdapterConfig:
+    """The settings of a stored version. Raises DATA_LOSS when its files are damaged; it is quarantined then."""
+    try:
+        return check_stored(version.path, version.sha256, info.linear_modules, info.base_fingerprint)
+    except Error as error:
+        if not is_damage(error):
+            raise
+        store.adapters.check_damage([version])  # raises, unless there is a copy that is whole
+        return check_stored(version.path, version.sha256, info.linear_modules, info.base_fingerprint)
 
 
 def with_replay(spec: TrainSpec, gave: Callable[[str], bool], store: Store, tenant: str) -> TrainSpec:

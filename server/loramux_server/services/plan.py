@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..core.backend import EngineInfo
-from ..core.errors import invalid_field
+from ..core.errors import Error, invalid_field, is_damage
 from ..core.jobs import TrainCommand, TrainRow, TrainSpec
 from ..core.notes import Note
 from ..core.types import BASE, Stack, StackItem
@@ -179,18 +179,30 @@ def check_data(
 ) -> tuple[Dataset, Problems, str]:
     """The good rows of a stored dataset, what is wrong with the others, and the dataset's digest; blocking.
 
-    Raises NOT_FOUND for the dataset, INVALID_ARGUMENT for one that is refused as a whole.
+    Raises NOT_FOUND for the dataset, DATA_LOSS for one that is damaged, INVALID_ARGUMENT for one that is refused as a
+    whole.
     """
     record = store.datasets.get(dataset_id, tenant)
-    found, problems = read_rows(
-        store.blobs.local_path(record.digest),
-        text,
-        min(spec.max_length or info.max_context, limits.max_row_tokens),
-        field,
-        DatasetLimits(limits.max_dataset_bytes, limits.max_dataset_rows),
-        watch,
-        held_out=held_out,
-    )
+
+    def read() -> tuple[Dataset, Problems]:
+        return read_rows(
+            store.blobs.local_path(record.digest),
+            text,
+            min(spec.max_length or info.max_context, limits.max_row_tokens),
+            field,
+            DatasetLimits(limits.max_dataset_bytes, limits.max_dataset_rows),
+            watch,
+            held_out=held_out,
+            sha256=record.digest,
+        )
+
+    try:
+        found, problems = read()
+    except Error as error:
+        if not is_damage(error):
+            raise
+        store.datasets.read(record.digest)  # says so, unless only a local copy was damaged
+        found, problems = read()
     _check_row_stacks(found.examples, problems)
     return found, problems, record.digest
 

@@ -25,5 +25,6 @@ async def publish(backend: Backend, store: Store, name: str, folder: Path, rank:
         blob = await to_the_end(asyncio.to_thread(store.blobs.put_folder, folder))
         with store.blobs.holding([blob.digest]):
             path = await asyncio.to_thread(store.blobs.local_path, blob.digest)
-            await backend.load(AdapterVersion(name, 0, blob.digest, rank, str(path)))
+            sha256 = await asyncio.to_thread(store.adapters.sha256, blob.digest)
+            await backend.load(AdapterVersion(name, 0, blob.digest, rank, str(path), sha256))
             return await to_the_end(asyncio.to_thread(commit))

@@ -5,6 +5,7 @@ A process, because Python computes in one thread at a time: minutes of checks wo
 
 from __future__ import annotations
 
+import hashlib
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ import msgspec
 
 from ..core.errors import Code, Error, FieldViolation
 from ..core.watch import Watch
+from ..store.blobs import damaged
 from ..telemetry.logs import get_logger
 from ..text import TextTokenizer
 from ..training.dataset import Dataset, DatasetLimits, DatasetReport, Example, check_dataset
@@ -39,6 +41,8 @@ class Ask(msgspec.Struct):
     field: str
     limits: DatasetLimits
     held_out: bool
+    sha256: str = ""
+    """What the dataset must have, if it is stored."""
 
 
 class Rows(msgspec.Struct, tag=True):
@@ -68,6 +72,14 @@ class Refused(msgspec.Struct, tag=True):
 Frame = Rows | Found | Refused
 
 
+def read_whole(path: Path, sha256: str) -> bytes:
+    """All bytes of a file. DATA_LOSS unless they have a given SHA-256."""
+    data = path.read_bytes()
+    if sha256 and hashlib.sha256(data).hexdigest() != sha256:
+        raise damaged(sha256)
+    return data
+
+
 def read_rows(
     path: Path,
     text: TextTokenizer,
@@ -77,13 +89,20 @@ def read_rows(
     watch: Watch,
     *,
     held_out: bool = False,
+    sha256: str = "",
 ) -> tuple[Dataset, Problems]:
-    """As :func:`check_dataset`, of a file; blocking."""
+    """As :func:`check_dataset`, of a file; blocking. DATA_LOSS if the bytes that are read have another SHA-256."""
     if text.folder is None or path.stat().st_size <= LARGE:
         return check_dataset(
-            path.read_bytes(), text, max_length=max_length, field=field, limits=limits, watch=watch, held_out=held_out
+            read_whole(path, sha256),
+            text,
+            max_length=max_length,
+            field=field,
+            limits=limits,
+            watch=watch,
+            held_out=held_out,
         )
-    ask = msgspec.msgpack.encode(Ask(str(path), str(text.folder), max_length, field, limits, held_out))
+    ask = msgspec.msgpack.encode(Ask(str(path), str(text.folder), max_length, field, limits, held_out, sha256))
     with subprocess.Popen(
         [sys.executable, "-m", MODULE],
         stdin=subprocess.PIPE,

@@ -247,6 +247,7 @@ class JobRunner:
             build_command(job, data, stacks, row_stacks, self._info, output),
             checkpoint_dir=str(place),
             checkpoint_seconds=self._checkpoint_seconds,
+            stored=await asyncio.to_thread(self._store.jobs.stored, job.id),
             init=await asyncio.to_thread(self._store.adapters.resolve, request.init_from, tenant, donors)
             if request.init_from
             else None,

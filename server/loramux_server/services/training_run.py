@@ -63,7 +63,8 @@ class TrainingRun:
         self._state = JobState.RUNNING
         self.begun = False
         """Whether the engine has taken the command up."""
-        self._metrics: dict[str, float] = {}
+        # An earlier attempt told what is not told again.
+        self._metrics: dict[str, float] = dict(job.metrics)
         self._answers: tuple[JudgedRow, ...] = ()
         self._steps = self._total = 0
 

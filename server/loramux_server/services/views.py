@@ -177,7 +177,9 @@ class Download:
     version: AdapterVersionInfo
     files: tuple[FileSpec, ...]
     chunks: AsyncIterator[tuple[str, bytes]]
-    """(file name, next bytes of it), at most 1 MiB each."""
+    """(file name, next bytes of it), at most 1 MiB each. DATA_LOSS before the last of a file that is damaged."""
+    lost: tuple[str, ...] = ()
+    """Files that the store has lost; nothing is computed with them."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from sqlalchemy import Connection, Row
 
 from .blobs import Blob
 from .records import (
+    DAMAGED,
     SHARED,
     AdapterMeta,
     VersionRecord,
@@ -165,6 +166,31 @@ def insert_version(connection: Connection, adapter: int, blob: Blob, meta: Adapt
 def update_version(connection: Connection, adapter: int, number: int, **values: Any) -> None:
     """Change columns of one version."""
     connection.execute(v.update().where(v.c.adapter_id == adapter, v.c.version == number).values(**values))
+
+
+def mark_damaged(connection: Connection, digest: str, words: str) -> list[str]:
+    """Quarantine every usable version with this content; gives them as ``name@version``."""
+    which = sa.and_(v.c.digest == digest, v.c.state == VersionState.READY.value)
+    query = sa.select(a.c.name, v.c.version).join(a, a.c.id == v.c.adapter_id).where(which).order_by(v.c.id)
+    refs = [f"{name}@{number}" for name, number in connection.execute(query).all()]
+    if refs:
+        values = {"state": VersionState.QUARANTINED.value, "reason": f"{DAMAGED}{words}"}
+        connection.execute(v.update().where(which).values(**values))
+    return refs
+
+
+def damage_of(connection: Connection, digest: str) -> str | None:
+    """Why a version with this content is quarantined as damaged, if one is."""
+    damaged = sa.func.substr(v.c.reason, 1, len(DAMAGED)) == DAMAGED
+    state = v.c.state == VersionState.QUARANTINED.value
+    return connection.scalar(sa.select(v.c.reason).where(v.c.digest == digest, state, damaged).limit(1))
+
+
+def heal(connection: Connection, digest: str) -> None:
+    """Make usable again what was quarantined because its files were damaged: they are whole now."""
+    damaged = sa.func.substr(v.c.reason, 1, len(DAMAGED)) == DAMAGED
+    which = sa.and_(v.c.digest == digest, v.c.state == VersionState.QUARANTINED.value, damaged)
+    connection.execute(v.update().where(which).values(state=VersionState.READY.value, reason=""))
 
 
 def put_alias(connection: Connection, adapter: int, alias: str, number: int) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
@@ -12,15 +13,18 @@ from typing import Any
 from sqlalchemy import Connection, Row
 from sqlalchemy.exc import IntegrityError
 
-from ..core.errors import Code, Error, adapter_not_found, invalid_field
-from ..core.types import AdapterVersion
+from ..core.errors import Code, Error, adapter_not_found, invalid_field, is_damage
+from ..core.types import COMPUTED_WITH, AdapterVersion
 from . import adapter_rows as rows
 from .blobs import Blob, BlobStore
+from .damage import DamageCount, Kind
 from .database import Database
 from .paging import check_page_size, make_token, read_token
-from .records import AdapterMeta, AdapterRecord, VersionRecord, VersionState
+from .records import DAMAGED, AdapterMeta, AdapterRecord, VersionRecord, VersionState
 from .refs import LATEST, Ref, check_alias, check_name, check_new_name, parse_ref
 from .usage import UsageLog
+
+log = logging.getLogger(__name__)
 
 Also = Callable[[Connection, VersionRecord], None]
 _NO_DONORS: Mapping[str, str] = MappingProxyType({})
@@ -34,9 +38,16 @@ class AdapterRegistry:
     NOT_FOUND for what the tenant cannot see.
     """
 
-    def __init__(self, database: Database, blobs: BlobStore, now: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        database: Database,
+        blobs: BlobStore,
+        now: Callable[[], float] = time.time,
+        damage: DamageCount | None = None,
+    ) -> None:
         self._db, self._blobs, self._now = database, blobs, now
         self._usage = UsageLog(database, now)
+        self._damage = damage or DamageCount()
 
     def publish(
         self,
@@ -79,19 +90,60 @@ class AdapterRegistry:
 
         ``donors`` (version -> digest) are those of a job, found even if they are deleted by now. Raises
         FAILED_PRECONDITION for a quarantined version or a name without a promoted one, DATA_LOSS when the files are
-        gone.
+        damaged or gone.
         """
         parsed = [(ref, parse_ref(ref)) for ref in refs]
         with self._db.read() as connection:
             found = [self._donor(connection, ref, one, tenant, donors) for ref, one in parsed]
         for record in found:
+            if record.damaged:
+                raise _lost(record.ref, record.reason)
             if record.state is VersionState.QUARANTINED:
                 raise Error(
                     Code.FAILED_PRECONDITION,
                     f"adapter {record.ref} is {record.state.value}: {record.reason}",
                     reason="ADAPTER_NOT_READY",
                 )
-        return tuple(record.at(self._blobs.local_path(record.digest)) for record in found)
+        return tuple(self.located(record) for record in found)
+
+    def located(self, record: VersionRecord) -> AdapterVersion:
+        """A version with its files. DATA_LOSS when these are gone; the version is quarantined then."""
+        try:
+            return record.at(self._blobs.local_path(record.digest), self.sha256(record.digest))
+        except Error as error:
+            if not is_damage(error):
+                raise
+            self.mark_damaged(record.digest, error.message)
+            raise _lost(record.ref, f"{DAMAGED}{error.message}") from error
+
+    def sha256(self, digest: str) -> dict[str, str]:
+        """Name -> SHA-256 of the files of a stored folder that are computed with. DATA_LOSS if that is lost."""
+        return {e.name: e.digest for e in self._blobs.entries(digest) if e.name in COMPUTED_WITH}
+
+    def mark_damaged(self, digest: str, words: str) -> None:
+        """Quarantine every version with this content, whose files were found to be as ``words`` say."""
+        with self._db.write("quarantine") as connection:
+            refs = rows.mark_damaged(connection, digest, words)
+        if refs:
+            log.error("quarantined %s: %s", ", ".join(refs), words)
+            self._damage.found(Kind.ADAPTER)
+
+    def check_damage(self, versions: Iterable[AdapterVersion]) -> None:
+        """Look at the files of versions one of which was found damaged by a reader.
+
+        Returns if all are whole (by now: a local copy was made anew). What is not is quarantined, and told by
+        DATA_LOSS. Reads whole files: call it off the event loop.
+        """
+        for version in versions:
+            if not version.sha256:
+                continue
+            with self._db.read() as connection:
+                marked = rows.damage_of(connection, version.digest)
+            if marked is None and (found := self._blobs.recheck(version.digest, COMPUTED_WITH)):
+                marked = f"{DAMAGED}{'; '.join(map(str, found))}"
+                self.mark_damaged(version.digest, marked.removeprefix(DAMAGED))
+            if marked is not None:
+                raise _lost(version.ref, marked)
 
     def get_version(self, ref: str, tenant: str) -> VersionRecord:
         """The record that a reference means, whatever its state."""
@@ -222,6 +274,7 @@ class AdapterRegistry:
         adapter_id = rows.adapter_id(connection, name, owner, now)
         before = rows.aliased(connection, adapter_id, LATEST)
         same = rows.version_with_digest(connection, adapter_id, blob.digest)
+        rows.heal(connection, blob.digest)  # the files have just been stored again
         if same is None:
             version = rows.insert_version(connection, adapter_id, blob, meta, now)
         else:
@@ -295,3 +348,12 @@ def _previous(aliases: Sequence[Row[Any]], versions: Sequence[Row[Any]]) -> int:
     """The version that the bare name meant before, if it is not deleted; 0: none."""
     found = next((row.previous for row in aliases if row.alias == LATEST), None)
     return int(found) if found and any(row.version == found for row in versions) else 0
+
+
+def _lost(ref: str, reason: str) -> Error:
+    return Error(
+        Code.DATA_LOSS,
+        f"adapter {ref} is quarantined, {reason}. Use or promote another version of {ref.partition('@')[0]!r}, or "
+        "upload the same folder again, which heals it",
+        reason="ADAPTER_NOT_READY",
+    )

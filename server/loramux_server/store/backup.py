@@ -76,7 +76,7 @@ def backup(
         (folder / "blobs").mkdir()
         (folder / "tmp").mkdir()
         if source_of is None:
-            blobs: BlobStore = LocalBlobs(state_dir / "blobs", folder / "tmp")
+            blobs: BlobStore = LocalBlobs(state_dir / "blobs", folder / "tmp", look_only=True)
         else:
             with closing(Database.inspect(source)) as database:
                 blobs = source_of(database.identity, folder / "tmp")
@@ -123,7 +123,7 @@ def verify(folder: Path) -> tuple[Manifest, list[Finding]]:
     if _sha256(folder / DATABASE) != manifest.database_sha256:
         raise Error(Code.DATA_LOSS, f"{DATABASE} is not the file that was backed up", reason="BACKUP_DAMAGED")
     with closing(Database.inspect(folder / DATABASE)) as database:
-        found = examine(database, LocalBlobs(folder / "blobs", folder / "blobs"))
+        found = examine(database, LocalBlobs(folder / "blobs", folder / "blobs", look_only=True))
     return manifest, found
 
 
@@ -159,7 +159,7 @@ def restore(
             )
         with closing(Database.inspect(folder / DATABASE)) as database:
             target = target_of(state, database.identity)
-        source = LocalBlobs(folder / "blobs", state.tmp)
+        source = LocalBlobs(folder / "blobs", state.tmp, look_only=True)
         sizes: dict[str, int] = {}
         if missing := _copy_blobs(source, target, frozenset(manifest.blobs), sizes, progress):
             raise Error(Code.DATA_LOSS, f"the files of {missing} changed while they were read", reason="BACKUP_DAMAGED")

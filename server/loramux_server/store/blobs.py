@@ -21,7 +21,7 @@ from threading import Condition, Lock
 from ..core import errors
 from ..core.errors import Code, Error, is_damage
 from ..core.files import read_regular, storage_errors
-from .blob_files import Damage, FileEntry
+from .blob_files import Damage, FileEntry, find_damage
 
 MARK = "loramux-store"
 """File at a place of blobs that names the store which they belong to: see :mod:`.blob_places`."""
@@ -112,13 +112,17 @@ class BlobStore(ABC):
 
     @abstractmethod
     def damage(self, digest: str, only: Collection[str] | None = None) -> list[Damage]:
-        """What is wrong with a blob where it is stored, all of it read; of a folder only the files in ``only``, if given.
+        """What is wrong with a blob where it is stored, all of it read. DATA_LOSS if all of it is gone.
 
-        DATA_LOSS if all of it is gone.
+        ``only`` names the files of a folder that are looked at.
         """
 
+    def local_damage(self, digest: str) -> list[Damage]:
+        """What is wrong with the folder at ``local_path``, all of it read. DATA_LOSS if it is gone."""
+        return find_damage(self.local_path(digest), digest, self.entries(digest))
+
     def recheck(self, digest: str, only: Collection[str]) -> list[Damage]:
-        """Look again at a folder in which a reader found damage; empty: by now its files are whole at ``local_path``."""
+        """Look again at a folder in which a reader found damage; empty: its files are whole by now."""
         try:
             return self.damage(digest, only)
         except Error as error:

@@ -10,8 +10,9 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy import Connection, Row
 
-from ..core.errors import Code, Error
+from ..core.errors import MISSING, Code, Error, is_damage
 from .blobs import BlobStore
+from .damage import DamageCount, Kind
 from .database import Database
 from .records import DatasetRecord
 from .schema import datasets as d
@@ -20,8 +21,15 @@ from .schema import datasets as d
 class DatasetTable:
     """Datasets of all tenants. Thread-safe. Another tenant's dataset is NOT_FOUND."""
 
-    def __init__(self, database: Database, blobs: BlobStore, now: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        database: Database,
+        blobs: BlobStore,
+        now: Callable[[], float] = time.time,
+        damage: DamageCount | None = None,
+    ) -> None:
         self._db, self._blobs, self._now = database, blobs, now
+        self._damage = damage or DamageCount()
 
     def put(
         self, source: Path, owner: str, *, filename: str = "", format: str = "jsonl", rows: int | None = None
@@ -69,8 +77,26 @@ class DatasetTable:
         return _record(found)
 
     def path(self, dataset_id: str, tenant: str) -> Path:
-        """The file of a dataset, for reading."""
+        """Where the file of a dataset is, unchecked."""
         return self._blobs.local_path(self.get(dataset_id, tenant).digest)
+
+    def read(self, digest: str) -> bytes:
+        """The bytes of a stored dataset, checked against its digest; blocking.
+
+        Raises DATA_LOSS when they are gone or not what was stored.
+        """
+        try:
+            return self._blobs.read_file(digest)
+        except Error as error:
+            if not is_damage(error):
+                raise
+            self._damage.found(Kind.DATASET)
+            what = "missing from the store" if error.reason == MISSING else "damaged: it does not hold what was stored"
+            raise Error(
+                Code.DATA_LOSS,
+                f"the file of dataset ds-{digest[:16]} is {what}; upload the same file again, which heals it",
+                reason=error.reason,
+            ) from error
 
     def set_rows(self, dataset_id: str, tenant: str, rows: int) -> None:
         """Note how many rows a dataset has, once somebody counted."""

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import partial
 
 import sqlalchemy as sa
 from sqlalchemy import Connection
 
 from ..core.errors import Error
 from ..core.jobs import JobState
+from ..core.types import COMPUTED_WITH
 from . import adapter_rows, job_rows
+from .blob_files import Damage
 from .blobs import BlobStore
 from .database import Database
-from .records import VersionState
+from .records import DAMAGED, VersionState
 from .refs import check_alias, check_name
 from .schema import adapter_versions as v
 from .schema import adapters as a
@@ -37,6 +40,9 @@ class Check(StrEnum):
     JOB = "job"
     EVENTS = "events"
     ORPHAN = "orphan"
+    STRAY = "stray"
+    BASE = "base"
+    CHECKPOINT = "checkpoint"
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +53,8 @@ class Finding:
     subject: str
     detail: str
     remedy: str = ""
-    mend: sa.UpdateBase | None = field(default=None, compare=False, repr=False)
-    """The statement that repairs it, if it is one of the database."""
+    mend: Callable[[Connection], object] | None = field(default=None, compare=False, repr=False)
+    """What repairs it in the database, if that is where it is repaired."""
 
 
 def examine(database: Database, blobs: BlobStore, *, orphans: bool = True) -> list[Finding]:
@@ -66,6 +72,7 @@ def examine(database: Database, blobs: BlobStore, *, orphans: bool = True) -> li
             *_check_jobs(connection),
             *_check_donors(connection, blobs),
             *_check_events(connection),
+            *(Finding(Check.STRAY, path, "is no part of the store", "remove it") for path in blobs.strays()),
         ]
         if orphans:
             found += _check_orphans(connection, blobs)
@@ -77,7 +84,10 @@ def repair(database: Database, blobs: BlobStore, found: list[Finding]) -> None:
     with database.write("repair") as connection:
         for finding in found:
             if finding.mend is not None:
-                connection.execute(finding.mend)
+                finding.mend(connection)
+    for finding in found:
+        if finding.check is Check.STRAY:
+            blobs.remove_stray(finding.subject)
     if any(finding.check is Check.ORPHAN for finding in found):
         blobs.collect_orphans(lambda: referenced_digests(database))
 
@@ -112,7 +122,7 @@ def _check_names(connection: Connection) -> Iterator[Finding]:
 
 
 def _check_versions(connection: Connection, blobs: BlobStore) -> Iterator[Finding]:
-    sound: dict[str, str] = {}  # digest -> what is wrong with it
+    found: dict[str, list[Damage]] = {}  # digest -> what is wrong with it
     rows = sa.select(v, a.c.name).join(a, a.c.id == v.c.adapter_id).order_by(v.c.id)
     for row in connection.execute(rows).all():
         ref = f"{row.name}@{row.version}"
@@ -126,37 +136,54 @@ def _check_versions(connection: Connection, blobs: BlobStore) -> Iterator[Findin
                     ref,
                     "is deleted and pinned",
                     "unpin it",
-                    v.update().where(v.c.id == row.id).values(pinned=False),
+                    _run(v.update().where(v.c.id == row.id).values(pinned=False)),
                 )
             continue
-        if row.state != VersionState.READY:
+        damaged = row.state == VersionState.QUARANTINED and row.reason.startswith(DAMAGED)
+        if row.state != VersionState.READY and not damaged:
             continue
-        if row.digest not in sound:
-            sound[row.digest] = _trouble(blobs, row.digest)
-        if trouble := sound[row.digest]:
+        if row.digest not in found:
+            found[row.digest] = _damage(blobs, row.digest)
+        harm = [damage for damage in found[row.digest] if damage.name in ("", *COMPUTED_WITH)]
+        if damaged and not harm:
+            words = "is quarantined as damaged, and its files are whole"
+            mend = partial(adapter_rows.heal, digest=row.digest)
+            yield Finding(Check.FILES, ref, words, "make it usable again", mend)
+        elif harm and not damaged:
             yield Finding(
                 Check.FILES,
                 ref,
-                trouble,
+                words := "; ".join(map(str, harm)),
                 "quarantine the version; publishing the same content again brings it back",
-                v.update().where(v.c.id == row.id).values(state=VersionState.QUARANTINED.value, reason=trouble),
+                partial(adapter_rows.mark_damaged, digest=row.digest, words=words),
             )
-        elif (size := blobs.size(row.digest)) != row.size_bytes:
+        elif not harm and (size := blobs.size(row.digest)) != row.size_bytes:
             yield Finding(
                 Check.SIZE,
                 ref,
                 f"takes {size} bytes, its row says {row.size_bytes}",
                 "correct the row",
-                v.update().where(v.c.id == row.id).values(size_bytes=size),
+                _run(v.update().where(v.c.id == row.id).values(size_bytes=size)),
             )
+        for damage in found[row.digest]:
+            if damage not in harm and not damage.extra:  # these are strays
+                words = f"{damage}; nothing is computed with it, and publishing the same folder again brings it back"
+                yield Finding(Check.FILES, ref, words)
+
+
+def _damage(blobs: BlobStore, digest: str) -> list[Damage]:
+    try:
+        return blobs.damage(digest)
+    except Error as error:
+        return [Damage("", error.message)]
 
 
 def _trouble(blobs: BlobStore, digest: str) -> str:
-    try:
-        blobs.verify(digest)
-    except Error as error:
-        return error.message
-    return ""
+    return "; ".join(str(damage) for damage in _damage(blobs, digest))
+
+
+def _run(statement: sa.UpdateBase) -> Callable[[Connection], object]:
+    return lambda connection: connection.execute(statement)
 
 
 def _check_aliases(connection: Connection) -> Iterator[Finding]:
@@ -177,7 +204,7 @@ def _check_aliases(connection: Connection) -> Iterator[Finding]:
                 subject,
                 f"means version {row.version}, which is {row.state or 'nowhere'}",
                 "remove the alias",
-                al.delete().where(al.c.adapter_id == row.adapter_id, al.c.alias == row.alias),
+                _run(al.delete().where(al.c.adapter_id == row.adapter_id, al.c.alias == row.alias)),
             )
 
 
@@ -189,7 +216,7 @@ def _check_datasets(connection: Connection, blobs: BlobStore) -> Iterator[Findin
                 row.id,
                 trouble,
                 "forget the dataset; upload it again",
-                d.delete().where(d.c.seq == row.seq),
+                _run(d.delete().where(d.c.seq == row.seq)),
             )
 
 

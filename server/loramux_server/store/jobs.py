@@ -12,7 +12,7 @@ from sqlalchemy import Connection, Row
 
 from ..core.errors import Code, Error
 from ..core.failpoints import reach
-from ..core.jobs import JobState, JudgedRow, TrainEvent, TrainEventType, check_move
+from ..core.jobs import JobState, JudgedRow, Stored, TrainEvent, TrainEventType, check_move
 from . import job_rows as rows
 from .database import Database
 from .events import EventLog
@@ -191,6 +191,15 @@ class JobTable:
         with self._db.read() as connection:
             row = _need(connection, job_id, tenant)
             return self._log.read(connection, row.seq, job_id, after, limit)
+
+    def stored(self, job_id: str) -> Stored:
+        """How far the stored events of a job tell of its steps and evaluations."""
+        self._log.flush()
+        with self._db.read() as connection:
+            row = _need(connection, job_id, None)
+            step = self._log.latest(connection, row.seq, job_id, TrainEventType.STEP)
+            evaluation = self._log.latest(connection, row.seq, job_id, TrainEventType.EVALUATION)
+        return Stored(step.step if step else 0, evaluation.step if evaluation else 0)
 
     def last_sequence(self, job_id: str) -> int:
         """The number of a job's latest event that is written; 0 for a job that is not there."""

@@ -14,7 +14,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Lock
 
-from ..core.errors import Error
 from ..core.failpoints import reach
 from ..core.files import read_regular, storage_errors, sync_folder, write_durable
 from .blob_files import (
@@ -88,7 +87,8 @@ class LocalBlobs(BlobStore):
                     yield place.name
 
     def strays(self) -> list[str]:
-        found = [p for p in self._root.iterdir() if p.name not in (*KINDS, MANIFESTS, *OTHERS) and not p.name.startswith("tmp-")]
+        here = (*KINDS, MANIFESTS, *OTHERS)
+        found = [p for p in self._root.iterdir() if p.name not in here and not p.name.startswith("tmp-")]
         for kind in (*KINDS, MANIFESTS):
             for shard in self._root.glob(f"{kind}/*"):
                 if not shard.is_dir() or not is_digest(shard.name * 32):
@@ -98,6 +98,8 @@ class LocalBlobs(BlobStore):
                     placed = _is_place(path) and path.is_dir() is (kind == "folders")
                     if not placed or (kind == MANIFESTS and not self._place("folders", path.name).exists()):
                         found.append(path)
+                    elif kind == "folders" and (entries := self._listed(path.name)) is not None:
+                        found += [path / name for name in set(os.listdir(path)) - {e.name for e in entries}]
         return sorted(str(path.relative_to(self._root)) for path in found)
 
     def remove_stray(self, path: str) -> None:

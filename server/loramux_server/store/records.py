@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -14,6 +15,10 @@ from .refs import LATEST
 
 SHARED = ""
 """Owner of the adapters that every tenant may use."""
+
+
+DAMAGED = "damaged: "
+"""How the reason of a version begins that is quarantined because its files are damaged or gone."""
 
 
 class VersionState(StrEnum):
@@ -94,9 +99,14 @@ class VersionRecord:
         """``name@version``."""
         return f"{self.name}@{self.version}"
 
-    def at(self, path: Path) -> AdapterVersion:
-        """The version as the engine takes it, its files at ``path``."""
-        return AdapterVersion(self.name, self.version, self.digest, self.meta.rank, str(path))
+    @property
+    def damaged(self) -> bool:
+        """Whether it is quarantined because its files are damaged or gone."""
+        return self.state is VersionState.QUARANTINED and self.reason.startswith(DAMAGED)
+
+    def at(self, path: Path, sha256: Mapping[str, str]) -> AdapterVersion:
+        """The version as the engine takes it: its files at ``path``, and what these must be by name."""
+        return AdapterVersion(self.name, self.version, self.digest, self.meta.rank, str(path), dict(sha256))
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from ..core.jobs import JobState
 from .adapters import AdapterRegistry
 from .blob_places import CACHE_BYTES, open_blobs
 from .blobs import BlobStore
+from .damage import DamageCount
 from .database import Database, sqlite_url
 from .datasets import DatasetTable
 from .jobs import REPLACED, JobTable
@@ -33,8 +34,9 @@ class Store:
         self.state = state
         self.database = database
         self.blobs = blobs
-        self.adapters = AdapterRegistry(database, self.blobs, now)
-        self.datasets = DatasetTable(database, self.blobs, now)
+        self.damage = DamageCount()
+        self.adapters = AdapterRegistry(database, self.blobs, now, self.damage)
+        self.datasets = DatasetTable(database, self.blobs, now, self.damage)
         self.jobs = JobTable(database, now)
 
     @classmethod

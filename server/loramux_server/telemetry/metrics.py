@@ -26,6 +26,7 @@ FIRST_TOKEN = (
 )
 BETWEEN_TOKENS = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5, 5.0, 10.0)
 
+CORRUPT_KINDS = ("adapter", "dataset", "checkpoint", "base")
 MAX_TENANTS = 100
 MAX_STACKS = 500
 MAX_JOBS = 64
@@ -81,6 +82,14 @@ class Metrics:
         self.training_loss = Gauge(
             "loramux_training_loss", "Latest loss of each running job.", ["job"], registry=registry
         )
+        self.corrupt_objects = Counter(
+            "loramux_corrupt_objects_total",
+            "Stored content that was found damaged or gone when it was read: adapter, dataset, checkpoint, base.",
+            ["kind"],
+            registry=registry,
+        )
+        for kind in CORRUPT_KINDS:
+            self.corrupt_objects.labels(kind)
         self.build_info = Gauge(
             "loramux_build_info",
             "Always 1; the labels tell what runs here.",
@@ -132,6 +141,10 @@ class Metrics:
         self.requests.labels(method, code).inc()
         self.request_duration.labels(method).observe(seconds)
 
+    def corrupt_object(self, kind: str) -> None:
+        """Stored content was found damaged. May be called from any thread."""
+        self.corrupt_objects.labels(kind).inc()
+
     # The services' observer.
 
     def request_started(self, event: Started) -> None:
@@ -149,6 +162,8 @@ class Metrics:
             self.first_token.observe(event.time_to_first_token)
 
     def job_event(self, job_id: str, name: str, tenant: str, event: TrainEvent) -> None:
+        if event.type is TrainEventType.CHECKPOINT_LOST:
+            self.corrupt_object("checkpoint")
         if event.type is not TrainEventType.STEP:
             return
         self.training_steps.inc()

@@ -1,7 +1,9 @@
 """Checkpoints of a run: a folder of safetensors and JSON that is complete or not there.
 
 Only the two files of a checkpoint are ever opened, by their names; the data position is the step number, because the
-order of rows, the learning rate and dropout are functions of it.
+order of rows, the learning rate and dropout are functions of it. The record has the SHA-256 of the tensors and of
+itself, so nothing in a checkpoint is taken up that is not what was written. It also tells again what the run has
+reported: what was on its way to the job's events when the process was killed is not lost with it.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import safetensors
 from safetensors.torch import load as load_safetensors
@@ -28,7 +31,7 @@ from torch import Tensor
 from ..core.errors import Error
 from ..core.failpoints import reach
 from ..core.files import read_regular, storage_errors, sync_folder, write_durable
-from ..core.jobs import TrainCommand
+from ..core.jobs import TrainCommand, TrainEvent, TrainEventType
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +39,10 @@ TENSORS_FILE = "state.safetensors"
 RECORD_FILE = "state.json"
 KEPT = 2
 """A damaged newest checkpoint leaves the one before it."""
-FORMAT = 1
+FORMAT = 2
+MAX_RECORD_BYTES = 1 << 25
+MOST_TOLD = 10_000
+"""Most reports that a checkpoint tells again: many more than can be on their way."""
 ROWS_A_PIECE = 2000
 _PLACE = re.compile(r"step-[0-9]{8,}", re.ASCII)
 
@@ -48,6 +54,21 @@ class Snapshot:
     step: int
     tensors: dict[str, Tensor]
     figures: dict[str, float]
+    told: tuple[TrainEvent, ...] = ()
+    """The latest steps and evaluations that the run reported, oldest first."""
+
+
+@dataclass(frozen=True, slots=True)
+class PassedOver:
+    """A checkpoint that cannot be used. ``damaged``: its bytes are not those that were written."""
+
+    step: int
+    reason: str
+    damaged: bool
+
+
+class _Damaged(ValueError):
+    pass
 
 
 class Checkpoints:
@@ -64,16 +85,24 @@ class Checkpoints:
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._writing: Future[None] | None = None
         self._step, self._at = 0, clock()
+        self._useless: set[Path] = set()
+        self.passed_over: list[PassedOver] = []
+        """What ``latest`` could not use, newest first."""
 
     def latest(self) -> Snapshot | None:
-        """The newest complete checkpoint of this very run; damaged ones and those of other data are passed over."""
+        """The newest checkpoint of this very run that is whole; ``passed_over`` says why newer ones are not it."""
         if self._folder is None:
             return None
         for place in self._places():
             try:
                 snapshot = self._read(place)
             except (Error, OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
-                log.warning("checkpoint %s cannot be used: %s", place.name, error)
+                damaged = isinstance(error, _Damaged | OSError | Error)
+                words = (error.strerror if isinstance(error, OSError) else "") or str(error)
+                step = int(place.name.removeprefix("step-"))
+                self.passed_over.append(PassedOver(step, words, damaged))
+                log.warning("checkpoint %s is passed over: %s", place, words)
+                self._useless.add(place)
                 continue
             self._step = snapshot.step
             return snapshot
@@ -133,24 +162,34 @@ class Checkpoints:
         return sorted((p for p in self._folder.iterdir() if _PLACE.fullmatch(p.name)), reverse=True)
 
     def _read(self, place: Path) -> Snapshot:
-        record = json.loads(read_regular(place / RECORD_FILE, max_bytes=1 << 20))
-        if record["format"] != FORMAT or record["identity"] != self._identity:
+        record = _parsed(_read_file(place / RECORD_FILE, MAX_RECORD_BYTES))
+        if record["format"] not in (1, FORMAT):
+            raise ValueError(f"it has format {record['format']!r}, and this version reads up to {FORMAT}")
+        if record["format"] != 1 and _digest_of(record) != record["record_sha256"]:  # format 1 had none
+            raise _Damaged(f"{RECORD_FILE} does not hold what was written")
+        if record["identity"] != self._identity:
             raise ValueError("it belongs to other data, settings or another base")
-        data = read_regular(place / TENSORS_FILE)
+        data = _read_file(place / TENSORS_FILE)
         if hashlib.sha256(data).hexdigest() != record["sha256"]:
-            raise ValueError("its tensors are damaged")
+            raise _Damaged(f"{TENSORS_FILE} does not hold what was written")
         figures = {str(name): float(value) for name, value in record["figures"].items()}
-        return Snapshot(int(record["step"]), load_safetensors(data), figures)
+        told = (
+            TrainEvent(TrainEventType(k), step=s, total_steps=n, metrics=m) for k, s, n, m in record.get("told", ())
+        )
+        return Snapshot(int(record["step"]), load_safetensors(data), figures, tuple(told))
 
     def _write(self, folder: Path, snapshot: Snapshot) -> None:
         data = save_safetensors(snapshot.tensors)
-        record = {
+        told = [[e.type.value, e.step, e.total_steps, e.metrics] for e in snapshot.told[-MOST_TOLD:]]
+        record: dict[str, Any] = {
             "format": FORMAT,
             "identity": self._identity,
             "step": snapshot.step,
             "figures": snapshot.figures,
             "sha256": hashlib.sha256(data).hexdigest(),
+            "told": told,
         }
+        record["record_sha256"] = _digest_of(record)
         staged, place = folder / f"tmp-{uuid.uuid4().hex}", folder / f"step-{snapshot.step:08}"
         try:
             with storage_errors("cannot write a checkpoint"):
@@ -166,10 +205,35 @@ class Checkpoints:
         finally:
             shutil.rmtree(staged, ignore_errors=True)
         reach("checkpoint.renamed")
-        for old in self._places()[KEPT:]:
+        self._useless.discard(place)
+        useful = [place for place in self._places() if place not in self._useless]
+        for old in (*useful[KEPT:], *self._useless):
             shutil.rmtree(old, ignore_errors=True)
         for left in folder.glob("tmp-*"):  # of an attempt that was killed
             shutil.rmtree(left, ignore_errors=True)
+
+
+def _read_file(path: Path, max_bytes: int | None = None) -> bytes:
+    try:
+        return read_regular(path, max_bytes=max_bytes)
+    except FileNotFoundError:
+        raise _Damaged(f"{path.name} is missing") from None
+
+
+def _parsed(data: bytes) -> dict[str, Any]:
+    try:
+        found = json.loads(data)
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise _Damaged(f"{RECORD_FILE} does not hold what was written")
+    return found
+
+
+def _digest_of(record: dict[str, Any]) -> str:
+    """The digest of a record, but for the field that holds it."""
+    rest = {name: value for name, value in record.items() if name != "record_sha256"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 def identity(command: TrainCommand, base: str, held: int) -> Generator[int, None, str]:

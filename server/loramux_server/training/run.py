@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from ..core.host import host_available
 from ..core.jobs import TrainCommand, TrainRow
 from ..core.types import AdapterVersion
-from ..lora.bank import AdapterBank, HostAdapter
-from ..lora.peft_folder import read_folder
+from ..lora.bank import AdapterBank, HostAdapter, LoraPair
+from ..lora.peft_folder import naming, read_folder
 from ..lora.routing import Entries
 from ..lora.trainable import TrainableAdapter
 from ..model.resident import ResidentBase
@@ -158,8 +158,7 @@ def start(base: ResidentBase, command: TrainCommand, activation_memory: int | No
     )
     initial = None
     if command.init is not None:
-        _, pairs = read_folder(command.init.path, base.modules, base.fingerprint)
-        adapter.load(pairs)
+        adapter.load(_read(base, command.init))
         initial = adapter.frozen()
     touched = adapter.groups | {g for entries in stacks for slot, _ in entries for g in slot.groups}
     plan = LayerPlan(base, min((base.groups[g].layer or 0) for g in touched), activation_memory)
@@ -208,6 +207,11 @@ def _measured_apart(command: TrainCommand) -> AdapterVersion | None:
     return None if same else current
 
 
+def _read(base: ResidentBase, version: AdapterVersion, dtype: torch.dtype | None = None) -> dict[str, LoraPair]:
+    with naming(version):
+        return read_folder(version.path, base.modules, base.fingerprint, dtype=dtype, sha256=version.sha256)[1]
+
+
 def _frozen_stacks(base: ResidentBase, command: TrainCommand) -> Pieces[tuple[AdapterBank, list[Entries]]]:
     """Read the adapters underneath into a bank of the job's own, one a piece; returns it and the stacks' slots."""
     versions = {e.adapter.digest: e.adapter for stack in command.stacks for e in stack.entries}
@@ -215,8 +219,7 @@ def _frozen_stacks(base: ResidentBase, command: TrainCommand) -> Pieces[tuple[Ad
         versions[current.digest] = current
     bank = AdapterBank(base.groups, sum(v.rank for v in versions.values()), base.device, base.dtype)
     for version in versions.values():
-        _, pairs = read_folder(version.path, base.modules, base.fingerprint, dtype=base.dtype)
-        bank.put(HostAdapter(version.digest, pairs))
+        bank.put(HostAdapter(version.digest, _read(base, version, base.dtype)))
         yield bank.used_bytes
     stacks: list[Entries] = [
         tuple((bank.slot(e.adapter.digest), e.weight) for e in stack.entries if e.weight) for stack in command.stacks

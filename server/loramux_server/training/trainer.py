@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -19,11 +20,12 @@ from ..core.failpoints import reach
 from ..core.jobs import JobState, TrainCommand, TrainEvent, TrainEventType
 from ..lora.peft_folder import write_folder
 from ..model.resident import ResidentBase
-from .checkpoint import Checkpoints, identity
+from .checkpoint import Checkpoints, Snapshot, identity
 from .evaluate import evaluate, refer
 from .gradients import Batch
 from .pace import Pace
 from .run import Pieces, Run, start
+from .told import Told
 
 
 def train(
@@ -38,15 +40,26 @@ def train(
     run = yield from start(base, command, activation_memory)
     key = yield from identity(command, f"{base.fingerprint}/{base.dtype}", run.nbytes)
     checkpoints = Checkpoints(command, key)
-    run.resume(checkpoints.latest())
+    snapshot = checkpoints.latest()
+    run.resume(snapshot)
     first, total, started = run.step, run.order.total_steps, time.monotonic()
     words = f"training goes on after step {first}" if first else "training"
     report(TrainEvent(TrainEventType.STATE, words, JobState.RUNNING, first, total))
+    for lost in checkpoints.passed_over:
+        kind = TrainEventType.CHECKPOINT_LOST if lost.damaged else TrainEventType.MESSAGE
+        words = f"the checkpoint at step {lost.step} is passed over: {lost.reason}"
+        report(TrainEvent(kind, words, None, first, total))
+    # Steps that another run did, on other data, are told as they are done.
+    same_run = all(lost.damaged for lost in checkpoints.passed_over)
+    told = Told(report, command.stored if same_run else None, snapshot.told if snapshot else ())
 
     def worked() -> float:
         return run.seconds + time.monotonic() - started
 
-    with checkpoints.saved_at_the_end(lambda: run.snapshot(worked())):
+    def snapshot_now() -> Snapshot:
+        return replace(run.snapshot(worked()), told=told.events)
+
+    with checkpoints.saved_at_the_end(snapshot_now):
         while run.step < total and not run.stopped_early:
             batch = Batch(run)
             yield from refer(run, list(batch.rows.values()), [run.stacks[i] for i in batch.indices], pace)
@@ -73,16 +86,16 @@ def train(
                 "tokens_per_second": run.trained / worked(),
                 "eta_seconds": (time.monotonic() - started) / (run.step - first) * (total - run.step),
             }
-            report(TrainEvent(TrainEventType.STEP, step=run.step, total_steps=total, metrics=metrics))
+            told.report(TrainEvent(TrainEventType.STEP, step=run.step, total_steps=total, metrics=metrics))
             if command.validation and run.order.evaluates_after(run.step):
                 metrics = yield from evaluate(run, pace, only_new=True)
                 run.judge(metrics["eval_loss"])
-                report(TrainEvent(TrainEventType.EVALUATION, "", None, run.step, total, metrics))
+                told.report(TrainEvent(TrainEventType.EVALUATION, "", None, run.step, total, metrics))
             if checkpoints.due(run.step):
-                checkpoints.begin(run.snapshot(worked()))
+                checkpoints.begin(snapshot_now())
             if (saved := checkpoints.settled()) is not None:
                 report(TrainEvent(TrainEventType.CHECKPOINT, f"checkpoint at step {saved}", None, saved, total))
-        checkpoints.begin(run.snapshot(worked()))
+        checkpoints.begin(snapshot_now())
         report(TrainEvent(TrainEventType.STATE, "measuring", JobState.EVALUATING, run.step, total))
         if run.best is not None and run.best.step != run.step:
             run.take_best()

@@ -32,6 +32,7 @@ EVENT_TYPES: dict[TrainEventType, pb.JobEventType.ValueType] = {
     TrainEventType.EVALUATION: pb.JOB_EVENT_TYPE_EVALUATION,
     TrainEventType.MESSAGE: pb.JOB_EVENT_TYPE_MESSAGE,
     TrainEventType.CHECKPOINT: pb.JOB_EVENT_TYPE_CHECKPOINT,
+    TrainEventType.CHECKPOINT_LOST: pb.JOB_EVENT_TYPE_CHECKPOINT_LOST,
 }
 GATES: dict[pb.Gate.Kind.ValueType, str] = {
     pb.Gate.KIND_UNSPECIFIED: "",
