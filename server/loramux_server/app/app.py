@@ -24,6 +24,7 @@ from ..services.limits import Limits
 from ..services.runner import JobRunner
 from ..services.training import TrainingService
 from ..store.blob_places import CACHE_BYTES
+from ..store.damage import Kind
 from ..store.store import Store
 from ..telemetry.endpoint import MetricsEndpoint
 from ..telemetry.logs import get_logger
@@ -174,6 +175,8 @@ class App:
     async def _open_services(self, backend: Backend, store: Store, info: EngineInfo, text: TextTokenizer) -> None:
         limits, metrics = limits_from(self.settings.training), self._metrics
         store.damage.listener = metrics.corrupt_object
+        if info.base_damage:
+            store.damage.found(Kind.BASE)
         backend = CheckedBackend(backend, store.adapters)
         board = JobBoard(store, metrics)
         adapters = AdapterService(backend, store, info, limits)

@@ -16,7 +16,7 @@ from ..lora.bank import AdapterBank
 from ..lora.cache import HostCache
 from ..model.context_length import max_context
 from ..model.kv import KVPool
-from ..model.quantize import prepare_base
+from ..model.quantize import prepare
 from ..model.resident import Progress, ResidentBase
 from ..text.tokenizer import TextTokenizer
 from .adapters import AdapterDesk
@@ -48,7 +48,8 @@ def build_engine(
         torch.set_num_threads(settings.threads)
     if settings.state_dir:
         native.keep_in(Path(settings.state_dir))
-    folder = prepare_base(settings.model, Path(settings.state_dir), progress)
+    prepared = prepare(settings.model, Path(settings.state_dir), progress)
+    folder = prepared.folder
     progress("loading the base", None)
     base = ResidentBase.load(settings, folder)
     progress("setting up memory", None)
@@ -117,6 +118,7 @@ def build_engine(
         num_layers=shape.layers,
         linear_modules=dict(base.modules),
         tokenizer_path=str(folder),
+        base_damage=prepared.damage,
     )
     loop = EngineLoop(
         ModelRunner(base, kv, bank, graphs),

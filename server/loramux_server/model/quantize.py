@@ -9,20 +9,25 @@ from __future__ import annotations
 import errno
 import fcntl
 import json
+import logging
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..core.errors import Code, Error, invalid_field
 from . import bars, gguf, tokenizer_files
+from .base_files import FILES, describe, find_damage, is_linked
 from .fingerprint import fingerprint
-from .source import BLOCK, MARKER, SETTINGS, Source, find_cached, locate, read_marker
+from .source import BLOCK, MARKER, SETTINGS, Source, find_cached, locate, locate_again, read_marker, write_marker
 
 if TYPE_CHECKING:
     from torch import nn
     from transformers import BitsAndBytesConfig, PreTrainedModel
+
+log = logging.getLogger(__name__)
 
 Progress = Callable[[str, float | None], None]
 """Told what is being done and how far it is, 0 to 1 (None: unknown)."""
@@ -40,18 +45,41 @@ def prepare_base(model: str | None, state_dir: Path, progress: Progress = _silen
 
     Raises INVALID_ARGUMENT or NOT_FOUND on ``model``, RESOURCE_EXHAUSTED when the disk is full.
     """
+    return prepare(model, state_dir, progress).folder
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """An NF4 folder whose files are whole; ``damage`` says what was wrong with it before it was made anew."""
+
+    folder: Path
+    damage: str = ""
+
+
+def prepare(model: str | None, state_dir: Path, progress: Progress = _silent) -> Prepared:
+    """``prepare_base``, with what was found of an earlier copy.
+
+    Raises DATA_LOSS when that is damaged and what it was made from is not at hand.
+    """
     cache = state_dir / "base"
-    found = find_cached(model, cache, SETTINGS)
-    if found is not None:
-        return found
-    progress("looking for the base model", None)
-    source = locate(model)
-    target = cache / source.key(SETTINGS)
+    target = find_cached(model, cache, SETTINGS)
+    source = None
+    if target is None:
+        progress("looking for the base model", None)
+        source = locate(model)
+        target = cache / source.key(SETTINGS)
+    damage = ""
     if read_marker(target).get("settings") == SETTINGS:
-        return target
+        progress("checking the base", None)
+        damage = find_damage(target)
+        if not damage:
+            return Prepared(target)
+        source = _source_again(target, damage)
+        log.error("the NF4 copy in %s is damaged: %s. It is made again", target, damage)
+    assert source is not None
     progress(IMPORTING, None)
     try:
-        convert(source, target, progress)
+        convert(source, target, progress, bool(damage))
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
@@ -60,19 +88,40 @@ def prepare_base(model: str | None, state_dir: Path, progress: Progress = _silen
             f"the disk under {cache} is full; free space or choose another --state-dir",
             reason="DISK_FULL",
         ) from error
-    return target
+    return Prepared(target, damage)
 
 
-def convert(source: Source, target: Path, progress: Progress = _silent) -> None:
+def _source_again(target: Path, damage: str) -> Source:
+    """What a damaged copy was made from. Raises DATA_LOSS where it cannot be made again."""
+    made = read_marker(target)
+    if is_linked(target):
+        where = (made.get("source") or {}).get("path") or "the hub's cache"
+        hint = f"it is used as it is from {where}: bring these files back from where they came"
+    else:
+        try:
+            return locate_again(made)
+        except Error as error:
+            hint = f"it cannot be made again: {error.message}. Bring that back, or restore {target} from a copy"
+    raise Error(
+        Code.DATA_LOSS,
+        f"the base {made.get('name', target.name)} is damaged in {target}: {damage}; {hint}",
+        reason="BASE_DAMAGED",
+    )
+
+
+def convert(source: Source, target: Path, progress: Progress = _silent, damaged: bool = False) -> None:
     """Write the NF4 folder of ``source`` to ``target``: all of it or nothing, also when the power fails.
 
-    A second process that wants the same folder waits and then finds it made.
+    A second process that wants the same folder waits and then finds it made. One that is ``damaged`` is moved aside.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     with target.with_name(f".{target.name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if read_marker(target).get("settings") == SETTINGS:
+        before = read_marker(target)
+        if before.get("settings") == SETTINGS and not (damaged and find_damage(target)):
             return
+        if damaged:
+            _move_aside(target)
         draft = target.with_name(f".{target.name}.tmp")
         for remains in (draft, target):
             shutil.rmtree(remains, ignore_errors=True)
@@ -81,9 +130,18 @@ def convert(source: Source, target: Path, progress: Progress = _silent) -> None:
             _fill(draft, source, progress)
             os.rename(draft, target)
             _sync_folder(target.parent)
+            if damaged and read_marker(target).get("fingerprint") != before.get("fingerprint"):
+                log.warning("the copy that was made again differs: adapters trained on the old one are refused")
         finally:
             shutil.rmtree(draft, ignore_errors=True)
             gguf.forget()
+
+
+def _move_aside(target: Path) -> None:
+    """Keep a damaged copy under a name that no start looks at, in place of an earlier one."""
+    aside = target.with_name(f".{target.name}.damaged")
+    shutil.rmtree(aside, ignore_errors=True)
+    os.rename(target, aside)
 
 
 def _fill(draft: Path, source: Source, progress: Progress) -> None:
@@ -97,8 +155,9 @@ def _fill(draft: Path, source: Source, progress: Progress) -> None:
         "source": source.identity,
         "settings": SETTINGS,
         "notes": notes,
+        FILES: describe(draft),
     }
-    (draft / MARKER).write_text(json.dumps(made, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    write_marker(draft, made)
     _sync(draft)
 
 

@@ -29,7 +29,8 @@ MARKER = "loramux.json"
 BLOCK = 64
 SETTINGS: dict[str, Any] = {"format": 1, "type": "nf4", "block": BLOCK, "double": True}
 """All that decides what a conversion makes of given weights. ``format`` rises when the written folder changes."""
-
+SEAL = "sha256"
+"""Key of the marker: the digest of all else that it says."""
 _HUB_ID = re.compile(r"^(?P<id>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?$")
 
 
@@ -61,7 +62,7 @@ def find_cached(model: str | None, cache: Path, settings: dict[str, Any]) -> Pat
     if not _HUB_ID.match(wanted) or not cache.is_dir():
         return None
     found = []
-    for marker in cache.glob(f"*/{MARKER}"):
+    for marker in cache.glob(f"[!.]*/{MARKER}"):
         made = read_marker(marker.parent)
         asked = made.get("asked")
         if made.get("settings") == settings and (asked == wanted or (model is None and made.get("name") == wanted)):
@@ -84,7 +85,21 @@ def read_marker(folder: Path) -> dict[str, Any]:
         made = json.loads((folder / MARKER).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return made if isinstance(made, dict) else {}
+    if not isinstance(made, dict) or made.get(SEAL, _seal(made)) != _seal(made):  # older versions wrote no seal
+        return {}
+    return made
+
+
+def write_marker(folder: Path, made: dict[str, Any]) -> None:
+    """Write ``loramux.json``, in place of one that is there, with a digest of what it says. Not synced."""
+    staged = folder / f".{MARKER}.{os.getpid()}"
+    staged.write_text(json.dumps({**made, SEAL: _seal(made)}, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    staged.rename(folder / MARKER)
+
+
+def _seal(made: dict[str, Any]) -> str:
+    rest = {key: value for key, value in made.items() if key != SEAL}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 def locate(model: str | None) -> Source:
@@ -119,6 +134,24 @@ def _path(model: str) -> Path:
         return expand(model)
     except ValueError as error:
         raise invalid_field("model", str(error)) from None
+
+
+def locate_again(made: dict[str, Any]) -> Source:
+    """Find the very weights that a copy with this marker was made from. Raises as :func:`locate`, or NOT_FOUND."""
+    identity = made.get("source") or {}
+    kind, path = identity.get("kind"), Path(str(identity.get("path", "")))
+    source = None
+    if kind == "hub":
+        source = _from_hub(identity["repo"], identity["commit"], asked=identity.get("asked", ""))
+    elif kind == "wheel":
+        source = _wheel()
+    elif kind == "gguf" and path.is_file():
+        source = _gguf_file(path)
+    elif kind == "folder" and path.is_dir():
+        source = _folder(path)
+    if source is None or source.identity != identity:
+        raise _not_found("what it was made from is not on this machine any more, or has changed")
+    return source
 
 
 def _default() -> Source:

@@ -81,10 +81,8 @@ class LocalBlobs(BlobStore):
         return sum(entry.size_bytes for entry in self.entries(digest)) if place.is_dir() else place.stat().st_size
 
     def digests(self) -> Iterator[str]:
-        for kind in KINDS:
-            for place in self._root.glob(f"{kind}/??/*"):
-                if _is_place(place):
-                    yield place.name
+        places = (place for kind in (*KINDS, MANIFESTS) for place in self._root.glob(f"{kind}/??/*"))
+        yield from dict.fromkeys(place.name for place in places if _is_place(place))
 
     def strays(self) -> list[str]:
         here = (*KINDS, MANIFESTS, *OTHERS)
@@ -95,8 +93,7 @@ class LocalBlobs(BlobStore):
                     found.append(shard)
                     continue
                 for path in shard.iterdir():
-                    placed = _is_place(path) and path.is_dir() is (kind == "folders")
-                    if not placed or (kind == MANIFESTS and not self._place("folders", path.name).exists()):
+                    if not _is_place(path) or path.is_dir() is not (kind == "folders"):
                         found.append(path)
                     elif kind == "folders" and (entries := self._listed(path.name)) is not None:
                         found += [path / name for name in set(os.listdir(path)) - {e.name for e in entries}]
@@ -137,7 +134,8 @@ class LocalBlobs(BlobStore):
                 raise missing(digest) from None
 
     def _written(self, digest: str) -> float:
-        return self.local_path(digest).stat().st_mtime
+        place = self.local_path(digest) if self.holds(digest) else self._place(MANIFESTS, digest)
+        return place.stat().st_mtime
 
     def _place(self, kind: str, digest: str) -> Path:
         return self._root / kind / digest[:2] / digest
@@ -170,7 +168,8 @@ class LocalBlobs(BlobStore):
 
     def _remove(self, digest: str) -> None:
         delete_path(self._place(MANIFESTS, digest))
-        self._discard(self.local_path(digest))
+        if self.holds(digest):
+            self._discard(self.local_path(digest))
 
     def _discard(self, place: Path) -> None:
         # Renamed first: a reader or a crash sees a whole blob or none.

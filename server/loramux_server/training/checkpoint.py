@@ -163,10 +163,11 @@ class Checkpoints:
 
     def _read(self, place: Path) -> Snapshot:
         record = _parsed(_read_file(place / RECORD_FILE, MAX_RECORD_BYTES))
-        if record["format"] not in (1, FORMAT):
-            raise ValueError(f"it has format {record['format']!r}, and this version reads up to {FORMAT}")
-        if record["format"] != 1 and _digest_of(record) != record["record_sha256"]:  # format 1 had none
+        kind = record.get("format")
+        if kind != 1 and record.get("record_sha256") != _digest_of(record):  # format 1 had none
             raise _Damaged(f"{RECORD_FILE} does not hold what was written")
+        if kind not in (1, FORMAT):
+            raise ValueError(f"it has format {kind!r}, and this version reads up to {FORMAT}")
         if record["identity"] != self._identity:
             raise ValueError("it belongs to other data, settings or another base")
         data = _read_file(place / TENSORS_FILE)
