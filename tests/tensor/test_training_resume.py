@@ -16,9 +16,10 @@ import pytest
 import torch
 
 from loramux_server.core.failpoints import VARIABLE
-from loramux_server.core.jobs import TrainCommand, TrainEvent, TrainRow, TrainSpec
+from loramux_server.core.jobs import Stored, TrainCommand, TrainEvent, TrainRow, TrainSpec
 from loramux_server.engine.protocol import AbortCommand
 from loramux_server.training import checkpoint, pace, tasks
+from tests.damage import HARMS, flip_bit
 from tests.engine import DEVICE, Engine, command, prompts
 
 SPEC = TrainSpec(rank=4, alpha=8, learning_rate=5e-3, epochs=2, batch_size=4, seed=3, layers=(1, 2), dropout=0.1)
@@ -213,3 +214,75 @@ def test_dropout_does_not_depend_on_how_a_batch_is_split(engine: Engine, whole, 
     assert losses(engine.train(job("row-by-row"))) == pytest.approx(losses(whole[0]), rel=1e-5)
     no_dropout = losses(engine.train(job("none", spec=replace(SPEC, dropout=0.0))))
     assert no_dropout != pytest.approx(losses(whole[0]), rel=1e-3)
+
+
+@pytest.mark.parametrize("name", ["state.json", "state.safetensors"])
+@pytest.mark.parametrize("harm", HARMS.values(), ids=HARMS)
+def test_field_09_checkpoint_that_is_passed_over_is_an_event_with_its_reason(  # type: ignore[no-untyped-def]
+    engine: Engine, whole, job, harm: Callable[[Path], None], name: str
+) -> None:
+    id = f"{harm.__name__}-{name}"
+    made = job(id)
+    engine.train(made)
+    newest, older = sorted(Path(made.checkpoint_dir).iterdir(), reverse=True)
+    step = json.loads((older / "state.json").read_text())["step"]
+    harm(newest / name)
+    engine.outputs[id].clear()
+    rest = engine.train(replace(made, output=made.output + "-again"))
+    assert rest[0].step == step
+    (lost,) = [e for e in rest if e.type == "checkpoint_lost"]
+    assert lost.step == step
+    assert "step 6" in lost.message
+    assert name in lost.message
+    expected = {step: loss for step, loss in losses(whole[0]).items() if step > rest[0].step}
+    assert losses(rest) == pytest.approx(expected, rel=1e-6)
+    assert [p.name for p in sorted(Path(made.checkpoint_dir).iterdir())] == [older.name, newest.name]  # made anew
+
+
+def test_field_09_checkpoint_with_no_older_one_begins_anew_and_says_so(engine: Engine, job) -> None:  # type: ignore[no-untyped-def]
+    made = job("none")
+    engine.train(made)
+    for place in Path(made.checkpoint_dir).iterdir():
+        flip_bit(place / "state.safetensors")
+    engine.outputs["none"].clear()
+    rest = engine.train(replace(made, output=made.output + "-again"))
+    assert rest[0].step == 0
+    assert len([e for e in rest if e.type == "checkpoint_lost"]) == 2
+
+
+def test_field_09_checkpoint_of_another_run_is_told_with_its_reason(engine: Engine, job) -> None:  # type: ignore[no-untyped-def]
+    made = job("another")
+    engine.train(made)
+    engine.outputs["another"].clear()
+    rest = engine.train(replace(made, output=made.output + "-again", rows=rows(12, seed=5), stored=Stored(6, 0)))
+    assert any("other data, settings or another base" in e.message for e in rest if e.type == "message")
+    assert not [e for e in rest if e.type == "checkpoint_lost"]
+    assert sorted(losses(rest)) == [1, 2, 3, 4, 5, 6]  # it is another curve
+
+
+def steps(events: list[TrainEvent]) -> list[int]:
+    return [e.step for e in events if e.type == "step"]
+
+
+@pytest.mark.skipif(DEVICE != "cpu", reason="CUDA does not survive a fork")
+@pytest.mark.parametrize("stored", [0, 1, 2, 3, 4, 6])
+def test_field_19_steps_are_told_once_whatever_was_stored(engine: Engine, whole, job, stored: int) -> None:  # type: ignore[no-untyped-def]
+    """The process dies with a checkpoint after step 2, and the front has stored more, or less, of what it reported."""
+    interrupted = job(f"stored-{stored}")
+    assert train_in_child(engine, interrupted, "checkpoint.renamed:kill") == -signal.SIGKILL
+    rest = engine.train(replace(interrupted, stored=Stored(stored)))
+    assert rest[0].step == 2
+    assert steps(rest) == list(range(stored + 1, 7))
+    expected = {step: loss for step, loss in losses(whole[0]).items() if step > stored}
+    assert losses(rest) == pytest.approx(expected, rel=1e-6)
+    assert max(e.step for e in rest) == 6  # also where all steps were told
+
+
+def test_field_19_evaluations_are_told_once_too(engine: Engine, job) -> None:  # type: ignore[no-untyped-def]
+    made = job("evaluated", spec=replace(SPEC, eval_steps=2))
+    engine.train(made)
+    engine.outputs["evaluated"].clear()
+    rest = engine.train(replace(made, output=made.output + "-again", stored=Stored(5, 2)))
+    assert steps(rest) == [6]
+    told = [e.step for e in rest if e.type == "evaluation"]
+    assert told == [4, 6, 6]  # the last is the measurement at the end, which is done again

@@ -13,6 +13,7 @@ from loramux_server.core.jobs import JobState
 from loramux_server.store.doctor import Check, examine, repair
 from loramux_server.store.records import AdapterMeta, NewJob
 from loramux_server.store.store import Store
+from tests.damage import HARMS
 
 Make = Callable[[str], Path]
 
@@ -104,3 +105,69 @@ def test_what_a_repair_does(used: Store, folder: Make) -> None:
 def test_orphans_are_left_alone_while_a_server_runs(used: Store) -> None:
     leave_orphan(used)
     assert examine(used.database, used.blobs, orphans=False) == []
+
+
+@pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors"])
+@pytest.mark.parametrize("harm", HARMS.values(), ids=HARMS)
+def test_field_c_doctor_names_the_file(used: Store, name: str, harm: Callable[[Path], None]) -> None:
+    harm(Path(used.adapters.resolve("b", "t").path) / name)
+    (found,) = examine(used.database, used.blobs)
+    assert (found.check, found.subject) == (Check.FILES, "b@1")
+    assert found.detail.startswith(name)
+    repair(used.database, used.blobs, [found])
+    assert used.adapters.get_version("b@1", "t").reason == f"damaged: {found.detail}"
+    assert examine(used.database, used.blobs) == []
+
+
+def test_field_c_doctor_leaves_a_version_whose_card_is_lost(store: Store, folder: Make) -> None:
+    source = folder("weights")
+    (source / "README.md").write_text("# card")
+    store.adapters.publish("acme", "t", source, AdapterMeta(4, 8.0))
+    (Path(store.adapters.resolve("acme", "t").path) / "README.md").unlink()
+    found = examine(store.database, store.blobs)
+    assert [(f.subject, f.remedy) for f in found] == [("acme@1", "")]
+    assert found[0].detail.startswith("README.md is missing")
+    repair(store.database, store.blobs, found)
+    assert store.adapters.resolve("acme", "t").version == 1
+    store.adapters.publish("acme", "t", source, AdapterMeta(4, 8.0))
+    assert examine(store.database, store.blobs) == []
+
+
+def test_field_c_doctor_finds_strays_and_removes_them(used: Store) -> None:
+    blobs, place = used.state.blobs, Path(used.adapters.resolve("b", "t").path)
+    shard = place.parent
+    (blobs / "old").mkdir()
+    (blobs / "old" / "copy.bin").write_bytes(b"x")
+    (blobs / "folders" / "notes.txt").write_text("x")
+    (shard / "half-a-copy").mkdir()
+    (blobs / "files" / "zz").mkdir()
+    shutil.copytree(place, blobs / "folders" / ("11" if shard.name != "11" else "22") / place.name)
+    (place / "adapter_model.bin").write_bytes(b"x")
+    found = examine(used.database, used.blobs)
+    assert {f.check for f in found} == {Check.STRAY}
+    assert len(found) == 6
+    assert f"folders/{shard.name}/{place.name}/adapter_model.bin" in [f.subject for f in found]
+    assert used.adapters.resolve("b", "t").version == 1
+    repair(used.database, used.blobs, found)
+    assert examine(used.database, used.blobs) == []
+    assert sorted(p.name for p in place.iterdir()) == ["adapter_config.json", "adapter_model.safetensors"]
+
+
+def test_field_c_doctor_makes_usable_what_was_brought_back(used: Store, tmp_path: Path) -> None:
+    place = Path(used.adapters.resolve("b", "t").path)
+    shutil.copytree(place, tmp_path / "kept")
+    (place / "adapter_model.safetensors").unlink()
+    repair(used.database, used.blobs, examine(used.database, used.blobs))
+    shutil.copytree(tmp_path / "kept", place, dirs_exist_ok=True)  # from a backup of the disk
+    (found,) = examine(used.database, used.blobs)
+    assert found.remedy == "make it usable again"
+    repair(used.database, used.blobs, [found])
+    assert used.adapters.resolve("b", "t").version == 1
+
+
+def test_field_c_doctor_finds_a_folder_of_an_older_version_sound(used: Store) -> None:
+    shutil.rmtree(used.state.blobs / "manifests")  # older versions wrote none
+    used.blobs.entries.cache_clear()
+    assert examine(used.database, used.blobs) == []
+    assert used.adapters.resolve("b", "t").sha256
+    assert len([*(used.state.blobs / "manifests").glob("*/*")]) == 3
