@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 import loramux
 from loramux import Client
 from tests.e2e.server_process import ServerProcess, server_process
+from tests.e2e.test_engine_dies import engine_pid
 from tests.tiny import write_model
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(300)]
@@ -75,3 +77,33 @@ def test_a_job_that_failed_goes_on_where_it_was(flags: tuple[str, ...], home: Pa
         assert [e.step for e in events if e.type == "step"] == list(range(1, STEPS + 1))
         assert any(f"goes on after step {STEPS}" in e.message for e in events)
         assert [e.state for e in events if e.state in ("failed", "succeeded")] == ["failed", "succeeded"]
+
+
+@pytest.mark.parametrize("victim", ["server", "engine"])
+def test_field_19_each_step_is_told_once_whoever_is_killed(
+    victim: str, flags: tuple[str, ...], home: Path, tmp_path: Path
+) -> None:
+    """The engine of a killed server saves its last step: what it had reported by then may not have been stored."""
+    flags = (*flags, "--state-dir", str(tmp_path / "state"), "--training-checkpoint-seconds", "0.2")
+    steps, kills = 120, 2
+    job_id = ""
+    for life in range(kills + 1):
+        with server_process(home, *flags) as server, ready(server) as client:
+            job = client.jobs.get(job_id) if job_id else client.train("acme", ROWS, **{**SETTINGS, "max_steps": steps})
+            job_id = job.id
+            if life < kills:
+                after = job.info.last_sequence
+                for event in job.events(after_sequence=after):
+                    if event.type == "step" and event.step >= (life + 1) * 25:
+                        break
+                if victim == "server":
+                    server.process.kill()
+                    continue
+                os.kill(engine_pid(server), signal.SIGKILL)
+            job.wait(timeout=200)
+            events = list(job.events())
+            assert [e.step for e in events if e.type == "step"] == list(range(1, steps + 1))
+            client.adapters.download("acme", tmp_path / "acme")
+            curve = (tmp_path / "acme" / "training_curve.csv").read_text().splitlines()
+            assert [int(line.split(",")[0]) for line in curve[1:]] == list(range(1, steps + 1))
+            return

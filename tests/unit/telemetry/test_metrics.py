@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import urllib.request
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import pytest
 from prometheus_client import generate_latest
@@ -14,6 +16,7 @@ from loramux_server.core.backend import EngineInfo, EngineStats
 from loramux_server.core.errors import Code, Error
 from loramux_server.core.jobs import JobState, TrainEvent, TrainEventType
 from loramux_server.core.types import BASE, AdapterVersion, Stack, StackEntry
+from loramux_server.store.damage import Kind
 from loramux_server.store.refs import check_new_name
 from loramux_server.telemetry.endpoint import MetricsEndpoint
 from loramux_server.telemetry.labels import BARE, OTHER, BoundedLabels, stack_label
@@ -191,3 +194,16 @@ def test_a_taken_port_is_one_clear_line() -> None:
         with pytest.raises(Error, match=f"127.0.0.1:{port}.*--metrics-listen") as caught:
             MetricsEndpoint(Metrics("0").registry, "127.0.0.1", port).start()
     assert caught.value.code is Code.FAILED_PRECONDITION
+
+
+def test_field_02_corrupt_objects_are_counted_by_kind_and_alerted() -> None:
+    metrics = Metrics("1")
+    assert [value(metrics, "loramux_corrupt_objects_total", kind=kind) for kind in Kind] == [0, 0, 0, 0]
+    metrics.corrupt_object(Kind.ADAPTER)
+    metrics.job_event("j", "acme", "t", TrainEvent(TrainEventType.CHECKPOINT_LOST, "why", step=4))
+    assert value(metrics, "loramux_corrupt_objects_total", kind="adapter") == 1
+    assert value(metrics, "loramux_corrupt_objects_total", kind="checkpoint") == 1
+    rules = (Path(__file__).parents[3] / "deploy" / "alerts.yaml").read_text()
+    named = set(re.findall(r"loramux_\w+_total", rules))
+    assert "loramux_corrupt_objects_total" in named
+    assert named <= {f"{family.name}_total" for family in metrics.registry.collect()}
