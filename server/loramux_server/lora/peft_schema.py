@@ -104,7 +104,7 @@ def check_folder(
     folder = Path(path)
     lora = parse_config(_read_config(folder, allow_hard_links), max_rank=max_rank)
     header, data_bytes = _read_header(folder, allow_hard_links)
-    return _check(lora, header, data_bytes, modules, base_fingerprint)
+    return _check(lora, header, data_bytes, modules, base_fingerprint, max_rank)
 
 
 def check_stored(
@@ -129,7 +129,7 @@ def check_files(
     weights = files[WEIGHTS_FILE]
     # Only the head is copied.
     header, data_bytes = _parse_header(io.BytesIO(weights[: 8 + MAX_HEADER_BYTES]), len(weights))
-    return _check(lora, header, data_bytes, modules, base_fingerprint)
+    return _check(lora, header, data_bytes, modules, base_fingerprint, max_rank)
 
 
 def read_stored(path: Path | str, sha256: Mapping[str, str]) -> dict[str, bytearray]:
@@ -163,6 +163,7 @@ def _check(
     data_bytes: int,
     modules: Mapping[str, tuple[int, int]],
     base_fingerprint: str | None,
+    max_rank: int,
 ) -> AdapterConfig:
     metadata = _metadata(header.pop("__metadata__", {}))
     _check_fingerprint(metadata, base_fingerprint)

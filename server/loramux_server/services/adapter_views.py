@@ -46,7 +46,7 @@ class AdapterViews:
 
     def version(self, record: VersionRecord, tiers: Mapping[str, str]) -> AdapterVersionInfo:
         """One version."""
-        meta, config = record.meta, self._config(record.digest)
+        meta, config = record.meta, self._config_of(record.digest)
         return AdapterVersionInfo(
             name=record.name,
             version=record.version,
@@ -110,17 +110,20 @@ class AdapterViews:
             return self._info.base_name
         return config.base_name if config else ""
 
-    def _read_config(self, digest: str) -> LoraConfig | None:
+    def _config_of(self, digest: str) -> LoraConfig | None:
         """The adapter's own settings; None if they are damaged or gone: a list must still be shown then."""
         try:
-            return parse_config(self._store.blobs.read(digest, CONFIG_FILE, MAX_CONFIG_BYTES), max_rank=MAX_RANK)
+            return self._config(digest)
         except Error as error:
             if is_damage(error):
                 with suppress(Error):
                     self._store.adapters.mark_damaged(digest, error.message)
-            return None
         except OSError:
-            return None
+            pass
+        return None
+
+    def _read_config(self, digest: str) -> LoraConfig:
+        return parse_config(self._store.blobs.read(digest, CONFIG_FILE, MAX_CONFIG_BYTES), max_rank=MAX_RANK)
 
 
 def same_base(theirs: str, ours: str) -> bool:

@@ -23,7 +23,7 @@ from ..core.failpoints import reach
 from ..core.files import storage_errors, sync_folder, write_durable
 from .blobs import BlobStore
 from .database import Database, database_error
-from .doctor import Finding, examine, referenced_digests
+from .doctor import Finding, examine, given_up_digests, referenced_digests
 from .local_blobs import LocalBlobs
 from .schema import REVISION
 from .state_dir import StateDir
@@ -87,18 +87,19 @@ def backup(
             progress("copying the database")
             _snapshot(source, folder / DATABASE)
             reach("backup.database")
-            wanted = _referenced(folder / DATABASE)
+            wanted, given_up = _referenced(folder / DATABASE)
             lost = missing if missing in wanted else ""
-            missing = "" if lost else _copy_blobs(blobs, copies, wanted, sizes, progress)
+            missing = "" if lost else _copy_blobs(blobs, copies, wanted, sizes, progress, given_up)
             if lost or not missing:
                 break
         if lost or missing:
             raise Error(
                 Code.DATA_LOSS,
-                f"the files of {(lost or missing)[:16]} are missing or damaged in {state_dir}; "
-                "see what is wrong with: loramux doctor",
+                f"the files of {(lost or missing)[:16]} are missing or damaged in {state_dir}: "
+                f"{_damage(blobs, lost or missing)}; see what else is wrong with: loramux doctor",
                 reason="BLOB_MISSING",
             )
+        wanted &= sizes.keys()  # without what is given up
         copies.collect_orphans(lambda: wanted)  # what was deleted between two snapshots
         shutil.rmtree(folder / "tmp")
         manifest = Manifest(time.time(), REVISION, _sha256(folder / DATABASE), {d: sizes[d] for d in sorted(wanted)})
@@ -209,25 +210,45 @@ def _snapshot(source: Path, target: Path) -> None:
         os.fsync(file.fileno())
 
 
-def _referenced(database: Path) -> frozenset[str]:
+def _referenced(database: Path) -> tuple[frozenset[str], frozenset[str]]:
+    """All blobs that rows name, and those of them that are known to be damaged and may be missing."""
     with closing(Database.inspect(database)) as copy:
-        return referenced_digests(copy)
+        return referenced_digests(copy), given_up_digests(copy)
+
+
+def _damage(blobs: BlobStore, digest: str) -> str:
+    try:
+        return "; ".join(map(str, blobs.damage(digest))) or "they changed while they were read"
+    except Error as error:
+        return error.message
 
 
 def _copy_blobs(
-    source: BlobStore, target: BlobStore, wanted: frozenset[str], sizes: dict[str, int], progress: Progress
+    source: BlobStore,
+    target: BlobStore,
+    wanted: frozenset[str],
+    sizes: dict[str, int],
+    progress: Progress,
+    given_up: frozenset[str] = frozenset(),
 ) -> str:
-    """Copy what ``sizes`` does not have yet; gives the first digest whose files are not what it says."""
+    """Copy what ``sizes`` does not have yet; gives the first digest whose files are not what it says.
+
+    Of those that are ``given_up`` only what is whole is copied.
+    """
     for i, digest in enumerate(sorted(wanted - sizes.keys()), start=1):
         progress(f"copying files, {i} of {len(wanted)}")
         try:
             place = source.local_path(digest)
             blob = target.put_folder(place) if place.is_dir() else target.put_file(place)
         except Error:
+            if digest in given_up:
+                continue
             if source.holds(digest):
                 raise  # the target's failure
             return digest
         if blob.digest != digest:
+            if digest in given_up:
+                continue
             return digest
         sizes[digest] = blob.size_bytes
         reach("backup.blob")

@@ -41,8 +41,6 @@ class Check(StrEnum):
     EVENTS = "events"
     ORPHAN = "orphan"
     STRAY = "stray"
-    BASE = "base"
-    CHECKPOINT = "checkpoint"
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +99,17 @@ def referenced_digests(database: Database) -> frozenset[str]:
 def _referenced(connection: Connection) -> frozenset[str]:
     datasets = frozenset(connection.scalars(sa.select(d.c.digest)))
     return adapter_rows.live_digests(connection) | datasets | job_rows.donor_digests(connection)
+
+
+def given_up_digests(database: Database) -> frozenset[str]:
+    """Blobs that only versions need which are quarantined because these are damaged."""
+    with database.read() as connection:
+        rows = connection.execute(sa.select(v.c.digest, v.c.state, v.c.reason)).all()
+        live = [row for row in rows if row.state != VersionState.DELETED]
+        damaged = {row.digest for row in live if row.reason.startswith(DAMAGED)}
+        needed = {row.digest for row in live if not row.reason.startswith(DAMAGED)}
+        datasets = set(connection.scalars(sa.select(d.c.digest)))
+        return frozenset(damaged - needed - datasets - job_rows.donor_digests(connection))
 
 
 def _check_database(connection: Connection) -> Iterator[Finding]:

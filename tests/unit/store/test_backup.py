@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from loramux_server.store import backup as backups
 from loramux_server.store.backup import MANIFEST, backup, read_manifest, restore, verify
 from loramux_server.store.records import AdapterMeta
 from loramux_server.store.store import Store
+from tests.damage import HARMS
 
 Make = Callable[[str], Path]
 
@@ -171,3 +173,23 @@ def test_a_manifest_is_read_with_care(tmp_path: Path) -> None:
         with pytest.raises(Error):
             read_manifest(tmp_path)
     assert backups.FORMAT == 1
+
+
+@pytest.mark.parametrize("harm", HARMS.values(), ids=HARMS)
+def test_field_02_a_backup_names_damage_and_goes_on_without_what_is_quarantined(
+    used: Store, tmp_path: Path, harm: Callable[[Path], None]
+) -> None:
+    version = used.adapters.resolve_all(["a@1"], "t")[0]
+    harm(Path(version.path) / "adapter_model.safetensors")
+    with pytest.raises(Error, match=r"adapter_model\.safetensors") as caught:
+        backup(used.state.path, tmp_path / "refused")
+    assert caught.value.code is Code.DATA_LOSS
+    used.adapters.mark_damaged(version.digest, "bitrot")
+    made = backup(used.state.path, tmp_path / "kept")
+    assert version.digest not in made.blobs
+    assert verify(tmp_path / "kept")[1] == []
+    restore(tmp_path / "kept", tmp_path / "new")
+    with closing(Store.open(tmp_path / "new")) as again:
+        with pytest.raises(Error, match="bitrot"):
+            again.adapters.resolve("a@1", "t")
+        assert again.adapters.resolve("a@2", "t").sha256
