@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 import loramux
 from loramux import Client
@@ -35,6 +38,19 @@ def test_a_merge_answers_as_its_stack(client: Client) -> None:
     assert small.composed is not None
     assert 0 < small.composed.error < 1
     assert client.adapters.delete("e2e-mix") == 2
+
+
+def test_field_18_weights_too_large_for_the_model_are_refused(client: Client, tmp_path: Path) -> None:
+    """Finite, of the right shapes, and with them no logit is a number."""
+    source = shipped()[0]
+    tensors = load_file(source / "adapter_model.safetensors")
+    huge = {name: torch.full_like(tensor, 1e20) for name, tensor in tensors.items()}
+    save_file(huge, tmp_path / "adapter_model.safetensors")
+    shutil.copy(source / "adapter_config.json", tmp_path)
+    with pytest.raises(loramux.InvalidArgument, match="not finite"):
+        client.adapters.upload("e2e-huge", tmp_path)
+    with pytest.raises(loramux.NotFound):
+        client.adapters.get("e2e-huge")
 
 
 def test_alias_pin_and_delete(client: Client) -> None:

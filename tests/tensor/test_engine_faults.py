@@ -53,7 +53,7 @@ def test_a_broken_adapter_fails_its_request_alone(cases: Cases, tight: Engine) -
     for i in range(2):
         failure = tight.failure(f"b{i}")
         assert failure is not None
-        assert (failure.code, failure.reason) == (Code.INTERNAL.value, "LOGITS_NOT_FINITE")
+        assert (failure.code, failure.reason) == (Code.FAILED_PRECONDITION.value, "LOGITS_NOT_FINITE")
         assert tight.tokens(f"b{i}") == []
     for i, case in enumerate(mates):
         check_tokens(tight.tokens(f"m{i}"), cases.alone(case))

@@ -177,7 +177,7 @@ def test_a_broken_adapter_fails_alone(cases: Cases) -> None:
         engine.finish(*ids, f"r{round_}b")
         failure = engine.failure(f"r{round_}b")
         assert failure is not None
-        assert (failure.code, failure.reason) == (Code.INTERNAL.value, "LOGITS_NOT_FINITE")
+        assert (failure.code, failure.reason) == (Code.FAILED_PRECONDITION.value, "LOGITS_NOT_FINITE")
         for id, case in zip(ids, mates, strict=True):
             check_tokens(engine.tokens(id), cases.alone(case))
     assert graphs.count

@@ -11,6 +11,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 
+LOGITS_NOT_FINITE = "LOGITS_NOT_FINITE"
+"""Reason of a request whose logits are not finite."""
+
 
 class Code(StrEnum):
     """What went wrong, in the words of gRPC."""

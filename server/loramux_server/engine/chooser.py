@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from ..core.backend import TokenEvent
-from ..core.errors import Code, Error
+from ..core.errors import Error
 from ..core.types import FinishReason, TokenLogprob
 from .grammars import GrammarDesk, grammar_error
 from .protocol import Output
 from .sampler import sample
-from .scores import NOT_FINITE
+from .scores import not_finite
 from .sequence import Sequence
 
 
@@ -59,7 +59,7 @@ class Chooser:
         masks = {i: bits for i, s in enumerate(seqs) if (bits := self._grammars.bits(s)) is not None}
         for seq, choice in zip(seqs, sample(logits, seqs, self._eos, masks), strict=True):
             if choice.token is None:
-                self._end(seq, Error(Code.INTERNAL, NOT_FINITE, reason="LOGITS_NOT_FINITE"))
+                self._end(seq, not_finite(seq.stack))
                 continue
             seq.tokens.append(choice.token)
             self._emit_token(seq, choice.token, choice.logprob)

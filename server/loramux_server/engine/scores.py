@@ -6,10 +6,22 @@ import torch
 from torch import Tensor
 
 from ..core.backend import ScoreResult
-from ..core.errors import Code, Error
+from ..core.errors import LOGITS_NOT_FINITE, Code, Error
+from ..core.types import Stack
 from .sequence import Sequence
 
-NOT_FINITE = "the model gave values that are not numbers for this request; its adapters may be broken"
+
+def not_finite(stack: Stack) -> Error:
+    """The failure of a request whose logits are not finite: of its adapters if it has any, else of the server."""
+    if not stack:
+        return Error(Code.INTERNAL, "the base gave logits that are not finite", reason=LOGITS_NOT_FINITE)
+    names = ", ".join(entry.adapter.ref for entry in stack.entries)
+    return Error(
+        Code.FAILED_PRECONDITION,
+        f"the logits are not finite with this stack ({names}): its values are too large for the model; give smaller"
+        " weights, or leave an adapter out",
+        reason=LOGITS_NOT_FINITE,
+    )
 
 
 class Scores:
@@ -35,7 +47,7 @@ class Scores:
         """Take in the chunk that began at position ``start``; gives the result once ``seq`` is computed to its end.
 
         ``logits`` [positions, vocabulary] are those whose next token is scored; none in a chunk that scores nothing.
-        Raises INTERNAL when they are not numbers.
+        Raises what :func:`not_finite` says when they are not finite.
         """
         assert seq.score_from is not None
         found = self._found[seq.id]
@@ -45,7 +57,7 @@ class Scores:
             targets = torch.tensor(seq.tokens[position : position + len(values)], device=values.device)
             logprobs = values.log_softmax(-1).gather(-1, targets[:, None]).flatten()
             if bool(logprobs.isnan().any()):
-                raise Error(Code.INTERNAL, NOT_FINITE, reason="LOGITS_NOT_FINITE")
+                raise not_finite(seq.stack)
             # Preemption computes a chunk again: what is known already is not added twice.
             known = len(found) - (position - seq.score_from)
             pairs = zip(logprobs.tolist(), (values.argmax(-1) == targets).tolist(), strict=True)

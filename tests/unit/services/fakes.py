@@ -14,7 +14,7 @@ from loramux_server.core.backend import (
     ScoreResult,
     TokenEvent,
 )
-from loramux_server.core.errors import Code, Error
+from loramux_server.core.errors import LOGITS_NOT_FINITE, Code, Error
 from loramux_server.core.jobs import TrainCommand, TrainEvent
 from loramux_server.core.types import AdapterVersion, FinishReason
 
@@ -81,6 +81,8 @@ class FakeBackend:
     """Generations whose iterator was closed before its last event."""
     open: int = 0
     load_error: Error | None = None
+    not_finite: set[str] = field(default_factory=set)
+    """Digests of adapters whose logits are not finite."""
     on_load: Callable[[AdapterVersion], None] | None = None
     hanging: asyncio.Event = field(default_factory=asyncio.Event)
     """Set once a generation or job waits for ever."""
@@ -114,6 +116,8 @@ class FakeBackend:
 
     async def score(self, command: ScoreCommand) -> ScoreResult:
         self.scores.append(command)
+        if any(entry.adapter.digest in self.not_finite for entry in command.stack.entries):
+            raise Error(Code.FAILED_PRECONDITION, "the logits are not finite", reason=LOGITS_NOT_FINITE)
         count = len(command.continuation_ids)
         return ScoreResult(tuple(-float(i) for i in range(count)), tuple(i == 0 for i in range(count)))
 

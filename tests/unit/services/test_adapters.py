@@ -115,6 +115,17 @@ async def test_bad_folders_leave_nothing(
     assert nothing_left(store)
 
 
+async def test_field_18_weights_too_large_to_compute_with_are_never_published(
+    service: AdapterService, files: Files, backend: FakeBackend, store: Store
+) -> None:
+    """They are finite, and still no request could be answered with them."""
+    backend.on_load = lambda version: backend.not_finite.add(version.digest)
+    with pytest.raises(Error) as caught:
+        await service.upload("acme", pieces(files))
+    assert (caught.value.code, caught.value.reason) == (Code.INVALID_ARGUMENT, "LOGITS_NOT_FINITE")
+    assert nothing_left(store)
+
+
 async def test_another_bases_adapter_is_refused(service: AdapterService, files: Files, info: EngineInfo) -> None:
     files[WEIGHTS] = weights_bytes(info, fingerprint="another")
     with pytest.raises(Error) as caught:
