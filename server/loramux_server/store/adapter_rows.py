@@ -168,13 +168,13 @@ def update_version(connection: Connection, adapter: int, number: int, **values: 
     connection.execute(v.update().where(v.c.adapter_id == adapter, v.c.version == number).values(**values))
 
 
-def mark_damaged(connection: Connection, digest: str, words: str) -> list[str]:
-    """Quarantine every usable version with this content; gives them as ``name@version``."""
+def quarantine(connection: Connection, digest: str, reason: str) -> list[str]:
+    """Keep every usable version with this content from answering; gives them as ``name@version``."""
     which = sa.and_(v.c.digest == digest, v.c.state == VersionState.READY.value)
     query = sa.select(a.c.name, v.c.version).join(a, a.c.id == v.c.adapter_id).where(which).order_by(v.c.id)
     refs = [f"{name}@{number}" for name, number in connection.execute(query).all()]
     if refs:
-        values = {"state": VersionState.QUARANTINED.value, "reason": f"{DAMAGED}{words}"}
+        values = {"state": VersionState.QUARANTINED.value, "reason": reason}
         connection.execute(v.update().where(which).values(**values))
     return refs
 

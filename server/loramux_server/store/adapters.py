@@ -122,11 +122,16 @@ class AdapterRegistry:
 
     def mark_damaged(self, digest: str, words: str) -> None:
         """Quarantine every version with this content, whose files were found to be as ``words`` say."""
-        with self._db.write("quarantine") as connection:
-            refs = rows.mark_damaged(connection, digest, words)
-        if refs:
-            log.error("quarantined %s: %s", ", ".join(refs), words)
+        if self.quarantine(digest, f"{DAMAGED}{words}"):
             self._damage.found(Kind.ADAPTER)
+
+    def quarantine(self, digest: str, reason: str) -> list[str]:
+        """Keep every usable version with this content from answering; gives them as ``name@version``."""
+        with self._db.write("quarantine") as connection:
+            refs = rows.quarantine(connection, digest, reason)
+        if refs:
+            log.error("quarantined %s: %s", ", ".join(refs), reason)
+        return refs
 
     def check_damage(self, versions: Iterable[AdapterVersion]) -> None:
         """Look at the files of versions one of which was found damaged by a reader.
@@ -233,12 +238,6 @@ class AdapterRegistry:
                 )
             rows.delete_versions(connection, adapter.id, [v.version for v in gone])
         return gone
-
-    def quarantine(self, name: str, version: int, tenant: str, reason: str) -> None:
-        """Keep a version from answering, for ``reason``, until it is set READY by publishing its content again."""
-        with self._db.write("quarantine") as connection:
-            adapter = self._own(connection, f"{name}@{version}", name, tenant)
-            rows.update_version(connection, adapter.id, version, state=VersionState.QUARANTINED.value, reason=reason)
 
     def pin(self, ref: str, tenant: str, pinned: bool = True) -> VersionRecord:
         """Mark a version to be kept resident, or (``pinned`` false) no longer."""

@@ -164,7 +164,7 @@ def _check_versions(connection: Connection, blobs: BlobStore) -> Iterator[Findin
                 ref,
                 words := "; ".join(map(str, harm)),
                 "quarantine the version; publishing the same content again brings it back",
-                partial(adapter_rows.mark_damaged, digest=row.digest, words=words),
+                partial(adapter_rows.quarantine, digest=row.digest, reason=f"{DAMAGED}{words}"),
             )
         elif not harm and (size := blobs.size(row.digest)) != row.size_bytes:
             yield Finding(

@@ -145,6 +145,35 @@ async def test_field_02_damaged_adapter_is_data_loss_and_quarantined(rig: Rig, h
     assert rig.found == ["adapter"]
 
 
+def not_finite() -> Error:
+    return Error(Code.FAILED_PRECONDITION, "the logits are not finite", reason="LOGITS_NOT_FINITE")
+
+
+async def test_field_18_a_version_whose_logits_are_not_finite_is_quarantined(rig: Rig, info: EngineInfo) -> None:
+    """Published before there was a trial, say: it fails once and never again, and its neighbours go on."""
+    await rig.upload("good")
+    rig.files[WEIGHTS] = weights_bytes(info, b=0.25)
+    bad = await rig.upload("bad")
+    rig.backend.not_finite.add(bad.digest)
+    rig.backend.script = lambda command: Script(raises=not_finite() if command.stack else None)
+    both = GenerateRequest(prompt="the", adapters=(StackItem("good"), StackItem("bad")))
+    with pytest.raises(Error) as caught:
+        await rig.generation.generate_once(both)
+    assert (caught.value.code, caught.value.reason) == (Code.FAILED_PRECONDITION, "LOGITS_NOT_FINITE")
+    assert (rig.state("good@1"), rig.state("bad@1")) == (VersionState.READY, VersionState.QUARANTINED)
+    error = await rig.refused("bad")
+    assert (error.code, error.reason) == (Code.FAILED_PRECONDITION, "ADAPTER_NOT_READY")
+    assert "too large" in error.message
+
+
+async def test_field_18_weights_of_a_request_that_are_too_large_blame_no_version(rig: Rig) -> None:
+    """Alone at weight 1 it is fine: the request fails, and nobody else notices."""
+    await rig.upload("good")
+    rig.backend.script = lambda _: Script(raises=not_finite())
+    assert (await rig.refused("good")).reason == "LOGITS_NOT_FINITE"
+    assert rig.state("good@1") is VersionState.READY
+
+
 @pytest.mark.parametrize("harm", HARMS.values(), ids=HARMS)
 async def test_field_02_the_same_content_heals(rig: Rig, harm: Harm) -> None:
     version = await rig.upload()

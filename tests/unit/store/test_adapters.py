@@ -163,7 +163,7 @@ def test_files_go_when_no_version_needs_them_and_nobody_uses_them(store: Store, 
 
 def test_quarantine_answers_with_its_reason_until_published_again(store: Store, folder: Make) -> None:
     store.adapters.publish("acme", "t", folder("a"), META)
-    store.adapters.quarantine("acme", 1, "t", "the files are damaged")
+    store.adapters.quarantine(store.adapters.get_version("acme@1", "t").digest, "the files are damaged")
     with pytest.raises(Error, match="the files are damaged") as caught:
         store.adapters.resolve("acme", "t")
     assert caught.value.code is Code.FAILED_PRECONDITION
