@@ -20,6 +20,7 @@ from loramux import Client
 from loramux_server.app.embedded import running_app_thread
 from loramux_server.config import Address, Settings
 from loramux_server.core.settings import Dtype
+from loramux_server.telemetry import logs
 from tools.make_data import DATA, Tenant, load_source, load_tenants, own_answer_questions
 from tools.score import STYLES, Style, accepted, fact_kept, stack_held, whole_answer
 from tools.train_adapters import have, train
@@ -160,6 +161,7 @@ def server(address: str | None, state_dir: Path, dtype: Dtype = "auto") -> Itera
         with Client(address) as client:
             yield client
         return
+    logs.configure("warning", "console")
     free = Address("127.0.0.1", 0)
     settings = Settings(state_dir=state_dir, dtype=dtype, listen=free, metrics_listen=free)
     with running_app_thread(settings) as running, Client(running.address) as client:
