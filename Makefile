@@ -62,7 +62,7 @@ test-gpu: $(READY) ## Run the tests that need a CUDA device (.venv must hold a t
 	@$(PYTEST) "$(TESTS)" -m gpu $(PYTEST_ARGS)
 
 .PHONY: lint
-lint: $(READY) ## Check style, types, the arrows between packages, the protos and their generated code
+lint: $(READY) ## Check style, types, which package may import which, the protos and their generated code
 	@PATH="$(BIN):$$PATH" tools/lint
 
 .PHONY: format
