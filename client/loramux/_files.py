@@ -27,7 +27,7 @@ WEIGHTS = "adapter_model.safetensors"
 CARD = "README.md"
 
 Data: TypeAlias = "str | os.PathLike[str] | Iterable[Mapping[str, Any]]"
-"""Training data: the path of a file (.jsonl, .json, .csv, .parquet), or rows of ``messages``, ``prompt`` +
+"""Training data: the path of a file (.jsonl, .json, .csv, .tsv, .parquet), or rows of ``messages``, ``prompt`` +
 ``completion``, ``text``, or ``chosen`` + ``rejected``."""
 
 

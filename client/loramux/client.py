@@ -136,7 +136,7 @@ class Client:
     ) -> Job:
         """Upload ``data`` and start training the next version of adapter ``name``; gives a handle at once.
 
-        ``data`` is the path of a file (.jsonl, .json, .csv, .parquet) or a list of rows: ``{"messages": [...]}``,
+        ``data`` is the path of a file (.jsonl, .json, .csv, .tsv, .parquet) or a list of rows: ``{"messages": [...]}``,
         ``{"prompt": ..., "completion": ...}``, ``{"text": ...}``, or preference pairs ``{"prompt": ..., "chosen": ...,
         "rejected": ...}``, which are trained on by DPO. ``replay`` is general rows of which some (``replay_rows``, 32)
         are mixed in; ``"default"`` are the server's, and the recipe ``"facts"`` takes them unless ``replay_rows`` is 0.

@@ -38,7 +38,9 @@ def convert_file(
     as_: AsOption = None,
     json: Json = False,
 ) -> None:
-    """Turn training data of other tools into loramux's rows, and say what was mapped, not used and left out.
+    """Turn training data of other tools into loramux's rows.
+
+    It says what was mapped, not used and left out.
 
     ShareGPT, Alpaca, question and answer (question/answer, query/response, input/output, ...), preferences with a
     question, Gemini, and loramux's own rows with further fields. Rows whose label or rating says that the answer is bad

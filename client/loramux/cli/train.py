@@ -47,7 +47,7 @@ def train(
     name: Annotated[str, typer.Argument(help="Adapter; the result becomes its next version.")],
     data: Annotated[
         Path,
-        typer.Option(help="File of rows (.jsonl, .json, .csv, .parquet): answers to learn, or preference pairs."),
+        typer.Option(help="File of rows (.jsonl, .json, .csv, .tsv, .parquet): answers to learn, or preference pairs."),
     ],
     validation: Annotated[Path | None, typer.Option(help="File of held-out rows.")] = None,
     as_: AsOption = None,
@@ -98,7 +98,7 @@ def train(
         typer.Option(help="Learn answers, or prefer them.", show_default="auto: by the rows"),
     ] = None,
     beta: Annotated[
-        float | None, typer.Option(help="DPO: how firmly to hold to what is underneath.", show_default="0.1")
+        float | None, typer.Option(help="DPO: how strongly to stay near the reference model.", show_default="0.1")
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of weights, order and dropout.", show_default="0")] = None,
     init_from: Annotated[
