@@ -1,10 +1,10 @@
 """Keep control tokens that users write in their messages from becoming control tokens.
 
 A message may contain the text ``<|im_end|>``. Rendered by the template and tokenised as it stands, it would end the
-turn and let its author write a system turn of their own. So control tokens in message values are wrapped in two
-marker characters while the template runs (it can still find and split at them), and then broken in two by a
-*breaker*: a special token with an unguessable text that the tokenizer knows and whose id is dropped afterwards.
-Conversations without such text, that is all but a few, take none of these steps.
+turn and let its author write a system turn of their own. So control tokens in all strings of messages and tools, names
+of their fields included, are wrapped in two marker characters while the template runs (it can still find and split at
+them), and then broken in two by a *breaker*: a special token with an unguessable text that the tokenizer knows and
+whose id is dropped afterwards. Conversations without such text, that is all but a few, take none of these steps.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from ..core.errors import invalid_field
 
 _MARKERS = [chr(point) for point in range(0xFDD0, 0xFDF0)]
 """Unicode noncharacters: never meaningful in text, yet valid in it, so a pair that is not in use is picked."""
+_ESCAPES = re.compile(r"\\u[0-9a-fA-F]{4}")
 
 
 class ControlGuard:
@@ -39,16 +40,13 @@ class ControlGuard:
         if not any(found):
             return list(messages), tools, ""
         used = set("".join(text for _, text in self._strings(messages, tools)))
-        free = [marker for marker in _MARKERS if marker not in used][:2]
+        escaped = {match.lower() for _, text in self._strings(messages, tools) for match in _ESCAPES.findall(text)}
+        free = [marker for marker in _MARKERS if marker not in used and _escaped(marker) not in escaped][:2]
         if len(free) < 2:
             raise invalid_field("messages", "contains Unicode noncharacters beside control tokens; remove them")
         markers = "".join(free)
         marked: list[Mapping[str, Any]] = [
-            {
-                key: value if key == "role" else _wrap(value, self._pattern(message), markers)
-                for key, value in message.items()
-            }
-            for message in messages
+            {**_wrap(message, self._pattern(message), markers), "role": message["role"]} for message in messages
         ]
         marked_tools: Sequence[Mapping[str, Any]] | None = _wrap(tools, self._other, markers)
         return marked, marked_tools, markers
@@ -57,11 +55,12 @@ class ControlGuard:
         """The rendered text without markers, every wrapped control token broken by the breaker."""
         if not markers:
             return rendered
-        start, end = markers[0], markers[1]
+        # A template can write JSON in ASCII, where the markers are escapes.
+        start, end = (f"(?:{marker}|{re.escape(_escaped(marker))})" for marker in markers)
         wrapped = re.compile(f"{start}({self._other.pattern}){end}")
         rendered = wrapped.sub(lambda match: self._break(match.group(1)), rendered)
         # A template that cuts strings can part the markers of a token: break there as well.
-        return rendered.replace(start, self._breaker).replace(end, self._breaker)
+        return re.sub(f"{start}|{end}", lambda _: self._breaker, rendered)
 
     def break_all(self, text: str) -> str:
         """Text with every control token in it broken that nobody may write."""
@@ -80,9 +79,7 @@ class ControlGuard:
         self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None
     ) -> Iterator[tuple[re.Pattern[str], str]]:
         for message in messages:
-            for key, value in message.items():
-                if key != "role":
-                    yield from ((self._pattern(message), text) for text in _texts(value))
+            yield from ((self._pattern(message), text) for text in _texts(message))
         yield from ((self._other, text) for text in _texts(tools))
 
 
@@ -92,21 +89,28 @@ def _any_of(tokens: Sequence[str]) -> re.Pattern[str]:
 
 
 def _texts(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, Mapping):
-        for item in value.values():
-            yield from _texts(item)
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from _texts(item)
+    """All strings in a value: also the names of fields, which a template may print as well."""
+    waiting = [value]
+    while waiting:
+        each = waiting.pop()
+        if isinstance(each, str):
+            yield each
+        elif isinstance(each, Mapping):
+            waiting.extend(each)
+            waiting.extend(each.values())
+        elif isinstance(each, list | tuple):
+            waiting.extend(each)
 
 
 def _wrap(value: Any, pattern: re.Pattern[str], markers: str) -> Any:
     if isinstance(value, str):
         return pattern.sub(lambda match: f"{markers[0]}{match.group()}{markers[1]}", value)
     if isinstance(value, Mapping):
-        return {key: _wrap(item, pattern, markers) for key, item in value.items()}
+        return {_wrap(name, pattern, markers): _wrap(item, pattern, markers) for name, item in value.items()}
     if isinstance(value, list | tuple):
         return [_wrap(item, pattern, markers) for item in value]
     return value
+
+
+def _escaped(marker: str) -> str:
+    return f"\\u{ord(marker):04x}"
