@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from types import MappingProxyType
+from typing import TypeVar
+
+N = TypeVar("N", int, float)
 
 ALL_LINEAR = "all-linear"
 BY_PATTERN = "(by pattern)"
@@ -40,46 +44,54 @@ class LoraConfig:
             found = replace(found, rank_pattern=own, ranks_by_pattern=False)
         return found
 
-    def rank_of(self, module: str) -> int:
-        """Rank of one module: the first pattern that its name ends with, else ``rank``."""
-        return next((r for key, r in self.rank_pattern if _names(key, module)), self.rank)
+    def scales(self, modules: Iterable[str]) -> Iterator[tuple[int, float]]:
+        """Rank of each module, and the factor of its delta: alpha/r, with rsLoRA alpha/sqrt(r).
 
-    def alpha_of(self, module: str) -> float:
-        """Alpha of one module, found as its rank is."""
-        return next((a for key, a in self.alpha_pattern if _names(key, module)), self.alpha)
+        Rank and alpha are those of the first pattern that the module's name ends with, else the config's own.
+        """
+        ranks, alphas = _first(self.rank_pattern), _first(self.alpha_pattern)
+        for module in modules:
+            rank = _of(module, ranks, self.rank)
+            yield rank, _of(module, alphas, self.alpha) / (math.sqrt(rank) if self.rslora else rank)
 
-    def scaling_of(self, module: str) -> float:
-        """Factor of the module's delta: alpha/r, with rsLoRA alpha/sqrt(r)."""
-        rank = self.rank_of(module)
-        return self.alpha_of(module) / (math.sqrt(rank) if self.rslora else rank)
-
-    def targets(self, modules: Sequence[str]) -> list[str]:
+    def targets(self, modules: Iterable[str]) -> list[str]:
         """The names among ``modules`` that the config adapts, as PEFT would pick them."""
         wanted = set(self.target_modules)
-        return [
-            m
-            for m in modules
-            if (self.target_modules == (ALL_LINEAR,) or not wanted.isdisjoint(_ends(m))) and self._in_layers(m)
-        ]
-
-    def _in_layers(self, module: str) -> bool:
+        found = [m for m in modules if self.target_modules == (ALL_LINEAR,) or not wanted.isdisjoint(_ends(m))]
+        if self.layers is None:
+            return found
+        layers, after = set(self.layers), {name: at for at, name in reversed(list(enumerate(self.layers_pattern)))}
         # PEFT ignores the layers when the whole name is listed.
-        if self.layers is None or module in self.target_modules:
-            return True
-        index = layer_index(module, self.layers_pattern)
-        return index is not None and index in self.layers
+        return [m for m in found if m in wanted or layer_index(m, after) in layers]
 
 
-def layer_index(module: str, patterns: Sequence[str] = ()) -> int | None:
-    """The decoder layer of a module: the first number in its name, after one of ``patterns`` if there are any."""
+def layer_index(module: str, patterns: Mapping[str, int] = MappingProxyType({})) -> int | None:
+    """The decoder layer of a module: the first number in its name; with ``patterns`` that after one of them.
+
+    ``patterns``: name -> its place in the list of them; the earliest one counts.
+    """
     parts = module.split(".")
-    for pattern in patterns:
-        for before, part in pairwise(parts[:-1]):
-            if before == pattern and part.isdecimal():
-                return int(part)
-    if patterns:
-        return None
-    return next((int(part) for part in parts[2:-1] if part.isdecimal()), None)
+    if not patterns:
+        return next((int(part) for part in parts[2:-1] if part.isdecimal()), None)
+    numbers = [(patterns[a], int(b)) for a, b in pairwise(parts[:-1]) if a in patterns and b.isdecimal()]
+    return min(numbers, key=lambda each: each[0])[1] if numbers else None
+
+
+def _first(pattern: Iterable[tuple[str, N]]) -> dict[str, tuple[int, N]]:
+    """Key -> its place among the keys, and its number."""
+    found: dict[str, tuple[int, N]] = {}
+    for place, (key, number) in enumerate(pattern):
+        found.setdefault(key, (place, number))
+    return found
+
+
+def _of(module: str, pattern: Mapping[str, tuple[int, N]], default: N) -> N:
+    """The number of the first key that names a module: ``^`` and its whole name, or an end of it."""
+    if not pattern:
+        return default
+    keys = (f"^{module}", *_ends(module))
+    found = [pattern[key] for key in keys if key in pattern]
+    return min(found, key=lambda each: each[0])[1] if found else default
 
 
 def _ends(module: str) -> Iterator[str]:
@@ -89,9 +101,3 @@ def _ends(module: str) -> Iterator[str]:
     while at >= 0:
         yield module[at + 1 :]
         at = module.find(".", at + 1)
-
-
-def _names(key: str, module: str) -> bool:
-    if key.startswith("^"):
-        return module == key[1:]
-    return module == key or module.endswith("." + key)

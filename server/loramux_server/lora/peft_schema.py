@@ -177,9 +177,10 @@ def _check(
     _check_layout(header, data_bytes)
     pairs = _pair_up(tensors, modules)
     lora = lora.as_found({name: pair["A"].shape[0] for name, pair in pairs.items()})
+    names = sorted(pairs)
     entries = tuple(
-        ModuleEntry(name, lora.rank_of(name), lora.scaling_of(name), pairs[name]["A"], pairs[name]["B"])
-        for name in sorted(pairs)
+        ModuleEntry(name, rank, scaling, pairs[name]["A"], pairs[name]["B"])
+        for name, (rank, scaling) in zip(names, lora.scales(names), strict=True)
     )
     if (rank := max(entry.rank for entry in entries)) > max_rank:
         raise _bad(f"has a module of rank {rank}; at most {max_rank} is allowed")

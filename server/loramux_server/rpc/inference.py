@@ -56,4 +56,5 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         service = self._desk.open().generation
         prompt = request.prompt if request.HasField("prompt") else None
         messages = messages_from_proto(request.messages)
-        return tokens_to_proto(await service.tokenize(prompt, messages, request.continue_final_message))
+        deadline = calls.current().deadline
+        return tokens_to_proto(await service.tokenize(prompt, messages, request.continue_final_message, deadline))

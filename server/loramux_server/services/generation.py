@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import secrets
 import time
 import uuid
@@ -18,7 +17,7 @@ from ..text import StopMatcher, TextTokenizer
 from ..text.response_format import parse_format
 from .answer import Answer, Prepared
 from .choice import ChoiceDecoder
-from .deadline import bounded, until
+from .deadline import Preparation
 from .limits import Limits
 from .observer import NullObserver, Observer
 from .prompts import check_context, encode_prompt
@@ -26,12 +25,10 @@ from .scoring import Scorer
 from .stacks import StackResolver, active
 from .validation import final_message_violations, generate_violations, prompt_violations
 from .views import Choice, Completion, Score, ScoreRequest, Tokens
+from .work import prepare
 
 GREEDY_BELOW = 1e-4
 """Temperatures under this are greedy: dividing by them would overflow."""
-
-PREPARED_AT_ONCE = 8
-"""Requests that are tokenised and looked up at a time."""
 
 
 class GenerationService:
@@ -52,9 +49,8 @@ class GenerationService:
         self._info = info
         self._limits = limits
         self._observer = observer or NullObserver()
-        # A few at a time, so that thousands at once leave the loop to the calls that come, and their refusals.
-        self._preparing = asyncio.Semaphore(PREPARED_AT_ONCE)
-        self._scorer = Scorer(backend, stacks, text, info, limits, self._observer)
+        self._preparation = Preparation(limits.max_request_seconds)
+        self._scorer = Scorer(backend, stacks, text, info, limits, self._observer, self._preparation)
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[Chunk]:
         """Stream an answer.
@@ -90,7 +86,11 @@ class GenerationService:
         return await self._scorer.score(request)
 
     async def tokenize(
-        self, text: str | None = None, messages: tuple[Message, ...] = (), continue_final_message: bool = False
+        self,
+        text: str | None = None,
+        messages: tuple[Message, ...] = (),
+        continue_final_message: bool = False,
+        deadline: float | None = None,
     ) -> Tokens:
         """Token ids of exactly one of a plain prompt and messages, as ``generate`` would feed them to the model."""
         violations = [
@@ -99,7 +99,8 @@ class GenerationService:
         ]
         if violations:
             raise invalid(violations)
-        return await asyncio.to_thread(self._tokens, text, messages, continue_final_message)
+        async with self._preparation.turn(deadline):
+            return await prepare(lambda: self._tokens(text, messages, continue_final_message))
 
     def token_text(self, token_id: int) -> str:
         """The text of one token, for log-probabilities (bytes that are no character by themselves become U+FFFD)."""
@@ -110,10 +111,9 @@ class GenerationService:
         started = time.monotonic()
         if violations := generate_violations(request, self._limits, self._info.vocab_size):
             raise invalid(violations)
-        deadline = bounded(request.deadline, self._limits.max_request_seconds)
-        async with until(deadline), self._preparing:
-            ids = await asyncio.to_thread(
-                encode_prompt, self._text, request.prompt, request.messages, request.continue_final_message
+        async with self._preparation.turn(request.deadline) as deadline:
+            ids = await prepare(
+                lambda: encode_prompt(self._text, request.prompt, request.messages, request.continue_final_message)
             )
             check_context(request.prompt, len(ids), self._info.max_context)
             stack = await self._stacks.resolve(request.adapters, request.tenant)

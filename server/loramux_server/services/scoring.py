@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 import uuid
 
@@ -10,13 +9,14 @@ from ..core.backend import Backend, EngineInfo, ScoreCommand, ScoreResult
 from ..core.errors import Code, Error, FieldViolation, invalid, invalid_field
 from ..core.types import Stack
 from ..text import TextTokenizer
-from .deadline import bounded, until
+from .deadline import Preparation, until
 from .limits import Limits
 from .observer import Observer, RequestFinished, RequestStarted
 from .prompts import check_context, encode_prompt
 from .stacks import StackResolver, active
 from .validation import final_message_violations, prompt_violations, stack_violations, text_violations
 from .views import Score, ScoreRequest
+from .work import prepare
 
 
 class Scorer:
@@ -30,6 +30,7 @@ class Scorer:
         info: EngineInfo,
         limits: Limits,
         observer: Observer,
+        preparation: Preparation,
     ) -> None:
         self._backend = backend
         self._stacks = stacks
@@ -37,6 +38,7 @@ class Scorer:
         self._info = info
         self._limits = limits
         self._observer = observer
+        self._preparation = preparation
 
     async def score(self, request: ScoreRequest) -> Score:
         """Log-probabilities of ``request.continuation``, one per token."""
@@ -49,9 +51,8 @@ class Scorer:
         ]
         if violations:
             raise invalid(violations)
-        deadline = bounded(request.deadline, self._limits.max_request_seconds)
-        async with until(deadline):
-            prompt_ids, ids = await asyncio.to_thread(self._encode, request)
+        async with self._preparation.turn(request.deadline) as deadline:
+            prompt_ids, ids = await prepare(lambda: self._encode(request))
             stack = await self._stacks.resolve(request.adapters, request.tenant)
         command = ScoreCommand(
             id=uuid.uuid4().hex,

@@ -16,8 +16,11 @@ R = TypeVar("R")
 
 THREADS = 4
 """Pieces of such work at once. They have threads of their own, so that what is quick never waits for one."""
+PREPARED_AT_ONCE = 8
+"""Requests that are tokenised at once: on other threads again, for work that is bounded but cannot look up."""
 _NAME = "loramux-work"
 _pool = ThreadPoolExecutor(THREADS, thread_name_prefix=_NAME)
+_preparing = ThreadPoolExecutor(PREPARED_AT_ONCE, thread_name_prefix="loramux-prepare")
 
 
 async def compute(work: Callable[[Watch], R]) -> R:
@@ -33,12 +36,18 @@ async def compute(work: Callable[[Watch], R]) -> R:
         watch.end()
 
 
+async def prepare(work: Callable[[], R]) -> R:
+    """Run what comes before a request on a thread. One that nobody waits for any more keeps its place until it ends."""
+    return await asyncio.get_running_loop().run_in_executor(_preparing, contextvars.copy_context().run, work)
+
+
 def threads_ended(seconds: float) -> bool:
     """Whether all threads but this one have ended, ``seconds`` from now at the latest.
 
     For the end of the process: nothing can be computed afterwards.
     """
-    _pool.shutdown(wait=False, cancel_futures=True)
+    for pool in (_pool, _preparing):
+        pool.shutdown(wait=False, cancel_futures=True)
     latest = time.monotonic() + seconds
     for thread in threading.enumerate():
         if thread is not threading.current_thread() and not thread.daemon:

@@ -9,7 +9,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -17,6 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from loramux_server.core.errors import Code, Error
+from loramux_server.lora.lora_config import LoraConfig
 from loramux_server.lora.peft_schema import FINGERPRINT_KEY, check_folder
 from tests.unit.lora.peft_files import MODULES, Q, V, config, header, make, pack, shapes
 
@@ -277,6 +280,38 @@ def test_weights_that_the_config_does_not_name(tmp_path: Path, changes: dict[str
 def test_modules_that_the_weights_lack(tmp_path: Path) -> None:
     tensors = shapes({Q: MODULES[Q]})
     assert "no tensors for module" in refused(make(tmp_path, weights=pack(header(tensors)))).message
+
+
+@pytest.mark.parametrize("own", ["patterns", "layers"])
+def test_field_01_the_work_of_a_config_grows_with_keys_and_modules_alone(own: str) -> None:
+    def work(size: int) -> int:
+        names = [f"model.layers.{i}.self_attn.q_proj" for i in range(size)]
+        config = LoraConfig(
+            rank=2,
+            alpha=4.0,
+            target_modules=tuple(names),
+            rank_pattern=tuple((f"{name}.x", 3) for name in names),
+            alpha_pattern=tuple((f"^{name}.x", 3.0) for name in names),
+        )
+        if own == "layers":
+            pattern = tuple(f"p{i}" for i in range(size))
+            config = replace(config, layers=tuple(range(size)), layers_pattern=pattern, target_modules=("q_proj",))
+        steps = 0
+
+        def count(frame: FrameType, event: str, arg: object) -> Any:
+            nonlocal steps
+            steps += 1
+            return count
+
+        sys.settrace(count)
+        try:
+            config.targets(names)
+            assert len(list(config.scales(names))) == size
+        finally:
+            sys.settrace(None)
+        return steps
+
+    assert work(200) < 5 * work(50)
 
 
 def test_layers_and_patterns_pick_ranks_and_scaling(tmp_path: Path) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import dataclasses
+import threading
 import time
 from contextlib import aclosing
 from pathlib import Path
@@ -26,6 +28,7 @@ from loramux_server.core.types import (
 from loramux_server.services.generation import GenerationService
 from loramux_server.services.limits import Limits
 from loramux_server.services.views import ScoreRequest
+from loramux_server.services.work import PREPARED_AT_ONCE
 from loramux_server.store.records import AdapterMeta
 from loramux_server.store.store import Store
 from loramux_server.text import TextTokenizer
@@ -261,6 +264,47 @@ async def test_without_a_deadline_the_servers_own_holds(
     service = GenerationService(backend, store, text, info, Limits(max_request_seconds=0.05))
     backend.script = lambda _: Script((5,), hang=True)
     assert (await refused(service, GenerateRequest(prompt="x"))).code is Code.DEADLINE_EXCEEDED
+
+
+@pytest.mark.parametrize("method", ["generate", "score", "tokenize"])
+async def test_field_01_preparation_takes_turns_within_the_deadline(
+    method: str, backend: FakeBackend, store: Store, text: TextTokenizer, info: EngineInfo
+) -> None:
+    lock, go, open_, most = threading.Lock(), threading.Event(), 0, 0
+    encode = text.encode
+
+    def slow(prompt: str, **options: str) -> list[int]:
+        nonlocal open_, most
+        with lock:
+            open_ += 1
+            most = max(most, open_)
+        go.wait(10)
+        with lock:
+            open_ -= 1
+        return encode(prompt, **options)
+
+    text = copy.copy(text)
+    text.encode = slow  # type: ignore[method-assign]
+    service = GenerationService(backend, store, text, info, Limits(max_request_seconds=0.2))
+
+    async def one() -> Code | None:
+        try:
+            if method == "generate":
+                await service.generate_once(GenerateRequest(prompt="x"))
+            elif method == "score":
+                await service.score(ScoreRequest("y", prompt="x"))
+            else:
+                await service.tokenize("x")
+        except Error as error:
+            return error.code
+        return None
+
+    try:
+        codes = await asyncio.gather(*(one() for _ in range(PREPARED_AT_ONCE + 4)))
+    finally:
+        go.set()
+    assert set(codes) == {Code.DEADLINE_EXCEEDED}
+    assert most == PREPARED_AT_ONCE
 
 
 async def test_a_passed_deadline_asks_nothing_of_the_engine(service: GenerationService, backend: FakeBackend) -> None:
