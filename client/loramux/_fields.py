@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import math
+import os
+import sys
 from collections.abc import Iterable, Mapping, Sequence
+from numbers import Integral, Real
+from pathlib import Path
 from typing import Any, TypeVar
 
 from google.protobuf.descriptor import FieldDescriptor
@@ -12,6 +16,8 @@ from google.protobuf.message import Message
 from .errors import invalid
 
 M = TypeVar("M", bound=Message)
+MAX_SECONDS = 1e9
+"""Longest time that is sent, 31 years: gRPC counts nanoseconds, and takes what is beyond its range as over."""
 
 
 def assign(message: Message, values: Mapping[str, Any], path: str = "") -> None:
@@ -49,21 +55,39 @@ def items(field: str, value: Any, wanted: str) -> list[Any]:
 
 def seconds(value: float | None, field: str = "timeout") -> float | None:
     """A time in seconds; None: no limit."""
-    if value is None or (isinstance(value, int | float) and math.isfinite(value)):
-        return value
+    if value is None:
+        return None
+    if isinstance(value, Real) and value == value and abs(value) != math.inf:
+        return float(max(0, min(value, MAX_SECONDS)))
     raise invalid(field, f"must be a number of seconds, not {shown(value)}")
 
 
 def count(field: str, value: int | None) -> int | None:
     """How many at most; None: no limit."""
-    if value is None or (isinstance(value, int) and value >= 1):
-        return value
+    if value is None or (isinstance(value, Integral) and 1 <= value <= sys.maxsize):
+        return None if value is None else int(value)
     raise invalid(field, f"must be a whole number of at least 1, not {shown(value)}")
+
+
+def path_of(field: str, value: str | os.PathLike[str]) -> Path:
+    """A path. Raises InvalidArgument for what is none."""
+    try:
+        if isinstance(text := os.fspath(value), str) and b"\0" not in os.fsencode(text):
+            Path(text).exists()  # raises for a name that no file can have
+            return Path(text)
+    except (TypeError, UnicodeEncodeError):
+        pass
+    except OSError as error:
+        raise invalid(field, f"{shown(text)} cannot be read: {error.strerror}") from None
+    raise invalid(field, f"must be a path, not {shown(value)}") from None
 
 
 def shown(value: object) -> str:
     """A value for an error message, cut to one line."""
-    text = repr(value)
+    try:
+        text = repr(value)
+    except Exception:  # integers of thousands of digits, and objects of others
+        text = f"this {type(value).__name__}"
     return text if len(text) <= 100 else f"{text[:97]}..."
 
 

@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import IO, Any, BinaryIO, TypeAlias
 
 from . import _responses, _tables
-from ._fields import filled, items, shown
+from ._fields import filled, items, path_of
 from .convert import As, rows_of, write_rows
 from .errors import DataLoss, invalid
 from .types import AdapterVersion
@@ -56,16 +56,6 @@ def _adapter_messages(
         with path.open("rb") as file:
             for data in _pieces(file):
                 yield adapters_pb2.UploadAdapterRequest(chunk=common_pb2.FileChunk(name=path.name, data=data))
-
-
-def path_of(field: str, value: str | os.PathLike[str]) -> Path:
-    """A path. Raises InvalidArgument for what is none."""
-    try:
-        if isinstance(text := os.fspath(value), str) and b"\0" not in os.fsencode(text):
-            return Path(text)
-    except (TypeError, UnicodeEncodeError):
-        pass
-    raise invalid(field, f"must be a path, not {shown(value)}") from None
 
 
 def _adapter_files(folder: Path) -> list[Path]:
@@ -186,12 +176,12 @@ def upload_dataset(data: Data, as_: As | None = None) -> Iterator[training_pb2.U
 def _reshaped(data: Data, as_: As) -> Iterator[training_pb2.UploadDatasetRequest]:
     rows: Callable[[], Iterator[tuple[str, Any]]]
     if isinstance(data, str | os.PathLike):
-        path = Path(data)
+        path = path_of("data", data)
         if not path.is_file():
             raise invalid("data", f"{str(path)!r} is no file")
         name, rows = path.name, lambda: rows_of(path)
     else:
-        given = list(data)
+        given = items("data", data, "the path of a file, or rows")
         name, rows = "rows.jsonl", lambda: ((f"row {i}", row) for i, row in enumerate(given, start=1))
     file = tempfile.TemporaryFile()  # noqa: SIM115 - whoever sends it closes it
     try:

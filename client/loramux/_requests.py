@@ -12,6 +12,8 @@ from ._stacks import Adapters, stack, stacks
 from .errors import invalid
 from .v1 import adapters_pb2, common_pb2, inference_pb2, training_pb2
 
+_LAYER_DIGITS = 5
+"""Most digits of a layer's number."""
 ChatMessage: TypeAlias = "Mapping[str, Any]"
 Gate: TypeAlias = "str | Mapping[str, float | str]"
 """``none``, ``improves``, ``{"min_accuracy": 0.9}`` or ``{"min_accuracy": 0.9, "match": "exact"}``."""
@@ -163,10 +165,11 @@ def train_settings(options: Mapping[str, Any]) -> training_pb2.TrainSettings:
 def job_states(states: Sequence[str]) -> list[training_pb2.JobState.ValueType]:
     """States of jobs by their words."""
     known = {_responses.job_state(value): value for value in training_pb2.JobState.values() if value}
-    for state in strings("states", states):
+    wanted = strings("states", states)
+    for state in wanted:
         if state not in known:
             raise invalid("states", f"{state!r} is no state; there are {', '.join(known)}")
-    return [known[state] for state in states]
+    return [known[state] for state in wanted]
 
 
 def layers(value: str | Sequence[int]) -> list[int]:
@@ -176,11 +179,10 @@ def layers(value: str | Sequence[int]) -> list[int]:
         for part in value.split(","):
             first, dash, last = part.strip().partition("-")
             if not first.isdecimal() or (dash and not last.isdecimal()):
-                raise invalid("layers", f"{part.strip()!r} is no layer; write for example 15-29 or 0,2,4-6")
-            low, high = int(first), int(last or first)
-            if low > high or high > 100_000:
-                raise invalid("layers", f"{part.strip()!r} is no range of layers")
-            found += range(low, high + 1)
+                raise invalid("layers", f"{shown(part.strip())} is no layer; write for example 15-29 or 0,2,4-6")
+            if max(len(first), len(last)) > _LAYER_DIGITS or int(first) > int(last or first):
+                raise invalid("layers", f"{shown(part.strip())} is no range of layers")
+            found += range(int(first), int(last or first) + 1)
         return sorted(set(found))
     found = items("layers", value, "layer numbers, such as '15-29' or [0, 2, 4]")
     if not found:
@@ -259,7 +261,7 @@ def _input(
         missing = {"role", "content"} - message.keys()
         extra = message.keys() - {"role", "content", "weight"}
         if missing or extra:
-            what = f"has no {min(missing)}" if missing else f"has an unknown key {min(extra)!r}"
+            what = f"has no {min(missing)}" if missing else f"has an unknown key {shown(min(extra, key=shown))}"
             raise invalid(f"messages[{i}]", f"{what}; it takes role, content and, for training, weight")
         turn = dict(message)
         if isinstance(turn["content"], list | tuple):

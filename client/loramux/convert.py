@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import IO, Any, Literal
 
 from . import _tables
+from ._fields import path_of, shown
 from ._json_rows import json_rows
 from ._reshape import as_messages, as_prompt
 from ._rows import LeftOut, Made, made_of
@@ -69,11 +70,13 @@ def convert(source: str | os.PathLike[str], target: str | os.PathLike[str], *, a
     replaced when all is written, and stays as it was when anything fails. Raises InvalidArgument for a file that
     cannot be read, or of which no row can be used.
     """
-    path, out = Path(source), Path(target)
+    path, out = path_of("data", source), path_of("out", target)
     if not path.is_file():
         raise invalid("data", f"{str(path)!r} is no file")
     if out.exists() and not out.is_file():
         raise invalid("out", f"{str(out)!r} is no file")
+    if not out.parent.is_dir():
+        raise invalid("out", f"{str(out.parent)!r} is no folder")
     part = out.with_name(f".{out.name}.{uuid.uuid4().hex}")
     try:
         with part.open("xb") as file:
@@ -88,7 +91,7 @@ def convert(source: str | os.PathLike[str], target: str | os.PathLike[str], *, a
 def write_rows(rows: Callable[[], Iterator[tuple[str, Any]]], file: IO[bytes], *, as_: As | None = None) -> Summary:
     """As :func:`convert`, from what gives rows with their places, twice, into an open file."""
     if as_ not in (None, "messages", "prompt"):
-        raise invalid("as", f"is {as_!r}; it must be messages or prompt")
+        raise invalid("as", f"is {shown(as_)}; it must be messages or prompt")
     verdicts = Verdicts()
     for _, row in rows():  # ratings are read against the scale that the whole file shows
         if isinstance(row, Mapping):
@@ -148,3 +151,5 @@ def _converted(row: Any, verdicts: Verdicts, as_: As | None) -> tuple[str, Made,
         raise LeftOut("holds half of a surrogate pair, which is no text") from None
     except ValueError:
         raise LeftOut("holds a number that JSON has no words for") from None
+    except (TypeError, RecursionError):  # from rows of Python, not of a file
+        raise LeftOut("holds a value that JSON has no words for, or is nested too deeply") from None

@@ -10,7 +10,7 @@ import typer
 
 from ..client import Client
 from ..errors import LoramuxError, invalid
-from .common import AdapterOption, connect, error_lines, stack, write
+from .common import AdapterOption, asked_otherwise, connect, error_lines, print_notes, stack, write
 from .generate import MaxTokens, MinP, RepetitionPenalty, Seed, Temperature, TopK, TopP
 
 HELP = """\
@@ -85,6 +85,8 @@ class Conversation:
         self.system = system
         self.options = options
         self.turns: list[dict[str, str]] = []
+        self._noted: set[str] = set()
+        """Adapters that were looked at for how they are asked: it is told once."""
         self.failed = False
         """Whether a message or a command could not be done."""
         self._commands: dict[str, Callable[[str], None]] = {
@@ -132,10 +134,13 @@ class Conversation:
                     write(chunk.text)
             except KeyboardInterrupt:
                 write(" [stopped]")
-            answer = stream.completion.text
+            completion = stream.completion
         write("\n")
+        new = [applied for applied in completion.adapters if applied.ref not in self._noted]
+        self._noted.update(applied.ref for applied in new)
+        print_notes(asked_otherwise(self.client, new, chat=True), sys.stderr)
         # Only a turn that was answered becomes part of the conversation.
-        self.turns = [*turns, {"role": "assistant", "content": answer}]
+        self.turns = [*turns, {"role": "assistant", "content": completion.text}]
 
     def _set_adapters(self, text: str) -> None:
         if text:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json as jsonlib
 import sys
 from pathlib import Path
 from typing import Annotated, Literal
@@ -11,7 +10,7 @@ import typer
 
 from ..convert import As, convert, rows_of, write_rows
 from ..errors import invalid
-from .common import Json, jsonable, plain
+from .common import Json, json_text, plain
 
 AsOption = Annotated[
     Literal["messages", "prompt"] | None,
@@ -61,7 +60,7 @@ def convert_file(
         summary = write_rows(lambda: rows_of(file), sys.stdout.buffer, as_=shape)
         sys.stdout.buffer.flush()
     if json:
-        print(jsonlib.dumps(jsonable(summary), indent=2, ensure_ascii=False), file=sys.stderr if out is None else None)
+        print(json_text(summary, indent=2), file=sys.stderr if out is None else None)
         return
     for line in summary.lines():
         print(plain(line), file=sys.stderr)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -73,6 +75,19 @@ def test_field_30_asked_in_the_other_way(fake: Fake, capsys: pytest.CaptureFixtu
     assert told("-m", "-a", "acme") == ""
     assert 'note: acme learned conversations; ask it with: loramux generate -m "..." --adapter acme' in told(
         "-a", "acme"
+    )
+
+
+def test_field_30_a_chat_tells_once_that_an_adapter_is_asked_in_the_other_way(
+    fake: Fake, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = version()
+    made.asked_with = "prompt"
+    fake.handlers["GetAdapter"] = lambda *_: adapters_pb2.Adapter(name="acme", versions=[made])
+    monkeypatch.setattr(sys, "stdin", io.StringIO("hi\nagain\n"))
+    assert main(["chat", "-a", "acme", "--address", fake.address]) == 0
+    assert (
+        capsys.readouterr().err.count("note: acme learned plain prompts, without the chat template") == 1
     )
 
 

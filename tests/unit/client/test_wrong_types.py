@@ -8,16 +8,22 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, get_type_hints
 
+import numpy as np
 import pytest
 
 from loramux import AsyncClient, Client, InvalidArgument, LoramuxError
+from loramux._fields import shown
 from loramux._requests import GenerateOptions, TrainOptions
+from loramux.convert import convert
+from loramux.v1 import training_pb2
 
 from .fake import Fake
 
 ODD: tuple[Any, ...] = (
     5,
     -(1 << 70),
+    10**400,
+    10**5000,
     1.5,
     float("nan"),
     True,
@@ -31,6 +37,9 @@ ODD: tuple[Any, ...] = (
     {"a": [1]},
     {"a": {"b": 1}},
     {1: 2},
+    [{"role": "user", "content": "a", 1: 2, "b": 3}],
+    "9" * 5000,
+    {1},
     ("x", "y", "z"),
     object(),
     lambda: None,
@@ -104,13 +113,15 @@ def test_field_34_every_wrong_type_is_a_loramux_error(
                 arguments = {"data": [{"text": "a"}]}
             elif (resource, name) == ("jobs", "get"):
                 arguments = {}
+            elif argument == "as_":
+                arguments["data"] = [{"prompt": "a", "completion": "b"}]
             arguments[argument] = odd
             try:
                 method(client, resource, name)(**arguments)
             except LoramuxError:
                 continue  # the fake server takes what the client may send
             except BaseException as error:
-                raise AssertionError(f"{resource}.{name}({argument}={odd!r}): {error!r}") from error
+                raise AssertionError(f"{resource}.{name}({argument}={shown(odd)}): {error!r}") from error
 
 
 @pytest.mark.parametrize(
@@ -148,6 +159,29 @@ def test_field_34_the_error_names_the_field(fake: Fake, client: Client, argument
         client.generate(**arguments)
     assert [violation.field for violation in caught.value.violations] == [field]
     assert fake.requests == []
+
+
+def test_field_34_rows_of_every_wrong_type_are_refused_before_they_are_turned(client: Client, tmp_path: Path) -> None:
+    deep: Any = []
+    for _ in range(5000):
+        deep = [deep]
+    row = {"prompt": "a", "completion": "b"}
+    for data in (5, b"x", [5], "a\0", "a" * 5000, [{**row, "on_top_of": {1}}], [{**row, "on_top_of": deep}]):
+        with pytest.raises(InvalidArgument) as caught:
+            client.datasets.validate(data, as_="messages")  # type: ignore[arg-type]
+        assert caught.value.violations[0].field.startswith("data")
+    for source, target in ((5, "x"), ("a" * 5000, "x"), (tmp_path, "a" * 5000), (__file__, tmp_path / "no" / "x")):
+        with pytest.raises(InvalidArgument):
+            convert(source, target)  # type: ignore[arg-type]
+
+
+def test_field_34_numbers_of_other_libraries_and_iterators_are_taken(fake: Fake, client: Client) -> None:
+    client.generate("a", timeout=np.float32(20), max_tokens=np.int64(5))
+    assert fake.last("GenerateOnce").max_tokens == 5
+    client.generate("a", timeout=1e300)  # beyond what gRPC counts in, which it would take as over
+    client.generate("a", timeout=10**400)
+    client.jobs.list(limit=np.int64(2), states=iter(["running"]))
+    assert list(fake.last("ListJobs").states) == [training_pb2.JOB_STATE_RUNNING]
 
 
 def test_field_34_wrong_types_of_training(fake: Fake, client: Client) -> None:
