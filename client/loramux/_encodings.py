@@ -6,6 +6,7 @@ import codecs
 import csv
 from collections.abc import Collection
 from pathlib import Path
+from typing import NamedTuple
 
 _MARKS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
@@ -28,25 +29,43 @@ def begins_as_json(head: bytes) -> bool:
     return head.decode(encoding_of(head), errors="ignore").lstrip()[:1] in ("{", "[")
 
 
-def delimiter_of(path: Path, encoding: str, known: Collection[str]) -> tuple[str, int]:
-    """The delimiter of a table and the lines before its header, by the header alone.
+class Layout(NamedTuple):
+    """How a table is written."""
 
-    It is the one that makes the most names of ``known`` (in lower case); the file's name decides where none does.
+    delimiter: str
+    skipped: int = 0
+    """Lines before the header: empty ones, and a spreadsheet's own."""
+    spaced: bool = False
+    """A space follows each delimiter, which belongs to no cell."""
+
+
+def delimiter_of(path: Path, encoding: str, known: Collection[str]) -> Layout:
+    """How a table is written, by its header alone.
+
+    The delimiter is the one that makes the most names of ``known`` (in lower case); the file's name decides where
+    none does.
     """
-    usual = "\t" if path.suffix.lower() in (".tsv", ".tab") else ","
+    usual, skipped, first = "\t" if path.suffix.lower() in (".tsv", ".tab") else ",", 0, ""
     try:
         with path.open(encoding=encoding, newline="") as file:
-            first = file.readline(MAX_HEADER)
+            while (first := file.readline(MAX_HEADER)) and not first.strip() and len(first) < MAX_HEADER:
+                skipped += 1
     except UnicodeError:
-        return usual, 0  # told with its line by whoever reads the rows
+        return Layout(usual)  # told with its line by whoever reads the rows
     words = first.rstrip("\r\n")
     if words.lower().startswith("sep=") and len(words) == 5:  # a spreadsheet's own line
-        return words[4], 1
+        return Layout(words[4], skipped + 1)
 
     def names(delimiter: str) -> int:
-        try:
-            return sum(name.strip().lower() in known for name in next(csv.reader([first], delimiter=delimiter), []))
-        except csv.Error:
-            return 0
+        return sum(name.strip().lower() in known for name in _cells(first, delimiter))
 
-    return max((usual, *(d for d in ",;\t|" if d != usual)), key=names), 0
+    found = max((usual, *(d for d in ",;\t|" if d != usual)), key=names)
+    rest = _cells(first, found)[1:]
+    return Layout(found, skipped, bool(rest) and found != "\t" and all(name.startswith(" ") for name in rest))
+
+
+def _cells(line: str, delimiter: str) -> list[str]:
+    try:
+        return next(csv.reader([line], delimiter=delimiter), [])
+    except csv.Error:
+        return []

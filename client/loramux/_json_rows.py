@@ -43,6 +43,7 @@ def _lines(path: Path, file: TextIO) -> Iterator[tuple[str, Any]]:
         number += 1
         if len(line) > MAX_ROW:
             raise _too_long(path, f"line {number}")
+        line = line.removeprefix("\ufeff")  # files that were put together keep their marks
         if line.strip():
             yield f"line {number}", _parsed(path, f"line {number}", line)
 

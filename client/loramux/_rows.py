@@ -7,19 +7,19 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from .formats import ALPACA, CONVERSATIONS, GEMINI, OWN, PREFERENCES, QUESTION_ANSWER, SHAREGPT, question_and_answer
+from .formats import (
+    ALPACA,
+    CONVERSATIONS,
+    GEMINI,
+    OWN,
+    PREFERENCES,
+    QUESTION_ANSWER,
+    ROLES,
+    SHAREGPT,
+    question_and_answer,
+)
 
 Turn = dict[str, Any]
-
-ROLES = {
-    **dict.fromkeys(("human", "user", "prompter", "person"), "user"),
-    **dict.fromkeys(("gpt", "assistant", "chatgpt", "model", "bot", "bard", "bing", "claude", "ai"), "assistant"),
-    **dict.fromkeys(("system", "developer"), "system"),
-    **dict.fromkeys(("tool", "observation", "function_response", "function", "ipython"), "tool"),
-    "function_call": "function_call",
-    "tool_call": "function_call",
-}
-
 
 _SYSTEM = ("system", "system_prompt")
 
@@ -77,7 +77,10 @@ def _check_own(row: Mapping[str, Any], needed: list[str]) -> None:
 
 
 def _sharegpt(row: Mapping[str, Any]) -> Made:
-    name = next(n for n in (*CONVERSATIONS, "messages") if isinstance(row.get(n), list))
+    listed = CONVERSATIONS if {"prompt", "chosen"} <= row.keys() else (*CONVERSATIONS, "messages")
+    name = next((n for n in listed if isinstance(row.get(n), list)), None)
+    if name is None:  # its words in loramux's own fields
+        return _own({field: _spoken(field, value) for field, value in row.items()})
     changes: list[str] = []
     turns = [*_system(row), *_turns(row[name])]
     used = {name, "tools", *_SYSTEM}
@@ -92,6 +95,12 @@ def _sharegpt(row: Mapping[str, Any]) -> Made:
     if tools := _tools(row.get("tools")):
         found["tools"] = tools
     return Made(found, used, changes)
+
+
+def _spoken(field: str, value: Any) -> Any:
+    if field not in ("prompt", "completion", "chosen", "rejected") or not isinstance(value, list | Mapping):
+        return value
+    return _turns(value if isinstance(value, list) else [value])
 
 
 def _alpaca(row: Mapping[str, Any]) -> Made:

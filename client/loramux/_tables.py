@@ -16,7 +16,7 @@ from typing import IO, Any
 
 from ._encodings import begins_as_json, delimiter_of, encoding_of
 from .errors import InvalidArgument, invalid
-from .formats import ANSWERS, CONVERSATIONS, OWN, QUESTIONS, format_of, told
+from .formats import CONVERSATIONS, FIELDS, OTHER_SPELLING, OWN, format_of, told
 from .verdicts import judges
 
 COLUMNS = (
@@ -24,7 +24,6 @@ COLUMNS = (
     *("input", "preferred_output", "non_preferred_output", "on_top_of"),
     *("expect", "expect_match", "expect_mode", "expect_case"),
 )
-_KNOWN = frozenset((*COLUMNS, *QUESTIONS, *ANSWERS, *CONVERSATIONS))
 MAX_BYTES = 1 << 30
 """Most bytes of JSON lines that a table may become."""
 MAX_CELL = 64 << 20
@@ -94,13 +93,13 @@ def as_json_lines(path: Path, rows: Iterator[tuple[int, dict[str, Any]]]) -> tup
 
 def _csv_rows(path: Path, encoding: str, every: bool) -> Numbered:
     before = csv.field_size_limit(MAX_CELL)
-    delimiter, skipped = delimiter_of(path, encoding, _KNOWN)
+    delimiter, skipped, spaced = delimiter_of(path, encoding, FIELDS)
     line = 1
     try:
         with path.open(encoding=encoding, newline="") as file:
             for _ in range(skipped):
                 file.readline()
-            reader = csv.reader(file, strict=True, delimiter=delimiter)
+            reader = csv.reader(file, strict=True, delimiter=delimiter, skipinitialspace=spaced)
             header = [_name(name) for name in next(reader, [])]
             if not every:
                 _check_columns(path, header)
@@ -139,7 +138,7 @@ def _cell(name: str, text: str) -> Any:
 def _name(text: str) -> str:
     """A column's name; one that is known is in lower case."""
     name = text.strip()
-    return name.lower() if name.lower() in _KNOWN else name
+    return name.lower() if name.lower() in FIELDS else name
 
 
 def _matters(name: str) -> bool:
@@ -182,10 +181,12 @@ def _is_json(field: Any) -> bool:
 
 
 def _check_columns(path: Path, names: list[str]) -> None:
-    format = format_of({name: [] if name in CONVERSATIONS else "" for name in names})
+    format = format_of({name: [] if name in CONVERSATIONS else "" for name in map(_name, names)})
     if format not in (OWN, "") and "text" not in names:
         raise invalid("data", f"{path.name}: {told(format, path.name)}")
     if not set(names) & set(COLUMNS):
+        if set(map(_name, names)) & set(COLUMNS):
+            raise invalid("data", f"{path.name}: {told(OTHER_SPELLING, path.name)}")
         found = ", ".join(repr(name[:40]) for name in names[:6]) or "none"
         raise invalid("data", f"{path.name} has no column that a row may have (columns: {found}); {', '.join(COLUMNS)}")
     if twice := {name for name in names if name in COLUMNS and names.count(name) > 1}:

@@ -20,7 +20,7 @@ from ._json_rows import json_rows
 from ._reshape import as_messages, as_prompt
 from ._rows import LeftOut, Made, made_of
 from .errors import invalid
-from .formats import UNCONVERTIBLE, format_of
+from .formats import UNCONVERTIBLE, format_of, recognised
 from .verdicts import Verdicts
 
 As = Literal["messages", "prompt"]
@@ -101,6 +101,9 @@ def write_rows(rows: Callable[[], Iterator[tuple[str, Any]]], file: IO[bytes], *
     for place, row in rows():
         read += 1
         try:
+            if not isinstance(row, Mapping):
+                raise LeftOut("is no JSON object")
+            row = recognised(row)
             format, made, line = _converted(row, verdicts, as_)
         except LeftOut as out:
             why = str(out) if str(out) in first or len(first) < MAX_REASONS else "other reasons"
@@ -129,10 +132,8 @@ def rows_of(path: Path) -> Iterator[tuple[str, Any]]:
         yield from ((f"line {line}", row) for line, row in table(path))
 
 
-def _converted(row: Any, verdicts: Verdicts, as_: As | None) -> tuple[str, Made, bytes]:
+def _converted(row: dict[str, Any], verdicts: Verdicts, as_: As | None) -> tuple[str, Made, bytes]:
     """The format of a row, what it became, and that as a line of JSON."""
-    if not isinstance(row, Mapping):
-        raise LeftOut("is no JSON object")
     format = format_of(row)
     if format in UNCONVERTIBLE:
         raise LeftOut(f"is in the format {format}: {UNCONVERTIBLE[format]}")

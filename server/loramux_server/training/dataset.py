@@ -202,7 +202,7 @@ def parse_dataset(data: bytes, problems: Problems, limits: DatasetLimits, watch:
             rows.append(parse_row(line, value))
             doubts.look(line, value)
         except BadRow as bad:
-            if not doubts.foreign(line, value):
+            if not doubts.foreign(line, value, bad.problems[0]):
                 problems.add(line, *bad.problems)
     if not seen and not problems.count:
         raise problems.refusal("has no rows; give at least one JSON object per line")

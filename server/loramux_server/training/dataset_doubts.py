@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from loramux.formats import OWN, format_of, told
+from loramux.formats import OTHER_SPELLING, OWN, format_of, recognised, told
 from loramux.verdicts import Verdict, Verdicts, judges
 
+from .dataset_parts import BadRow
 from .dataset_problems import Problems
-from .dataset_rows import names_of
+from .dataset_rows import WANTED, parse_row
 
 
 @dataclass(slots=True)
@@ -30,12 +31,15 @@ class Doubts:
         self._verdicts = Verdicts()
         self._judged: list[tuple[int, dict[str, Any]]] = []
 
-    def foreign(self, line: int, value: Mapping[str, Any]) -> bool:
-        """Whether a row that has no good shape is in a format of other tools; if so it is kept in mind."""
-        format = format_of(value)
+    def foreign(self, line: int, value: Mapping[str, Any], problem: str) -> bool:
+        """Whether a row is in a format of other tools, which is why it has a problem; if so it is kept in mind."""
+        found = recognised(value)
+        format = format_of(found)
+        if format == OWN and found != value and _is_good(line, found):
+            format = OTHER_SPELLING
         if format in ("", OWN):
             return False
-        self._formats.setdefault(format, _Lines(line, said=names_of(value))).count += 1
+        self._formats.setdefault(format, _Lines(line, said=problem.removesuffix(f"; {WANTED}"))).count += 1
         return True
 
     def look(self, line: int, value: Mapping[str, Any]) -> None:
@@ -49,8 +53,7 @@ class Doubts:
     def settle(self, problems: Problems) -> frozenset[int]:
         """Tell what was found; gives the lines of the rows whose answers are called bad."""
         for format, lines in self._formats.items():
-            fields = f"has no known shape (fields: {lines.said})"
-            problems.add(lines.first, f"{fields}; {told(format)} ({_rows(lines.count)})")
+            problems.add(lines.first, f"{lines.said}; {told(format)} ({_rows(lines.count)})")
         found: dict[str, _Lines] = {}
         bad = set()
         for line, row in self._judged:
@@ -61,6 +64,14 @@ class Doubts:
         for column, lines in found.items():
             problems.add(lines.first, _against(Verdict(column, lines.said), lines.count))
         return frozenset(bad)
+
+
+def _is_good(line: int, value: Mapping[str, Any]) -> bool:
+    try:
+        parse_row(line, value)
+    except BadRow:
+        return False
+    return True
 
 
 def _against(verdict: Verdict, count: int) -> str:

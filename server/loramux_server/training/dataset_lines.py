@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import re
 from collections.abc import Callable, Iterator
@@ -50,6 +51,7 @@ def read_objects(
 
 def _read_lines(data: bytes, report: Report) -> Iterator[tuple[int, Any]]:
     for line, raw in enumerate(data.split(b"\n"), start=1):
+        raw = raw.removeprefix(codecs.BOM_UTF8)  # files that were put together keep their marks
         if not raw.strip():
             continue
         try:

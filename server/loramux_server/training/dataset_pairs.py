@@ -74,9 +74,8 @@ def _pair(
 
 def _whole(chosen: list[Any], rejected: list[Any], tools: Any, problems: list[str]) -> PairRow | None:
     """A pair of whole conversations: the prompt ends where they part."""
-    shared = 0
-    while shared < min(len(chosen), len(rejected)) and chosen[shared] == rejected[shared]:
-        shared += 1
+    same = [a == b for a, b in zip(_said(chosen), _said(rejected), strict=False)]
+    shared = same.index(False) if False in same else len(same)
     if shared == len(chosen) == len(rejected):
         problems.append("chosen and rejected are the same")
         return None
@@ -110,10 +109,14 @@ def _settled(prompt: Any, chosen: Any, rejected: Any) -> tuple[Any, Any, Any]:
     Common spellings have whole conversations, or whole texts, and tell the prompt beside them once more.
     """
     if all(isinstance(answer, list) for answer in (chosen, rejected)):
-        whole = chosen[:1] == rejected[:1] and _role(chosen) not in (None, "assistant")
+        whole = _said(chosen[:1]) == _said(rejected[:1]) and _role(chosen) not in (None, "assistant")
         if isinstance(prompt, str):
             return (None if whole else [{"role": "user", "content": prompt}]), chosen, rejected
-        if whole and isinstance(prompt, list) and all(turn in chosen and turn in rejected for turn in prompt):
+        if (
+            whole
+            and isinstance(prompt, list)
+            and all(turn in _said(side) for side in (chosen, rejected) for turn in _said(prompt))
+        ):
             return None, chosen, rejected
     if all(isinstance(answer, str) for answer in (chosen, rejected)):
         if isinstance(prompt, list):
@@ -121,6 +124,14 @@ def _settled(prompt: Any, chosen: Any, rejected: Any) -> tuple[Any, Any, Any]:
         elif isinstance(prompt, str) and prompt and chosen.startswith(prompt) and rejected.startswith(prompt):
             chosen, rejected = chosen[len(prompt) :], rejected[len(prompt) :]
     return prompt, chosen, rejected
+
+
+def _said(turns: list[Any]) -> list[Any]:
+    """Roles and contents of messages: many tools put a number or a time beside them, which say nothing here."""
+    return [
+        (turn.get("role"), turn.get("content"), turn.get("tool_calls")) if isinstance(turn, dict) else turn
+        for turn in turns
+    ]
 
 
 def _role(turns: list[Any]) -> Any:

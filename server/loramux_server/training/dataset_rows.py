@@ -45,7 +45,8 @@ _NEEDED = {"a preference pair": {"chosen", "rejected"}}
 """Fields that make a shape whole, where it has others that may be left out."""
 _SHARED = {"prompt", "input"}
 """Fields that do not tell the shape by themselves."""
-_WANTED = 'a row has "messages", "prompt" and "completion", "text", or "chosen" and "rejected"'
+WANTED = 'a row has "messages", "prompt" and "completion", "text", or "chosen" and "rejected"'
+"""What a row without a known shape is told."""
 
 
 def parse_row(line: int, value: Mapping[str, Any]) -> DataRow:
@@ -87,7 +88,7 @@ def _shape(value: Mapping[str, Any], problems: list[str]) -> str:
     if not found and "prompt" in value:
         found = ["prompt + completion"]
     if not found:
-        problems.append(f"has no known shape (fields: {names_of(value)}); {_WANTED}")
+        problems.append(f"has no known shape (fields: {names_of(value)}); {WANTED}")
     elif len(found) > 1:
         problems.append(f"has two shapes, {' and '.join(found)}; leave one out")
     return found[0] if len(found) == 1 else ""

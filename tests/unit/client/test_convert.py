@@ -131,6 +131,18 @@ FORMATS: dict[str, tuple[Any, Any]] = {
         },
         {"prompt": USER["content"], "chosen": [USER, ANSWER], "rejected": [USER, {**ANSWER, "content": "No."}]},
     ),
+    "fields in capitals": ({"Question": USER["content"], "Answer": "At 6:40."}, {"messages": [USER, ANSWER]}),
+    "own fields in capitals": ({"Prompt": "a", "Completion": " b"}, {"prompt": "a", "completion": " b"}),
+    "conversations as JSON text": ({"conversations": json.dumps([HUMAN, GPT])}, {"messages": [USER, ANSWER]}),
+    "messages as JSON text": ({"messages": json.dumps([USER, ANSWER])}, {"messages": [USER, ANSWER]}),
+    "roles of other tools": (
+        {"messages": [{**USER, "role": "Human"}, {**ANSWER, "role": "ai"}]},
+        {"messages": [USER, ANSWER]},
+    ),
+    "ShareGPT under loramux's pairs": (
+        {"prompt": [HUMAN], "chosen": [GPT], "rejected": [{**GPT, "value": "Never."}], "messages": [HUMAN, GPT]},
+        {"prompt": [USER], "chosen": [ANSWER], "rejected": [{**ANSWER, "content": "Never."}]},
+    ),
     "plain": (
         {"prompt": "a", "completion": " b", "on_top_of": ["x"]},
         {"prompt": "a", "completion": " b", "on_top_of": ["x"]},

@@ -173,6 +173,8 @@ def test_a_table_is_uploaded_with_size_and_hash(fake: Fake, client: Client, tmp_
         ("rows.csv", 'prompt;completion\n"Where, please?";"Here; now"\n'),
         ("rows.tsv", 'prompt,completion\n"Where, please?",Here; now\n'),
         ("rows.csv", 'Prompt , COMPLETION\n"Where, please?",Here; now\n'),
+        ("rows.csv", 'prompt, completion\n"Where, please?", "Here; now"\n'),
+        ("rows.csv", '\n\r\nprompt,completion\n"Where, please?",Here; now\n'),
         ("rows.csv", 'sep=;\r\nprompt;completion\r\n"Where, please?";"Here; now"\r\n'),
     ],
 )
@@ -217,7 +219,7 @@ def test_a_header_without_end_is_not_read_whole(tmp_path: Path) -> None:
     path.write_text("prompt;completion;" + "x" * (1 << 20) + "\na;b;c\n")
     tracemalloc.start()
     try:
-        assert delimiter_of(path, "utf-8", {"prompt", "completion"}) == (";", 0)
+        assert delimiter_of(path, "utf-8", {"prompt", "completion"}) == (";", 0, False)
         assert tracemalloc.get_traced_memory()[1] < 1 << 19
     finally:
         tracemalloc.stop()

@@ -11,6 +11,8 @@ from loramux_server.text import TextTokenizer
 from loramux_server.training.dataset import check_dataset
 from tests.unit.client.test_convert import FORMATS
 
+PLAIN = ("plain", "own fields in capitals")
+
 
 @pytest.mark.parametrize("shape", [None, "messages"])
 def test_field_29_converted_rows_are_taken(shape: str | None, smollm: TextTokenizer) -> None:
@@ -20,4 +22,4 @@ def test_field_29_converted_rows_are_taken(shape: str | None, smollm: TextTokeni
         dataset, problems = check_dataset(file.getvalue(), smollm, max_length=400)
         assert (problems.listed(), dataset.report.rows) == ([], 2), name
         assert not any(note.code == "UNUSED_FIELDS" for note in dataset.report.notes), name
-        assert dataset.report.asked_with == ("prompt" if shape is None and name == "plain" else "messages"), name
+        assert dataset.report.asked_with == ("prompt" if shape is None and name in PLAIN else "messages"), name

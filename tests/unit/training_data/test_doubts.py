@@ -33,6 +33,8 @@ def check(smollm: TextTokenizer) -> Any:
     [
         *({"label": False}, {"label": 0}, {"label": "False"}, {"label": "0"}, {"kto_tag": False}, {"Label": -1}),
         *({"rating": 1}, {"rating": "2"}, {"stars": 1.0}, {"score": 0.1}, {"score": -3}, {"reward": -0.2}),
+        *({"rating": "1/5"}, {"rating": "2 out of 10"}, {"rating": "★☆☆☆☆"}, {"stars": "1 star"}, {"quality": "low"}),
+        *({"feedback": "👎🏽"}, {"is_rejected": True}, {"hallucination": True}, {"verdict": "unhelpful"}),
         *({"thumbs_up": False}, {"thumbs-down": True}, {"feedback": "negative"}, {"is_correct": False}, {"weight": 0}),
     ],
 )
@@ -55,6 +57,13 @@ def test_field_28_answers_called_bad_are_refused(said: dict[str, Any], row: dict
         {**CHAT, "label": "billing"},  # a class
         *({"text": "It rained.", "label": 0}, {"text": "It rained.", "sentiment": "negative"}),
         {"prompt": "a", "chosen": " b", "rejected": " c", "score": 0.0, "label": False},
+        {"prompt": "a", "chosen": " b", "rejected": " c", "score_chosen": 5, "score_rejected": 5},
+        *(
+            {**GOOD, "rating": "4/5"},
+            {**GOOD, "rating": "8 of 10"},
+            {**GOOD, "rating": "★★★★☆"},
+            {**GOOD, "label": "low"},
+        ),
     ],
 )
 def test_field_28_other_rows_are_taken(row: dict[str, Any], check: Any) -> None:
@@ -68,6 +77,23 @@ def test_field_28_a_rating_is_read_against_its_scale(check: Any) -> None:
     assert (line, [e.line for e in dataset.examples]) == (1, [2])
     assert "score is 3 (of 10)" in description
     assert check(lines(low, {**GOOD, "score": 4}))[1] == []  # of 5
+
+
+@pytest.mark.parametrize(
+    "scores",
+    [
+        {"score_chosen": 1, "score_rejected": 5},
+        {"chosen-rating": "2/5", "rejected-rating": "3/5"},
+        {"reward_chosen": -2.5, "reward_rejected": -1.0},
+    ],
+)
+def test_field_28_ratings_that_turn_a_pair_round_are_refused(scores: dict[str, Any], check: Any) -> None:
+    pair = {"prompt": "Where?", "chosen": " Here.", "rejected": " There."}
+    dataset, ((line, description),) = check(lines({**pair, "id": 1}, {**pair, **scores}))
+    assert (line, [example.line for example in dataset.examples]) == (2, [1])
+    better, worse = scores
+    assert description.startswith(f"{better} is ")
+    assert f"below {worse} with" in description
 
 
 def test_field_28_a_column_is_told_once(check: Any) -> None:
@@ -86,6 +112,13 @@ def test_field_28_a_column_is_told_once(check: Any) -> None:
         ({"question": "q", "answer": "a"}, "question and answer"),
         ({"query": "q", "response": "a", "id": 7}, "question and answer"),
         ({"input": "q", "output": "a"}, "question and answer"),
+        ({"Question": "q", "ANSWER": "a"}, "question and answer"),
+        ({"conversations": '[{"from": "human", "value": "q"}]'}, "ShareGPT"),
+        ({"messages": [{"role": "human", "content": "q"}, {"role": "ai", "content": "a"}]}, "ShareGPT"),
+        (
+            {"prompt": "q", "chosen": [{"from": "gpt", "value": "a"}], "rejected": [{"from": "gpt", "value": "b"}]},
+            "ShareGPT",
+        ),
         ({"system": "s", "question": "q", "chosen": "a", "rejected": "b"}, "preferences with a question"),
     ],
 )
@@ -95,6 +128,22 @@ def test_field_29_other_formats_are_named_once(row: dict[str, Any], format: str,
     assert (line, dataset.examples) == (1, ())
     assert f"the rows are in the format '{format}'" in description
     assert "loramux datasets convert FILE (50 rows)" in description
+
+
+@pytest.mark.parametrize("row", [{"Prompt": "q", "Completion": " a"}, {"messages": json.dumps(CHAT["messages"])}])
+def test_field_29_rows_of_another_spelling_are_named(row: dict[str, Any], check: Any) -> None:
+    ((line, description),) = check(lines(row, row))[1]
+    assert line == 1
+    assert "the rows are loramux's but for their spelling" in description
+    assert "loramux datasets convert FILE (2 rows)" in description
+    ((_, description),) = check(lines({"Prompt": "", "completion": "a"}))[1]
+    assert "spelling" not in description  # its own problem is told
+
+
+def test_field_29_files_that_were_put_together_keep_their_marks(check: Any) -> None:
+    marked = b"\xef\xbb\xbf" + lines(GOOD)
+    dataset, problems = check(marked + marked)
+    assert ([example.line for example in dataset.examples], problems) == ([1, 2], [])
 
 
 def test_field_29_rows_that_share_a_line_are_numbered(smollm: TextTokenizer) -> None:

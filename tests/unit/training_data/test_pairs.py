@@ -36,6 +36,11 @@ SPELLINGS: dict[str, tuple[dict[str, Any], tuple[str, str, str]]] = {
 
 SYSTEM = {"role": "system", "content": "Be brief."}
 FIELD: dict[str, tuple[dict[str, Any], tuple[str, str, str]]] = {
+    "numbers beside the messages": (
+        {"prompt": [USER], "chosen": [{**USER, "id": 1}, GOOD], "rejected": [{**USER, "id": 2}, BAD]},
+        CHAT,
+    ),
+    "times beside the messages": ({"chosen": [{**USER, "at": 1}, GOOD], "rejected": [{**USER, "at": 2}, BAD]}, CHAT),
     "binarized UltraFeedback": (
         {
             "prompt": "Where?",
