@@ -6,6 +6,7 @@ import math
 import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, TypeVar
@@ -53,19 +54,22 @@ def items(field: str, value: Any, wanted: str) -> list[Any]:
     raise invalid(field, f"must be {wanted}, not {type(value).__name__}")
 
 
-def seconds(value: float | None, field: str = "timeout") -> float | None:
+def seconds(value: Any, field: str = "timeout") -> float | None:
     """A time in seconds; None: no limit."""
     if value is None:
         return None
-    if isinstance(value, Real) and value == value and abs(value) != math.inf:
-        return float(max(0, min(value, MAX_SECONDS)))
+    with suppress(OverflowError):  # an integer beyond every float
+        if isinstance(value, Real) and math.isfinite(number := float(value)):
+            return max(0.0, min(number, MAX_SECONDS))
     raise invalid(field, f"must be a number of seconds, not {shown(value)}")
 
 
-def count(field: str, value: int | None) -> int | None:
+def count(field: str, value: Any) -> int | None:
     """How many at most; None: no limit."""
-    if value is None or (isinstance(value, Integral) and 1 <= value <= sys.maxsize):
-        return None if value is None else int(value)
+    if value is None:
+        return None
+    if isinstance(value, Integral) and 1 <= (number := int(value)) <= sys.maxsize:
+        return number
     raise invalid(field, f"must be a whole number of at least 1, not {shown(value)}")
 
 

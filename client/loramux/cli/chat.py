@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable
 from typing import Annotated, Any
@@ -100,7 +101,7 @@ class Conversation:
         """Take lines from ``ask`` until it raises EOFError or the user leaves."""
         while True:
             try:
-                line = ask().strip()
+                line = ask().removeprefix("\ufeff").strip()
             except EOFError:
                 return
             except KeyboardInterrupt:
@@ -113,7 +114,8 @@ class Conversation:
 
     def take(self, line: str) -> None:
         """A message or a command. Errors are shown; the conversation goes on."""
-        word, _, rest = line.partition(" ")
+        word, *more = line.split(None, 1)
+        rest = "".join(more)
         try:
             if not line.startswith("/"):
                 self._answer(line)
@@ -152,9 +154,15 @@ class Conversation:
         print("in use: " + (", ".join(f"{name}:{weight:g}" for name, weight in self.adapters) or "the base alone"))
 
     def check(self, adapters: list[tuple[str, float]]) -> None:
-        """Raises NotFound for an adapter that the server does not have, or may not use."""
-        for name, _ in adapters:
-            self.client.adapters.get(name)
+        """Raises for a stack that no message could use: with a name twice, or one that the server does not have."""
+        names = [name for name, _ in adapters]
+        for name, weight in adapters:
+            if not math.isfinite(weight):
+                raise invalid("adapters", f"the weight of {name} must be a finite number")
+            if names.count(name) > 1:
+                raise invalid("adapters", f"names {name} twice")
+            if self.client.adapters.get(name).current is None and "@" not in name:
+                raise invalid("adapters", f"{name} has no version that can be used")
 
     def _set_system(self, text: str) -> None:
         self.system = text or None

@@ -155,7 +155,7 @@ def plain(text: str) -> str:
 
 def read_stdin() -> str:
     """What is piped in, without the line break that ends the last line of a file or an ``echo``."""
-    text = sys.stdin.read()
+    text = sys.stdin.read().removeprefix("\ufeff")  # PowerShell begins a pipe with a mark
     return text.removesuffix("\r\n") if text.endswith("\r\n") else text.removesuffix("\n")
 
 

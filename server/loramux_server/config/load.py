@@ -12,7 +12,9 @@ from typing import Any
 from pydantic import SecretStr, ValidationError
 from pydantic_settings import EnvSettingsSource, SettingsError
 
+from ..core.encodings import as_utf8
 from ..core.errors import FieldViolation, invalid, invalid_field
+from ..core.home import expand
 from .tree import ENV_PREFIX, Address, Leaf, Settings, leaves
 
 NO_SETTINGS = frozenset({"LORAMUX_ADDRESS", "LORAMUX_API_KEY", "LORAMUX_CONFIG", "LORAMUX_DEBUG"})
@@ -78,19 +80,23 @@ def load(flags: Mapping[str, object], config_file: str | None = None) -> Loaded:
 
 def _read_toml(path: str) -> dict[str, object]:
     try:
-        with open(path, "rb") as file:
-            return _flatten(tomllib.load(file))
+        return _flatten(tomllib.loads(as_utf8(expand(path).read_bytes()).decode().replace("\r\n", "\n")))
     except OSError as error:
         raise invalid_field("--config", f"cannot read {path}: {error.strerror}") from None
+    except RecursionError:
+        raise invalid_field("--config", f"{path} is nested too deeply") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise invalid_field("--config", f"{path} is not valid TOML: {error}") from None
+    except ValueError as error:
+        raise invalid_field("--config", str(error)) from None
 
 
 def _read_environment() -> dict[str, object]:
     try:
         return _flatten(EnvSettingsSource(Settings)())
     except SettingsError as error:
-        raise invalid_field("environment", str(error)) from None
+        told = "the settings of a group have variables of their own, such as LORAMUX_TRAINING__SHARE"
+        raise invalid_field("environment", f"{error}; {told}") from None
 
 
 def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, object]:

@@ -32,7 +32,7 @@ class Address(NamedTuple):
     def parse(cls, text: str) -> Address:
         """Read ``host:port`` or ``[v6]:port``. Raises ValueError."""
         host, colon, port = text.rpartition(":")
-        if not colon or not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
+        if not colon or not host or not (port.isascii() and port.isdigit() and len(port) <= 5 and int(port) <= 65535):
             raise ValueError("must be HOST:PORT, for example 127.0.0.1:50051 or [::1]:50051")
         bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
         if ":" in bare and bare == host:
@@ -64,6 +64,8 @@ def _state_home() -> Path:
 def _path(value: object) -> object:
     if value == "":
         raise ValueError("must not be empty")
+    if isinstance(value, str) and "\0" in value:
+        raise ValueError("must be a path, which has no null character")
     return expand(value) if isinstance(value, str) else value
 
 

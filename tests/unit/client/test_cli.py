@@ -62,7 +62,7 @@ def test_generate_as_a_chat_message(fake: Fake, shell: Shell, monkeypatch: pytes
 
 @pytest.mark.parametrize(
     ("piped", "prompt"),
-    [("a\n", "a"), ("a\r\n", "a"), ("a\n\n", "a\n"), ("a", "a"), ("a\r", "a\r"), ("a \n b ", "a \n b ")],
+    [("a\n", "a"), ("a\r\n", "a"), ("a\n\n", "a\n"), ("a", "a"), ("a\r", "a\r"), ("\ufeffa\n", "a"), ("a \n b ", "a \n b ")],
 )
 def test_field_38_one_final_newline_of_stdin_is_taken_away(
     piped: str, prompt: str, fake: Fake, shell: Shell, monkeypatch: pytest.MonkeyPatch
@@ -446,10 +446,10 @@ def test_field_39_adapters_of_a_chat_are_checked_at_once(
     def known(request: adapters_pb2.GetAdapterRequest, context: grpc.ServicerContext) -> adapters_pb2.Adapter:
         if request.adapter == "nobody":
             refuse(context, grpc.StatusCode.NOT_FOUND, "adapter 'nobody' does not exist")
-        return adapters_pb2.Adapter(name=request.adapter)
+        return adapters_pb2.Adapter(name=request.adapter, current=version(request.adapter))
 
     fake.handlers["GetAdapter"] = known
-    monkeypatch.setattr(sys, "stdin", io.StringIO("/adapters acme\n/adapters nobody formal\nhi\n"))
+    monkeypatch.setattr(sys, "stdin", io.StringIO("\ufeff/adapters\tacme\n/adapters nobody formal\nhi\n"))
     assert shell("chat") == 1
     assert "in use: acme:1\n" in shell.out
     assert "nobody" not in shell.out
@@ -459,6 +459,20 @@ def test_field_39_adapters_of_a_chat_are_checked_at_once(
     assert shell("chat", "-a", "acme") == 0
     asked = fake.count("Generate")
     assert (shell("chat", "-a", "nobody"), fake.count("Generate")) == (1, asked)
+
+
+@pytest.mark.parametrize("wanted", ["acme:nan", "acme:1 acme:2", "broken"])
+def test_field_39_a_stack_that_no_message_could_use_is_refused_at_once(
+    fake: Fake, shell: Shell, monkeypatch: pytest.MonkeyPatch, wanted: str
+) -> None:
+    def found(request: adapters_pb2.GetAdapterRequest, _: object) -> adapters_pb2.Adapter:
+        current = None if request.adapter == "broken" else version(request.adapter)
+        return adapters_pb2.Adapter(name=request.adapter, current=current)
+
+    fake.handlers["GetAdapter"] = found
+    monkeypatch.setattr(sys, "stdin", io.StringIO(f"/adapters {wanted}\n"))
+    assert shell("chat") == 1
+    assert "in use" not in shell.out
 
 
 @pytest.mark.parametrize("line", ["/nope", "/adapters nobody"])

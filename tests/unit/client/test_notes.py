@@ -83,7 +83,7 @@ def test_field_30_a_chat_tells_once_that_an_adapter_is_asked_in_the_other_way(
 ) -> None:
     made = version()
     made.asked_with = "prompt"
-    fake.handlers["GetAdapter"] = lambda *_: adapters_pb2.Adapter(name="acme", versions=[made])
+    fake.handlers["GetAdapter"] = lambda *_: adapters_pb2.Adapter(name="acme", current=made, versions=[made])
     monkeypatch.setattr(sys, "stdin", io.StringIO("hi\nagain\n"))
     assert main(["chat", "-a", "acme", "--address", fake.address]) == 0
     assert capsys.readouterr().err.count("note: acme learned plain prompts, without the chat template") == 1

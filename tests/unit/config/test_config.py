@@ -135,7 +135,7 @@ def test_the_clients_variables_are_left_alone(monkeypatch: pytest.MonkeyPatch) -
     assert load({}).unknown_variables == ()
 
 
-@pytest.mark.parametrize("text", ["not toml", b"\xff\xfe"])
+@pytest.mark.parametrize("text", ["not toml", b"a = 1\xfe"])
 def test_a_broken_file_is_one_line(text: str | bytes, tmp_path: Path) -> None:
     file = tmp_path / "x.toml"
     file.write_bytes(text if isinstance(text, bytes) else text.encode())
@@ -183,6 +183,31 @@ def test_field_c_every_wrong_line_of_a_file_is_told(tmp_path: Path) -> None:
         *("lissten", "training.sahre", "nothing.here"),
         *("--max-running", "--training-share"),
     }
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_field_c_a_file_may_begin_with_a_mark(tmp_path: Path, encoding: str) -> None:
+    file = tmp_path / "config.toml"
+    file.write_bytes('max_running = 3\r\nmodel = "ü"\r\n'.encode(encoding))
+    settings = load({}, str(file)).settings
+    assert (settings.max_running, settings.model) == (3, "ü")
+
+
+@pytest.mark.parametrize(
+    ("text", "field"),
+    [
+        ("a = " + "[" * 5000 + "]" * 5000, "--config"),
+        (".".join(["a"] * 5000) + " = 1", "--config"),
+        ('state_dir = "a\\u0000b"', "--state-dir"),
+        (f'listen = "a:{"9" * 5000}"', "--listen"),
+    ],
+)
+def test_field_c_a_file_of_odd_values_is_refused(tmp_path: Path, text: str, field: str) -> None:
+    file = tmp_path / "config.toml"
+    file.write_text(text)
+    with pytest.raises(Error) as caught:
+        load({}, str(file))
+    assert [violation.field for violation in caught.value.violations] == [field]
 
 
 def test_settings_are_frozen() -> None:
