@@ -62,7 +62,15 @@ def test_generate_as_a_chat_message(fake: Fake, shell: Shell, monkeypatch: pytes
 
 @pytest.mark.parametrize(
     ("piped", "prompt"),
-    [("a\n", "a"), ("a\r\n", "a"), ("a\n\n", "a\n"), ("a", "a"), ("a\r", "a\r"), ("\ufeffa\n", "a"), ("a \n b ", "a \n b ")],
+    [
+        ("a\n", "a"),
+        ("a\r\n", "a"),
+        ("a\n\n", "a\n"),
+        ("a", "a"),
+        ("a\r", "a\r"),
+        ("\ufeffa\n", "a"),
+        ("a \n b ", "a \n b "),
+    ],
 )
 def test_field_38_one_final_newline_of_stdin_is_taken_away(
     piped: str, prompt: str, fake: Fake, shell: Shell, monkeypatch: pytest.MonkeyPatch
