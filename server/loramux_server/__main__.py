@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
@@ -85,6 +86,7 @@ def _run(loaded: Loaded, opening: Opening) -> int:
     from .telemetry.logs import configure, get_logger
 
     configure(settings.log.level, settings.log.format)
+    _keep_fonts_in(settings.state_dir / "cache")
     for name in loaded.unknown_variables:
         get_logger("loramux_server").warning("unknown variable ignored; misspelt?", variable=name)
     import uvloop
@@ -100,6 +102,13 @@ def _run(loaded: Loaded, opening: Opening) -> int:
             code = 1
         _leave_threads(code)
     return code
+
+
+def _keep_fonts_in(cache: Path) -> None:
+    """Where pictures of curves find their fonts again: the home folder may be missing or not writable."""
+    with suppress(OSError):
+        cache.mkdir(mode=0o700, exist_ok=True)  # code is kept there too, which others must not replace
+        os.environ.setdefault("MPLCONFIGDIR", str(cache / "matplotlib"))
 
 
 def _stop_at_once(number: int, frame: FrameType | None) -> None:

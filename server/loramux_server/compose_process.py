@@ -14,6 +14,7 @@ import msgspec
 from .core.compose import ComposeCommand
 from .core.errors import Error
 from .core.signals import leave_to_the_front
+from .telemetry.logs import configure_child
 
 NICENESS = 10
 """Requests come first."""
@@ -22,6 +23,7 @@ NICENESS = 10
 def main() -> int:
     """Run the command on standard input; on standard output comes a result, or an error's code, message and reason."""
     leave_to_the_front()
+    configure_child()
     os.nice(NICENESS)
     command = msgspec.json.decode(sys.stdin.buffer.read(), type=ComposeCommand)
     from .lora.compose import compose

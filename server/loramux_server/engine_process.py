@@ -19,6 +19,7 @@ from .core.errors import Error
 from .core.signals import leave_to_the_front
 from .engine.protocol import Failure
 from .engine.wire import Broken, Progress, Ready, Start, Stop, encode, read_frames
+from .telemetry.logs import configure_child
 
 if TYPE_CHECKING:
     from .engine.loop import EngineLoop
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 def main(fd: int) -> int:
     """Build the engine that the first message describes and run it until told to stop or the front is gone."""
     leave_to_the_front()
+    configure_child()
     connection = socket.socket(fileno=fd)
     messages = read_frames(connection)
     start = next(messages, None)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
+import logging
 import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from loramux_server.core.errors import Code, Error
-from loramux_server.model import quantize, tokenizer_files
+from loramux_server.model import quantize, quiet, tokenizer_files
 from loramux_server.model.fingerprint import fingerprint
 from loramux_server.model.load import linear_modules, load_base
 from loramux_server.model.quantize import prepare_base
@@ -116,6 +118,44 @@ def test_remains_of_a_killed_conversion_are_replaced(tmp_path: Path) -> None:
     assert prepare_base(str(source), tmp_path) == folder
     assert read_marker(folder)["name"] == "m"
     assert not draft.exists()
+
+
+def test_field_c_what_a_killed_conversion_left_goes_at_the_next_start(tmp_path: Path) -> None:
+    cache = tmp_path / "base"
+    for name in ("other--9.1-0a", "third-0b"):
+        (cache / f".{name}.tmp").mkdir(parents=True)
+        (cache / f".{name}.tmp" / "model.safetensors").write_bytes(b"half")
+    folder = prepare_base(str(write_model(tmp_path / "m", "llama")), tmp_path)
+    assert not list(cache.glob(".*.tmp"))
+    draft = cache / ".other--9.1-0a.tmp"
+    draft.mkdir()
+    with (cache / ".other--9.1-0a.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # another process converts it now
+        prepare_base(str(tmp_path / "m"), tmp_path)
+        assert draft.exists()
+    prepare_base(str(tmp_path / "m"), tmp_path)  # also where nothing is converted
+    assert not draft.exists()
+    assert read_marker(folder)["name"] == "m"
+
+
+def test_field_c_words_of_transformers_go_where_ours_go(
+    caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with quiet.transformers():
+        pass
+    logging.getLogger("transformers.modeling_utils").warning("some weights are missing")
+    assert "some weights are missing" in caplog.text
+    assert capsys.readouterr().err == ""
+
+
+def test_field_c_a_conversion_says_how_long_it_takes(tmp_path: Path) -> None:
+    source = write_model(tmp_path / "m", "llama")
+    told: list[str] = []
+    for _ in range(2):
+        prepare_base(str(source), tmp_path, lambda step, done: told.append(step))
+    (line,) = [step for step in told if "about" in step]
+    assert line == "converting m to NF4, only at its first start: about 1 min"
+    assert told.index(line) < told.index(quantize.IMPORTING)
 
 
 def test_two_at_once_make_one(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from bitsandbytes.nn import Linear4bit, Params4bit
 from torch import nn
 
 from ..core.errors import Code, Error, invalid_field
-from . import bars
+from . import quiet
 from .fingerprint import fingerprint
 from .source import read_marker
 
@@ -87,7 +87,7 @@ def load_base(
     if not (folder / "config.json").is_file():
         raise invalid_field("model", f"{folder} has no config.json, so it is not a model folder")
     try:
-        with bars.hidden():
+        with quiet.transformers():
             model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
                 folder,
                 dtype=dtype,

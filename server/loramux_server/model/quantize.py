@@ -10,15 +10,17 @@ import errno
 import fcntl
 import json
 import logging
+import math
 import os
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..core.errors import Code, Error, invalid_field
-from . import bars, gguf, tokenizer_files
+from . import gguf, quiet, tokenizer_files
 from .base_files import FILES, describe, find_damage, is_linked
 from .fingerprint import fingerprint
 from .source import BLOCK, MARKER, SETTINGS, Source, find_cached, locate, locate_again, read_marker, write_marker
@@ -34,6 +36,10 @@ Progress = Callable[[str, float | None], None]
 
 IMPORTING = "importing PyTorch and transformers"
 """What takes seconds before anything else can be done."""
+
+
+BYTES_A_MINUTE = 1e9
+"""Of a model's files: what two processor cores convert. More of them, or a GPU, are faster."""
 
 
 def _silent(step: str, fraction: float | None) -> None:
@@ -62,6 +68,7 @@ def prepare(model: str | None, state_dir: Path, progress: Progress = _silent) ->
     Raises DATA_LOSS when that is damaged and what it was made from is not at hand.
     """
     cache = state_dir / "base"
+    _sweep(cache)
     target = find_cached(model, cache, SETTINGS)
     source = None
     if target is None:
@@ -77,6 +84,8 @@ def prepare(model: str | None, state_dir: Path, progress: Progress = _silent) ->
         source = _source_again(target, damage)
         log.error("the NF4 copy in %s is damaged: %s. It is made again", target, damage)
     assert source is not None
+    if not _already_nf4(source):
+        progress(_announcement(source), None)
     progress(IMPORTING, None)
     try:
         convert(source, target, progress, bool(damage))
@@ -89,6 +98,20 @@ def prepare(model: str | None, state_dir: Path, progress: Progress = _silent) ->
             reason="DISK_FULL",
         ) from error
     return Prepared(target, damage)
+
+
+def _sweep(cache: Path) -> None:
+    """Remove what conversions that were killed left, of whatever base. What another process is at stays."""
+    for draft in cache.glob(".*.tmp"):
+        with suppress(OSError), draft.with_suffix(".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(draft, ignore_errors=True)
+
+
+def _announcement(source: Source) -> str:
+    files = source.path.glob("*.safetensors") if source.path.is_dir() else [source.path]
+    minutes = math.ceil(sum(file.stat().st_size for file in files) / BYTES_A_MINUTE)
+    return f"converting {source.name} to NF4, only at its first start: about {minutes} min"
 
 
 def _source_again(target: Path, damage: str) -> Source:
@@ -145,7 +168,7 @@ def _move_aside(target: Path) -> None:
 
 
 def _fill(draft: Path, source: Source, progress: Progress) -> None:
-    with bars.hidden():
+    with quiet.transformers():
         notes = _link(source, draft) if _already_nf4(source) else _write_nf4(source, draft, progress)
     progress("checking the NF4 copy", None)
     made = {

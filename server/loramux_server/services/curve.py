@@ -50,7 +50,7 @@ def to_png(curve: Curve, title: str) -> bytes | None:
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
-    except ImportError:
+    except (ImportError, OSError):  # OSError: it finds no folder for its cache
         return None
     figure = Figure(figsize=(7, 4), dpi=120)
     axes = figure.add_subplot()
