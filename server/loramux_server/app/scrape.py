@@ -9,6 +9,7 @@ from typing import Any
 
 from ..core.backend import Backend, EngineStats
 from ..core.errors import Error
+from ..core.outage import Outage
 from ..telemetry.logs import get_logger
 
 logger = get_logger(__name__)
@@ -25,6 +26,7 @@ def stats_from_thread(
     It gives the last ones while the engine is too busy to answer, and None while there is no engine to ask.
     """
     last: EngineStats | None = None
+    outage = Outage()
 
     def fetch() -> EngineStats | None:
         nonlocal last
@@ -36,9 +38,11 @@ def stats_from_thread(
             return None
         try:
             last = asked.result(timeout)
+            outage.over()
         except concurrent.futures.TimeoutError:
             asked.cancel()
-            logger.warning("the engine gave no figures in time", seconds=timeout)
+            if outage.failed():
+                logger.warning("the engine gave no figures in time", seconds=timeout, times=outage.failures)
         except (Error, concurrent.futures.CancelledError):  # it is starting again, has failed, or is stopping
             last = None
         return last

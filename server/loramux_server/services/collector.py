@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from ..core.errors import Error
+from ..core.outage import Outage
 from ..store.store import Store
 from ..telemetry.logs import get_logger
 
@@ -24,6 +25,7 @@ class Collector:
         self._store = store
         self._wake = wake
         self._retry_seconds = retry_seconds
+        self._outage = Outage()
 
     async def run(self) -> None:
         """Work until cancelled."""
@@ -42,8 +44,11 @@ class Collector:
             gone = await asyncio.to_thread(self._store.collect_orphans)
             left = await asyncio.to_thread(self._store.orphans)
         except Error as error:
-            log.warning("unused files cannot be removed now", error=error.message)
+            if self._outage.failed():
+                log.warning("unused files cannot be removed now", error=error.message, times=self._outage.failures)
             return True
+        if (seconds := self._outage.over()) is not None:
+            log.warning("unused files can be removed again", after_seconds=round(seconds, 1))
         if gone:
             log.info("unused files removed", blobs=len(gone))
         return bool(left)

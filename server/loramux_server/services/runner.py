@@ -116,16 +116,14 @@ class JobRunner:
                 await self._turn()
             except Error as error:
                 # The store failed, not a job: nothing can be noted now, but there may be a later.
-                if self._outage.failed():
-                    log.error("jobs cannot be run", error=error.message, times=self._outage.failures)
+                self._store_failed("jobs cannot be run", error)
                 await asyncio.sleep(self._retry_seconds)
 
     async def _turn(self) -> None:
         await asyncio.sleep(self._away_until - asyncio.get_running_loop().time())
         self._board.queued.clear()
         job = await self._board.claim(self._lease_seconds)
-        if (seconds := self._outage.over()) is not None:
-            log.warning("jobs can be run again", after_seconds=round(seconds, 1))
+        self._store_answers()
         if job is None:
             # Servers that share the database may have left something: looked for now and then.
             with suppress(TimeoutError):
@@ -147,7 +145,8 @@ class JobRunner:
             # The server stops. What is being published is published; anything else is taken up again next time.
             work.cancel()
             await asyncio.wait({work})
-            await self._move(job, JobState.QUEUED, message="the server is stopping; queued again")
+            with suppress(Error):  # the store is away: the next start queues it
+                await self._move(job, JobState.QUEUED, message="the server is stopping; queued again")
             raise
         finally:
             lease.cancel()
@@ -167,12 +166,13 @@ class JobRunner:
             await asyncio.sleep(self._lease_seconds / 3)
             try:
                 await asyncio.to_thread(self._store.jobs.renew, job.id, job.fence, self._lease_seconds)
+                self._store_answers()
             except Error as error:
                 if error.reason == LEASE_LOST:
                     log.warning("the job is in other hands", job=job.id)
                     work.cancel()
                     return
-                log.warning("the lease of a job was not renewed", job=job.id, error=error.message)
+                self._store_failed("the lease of a job was not renewed", error, job=job.id)
 
     async def _settle(self, job: JobRecord, error: BaseException, begun: bool) -> None:
         """Decide what a failed attempt means for the job; ``begun``: the engine was at work on it."""
@@ -202,10 +202,21 @@ class JobRunner:
         """Move a job as soon as the store can take it, however long its disk is full or its database away."""
         while True:
             try:
-                return await self._move(job, state, message=message, error=error)
+                await self._move(job, state, message=message, error=error)
+                self._store_answers()
+                return
             except Error as failure:
-                log.error("the state of a job cannot be stored", job=job.id, state=state.value, error=failure.message)
+                self._store_failed("the state of a job cannot be stored", failure, job=job.id, state=state.value)
                 await asyncio.sleep(self._retry_seconds)
+
+    def _store_failed(self, what: str, error: Error, **about: str) -> None:
+        """Tell it, unless a failure of the store, of whatever job, was told a moment ago."""
+        if self._outage.failed():
+            log.error(what, **about, error=error.message, times=self._outage.failures)
+
+    def _store_answers(self) -> None:
+        if (seconds := self._outage.over()) is not None:
+            log.warning("the store of jobs answers again", after_seconds=round(seconds, 1))
 
     async def _move(self, job: JobRecord, state: JobState, *, message: str = "", error: Error | None = None) -> None:
         """Move a job, unless a request to stop it came first, or another server took it."""

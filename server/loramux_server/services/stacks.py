@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -17,6 +18,8 @@ from ..telemetry.logs import get_logger
 
 log = get_logger(__name__)
 
+ASK_AGAIN_SECONDS = 5.0
+"""While the database is away, how often somebody tries it for names that are known: it may take long to say nothing."""
 MOST_KNOWN = 10_000
 """References whose last meaning is kept for the time that the database is away."""
 
@@ -32,6 +35,7 @@ class StackResolver:
         self._known: OrderedDict[tuple[str, str], AdapterVersion] = OrderedDict()
         self._lock = Lock()  # lookups run on several threads
         self._outage = Outage()
+        self._ask_again = 0.0
 
     async def resolve(
         self, items: Sequence[StackItem], tenant: str, donors: Mapping[str, str] = MappingProxyType({})
@@ -73,28 +77,47 @@ class StackResolver:
 
     def _resolve(self, items: Sequence[StackItem], tenant: str, donors: Mapping[str, str]) -> Stack:
         names = [item.adapter for item in items]
-        try:
-            versions = self._store.adapters.resolve_all(names, tenant, donors)
-        except Error as error:
-            if error.code is Code.UNAVAILABLE:
-                versions = self._recall(names, tenant, error)
+        versions = self._known_while_away(names, tenant)
+        if versions is None:
+            try:
+                versions = self._store.adapters.resolve_all(names, tenant, donors)
+            except Error as error:
+                if error.code is Code.UNAVAILABLE:
+                    versions = self._recall(names, tenant, error)
+                else:
+                    self._forget(names, tenant)
+                    raise
             else:
-                self._forget(names, tenant)
-                raise
-        else:
-            self._remember(names, tenant, versions)
+                self._remember(names, tenant, versions)
         self._store.adapters.touch([version.digest for version in versions])
         entries = (StackEntry(version, item.weight) for version, item in zip(versions, items, strict=True))
         return Stack(tuple(entries))
 
-    def _remember(self, names: Sequence[str], tenant: str, versions: Sequence[AdapterVersion]) -> None:
+    def _known_while_away(self, names: Sequence[str], tenant: str) -> tuple[AdapterVersion, ...] | None:
+        """What the names meant last, if the database was away a moment ago; None: ask it."""
         with self._lock:
-            seconds = self._outage.over()
+            if not self._outage.failures:
+                return None
+            now = time.monotonic()
+            if now >= self._ask_again:
+                self._ask_again = now + ASK_AGAIN_SECONDS  # this one asks, those after it go on
+                return None
+            found = [self._known.get((tenant, name)) for name in names]
+        versions = tuple(version for version in found if version is not None)
+        return versions if len(versions) == len(names) else None
+
+    def _remember(self, names: Sequence[str], tenant: str, versions: Sequence[AdapterVersion]) -> None:
+        self._answers()
+        with self._lock:
             for name, version in zip(names, versions, strict=True):
                 self._known[tenant, name] = version
                 self._known.move_to_end((tenant, name))
             while len(self._known) > MOST_KNOWN:
                 self._known.popitem(last=False)
+
+    def _answers(self) -> None:
+        with self._lock:
+            seconds = self._outage.over()
         if seconds is not None:
             log.warning("the registry answers again", after_seconds=round(seconds, 1))
 
@@ -103,6 +126,7 @@ class StackResolver:
         with self._lock:
             found = [self._known.get((tenant, name)) for name in names]
             told = self._outage.failed()
+            self._ask_again = time.monotonic() + ASK_AGAIN_SECONDS
         if told:
             log.warning("the registry is away: adapters mean what they meant last", error=error.message)
         versions = tuple(version for version in found if version is not None)
@@ -112,6 +136,7 @@ class StackResolver:
 
     def _forget(self, names: Sequence[str], tenant: str) -> None:
         """One of them is gone or must not be used: which one, the next lookup tells."""
+        self._answers()
         with self._lock:
             for name in names:
                 self._known.pop((tenant, name), None)

@@ -23,6 +23,10 @@ _TURN = sa.text("SELECT pg_advisory_xact_lock(7236837)")
 """One writer at a time, over all servers of one database, as in SQLite: numbers follow each other without a gap."""
 MIGRATIONS = Path(__file__).parent / "migrations"
 BUSY_TIMEOUT_MS = 10_000
+CONNECT_SECONDS = 5
+"""How long a server that does not answer may keep whoever connects to it."""
+SILENCE_SECONDS = 15
+"""How long it may then leave sent bytes unacknowledged, as behind a firewall that swallows them."""
 
 
 class Database:
@@ -124,7 +128,13 @@ def _parsed(url: str | URL) -> URL:
 def _engine(url: URL, *, read_only: bool = False) -> Engine:
     if url.get_backend_name() != "sqlite":
         try:
-            return sa.create_engine(url, pool_pre_ping=True, isolation_level="REPEATABLE READ")
+            return sa.create_engine(
+                url,
+                pool_pre_ping=True,
+                pool_timeout=CONNECT_SECONDS,
+                isolation_level="REPEATABLE READ",
+                connect_args={name: value for name, value in _patience().items() if name not in url.query},
+            )
         except ModuleNotFoundError as exc:
             raise invalid_field(
                 "--database-url", f"needs the package {exc.name}; install it with: pip install 'psycopg[binary]'"
@@ -147,6 +157,17 @@ def _engine(url: URL, *, read_only: bool = False) -> Engine:
         connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
 
     return engine
+
+
+def _patience() -> dict[str, int]:
+    """Parameters of libpq: nobody is held for long by a server that is gone without a word."""
+    return {
+        "connect_timeout": CONNECT_SECONDS,
+        "tcp_user_timeout": SILENCE_SECONDS * 1000,
+        "keepalives_idle": SILENCE_SECONDS,
+        "keepalives_interval": CONNECT_SECONDS,
+        "keepalives_count": 2,
+    }
 
 
 def _check_sound(connection: Connection) -> None:
@@ -210,12 +231,15 @@ def _database_errors() -> Iterator[None]:
         yield
     except sa.exc.IntegrityError:
         raise
+    except sa.exc.TimeoutError as exc:
+        raise database_error("no connection is free: it answers slowly or not at all") from exc
     except DBAPIError as exc:
         raise database_error(str(exc.orig)) from exc
 
 
 def database_error(text: str) -> Error:
     """The ``Error`` for what a database's driver says."""
+    text = " ".join(text.split())
     if "locked" in text or "busy" in text:
         return Error(Code.UNAVAILABLE, "the database is busy; try again", reason="DATABASE_BUSY", retry_after=1.0)
     if "malformed" in text or "not a database" in text or "corrupt" in text:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from threading import Lock
 
 import sqlalchemy as sa
 
+from ..core.errors import Error
 from .database import Database
 from .records import VersionRecord
 from .schema import adapter_versions as v
@@ -31,7 +33,8 @@ class UsageLog:
             self._fresh.update(dict.fromkeys(digests, now))
             due = now - self._flushed >= FLUSH_SECONDS
         if due:
-            self.flush()
+            with suppress(Error):  # the database is away: the use is still noted, and whoever uses it goes on
+                self.flush()
 
     def seen(self, record: VersionRecord) -> VersionRecord:
         """The record with the use that is not written yet, if there is one."""
@@ -45,8 +48,13 @@ class UsageLog:
             fresh, self._fresh, self._flushed = self._fresh, {}, self._now()
         if not fresh:
             return
-        with self._db.write() as connection:
-            connection.execute(
-                v.update().where(v.c.digest == sa.bindparam("of")).values(last_used=sa.bindparam("at")),
-                [{"of": digest, "at": at} for digest, at in fresh.items()],
-            )
+        try:
+            with self._db.write() as connection:
+                connection.execute(
+                    v.update().where(v.c.digest == sa.bindparam("of")).values(last_used=sa.bindparam("at")),
+                    [{"of": digest, "at": at} for digest, at in fresh.items()],
+                )
+        except Error:
+            with self._lock:
+                self._fresh = {**fresh, **self._fresh}
+            raise

@@ -6,16 +6,26 @@ import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
+import sqlalchemy as sa
 import structlog
 
+from loramux_server.core.backend import EngineInfo
 from loramux_server.core.errors import Code, Error
+from loramux_server.core.jobs import JobState
 from loramux_server.core.outage import FIRST, Outage
 from loramux_server.core.types import StackItem
+from loramux_server.services.collector import Collector
 from loramux_server.services.stacks import StackResolver
 from loramux_server.store.records import AdapterMeta
+from loramux_server.store.schema import adapter_versions
 from loramux_server.store.store import Store
+from loramux_server.store.usage import FLUSH_SECONDS
+from loramux_server.text import TextTokenizer
+
+from .test_training_jobs import Server, states
 
 
 def publish(store: Store, name: str, root: Path) -> None:
@@ -69,6 +79,98 @@ def test_field_c_adapters_in_use_go_on_while_the_database_is_away(store: Store, 
     with away(store), pytest.raises(Error) as caught:
         names(resolver, "warm")
     assert caught.value.code is Code.UNAVAILABLE
+
+
+def test_field_c_a_use_that_cannot_be_noted_now_is_noted_later(store: Store, tmp_path: Path) -> None:
+    publish(store, "warm", tmp_path)
+    resolver = StackResolver(store)
+    assert names(resolver, "warm") == ["warm@1"]
+    usage = store.adapters._usage
+    with away(store):
+        usage._flushed -= FLUSH_SECONDS  # the next use is to be written
+        assert names(resolver, "warm") == ["warm@1"]
+        with pytest.raises(Error):
+            usage.flush()
+    usage.flush()
+    with store.database.read() as connection:
+        assert connection.scalar(sa.select(adapter_versions.c.last_used)) is not None
+
+
+class Counted(Outage):
+    """Says when there were many failures."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.many = asyncio.Event()
+
+    def failed(self) -> bool:
+        told = super().failed()
+        if self.failures >= 20:
+            self.many.set()
+        return told
+
+
+def test_field_c_one_request_at_a_time_tries_a_database_that_is_away(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A database behind a network that swallows packets takes seconds to fail: adapters in use do not wait for it."""
+    publish(store, "warm", tmp_path)
+    resolver = StackResolver(store)
+    assert names(resolver, "warm") == ["warm@1"]
+    asked = 0
+    look_up = store.adapters.resolve_all
+
+    def counted(*args: Any) -> Any:
+        nonlocal asked
+        asked += 1
+        return look_up(*args)
+
+    monkeypatch.setattr(store.adapters, "resolve_all", counted)
+    with away(store):
+        for _ in range(20):
+            assert names(resolver, "warm") == ["warm@1"]
+        assert asked == 1
+        resolver._ask_again = 0.0  # a while later
+        for _ in range(20):
+            assert names(resolver, "warm") == ["warm@1"]
+        assert asked == 2
+    resolver._ask_again = 0.0
+    store.adapters.delete("warm", "t")
+    with pytest.raises(Error):
+        names(resolver, "warm")
+    assert resolver._outage.failures == 0
+
+
+async def test_field_c_a_runner_bears_a_database_that_is_away(
+    store: Store, text: TextTokenizer, info: EngineInfo
+) -> None:
+    """Whatever fails meanwhile is one line, not one for each try; a stop is not held up, and the job goes on later."""
+    server = Server.over(store, text, info)
+    server.runner._lease_seconds = 0.3
+    collector = Collector(store, asyncio.Event(), retry_seconds=0.001)
+    outages = server.runner._outage, collector._outage = Counted(), Counted()
+    job = await server.job()
+    server.training.at, server.training.hang = 2, True
+    async with asyncio.timeout(60):
+        async with server.working():
+            assert server.task is not None
+            await server.training.waiting.wait()
+            record = await asyncio.to_thread(store.jobs.get, job.id)
+            with away(store), structlog.testing.capture_logs() as logs:
+                failing = [
+                    asyncio.create_task(server.runner._insist(record, JobState.FAILED)),
+                    asyncio.create_task(server.runner._keep(record, failed := asyncio.create_task(asyncio.sleep(60)))),
+                    asyncio.create_task(collector.run()),
+                ]
+                for outage in outages:
+                    await outage.many.wait()
+                for task in (*failing, failed, server.task):
+                    task.cancel()
+                await asyncio.gather(*failing, failed, server.task, return_exceptions=True)
+                assert len(logs) == 2, logs
+        server.training.hang = False
+        async with server.working():
+            assert states(await server.finished(job))[-1] is JobState.SUCCEEDED
 
 
 def test_field_c_an_outage_is_told_at_growing_intervals() -> None:

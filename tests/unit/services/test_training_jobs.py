@@ -52,6 +52,8 @@ class Server:
     service: TrainingService
     runner: JobRunner
     recorder: Recorder
+    task: asyncio.Task[None] | None = None
+    """The runner at work."""
 
     @classmethod
     def over(cls, store: Store, text: TextTokenizer, info: EngineInfo) -> Server:
@@ -65,7 +67,7 @@ class Server:
     @asynccontextmanager
     async def working(self) -> AsyncIterator[None]:
         await self.runner.recover()
-        task = asyncio.create_task(self.runner.run())
+        self.task = task = asyncio.create_task(self.runner.run())
         try:
             yield
         finally:

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import os
 import pwd
 import shutil
+import socket
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
+import structlog
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 
 from loramux_server.core.errors import Code, Error
 from loramux_server.core.jobs import JobState, TrainEvent, TrainEventType
 from loramux_server.core.types import StackItem
+from loramux_server.services.stacks import StackResolver
+from loramux_server.store import database
 from loramux_server.store.doctor import examine, repair
 from loramux_server.store.records import AdapterMeta, Composition, NewJob
 from loramux_server.store.schema import metadata
@@ -36,6 +42,11 @@ def _binaries() -> Path | None:
     return max(Path("/usr/lib/postgresql").glob("*/bin"), default=None)
 
 
+def _bin(name: str) -> Path:
+    assert BIN is not None
+    return BIN / name
+
+
 BIN = _binaries()
 pytestmark = [
     pytest.mark.skipif(BIN is None, reason="no PostgreSQL server is installed (apt install postgresql)"),
@@ -43,11 +54,30 @@ pytestmark = [
 ]
 
 
+class Postgres:
+    """A server of our own, reached through a socket in its folder only."""
+
+    def __init__(self, root: Path, who: dict[str, str]) -> None:
+        self.root, self._who = root, who
+        self.url = f"postgresql+psycopg://loramux@/postgres?host={root}"
+
+    def run(self, *words: object) -> None:
+        done = subprocess.run([str(w) for w in words], capture_output=True, text=True, cwd=self.root, **self._who)  # type: ignore[call-overload]
+        assert done.returncode == 0, done.stderr + done.stdout
+
+    def start(self) -> None:
+        options = f"-c listen_addresses='' -c unix_socket_directories={self.root} -c fsync=off"
+        log = self.root / "log"
+        self.run(_bin("pg_ctl"), "-D", self.root / "data", "-l", log, "-w", "-o", options, "start")
+
+    def stop(self) -> None:
+        """As a crash does it: connections end without a word."""
+        self.run(_bin("pg_ctl"), "-D", self.root / "data", "-m", "immediate", "stop")
+
+
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The URL of a server of our own, reached through a socket in its folder only."""
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
     pytest.importorskip("psycopg", reason="needs the package psycopg")
-    assert BIN is not None
     root = Path(tmp_path_factory.mktemp("pg"))
     who: dict[str, str] = {}
     if os.geteuid() == 0:  # it refuses to run as root
@@ -57,29 +87,26 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         root.mkdir()
         shutil.chown(root, who["user"])
 
-    def run(*words: object) -> None:
-        done = subprocess.run([str(w) for w in words], capture_output=True, text=True, cwd=root, **who)  # type: ignore[call-overload]
-        assert done.returncode == 0, done.stderr + done.stdout
-
-    run(BIN / "initdb", "-D", root / "data", "-U", "loramux", "--auth=trust", "--no-sync", "--encoding=UTF8")
-    options = f"-c listen_addresses='' -c unix_socket_directories={root} -c fsync=off"
-    run(BIN / "pg_ctl", "-D", root / "data", "-l", root / "log", "-w", "-o", options, "start")
+    server = Postgres(root, who)
+    words = ("-U", "loramux", "--auth=trust", "--no-sync", "--encoding=UTF8")
+    server.run(_bin("initdb"), "-D", root / "data", *words)
+    server.start()
     try:
-        yield f"postgresql+psycopg://loramux@/postgres?host={root}"
+        yield server
     finally:
-        run(BIN / "pg_ctl", "-D", root / "data", "-m", "immediate", "stop")
+        server.stop()
         shutil.rmtree(root, ignore_errors=True)
 
 
 @pytest.fixture
-def url(server: str, request: pytest.FixtureRequest) -> str:
+def url(postgres: Postgres, request: pytest.FixtureRequest) -> str:
     """A database of the test's own."""
     name = f"t{abs(hash(request.node.nodeid))}"
-    engine = sa.create_engine(server, isolation_level="AUTOCOMMIT")
+    engine = sa.create_engine(postgres.url, isolation_level="AUTOCOMMIT")
     with engine.connect() as connection:
         connection.exec_driver_sql(f"CREATE DATABASE {name}")
     engine.dispose()
-    return server.replace("/postgres?", f"/{name}?")
+    return postgres.url.replace("/postgres?", f"/{name}?")
 
 
 @pytest.fixture
@@ -169,3 +196,56 @@ def test_a_server_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(Error) as caught:
         Store.open(tmp_path / "state", f"postgresql+psycopg://x@/x?host={tmp_path}")
     assert caught.value.code is Code.UNAVAILABLE
+
+
+def test_field_c_a_server_that_goes_away_and_comes_back(store: Store, postgres: Postgres, folder: Make) -> None:
+    for name in ("warm", "cold"):
+        store.adapters.publish(name, "t", folder(name), META)
+    resolver = StackResolver(store)
+
+    def resolved(name: str) -> list[str]:
+        return [e.adapter.ref for e in asyncio.run(resolver.resolve([StackItem(name)], "t")).entries]
+
+    assert resolved("warm") == ["warm@1"]
+    postgres.stop()
+    try:
+        with structlog.testing.capture_logs() as logs:
+            for _ in range(20):
+                assert resolved("warm") == ["warm@1"]
+            for use in (lambda: resolved("cold"), lambda: store.adapters.delete("warm", "t")):
+                with pytest.raises(Error, match="the database cannot be used: ") as caught:
+                    use()
+                assert (caught.value.code, caught.value.reason) == (Code.UNAVAILABLE, "DATABASE_UNAVAILABLE")
+        assert len(logs) == 1
+    finally:
+        postgres.start()
+    assert resolved("cold") == ["cold@1"]  # the same store, opened once
+    store.adapters.delete("warm", "t")
+    with pytest.raises(Error) as caught:
+        resolved("warm")
+    assert caught.value.code is Code.NOT_FOUND
+
+
+def test_field_c_a_server_that_never_answers_holds_nobody_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(database, "CONNECT_SECONDS", 2)
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # connections are taken, and nothing is ever said
+        began = time.monotonic()
+        with pytest.raises(Error) as caught:
+            database.Database.open(f"postgresql://x@127.0.0.1:{silent.getsockname()[1]}/x")
+    assert caught.value.code is Code.UNAVAILABLE
+    assert time.monotonic() - began < 20
+
+
+def test_field_c_no_free_connection_is_a_database_that_is_away(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(database, "CONNECT_SECONDS", 2)
+    opened = database.Database.open(url)
+    pool = opened._engine.pool
+    held = [pool.connect() for _ in range(15)]  # as where each waits for an answer
+    with pytest.raises(Error, match="no connection is free") as caught, opened.read():
+        pass
+    assert caught.value.code is Code.UNAVAILABLE
+    for connection in held:
+        connection.close()
+    with opened.read():
+        pass
+    opened.close()
