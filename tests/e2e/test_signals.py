@@ -45,6 +45,21 @@ def gone(pid: int) -> bool:
         return True
 
 
+@pytest.mark.parametrize("number", STOPPING)
+def test_field_c_a_signal_to_the_demo_ends_its_server(number: signal.Signals, tmp_path: Path) -> None:
+    command = [sys.executable, "-u", "-m", "loramux", "demo", "--state-dir", str(tmp_path / "state")]
+    with subprocess.Popen(command, env=environment(tmp_path), stdout=subprocess.PIPE, text=True) as demo:
+        assert demo.stdout is not None
+        assert any("starts" in line for line in demo.stdout)  # what its server says first
+        members = family(demo.pid)
+        assert len(members) > 1
+        demo.send_signal(number)
+        demo.send_signal(signal.SIGTERM)  # several may come
+        demo.stdout.read()
+        assert demo.wait(30) == 128 + number
+    assert all(gone(member) for member in members)
+
+
 @pytest.mark.parametrize(
     ("phase", "number"),
     [

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
 
 STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 """What people, terminals and process managers send to whatever should end."""
@@ -12,6 +15,34 @@ def to_stop() -> tuple[signal.Signals, ...]:
     """The signals that stop this process: not SIGHUP where it is ignored, which is what ``nohup`` asks for."""
     ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
     return tuple(number for number in STOPPING if not (number is signal.SIGHUP and ignored))
+
+
+class Stopped(BaseException):
+    """A signal that stops; ``number`` says which."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+@contextmanager
+def stopping_raises() -> Iterator[None]:
+    """While inside, the main thread is stopped by ``Stopped``, so that whatever it has begun is ended on the way out.
+
+    The first signal counts. Later ones must not interrupt that: terminals and process managers send several.
+    """
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        for each in before:
+            signal.signal(each, lambda *_: None)
+        raise Stopped(number)
+
+    before = {number: signal.signal(number, stop) for number in to_stop()}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def leave_to_the_front() -> None:

@@ -15,6 +15,8 @@ from loramux import Client, LoramuxError
 from loramux.progress import progress_display
 
 from ..config.help import make_parser
+from ..core.signals import Stopped, stopping_raises
+from ..telemetry.opening import tell
 from .material import NEIGHBOUR, STYLE, TENANT, Fact, Material, Missing, inside_json
 from .server import DemoServer, ServerFailed, demo_server
 from .show import Show
@@ -55,16 +57,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         return int(stop.code or 0)
     show = Show()
     try:
-        with tempfile.TemporaryDirectory(prefix="loramux-demo-") as scratch:
+        with stopping_raises(), tempfile.TemporaryDirectory(prefix="loramux-demo-") as scratch:
             material = Material.find(given.adapters)
             state = Path(given.state_dir) if given.state_dir else Path(scratch) / "state"
             return run(show, material, state)
     except (Missing, ServerFailed, LoramuxError) as error:
         print(f"loramux demo: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        return 130
+    except Stopped as stop:
+        tell("Stopped, and the demo's server with it.")
+        return 128 + stop.number
 
 
 def run(show: Show, material: Material, state: Path) -> int:

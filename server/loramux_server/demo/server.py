@@ -55,18 +55,18 @@ def demo_server(state_dir: Path, show: Callable[[str], None]) -> Iterator[DemoSe
     address, metrics = (f"127.0.0.1:{port}" for port in _free_ports(2))
     command = [sys.executable, "-m", "loramux_server", "serve", "--listen", address, "--metrics-listen", metrics]
     environment = {k: v for k, v in os.environ.items() if not k.startswith("LORAMUX_")}
+    last: deque[str] = deque(maxlen=8)
     process = subprocess.Popen(
         [*command, "--state-dir", str(state_dir), "--drain-timeout", "1", "--training-share", SHARE],
         stderr=subprocess.PIPE,
         encoding="utf-8",
         errors="replace",
         env=environment,
-        # Ctrl-C is for the demo, which then stops the server itself.
+        # Ctrl-C and a closing terminal are for the demo, which then stops the server itself.
         start_new_session=True,
     )
-    assert process.stderr is not None
-    last: deque[str] = deque(maxlen=8)
     try:
+        assert process.stderr is not None
         for line in process.stderr:
             last.append(line.rstrip())
             if READY in line:
