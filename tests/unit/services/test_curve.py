@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import csv
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -72,3 +75,19 @@ async def test_a_job_without_steps_has_an_empty_curve(server: Server) -> None:
 )
 def test_sparklines(values: list[float], width: int, expected: str) -> None:
     assert sparkline(values, width) == expected
+
+
+def test_field_c_a_picture_needs_no_home_folder(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    code = (
+        "import sys; from pathlib import Path; from loramux_server.__main__ import _keep_fonts_in\n"
+        "from loramux_server.services.curve import to_png\n"
+        "_keep_fonts_in(Path(sys.argv[1]))\n"
+        "assert to_png({1: {'loss': 2.0}, 2: {'loss': 1.0}}, 'a job')\n"
+    )
+    bare = {name: value for name, value in os.environ.items() if name != "MPLCONFIGDIR"} | {"HOME": os.devnull}
+    done = subprocess.run(
+        [sys.executable, "-c", code, tmp_path / "cache"], env=bare, capture_output=True, text=True, check=True
+    )
+    assert done.stderr == ""
+    assert (tmp_path / "cache" / "matplotlib").is_dir()
