@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from tests.architectures import CASES
+from tests.unit.docs.markdown import ROOT
 from tools.architectures import PAGE, table, with_table
 
 
@@ -17,3 +20,9 @@ def test_the_table_of_architectures_is_fresh() -> None:
 def test_a_page_without_a_place_for_it_is_told() -> None:
     with pytest.raises(ValueError, match="markers"):
         with_table("nothing here")
+
+
+def test_every_decision_is_in_the_index_in_order() -> None:
+    folder = ROOT / "docs" / "decisions"
+    listed = re.findall(r"^\| \[\d{4}\]\((\d{4}-[\w-]+\.md)\)", (folder / "README.md").read_text(), re.MULTILINE)
+    assert listed == sorted(path.name for path in folder.glob("[0-9]*.md") if not path.name.startswith("0000"))
