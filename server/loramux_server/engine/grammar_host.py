@@ -17,6 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from ..core.errors import Code
+from ..core.outage import Outage
 from ..core.types import Grammar
 from .grammar_process import BAD_TOKENIZER
 from .grammar_wire import Close, Compile, Compiled, Mask, Open, Request, Setup, Step, decode_reply, frame
@@ -64,6 +65,7 @@ class GrammarHost:
         self._control: socket.socket | None = None
         self._processes: OrderedDict[Grammar, _Process] = OrderedDict()  # least recently used first
         self._keys: dict[int, _Process] = {}
+        self._outage = Outage()
         self._waiting: deque[tuple[int, Grammar]] = deque()
         self._refused: OrderedDict[Grammar, Mask] = OrderedDict()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -112,9 +114,11 @@ class GrammarHost:
             try:
                 process = self._start(grammar)
             except OSError as error:  # no memory or no descriptors left for another process
-                log.error("no process for a grammar: %s", error)
+                if self._outage.failed():
+                    log.error("no process for a grammar (%d so far): %s", self._outage.failures, error)
                 self._fail(key, _NO_PROCESS)
                 return
+            self._outage.over()
         self._processes.move_to_end(grammar)
         process.users.add(key)
         self._keys[key] = process

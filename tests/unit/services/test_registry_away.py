@@ -173,6 +173,30 @@ async def test_field_c_a_runner_bears_a_database_that_is_away(
             assert states(await server.finished(job))[-1] is JobState.SUCCEEDED
 
 
+async def test_field_c_a_job_under_way_goes_on_when_the_database_is_back(
+    store: Store, text: TextTokenizer, info: EngineInfo
+) -> None:
+    server = Server.over(store, text, info)
+    server.runner._lease_seconds = 0.3
+    server.runner._outage = outage = Counted()
+    release = asyncio.Event()
+
+    async def until_released() -> None:
+        server.training.waiting.set()
+        await release.wait()
+
+    server.training.at, server.training._trouble = 2, until_released  # type: ignore[method-assign]
+    job = await server.job()
+    async with asyncio.timeout(60), server.working():
+        await server.training.waiting.wait()
+        with away(store), structlog.testing.capture_logs() as logs:
+            release.set()
+            await outage.many.wait()
+        assert len(logs) == 1, logs
+        assert states(await server.finished(job))[-1] is JobState.SUCCEEDED
+    assert server.published() == ["acme@1"]
+
+
 def test_field_c_an_outage_is_told_at_growing_intervals() -> None:
     now = [0.0]
     outage = Outage(lambda: now[0])
