@@ -36,7 +36,7 @@ help: ## Show this list
 setup: $(READY) ## Make .venv with all that the other verbs need (once; again when the pins change)
 
 .PHONY: demo
-demo: $(READY) ## Watch the main job: ask, train an adapter live, ask again, stack two
+demo: $(READY) ## Watch a server: ask, train an adapter live, ask again, stack two
 	@$(BIN)/loramux demo
 
 .PHONY: serve

@@ -1,4 +1,4 @@
-"""``loramux demo``: the main job of the server, watched from outside through the public client."""
+"""``loramux demo``: what the server is for, watched from outside through the public client."""
 
 from .main import main
 

@@ -44,9 +44,7 @@ Stack = Mapping[str, float] | None
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the demo. 0: every claim held; 1: one did not, or something is missing; 2: bad flags."""
-    parser = make_parser(
-        "loramux demo", "Watch the main job: a server answers, learns a new adapter meanwhile, and answers with it."
-    )
+    parser = make_parser("loramux demo", "Watch a server answer, train a new adapter meanwhile, and answer with it.")
     parser.add_argument("--state-dir", metavar="DIR", help="Keep the server's state here.  [default: a new folder]")
     parser.add_argument(
         "--adapters", metavar="DIR", help="Folder of ready-made adapters and data.  [default: the shipped]"
