@@ -13,5 +13,5 @@ def register(app: typer.Typer) -> None:
 
 
 def demo(context: typer.Context) -> None:
-    """Watch a server of its own: ask, train an adapter live, ask again."""
+    """Watch a server: ask, train an adapter live, ask again."""
     raise typer.Exit(int(server_module("loramux_server.demo").main(context.args) or 0))
