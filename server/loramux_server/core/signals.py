@@ -31,13 +31,14 @@ def stopping_raises() -> Iterator[None]:
 
     The first signal counts. Later ones must not interrupt that: terminals and process managers send several.
     """
+    numbers = to_stop()
 
     def stop(number: int, frame: FrameType | None) -> None:
-        for each in before:
+        for each in numbers:
             signal.signal(each, lambda *_: None)
         raise Stopped(number)
 
-    before = {number: signal.signal(number, stop) for number in to_stop()}
+    before = {number: signal.signal(number, stop) for number in numbers}
     try:
         yield
     finally:
