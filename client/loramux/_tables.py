@@ -10,6 +10,7 @@ import csv
 import hashlib
 import json
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -189,7 +190,7 @@ def _check_columns(path: Path, names: list[str]) -> None:
             raise invalid("data", f"{path.name}: {told(OTHER_SPELLING, path.name)}")
         found = ", ".join(repr(name[:40]) for name in names[:6]) or "none"
         raise invalid("data", f"{path.name} has no column that a row may have (columns: {found}); {', '.join(COLUMNS)}")
-    if twice := {name for name in names if name in COLUMNS and names.count(name) > 1}:
+    if twice := {name for name, count in Counter(names).items() if name in COLUMNS and count > 1}:
         raise invalid("data", f"{path.name} has the column {min(twice)!r} twice")
 
 

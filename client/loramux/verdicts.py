@@ -35,6 +35,7 @@ RATINGS = {
     **dict.fromkeys(("reward", "grade", "helpfulness", "correctness"), 1.0),
 }
 """Columns of numbers, with the least that their scale can reach."""
+_JUDGING = SIGNS | INVERSE | RATINGS.keys()
 SCALES = (1.0, 5.0, 10.0, 100.0)
 """Where scales of ratings end."""
 _BAD = frozenset(
@@ -64,7 +65,7 @@ class Verdict(NamedTuple):
 
 def judges(name: str) -> bool:
     """Whether a column of this name says how good an answer is."""
-    return _plain(name) in SIGNS | INVERSE | RATINGS.keys() or _side(name) is not None
+    return _plain(name) in _JUDGING or _side(name) is not None
 
 
 class Verdicts:

@@ -16,11 +16,13 @@ from typing import Any, NoReturn, Protocol
 
 import grpc
 import structlog
+from google.protobuf.message import Message
 from grpc import aio
 
 from ..core.errors import Code, Error, invalid_field
 from ..telemetry.logs import get_logger
 from . import call as calls
+from .entries import check_entries
 from .status import DETAILS_KEY, STATUS, to_status
 
 logger = get_logger(__name__)
@@ -218,6 +220,7 @@ class CallInterceptor(aio.ServerInterceptor):
                 ) from None
             if isinstance(message, _Malformed):
                 raise _not_a_message()
+            check_entries(message)
             yield message
 
     @staticmethod
@@ -259,6 +262,8 @@ def _check(request: Any) -> None:
     named: str = getattr(request, "request_id", "")
     if named and _REQUEST_ID.fullmatch(named) is None:
         raise invalid_field("request_id", "must be at most 128 printable ASCII characters without spaces")
+    if isinstance(request, Message):
+        check_entries(request)
 
 
 def _not_a_message() -> Error:

@@ -166,7 +166,7 @@ def states_from_proto(states: Iterable[pb.JobState.ValueType]) -> tuple[JobState
         if value not in _STATES_BACK:
             raise invalid_field(f"states[{i}]", f"{value} is no state of a job")
         found.append(_STATES_BACK[value])
-    return tuple(found)
+    return tuple(dict.fromkeys(found))
 
 
 def dataset_to_proto(dataset: DatasetInfo) -> pb.Dataset:
