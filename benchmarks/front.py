@@ -27,6 +27,7 @@ import uvloop
 from loramux import AsyncClient
 from loramux_server.config import Address
 from loramux_server.core.backend import EngineInfo, EngineStats, GenerateCommand, TokenEvent
+from loramux_server.core.host import usable_cpus
 from loramux_server.core.types import FinishReason, GenerateRequest, SamplingParams
 from loramux_server.engine.client import EngineClient, Link
 from loramux_server.engine.protocol import AbortCommand, Command, Output, StatsCommand, command_id
@@ -42,6 +43,7 @@ from loramux_server.telemetry.metrics import Metrics
 from loramux_server.text import TextTokenizer
 
 from .samples import Sample, Stopwatch, summarise
+from .serving import prepare
 
 MATERIAL = Path(__file__).parents[1] / "build" / "bench"
 INFO = EngineInfo("scripted", "0" * 64, "Llama", 49152, 8192, (2,), "cpu", "float32", 1, {}, "")
@@ -210,10 +212,10 @@ def show(layer: str, options: argparse.Namespace, seconds: float, busy: float, s
 
 
 def find_tokenizer(folder: Path) -> Path:
-    """The default base's folder. Raises SystemExit if no benchmark has made it yet."""
+    """The default base's folder, made if no benchmark has done so yet."""
     found = sorted(folder.glob("base/*SmolLM2*/tokenizer.json"))
     if not found:
-        sys.exit(f"no base in {folder}: run python -m benchmarks.prepare base default {folder}")
+        return Path(prepare("default", folder, usable_cpus(), folder / "front.log").path)
     return found[0].parent
 
 

@@ -1,10 +1,12 @@
 """Thousands of calls at once: which are refused, how fast, and what the others wait.
 
-    python -m benchmarks.overload                     # 2,000 calls over 8 connections, from a process of their own
-    python -m benchmarks.overload --calls 5000 --json FILE
+    make bench-front                            # 2,000 calls over 8 connections, from a process of their own: a minute
+    make bench-front BENCH_ARGS=--quick         # fewer calls, to see that it runs
+    make bench-front BENCH_ARGS='--calls 5000 --json FILE'
 
 The engine is scripted: it runs 64 requests at a time, a token each per step of 20 ms, holds 1,024 more and refuses what
-comes beyond, as the real one does by default. What is measured is the front; the times are those of the client.
+comes beyond, as the real one does by default. What is measured is the front; the times are those of the client. Beside
+it stands a bare grpc.aio server that does nothing but refuse: no server of this library in one process is faster.
 """
 
 from __future__ import annotations
@@ -40,6 +42,8 @@ from loramux_server.telemetry import logs
 from .front import INFO, MATERIAL, door, find_tokenizer
 
 RUNNING, QUEUE, STEP, TOKENS = 64, 1024, 0.02, 16
+QUICK = 1500
+"""Calls of a trial."""
 
 
 class QueueingLink:
@@ -90,16 +94,41 @@ async def serve(options: argparse.Namespace) -> dict[str, object]:
     """Run a server and a client's process; gives what the client saw and the server counted."""
     link = QueueingLink()
     async with door(link, find_tokenizer(options.material)) as (server, metrics):
-        command = [sys.executable, "-m", "benchmarks.overload", "--client", str(server.address)]
-        command += ["--calls", str(options.calls), "--channels", str(options.channels)]
-        client = await asyncio.create_subprocess_exec(*command, stdout=subprocess.PIPE)
-        output, _ = await client.communicate()
+        seen = await seen_by_client(str(server.address), options)
         counted = Counter[str]()
         for family in metrics.registry.collect():
             for sample in family.samples:
                 if sample.name == "loramux_requests_total" and sample.labels["method"] == "GenerateOnce":
                     counted[sample.labels["code"]] += int(sample.value)
-        return {**json.loads(output), "counted": dict(counted)}
+        return {**seen, "counted": dict(counted)}
+
+
+async def refuse(options: argparse.Namespace) -> dict[str, object]:
+    """Run a bare server that refuses every call, and a client's process; gives what the client saw."""
+
+    async def abort(request: bytes, context: grpc.aio.ServicerContext[bytes, bytes]) -> bytes:
+        await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "full")
+
+    bound = (("grpc.server.max_pending_requests", 100_000), ("grpc.server.max_pending_requests_hard_limit", 100_000))
+    server = grpc.aio.server(options=bound)
+    handlers = {"GenerateOnce": grpc.unary_unary_rpc_method_handler(abort)}
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("loramux.v1.InferenceService", handlers),))
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    try:
+        return await seen_by_client(f"127.0.0.1:{port}", options)
+    finally:
+        await server.stop(None)
+
+
+async def seen_by_client(address: str, options: argparse.Namespace) -> dict[str, object]:
+    """What a client in a process of its own saw of a server."""
+    command = [sys.executable, "-m", "benchmarks.overload", "--client", address]
+    command += ["--calls", str(options.calls), "--channels", str(options.channels)]
+    client = await asyncio.create_subprocess_exec(*command, stdout=subprocess.PIPE)
+    output, _ = await client.communicate()
+    found: dict[str, object] = json.loads(output)
+    return found
 
 
 async def ask(address: str, options: argparse.Namespace) -> dict[str, object]:
@@ -151,6 +180,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Parse the flags and run."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--calls", type=int, default=2000)
+    parser.add_argument("--quick", action="store_true", help="1,500 calls: a trial, not a figure")
     parser.add_argument("--channels", type=int, default=8)
     parser.add_argument("--material", type=Path, default=MATERIAL)
     parser.add_argument("--json", type=Path, metavar="FILE", help="add the result to this list of results")
@@ -160,7 +190,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.client:
         print(json.dumps(uvloop.run(ask(options.client, options))))
         return
-    result = uvloop.run(serve(options))
+    if options.quick:
+        options.calls = QUICK
+    result = {**uvloop.run(serve(options)), "bare server": uvloop.run(refuse(options))}
     print(json.dumps(result, indent=1))
     if options.json:
         results = json.loads(options.json.read_text()) if options.json.exists() else []

@@ -26,6 +26,7 @@ VERBS = {
     "bench-training",
     "bench-coserve",
     "bench-busy",
+    "bench-front",
     "bench-stacking",
     "protos",
     "pins",
