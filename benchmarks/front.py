@@ -46,6 +46,7 @@ from .samples import Sample, Stopwatch, summarise
 from .serving import prepare
 
 MATERIAL = Path(__file__).parents[1] / "build" / "bench"
+TOKENIZER = "base/*SmolLM2*/tokenizer.json"
 INFO = EngineInfo("scripted", "0" * 64, "Llama", 49152, 8192, (2,), "cpu", "float32", 1, {}, "")
 
 
@@ -213,9 +214,11 @@ def show(layer: str, options: argparse.Namespace, seconds: float, busy: float, s
 
 def find_tokenizer(folder: Path) -> Path:
     """The default base's folder, made if no benchmark has done so yet."""
-    found = sorted(folder.glob("base/*SmolLM2*/tokenizer.json"))
+    found = sorted(folder.glob(TOKENIZER))
     if not found:
-        return Path(prepare("default", folder, usable_cpus(), folder / "front.log").path)
+        folder.mkdir(parents=True, exist_ok=True)
+        prepare("default", folder, usable_cpus(), folder / "front.log")
+        found = sorted(folder.glob(TOKENIZER))
     return found[0].parent
 
 

@@ -111,7 +111,9 @@ async def refuse(options: argparse.Namespace) -> dict[str, object]:
 
     bound = (("grpc.server.max_pending_requests", 100_000), ("grpc.server.max_pending_requests_hard_limit", 100_000))
     server = grpc.aio.server(options=bound)
-    handlers = {"GenerateOnce": grpc.unary_unary_rpc_method_handler(abort)}
+    handlers: dict[str, grpc.RpcMethodHandler[bytes, bytes]] = {
+        "GenerateOnce": grpc.unary_unary_rpc_method_handler(abort)
+    }
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("loramux.v1.InferenceService", handlers),))
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()

@@ -12,6 +12,7 @@ from pathlib import Path
 import msgspec
 
 from .core.errors import Error
+from .core.signals import leave_to_the_front
 from .services.rows import HEADER_BYTES, Ask, Found, Frame, Refused, Rows, read_whole
 from .text import TextTokenizer
 from .training.dataset import check_dataset
@@ -24,6 +25,7 @@ ROWS = 16
 
 def main() -> int:
     """Check the dataset that standard input names; frames go to standard output."""
+    leave_to_the_front()
     os.nice(NICENESS)
     ask = msgspec.msgpack.decode(sys.stdin.buffer.read(), type=Ask)
     text = TextTokenizer.load(ask.tokenizer)
