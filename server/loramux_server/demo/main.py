@@ -214,7 +214,7 @@ def mixed_batch(show: Show, client: Client, server: DemoServer, facts: Sequence[
         mine = [(f, a) for (s, f), a in zip(asked, answers, strict=True) if s == stack]
         styled = STYLE in stack
         right = sum(f.told_by((inside_json(a) or "") if styled else a) for f, a in mine)
-        what = "fact right, inside JSON" if styled else "fact right"
+        what = "facts right, inside JSON" if styled else "facts right"
         least = STACKED if styled else LEARNED
         show.claim(right >= least * len(mine), f"{' + '.join(stack)}: {right} of {len(mine)} {what}")
     steps = _moved(before, after, 'loramux_step_duration_seconds_count{kind="decode"}')
