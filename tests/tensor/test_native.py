@@ -130,6 +130,13 @@ def test_without_a_home_the_state_directory_is_taken(
     assert len(builds(state / "cache")) == 1
 
 
+def put(path: Path, data: bytes) -> None:
+    """Another file in place of one that this process has loaded: one cut short under its loader ends the process."""
+    made = path.with_name("made")
+    made.write_bytes(data)
+    made.replace(path)
+
+
 CHILD = """
 import sys
 from pathlib import Path
@@ -144,7 +151,7 @@ def test_field_12_a_damaged_build_is_built_anew(cache: Path, source: Path, keep:
     """In a process of its own: the loader may end the one that loads a file cut short."""
     assert answer(build(source)) == 42
     (path,) = builds(cache)
-    path.write_bytes(path.read_bytes()[:keep])
+    put(path, path.read_bytes()[:keep])
     done = subprocess.run(
         [sys.executable, "-c", CHILD, str(source)], capture_output=True, text=True, check=False, timeout=90
     )
@@ -174,7 +181,7 @@ def test_a_folder_that_others_may_write_to_is_never_loaded_from(
     assert answer(build(source)) == 42
     cache.chmod(mode)
     (path,) = builds(cache)
-    path.write_bytes(b"never read")
+    put(path, b"never read")
     assert answer(build(source)) == 42
     assert len(builds(state / "cache")) == 1
     assert path.read_bytes() == b"never read"

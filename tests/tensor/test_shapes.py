@@ -134,7 +134,8 @@ def _fits(value: Any, schema: dict[str, Any]) -> bool:
     if "const" in schema:
         return bool(value == schema["const"])
     if "pattern" in schema:
-        return isinstance(value, str) and re.fullmatch(schema["pattern"], value) is not None
+        # A pattern of JSON Schema need not match the whole text.
+        return isinstance(value, str) and re.search(schema["pattern"], value) is not None
     if schema.get("type") == "string":
         return isinstance(value, str) and len(value) <= schema["maxLength"]
     properties = schema["properties"]

@@ -242,14 +242,16 @@ def test_field_09_checkpoint_that_is_passed_over_is_an_event_with_its_reason(  #
 
 
 def test_field_09_checkpoint_with_no_older_one_begins_anew_and_says_so(engine: Engine, job) -> None:  # type: ignore[no-untyped-def]
-    made = job("none")
+    made = job("no-older")
     engine.train(made)
-    for place in Path(made.checkpoint_dir).iterdir():
+    kept = list(Path(made.checkpoint_dir).iterdir())  # two, or one where the disk was slower than the steps
+    for place in kept:
         flip_bit(place / "state.safetensors")
-    engine.outputs["none"].clear()
+    engine.outputs["no-older"].clear()
     rest = engine.train(replace(made, output=made.output + "-again"))
     assert rest[0].step == 0
-    assert len([e for e in rest if e.type == "checkpoint_lost"]) == 2
+    lost = [e.message for e in rest if e.type == "checkpoint_lost"]
+    assert len(lost) == len(kept) >= 1, (lost, kept)
 
 
 def test_field_09_checkpoint_of_another_run_is_told_with_its_reason(engine: Engine, job) -> None:  # type: ignore[no-untyped-def]
