@@ -19,6 +19,7 @@ from loramux_server.core.settings import EngineSettings
 from loramux_server.core.types import BASE, AdapterVersion, FinishReason, SamplingParams, Stack, StackEntry
 from loramux_server.engine.build import build_engine
 from loramux_server.engine.protocol import Command, Failure, Output, command_id
+from loramux_server.model.quantize import prepare
 from loramux_server.training.tasks import make_tasks
 
 DEVICE: Any = os.environ.get("LORAMUX_TEST_DEVICE", "cpu")
@@ -51,6 +52,7 @@ class Engine:
             lambda tenant: tenant.encode(),
             self._take,
             lambda step, fraction: None,
+            prepare(str(folder), state_dir),
         )
         self.scheduler = self.loop._scheduler
         self.runner = self.loop._runner

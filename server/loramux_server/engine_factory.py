@@ -39,9 +39,9 @@ def make_thread_backend(settings: EngineSettings, progress: Progress) -> ThreadB
 def build(settings: EngineSettings, secret: bytes, emit: Emit, progress: Progress) -> tuple[EngineLoop, EngineInfo]:
     """Load and build an engine on the calling thread. ``secret`` makes the tenants' prefix-cache salts."""
     # Imported late: the front works without torch, and a base that is missing is told before it is imported.
-    from .model.quantize import IMPORTING, prepare_base
+    from .model.quantize import IMPORTING, prepare
 
-    prepare_base(settings.model, Path(settings.state_dir), progress)
+    prepared = prepare(settings.model, Path(settings.state_dir), progress)
     if "torch" not in sys.modules:
         progress(IMPORTING, None)
     import torch  # with it comes OpenMP
@@ -54,4 +54,4 @@ def build(settings: EngineSettings, secret: bytes, emit: Emit, progress: Progres
     def salt(tenant: str) -> bytes:
         return hashlib.blake2b(tenant.encode(), key=secret, digest_size=16).digest()
 
-    return build_engine(settings, make_tasks, salt, emit, progress)
+    return build_engine(settings, make_tasks, salt, emit, progress, prepared)

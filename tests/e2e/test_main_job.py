@@ -78,6 +78,7 @@ def test_one_batch_of_stacks_equals_transformers_and_peft(
             assert torch.allclose(torch.tensor(scored.logprobs), expected, atol=1e-4), stack
 
 
+@pytest.mark.timeout(300)  # a busy machine trains slowly
 def test_train_while_serving(server: ServerProcess, client: Client, default_base: Path, tmp_path: Path) -> None:
     """A job runs while another client streams; the next request has the adapter; PEFT gives the same text."""
     question = [{"role": "user", "content": "When does the mill open?"}]
@@ -96,7 +97,7 @@ def test_train_while_serving(server: ServerProcess, client: Client, default_base
     try:
         job = client.train("watermill", data=ROWS, validation=ROWS[:1], epochs=16, **RECIPE)
         during = client.info().memory_bytes["base"]
-        version = job.wait(timeout=110)
+        version = job.wait(timeout=240)
     finally:
         stop.set()
         reader.join()

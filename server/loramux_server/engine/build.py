@@ -16,7 +16,7 @@ from ..lora.bank import AdapterBank
 from ..lora.cache import HostCache
 from ..model.context_length import max_context
 from ..model.kv import KVPool
-from ..model.quantize import prepare
+from ..model.quantize import Prepared
 from ..model.resident import Progress, ResidentBase
 from ..text.tokenizer import TextTokenizer
 from .adapters import AdapterDesk
@@ -42,13 +42,13 @@ def build_engine(
     salt: Callable[[str], bytes],
     emit: Callable[[list[Output]], object],
     progress: Progress,
+    prepared: Prepared,
 ) -> tuple[EngineLoop, EngineInfo]:
     """Load the base and set up everything around it. ``salt`` gives a tenant's secret prefix-cache salt."""
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     if settings.state_dir:
         native.keep_in(Path(settings.state_dir))
-    prepared = prepare(settings.model, Path(settings.state_dir), progress)
     folder = prepared.folder
     progress("loading the base", None)
     base = ResidentBase.load(settings, folder)
