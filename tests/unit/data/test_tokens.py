@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -38,8 +39,11 @@ def test_the_default_system_turn_costs_21_tokens(tokenizer: TextTokenizer) -> No
 @pytest.mark.parametrize(("folder", "mean"), [("prompt", 31), ("messages", 52)])
 @pytest.mark.parametrize("path", sorted((DATA / "source" / "tenants").glob("*.json")), ids=lambda path: path.stem)
 def test_rows_are_short_and_end(tokenizer: TextTokenizer, path: Path, folder: str, mean: int) -> None:
+    # Foreign tenants and small donors have answers of other lengths, which is what they are there for.
+    usual = json.loads(path.read_text("utf-8"))["role"] in ("shipped", "unseen", "donor")
     data = (DATA / folder / path.stem / "train.jsonl").read_bytes()
-    dataset = load_dataset(data, tokenizer, max_length=64)
+    dataset = load_dataset(data, tokenizer, max_length=64 if usual else 128)
     assert dataset.report.warnings == ()
-    assert dataset.report.tokens / dataset.report.rows < mean
+    if usual:
+        assert dataset.report.tokens / dataset.report.rows < mean
     assert all(row.input_ids[-1] in tokenizer.eos_token_ids and row.labels[-1] for row in dataset.rows)
