@@ -26,6 +26,7 @@ def test_life(seed: int) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)  # two minutes where other processes want the processors
 @given(SEEDS)
 @settings(max_examples=4000, deadline=None)
 def test_long_life(seed: int) -> None:
