@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import threading
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -56,6 +57,14 @@ class ServerProcess:
             )
             assert found, f"no {text!r} within {timeout} s:\n" + "\n".join(self.lines)
             assert any(text in line for line in self.lines), "\n".join(self.lines)
+
+    def metrics(self) -> str:
+        """The metrics page, once the server has said where it is."""
+        self.wait_for("/metrics")
+        with self.changed:
+            line = next(line for line in self.lines if "/metrics" in line)
+        with urllib.request.urlopen(line.split()[-1], timeout=10) as answer:
+            return str(answer.read().decode())
 
     def finish(self, timeout: float = 60) -> int:
         """Wait for the end; gives the exit code."""

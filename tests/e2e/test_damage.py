@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +22,7 @@ WEIGHTS = "adapter_model.safetensors"
 
 
 def metric(server: ServerProcess, name: str) -> float:
-    line = next(line for line in server.lines if "metrics" in line and "http://" in line)
-    url = "http://" + line.partition("http://")[2].split()[0].rstrip(".,)")
-    with urllib.request.urlopen(url) as page:
-        text = page.read().decode()
-    return sum(float(line.rsplit(" ", 1)[1]) for line in text.splitlines() if line.startswith(name))
+    return sum(float(line.rsplit(" ", 1)[1]) for line in server.metrics().splitlines() if line.startswith(name))
 
 
 def test_field_02_a_server_answers_nothing_from_damaged_files(

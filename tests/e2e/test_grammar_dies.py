@@ -6,7 +6,6 @@ import os
 import re
 import signal
 import threading
-import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -28,10 +27,7 @@ def grammar_processes(pid: int) -> list[int]:
 
 def counted(server: ServerProcess, name: str) -> float:
     """A counter on the metrics page."""
-    line = next(line for line in server.lines if "/metrics" in line)
-    with urllib.request.urlopen(line.split()[-1], timeout=10) as answer:
-        text = answer.read().decode()
-    found = re.search(rf"^{re.escape(name)} (\S+)$", text, re.MULTILINE)
+    found = re.search(rf"^{re.escape(name)} (\S+)$", server.metrics(), re.MULTILINE)
     assert found, name
     return float(found[1])
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 import threading
-import urllib.request
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -134,9 +133,7 @@ def test_train_while_serving(server: ServerProcess, client: Client, default_base
 def test_metrics_moved(server: ServerProcess, client: Client) -> None:
     """Memory by kind, latency and tokens are on the metrics endpoint under their documented names."""
     client.generate("Hello", max_tokens=4)
-    line = next(line for line in server.lines if "/metrics" in line)
-    with urllib.request.urlopen(line.split()[-1], timeout=10) as answer:
-        text = answer.read().decode()
+    text = server.metrics()
     for name in (
         'loramux_vram_bytes{device="cpu",kind="base"}',
         "loramux_time_to_first_token_seconds_count",
