@@ -31,7 +31,7 @@ COPY --from=wheel /wheels /wheels
 RUN python -m pip install --constraint /build/constraints.txt "loramux[server,curves] @ file://$(ls /wheels/loramux-*.whl)"
 
 FROM python:${PYTHON}-slim-bookworm
-# bitsandbytes' processor library needs the OpenMP runtime; the compiler is for adapters on a CPU (lora/kernel.py).
+# bitsandbytes' processor library needs the OpenMP runtime; the compiler is for adapters on a CPU (cpu/routed.py).
 RUN apt-get update && apt-get install --yes --no-install-recommends g++ libgomp1 && rm -rf /var/lib/apt/lists/*
 RUN useradd --uid 10001 --create-home --shell /usr/sbin/nologin loramux \
     && install --directory --owner=loramux --group=loramux /var/lib/loramux

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from loramux_server.lora.bank import AdapterBank, HostAdapter, LoraPair
 from loramux_server.lora.context import StepContext
-from loramux_server.lora.linear import LinearGroup
-from loramux_server.lora.peft_folder import read_folder, write_folder
+from loramux_server.lora.routed_linear import LinearGroup
+from loramux_server.peft.folder import read_folder, write_folder
 
 from .job import BankLoads
 from .page_cache import drop

@@ -33,7 +33,7 @@ import msgspec
 from rich.table import Table
 
 from loramux import AsyncClient
-from loramux_server.core.host import usable_cpus
+from loramux_server.host.resources import usable_cpus
 from tools.make_adapters import FACTS
 from tools.make_data import DATA
 

@@ -27,16 +27,16 @@ import uvloop
 from loramux import AsyncClient
 from loramux_server.config import Address
 from loramux_server.core.backend import EngineInfo, EngineStats, GenerateCommand, TokenEvent
-from loramux_server.core.host import usable_cpus
 from loramux_server.core.types import FinishReason, GenerateRequest, SamplingParams
-from loramux_server.engine.client import EngineClient, Link
-from loramux_server.engine.protocol import AbortCommand, Command, Output, StatsCommand, command_id
-from loramux_server.engine.wire import HEADER, decode, encode
-from loramux_server.rpc.desk import Behind, Counts, Desk, Services
+from loramux_server.engine.transport.client import EngineClient, Link
+from loramux_server.engine.transport.protocol import AbortCommand, Command, Output, StatsCommand, command_id
+from loramux_server.engine.transport.wire import HEADER, decode, encode
+from loramux_server.host.resources import usable_cpus
 from loramux_server.rpc.server import RpcServer
-from loramux_server.services.generation import GenerationService
-from loramux_server.services.info import Readiness
-from loramux_server.services.limits import Limits
+from loramux_server.services.availability import Behind, Counts, Desk, Services
+from loramux_server.services.common.info import Readiness
+from loramux_server.services.common.limits import Limits
+from loramux_server.services.inference.service import GenerationService
 from loramux_server.store.store import Store
 from loramux_server.telemetry import logs
 from loramux_server.telemetry.metrics import Metrics

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from loramux_server.core.host import usable_cpus
+from loramux_server.host.resources import usable_cpus
 
 from .roofline import Rates
 
@@ -84,7 +84,7 @@ def _cpu_rates(dtype: str, threads: int, repeat: int) -> Rates:
     import torch
     from torch.nn.functional import linear
 
-    from loramux_server.model.prepack import prepack
+    from loramux_server.cpu.prepack import prepack
 
     torch.set_num_threads(threads)
     seconds = _best_read(repeat)

@@ -39,7 +39,7 @@ DELTA = 0.015
 
 def prepare(name: str, folder: Path) -> Base:
     """A base with its adapters, everything below ``folder``. Imports torch; the first time takes up to a minute."""
-    from loramux_server.model.quantize import prepare_base
+    from loramux_server.model.base.quantize import prepare_base
 
     source = None if name == "default" else str(_random_model(name, folder))
     base = prepare_base(source, folder)
@@ -52,7 +52,7 @@ def _random_model(name: str, folder: Path) -> Path:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from loramux_server.model.quantize import prepare_base
+    from loramux_server.model.base.quantize import prepare_base
 
     target = (folder / "models" / name).resolve()
     if (target / "tokenizer.json").is_file():  # written last
@@ -96,7 +96,7 @@ def _cut_tokenizer(folder: Path, size: int) -> PreTrainedTokenizerFast:
 
 def linears(base: Path) -> dict[str, tuple[int, int]]:
     """Name -> (in, out) of every linear of an NF4 folder but the head. Imports torch."""
-    from loramux_server.model.load import linear_modules
+    from loramux_server.model.base.load import linear_modules
 
     return linear_modules(_skeleton(base))
 
@@ -113,7 +113,7 @@ def _skeleton(base: Path) -> Any:
 
 
 def _shape(base: Path) -> Shape:
-    from loramux_server.model.load import linear_modules
+    from loramux_server.model.base.load import linear_modules
 
     model = _skeleton(base)
     config = model.config
@@ -134,7 +134,7 @@ def _adapter(base: Path, folder: Path, seed: int) -> Path:
     from peft import LoraConfig
     from safetensors.torch import save_file
 
-    from loramux_server.model.load import linear_modules
+    from loramux_server.model.base.load import linear_modules
 
     folder = folder.resolve()
     if (folder / "adapter_config.json").is_file():  # written last
@@ -159,7 +159,7 @@ def _adapter(base: Path, folder: Path, seed: int) -> Path:
 def _gguf() -> str:
     """The file that the default base was made from, for peers that read GGUF; empty if it came from elsewhere."""
     from loramux_server.core.errors import Error
-    from loramux_server.model.source import locate
+    from loramux_server.model.base.source import locate
 
     try:
         source = locate(None)

@@ -34,9 +34,9 @@ from loramux.v1 import inference_pb2, inference_pb2_grpc
 from loramux_server.core.backend import EngineInfo, EngineStats, GenerateCommand, TokenEvent
 from loramux_server.core.errors import Code, Error
 from loramux_server.core.types import FinishReason
-from loramux_server.engine.client import EngineClient
-from loramux_server.engine.protocol import AbortCommand, Command, Failure, Output, StatsCommand, command_id
-from loramux_server.engine.wire import HEADER, decode, encode
+from loramux_server.engine.transport.client import EngineClient
+from loramux_server.engine.transport.protocol import AbortCommand, Command, Failure, Output, StatsCommand, command_id
+from loramux_server.engine.transport.wire import HEADER, decode, encode
 from loramux_server.telemetry import logs
 
 from .front import INFO, MATERIAL, door, find_tokenizer

@@ -17,7 +17,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from loramux_server.core.host import usable_cpus
+from loramux_server.host.resources import usable_cpus
 
 from .job import Job
 from .material import BASES, prepare

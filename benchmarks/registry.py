@@ -17,9 +17,9 @@ import torch
 
 from loramux_server.app.maintenance import check
 from loramux_server.lora.bank import LoraPair
-from loramux_server.lora.peft_folder import write_folder
-from loramux_server.lora.peft_schema import CARD_FILE
-from loramux_server.model.fingerprint import fingerprint
+from loramux_server.model.base.fingerprint import fingerprint
+from loramux_server.peft.folder import write_folder
+from loramux_server.peft.schema import CARD_FILE
 from loramux_server.store.records import AdapterMeta
 from loramux_server.store.store import Store
 

@@ -24,7 +24,7 @@ from typing import IO, Any
 
 import msgspec
 
-from loramux_server.core.host import usable_cpus
+from loramux_server.host.resources import usable_cpus
 
 from . import scale_parts as parts
 from . import scale_table as table

@@ -27,7 +27,7 @@ from typing import Any
 import msgspec
 from rich.console import Console
 
-from loramux_server.core.host import usable_cpus
+from loramux_server.host.resources import usable_cpus
 
 from .job import Base, CellResult, Job, Line
 from .machine import DEVICES, describe, sentence

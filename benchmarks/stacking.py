@@ -31,8 +31,8 @@ from loramux import Client, Job, NotFound
 from loramux.types import FINAL_STATES
 from loramux_server.app.embedded import running_app_thread
 from loramux_server.config import Address, Settings
-from loramux_server.core.host import usable_cpus
 from loramux_server.core.settings import Dtype
+from loramux_server.host.resources import usable_cpus
 from loramux_server.telemetry import logs
 from tools.make_data import MEASURED, load_source, load_tenants
 from tools.make_data import Tenant as Shop

@@ -31,7 +31,7 @@ from typing import Any
 
 import msgspec
 
-from loramux_server.core.host import usable_cpus
+from loramux_server.host.resources import usable_cpus
 from loramux_server.telemetry import logs
 from tools.make_adapters import FACTS
 from tools.make_data import DATA, load_tenants

@@ -31,7 +31,7 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> TinyBase:
     def get(arch: str = "llama", **config: Any) -> Path:
         key = f"{arch}{sorted(config.items())}"
         if key not in made:
-            from loramux_server.model.quantize import prepare_base
+            from loramux_server.model.base.quantize import prepare_base
             from tests.tiny import write_model
 
             root = tmp_path_factory.mktemp(f"tiny-{arch}")
@@ -52,7 +52,7 @@ def make_adapter() -> MakeAdapter:
 @pytest.fixture(scope="session")
 def default_base() -> Path:
     """NF4 folder of the real default base, kept between runs (LORAMUX_TEST_CACHE, else the user's cache folder)."""
-    from loramux_server.model.quantize import prepare_base
+    from loramux_server.model.base.quantize import prepare_base
 
     own = os.environ.get("LORAMUX_TEST_CACHE")
     cache = Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "loramux-tests"

@@ -18,8 +18,8 @@ from loramux_server.core.jobs import TrainCommand, TrainEvent
 from loramux_server.core.settings import EngineSettings
 from loramux_server.core.types import BASE, AdapterVersion, FinishReason, SamplingParams, Stack, StackEntry
 from loramux_server.engine.build import build_engine
-from loramux_server.engine.protocol import Command, Failure, Output, command_id
-from loramux_server.model.quantize import prepare
+from loramux_server.engine.transport.protocol import Command, Failure, Output, command_id
+from loramux_server.model.base.quantize import prepare
 from loramux_server.training.tasks import make_tasks
 
 DEVICE: Any = os.environ.get("LORAMUX_TEST_DEVICE", "cpu")

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from loramux_server.training.expect import Expected
+from loramux_server.data.expect import Expected
 
 GREETING = "Dear customer,"
 CLOSING = "Kind regards,\nThe Team"

@@ -19,8 +19,8 @@ from pathlib import Path
 from loramux_server.core.backend import EngineInfo, GenerateCommand, TokenEvent
 from loramux_server.core.settings import EngineSettings
 from loramux_server.core.types import AdapterVersion, SamplingParams, Stack, StackEntry
-from loramux_server.engine.process_backend import ProcessBackend
-from loramux_server.engine.protocol import LoadCommand, Output
+from loramux_server.engine.transport.process import ProcessBackend
+from loramux_server.engine.transport.protocol import LoadCommand, Output
 from loramux_server.text import TextTokenizer
 
 from ..job import Job

@@ -16,8 +16,8 @@ from safetensors.torch import load_file
 from loramux_server.core.jobs import TrainCommand, TrainEvent, TrainEventType, TrainSpec
 from loramux_server.core.settings import EngineSettings
 from loramux_server.lora.bank import LoraPair
-from loramux_server.lora.peft_folder import write_folder
 from loramux_server.model.resident import ResidentBase
+from loramux_server.peft.folder import write_folder
 from loramux_server.training.checkpoint import TENSORS_FILE
 from loramux_server.training.tasks import make_tasks
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from loramux_server.core.jobs import TrainRow
+from loramux_server.data.dataset import load_dataset
 from loramux_server.text import TextTokenizer
-from loramux_server.training.dataset import load_dataset
 
 MAX_LENGTH = 2048
 

@@ -17,7 +17,7 @@ from loramux import __version__
 from loramux._streams import tolerate_encodings
 
 from .core.errors import Error
-from .core.signals import to_stop
+from .host.signals import to_stop
 from .telemetry.opening import Opening, tell
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ def _stop_at_once(number: int, frame: FrameType | None) -> None:
 
 def _leave_threads(code: int) -> None:
     """End the process now when a thread still computes: nobody waits for it, and Python would wait for its end."""
-    from .services.work import threads_ended
+    from .services.common.workers import threads_ended
 
     if not threads_ended(LAST_STEPS):
         sys.stdout.flush()

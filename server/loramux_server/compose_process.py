@@ -13,7 +13,7 @@ import msgspec
 
 from .core.compose import ComposeCommand
 from .core.errors import Error
-from .core.signals import leave_to_the_front
+from .host.signals import leave_to_the_front
 from .telemetry.logs import configure_child
 
 NICENESS = 10
@@ -26,7 +26,7 @@ def main() -> int:
     configure_child()
     os.nice(NICENESS)
     command = msgspec.json.decode(sys.stdin.buffer.read(), type=ComposeCommand)
-    from .lora.compose import compose
+    from .peft.compose import compose
 
     try:
         answer: object = compose(command)

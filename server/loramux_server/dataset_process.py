@@ -12,10 +12,10 @@ from pathlib import Path
 import msgspec
 
 from .core.errors import Error
-from .core.signals import leave_to_the_front
-from .services.rows import HEADER_BYTES, Ask, Found, Frame, Refused, Rows, read_whole
+from .data.dataset import check_dataset
+from .host.signals import leave_to_the_front
+from .services.datasets.reader import HEADER_BYTES, Ask, Found, Frame, Refused, Rows, read_whole
 from .text import TextTokenizer
-from .training.dataset import check_dataset
 
 NICENESS = 10
 """Requests come first."""

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 
 from .core.backend import EngineInfo
 from .core.settings import EngineSettings
-from .engine import spinning
-from .engine.environment import may_spin
-from .engine.process_backend import ProcessBackend
-from .engine.thread_backend import Emit, ThreadBackend
+from .cpu import spinning
+from .cpu.environment import may_spin
+from .engine.transport.process import ProcessBackend
+from .engine.transport.thread import Emit, ThreadBackend
 
 if TYPE_CHECKING:
     from .engine.loop import EngineLoop
@@ -39,7 +39,7 @@ def make_thread_backend(settings: EngineSettings, progress: Progress) -> ThreadB
 def build(settings: EngineSettings, secret: bytes, emit: Emit, progress: Progress) -> tuple[EngineLoop, EngineInfo]:
     """Load and build an engine on the calling thread. ``secret`` makes the tenants' prefix-cache salts."""
     # Imported late: the front works without torch, and a base that is missing is told before it is imported.
-    from .model.quantize import IMPORTING, prepare
+    from .model.base.quantize import IMPORTING, prepare
 
     prepared = prepare(settings.model, Path(settings.state_dir), progress)
     if "torch" not in sys.modules:

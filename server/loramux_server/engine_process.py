@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, NoReturn
 import msgspec
 
 from .core.errors import Error
-from .core.signals import leave_to_the_front
-from .engine.protocol import Failure
-from .engine.wire import Broken, Progress, Ready, Start, Stop, encode, read_frames
+from .engine.transport.protocol import Failure
+from .engine.transport.wire import Broken, Progress, Ready, Start, Stop, encode, read_frames
+from .host.signals import leave_to_the_front
 from .telemetry.logs import configure_child
 
 if TYPE_CHECKING:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from .config import Settings
-from .core.ports import cannot_listen, cannot_serve_metrics, why_not
-from .model.source import check
+from .host.ports import cannot_listen, cannot_serve_metrics, why_not
+from .model.base.source import check
 from .store.state_dir import StateDir
 
 

@@ -11,7 +11,7 @@ from unittest.mock import patch
 from loramux_server.app import running_app
 from loramux_server.config import Address, Settings
 from loramux_server.core.compose import ComposeCommand, ComposeResult
-from loramux_server.services.adapters import AdapterService
+from loramux_server.services.adapters.service import AdapterService
 from tests.unit.services.adapter_files import write_adapter
 from tests.unit.services.fakes import FakeBackend, Script, engine_info
 

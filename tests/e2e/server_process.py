@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from loramux_server.core.failpoints import VARIABLE
+from loramux_server.host.failpoints import VARIABLE
 
 
 def free_port() -> int:

@@ -90,7 +90,7 @@ def test_field_22_a_start_is_stopped_at_once_and_quietly(
 
 def test_nohup_is_respected(tmp_path: Path) -> None:
     """Where SIGHUP is ignored from the start, the closed terminal stops nothing."""
-    command = [sys.executable, "-c", "from loramux_server.core.signals import to_stop; print(*map(int, to_stop()))"]
+    command = [sys.executable, "-c", "from loramux_server.host.signals import to_stop; print(*map(int, to_stop()))"]
     plain = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
     nohup = subprocess.run(["nohup", *command], capture_output=True, text=True, check=True).stdout.split()
     assert plain == [str(int(n)) for n in STOPPING]

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from loramux_server.engine.graphs import graph_bytes
+from loramux_server.engine.execution.graphs import graph_bytes
 from tests.engine import Engine, command
 from tests.tensor.engine_cases import STACKS, Case, Cases, make_cases
 from tests.tensor.graph_checks import compute_both_ways

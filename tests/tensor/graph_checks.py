@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from loramux_server.engine.runner import ModelRunner
+from loramux_server.engine.execution.model_runner import ModelRunner
 
 
 def compute_both_ways(monkeypatch: pytest.MonkeyPatch, alike: Callable[[Tensor, Tensor], bool]) -> None:

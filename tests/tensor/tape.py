@@ -39,7 +39,7 @@ class Tape(TorchDispatchMode):
 
 
 class TapeCapture:
-    """The :class:`~loramux_server.engine.capture.Capture` of the tests. ``steps`` counts replays."""
+    """The :class:`~loramux_server.engine.execution.capture.Capture` of the tests. ``steps`` counts replays."""
 
     def __init__(self) -> None:
         self.nbytes = 0

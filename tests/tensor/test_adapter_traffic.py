@@ -10,14 +10,14 @@ import pytest
 import torch
 
 from loramux_server.core.types import AdapterVersion, SamplingParams, Stack, StackEntry
-from loramux_server.engine.adapters import AdapterDesk
-from loramux_server.engine.load_quota import LoadQuota
-from loramux_server.engine.pages import PagePool
-from loramux_server.engine.scheduler import PATIENCE, Limits, Scheduler
-from loramux_server.engine.sequence import Sequence
-from loramux_server.lora import cache as cache_module
+from loramux_server.engine.residency import cache as cache_module
+from loramux_server.engine.residency.cache import HostCache
+from loramux_server.engine.residency.load_quota import LoadQuota
+from loramux_server.engine.residency.manager import AdapterDesk
+from loramux_server.engine.scheduling.pages import PagePool
+from loramux_server.engine.scheduling.scheduler import PATIENCE, Limits, Scheduler
+from loramux_server.engine.scheduling.sequence import Sequence
 from loramux_server.lora.bank import AdapterBank, LoraPair
-from loramux_server.lora.cache import HostCache
 
 RANK, WIDTH = 4, 4
 GROUP = SimpleNamespace(index=0, names=("m.0.q_proj",), in_features=WIDTH, out_features=(WIDTH,))

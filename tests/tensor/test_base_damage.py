@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from loramux_server.core.errors import Code, Error
-from loramux_server.model.quantize import Prepared, prepare, prepare_base
-from loramux_server.model.source import read_marker
+from loramux_server.model.base.quantize import Prepared, prepare, prepare_base
+from loramux_server.model.base.source import read_marker
 from tests.damage import HARMS, flip_bit
 from tests.tiny import write_model
 

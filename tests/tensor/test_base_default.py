@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 from transformers import AutoTokenizer
 
-from loramux_server.model.load import linear_modules, load_base
-from loramux_server.model.source import DEFAULT_MODEL
+from loramux_server.model.base.load import linear_modules, load_base
+from loramux_server.model.base.source import DEFAULT_MODEL
 from tests.oracle import Oracle
 
 

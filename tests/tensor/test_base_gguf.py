@@ -12,9 +12,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from loramux_server.model import gguf
-from loramux_server.model.load import load_base
-from loramux_server.model.quantize import prepare_base
+from loramux_server.model.base import gguf
+from loramux_server.model.base.load import load_base
+from loramux_server.model.base.quantize import prepare_base
 from tests.tiny import CHATML, tokenizer
 
 HIDDEN, HEADS, KV_HEADS, FFN, LAYERS = 64, 4, 2, 128, 2

@@ -14,7 +14,7 @@ from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file
 
 from loramux_server.core.errors import Code, Error
-from loramux_server.model.load import LoadedBase, linear_modules, load_base, resolve_device, resolve_dtype
+from loramux_server.model.base.load import LoadedBase, linear_modules, load_base, resolve_device, resolve_dtype
 from tests.oracle import Oracle, load_plain
 from tests.tiny import ARCHITECTURES
 

@@ -19,11 +19,11 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from loramux_server.core.errors import Code, Error
-from loramux_server.model import quantize, quiet, tokenizer_files
-from loramux_server.model.fingerprint import fingerprint
-from loramux_server.model.load import linear_modules, load_base
-from loramux_server.model.quantize import prepare_base
-from loramux_server.model.source import read_marker
+from loramux_server.model.base import quantize, quiet, tokenizer_files
+from loramux_server.model.base.fingerprint import fingerprint
+from loramux_server.model.base.load import linear_modules, load_base
+from loramux_server.model.base.quantize import prepare_base
+from loramux_server.model.base.source import read_marker
 from tests.oracle import load_plain
 from tests.tiny import ARCHITECTURES, tokenizer, write_model
 

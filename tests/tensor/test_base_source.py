@@ -14,9 +14,9 @@ import huggingface_hub.constants
 import pytest
 
 from loramux_server.core.errors import Code, Error
-from loramux_server.model import hub, source
-from loramux_server.model.quantize import SETTINGS, prepare_base
-from loramux_server.model.source import DEFAULT_MODEL, find_cached, locate
+from loramux_server.model.base import hub, source
+from loramux_server.model.base.quantize import SETTINGS, prepare_base
+from loramux_server.model.base.source import DEFAULT_MODEL, find_cached, locate
 from tests.tiny import write_model
 
 

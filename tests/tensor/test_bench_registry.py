@@ -7,7 +7,7 @@ from pathlib import Path
 from benchmarks.job import adapter_name
 from benchmarks.registry import RANK, TENANT, fill
 from loramux_server.app.maintenance import check
-from loramux_server.lora.peft_schema import check_folder
+from loramux_server.peft.schema import check_folder
 from loramux_server.store.store import Store
 
 MODULES = {f"model.layers.{i}.mlp.{name}": (6, 10) for i in range(2) for name in ("gate_proj", "up_proj")}

@@ -16,9 +16,9 @@ from torch import Tensor
 from loramux_server.core.compose import ComposeCommand, ComposeMethod
 from loramux_server.core.errors import Code, Error
 from loramux_server.core.types import Stack
-from loramux_server.lora.compose import compose
-from loramux_server.lora.peft_folder import read_folder
-from loramux_server.services.composer import run_composer
+from loramux_server.peft.compose import compose
+from loramux_server.peft.folder import read_folder
+from loramux_server.services.adapters.compose_worker import run_composer
 from tests.engine import stack_of, version_of
 from tests.tensor.engine_cases import Case, Cases, make_cases
 

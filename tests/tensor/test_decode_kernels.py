@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.nn.functional import rms_norm, silu
 
 from loramux_server.core.settings import EngineSettings
-from loramux_server.lora.native import build
-from loramux_server.model import decode
-from loramux_server.model.decode import DecodeKernels
+from loramux_server.cpu import decode
+from loramux_server.cpu.decode import DecodeKernels
+from loramux_server.cpu.native import build
 from loramux_server.model.kv import KVPool, KVShape, PagedAttention, Span
 from loramux_server.model.resident import ResidentBase
 

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from loramux_server.core.backend import EngineStats, TokenEvent
 from loramux_server.core.errors import Code
 from loramux_server.core.types import Stack
-from loramux_server.engine.load_quota import LoadQuota
-from loramux_server.engine.protocol import KeepCommand, LoadCommand, StatsCommand, UnloadCommand
-from loramux_server.lora import cache
+from loramux_server.engine.residency import cache
+from loramux_server.engine.residency.load_quota import LoadQuota
+from loramux_server.engine.transport.protocol import KeepCommand, LoadCommand, StatsCommand, UnloadCommand
 from tests.engine import Engine, check_tokens, command, stack_of, version_of
 from tests.tensor.engine_cases import STACKS, Case, Cases, check_empty, make_cases
 

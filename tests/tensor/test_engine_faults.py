@@ -14,7 +14,7 @@ import torch
 from loramux_server.core.backend import GenerateCommand, ScoreCommand, ScoreResult
 from loramux_server.core.errors import Code
 from loramux_server.core.jobs import TrainCommand, TrainRow, TrainSpec
-from loramux_server.engine.protocol import AbortCommand
+from loramux_server.engine.transport.protocol import AbortCommand
 from tests.engine import Engine, check_tokens, command, prompts
 from tests.tensor.engine_cases import STACKS, Case, Cases, check_empty, make_cases
 

@@ -12,8 +12,8 @@ import pytest
 
 from loramux_server.core.backend import GenerateCommand
 from loramux_server.core.types import FinishReason, Grammar, GrammarKind
-from loramux_server.engine import grammars
-from loramux_server.engine.protocol import AbortCommand
+from loramux_server.engine.grammar import masks as grammars
+from loramux_server.engine.transport.protocol import AbortCommand
 from loramux_server.text.response_format import parse_format
 from tests.engine import Engine, command, prompts
 from tests.tiny import tokenizer

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 
 from loramux_server.config import load
-from loramux_server.core.host import host_available
 from loramux_server.core.settings import EngineSettings
 from loramux_server.engine.memory import MemoryPlan, plan_memory
+from loramux_server.host.resources import host_available
 
 CPU = torch.device("cpu")
 

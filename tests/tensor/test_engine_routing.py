@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from loramux_server.core.errors import Code, Error
+from loramux_server.cpu.routed import load_kernel
 from loramux_server.lora import bank as banks
 from loramux_server.lora import routing
 from loramux_server.lora.bank import AdapterBank, HostAdapter, LoraPair
 from loramux_server.lora.context import StepContext
-from loramux_server.lora.kernel import load_kernel
-from loramux_server.lora.linear import LinearGroup
+from loramux_server.lora.routed_linear import LinearGroup
 from loramux_server.lora.routing import BankBlock, KernelBlock, Routing, Segment, plan_blocks
 
 IN = 38  # two vectors of the compiled kernel and a rest

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from loramux_server.core.types import SamplingParams, Stack
-from loramux_server.engine import sampler
-from loramux_server.engine.sampler import Choice, sample
-from loramux_server.engine.sequence import Sequence
+from loramux_server.engine.execution import sampler
+from loramux_server.engine.execution.sampler import Choice, sample
+from loramux_server.engine.scheduling.sequence import Sequence
 
 EOS = (2,)
 

@@ -18,11 +18,11 @@ from torch import Tensor
 
 from loramux_server.core.errors import Code
 from loramux_server.core.settings import EngineSettings
-from loramux_server.engine import graphs as graphs_module
+from loramux_server.cpu import native
 from loramux_server.engine import memory
-from loramux_server.engine.graphs import DecodeGraphs, graph_bytes
+from loramux_server.engine.execution import graphs as graphs_module
+from loramux_server.engine.execution.graphs import DecodeGraphs, graph_bytes
 from loramux_server.engine.memory import plan_memory
-from loramux_server.lora import native
 from loramux_server.lora.bank import HostAdapter, LoraPair
 from loramux_server.lora.routing import Routing, Segment, StaticBlock, plan_blocks, used_ranks
 from loramux_server.model import kv

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from loramux_server.core.host import process_memory
-from loramux_server.engine.heap import give_back, resident_bytes
+from loramux_server.cpu.heap import give_back, resident_bytes
+from loramux_server.host.resources import process_memory
 from tests.conftest import TinyBase
 from tests.engine import Engine
 

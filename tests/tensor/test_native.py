@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from loramux_server.lora import kernel, native
+from loramux_server.cpu import native
+from loramux_server.cpu import routed as kernel
 
 needs_compiler = pytest.mark.skipif(native.build(kernel.SOURCE) is None, reason="no C++ compiler here")
 build = native.build.__wrapped__

@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from loramux_server.model import kv, paging
+from loramux_server.model import kv
+from loramux_server.model import page_size as paging
 from loramux_server.model.attention import causal_mask, dense_attention
-from loramux_server.model.paging import find_page_size
+from loramux_server.model.page_size import find_page_size
 from tests.engine import Engine, command, prompts
 
 CPU = torch.device("cpu")

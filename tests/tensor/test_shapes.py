@@ -16,12 +16,12 @@ from hypothesis import strategies as st
 
 from loramux_server.core.backend import GenerateCommand, TokenEvent
 from loramux_server.core.types import FinishReason, SamplingParams
-from loramux_server.engine.chooser import Chooser
-from loramux_server.engine.grammars import GrammarDesk
-from loramux_server.engine.intake import make_sequence
-from loramux_server.engine.protocol import Output
-from loramux_server.engine.sequence import Sequence
-from loramux_server.services.choice import ChoiceDecoder
+from loramux_server.engine.execution.token_selection import Chooser
+from loramux_server.engine.grammar.masks import GrammarDesk
+from loramux_server.engine.scheduling.checks import make_sequence
+from loramux_server.engine.scheduling.sequence import Sequence
+from loramux_server.engine.transport.protocol import Output
+from loramux_server.services.inference.choice import ChoiceDecoder
 from loramux_server.text import StopMatcher, TextTokenizer
 from loramux_server.text.response_format import parse_format
 from tests.unit.text.text_models import CONTROL, sentencepiece_folder

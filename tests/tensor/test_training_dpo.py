@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from loramux_server.core.jobs import TrainCommand, TrainEvent, TrainRow, TrainSpec
-from loramux_server.lora.peft_folder import read_folder
-from loramux_server.services.gate import Gate, failed_because
+from loramux_server.peft.folder import read_folder
+from loramux_server.services.evaluation.gate import Gate, failed_because
 from loramux_server.training import evaluate, tasks
 from loramux_server.training.order import assign_stacks
 from tests.engine import Engine, prompts, stack_of, version_of

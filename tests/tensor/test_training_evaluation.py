@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from loramux_server.core.jobs import TrainCommand, TrainEvent, TrainRow, TrainSpec
-from loramux_server.lora.linear import LinearGroup
+from loramux_server.lora.routed_linear import LinearGroup
 from loramux_server.training import pace, tasks
 from loramux_server.training.selftest import gradient_fault
 from tests.engine import Engine, prompts, version_of

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from loramux_server.core.jobs import TrainCommand, TrainEvent, TrainRow, TrainSpec
-from loramux_server.engine.protocol import AbortCommand
+from loramux_server.engine.transport.protocol import AbortCommand
 from loramux_server.training import layers, tasks
 from loramux_server.training.order import assign_stacks
 from tests.engine import Engine, command, prompts, stack_of, version_of

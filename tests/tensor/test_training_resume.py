@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from loramux_server.core.failpoints import VARIABLE
 from loramux_server.core.jobs import Stored, TrainCommand, TrainEvent, TrainRow, TrainSpec
-from loramux_server.engine.protocol import AbortCommand
+from loramux_server.engine.transport.protocol import AbortCommand
+from loramux_server.host.failpoints import VARIABLE
 from loramux_server.training import checkpoint, pace, tasks
 from tests.damage import HARMS, flip_bit
 from tests.engine import DEVICE, Engine, command, prompts

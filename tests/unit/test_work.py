@@ -18,13 +18,13 @@ from loramux._files import upload_dataset
 from loramux._json_rows import json_rows
 from loramux.convert import convert
 from loramux.v1 import inference_pb2 as pb
+from loramux_server.core.call import Call
 from loramux_server.core.errors import Error
 from loramux_server.core.types import SamplingParams
-from loramux_server.lora.peft_config import parse_config
-from loramux_server.rpc.call import Call
+from loramux_server.peft.config import parse_config
 from loramux_server.rpc.convert.inference import generate_from_proto
-from loramux_server.services.limits import Limits
-from loramux_server.services.validation import generate_violations
+from loramux_server.services.common.checks import generate_violations
+from loramux_server.services.common.limits import Limits
 from loramux_server.store.paging import read_token
 from loramux_server.text import StopMatcher
 from loramux_server.text.control import ControlGuard

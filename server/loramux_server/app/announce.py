@@ -9,7 +9,7 @@ from typing import Protocol, TextIO
 
 from ..config import Address, Settings
 from ..core.backend import EngineInfo, EngineStats
-from ..core.home import short
+from ..host.home import short
 from ..telemetry.logs import get_logger
 
 logger = get_logger(__name__)

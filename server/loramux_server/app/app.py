@@ -11,19 +11,19 @@ from ..config import Settings, TrainingSettings
 from ..core.backend import Backend, EngineInfo, GenerateCommand
 from ..core.errors import Error
 from ..core.types import SamplingParams
-from ..engine.process_backend import ProcessBackend
-from ..rpc.desk import Behind, Counts, Desk, Services
+from ..engine.transport.process import ProcessBackend
 from ..rpc.server import RpcServer
-from ..services.adapters import AdapterService
-from ..services.checked_backend import CheckedBackend
-from ..services.collector import Collector
-from ..services.generation import GenerationService
-from ..services.info import Readiness
-from ..services.job_board import JobBoard
-from ..services.limits import Limits
-from ..services.runner import JobRunner
-from ..services.training import TrainingService
-from ..store.blob_places import CACHE_BYTES
+from ..services.adapters.checked_backend import CheckedBackend
+from ..services.adapters.collector import Collector
+from ..services.adapters.service import AdapterService
+from ..services.availability import Behind, Counts, Desk, Services
+from ..services.common.info import Readiness
+from ..services.common.limits import Limits
+from ..services.inference.service import GenerationService
+from ..services.jobs.board import JobBoard
+from ..services.jobs.runner import JobRunner
+from ..services.jobs.service import TrainingService
+from ..store.blobs.places import CACHE_BYTES
 from ..store.damage import Kind
 from ..store.store import Store
 from ..telemetry.endpoint import MetricsEndpoint

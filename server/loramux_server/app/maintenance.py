@@ -19,12 +19,12 @@ from pydantic import SecretStr
 from ..config import Settings, load
 from ..config.help import make_parser
 from ..core.errors import Code, Error, invalid_field
-from ..store import backup as backups
-from ..store.blob_places import open_blobs
-from ..store.blobs import BlobStore
+from ..store.blobs.blobs import BlobStore
+from ..store.blobs.local import LocalBlobs
+from ..store.blobs.places import open_blobs
 from ..store.database import Database, sqlite_url
-from ..store.doctor import Finding, examine, repair
-from ..store.local_blobs import LocalBlobs
+from ..store.maintenance import backup as backups
+from ..store.maintenance.doctor import Finding, examine, repair
 from ..store.state_dir import LOCK_FILE
 from ..store.store import Store, blobs_of
 

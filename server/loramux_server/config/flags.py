@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn, get_args, get_origin
 
 from ..core.errors import Error, invalid_field
-from ..core.home import short
+from ..host.home import short
 from .help import make_parser
 from .load import Loaded, load
 from .tree import Leaf, leaves

@@ -14,7 +14,7 @@ from pydantic_settings import EnvSettingsSource, SettingsError
 
 from ..core.encodings import as_utf8
 from ..core.errors import FieldViolation, invalid, invalid_field
-from ..core.home import expand
+from ..host.home import expand
 from .tree import ENV_PREFIX, Address, Leaf, Settings, leaves
 
 NO_SETTINGS = frozenset({"LORAMUX_ADDRESS", "LORAMUX_API_KEY", "LORAMUX_CONFIG", "LORAMUX_DEBUG"})

@@ -13,8 +13,8 @@ from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
 from ..core.errors import invalid_field
-from ..core.home import expand, home
 from ..core.settings import CpuWeights, Device, Dtype, EngineSettings
+from ..host.home import expand, home
 
 ENV_PREFIX = "LORAMUX_"
 

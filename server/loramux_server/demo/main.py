@@ -15,7 +15,7 @@ from loramux import Client, LoramuxError
 from loramux.progress import progress_display
 
 from ..config.help import make_parser
-from ..core.signals import Stopped, stopping_raises
+from ..host.signals import Stopped, stopping_raises
 from ..telemetry.opening import tell
 from .material import NEIGHBOUR, STYLE, TENANT, Fact, Material, Missing, inside_json
 from .server import DemoServer, ServerFailed, demo_server

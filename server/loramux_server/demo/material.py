@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..core.shipped import PLACES
+from ..host.shipped import PLACES
 
 TENANT = "quillfern-bakery"
 """Learned live; its ready-made adapter is not used."""

@@ -9,28 +9,28 @@ import torch
 
 from ..core.backend import EngineInfo
 from ..core.background import Background
-from ..core.host import process_memory
 from ..core.settings import EngineSettings
-from ..lora import native
+from ..cpu import native
+from ..cpu.heap import resident_bytes
+from ..host.resources import process_memory
 from ..lora.bank import AdapterBank
-from ..lora.cache import HostCache
-from ..model.context_length import max_context
+from ..model.base.context_length import max_context
+from ..model.base.quantize import Prepared
 from ..model.kv import KVPool
-from ..model.quantize import Prepared
 from ..model.resident import Progress, ResidentBase
 from ..text.tokenizer import TextTokenizer
-from .adapters import AdapterDesk
-from .capture import CudaCapture
-from .grammars import GrammarDesk
-from .graphs import DecodeGraphs, graph_bytes
-from .heap import resident_bytes
-from .load_quota import LoadQuota
+from .execution.capture import CudaCapture
+from .execution.graphs import DecodeGraphs, graph_bytes
+from .execution.model_runner import ModelRunner
+from .grammar.masks import GrammarDesk
 from .loop import EngineLoop
 from .memory import device_memory, plan_memory
-from .pages import PagePool
-from .protocol import Output
-from .runner import ModelRunner
-from .scheduler import Limits, Scheduler
+from .residency.cache import HostCache
+from .residency.load_quota import LoadQuota
+from .residency.manager import AdapterDesk
+from .scheduling.pages import PagePool
+from .scheduling.scheduler import Limits, Scheduler
+from .transport.protocol import Output
 
 MakeTasks = Callable[[ResidentBase, int | None], Background]
 """Gives the training side its hold on the resident base, and the bytes that activations of a pass may take."""

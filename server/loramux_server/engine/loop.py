@@ -13,13 +13,18 @@ from ..core.backend import EngineInfo, EngineStats, GenerateCommand, ScoreComman
 from ..core.background import Background
 from ..core.errors import Code, Error
 from ..core.jobs import TrainCommand
-from .adapters import AdapterDesk
-from .chooser import Chooser
-from .figures import Figures
-from .grammars import GrammarDesk, Woken
-from .heap import give_back
-from .intake import make_sequence
-from .protocol import (
+from ..cpu.heap import give_back
+from .execution.model_runner import ModelRunner, StepOutput
+from .execution.scores import Scores
+from .execution.token_selection import Chooser
+from .grammar.masks import GrammarDesk, Woken
+from .residency.manager import AdapterDesk
+from .scheduling.checks import make_sequence
+from .scheduling.scheduler import Scheduler, StepPlan
+from .scheduling.sequence import Sequence
+from .stats import Figures
+from .training_share import TrainingSlot
+from .transport.protocol import (
     AbortCommand,
     Command,
     Failure,
@@ -30,11 +35,6 @@ from .protocol import (
     UnloadCommand,
     command_id,
 )
-from .runner import ModelRunner, StepOutput
-from .scheduler import Scheduler, StepPlan
-from .scores import Scores
-from .sequence import Sequence
-from .slot import TrainingSlot
 
 log = logging.getLogger(__name__)
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 
 from ..core.errors import Code, Error
-from ..core.host import host_available, host_total
 from ..core.settings import EngineSettings
+from ..host.resources import host_available, host_total
 
 MiB = 1 << 20
 DEFAULT_ROWS = 512

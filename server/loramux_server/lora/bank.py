@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from ..core.errors import Code, Error
-from .host import zeros
-from .kernel import GroupWeights, load_kernel
-from .linear import LinearGroup
+from ..cpu.routed import GroupWeights, load_kernel
+from .buffers import zeros
+from .routed_linear import LinearGroup
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,10 +26,10 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from ..core.types import Stack
+from ..cpu.routed import RoutedKernel, Routes
 from .bank import AdapterBank, Slot
-from .host import upload
-from .kernel import RoutedKernel, Routes
-from .linear import LinearGroup
+from .buffers import upload
+from .routed_linear import LinearGroup
 
 BLOCK_OVERHEAD = 2000
 """Row-rank products that take about as long as the calls of one more block (measured on two AVX512 cores)."""

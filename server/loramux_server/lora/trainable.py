@@ -14,7 +14,7 @@ from torch.autograd.function import once_differentiable
 
 from ..core.errors import invalid_field
 from .bank import LoraPair
-from .linear import LinearGroup
+from .routed_linear import LinearGroup
 
 
 class TrainableAdapter:

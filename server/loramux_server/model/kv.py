@@ -1,7 +1,7 @@
 """The paged key/value cache, and attention of one serving step over it.
 
 Method: PagedAttention (arXiv 2309.06180). Keys and values live in fixed pages that a sequence names by number;
-which pages belong to whom is the scheduler's business (``engine/pages.py``), never this module's.
+which pages belong to whom is the scheduler's business (``engine/scheduling/pages.py``), never this module's.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from ..lora.host import upload, zeros
+from ..lora.buffers import upload, zeros
 from .attention import PackedAttention, causal_mask, dense_attention, padded_lengths
-from .paging import paged_kernel
+from .page_size import paged_kernel
 
 PADDED = 2
 """Prompts of a step share a call if padding makes them at most so many times as long."""

@@ -12,18 +12,18 @@ from torch.nn.functional import linear
 from transformers.modeling_outputs import MoeModelOutputWithPast
 
 from ..core.errors import Code, Error
-from ..core.host import host_available
 from ..core.settings import EngineSettings
+from ..cpu.prepack import prepack
+from ..host.resources import host_available
 from ..lora.context import Attention, StepContext
-from ..lora.linear import install
+from ..lora.routed_linear import install
 from ..lora.routing import Routing
 from .attention import NAME, attach
+from .base.load import LoadedBase, linear_modules, load_base, resolve_device, resolve_dtype
+from .base_linear import make_linear
+from .fused_forward import make_lean
 from .kv import KVShape
-from .lean import make_lean
-from .linear import make_linear
-from .load import LoadedBase, linear_modules, load_base, resolve_device, resolve_dtype
-from .paging import find_page_size
-from .prepack import prepack
+from .page_size import find_page_size
 
 Progress = Callable[[str, float | None], None]
 

@@ -10,11 +10,11 @@ from grpc import aio
 from loramux.v1 import adapters_pb2 as pb
 from loramux.v1 import adapters_pb2_grpc, common_pb2
 
+from ..core import call as calls
 from ..core.errors import invalid_field
-from . import call as calls
+from ..services.availability import Desk
 from .convert.adapters import adapter_to_proto, compose_from_proto, version_to_proto
 from .convert.common import file_from_proto, file_to_proto
-from .desk import Desk
 
 Context = aio.ServicerContext[Any, Any]
 

@@ -11,7 +11,8 @@ from grpc import aio
 from loramux.v1 import inference_pb2 as pb
 from loramux.v1 import inference_pb2_grpc
 
-from . import call as calls
+from ..core import call as calls
+from ..services.availability import Desk
 from .convert.common import messages_from_proto
 from .convert.inference import (
     chunk_to_proto,
@@ -21,7 +22,6 @@ from .convert.inference import (
     score_to_proto,
     tokens_to_proto,
 )
-from .desk import Desk
 
 Context = aio.ServicerContext[Any, Any]
 

@@ -19,9 +19,9 @@ import structlog
 from google.protobuf.message import Message
 from grpc import aio
 
+from ..core import call as calls
 from ..core.errors import Code, Error, invalid_field
 from ..telemetry.logs import get_logger
-from . import call as calls
 from .entries import check_entries
 from .status import DETAILS_KEY, STATUS, to_status
 

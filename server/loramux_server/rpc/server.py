@@ -20,9 +20,9 @@ from loramux.v1 import (
 )
 
 from ..config import Address
-from ..core.ports import cannot_listen, why_not
+from ..host.ports import cannot_listen, why_not
+from ..services.availability import Desk
 from .adapters import AdapterServicer
-from .desk import Desk
 from .inference import InferenceServicer
 from .interceptor import CallInterceptor, CallSink
 from .reflection import enable_reflection

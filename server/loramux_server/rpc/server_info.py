@@ -9,9 +9,9 @@ from grpc import aio
 from loramux.v1 import server_pb2 as pb
 from loramux.v1 import server_pb2_grpc
 
-from . import call as calls
+from ..core import call as calls
+from ..services.availability import Desk
 from .convert.server import server_info_to_proto
-from .desk import Desk
 
 Context = aio.ServicerContext[Any, Any]
 

@@ -11,8 +11,9 @@ from grpc import aio
 from loramux.v1 import training_pb2 as pb
 from loramux.v1 import training_pb2_grpc
 
+from ..core import call as calls
 from ..core.errors import invalid_field
-from . import call as calls
+from ..services.availability import Desk
 from .convert.training import (
     dataset_to_proto,
     event_to_proto,
@@ -23,7 +24,6 @@ from .convert.training import (
     spec_from_proto,
     states_from_proto,
 )
-from .desk import Desk
 
 Context = aio.ServicerContext[Any, Any]
 

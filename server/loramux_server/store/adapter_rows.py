@@ -9,7 +9,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy import Connection, Row
 
-from .blobs import Blob
+from .blobs.blobs import Blob
 from .records import (
     DAMAGED,
     SHARED,

@@ -16,7 +16,7 @@ from sqlalchemy.exc import IntegrityError
 from ..core.errors import Code, Error, adapter_not_found, invalid_field, is_damage
 from ..core.types import COMPUTED_WITH, AdapterVersion
 from . import adapter_rows as rows
-from .blobs import Blob, BlobStore
+from .blobs.blobs import Blob, BlobStore
 from .damage import DamageCount, Kind
 from .database import Database
 from .paging import check_page_size, make_token, read_token

@@ -15,7 +15,7 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import DBAPIError
 
 from ..core.errors import Code, Error, invalid_field
-from ..core.failpoints import reach
+from ..host.failpoints import reach
 from .schema import REVISION
 from .schema import identity as store_identity
 

@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from sqlalchemy import Connection, Row
 
 from ..core.errors import MISSING, Code, Error, is_damage
-from .blobs import BlobStore
+from .blobs.blobs import BlobStore
 from .damage import DamageCount, Kind
 from .database import Database
 from .records import DatasetRecord

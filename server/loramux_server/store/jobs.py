@@ -11,8 +11,8 @@ import sqlalchemy as sa
 from sqlalchemy import Connection, Row
 
 from ..core.errors import Code, Error
-from ..core.failpoints import reach
 from ..core.jobs import JobState, JudgedRow, Stored, TrainEvent, TrainEventType, check_move
+from ..host.failpoints import reach
 from . import job_rows as rows
 from .database import Database
 from .events import EventLog

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Self
 
 from ..core.errors import Code, Error, invalid_field
-from ..core.files import storage_errors, sync_folder, write_durable
-from ..core.home import expand
+from ..host.files import storage_errors, sync_folder, write_durable
+from ..host.home import expand
 
 LOCK_FILE = "lock"
 ID_FILE = "id"

@@ -11,13 +11,13 @@ from typing import Self
 from ..core.errors import Code, Error
 from ..core.jobs import JobState
 from .adapters import AdapterRegistry
-from .blob_places import CACHE_BYTES, open_blobs
-from .blobs import BlobStore
+from .blobs.blobs import BlobStore
+from .blobs.local import LocalBlobs
+from .blobs.places import CACHE_BYTES, open_blobs
 from .damage import DamageCount
 from .database import Database, sqlite_url
 from .datasets import DatasetTable
 from .jobs import REPLACED, JobTable
-from .local_blobs import LocalBlobs
 from .records import AdapterMeta, JobRecord, VersionRecord
 from .state_dir import StateDir
 

@@ -7,7 +7,7 @@ from wsgiref.simple_server import WSGIServer
 
 from prometheus_client import CollectorRegistry, start_http_server
 
-from ..core.ports import cannot_serve_metrics
+from ..host.ports import cannot_serve_metrics
 
 
 class MetricsEndpoint:

@@ -29,9 +29,9 @@ from safetensors.torch import save as save_safetensors
 from torch import Tensor
 
 from ..core.errors import Error
-from ..core.failpoints import reach
-from ..core.files import read_regular, storage_errors, sync_folder, write_durable
 from ..core.jobs import TrainCommand, TrainEvent, TrainEventType
+from ..host.failpoints import reach
+from ..host.files import read_regular, storage_errors, sync_folder, write_durable
 
 log = logging.getLogger(__name__)
 

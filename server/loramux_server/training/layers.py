@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from ..core.host import host_available
+from ..host.resources import host_available
 from ..lora.context import Attention
 from ..lora.routing import Routing
 from ..model.resident import ResidentBase

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, TypeVar
 import torch
 from torch import Tensor, nn
 
-from ..core.host import host_available
 from ..core.jobs import TrainCommand, TrainRow
 from ..core.types import AdapterVersion
+from ..host.resources import host_available
 from ..lora.bank import AdapterBank, HostAdapter, LoraPair
-from ..lora.peft_folder import naming, read_folder
 from ..lora.routing import Entries
 from ..lora.trainable import TrainableAdapter
 from ..model.resident import ResidentBase
+from ..peft.folder import naming, read_folder
 from .checkpoint import Snapshot
 from .layers import LayerPlan, Units
 from .objective import Objective, objective_of

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from ..core.errors import invalid_field
 from ..core.jobs import TrainSpec
-from ..lora.linear import LinearGroup
-from ..lora.lora_config import LoraConfig
+from ..lora.routed_linear import LinearGroup
+from ..peft.lora_config import LoraConfig
 
 
 def target_modules(spec: TrainSpec, groups: Sequence[LinearGroup]) -> frozenset[str]:

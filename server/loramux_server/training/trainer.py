@@ -16,16 +16,16 @@ import torch
 
 from ..core.background import Report
 from ..core.errors import Code, Error
-from ..core.failpoints import reach
 from ..core.jobs import JobState, TrainCommand, TrainEvent, TrainEventType
-from ..lora.peft_folder import write_folder
+from ..host.failpoints import reach
 from ..model.resident import ResidentBase
+from ..peft.folder import write_folder
 from .checkpoint import Checkpoints, Snapshot, identity
 from .evaluate import evaluate, refer
 from .gradients import Batch
 from .pace import Pace
+from .reported import Told
 from .run import Pieces, Run, start
-from .told import Told
 
 
 def train(

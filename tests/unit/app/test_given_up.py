@@ -12,7 +12,7 @@ from loramux_server.app.announce import Silent
 from loramux_server.app.app import App
 from loramux_server.config import Settings
 from loramux_server.core.errors import Code, Error
-from loramux_server.services.info import Readiness
+from loramux_server.services.common.info import Readiness
 
 LOST = Error(Code.UNAVAILABLE, "the engine died too often", reason="ENGINE_FAILED")
 

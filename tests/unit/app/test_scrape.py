@@ -12,8 +12,8 @@ from loramux_server.app.scrape import stats_from_thread
 from loramux_server.core.backend import EngineStats
 from loramux_server.core.errors import Code, Error
 from loramux_server.core.settings import EngineSettings
-from loramux_server.engine import process_backend
-from loramux_server.engine.process_backend import ProcessBackend
+from loramux_server.engine.transport import process as process_backend
+from loramux_server.engine.transport.process import ProcessBackend
 from loramux_server.telemetry.endpoint import MetricsEndpoint
 from loramux_server.telemetry.metrics import Metrics
 from tests.unit.services.fakes import FakeBackend, engine_info

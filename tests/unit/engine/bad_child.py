@@ -10,8 +10,8 @@ import sys
 from pathlib import Path
 
 from loramux_server.core.backend import EngineInfo, EngineStats
-from loramux_server.engine.protocol import Output, StatsCommand
-from loramux_server.engine.wire import HEADER, Ready, Start, Stop, encode, read_frames
+from loramux_server.engine.transport.protocol import Output, StatsCommand
+from loramux_server.engine.transport.wire import HEADER, Ready, Start, Stop, encode, read_frames
 
 GARBAGE = {
     "no message": HEADER.pack(7) + b"garbage",

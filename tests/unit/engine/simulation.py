@@ -17,10 +17,10 @@ from loramux_server.core.background import Ended, Report
 from loramux_server.core.errors import Code, Error
 from loramux_server.core.jobs import TrainCommand, TrainSpec
 from loramux_server.core.types import AdapterVersion, SamplingParams, Stack, StackEntry
-from loramux_server.engine.pages import PagePool
-from loramux_server.engine.scheduler import Admission, Limits, Scheduler, StepPlan
-from loramux_server.engine.sequence import Sequence, State
-from loramux_server.engine.slot import TrainingSlot
+from loramux_server.engine.scheduling.pages import PagePool
+from loramux_server.engine.scheduling.scheduler import Admission, Limits, Scheduler, StepPlan
+from loramux_server.engine.scheduling.sequence import Sequence, State
+from loramux_server.engine.training_share import TrainingSlot
 
 VOCAB = 50
 

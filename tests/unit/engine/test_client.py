@@ -14,8 +14,8 @@ from loramux_server.core.backend import EngineInfo, EngineStats, GenerateCommand
 from loramux_server.core.errors import Code, Error
 from loramux_server.core.jobs import TrainCommand, TrainEvent, TrainEventType, TrainSpec
 from loramux_server.core.types import AdapterVersion, FinishReason, TokenLogprob
-from loramux_server.engine.client import EngineClient
-from loramux_server.engine.protocol import (
+from loramux_server.engine.transport.client import EngineClient
+from loramux_server.engine.transport.protocol import (
     AbortCommand,
     Command,
     Failure,
@@ -25,7 +25,7 @@ from loramux_server.engine.protocol import (
     UnloadCommand,
     command_id,
 )
-from loramux_server.engine.thread_backend import ThreadBackend
+from loramux_server.engine.transport.thread import ThreadBackend
 
 INFO = EngineInfo("base", "f00d", "Llama", 10, 20, (1,), "cpu", "float32", 1, {}, "")
 Script = Callable[[Command], Iterable[Output]]

@@ -20,11 +20,11 @@ from tokenizers import Tokenizer
 from loramux_server.core.backend import GenerateCommand
 from loramux_server.core.errors import Code, invalid_field
 from loramux_server.core.types import Grammar, GrammarKind
-from loramux_server.engine import grammar_host
-from loramux_server.engine.grammar_host import GrammarHost
-from loramux_server.engine.grammar_wire import Mask, Setup
-from loramux_server.engine.protocol import Failure, Output
-from loramux_server.engine.wire import HEADER, decode, encode
+from loramux_server.engine.grammar import host as grammar_host
+from loramux_server.engine.grammar.host import GrammarHost
+from loramux_server.engine.grammar.wire import Mask, Setup
+from loramux_server.engine.transport.protocol import Failure, Output
+from loramux_server.engine.transport.wire import HEADER, decode, encode
 from loramux_server.text import TextTokenizer
 from loramux_server.text.response_format import ANY_OBJECT, MAX_BYTES, parse_format
 from tests.unit.services.tiny_tokenizer import write_tokenizer

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from loramux_server.engine.load_quota import LoadQuota
+from loramux_server.engine.residency.load_quota import LoadQuota
 
 
 class Clock:

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from loramux_server.core.settings import EngineSettings
-from loramux_server.engine.wire import Start, encode
+from loramux_server.engine.transport.wire import Start, encode
 
 CHILD = """
 import sys, threading, types

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from loramux_server.core.types import AdapterVersion, Stack, StackEntry
-from loramux_server.engine import pages
-from loramux_server.engine.pages import PagePool, chain, prefix_root
+from loramux_server.engine.scheduling import pages
+from loramux_server.engine.scheduling.pages import PagePool, chain, prefix_root
 
 SIZE = 4
 ROOT = b"root"

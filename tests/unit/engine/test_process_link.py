@@ -9,8 +9,8 @@ import pytest
 
 from loramux_server.core.errors import Code, Error
 from loramux_server.core.settings import EngineSettings
-from loramux_server.engine import process_backend
-from loramux_server.engine.process_backend import ProcessBackend
+from loramux_server.engine.transport import process as process_backend
+from loramux_server.engine.transport.process import ProcessBackend
 from tests.unit.engine.bad_child import GARBAGE
 
 

@@ -9,8 +9,8 @@ from random import Random
 import pytest
 
 from loramux_server.core.types import AdapterVersion
-from loramux_server.engine.load_quota import LoadQuota
-from loramux_server.engine.reads import READ_AHEAD, ReadQueue
+from loramux_server.engine.residency.load_quota import LoadQuota
+from loramux_server.engine.residency.loading import READ_AHEAD, ReadQueue
 
 SIZE = 10
 

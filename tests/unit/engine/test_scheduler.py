@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from loramux_server.core.errors import Code, Error
 from loramux_server.core.types import Stack
-from loramux_server.engine.scheduler import PATIENCE, StepPlan
-from loramux_server.engine.sequence import State
+from loramux_server.engine.scheduling.scheduler import PATIENCE, StepPlan
+from loramux_server.engine.scheduling.sequence import State
 
 from .simulation import FakeBank, Machine, key_of, make_scheduler, sequence, simulate, solo, stack_of
 

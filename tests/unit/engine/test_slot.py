@@ -7,7 +7,7 @@ import pytest
 from loramux_server.core.background import Ended, Report
 from loramux_server.core.errors import Code, Error
 from loramux_server.core.jobs import TrainCommand, TrainSpec
-from loramux_server.engine.slot import TrainingSlot
+from loramux_server.engine.training_share import TrainingSlot
 
 SLICE = 0.25
 

@@ -13,11 +13,11 @@ import grpc
 from loramux_server.config import Address
 from loramux_server.core.backend import EngineInfo, EngineStats
 from loramux_server.core.types import AdapterVersion, Chunk, FinishReason, GenerateRequest, StackEntry, Usage
-from loramux_server.rpc.desk import Behind, Counts, Desk, Services
 from loramux_server.rpc.server import RpcServer
-from loramux_server.services.info import Readiness
-from loramux_server.services.limits import Limits
-from loramux_server.services.views import Choice, Completion
+from loramux_server.services.availability import Behind, Counts, Desk, Services
+from loramux_server.services.common.info import Readiness
+from loramux_server.services.common.limits import Limits
+from loramux_server.services.inference.types import Choice, Completion
 
 INFO = EngineInfo("tiny", "f00d", "Llama", 10, 256, (2,), "cpu", "float32", 4, {}, "")
 ACME = StackEntry(AdapterVersion("acme", 3, "d1", 8), 0.5)

@@ -7,6 +7,7 @@ from dataclasses import fields, replace
 import pytest
 
 from loramux.v1 import adapters_pb2, common_pb2, inference_pb2, server_pb2, training_pb2
+from loramux_server.core.call import Call
 from loramux_server.core.compose import ComposeMethod
 from loramux_server.core.errors import Error
 from loramux_server.core.jobs import JobState, TrainEvent, TrainEventType, TrainSpec
@@ -23,15 +24,11 @@ from loramux_server.core.types import (
     TokenLogprob,
     Usage,
 )
-from loramux_server.rpc.call import Call
 from loramux_server.rpc.convert import adapters, common, inference, server, training
-from loramux_server.services.info import Readiness
-from loramux_server.services.views import (
-    AdapterInfo,
-    AdapterVersionInfo,
-    Choice,
-    Completion,
-    ComposeRequest,
+from loramux_server.services.adapters.types import AdapterInfo, AdapterVersionInfo, ComposeRequest
+from loramux_server.services.common.info import Readiness
+from loramux_server.services.inference.types import Choice, Completion, Score
+from loramux_server.services.jobs.types import (
     DatasetInfo,
     DatasetReport,
     JobEvent,
@@ -39,7 +36,6 @@ from loramux_server.services.views import (
     MarkedRow,
     MarkedText,
     RowProblem,
-    Score,
 )
 from loramux_server.store.records import Composition
 

@@ -30,7 +30,7 @@ from loramux_server.core.backend import EngineStats
 from loramux_server.core.errors import Code, Error, invalid_field
 from loramux_server.core.types import Chunk, GenerateRequest
 from loramux_server.rpc.server import SERVICES, RpcServer, check_free
-from loramux_server.services.info import Readiness
+from loramux_server.services.common.info import Readiness
 
 from .scripted import Calls, Door, open_door
 

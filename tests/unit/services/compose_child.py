@@ -7,11 +7,11 @@ import os
 from pathlib import Path
 
 from loramux_server.core.compose import ComposeCommand, ComposeResult
-from loramux_server.core.failpoints import VARIABLE
 from loramux_server.core.types import StackItem
-from loramux_server.services.adapters import AdapterService
-from loramux_server.services.limits import Limits
-from loramux_server.services.views import ComposeRequest
+from loramux_server.host.failpoints import VARIABLE
+from loramux_server.services.adapters.service import AdapterService
+from loramux_server.services.adapters.types import ComposeRequest
+from loramux_server.services.common.limits import Limits
 from loramux_server.store.store import Store
 from tests.unit.services.adapter_files import write_adapter
 from tests.unit.services.fakes import FakeBackend, engine_info

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from loramux_server.core.backend import EngineInfo
-from loramux_server.services.limits import Limits
+from loramux_server.services.common.limits import Limits
 from loramux_server.store.store import Store
 from loramux_server.text import TextTokenizer
 

@@ -6,14 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
-from loramux_server.core.backend import (
-    EngineInfo,
-    EngineStats,
-    GenerateCommand,
-    ScoreCommand,
-    ScoreResult,
-    TokenEvent,
-)
+from loramux_server.core.backend import EngineInfo, EngineStats, GenerateCommand, ScoreCommand, ScoreResult, TokenEvent
 from loramux_server.core.errors import LOGITS_NOT_FINITE, Code, Error
 from loramux_server.core.jobs import TrainCommand, TrainEvent
 from loramux_server.core.types import AdapterVersion, FinishReason

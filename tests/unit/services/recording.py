@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from loramux_server.core.jobs import JobState, TrainEvent
+from loramux_server.core.observer import RequestFinished, RequestStarted
 from loramux_server.core.types import Stack
-from loramux_server.services.observer import RequestFinished, RequestStarted
 
 
 @dataclass

@@ -11,9 +11,9 @@ import pytest
 from loramux_server.core.backend import EngineInfo
 from loramux_server.core.errors import Code, Error
 from loramux_server.core.types import GenerateRequest, StackItem
-from loramux_server.services.adapters import AdapterService
-from loramux_server.services.generation import GenerationService
-from loramux_server.services.limits import Limits
+from loramux_server.services.adapters.service import AdapterService
+from loramux_server.services.common.limits import Limits
+from loramux_server.services.inference.service import GenerationService
 from loramux_server.store.store import Store
 from loramux_server.text import TextTokenizer
 

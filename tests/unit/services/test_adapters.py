@@ -15,13 +15,13 @@ import pytest
 from loramux_server.core.backend import EngineInfo
 from loramux_server.core.errors import Code, Error
 from loramux_server.core.types import AdapterVersion, StackItem
-from loramux_server.services import intake
-from loramux_server.services.adapter_views import same_base
-from loramux_server.services.adapters import AdapterService
-from loramux_server.services.collector import Collector
-from loramux_server.services.limits import Limits
-from loramux_server.services.stacks import StackResolver
-from loramux_server.services.views import FileSpec
+from loramux_server.services.adapters.collector import Collector
+from loramux_server.services.adapters.service import AdapterService
+from loramux_server.services.adapters.views import same_base
+from loramux_server.services.common import uploads as intake
+from loramux_server.services.common.limits import Limits
+from loramux_server.services.common.stacks import StackResolver
+from loramux_server.services.common.types import FileSpec
 from loramux_server.store.store import Store
 
 from .adapter_files import CONFIG, WEIGHTS, config_bytes, weights_bytes

@@ -13,11 +13,11 @@ from loramux_server.core.backend import EngineInfo, GenerateCommand
 from loramux_server.core.errors import Code, Error
 from loramux_server.core.jobs import JobState, TrainEventType, TrainSpec
 from loramux_server.core.types import FinishReason, StackItem
-from loramux_server.services.comparing import TIMED, with_context
+from loramux_server.data.parts import ChatRow, CompletionRow, TextRow
+from loramux_server.services.evaluation.comparison import TIMED, with_context
 from loramux_server.store.records import AdapterMeta
 from loramux_server.store.store import Store
 from loramux_server.text import TextTokenizer
-from loramux_server.training.dataset_parts import ChatRow, CompletionRow, TextRow
 
 from .adapter_files import write_adapter
 from .fakes import Script

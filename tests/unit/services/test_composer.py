@@ -12,7 +12,7 @@ import uvloop
 from loramux_server.core.compose import ComposeCommand, ComposeMethod
 from loramux_server.core.errors import Code, Error
 from loramux_server.core.types import Stack
-from loramux_server.services import composer
+from loramux_server.services.adapters.service import compose_worker as composer
 
 # Larger than a pipe, so that it cannot be written to a child that does not read.
 COMMAND = ComposeCommand(Stack(), ComposeMethod.CAT, "/nowhere", {f"m{i}": (1, 1) for i in range(50_000)})

@@ -13,12 +13,12 @@ import pytest
 from loramux_server.core.backend import EngineInfo
 from loramux_server.core.compose import ComposeCommand, ComposeMethod, ComposeResult
 from loramux_server.core.errors import Code, Error
-from loramux_server.core.failpoints import VARIABLE, FailpointError
 from loramux_server.core.types import StackItem
-from loramux_server.services.adapters import AdapterService
-from loramux_server.services.limits import Limits
-from loramux_server.services.views import ComposeRequest
-from loramux_server.store.doctor import examine
+from loramux_server.host.failpoints import VARIABLE, FailpointError
+from loramux_server.services.adapters.service import AdapterService
+from loramux_server.services.adapters.types import ComposeRequest
+from loramux_server.services.common.limits import Limits
+from loramux_server.store.maintenance.doctor import examine
 from loramux_server.store.records import AdapterMeta, Composition
 from loramux_server.store.store import Store
 from tests.unit.services import compose_child

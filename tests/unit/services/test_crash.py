@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from loramux_server.core.backend import EngineInfo
-from loramux_server.core.failpoints import VARIABLE
 from loramux_server.core.jobs import JobState, TrainSpec
+from loramux_server.host.failpoints import VARIABLE
 from loramux_server.store.store import Store
 from loramux_server.text import TextTokenizer
 

@@ -16,17 +16,18 @@ from loramux_server.core.compose import ComposeCommand, ComposeResult
 from loramux_server.core.errors import Code, Error
 from loramux_server.core.jobs import JobState, TrainCommand, TrainEvent, TrainSpec
 from loramux_server.core.types import AdapterVersion, GenerateRequest, StackItem
-from loramux_server.lora.peft_schema import check_stored
-from loramux_server.services.adapters import AdapterService
-from loramux_server.services.checked_backend import CheckedBackend, stacked
-from loramux_server.services.generation import GenerationService
-from loramux_server.services.job_board import JobBoard
-from loramux_server.services.limits import Limits
-from loramux_server.services.runner import JobRunner
-from loramux_server.services.training import TrainingService
-from loramux_server.services.views import ComposeRequest, CreateJobRequest
+from loramux_server.peft.schema import check_stored
+from loramux_server.services.adapters.checked_backend import CheckedBackend, stacked
+from loramux_server.services.adapters.service import AdapterService
+from loramux_server.services.adapters.types import ComposeRequest
+from loramux_server.services.common.limits import Limits
+from loramux_server.services.inference.service import GenerationService
+from loramux_server.services.jobs.board import JobBoard
+from loramux_server.services.jobs.runner import JobRunner
+from loramux_server.services.jobs.service import TrainingService
+from loramux_server.services.jobs.types import CreateJobRequest
+from loramux_server.store.blobs.remote import RemoteBlobs
 from loramux_server.store.records import VersionState
-from loramux_server.store.remote_blobs import RemoteBlobs
 from loramux_server.store.store import Store
 from loramux_server.text import TextTokenizer
 from tests.damage import HARMS, cut, flip_bit, lose

@@ -14,17 +14,17 @@ from loramux_server.config import TrainingSettings, load
 from loramux_server.core.backend import EngineInfo
 from loramux_server.core.errors import Code, Error
 from loramux_server.core.jobs import TrainSpec
-from loramux_server.services.asking import how_to_ask
-from loramux_server.services.estimate import Estimate, Shape, Speed, estimate
-from loramux_server.services.job_board import JobBoard
-from loramux_server.services.job_defaults import automatic_learning_rate
-from loramux_server.services.limits import Limits
-from loramux_server.services.training import TrainingService
-from loramux_server.services.views import CreateJobRequest
+from loramux_server.data.dataset import DatasetReport
+from loramux_server.data.notes import PlainRows
+from loramux_server.services.common.limits import Limits
+from loramux_server.services.datasets.how_to_ask import how_to_ask
+from loramux_server.services.jobs.board import JobBoard
+from loramux_server.services.jobs.defaults import automatic_learning_rate
+from loramux_server.services.jobs.estimate import Estimate, Shape, Speed, estimate
+from loramux_server.services.jobs.service import TrainingService
+from loramux_server.services.jobs.types import CreateJobRequest
 from loramux_server.store.store import Store
 from loramux_server.text import TextTokenizer
-from loramux_server.training.dataset import DatasetReport
-from loramux_server.training.dataset_notes import PlainRows
 
 from .test_training_jobs import ROWS, Server, in_pieces, jsonl
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from loramux_server.core.backend import TokenEvent
 from loramux_server.core.types import FinishReason, TokenLogprob
-from loramux_server.services.choice import ChoiceDecoder
+from loramux_server.services.inference.choice import ChoiceDecoder
 from loramux_server.text import StopMatcher, TextTokenizer
 from tests.unit.text.text_models import sentencepiece_folder
 

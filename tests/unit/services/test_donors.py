@@ -14,8 +14,8 @@ from loramux_server.core.backend import EngineInfo
 from loramux_server.core.errors import Code, Error
 from loramux_server.core.jobs import JobState
 from loramux_server.core.types import StackItem
-from loramux_server.store.backup import backup, restore, verify
-from loramux_server.store.doctor import Check, examine
+from loramux_server.store.maintenance.backup import backup, restore, verify
+from loramux_server.store.maintenance.doctor import Check, examine
 from loramux_server.store.records import AdapterMeta, VersionRecord
 from loramux_server.store.store import Store
 from loramux_server.text import TextTokenizer

@@ -12,8 +12,8 @@ from loramux_server.core.backend import EngineInfo, GenerateCommand
 from loramux_server.core.errors import Code, Error
 from loramux_server.core.jobs import JobState, TrainEventType, TrainRow, TrainSpec
 from loramux_server.core.types import FinishReason, StackItem
-from loramux_server.services.gate import Gate, failed_because, make_gate, read_gate
-from loramux_server.services.questions import MAX_QUESTIONS, questions
+from loramux_server.services.evaluation.gate import Gate, failed_because, make_gate, read_gate
+from loramux_server.services.evaluation.questions import MAX_QUESTIONS, questions
 from loramux_server.store.records import AdapterMeta
 from loramux_server.store.store import Store
 from loramux_server.text import TextTokenizer

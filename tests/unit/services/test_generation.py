@@ -25,10 +25,10 @@ from loramux_server.core.types import (
     StackItem,
     Usage,
 )
-from loramux_server.services.generation import GenerationService
-from loramux_server.services.limits import Limits
-from loramux_server.services.views import ScoreRequest
-from loramux_server.services.work import PREPARED_AT_ONCE
+from loramux_server.services.common.limits import Limits
+from loramux_server.services.common.workers import PREPARED_AT_ONCE
+from loramux_server.services.inference.service import GenerationService
+from loramux_server.services.inference.types import ScoreRequest
 from loramux_server.store.records import AdapterMeta
 from loramux_server.store.store import Store
 from loramux_server.text import TextTokenizer

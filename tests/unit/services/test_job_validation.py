@@ -10,14 +10,9 @@ import pytest
 from loramux_server.core.errors import Code, Error
 from loramux_server.core.jobs import TrainSpec
 from loramux_server.core.types import StackItem
-from loramux_server.services.job_validation import (
-    job_violations,
-    parse_layers,
-    selected_modules,
-    spec_violations,
-)
-from loramux_server.services.limits import Limits
-from loramux_server.services.views import CreateJobRequest
+from loramux_server.services.common.limits import Limits
+from loramux_server.services.jobs.checks import job_violations, parse_layers, selected_modules, spec_violations
+from loramux_server.services.jobs.types import CreateJobRequest
 
 from .fakes import engine_info
 

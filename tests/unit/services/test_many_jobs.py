@@ -10,10 +10,10 @@ import pytest
 from loramux_server.core.backend import EngineInfo
 from loramux_server.core.errors import Code, Error
 from loramux_server.core.jobs import JobState, TrainCommand, TrainEvent, TrainEventType
-from loramux_server.services.limits import Limits
-from loramux_server.services.room import Room
-from loramux_server.services.runner import MAX_ENGINE_LOSSES, JobRunner
-from loramux_server.services.views import CreateJobRequest, JobInfo
+from loramux_server.services.common.limits import Limits
+from loramux_server.services.jobs.lock import Room
+from loramux_server.services.jobs.runner import MAX_ENGINE_LOSSES, JobRunner
+from loramux_server.services.jobs.types import CreateJobRequest, JobInfo
 from loramux_server.store.store import Store
 from loramux_server.text import TextTokenizer
 

@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator
 
 import pytest
 
-from loramux_server.services.merge import Merge, Single, read_together
+from loramux_server.services.inference.stream_mux import Merge, Single, read_together
 
 
 class Streams:

@@ -17,8 +17,8 @@ from loramux_server.core.errors import Code, Error
 from loramux_server.core.jobs import JobState
 from loramux_server.core.outage import FIRST, Outage
 from loramux_server.core.types import StackItem
-from loramux_server.services.collector import Collector
-from loramux_server.services.stacks import StackResolver
+from loramux_server.services.adapters.collector import Collector
+from loramux_server.services.common.stacks import StackResolver
 from loramux_server.store.records import AdapterMeta
 from loramux_server.store.schema import adapter_versions
 from loramux_server.store.store import Store

@@ -17,12 +17,12 @@ import pytest
 
 from loramux_server.core.errors import Code, Error
 from loramux_server.core.watch import UNWATCHED, Watch
-from loramux_server.services import rows
-from loramux_server.services.rows import LARGE, read_rows
-from loramux_server.services.work import compute
+from loramux_server.data.dataset import Dataset, DatasetLimits, check_dataset
+from loramux_server.data.problems import Problems
+from loramux_server.services.common.workers import compute
+from loramux_server.services.datasets import reader as rows
+from loramux_server.services.datasets.reader import LARGE, read_rows
 from loramux_server.text import TextTokenizer
-from loramux_server.training.dataset import Dataset, DatasetLimits, check_dataset
-from loramux_server.training.dataset_problems import Problems
 
 CHAT = [{"role": "user", "content": "Where is 東?"}, {"role": "assistant", "content": "Here 🙂."}]
 
@@ -143,7 +143,7 @@ def test_field_01_a_thread_that_computes_does_not_hold_the_end_of_the_process() 
     script = """
 import asyncio, threading
 from loramux_server.__main__ import _leave_threads
-from loramux_server.services.work import compute
+from loramux_server.services.common.workers import compute
 async def main():
     begun = asyncio.Event()
     loop = asyncio.get_running_loop()

@@ -16,11 +16,11 @@ from loramux_server.core.backend import EngineInfo
 from loramux_server.core.errors import Code, Error
 from loramux_server.core.jobs import JobState, TrainCommand, TrainEvent, TrainEventType, TrainSpec
 from loramux_server.core.types import AdapterVersion, StackItem
-from loramux_server.services.job_board import JobBoard
-from loramux_server.services.limits import Limits
-from loramux_server.services.runner import MAX_ENGINE_LOSSES, JobRunner
-from loramux_server.services.training import TrainingService
-from loramux_server.services.views import CreateJobRequest, JobEvent, JobInfo
+from loramux_server.services.common.limits import Limits
+from loramux_server.services.jobs.board import JobBoard
+from loramux_server.services.jobs.runner import MAX_ENGINE_LOSSES, JobRunner
+from loramux_server.services.jobs.service import TrainingService
+from loramux_server.services.jobs.types import CreateJobRequest, JobEvent, JobInfo
 from loramux_server.store.records import AdapterMeta
 from loramux_server.store.store import Store
 from loramux_server.text import TextTokenizer

@@ -8,8 +8,8 @@ import math
 import pytest
 
 from loramux_server.core.types import GenerateRequest, Message, SamplingParams, StackItem
-from loramux_server.services.limits import Limits
-from loramux_server.services.validation import context_violation, generate_violations
+from loramux_server.services.common.checks import context_violation, generate_violations
+from loramux_server.services.common.limits import Limits
 
 NAN, INF = math.nan, math.inf
 VOCAB = 100

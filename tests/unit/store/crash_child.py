@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from loramux_server.core.failpoints import VARIABLE
 from loramux_server.core.jobs import JobState
-from loramux_server.store.backup import backup, restore
+from loramux_server.host.failpoints import VARIABLE
+from loramux_server.store.maintenance.backup import backup, restore
 from loramux_server.store.records import AdapterMeta, NewJob
 from loramux_server.store.store import Store
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from loramux_server.core.errors import Code, Error
 from loramux_server.core.jobs import JobState
-from loramux_server.store.backup import backup, restore, verify
-from loramux_server.store.doctor import examine
+from loramux_server.store.maintenance.backup import backup, restore, verify
+from loramux_server.store.maintenance.doctor import examine
 from loramux_server.store.records import AdapterMeta, NewJob
 from loramux_server.store.store import Store
 

@@ -14,8 +14,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from loramux_server.core.errors import Code, Error
 from loramux_server.core.jobs import JobState
-from loramux_server.store.backup import backup, restore
-from loramux_server.store.doctor import examine
+from loramux_server.store.maintenance.backup import backup, restore
+from loramux_server.store.maintenance.doctor import examine
 from loramux_server.store.records import AdapterMeta, NewJob
 from loramux_server.store.store import Store
 

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from loramux_server.core.errors import Code, Error
-from loramux_server.core.failpoints import VARIABLE
-from loramux_server.store import backup as backups
-from loramux_server.store.backup import MANIFEST, backup, read_manifest, restore, verify
+from loramux_server.host.failpoints import VARIABLE
+from loramux_server.store.maintenance import backup as backups
+from loramux_server.store.maintenance.backup import MANIFEST, backup, read_manifest, restore, verify
 from loramux_server.store.records import AdapterMeta
 from loramux_server.store.store import Store
 from tests.damage import HARMS

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from loramux_server.core.errors import Code, Error
-from loramux_server.store.blobs import BlobStore
-from loramux_server.store.local_blobs import LocalBlobs
+from loramux_server.store.blobs.blobs import BlobStore
+from loramux_server.store.blobs.local import LocalBlobs
 
 Make = Callable[[str], Path]
 

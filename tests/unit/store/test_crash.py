@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from loramux_server.core.errors import Error
-from loramux_server.core.failpoints import VARIABLE, FailpointError, reach
 from loramux_server.core.jobs import JobState
-from loramux_server.store.backup import backup, restore, verify
-from loramux_server.store.doctor import examine
+from loramux_server.host.failpoints import VARIABLE, FailpointError, reach
+from loramux_server.store.maintenance.backup import backup, restore, verify
+from loramux_server.store.maintenance.doctor import examine
 from loramux_server.store.records import AdapterMeta, NewJob
 from loramux_server.store.store import Store
 from tests.unit.store import crash_child

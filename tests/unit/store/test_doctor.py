@@ -10,7 +10,7 @@ import pytest
 
 from loramux_server.core.errors import Error
 from loramux_server.core.jobs import JobState
-from loramux_server.store.doctor import Check, examine, repair
+from loramux_server.store.maintenance.doctor import Check, examine, repair
 from loramux_server.store.records import AdapterMeta, NewJob
 from loramux_server.store.store import Store
 from tests.damage import HARMS

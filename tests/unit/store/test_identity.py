@@ -5,8 +5,8 @@ from __future__ import annotations
 from contextlib import closing
 from pathlib import Path
 
-from loramux_server.store.backup import backup, restore
 from loramux_server.store.database import Database, sqlite_url
+from loramux_server.store.maintenance.backup import backup, restore
 from loramux_server.store.store import Store
 
 

@@ -23,9 +23,9 @@ from alembic.migration import MigrationContext
 from loramux_server.core.errors import Code, Error
 from loramux_server.core.jobs import JobState, TrainEvent, TrainEventType
 from loramux_server.core.types import StackItem
-from loramux_server.services.stacks import StackResolver
+from loramux_server.services.common.stacks import StackResolver
 from loramux_server.store import database
-from loramux_server.store.doctor import examine, repair
+from loramux_server.store.maintenance.doctor import examine, repair
 from loramux_server.store.records import AdapterMeta, Composition, NewJob
 from loramux_server.store.schema import metadata
 from loramux_server.store.store import Store

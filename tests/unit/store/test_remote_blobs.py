@@ -20,14 +20,14 @@ from fsspec.implementations.dirfs import DirFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
 from loramux_server.core.errors import Code, Error
-from loramux_server.core.failpoints import VARIABLE
-from loramux_server.store import remote_blobs
-from loramux_server.store.backup import backup, restore, verify
-from loramux_server.store.blob_places import MARK, open_blobs
-from loramux_server.store.doctor import Check, examine, repair
-from loramux_server.store.local_blobs import LocalBlobs
+from loramux_server.host.failpoints import VARIABLE
+from loramux_server.store.blobs.blobs import remote as remote_blobs
+from loramux_server.store.blobs.local import LocalBlobs
+from loramux_server.store.blobs.places import MARK, open_blobs
+from loramux_server.store.blobs.remote import RemoteBlobs
+from loramux_server.store.maintenance.backup import backup, restore, verify
+from loramux_server.store.maintenance.doctor import Check, examine, repair
 from loramux_server.store.records import AdapterMeta
-from loramux_server.store.remote_blobs import RemoteBlobs
 from loramux_server.store.store import Store
 
 Make = Callable[[str], Path]

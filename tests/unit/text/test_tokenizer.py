@@ -220,7 +220,7 @@ def test_token_bytes_join_to_the_text(tokenizer_folders: dict[str, Path]) -> Non
 
 def test_the_front_loads_no_model_library(smollm_path: Path) -> None:
     code = (
-        "import sys; from loramux_server.text import TextTokenizer; import loramux_server.training.dataset\n"
+        "import sys; from loramux_server.text import TextTokenizer; import loramux_server.data.dataset\n"
         f"TextTokenizer.load({str(smollm_path)!r}).encode_chat([{{'role': 'user', 'content': 'hi'}}])\n"
         "assert not {'torch', 'transformers', 'numpy'} & set(sys.modules), sorted(sys.modules)"
     )

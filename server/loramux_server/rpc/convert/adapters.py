@@ -6,7 +6,7 @@ from loramux.v1 import adapters_pb2 as pb
 
 from ...core.compose import ComposeMethod
 from ...core.errors import invalid_field
-from ...services.views import AdapterInfo, AdapterVersionInfo, ComposeRequest
+from ...services.adapters.types import AdapterInfo, AdapterVersionInfo, ComposeRequest
 from ...store.records import Composition
 from .common import set_fields, stack_from_proto, stack_to_proto
 

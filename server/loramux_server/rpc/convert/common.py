@@ -10,7 +10,7 @@ from google.protobuf.message import Message as ProtoMessage
 from loramux.v1 import common_pb2
 
 from ...core.types import Message, StackEntry, StackItem, Usage
-from ...services.views import FileSpec
+from ...services.common.types import FileSpec
 
 
 def set_fields(message: ProtoMessage, names: Iterable[str]) -> dict[str, Any]:

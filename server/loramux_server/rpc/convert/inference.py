@@ -7,10 +7,10 @@ from typing import Any
 
 from loramux.v1 import inference_pb2 as pb
 
+from ...core.call import Call
 from ...core.errors import invalid_field
 from ...core.types import Chunk, FinishReason, GenerateRequest, SamplingParams, TokenLogprob
-from ...services.views import Completion, Score, ScoreRequest, Tokens
-from ..call import Call
+from ...services.inference.types import Completion, Score, ScoreRequest, Tokens
 from .common import applied_to_proto, messages_from_proto, set_fields, stack_from_proto, usage_to_proto
 
 TokenText = Callable[[int], str]

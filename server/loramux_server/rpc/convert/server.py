@@ -5,8 +5,8 @@ from __future__ import annotations
 from loramux.v1 import server_pb2 as pb
 
 from ...core.types import MAX_STACK
-from ...services.info import Readiness
-from ..desk import Description
+from ...services.availability import Description
+from ...services.common.info import Readiness
 
 STATES: dict[Readiness, pb.ServerState.ValueType] = {
     Readiness.STARTING: pb.SERVER_STATE_STARTING,

@@ -7,11 +7,11 @@ from dataclasses import fields, replace
 
 from loramux.v1 import training_pb2 as pb
 
+from ...core.call import Call
 from ...core.errors import invalid_field
 from ...core.jobs import JobState, JudgedRow, TrainEventType, TrainSpec
 from ...core.notes import Note
-from ...services.views import CreateJobRequest, DatasetInfo, DatasetReport, JobEvent, JobInfo, MarkedText
-from ..call import Call
+from ...services.jobs.types import CreateJobRequest, DatasetInfo, DatasetReport, JobEvent, JobInfo, MarkedText
 from .adapters import version_to_proto
 from .common import set_fields, stack_to_proto, stacks_from_proto
 

@@ -1,0 +1,75 @@
+"""What the services tell whoever measures them. Telemetry implements this; services know no metrics library."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from .jobs import JobState, TrainEvent
+from .types import FinishReason, Stack
+
+
+@dataclass(frozen=True, slots=True)
+class RequestStarted:
+    """A generation or score passed its checks and goes to the engine."""
+
+    request_id: str
+    method: str
+    """``generate`` or ``score``."""
+    tenant: str
+    stack: Stack
+    prompt_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class RequestFinished:
+    """The same request came to its end; every started request finishes exactly once. Times in seconds."""
+
+    request_id: str
+    method: str
+    tenant: str
+    stack: Stack
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int
+    duration: float
+    time_to_first_token: float | None
+    """From the call to the first token of any choice; None: there was none."""
+    finish_reasons: tuple[FinishReason, ...]
+    """One per choice that ended by itself."""
+    code: str
+    """``ok`` or a ``core.errors.Code`` value (``cancelled`` when the caller went away)."""
+
+
+class Observer(Protocol):
+    """Callbacks, called on the event loop: they must be quick and must not raise."""
+
+    def request_started(self, event: RequestStarted) -> None: ...
+
+    def tokens(self, tenant: str, stack: Stack, count: int, interval: float | None) -> None:
+        """``count`` tokens came for one choice, ``interval`` seconds after its previous ones (None: its first)."""
+        ...
+
+    def request_finished(self, event: RequestFinished) -> None: ...
+
+    def job_event(self, job_id: str, name: str, tenant: str, event: TrainEvent) -> None:
+        """A job reported something (a step, an evaluation)."""
+        ...
+
+    def job_state(self, job_id: str, old: JobState | None, new: JobState) -> None:
+        """A job came into being (``old`` None) or moved."""
+        ...
+
+
+class NullObserver:
+    """An observer that looks away."""
+
+    def request_started(self, event: RequestStarted) -> None: ...
+
+    def tokens(self, tenant: str, stack: Stack, count: int, interval: float | None) -> None: ...
+
+    def request_finished(self, event: RequestFinished) -> None: ...
+
+    def job_event(self, job_id: str, name: str, tenant: str, event: TrainEvent) -> None: ...
+
+    def job_state(self, job_id: str, old: JobState | None, new: JobState) -> None: ...

@@ -1,0 +1,250 @@
+"""Datasets: bytes in, tokenised rows and a report out, or one error that lists everything that is wrong."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import BinaryIO
+
+from ..core.jobs import TrainRow
+from ..core.notes import Note
+from ..core.types import StackItem
+from ..core.watch import UNWATCHED, Watch
+from ..text.tokenizer import TextTokenizer
+from .doubts import Doubts
+from .expect import Expected
+from .lines import read_objects
+from .masks import train_rows
+from .notes import PlainRows, asked_with, notes_on, plain_rows
+from .overlap import Asked, asked_for
+from .pairs import PairRow
+from .parts import BadRow, TooLong
+from .problems import Problems
+from .rows import DataRow, names_pair, parse_row
+
+_HEAD = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class DatasetLimits:
+    """What a dataset may hold at most."""
+
+    max_bytes: int = 256 * 1024 * 1024
+    max_rows: int = 200_000
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """A tokenised row, the line that it comes from, and its own frozen stack if it has one.
+
+    ``row.stack`` is None: whoever resolves ``on_top_of`` to adapter versions sets it.
+    """
+
+    line: int
+    row: TrainRow
+    on_top_of: tuple[StackItem, ...] | None = None
+    expect: Expected | None = None
+    """What counts as an answer, where the row says so."""
+    asked: Asked = ()
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that a step computes for the row: those of both answers of a pair, each after the prompt."""
+        return sum(len(side.input_ids) for side in _sides(self.row))
+
+    @property
+    def trained_tokens(self) -> int:
+        return sum(sum(side.labels) for side in _sides(self.row))
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the row, or of the longer side of a pair."""
+        return max(len(side.input_ids) for side in _sides(self.row))
+
+
+@dataclass(frozen=True, slots=True)
+class DatasetReport:
+    """A summary of the good rows for people and for estimates. Lengths in tokens."""
+
+    rows: int = 0
+    examples: int = 0
+    """Tokenised rows; more than ``rows`` where a template makes one conversation into several."""
+    tokens: int = 0
+    trained_tokens: int = 0
+    longest: int = 0
+    duplicates: int = 0
+    """Rows that say the same as an earlier one."""
+    too_long: int = 0
+    """Rows beyond the longest that is allowed: they are refused, never cut."""
+    pairs: bool = False
+    """Whether the rows are preference pairs."""
+    asked_with: str = ""
+    """``messages`` or ``prompt``: how a request asks for what is learned; empty: there are no rows."""
+    plain: PlainRows | None = None
+    """Rows that are learned without the chat template, if there are any."""
+    notes: tuple[Note, ...] = ()
+    """What may not be meant."""
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """The texts of ``notes``."""
+        return tuple(note.text for note in self.notes)
+
+
+@dataclass(frozen=True, slots=True)
+class Dataset:
+    """Tokenised rows and their summary."""
+
+    examples: tuple[Example, ...]
+    report: DatasetReport
+
+    @property
+    def rows(self) -> tuple[TrainRow, ...]:
+        return tuple(example.row for example in self.examples)
+
+    @property
+    def pairs(self) -> bool:
+        """Whether the rows are preference pairs."""
+        return self.report.pairs
+
+
+def load_dataset(
+    data: bytes,
+    tokenizer: TextTokenizer,
+    *,
+    max_length: int,
+    field: str = "data",
+    limits: DatasetLimits | None = None,
+    held_out: bool = False,
+) -> Dataset:
+    """Parse, check and tokenise a dataset: JSONL, or a JSON list of rows, in UTF-8.
+
+    ``max_length`` is the longest row in tokens; ``field`` is what the caller calls the data (``validation``). Of rows
+    that may be ``held_out``, what counts as an answer (``expect``) is checked too.
+    Raises INVALID_ARGUMENT with violations ``data[line N]``, every problem counted and the first 20 listed.
+    """
+    dataset, problems = check_dataset(
+        data, tokenizer, max_length=max_length, field=field, limits=limits, held_out=held_out
+    )
+    problems.check()
+    return dataset
+
+
+def check_dataset(
+    data: bytes,
+    tokenizer: TextTokenizer,
+    *,
+    max_length: int,
+    field: str = "data",
+    limits: DatasetLimits | None = None,
+    watch: Watch = UNWATCHED,
+    held_out: bool = False,
+) -> tuple[Dataset, Problems]:
+    """As :func:`load_dataset`, but gives the good rows (there may be none) beside what is wrong with the others.
+
+    ``watch`` is called between rows and ends the work by raising. Raises INVALID_ARGUMENT only for data that are
+    refused as a whole: too large, or without any row.
+    """
+    problems = Problems(field)
+    rows = parse_dataset(data, problems, limits or DatasetLimits(), watch)
+    pairs = bool(rows) and isinstance(rows[0].content, PairRow)
+    good: list[DataRow] = []
+    examples: list[Example] = []
+    too_long = 0
+    for row in rows:
+        watch()
+        if isinstance(row.content, PairRow) is not pairs:
+            kinds = ("a preference pair", "none") if not pairs else ("no preference pair", "one")
+            problems.add(
+                row.line, f"is {kinds[0]}, and {problems.unit} {rows[0].line} is {kinds[1]}: split the file by kind"
+            )
+            continue
+        try:
+            if held_out and row.expect_problems:
+                raise BadRow(list(row.expect_problems))
+            made = train_rows(row.content, tokenizer, max_length=max_length, watch=watch)
+        except BadRow as bad:
+            problems.add(row.line, *bad.problems)
+            too_long += isinstance(bad, TooLong)
+            continue
+        good.append(row)
+        asked = asked_for(row.content)
+        examples += [Example(row.line, each, row.on_top_of, row.expect, asked) for each in made]
+    return Dataset(tuple(examples), _report(good, examples, too_long, pairs, tokenizer)), problems
+
+
+def holds_pairs(file: BinaryIO) -> bool:
+    """Whether the first row of a dataset says that it is a preference pair, without looking at the rest."""
+    for size in (_HEAD, -1):  # a row may be longer than what is looked at first
+        file.seek(0)
+        for _, first in read_objects(file.read(size), lambda line, what: None):
+            return names_pair(first)
+    return False
+
+
+def parse_dataset(data: bytes, problems: Problems, limits: DatasetLimits, watch: Watch = UNWATCHED) -> list[DataRow]:
+    """The rows of a dataset before tokenisation; what is wrong goes to ``problems``.
+
+    Raises INVALID_ARGUMENT at once for data that is too large or empty.
+    """
+    if len(data) > limits.max_bytes:
+        raise problems.refusal(f"has {len(data)} bytes; at most {limits.max_bytes} are taken: split it")
+    rows: list[DataRow] = []
+    doubts = Doubts()
+    seen = 0
+    for line, value in read_objects(data, problems.add, problems.count_rows):
+        watch()
+        seen += 1
+        if seen > limits.max_rows:
+            raise problems.refusal(f"has more than {limits.max_rows} rows: split it")
+        try:
+            rows.append(parse_row(line, value))
+            doubts.look(line, value)
+        except BadRow as bad:
+            if not doubts.foreign(line, value, bad.problems[0]):
+                problems.add(line, *bad.problems)
+    if not seen and not problems.count:
+        raise problems.refusal("has no rows; give at least one JSON object per line")
+    bad_answers = doubts.settle(problems)
+    return [row for row in rows if row.line not in bad_answers]
+
+
+def counted(examples: Sequence[Example], report: DatasetReport) -> DatasetReport:
+    """``report`` with its counts of rows and tokens taken from ``examples``."""
+    return replace(
+        report,
+        rows=len({example.line for example in examples}),
+        examples=len(examples),
+        tokens=sum(example.tokens for example in examples),
+        trained_tokens=sum(example.trained_tokens for example in examples),
+        longest=max((example.longest for example in examples), default=0),
+    )
+
+
+def _report(
+    rows: list[DataRow], examples: list[Example], too_long: int, pairs: bool, tokenizer: TextTokenizer
+) -> DatasetReport:
+    duplicates = len(rows) - len({_fingerprint(row) for row in rows})
+    endless = [example.line for example in examples if example.row.input_ids[-1] not in tokenizer.eos_token_ids]
+    notes = tuple(notes_on(rows, duplicates, endless, tokenizer)) if rows else ()
+    return counted(
+        examples,
+        DatasetReport(
+            duplicates=duplicates,
+            too_long=too_long,
+            pairs=pairs,
+            asked_with=asked_with(rows),
+            plain=plain_rows(rows),
+            notes=notes,
+        ),
+    )
+
+
+def _sides(row: TrainRow) -> tuple[TrainRow, ...]:
+    return (row,) if row.rejected is None else (row, row.rejected)
+
+
+def _fingerprint(row: DataRow) -> str:
+    stack = None if row.on_top_of is None else [(item.adapter, item.weight) for item in row.on_top_of]
+    return json.dumps([type(row.content).__name__, asdict(row.content), stack], sort_keys=True)

@@ -1,0 +1,136 @@
+"""Which tokens of a row are learned.
+
+One rule for all shapes: what comes before an answer is exactly what ``generate`` would have fed the model there, and
+each answer ends with one end token, learned too. So no token ever spans the border between them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from itertools import groupby
+
+from ..core.errors import Code, Error
+from ..core.jobs import TrainRow
+from ..core.watch import UNWATCHED, Watch
+from ..text.tokenizer import TextTokenizer
+from .conversations import Labelled, chat_rows, excerpt
+from .pairs import PairRow
+from .parts import BadRow, ChatRow, CompletionRow, TextRow, TooLong
+from .rows import Content
+
+CONTEXT = 16
+"""Tokens from which on what follows is decoded alike, whatever came before; a character has four at most."""
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """Neighbouring tokens that are all learned or all not, as text."""
+
+    text: str
+    trained: bool
+
+
+def train_rows(
+    content: Content, tokenizer: TextTokenizer, *, max_length: int | None = None, watch: Watch = UNWATCHED
+) -> tuple[TrainRow, ...]:
+    """Token ids and labels of one dataset row.
+
+    A preference pair gives one row, with the other answer in ``rejected``. A conversation gives one row, or one for
+    each answer where the template rewrites earlier turns (leaves out their reasoning, say), so that every answer is
+    learned after the very prompt it would be asked for with. ``max_length``: tokens of the longest row. Raises
+    :class:`BadRow`, :class:`TooLong`, and what ``watch`` raises.
+    """
+    try:
+        match content:
+            case PairRow():
+                return (_pair(content, tokenizer, max_length, watch),)
+            case CompletionRow():
+                rows = [_completion(content, tokenizer)]
+            case TextRow():
+                rows = [_text(content, tokenizer)]
+            case ChatRow():
+                rows = list(chat_rows(content, tokenizer, max_length, watch))
+    except Error as error:
+        if error.code in (Code.CANCELLED, Code.DEADLINE_EXCEEDED):
+            raise
+        raise BadRow([violation.description for violation in error.violations] or [error.message]) from error
+    longest = max(len(ids) for ids, _ in rows)
+    if max_length is not None and longest > max_length:
+        raise TooLong(f"has {longest} tokens", max_length)
+    for ids, labels in rows:
+        _check(ids, labels, tokenizer)
+    return tuple(TrainRow(tuple(ids), tuple(labels)) for ids, labels in rows)
+
+
+def _pair(pair: PairRow, tokenizer: TextTokenizer, max_length: int | None, watch: Watch) -> TrainRow:
+    found = [train_rows(side, tokenizer, max_length=max_length, watch=watch) for side in (pair.chosen, pair.rejected)]
+    if any(len(rows) > 1 for rows in found):
+        raise BadRow(["the chat template rewrites earlier answers of this conversation: give a pair for each answer"])
+    (chosen,), (rejected,) = found
+    if chosen == rejected:
+        raise BadRow(["both answers of the pair have the same tokens"])
+    if _prompt(chosen) != _prompt(rejected):
+        raise BadRow(["the two answers of the pair do not follow the same prompt"])
+    return replace(chosen, rejected=rejected)
+
+
+def _prompt(row: TrainRow) -> tuple[int, ...]:
+    return row.input_ids[: row.labels.index(True)]
+
+
+def render_marked(row: TrainRow, tokenizer: TextTokenizer) -> tuple[Segment, ...]:
+    """A tokenised row as text again, special tokens shown, cut where learning begins and ends."""
+    segments: list[Segment] = []
+    end = 0
+    for trained, group in groupby(row.labels):
+        start, end = end, end + len(list(group))
+        # Some tokens before it, so that words and characters are joined as in the whole text.
+        before = max(0, start - CONTEXT)
+        known = tokenizer.decode(row.input_ids[before:start], skip_special_tokens=False)
+        text = tokenizer.decode(row.input_ids[before:end], skip_special_tokens=False)
+        segments.append(Segment(text[len(known) :], trained))
+    return tuple(segments)
+
+
+def _completion(row: CompletionRow, tokenizer: TextTokenizer) -> Labelled:
+    prompt = tokenizer.encode(row.prompt)
+    answer = _ended(_without_tail(tokenizer.encode_continuation(row.completion), tokenizer), tokenizer)
+    return prompt + answer, [False] * len(prompt) + [True] * len(answer)
+
+
+def _text(row: TextRow, tokenizer: TextTokenizer) -> Labelled:
+    ids = _ended(tokenizer.encode(row.text, field="text"), tokenizer)
+    # Nothing comes before the first token that it could be predicted from.
+    return ids, [False] + [True] * (len(ids) - 1)
+
+
+def _ended(ids: list[int], tokenizer: TextTokenizer) -> list[int]:
+    """``ids`` with one end token, unless they bring their own."""
+    if tokenizer.eos_token_id is None:
+        raise BadRow(["the base's tokenizer names no end-of-sequence token, so an answer cannot be ended"])
+    return ids if ids and ids[-1] in tokenizer.eos_token_ids else [*ids, tokenizer.eos_token_id]
+
+
+def _without_tail(answer: list[int], tokenizer: TextTokenizer) -> list[int]:
+    """An answer up to its end token: further end tokens and white space after it are never the model's to say."""
+    end = len(answer)
+    for at in range(len(answer) - 1, -1, -1):
+        if answer[at] in tokenizer.eos_token_ids:
+            end = at + 1
+        elif not tokenizer.token_text(answer[at]).isspace():
+            break
+    return answer[:end]
+
+
+def _check(ids: list[int], labels: list[bool], tokenizer: TextTokenizer) -> None:
+    if len(ids) > 1 and ids[0] == ids[1] == tokenizer.bos_token_id:
+        start = tokenizer.token_text(ids[0])
+        raise BadRow(
+            [
+                f"begins with {start} twice ({excerpt(tokenizer.decode(ids[:12], skip_special_tokens=False))}): "
+                "the tokenizer adds it by itself, so leave it out of the text"
+            ]
+        )
+    if not any(labels):
+        shown = tokenizer.decode(ids, skip_special_tokens=False)
+        raise BadRow([f"has no token to learn; it is rendered as {excerpt(shown)}"])

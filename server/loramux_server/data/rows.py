@@ -1,0 +1,163 @@
+"""The shapes of a dataset row: ``messages``, ``prompt`` + ``completion``, ``text``, or a preference pair."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ..core.json_values import MAX_DEPTH, TOO_DEEP, leaves, too_deep
+from ..core.types import MAX_STACK, StackItem
+from .expect import FIELDS, Expected, expected_of
+from .pairs import CHOSEN_AND_REJECTED, PREFERRED_OUTPUTS, PairRow, chosen_and_rejected, preferred_outputs
+from .parts import Answered, BadRow, TextRow, answered, chat, is_text, tools_of
+
+Content = Answered | TextRow | PairRow
+
+
+@dataclass(frozen=True, slots=True)
+class DataRow:
+    """One row as it was written."""
+
+    line: int
+    content: Content
+    on_top_of: tuple[StackItem, ...] | None = None
+    """The row's own frozen stack underneath; empty: the bare base; None: the job's stacks take turns."""
+    ignored: tuple[str, ...] = ()
+    """Fields that mean nothing here."""
+    expect: Expected | None = None
+    """What counts as an answer, should the row be held out; None: it does not say so."""
+    expect_problems: tuple[str, ...] = ()
+    """What is wrong with it. It keeps nobody from training on the row."""
+
+
+_SHAPES: dict[str, set[str]] = {
+    "messages": {"messages"},
+    "prompt + completion": {"prompt", "completion"},
+    "text": {"text"},
+    "a preference pair": CHOSEN_AND_REJECTED,
+    "a preference pair in OpenAI's words": PREFERRED_OUTPUTS,
+}
+_PAIRS = ("a preference pair", "a preference pair in OpenAI's words")
+_DECIDING = (*_PAIRS, "messages", "prompt + completion", "text")
+_NEEDED = {"a preference pair": {"chosen", "rejected"}}
+"""Fields that make a shape whole, where it has others that may be left out."""
+_SHARED = {"prompt", "input"}
+"""Fields that do not tell the shape by themselves."""
+WANTED = 'a row has "messages", "prompt" and "completion", "text", or "chosen" and "rejected"'
+"""What a row without a known shape is told."""
+
+
+def parse_row(line: int, value: Mapping[str, Any]) -> DataRow:
+    """Check one JSON object and give it its shape. Raises :class:`BadRow` with everything that is wrong."""
+    problems: list[str] = []
+    shape = _shape(value, problems)
+    on_top_of = _on_top_of(value.get("on_top_of"), problems)
+    used = _SHAPES[shape] | (set() if shape == "text" else {"tools"}) | {"on_top_of"} if shape else set()
+    unfit = _unfit_values(value, used)
+    content = _content(shape, value, problems) if shape and not unfit else None
+    problems += unfit
+    if problems or content is None:
+        raise BadRow(problems)
+    wrong: list[str] = []
+    expect = expected_of(value, wrong)
+    ignored = tuple(sorted(value.keys() - used - FIELDS))
+    return DataRow(line, content, on_top_of, ignored, expect, tuple(wrong))
+
+
+def names_pair(value: Mapping[str, Any]) -> bool:
+    """Whether an object's fields are those of a preference pair."""
+    return _shape(value, []).startswith("a preference pair")
+
+
+def _shape(value: Mapping[str, Any], problems: list[str]) -> str:
+    """The shape that a row's fields name; empty when they name none, or several in part.
+
+    Where several are whole, the pair decides, then the conversation: the other fields are those of tools that keep
+    what they made of a row beside it.
+    """
+    given = {name for name, item in value.items() if item is not None}
+    found = [name for name, fields in _SHAPES.items() if (fields - _SHARED) & given]
+    whole = [name for name in _DECIDING if name in found and _NEEDED.get(name, _SHAPES[name]) <= given]
+    if pairs := [name for name in _PAIRS if name in found]:
+        return next((name for name in whole if name in _PAIRS), pairs[0])  # half a pair is never anything else
+    if whole:
+        return whole[0]
+    found = found or [name for name, fields in _SHAPES.items() if (fields - _SHARED) & value.keys()]
+    if not found and "prompt" in value:
+        found = ["prompt + completion"]
+    if not found:
+        problems.append(f"has no known shape (fields: {names_of(value)}); {WANTED}")
+    elif len(found) > 1:
+        problems.append(f"has two shapes, {' and '.join(found)}; leave one out")
+    return found[0] if len(found) == 1 else ""
+
+
+def names_of(value: Mapping[str, Any]) -> str:
+    """The first fields of an object, for people."""
+    return ", ".join(name[:40] for name in sorted(map(str, value))[:6]) or "none"
+
+
+def _content(shape: str, value: Mapping[str, Any], problems: list[str]) -> Content | None:
+    match shape:
+        case "text":
+            return TextRow(value["text"]) if is_text(value["text"], "text", problems) else None
+        case "a preference pair":
+            return chosen_and_rejected(value, problems)
+        case "a preference pair in OpenAI's words":
+            return preferred_outputs(value, problems)
+    tools = tools_of(value, problems)
+    if shape == "messages":
+        return chat(value["messages"], "messages", tools, problems)
+    if missing := [name for name in ("prompt", "completion") if name not in value]:
+        problems.append(f"has no {missing[0]}; prompt and completion go together")
+        return None
+    return answered(value["prompt"], value["completion"], "completion", tools, problems)
+
+
+def _on_top_of(value: Any, problems: list[str]) -> tuple[StackItem, ...] | None:
+    """A frozen stack: a name, a list of names, or an object name -> weight."""
+    if value is None:
+        return None
+    pairs: list[tuple[Any, Any]] | None = None
+    if isinstance(value, dict):
+        pairs = list(value.items())
+    elif isinstance(value, str | list):
+        pairs = [(name, 1.0) for name in ([value] if isinstance(value, str) else value)]
+    if pairs is None or not all(isinstance(name, str) and name for name, _ in pairs):
+        problems.append("on_top_of must be a list of adapter names or an object of name: weight")
+        return None
+    if len(pairs) > MAX_STACK:
+        problems.append(f"on_top_of has {len(pairs)} adapters; at most {MAX_STACK} can be stacked")
+    if len({name for name, _ in pairs}) < len(pairs):
+        problems.append("on_top_of names an adapter twice")
+    items = []
+    for name, weight in pairs:
+        try:
+            finite = not isinstance(weight, bool) and isinstance(weight, int | float) and math.isfinite(weight)
+        except OverflowError:  # an integer beyond every float
+            finite = False
+        if not finite:
+            problems.append(f"on_top_of: the weight of {name[:80]!r} must be a finite number")
+            return None
+        items.append(StackItem(name, float(weight)))
+    return tuple(items)
+
+
+def _unfit_values(value: Mapping[str, Any], used: set[str]) -> list[str]:
+    """What JSON can spell and nothing here can carry.
+
+    Half of a surrogate pair (D83D alone, say), which is no text; numbers beyond every float; depth beyond bounds.
+    """
+    problems: list[str] = []
+    for path, item in leaves(value):
+        if isinstance(item, str):
+            if not item.isascii() and any("\ud800" <= char <= "\udfff" for char in item):
+                problems.append(f"{path or 'a field name'} holds a lone surrogate, which is not valid Unicode")
+        elif isinstance(item, float) and math.isinf(item) and not path.startswith("on_top_of"):
+            problems.append(f"{path} is a number that is too large")
+    for name in value.keys() & used:
+        if too_deep(value[name]):
+            problems.append(f"{name} {TOO_DEEP}: at most {MAX_DEPTH} objects and lists may be inside each other")
+    return problems

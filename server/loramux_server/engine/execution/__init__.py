@@ -1,0 +1,1 @@
+"""One step on the device: the forward pass, CUDA graphs, sampling, scores."""

@@ -1,0 +1,162 @@
+"""Decode steps replayed as graphs: one launch in place of hundreds of small ones.
+
+A graph has fixed shapes and addresses, so a step is padded to the next *bucket* of rows and, where adapters act, of
+rank rows. Its inputs are copied into the graph's buffers; the adapters' weights are gathered inside it, from the bank,
+whose buffers never move. Rows that are padding write to the scratch page and are dropped. A bucket is captured when it
+is first needed, those of the base alone at the start. Steps with prompts, and whatever fits no graph, run as they are.
+"""
+
+from __future__ import annotations
+
+import logging
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from ...core.types import Stack
+from ...lora.bank import AdapterBank
+from ...lora.buffers import upload
+from ...lora.routing import Routing, Segment, StaticBlock, used_ranks
+from ...model.base.context_length import max_context
+from ...model.kv import DecodeAttention, KVPool, Span
+from ...model.resident import ResidentBase
+from .capture import Capture
+
+log = logging.getLogger(__name__)
+
+ROWS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256)
+"""Sequences of a step. At more, the products take longer than launching them."""
+RANKS = (0, 16, 32, 64, 128, 256, 512)
+"""Rank rows that a step's adapters use together; 0 is the base alone."""
+MOST = 48
+"""Graphs kept. Further buckets are served by a larger one that there is."""
+NODE_BYTES = 256 << 10
+"""Assumed memory of one graph's nodes, per layer of the model."""
+
+
+def graph_bytes(base: ResidentBase, max_rows: int) -> int:
+    """Memory to leave for graphs: an estimate that is meant to be high.
+
+    The nodes of as many graphs as may be kept; the logits of the largest bucket in both types that they pass through
+    and in the buffer that they are read from; the largest weight, which some products dequantise whole.
+    """
+    logits = _upto(ROWS, max_rows)[-1] * _vocabulary(base) * (4 + 4 + base.dtype.itemsize)
+    weight = max(n * k for n, k in base.modules.values()) * base.dtype.itemsize
+    return MOST * len(base.layers) * NODE_BYTES + logits + weight
+
+
+class DecodeGraphs:
+    """The graphs of one engine. It belongs to the thread that owns the model.
+
+    When a capture fails, all graphs are dropped, the reason is logged once, and every step runs eagerly for good.
+    """
+
+    def __init__(self, base: ResidentBase, kv: KVPool, bank: AdapterBank, max_rows: int, capture: Capture) -> None:
+        """For steps of up to ``max_rows`` sequences."""
+        self._base, self._kv, self._bank, self._capture = base, kv, bank, capture
+        self._rows, self._ranks = _upto(ROWS, max_rows), _upto(RANKS, bank.rows)
+        self._width = min(-(-max_context(base.model) // kv.shape.page_size), kv.pages)
+        # All graphs write their logits here: outputs of their own would be kept for each.
+        self._logits = torch.zeros(self._rows[-1], _vocabulary(base), device=base.device)
+        self._graphs: dict[tuple[int, int], _Graph] = {}
+        self._failed = False
+
+    @property
+    def count(self) -> int:
+        """Graphs captured and kept."""
+        return len(self._graphs)
+
+    @property
+    def nbytes(self) -> int:
+        return self._logits.nbytes + self._capture.nbytes if self._graphs else 0
+
+    @torch.inference_mode()
+    def prepare(self) -> None:
+        """Capture the base's own graphs. Largest first: the smaller ones then find room in the memory of that one."""
+        for rows in reversed(self._rows):
+            if not self._failed:
+                self._add(rows, 0)
+
+    def run(
+        self, ids: Sequence[int], wanted: Sequence[int], spans: Sequence[Span], stacks: Sequence[Stack]
+    ) -> Tensor | None:
+        """Logits [len(wanted), vocabulary] of a step with one token for each sequence, or None to compute it eagerly.
+
+        Runs in inference mode. ``wanted`` are rows whose logits are asked for, each at most once.
+        """
+        if any(len(s.pages) > self._width for s in spans):
+            return None
+        segments = tuple(Segment.of(self._bank, 1, stack) for stack in stacks)
+        graph = self._find(len(ids), used_ranks(segments))
+        return None if graph is None else graph.run(ids, wanted, spans, segments)
+
+    def _find(self, rows: int, ranks: int) -> _Graph | None:
+        """The smallest graph that takes so much; a new one if there may be more."""
+        if rows > self._rows[-1] or ranks > self._ranks[-1]:
+            return None
+        key = self._rows[bisect_left(self._rows, rows)], self._ranks[bisect_left(self._ranks, ranks)]
+        if key not in self._graphs and len(self._graphs) < MOST and not self._failed:
+            self._add(*key)
+        fitting = [k for k in self._graphs if k[0] >= rows and k[1] >= ranks]
+        return self._graphs[min(fitting)] if fitting else None
+
+    def _add(self, rows: int, ranks: int) -> None:
+        try:
+            graph = _Graph(self._base, self._kv, self._bank, (rows, ranks), self._width, self._logits[:rows])
+            graph.replay = self._capture.capture(graph.compute)
+        except RuntimeError as error:  # out of memory, and all that CUDA or torch cannot capture
+            log.warning("CUDA graphs are off from now on; decode steps run without them: %s", error)
+            self._failed = True
+            self._graphs.clear()
+            self._logits = self._logits[:0].clone()
+            return
+        self._graphs[rows, ranks] = graph
+
+
+class _Graph:
+    """A captured forward, its input buffers and the way in and out. New, all its rows are padding."""
+
+    replay: Callable[[], None]
+
+    def __init__(
+        self, base: ResidentBase, kv: KVPool, bank: AdapterBank, size: tuple[int, int], width: int, logits: Tensor
+    ) -> None:
+        rows, ranks = size
+        self._base, self._logits = base, logits
+        self._tokens = torch.zeros(3, rows, dtype=torch.long, device=base.device)
+        self._ids, self._positions, self._wanted = self._tokens
+        self._attention = DecodeAttention(kv, rows, width)
+        self._block = StaticBlock(bank, rows, ranks) if ranks else None
+        self._segments: tuple[Segment, ...] = ()
+
+    def compute(self) -> None:
+        """What is captured."""
+        routing = None if self._block is None else Routing((self._block,))
+        self._logits.copy_(self._base.forward(self._positions, self._attention, routing, self._wanted, ids=self._ids))
+
+    def run(
+        self, ids: Sequence[int], wanted: Sequence[int], spans: Sequence[Span], segments: tuple[Segment, ...]
+    ) -> Tensor:
+        tokens = torch.zeros(self._tokens.shape, dtype=torch.long)
+        for row, values in zip(tokens, (ids, [s.start for s in spans], wanted), strict=True):
+            row[: len(values)] = torch.tensor(values, dtype=torch.long)
+        upload(self._tokens, tokens)
+        self._attention.fill(spans)
+        # Where each adapter lies is part of a segment, so equal ones are routed equally whatever the bank did.
+        if self._block is not None and segments != self._segments:
+            self._block.fill(segments)
+            self._segments = segments
+        self.replay()
+        return self._logits[: len(wanted)].clone()  # the next step overwrites them; some rows are kept for longer
+
+
+def _upto(buckets: Sequence[int], most: int) -> list[int]:
+    """The buckets below ``most``, and the first that reaches it, cut to it."""
+    return sorted({min(b, most) for b in buckets})
+
+
+def _vocabulary(base: ResidentBase) -> int:
+    """Width of the logits, which some models pad beyond the vocabulary."""
+    return int(base.model.get_output_embeddings().weight.shape[0])

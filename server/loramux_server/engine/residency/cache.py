@@ -1,0 +1,115 @@
+"""Adapters in host memory: read from disk off the loop, once each, kept within a byte budget."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Collection, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+
+from ...core.errors import Code, Error
+from ...core.types import AdapterVersion
+from ...lora.bank import HostAdapter
+from ...peft.folder import naming, read_folder
+
+log = logging.getLogger(__name__)
+
+
+class HostCache:
+    """Reads adapters on a thread of its own; least recently used ones beyond the budget are dropped, none in ``held``.
+
+    All methods belong to the owner's thread except the read itself; ``on_loaded(digest)`` is called from the reading
+    thread and must only wake the owner, who then calls :meth:`collect`.
+    """
+
+    def __init__(
+        self,
+        modules: Mapping[str, tuple[int, int]],
+        fingerprint: str,
+        budget: int,
+        dtype: torch.dtype,
+    ) -> None:
+        self.budget = budget
+        self._modules, self._fingerprint, self._dtype = modules, fingerprint, dtype
+        self.on_loaded: Callable[[str], None] = lambda digest: None
+        self.held: Collection[str] = ()
+        """Digests that somebody is about to need."""
+        self._adapters: OrderedDict[str, HostAdapter] = OrderedDict()  # least recently used first
+        self.nbytes = 0
+        self.loads, self.load_seconds = 0, 0.0
+        self._loading: dict[str, AdapterVersion] = {}
+        self._done: dict[str, HostAdapter | Error] = {}
+        self._reader = ThreadPoolExecutor(1, thread_name_prefix="adapter-reader")
+
+    def get(self, digest: str) -> HostAdapter | None:
+        adapter = self._adapters.get(digest)
+        if adapter is not None:
+            self._adapters.move_to_end(digest)
+        return adapter
+
+    def knows(self, digest: str) -> bool:
+        """Whether an adapter is here or on its way."""
+        return digest in self._adapters or digest in self._loading
+
+    def request(self, version: AdapterVersion) -> None:
+        """Start reading an adapter unless it is here or on its way."""
+        if not self.knows(version.digest):
+            self._loading[version.digest] = version
+            self._reader.submit(self._read, version)
+
+    def collect(self, digest: str) -> Error | None:
+        """Take in a finished read, over the budget if need be (see :meth:`trim`). The error is what it failed with."""
+        self._loading.pop(digest, None)
+        result = self._done.pop(digest)
+        if isinstance(result, Error):
+            return result
+        self.drop(digest)
+        self._adapters[digest] = result
+        self.nbytes += result.nbytes
+        return None
+
+    def trim(self) -> None:
+        """Drop what is beyond the budget. The newest stays even alone over it: somebody asked for it."""
+        for digest in list(self._adapters)[:-1] if self.nbytes > self.budget else ():
+            if self.nbytes <= self.budget:
+                return
+            if digest not in self.held:
+                self.drop(digest)
+
+    def size_of(self, digests: Iterable[str]) -> int:
+        """Bytes that those of ``digests`` take that are here."""
+        return sum(self._adapters[d].nbytes for d in digests if d in self._adapters)
+
+    def drop(self, digest: str) -> None:
+        if (adapter := self._adapters.pop(digest, None)) is not None:
+            self.nbytes -= adapter.nbytes
+
+    @property
+    def digests(self) -> tuple[str, ...]:
+        return tuple(self._adapters)
+
+    def close(self) -> None:
+        self._reader.shutdown(wait=True, cancel_futures=True)
+
+    def _read(self, version: AdapterVersion) -> None:
+        result: HostAdapter | Error
+        started = time.monotonic()
+        try:
+            with naming(version):
+                _, pairs = read_folder(
+                    version.path, self._modules, self._fingerprint, dtype=self._dtype, sha256=version.sha256
+                )
+            result = HostAdapter(version.digest, pairs)
+        except Error as error:
+            result = error.with_traceback(None)
+        except OSError as error:
+            result = Error(Code.DATA_LOSS, f"the files of adapter {version.ref} cannot be read: {error.strerror}")
+        except Exception:  # a defect; whoever waits for the adapter must hear of it
+            log.exception("reading adapter %s failed", version.ref)
+            result = Error(Code.INTERNAL, f"adapter {version.ref} cannot be read; the server's log says why")
+        self.loads, self.load_seconds = self.loads + 1, self.load_seconds + time.monotonic() - started
+        self._done[version.digest] = result
+        self.on_loaded(version.digest)

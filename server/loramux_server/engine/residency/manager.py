@@ -1,0 +1,198 @@
+"""Brings the adapters of a stack to the device before a request starts, and lets go of them after."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable
+
+from ...core.errors import Code, Error
+from ...core.types import AdapterVersion, Stack
+from ...lora.bank import AdapterBank, HostAdapter
+from ..scheduling.plan import Admission
+from ..scheduling.sequence import Sequence
+from .cache import HostCache
+from .load_quota import LoadQuota
+from .loading import ReadQueue
+
+
+class AdapterDesk:
+    """Between the scheduler's question "may this stack run now?" and bank, host cache and disk."""
+
+    def __init__(self, bank: AdapterBank, cache: HostCache, quota: LoadQuota) -> None:
+        self._bank, self._cache = bank, cache
+        self._reads = ReadQueue(cache, quota, lambda adapter: bank.nbytes_of(adapter.rank), self._stuck)
+        self._waiting: dict[str, Stack] = {}  # requests that have not started, by id
+        self._callers: dict[str, list[str]] = {}  # digest -> ids of load commands that wait for it
+        self._doomed: set[str] = set()
+        self._kept: dict[str, int] = {}  # digest -> rank of what is never evicted
+        self._largest = 0  # rank of the largest adapter that was ever asked for
+        self.hits: Counter[str] = Counter(device=0, host=0, disk=0)
+        self._copies, self._copy_seconds = 0, 0.0
+
+    def on_loaded(self, wake: Callable[[str], None]) -> None:
+        """``wake(digest)`` is called from another thread when a read ends; the owner then calls :meth:`collect`."""
+        self._cache.on_loaded = wake
+
+    def check(self, *stacks: Stack) -> None:
+        """Raise RESOURCE_EXHAUSTED for a stack that can never be resident at once."""
+        for stack in stacks:
+            needed = sum(e.adapter.rank for e in stack.entries if e.adapter.digest not in self._kept)
+            room = self._bank.rows - sum(self._kept.values())
+            if needed > room:
+                beside = f" beside the {len(self._kept)} pinned adapters" if self._kept else ""
+                raise Error(
+                    Code.RESOURCE_EXHAUSTED,
+                    f"the stack has rank {needed} in all and there is room for {room}{beside}; "
+                    "use fewer or smaller adapters, or raise --adapter-memory",
+                    reason="STACK_TOO_LARGE",
+                )
+
+    def keep(self, adapters: Iterable[AdapterVersion]) -> None:
+        """Never evict these, and only these. RESOURCE_EXHAUSTED if the largest known adapter had no room beside."""
+        kept = {adapter.digest: adapter.rank for adapter in adapters}
+        largest = max([self._largest, *kept.values()])
+        if kept and sum(kept.values()) + largest > self._bank.rows:
+            raise Error(
+                Code.RESOURCE_EXHAUSTED,
+                f"the pinned adapters would have rank {sum(kept.values())} in all; of the {self._bank.rows} that there "
+                f"is room for, {largest} must stay free for others: unpin some, or raise --adapter-memory",
+                reason="TOO_MANY_PINNED",
+            )
+        self._kept = kept
+        self._bank.kept = frozenset(kept)
+
+    def expect(self, seq: Sequence) -> None:
+        """A request came: what is not in memory is read while it queues, or when its tenant may have it read."""
+        if not seq.stack:
+            return
+        for adapter in _adapters(seq.stack):
+            self._largest = max(self._largest, adapter.rank)
+            if self._bank.get(adapter.digest) is not None:
+                self.hits["device"] += 1
+                continue
+            if self._cache.get(adapter.digest) is not None:
+                self.hits["host"] += 1
+                continue
+            self.hits["disk"] += 1
+            self._reads.want(adapter, seq.id, seq.tenant)
+        self._waiting[seq.id] = seq.stack
+
+    def forget(self, seq: Sequence) -> None:
+        """A request started, or left without."""
+        self._waiting.pop(seq.id, None)
+        self._reads.release(seq.id, (e.adapter.digest for e in seq.stack.entries))
+        self._cache.trim()
+
+    def read_on(self) -> float | None:
+        """Start the reads that may begin now; seconds until a quota lets the next one, None if none waits for that."""
+        return self._reads.begin()
+
+    def pin(self, seq: Sequence) -> Admission:
+        """Make the stack of ``seq`` resident and pin it, or pin nothing.
+
+        LOADING: it is worth asking again when one of its adapters has landed. FULL: when something is unpinned.
+        """
+        adapters = _adapters(seq.stack)
+        missing = [a for a in adapters if self._bank.get(a.digest) is None]
+        hosts = {a.digest: self._cache.get(a.digest) for a in missing}
+        self._waiting[seq.id] = seq.stack
+        if absent := [a for a in missing if hosts[a.digest] is None]:
+            for adapter in absent:
+                # It was here, or paid for, when the request came: that it is read again costs its tenant nothing.
+                self._reads.want(adapter, seq.id, None)
+            return Admission.LOADING
+        found = [host for host in hosts.values() if host is not None]
+        resident = [a.digest for a in adapters if a.digest not in hosts]
+        ranks = {d: self._bank.slot(d).rank for d in resident} | {h.digest: h.rank for h in found}
+        if not self._bank.has_room(ranks):
+            return Admission.FULL
+        for digest in resident:  # first, so that none makes room for another
+            self._bank.pin(digest)
+        for host in found:
+            self._put(host)
+            self._bank.pin(host.digest)
+        self.forget(seq)
+        return Admission.READY
+
+    def unpin(self, stack: Stack) -> None:
+        for entry in stack.entries:
+            digest = entry.adapter.digest
+            self._bank.unpin(digest)
+            if digest in self._doomed and self._bank.drop(digest):
+                self._doomed.discard(digest)
+
+    def load(self, caller: str, adapter: AdapterVersion) -> bool:
+        """Bring an adapter to the device; True if it is there now, else ``collect`` names ``caller`` later."""
+        self._doomed.discard(adapter.digest)
+        self._largest = max(self._largest, adapter.rank)
+        if self._bank.get(adapter.digest) is not None:
+            return True
+        if (host := self._cache.get(adapter.digest)) is not None:
+            # No room: in host memory, and the device is full of adapters in use: good enough to be served next.
+            self._put(host)
+            return True
+        self._callers.setdefault(adapter.digest, []).append(caller)
+        self._reads.hurry(adapter)
+        return False
+
+    def unload(self, digest: str) -> None:
+        """Forget an adapter; one in use leaves when its last user does."""
+        self._cache.drop(digest)
+        if not self._bank.drop(digest):
+            self._doomed.add(digest)
+
+    def collect(self, digest: str) -> tuple[Error | None, list[str]]:
+        """Take in a finished read: its error, and the load commands that waited for it."""
+        self._reads.landed(digest)
+        error = self._cache.collect(digest)
+        callers = self._callers.pop(digest, [])
+        if error is None:
+            adapter = self._cache.get(digest)
+            assert adapter is not None
+            try:
+                self._bank.check(adapter)
+                if callers:
+                    self._put(adapter)
+            except Error as refused:
+                self._cache.drop(digest)
+                error = refused
+        self._cache.trim()
+        return error, callers
+
+    @property
+    def resident(self) -> dict[str, tuple[str, ...]]:
+        """Digests by tier."""
+        return {"device": self._bank.digests, "host": self._cache.digests}
+
+    @property
+    def loads(self) -> dict[str, tuple[int, float]]:
+        """Tier -> loads into it and the seconds that they took."""
+        return {
+            "host": (self._cache.loads, self._cache.load_seconds),
+            "device": (self._copies, self._copy_seconds),
+        }
+
+    @property
+    def host_bytes(self) -> int:
+        return self._cache.nbytes
+
+    def close(self) -> None:
+        self._cache.close()
+
+    def _stuck(self) -> bool:
+        """Whether no waiting request has all its adapters in memory."""
+        here = {*self._bank.digests, *self._cache.digests}
+        return not any(all(e.adapter.digest in here for e in stack.entries) for stack in self._waiting.values())
+
+    def _put(self, adapter: HostAdapter) -> bool:
+        """Copy an adapter to the device; False while what is in use leaves no room."""
+        started = time.monotonic()
+        if self._bank.put(adapter) is None:
+            return False
+        self._copies, self._copy_seconds = self._copies + 1, self._copy_seconds + time.monotonic() - started
+        return True
+
+
+def _adapters(stack: Stack) -> list[AdapterVersion]:
+    return [entry.adapter for entry in stack.entries]

@@ -1,0 +1,1 @@
+"""What runs in the next step: sequences, KV pages, fairness, the plan. No torch."""

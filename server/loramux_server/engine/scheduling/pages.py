@@ -1,0 +1,149 @@
+"""Ownership of KV pages: who holds which, and which prefixes are kept for reuse. Numbers only, no tensors.
+
+A page is free (listed in ``_free``), held (``_refs`` > 0) or kept (no holder, but its content is indexed by a prefix
+key; the least recently used of these are taken when free pages run out).
+
+Prefix keys are chains of SHA-256 over type-tagged parts: the root holds base, quantisation, server-made tenant salt
+and the ordered (adapter digest, weight) pairs; each block adds its token ids. Names never enter. An entry also keeps
+its token ids and its parent's key, and both are compared on a hit, so a collision of the hash alone gives no hit.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from collections import OrderedDict
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass
+
+from ...core.types import Stack
+
+
+def prefix_root(base_id: str, salt: bytes, stack: Stack) -> bytes:
+    """Key that all prefixes of one base, tenant and stack start from."""
+    parts: list[tuple[bytes, bytes]] = [(b"base", base_id.encode()), (b"salt", salt)]
+    for digest, weight in stack.key:
+        parts += [(b"adapter", digest.encode()), (b"weight", struct.pack("<d", weight))]
+    hasher = hashlib.sha256()
+    for tag, value in parts:
+        hasher.update(struct.pack("<II", len(tag), len(value)) + tag + value)
+    return hasher.digest()
+
+
+def chain(parent: bytes, tokens: Seq[int]) -> bytes:
+    """Key of the block of ``tokens`` that follows ``parent``."""
+    return hashlib.sha256(b"block" + parent + struct.pack(f"<{len(tokens)}q", *tokens)).digest()
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    page: int
+    parent: bytes
+    tokens: tuple[int, ...]
+
+
+class PagePool:
+    """Counts and lends ``pages`` pages of ``page_size`` tokens."""
+
+    def __init__(self, pages: int, page_size: int) -> None:
+        self.pages, self.page_size = pages, page_size
+        self.hit_tokens = 0
+        self._free = list(range(pages - 1, -1, -1))
+        self._refs = [0] * pages
+        self._index: dict[bytes, _Entry] = {}
+        self._key_of: dict[int, bytes] = {}
+        self._kept: OrderedDict[int, None] = OrderedDict()
+
+    @property
+    def available(self) -> int:
+        """Pages that can be lent now."""
+        return len(self._free) + len(self._kept)
+
+    @property
+    def held(self) -> int:
+        return self.pages - self.available
+
+    def needed(self, tokens: int) -> int:
+        """Pages that hold ``tokens`` tokens."""
+        return -(-tokens // self.page_size)
+
+    def allocate(self) -> int:
+        """Lend a page. The caller has checked ``available``."""
+        if self._free:
+            page = self._free.pop()
+        else:
+            page, _ = self._kept.popitem(last=False)
+            self._forget(page)
+        self._refs[page] = 1
+        return page
+
+    def release(self, pages: Seq[int]) -> None:
+        """Give pages back, last first, so that the tail of a kept prefix is taken before its head."""
+        for page in reversed(pages):
+            self._refs[page] -= 1
+            if self._refs[page] < 0:
+                raise RuntimeError(f"page {page} released twice")
+            if self._refs[page] == 0:
+                if page in self._key_of:
+                    self._kept[page] = None
+                else:
+                    self._free.append(page)
+
+    def match(self, root: bytes, tokens: Seq[int]) -> list[int]:
+        """Pages that already hold the longest whole-page prefix of ``tokens``, not yet taken.
+
+        At least the last token is left to compute, because its logits are wanted.
+        """
+        found: list[int] = []
+        parent = root
+        for start in range(0, len(tokens) - self.page_size, self.page_size):
+            block = tuple(tokens[start : start + self.page_size])
+            key = chain(parent, block)
+            entry = self._index.get(key)
+            if entry is None or entry.tokens != block or entry.parent != parent:
+                break
+            found.append(entry.page)
+            parent = key
+        return found
+
+    def take(self, pages: Seq[int]) -> None:
+        """Hold pages that :meth:`match` found."""
+        for page in pages:
+            if self._refs[page] == 0:
+                del self._kept[page]
+            self._refs[page] += 1
+        self.hit_tokens += len(pages) * self.page_size
+
+    def kept_among(self, pages: Seq[int]) -> int:
+        """How many of ``pages`` count as available now."""
+        return sum(self._refs[p] == 0 for p in pages)
+
+    def publish(self, parent: bytes, tokens: Seq[int], page: int) -> bytes:
+        """Index a full, computed page for reuse and return its key."""
+        block = tuple(tokens)
+        key = chain(parent, block)
+        if key not in self._index and page not in self._key_of:
+            self._index[key] = _Entry(page, parent, block)
+            self._key_of[page] = key
+        return key
+
+    def clear_kept(self) -> None:
+        """Forget all prefixes that nobody holds."""
+        while self._kept:
+            page, _ = self._kept.popitem()
+            self._forget(page)
+            self._free.append(page)
+
+    def _forget(self, page: int) -> None:
+        del self._index[self._key_of.pop(page)]
+
+    def check(self) -> None:
+        """Raise AssertionError unless every page is in exactly one place. Cheap enough to run when idle."""
+        free, kept = set(self._free), set(self._kept)
+        held = {p for p in range(self.pages) if self._refs[p]}
+        if len(free) != len(self._free) or free & kept or free & held or kept & held:
+            raise AssertionError("a page is in two places")
+        if len(free) + len(kept) + len(held) != self.pages:
+            raise AssertionError("a page is lost")
+        if not kept <= self._key_of.keys() or {e.page for e in self._index.values()} != self._key_of.keys():
+            raise AssertionError("the prefix index names a page that it does not have")

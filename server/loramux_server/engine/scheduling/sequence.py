@@ -1,0 +1,62 @@
+"""One generation, from prompt to last token."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum, auto
+
+from ...core.types import Grammar, SamplingParams, Stack
+
+
+class State(Enum):
+    """Where a sequence is. FINISHED ones hold no page and no pin."""
+
+    WAITING = auto()
+    RUNNING = auto()
+    FINISHED = auto()
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """Tokens of one request and how far they are computed.
+
+    ``num_computed`` tokens have their keys and values in ``pages``; the scheduler only makes it catch up with
+    ``len(tokens)``. Preemption sets it back to 0 and keeps the tokens.
+    """
+
+    id: str
+    tokens: list[int]
+    prompt_length: int
+    stack: Stack
+    sampling: SamplingParams
+    seed: int
+    tenant: str = "default"
+    deadline: float | None = None
+    score_from: int | None = None
+    """Set on a scoring request: log-probabilities are wanted of the tokens from this position on."""
+    grammar: Grammar | None = None
+    arrived: float = 0.0
+    """When it came, seconds on the monotonic clock."""
+    state: State = State.WAITING
+    num_computed: int = 0
+    pages: list[int] = field(default_factory=list)
+    num_cached: int = 0
+    """Prompt tokens that the prefix cache gave at the first admission."""
+    admitted: bool = False
+    num_preempted: int = 0
+    num_overtaken: int = 0
+    """Requests with adapters that started while this one's found no room."""
+
+    @property
+    def num_output(self) -> int:
+        return len(self.tokens) - self.prompt_length
+
+    @property
+    def num_left(self) -> int:
+        """Tokens whose keys and values are still to be computed."""
+        return len(self.tokens) - self.num_computed
+
+    @property
+    def limit(self) -> int:
+        """Most tokens that this sequence can ever hold."""
+        return self.prompt_length + (0 if self.score_from is not None else self.sampling.max_tokens)

@@ -1,0 +1,67 @@
+"""What the engine counts about itself, as the front asks for it."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+
+from ..core.backend import QUEUE_WAIT_BOUNDS, EngineStats
+from .execution.model_runner import ModelRunner
+from .grammar.masks import GrammarDesk
+from .residency.manager import AdapterDesk
+from .scheduling.scheduler import Scheduler
+from .training_share import TrainingSlot
+
+
+class Figures:
+    """Counters of steps and of waits, and the reading of everybody else's."""
+
+    def __init__(self) -> None:
+        self._steps: dict[str, tuple[int, float]] = {}
+        self._waits = [0] * (len(QUEUE_WAIT_BOUNDS) + 1)
+        self._waited = 0.0
+
+    def step(self, kind: str, seconds: float) -> None:
+        """A step of that kind took so long."""
+        count, total = self._steps.get(kind, (0, 0.0))
+        self._steps[kind] = count + 1, total + seconds
+
+    def started(self, seconds: float) -> None:
+        """A request started so long after it came."""
+        self._waits[bisect_left(QUEUE_WAIT_BOUNDS, seconds)] += 1
+        self._waited += seconds
+
+    def read(
+        self,
+        scheduler: Scheduler,
+        desk: AdapterDesk,
+        runner: ModelRunner,
+        grammars: GrammarDesk,
+        training: TrainingSlot,
+        memory: dict[str, int],
+    ) -> EngineStats:
+        """Everything as of now."""
+        pages = scheduler.pages
+        steps = dict(self._steps)
+        if training.steps:
+            steps["train"] = training.steps, training.seconds
+        return EngineStats(
+            running=scheduler.num_running,
+            waiting=scheduler.num_waiting,
+            kv_pages_used=pages.held,
+            kv_pages_total=pages.pages,
+            kv_bytes_total=runner.kv.nbytes,
+            memory=memory,
+            resident=desk.resident,
+            resident_bytes={"device": runner.bank.used_bytes, "host": desk.host_bytes},
+            adapter_loads=desk.loads,
+            adapter_hits=dict(desk.hits),
+            adapter_evictions=runner.bank.evictions,
+            preemptions=scheduler.preemptions,
+            prefix_hit_tokens=pages.hit_tokens,
+            steps=steps,
+            training_jobs=training.jobs,
+            cuda_graphs=None if runner.graphs is None else runner.graphs.count,
+            queue_waits=tuple(self._waits),
+            queue_wait_seconds=self._waited,
+            grammars=grammars.counts,
+        )

@@ -1,0 +1,1 @@
+"""The engine behind a socket: messages, their encoding, the child process and its supervision."""

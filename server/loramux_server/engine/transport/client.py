@@ -1,0 +1,170 @@
+"""The front's end of the engine: the ``Backend`` protocol over any link that carries commands and outputs.
+
+Knows no tensor. Everything here runs on the front's event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
+from contextlib import aclosing, suppress
+from dataclasses import replace
+from typing import Protocol, TypeVar
+
+from ...core.backend import EngineInfo, EngineStats, GenerateCommand, ScoreCommand, ScoreResult, TokenEvent
+from ...core.errors import Code, Error
+from ...core.jobs import TrainCommand, TrainEvent
+from ...core.types import AdapterVersion
+from .protocol import (
+    AbortCommand,
+    Command,
+    Failure,
+    KeepCommand,
+    LoadCommand,
+    Output,
+    Payload,
+    StatsCommand,
+    UnloadCommand,
+    command_id,
+)
+
+P = TypeVar("P", bound=Payload)
+
+
+class Link(Protocol):
+    """Carries commands to an engine. Outputs come back through ``EngineClient.deliver``, on the front's loop."""
+
+    async def start(self, client: EngineClient) -> EngineInfo: ...
+
+    def send(self, command: Command) -> None: ...
+
+    async def close(self) -> None: ...
+
+
+class EngineClient:
+    """An engine somewhere else, as a ``Backend``."""
+
+    def __init__(self, link: Link) -> None:
+        self._link = link
+        self._open: dict[str, _Mailbox] = {}
+        self._calls = itertools.count()
+
+    async def start(self) -> EngineInfo:
+        return await self._link.start(self)
+
+    async def close(self) -> None:
+        await self._link.close()
+        self.fail_all(Error(Code.UNAVAILABLE, "the server is stopping"))
+
+    def deliver(self, outputs: Iterable[Output]) -> None:
+        """Take outputs in. One that nobody waits for any more is dropped."""
+        for output in outputs:
+            if (mailbox := self._open.get(output.id)) is not None:
+                mailbox.put(output)
+
+    def fail_all(self, error: Error) -> None:
+        """Fail everything open: the engine is gone."""
+        for id, mailbox in self._open.items():
+            mailbox.put(Output(id, failure=Failure.of(error), done=True))
+
+    def generate(self, command: GenerateCommand) -> AsyncIterator[TokenEvent]:
+        return self._stream(command, TokenEvent)
+
+    async def score(self, command: ScoreCommand) -> ScoreResult:
+        result = await self._once(command)
+        assert isinstance(result, ScoreResult)
+        return result
+
+    async def load(self, adapter: AdapterVersion) -> None:
+        await self._once(LoadCommand(self._call_id(), adapter))
+
+    async def unload(self, digest: str) -> None:
+        await self._once(UnloadCommand(self._call_id(), digest))
+
+    async def keep(self, adapters: Sequence[AdapterVersion]) -> None:
+        await self._once(KeepCommand(self._call_id(), tuple(adapters)))
+
+    def train(self, command: TrainCommand) -> AsyncIterator[TrainEvent]:
+        return self._stream(command, TrainEvent)
+
+    async def stats(self) -> EngineStats:
+        stats = await self._once(StatsCommand(self._call_id()))
+        assert isinstance(stats, EngineStats)
+        return stats
+
+    def _call_id(self) -> str:
+        return f"call-{next(self._calls)}"
+
+    async def _once(self, command: Command) -> Payload | None:
+        found: Payload | None = None
+        async for output in self._outputs(command):
+            found = output.payload
+        return found
+
+    async def _stream(self, command: Command, kind: type[P]) -> AsyncIterator[P]:
+        # aclosing: a caller's aclose() must not return before the abort is on its way.
+        async with aclosing(self._outputs(command)) as outputs:
+            async for output in outputs:
+                if isinstance(output.payload, kind):
+                    yield output.payload
+
+    async def _outputs(self, command: Command) -> AsyncGenerator[Output]:
+        """Send a command and give its outputs until the last; abort it when the caller leaves before that."""
+        id = command_id(command)
+        if id in self._open:
+            raise Error(Code.ALREADY_EXISTS, f"request id {id!r} is in use")
+        mailbox = self._open[id] = _Mailbox()
+        done = False
+        try:
+            self._link.send(command)
+            while not done:
+                output = await mailbox.get()
+                done = output.done
+                if output.failure is not None:
+                    raise output.failure.error()
+                yield output
+        finally:
+            del self._open[id]
+            if not done:
+                with suppress(Error):  # an engine that is gone has forgotten it anyway
+                    self._link.send(AbortCommand(id))
+
+
+class _Mailbox:
+    """Outputs that came for one command. Tokens that came while the reader was busy are given as one event."""
+
+    def __init__(self) -> None:
+        self._outputs: deque[Output] = deque()
+        self._came = asyncio.Event()
+
+    def put(self, output: Output) -> None:
+        self._outputs.append(output)
+        self._came.set()
+
+    async def get(self) -> Output:
+        while not self._outputs:
+            self._came.clear()
+            await self._came.wait()
+        first = last = self._outputs.popleft()
+        events = [first.payload]
+        while self._outputs and _adds_tokens(last) and _adds_tokens(self._outputs[0]):
+            last = self._outputs.popleft()
+            events.append(last.payload)
+        return first if last is first else Output(last.id, _join(events), done=last.done)
+
+
+def _adds_tokens(output: Output) -> bool:
+    return isinstance(output.payload, TokenEvent) and output.failure is None
+
+
+def _join(events: Sequence[Payload | None]) -> TokenEvent:
+    """Token events of one generation as the reader would have seen them one after the other."""
+    parts = [event for event in events if isinstance(event, TokenEvent)]
+    return replace(
+        parts[-1],
+        token_ids=tuple(token for part in parts for token in part.token_ids),
+        logprobs=tuple(entry for part in parts for entry in part.logprobs),
+        cached_tokens=max(part.cached_tokens for part in parts),
+    )

@@ -1,0 +1,1 @@
+"""What the operating system gives and keeps: memory, processors, files, ports, signals."""

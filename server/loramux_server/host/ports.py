@@ -1,0 +1,44 @@
+"""Whether a server could listen somewhere."""
+
+from __future__ import annotations
+
+import socket
+
+from ..core.errors import Code, Error
+
+
+def why_not(host: str, port: int) -> str:
+    """Why nobody can listen there now; empty: one can. Port 0 is any free one."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+            # Two sockets may be bound with that option as long as none listens.
+            probe.listen()
+        except OSError as error:
+            return error.strerror or str(error)
+    return ""
+
+
+def cannot_listen(host: str, port: int, why: str) -> Error:
+    """The error of a gRPC port that cannot be had."""
+    return Error(
+        Code.FAILED_PRECONDITION,
+        f"cannot listen on {_shown(host, port)}: {why} (choose another with --listen)",
+        reason="PORT_UNAVAILABLE",
+    )
+
+
+def cannot_serve_metrics(host: str, port: int, why: str) -> Error:
+    """The error of a metrics port that cannot be had."""
+    return Error(
+        Code.FAILED_PRECONDITION,
+        f"cannot serve metrics on {_shown(host, port)}: {why}"
+        " (choose another with --metrics-listen, or --metrics-listen off)",
+        reason="METRICS_PORT_UNAVAILABLE",
+    )
+
+
+def _shown(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -1,0 +1,98 @@
+"""A model's files from the Hugging Face hub, or quickly a clear reason why not."""
+
+from __future__ import annotations
+
+import os
+import threading
+from pathlib import Path
+
+from ...core.errors import Code, Error, invalid_field
+
+_PROBE_SECONDS = 5.0
+"""Longest wait to learn whether the hub answers at all, name resolution included."""
+
+_YES = {"1", "ON", "YES", "TRUE"}
+_WANTED = ["*.safetensors", "*.json", "*.jinja", "*.txt", "tokenizer.model"]
+# Subfolders and `consolidated` files repeat the weights in other layouts.
+_UNWANTED = ["*/*", "consolidated*"]
+
+
+def reachable() -> bool:
+    """Whether the hub may be asked at all: huggingface_hub's own words for no, without its import."""
+    return (os.environ.get("HF_HUB_OFFLINE") or os.environ.get("TRANSFORMERS_OFFLINE") or "").upper() not in _YES
+
+
+def download(repo: str, revision: str | None) -> tuple[Path, str]:
+    """Folder of the repository's files in the hub's own cache, and the commit they are from.
+
+    HF_HOME, HF_TOKEN, HF_ENDPOINT and HF_HUB_OFFLINE hold as everywhere. Raises INVALID_ARGUMENT on ``model`` where
+    the hub says no, UNAVAILABLE where it does not answer and the cache has no copy.
+    """
+    from huggingface_hub import is_offline_mode, snapshot_download
+    from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    reason = "HF_HUB_OFFLINE is set"
+    try:
+        commit = None
+        if not is_offline_mode():
+            commit, reason = _probe(repo, revision)
+        path = snapshot_download(
+            repo,
+            revision=commit or revision,
+            allow_patterns=_WANTED,
+            ignore_patterns=_UNWANTED,
+            local_files_only=commit is None,
+        )
+    except GatedRepoError as error:
+        raise invalid_field(
+            "model",
+            f"{repo} is gated on the hub: accept its terms at https://huggingface.co/{repo} and set HF_TOKEN to a "
+            "token of that account",
+        ) from error
+    except RepositoryNotFoundError as error:
+        raise invalid_field(
+            "model",
+            f"the hub has no model {repo!r} that this machine may read: check the spelling and, if it is private, "
+            "set HF_TOKEN",
+        ) from error
+    except LocalEntryNotFoundError as error:
+        raise Error(
+            Code.UNAVAILABLE,
+            f"{repo} is not in the hub's cache on this machine and the hub cannot be asked: {reason}",
+            reason="HUB_UNREACHABLE",
+        ) from error
+    return Path(path), Path(path).name
+
+
+def _probe(repo: str, revision: str | None) -> tuple[str | None, str]:
+    """(commit, "") if the hub answers, (None, why) if it does not; raises what the hub says no with.
+
+    One request and no retries, in a thread of its own: a resolver that hangs must not hold the start.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
+
+    answer: list[str] = []
+    failure: list[Exception] = []
+
+    def ask() -> None:
+        try:
+            answer.append(HfApi().model_info(repo, revision=revision, timeout=_PROBE_SECONDS / 2).sha or "")
+        except Exception as error:  # judged by the caller: the client's network errors share no base class
+            failure.append(error)
+
+    thread = threading.Thread(target=ask, name="hub-probe", daemon=True)
+    thread.start()
+    thread.join(_PROBE_SECONDS)
+    if answer and answer[0]:
+        return answer[0], ""
+    if not failure:
+        return None, f"no answer in {_PROBE_SECONDS:g} s"
+    error = failure[0]
+    if isinstance(error, RepositoryNotFoundError):
+        raise error
+    if isinstance(error, RevisionNotFoundError):
+        raise invalid_field("model", f"{repo} has no revision {revision!r} on the hub") from error
+    if isinstance(error, HfHubHTTPError) and error.response is not None:
+        return None, f"it answered HTTP {error.response.status_code}"
+    return None, str(error).splitlines()[0] if str(error) else type(error).__name__

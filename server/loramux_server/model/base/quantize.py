@@ -1,0 +1,335 @@
+"""NF4 copies of base models: made once, kept in the state directory, loadable by plain transformers.
+
+Every linear but the output head becomes NF4 with double quantisation in blocks of 64; the rest keeps its 16 bits.
+The copy is a standard pre-quantised transformers folder, so whatever reads those reads the very same weights.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import logging
+import math
+import os
+import shutil
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ...core.errors import Code, Error, invalid_field
+from . import gguf, quiet, tokenizer_files
+from .files import FILES, describe, find_damage, is_linked
+from .fingerprint import fingerprint
+from .source import BLOCK, MARKER, SETTINGS, Source, find_cached, locate, locate_again, read_marker, write_marker
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import BitsAndBytesConfig, PreTrainedModel
+
+log = logging.getLogger(__name__)
+
+Progress = Callable[[str, float | None], None]
+"""Told what is being done and how far it is, 0 to 1 (None: unknown)."""
+
+IMPORTING = "importing PyTorch and transformers"
+"""What takes seconds before anything else can be done."""
+
+
+BYTES_A_MINUTE = 1e9
+"""Of a model's files: what two processor cores convert. More of them, or a GPU, are faster."""
+
+
+def _silent(step: str, fraction: float | None) -> None:
+    pass
+
+
+def prepare_base(model: str | None, state_dir: Path, progress: Progress = _silent) -> Path:
+    """The NF4 folder of ``model`` (see :func:`.source.locate`), made now if it is not in ``state_dir``/base yet.
+
+    Raises INVALID_ARGUMENT or NOT_FOUND on ``model``, RESOURCE_EXHAUSTED when the disk is full.
+    """
+    return prepare(model, state_dir, progress).folder
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """An NF4 folder whose files are whole; ``damage`` says what was wrong with it before it was made anew."""
+
+    folder: Path
+    damage: str = ""
+
+
+def prepare(model: str | None, state_dir: Path, progress: Progress = _silent) -> Prepared:
+    """``prepare_base``, with what was found of an earlier copy.
+
+    Raises DATA_LOSS when that is damaged and what it was made from is not at hand.
+    """
+    cache = state_dir / "base"
+    _sweep(cache)
+    target = find_cached(model, cache, SETTINGS)
+    source = None
+    if target is None:
+        progress("looking for the base model", None)
+        source = locate(model)
+        target = cache / source.key(SETTINGS)
+    damage = ""
+    if read_marker(target).get("settings") == SETTINGS:
+        progress("checking the base", None)
+        damage = find_damage(target)
+        if not damage:
+            return Prepared(target)
+        source = _source_again(target, damage)
+        log.error("the NF4 copy in %s is damaged: %s. It is made again", target, damage)
+    assert source is not None
+    if not _already_nf4(source):
+        progress(_announcement(source), None)
+    progress(IMPORTING, None)
+    try:
+        convert(source, target, progress, bool(damage))
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise Error(
+            Code.RESOURCE_EXHAUSTED,
+            f"the disk under {cache} is full; free space or choose another --state-dir",
+            reason="DISK_FULL",
+        ) from error
+    return Prepared(target, damage)
+
+
+def _sweep(cache: Path) -> None:
+    """Remove what conversions that were killed left, of whatever base. What another process is at stays."""
+    for draft in cache.glob(".*.tmp"):
+        with suppress(OSError), draft.with_suffix(".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(draft, ignore_errors=True)
+
+
+def _announcement(source: Source) -> str:
+    files = source.path.glob("*.safetensors") if source.path.is_dir() else [source.path]
+    minutes = math.ceil(sum(file.stat().st_size for file in files) / BYTES_A_MINUTE)
+    return f"converting {source.name} to NF4, only at its first start: about {minutes} min"
+
+
+def _source_again(target: Path, damage: str) -> Source:
+    """What a damaged copy was made from. Raises DATA_LOSS where it cannot be made again."""
+    made = read_marker(target)
+    if is_linked(target):
+        where = (made.get("source") or {}).get("path") or "the hub's cache"
+        hint = f"it is used as it is from {where}: bring these files back from where they came"
+    else:
+        try:
+            return locate_again(made)
+        except Error as error:
+            hint = f"it cannot be made again: {error.message}. Bring that back, or restore {target} from a copy"
+    raise Error(
+        Code.DATA_LOSS,
+        f"the base {made.get('name', target.name)} is damaged in {target}: {damage}; {hint}",
+        reason="BASE_DAMAGED",
+    )
+
+
+def convert(source: Source, target: Path, progress: Progress = _silent, damaged: bool = False) -> None:
+    """Write the NF4 folder of ``source`` to ``target``: all of it or nothing, also when the power fails.
+
+    A second process that wants the same folder waits and then finds it made. One that is ``damaged`` is moved aside.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with target.with_name(f".{target.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        before = read_marker(target)
+        if before.get("settings") == SETTINGS and not (damaged and find_damage(target)):
+            return
+        if damaged:
+            _move_aside(target)
+        draft = target.with_name(f".{target.name}.tmp")
+        for remains in (draft, target):
+            shutil.rmtree(remains, ignore_errors=True)
+        draft.mkdir()
+        try:
+            _fill(draft, source, progress)
+            os.rename(draft, target)
+            _sync_folder(target.parent)
+            if damaged and read_marker(target).get("fingerprint") != before.get("fingerprint"):
+                log.warning("the copy that was made again differs: adapters trained on the old one are refused")
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
+            gguf.forget()
+
+
+def _move_aside(target: Path) -> None:
+    """Keep a damaged copy under a name that no start looks at, in place of an earlier one."""
+    aside = target.with_name(f".{target.name}.damaged")
+    shutil.rmtree(aside, ignore_errors=True)
+    os.rename(target, aside)
+
+
+def _fill(draft: Path, source: Source, progress: Progress) -> None:
+    with quiet.transformers():
+        notes = _link(source, draft) if _already_nf4(source) else _write_nf4(source, draft, progress)
+    progress("checking the NF4 copy", None)
+    made = {
+        "name": source.name,
+        "asked": source.identity.get("asked", ""),
+        "fingerprint": fingerprint(draft),
+        "source": source.identity,
+        "settings": SETTINGS,
+        "notes": notes,
+        FILES: describe(draft),
+    }
+    write_marker(draft, made)
+    _sync(draft)
+
+
+def _write_nf4(source: Source, folder: Path, progress: Progress) -> list[str]:
+    """Convert; returns notes on what was left in 16 bits."""
+    model = _read(source, progress)
+    keep = _quantise(model, progress)
+    progress("writing the NF4 copy", None)
+    _save(model, keep, folder)
+    tokenizer_files.write(source, folder, model.config)
+    misfits = [
+        f"{name} kept in 16 bits: it does not fit NF4 blocks of {BLOCK} or asks for more bits" for name in keep[1:]
+    ]
+    return misfits + _no_linears(model)
+
+
+def _read(source: Source, progress: Progress) -> PreTrainedModel:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    if source.kind == "gguf":
+        model = gguf.read_model(source.path, lambda done: progress("reading the GGUF file", done))
+        # What stays unquantised was 16-bit before the file was made.
+        for parameter in _other_parameters(model):
+            parameter.data = parameter.data.to(torch.bfloat16)
+        return model
+    progress("reading the model", None)
+    config = json.loads((source.path / "config.json").read_text(encoding="utf-8"))
+    if "quantization_config" in config:
+        method = config["quantization_config"].get("quant_method", "unknown")
+        raise invalid_field(
+            "model", f"{source.name} is already quantised ({method}); give the 16-bit model or a bitsandbytes NF4 one"
+        )
+    try:
+        return AutoModelForCausalLM.from_pretrained(
+            source.path, dtype="auto", trust_remote_code=False, use_safetensors=True, local_files_only=True
+        )
+    except (ValueError, KeyError, OSError) as error:
+        raise invalid_field(
+            "model", f"transformers cannot load {source.name} as a text model: {str(error).strip().splitlines()[0]}"
+        ) from error
+
+
+def _quantise(model: PreTrainedModel, progress: Progress) -> list[str]:
+    """Replace linears by NF4 ones, one at a time so that only one is held twice. Returns what was left as it is."""
+    import torch
+    from bitsandbytes.nn import Linear4bit, Params4bit
+    from torch import nn
+
+    head = model.get_output_embeddings()
+    linears = [(n, m) for n, m in model.named_modules() if type(m) is nn.Linear]
+    keep = [n for n, m in linears if m is head] or ["lm_head"]
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    for i, (name, module) in enumerate(linears):
+        if module is not head and _fits(model, name, module):
+            packed = Linear4bit(
+                module.in_features,
+                module.out_features,
+                module.bias is not None,
+                quant_type="nf4",
+                device="meta",
+            )
+            weight = module.weight.data.to(device=device, dtype=torch.float32)
+            packed.weight = Params4bit(weight, requires_grad=False, quant_type="nf4", blocksize=BLOCK).to(device)
+            packed.weight = packed.weight.to("cpu")
+            packed.bias = module.bias
+            packed.quant_state = packed.weight.quant_state
+            model.set_submodule(name, packed)
+            module.weight = None  # type: ignore[assignment]
+            del weight
+        elif module is not head:
+            keep.append(name)
+        progress("quantising to NF4", (i + 1) / len(linears))
+    return keep
+
+
+def _fits(model: PreTrainedModel, name: str, module: nn.Linear) -> bool:
+    """Whether blocks lie within rows, which the fast kernels need, and the model allows fewer bits at all."""
+    wide = set(model._keep_in_fp32_modules or ()) | set(model._keep_in_fp32_modules_strict or ())
+    return module.in_features % BLOCK == 0 and not any(part in wide for part in name.split("."))
+
+
+def _save(model: PreTrainedModel, keep: list[str], folder: Path) -> None:
+    import torch
+    from transformers import BitsAndBytesConfig
+    from transformers.quantizers.auto import AutoHfQuantizer
+
+    config: BitsAndBytesConfig = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.float32,
+        llm_int8_skip_modules=keep,
+    )
+    model.hf_quantizer = AutoHfQuantizer.from_config(config)
+    model.config.quantization_config = config
+    model.save_pretrained(folder)
+
+
+def _other_parameters(model: PreTrainedModel) -> list[nn.Parameter]:
+    """Parameters that no conversion touches: embeddings, norms, biases, the head."""
+    from torch import nn
+
+    head = model.get_output_embeddings()
+    packed = {id(m.weight) for m in model.modules() if type(m) is nn.Linear and m is not head}
+    return [p for p in model.parameters() if id(p) not in packed]
+
+
+def _no_linears(model: PreTrainedModel) -> list[str]:
+    """Notes on large weights that are not linear layers: experts of mixtures, GPT-2's transposed layers."""
+    names = [n for n, p in model.named_parameters() if p.dim() >= 3]
+    names += [f"{n}.weight" for n, m in model.named_modules() if type(m).__name__ == "Conv1D"]
+    kinds = sorted({".".join("*" if part.isdigit() else part for part in n.split(".")) for n in names})
+    return [f"{kind} kept in 16 bits: not a linear layer" for kind in kinds]
+
+
+def _already_nf4(source: Source) -> bool:
+    if source.kind == "gguf":
+        return False
+    config = json.loads((source.path / "config.json").read_text(encoding="utf-8")).get("quantization_config") or {}
+    if config.get("quant_method", "bitsandbytes") != "bitsandbytes" or not config.get("load_in_4bit"):
+        return False
+    if config.get("bnb_4bit_quant_type") != "nf4":
+        raise invalid_field("model", f"{source.name} is 4-bit but not NF4; give the 16-bit model or an NF4 one")
+    return True
+
+
+def _link(source: Source, folder: Path) -> list[str]:
+    """A model that is NF4 already is used as it is: its files stay where they are."""
+    for file in sorted(source.path.iterdir()):
+        if file.is_file() and file.name != MARKER:
+            (folder / file.name).symlink_to(file.resolve())
+    return [f"used as it is from {source.path}"]
+
+
+def _sync(folder: Path) -> None:
+    for file in folder.iterdir():
+        if not file.is_symlink():
+            descriptor = os.open(file, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+    _sync_folder(folder)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,1 @@
+"""PEFT adapter folders: read, checked, written, merged."""

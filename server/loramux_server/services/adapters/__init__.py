@@ -1,0 +1,1 @@
+"""The life of adapter versions: upload, publish, compose, quarantine, collect."""

@@ -1,0 +1,144 @@
+"""Merging a stack into a new version of an adapter."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+
+from ...core.backend import Backend, EngineInfo
+from ...core.compose import ComposeCommand, ComposeMethod
+from ...core.errors import FieldViolation, invalid
+from ...core.types import Stack
+from ...host.failpoints import reach
+from ...host.files import storage_errors, sync_folder, write_durable
+from ...peft.schema import CARD_FILE, AdapterConfig, check_folder
+from ...store.records import AdapterMeta, Composition, VersionRecord
+from ...store.refs import check_new_name
+from ...store.store import Store
+from ..common.checks import MAX_SEED, MIN_SEED, stack_violations
+from ..common.limits import Limits
+from ..common.metadata import metadata_violations
+from ..common.shielding import temporary_folder
+from ..common.stacks import StackResolver, active, pinned_items
+from .checked_backend import retried, stacked
+from .compose_worker import Composer
+from .composed_card import render_composed_card
+from .publish import publish
+from .types import ComposeRequest
+
+DENSITY = 0.5
+
+
+class ComposeService:
+    """One merge at a time: it takes processor time that requests want."""
+
+    def __init__(self, backend: Backend, store: Store, info: EngineInfo, limits: Limits, run: Composer) -> None:
+        self._backend = backend
+        self._store = store
+        self._info = info
+        self._limits = limits
+        self._run = run
+        self._stacks = StackResolver(store)
+        self._turn = asyncio.Lock()
+
+    async def compose(self, request: ComposeRequest) -> VersionRecord:
+        """Merge, check, and publish as the next version of ``request.name``, which means it from now on.
+
+        Raises INVALID_ARGUMENT (all bad fields at once; ranks that don't suit the method), NOT_FOUND (an adapter),
+        FAILED_PRECONDITION (nothing is left of the delta); then nothing is stored.
+        """
+        check_new_name(request.name)
+        if violations := [*self._violations(request)]:
+            raise invalid(violations)
+        async with self._turn:
+            stack = await self._stacks.resolve(request.adapters, request.tenant)
+            async with temporary_folder(self._store, "compose") as folder:
+                with self._stacks.held(stack):
+                    return await self._publish(request, stack, folder / "adapter")
+
+    async def _publish(self, request: ComposeRequest, stack: Stack, folder: Path) -> VersionRecord:
+        command = self._command(request, active(stack), folder)
+        result = await retried(self._store.adapters, stacked(command.stack), lambda: self._run(command))
+        reach("compose.written")
+        config = await asyncio.to_thread(self._check, folder)
+        composed = Composition(
+            method=command.method.value,
+            stack=pinned_items(stack),
+            error=result.error,
+            rank=config.rank if command.method is ComposeMethod.SVD else None,
+            density=command.density if command.method.takes_density else None,
+            seed=command.seed if command.method is ComposeMethod.DARE_TIES else None,
+        )
+        card = render_composed_card(request.name, self._info, composed, request.metadata)
+        await asyncio.to_thread(_write_card, folder, card)
+        meta = self._meta(request, config, composed)
+        reach("compose.before_publish")
+        return await publish(
+            self._backend,
+            self._store,
+            request.name,
+            folder,
+            config.rank,
+            lambda: self._store.adapters.publish(request.name, request.tenant, folder, meta),
+        )
+
+    def _command(self, request: ComposeRequest, stack: Stack, folder: Path) -> ComposeCommand:
+        return ComposeCommand(
+            stack=stack,
+            method=request.method,
+            output=str(folder),
+            modules=dict(self._info.linear_modules),
+            base_name=self._info.base_name,
+            base_fingerprint=self._info.base_fingerprint,
+            rank=request.rank,
+            density=DENSITY if request.density is None else request.density,
+            seed=request.seed or 0,
+            max_rank=self._limits.max_rank,
+        )
+
+    def _violations(self, request: ComposeRequest) -> Iterator[FieldViolation]:
+        method = request.method
+        yield from stack_violations(request.adapters)
+        if not any(item.weight for item in request.adapters):
+            yield FieldViolation("adapters", "is empty, or has no weight but 0: name at least one adapter to merge")
+        if request.rank is not None and method is not ComposeMethod.SVD:
+            yield FieldViolation("rank", f"is for method svd only; with {method.value} it follows from the adapters")
+        elif request.rank is not None and not 1 <= request.rank <= self._limits.max_rank:
+            yield FieldViolation("rank", f"is {request.rank}; it must be between 1 and {self._limits.max_rank}")
+        if request.density is not None and not method.takes_density:
+            takers = ", ".join(m.value for m in ComposeMethod if m.takes_density)
+            yield FieldViolation("density", f"is for the methods {takers} only")
+        elif request.density is not None and not 0 < request.density <= 1:
+            yield FieldViolation("density", f"is {request.density:g}; it must be above 0 and at most 1")
+        if request.seed is not None and method is not ComposeMethod.DARE_TIES:
+            yield FieldViolation("seed", "is for method dare_ties only; the others draw nothing")
+        elif request.seed is not None and not MIN_SEED <= request.seed <= MAX_SEED:
+            yield FieldViolation("seed", f"is {request.seed}; it must fit in 64 bits")
+        yield from metadata_violations(request.metadata)
+
+    def _check(self, folder: Path) -> AdapterConfig:
+        return check_folder(
+            folder,
+            self._info.linear_modules,
+            self._info.base_fingerprint,
+            max_rank=self._limits.max_rank,
+            allow_hard_links=True,
+        )
+
+    def _meta(self, request: ComposeRequest, config: AdapterConfig, composed: Composition) -> AdapterMeta:
+        return AdapterMeta(
+            rank=config.rank,
+            alpha=config.alpha,
+            base_fingerprint=self._info.base_fingerprint,
+            target_modules=config.target_modules,
+            layers=config.layers,
+            metadata=dict(request.metadata),
+            composed=composed,
+        )
+
+
+def _write_card(folder: Path, card: str) -> None:
+    with storage_errors("cannot write the model card"):
+        write_durable(folder / CARD_FILE, card.encode())
+        sync_folder(folder)

@@ -1,0 +1,316 @@
+"""The life of adapters: in, out, listed, renamed, pinned, deleted."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+from collections.abc import AsyncIterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import BinaryIO
+
+from ...core.backend import Backend, EngineInfo
+from ...core.encodings import without_mark
+from ...core.errors import Code, Error, invalid, invalid_field
+from ...core.types import COMPUTED_WITH, AdapterVersion
+from ...host.files import open_regular
+from ...peft.config import CONFIG_FILE, MAX_CONFIG_BYTES
+from ...peft.schema import FINGERPRINT_KEY, AdapterConfig, check_folder
+from ...store.blobs.blobs import damaged
+from ...store.records import AdapterMeta, VersionRecord, VersionState
+from ...store.refs import LATEST, check_name, check_new_name, parse_ref
+from ...store.store import Store
+from ...telemetry.logs import get_logger
+from ..common.limits import Limits
+from ..common.metadata import metadata_violations
+from ..common.shielding import temporary_folder
+from ..common.types import FileSpec, Page
+from ..common.uploads import receive_adapter
+from .compose import ComposeService
+from .compose_worker import Composer, run_composer
+from .publish import publish
+from .types import AdapterInfo, AdapterVersionInfo, ComposeRequest, Download
+from .verify import has_effect
+from .views import AdapterViews
+
+log = get_logger(__name__)
+
+CHUNK_BYTES = 1 << 20
+STATS_SECONDS = 1.0
+"""Longest wait for the engine to say what is resident: it answers between two steps."""
+
+
+class AdapterService:
+    """Adapters of all tenants. A reference is ``name``, ``name@version`` or ``name@alias``.
+
+    Another tenant's adapter is NOT_FOUND; one that all tenants share can be used but not changed.
+    """
+
+    def __init__(
+        self, backend: Backend, store: Store, info: EngineInfo, limits: Limits, composer: Composer = run_composer
+    ) -> None:
+        self._backend = backend
+        self._store = store
+        self._info = info
+        self._limits = limits
+        self._views = AdapterViews(store, info)
+        self._composing = ComposeService(backend, store, info, limits, composer)
+        self._resident: dict[str, str] = {}
+        self._pinning = asyncio.Lock()
+        self.deleted = asyncio.Event()
+        """Set when versions were deleted: there may be files to collect."""
+
+    async def list(
+        self, tenant: str = "default", *, prefix: str = "", page_size: int = 100, page_token: str = ""
+    ) -> Page[AdapterInfo]:
+        """Adapters in order of name, without ``versions``."""
+        tiers = await self._tiers()
+        return await asyncio.to_thread(self._list, tenant, prefix, page_size, page_token, tiers)
+
+    async def get(self, ref: str, tenant: str = "default") -> AdapterInfo:
+        """An adapter with all its versions; with ``name@version`` or ``name@alias``, with that version only."""
+        tiers = await self._tiers()
+        return await asyncio.to_thread(self._get, ref, tenant, tiers)
+
+    async def upload(
+        self,
+        name: str,
+        chunks: AsyncIterator[tuple[str, bytes]],
+        tenant: str = "default",
+        *,
+        files: tuple[FileSpec, ...] = (),
+        set_current: bool = True,
+        metadata: Mapping[str, str] | None = None,
+    ) -> AdapterVersionInfo:
+        """Publish a PEFT folder as the next version of ``name``.
+
+        ``chunks`` gives (file name, next bytes of it): the pieces of one file follow each other. ``files`` says what
+        will come, with sizes and hashes to check; empty: whatever comes. Answers only when the version can be used.
+        Content that is a version of the name already gives that version. Raises INVALID_ARGUMENT,
+        FAILED_PRECONDITION (other base), RESOURCE_EXHAUSTED (too large); then nothing is stored.
+        """
+        check_new_name(name)
+        if violations := [*metadata_violations(metadata or {})]:
+            raise invalid(violations)
+        async with temporary_folder(self._store, "upload") as folder:
+            await receive_adapter(chunks, folder, files, self._limits.max_upload_bytes)
+            config = await asyncio.to_thread(self._check, folder)
+            effect = await asyncio.to_thread(has_effect, folder, config)
+            meta = _meta(config, dict(metadata or {}), effect)
+            record = await publish(
+                self._backend,
+                self._store,
+                name,
+                folder,
+                config.rank,
+                lambda: self._store.adapters.publish(name, tenant, folder, meta, promote=set_current),
+            )
+        version = await self._version(record)
+        for warning in version.warnings:
+            log.warning("an uploaded adapter may not be meant", adapter=version.ref, warning=warning)
+        return version
+
+    async def download(self, ref: str, tenant: str = "default") -> Download:
+        """The PEFT folder of a version, its files to be read from the answer's ``chunks``.
+
+        Raises DATA_LOSS when weights or configuration are damaged; the version is quarantined then.
+        """
+        record = await asyncio.to_thread(self._store.adapters.get_version, ref, tenant)
+        located, files, lost = await asyncio.to_thread(self._checked_files, record)
+        return Download(await self._version(record), files, self._read_files(located, files), lost)
+
+    async def delete(self, ref: str, tenant: str = "default") -> int:
+        """Delete one version, or with a bare name all of them; gives the number of versions that are gone.
+
+        Requests that run finish with what they have; files go when nothing uses them any more.
+        """
+        gone = await asyncio.to_thread(self._store.adapters.delete, ref, tenant)
+        kept = await asyncio.to_thread(self._store.adapters.referenced_digests)
+        if any(record.pinned for record in gone):
+            async with self._pinning:
+                await self._keep_pinned()
+        for record in gone:
+            if record.digest not in kept:
+                await self._unload(record.digest)
+        self.deleted.set()
+        return len(gone)
+
+    async def set_alias(self, name: str, version: int, tenant: str = "default", *, alias: str = "") -> AdapterInfo:
+        """Make the bare name (or ``name@alias``) mean ``version``, once that version is resident.
+
+        0 removes the alias. Raises NOT_FOUND (version, or alias to remove), FAILED_PRECONDITION (quarantined).
+        """
+        check_name(name)
+        if version == 0 and alias:
+            await asyncio.to_thread(self._store.adapters.remove_alias, name, tenant, alias)
+            return await self.get(name, tenant)
+        if version < 1:
+            hint = "" if version else "; 0 removes an alias, and the name itself cannot be removed but by deleting"
+            raise invalid_field("version", f"is {version}; it must be at least 1{hint}")
+        resolved = await asyncio.to_thread(self._store.adapters.resolve, f"{name}@{version}", tenant)
+        await self._backend.load(resolved)
+        await asyncio.to_thread(self._store.adapters.set_alias, name, version, tenant, alias or LATEST)
+        return await self.get(name, tenant)
+
+    async def pin(self, ref: str, tenant: str = "default") -> AdapterInfo:
+        """Load a version and keep it resident, also over restarts.
+
+        Raises RESOURCE_EXHAUSTED when what is pinned would leave no room for the largest adapter beside it.
+        """
+        async with self._pinning:
+            version = await asyncio.to_thread(self._store.adapters.resolve, ref, tenant)
+            await self._backend.load(version)
+            await self._backend.keep([*await asyncio.to_thread(self._pinned), version])
+            record = await asyncio.to_thread(self._store.adapters.pin, version.ref, tenant)
+        return await self.get(record.ref, tenant)
+
+    async def unpin(self, ref: str, tenant: str = "default") -> AdapterInfo:
+        """Let a version be evicted again."""
+        async with self._pinning:
+            record = await asyncio.to_thread(self._store.adapters.pin, ref, tenant, False)
+            await self._keep_pinned()
+        return await self.get(record.ref, tenant)
+
+    async def load_pinned(self) -> None:
+        """When the engine is up: make resident what is pinned, as much of it as can be.
+
+        A version that cannot be loaded must not keep the server down. Raises UNAVAILABLE when the engine is gone.
+        """
+        async with self._pinning:
+            loaded: tuple[AdapterVersion, ...] = ()
+            for version in await asyncio.to_thread(self._pinned):
+                try:
+                    await self._backend.load(version)
+                    await self._backend.keep([*loaded, version])
+                    loaded = (*loaded, version)
+                except Error as error:
+                    if error.code is Code.UNAVAILABLE:
+                        raise
+                    log.warning("a pinned adapter is not resident", adapter=version.ref, error=error.message)
+
+    async def compose(self, request: ComposeRequest) -> AdapterVersionInfo:
+        """Merge a stack into a new version; see :meth:`ComposeService.compose`."""
+        return await self._version(await self._composing.compose(request))
+
+    def _pinned(self) -> tuple[AdapterVersion, ...]:
+        """What is pinned and has its files."""
+        found: tuple[AdapterVersion, ...] = ()
+        usable = [r for r in self._store.adapters.pinned() if r.state is VersionState.READY]
+        for record in usable:
+            with suppress(Error):  # gone from the disk: it is quarantined, and the log says so
+                found = (*found, self._store.adapters.located(record))
+        return found
+
+    async def _keep_pinned(self) -> None:
+        try:
+            await self._backend.keep(await asyncio.to_thread(self._pinned))
+        except Error as error:
+            # An engine that is gone keeps nothing; it is told when it is up again.
+            if error.code is not Code.UNAVAILABLE:
+                raise
+
+    def _check(self, folder: Path) -> AdapterConfig:
+        without_mark(folder / CONFIG_FILE, MAX_CONFIG_BYTES)  # which PEFT cannot read, and the folder goes out again
+        return check_folder(
+            folder, self._info.linear_modules, self._info.base_fingerprint, max_rank=self._limits.max_rank
+        )
+
+    def _list(
+        self, tenant: str, prefix: str, page_size: int, page_token: str, tiers: Mapping[str, str]
+    ) -> Page[AdapterInfo]:
+        records, next_page = self._store.adapters.list(
+            tenant, prefix=prefix, page_size=page_size, page_token=page_token
+        )
+        return Page(tuple(self._views.adapter(record, tiers) for record in records), next_page)
+
+    def _get(self, ref: str, tenant: str, tiers: Mapping[str, str]) -> AdapterInfo:
+        parsed = parse_ref(ref)
+        record = self._store.adapters.get(ref, tenant)
+        number = parsed.version if parsed.alias is None else record.aliases.get(parsed.alias)
+        versions = record.versions if parsed.bare else tuple(v for v in record.versions if v.version == number)
+        return self._views.adapter(record, tiers, versions=versions)
+
+    def _checked_files(self, record: VersionRecord) -> tuple[AdapterVersion, tuple[FileSpec, ...], tuple[str, ...]]:
+        """Where the files of a version are, those that are whole, and the names of those that are lost."""
+        blobs = self._store.blobs
+        version = self._store.adapters.located(record)
+        found = blobs.local_damage(record.digest)
+        if any(damage.name in COMPUTED_WITH for damage in found):
+            self._store.adapters.check_damage([version])  # raises, unless there is a copy that is whole
+            found = blobs.local_damage(record.digest)
+        lost = {damage.name for damage in found if not damage.extra}
+        files = (FileSpec(e.name, e.size_bytes, e.digest) for e in blobs.entries(record.digest) if e.name not in lost)
+        return version, tuple(files), tuple(sorted(lost))
+
+    async def _read_files(
+        self, version: AdapterVersion, files: tuple[FileSpec, ...]
+    ) -> AsyncIterator[tuple[str, bytes]]:
+        with self._store.blobs.holding([version.digest]):
+            for spec in files:
+                async for data in self._read_checked(Path(version.path) / spec.name, spec.sha256):
+                    if data is None:
+                        await asyncio.to_thread(self._store.adapters.check_damage, [version])
+                        raise damaged(version.digest, f"{spec.name} changed while it was read; try again")
+                    yield spec.name, data
+
+    async def _read_checked(self, path: Path, sha256: str) -> AsyncIterator[bytes | None]:
+        """The pieces of a file; before the last one None, if all together are not what they must be."""
+        digest, held = hashlib.sha256(), b""
+
+        def read(file: BinaryIO) -> bytes:
+            data = file.read(CHUNK_BYTES)
+            digest.update(data)
+            return data
+
+        try:
+            with os.fdopen(await asyncio.to_thread(open_regular, path), "rb") as file:
+                while data := await asyncio.to_thread(read, file):
+                    if held:
+                        yield held
+                    held = data
+        except OSError:
+            yield None
+            return
+        if digest.hexdigest() != sha256:
+            yield None
+        elif held:
+            yield held
+
+    async def _version(self, record: VersionRecord) -> AdapterVersionInfo:
+        return await asyncio.to_thread(self._views.version, record, await self._tiers())
+
+    async def _tiers(self) -> dict[str, str]:
+        """Digest -> fastest tier, as of a moment ago if the engine is too busy to say.
+
+        All on disk while the engine is away: lists are answered even then.
+        """
+        try:
+            async with asyncio.timeout(STATS_SECONDS):
+                resident = (await self._backend.stats()).resident
+            self._resident = {digest: tier for tier in ("host", "device") for digest in resident.get(tier, ())}
+        except TimeoutError:
+            pass
+        except Error:
+            self._resident = {}
+        return self._resident
+
+    async def _unload(self, digest: str) -> None:
+        try:
+            await self._backend.unload(digest)
+        except Error as error:
+            # An engine that is gone holds nothing any more; what is deleted stays deleted.
+            if error.code is not Code.UNAVAILABLE:
+                raise
+
+
+def _meta(config: AdapterConfig, metadata: dict[str, str], has_effect: bool) -> AdapterMeta:
+    return AdapterMeta(
+        rank=config.rank,
+        alpha=config.alpha,
+        base_fingerprint=config.metadata.get(FINGERPRINT_KEY, ""),
+        target_modules=config.target_modules,
+        layers=config.layers,
+        metadata=metadata,
+        without_effect=not has_effect,
+    )

@@ -1,0 +1,143 @@
+"""From the store's records to what the services answer about adapters."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from functools import lru_cache
+
+from ...core.backend import EngineInfo
+from ...core.errors import Code, Error, is_damage
+from ...peft.config import CONFIG_FILE, MAX_CONFIG_BYTES, parse_config, shown
+from ...peft.lora_config import LoraConfig
+from ...store.records import AdapterRecord, VersionRecord
+from ...store.refs import LATEST
+from ...store.store import Store
+from .types import AdapterInfo, AdapterVersionInfo
+
+MAX_RANK = 1 << 20
+"""For reading again what was checked against the real limit when it came in."""
+
+
+class AdapterViews:
+    """Makes views of records. Reads small files: call it off the event loop."""
+
+    def __init__(self, store: Store, info: EngineInfo) -> None:
+        self._store = store
+        self._info = info
+        self._config = lru_cache(maxsize=8192)(self._read_config)
+
+    def adapter(
+        self, record: AdapterRecord, tiers: Mapping[str, str], *, versions: tuple[VersionRecord, ...] = ()
+    ) -> AdapterInfo:
+        """An adapter; ``versions`` are those to show, ``tiers`` maps digests to the fastest place they are in."""
+        current = record.current
+        return AdapterInfo(
+            name=record.name,
+            tenant=record.owner,
+            current=None if current is None else self.version(current, tiers),
+            versions=tuple(self.version(v, tiers) for v in sorted(versions, key=lambda v: -v.version)),
+            aliases={alias: version for alias, version in record.aliases.items() if alias != LATEST},
+            previous_version=record.previous,
+            created_at=record.created,
+            updated_at=max((v.created for v in record.versions), default=record.created),
+        )
+
+    def version(self, record: VersionRecord, tiers: Mapping[str, str]) -> AdapterVersionInfo:
+        """One version."""
+        meta, config = record.meta, self._config_of(record.digest)
+        return AdapterVersionInfo(
+            name=record.name,
+            version=record.version,
+            digest=record.digest,
+            rank=meta.rank,
+            alpha=meta.alpha,
+            rslora=config.rslora if config else False,
+            target_modules=meta.target_modules,
+            size_bytes=record.size_bytes,
+            layers=meta.layers or (),
+            base_name=self._base_name(record, config),
+            base_fingerprint=meta.base_fingerprint,
+            created_at=record.created,
+            state=record.state.value,
+            state_reason=record.reason,
+            job_id=meta.job_id,
+            gate_result=self._gate_result(record),
+            dataset_digest=meta.dataset_digest,
+            parent=meta.parent,
+            trained_on=meta.trained_on,
+            asked_with=meta.asked_with,
+            for_other_base=self._for_other_base(record),
+            warnings=tuple(self._warnings(record, config)),
+            composed=meta.composed,
+            metrics=meta.metrics,
+            metadata=meta.metadata,
+            tier=tiers.get(record.digest, "disk"),
+            pinned=record.pinned,
+            last_used_at=record.last_used or 0.0,
+        )
+
+    def _gate_result(self, record: VersionRecord) -> str:
+        """What the job that made a version said about promoting it."""
+        try:
+            job = self._store.jobs.get(record.meta.job_id) if record.meta.job_id else None
+        except Error as error:
+            if error.code is not Code.NOT_FOUND:
+                raise
+            return ""
+        return job.gate_result if job and job.adapter == record.ref else ""
+
+    def _for_other_base(self, record: VersionRecord) -> bool:
+        made_for = record.meta.base_fingerprint
+        return bool(made_for) and made_for != self._info.base_fingerprint
+
+    def _warnings(self, record: VersionRecord, config: LoraConfig | None) -> Iterator[str]:
+        """What does not keep a version from being served, but may not be meant."""
+        if self._for_other_base(record):
+            made_for = self._base_name(record, config) or "an unknown one"
+            yield f"it was made for another base ({made_for}) and cannot be used here"
+        elif config and not record.meta.base_fingerprint and not same_base(config.base_name, self._info.base_name):
+            yield (
+                f"its adapter_config.json names the base {shown(config.base_name)}, and this server has"
+                f" {self._info.base_name}: the shapes fit, the answers may not"
+            )
+        if record.meta.without_effect:
+            yield "it changes nothing: lora_A or lora_B is zero in every module, so it answers as the base does"
+
+    def _base_name(self, record: VersionRecord, config: LoraConfig | None) -> str:
+        if record.meta.base_fingerprint == self._info.base_fingerprint:
+            return self._info.base_name
+        return config.base_name if config else ""
+
+    def _config_of(self, digest: str) -> LoraConfig | None:
+        """The adapter's own settings; None if they are damaged or gone: a list must still be shown then."""
+        try:
+            return self._config(digest)
+        except Error as error:
+            if is_damage(error):
+                with suppress(Error):
+                    self._store.adapters.mark_damaged(digest, error.message)
+        except OSError:
+            pass
+        return None
+
+    def _read_config(self, digest: str) -> LoraConfig:
+        return parse_config(self._store.blobs.read(digest, CONFIG_FILE, MAX_CONFIG_BYTES), max_rank=MAX_RANK)
+
+
+def same_base(theirs: str, ours: str) -> bool:
+    """Whether two names of bases may mean one model: owner, case and words for a quantised copy do not count."""
+    return not theirs or _model(theirs) == _model(ours)
+
+
+def _model(name: str) -> str:
+    words = re.split(r"[-_.\s]+", name.replace("\\", "/").rstrip("/").rpartition("/")[2].lower())
+    return "-".join(word for word in words if word not in _COPIES)
+
+
+_COPIES = {
+    *("bnb", "4bit", "8bit", "nf4", "unsloth", "gguf", "hf", "bf16", "fp16", "q4", "q8"),
+    *("awq", "gptq", "mlx", "dynamic"),
+}
+"""Words in a name that tell how a copy is stored, not which model it is."""

@@ -1,0 +1,1 @@
+"""What all use cases share: checks of fields, stacks, uploads, deadlines, limits."""

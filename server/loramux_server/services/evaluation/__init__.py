@@ -1,0 +1,1 @@
+"""Answers to held-out questions: gate, expected answers, comparison with a prompt."""

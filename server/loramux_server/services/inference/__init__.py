@@ -1,0 +1,1 @@
+"""Generate, score, tokenize: from a request to its answer."""

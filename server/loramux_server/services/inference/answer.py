@@ -1,0 +1,132 @@
+"""One request on its way through the engine: n choices in, one stream of chunks out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass, replace
+
+from ...core.backend import Backend, GenerateCommand, TokenEvent
+from ...core.errors import Code, Error
+from ...core.observer import Observer, RequestFinished, RequestStarted
+from ...core.types import Chunk, FinishReason, Stack, Usage
+from ..common.deadlines import until
+from .choice import ChoiceDecoder
+from .stream_mux import read_together
+
+_OWN_FAILURES = frozenset({Code.INTERNAL, Code.DATA_LOSS})
+"""Codes of failures that concern one choice (not-a-number logits); any other ends the whole request."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A request that passed all checks. ``commands`` and ``decoders`` are by choice."""
+
+    request_id: str
+    tenant: str
+    stack: Stack
+    prompt_tokens: int
+    commands: tuple[GenerateCommand, ...]
+    decoders: tuple[ChoiceDecoder, ...]
+    deadline: float
+    started: float
+    """When the request came, on the monotonic clock."""
+
+
+class Answer:
+    """Runs a prepared request once; tells the observer what came of it, whichever way it ends."""
+
+    def __init__(self, backend: Backend, prepared: Prepared, observer: Observer) -> None:
+        self._backend = backend
+        self._prepared = prepared
+        self._observer = observer
+        self._first_token: float | None = None
+        self._last_token: list[float | None] = [None] * len(prepared.commands)
+        self._code = Code.CANCELLED.value
+
+    async def chunks(self) -> AsyncGenerator[Chunk]:
+        """Chunks of all choices. Closing this early aborts what the engine still does for it."""
+        p = self._prepared
+        self._observer.request_started(RequestStarted(p.request_id, "generate", p.tenant, p.stack, p.prompt_tokens))
+        merge = read_together([self._backend.generate(command) for command in p.commands])
+        adapters = p.stack.entries
+        unfinished = len(p.commands)
+        failure: Error | None = None
+        try:
+            while unfinished:
+                async with until(p.deadline):
+                    index, event = await merge.next()
+                if event is None:
+                    raise Error(Code.UNAVAILABLE, "the engine stopped before the answer was complete; try again")
+                self._note(index, event)
+                if event.finish_reason is FinishReason.ERROR:
+                    failure = _failure(event)
+                    if failure.code not in _OWN_FAILURES:
+                        raise failure
+                chunk = p.decoders[index].push(event)
+                if chunk.finish_reason is not None:
+                    unfinished -= 1
+                    await merge.stop(index)
+                if not unfinished:
+                    if failure is not None and self._all_failed():
+                        raise failure
+                    # Whoever holds the last chunk has the whole answer, and may stop reading.
+                    self._code = "ok"
+                    yield replace(chunk, usage=self._usage(), adapters=p.stack.entries)
+                elif chunk.text or chunk.token_ids or chunk.finish_reason is not None:
+                    yield replace(chunk, adapters=adapters) if adapters else chunk
+                    adapters = ()
+        except Error as error:
+            self._code = error.code.value
+            raise
+        except Exception:
+            self._code = Code.INTERNAL.value
+            raise
+        finally:
+            try:
+                await merge.aclose()
+            finally:
+                self._observer.request_finished(self._finished())
+
+    def _note(self, index: int, event: TokenEvent) -> None:
+        if not event.token_ids:
+            return
+        now = time.monotonic()
+        before, self._last_token[index] = self._last_token[index], now
+        if self._first_token is None:
+            self._first_token = now
+        interval = None if before is None else now - before
+        self._observer.tokens(self._prepared.tenant, self._prepared.stack, len(event.token_ids), interval)
+
+    def _all_failed(self) -> bool:
+        return all(decoder.finish_reason is FinishReason.ERROR for decoder in self._prepared.decoders)
+
+    def _usage(self) -> Usage:
+        decoders = self._prepared.decoders
+        return Usage(
+            prompt_tokens=self._prepared.prompt_tokens,
+            completion_tokens=sum(decoder.tokens for decoder in decoders),
+            # What one choice leaves in the cache for the next is no saving of the request.
+            cached_tokens=min(decoder.cached_tokens for decoder in decoders),
+        )
+
+    def _finished(self) -> RequestFinished:
+        p, usage = self._prepared, self._usage()
+        return RequestFinished(
+            request_id=p.request_id,
+            method="generate",
+            tenant=p.tenant,
+            stack=p.stack,
+            prompt_tokens=usage.prompt_tokens,
+            completion_tokens=usage.completion_tokens,
+            cached_tokens=usage.cached_tokens,
+            duration=time.monotonic() - p.started,
+            time_to_first_token=None if self._first_token is None else self._first_token - p.started,
+            finish_reasons=tuple(d.finish_reason for d in p.decoders if d.finish_reason is not None),
+            code=self._code,
+        )
+
+
+def _failure(event: TokenEvent) -> Error:
+    code = Code(event.error_code) if event.error_code in set(Code) else Code.INTERNAL
+    return Error(code, event.error or "the engine could not complete the answer")

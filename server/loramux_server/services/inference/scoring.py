@@ -1,0 +1,123 @@
+"""Log-probabilities of a text that the caller already has."""
+
+from __future__ import annotations
+
+import time
+import uuid
+
+from ...core.backend import Backend, EngineInfo, ScoreCommand, ScoreResult
+from ...core.errors import Code, Error, FieldViolation, invalid, invalid_field
+from ...core.observer import Observer, RequestFinished, RequestStarted
+from ...core.types import Stack
+from ...text import TextTokenizer
+from ..common.checks import final_message_violations, prompt_violations, stack_violations, text_violations
+from ..common.deadlines import Preparation, until
+from ..common.limits import Limits
+from ..common.stacks import StackResolver, active
+from ..common.workers import prepare
+from .prompts import check_context, encode_prompt
+from .types import Score, ScoreRequest
+
+
+class Scorer:
+    """The score use case; ``GenerationService`` holds one."""
+
+    def __init__(
+        self,
+        backend: Backend,
+        stacks: StackResolver,
+        text: TextTokenizer,
+        info: EngineInfo,
+        limits: Limits,
+        observer: Observer,
+        preparation: Preparation,
+    ) -> None:
+        self._backend = backend
+        self._stacks = stacks
+        self._text = text
+        self._info = info
+        self._limits = limits
+        self._observer = observer
+        self._preparation = preparation
+
+    async def score(self, request: ScoreRequest) -> Score:
+        """Log-probabilities of ``request.continuation``, one per token."""
+        started = time.monotonic()
+        violations = [
+            *prompt_violations(request.prompt, request.messages, self._limits),
+            *final_message_violations(request.prompt, request.messages, request.continue_final_message),
+            *text_violations("continuation", request.continuation, self._limits.max_prompt_bytes),
+            *stack_violations(request.adapters),
+        ]
+        if violations:
+            raise invalid(violations)
+        async with self._preparation.turn(request.deadline) as deadline:
+            prompt_ids, ids = await prepare(lambda: self._encode(request))
+            stack = await self._stacks.resolve(request.adapters, request.tenant)
+        command = ScoreCommand(
+            id=uuid.uuid4().hex,
+            prompt_ids=tuple(prompt_ids),
+            continuation_ids=tuple(ids),
+            stack=active(stack),
+            tenant=request.tenant,
+        )
+        with self._stacks.held(stack):
+            result = await self._run(request.request_id or command.id, command, stack, deadline, started)
+        return Score(
+            token_ids=command.continuation_ids,
+            tokens=tuple(self._text.token_text(id) for id in ids),
+            token_bytes=tuple(self._text.token_bytes(id) for id in ids),
+            logprobs=result.logprobs,
+            greedy=result.greedy,
+            prompt_tokens=len(prompt_ids),
+            adapters=stack.entries,
+        )
+
+    def _encode(self, request: ScoreRequest) -> tuple[list[int], list[int]]:
+        prompt_ids = encode_prompt(self._text, request.prompt, request.messages, request.continue_final_message)
+        check_context(request.prompt, len(prompt_ids), self._info.max_context)
+        ids = self._text.encode_continuation(request.continuation, field="continuation")
+        room = self._info.max_context - len(prompt_ids)
+        if not ids:
+            raise invalid_field("continuation", "has no tokens; give some text")
+        if len(ids) > room:
+            description = (
+                f"has {len(ids)} tokens, but the prompt's {len(prompt_ids)} leave {room}"
+                f" of the model's context of {self._info.max_context}"
+            )
+            raise invalid([FieldViolation("continuation", description)], reason="PROMPT_TOO_LONG")
+        return prompt_ids, ids
+
+    async def _run(
+        self, request_id: str, command: ScoreCommand, stack: Stack, deadline: float, started: float
+    ) -> ScoreResult:
+        prompt_tokens = len(command.prompt_ids)
+        self._observer.request_started(RequestStarted(request_id, "score", command.tenant, stack, prompt_tokens))
+        code = Code.CANCELLED.value
+        try:
+            async with until(deadline):
+                result = await self._backend.score(command)
+            code = "ok"
+            return result
+        except Error as error:
+            code = error.code.value
+            raise
+        except Exception:
+            code = Code.INTERNAL.value
+            raise
+        finally:
+            self._observer.request_finished(
+                RequestFinished(
+                    request_id=request_id,
+                    method="score",
+                    tenant=command.tenant,
+                    stack=stack,
+                    prompt_tokens=prompt_tokens,
+                    completion_tokens=len(command.continuation_ids) if code == "ok" else 0,
+                    cached_tokens=0,
+                    duration=time.monotonic() - started,
+                    time_to_first_token=None,
+                    finish_reasons=(),
+                    code=code,
+                )
+            )

@@ -1,0 +1,200 @@
+"""Generation, scoring and tokenisation."""
+
+from __future__ import annotations
+
+import secrets
+import time
+import uuid
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import replace
+
+from ...core.backend import Backend, EngineInfo, GenerateCommand
+from ...core.errors import invalid
+from ...core.observer import NullObserver, Observer
+from ...core.types import Chunk, FinishReason, GenerateRequest, Message, SamplingParams, Usage
+from ...store.store import Store
+from ...text import StopMatcher, TextTokenizer
+from ...text.response_format import parse_format
+from ..common.checks import final_message_violations, generate_violations, prompt_violations
+from ..common.deadlines import Preparation
+from ..common.limits import Limits
+from ..common.stacks import StackResolver, active
+from ..common.workers import prepare
+from .answer import Answer, Prepared
+from .choice import ChoiceDecoder
+from .prompts import check_context, encode_prompt
+from .scoring import Scorer
+from .types import Choice, Completion, Score, ScoreRequest, Tokens
+
+GREEDY_BELOW = 1e-4
+"""Temperatures under this are greedy: dividing by them would overflow."""
+
+
+class GenerationService:
+    """Answers requests from one engine. One instance serves all doors; all methods run on the event loop."""
+
+    def __init__(
+        self,
+        backend: Backend,
+        store: Store,
+        text: TextTokenizer,
+        info: EngineInfo,
+        limits: Limits,
+        observer: Observer | None = None,
+    ) -> None:
+        self._backend = backend
+        self._stacks = stacks = StackResolver(store)
+        self._text = text
+        self._info = info
+        self._limits = limits
+        self._observer = observer or NullObserver()
+        self._preparation = Preparation(limits.max_request_seconds)
+        self._scorer = Scorer(backend, stacks, text, info, limits, self._observer, self._preparation)
+
+    async def generate(self, request: GenerateRequest) -> AsyncGenerator[Chunk]:
+        """Stream an answer.
+
+        Chunks of the ``n`` choices come as they are made, told apart by ``index``. Everything that can be refused
+        is refused before the first chunk. Closing the iterator early stops the engine's work. Raises ``Error``:
+        INVALID_ARGUMENT (all bad fields at once), NOT_FOUND (adapter), DEADLINE_EXCEEDED, what the engine reports.
+        ``max_tokens`` is cut to what the prompt leaves of the model's context.
+        """
+        prepared = await self._prepare(request)
+        with self._stacks.held(prepared.stack):
+            async with aclosing(Answer(self._backend, prepared, self._observer).chunks()) as chunks:
+                async for chunk in chunks:
+                    yield chunk
+
+    async def generate_once(self, request: GenerateRequest) -> Completion:
+        """The whole answer of ``generate`` at once; the same errors."""
+        parts: dict[int, list[Chunk]] = {}
+        last = Chunk()
+        async with aclosing(self.generate(request)) as chunks:
+            async for chunk in chunks:
+                parts.setdefault(chunk.index, []).append(chunk)
+                last = chunk
+        return Completion(
+            id=request.request_id,
+            choices=tuple(_join(index, parts[index]) for index in sorted(parts)),
+            usage=last.usage or Usage(),
+            adapters=last.adapters,
+        )
+
+    async def score(self, request: ScoreRequest) -> Score:
+        """Log-probabilities of a given continuation. Raises as ``generate`` does."""
+        return await self._scorer.score(request)
+
+    async def tokenize(
+        self,
+        text: str | None = None,
+        messages: tuple[Message, ...] = (),
+        continue_final_message: bool = False,
+        deadline: float | None = None,
+    ) -> Tokens:
+        """Token ids of exactly one of a plain prompt and messages, as ``generate`` would feed them to the model."""
+        violations = [
+            *prompt_violations(text, messages, self._limits),
+            *final_message_violations(text, messages, continue_final_message, asked=False),
+        ]
+        if violations:
+            raise invalid(violations)
+        async with self._preparation.turn(deadline):
+            return await prepare(lambda: self._tokens(text, messages, continue_final_message))
+
+    def token_text(self, token_id: int) -> str:
+        """The text of one token, for log-probabilities (bytes that are no character by themselves become U+FFFD)."""
+        return self._text.token_text(token_id)
+
+    async def _prepare(self, request: GenerateRequest) -> Prepared:
+        """Check everything that can be checked, and pin what the request will use."""
+        started = time.monotonic()
+        if violations := generate_violations(request, self._limits, self._info.vocab_size):
+            raise invalid(violations)
+        async with self._preparation.turn(request.deadline) as deadline:
+            ids = await prepare(
+                lambda: encode_prompt(self._text, request.prompt, request.messages, request.continue_final_message)
+            )
+            check_context(request.prompt, len(ids), self._info.max_context)
+            stack = await self._stacks.resolve(request.adapters, request.tenant)
+        sampling = self._sampling(request.sampling, room=self._info.max_context - len(ids))
+        grammar = None if request.response_format is None else parse_format(request.response_format)
+        run = uuid.uuid4().hex
+        ends = sampling.end_ids(self._info.eos_token_ids, grammar is not None)
+        # In a shape an answer ends where the shape does: a stop string could only cut it off before.
+        stop = request.stop if grammar is None else ()
+        # What goes on in the middle of a text keeps its first space; so does a shape.
+        exact = grammar is not None or request.continue_final_message
+        return Prepared(
+            request_id=request.request_id or run,
+            tenant=request.tenant,
+            stack=stack,
+            prompt_tokens=len(ids),
+            commands=tuple(
+                GenerateCommand(
+                    id=f"{run}-{i}",
+                    prompt_ids=tuple(ids),
+                    stack=active(stack),
+                    sampling=replace(sampling, seed=_seed(sampling.seed, i)),
+                    tenant=request.tenant,
+                    deadline=deadline,
+                    grammar=grammar,
+                )
+                for i in range(request.n)
+            ),
+            decoders=tuple(
+                ChoiceDecoder(
+                    i,
+                    self._text.detokenizer(exact=exact),
+                    StopMatcher(stop),
+                    ends,
+                    sampling.min_tokens,
+                )
+                for i in range(request.n)
+            ),
+            deadline=deadline,
+            started=started,
+        )
+
+    @staticmethod
+    def _sampling(sampling: SamplingParams, room: int) -> SamplingParams:
+        """What the engine is told: within the context, without a temperature too small to divide by, seeded."""
+        max_tokens = min(sampling.max_tokens, room)
+        temperature = sampling.temperature if sampling.temperature >= GREEDY_BELOW else 0.0
+        return replace(
+            sampling,
+            max_tokens=max_tokens,
+            min_tokens=min(sampling.min_tokens, max_tokens),
+            temperature=temperature,
+            seed=secrets.randbits(62) if sampling.seed is None and temperature else sampling.seed,
+        )
+
+    def _tokens(self, text: str | None, messages: tuple[Message, ...], continue_final_message: bool) -> Tokens:
+        tokenizer = self._text
+        if text is None:
+            rendered = tokenizer.render_chat(messages, continue_final_message=continue_final_message)
+            shown = tokenizer.plain(rendered)
+        else:
+            shown = text
+        ids = tuple(encode_prompt(tokenizer, text, messages, continue_final_message))
+        return Tokens(
+            ids=ids,
+            pieces=tuple(tokenizer.token_text(id) for id in ids),
+            text=shown,
+            token_bytes=tuple(tokenizer.token_bytes(id) for id in ids),
+        )
+
+
+def _seed(seed: int | None, index: int) -> int | None:
+    """The seed of a choice: consecutive from the request's, staying within 64 bits."""
+    return None if seed is None else (seed + index + 2**63) % 2**64 - 2**63
+
+
+def _join(index: int, chunks: list[Chunk]) -> Choice:
+    return Choice(
+        index=index,
+        text="".join(chunk.text for chunk in chunks),
+        token_ids=tuple(token for chunk in chunks for token in chunk.token_ids),
+        logprobs=tuple(entry for chunk in chunks for entry in chunk.logprobs),
+        finish_reason=next((c.finish_reason for c in reversed(chunks) if c.finish_reason), FinishReason.ERROR),
+    )

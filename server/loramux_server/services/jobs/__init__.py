@@ -1,0 +1,1 @@
+"""Training jobs: checks, queue, attempts, events, cards."""

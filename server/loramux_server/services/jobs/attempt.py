@@ -1,0 +1,250 @@
+"""One attempt at a job: the engine's events stored as they come, then the result checked and published."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from contextlib import aclosing, suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+from loramux.comparison import Comparison, judged
+
+from ...core.backend import Backend, EngineInfo
+from ...core.errors import Error
+from ...core.jobs import JobState, JudgedRow, TrainCommand, TrainEvent, TrainEventType
+from ...core.types import AdapterVersion, Stack, StackEntry, StackItem
+from ...host.failpoints import reach
+from ...host.files import read_regular, storage_errors, sync_folder, write_durable
+from ...peft.schema import CARD_FILE, WEIGHTS_FILE, AdapterConfig
+from ...store.records import AdapterMeta, JobRecord, VersionRecord
+from ...store.store import Store
+from ...text import TextTokenizer
+from ..adapters.publish import publish
+from ..adapters.verify import verify_trained
+from ..common.limits import Limits
+from ..common.stacks import pinned_items
+from ..datasets.training_data import JobData
+from ..evaluation.comparison import compare, prompted
+from ..evaluation.gate import ACCURACY, EXACT_MATCH, MIN_ACCURACY, failed_because, read_gate
+from ..evaluation.questions import Asker, Question, Reply, accuracy, exact_match, questions, rules, side_by_side
+from .board import JobBoard
+from .card import CardFacts, render_card
+from .curve import CURVE_FILE, PICTURE_FILE, read_curve, to_csv, to_png
+
+PASSING = frozenset({"learning_rate", "grad_norm", "epoch", "tokens", "tokens_per_second", "eta_seconds"})
+"""Figures of a moment, which say nothing about the finished adapter."""
+
+
+class TrainingRun:
+    """What happens between RUNNING and SUCCEEDED."""
+
+    def __init__(
+        self,
+        backend: Backend,
+        store: Store,
+        text: TextTokenizer,
+        info: EngineInfo,
+        limits: Limits,
+        board: JobBoard,
+        job: JobRecord,
+        data: JobData,
+    ) -> None:
+        self._backend = backend
+        self._store = store
+        self._text = text
+        self._info = info
+        self._limits = limits
+        self._board = board
+        self._job = job
+        self._data = data
+        self._gate = read_gate(job.request.gate)
+        self._state = JobState.RUNNING
+        self.begun = False
+        """Whether the engine has taken the command up."""
+        # An earlier attempt told what is not told again.
+        self._metrics: dict[str, float] = dict(job.metrics)
+        self._answers: tuple[JudgedRow, ...] = ()
+        self._steps = self._total = 0
+
+    async def train(self, command: TrainCommand) -> None:
+        """Run the command to its end; afterwards the job is EVALUATING. Cancelling this stops the engine's work."""
+        async with aclosing(cast("Any", self._backend.train(command))) as events:
+            async for event in events:
+                await self._take(event)
+        await self._evaluating()
+
+    async def question(self, command: TrainCommand) -> None:
+        """Where the gate or a comparison looks at answers, or rows say what counts: ask the held-out rows."""
+        context, held_out = self._job.request.compare_prompt, self._data.validation
+        expects = [example.expect for example in held_out.examples] if held_out else []
+        if not held_out or not (self._gate.kind == MIN_ACCURACY or context or any(expects)):
+            return
+        asked = await asyncio.to_thread(
+            questions, command.validation, len(command.stacks), self._text, self._info.max_context, expects
+        )
+        if not asked:
+            return
+        await asyncio.to_thread(verify_trained, Path(command.output), self._info, self._limits)
+        candidate = await asyncio.to_thread(self._candidate, Path(command.output))
+        over = [Stack((*stack.entries, StackEntry(candidate))) for stack in command.stacks]
+        asker = Asker(
+            self._backend,
+            self._text,
+            prefix=f"{self._job.id}-{self._job.fence}",
+            tenant=self._job.request.owner,
+        )
+        words, found = "answers", dict[str, float]()
+        try:
+            if context:
+                compared, sides = await self._compared(asker, asked, command, over)
+                words, found = compared.verdict, compared.to_metrics()
+            else:
+                sides = {"adapter": await asker.ask_all(asked, over)}
+        finally:
+            with suppress(Error):  # an engine that is gone has forgotten it anyway
+                await self._backend.unload(candidate.digest)
+        replies = sides["adapter"]
+        found |= {ACCURACY: accuracy(replies), EXACT_MATCH: exact_match(replies), **rules(asked)}
+        found["eval_questions"] = float(len(asked))
+        words = f"{words} Judged {judged(found)}." if context else f"{words}, judged {judged(found)}"
+        shown = await asyncio.to_thread(side_by_side, asked, sides, self._text)
+        reach("job.answered")
+        await self._take(TrainEvent(TrainEventType.EVALUATION, words, None, self._steps, self._total, found, shown))
+
+    async def _compared(
+        self, asker: Asker, asked: list[Question], command: TrainCommand, over: list[Stack]
+    ) -> tuple[Comparison, dict[str, list[Reply]]]:
+        """Fine-tuning against prompting, and against the version that the job goes on from."""
+        data = self._data
+        assert data.validation is not None
+        with_prompt = await asyncio.to_thread(
+            prompted,
+            asked,
+            data.validation.examples,
+            data.validation_digest,
+            self._job.request.compare_prompt,
+            self._store,
+            self._text,
+            self._info,
+        )
+        init = None
+        if command.init is not None:
+            init = [Stack((*stack.entries, StackEntry(command.init))) for stack in command.stacks]
+        found, replies = await compare(asker, asked, with_prompt, command.stacks, over, init)
+        return replace(found, by_heart=data.by_heart), replies
+
+    async def publish(self, command: TrainCommand) -> VersionRecord:
+        """Check what the engine wrote, add card and curve, and publish version and success in one transaction.
+
+        A version that fails its gate is published too, but the name does not move to it.
+        """
+        folder = Path(command.output)
+        config = await asyncio.to_thread(verify_trained, folder, self._info, self._limits)
+        if self._gate and self._data.by_heart:
+            result = "no held-out row is left to judge by: " + "; ".join(note.text for note in self._data.repeats)
+        else:
+            result = failed_because(self._gate, self._metrics)
+        await asyncio.to_thread(self._write_extras, folder, command, result)
+        meta = self._meta(command, config)
+        reach("job.before_publish")
+        version, _ = await publish(
+            self._backend,
+            self._store,
+            self._job.request.name,
+            folder,
+            config.rank,
+            lambda: self._store.publish_job_result(
+                self._job.id, folder, meta, gate_result=result, fence=self._job.fence
+            ),
+        )
+        self._board.moved(self._job.id, JobState.PUBLISHING, JobState.SUCCEEDED)
+        return version
+
+    async def _take(self, event: TrainEvent) -> None:
+        self.begun = True
+        if event.type is TrainEventType.STATE:
+            if event.state is JobState.EVALUATING:
+                return await self._evaluating()
+            # States are the job table's; what the engine adds is that it began, and how many steps it will take.
+            event = TrainEvent(TrainEventType.MESSAGE, event.message, None, event.step, event.total_steps)
+        self._metrics.update(event.metrics)
+        self._answers = event.answers or self._answers
+        self._steps, self._total = max(self._steps, event.step), event.total_steps or self._total
+        await self._board.append(self._job, event)
+
+    async def _evaluating(self) -> None:
+        if self._state is JobState.RUNNING:
+            words = "measuring on held-out rows" if self._data.validation else "no held-out rows to measure on"
+            words = "; ".join([words, *(note.text for note in self._data.repeats)])
+            await self._board.move(self._job.id, JobState.EVALUATING, message=words, fence=self._job.fence)
+            self._state = JobState.EVALUATING
+
+    def _meta(self, command: TrainCommand, config: AdapterConfig) -> AdapterMeta:
+        request = self._job.request
+        return AdapterMeta(
+            rank=config.rank,
+            alpha=config.alpha,
+            base_fingerprint=self._info.base_fingerprint,
+            target_modules=config.target_modules,
+            layers=request.spec.layers,
+            job_id=self._job.id,
+            dataset_digest=self._data.train_digest,
+            parent=request.init_from,
+            trained_on=_trained_on(command.stacks),
+            asked_with=self._data.train.report.asked_with,
+            metrics=self._final_metrics(),
+            metadata=request.metadata,
+        )
+
+    def _candidate(self, folder: Path) -> AdapterVersion:
+        """The adapter before it is a version, under a digest of its own."""
+        digest = hashlib.sha256(b"candidate" + read_regular(folder / WEIGHTS_FILE)).hexdigest()
+        return AdapterVersion(self._job.request.name, 0, digest, self._job.request.spec.rank, str(folder))
+
+    def _write_extras(self, folder: Path, command: TrainCommand, gate_result: str) -> None:
+        """The curve and the card, into the adapter's folder."""
+        request, data = self._job.request, self._data
+        curve = read_curve(self._store, self._job.id)
+        card = render_card(
+            CardFacts(
+                name=request.name,
+                base_name=self._info.base_name,
+                base_fingerprint=self._info.base_fingerprint,
+                spec=request.spec,
+                dataset_digest=data.train_digest,
+                dataset_rows=data.train.report.rows,
+                job_id=self._job.id,
+                validation_digest=data.validation_digest,
+                validation_rows=data.validation.report.rows if data.validation else 0,
+                on_top_of=_trained_on(command.stacks),
+                steps=self._steps,
+                metrics=self._final_metrics(),
+                metadata=request.metadata,
+                init_from=request.init_from,
+                gate=request.gate,
+                gate_result=gate_result,
+                answers=self._answers,
+                compare_prompt=request.compare_prompt,
+                curve=curve,
+                asked_with=data.train.report.asked_with,
+                notes=request.notes,
+            )
+        )
+        with storage_errors("cannot write the model card"):
+            files = {CARD_FILE: card.encode(), CURVE_FILE: to_csv(curve).encode()}
+            if (picture := to_png(curve, request.name)) is not None:
+                files[PICTURE_FILE] = picture
+            for name, content in files.items():
+                (folder / name).unlink(missing_ok=True)
+                write_durable(folder / name, content)
+            sync_folder(folder)
+
+    def _final_metrics(self) -> dict[str, float]:
+        return {name: value for name, value in self._metrics.items() if name not in PASSING}
+
+
+def _trained_on(stacks: tuple[Stack, ...]) -> tuple[tuple[StackItem, ...], ...]:
+    """The frozen stacks of a command with their versions; none at all for the bare base."""
+    return tuple(pinned_items(stack) for stack in stacks) if any(stacks) else ()

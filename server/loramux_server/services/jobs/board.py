@@ -1,0 +1,140 @@
+"""Where jobs stand: every change goes through here to the store, and from there to whoever watches."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from collections.abc import AsyncGenerator, Callable
+from contextlib import suppress
+
+from ...core.errors import Error
+from ...core.jobs import JobState, TrainEvent, TrainEventType
+from ...core.observer import NullObserver, Observer
+from ...store.records import EventRecord, JobRecord, NewJob
+from ...store.store import Store
+
+STEP_SECONDS = 0.25
+"""Watchers hear of steps this often at most: each look at the store writes what waits there."""
+
+LOOK_SECONDS = 5.0
+"""A watcher that hears nothing looks at the store this often."""
+
+
+class JobBoard:
+    """The jobs of the store, with news. Shared by the training service and the runner; belongs to one event loop."""
+
+    def __init__(self, store: Store, observer: Observer | None = None) -> None:
+        self._store = store
+        self._observer = observer or NullObserver()
+        self._watchers: defaultdict[str, set[asyncio.Event]] = defaultdict(set)
+        self._late: dict[str, asyncio.TimerHandle] = {}
+        self._running: dict[str, Callable[[], object]] = {}
+        self.queued = asyncio.Event()
+        """Set whenever a job came into the queue; the runner clears it."""
+
+    async def create(self, new: NewJob) -> JobRecord:
+        """Queue a job; durable on return."""
+        record = await asyncio.to_thread(self._store.jobs.create, new)
+        self._observer.job_state(record.id, None, record.state)
+        self.queued.set()
+        return record
+
+    async def claim(self, lease_seconds: float) -> JobRecord | None:
+        """Take the next job for this server, if one waits: it is RUNNING then, and the record has its fence."""
+        record = await asyncio.to_thread(self._store.jobs.claim, self._store.state.id, lease_seconds)
+        if record is not None:
+            self.moved(record.id, JobState.QUEUED, JobState.RUNNING)
+        return record
+
+    async def append(self, job: JobRecord, event: TrainEvent) -> None:
+        """Store an event that is no change of state, for the runner that claimed ``job``."""
+        await asyncio.to_thread(self._store.jobs.append_event, job.id, event, job.fence)
+        self._observer.job_event(job.id, job.request.name, job.request.owner, event)
+        self._tell(job.id, later=event.type is TrainEventType.STEP)
+
+    async def move(
+        self,
+        job_id: str,
+        new: JobState,
+        *,
+        message: str = "",
+        error: Error | None = None,
+        tenant: str | None = None,
+        fence: int | None = None,
+    ) -> JobRecord:
+        """Take a job to a state; durable on return.
+
+        Raises FAILED_PRECONDITION for a move that is not legal, ABORTED for a runner (``fence``) that lost the job.
+        """
+        old, record = await asyncio.to_thread(self._move, job_id, new, message, error, tenant, fence)
+        self.moved(job_id, old, new)
+        return record
+
+    def moved(self, job_id: str, old: JobState, new: JobState) -> None:
+        """Tell of a move that somebody else wrote."""
+        self._observer.job_state(job_id, old, new)
+        self._tell(job_id)
+        if new is JobState.QUEUED:
+            self.queued.set()
+
+    def running(self, job_id: str, stop: Callable[[], object]) -> None:
+        """A job runs from now on: ``stop`` is called when it shall not any more."""
+        self._running[job_id] = stop
+
+    def ended(self, job_id: str) -> None:
+        """A job does not run any more."""
+        self._running.pop(job_id, None)
+
+    def interrupt(self, job_id: str) -> None:
+        """Stop the work on a job, if there is any. Its row must say why by now."""
+        if (stop := self._running.get(job_id)) is not None:
+            stop()
+
+    async def watch(self, job_id: str, tenant: str, after: int) -> AsyncGenerator[EventRecord]:
+        """Events with numbers above ``after``: those stored, then live ones; ends after one with a final state."""
+        news = asyncio.Event()
+        self._watchers[job_id].add(news)
+        try:
+            while True:
+                news.clear()
+                # Asked before the events are: the event of a state that is final by then is among them.
+                final = (await asyncio.to_thread(self._store.jobs.get, job_id, tenant)).state.final
+                found = await asyncio.to_thread(self._store.jobs.events, job_id, after, tenant=tenant)
+                for record in found:
+                    after = record.sequence
+                    yield record
+                if found:
+                    continue
+                if final:
+                    return
+                # Another server on the same database may run the job: that news does not come this way.
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(LOOK_SECONDS):
+                        await news.wait()
+        finally:
+            watchers = self._watchers[job_id]
+            watchers.discard(news)
+            if not watchers:
+                del self._watchers[job_id]
+
+    def _move(
+        self, job_id: str, new: JobState, message: str, error: Error | None, tenant: str | None, fence: int | None
+    ) -> tuple[JobState, JobRecord]:
+        self._store.jobs.flush()
+        old = self._store.jobs.get(job_id, tenant).state
+        record = self._store.jobs.move(job_id, new, message=message, error=error, tenant=tenant, fence=fence)
+        if new is JobState.CANCELLED:
+            self._store.state.drop_job_folder(job_id)
+        return old, record
+
+    def _tell(self, job_id: str, *, later: bool = False) -> None:
+        if job_id not in self._watchers:
+            return
+        if later:
+            if job_id not in self._late:
+                self._late[job_id] = asyncio.get_running_loop().call_later(STEP_SECONDS, self._tell, job_id)
+            return
+        with suppress(KeyError):
+            self._late.pop(job_id).cancel()
+        for news in self._watchers[job_id]:
+            news.set()

@@ -1,0 +1,194 @@
+"""Checks of training settings against the limits and the base. Pure functions, as in ``validation``."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+from collections.abc import Iterator
+
+from ...core.backend import EngineInfo
+from ...core.errors import Code, Error, FieldViolation
+from ...core.jobs import TrainSpec
+from ...core.types import StackItem
+from ...peft.lora_config import ALL_LINEAR, LoraConfig
+from ..common.checks import MAX_SEED, number_violations, shown, stack_violations, text_violations
+from ..common.limits import Limits
+from ..common.metadata import metadata_violations
+from ..evaluation.gate import MIN_ACCURACY
+from .types import CreateJobRequest
+
+SCHEDULERS = ("linear", "cosine", "constant")
+METHODS = ("sft", "dpo")
+MAX_REPLAY_ROWS = 100_000
+MAX_STACKS = 64
+_LAYER_RANGE = re.compile(r"([0-9]{1,5})(?:-([0-9]{1,5}))?")
+
+
+def job_violations(request: CreateJobRequest, info: EngineInfo, limits: Limits) -> list[FieldViolation]:
+    """Everything wrong with a job's settings that can be seen without its data or the registry."""
+    found = [*spec_violations(request.spec, info, limits), *on_top_of_violations(request.on_top_of)]
+    if not request.dataset_id:
+        found.append(FieldViolation("dataset_id", "is empty; upload a dataset first and give its id"))
+    found += metadata_violations(request.metadata)
+    if request.compare_prompt:
+        found += text_violations("compare_prompt", request.compare_prompt.strip(), limits.max_prompt_bytes)
+    return [*found, *_held_out_violations(request)]
+
+
+def _held_out_violations(request: CreateJobRequest) -> Iterator[FieldViolation]:
+    """What needs held-out rows, and whether there will be any."""
+    spec = request.spec
+    if request.validation_dataset_id and spec.validation_split:
+        yield FieldViolation("validation_split", "is given beside held-out data; give one of the two")
+    if not request.validation_dataset_id and not spec.validation_split:
+        how = "needs held-out rows: give validation data, or validation_split such as 0.1"
+        for name, asked in (
+            ("gate", request.gate not in ("", "none")),
+            ("compare_prompt", bool(request.compare_prompt)),
+            ("eval_steps", spec.eval_steps is not None),
+            ("early_stopping_patience", spec.early_stopping_patience is not None),
+        ):
+            if asked:
+                yield FieldViolation(name, how)
+    if request.gate == MIN_ACCURACY and not 0 < request.min_accuracy <= 1:
+        yield FieldViolation(
+            "gate.min_accuracy", f"is {request.min_accuracy:g}; it must be above 0 and at most 1, a share of the rows"
+        )
+
+
+def on_top_of_violations(stacks: tuple[tuple[StackItem, ...], ...]) -> Iterator[FieldViolation]:
+    """Each stack by the rules of a request's stack."""
+    if len(stacks) > MAX_STACKS:
+        yield FieldViolation("on_top_of", f"has {len(stacks)} stacks, at most {MAX_STACKS} are allowed")
+        return
+    for i, stack in enumerate(stacks):
+        yield from stack_violations(stack, f"on_top_of[{i}]")
+
+
+def spec_violations(spec: TrainSpec, info: EngineInfo, limits: Limits) -> Iterator[FieldViolation]:
+    """Every setting within its bounds, and target modules and layers that the base has."""
+    if not 1 <= spec.rank <= limits.max_rank:
+        yield FieldViolation("rank", f"is {spec.rank}; it must be between 1 and {limits.max_rank}")
+    yield from _above_zero("alpha", spec.alpha, 1e4)
+    if not 0 <= spec.dropout < 1:
+        yield FieldViolation("dropout", f"is {spec.dropout:g}; it must be at least 0 and below 1")
+    yield from _above_zero("learning_rate", spec.learning_rate, 1)
+    if spec.lr_scheduler not in SCHEDULERS:
+        yield FieldViolation(
+            "lr_scheduler", f"is {shown(spec.lr_scheduler)}; it must be one of {', '.join(SCHEDULERS)}"
+        )
+    yield from number_violations("warmup_ratio", spec.warmup_ratio, 0, 1)
+    for name, beta in (("beta1", spec.beta1), ("beta2", spec.beta2)):
+        if not 0 <= beta < 1:
+            yield FieldViolation(name, f"is {beta:g}; it must be at least 0 and below 1")
+    yield from number_violations("weight_decay", spec.weight_decay, 0, 10)
+    yield from _above_zero("max_grad_norm", spec.max_grad_norm, 1e6)
+    yield from _above_zero("epochs", spec.epochs, limits.max_epochs)
+    if spec.max_steps is not None and not 1 <= spec.max_steps <= limits.max_steps:
+        yield FieldViolation("max_steps", f"is {spec.max_steps}; it must be between 1 and {limits.max_steps}")
+    if not 1 <= spec.batch_size <= limits.max_batch_size:
+        yield FieldViolation("batch_size", f"is {spec.batch_size}; it must be between 1 and {limits.max_batch_size}")
+    if spec.max_length is not None and not 2 <= spec.max_length <= info.max_context:
+        yield FieldViolation(
+            "max_length", f"is {spec.max_length}; it must be between 2 and the model's context of {info.max_context}"
+        )
+    if not 0 <= spec.validation_split < 1:
+        yield FieldViolation("validation_split", f"is {spec.validation_split:g}; it must be at least 0 and below 1")
+    for name, count in (
+        ("eval_steps", spec.eval_steps),
+        ("early_stopping_patience", spec.early_stopping_patience),
+    ):
+        if count is not None and not 1 <= count <= limits.max_steps:
+            yield FieldViolation(name, f"is {count}; it must be between 1 and {limits.max_steps}")
+    if spec.method not in METHODS:
+        yield FieldViolation("method", f"is {shown(spec.method)}; it must be one of {', '.join(METHODS)}")
+    yield from _above_zero("beta", spec.beta, 100)
+    if not 0 <= spec.replay_rows <= MAX_REPLAY_ROWS:
+        yield FieldViolation("replay_rows", f"is {spec.replay_rows}; it must be between 0 and {MAX_REPLAY_ROWS}")
+    elif spec.replay_rows and not spec.replay:
+        yield FieldViolation("replay_rows", "is given without replay; name the dataset to draw them from, or default")
+    if not 0 <= spec.seed <= MAX_SEED:
+        yield FieldViolation("seed", f"is {spec.seed}; it must be between 0 and {MAX_SEED}")
+    yield from _target_violations(spec, info)
+
+
+def parse_layers(text: str, num_layers: int) -> tuple[int, ...] | None:
+    """Layers from ``15-29`` or ``0,2,4-6`` (ends included), sorted; None for an empty text (all layers).
+
+    Raises INVALID_ARGUMENT naming ``layers``.
+    """
+    if not text.strip():
+        return None
+    layers: set[int] = set()
+    for part in text.split(","):
+        match = _LAYER_RANGE.fullmatch(part.strip())
+        if match is None:
+            raise _bad_layers(
+                f"{shown(part.strip())} is no layer or range of layers; write for example 15-29 or 0,2,4-6"
+            )
+        first, last = int(match[1]), int(match[2] or match[1])
+        if first > last:
+            raise _bad_layers(f"{shown(part.strip())} goes backwards")
+        if last >= num_layers:
+            raise _bad_layers(f"{last} is too high; this base has layers 0 to {num_layers - 1}")
+        layers.update(range(first, last + 1))
+    return tuple(sorted(layers))
+
+
+def selected_modules(spec: TrainSpec, info: EngineInfo) -> list[str]:
+    """Full names of the linears that ``target_modules`` and ``layers`` pick, in the base's order.
+
+    A target is the end of a name (``q_proj``, ``self_attn.q_proj``) or a whole one; ``all-linear`` is every linear.
+    """
+    config = LoraConfig(spec.rank, spec.alpha, target_modules=spec.target_modules, layers=spec.layers)
+    return config.targets(list(info.linear_modules))
+
+
+def _target_violations(spec: TrainSpec, info: EngineInfo) -> Iterator[FieldViolation]:
+    bad_layers = [layer for layer in spec.layers or () if not 0 <= layer < info.num_layers]
+    if spec.layers is not None and (bad_layers or not spec.layers):
+        what = f"has {bad_layers[0]}" if bad_layers else "is empty"
+        yield FieldViolation("layers", f"{what}; this base has layers 0 to {info.num_layers - 1}")
+        return
+    if ALL_LINEAR in spec.target_modules and len(spec.target_modules) > 1:
+        yield FieldViolation("target_modules", f"has other names beside {ALL_LINEAR!r}, which is all of them")
+        return
+    if not spec.target_modules:
+        yield FieldViolation("target_modules", f"is empty; give {ALL_LINEAR!r} or names such as {_known(info)}")
+        return
+    unknown = False
+    for i, target in enumerate(spec.target_modules):
+        if not any(_names(target, name) for name in info.linear_modules):
+            unknown = True
+            yield FieldViolation(f"target_modules[{i}]", f"{shown(target)} {_suggestion(target, info)}")
+    if not unknown and not selected_modules(spec, info):
+        yield FieldViolation("target_modules", "none of them is in the given layers")
+
+
+def _names(target: str, module: str) -> bool:
+    return target == ALL_LINEAR or module == target or (bool(target) and module.endswith("." + target))
+
+
+def _suggestion(target: str, info: EngineInfo) -> str:
+    close = difflib.get_close_matches(target, _suffixes(info), n=1)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    return f"is no linear of this base; {hint}It has {_known(info)} (or give {ALL_LINEAR!r})"
+
+
+def _suffixes(info: EngineInfo) -> list[str]:
+    return sorted({name.rpartition(".")[2] for name in info.linear_modules})
+
+
+def _known(info: EngineInfo) -> str:
+    return ", ".join(_suffixes(info))
+
+
+def _above_zero(field: str, value: float, high: float) -> Iterator[FieldViolation]:
+    if not (math.isfinite(value) and 0 < value <= high):
+        yield FieldViolation(field, f"is {value:g}; it must be above 0 and at most {high:g}")
+
+
+def _bad_layers(description: str) -> Error:
+    violation = FieldViolation("layers", description)
+    return Error(Code.INVALID_ARGUMENT, f"layers: {description}", violations=[violation])

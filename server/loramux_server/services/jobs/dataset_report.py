@@ -1,0 +1,210 @@
+"""Checks of datasets before anything is queued: what is wrong, what the good rows hold, cost and look like."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+from ...core.backend import Backend, EngineInfo, ScoreCommand
+from ...core.errors import Error, FieldViolation, invalid
+from ...core.jobs import JobState, TrainRow, TrainSpec
+from ...core.notes import Note
+from ...core.watch import Watch
+from ...data.dataset import Dataset, DatasetReport, Example, counted
+from ...data.masks import render_marked
+from ...data.problems import Problems
+from ...store.store import Store
+from ...text import TextTokenizer
+from ...training.order import Order
+from ..common.limits import Limits
+from ..common.stacks import StackResolver
+from ..common.workers import compute
+from ..datasets.how_to_ask import how_to_ask
+from ..datasets.training_data import check_data, load_replay, without_trained
+from .checks import spec_violations
+from .estimate import Estimate, Shape, Speed, estimate, speed_of_job
+from .types import DatasetReport as Report
+from .types import MarkedRow, MarkedText, RowProblem
+
+MAX_SHOWN = 100
+MAX_SHOWN_CHARS = 1 << 20
+PROBE_TOKENS = 256
+"""Length of the prompt whose forward is timed where no job has told how fast this machine is."""
+PROBE_SECONDS = 20.0
+LOOK_BACK = 20
+"""Jobs that are looked at for their speed."""
+MIN_STEPS = 5
+"""Steps from which on a job's speed says something."""
+
+
+class DatasetChecks:
+    """Reports on stored datasets. ``backend`` None: time is told only where a job has run before."""
+
+    def __init__(
+        self, store: Store, text: TextTokenizer, info: EngineInfo, limits: Limits, backend: Backend | None = None
+    ) -> None:
+        self._store, self._text, self._info, self._limits = store, text, info, limits
+        self._backend = backend
+        self._stacks = StackResolver(store)
+        self._probed: Speed | None = None
+
+    async def report(
+        self,
+        dataset_id: str,
+        tenant: str,
+        spec: TrainSpec,
+        show: int = 0,
+        from_line: int = 0,
+        validation_id: str = "",
+    ) -> Report:
+        """What is wrong with a dataset, and what its good rows hold and cost with ``spec``, those it replays included.
+
+        With held-out data, what is wrong with these is told too, and how many of their rows are training rows.
+        ``show`` good rows from line ``from_line`` on come with it as they are trained on. Raises INVALID_ARGUMENT for
+        bad settings, NOT_FOUND for the dataset, or for an adapter that a row names.
+        """
+        violations = [*spec_violations(spec, self._info, self._limits)]
+        if not 0 <= show <= MAX_SHOWN:
+            violations.append(FieldViolation("show_rows", f"is {show}; it must be between 0 and {MAX_SHOWN}"))
+        if from_line < 0:
+            violations.append(FieldViolation("show_from_line", f"is {from_line}; it must be at least 0"))
+        if violations:
+            raise invalid(violations)
+        try:
+            held = spec.validation_split > 0
+            data, problems, _ = await compute(
+                lambda watch: check_data(
+                    self._store,
+                    self._text,
+                    self._info,
+                    self._limits,
+                    spec,
+                    tenant,
+                    dataset_id,
+                    "data",
+                    held,
+                    watch=watch,
+                )
+            )
+            held_out, others = await compute(lambda watch: self._held_out(validation_id, spec, tenant, watch))
+        except Error as error:
+            if error.reason != "DATASET_INVALID":
+                raise
+            return Report(problems=tuple(RowProblem(0, v.description) for v in error.violations), problems_total=1)
+        named = tuple(dict.fromkeys(e.on_top_of for e in data.examples if e.on_top_of is not None))
+        await self._stacks.resolve_many(named, tenant)
+        found, trained, cost = data.report, data.report, Estimate(None, 0, "")
+        repeats: tuple[Note, ...] = ()
+        if found.examples:
+            replayed = await compute(lambda watch: self._replayed(spec, tenant, watch))
+            trained = counted(data.examples + replayed, data.report)
+            repeats = without_trained(held_out, data.examples + replayed)[1] if held_out else ()
+            free = await self._free()
+            speed = await asyncio.to_thread(self._speed_of_jobs, trained, tenant) or await self._probe()
+            cost = estimate(self._info, spec, trained, speed, free, self._limits.max_activation_bytes)
+        return Report(
+            rows=found.rows,
+            tokens=found.tokens,
+            trained_tokens=found.trained_tokens,
+            longest=found.longest,
+            duplicates=found.duplicates,
+            too_long=found.too_long,
+            pairs=found.pairs,
+            notes=how_to_ask(found, self._text) + repeats + found.notes,
+            estimated_steps=Order(spec, trained.examples).total_steps if trained.examples else 0,
+            estimated_seconds=cost.seconds,
+            estimated_memory_bytes=cost.memory_bytes or None,
+            estimated_from=cost.basis,
+            problems=tuple(
+                RowProblem(line, description, field, in_list=each.unit == "row")
+                for field, each in (("", problems), ("validation", others))
+                for line, description in each.listed()
+            ),
+            problems_total=problems.count + others.count,
+            shown=await compute(lambda watch: self._shown(data, show, from_line, watch)),
+        )
+
+    def _held_out(self, dataset_id: str, spec: TrainSpec, tenant: str, watch: Watch) -> tuple[Dataset | None, Problems]:
+        """The good rows of held-out data, and what is wrong with the others."""
+        if not dataset_id:
+            return None, Problems("validation")
+        return check_data(
+            self._store, self._text, self._info, self._limits, spec, tenant, dataset_id, "validation", True, watch=watch
+        )[:2]
+
+    def _replayed(self, spec: TrainSpec, tenant: str, watch: Watch) -> tuple[Example, ...]:
+        """The general rows that a job trains on too."""
+        if not spec.replay:
+            return ()
+        return load_replay(self._store, self._text, self._info, self._limits, spec, tenant, watch=watch).examples
+
+    def _shown(self, data: Dataset, count: int, from_line: int, watch: Watch) -> tuple[MarkedRow, ...]:
+        rows: list[MarkedRow] = []
+        room = MAX_SHOWN_CHARS
+        for example in data.examples:
+            watch()
+            if len(rows) == count:
+                break
+            if example.line < from_line:
+                continue
+            row = self._marked(example)
+            room -= sum(len(part.text) for part in row.text + row.rejected)
+            if rows and room < 0:
+                break
+            rows.append(row)
+        return tuple(rows)
+
+    def _marked(self, example: Example) -> MarkedRow:
+        def parts(row: TrainRow | None) -> tuple[MarkedText, ...]:
+            found = render_marked(row, self._text) if row is not None else ()
+            return tuple(MarkedText(part.text, part.trained) for part in found)
+
+        return MarkedRow(example.line, parts(example.row), parts(example.row.rejected), example.tokens)
+
+    def _speed_of_jobs(self, report: DatasetReport, tenant: str) -> Speed | None:
+        """The speed of the tenant's latest job that tells one and ran on this base."""
+        jobs, _ = self._store.jobs.list(tenant, state=JobState.SUCCEEDED, page_size=LOOK_BACK)
+        for job in jobs:
+            rate = job.metrics.get("tokens_per_second", 0.0)
+            if rate <= 0 or job.step < MIN_STEPS or (job.request.spec.method == "dpo") is not report.pairs:
+                continue
+            try:
+                base = self._store.adapters.get_version(job.adapter, tenant).meta.base_fingerprint
+            except Error:
+                continue  # deleted since
+            if base == self._info.base_fingerprint:
+                spec = job.request.spec
+                return speed_of_job(Shape.of(self._info, spec), spec, report, rate, f"job {job.id}")
+        return None
+
+    async def _probe(self) -> Speed | None:
+        """Time one forward of the engine. Training does the same products, three times as many."""
+        if self._backend is None or self._probed is not None:
+            return self._probed
+        length = min(PROBE_TOKENS, self._info.max_context - 1)
+        for attempt in range(2):  # the first one pays for what is done once
+            ids = _probe_ids(length, self._info.vocab_size, attempt)
+            started = time.monotonic()
+            command = ScoreCommand(f"probe-{attempt}-{time.monotonic_ns()}", ids[:-1], ids[-1:])
+            try:
+                async with asyncio.timeout(PROBE_SECONDS):
+                    await self._backend.score(command)
+            except (Error, TimeoutError):
+                return None  # the engine is away or busy: there is a report without an estimate then
+            seconds = max(time.monotonic() - started, 1e-6)
+        shape = Shape.of(self._info, TrainSpec())
+        self._probed = Speed(shape.forward(length) / seconds, f"one forward of {length} tokens")
+        return self._probed
+
+    async def _free(self) -> int:
+        if self._backend is None:
+            return 1 << 62
+        try:
+            return (await self._backend.stats()).memory.get("free", 1 << 62)
+        except Error:
+            return 1 << 62
+
+
+def _probe_ids(length: int, vocabulary: int, salt: int) -> tuple[int, ...]:
+    """Token ids that no prompt before them had, so that none of their keys and values are known already."""
+    return tuple((7919 * i + 104_729 * salt + time.monotonic_ns()) % vocabulary for i in range(length))

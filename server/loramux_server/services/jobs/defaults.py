@@ -1,0 +1,115 @@
+"""Settings that a job's maker left to the server: chosen for the base, or taken from the version it starts from."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+from ...core.backend import EngineInfo
+from ...core.errors import Error, FieldViolation, invalid, is_damage
+from ...core.jobs import TrainSpec
+from ...core.types import AdapterVersion
+from ...data.dataset import holds_pairs
+from ...peft.schema import AdapterConfig, check_stored
+from ...store.store import Store
+from ..datasets.replay import find_replay
+from .checks import selected_modules
+from .types import CreateJobRequest
+
+LIKE_THE_VERSION = ("rank", "alpha", "rslora", "target_modules", "layers")
+RATE, RATE_AT, RATE_POWER = 2e-4, 6.5e9, 0.66
+MIN_RATE, MAX_RATE = 1e-4, 3e-3
+DPO_SHARE = 1 / 20
+"""The learning rate of DPO, of that for SFT: 1e-5 at 7 billion parameters and 5e-6 from 13 on, as recipes have it."""
+REPLAY_ROWS = 32
+
+
+def automatic_learning_rate(info: EngineInfo, share: float = 1.0) -> float:
+    """A peak learning rate for the size of the base, times ``share``, two digits.
+
+    2e-4 for 7 billion parameters (6.5 of them in linears), more for smaller bases as a power that goes through 3e-3
+    at the 0.1 billion of the default base, where it was measured; within 1e-4 and 3e-3.
+    """
+    size = sum(inputs * outputs for inputs, outputs in info.linear_modules.values())
+    rate = RATE * (RATE_AT / max(size, 1)) ** RATE_POWER
+    return float(f"{min(max(rate, MIN_RATE), MAX_RATE) * share:.2g}")
+
+
+def settled(request: CreateJobRequest, info: EngineInfo, store: Store) -> CreateJobRequest:
+    """``request`` with nothing left open; blocking.
+
+    That is the method (by the data), the learning rate, what is replayed, and with ``init_from`` that version's shape.
+    Raises NOT_FOUND for data and versions that are not there, INVALID_ARGUMENT for settings that do not fit them.
+    """
+    record = store.datasets.get(request.dataset_id, request.tenant)
+    pairs = holds_pairs(io.BytesIO(store.datasets.read(record.digest)))
+    spec = request.spec if request.gave("method") else replace(request.spec, method="dpo" if pairs else "sft")
+    if violations := [*_method_violations(replace(request, spec=spec), pairs)]:
+        raise invalid(violations)
+    if not request.gave("learning_rate"):
+        share = DPO_SHARE if spec.method == "dpo" else 1.0
+        spec = replace(spec, learning_rate=automatic_learning_rate(info, share))
+    spec = with_replay(spec, request.gave, store, request.tenant)
+    if not request.init_from:
+        return replace(request, spec=spec)
+    version = store.adapters.resolve(request.init_from, request.tenant)
+    config = _config_of(version, info, store)
+    taken: dict[str, Any] = {n: getattr(config.lora, n) for n in LIKE_THE_VERSION if not request.gave(n)}
+    spec = replace(spec, **taken)
+    if violations := _misfits(version.ref, spec, config, info):
+        raise invalid(violations)
+    return replace(request, spec=spec, init_from=version.ref)
+
+
+def _config_of(version: AdapterVersion, info: EngineInfo, store: Store) -> AdapterConfig:
+    """The settings of a stored version. Raises DATA_LOSS when its files are damaged; it is quarantined then."""
+    try:
+        return check_stored(version.path, version.sha256, info.linear_modules, info.base_fingerprint)
+    except Error as error:
+        if not is_damage(error):
+            raise
+        store.adapters.check_damage([version])  # raises, unless there is a copy that is whole
+        return check_stored(version.path, version.sha256, info.linear_modules, info.base_fingerprint)
+
+
+def with_replay(spec: TrainSpec, gave: Callable[[str], bool], store: Store, tenant: str) -> TrainSpec:
+    """``spec`` with the dataset of what it replays, if anything, and how many rows; blocking. Raises NOT_FOUND."""
+    if not spec.replay:
+        return spec
+    rows = spec.replay_rows if gave("replay_rows") else REPLAY_ROWS
+    return replace(spec, replay=find_replay(store, spec.replay, tenant), replay_rows=rows)
+
+
+def _method_violations(request: CreateJobRequest, pairs: bool) -> Iterator[FieldViolation]:
+    """A method that the data are not for, and settings that are not for the method."""
+    spec = request.spec
+    if spec.method == "sft" and pairs:
+        yield FieldViolation("method", "is sft, but the data are preference pairs; leave it out, or give dpo")
+    if spec.method == "dpo" and not pairs:
+        yield FieldViolation(
+            "method", "is dpo, but the data are not preference pairs (chosen, rejected); leave it out, or give sft"
+        )
+    if spec.method == "dpo" and request.recipe:
+        yield FieldViolation("recipe", "is for answers to learn, not for preference pairs; leave it out")
+    elif spec.method == "dpo" and spec.replay:
+        yield FieldViolation("replay", "has no place among preference pairs; leave it out")
+
+
+def _misfits(ref: str, spec: TrainSpec, config: AdapterConfig, info: EngineInfo) -> list[FieldViolation]:
+    """Settings with which a job cannot go on from a version: its values would have no place, or another scale."""
+    found: list[FieldViolation] = []
+    theirs = config.lora
+    hint = f"leave it out to take that of {ref}"
+    for name in ("rank", "alpha", "rslora"):
+        mine, its = getattr(spec, name), getattr(theirs, name)
+        if mine != its:
+            found.append(FieldViolation(name, f"is {mine}, but init_from starts from {ref}, which has {its}; {hint}"))
+    if theirs.rank_pattern or theirs.alpha_pattern:
+        found.append(FieldViolation("init_from", f"{ref} has modules of unlike rank or alpha, a job has one of each"))
+    odd = {m.name for m in config.modules} ^ set(selected_modules(spec, info))
+    if odd and not found:
+        words = f"and layers are not those of {ref} (such as {min(odd)}); leave both out to take its own"
+        found.append(FieldViolation("target_modules", words))
+    return found

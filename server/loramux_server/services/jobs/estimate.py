@@ -1,0 +1,130 @@
+"""What a training job takes on this machine: multiply-adds by the shapes of the base, seconds by a measured speed.
+
+Counted are the products with the base's matrices, which take nearly all of the time: one forward and one backward to
+the inputs through the layers from the first adapted one on, the same through the output head at learned tokens, and
+one forward through the layers below, whose results are kept from epoch to epoch. A preference pair counts both
+answers, and once a job a forward of each without the adapter. Left out are attention itself, evaluation and publishing.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from dataclasses import dataclass
+
+from ...core.backend import EngineInfo
+from ...core.jobs import TrainSpec
+from ...data.dataset import DatasetReport
+from ...training.order import Order
+from ...training.pace import MAX_TOKENS, activation_room
+from .checks import selected_modules
+
+_LAYER = re.compile(r"\.(\d+)\.")
+FLOAT = 4
+LOGIT_ROWS = 64
+"""Rows of logits that exist at a time in a step."""
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """Seconds of training with nothing else to do, and bytes at the peak beside what serving holds."""
+
+    seconds: float | None
+    memory_bytes: int
+    basis: str
+    """What the seconds were worked out from, for people; empty: there is nothing to go by."""
+
+
+@dataclass(frozen=True, slots=True)
+class Speed:
+    """Multiply-adds a second, and where the figure comes from."""
+
+    rate: float
+    basis: str
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """Weights of the base by their part in a job: below the first adapted layer, from there on, and of the head."""
+
+    lower: int
+    upper: int
+    head: int
+    adapter: int
+    hidden: int
+    inner: int
+    layers: int
+    """Layers from the first adapted one on."""
+
+    @classmethod
+    def of(cls, info: EngineInfo, spec: TrainSpec) -> Shape:
+        """The shape of a job with ``spec`` on the base."""
+        weights: Counter[int] = Counter()
+        for name, (inputs, outputs) in info.linear_modules.items():
+            weights[_layer(name)] += inputs * outputs
+        targets = selected_modules(spec, info)
+        first = min(map(_layer, targets))
+        shapes = info.linear_modules.values()
+        hidden = next(iter(shapes))[0]
+        return cls(
+            lower=sum(count for layer, count in weights.items() if layer < first),
+            upper=sum(count for layer, count in weights.items() if layer >= first),
+            head=hidden * info.vocab_size,
+            adapter=sum(spec.rank * sum(info.linear_modules[name]) for name in targets),
+            hidden=hidden,
+            inner=max(map(max, shapes)),
+            layers=sum(layer >= first for layer in weights),
+        )
+
+    def work(self, tokens: float, trained: float, passes: float, pairs: bool) -> float:
+        """Multiply-adds of ``passes`` passes over rows of ``tokens`` tokens, ``trained`` of them learned."""
+        step = tokens * (2 * self.upper + 3 * self.adapter) + trained * 2 * self.head
+        once = tokens * self.lower + (tokens * self.upper + trained * self.head if pairs else 0)
+        return passes * step + min(passes, 1) * once
+
+    def forward(self, tokens: int) -> float:
+        """Multiply-adds of one forward over a prompt."""
+        return float(tokens * (self.lower + self.upper) + self.head)
+
+
+def speed_of_job(shape: Shape, spec: TrainSpec, report: DatasetReport, tokens_per_second: float, name: str) -> Speed:
+    """The speed that a job with ``shape`` and ``spec`` ran at; its share of learned tokens is taken from ``report``."""
+    passes = max(spec.epochs, 1.0)
+    work = shape.work(report.tokens, report.trained_tokens, passes, report.pairs) / (passes * report.tokens)
+    return Speed(tokens_per_second * work, f"the speed of {name}")
+
+
+def estimate(
+    info: EngineInfo,
+    spec: TrainSpec,
+    report: DatasetReport,
+    speed: Speed | None,
+    free: int,
+    activation_memory: int | None = None,
+) -> Estimate:
+    """What training with ``spec`` on the rows of ``report`` takes; ``free`` is the device's free memory in bytes.
+
+    Activations of more than ``activation_memory`` bytes (None: a quarter of ``free``) are computed again.
+
+    Memory is the adapter with its gradient and AdamW's two moments, the activations of the largest piece of a batch
+    (about 20 values per hidden unit and 4 per inner one a token and layer, or one layer's and every layer's input where
+    they are computed again), a chunk of logits with its gradient, and what is kept of the layers below.
+    """
+    shape = Shape.of(info, spec)
+    passes = Order(spec, report.examples).total_steps * spec.batch_size / report.examples
+    work = shape.work(report.tokens, report.trained_tokens, passes, report.pairs)
+    sides = 2 if report.pairs else 1
+    piece = max(min(MAX_TOKENS, spec.batch_size * report.longest * sides), report.longest * sides)
+    layer = FLOAT * piece * (20 * shape.hidden + 4 * shape.inner)
+    activations = layer * shape.layers
+    if activations > activation_room(free, activation_memory):
+        activations = layer + FLOAT * piece * shape.hidden * shape.layers
+    kept = min(FLOAT * report.tokens * shape.hidden, free // 8) if shape.lower else 0
+    logits = 3 * FLOAT * LOGIT_ROWS * info.vocab_size
+    memory = 4 * FLOAT * shape.adapter + activations + logits + kept
+    return Estimate(work / speed.rate if speed else None, memory, speed.basis if speed else "")
+
+
+def _layer(name: str) -> int:
+    found = _LAYER.search(name)
+    return int(found[1]) if found else 0

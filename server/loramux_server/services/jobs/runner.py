@@ -1,0 +1,302 @@
+"""Runs the queued jobs, some at a time: train, verify, publish."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ...core.backend import Backend, EngineInfo
+from ...core.errors import Code, Error
+from ...core.jobs import JobState, TrainCommand
+from ...core.outage import Outage
+from ...core.types import AdapterVersion, Stack, StackEntry, StackItem
+from ...core.watch import Watch
+from ...host.failpoints import reach
+from ...store.jobs import LEASE_LOST
+from ...store.records import JobRecord
+from ...store.store import Store
+from ...telemetry.logs import get_logger
+from ...text import TextTokenizer
+from ..common.limits import Limits
+from ..common.shielding import temporary_folder, to_the_end
+from ..common.stacks import StackResolver
+from ..common.workers import compute
+from ..datasets.kept_rows import kept_or_made
+from ..datasets.training_data import JobData, build_command, load_data, with_row_stacks
+from .attempt import TrainingRun
+from .board import JobBoard
+from .lock import Room
+
+log = get_logger(__name__)
+
+MAX_ENGINE_LOSSES = 3
+"""A job at whose work the engine died this often without getting any further is not tried again: it may be why."""
+MAX_RETRY_SECONDS = 60.0
+LEASE_SECONDS = 30.0
+"""How long a job stays with a server that says nothing. It is renewed three times as often."""
+
+
+@dataclass(slots=True)
+class Trouble:
+    """How often a job was tried in vain, and how often of these the engine died at its work on one stretch."""
+
+    tries: int = 0
+    deaths: int = 0
+    step: int = -1
+
+    @property
+    def suspect(self) -> bool:
+        """Whether the next attempt is the last. No other job is at work then: one of these may be the reason."""
+        return self.deaths == MAX_ENGINE_LOSSES - 1
+
+    def again(self, step: int, begun: bool) -> bool:
+        """Note another loss of the engine, the job being at ``step``; False when the job shall not be tried again."""
+        self.tries += 1
+        if begun:
+            self.deaths = self.deaths + 1 if step <= self.step else 1
+            self.step = max(step, self.step)
+        return self.deaths < MAX_ENGINE_LOSSES
+
+
+class JobRunner:
+    """Takes queued jobs, tenants in turn, and sees each to a final state, or back into the queue without an engine.
+
+    The app starts ``run`` as a task once the engine is up and cancels it to stop: the jobs at work are queued again
+    then. Call ``recover`` once before, when nothing runs yet.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        store: Store,
+        text: TextTokenizer,
+        info: EngineInfo,
+        limits: Limits,
+        board: JobBoard,
+        *,
+        max_jobs: int = 1,
+        retry_seconds: float = 1.0,
+        checkpoint_seconds: float = 30.0,
+        lease_seconds: float = LEASE_SECONDS,
+    ) -> None:
+        self._backend = backend
+        self._store = store
+        self._text = text
+        self._info = info
+        self._limits = limits
+        self._board = board
+        self._max_jobs = max_jobs
+        self._room = Room()
+        self._outage = Outage()
+        self._away_until = 0.0  # by the event loop's clock: the engine is given time to come back
+        self._stacks = StackResolver(store)
+        self._retry_seconds = retry_seconds
+        self._checkpoint_seconds = checkpoint_seconds
+        self._lease_seconds = lease_seconds
+        self._troubles: dict[str, Trouble] = {}
+        self._runs: dict[str, TrainingRun] = {}
+
+    async def recover(self) -> int:
+        """Queue again what ran when the server died; gives how many jobs that were."""
+        await asyncio.to_thread(self._store.sweep_job_folders)
+        return len(await asyncio.to_thread(self._store.jobs.requeue_interrupted, self._store.state.id))
+
+    async def run(self) -> None:
+        """Work until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            for number in range(self._max_jobs):
+                group.create_task(self._take_jobs(), name=f"jobs {number}")
+
+    async def _take_jobs(self) -> None:
+        while True:
+            try:
+                await self._turn()
+            except Error as error:
+                # The store failed, not a job: nothing can be noted now, but there may be a later.
+                self._store_failed("jobs cannot be run", error)
+                await asyncio.sleep(self._retry_seconds)
+
+    async def _turn(self) -> None:
+        await asyncio.sleep(self._away_until - asyncio.get_running_loop().time())
+        self._board.queued.clear()
+        job = await self._board.claim(self._lease_seconds)
+        self._store_answers()
+        if job is None:
+            # Servers that share the database may have left something: looked for now and then.
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._lease_seconds):
+                    await self._board.queued.wait()
+            await asyncio.to_thread(self._store.jobs.requeue_interrupted, "")
+            return
+        self._board.queued.set()  # there may be more, and others who look for it
+        await self._attempt(job)
+
+    async def _attempt(self, job: JobRecord) -> None:
+        """Run a job to a final state, or back into the queue when the engine was lost."""
+        work = asyncio.create_task(self._work(job), name=f"job {job.id}")
+        lease = asyncio.create_task(self._keep(job, work), name=f"lease of {job.id}")
+        self._board.running(job.id, work.cancel)
+        try:
+            await asyncio.wait({work})
+        except asyncio.CancelledError:
+            # The server stops. What is being published is published; anything else is taken up again next time.
+            work.cancel()
+            await asyncio.wait({work})
+            with suppress(Error):  # the store is away: the next start queues it
+                await self._move(job, JobState.QUEUED, message="the server is stopping; queued again")
+            raise
+        finally:
+            lease.cancel()
+            run = self._runs.pop(job.id, None)
+            self._board.ended(job.id)
+        if work.cancelled():
+            return  # cancelled or paused by request, or in other hands, and its row says so
+        error = work.exception()
+        if error is None:
+            self._troubles.pop(job.id, None)
+            return
+        await self._settle(job, error, begun=run is not None and run.begun)
+
+    async def _keep(self, job: JobRecord, work: asyncio.Task[None]) -> None:
+        """Renew the lease of a job at work; stop the work once the job is not ours any more."""
+        while True:
+            await asyncio.sleep(self._lease_seconds / 3)
+            try:
+                await asyncio.to_thread(self._store.jobs.renew, job.id, job.fence, self._lease_seconds)
+                self._store_answers()
+            except Error as error:
+                if error.reason == LEASE_LOST:
+                    log.warning("the job is in other hands", job=job.id)
+                    work.cancel()
+                    return
+                self._store_failed("the lease of a job was not renewed", error, job=job.id)
+
+    async def _settle(self, job: JobRecord, error: BaseException, begun: bool) -> None:
+        """Decide what a failed attempt means for the job; ``begun``: the engine was at work on it."""
+        if not isinstance(error, Error):
+            id = uuid.uuid4().hex[:12]
+            log.error("job failed by a defect", job=job.id, error_id=id, exc_info=error)
+            error = Error(Code.INTERNAL, f"internal error {id}; the server's log tells more")
+        now = await asyncio.to_thread(self._store.jobs.get, job.id)
+        state = now.state
+        if state.final or state is JobState.PAUSED or (isinstance(error, Error) and error.reason == LEASE_LOST):
+            return  # stopped by request while the attempt failed by itself
+        if error.code is Code.UNAVAILABLE:
+            trouble = self._troubles.setdefault(job.id, Trouble())
+            if trouble.again(now.step, begun):
+                delay = min(self._retry_seconds * 2 ** (trouble.tries - 1), MAX_RETRY_SECONDS)
+                self._away_until = asyncio.get_running_loop().time() + delay
+                log.warning("engine away, jobs wait", job=job.id, retry_in_seconds=delay)
+                await self._insist(job, JobState.QUEUED, message=f"{error.message}; queued again")
+                return
+            words = f"the engine died {trouble.deaths} times at the work on this job, which got no further in between"
+            error = Error(error.code, f"{words}; it may be too large for this machine", reason="ENGINE_LOST")
+        self._troubles.pop(job.id, None)
+        log.warning("job failed", job=job.id, code=error.code.value, error=error.message)
+        await self._insist(job, JobState.FAILED, error=error)
+
+    async def _insist(self, job: JobRecord, state: JobState, *, message: str = "", error: Error | None = None) -> None:
+        """Move a job as soon as the store can take it, however long its disk is full or its database away."""
+        while True:
+            try:
+                await self._move(job, state, message=message, error=error)
+                self._store_answers()
+                return
+            except Error as failure:
+                self._store_failed("the state of a job cannot be stored", failure, job=job.id, state=state.value)
+                await asyncio.sleep(self._retry_seconds)
+
+    def _store_failed(self, what: str, error: Error, **about: str) -> None:
+        """Tell it, unless a failure of the store, of whatever job, was told a moment ago."""
+        if self._outage.failed():
+            log.error(what, **about, error=error.message, times=self._outage.failures)
+
+    def _store_answers(self) -> None:
+        if (seconds := self._outage.over()) is not None:
+            log.warning("the store of jobs answers again", after_seconds=round(seconds, 1))
+
+    async def _move(self, job: JobRecord, state: JobState, *, message: str = "", error: Error | None = None) -> None:
+        """Move a job, unless a request to stop it came first, or another server took it."""
+        try:
+            await self._board.move(job.id, state, message=message, error=error, fence=job.fence)
+        except Error as refused:
+            if refused.reason not in (Code.FAILED_PRECONDITION.name, LEASE_LOST):
+                raise
+
+    async def _work(self, job: JobRecord) -> None:
+        trouble = self._troubles.get(job.id)
+        async with (
+            self._room.enter(alone=trouble is not None and trouble.suspect),
+            temporary_folder(self._store, "job") as folder,
+        ):
+            command, run = await self._prepare(job, folder / "adapter")
+            self._runs[job.id] = run
+            with self._stacks.held(_versions(command)):
+                await run.train(command)
+                reach("job.trained")
+                await run.question(command)
+                reach("job.evaluated")
+            words = "checking and publishing the adapter"
+            await self._board.move(job.id, JobState.PUBLISHING, message=words, fence=job.fence)
+            # A commit cannot be taken back.
+            await to_the_end(run.publish(command))
+
+    async def _prepare(self, job: JobRecord, output: Path) -> tuple[TrainCommand, TrainingRun]:
+        request, tenant = job.request, job.request.owner
+        place = await asyncio.to_thread(self._store.state.job_folder, job.id)
+        data = await compute(
+            lambda watch: kept_or_made(place, self._info.base_fingerprint, lambda: self._tokenised(job, watch))
+        )
+        donors = (await asyncio.to_thread(self._store.jobs.get, job.id)).request.donors
+        stacks = await self._stacks.resolve_many(request.on_top_of, tenant, donors)
+        found = await self._stacks.resolve_many(data.row_stacks, tenant, donors)
+        row_stacks = dict(zip(data.row_stacks, found, strict=True))
+        command = replace(
+            build_command(job, data, stacks, row_stacks, self._info, output),
+            checkpoint_dir=str(place),
+            checkpoint_seconds=self._checkpoint_seconds,
+            stored=await asyncio.to_thread(self._store.jobs.stored, job.id),
+            init=await asyncio.to_thread(self._store.adapters.resolve, request.init_from, tenant, donors)
+            if request.init_from
+            else None,
+            current=await asyncio.to_thread(self._current, request.name, tenant),
+        )
+        run = TrainingRun(self._backend, self._store, self._text, self._info, self._limits, self._board, job, data)
+        return command, run
+
+    def _tokenised(self, job: JobRecord, watch: Watch) -> JobData:
+        """The rows of a job, the stacks that they name pinned to the versions of now and kept for later attempts."""
+        request, tenant = job.request, job.request.owner
+        ids = request.dataset_id, request.validation_dataset_id
+        data = load_data(self._store, self._text, self._info, self._limits, request.spec, tenant, *ids, watch=watch)
+        stacks = data.row_stacks
+        found = iter(self._store.adapters.resolve_all([item.adapter for stack in stacks for item in stack], tenant))
+        versions = {stack: tuple(next(found) for _ in stack) for stack in stacks}
+        donors = {version.ref: version.digest for each in versions.values() for version in each}
+        self._store.jobs.add_donors(job.id, donors, job.fence)
+        return with_row_stacks(
+            data,
+            {
+                stack: tuple(StackItem(version.ref, item.weight) for item, version in zip(stack, each, strict=True))
+                for stack, each in versions.items()
+            },
+        )
+
+    def _current(self, name: str, tenant: str) -> AdapterVersion | None:
+        """The version that a job's result would replace, if it can be measured beside it."""
+        try:
+            record = self._store.adapters.get_version(name, tenant)
+            if record.owner == tenant and record.meta.base_fingerprint in ("", self._info.base_fingerprint):
+                return self._store.adapters.resolve(record.ref, tenant)
+        except Error:
+            pass  # there is none, or none that may be used
+        return None
+
+
+def _versions(command: TrainCommand) -> Stack:
+    """Every version whose files the engine reads for a job."""
+    own = [StackEntry(version) for version in (command.init, command.current) if version is not None]
+    return Stack((*own, *(entry for stack in command.stacks for entry in stack.entries)))

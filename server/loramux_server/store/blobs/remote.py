@@ -1,0 +1,360 @@
+"""Blobs in any file system of fsspec, such as an object store, and local copies of those that are in use.
+
+Layout: ``files/ab/<digest>`` for a single file, ``folders/ab/<digest>/<name>`` for the files of a folder and, written
+last, ``folders/ab/<digest>/.manifest``. Without its manifest a folder is not there, and the SHA-256 of the manifest is
+the folder's digest, so that nothing but names is trusted.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import uuid
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+from ...core.errors import Code, Error, is_damage
+from ...core.types import COMPUTED_WITH
+from ...host.failpoints import reach
+from ...host.files import read_regular, storage_errors, sync_folder, write_durable
+from .blobs import MARK, Blob, BlobStore, damaged, is_digest, missing
+from .cache import KEEP_SECONDS, BlobCache
+from .files import (
+    CHUNK,
+    MAX_MANIFEST_BYTES,
+    Damage,
+    FileEntry,
+    copy_file,
+    copy_folder,
+    delete_path,
+    files_of,
+    find_damage,
+    folder_digest,
+    read_manifest,
+    write_manifest,
+)
+
+log = logging.getLogger(__name__)
+
+MANIFEST = ".manifest"
+"""No file of a folder can be called so: their names begin with a letter, a digit or an underscore."""
+_STRIPES = 64
+
+
+class RemoteBlobs(BlobStore):
+    """Blobs under ``root`` of a file system of fsspec, with a cache of ``max_bytes`` in ``cache``, a local folder.
+
+    What is put is in the cache too: the engine reads it next.
+    """
+
+    def __init__(
+        self,
+        fs: Any,
+        root: str,
+        cache: Path,
+        max_bytes: int,
+        *,
+        grace_seconds: float = 0.0,
+        keep_seconds: float = KEEP_SECONDS,
+    ) -> None:
+        super().__init__(grace_seconds)
+        self._fs, self._root, self._folder = fs, root.rstrip("/"), cache
+        for left in cache.iterdir():
+            if not is_digest(left.name):  # half a download, or half a removal
+                delete_path(left)
+        self._cache = BlobCache(cache, max_bytes, self.in_use, keep_seconds)
+        self._fetching = [Lock() for _ in range(_STRIPES)]
+
+    def put_folder(self, source: Path) -> Blob:
+        with storage_errors("cannot store the files"), self._staged() as staged:
+            staged.mkdir()
+            entries = copy_folder(source, staged)
+            sync_folder(staged)
+            reach("blob.written")
+            digest = folder_digest(entries)
+            self._upload_folder(digest, staged, entries)
+            self._cache.put(digest, staged)
+        return Blob(digest, sum(entry.size_bytes for entry in entries))
+
+    def put_file(self, source: Path) -> Blob:
+        with storage_errors("cannot store the file"), self._staged() as staged:
+            size, digest = copy_file(source, staged)
+            reach("blob.written")
+            if not self._is_sound(digest) or self._grace:
+                self._upload(staged, self._file(digest), size)
+            reach("blob.durable")
+            self._cache.put(digest, staged)
+        return Blob(digest, size)
+
+    def local_path(self, digest: str) -> Path:
+        if not is_digest(digest):
+            raise missing(digest)
+        if (place := self._cache.get(digest)) is not None:
+            return place
+        # One download for all who ask meanwhile.
+        with self._fetching[int(digest[:2], 16) % _STRIPES]:
+            return self._cache.get(digest) or self._fetch(digest)
+
+    def holds(self, digest: str) -> bool:
+        with _failing("cannot look for files"):
+            self._fs.invalidate_cache()
+            return bool(self._fs.exists(f"{self._place(digest)}/{MANIFEST}") or self._fs.exists(self._file(digest)))
+
+    def damage(self, digest: str, only: Collection[str] | None = None) -> list[Damage]:
+        entries = self._manifest(digest)
+        if entries is None:
+            found = self._damage_of(self._file(digest), "", digest)
+            if found is not None and found.missing:
+                raise missing(digest)
+            return [] if found is None else [found]
+        wanted = [entry for entry in entries if only is None or entry.name in only]
+        checked = (self._damage_of(f"{self._place(digest)}/{entry.name}", entry.name, entry.digest) for entry in wanted)
+        return [damage for damage in checked if damage is not None]
+
+    def recheck(self, digest: str, only: Collection[str]) -> list[Damage]:
+        place = self._cache.get(digest)
+        if place is not None and find_damage(place, digest, self._manifest(digest), only):
+            self._cache.discard(digest)
+        try:
+            self.local_path(digest)
+        except Error as error:
+            if not is_damage(error):
+                raise
+            return super().recheck(digest, only) or [Damage("", error.message)]
+        return []
+
+    def forget_copy(self, digest: str) -> bool:
+        return self._cache.discard(digest)
+
+    def size(self, digest: str) -> int:
+        entries = self._manifest(digest)
+        if entries is not None:
+            return sum(entry.size_bytes for entry in entries)
+        with _reading(digest):
+            return int(self._fs.info(self._file(digest))["size"])
+
+    def digests(self) -> Iterator[str]:
+        found: dict[str, None] = {}
+        for path in (*self._find(f"{self._root}/folders"), *self._find(f"{self._root}/files")):
+            parts = path.removeprefix(self._root).strip("/").split("/")
+            if len(parts) >= 3 and is_digest(parts[2]):
+                found[parts[2]] = None
+        yield from found
+
+    def strays(self) -> list[str]:
+        found = []
+        for path in self._find(self._root):
+            name = path.removeprefix(self._root).strip("/")
+            kind, *parts = name.split("/")
+            depth = {"files": 2, "folders": 3}.get(kind)
+            placed = len(parts) == depth and is_digest(parts[1]) and parts[1][:2] == parts[0]
+            if not placed and name != MARK:
+                found.append(name)
+        return sorted(found)
+
+    def remove_stray(self, path: str) -> None:
+        with _failing("cannot remove a stray file"), suppress(FileNotFoundError):
+            self._fs.rm_file(f"{self._root}/{path}")
+
+    def _entries(self, digest: str) -> tuple[FileEntry, ...]:
+        # The copy first: it can be asked while the store is away.
+        place = self._cache.get(digest)
+        found = (place and files_of(place, digest)) or self._manifest(digest)
+        if found is None:
+            raise missing(digest)
+        return tuple(found)
+
+    def _read(self, digest: str, entry: FileEntry) -> bytes:
+        if (place := self._cache.get(digest)) is not None:
+            with suppress(OSError, Error):
+                data = read_regular(place / entry.name)
+                if hashlib.sha256(data).hexdigest() == entry.digest:
+                    return data
+        with _reading(digest):
+            found: bytes = self._fs.cat_file(f"{self._place(digest)}/{entry.name}")
+        return found
+
+    def _upload_folder(self, digest: str, staged: Path, entries: list[FileEntry]) -> None:
+        place = self._place(digest)
+        if not self._is_sound(digest):
+            for entry in entries:
+                self._upload(staged / entry.name, f"{place}/{entry.name}", entry.size_bytes)
+        reach("blob.uploaded")
+        # Written anew in any case: that makes it young, and another server's collection passes over it.
+        manifest = self._folder / f"manifest-{uuid.uuid4().hex}"
+        try:
+            write_durable(manifest, data := write_manifest(entries))
+            self._upload(manifest, f"{place}/{MANIFEST}", len(data))
+        finally:
+            delete_path(manifest)
+        reach("blob.durable")
+
+    def _upload(self, source: Path, target: str, size: int) -> None:
+        with _failing("cannot store the files"):
+            self._fs.put_file(os.fspath(source), target)
+            self._fs.invalidate_cache()
+            stored = self._fs.info(target)["size"]
+        if stored != size:
+            raise Error(
+                Code.UNAVAILABLE, f"{stored} of {size} bytes arrived in the blob store; try again", reason="BLOB_CUT"
+            )
+
+    def _fetch(self, digest: str) -> Path:
+        """Bring a blob into the cache; DATA_LOSS unless it is what its digest says.
+
+        A folder may come without files that nothing is computed with.
+        """
+        entries = self._manifest(digest)
+        with storage_errors("cannot keep a local copy of the files"), self._staged() as staged:
+            if entries is None:
+                self._download(digest, self._file(digest), staged, digest)
+            else:
+                staged.mkdir()
+                for entry in entries:
+                    self._download_part(digest, staged, entry)
+                sync_folder(staged)
+            return self._cache.put(digest, staged)
+
+    def _download_part(self, digest: str, staged: Path, entry: FileEntry) -> None:
+        try:
+            self._download(digest, f"{self._place(digest)}/{entry.name}", staged / entry.name, entry.digest)
+        except Error as error:
+            if entry.name in COMPUTED_WITH or not is_damage(error):
+                raise
+            log.warning("%s of %s is lost in the blob store: %s", entry.name, digest[:16], error.message)
+            delete_path(staged / entry.name)
+
+    def _download(self, digest: str, remote: str, target: Path, sha256: str) -> None:
+        with _reading(digest):
+            self._fs.get_file(remote, os.fspath(target))
+        with target.open("rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
+                raise damaged(digest)
+            os.fsync(file.fileno())
+
+    def _manifest(self, digest: str) -> list[FileEntry] | None:
+        """The files of a folder; None if the digest names no folder. DATA_LOSS if the manifest is damaged."""
+        path = f"{self._place(digest)}/{MANIFEST}"
+        try:
+            with _failing("cannot read the files"):
+                self._fs.invalidate_cache()
+                if self._fs.info(path)["size"] > MAX_MANIFEST_BYTES:
+                    raise damaged(digest)
+                data: bytes = self._fs.cat_file(path)
+        except FileNotFoundError:
+            return None
+        if hashlib.sha256(data).hexdigest() != digest:
+            raise damaged(digest)
+        return read_manifest(data)
+
+    def _is_sound(self, digest: str) -> bool:
+        """Whether a blob is there, whole and what its digest says: all of it is read."""
+        try:
+            return not self.damage(digest)
+        except Error as error:
+            if error.code is Code.DATA_LOSS:
+                return False
+            raise
+
+    def _damage_of(self, path: str, name: str, digest: str) -> Damage | None:
+        try:
+            sha256 = self._sha256(path)
+        except FileNotFoundError:
+            return Damage(name, "is missing", missing=True)
+        return None if sha256 == digest else Damage(name, "does not hold the bytes that were stored")
+
+    def _sha256(self, path: str) -> str:
+        found = hashlib.sha256()
+        with _failing("cannot read the files"), self._fs.open(path, "rb") as file:
+            while chunk := file.read(CHUNK):
+                found.update(chunk)
+        return found.hexdigest()
+
+    def _remove_unused(self, digest: str) -> bool:
+        # Not under the lock of the holders, who would wait for the network. They read copies of their own; and who
+        # has no copy by now cannot have been told of the blob since its last row went.
+        if self.in_use(digest):
+            return False
+        self._remove(digest)
+        return True
+
+    def _remove(self, digest: str) -> None:
+        reach("collect.before_rename")
+        with _failing("cannot remove unused files"):
+            for path in (f"{self._place(digest)}/{MANIFEST}", self._file(digest)):
+                with suppress(FileNotFoundError):
+                    self._fs.rm_file(path)
+            reach("collect.renamed")
+            for path in self._find(self._place(digest)):
+                with suppress(FileNotFoundError):
+                    self._fs.rm_file(path)
+            with suppress(OSError, NotImplementedError):  # object stores have no folders
+                self._fs.rmdir(self._place(digest))
+        with storage_errors("cannot remove unused files"):
+            self._cache.drop(digest)
+
+    def _written(self, digest: str) -> float:
+        paths = [*self._find(self._place(digest)), *self._find(self._file(digest))]
+        with _failing("cannot look for files"):
+            return max((self._fs.modified(path).timestamp() for path in paths), default=0.0)
+
+    def _find(self, folder: str) -> list[str]:
+        with _failing("cannot list the files"):
+            self._fs.invalidate_cache()
+            try:
+                return list(self._fs.find(folder))
+            except FileNotFoundError:
+                return []
+
+    def _place(self, digest: str) -> str:
+        return f"{self._root}/folders/{digest[:2]}/{digest}"
+
+    def _file(self, digest: str) -> str:
+        return f"{self._root}/files/{digest[:2]}/{digest}"
+
+    @contextmanager
+    def _staged(self) -> Iterator[Path]:
+        """A path beside the copies that is gone afterwards, unless it was moved away."""
+        staged = self._folder / f"part-{uuid.uuid4().hex}"
+        try:
+            yield staged
+        finally:
+            delete_path(staged)
+
+
+@contextmanager
+def _failing(doing: str) -> Iterator[None]:
+    """Turn what a file system of fsspec raises into an ``Error``, but for ``FileNotFoundError``."""
+    try:
+        with storage_errors(doing):
+            try:
+                yield
+            except FileNotFoundError as gone:
+                raise _Gone(gone) from None
+    except _Gone as gone:
+        raise gone.cause from None
+    except Error:
+        raise
+    except Exception as exc:  # each kind of store has errors of its own (credentials, HTTP, ...)
+        raise Error(
+            Code.UNAVAILABLE, f"{doing}: {type(exc).__name__} from the blob store", reason="STORAGE_UNAVAILABLE"
+        ) from exc
+
+
+class _Gone(Exception):
+    def __init__(self, cause: FileNotFoundError) -> None:
+        super().__init__()
+        self.cause = cause
+
+
+@contextmanager
+def _reading(digest: str) -> Iterator[None]:
+    try:
+        with _failing("cannot read the files"):
+            yield
+    except FileNotFoundError:
+        raise missing(digest) from None
