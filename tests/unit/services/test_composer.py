@@ -12,7 +12,7 @@ import uvloop
 from loramux_server.core.compose import ComposeCommand, ComposeMethod
 from loramux_server.core.errors import Code, Error
 from loramux_server.core.types import Stack
-from loramux_server.services.adapters.service import compose_worker as composer
+from loramux_server.services.adapters import compose_worker
 
 # Larger than a pipe, so that it cannot be written to a child that does not read.
 COMMAND = ComposeCommand(Stack(), ComposeMethod.CAT, "/nowhere", {f"m{i}": (1, 1) for i in range(50_000)})
@@ -21,9 +21,9 @@ COMMAND = ComposeCommand(Stack(), ComposeMethod.CAT, "/nowhere", {f"m{i}": (1, 1
 @pytest.mark.parametrize("module", ["no_such_module", "loramux_server.core.errors"], ids=["fails", "says nothing"])
 def test_a_merge_that_dies_at_once_is_told(monkeypatch: pytest.MonkeyPatch, module: str) -> None:
     """On the loop that the server runs on, which has a word of its own for it."""
-    monkeypatch.setattr(composer, "MODULE", module)
+    monkeypatch.setattr(compose_worker, "MODULE", module)
     with pytest.raises(Error) as caught:
-        uvloop.run(composer.run_composer(COMMAND))
+        uvloop.run(compose_worker.run_composer(COMMAND))
     assert (caught.value.code, caught.value.reason) == (Code.INTERNAL, "COMPOSE_DIED")
 
 

@@ -21,7 +21,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from loramux_server.core.errors import Code, Error
 from loramux_server.host.failpoints import VARIABLE
-from loramux_server.store.blobs.blobs import remote as remote_blobs
+from loramux_server.store.blobs import remote as remote_blobs
 from loramux_server.store.blobs.local import LocalBlobs
 from loramux_server.store.blobs.places import MARK, open_blobs
 from loramux_server.store.blobs.remote import RemoteBlobs
