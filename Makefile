@@ -101,6 +101,10 @@ bench-front: $(READY) ## Measure 2,000 calls at once: who is refused, and how fa
 bench-stacking: $(READY) ## Train donors, styles and tenants anew and ask their stacks; goes on where it was
 	@$(BIN)/python -m benchmarks.stacking $(BENCH_ARGS)
 
+.PHONY: drawing
+drawing: ## Draw docs/architecture.svg anew from architecture.dot (needs Graphviz)
+	@dot -Tsvg docs/architecture.dot -o docs/architecture.svg
+
 .PHONY: protos
 protos: $(READY) ## Make the generated code of protos/ anew
 	@$(BIN)/python tools/protos.py
