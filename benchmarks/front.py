@@ -34,6 +34,7 @@ from loramux_server.engine.transport.wire import HEADER, decode, encode
 from loramux_server.host.resources import usable_cpus
 from loramux_server.rpc.server import RpcServer
 from loramux_server.services.availability import Behind, Counts, Desk, Services
+from loramux_server.services.common.context import Context
 from loramux_server.services.common.info import Readiness
 from loramux_server.services.common.limits import Limits
 from loramux_server.services.inference.service import GenerationService
@@ -115,7 +116,7 @@ async def services(link: Link, tokenizer: Path) -> AsyncIterator[tuple[Generatio
         contextlib.closing(Store.open(Path(folder))) as store,
     ):
         text = TextTokenizer.load(str(tokenizer))
-        yield GenerationService(backend, store, text, info, Limits(), metrics), metrics
+        yield GenerationService(Context(store, text, info, Limits(), backend), metrics), metrics
     await backend.close()
 
 

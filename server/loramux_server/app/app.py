@@ -17,6 +17,7 @@ from ..services.adapters.checked_backend import CheckedBackend
 from ..services.adapters.collector import Collector
 from ..services.adapters.service import AdapterService
 from ..services.availability import Behind, Counts, Desk, Services
+from ..services.common.context import Context
 from ..services.common.info import Readiness
 from ..services.common.limits import Limits
 from ..services.inference.service import GenerationService
@@ -178,12 +179,13 @@ class App:
         if info.base_damage:
             store.damage.found(Kind.BASE)
         backend = CheckedBackend(backend, store.adapters)
+        context = Context(store, text, info, limits, backend)
         board = JobBoard(store, metrics)
-        adapters = AdapterService(backend, store, info, limits)
+        adapters = AdapterService(context)
         services = Services(
-            generation=GenerationService(backend, store, text, info, limits, metrics),
+            generation=GenerationService(context, metrics),
             adapters=adapters,
-            training=TrainingService(store, text, info, limits, board, backend),
+            training=TrainingService(context, board),
         )
 
         async def counts(tenant: str) -> Counts:
@@ -195,11 +197,7 @@ class App:
         self._say.progress("running a first request")
         await warm_up(backend, text)
         runner = JobRunner(
-            backend,
-            store,
-            text,
-            info,
-            limits,
+            context,
             board,
             max_jobs=self.settings.max_training_jobs,
             checkpoint_seconds=self.settings.training.checkpoint_seconds,

@@ -11,10 +11,13 @@ from loramux_server.core.types import StackItem
 from loramux_server.host.failpoints import VARIABLE
 from loramux_server.services.adapters.service import AdapterService
 from loramux_server.services.adapters.types import ComposeRequest
+from loramux_server.services.common.context import Context
 from loramux_server.services.common.limits import Limits
 from loramux_server.store.store import Store
+from loramux_server.text import TextTokenizer
 from tests.unit.services.adapter_files import write_adapter
 from tests.unit.services.fakes import FakeBackend, engine_info
+from tests.unit.services.tiny_tokenizer import write_tokenizer
 
 
 def main(state: Path, answer: Path, failpoint: str) -> None:
@@ -26,6 +29,7 @@ def main(state: Path, answer: Path, failpoint: str) -> None:
         write_adapter(Path(command.output), info, b=0.125)
         return ComposeResult(0.0)
 
-    service = AdapterService(FakeBackend(info), Store.open(state), info, Limits(), composer)
+    text = TextTokenizer.load(write_tokenizer(answer.with_suffix(".tokenizer")))
+    service = AdapterService(Context(Store.open(state), text, info, Limits(), FakeBackend(info)), composer)
     version = asyncio.run(service.compose(ComposeRequest("mix", (StackItem("acme"),))))
     answer.write_text(version.ref)

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from loramux_server.core.backend import EngineInfo
+from loramux_server.services.common.context import Context
 from loramux_server.services.common.limits import Limits
 from loramux_server.store.store import Store
 from loramux_server.text import TextTokenizer
@@ -39,3 +40,8 @@ def limits() -> Limits:
 @pytest.fixture
 def backend(info: EngineInfo) -> FakeBackend:
     return FakeBackend(info)
+
+
+@pytest.fixture
+def context(store: Store, text: TextTokenizer, info: EngineInfo, limits: Limits, backend: FakeBackend) -> Context:
+    return Context(store, text, info, limits, backend)

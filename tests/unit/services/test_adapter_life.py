@@ -12,7 +12,7 @@ from loramux_server.core.backend import EngineInfo
 from loramux_server.core.errors import Code, Error
 from loramux_server.core.types import GenerateRequest, StackItem
 from loramux_server.services.adapters.service import AdapterService
-from loramux_server.services.common.limits import Limits
+from loramux_server.services.common.context import Context
 from loramux_server.services.inference.service import GenerationService
 from loramux_server.store.store import Store
 from loramux_server.text import TextTokenizer
@@ -24,15 +24,13 @@ REQUEST = GenerateRequest(prompt="hello", adapters=(StackItem("acme"),))
 
 
 @pytest.fixture
-def adapters(backend: FakeBackend, store: Store, info: EngineInfo, limits: Limits) -> AdapterService:
-    return AdapterService(backend, store, info, limits)
+def adapters(context: Context) -> AdapterService:
+    return AdapterService(context)
 
 
 @pytest.fixture
-def generation(
-    backend: FakeBackend, store: Store, text: TextTokenizer, info: EngineInfo, limits: Limits
-) -> GenerationService:
-    return GenerationService(backend, store, text, info, limits)
+def generation(context: Context) -> GenerationService:
+    return GenerationService(context)
 
 
 async def upload(adapters: AdapterService, info: EngineInfo, b: float) -> str:

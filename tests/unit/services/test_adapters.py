@@ -19,6 +19,7 @@ from loramux_server.services.adapters.collector import Collector
 from loramux_server.services.adapters.service import AdapterService
 from loramux_server.services.adapters.views import same_base
 from loramux_server.services.common import uploads as intake
+from loramux_server.services.common.context import Context
 from loramux_server.services.common.limits import Limits
 from loramux_server.services.common.stacks import StackResolver
 from loramux_server.services.common.types import FileSpec
@@ -31,8 +32,8 @@ Files = dict[str, bytes]
 
 
 @pytest.fixture
-def service(backend: FakeBackend, store: Store, info: EngineInfo, limits: Limits) -> AdapterService:
-    return AdapterService(backend, store, info, limits)
+def service(context: Context) -> AdapterService:
+    return AdapterService(context)
 
 
 @pytest.fixture
@@ -196,10 +197,10 @@ async def test_field_26_an_adapter_that_changes_nothing_comes_with_a_warning(
 
 
 async def test_field_26_an_adapter_that_names_another_base_comes_with_a_warning(
-    backend: FakeBackend, store: Store, info: EngineInfo, files: Files, limits: Limits
+    context: Context, info: EngineInfo, files: Files
 ) -> None:
     """The shapes fit, so it is taken; what it was trained on is told where people look."""
-    service = AdapterService(backend, store, replace(info, base_name="Qwen/Qwen3-8B"), limits)
+    service = AdapterService(replace(context, info=replace(info, base_name="Qwen/Qwen3-8B")))
     version = await service.upload("acme", pieces(files))
     assert "somewhere/base" in version.warnings[0]
     assert "Qwen/Qwen3-8B" in version.warnings[0]
@@ -210,12 +211,12 @@ async def test_field_26_an_adapter_that_names_another_base_comes_with_a_warning(
 
 
 async def test_field_26_what_the_present_base_cannot_use_is_marked(
-    backend: FakeBackend, store: Store, info: EngineInfo, files: Files, limits: Limits
+    context: Context, info: EngineInfo, files: Files
 ) -> None:
     files[WEIGHTS] = weights_bytes(info, fingerprint=info.base_fingerprint)
-    before = await AdapterService(backend, store, info, limits).upload("acme", pieces(files))
+    before = await AdapterService(context).upload("acme", pieces(files))
     assert (before.for_other_base, before.warnings) == (False, ())
-    later = AdapterService(backend, store, replace(info, base_fingerprint="of another base"), limits)
+    later = AdapterService(replace(context, info=replace(info, base_fingerprint="of another base")))
     listed = (await later.list()).items[0].current
     assert listed is not None
     assert listed.for_other_base
@@ -250,9 +251,9 @@ def zeroed(weights: bytes, part: str) -> bytes:
 
 
 async def test_an_upload_has_a_limit(
-    backend: FakeBackend, store: Store, info: EngineInfo, files: Files, monkeypatch: pytest.MonkeyPatch
+    context: Context, store: Store, files: Files, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    service = AdapterService(backend, store, info, Limits(max_upload_bytes=1000))
+    service = AdapterService(replace(context, limits=Limits(max_upload_bytes=1000)))
     endless = (("adapter_model.safetensors", b"x" * 300) for _ in itertools.count())
     with pytest.raises(Error) as caught:
         await service.upload("acme", pieces(endless))
@@ -365,14 +366,12 @@ async def test_lists_are_paged_and_filtered(service: AdapterService, info: Engin
         await service.list(page_size=0)
 
 
-async def test_pins_are_loaded_again_at_start(
-    service: AdapterService, info: EngineInfo, backend: FakeBackend, store: Store
-) -> None:
+async def test_pins_are_loaded_again_at_start(service: AdapterService, info: EngineInfo, context: Context) -> None:
     await publish_versions(service, info, "acme", 2)
     pinned = await service.pin("acme@1")
     assert pinned.versions[0].pinned
     again = FakeBackend(info)
-    await AdapterService(again, store, info, Limits()).load_pinned()
+    await AdapterService(replace(context, backend=again)).load_pinned()
     assert [a.ref for a in again.loaded] == ["acme@1"]
     assert again.kept == ["acme@1"]
     assert not (await service.unpin("acme@1")).versions[0].pinned
@@ -397,13 +396,13 @@ async def test_the_engine_keeps_what_is_pinned_and_nothing_else(
 
 
 async def test_pins_beyond_the_room_do_not_keep_the_server_down(
-    service: AdapterService, info: EngineInfo, store: Store
+    service: AdapterService, info: EngineInfo, context: Context
 ) -> None:
     await publish_versions(service, info, "acme", 2)
     for version in (1, 2):
         await service.pin(f"acme@{version}")
     small = FakeBackend(info, most_kept=1)
-    await AdapterService(small, store, info, Limits()).load_pinned()
+    await AdapterService(replace(context, backend=small)).load_pinned()
     assert small.kept == ["acme@1"]
 
 

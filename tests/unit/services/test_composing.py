@@ -17,7 +17,7 @@ from loramux_server.core.types import StackItem
 from loramux_server.host.failpoints import VARIABLE, FailpointError
 from loramux_server.services.adapters.service import AdapterService
 from loramux_server.services.adapters.types import ComposeRequest
-from loramux_server.services.common.limits import Limits
+from loramux_server.services.common.context import Context
 from loramux_server.store.maintenance.doctor import examine
 from loramux_server.store.records import AdapterMeta, Composition
 from loramux_server.store.store import Store
@@ -57,13 +57,11 @@ def composer(info: EngineInfo) -> Composer:
 
 
 @pytest.fixture
-def service(
-    backend: FakeBackend, store: Store, info: EngineInfo, limits: Limits, composer: Composer, tmp_path: Path
-) -> AdapterService:
+def service(context: Context, store: Store, info: EngineInfo, composer: Composer, tmp_path: Path) -> AdapterService:
     for i, name in enumerate(("acme", "formal")):
         folder = write_adapter(tmp_path / name, info, b=1.0 + i)
         store.adapters.publish(name, "default", folder, AdapterMeta(2, 4.0))
-    return AdapterService(backend, store, info, limits, composer)
+    return AdapterService(context, composer)
 
 
 def request(*entries: tuple[str, float], **more: Any) -> ComposeRequest:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
@@ -20,6 +20,7 @@ from loramux_server.peft.schema import check_stored
 from loramux_server.services.adapters.checked_backend import CheckedBackend, stacked
 from loramux_server.services.adapters.service import AdapterService
 from loramux_server.services.adapters.types import ComposeRequest
+from loramux_server.services.common.context import Context
 from loramux_server.services.common.limits import Limits
 from loramux_server.services.inference.service import GenerationService
 from loramux_server.services.jobs.board import JobBoard
@@ -112,10 +113,10 @@ def rig_over(store: Store, info: EngineInfo, text: TextTokenizer) -> Rig:
             check_stored(version.path, version.sha256, info.linear_modules)
         raise AssertionError("nothing damaged was found")
 
-    limits = Limits()
+    context = Context(store, text, info, Limits(), checked)
     files = {CONFIG: config_bytes(), WEIGHTS: weights_bytes(info), CARD: b"# mine"}
-    adapters = AdapterService(checked, store, info, limits, compose)
-    return Rig(store, backend, adapters, GenerationService(checked, store, text, info, limits), found, files)
+    adapters = AdapterService(context, compose)
+    return Rig(store, backend, adapters, GenerationService(context), found, files)
 
 
 @pytest.fixture
@@ -290,8 +291,9 @@ def server_of(rig: Rig, text: TextTokenizer) -> Server:
     rig.backend.training = server.training = ScriptedTraining(rig.backend.info)
     board = JobBoard(rig.store)
     checked = CheckedBackend(rig.backend, rig.store.adapters)
-    server.service = TrainingService(rig.store, text, rig.backend.info, Limits(), board)
-    server.runner = JobRunner(checked, rig.store, text, rig.backend.info, Limits(), board)
+    server.context = context = replace(server.context, backend=checked)
+    server.service = TrainingService(context, board)
+    server.runner = JobRunner(context, board)
     return server
 
 

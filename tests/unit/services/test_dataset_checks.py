@@ -11,7 +11,7 @@ import pytest
 
 from loramux_server.app.app import limits_from
 from loramux_server.config import TrainingSettings, load
-from loramux_server.core.backend import EngineInfo
+from loramux_server.core.backend import EngineInfo, ScoreCommand, ScoreResult
 from loramux_server.core.errors import Code, Error
 from loramux_server.core.jobs import TrainSpec
 from loramux_server.data.dataset import DatasetReport
@@ -26,6 +26,7 @@ from loramux_server.services.jobs.types import CreateJobRequest
 from loramux_server.store.store import Store
 from loramux_server.text import TextTokenizer
 
+from .fakes import FakeBackend
 from .test_training_jobs import ROWS, Server, in_pieces, jsonl
 
 PAIRS = [{"prompt": f"Where is shop {i}?", "chosen": f" In {i}.", "rejected": " No idea."} for i in range(12)]
@@ -82,11 +83,18 @@ async def test_rows_are_shown_as_they_are_trained_on(server: Server, text: TextT
     assert [v.field for v in caught.value.violations] == ["show_rows", "show_from_line"]
 
 
-async def test_time_is_told_from_a_forward_and_then_from_jobs(server: Server, text: TextTokenizer) -> None:
-    store, info = server.store, server.backend.info
+class Away(FakeBackend):
+    """An engine that is starting again."""
+
+    async def score(self, command: ScoreCommand) -> ScoreResult:
+        raise Error(Code.UNAVAILABLE, "the engine is starting again")
+
+
+async def test_time_is_told_from_a_forward_and_then_from_jobs(server: Server) -> None:
+    store, asking = server.store, server.service
     dataset = await upload(server, ROWS)
-    assert (await server.service.validate_dataset(dataset)).estimated_seconds is None  # without an engine
-    asking = TrainingService(store, text, info, Limits(), JobBoard(store), server.backend)
+    away = TrainingService(replace(server.context, backend=Away(server.backend.info)), JobBoard(store))
+    assert (await away.validate_dataset(dataset)).estimated_seconds is None
     report = await asking.validate_dataset(dataset)
     assert report.estimated_seconds is not None
     assert report.estimated_from.startswith("one forward of ")
@@ -107,14 +115,14 @@ async def test_time_is_told_from_a_forward_and_then_from_jobs(server: Server, te
     assert report.estimated_seconds == pytest.approx(report.tokens * 3 * 16 / 12 / 1e6, rel=0.5)
 
 
-async def test_data_that_are_refused_as_a_whole(server: Server, store: Store, text: TextTokenizer) -> None:
+async def test_data_that_are_refused_as_a_whole(server: Server, store: Store) -> None:
     dataset = await upload(server, ROWS)
     for limits, words in ((Limits(max_dataset_rows=3), "more than 3 rows"), (Limits(max_dataset_bytes=9), "at most 9")):
-        service = TrainingService(store, text, server.backend.info, limits, JobBoard(store))
+        service = TrainingService(replace(server.context, limits=limits), JobBoard(store))
         report = await service.validate_dataset(dataset)
         assert (report.rows, report.problems_total, report.problems[0].line) == (0, 1, 0)
         assert words in report.problems[0].description
-    service = TrainingService(store, text, server.backend.info, Limits(max_row_tokens=5), JobBoard(store))
+    service = TrainingService(replace(server.context, limits=Limits(max_row_tokens=5)), JobBoard(store))
     assert (await service.validate_dataset(dataset)).too_long == 12
 
 

@@ -25,6 +25,7 @@ from loramux_server.core.types import (
     StackItem,
     Usage,
 )
+from loramux_server.services.common.context import Context
 from loramux_server.services.common.limits import Limits
 from loramux_server.services.common.workers import PREPARED_AT_ONCE
 from loramux_server.services.inference.service import GenerationService
@@ -44,10 +45,8 @@ def recorder() -> Recorder:
 
 
 @pytest.fixture
-def service(
-    backend: FakeBackend, store: Store, text: TextTokenizer, info: EngineInfo, limits: Limits, recorder: Recorder
-) -> GenerationService:
-    return GenerationService(backend, store, text, info, limits, recorder)
+def service(context: Context, recorder: Recorder) -> GenerationService:
+    return GenerationService(context, recorder)
 
 
 @pytest.fixture
@@ -258,17 +257,15 @@ async def test_a_deadline_ends_an_engine_that_hangs(
     assert recorder.finished[0].code == "deadline_exceeded"
 
 
-async def test_without_a_deadline_the_servers_own_holds(
-    backend: FakeBackend, store: Store, text: TextTokenizer, info: EngineInfo
-) -> None:
-    service = GenerationService(backend, store, text, info, Limits(max_request_seconds=0.05))
+async def test_without_a_deadline_the_servers_own_holds(context: Context, backend: FakeBackend) -> None:
+    service = GenerationService(dataclasses.replace(context, limits=Limits(max_request_seconds=0.05)))
     backend.script = lambda _: Script((5,), hang=True)
     assert (await refused(service, GenerateRequest(prompt="x"))).code is Code.DEADLINE_EXCEEDED
 
 
 @pytest.mark.parametrize("method", ["generate", "score", "tokenize"])
 async def test_field_01_preparation_takes_turns_within_the_deadline(
-    method: str, backend: FakeBackend, store: Store, text: TextTokenizer, info: EngineInfo
+    method: str, context: Context, text: TextTokenizer
 ) -> None:
     lock, go, open_, most = threading.Lock(), threading.Event(), 0, 0
     encode = text.encode
@@ -285,7 +282,7 @@ async def test_field_01_preparation_takes_turns_within_the_deadline(
 
     text = copy.copy(text)
     text.encode = slow  # type: ignore[method-assign]
-    service = GenerationService(backend, store, text, info, Limits(max_request_seconds=0.2))
+    service = GenerationService(dataclasses.replace(context, text=text, limits=Limits(max_request_seconds=0.2)))
 
     async def one() -> Code | None:
         try:

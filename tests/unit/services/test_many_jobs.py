@@ -10,7 +10,6 @@ import pytest
 from loramux_server.core.backend import EngineInfo
 from loramux_server.core.errors import Code, Error
 from loramux_server.core.jobs import JobState, TrainCommand, TrainEvent, TrainEventType
-from loramux_server.services.common.limits import Limits
 from loramux_server.services.jobs.lock import Room
 from loramux_server.services.jobs.runner import MAX_ENGINE_LOSSES, JobRunner
 from loramux_server.services.jobs.types import CreateJobRequest, JobInfo
@@ -68,7 +67,7 @@ class SlowEngine:
 def server(store: Store, text: TextTokenizer, info: EngineInfo) -> Server:
     made = Server.over(store, text, info)
     board = made.runner._board
-    made.runner = JobRunner(made.backend, store, text, info, Limits(), board, max_jobs=3, retry_seconds=0.0001)
+    made.runner = JobRunner(made.context, board, max_jobs=3, retry_seconds=0.0001)
     return made
 
 

@@ -16,6 +16,7 @@ from loramux_server.core.backend import EngineInfo
 from loramux_server.core.errors import Code, Error
 from loramux_server.core.jobs import JobState, TrainCommand, TrainEvent, TrainEventType, TrainSpec
 from loramux_server.core.types import AdapterVersion, StackItem
+from loramux_server.services.common.context import Context
 from loramux_server.services.common.limits import Limits
 from loramux_server.services.jobs.board import JobBoard
 from loramux_server.services.jobs.runner import MAX_ENGINE_LOSSES, JobRunner
@@ -46,6 +47,7 @@ async def in_pieces(data: bytes, size: int = 7) -> AsyncIterator[bytes]:
 class Server:
     """A training service and its runner over one store, as the app puts them together."""
 
+    context: Context
     store: Store
     backend: FakeBackend
     training: ScriptedTraining
@@ -60,9 +62,10 @@ class Server:
         backend, training, recorder = FakeBackend(info), ScriptedTraining(info), Recorder()
         backend.training = training
         board = JobBoard(store, recorder)
-        service = TrainingService(store, text, info, Limits(), board)
-        runner = JobRunner(backend, store, text, info, Limits(), board, retry_seconds=0.0001)
-        return cls(store, backend, training, service, runner, recorder)
+        context = Context(store, text, info, Limits(), backend)
+        service = TrainingService(context, board)
+        runner = JobRunner(context, board, retry_seconds=0.0001)
+        return cls(context, store, backend, training, service, runner, recorder)
 
     @asynccontextmanager
     async def working(self) -> AsyncIterator[None]:
@@ -552,20 +555,20 @@ async def test_dataset_reports(server: Server) -> None:
     assert [p.line for p in report.problems] == [0]
 
 
-async def test_uploads_are_checked_and_bounded(server: Server, store: Store, text: TextTokenizer) -> None:
+async def test_uploads_are_checked_and_bounded(server: Server, store: Store) -> None:
     with pytest.raises(Error, match="sha256"):
         await server.service.upload_dataset(in_pieces(b"{}"), sha256="0" * 64)
-    small = TrainingService(store, text, server.backend.info, Limits(max_dataset_bytes=10), JobBoard(store))
+    small = TrainingService(replace(server.context, limits=Limits(max_dataset_bytes=10)), JobBoard(store))
     with pytest.raises(Error) as caught:
         await small.upload_dataset(in_pieces(b"x" * 11))
     assert caught.value.code is Code.RESOURCE_EXHAUSTED
     assert not any(store.state.tmp.iterdir())
 
 
-async def test_two_runners_share_the_queue_and_no_job(server: Server, text: TextTokenizer, info: EngineInfo) -> None:
+async def test_two_runners_share_the_queue_and_no_job(server: Server, info: EngineInfo) -> None:
     backend = FakeBackend(info, training=ScriptedTraining(info))
     board = server.runner._board
-    other = JobRunner(backend, server.store, text, info, Limits(), board)
+    other = JobRunner(replace(server.context, backend=backend), board)
     jobs = [await server.job(name=f"n{i}") for i in range(6)]
     async with server.working():
         second = asyncio.create_task(other.run())

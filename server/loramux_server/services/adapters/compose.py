@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import Iterator
 from pathlib import Path
 
-from ...core.backend import Backend, EngineInfo
 from ...core.compose import ComposeCommand, ComposeMethod
 from ...core.errors import FieldViolation, invalid
 from ...core.types import Stack
@@ -15,9 +14,8 @@ from ...host.files import storage_errors, sync_folder, write_durable
 from ...peft.schema import CARD_FILE, AdapterConfig, check_folder
 from ...store.records import AdapterMeta, Composition, VersionRecord
 from ...store.refs import check_new_name
-from ...store.store import Store
 from ..common.checks import MAX_SEED, MIN_SEED, stack_violations
-from ..common.limits import Limits
+from ..common.context import Context
 from ..common.metadata import metadata_violations
 from ..common.shielding import temporary_folder
 from ..common.stacks import StackResolver, active, pinned_items
@@ -33,13 +31,11 @@ DENSITY = 0.5
 class ComposeService:
     """One merge at a time: it takes processor time that requests want."""
 
-    def __init__(self, backend: Backend, store: Store, info: EngineInfo, limits: Limits, run: Composer) -> None:
-        self._backend = backend
-        self._store = store
-        self._info = info
-        self._limits = limits
+    def __init__(self, context: Context, run: Composer) -> None:
+        self._backend, self._store = context.backend, context.store
+        self._info, self._limits = context.info, context.limits
         self._run = run
-        self._stacks = StackResolver(store)
+        self._stacks = StackResolver(context.store)
         self._turn = asyncio.Lock()
 
     async def compose(self, request: ComposeRequest) -> VersionRecord:

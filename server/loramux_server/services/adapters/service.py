@@ -10,7 +10,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from ...core.backend import Backend, EngineInfo
 from ...core.encodings import without_mark
 from ...core.errors import Code, Error, invalid, invalid_field
 from ...core.types import COMPUTED_WITH, AdapterVersion
@@ -20,9 +19,8 @@ from ...peft.schema import FINGERPRINT_KEY, AdapterConfig, check_folder
 from ...store.blobs.blobs import damaged
 from ...store.records import AdapterMeta, VersionRecord, VersionState
 from ...store.refs import LATEST, check_name, check_new_name, parse_ref
-from ...store.store import Store
 from ...telemetry.logs import get_logger
-from ..common.limits import Limits
+from ..common.context import Context
 from ..common.metadata import metadata_violations
 from ..common.shielding import temporary_folder
 from ..common.types import FileSpec, Page
@@ -47,15 +45,11 @@ class AdapterService:
     Another tenant's adapter is NOT_FOUND; one that all tenants share can be used but not changed.
     """
 
-    def __init__(
-        self, backend: Backend, store: Store, info: EngineInfo, limits: Limits, composer: Composer = run_composer
-    ) -> None:
-        self._backend = backend
-        self._store = store
-        self._info = info
-        self._limits = limits
-        self._views = AdapterViews(store, info)
-        self._composing = ComposeService(backend, store, info, limits, composer)
+    def __init__(self, context: Context, composer: Composer = run_composer) -> None:
+        self._backend, self._store = context.backend, context.store
+        self._info, self._limits = context.info, context.limits
+        self._views = AdapterViews(context.store, context.info)
+        self._composing = ComposeService(context, composer)
         self._resident: dict[str, str] = {}
         self._pinning = asyncio.Lock()
         self.deleted = asyncio.Event()

@@ -5,14 +5,13 @@ from __future__ import annotations
 import time
 import uuid
 
-from ...core.backend import Backend, EngineInfo, ScoreCommand, ScoreResult
+from ...core.backend import ScoreCommand, ScoreResult
 from ...core.errors import Code, Error, FieldViolation, invalid, invalid_field
 from ...core.observer import Observer, RequestFinished, RequestStarted
 from ...core.types import Stack
-from ...text import TextTokenizer
 from ..common.checks import final_message_violations, prompt_violations, stack_violations, text_violations
+from ..common.context import Context
 from ..common.deadlines import Preparation, until
-from ..common.limits import Limits
 from ..common.stacks import StackResolver, active
 from ..common.workers import prepare
 from .prompts import check_context, encode_prompt
@@ -22,21 +21,10 @@ from .types import Score, ScoreRequest
 class Scorer:
     """The score use case; ``GenerationService`` holds one."""
 
-    def __init__(
-        self,
-        backend: Backend,
-        stacks: StackResolver,
-        text: TextTokenizer,
-        info: EngineInfo,
-        limits: Limits,
-        observer: Observer,
-        preparation: Preparation,
-    ) -> None:
-        self._backend = backend
+    def __init__(self, context: Context, stacks: StackResolver, observer: Observer, preparation: Preparation) -> None:
+        self._backend, self._text = context.backend, context.text
+        self._info, self._limits = context.info, context.limits
         self._stacks = stacks
-        self._text = text
-        self._info = info
-        self._limits = limits
         self._observer = observer
         self._preparation = preparation
 

@@ -9,16 +9,15 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import replace
 
-from ...core.backend import Backend, EngineInfo, GenerateCommand
+from ...core.backend import GenerateCommand
 from ...core.errors import invalid
 from ...core.observer import NullObserver, Observer
 from ...core.types import Chunk, FinishReason, GenerateRequest, Message, SamplingParams, Usage
-from ...store.store import Store
-from ...text import StopMatcher, TextTokenizer
+from ...text import StopMatcher
 from ...text.response_format import parse_format
 from ..common.checks import final_message_violations, generate_violations, prompt_violations
+from ..common.context import Context
 from ..common.deadlines import Preparation
-from ..common.limits import Limits
 from ..common.stacks import StackResolver, active
 from ..common.workers import prepare
 from .answer import Answer, Prepared
@@ -34,23 +33,13 @@ GREEDY_BELOW = 1e-4
 class GenerationService:
     """Answers requests from one engine. One instance serves all doors; all methods run on the event loop."""
 
-    def __init__(
-        self,
-        backend: Backend,
-        store: Store,
-        text: TextTokenizer,
-        info: EngineInfo,
-        limits: Limits,
-        observer: Observer | None = None,
-    ) -> None:
-        self._backend = backend
-        self._stacks = stacks = StackResolver(store)
-        self._text = text
-        self._info = info
-        self._limits = limits
+    def __init__(self, context: Context, observer: Observer | None = None) -> None:
+        self._backend, self._text = context.backend, context.text
+        self._info, self._limits = context.info, context.limits
         self._observer = observer or NullObserver()
-        self._preparation = Preparation(limits.max_request_seconds)
-        self._scorer = Scorer(backend, stacks, text, info, limits, self._observer, self._preparation)
+        self._stacks = StackResolver(context.store)
+        self._preparation = Preparation(context.limits.max_request_seconds)
+        self._scorer = Scorer(context, self._stacks, self._observer, self._preparation)
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[Chunk]:
         """Stream an answer.

@@ -11,7 +11,6 @@ from typing import Any, cast
 
 from loramux.comparison import Comparison, judged
 
-from ...core.backend import Backend, EngineInfo
 from ...core.errors import Error
 from ...core.jobs import JobState, JudgedRow, TrainCommand, TrainEvent, TrainEventType
 from ...core.types import AdapterVersion, Stack, StackEntry, StackItem
@@ -19,11 +18,9 @@ from ...host.failpoints import reach
 from ...host.files import read_regular, storage_errors, sync_folder, write_durable
 from ...peft.schema import CARD_FILE, WEIGHTS_FILE, AdapterConfig
 from ...store.records import AdapterMeta, JobRecord, VersionRecord
-from ...store.store import Store
-from ...text import TextTokenizer
 from ..adapters.publish import publish
 from ..adapters.verify import verify_trained
-from ..common.limits import Limits
+from ..common.context import Context
 from ..common.stacks import pinned_items
 from ..datasets.training_data import JobData
 from ..evaluation.comparison import compare, prompted
@@ -40,22 +37,9 @@ PASSING = frozenset({"learning_rate", "grad_norm", "epoch", "tokens", "tokens_pe
 class TrainingRun:
     """What happens between RUNNING and SUCCEEDED."""
 
-    def __init__(
-        self,
-        backend: Backend,
-        store: Store,
-        text: TextTokenizer,
-        info: EngineInfo,
-        limits: Limits,
-        board: JobBoard,
-        job: JobRecord,
-        data: JobData,
-    ) -> None:
-        self._backend = backend
-        self._store = store
-        self._text = text
-        self._info = info
-        self._limits = limits
+    def __init__(self, context: Context, board: JobBoard, job: JobRecord, data: JobData) -> None:
+        self._store, self._text, self._backend = context.store, context.text, context.backend
+        self._info, self._limits = context.info, context.limits
         self._board = board
         self._job = job
         self._data = data

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 
-from ...core.backend import Backend, EngineInfo, ScoreCommand
+from ...core.backend import ScoreCommand
 from ...core.errors import Error, FieldViolation, invalid
 from ...core.jobs import JobState, TrainRow, TrainSpec
 from ...core.notes import Note
@@ -13,10 +13,8 @@ from ...core.watch import Watch
 from ...data.dataset import Dataset, DatasetReport, Example, counted
 from ...data.masks import render_marked
 from ...data.problems import Problems
-from ...store.store import Store
-from ...text import TextTokenizer
 from ...training.order import Order
-from ..common.limits import Limits
+from ..common.context import Context
 from ..common.stacks import StackResolver
 from ..common.workers import compute
 from ..datasets.how_to_ask import how_to_ask
@@ -38,14 +36,12 @@ MIN_STEPS = 5
 
 
 class DatasetChecks:
-    """Reports on stored datasets. ``backend`` None: time is told only where a job has run before."""
+    """Reports on stored datasets."""
 
-    def __init__(
-        self, store: Store, text: TextTokenizer, info: EngineInfo, limits: Limits, backend: Backend | None = None
-    ) -> None:
-        self._store, self._text, self._info, self._limits = store, text, info, limits
-        self._backend = backend
-        self._stacks = StackResolver(store)
+    def __init__(self, context: Context) -> None:
+        self._store, self._text, self._backend = context.store, context.text, context.backend
+        self._info, self._limits = context.info, context.limits
+        self._stacks = StackResolver(context.store)
         self._probed: Speed | None = None
 
     async def report(
@@ -179,7 +175,7 @@ class DatasetChecks:
 
     async def _probe(self) -> Speed | None:
         """Time one forward of the engine. Training does the same products, three times as many."""
-        if self._backend is None or self._probed is not None:
+        if self._probed is not None:
             return self._probed
         length = min(PROBE_TOKENS, self._info.max_context - 1)
         for attempt in range(2):  # the first one pays for what is done once
@@ -197,8 +193,6 @@ class DatasetChecks:
         return self._probed
 
     async def _free(self) -> int:
-        if self._backend is None:
-            return 1 << 62
         try:
             return (await self._backend.stats()).memory.get("free", 1 << 62)
         except Error:

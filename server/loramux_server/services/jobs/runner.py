@@ -8,7 +8,6 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ...core.backend import Backend, EngineInfo
 from ...core.errors import Code, Error
 from ...core.jobs import JobState, TrainCommand
 from ...core.outage import Outage
@@ -17,10 +16,8 @@ from ...core.watch import Watch
 from ...host.failpoints import reach
 from ...store.jobs import LEASE_LOST
 from ...store.records import JobRecord
-from ...store.store import Store
 from ...telemetry.logs import get_logger
-from ...text import TextTokenizer
-from ..common.limits import Limits
+from ..common.context import Context
 from ..common.shielding import temporary_folder, to_the_end
 from ..common.stacks import StackResolver
 from ..common.workers import compute
@@ -70,11 +67,7 @@ class JobRunner:
 
     def __init__(
         self,
-        backend: Backend,
-        store: Store,
-        text: TextTokenizer,
-        info: EngineInfo,
-        limits: Limits,
+        context: Context,
         board: JobBoard,
         *,
         max_jobs: int = 1,
@@ -82,17 +75,14 @@ class JobRunner:
         checkpoint_seconds: float = 30.0,
         lease_seconds: float = LEASE_SECONDS,
     ) -> None:
-        self._backend = backend
-        self._store = store
-        self._text = text
-        self._info = info
-        self._limits = limits
+        self._context = context
+        self._store, self._info = context.store, context.info
         self._board = board
         self._max_jobs = max_jobs
         self._room = Room()
         self._outage = Outage()
         self._away_until = 0.0  # by the event loop's clock: the engine is given time to come back
-        self._stacks = StackResolver(store)
+        self._stacks = StackResolver(context.store)
         self._retry_seconds = retry_seconds
         self._checkpoint_seconds = checkpoint_seconds
         self._lease_seconds = lease_seconds
@@ -264,14 +254,15 @@ class JobRunner:
             else None,
             current=await asyncio.to_thread(self._current, request.name, tenant),
         )
-        run = TrainingRun(self._backend, self._store, self._text, self._info, self._limits, self._board, job, data)
+        run = TrainingRun(self._context, self._board, job, data)
         return command, run
 
     def _tokenised(self, job: JobRecord, watch: Watch) -> JobData:
         """The rows of a job, the stacks that they name pinned to the versions of now and kept for later attempts."""
         request, tenant = job.request, job.request.owner
         ids = request.dataset_id, request.validation_dataset_id
-        data = load_data(self._store, self._text, self._info, self._limits, request.spec, tenant, *ids, watch=watch)
+        text, limits = self._context.text, self._context.limits
+        data = load_data(self._store, text, self._info, limits, request.spec, tenant, *ids, watch=watch)
         stacks = data.row_stacks
         found = iter(self._store.adapters.resolve_all([item.adapter for stack in stacks for item in stack], tenant))
         versions = {stack: tuple(next(found) for _ in stack) for stack in stacks}

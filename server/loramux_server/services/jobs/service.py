@@ -8,7 +8,6 @@ from contextlib import aclosing
 from dataclasses import replace
 from weakref import WeakValueDictionary
 
-from ...core.backend import Backend, EngineInfo
 from ...core.errors import Code, Error, FieldViolation, invalid
 from ...core.jobs import JobState, TrainSpec
 from ...core.types import Stack, StackItem
@@ -16,11 +15,9 @@ from ...core.watch import Watch
 from ...store import job_rows
 from ...store.records import JobRecord, NewJob
 from ...store.refs import check_new_name, parse_ref
-from ...store.store import Store
-from ...text import TextTokenizer
 from ..adapters.views import AdapterViews
 from ..common.checks import utf8_size
-from ..common.limits import Limits
+from ..common.context import Context
 from ..common.shielding import nothing_collected, temporary_folder, to_the_end
 from ..common.stacks import StackResolver, pinned_items
 from ..common.types import Page
@@ -48,23 +45,13 @@ class TrainingService:
     The runner gets the same ``board``.
     """
 
-    def __init__(
-        self,
-        store: Store,
-        text: TextTokenizer,
-        info: EngineInfo,
-        limits: Limits,
-        board: JobBoard,
-        backend: Backend | None = None,
-    ) -> None:
-        self._store = store
-        self._text = text
-        self._info = info
-        self._limits = limits
+    def __init__(self, context: Context, board: JobBoard) -> None:
+        self._store, self._text = context.store, context.text
+        self._info, self._limits = context.info, context.limits
         self._board = board
-        self._checks = DatasetChecks(store, text, info, limits, backend)
-        self._stacks = StackResolver(store)
-        self._views = AdapterViews(store, info)
+        self._checks = DatasetChecks(context)
+        self._stacks = StackResolver(context.store)
+        self._views = AdapterViews(context.store, context.info)
         self._creating: WeakValueDictionary[tuple[str, str], asyncio.Lock] = WeakValueDictionary()
 
     async def upload_dataset(

@@ -1,0 +1,22 @@
+"""What every service works with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ...core.backend import Backend, EngineInfo
+from ...store.store import Store
+from ...text import TextTokenizer
+from .limits import Limits
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """The parts that the app puts together once, when the engine is up, and hands to all services."""
+
+    store: Store
+    text: TextTokenizer
+    info: EngineInfo
+    """The base that ``backend`` serves."""
+    limits: Limits
+    backend: Backend
