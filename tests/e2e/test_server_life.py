@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import loramux
+from loramux_server.__main__ import SAME_SIGNAL
 from tests.tiny import write_model
 
 from .server_process import free_port, server_process
@@ -20,7 +21,7 @@ pytestmark = pytest.mark.e2e
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_model(tmp_path_factory.mktemp("model") / "tiny", "llama")
+    return write_model(tmp_path_factory.mktemp("model") / "tiny", "llama", max_position_embeddings=4096)
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +82,7 @@ def test_the_drain_timeout_ends_what_is_left(model: Path, home: Path) -> None:
     with server_process(home, *flags(model, home, "--metrics-listen", "off", "--drain-timeout", "0")) as server:
         server.wait_for("Ctrl-C")
         with loramux.Client(server.address) as client:
-            stream = started(client, 240, n=16)  # long enough to be running when the signal arrives
+            stream = started(client, 2000, n=16)  # many seconds of work when the signal arrives
             server.process.send_signal(signal.SIGINT)
             with pytest.raises(loramux.Unavailable, match="shutting down"):
                 for _ in stream:
@@ -110,16 +111,15 @@ def test_a_second_signal_does_not_wait(model: Path, home: Path) -> None:
     with server_process(home, *flags(model, home, "--metrics-listen", "off", "--drain-timeout", "60")) as server:
         server.wait_for("Ctrl-C")
         with loramux.Client(server.address) as client:
-            streams = [started(client, 240, n=16) for _ in range(4)]
+            stream = started(client, 2000, n=16)
             server.process.send_signal(signal.SIGTERM)
             server.wait_for("Finishing")
-            time.sleep(0.6)  # a signal that follows at once counts as the same one
+            time.sleep(SAME_SIGNAL + 0.1)  # a signal that follows at once counts as the same one
             before = time.monotonic()
             server.process.send_signal(signal.SIGTERM)
             code = server.finish(10)
             assert time.monotonic() - before < 5
-            for stream in streams:
-                stream.close()
+            stream.close()
         assert code == 128 + signal.SIGTERM
     with server_process(home, *flags(model, home, "--metrics-listen", "off")) as again:
         again.wait_for("Ctrl-C")

@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import itertools
 import json
+import threading
 from collections.abc import AsyncIterator, Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -406,23 +407,40 @@ async def test_pins_beyond_the_room_do_not_keep_the_server_down(
     assert small.kept == ["acme@1"]
 
 
+def rounds_of(store: Store, monkeypatch: pytest.MonkeyPatch) -> asyncio.Queue[tuple[str, ...]]:
+    """What each round of the collector removed, as the rounds end; an empty round removed nothing."""
+    ended: asyncio.Queue[tuple[str, ...]] = asyncio.Queue()
+    loop, collect = asyncio.get_running_loop(), store.collect_orphans
+
+    def counted() -> tuple[str, ...]:
+        gone = collect()
+        loop.call_soon_threadsafe(ended.put_nowait, gone)
+        return gone
+
+    monkeypatch.setattr(store, "collect_orphans", counted)
+    return ended
+
+
 async def test_files_go_when_the_last_request_that_uses_them_ends(
-    service: AdapterService, info: EngineInfo, store: Store
+    service: AdapterService, info: EngineInfo, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await publish_versions(service, info, "acme", 1)
     stacks = StackResolver(store)
     stack = await stacks.resolve((StackItem("acme"),), "default")
+    rounds = rounds_of(store, monkeypatch)
     collector = asyncio.create_task(Collector(store, service.deleted, retry_seconds=0.01).run())
     with stacks.held(stack), stacks.held(stack):
         await service.delete("acme")
-        await asyncio.sleep(0.1)  # many rounds of the collector
+        async with asyncio.timeout(20):
+            assert [await rounds.get() for _ in range(5)] == [()] * 5
         assert [*store.blobs.digests()] == [stack.entries[0].adapter.digest]
         with pytest.raises(Error) as caught:
             await stacks.resolve((StackItem("acme"),), "default")
         assert caught.value.code is Code.NOT_FOUND
     async with asyncio.timeout(20):
-        while any(store.blobs.digests()):  # noqa: ASYNC110 - the collector's own interval is what is waited for
-            await asyncio.sleep(0.01)
+        while not await rounds.get():
+            pass
+    assert not any(store.blobs.digests())
     with pytest.raises(Error) as caught, stacks.held(stack):
         pass
     assert caught.value.code is Code.NOT_FOUND
@@ -434,22 +452,23 @@ async def test_the_collector_outlives_a_store_that_fails(
     service: AdapterService, info: EngineInfo, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await publish_versions(service, info, "acme", 1)
-    failed = asyncio.Event()
+    rounds = rounds_of(store, monkeypatch)
     collect = store.collect_orphans
-    loop = asyncio.get_running_loop()
+    failed = threading.Event()
 
     def fail_once() -> tuple[str, ...]:
         monkeypatch.setattr(store, "collect_orphans", collect)
-        loop.call_soon_threadsafe(failed.set)
+        failed.set()
         raise Error(Code.UNAVAILABLE, "database away")
 
     monkeypatch.setattr(store, "collect_orphans", fail_once)
     await service.delete("acme")
     collector = asyncio.create_task(Collector(store, service.deleted, retry_seconds=0.01).run())
     async with asyncio.timeout(20):
-        await failed.wait()
-        while any(store.blobs.digests()):  # noqa: ASYNC110 - as above
-            await asyncio.sleep(0.01)
+        while not await rounds.get():
+            pass
+    assert failed.is_set()
+    assert not any(store.blobs.digests())
     collector.cancel()
 
 
