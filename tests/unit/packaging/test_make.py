@@ -6,32 +6,16 @@ import os
 import re
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[3]
-VERBS = {
-    "help",
-    "setup",
-    "demo",
-    "serve",
-    "test",
-    "test-slow",
-    "test-all",
-    "lint",
-    "format",
-    "bench",
-    "bench-serving",
-    "bench-training",
-    "bench-coserve",
-    "bench-busy",
-    "bench-front",
-    "bench-stacking",
-    "protos",
-    "pins",
-    "clean",
-}
+VERBS = re.findall(r"^\.PHONY: (\S+)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+VENV = sys.prefix
+ELSEWHERE = {"help": "awk", "clean": "rm"}
+"""Verbs that run nothing of this repository or of its environment, and what they run."""
 
 
 def make(*arguments: str) -> str:
@@ -43,16 +27,25 @@ def make(*arguments: str) -> str:
 
 def test_help_is_the_default_and_lists_every_verb() -> None:
     assert make() == make("help")
-    listed = set(re.findall(r"^  make (\S+) ", make("help"), re.MULTILINE))
-    assert listed == set(re.findall(r"^\.PHONY: (\S+)$", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    assert listed >= VERBS
+    assert re.findall(r"^  make (\S+) ", make("help"), re.MULTILINE) == VERBS
 
 
-@pytest.mark.parametrize("verb", sorted(VERBS))
+def exists(command: str) -> bool:
+    """Whether a file of the repository, a program of the environment or a module (``python -m pytest``) is there."""
+    if command.startswith("python -m "):
+        return find_spec(command.removeprefix("python -m ")) is not None
+    return (ROOT / command).is_file()
+
+
+@pytest.mark.parametrize("verb", VERBS)
 def test_what_a_verb_runs_exists(verb: str) -> None:
-    """Every file of the repository that the recipe names is there."""
-    for path in re.findall(r"(?<![\w./-])(?:tools|benchmarks|requirements|\.ci)/[\w./-]+", make("-n", "-B", verb)):
-        assert (ROOT / path).is_file(), path
+    """Every file, program and module that the recipe names; of set-up, which makes the environment, only files."""
+    recipe = make("-n", "-B", verb) if verb == "setup" else make("-n", "-o", f"{VENV}/.ready", f"VENV={VENV}", verb)
+    commands = re.findall(r"(?<![\w./-])(?:(?:tools|requirements|\.ci)/[\w./-]+|python -m [\w.]+)", recipe)
+    if verb != "setup":
+        commands += re.findall(rf"{re.escape(VENV)}/bin/[\w-]+", recipe)
+    assert commands or ELSEWHERE[verb] in recipe
+    assert [command for command in commands if not exists(command)] == []
 
 
 def test_field_c_what_is_imported_is_compiled_once() -> None:
