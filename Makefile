@@ -7,6 +7,7 @@ VENV ?= .venv
 TORCH_INDEX ?=
 TESTS ?= tests
 PYTEST_ARGS ?=
+WORKERS ?= 2
 BENCH_ARGS ?=
 
 BIN := $(VENV)/bin
@@ -14,7 +15,9 @@ READY := $(VENV)/.ready
 TORCH := torch==2.13.0
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --no-compile --constraint constraints.txt
 # Tests find everything on this machine; a test that reaches for a model hub is a defect, and fails at once.
-PYTEST := HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+PYTEST := HF_HUB_OFFLINE=1 $(BIN)/python -m pytest --durations=15
+# Hypothesis draws all its examples for these, a quarter of them otherwise (tests/examples.py).
+PYTEST_ALL := LORAMUX_TESTS=all $(PYTEST)
 
 # Set where bytecode is not wanted, as in some containers, it would make every server started from here import slowly.
 unexport PYTHONDONTWRITEBYTECODE
@@ -46,20 +49,20 @@ serve: $(READY) ## Serve the default base on 127.0.0.1:50051 (more flags: .venv/
 ##@ Change it
 
 .PHONY: test
-test: $(READY) ## Run the default tests (some: make test TESTS=tests/unit PYTEST_ARGS='-k stop')
-	@$(PYTEST) "$(TESTS)" $(PYTEST_ARGS)
+test: $(READY) ## Run the default tests, minutes (some: make test TESTS=tests/unit PYTEST_ARGS='-k stop')
+	@$(PYTEST) -n $(WORKERS) "$(TESTS)" $(PYTEST_ARGS)
 
 .PHONY: test-slow
 test-slow: $(READY) ## Run only the slow tests
-	@$(PYTEST) "$(TESTS)" -m "slow and not gpu" $(PYTEST_ARGS)
+	@$(PYTEST_ALL) -n $(WORKERS) "$(TESTS)" -m "slow and not gpu" $(PYTEST_ARGS)
 
 .PHONY: test-all
-test-all: $(READY) ## Run every test that needs no GPU, the slow ones too
-	@$(PYTEST) "$(TESTS)" -m "not gpu" $(PYTEST_ARGS)
+test-all: $(READY) ## Run every test that needs no GPU, the slow ones too: half an hour on 2 cores
+	@$(PYTEST_ALL) -n $(WORKERS) "$(TESTS)" -m "not gpu" $(PYTEST_ARGS)
 
 .PHONY: test-gpu
 test-gpu: $(READY) ## Run the tests that need a CUDA device (.venv must hold a torch for CUDA)
-	@$(PYTEST) "$(TESTS)" -m gpu $(PYTEST_ARGS)
+	@$(PYTEST_ALL) "$(TESTS)" -m gpu $(PYTEST_ARGS)
 
 .PHONY: lint
 lint: $(READY) ## Check style, types, which package may import which, the protos and their generated code

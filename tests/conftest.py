@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,11 +17,35 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 for name, value in (("OMP_WAIT_POLICY", "passive"), ("GOMP_SPINCOUNT", "0")):
     os.environ.setdefault(name, value)
 
+# Workers of pytest-xdist share the processors: a team of threads in each would be twice as many as there are.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 if TYPE_CHECKING:
     from tests.oracle import Oracle
 
 TinyBase = Callable[..., Path]
 MakeAdapter = Callable[..., Path]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """A file goes to one worker as a whole, and tests/e2e is one file in this: its tests share a server."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class Files(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return "tests/e2e" if nodeid.startswith("tests/e2e/") else str(super()._split_scope(nodeid))
+
+    config.option.loadscopereorder = False  # tests/e2e takes longest and comes first
+    return Files(config, log)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip slow tests after LORAMUX_TEST_DEADLINE (seconds since the epoch), so that CI still reports the others."""
+    deadline = os.environ.get("LORAMUX_TEST_DEADLINE")
+    if deadline and time.time() > float(deadline) and item.get_closest_marker("slow"):
+        pytest.skip("not run: out of time")
 
 
 @pytest.fixture(scope="session")

@@ -10,6 +10,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.architectures import CASES
 
 VOCAB = 384
@@ -38,8 +40,12 @@ _SHARED: dict[str, Any] = {
     "tie_word_embeddings": False,
 }
 
-ARCHITECTURES = [arch for arch, case in CASES.items() if case.outcome == "exact"]
-"""The model types that are served."""
+ARCHITECTURES = [
+    pytest.param(arch, marks=() if arch in ("llama", "gemma2") else pytest.mark.slow)
+    for arch, case in CASES.items()
+    if case.outcome == "exact"
+]
+"""The model types that are served, as cases of a test: `make test` takes the plainest one and the richest one."""
 
 
 @cache

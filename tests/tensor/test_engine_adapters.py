@@ -8,7 +8,7 @@ from dataclasses import replace
 from random import Random
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from loramux_server.core.backend import EngineStats, TokenEvent
@@ -18,6 +18,7 @@ from loramux_server.engine.residency import cache
 from loramux_server.engine.residency.load_quota import LoadQuota
 from loramux_server.engine.transport.protocol import KeepCommand, LoadCommand, StatsCommand, UnloadCommand
 from tests.engine import Engine, check_tokens, command, stack_of, version_of
+from tests.examples import examples
 from tests.tensor.engine_cases import STACKS, Case, Cases, check_empty, make_cases
 
 
@@ -96,7 +97,7 @@ def test_generated_tokens_are_a_prefix_too(cases: Cases, roomy: Engine) -> None:
 
 
 @given(seed=st.integers(0, 2**32 - 1))
-@settings(max_examples=4, deadline=None)
+@examples(4)
 def test_evicted_adapters_come_back_the_same(cases: Cases, seed: int) -> None:
     """Room for 9 rank rows and next to nothing on the host: adapters are read again and again."""
     random = Random(seed)

@@ -7,16 +7,17 @@ from random import Random
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 
 from loramux_server.core.backend import TokenEvent
 from tests.engine import Engine, command
+from tests.examples import examples
 from tests.tensor.engine_cases import STACKS, TOKENS, Case, Cases, check_empty, make_cases
 
 SEEDS = st.integers(0, 2**32 - 1)
-FEW = settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-MANY = settings(FEW, max_examples=20)
+FEW = examples(6, suppress_health_check=[HealthCheck.function_scoped_fixture])
+MANY = examples(20, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @pytest.fixture(scope="module", params=["llama", "mistral"])

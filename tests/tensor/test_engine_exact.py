@@ -13,7 +13,7 @@ from tests.tiny import ARCHITECTURES
 TOLERANCE = 1e-4
 
 
-@pytest.fixture(scope="module", params=list(ARCHITECTURES))
+@pytest.fixture(scope="module", params=ARCHITECTURES)
 def setup(request, tiny_base, make_adapter, oracle_of, tmp_path_factory):  # type: ignore[no-untyped-def]
     base: Path = tiny_base(request.param)
     root = tmp_path_factory.mktemp("exact")

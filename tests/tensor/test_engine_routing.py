@@ -8,7 +8,7 @@ from random import Random
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -20,6 +20,7 @@ from loramux_server.lora.bank import AdapterBank, HostAdapter, LoraPair
 from loramux_server.lora.context import StepContext
 from loramux_server.lora.routed_linear import LinearGroup
 from loramux_server.lora.routing import BankBlock, KernelBlock, Routing, Segment, plan_blocks
+from tests.examples import examples
 
 IN = 38  # two vectors of the compiled kernel and a rest
 
@@ -135,7 +136,7 @@ def make_mix(seed: int) -> tuple[AdapterBank, list[tuple[int, list[tuple[HostAda
 @pytest.mark.parametrize("overhead", [0, 100, 10**9], ids=["apart", "by cost", "joint"])
 @pytest.mark.parametrize("sparse", [0, 2, 10**9], ids=["gathered", "by size", "spanned"])
 @given(seed=st.integers(0, 10**6))
-@settings(max_examples=25, deadline=None)
+@examples(25)
 def test_every_path_gives_the_sum(overhead: int, sparse: float, seed: int) -> None:
     bank, segments = make_mix(seed)
     with pytest.MonkeyPatch.context() as patch:
@@ -330,7 +331,7 @@ def test_refusals_say_what_to_do() -> None:
 
 
 @given(st.integers(0, 10**6))
-@settings(max_examples=40, deadline=None)
+@examples(40)
 def test_a_banks_life(seed: int) -> None:
     """Random puts, drops and pins: slots never overlap, contents never change, and what fits by count fits."""
     draw = Random(seed)

@@ -7,7 +7,7 @@ from collections.abc import Sequence as Seq
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -15,6 +15,7 @@ from loramux_server.core.types import SamplingParams, Stack
 from loramux_server.engine.execution import sampler
 from loramux_server.engine.execution.sampler import Choice, sample
 from loramux_server.engine.scheduling.sequence import Sequence
+from tests.examples import examples
 
 EOS = (2,)
 
@@ -66,7 +67,7 @@ settings_of = st.fixed_dictionaries(
 
 
 @given(settings_of, st.sampled_from([5, 300, 3000]), st.integers(0, 10**6), st.sampled_from([0.01, 1.0, 4.0]))
-@settings(max_examples=80, deadline=None)
+@examples(80)
 def test_the_token_is_the_one_that_the_number_picks(
     params: dict[str, float], vocabulary: int, seed: int, spread: float
 ) -> None:
@@ -156,7 +157,7 @@ def test_every_seed_is_a_stream_of_its_own(seed: int) -> None:
 
 
 @given(st.lists(settings_of, min_size=2, max_size=6), st.integers(0, 1000))
-@settings(max_examples=30, deadline=None)
+@examples(30)
 def test_a_row_does_not_depend_on_its_mates(mates: list[dict[str, float]], seed: int) -> None:
     logits = rows(len(mates), 2000, seed)
     seqs = [sequence(seed + i, output=range(i), **m) for i, m in enumerate(mates)]

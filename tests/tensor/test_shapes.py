@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from loramux_server.core.backend import GenerateCommand, TokenEvent
@@ -24,6 +24,7 @@ from loramux_server.engine.transport.protocol import Output
 from loramux_server.services.inference.choice import ChoiceDecoder
 from loramux_server.text import StopMatcher, TextTokenizer
 from loramux_server.text.response_format import parse_format
+from tests.examples import examples
 from tests.unit.text.text_models import CONTROL, sentencepiece_folder
 
 SECONDS = 10.0
@@ -177,7 +178,7 @@ shapes: st.SearchStrategy[Shape] = st.one_of(
 def test_field_06_an_answer_that_stops_matches_its_shape(shaper: Shaper) -> None:
     ends = set()
 
-    @settings(max_examples=60, deadline=None)
+    @examples(60)
     @given(
         shapes,
         st.integers(0, 2**32),

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from loramux_server.core.errors import Code, Error
@@ -16,6 +16,7 @@ from loramux_server.data.dataset import Dataset, DatasetLimits, check_dataset, l
 from loramux_server.data.masks import render_marked
 from loramux_server.data.problems import SHOWN
 from loramux_server.text import TextTokenizer
+from tests.examples import examples
 
 GOOD = {"prompt": "Where?", "completion": " Here."}
 USER = {"role": "user", "content": "q"}
@@ -312,7 +313,7 @@ json_values = st.recursive(
 def test_no_input_makes_it_crash(smollm: TextTokenizer) -> None:
     refusals: list[Error] = []
 
-    @settings(max_examples=300, deadline=None)
+    @examples(300)
     @given(st.one_of(st.binary(max_size=60), st.lists(json_values, max_size=3).map(lambda rows: lines(*rows))))
     def refused_or_loaded(data: bytes) -> None:
         try:
@@ -401,7 +402,7 @@ def test_field_15_any_value_in_any_field_is_taken_or_refused_with_its_line(
         for start in range(0, len(VALUES), 10):
             check(made, VALUES[start : start + 10])
 
-    @settings(max_examples=150, deadline=None)
+    @examples(150)
     @given(st.sampled_from(FIELDS), any_json)
     def anything(made: Any, value: Any) -> None:
         check(made, [value])

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import event, given, settings
+from hypothesis import event, given
 from hypothesis import strategies as st
 
 from loramux_server.core.errors import Code, Error
@@ -18,6 +18,7 @@ from loramux_server.data.conversations import MAX_ROWS
 from loramux_server.data.masks import render_marked, train_rows
 from loramux_server.data.parts import BadRow, ChatRow, CompletionRow, TextRow, TooLong
 from loramux_server.text import TextTokenizer
+from tests.examples import examples
 from tests.unit.text.templates import FAMILIES as TEMPLATES
 from tests.unit.text.text_models import byte_level_folder, smollm_folder, turns
 
@@ -47,7 +48,7 @@ def answers(row: TrainRow) -> list[tuple[list[int], list[int]]]:
 def test_a_completion_follows_the_served_prompt_and_ends_once(name: str, family: Make, smollm: TextTokenizer) -> None:
     tokenizer = smollm if name == "smollm" else family(name)
 
-    @settings(max_examples=60, deadline=None)
+    @examples(60)
     @given(words, words)
     def exact(prompt: str, completion: str) -> None:
         (row,) = train_rows(CompletionRow(prompt, completion), tokenizer)
@@ -102,7 +103,7 @@ def test_text_is_learned_from_its_second_token(family: Make, smollm: TextTokeniz
 def test_an_answer_follows_the_served_conversation(name: str, family: Make, smollm: TextTokenizer) -> None:
     tokenizer = smollm if name == "smollm" else family(name)
 
-    @settings(max_examples=60, deadline=None)
+    @examples(60)
     @given(st.lists(words, min_size=2, max_size=6).filter(lambda contents: len(contents) % 2 == 0))
     def exact(contents: list[str]) -> None:
         messages = turns(*contents)
@@ -365,7 +366,7 @@ def test_turn_after_turn_gives_the_rows_that_each_beginning_gives(name: str, wit
     once = with_template(template.replace("loop.last and", ""), bos_token=bos, eos_token=eos)
     each = with_template(WHOLE + template.replace("loop.last and", ""), bos_token=bos, eos_token=eos)
 
-    @settings(max_examples=25, deadline=None)
+    @examples(25)
     @given(st.lists(words | st.sampled_from(["<|im_end|>", "\n\nx", "<think>"]), min_size=2, max_size=8), st.booleans())
     def same(contents: list[str], system: bool) -> None:
         messages = turns(*contents, system="be" if system and name != "gemma" else None)

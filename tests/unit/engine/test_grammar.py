@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
@@ -27,6 +27,7 @@ from loramux_server.engine.transport.protocol import Failure, Output
 from loramux_server.engine.transport.wire import HEADER, decode, encode
 from loramux_server.text import TextTokenizer
 from loramux_server.text.response_format import ANY_OBJECT, MAX_BYTES, parse_format
+from tests.examples import examples
 from tests.unit.services.tiny_tokenizer import write_tokenizer
 
 EOS = 2
@@ -135,7 +136,7 @@ def test_blanks_come_to_an_end(masks: Masks) -> None:
 
 
 @given(st.lists(st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=12), min_size=1, max_size=5))
-@settings(max_examples=25, deadline=None)
+@examples(25)
 def test_any_text_may_be_a_choice(masks: Masks, choices: list[str]) -> None:
     grammar = parse_format({"type": "choice", "choice": choices})
     for choice in choices:

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections import Counter
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from loramux_server.core.types import AdapterVersion, Stack, StackEntry
 from loramux_server.engine.scheduling import pages
 from loramux_server.engine.scheduling.pages import PagePool, chain, prefix_root
+from tests.examples import examples
 
 SIZE = 4
 ROOT = b"root"
@@ -241,4 +242,4 @@ class PoolMachine(RuleBasedStateMachine):
 
 
 TestPool = PoolMachine.TestCase
-TestPool.settings = settings(max_examples=40, stateful_step_count=30, deadline=None)
+TestPool.settings = examples(40, stateful_step_count=30)

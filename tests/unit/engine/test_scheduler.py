@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections import Counter
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from loramux_server.core.errors import Code, Error
 from loramux_server.core.types import Stack
 from loramux_server.engine.scheduling.scheduler import PATIENCE, StepPlan
 from loramux_server.engine.scheduling.sequence import State
+from tests.examples import examples
 
 from .simulation import FakeBank, Machine, key_of, make_scheduler, sequence, simulate, solo, stack_of
 
@@ -19,7 +20,7 @@ SEEDS = st.integers(0, 2**32 - 1)
 
 
 @given(SEEDS)
-@settings(max_examples=150, deadline=None)
+@examples(150)
 def test_life(seed: int) -> None:
     """No request is lost, doubled or starved, and each gives what it gives alone, whatever happens around it."""
     simulate(seed)
@@ -28,7 +29,7 @@ def test_life(seed: int) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(600)  # two minutes where other processes want the processors
 @given(SEEDS)
-@settings(max_examples=4000, deadline=None)
+@examples(4000)
 def test_long_life(seed: int) -> None:
     simulate(seed, steps=150)
 

@@ -15,12 +15,13 @@ from types import FrameType
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 
 from loramux_server.core.errors import Code, Error
 from loramux_server.peft.lora_config import LoraConfig
 from loramux_server.peft.schema import FINGERPRINT_KEY, check_folder
+from tests.examples import examples
 from tests.unit.peft.peft_files import MODULES, Q, V, config, header, make, pack, shapes
 
 
@@ -389,7 +390,7 @@ def test_missing_files(tmp_path: Path) -> None:
     assert refused(folder).reason == "FILE_MISSING"
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@examples(150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_no_damage_escapes_as_another_error(tmp_path: Path, data: st.DataObject) -> None:
     """Whatever bytes change, the answer is the same adapter or an Error."""

@@ -5,13 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from loramux_server.core.backend import TokenEvent
 from loramux_server.core.types import FinishReason, TokenLogprob
 from loramux_server.services.inference.choice import ChoiceDecoder
 from loramux_server.text import StopMatcher, TextTokenizer
+from tests.examples import examples
 from tests.unit.text.text_models import sentencepiece_folder
 
 texts = st.text(alphabet=st.sampled_from("ab STOPend🙂東京é\n"), max_size=40)
@@ -25,7 +26,7 @@ def whole(text: str, stop: list[str]) -> tuple[str, bool]:
     return (text[: min(ends)[1]], True) if ends else (text, False)
 
 
-@settings(max_examples=150, deadline=None)
+@examples(150)
 @given(answer=texts, stop=stops, sizes=sizes)
 def test_text_does_not_depend_on_how_tokens_come(
     text: TextTokenizer, answer: str, stop: list[str], sizes: list[int]
@@ -101,7 +102,7 @@ def cut(text: TextTokenizer, ids: list[int], stop: list[str], min_tokens: int) -
     return "".join(piece for piece, hidden, _ in units if not hidden), False
 
 
-@settings(max_examples=300, deadline=None)
+@examples(300)
 @given(answer=parts, stop=special_stops, sizes=sizes, min_tokens=st.integers(0, 12), ended=st.booleans())
 def test_field_07_stops_hold_special_tokens_and_begin_before_the_minimum(
     text: TextTokenizer, answer: list[str], stop: list[str], sizes: list[int], min_tokens: int, ended: bool
@@ -178,7 +179,7 @@ def test_field_36_the_bytes_of_tokens_join_to_the_text(spelling: TextTokenizer) 
         st.sampled_from([" ", "a", " b", "🙂", "東京", "é", "\n", "<s>", "<|im_start|>", "▁"]), max_size=6
     ).map(lambda parts: [id for part in parts for id in spelling.encode_continuation(part)])
 
-    @settings(max_examples=200, deadline=None)
+    @examples(200)
     @given(st.lists(st.one_of(tokens, written), max_size=4), st.booleans())
     def join(parts: list[list[int]], exact: bool) -> None:
         ids = [id for part in parts for id in part]
@@ -205,7 +206,7 @@ def test_field_36_the_bytes_of_a_continuation_are_its_text(spelling: TextTokeniz
     if [spelling.token_bytes(id) for id in after_special] == [b"a"]:
         pieces.append("<|im_start|>")  # old SentencePiece models put a space of their own behind a special token
 
-    @settings(max_examples=100, deadline=None)
+    @examples(100)
     @given(st.lists(st.sampled_from(pieces), min_size=1).map("".join))
     def join(continuation: str) -> None:
         ids = spelling.encode_continuation(continuation)

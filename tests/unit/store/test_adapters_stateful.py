@@ -8,7 +8,6 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
-from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
@@ -18,6 +17,7 @@ from loramux_server.store.maintenance.backup import backup, restore
 from loramux_server.store.maintenance.doctor import examine
 from loramux_server.store.records import AdapterMeta, NewJob
 from loramux_server.store.store import Store
+from tests.examples import examples
 
 names = st.sampled_from(["x", "y"])
 tenants = st.sampled_from(["t", "u"])
@@ -222,4 +222,4 @@ class Registry(RuleBasedStateMachine):
 
 
 TestRegistry = Registry.TestCase
-TestRegistry.settings = settings(max_examples=10, stateful_step_count=20, deadline=None)
+TestRegistry.settings = examples(10, stateful_step_count=20)

@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from jinja2 import TemplateError
 
 from loramux_server.core.errors import Code, Error
 from loramux_server.core.types import Message
 from loramux_server.text import TextTokenizer
+from tests.examples import examples
 from tests.unit.text.templates import FAMILIES
 from tests.unit.text.text_models import CONTROL, THINKING, byte_level_folder, sentencepiece_folder, turns
 
@@ -79,7 +80,7 @@ def test_tool_calls_and_results_equal_transformers(family_folders: dict[str, Pat
 def test_the_default_base_equals_transformers(smollm: TextTokenizer, smollm_path: Path, oracles: Any) -> None:
     oracle = oracles(smollm_path)
 
-    @settings(max_examples=100, deadline=None)
+    @examples(100)
     @given(st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=30), min_size=1, max_size=5))
     def equal(contents: list[str]) -> None:
         messages = turns(*contents)
@@ -149,7 +150,7 @@ SHARDS = [*CONTROL, *THINKING, "<", "|", ">", "im_end|>", "<|im_", "<|", "|>", "
 def test_no_content_makes_control_tokens(family: str, family_folders: dict[str, Path]) -> None:
     tokenizer = TextTokenizer.load(family_folders[family])
 
-    @settings(max_examples=150, deadline=None)
+    @examples(150)
     @given(st.lists(st.lists(st.sampled_from(SHARDS), min_size=1, max_size=8).map("".join), min_size=3, max_size=3))
     def safe(contents: list[str]) -> None:
         contents[1] = contents[1].replace("think>", "")  # rewritten by one template: looked at below

@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from loramux_server.text import TextTokenizer
+from tests.examples import examples
 
 KINDS = ["smollm", "byte-level", "sentencepiece", "sentencepiece-legacy"]
 texts = st.one_of(
@@ -33,7 +34,7 @@ def test_the_sum_is_the_whole(kind: str, tokenizer_folders: dict[str, Path]) -> 
     random_ids = st.lists(st.integers(-1, tokenizer.vocab_size + 2), max_size=30)
     byte_ids = st.lists(st.sampled_from(_byte_like(tokenizer)), max_size=30)
 
-    @settings(max_examples=200, deadline=None)
+    @examples(200)
     @given(st.one_of(texts.map(tokenizer.encode), random_ids, byte_ids), st.lists(st.integers(0, 3), max_size=30))
     def equal(ids: list[int], sizes: list[int]) -> None:
         detokenizer = tokenizer.detokenizer()
@@ -54,7 +55,7 @@ def _byte_like(tokenizer: TextTokenizer) -> list[int]:
 def test_no_piece_has_half_a_character(kind: str, tokenizer_folders: dict[str, Path]) -> None:
     tokenizer = TextTokenizer.load(tokenizer_folders[kind])
 
-    @settings(max_examples=100, deadline=None)
+    @examples(100)
     @given(texts)
     def whole(text: str) -> None:
         detokenizer = tokenizer.detokenizer()

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from loramux_server.core.errors import Code, Error
 from loramux_server.text import TextTokenizer
+from tests.examples import examples
 from tests.unit.text.templates import FAMILIES
 from tests.unit.text.text_models import CONTROL, byte_level_folder
 
@@ -47,7 +48,7 @@ texts = st.one_of(
 def test_prompts_and_decoding_equal_transformers(kind: str, tokenizer_folders: dict[str, Path], oracles: Any) -> None:
     tokenizer, oracle = TextTokenizer.load(tokenizer_folders[kind]), oracles(tokenizer_folders[kind])
 
-    @settings(max_examples=100, deadline=None)
+    @examples(100)
     @given(text=texts, random_ids=st.lists(st.integers(0, tokenizer.vocab_size - 1), max_size=20))
     def equal(text: str, random_ids: list[int]) -> None:
         ids = tokenizer.encode(text)
