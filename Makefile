@@ -65,7 +65,7 @@ test-gpu: $(READY) ## Run the tests that need a CUDA device (.venv must hold a t
 	@$(PYTEST_ALL) "$(TESTS)" -m gpu $(PYTEST_ARGS)
 
 .PHONY: lint
-lint: $(READY) ## Check style, types, which package may import which, the protos and their generated code
+lint: $(READY) ## Check style, types, which package may import which, protos and generated code
 	@PATH="$(BIN):$$PATH" tools/lint
 
 .PHONY: format
@@ -111,6 +111,10 @@ drawing: ## Draw docs/architecture.svg anew from architecture.dot (needs Graphvi
 .PHONY: protos
 protos: $(READY) ## Make the generated code of protos/ anew
 	@$(BIN)/python tools/protos.py
+
+.PHONY: client
+client: $(READY) ## Make the sync client anew from the async one
+	@$(BIN)/python tools/sync_client.py
 
 ##@ Keep house
 

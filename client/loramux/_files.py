@@ -98,7 +98,8 @@ class AdapterWriter:
             self._version = _responses.adapter_version(message.header.version)
             self._expected = list(message.header.files)
             for name in message.header.lost:
-                warnings.warn(f"{name} of {self._version.ref} is lost on the server; it was not written", stacklevel=3)
+                told = f"{name} of {self._version.ref} is lost on the server; it was not written"
+                warnings.warn(told, stacklevel=4)  # 4: the line that called download()
             for info in self._expected:
                 # Names from the network become paths here: nothing but a plain file name will do.
                 if not info.name or info.name != Path(info.name).name or info.name.startswith(".") or "\\" in info.name:

@@ -1,7 +1,7 @@
 """The public names of the client, as ``loramux`` gives them."""
 
-from ._aio_resources import AsyncJob
-from ._resources import Job
+from ._async.jobs import AsyncJob
+from ._sync.jobs import Job
 from .aio import AsyncClient, AsyncCompletionStream
 from .client import Client, CompletionStream
 from .errors import (

@@ -139,6 +139,14 @@ def test_download(client: Client, tmp_path: Path) -> None:
     assert found == {"adapter_config.json": b"{}", "empty.txt": b"", "adapter_model.safetensors": b"x" * 100}
 
 
+def test_a_lost_file_is_told_of_where_the_download_was_asked_for(fake: Fake, client: Client, tmp_path: Path) -> None:
+    lost = adapters_pb2.DownloadAdapterHeader(version=version(), lost=["README.md"])
+    fake.handlers["DownloadAdapter"] = sent(adapters_pb2.DownloadAdapterResponse(header=lost))
+    with pytest.warns(UserWarning, match=r"README.md of acme@2 is lost") as warned:
+        client.adapters.download("acme", tmp_path)
+    assert warned[0].filename == __file__
+
+
 def sent(*messages: Any) -> Any:
     return lambda _, context: iter(messages)
 
@@ -272,18 +280,3 @@ async def test_leaving_an_async_stream_cancels_the_call(fake: Fake) -> None:
             break
         gc.collect()
         assert await asyncio.to_thread(fake.cancelled.wait, 10)
-
-
-def test_both_clients_offer_the_same() -> None:
-    for sync, other in [
-        (loramux.Client, loramux.AsyncClient),
-        (loramux.Job, loramux.AsyncJob),
-        (loramux._resources.Adapters, loramux._aio_resources.AsyncAdapters),  # type: ignore[attr-defined]
-        (loramux._resources.Datasets, loramux._aio_resources.AsyncDatasets),  # type: ignore[attr-defined]
-        (loramux._resources.Jobs, loramux._aio_resources.AsyncJobs),  # type: ignore[attr-defined]
-    ]:
-        assert public(sync) == public(other)
-
-
-def public(kind: type) -> set[str]:
-    return {name for name in vars(kind) if not name.startswith("_")}

@@ -1,18 +1,19 @@
-"""The sync client's road to the server: one channel, the stubs, and calls that fail with the client's errors."""
+# Generated from _async/transport.py by tools/sync_client.py (make client); do not edit.
+"""A connection to a server: one channel, the stubs, and calls that fail with the client's errors."""
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Iterable, Iterator
-from typing import Generic, Protocol, TypeVar
+from collections.abc import Callable, Iterator
+from typing import Any, Generic, Protocol, TypeVar
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from ._channel import Target
-from ._fields import count, filled, seconds
-from .errors import NotFound, from_rpc_error, translated
-from .v1 import adapters_pb2_grpc, inference_pb2_grpc, server_pb2_grpc, training_pb2_grpc
+from .._channel import Target
+from .._fields import count, filled, seconds
+from .._io_sync import sent
+from ..errors import NotFound, from_rpc_error, translated
+from ..v1 import adapters_pb2_grpc, inference_pb2_grpc, server_pb2_grpc, training_pb2_grpc
 
 Q = TypeVar("Q")
 R = TypeVar("R")
@@ -22,13 +23,13 @@ M = TypeVar("M", covariant=True)
 class Call(Protocol[M]):
     """What grpc gives for a call that answers with a stream."""
 
-    def __next__(self) -> M: ...
+    def __iter__(self) -> Iterator[M]: ...
 
     def cancel(self) -> bool: ...
 
 
 class Transport:
-    """A channel with its stubs. Safe to use from several threads."""
+    """A channel with its stubs, for ordinary (not async) code; safe to share between threads."""
 
     def __init__(self, target: Target, timeout: float | None = None) -> None:
         self.target = target
@@ -54,7 +55,7 @@ class Transport:
     def upload(self, method: grpc.StreamUnaryMultiCallable[Q, R], requests: Iterator[Q]) -> R:
         """Call with a stream of requests for one answer. It takes as long as it takes."""
         with translated(self.target.address):
-            return method(requests, metadata=self.target.metadata)
+            return method(sent(requests), metadata=self.target.metadata)
 
     def stream(
         self, method: grpc.UnaryStreamMultiCallable[Q, R], request: Q, timeout: float | None = None
@@ -62,6 +63,19 @@ class Transport:
         """Call with one request for a stream of answers; the call starts when the first one is asked for."""
         seconds(timeout)
         return Stream(lambda: method(request, timeout=timeout, metadata=self.target.metadata), self.target.address)
+
+    def items(
+        self, method: grpc.UnaryUnaryMultiCallable[Any, Any], request: Any, field: str, limit: int | None
+    ) -> list[Any]:
+        """What all pages of a list hold in ``field``, ``limit`` at most."""
+        found: list[Any] = []
+        limit = count("limit", limit)
+        while True:
+            page = self.unary(method, request)
+            found += getattr(page, field)
+            if not page.next_page_token or (limit is not None and len(found) >= limit):
+                return found[:limit]
+            request.page_token = page.next_page_token
 
     def health(self, service: str, timeout: float) -> str:
         """Status in the words of grpc.health.v1, ``SERVING`` or ``NOT_SERVING``; ``SERVICE_UNKNOWN`` for no such."""
@@ -83,6 +97,7 @@ class Stream(Generic[R]):
         self._start = start
         self._address = address
         self._call: Call[R] | None = None
+        self._messages: Iterator[R] | None = None
         self._closed = False
 
     def __iter__(self) -> Iterator[R]:
@@ -91,14 +106,15 @@ class Stream(Generic[R]):
     def __next__(self) -> R:
         if self._closed:
             raise StopIteration
-        if self._call is None:
+        if self._messages is None:
             self._call = self._start()
+            self._messages = iter(self._call)
         try:
-            return next(self._call)
+            return next(self._messages)
         except grpc.RpcError as error:
             self.close()
             raise from_rpc_error(error, self._address) from None
-        except BaseException:  # StopIteration, or an interrupt while waiting
+        except BaseException:  # the end of the stream, an interrupt or a cancelled task
             self.close()
             raise
 
@@ -110,15 +126,3 @@ class Stream(Generic[R]):
     def __del__(self) -> None:
         if getattr(self, "_call", None) is not None and not self._closed:
             self.close()
-
-
-def pages(fetch: Callable[[str], tuple[Iterable[R], str]], limit: int | None = None) -> Iterator[R]:
-    """The items of a paged list, ``limit`` at most; ``fetch`` takes a page token and gives items and the next token."""
-    left, token = count("limit", limit), ""
-    while True:
-        items, token = fetch(token)
-        found = list(itertools.islice(items, left))
-        yield from found
-        left = None if left is None else left - len(found)
-        if not token or left == 0:
-            return

@@ -1,20 +1,19 @@
-"""The async client's road to the server: as ``_transport``, on grpc.aio."""
+"""A connection to a server: one channel, the stubs, and calls that fail with the client's errors."""
 
 from __future__ import annotations
 
-import asyncio
-import itertools
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
-from typing import Generic, Protocol, TypeVar
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any, Generic, Protocol, TypeVar
 
 import grpc
 import grpc.aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from ._channel import Target
-from ._fields import count, filled, seconds
-from .errors import NotFound, from_rpc_error, translated
-from .v1 import adapters_pb2_grpc, inference_pb2_grpc, server_pb2_grpc, training_pb2_grpc
+from .._channel import Target
+from .._fields import count, filled, seconds
+from .._io_async import sent
+from ..errors import NotFound, from_rpc_error, translated
+from ..v1 import adapters_pb2_grpc, inference_pb2_grpc, server_pb2_grpc, training_pb2_grpc
 
 Q = TypeVar("Q")
 R = TypeVar("R")
@@ -30,7 +29,7 @@ class Call(Protocol[M]):
 
 
 class AsyncTransport:
-    """A channel with its stubs, for one event loop."""
+    """A channel with its stubs, for async code; make it inside the event loop that uses it."""
 
     def __init__(self, target: Target, timeout: float | None = None) -> None:
         self.target = target
@@ -56,9 +55,9 @@ class AsyncTransport:
             return await method(request, timeout=seconds(timeout) or self.timeout, metadata=self.target.metadata)
 
     async def upload(self, method: grpc.aio.StreamUnaryMultiCallable[Q, R], requests: Iterator[Q]) -> R:
-        """Call with a stream of requests for one answer; they are made in a thread, because that reads files."""
+        """Call with a stream of requests for one answer. It takes as long as it takes."""
         with translated(self.target.address):
-            return await method(_off_loop(requests), metadata=self.target.metadata)
+            return await method(sent(requests), metadata=self.target.metadata)
 
     def stream(
         self, method: grpc.aio.UnaryStreamMultiCallable[Q, R], request: Q, timeout: float | None = None
@@ -67,19 +66,34 @@ class AsyncTransport:
         seconds(timeout)
         return AsyncStream(lambda: method(request, timeout=timeout, metadata=self.target.metadata), self.target.address)
 
+    async def items(
+        self, method: grpc.aio.UnaryUnaryMultiCallable[Any, Any], request: Any, field: str, limit: int | None
+    ) -> list[Any]:
+        """What all pages of a list hold in ``field``, ``limit`` at most."""
+        found: list[Any] = []
+        limit = count("limit", limit)
+        while True:
+            page = await self.unary(method, request)
+            found += getattr(page, field)
+            if not page.next_page_token or (limit is not None and len(found) >= limit):
+                return found[:limit]
+            request.page_token = page.next_page_token
+
     async def health(self, service: str, timeout: float) -> str:
-        """As ``Transport.health``."""
+        """Status in the words of grpc.health.v1, ``SERVING`` or ``NOT_SERVING``; ``SERVICE_UNKNOWN`` for no such."""
         try:
-            answer = await self.unary(
-                self._health.Check, filled(health_pb2.HealthCheckRequest(), service=service), timeout
-            )
+            request = filled(health_pb2.HealthCheckRequest(), service=service)
+            answer = await self.unary(self._health.Check, request, timeout)
         except NotFound:
             return "SERVICE_UNKNOWN"
         return health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)
 
 
 class AsyncStream(Generic[R]):
-    """The messages of a call. Dropping it, closing it or an exception on the way cancels the call (see ``Stream``)."""
+    """The messages of a call. Dropping it, closing it or an exception on the way cancels the call.
+
+    grpc keeps a call that nobody reads any more alive until it is cancelled, so every way out does that.
+    """
 
     def __init__(self, start: Callable[[], Call[R]], address: str = "") -> None:
         self._start = start
@@ -102,7 +116,7 @@ class AsyncStream(Generic[R]):
         except grpc.RpcError as error:
             self.close()
             raise from_rpc_error(error, self._address) from None
-        except BaseException:  # StopAsyncIteration, or the task was cancelled
+        except BaseException:  # the end of the stream, an interrupt or a cancelled task
             self.close()
             raise
 
@@ -114,23 +128,3 @@ class AsyncStream(Generic[R]):
     def __del__(self) -> None:
         if getattr(self, "_call", None) is not None and not self._closed:
             self.close()
-
-
-async def pages(
-    fetch: Callable[[str], Awaitable[tuple[Iterable[R], str]]], limit: int | None = None
-) -> AsyncIterator[R]:
-    """As ``_transport.pages``."""
-    left, token = count("limit", limit), ""
-    while True:
-        items, token = await fetch(token)
-        found = list(itertools.islice(items, left))
-        for item in found:
-            yield item
-        left = None if left is None else left - len(found)
-        if not token or left == 0:
-            return
-
-
-async def _off_loop(items: Iterator[Q]) -> AsyncIterator[Q]:
-    while (item := await asyncio.to_thread(next, items, None)) is not None:
-        yield item

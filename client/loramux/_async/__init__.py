@@ -1,0 +1,1 @@
+"""The parts of a client: connection, adapters, datasets, jobs."""

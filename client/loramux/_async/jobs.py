@@ -1,0 +1,163 @@
+"""Training jobs and their handles."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import AsyncIterator, Sequence
+from typing import TypeVar, Unpack
+
+import grpc.aio
+
+from .. import _requests, _responses
+from .._fields import filled
+from .._files import Data
+from .._io_async import latest, sleep
+from .._requests import Gate, TrainOptions
+from .._stacks import Adapters as Stack
+from .._watch import Watch, published
+from ..convert import As
+from ..errors import LoramuxError
+from ..progress import progress_display
+from ..types import SETTLED_STATES, AdapterVersion, JobEvent, JobInfo
+from ..v1 import training_pb2
+from .datasets import AsyncDatasets
+from .transport import AsyncTransport
+
+Q = TypeVar("Q")
+
+
+class AsyncJobs:
+    """Training jobs."""
+
+    def __init__(self, transport: AsyncTransport) -> None:
+        self._transport = transport
+        self._stub = transport.training
+
+    async def create(
+        self,
+        name: str,
+        data: Data,
+        *,
+        validation: Data | None = None,
+        replay: Data | None = None,
+        on_top_of: Stack | Sequence[Stack] | None = None,
+        init_from: str | None = None,
+        gate: Gate | None = None,
+        compare_prompt: str | None = None,
+        recipe: str | None = None,
+        as_: As | None = None,
+        metadata: dict[str, str] | None = None,
+        idempotency_key: str | None = None,
+        **settings: Unpack[TrainOptions],
+    ) -> AsyncJob:
+        """As ``Client.train``."""
+        request = _requests.create_job(
+            name,
+            on_top_of=on_top_of,
+            init_from=init_from,
+            gate=gate,
+            compare_prompt=compare_prompt,
+            recipe=recipe,
+            metadata=metadata,
+            idempotency_key=idempotency_key or uuid.uuid4().hex,
+            options=settings,
+        )
+        datasets = AsyncDatasets(self._transport)
+        request.dataset_id = (await datasets.upload(data, as_=as_)).id
+        if validation is not None:
+            request.validation_dataset_id = (await datasets.upload(validation, as_=as_)).id
+        if replay is not None:
+            shipped = isinstance(replay, str) and replay == "default"
+            request.settings.replay = "default" if shipped else (await datasets.upload(replay)).id
+        return AsyncJob(self._transport, _responses.job(await self._transport.unary(self._stub.CreateJob, request)))
+
+    async def list(self, *, states: Sequence[str] = (), name: str = "", limit: int | None = None) -> list[JobInfo]:
+        """Jobs of the caller, newest first, ``limit`` at most; only those in ``states`` and for ``name`` if given."""
+        wanted = _requests.job_states(states)
+        request = filled(training_pb2.ListJobsRequest(states=wanted), name=name)
+        found = await self._transport.items(self._stub.ListJobs, request, "jobs", limit)
+        return [_responses.job(message) for message in found]
+
+    async def get(self, job_id: str) -> AsyncJob:
+        """The handle of a job."""
+        request = filled(training_pb2.GetJobRequest(), job_id=job_id)
+        return AsyncJob(self._transport, _responses.job(await self._transport.unary(self._stub.GetJob, request)))
+
+
+class AsyncJob:
+    """A handle on a training job."""
+
+    def __init__(self, transport: AsyncTransport, info: JobInfo) -> None:
+        self._transport = transport
+        self._stub = transport.training
+        self.info = info
+        """As the server last told; ``refresh`` asks again."""
+
+    def __repr__(self) -> str:
+        return f"<AsyncJob {self.id} {self.info.name!r} {self.info.state} {self.info.step}/{self.info.total_steps}>"
+
+    @property
+    def id(self) -> str:
+        return self.info.id
+
+    @property
+    def state(self) -> str:
+        """Where it stands as last told (``await refresh()`` asks the server)."""
+        return latest(self).state
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Its metrics as last told (``await refresh()`` asks the server)."""
+        return latest(self).metrics
+
+    async def refresh(self) -> JobInfo:
+        """Ask the server how the job stands."""
+        if self.info.state not in SETTLED_STATES:
+            request = filled(training_pb2.GetJobRequest(), job_id=self.id)
+            self.info = _responses.job(await self._transport.unary(self._stub.GetJob, request))
+        return self.info
+
+    async def events(self, *, after_sequence: int = 0, timeout: float | None = None) -> AsyncIterator[JobEvent]:
+        """What happened and what happens, in order, until the job has ended. Lost connections are taken up again."""
+        watch = Watch(self.id, after_sequence, timeout)
+        while not watch.ended():
+            failure: LoramuxError | None = None
+            stream = self._transport.stream(self._stub.WatchJob, watch.request(), watch.remaining())
+            try:
+                async for message in stream:
+                    event = watch.take(message)
+                    if event is not None:
+                        yield event
+            except LoramuxError as error:
+                failure = error
+            finally:
+                stream.close()
+            await sleep(watch.retry_delay(failure))
+
+    async def wait(self, *, progress: bool = False, timeout: float | None = None) -> AdapterVersion:
+        """Wait until the job has ended and give the version that it published.
+
+        ``progress`` shows a bar with step, loss and time left on a terminal, plain lines elsewhere (on stderr).
+        Raises JobFailed with the reason when nothing was published, DeadlineExceeded after ``timeout`` seconds (the
+        job goes on then).
+        """
+        with progress_display(self.info.name, enabled=progress) as display:
+            async for event in self.events(timeout=timeout):
+                display.show(event)
+        return published(await self.refresh())
+
+    async def cancel(self) -> JobInfo:
+        """End the job for good."""
+        return await self._move(self._stub.CancelJob, training_pb2.CancelJobRequest(job_id=self.id))
+
+    async def pause(self) -> JobInfo:
+        """Stop the job at its next step."""
+        return await self._move(self._stub.PauseJob, training_pb2.PauseJobRequest(job_id=self.id))
+
+    async def resume(self) -> JobInfo:
+        """Let a paused or failed job go on from its last checkpoint."""
+        return await self._move(self._stub.ResumeJob, training_pb2.ResumeJobRequest(job_id=self.id))
+
+    async def _move(self, method: grpc.aio.UnaryUnaryMultiCallable[Q, training_pb2.Job], request: Q) -> JobInfo:
+        self.info = _responses.job(await self._transport.unary(method, request))
+        return self.info

@@ -1,0 +1,226 @@
+# Generated from _async/client.py by tools/sync_client.py (make client); do not edit.
+"""Client and stream of an answer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from types import TracebackType
+from typing import Unpack
+
+from .. import _requests, _responses
+from .._assemble import Assembler
+from .._channel import target
+from .._files import Data
+from .._requests import ChatMessage, Gate, GenerateOptions, TrainOptions
+from .._stacks import Adapters as Stack
+from ..convert import As
+from ..types import Chunk, Completion, Score, ServerInfo, Tokens
+from ..v1 import inference_pb2, server_pb2
+from .adapters import Adapters
+from .datasets import Datasets
+from .jobs import Job, Jobs
+from .transport import Stream, Transport
+
+
+class Client:
+    """A connection to a loramux server, for use from ordinary (not async) code; safe to share between threads.
+
+    ``address`` is ``host:port`` (``https://host:port`` for TLS); what is not given comes from ``LORAMUX_ADDRESS`` and
+    ``LORAMUX_API_KEY``. ``timeout`` (seconds) is for calls that do not bring their own; None: no limit.
+    Nothing is sent before the first call. Every failure is a :class:`loramux.LoramuxError`.
+    """
+
+    def __init__(
+        self,
+        address: str | None = None,
+        *,
+        api_key: str | None = None,
+        timeout: float | None = None,
+        tls: bool | None = None,
+        root_certificates: bytes | None = None,
+    ) -> None:
+        self._transport = Transport(target(address, api_key, tls, root_certificates), timeout)
+        self.adapters = Adapters(self._transport)
+        self.datasets = Datasets(self._transport)
+        self.jobs = Jobs(self._transport)
+
+    @property
+    def address(self) -> str:
+        """Where it connects to."""
+        return self._transport.target.address
+
+    def close(self) -> None:
+        """Close the connection; calls that run are cancelled."""
+        self._transport.close()
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+    def generate(
+        self,
+        prompt: str | None = None,
+        *,
+        messages: Iterable[ChatMessage] | None = None,
+        adapters: Stack | None = None,
+        timeout: float | None = None,
+        **options: Unpack[GenerateOptions],
+    ) -> Completion:
+        """Answer a plain prompt or a chat with a stack of adapters (none: the base).
+
+        ``adapters`` is ``["acme"]``, ``{"acme": 1.0, "formal": 0.5}`` or ``[("acme", 1.0), "formal@3"]``. The other
+        options (max_tokens, temperature, top_p, top_k, min_p, seed, stop, n, repetition_penalty, logprobs,
+        response_format, ...) take the server's defaults when left out: greedy, 128 tokens.
+
+        ``messages`` that end with an assistant's turn need ``continue_final_message=True``: the answer then goes on
+        writing that turn.
+        """
+        request = _requests.generate(prompt, messages, adapters, options)
+        return _responses.completion(self._transport.unary(self._transport.inference.GenerateOnce, request, timeout))
+
+    def stream(
+        self,
+        prompt: str | None = None,
+        *,
+        messages: Iterable[ChatMessage] | None = None,
+        adapters: Stack | None = None,
+        timeout: float | None = None,
+        **options: Unpack[GenerateOptions],
+    ) -> CompletionStream:
+        """As ``generate``, but the answer comes in pieces as it is made. Leaving the loop early stops the server."""
+        request = _requests.generate(prompt, messages, adapters, options)
+        method = self._transport.inference.Generate
+        return CompletionStream(self._transport.stream(method, request, timeout or self._transport.timeout))
+
+    def score(
+        self,
+        prompt: str | None = None,
+        continuation: str = "",
+        *,
+        messages: Iterable[ChatMessage] | None = None,
+        continue_final_message: bool = False,
+        adapters: Stack | None = None,
+        timeout: float | None = None,
+    ) -> Score:
+        """Log-probability of each token of ``continuation`` after a prompt or chat."""
+        request = _requests.score(prompt, messages, continuation, adapters, continue_final_message)
+        return _responses.score(self._transport.unary(self._transport.inference.Score, request, timeout))
+
+    def tokenize(
+        self,
+        prompt: str | None = None,
+        *,
+        messages: Iterable[ChatMessage] | None = None,
+        continue_final_message: bool = False,
+        timeout: float | None = None,
+    ) -> Tokens:
+        """The tokens that a prompt or chat becomes."""
+        request = _requests.tokenize(prompt, messages, continue_final_message)
+        return _responses.tokens(self._transport.unary(self._transport.inference.Tokenize, request, timeout))
+
+    def train(
+        self,
+        name: str,
+        data: Data,
+        *,
+        validation: Data | None = None,
+        replay: Data | None = None,
+        on_top_of: Stack | Sequence[Stack] | None = None,
+        init_from: str | None = None,
+        gate: Gate | None = None,
+        compare_prompt: str | None = None,
+        recipe: str | None = None,
+        as_: As | None = None,
+        metadata: dict[str, str] | None = None,
+        idempotency_key: str | None = None,
+        **settings: Unpack[TrainOptions],
+    ) -> Job:
+        """Upload ``data`` and start training the next version of adapter ``name``; gives a handle at once.
+
+        ``data`` is the path of a file (.jsonl, .json, .csv, .tsv, .parquet) or a list of rows: ``{"messages": [...]}``,
+        ``{"prompt": ..., "completion": ...}``, ``{"text": ...}``, or preference pairs ``{"prompt": ..., "chosen": ...,
+        "rejected": ...}``, which are trained on by DPO. ``replay`` is general rows of which some (``replay_rows``, 32)
+        are mixed in; ``"default"`` are the server's, and the recipe ``"facts"`` takes them unless ``replay_rows`` is 0.
+        ``on_top_of`` is one frozen stack (``["acme"]``) or several that rows take turns over
+        (``[{"pine": 1.3}, ["summit"], []]``). The other settings (rank, alpha, learning_rate, epochs, max_steps,
+        batch_size, target_modules, layers, seed, ...) take the server's defaults when left out; the learning rate is
+        then chosen for the size of the base.
+
+        Held-out rows are ``validation``, or a ``validation_split`` of the data; those that are training rows are not
+        measured. Where there are others, the name moves to the result only if its loss on them is the lowest
+        (``gate="improves"``, the default there); ``{"min_accuracy": 0.9}`` looks at answers, ``"none"`` at nothing.
+        A result that does not pass is kept as a candidate, and ``job.info.gate_result`` says why. A row's ``expect``
+        says what an answer must say to count. ``init_from`` is a version to go on from.
+
+        ``recipe`` is ``"facts"`` or ``"style"``: settings that were measured to work, for all that is left out. With
+        ``compare_prompt``, a system prompt or context, the held-out rows are also asked of the base and of the base
+        with that prompt, and ``job.info.comparison`` tells whether training was worth it.
+
+        ``as_="messages"`` turns prompt + completion rows into conversations first (and takes other tools' formats, as
+        ``loramux.convert`` does), ``as_="prompt"`` conversations of one question into plain prompts.
+
+        The same ``idempotency_key`` gives the same job.
+        """
+        return self.jobs.create(
+            name,
+            data,
+            validation=validation,
+            replay=replay,
+            on_top_of=on_top_of,
+            init_from=init_from,
+            gate=gate,
+            compare_prompt=compare_prompt,
+            recipe=recipe,
+            as_=as_,
+            metadata=metadata,
+            idempotency_key=idempotency_key,
+            **settings,
+        )
+
+    def info(self, *, timeout: float | None = None) -> ServerInfo:
+        """What the server is and has."""
+        method = self._transport.server.GetServerInfo
+        return _responses.server_info(self._transport.unary(method, server_pb2.GetServerInfoRequest(), timeout))
+
+    def health(self, service: str = "", *, timeout: float = 5.0) -> str:
+        """``SERVING`` or ``NOT_SERVING`` in the words of grpc.health.v1; Unavailable when nothing answers.
+
+        ``service`` is one of the API's services, empty for all of them (readiness), or ``liveness``: whether the
+        process lives, also while it starts, restarts its engine or stops.
+        """
+        return self._transport.health(service, timeout)
+
+
+class CompletionStream:
+    """The chunks of an answer. Use it in a ``for`` loop, best in a ``with`` block.
+
+    Closing it stops the server.
+    """
+
+    def __init__(self, messages: Stream[inference_pb2.GenerateResponse]) -> None:
+        self._messages = messages
+        self._assembler = Assembler()
+
+    def __iter__(self) -> Iterator[Chunk]:
+        return self
+
+    def __next__(self) -> Chunk:
+        chunk = _responses.chunk(next(self._messages))
+        self._assembler.add(chunk)
+        return chunk
+
+    @property
+    def completion(self) -> Completion:
+        """The answer as far as it was read."""
+        return self._assembler.completion()
+
+    def close(self) -> None:
+        self._messages.close()
+
+    def __enter__(self) -> CompletionStream:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()

@@ -1,0 +1,65 @@
+# Generated from _async/datasets.py by tools/sync_client.py (make client); do not edit.
+"""Training data on the server."""
+
+from __future__ import annotations
+
+from typing import Unpack
+
+from .. import _files, _requests, _responses
+from .._fields import assign
+from .._files import Data
+from .._io_sync import blocking
+from .._requests import TrainOptions
+from ..convert import As
+from ..types import Dataset, DatasetReport
+from ..v1 import training_pb2
+from .transport import Transport
+
+
+class Datasets:
+    """Training data on the server."""
+
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+        self._stub = transport.training
+
+    def upload(self, data: Data, *, as_: As | None = None) -> Dataset:
+        """Store a file or rows; ``as_`` (``"messages"``, ``"prompt"``) turns them first, as ``convert`` does."""
+        messages = blocking(_files.upload_dataset, data, as_)
+        return _responses.dataset(self._transport.upload(self._stub.UploadDataset, messages))
+
+    def validate(
+        self,
+        data: Data | Dataset,
+        *,
+        validation: Data | Dataset | None = None,
+        recipe: str | None = None,
+        as_: As | None = None,
+        **settings: Unpack[TrainOptions],
+    ) -> DatasetReport:
+        """Check data as a job with these settings or this ``recipe`` would, and tell what they hold and cost.
+
+        With held-out data as ``validation``, ``notes`` tell how many of their rows are training rows.
+        """
+        return self.show(data, rows=0, validation=validation, recipe=recipe, as_=as_, **settings)
+
+    def show(
+        self,
+        data: Data | Dataset,
+        *,
+        rows: int = 5,
+        line: int = 0,
+        validation: Data | Dataset | None = None,
+        recipe: str | None = None,
+        as_: As | None = None,
+        **settings: Unpack[TrainOptions],
+    ) -> DatasetReport:
+        """As ``validate``, and ``shown`` has ``rows`` good rows from ``line`` on with what is learned of them."""
+        settled = _requests.train_settings(settings)
+        dataset = data if isinstance(data, Dataset) else self.upload(data, as_=as_)
+        request = training_pb2.ValidateDatasetRequest(dataset_id=dataset.id, settings=settled)
+        assign(request, {"show_rows": rows, "show_from_line": line, "recipe": recipe or ""})
+        if validation is not None:
+            held_out = validation if isinstance(validation, Dataset) else self.upload(validation, as_=as_)
+            request.validation_dataset_id = held_out.id
+        return _responses.dataset_report(self._transport.unary(self._stub.ValidateDataset, request))
