@@ -117,7 +117,6 @@ def check_empty(engine: Engine) -> None:
     assert engine.runner.bank.pinned == 0
     assert not engine.loop._scores
     assert not engine.loop._outbox
-    assert not engine.scheduler._refused
     desk = engine.loop._desk
     assert not desk._waiting
     assert not desk._reads._claims

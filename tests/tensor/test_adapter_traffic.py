@@ -14,8 +14,10 @@ from loramux_server.engine.residency import cache as cache_module
 from loramux_server.engine.residency.cache import HostCache
 from loramux_server.engine.residency.load_quota import LoadQuota
 from loramux_server.engine.residency.manager import AdapterDesk
-from loramux_server.engine.scheduling.pages import PagePool
-from loramux_server.engine.scheduling.scheduler import PATIENCE, Limits, Scheduler
+from loramux_server.engine.scheduling.admission import PATIENCE
+from loramux_server.engine.scheduling.pages import PagePool, prefix_root
+from loramux_server.engine.scheduling.plan import Admission, Limits
+from loramux_server.engine.scheduling.scheduler import Scheduler
 from loramux_server.engine.scheduling.sequence import Sequence
 from loramux_server.lora.bank import AdapterBank, LoraPair
 
@@ -43,17 +45,18 @@ class Engine:
         self.scheduler = Scheduler(
             PagePool(4096, 4),
             Limits(max_batch_tokens=64, max_running=running),
-            base_id="base",
-            salt=str.encode,
-            pin=self._pin,
-            unpin=self.desk.unpin,
+            self,
+            lambda seq: prefix_root("base", seq.tenant.encode(), seq.stack),
         )
         self.ended: list[str] = []
         self.order: list[str] = []
 
-    def _pin(self, seq: Sequence):  # type: ignore[no-untyped-def]
+    def acquire(self, seq: Sequence) -> Admission:
         self.asked += 1
-        return self.desk.pin(seq)
+        return self.desk.acquire(seq)
+
+    def release(self, stack: Stack) -> None:
+        self.desk.release(stack)
 
     def add(self, id: str, *digests: str, tenant: str = "t") -> Sequence:
         sampling = SamplingParams(max_tokens=TOKENS)
@@ -71,7 +74,7 @@ class Engine:
         digest = self.landed.get(timeout=20) if wait else self.landed.get_nowait()
         error, _ = self.desk.collect(digest)
         assert error is None
-        self.scheduler.landed(digest)
+        self.scheduler.admission.adapter_loaded(digest)
 
     def turn(self) -> None:
         try:
@@ -108,7 +111,7 @@ class Engine:
         assert self.bank.pinned == 0
         assert not self.cache.held
         assert not self.desk._waiting
-        assert not self.scheduler._refused
+        assert not self.scheduler.admission
         assert self.cache.nbytes <= max(self.cache.budget, BYTES)
         self.scheduler.check_idle()
 

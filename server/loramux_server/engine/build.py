@@ -28,8 +28,9 @@ from .memory import device_memory, plan_memory
 from .residency.cache import HostCache
 from .residency.load_quota import LoadQuota
 from .residency.manager import AdapterDesk
-from .scheduling.pages import PagePool
-from .scheduling.scheduler import Limits, Scheduler
+from .scheduling.pages import PagePool, prefix_root
+from .scheduling.plan import Limits
+from .scheduling.scheduler import Scheduler
 from .transport.protocol import Output
 
 MakeTasks = Callable[[ResidentBase, int | None], Background]
@@ -75,13 +76,12 @@ def build_engine(
     vocab_size = int(base.model.config.vocab_size)
     eos = tuple(id for id in TextTokenizer.load(folder).eos_token_ids if id < vocab_size)
     grammars = GrammarDesk(folder, eos)
+    base_id = f"{base.fingerprint}/{base.dtype}"
     scheduler = Scheduler(
         PagePool(plan.kv_pages, shape.page_size),
         Limits(settings.max_batch_tokens, settings.max_running, settings.max_queue),
-        base_id=f"{base.fingerprint}/{base.dtype}",
-        salt=salt,
-        pin=desk.pin,
-        unpin=desk.unpin,
+        desk,
+        lambda seq: prefix_root(base_id, salt(seq.tenant), seq.stack),
         ready=grammars.ready,
     )
 

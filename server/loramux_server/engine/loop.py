@@ -20,8 +20,9 @@ from .execution.token_selection import Chooser
 from .grammar.masks import GrammarDesk, Woken
 from .residency.manager import AdapterDesk
 from .scheduling.checks import make_sequence
-from .scheduling.scheduler import Scheduler, StepPlan
-from .scheduling.sequence import Sequence
+from .scheduling.plan import StepPlan
+from .scheduling.scheduler import Scheduler
+from .scheduling.sequence import Sequence, State
 from .stats import Figures
 from .training_share import TrainingSlot
 from .transport.protocol import (
@@ -176,13 +177,13 @@ class EngineLoop:
 
     def _keep(self, command: KeepCommand) -> None:
         self._desk.keep(command.adapters)
-        for seq in self._scheduler.waiting:
+        for seq in [s for s in self._scheduler.sequences if s.state is State.WAITING]:
             # What is kept now may leave no room for it, ever.
             try:
                 self._desk.check(seq.stack)
             except Error as error:
                 self._end(seq, error)
-        self._scheduler.room_changed()
+        self._scheduler.admission.capacity_changed()
         self._emit(Output(command.id, done=True))
 
     def _loaded(self, digest: str) -> None:
@@ -194,7 +195,7 @@ class EngineLoop:
             else:
                 self._fail(id, error)
         if error is None:
-            self._scheduler.landed(digest)
+            self._scheduler.admission.adapter_loaded(digest)
         else:
             for seq in self._scheduler.sequences:
                 if any(e.adapter.digest == digest for e in seq.stack.entries):

@@ -17,8 +17,9 @@ from loramux_server.core.background import Ended, Report
 from loramux_server.core.errors import Code, Error
 from loramux_server.core.jobs import TrainCommand, TrainSpec
 from loramux_server.core.types import AdapterVersion, SamplingParams, Stack, StackEntry
-from loramux_server.engine.scheduling.pages import PagePool
-from loramux_server.engine.scheduling.scheduler import Admission, Limits, Scheduler, StepPlan
+from loramux_server.engine.scheduling.pages import PagePool, prefix_root
+from loramux_server.engine.scheduling.plan import Admission, Limits, StepPlan
+from loramux_server.engine.scheduling.scheduler import Scheduler
 from loramux_server.engine.scheduling.sequence import Sequence, State
 from loramux_server.engine.training_share import TrainingSlot
 
@@ -79,9 +80,9 @@ class FakeBank:
         """Put adapters in host memory, and tell."""
         for digest in digests:
             self.landed[digest] = rank
-            scheduler.landed(digest)
+            scheduler.admission.adapter_loaded(digest)
 
-    def pin(self, seq: Sequence) -> Admission:
+    def acquire(self, seq: Sequence) -> Admission:
         self.asked += 1
         stack = seq.stack
         mine = {e.adapter.digest: e.adapter.rank for e in stack.entries}
@@ -98,7 +99,7 @@ class FakeBank:
             self.pins[digest] = self.pins.get(digest, 0) + 1
         return Admission.READY
 
-    def unpin(self, stack: Stack) -> None:
+    def release(self, stack: Stack) -> None:
         for entry in stack.entries:
             digest = entry.adapter.digest
             self.pins[digest] -= 1
@@ -116,7 +117,7 @@ def make_scheduler(
 ) -> Scheduler:
     bank = bank or FakeBank()
     pool = PagePool(pages, size)
-    return Scheduler(pool, Limits(**limits), base_id="base", salt=salt, pin=bank.pin, unpin=bank.unpin)
+    return Scheduler(pool, Limits(**limits), bank, lambda seq: prefix_root("base", salt(seq.tenant), seq.stack))
 
 
 @dataclass

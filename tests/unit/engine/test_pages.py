@@ -213,7 +213,7 @@ class PoolMachine(RuleBasedStateMachine):
         for i, page in enumerate(hit):
             assert self.content[page] == tuple(tokens[: 2 * (i + 1)])
         fresh = self.pool.needed(len(tokens)) - len(hit)
-        if fresh > self.pool.available - self.pool.kept_among(hit):
+        if not self.pool.fits(fresh, hit):
             return
         self.pool.take(hit)
         held = hit + [self.pool.allocate() for _ in range(fresh)]

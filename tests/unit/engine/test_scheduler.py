@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from loramux_server.core.errors import Code, Error
 from loramux_server.core.types import Stack
-from loramux_server.engine.scheduling.scheduler import PATIENCE, StepPlan
+from loramux_server.engine.scheduling.admission import PATIENCE
+from loramux_server.engine.scheduling.plan import StepPlan
 from loramux_server.engine.scheduling.sequence import State
 from tests.examples import examples
 

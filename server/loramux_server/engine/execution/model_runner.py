@@ -14,7 +14,7 @@ from ...lora.bank import AdapterBank
 from ...lora.routing import Routing, Segment, plan_blocks
 from ...model.kv import KVPool, PagedAttention, Span
 from ...model.resident import ResidentBase
-from ..scheduling.scheduler import StepPlan, Work
+from ..scheduling.plan import StepPlan, Work
 from ..scheduling.sequence import Sequence
 from .graphs import DecodeGraphs
 

@@ -88,10 +88,10 @@ class AdapterDesk:
         """Start the reads that may begin now; seconds until a quota lets the next one, None if none waits for that."""
         return self._reads.begin()
 
-    def pin(self, seq: Sequence) -> Admission:
-        """Make the stack of ``seq`` resident and pin it, or pin nothing.
+    def acquire(self, seq: Sequence) -> Admission:
+        """Make the stack of ``seq`` resident and count it as in use, or change nothing.
 
-        LOADING: it is worth asking again when one of its adapters has landed. FULL: when something is unpinned.
+        LOADING: it is worth asking again when one of its adapters is loaded. FULL: when something is released.
         """
         adapters = _adapters(seq.stack)
         missing = [a for a in adapters if self._bank.get(a.digest) is None]
@@ -115,7 +115,7 @@ class AdapterDesk:
         self.forget(seq)
         return Admission.READY
 
-    def unpin(self, stack: Stack) -> None:
+    def release(self, stack: Stack) -> None:
         for entry in stack.entries:
             digest = entry.adapter.digest
             self._bank.unpin(digest)

@@ -53,6 +53,7 @@ class PagePool:
         self._index: dict[bytes, _Entry] = {}
         self._key_of: dict[int, bytes] = {}
         self._kept: OrderedDict[int, None] = OrderedDict()
+        self._chains: dict[str, list[bytes]] = {}  # owner -> prefix keys of its full pages, the root first
 
     @property
     def available(self) -> int:
@@ -114,9 +115,27 @@ class PagePool:
             self._refs[page] += 1
         self.hit_tokens += len(pages) * self.page_size
 
-    def kept_among(self, pages: Seq[int]) -> int:
-        """How many of ``pages`` count as available now."""
-        return sum(self._refs[p] == 0 for p in pages)
+    def fits(self, pages: int, hit: Seq[int]) -> bool:
+        """Whether ``pages`` more can be lent to the one who takes what :meth:`match` found."""
+        return pages <= self.available - sum(self._refs[page] == 0 for page in hit)
+
+    def begin(self, owner: str, root: bytes, tokens: Seq[int], hit: Seq[int]) -> None:
+        """Hold pages that :meth:`match` found, as the head of the prefixes that ``owner`` will publish."""
+        self.take(hit)
+        self._chains[owner] = [root]
+        self.extend(owner, tokens, len(hit) * self.page_size, hit)
+
+    def extend(self, owner: str, tokens: Seq[int], computed: int, pages: Seq[int]) -> None:
+        """Publish those of the owner's ``pages`` that became full: ``computed`` of its tokens are in them."""
+        keys, size = self._chains[owner], self.page_size
+        while len(keys) * size <= computed:
+            at = len(keys) - 1
+            keys.append(self.publish(keys[-1], tokens[at * size : (at + 1) * size], pages[at]))
+
+    def end(self, owner: str, pages: Seq[int]) -> None:
+        """Take all pages of an owner back."""
+        del self._chains[owner]
+        self.release(pages)
 
     def publish(self, parent: bytes, tokens: Seq[int], page: int) -> bytes:
         """Index a full, computed page for reuse and return its key."""

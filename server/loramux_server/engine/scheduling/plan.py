@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum, auto
 
 
@@ -38,13 +38,13 @@ class StepPlan:
 
 
 class Admission(Enum):
-    """What the adapter bank says of a sequence's stack."""
+    """Whether a sequence's stack could be acquired."""
 
     READY = auto()
     LOADING = auto()
-    """Not in memory until an adapter lands."""
+    """Not in memory until a read ends."""
     FULL = auto()
-    """No room until something running ends."""
+    """No capacity until something running ends."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,3 +54,11 @@ class Limits:
     max_batch_tokens: int = 512
     max_running: int = 64
     max_queue: int = 1024
+
+    def at_most(self, max_batch_tokens: int) -> Limits:
+        """The same for steps of no more than ``max_batch_tokens``."""
+        return replace(
+            self,
+            max_batch_tokens=min(max_batch_tokens, self.max_batch_tokens),
+            max_running=min(max_batch_tokens, self.max_running),
+        )
