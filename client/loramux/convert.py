@@ -14,11 +14,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Literal
 
-from . import _tables
-from ._fields import path_of, shown
-from ._json_rows import json_rows
-from ._reshape import as_messages, as_prompt
-from ._rows import LeftOut, Made, made_of
+from ._rows import tables
+from ._rows.json_rows import json_rows
+from ._rows.other_tools import LeftOut, Made, made_of
+from ._rows.reshape import as_messages, as_prompt
+from ._wire.fields import path_of, shown
 from .errors import invalid
 from .formats import UNCONVERTIBLE, format_of, recognised
 from .verdicts import Verdicts
@@ -125,7 +125,7 @@ def write_rows(rows: Callable[[], Iterator[tuple[str, Any]]], file: IO[bytes], *
 
 def rows_of(path: Path) -> Iterator[tuple[str, Any]]:
     """The rows of a file of any kind that is read, with their places: ``line 7``, or ``row 7`` of a list."""
-    table = _tables.converter(path, every=True)
+    table = tables.converter(path, every=True)
     if table is None:
         yield from json_rows(path)
     else:

@@ -11,7 +11,7 @@ import grpc
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
-from ._proxy import proxy_of
+from ._wire.proxy import proxy_of
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,10 +12,10 @@ from types import FrameType
 from typing import Any
 
 import pytest
+from loramux._rows.other_tools.json_rows import json_rows
 
 from loramux import LoramuxError
-from loramux._files import upload_dataset
-from loramux._json_rows import json_rows
+from loramux._wire.files import upload_dataset
 from loramux.convert import convert
 from loramux.v1 import inference_pb2 as pb
 from loramux_server.core.call import Call

@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 
-from .. import _files, _requests, _responses
-from .._fields import filled
-from .._io_async import blocking
-from .._stacks import Adapters as Stack
+from .._wire import files, requests, responses
+from .._wire.fields import filled
+from .._wire.io_async import blocking
+from .._wire.stacks import Adapters as Stack
 from ..errors import nothing_to_roll_back
 from ..types import Adapter, AdapterVersion
 from ..v1 import adapters_pb2
@@ -26,12 +26,12 @@ class AsyncAdapters:
         """The adapters that the caller may use, by name, ``limit`` at most."""
         request = filled(adapters_pb2.ListAdaptersRequest(), prefix=prefix)
         found = await self._transport.items(self._stub.ListAdapters, request, "adapters", limit)
-        return [_responses.adapter(message) for message in found]
+        return [responses.adapter(message) for message in found]
 
     async def get(self, ref: str) -> Adapter:
         """An adapter with its versions."""
         request = filled(adapters_pb2.GetAdapterRequest(), adapter=ref)
-        return _responses.adapter(await self._transport.unary(self._stub.GetAdapter, request))
+        return responses.adapter(await self._transport.unary(self._stub.GetAdapter, request))
 
     async def upload(
         self,
@@ -42,13 +42,13 @@ class AsyncAdapters:
         metadata: Mapping[str, str] | None = None,
     ) -> AdapterVersion:
         """Publish a PEFT folder as the next version of ``name``; it can be used when this returns."""
-        messages = await blocking(_files.upload_adapter, name, folder, set_current=set_current, metadata=metadata)
-        return _responses.adapter_version(await self._transport.upload(self._stub.UploadAdapter, messages))
+        messages = await blocking(files.upload_adapter, name, folder, set_current=set_current, metadata=metadata)
+        return responses.adapter_version(await self._transport.upload(self._stub.UploadAdapter, messages))
 
     async def download(self, ref: str, folder: str | os.PathLike[str]) -> AdapterVersion:
         """Write a version as a PEFT folder (made if need be, files of the same names are replaced)."""
         request = filled(adapters_pb2.DownloadAdapterRequest(), adapter=ref)
-        with _files.AdapterWriter(folder) as writer:
+        with files.AdapterWriter(folder) as writer:
             async for message in self._transport.stream(self._stub.DownloadAdapter, request):
                 await blocking(writer.write, message)
             return writer.finish()
@@ -71,8 +71,8 @@ class AsyncAdapters:
         adapters of one rank; the last three keep a share ``density`` of the values, ``dare_ties`` draws them from
         ``seed``. The answer's ``composed.error`` is what the merge misses of the stack.
         """
-        request = _requests.compose(name, adapters, method, metadata, rank=rank, density=density, seed=seed)
-        return _responses.adapter_version((await self._transport.unary(self._stub.ComposeAdapter, request)).version)
+        request = requests.compose(name, adapters, method, metadata, rank=rank, density=density, seed=seed)
+        return responses.adapter_version((await self._transport.unary(self._stub.ComposeAdapter, request)).version)
 
     merge = compose
     """The same under another name."""
@@ -85,7 +85,7 @@ class AsyncAdapters:
     async def set_alias(self, name: str, version: int, *, alias: str = "") -> Adapter:
         """Make the plain name (or ``name@alias``) mean ``version``: promote or roll back. 0 removes an alias."""
         request = filled(adapters_pb2.SetAliasRequest(), name=name, version=version, alias=alias)
-        return _responses.adapter(await self._transport.unary(self._stub.SetAlias, request))
+        return responses.adapter(await self._transport.unary(self._stub.SetAlias, request))
 
     async def promote(self, name: str, version: int) -> Adapter:
         """Make the plain name mean ``version`` from the next request on."""
@@ -104,9 +104,9 @@ class AsyncAdapters:
     async def pin(self, ref: str) -> Adapter:
         """Keep a version resident."""
         request = filled(adapters_pb2.PinAdapterRequest(), adapter=ref)
-        return _responses.adapter(await self._transport.unary(self._stub.PinAdapter, request))
+        return responses.adapter(await self._transport.unary(self._stub.PinAdapter, request))
 
     async def unpin(self, ref: str) -> Adapter:
         """Let a version be evicted again."""
         request = filled(adapters_pb2.UnpinAdapterRequest(), adapter=ref)
-        return _responses.adapter(await self._transport.unary(self._stub.UnpinAdapter, request))
+        return responses.adapter(await self._transport.unary(self._stub.UnpinAdapter, request))

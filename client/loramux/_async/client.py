@@ -6,12 +6,12 @@ from collections.abc import AsyncIterator, Iterable, Sequence
 from types import TracebackType
 from typing import Unpack
 
-from .. import _requests, _responses
-from .._assemble import Assembler
-from .._channel import target
-from .._files import Data
-from .._requests import ChatMessage, Gate, GenerateOptions, TrainOptions
-from .._stacks import Adapters as Stack
+from .._wire import requests, responses
+from .._wire.assemble import Assembler
+from .._wire.channel import target
+from .._wire.files import Data
+from .._wire.requests import ChatMessage, Gate, GenerateOptions, TrainOptions
+from .._wire.stacks import Adapters as Stack
 from ..convert import As
 from ..types import Chunk, Completion, Score, ServerInfo, Tokens
 from ..v1 import inference_pb2, server_pb2
@@ -78,8 +78,8 @@ class AsyncClient:
         ``messages`` that end with an assistant's turn need ``continue_final_message=True``: the answer then goes on
         writing that turn.
         """
-        request = _requests.generate(prompt, messages, adapters, options)
-        return _responses.completion(
+        request = requests.generate(prompt, messages, adapters, options)
+        return responses.completion(
             await self._transport.unary(self._transport.inference.GenerateOnce, request, timeout)
         )
 
@@ -93,7 +93,7 @@ class AsyncClient:
         **options: Unpack[GenerateOptions],
     ) -> AsyncCompletionStream:
         """As ``generate``, but the answer comes in pieces as it is made. Leaving the loop early stops the server."""
-        request = _requests.generate(prompt, messages, adapters, options)
+        request = requests.generate(prompt, messages, adapters, options)
         method = self._transport.inference.Generate
         return AsyncCompletionStream(self._transport.stream(method, request, timeout or self._transport.timeout))
 
@@ -108,8 +108,8 @@ class AsyncClient:
         timeout: float | None = None,
     ) -> Score:
         """Log-probability of each token of ``continuation`` after a prompt or chat."""
-        request = _requests.score(prompt, messages, continuation, adapters, continue_final_message)
-        return _responses.score(await self._transport.unary(self._transport.inference.Score, request, timeout))
+        request = requests.score(prompt, messages, continuation, adapters, continue_final_message)
+        return responses.score(await self._transport.unary(self._transport.inference.Score, request, timeout))
 
     async def tokenize(
         self,
@@ -120,8 +120,8 @@ class AsyncClient:
         timeout: float | None = None,
     ) -> Tokens:
         """The tokens that a prompt or chat becomes."""
-        request = _requests.tokenize(prompt, messages, continue_final_message)
-        return _responses.tokens(await self._transport.unary(self._transport.inference.Tokenize, request, timeout))
+        request = requests.tokenize(prompt, messages, continue_final_message)
+        return responses.tokens(await self._transport.unary(self._transport.inference.Tokenize, request, timeout))
 
     async def train(
         self,
@@ -185,7 +185,7 @@ class AsyncClient:
     async def info(self, *, timeout: float | None = None) -> ServerInfo:
         """What the server is and has."""
         method = self._transport.server.GetServerInfo
-        return _responses.server_info(await self._transport.unary(method, server_pb2.GetServerInfoRequest(), timeout))
+        return responses.server_info(await self._transport.unary(method, server_pb2.GetServerInfoRequest(), timeout))
 
     async def health(self, service: str = "", *, timeout: float = 5.0) -> str:
         """``SERVING`` or ``NOT_SERVING`` in the words of grpc.health.v1; Unavailable when nothing answers.
@@ -210,7 +210,7 @@ class AsyncCompletionStream:
         return self
 
     async def __anext__(self) -> Chunk:
-        chunk = _responses.chunk(await anext(self._messages))
+        chunk = responses.chunk(await anext(self._messages))
         self._assembler.add(chunk)
         return chunk
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Unpack
 
-from .. import _files, _requests, _responses
-from .._fields import assign
-from .._files import Data
-from .._io_async import blocking
-from .._requests import TrainOptions
+from .._wire import files, requests, responses
+from .._wire.fields import assign
+from .._wire.files import Data
+from .._wire.io_async import blocking
+from .._wire.requests import TrainOptions
 from ..convert import As
 from ..types import Dataset, DatasetReport
 from ..v1 import training_pb2
@@ -24,8 +24,8 @@ class AsyncDatasets:
 
     async def upload(self, data: Data, *, as_: As | None = None) -> Dataset:
         """Store a file or rows; ``as_`` (``"messages"``, ``"prompt"``) turns them first, as ``convert`` does."""
-        messages = await blocking(_files.upload_dataset, data, as_)
-        return _responses.dataset(await self._transport.upload(self._stub.UploadDataset, messages))
+        messages = await blocking(files.upload_dataset, data, as_)
+        return responses.dataset(await self._transport.upload(self._stub.UploadDataset, messages))
 
     async def validate(
         self,
@@ -54,11 +54,11 @@ class AsyncDatasets:
         **settings: Unpack[TrainOptions],
     ) -> DatasetReport:
         """As ``validate``, and ``shown`` has ``rows`` good rows from ``line`` on with what is learned of them."""
-        settled = _requests.train_settings(settings)
+        settled = requests.train_settings(settings)
         dataset = data if isinstance(data, Dataset) else await self.upload(data, as_=as_)
         request = training_pb2.ValidateDatasetRequest(dataset_id=dataset.id, settings=settled)
         assign(request, {"show_rows": rows, "show_from_line": line, "recipe": recipe or ""})
         if validation is not None:
             held_out = validation if isinstance(validation, Dataset) else await self.upload(validation, as_=as_)
             request.validation_dataset_id = held_out.id
-        return _responses.dataset_report(await self._transport.unary(self._stub.ValidateDataset, request))
+        return responses.dataset_report(await self._transport.unary(self._stub.ValidateDataset, request))

@@ -8,13 +8,13 @@ from typing import TypeVar, Unpack
 
 import grpc.aio
 
-from .. import _requests, _responses
-from .._fields import filled
-from .._files import Data
-from .._io_async import latest, sleep
-from .._requests import Gate, TrainOptions
-from .._stacks import Adapters as Stack
-from .._watch import Watch, published
+from .._wire import requests, responses
+from .._wire.fields import filled
+from .._wire.files import Data
+from .._wire.io_async import latest, sleep
+from .._wire.requests import Gate, TrainOptions
+from .._wire.stacks import Adapters as Stack
+from .._wire.watch import Watch, published
 from ..convert import As
 from ..errors import LoramuxError
 from ..progress import progress_display
@@ -51,7 +51,7 @@ class AsyncJobs:
         **settings: Unpack[TrainOptions],
     ) -> AsyncJob:
         """As ``Client.train``."""
-        request = _requests.create_job(
+        request = requests.create_job(
             name,
             on_top_of=on_top_of,
             init_from=init_from,
@@ -69,19 +69,19 @@ class AsyncJobs:
         if replay is not None:
             shipped = isinstance(replay, str) and replay == "default"
             request.settings.replay = "default" if shipped else (await datasets.upload(replay)).id
-        return AsyncJob(self._transport, _responses.job(await self._transport.unary(self._stub.CreateJob, request)))
+        return AsyncJob(self._transport, responses.job(await self._transport.unary(self._stub.CreateJob, request)))
 
     async def list(self, *, states: Sequence[str] = (), name: str = "", limit: int | None = None) -> list[JobInfo]:
         """Jobs of the caller, newest first, ``limit`` at most; only those in ``states`` and for ``name`` if given."""
-        wanted = _requests.job_states(states)
+        wanted = requests.job_states(states)
         request = filled(training_pb2.ListJobsRequest(states=wanted), name=name)
         found = await self._transport.items(self._stub.ListJobs, request, "jobs", limit)
-        return [_responses.job(message) for message in found]
+        return [responses.job(message) for message in found]
 
     async def get(self, job_id: str) -> AsyncJob:
         """The handle of a job."""
         request = filled(training_pb2.GetJobRequest(), job_id=job_id)
-        return AsyncJob(self._transport, _responses.job(await self._transport.unary(self._stub.GetJob, request)))
+        return AsyncJob(self._transport, responses.job(await self._transport.unary(self._stub.GetJob, request)))
 
 
 class AsyncJob:
@@ -114,7 +114,7 @@ class AsyncJob:
         """Ask the server how the job stands."""
         if self.info.state not in SETTLED_STATES:
             request = filled(training_pb2.GetJobRequest(), job_id=self.id)
-            self.info = _responses.job(await self._transport.unary(self._stub.GetJob, request))
+            self.info = responses.job(await self._transport.unary(self._stub.GetJob, request))
         return self.info
 
     async def events(self, *, after_sequence: int = 0, timeout: float | None = None) -> AsyncIterator[JobEvent]:
@@ -159,5 +159,5 @@ class AsyncJob:
         return await self._move(self._stub.ResumeJob, training_pb2.ResumeJobRequest(job_id=self.id))
 
     async def _move(self, method: grpc.aio.UnaryUnaryMultiCallable[Q, training_pb2.Job], request: Q) -> JobInfo:
-        self.info = _responses.job(await self._transport.unary(method, request))
+        self.info = responses.job(await self._transport.unary(method, request))
         return self.info

@@ -6,10 +6,10 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 
-from .. import _files, _requests, _responses
-from .._fields import filled
-from .._io_sync import blocking
-from .._stacks import Adapters as Stack
+from .._wire import files, requests, responses
+from .._wire.fields import filled
+from .._wire.io_sync import blocking
+from .._wire.stacks import Adapters as Stack
 from ..errors import nothing_to_roll_back
 from ..types import Adapter, AdapterVersion
 from ..v1 import adapters_pb2
@@ -27,12 +27,12 @@ class Adapters:
         """The adapters that the caller may use, by name, ``limit`` at most."""
         request = filled(adapters_pb2.ListAdaptersRequest(), prefix=prefix)
         found = self._transport.items(self._stub.ListAdapters, request, "adapters", limit)
-        return [_responses.adapter(message) for message in found]
+        return [responses.adapter(message) for message in found]
 
     def get(self, ref: str) -> Adapter:
         """An adapter with its versions."""
         request = filled(adapters_pb2.GetAdapterRequest(), adapter=ref)
-        return _responses.adapter(self._transport.unary(self._stub.GetAdapter, request))
+        return responses.adapter(self._transport.unary(self._stub.GetAdapter, request))
 
     def upload(
         self,
@@ -43,13 +43,13 @@ class Adapters:
         metadata: Mapping[str, str] | None = None,
     ) -> AdapterVersion:
         """Publish a PEFT folder as the next version of ``name``; it can be used when this returns."""
-        messages = blocking(_files.upload_adapter, name, folder, set_current=set_current, metadata=metadata)
-        return _responses.adapter_version(self._transport.upload(self._stub.UploadAdapter, messages))
+        messages = blocking(files.upload_adapter, name, folder, set_current=set_current, metadata=metadata)
+        return responses.adapter_version(self._transport.upload(self._stub.UploadAdapter, messages))
 
     def download(self, ref: str, folder: str | os.PathLike[str]) -> AdapterVersion:
         """Write a version as a PEFT folder (made if need be, files of the same names are replaced)."""
         request = filled(adapters_pb2.DownloadAdapterRequest(), adapter=ref)
-        with _files.AdapterWriter(folder) as writer:
+        with files.AdapterWriter(folder) as writer:
             for message in self._transport.stream(self._stub.DownloadAdapter, request):
                 blocking(writer.write, message)
             return writer.finish()
@@ -72,8 +72,8 @@ class Adapters:
         adapters of one rank; the last three keep a share ``density`` of the values, ``dare_ties`` draws them from
         ``seed``. The answer's ``composed.error`` is what the merge misses of the stack.
         """
-        request = _requests.compose(name, adapters, method, metadata, rank=rank, density=density, seed=seed)
-        return _responses.adapter_version((self._transport.unary(self._stub.ComposeAdapter, request)).version)
+        request = requests.compose(name, adapters, method, metadata, rank=rank, density=density, seed=seed)
+        return responses.adapter_version((self._transport.unary(self._stub.ComposeAdapter, request)).version)
 
     merge = compose
     """The same under another name."""
@@ -86,7 +86,7 @@ class Adapters:
     def set_alias(self, name: str, version: int, *, alias: str = "") -> Adapter:
         """Make the plain name (or ``name@alias``) mean ``version``: promote or roll back. 0 removes an alias."""
         request = filled(adapters_pb2.SetAliasRequest(), name=name, version=version, alias=alias)
-        return _responses.adapter(self._transport.unary(self._stub.SetAlias, request))
+        return responses.adapter(self._transport.unary(self._stub.SetAlias, request))
 
     def promote(self, name: str, version: int) -> Adapter:
         """Make the plain name mean ``version`` from the next request on."""
@@ -105,9 +105,9 @@ class Adapters:
     def pin(self, ref: str) -> Adapter:
         """Keep a version resident."""
         request = filled(adapters_pb2.PinAdapterRequest(), adapter=ref)
-        return _responses.adapter(self._transport.unary(self._stub.PinAdapter, request))
+        return responses.adapter(self._transport.unary(self._stub.PinAdapter, request))
 
     def unpin(self, ref: str) -> Adapter:
         """Let a version be evicted again."""
         request = filled(adapters_pb2.UnpinAdapterRequest(), adapter=ref)
-        return _responses.adapter(self._transport.unary(self._stub.UnpinAdapter, request))
+        return responses.adapter(self._transport.unary(self._stub.UnpinAdapter, request))

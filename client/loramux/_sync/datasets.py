@@ -5,11 +5,11 @@ from __future__ import annotations
 
 from typing import Unpack
 
-from .. import _files, _requests, _responses
-from .._fields import assign
-from .._files import Data
-from .._io_sync import blocking
-from .._requests import TrainOptions
+from .._wire import files, requests, responses
+from .._wire.fields import assign
+from .._wire.files import Data
+from .._wire.io_sync import blocking
+from .._wire.requests import TrainOptions
 from ..convert import As
 from ..types import Dataset, DatasetReport
 from ..v1 import training_pb2
@@ -25,8 +25,8 @@ class Datasets:
 
     def upload(self, data: Data, *, as_: As | None = None) -> Dataset:
         """Store a file or rows; ``as_`` (``"messages"``, ``"prompt"``) turns them first, as ``convert`` does."""
-        messages = blocking(_files.upload_dataset, data, as_)
-        return _responses.dataset(self._transport.upload(self._stub.UploadDataset, messages))
+        messages = blocking(files.upload_dataset, data, as_)
+        return responses.dataset(self._transport.upload(self._stub.UploadDataset, messages))
 
     def validate(
         self,
@@ -55,11 +55,11 @@ class Datasets:
         **settings: Unpack[TrainOptions],
     ) -> DatasetReport:
         """As ``validate``, and ``shown`` has ``rows`` good rows from ``line`` on with what is learned of them."""
-        settled = _requests.train_settings(settings)
+        settled = requests.train_settings(settings)
         dataset = data if isinstance(data, Dataset) else self.upload(data, as_=as_)
         request = training_pb2.ValidateDatasetRequest(dataset_id=dataset.id, settings=settled)
         assign(request, {"show_rows": rows, "show_from_line": line, "recipe": recipe or ""})
         if validation is not None:
             held_out = validation if isinstance(validation, Dataset) else self.upload(validation, as_=as_)
             request.validation_dataset_id = held_out.id
-        return _responses.dataset_report(self._transport.unary(self._stub.ValidateDataset, request))
+        return responses.dataset_report(self._transport.unary(self._stub.ValidateDataset, request))

@@ -9,13 +9,13 @@ from typing import TypeVar, Unpack
 
 import grpc
 
-from .. import _requests, _responses
-from .._fields import filled
-from .._files import Data
-from .._io_sync import latest, sleep
-from .._requests import Gate, TrainOptions
-from .._stacks import Adapters as Stack
-from .._watch import Watch, published
+from .._wire import requests, responses
+from .._wire.fields import filled
+from .._wire.files import Data
+from .._wire.io_sync import latest, sleep
+from .._wire.requests import Gate, TrainOptions
+from .._wire.stacks import Adapters as Stack
+from .._wire.watch import Watch, published
 from ..convert import As
 from ..errors import LoramuxError
 from ..progress import progress_display
@@ -52,7 +52,7 @@ class Jobs:
         **settings: Unpack[TrainOptions],
     ) -> Job:
         """As ``Client.train``."""
-        request = _requests.create_job(
+        request = requests.create_job(
             name,
             on_top_of=on_top_of,
             init_from=init_from,
@@ -70,19 +70,19 @@ class Jobs:
         if replay is not None:
             shipped = isinstance(replay, str) and replay == "default"
             request.settings.replay = "default" if shipped else (datasets.upload(replay)).id
-        return Job(self._transport, _responses.job(self._transport.unary(self._stub.CreateJob, request)))
+        return Job(self._transport, responses.job(self._transport.unary(self._stub.CreateJob, request)))
 
     def list(self, *, states: Sequence[str] = (), name: str = "", limit: int | None = None) -> list[JobInfo]:
         """Jobs of the caller, newest first, ``limit`` at most; only those in ``states`` and for ``name`` if given."""
-        wanted = _requests.job_states(states)
+        wanted = requests.job_states(states)
         request = filled(training_pb2.ListJobsRequest(states=wanted), name=name)
         found = self._transport.items(self._stub.ListJobs, request, "jobs", limit)
-        return [_responses.job(message) for message in found]
+        return [responses.job(message) for message in found]
 
     def get(self, job_id: str) -> Job:
         """The handle of a job."""
         request = filled(training_pb2.GetJobRequest(), job_id=job_id)
-        return Job(self._transport, _responses.job(self._transport.unary(self._stub.GetJob, request)))
+        return Job(self._transport, responses.job(self._transport.unary(self._stub.GetJob, request)))
 
 
 class Job:
@@ -115,7 +115,7 @@ class Job:
         """Ask the server how the job stands."""
         if self.info.state not in SETTLED_STATES:
             request = filled(training_pb2.GetJobRequest(), job_id=self.id)
-            self.info = _responses.job(self._transport.unary(self._stub.GetJob, request))
+            self.info = responses.job(self._transport.unary(self._stub.GetJob, request))
         return self.info
 
     def events(self, *, after_sequence: int = 0, timeout: float | None = None) -> Iterator[JobEvent]:
@@ -160,5 +160,5 @@ class Job:
         return self._move(self._stub.ResumeJob, training_pb2.ResumeJobRequest(job_id=self.id))
 
     def _move(self, method: grpc.UnaryUnaryMultiCallable[Q, training_pb2.Job], request: Q) -> JobInfo:
-        self.info = _responses.job(self._transport.unary(method, request))
+        self.info = responses.job(self._transport.unary(method, request))
         return self.info

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .._watch import published
+from .._wire.watch import published
 from ..client import Client
 from ..errors import NotFound
 from ..progress import progress_display

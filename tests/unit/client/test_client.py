@@ -98,7 +98,7 @@ def test_adapters(fake: Fake, client: Client) -> None:
     assert (current.tier, current.state, current.ref) == ("device", "ready", "acme@2")
     assert current.trained_on == ((loramux.StackItem("pine@1", 1.3),),)
     assert client.adapters.delete("acme@1") == 2
-    assert client.adapters.set_alias("acme", 1).current == loramux._responses.adapter_version(version(number=1))  # type: ignore[attr-defined]
+    assert client.adapters.set_alias("acme", 1).current == loramux._wire.responses.adapter_version(version(number=1))  # type: ignore[attr-defined]
     assert (client.adapters.pin("acme@2").name, client.adapters.unpin("acme@2").name) == ("acme@2", "acme@2")
 
 

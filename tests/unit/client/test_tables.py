@@ -11,10 +11,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from loramux._rows.other_tools.encodings import delimiter_of
 
 from loramux import Client, InvalidArgument, _tables
-from loramux._encodings import delimiter_of
-from loramux._files import upload_dataset
+from loramux._wire.files import upload_dataset
 
 from .fake import Fake
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from loramux import InvalidArgument
-from loramux._files import upload_adapter
+from loramux._wire.files import upload_adapter
 
 
 def zipped(path: Path) -> None:

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from loramux import AsyncClient, Client, InvalidArgument, LoramuxError
-from loramux._fields import shown
-from loramux._requests import GenerateOptions, TrainOptions
+from loramux._wire.fields import shown
+from loramux._wire.requests import GenerateOptions, TrainOptions
 from loramux.convert import convert
 from loramux.v1 import training_pb2
 

@@ -6,10 +6,10 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
-from .types import JobInfo
+from ..types import JobInfo
 
 if TYPE_CHECKING:
-    from ._sync.jobs import Job
+    from .._sync.jobs import Job
 
 T = TypeVar("T")
 P = ParamSpec("P")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from .types import AppliedAdapter, Choice, Chunk, Completion, TokenLogprob, Usage
+from ..types import AppliedAdapter, Choice, Chunk, Completion, TokenLogprob, Usage
 
 
 @dataclass(slots=True)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from .formats import (
+from ..formats import (
     ALPACA,
     CONVERSATIONS,
     GEMINI,

@@ -6,11 +6,11 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, TypeAlias, TypedDict
 
-from . import _responses
-from ._fields import assign, items, shown, strings
-from ._stacks import Adapters, stack, stacks
-from .errors import invalid
-from .v1 import adapters_pb2, common_pb2, inference_pb2, training_pb2
+from ..errors import invalid
+from ..v1 import adapters_pb2, common_pb2, inference_pb2, training_pb2
+from . import responses
+from .fields import assign, items, shown, strings
+from .stacks import Adapters, stack, stacks
 
 _LAYER_DIGITS = 5
 """Most digits of a layer's number."""
@@ -164,7 +164,7 @@ def train_settings(options: Mapping[str, Any]) -> training_pb2.TrainSettings:
 
 def job_states(states: Sequence[str]) -> list[training_pb2.JobState.ValueType]:
     """States of jobs by their words."""
-    known = {_responses.job_state(value): value for value in training_pb2.JobState.values() if value}
+    known = {responses.job_state(value): value for value in training_pb2.JobState.values() if value}
     wanted = strings("states", states)
     for state in wanted:
         if state not in known:

@@ -7,8 +7,8 @@ from typing import TypeVar
 
 from google.protobuf.message import Message as ProtoMessage
 
-from . import types
-from .v1 import adapters_pb2, common_pb2, inference_pb2, server_pb2, training_pb2
+from .. import types
+from ..v1 import adapters_pb2, common_pb2, inference_pb2, server_pb2, training_pb2
 
 V = TypeVar("V")
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import random
 import time
 
-from . import _responses
-from .errors import DeadlineExceeded, InternalError, JobFailed, LoramuxError, Unavailable
-from .types import FINAL_STATES, AdapterVersion, JobEvent, JobInfo
-from .v1 import training_pb2
+from ..errors import DeadlineExceeded, InternalError, JobFailed, LoramuxError, Unavailable
+from ..types import FINAL_STATES, AdapterVersion, JobEvent, JobInfo
+from ..v1 import training_pb2
+from . import responses
 
 PATIENCE = 300.0
 """Seconds without an event from the server after which a watch gives up reconnecting."""
@@ -43,7 +43,7 @@ class Watch:
         if message.sequence <= self.last:
             return None
         self.last = message.sequence
-        event = _responses.job_event(message)
+        event = responses.job_event(message)
         self._ended = event.state in FINAL_STATES
         return event
 

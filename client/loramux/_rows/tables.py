@@ -15,10 +15,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from ._encodings import begins_as_json, delimiter_of, encoding_of
-from .errors import InvalidArgument, invalid
-from .formats import CONVERSATIONS, FIELDS, OTHER_SPELLING, OWN, format_of, told
-from .verdicts import judges
+from ..errors import InvalidArgument, invalid
+from ..formats import CONVERSATIONS, FIELDS, OTHER_SPELLING, OWN, format_of, told
+from ..verdicts import judges
+from .encodings import begins_as_json, delimiter_of, encoding_of
 
 COLUMNS = (
     *("messages", "tools", "prompt", "completion", "text", "chosen", "rejected"),

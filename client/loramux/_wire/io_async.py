@@ -6,10 +6,10 @@ import asyncio
 from collections.abc import AsyncIterator, Iterator
 from typing import TYPE_CHECKING, TypeVar
 
-from .types import JobInfo
+from ..types import JobInfo
 
 if TYPE_CHECKING:
-    from ._async.jobs import AsyncJob
+    from .._async.jobs import AsyncJob
 
 T = TypeVar("T")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ._rows import LeftOut
+from .other_tools import LeftOut
 
 
 def as_messages(row: dict[str, Any]) -> dict[str, Any]:

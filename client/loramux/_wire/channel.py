@@ -9,8 +9,8 @@ from urllib.parse import urlsplit
 
 import grpc
 
-from ._proxy import is_local
-from .errors import invalid
+from ..errors import invalid
+from .proxy import is_local
 
 DEFAULT_ADDRESS = "localhost:50051"
 DEFAULT_PORT = 50051

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
-from ._encodings import encoding_of
-from .errors import invalid
+from ..errors import invalid
+from .encodings import encoding_of
 
 MAX_ROW = 64 << 20
 """Longest row, in characters."""

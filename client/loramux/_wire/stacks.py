@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
-from ._fields import assign, items
-from .errors import invalid
-from .types import StackItem
-from .v1 import common_pb2
+from ..errors import invalid
+from ..types import StackItem
+from ..v1 import common_pb2
+from .fields import assign, items
 
 Entry: TypeAlias = "str | tuple[str, float] | StackItem"
 Adapters: TypeAlias = "str | Mapping[str, float] | Sequence[Entry]"

@@ -12,12 +12,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, BinaryIO, TypeAlias
 
-from . import _responses, _tables
-from ._fields import filled, items, path_of
-from .convert import As, rows_of, write_rows
-from .errors import DataLoss, invalid
-from .types import AdapterVersion
-from .v1 import adapters_pb2, common_pb2, training_pb2
+from .._rows import tables
+from ..convert import As, rows_of, write_rows
+from ..errors import DataLoss, invalid
+from ..types import AdapterVersion
+from ..v1 import adapters_pb2, common_pb2, training_pb2
+from . import responses
+from .fields import filled, items, path_of
 
 CHUNK = 1 << 20
 """Bytes per message."""
@@ -95,7 +96,7 @@ class AdapterWriter:
     def write(self, message: adapters_pb2.DownloadAdapterResponse) -> None:
         """Take the next message. Raises DataLoss when it does not fit what was announced."""
         if message.HasField("header"):
-            self._version = _responses.adapter_version(message.header.version)
+            self._version = responses.adapter_version(message.header.version)
             self._expected = list(message.header.files)
             for name in message.header.lost:
                 told = f"{name} of {self._version.ref} is lost on the server; it was not written"
@@ -162,8 +163,8 @@ def upload_dataset(data: Data, as_: As | None = None) -> Iterator[training_pb2.U
         path = path_of("data", data)
         if not path.is_file():
             raise invalid("data", f"{str(path)!r} is no file")
-        if (rows := _tables.converter(path)) is not None:
-            table, size, digest = _tables.as_json_lines(path, rows(path))
+        if (rows := tables.converter(path)) is not None:
+            table, size, digest = tables.as_json_lines(path, rows(path))
             return _dataset_messages(training_pb2.UploadDatasetHeader(name=path.name, size=size, sha256=digest), table)
         header = training_pb2.UploadDatasetHeader(name=path.name, size=path.stat().st_size, sha256=_sha256(path))
         return _dataset_messages(header, path)

@@ -1,0 +1,1 @@
+"""What a client sends and receives: channel, requests, responses and files."""

@@ -1,0 +1,36 @@
+"""What the client answers: plain frozen values. Times are in seconds since 1970, 0 where there is none."""
+
+from .adapters import Adapter, AdapterVersion, Composition, StackItem
+from .datasets import Dataset, DatasetNote, DatasetProblem, DatasetReport, MarkedRow, MarkedText
+from .inference import AppliedAdapter, Choice, Chunk, Completion, Score, TokenLogprob, Tokens, TopLogprob, Usage
+from .jobs import FINAL_STATES, SETTLED_STATES, JobEvent, JobInfo, JudgedAnswer, JudgedRow
+from .server import ServerInfo
+
+__all__ = [
+    "FINAL_STATES",
+    "SETTLED_STATES",
+    "Adapter",
+    "AdapterVersion",
+    "AppliedAdapter",
+    "Choice",
+    "Chunk",
+    "Completion",
+    "Composition",
+    "Dataset",
+    "DatasetNote",
+    "DatasetProblem",
+    "DatasetReport",
+    "JobEvent",
+    "JobInfo",
+    "JudgedAnswer",
+    "JudgedRow",
+    "MarkedRow",
+    "MarkedText",
+    "Score",
+    "ServerInfo",
+    "StackItem",
+    "TokenLogprob",
+    "Tokens",
+    "TopLogprob",
+    "Usage",
+]
