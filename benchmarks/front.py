@@ -27,6 +27,7 @@ import uvloop
 from loramux import AsyncClient
 from loramux_server.config import Address
 from loramux_server.core.backend import EngineInfo, EngineStats, GenerateCommand, TokenEvent
+from loramux_server.core.principal import LOCAL
 from loramux_server.core.types import FinishReason, GenerateRequest, SamplingParams
 from loramux_server.engine.transport.client import EngineClient, Link
 from loramux_server.engine.transport.protocol import AbortCommand, Command, Output, StatsCommand, command_id
@@ -168,7 +169,8 @@ async def drain(options: argparse.Namespace, tokenizer: Path) -> None:
 
         async def one(i: int) -> None:
             sampling = SamplingParams(max_tokens=per_stream(options), ignore_eos=True)
-            async for _ in generation.generate(GenerateRequest(prompt=f"Stream {i}", sampling=sampling)):
+            request = GenerateRequest(prompt=f"Stream {i}", sampling=sampling, principal=LOCAL)
+            async for _ in generation.generate(request):
                 pass
 
         begin, busy = time.perf_counter(), time.process_time()

@@ -111,7 +111,7 @@ class Engine:
 
     def score(self, prompt: Sequence[int], continuation: Sequence[int], stack: Stack = BASE) -> ScoreResult:
         id = f"score-{len(self.outputs)}"
-        self.run(ScoreCommand(id, tuple(prompt), tuple(continuation), stack))
+        self.run(ScoreCommand(id, tuple(prompt), tuple(continuation), stack, tenant="default"))
         result = self.outputs[id][-1].payload
         assert isinstance(result, ScoreResult), self.failure(id)
         return result
@@ -130,7 +130,7 @@ def command(
     id: str, prompt: Sequence[int], max_tokens: int = 12, stack: Stack = BASE, **sampling: object
 ) -> GenerateCommand:
     params = SamplingParams(max_tokens=max_tokens, ignore_eos=True)
-    return GenerateCommand(id, tuple(prompt), stack, replace(params, **sampling))  # type: ignore[arg-type]
+    return GenerateCommand(id, tuple(prompt), stack, replace(params, **sampling), tenant="default")  # type: ignore[arg-type]
 
 
 def prompts(count: int, *, lengths: tuple[int, int] = (3, 40), vocab: int = 384, seed: int = 0) -> list[list[int]]:

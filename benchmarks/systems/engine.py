@@ -17,6 +17,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from loramux_server.core.backend import EngineInfo, GenerateCommand, TokenEvent
+from loramux_server.core.principal import DEFAULT_TENANT
 from loramux_server.core.settings import EngineSettings
 from loramux_server.core.types import AdapterVersion, SamplingParams, Stack, StackEntry
 from loramux_server.engine.transport.process import ProcessBackend
@@ -43,6 +44,7 @@ class _Commands:
             prompt_ids=tuple(self._text.encode(ask.prompt)),
             stack=Stack(tuple(StackEntry(self._adapters[number], weight) for number, weight in ask.stack)),
             sampling=SamplingParams(max_tokens=ask.tokens, ignore_eos=True),
+            tenant=DEFAULT_TENANT,
         )
 
 

@@ -95,7 +95,7 @@ def test_a_row_that_breaks_in_the_middle_of_an_answer(cases: Cases, tight: Engin
 
 def test_scores_that_are_no_numbers_are_an_error(cases: Cases, tight: Engine) -> None:
     prompt, continuation = cases.prompts[0], cases.prompts[1]
-    tight.run(ScoreCommand("s", prompt, continuation, cases.stack([("broken", 1.0)])))
+    tight.run(ScoreCommand("s", prompt, continuation, cases.stack([("broken", 1.0)]), tenant="default"))
     failure = tight.failure("s")
     assert failure is not None
     assert failure.reason == "LOGITS_NOT_FINITE"
@@ -151,7 +151,7 @@ def test_a_request_larger_than_the_cache_is_refused_and_the_rest_goes_on(cases: 
 
 def test_a_full_queue_refuses_and_leaves_nothing(cases: Cases) -> None:
     engine = cases.engine(max_queue=2, max_running=1)
-    score = ScoreCommand("score", cases.prompts[0], cases.prompts[1])
+    score = ScoreCommand("score", cases.prompts[0], cases.prompts[1], tenant="default")
     engine.submit(*(command(f"r{i}", cases.prompts[0], 3) for i in range(2)), score, command("late", [3], 1))
     engine.finish("r0", "r1", "score", "late")
     for id in ("score", "late"):
@@ -163,7 +163,7 @@ def test_a_full_queue_refuses_and_leaves_nothing(cases: Cases) -> None:
 
 
 def test_an_id_in_use_is_refused_and_its_owner_goes_on(cases: Cases, tight: Engine) -> None:
-    score = ScoreCommand("twice", cases.prompts[0], cases.prompts[1])
+    score = ScoreCommand("twice", cases.prompts[0], cases.prompts[1], tenant="default")
     tight.submit(score, score)
     tight.finish("twice")
     for _ in range(5):
@@ -211,9 +211,9 @@ def bad_commands(cases: Cases) -> dict[str, tuple[str, GenerateCommand | ScoreCo
         "weight": ("stack[0].weight", command("", good, 3, cases.stack([("all", NAN)]))),
         "twice": ("stack", command("", good, 3, twice)),
         "deadline": ("deadline", replace(command("", good), deadline=INF)),
-        "nothing to score": ("continuation_ids", ScoreCommand("", good, ())),
-        "score outside": ("continuation_ids[0]", ScoreCommand("", good, (10**6,))),
-        "score nothing": ("prompt_ids", ScoreCommand("", (), good)),
+        "nothing to score": ("continuation_ids", ScoreCommand("", good, (), tenant="default")),
+        "score outside": ("continuation_ids[0]", ScoreCommand("", good, (10**6,), tenant="default")),
+        "score nothing": ("prompt_ids", ScoreCommand("", (), good, tenant="default")),
     }
     for field, settings in BAD_SAMPLING.items():
         found[field] = field.strip(), command("", good, **{"max_tokens": 3, **settings})
@@ -275,7 +275,7 @@ def storm(engine: Engine, cases: Cases, random: Random, count: int) -> list[str]
     for id in ids:
         stack, prompt = cases.stack(random.choice(STACKS)), random.choice(cases.prompts)
         if random.random() < 0.2:
-            engine.submit(ScoreCommand(id, prompt, random.choice(cases.prompts), stack))
+            engine.submit(ScoreCommand(id, prompt, random.choice(cases.prompts), stack, tenant="default"))
         else:
             deadline = time.monotonic() + random.choice([0.0, 0.02, 0.2, 60.0]) if random.random() < 0.5 else None
             asked = command(id, prompt, random.randint(1, 12), stack, temperature=random.choice([0.0, 1.0]))

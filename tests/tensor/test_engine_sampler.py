@@ -22,7 +22,7 @@ EOS = (2,)
 
 def sequence(seed: int = 0, prompt: Seq[int] = (3, 4), output: Seq[int] = (), **sampling: object) -> Sequence:
     params = SamplingParams(**sampling)  # type: ignore[arg-type]
-    return Sequence("s", [*prompt, *output], len(prompt), Stack(), params, seed)
+    return Sequence("s", [*prompt, *output], len(prompt), Stack(), params, seed, tenant="default")
 
 
 def one(row: Tensor, seq: Sequence) -> Choice:

@@ -48,7 +48,9 @@ class Shaper:
         """Text and end of one answer, as the service hands it out."""
         self.count += 1
         params = SamplingParams(**{"max_tokens": 60, "temperature": 1.0, "seed": seed, **sampling})
-        command = GenerateCommand(str(self.count), (self.vocab - 1,), sampling=params, grammar=parse_format(shape))
+        command = GenerateCommand(
+            str(self.count), (self.vocab - 1,), sampling=params, grammar=parse_format(shape), tenant="default"
+        )
         seq = make_sequence(command, self.vocab, 1000)
         events: list[TokenEvent] = []
         chooser = Chooser(self.desk, self.eos, self._finish, self._fail, lambda output: self._take(output, events))

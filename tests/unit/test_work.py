@@ -20,6 +20,7 @@ from loramux.convert import convert
 from loramux.v1 import inference_pb2 as pb
 from loramux_server.core.call import Call
 from loramux_server.core.errors import Error
+from loramux_server.core.principal import LOCAL
 from loramux_server.core.types import SamplingParams
 from loramux_server.peft.config import parse_config
 from loramux_server.rpc.convert.inference import generate_from_proto
@@ -61,7 +62,7 @@ def request(size: int, _: Path) -> Callable[[], object]:
     bias = {i % (size // 2): 1.0 for i in range(size)}
     data = pb.GenerateRequest(messages=[{"role": "user"}] * size, stop=["x"] * size, logit_bias=bias)
     data.adapters.extend([pb.GenerateRequest().adapters.add(adapter="a")] * size)
-    call = Call(method="Generate", request_id="x", deadline=None)
+    call = Call("Generate", "x", LOCAL)
     limits = Limits(max_messages=1 << 30, max_logit_bias=1 << 30)
     return lambda: generate_violations(generate_from_proto(data, call, 128), limits, 1 << 20)
 

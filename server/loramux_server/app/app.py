@@ -10,6 +10,7 @@ from loramux import __version__
 from ..config import Settings, TrainingSettings
 from ..core.backend import Backend, EngineInfo, GenerateCommand
 from ..core.errors import Error
+from ..core.principal import SERVER_TENANT
 from ..core.types import SamplingParams
 from ..engine.transport.process import ProcessBackend
 from ..rpc.server import RpcServer
@@ -244,7 +245,7 @@ def _report_defect(task: asyncio.Task[None]) -> None:
 async def warm_up(backend: Backend, text: TextTokenizer) -> None:
     """One real generation, so that the first caller waits for no lazy set-up and a broken base is found now."""
     ids = tuple(text.encode("Hello"))
-    command = GenerateCommand(id="warm-up", prompt_ids=ids, sampling=SamplingParams(max_tokens=2))
+    command = GenerateCommand(id="warm-up", prompt_ids=ids, sampling=SamplingParams(max_tokens=2), tenant=SERVER_TENANT)
     async for event in backend.generate(command):
         if event.error:
             logger.error("the first request failed", error=event.error)

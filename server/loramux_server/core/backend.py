@@ -25,7 +25,7 @@ class GenerateCommand:
     prompt_ids: tuple[int, ...]
     stack: Stack = BASE
     sampling: SamplingParams = SamplingParams()
-    tenant: str = "default"
+    tenant: str = field(kw_only=True)
     deadline: float | None = None
     grammar: Grammar | None = None
     """Only tokens that keep to it are chosen; the answer ends where it is complete."""
@@ -55,7 +55,7 @@ class ScoreCommand:
     prompt_ids: tuple[int, ...]
     continuation_ids: tuple[int, ...]
     stack: Stack = BASE
-    tenant: str = "default"
+    tenant: str = field(kw_only=True)
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextvars import ContextVar
 from dataclasses import dataclass
 
-DEFAULT_TENANT = "default"
+from .principal import Principal
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,7 +15,7 @@ class Call:
     method: str
     """Name of the method without its service, such as ``Generate``."""
     request_id: str
-    tenant: str = DEFAULT_TENANT
+    principal: Principal
     deadline: float | None = None
     """Seconds on the monotonic clock, from the client's own deadline; None: it set none."""
 

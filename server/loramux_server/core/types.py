@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
+from .principal import Principal
+
 MAX_STACK = 8
 """Most entries a request's stack may have."""
 
@@ -165,7 +167,7 @@ class GenerateRequest:
     sampling: SamplingParams = SamplingParams()
     stop: tuple[str, ...] = ()
     n: int = 1
-    tenant: str = "default"
+    principal: Principal = field(kw_only=True)
     request_id: str = ""
     deadline: float | None = None
     """Seconds on the monotonic clock after which the answer is of no use."""

@@ -27,7 +27,7 @@ class AdapterServicer(adapters_pb2_grpc.AdapterServiceServicer):
 
     async def ListAdapters(self, request: pb.ListAdaptersRequest, context: Context) -> pb.ListAdaptersResponse:
         page = await self._desk.open().adapters.list(
-            calls.current().tenant,
+            calls.current().principal,
             prefix=request.prefix,
             page_size=request.page_size or 100,
             page_token=request.page_token,
@@ -37,7 +37,7 @@ class AdapterServicer(adapters_pb2_grpc.AdapterServiceServicer):
         )
 
     async def GetAdapter(self, request: pb.GetAdapterRequest, context: Context) -> pb.Adapter:
-        return adapter_to_proto(await self._desk.open().adapters.get(request.adapter, calls.current().tenant))
+        return adapter_to_proto(await self._desk.open().adapters.get(request.adapter, calls.current().principal))
 
     async def UploadAdapter(
         self, request_iterator: AsyncIterator[pb.UploadAdapterRequest], context: Context
@@ -50,7 +50,7 @@ class AdapterServicer(adapters_pb2_grpc.AdapterServiceServicer):
         version = await service.upload(
             header.name,
             _pieces(request_iterator),
-            calls.current().tenant,
+            calls.current().principal,
             files=tuple(file_from_proto(f) for f in header.files),
             set_current=header.set_current if header.HasField("set_current") else True,
             metadata=dict(header.metadata),
@@ -60,7 +60,7 @@ class AdapterServicer(adapters_pb2_grpc.AdapterServiceServicer):
     async def DownloadAdapter(
         self, request: pb.DownloadAdapterRequest, context: Context
     ) -> AsyncGenerator[pb.DownloadAdapterResponse]:
-        download = await self._desk.open().adapters.download(request.adapter, calls.current().tenant)
+        download = await self._desk.open().adapters.download(request.adapter, calls.current().principal)
         yield pb.DownloadAdapterResponse(
             header=pb.DownloadAdapterHeader(
                 version=version_to_proto(download.version),
@@ -72,22 +72,22 @@ class AdapterServicer(adapters_pb2_grpc.AdapterServiceServicer):
             yield pb.DownloadAdapterResponse(chunk=common_pb2.FileChunk(name=name, data=data))
 
     async def DeleteAdapter(self, request: pb.DeleteAdapterRequest, context: Context) -> pb.DeleteAdapterResponse:
-        gone = await self._desk.open().adapters.delete(request.adapter, calls.current().tenant)
+        gone = await self._desk.open().adapters.delete(request.adapter, calls.current().principal)
         return pb.DeleteAdapterResponse(versions_deleted=gone)
 
     async def SetAlias(self, request: pb.SetAliasRequest, context: Context) -> pb.Adapter:
         service = self._desk.open().adapters
-        adapter = await service.set_alias(request.name, request.version, calls.current().tenant, alias=request.alias)
+        adapter = await service.set_alias(request.name, request.version, calls.current().principal, alias=request.alias)
         return adapter_to_proto(adapter)
 
     async def PinAdapter(self, request: pb.PinAdapterRequest, context: Context) -> pb.Adapter:
-        return adapter_to_proto(await self._desk.open().adapters.pin(request.adapter, calls.current().tenant))
+        return adapter_to_proto(await self._desk.open().adapters.pin(request.adapter, calls.current().principal))
 
     async def UnpinAdapter(self, request: pb.UnpinAdapterRequest, context: Context) -> pb.Adapter:
-        return adapter_to_proto(await self._desk.open().adapters.unpin(request.adapter, calls.current().tenant))
+        return adapter_to_proto(await self._desk.open().adapters.unpin(request.adapter, calls.current().principal))
 
     async def ComposeAdapter(self, request: pb.ComposeAdapterRequest, context: Context) -> pb.ComposeAdapterResponse:
-        wanted = compose_from_proto(request, calls.current().tenant)
+        wanted = compose_from_proto(request, calls.current().principal)
         return pb.ComposeAdapterResponse(version=version_to_proto(await self._desk.open().adapters.compose(wanted)))
 
 

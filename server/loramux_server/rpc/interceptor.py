@@ -21,6 +21,7 @@ from grpc import aio
 
 from ..core import call as calls
 from ..core.errors import Code, Error, invalid_field
+from ..core.principal import LOCAL
 from ..telemetry.logs import get_logger
 from .entries import check_entries
 from .status import DETAILS_KEY, STATUS, to_status
@@ -121,6 +122,7 @@ class CallInterceptor(aio.ServerInterceptor):
         call = calls.Call(
             method=method,
             request_id=request_id if _REQUEST_ID.fullmatch(request_id) else uuid.uuid4().hex,
+            principal=LOCAL,
             deadline=_deadline(context, time.monotonic()),
         )
         calls.enter(call)

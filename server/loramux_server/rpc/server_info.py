@@ -23,4 +23,4 @@ class ServerServicer(server_pb2_grpc.ServerServiceServicer):
         self._desk = desk
 
     async def GetServerInfo(self, request: pb.GetServerInfoRequest, context: Context) -> pb.ServerInfo:
-        return server_info_to_proto(await self._desk.describe(calls.current().tenant))
+        return server_info_to_proto(await self._desk.describe(calls.current().principal.tenant))

@@ -45,13 +45,15 @@ class TrainingServicer(training_pb2_grpc.TrainingServiceServicer):
         if header.format not in ("", "jsonl"):
             raise invalid_field("header.format", "must be jsonl: tables are read by the client")
         pieces = _pieces(request_iterator, header.size)
-        dataset = await service.upload_dataset(pieces, calls.current().tenant, name=header.name, sha256=header.sha256)
+        dataset = await service.upload_dataset(
+            pieces, calls.current().principal, name=header.name, sha256=header.sha256
+        )
         return dataset_to_proto(dataset)
 
     async def ValidateDataset(self, request: pb.ValidateDatasetRequest, context: Context) -> pb.ValidateDatasetResponse:
         report = await self._desk.open().training.validate_dataset(
             request.dataset_id,
-            calls.current().tenant,
+            calls.current().principal,
             spec=spec_from_proto(request.settings),
             recipe=request.recipe,
             given=given_in(request.settings),
@@ -66,11 +68,11 @@ class TrainingServicer(training_pb2_grpc.TrainingServiceServicer):
         return job_to_proto(await service.create_job(job_from_proto(request, calls.current())))
 
     async def GetJob(self, request: pb.GetJobRequest, context: Context) -> pb.Job:
-        return job_to_proto(await self._desk.open().training.get_job(request.job_id, calls.current().tenant))
+        return job_to_proto(await self._desk.open().training.get_job(request.job_id, calls.current().principal))
 
     async def ListJobs(self, request: pb.ListJobsRequest, context: Context) -> pb.ListJobsResponse:
         page = await self._desk.open().training.list_jobs(
-            calls.current().tenant,
+            calls.current().principal,
             states=states_from_proto(request.states),
             name=request.name,
             page_size=request.page_size or 100,
@@ -79,17 +81,17 @@ class TrainingServicer(training_pb2_grpc.TrainingServiceServicer):
         return pb.ListJobsResponse(jobs=[job_to_proto(j) for j in page.items], next_page_token=page.next_page_token)
 
     async def CancelJob(self, request: pb.CancelJobRequest, context: Context) -> pb.Job:
-        return job_to_proto(await self._desk.open().training.cancel_job(request.job_id, calls.current().tenant))
+        return job_to_proto(await self._desk.open().training.cancel_job(request.job_id, calls.current().principal))
 
     async def PauseJob(self, request: pb.PauseJobRequest, context: Context) -> pb.Job:
-        return job_to_proto(await self._desk.open().training.pause_job(request.job_id, calls.current().tenant))
+        return job_to_proto(await self._desk.open().training.pause_job(request.job_id, calls.current().principal))
 
     async def ResumeJob(self, request: pb.ResumeJobRequest, context: Context) -> pb.Job:
-        return job_to_proto(await self._desk.open().training.resume_job(request.job_id, calls.current().tenant))
+        return job_to_proto(await self._desk.open().training.resume_job(request.job_id, calls.current().principal))
 
     async def WatchJob(self, request: pb.WatchJobRequest, context: Context) -> AsyncGenerator[pb.JobEvent]:
         events = self._desk.open().training.watch_job(
-            request.job_id, calls.current().tenant, after_sequence=request.after_sequence
+            request.job_id, calls.current().principal, after_sequence=request.after_sequence
         )
         async with aclosing(events):
             async for event in events:

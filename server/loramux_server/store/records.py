@@ -151,7 +151,7 @@ class NewJob:
 
     name: str
     dataset_id: str
-    owner: str = "default"
+    owner: str = field(kw_only=True)
     spec: TrainSpec = field(default_factory=TrainSpec)
     validation_dataset_id: str = ""
     on_top_of: tuple[tuple[StackItem, ...], ...] = ()

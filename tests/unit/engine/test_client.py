@@ -68,7 +68,7 @@ def token(id: str, value: int, last: bool = False) -> Output:
     return Output(id, TokenEvent(id, (value,), finish_reason=FinishReason.LENGTH if last else None), done=last)
 
 
-GENERATE = GenerateCommand("g", (1, 2))
+GENERATE = GenerateCommand("g", (1, 2), tenant="default")
 TRAIN = TrainCommand("j", TrainSpec(), ())
 
 
@@ -158,7 +158,7 @@ async def test_cancelling_the_reader_aborts() -> None:
 
 async def test_cancelling_a_call_aborts_it() -> None:
     client, link = await started()
-    task = asyncio.create_task(client.score(ScoreCommand("s", (1,), (2,))))
+    task = asyncio.create_task(client.score(ScoreCommand("s", (1,), (2,), tenant="default")))
     await link.calls.get()
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -206,7 +206,7 @@ async def test_calls_give_their_answer() -> None:
     client, link = await started(script)
     version = AdapterVersion("a", 1, "d" * 64, 8)
     assert await client.stats() == stats
-    assert await client.score(ScoreCommand("s", (1,), (2,))) == score
+    assert await client.score(ScoreCommand("s", (1,), (2,), tenant="default")) == score
     await client.load(version)
     await client.unload("x")
     kinds = [type(c) for c in link.sent]
@@ -323,7 +323,7 @@ async def test_a_thousand_requests_that_leave_at_any_moment_leave_nothing_behind
     begun = asyncio.Event()
 
     async def read(id: str, most: int) -> None:
-        async with aclosing(client.generate(GenerateCommand(id, (1,)))) as events:
+        async with aclosing(client.generate(GenerateCommand(id, (1,), tenant="default"))) as events:
             begun.set()
             seen = 0
             async for _ in events:

@@ -249,7 +249,7 @@ def test_some_of_these_do_run_into_their_bounds(masks: Masks) -> None:
 
 
 def test_a_grammar_crosses_the_socket() -> None:
-    command = GenerateCommand("id", (1, 2), grammar=schema({"type": "object"}))
+    command = GenerateCommand("id", (1, 2), grammar=schema({"type": "object"}), tenant="default")
     assert decode(encode(command)[HEADER.size :]) == command
     failure = Failure.of(invalid_field("response_format", "is bad"))
     (output,) = decode(encode([Output("id", failure=failure)])[HEADER.size :])

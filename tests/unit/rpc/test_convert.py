@@ -12,6 +12,7 @@ from loramux_server.core.compose import ComposeMethod
 from loramux_server.core.errors import Error
 from loramux_server.core.jobs import JobState, TrainEvent, TrainEventType, TrainSpec
 from loramux_server.core.notes import Note
+from loramux_server.core.principal import LOCAL
 from loramux_server.core.types import (
     AdapterVersion,
     Chunk,
@@ -38,8 +39,9 @@ from loramux_server.services.jobs.types import (
     RowProblem,
 )
 from loramux_server.store.records import Composition
+from tests.unit.services.fakes import caller
 
-CALL = Call("Generate", "r1", "default", 12.5)
+CALL = Call("Generate", "r1", LOCAL, 12.5)
 STACK = (StackItem("acme", 1.0), StackItem("formal@2", -0.5))
 VERSION = AdapterVersionInfo(
     name="acme",
@@ -80,7 +82,7 @@ def token_text(token_id: int) -> str:
 def test_an_empty_request_takes_every_default() -> None:
     found = inference.generate_from_proto(inference_pb2.GenerateRequest(), CALL, 77)
     assert found == GenerateRequest(
-        sampling=SamplingParams(max_tokens=77), tenant="default", request_id="r1", deadline=12.5
+        sampling=SamplingParams(max_tokens=77), principal=LOCAL, request_id="r1", deadline=12.5
     )
 
 
@@ -206,14 +208,16 @@ def test_adapter_versions_carry_every_field() -> None:
 
 def test_merges_carry_what_is_set() -> None:
     request = adapters_pb2.ComposeAdapterRequest(name="mix", adapters=[common_pb2.StackEntry(adapter="acme")])
-    assert adapters.compose_from_proto(request, "t") == ComposeRequest("mix", (StackItem("acme"),), tenant="t")
+    assert adapters.compose_from_proto(request, caller("t")) == ComposeRequest(
+        "mix", (StackItem("acme"),), principal=caller("t")
+    )
     request.method = adapters_pb2.COMPOSE_METHOD_TIES
     request.rank, request.density, request.seed = 0, 0.0, 0
-    got = adapters.compose_from_proto(request, "t")
+    got = adapters.compose_from_proto(request, caller("t"))
     assert (got.method, got.rank, got.density, got.seed) == (ComposeMethod.TIES, 0, 0.0, 0)
     request.method = 99  # type: ignore[assignment]
     with pytest.raises(Error, match="99"):
-        adapters.compose_from_proto(request, "t")
+        adapters.compose_from_proto(request, caller("t"))
 
 
 def test_specs_round_trip() -> None:

@@ -28,6 +28,7 @@ from loramux.v1 import (
 from loramux_server.config import Address
 from loramux_server.core.backend import EngineStats
 from loramux_server.core.errors import Code, Error, invalid_field
+from loramux_server.core.principal import LOCAL
 from loramux_server.core.types import Chunk, GenerateRequest
 from loramux_server.rpc.server import SERVICES, RpcServer, check_free
 from loramux_server.services.common.info import Readiness
@@ -62,7 +63,7 @@ async def test_a_stream_arrives_piece_by_piece() -> None:
         assert pieces[-1].usage.total_tokens == 5
         assert dict(await call.trailing_metadata())["x-request-id"] == "r-1"
         (asked,) = door.generation.requests
-        assert (asked.tenant, asked.request_id, asked.sampling.max_tokens) == ("default", "r-1", 33)
+        assert (asked.principal, asked.request_id, asked.sampling.max_tokens) == (LOCAL, "r-1", 33)
         assert asked.deadline is None
         assert await door.calls.next() == ("Generate", "OK")
 

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 from loramux_server.core.compose import ComposeCommand, ComposeResult
+from loramux_server.core.principal import LOCAL
 from loramux_server.core.types import StackItem
 from loramux_server.host.failpoints import VARIABLE
 from loramux_server.services.adapters.service import AdapterService
@@ -31,5 +32,5 @@ def main(state: Path, answer: Path, failpoint: str) -> None:
 
     text = TextTokenizer.load(write_tokenizer(answer.with_suffix(".tokenizer")))
     service = AdapterService(Context(Store.open(state), text, info, Limits(), FakeBackend(info)), composer)
-    version = asyncio.run(service.compose(ComposeRequest("mix", (StackItem("acme"),))))
+    version = asyncio.run(service.compose(ComposeRequest("mix", (StackItem("acme"),), principal=LOCAL)))
     answer.write_text(version.ref)

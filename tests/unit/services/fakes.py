@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from loramux_server.core.backend import EngineInfo, EngineStats, GenerateCommand, ScoreCommand, ScoreResult, TokenEvent
 from loramux_server.core.errors import LOGITS_NOT_FINITE, Code, Error
 from loramux_server.core.jobs import TrainCommand, TrainEvent
+from loramux_server.core.principal import Principal, Scope
 from loramux_server.core.types import AdapterVersion, FinishReason
 
 TOKENS_PER_EVENT = 1
@@ -154,3 +155,7 @@ def events(id: str, script: Script) -> Iterable[TokenEvent]:
             )
         else:
             yield TokenEvent(id, group, finish_reason=script.finish if last else None)
+
+
+def caller(tenant: str) -> Principal:
+    return Principal(tenant, frozenset(Scope))

@@ -10,6 +10,7 @@ import pytest
 
 from loramux_server.core.backend import EngineInfo
 from loramux_server.core.errors import Code, Error
+from loramux_server.core.principal import LOCAL
 from loramux_server.core.types import GenerateRequest, StackItem
 from loramux_server.services.adapters.service import AdapterService
 from loramux_server.services.common.context import Context
@@ -20,7 +21,7 @@ from loramux_server.text import TextTokenizer
 from .adapter_files import CONFIG, WEIGHTS, config_bytes, weights_bytes
 from .fakes import FakeBackend, Script
 
-REQUEST = GenerateRequest(prompt="hello", adapters=(StackItem("acme"),))
+REQUEST = GenerateRequest(prompt="hello", adapters=(StackItem("acme"),), principal=LOCAL)
 
 
 @pytest.fixture
@@ -38,7 +39,7 @@ async def upload(adapters: AdapterService, info: EngineInfo, b: float) -> str:
         yield CONFIG, config_bytes()
         yield WEIGHTS, weights_bytes(info, b=b)
 
-    return (await adapters.upload("acme", chunks())).ref
+    return (await adapters.upload("acme", chunks(), LOCAL)).ref
 
 
 async def test_many_publish_one_name_at_once(adapters: AdapterService, info: EngineInfo, store: Store) -> None:
@@ -69,7 +70,7 @@ async def test_streams_keep_their_version_over_a_swap_and_a_deletion(
         # Answered: so the very next request must have it.
         async with aclosing(generation.generate(REQUEST)) as new:
             assert [e.adapter.ref for e in (await anext(new)).adapters] == ["acme@2"]
-            assert await adapters.delete("acme") == 2
+            assert await adapters.delete("acme", LOCAL) == 2
             assert store.collect_orphans() == ()  # both are in use
             with pytest.raises(Error) as caught:
                 await generation.generate_once(REQUEST)
@@ -90,7 +91,7 @@ async def test_a_stream_that_is_left_lets_go_of_its_files(
     backend.script = lambda command: Script((5, 6), hang=True)
     async with aclosing(generation.generate(REQUEST)) as stream:
         await anext(stream)
-        await adapters.delete("acme")
+        await adapters.delete("acme", LOCAL)
         assert store.collect_orphans() == ()
     assert len(store.collect_orphans()) == 1
 
@@ -134,7 +135,7 @@ async def test_hundreds_of_streams_while_names_move(
         await asyncio.sleep(0)  # they begin, and resolve their names while the next lines run
         if turn % 3 == 2:
             back = int(current[0].partition("@")[2])
-            await adapters.set_alias("acme", back)
+            await adapters.set_alias("acme", back, LOCAL)
             current.append(f"acme@{back}")
         else:
             current.append(await upload(adapters, info, 2.0 + turn))
@@ -145,7 +146,7 @@ async def test_hundreds_of_streams_while_names_move(
         for _ in streams:
             await begun.acquire()
     assert len(under_way) > 3
-    await adapters.delete("acme")
+    await adapters.delete("acme", LOCAL)
     store.collect_orphans()
     assert set(store.blobs.digests()) == under_way
     with pytest.raises(Error) as caught:

@@ -15,6 +15,7 @@ import pytest
 
 from loramux_server.core.backend import EngineInfo
 from loramux_server.core.errors import Code, Error
+from loramux_server.core.principal import LOCAL
 from loramux_server.core.types import AdapterVersion, StackItem
 from loramux_server.services.adapters.collector import Collector
 from loramux_server.services.adapters.service import AdapterService
@@ -27,7 +28,7 @@ from loramux_server.services.common.types import FileSpec
 from loramux_server.store.store import Store
 
 from .adapter_files import CONFIG, WEIGHTS, config_bytes, weights_bytes
-from .fakes import FakeBackend
+from .fakes import FakeBackend, caller
 
 Files = dict[str, bytes]
 
@@ -57,13 +58,13 @@ def nothing_left(store: Store) -> bool:
 
 
 async def test_what_goes_in_comes_out(service: AdapterService, files: Files, info: EngineInfo) -> None:
-    version = await service.upload("acme", pieces(files), files=specs(files), metadata={"who": "me"})
+    version = await service.upload("acme", pieces(files), LOCAL, files=specs(files), metadata={"who": "me"})
     assert (version.ref, version.rank, version.alpha) == ("acme@1", 2, 4.0)
     assert version.target_modules == ("q_proj",)
     assert version.metadata == {"who": "me"}
     assert version.base_name == "somewhere/base"
     assert not version.rslora
-    download = await service.download("acme")
+    download = await service.download("acme", LOCAL)
     assert download.files == tuple(sorted(specs(files), key=lambda f: f.name))
     found: Files = {}
     async for name, data in download.chunks:
@@ -79,7 +80,7 @@ async def test_an_upload_is_loaded_before_anybody_sees_it(
         assert store.adapters.list("default")[0] == ()
 
     backend.on_load = look
-    version = await service.upload("acme", pieces(files))
+    version = await service.upload("acme", pieces(files), LOCAL)
     assert [a.digest for a in backend.loaded] == [version.digest]
     assert version.tier == "device"
 
@@ -89,7 +90,7 @@ async def test_what_the_engine_refuses_was_never_there(
 ) -> None:
     backend.load_error = Error(Code.INVALID_ARGUMENT, "tensor x holds NaN")
     with pytest.raises(Error, match="NaN"):
-        await service.upload("acme", pieces(files))
+        await service.upload("acme", pieces(files), LOCAL)
     assert nothing_left(store)
     assert store.collect_orphans() != ()
 
@@ -112,7 +113,7 @@ async def test_bad_folders_leave_nothing(
     service: AdapterService, files: Files, store: Store, change: Files, code: Code
 ) -> None:
     with pytest.raises(Error) as caught:
-        await service.upload("acme", pieces({**files, **change}))
+        await service.upload("acme", pieces({**files, **change}), LOCAL)
     assert caught.value.code is code
     assert nothing_left(store)
 
@@ -123,7 +124,7 @@ async def test_field_18_weights_too_large_to_compute_with_are_never_published(
     """They are finite, and still no request could be answered with them."""
     backend.on_load = lambda version: backend.not_finite.add(version.digest)
     with pytest.raises(Error) as caught:
-        await service.upload("acme", pieces(files))
+        await service.upload("acme", pieces(files), LOCAL)
     assert (caught.value.code, caught.value.reason) == (Code.INVALID_ARGUMENT, "LOGITS_NOT_FINITE")
     assert nothing_left(store)
 
@@ -131,7 +132,7 @@ async def test_field_18_weights_too_large_to_compute_with_are_never_published(
 async def test_another_bases_adapter_is_refused(service: AdapterService, files: Files, info: EngineInfo) -> None:
     files[WEIGHTS] = weights_bytes(info, fingerprint="another")
     with pytest.raises(Error) as caught:
-        await service.upload("acme", pieces(files))
+        await service.upload("acme", pieces(files), LOCAL)
     assert caught.value.code is Code.FAILED_PRECONDITION
 
 
@@ -141,13 +142,13 @@ async def test_what_was_announced_must_come(service: AdapterService, files: File
     without_readme = {name: data for name, data in files.items() if name != "README.md"}
     for announced, sent in ((wrong_hash, files), (wrong_size, files), (specs(files), without_readme)):
         with pytest.raises(Error) as caught:
-            await service.upload("acme", pieces(sent), files=announced)
+            await service.upload("acme", pieces(sent), LOCAL, files=announced)
         assert [v.field for v in caught.value.violations] == ["header.files"]
     with pytest.raises(Error, match=r"not in header\.files"):
-        await service.upload("acme", pieces(files), files=specs(without_readme))
+        await service.upload("acme", pieces(files), LOCAL, files=specs(without_readme))
     split = [(CONFIG, b"{"), (WEIGHTS, b"x"), (CONFIG, b"}")]
     with pytest.raises(Error, match="comes again"):
-        await service.upload("acme", pieces(split))
+        await service.upload("acme", pieces(split), LOCAL)
     assert nothing_left(store)
 
 
@@ -166,7 +167,7 @@ async def test_field_17_an_upload_ends_at_the_first_byte_that_was_not_announced(
 
     announced = (FileSpec(CONFIG, len(files[CONFIG])), FileSpec(WEIGHTS, 1000))
     with pytest.raises(Error, match="says 1000 bytes") as caught:
-        await service.upload("acme", endless(), files=announced)
+        await service.upload("acme", endless(), LOCAL, files=announced)
     assert [v.field for v in caught.value.violations] == ["header.files"]
     assert sent == 1
     assert nothing_left(store)
@@ -177,10 +178,10 @@ async def test_field_23_no_adapter_takes_a_word_of_the_servers_own(
 ) -> None:
     """``base`` is the bare base in metrics, and in requests of other doors."""
     with pytest.raises(Error) as caught:
-        await service.upload("base", pieces(files))
+        await service.upload("base", pieces(files), LOCAL)
     assert (caught.value.code, caught.value.violations[0].field) == (Code.INVALID_ARGUMENT, "name")
     assert nothing_left(store)
-    assert (await service.upload("base-2", pieces(files))).ref == "base-2@1"
+    assert (await service.upload("base-2", pieces(files), LOCAL)).ref == "base-2@1"
 
 
 async def test_field_26_an_adapter_that_changes_nothing_comes_with_a_warning(
@@ -188,12 +189,12 @@ async def test_field_26_an_adapter_that_changes_nothing_comes_with_a_warning(
 ) -> None:
     for half in "AB":
         files[WEIGHTS] = zeroed(weights_bytes(info), f"lora_{half}")
-        version = await service.upload(f"none-{half.lower()}", pieces(files))
+        version = await service.upload(f"none-{half.lower()}", pieces(files), LOCAL)
         assert [w for w in version.warnings if "changes nothing" in w]
-        found = await service.get(version.ref)
+        found = await service.get(version.ref, LOCAL)
         assert found.versions[0].warnings == version.warnings
     files[WEIGHTS] = zeroed(weights_bytes(info), "lora_X")
-    version = await service.upload("some", pieces(files))
+    version = await service.upload("some", pieces(files), LOCAL)
     assert not [w for w in version.warnings if "changes nothing" in w]
 
 
@@ -202,10 +203,10 @@ async def test_field_26_an_adapter_that_names_another_base_comes_with_a_warning(
 ) -> None:
     """The shapes fit, so it is taken; what it was trained on is told where people look."""
     service = AdapterService(replace(context, info=replace(info, base_name="Qwen/Qwen3-8B")))
-    version = await service.upload("acme", pieces(files))
+    version = await service.upload("acme", pieces(files), LOCAL)
     assert "somewhere/base" in version.warnings[0]
     assert "Qwen/Qwen3-8B" in version.warnings[0]
-    listed = (await service.list()).items[0].current
+    listed = (await service.list(LOCAL)).items[0].current
     assert listed is not None
     assert listed.warnings == version.warnings
     assert not listed.for_other_base
@@ -215,10 +216,10 @@ async def test_field_26_what_the_present_base_cannot_use_is_marked(
     context: Context, info: EngineInfo, files: Files
 ) -> None:
     files[WEIGHTS] = weights_bytes(info, fingerprint=info.base_fingerprint)
-    before = await AdapterService(context).upload("acme", pieces(files))
+    before = await AdapterService(context).upload("acme", pieces(files), LOCAL)
     assert (before.for_other_base, before.warnings) == (False, ())
     later = AdapterService(replace(context, info=replace(info, base_fingerprint="of another base")))
-    listed = (await later.list()).items[0].current
+    listed = (await later.list(LOCAL)).items[0].current
     assert listed is not None
     assert listed.for_other_base
     assert "cannot be used" in listed.warnings[0]
@@ -257,10 +258,10 @@ async def test_an_upload_has_a_limit(
     service = AdapterService(replace(context, limits=Limits(max_upload_bytes=1000)))
     endless = (("adapter_model.safetensors", b"x" * 300) for _ in itertools.count())
     with pytest.raises(Error) as caught:
-        await service.upload("acme", pieces(endless))
+        await service.upload("acme", pieces(endless), LOCAL)
     assert caught.value.code is Code.RESOURCE_EXHAUSTED
     with pytest.raises(Error) as caught:
-        await service.upload("acme", pieces(files), files=(FileSpec(WEIGHTS, 10**15),))
+        await service.upload("acme", pieces(files), LOCAL, files=(FileSpec(WEIGHTS, 10**15),))
     assert caught.value.code is Code.RESOURCE_EXHAUSTED
     assert nothing_left(store)
 
@@ -275,7 +276,7 @@ async def test_an_upload_that_stalls_or_breaks_off_leaves_nothing(
         await asyncio.Event().wait()
 
     with pytest.raises(Error) as caught:
-        await service.upload("acme", stalls())
+        await service.upload("acme", stalls(), LOCAL)
     assert caught.value.code is Code.DEADLINE_EXCEEDED
 
     async def breaks() -> AsyncIterator[tuple[str, bytes]]:
@@ -283,44 +284,44 @@ async def test_an_upload_that_stalls_or_breaks_off_leaves_nothing(
         raise ConnectionError("gone")
 
     with pytest.raises(ConnectionError):
-        await service.upload("acme", breaks())
+        await service.upload("acme", breaks(), LOCAL)
     assert nothing_left(store)
 
 
 async def publish_versions(service: AdapterService, info: EngineInfo, name: str, count: int) -> None:
     for i in range(count):
         files = {CONFIG: config_bytes(), WEIGHTS: weights_bytes(info, b=0.1 * (i + 1))}
-        await service.upload(name, pieces(files))
+        await service.upload(name, pieces(files), LOCAL)
 
 
 async def test_promote_and_roll_back(service: AdapterService, info: EngineInfo, backend: FakeBackend) -> None:
     await publish_versions(service, info, "acme", 2)
-    adapter = await service.get("acme")
+    adapter = await service.get("acme", LOCAL)
     assert adapter.current is not None
     assert adapter.current.ref == "acme@2"
     assert [v.version for v in adapter.versions] == [2, 1]
     backend.loaded.clear()
-    adapter = await service.set_alias("acme", 1)
+    adapter = await service.set_alias("acme", 1, LOCAL)
     assert adapter.current is not None
     assert adapter.current.version == 1
     assert [a.ref for a in backend.loaded] == ["acme@1"]
-    adapter = await service.set_alias("acme", 2, alias="beta")
+    adapter = await service.set_alias("acme", 2, LOCAL, alias="beta")
     assert adapter.aliases == {"beta": 2}
-    assert [v.version for v in (await service.get("acme@beta")).versions] == [2]
+    assert [v.version for v in (await service.get("acme@beta", LOCAL)).versions] == [2]
     with pytest.raises(Error) as caught:
-        await service.set_alias("acme", 9)
+        await service.set_alias("acme", 9, LOCAL)
     assert caught.value.code is Code.NOT_FOUND
     for version, alias in ((0, ""), (-1, "beta"), (0, "latest")):
         with pytest.raises(Error) as caught:
-            await service.set_alias("acme", version, alias=alias)
+            await service.set_alias("acme", version, LOCAL, alias=alias)
         assert caught.value.code is Code.INVALID_ARGUMENT
-    assert (await service.set_alias("acme", 0, alias="beta")).aliases == {}
+    assert (await service.set_alias("acme", 0, LOCAL, alias="beta")).aliases == {}
     for ref in ("acme@beta", "acme@other"):
         with pytest.raises(Error) as caught:
-            await service.set_alias("acme", 0, alias=ref.partition("@")[2])
+            await service.set_alias("acme", 0, LOCAL, alias=ref.partition("@")[2])
         assert caught.value.code is Code.NOT_FOUND
     with pytest.raises(Error):
-        await service.get("acme@beta")
+        await service.get("acme@beta", LOCAL)
 
 
 async def test_an_alias_does_not_move_when_the_engine_refuses(
@@ -329,8 +330,8 @@ async def test_an_alias_does_not_move_when_the_engine_refuses(
     await publish_versions(service, info, "acme", 2)
     backend.load_error = Error(Code.UNAVAILABLE, "gone")
     with pytest.raises(Error):
-        await service.set_alias("acme", 1)
-    adapter = await service.get("acme")
+        await service.set_alias("acme", 1, LOCAL)
+    adapter = await service.get("acme", LOCAL)
     assert adapter.current is not None
     assert adapter.current.version == 2
 
@@ -340,13 +341,13 @@ async def test_delete_unloads_what_nobody_else_has(
 ) -> None:
     await publish_versions(service, info, "acme", 2)
     await publish_versions(service, info, "twin", 1)
-    shared = (await service.get("twin@1")).versions[0].digest
-    assert (await service.get("acme@1")).versions[0].digest == shared
-    assert await service.delete("acme") == 2
+    shared = (await service.get("twin@1", LOCAL)).versions[0].digest
+    assert (await service.get("acme@1", LOCAL)).versions[0].digest == shared
+    assert await service.delete("acme", LOCAL) == 2
     assert len(backend.unloaded) == 1
     assert shared not in backend.unloaded
     with pytest.raises(Error) as caught:
-        await service.get("acme")
+        await service.get("acme", LOCAL)
     assert caught.value.code is Code.NOT_FOUND
 
 
@@ -356,43 +357,43 @@ async def test_lists_are_paged_and_filtered(service: AdapterService, info: Engin
     found: list[str] = []
     token = ""
     while True:
-        page = await service.list(prefix="a", page_size=2, page_token=token)
+        page = await service.list(LOCAL, prefix="a", page_size=2, page_token=token)
         found += [a.name for a in page.items]
         token = page.next_page_token
         if not token:
             break
     assert found == ["a1", "a2", "a3"]
-    assert (await service.list("other")).items == ()
+    assert (await service.list(caller("other"))).items == ()
     with pytest.raises(Error):
-        await service.list(page_size=0)
+        await service.list(LOCAL, page_size=0)
 
 
 async def test_pins_are_loaded_again_at_start(service: AdapterService, info: EngineInfo, context: Context) -> None:
     await publish_versions(service, info, "acme", 2)
-    pinned = await service.pin("acme@1")
+    pinned = await service.pin("acme@1", LOCAL)
     assert pinned.versions[0].pinned
     again = FakeBackend(info)
     await AdapterService(replace(context, backend=again)).load_pinned()
     assert [a.ref for a in again.loaded] == ["acme@1"]
     assert again.kept == ["acme@1"]
-    assert not (await service.unpin("acme@1")).versions[0].pinned
+    assert not (await service.unpin("acme@1", LOCAL)).versions[0].pinned
 
 
 async def test_the_engine_keeps_what_is_pinned_and_nothing_else(
     service: AdapterService, info: EngineInfo, backend: FakeBackend, store: Store
 ) -> None:
     await publish_versions(service, info, "acme", 3)
-    await service.pin("acme@1")
-    await service.pin("acme@2")
+    await service.pin("acme@1", LOCAL)
+    await service.pin("acme@2", LOCAL)
     assert backend.kept == ["acme@1", "acme@2"]
     backend.most_kept = 2
     with pytest.raises(Error) as caught:
-        await service.pin("acme@3")
+        await service.pin("acme@3", LOCAL)
     assert caught.value.reason == "TOO_MANY_PINNED"
     assert [r.ref for r in store.adapters.pinned()] == ["acme@1", "acme@2"]  # a pin that is not kept is not noted
-    await service.unpin("acme@2")
+    await service.unpin("acme@2", LOCAL)
     assert backend.kept == ["acme@1"]
-    await service.delete("acme@1")
+    await service.delete("acme@1", LOCAL)
     assert backend.kept == []
 
 
@@ -401,7 +402,7 @@ async def test_pins_beyond_the_room_do_not_keep_the_server_down(
 ) -> None:
     await publish_versions(service, info, "acme", 2)
     for version in (1, 2):
-        await service.pin(f"acme@{version}")
+        await service.pin(f"acme@{version}", LOCAL)
     small = FakeBackend(info, most_kept=1)
     await AdapterService(replace(context, backend=small)).load_pinned()
     assert small.kept == ["acme@1"]
@@ -430,7 +431,7 @@ async def test_files_go_when_the_last_request_that_uses_them_ends(
     rounds = rounds_of(store, monkeypatch)
     collector = asyncio.create_task(Collector(store, service.deleted, retry_seconds=0.01).run())
     with stacks.held(stack), stacks.held(stack):
-        await service.delete("acme")
+        await service.delete("acme", LOCAL)
         async with asyncio.timeout(20):
             assert [await rounds.get() for _ in range(5)] == [()] * 5
         assert [*store.blobs.digests()] == [stack.entries[0].adapter.digest]
@@ -462,7 +463,7 @@ async def test_the_collector_outlives_a_store_that_fails(
         raise Error(Code.UNAVAILABLE, "database away")
 
     monkeypatch.setattr(store, "collect_orphans", fail_once)
-    await service.delete("acme")
+    await service.delete("acme", LOCAL)
     collector = asyncio.create_task(Collector(store, service.deleted, retry_seconds=0.01).run())
     async with asyncio.timeout(20):
         while not await rounds.get():
@@ -475,12 +476,12 @@ async def test_the_collector_outlives_a_store_that_fails(
 async def test_a_download_of_what_is_deleted_meanwhile_is_whole(
     service: AdapterService, files: Files, store: Store
 ) -> None:
-    await service.upload("acme", pieces(files))
-    download = await service.download("acme")
+    await service.upload("acme", pieces(files), LOCAL)
+    download = await service.download("acme", LOCAL)
     found: Files = {}
     async for name, data in download.chunks:
         if not found:
-            await service.delete("acme")
+            await service.delete("acme", LOCAL)
             assert store.collect_orphans() == ()
         found[name] = found.get(name, b"") + data
     assert found == files
@@ -492,7 +493,7 @@ async def test_field_29_a_byte_order_mark_before_the_config(
     encoding: str, service: AdapterService, files: Files
 ) -> None:
     plain = files[CONFIG]
-    await service.upload("marked", pieces({**files, CONFIG: plain.decode().encode(encoding)}))
-    download = await service.download("marked@1")
+    await service.upload("marked", pieces({**files, CONFIG: plain.decode().encode(encoding)}), LOCAL)
+    download = await service.download("marked@1", LOCAL)
     config = b"".join([data async for name, data in download.chunks if name == CONFIG])
     assert config == plain  # as PEFT reads it

@@ -12,6 +12,7 @@ from loramux.comparison import Comparison, Side, read_comparison, without_compar
 from loramux_server.core.backend import EngineInfo, GenerateCommand
 from loramux_server.core.errors import Code, Error
 from loramux_server.core.jobs import JobState, TrainEventType, TrainSpec
+from loramux_server.core.principal import LOCAL
 from loramux_server.core.types import FinishReason, StackItem
 from loramux_server.data.parts import ChatRow, CompletionRow, TextRow
 from loramux_server.services.evaluation.comparison import TIMED, with_context
@@ -105,7 +106,7 @@ async def test_three_sides_on_the_same_rows(
     assert found.verdict.startswith("Training was worth it: of 20 held-out rows the adapter answers 100% right")
     assert event.metrics["eval_accuracy"] == 1.0
 
-    shown = await server.service.get_job(job.id)
+    shown = await server.service.get_job(job.id, LOCAL)
     assert shown.compare_prompt == CONTEXT
     assert read_comparison(shown.metrics) == found
     version = server.store.adapters.get_version("acme", "default")
@@ -127,7 +128,7 @@ async def test_a_gate_looks_at_the_same_answers(server: Server, text: TextTokeni
     async with server.working():
         await server.finished(job)
     assert len(server.backend.commands) == 3 * 5
-    found = await server.service.get_job(job.id)
+    found = await server.service.get_job(job.id, LOCAL)
     assert "0.0% of its answers" in found.gate_result
     comparison = read_comparison(found.metrics)
     assert comparison is not None
@@ -149,7 +150,7 @@ async def test_an_engine_lost_while_comparing_is_asked_again(server: Server, tex
         events = await server.finished(job)
     assert states(events).count(JobState.RUNNING) == 2
     assert states(events)[-1] is JobState.SUCCEEDED
-    assert read_comparison((await server.service.get_job(job.id)).metrics) is not None
+    assert read_comparison((await server.service.get_job(job.id, LOCAL)).metrics) is not None
 
 
 async def test_a_job_is_cancelled_while_it_compares(server: Server) -> None:
@@ -157,7 +158,7 @@ async def test_a_job_is_cancelled_while_it_compares(server: Server) -> None:
     job = await server.job(spec=HELD_OUT, compare_prompt=CONTEXT)
     async with server.working():
         await server.backend.hanging.wait()
-        await server.service.cancel_job(job.id)
+        await server.service.cancel_job(job.id, LOCAL)
         assert states(await server.finished(job))[-1] is JobState.CANCELLED
     assert server.backend.open == 0
     assert server.published() == []

@@ -13,6 +13,7 @@ import pytest
 from loramux_server.core.backend import EngineInfo
 from loramux_server.core.compose import ComposeCommand, ComposeMethod, ComposeResult
 from loramux_server.core.errors import Code, Error
+from loramux_server.core.principal import LOCAL
 from loramux_server.core.types import StackItem
 from loramux_server.host.failpoints import VARIABLE, FailpointError
 from loramux_server.services.adapters.service import AdapterService
@@ -65,7 +66,7 @@ def service(context: Context, store: Store, info: EngineInfo, composer: Composer
 
 
 def request(*entries: tuple[str, float], **more: Any) -> ComposeRequest:
-    return ComposeRequest("mix", tuple(StackItem(*entry) for entry in entries), **more)
+    return ComposeRequest("mix", tuple(StackItem(*entry) for entry in entries), principal=LOCAL, **more)
 
 
 async def test_a_merge_is_published_with_its_lineage(
@@ -78,7 +79,7 @@ async def test_a_merge_is_published_with_its_lineage(
     assert version.composed == Composition("svd", stack, 0.25, rank=2)
     assert version.base_fingerprint == "f" * 64
     assert [a.digest for a in backend.loaded] == [version.digest]
-    again = (await service.get("mix")).current
+    again = (await service.get("mix", LOCAL)).current
     assert again is not None
     assert again.composed == version.composed
     (command,) = composer.commands

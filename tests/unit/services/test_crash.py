@@ -14,6 +14,7 @@ import pytest
 
 from loramux_server.core.backend import EngineInfo
 from loramux_server.core.jobs import JobState, TrainSpec
+from loramux_server.core.principal import LOCAL
 from loramux_server.host.failpoints import VARIABLE
 from loramux_server.store.store import Store
 from loramux_server.text import TextTokenizer
@@ -77,7 +78,7 @@ async def test_a_job_survives_kill(point: str, tmp_path: Path, text: TextTokeniz
         events = await server.finished(job)
     assert states(events)[-1] is JobState.SUCCEEDED
     assert server.published() == ["acme@1"]
-    assert len((await server.service.list_jobs()).items) == 1
+    assert len((await server.service.list_jobs(LOCAL)).items) == 1
     if point == "publish.committed":
         assert states(events) == SUCCESS
     store.adapters.resolve("acme", "default")

@@ -15,6 +15,7 @@ from loramux_server.core.backend import EngineInfo, GenerateCommand, TokenEvent
 from loramux_server.core.compose import ComposeCommand, ComposeResult
 from loramux_server.core.errors import Code, Error
 from loramux_server.core.jobs import JobState, TrainCommand, TrainEvent, TrainSpec
+from loramux_server.core.principal import LOCAL
 from loramux_server.core.types import AdapterVersion, GenerateRequest, StackItem
 from loramux_server.peft.schema import check_stored
 from loramux_server.services.adapters.checked_backend import CheckedBackend, stacked
@@ -82,11 +83,11 @@ class Rig:
     files: dict[str, bytes]
 
     async def upload(self, name: str = "acme") -> AdapterVersion:
-        version = await self.adapters.upload(name, pieces(self.files))
+        version = await self.adapters.upload(name, pieces(self.files), LOCAL)
         return self.store.adapters.resolve(version.ref, "default")
 
     async def ask(self, name: str = "acme") -> str:
-        request = GenerateRequest(prompt="the", adapters=(StackItem(name),))
+        request = GenerateRequest(prompt="the", adapters=(StackItem(name),), principal=LOCAL)
         return (await self.generation.generate_once(request)).choices[0].text
 
     async def refused(self, name: str = "acme") -> Error:
@@ -140,7 +141,7 @@ async def test_field_02_damaged_adapter_is_data_loss_and_quarantined(rig: Rig, h
         assert word in error.message
     assert [rig.state(ref) for ref in ("acme@1", "twin@1", "other@1")] == ["quarantined", "quarantined", "ready"]
     assert name in rig.store.adapters.get_version("acme@1", "default").reason
-    assert (await rig.adapters.list()).items[0].current.state == "quarantined"  # type: ignore[union-attr]
+    assert (await rig.adapters.list(LOCAL)).items[0].current.state == "quarantined"  # type: ignore[union-attr]
     assert rig.found == ["adapter"]
     assert await rig.ask("other")
     assert (await rig.refused("twin")).code is Code.DATA_LOSS
@@ -158,7 +159,7 @@ async def test_field_18_a_version_whose_logits_are_not_finite_is_quarantined(rig
     bad = await rig.upload("bad")
     rig.backend.not_finite.add(bad.digest)
     rig.backend.script = lambda command: Script(raises=not_finite() if command.stack else None)
-    both = GenerateRequest(prompt="the", adapters=(StackItem("good"), StackItem("bad")))
+    both = GenerateRequest(prompt="the", adapters=(StackItem("good"), StackItem("bad")), principal=LOCAL)
     with pytest.raises(Error) as caught:
         await rig.generation.generate_once(both)
     assert (caught.value.code, caught.value.reason) == (Code.FAILED_PRECONDITION, "LOGITS_NOT_FINITE")
@@ -191,7 +192,7 @@ async def test_field_02_the_same_content_heals(rig: Rig, harm: Harm) -> None:
 
 
 async def download(rig: Rig, ref: str = "acme") -> tuple[dict[str, bytes], tuple[str, ...]]:
-    found = await rig.adapters.download(ref)
+    found = await rig.adapters.download(ref, LOCAL)
     data: dict[str, bytes] = {}
     async for name, piece in found.chunks:
         data[name] = data.get(name, b"") + piece
@@ -213,7 +214,7 @@ async def test_field_02_damaged_adapter_is_not_sent(rig: Rig, harm: Harm, name: 
 @pytest.mark.parametrize("harm", HARMS.values(), ids=HARMS)
 async def test_field_02_damage_during_a_download_ends_it_before_the_file_is_whole(rig: Rig, harm: Harm) -> None:
     version = await rig.upload()
-    found = await rig.adapters.download("acme")  # all was well when it began
+    found = await rig.adapters.download("acme", LOCAL)  # all was well when it began
     harm(Path(version.path) / WEIGHTS)
     sent: dict[str, int] = {}
 
@@ -263,7 +264,7 @@ async def test_field_02_damaged_donors_and_sources_are_data_loss(rig: Rig) -> No
     version = await rig.upload()
     flip_bit(Path(version.path) / WEIGHTS)
     with pytest.raises(Error, match="acme@1") as caught:
-        await rig.adapters.compose(ComposeRequest("merged", (StackItem("acme"),)))
+        await rig.adapters.compose(ComposeRequest("merged", (StackItem("acme"),), principal=LOCAL))
     assert caught.value.code is Code.DATA_LOSS
     assert rig.state("acme@1") is VersionState.QUARANTINED
 
@@ -278,7 +279,7 @@ async def test_field_02_a_job_on_a_damaged_donor_fails_with_its_name(rig: Rig, t
     flip_bit(Path(version.path) / WEIGHTS)
     async with server.working():
         await server.finished(job)
-    failed = await server.service.get_job(job.id)
+    failed = await server.service.get_job(job.id, LOCAL)
     assert failed.state is JobState.FAILED
     assert "below@1" in failed.error
     assert WEIGHTS in failed.error
@@ -305,18 +306,18 @@ async def test_field_02_a_damaged_dataset_fails_the_job_and_heals(rig: Rig, text
     harm(rig.store.datasets.path(dataset, "default"))
     async with server.working():
         await server.finished(job)
-        failed = await server.service.get_job(job.id)
+        failed = await server.service.get_job(job.id, LOCAL)
         assert failed.state is JobState.FAILED
         assert dataset in failed.error
         assert "upload" in failed.error
         assert "dataset" in rig.found
         with pytest.raises(Error) as caught:
-            await server.service.create_job(CreateJobRequest(name="again", dataset_id=dataset))
+            await server.service.create_job(CreateJobRequest(name="again", dataset_id=dataset, principal=LOCAL))
         assert caught.value.code is Code.DATA_LOSS
         await server.dataset()  # the same rows
-        await server.service.resume_job(job.id)
+        await server.service.resume_job(job.id, LOCAL)
         await server.finished(job)
-    assert (await server.service.get_job(job.id)).state is JobState.SUCCEEDED
+    assert (await server.service.get_job(job.id, LOCAL)).state is JobState.SUCCEEDED
 
 
 @pytest.mark.parametrize("harm", [flip_bit, cut, lose])

@@ -14,6 +14,7 @@ from loramux_server.config import TrainingSettings, load
 from loramux_server.core.backend import EngineInfo, ScoreCommand, ScoreResult
 from loramux_server.core.errors import Code, Error
 from loramux_server.core.jobs import TrainSpec
+from loramux_server.core.principal import LOCAL
 from loramux_server.data.dataset import DatasetReport
 from loramux_server.data.notes import PlainRows
 from loramux_server.services.common.limits import Limits
@@ -40,12 +41,12 @@ def server(store: Store, text: TextTokenizer, info: EngineInfo) -> Server:
 
 
 async def upload(server: Server, rows: list[Any]) -> str:
-    return (await server.service.upload_dataset(in_pieces(jsonl(rows), 4096))).id
+    return (await server.service.upload_dataset(in_pieces(jsonl(rows), 4096), LOCAL)).id
 
 
 async def test_the_good_rows_are_reported_beside_the_bad(server: Server) -> None:
     dataset = await upload(server, [*ROWS, {"x": 1}, {"text": "word " * 300}, ROWS[0]])
-    report = await server.service.validate_dataset(dataset, spec=TrainSpec(epochs=2, batch_size=4))
+    report = await server.service.validate_dataset(dataset, LOCAL, spec=TrainSpec(epochs=2, batch_size=4))
     assert not report.ok
     assert [(p.line, p.field) for p in report.problems] == [(13, ""), (14, "")]
     assert (report.rows, report.too_long, report.duplicates, report.estimated_steps) == (13, 1, 1, 8)
@@ -56,30 +57,30 @@ async def test_the_good_rows_are_reported_beside_the_bad(server: Server) -> None
 async def test_a_recipe_fills_in_what_is_not_given(server: Server) -> None:
     dataset = await upload(server, ROWS)
     spec = TrainSpec(batch_size=4)
-    report = await server.service.validate_dataset(dataset, spec=spec, recipe="facts")
+    report = await server.service.validate_dataset(dataset, LOCAL, spec=spec, recipe="facts")
     assert report.rows == len(ROWS)
     assert report.estimated_steps == 4 * -(-(len(ROWS) + 32) // 4)  # four epochs, with the rows that are replayed
     spec, given = TrainSpec(batch_size=4, epochs=1, replay_rows=0), frozenset({"epochs", "replay_rows"})
-    report = await server.service.validate_dataset(dataset, spec=spec, recipe="facts", given=given)
+    report = await server.service.validate_dataset(dataset, LOCAL, spec=spec, recipe="facts", given=given)
     assert report.estimated_steps == -(-len(ROWS) // 4)
     with pytest.raises(Error, match="'poetry' is not known"):
-        await server.service.validate_dataset(dataset, recipe="poetry")
+        await server.service.validate_dataset(dataset, LOCAL, recipe="poetry")
 
 
 async def test_rows_are_shown_as_they_are_trained_on(server: Server, text: TextTokenizer) -> None:
     dataset = await upload(server, ROWS)
-    report = await server.service.validate_dataset(dataset, show=2, from_line=3)
+    report = await server.service.validate_dataset(dataset, LOCAL, show=2, from_line=3)
     assert [row.line for row in report.shown] == [3, 4]
     prompt, answer = report.shown[0].text
     assert (prompt.trained, answer.trained) == (False, True)
     assert text.encode("Where is shop 2?") == text.encode(prompt.text)
     assert answer.text.startswith(" In street 2.")
     assert report.shown[0].rejected == ()
-    report = await server.service.validate_dataset(await upload(server, PAIRS), show=100)
+    report = await server.service.validate_dataset(await upload(server, PAIRS), LOCAL, show=100)
     assert (len(report.shown), report.pairs) == (12, True)
     assert report.shown[0].rejected[-1].text.startswith(" No idea.")
     with pytest.raises(Error) as caught:
-        await server.service.validate_dataset(dataset, show=101, from_line=-1)
+        await server.service.validate_dataset(dataset, LOCAL, show=101, from_line=-1)
     assert [v.field for v in caught.value.violations] == ["show_rows", "show_from_line"]
 
 
@@ -94,22 +95,22 @@ async def test_time_is_told_from_a_forward_and_then_from_jobs(server: Server) ->
     store, asking = server.store, server.service
     dataset = await upload(server, ROWS)
     away = TrainingService(replace(server.context, backend=Away(server.backend.info)), JobBoard(store))
-    assert (await away.validate_dataset(dataset)).estimated_seconds is None
-    report = await asking.validate_dataset(dataset)
+    assert (await away.validate_dataset(dataset, LOCAL)).estimated_seconds is None
+    report = await asking.validate_dataset(dataset, LOCAL)
     assert report.estimated_seconds is not None
     assert report.estimated_from.startswith("one forward of ")
     assert report.estimated_memory_bytes
     assert len(server.backend.scores) == 2
     first, second = (command.prompt_ids for command in server.backend.scores)
     assert first[0] != second[0]  # nothing of the first is found in the prefix cache
-    await asking.validate_dataset(dataset)
+    await asking.validate_dataset(dataset, LOCAL)
     assert len(server.backend.scores) == 2  # measured once
     job = await server.job()
     async with server.working():
         await server.finished(job)
     with store.database.write() as connection:  # the scripted engine tells no speed
         connection.exec_driver_sql("UPDATE jobs SET step = 9, metrics = ?", (json.dumps({"tokens_per_second": 1e6}),))
-    report = await asking.validate_dataset(dataset)
+    report = await asking.validate_dataset(dataset, LOCAL)
     assert report.estimated_from == f"the speed of job {job.id}"
     # The same rows and settings as the job's: its own speed gives their time.
     assert report.estimated_seconds == pytest.approx(report.tokens * 3 * 16 / 12 / 1e6, rel=0.5)
@@ -119,11 +120,11 @@ async def test_data_that_are_refused_as_a_whole(server: Server, store: Store) ->
     dataset = await upload(server, ROWS)
     for limits, words in ((Limits(max_dataset_rows=3), "more than 3 rows"), (Limits(max_dataset_bytes=9), "at most 9")):
         service = TrainingService(replace(server.context, limits=limits), JobBoard(store))
-        report = await service.validate_dataset(dataset)
+        report = await service.validate_dataset(dataset, LOCAL)
         assert (report.rows, report.problems_total, report.problems[0].line) == (0, 1, 0)
         assert words in report.problems[0].description
     service = TrainingService(replace(server.context, limits=Limits(max_row_tokens=5)), JobBoard(store))
-    assert (await service.validate_dataset(dataset)).too_long == 12
+    assert (await service.validate_dataset(dataset, LOCAL)).too_long == 12
 
 
 def test_limits_of_datasets_are_settings() -> None:
@@ -137,7 +138,7 @@ def test_limits_of_datasets_are_settings() -> None:
 
 async def test_pairs_are_trained_by_dpo(server: Server, info: EngineInfo, text: TextTokenizer) -> None:
     dataset = await upload(server, PAIRS)
-    job = await server.service.create_job(CreateJobRequest("polite", dataset, given=NOTHING_GIVEN))
+    job = await server.service.create_job(CreateJobRequest("polite", dataset, given=NOTHING_GIVEN, principal=LOCAL))
     assert (job.spec.method, job.spec.beta) == ("dpo", 0.1)
     assert job.spec.learning_rate == pytest.approx(automatic_learning_rate(info) / 20, rel=0.05)
     async with server.working():
@@ -146,13 +147,15 @@ async def test_pairs_are_trained_by_dpo(server: Server, info: EngineInfo, text: 
     row = command.rows[0]
     assert row.rejected is not None
     assert text.decode(row.rejected.input_ids).endswith("No idea.")
-    plain = await server.service.create_job(CreateJobRequest("plain", await upload(server, ROWS), given=NOTHING_GIVEN))
+    plain = await server.service.create_job(
+        CreateJobRequest("plain", await upload(server, ROWS), given=NOTHING_GIVEN, principal=LOCAL)
+    )
     assert plain.spec.method == "sft"
 
 
 async def test_a_method_that_is_not_for_the_data_is_refused(server: Server) -> None:
     pairs, rows = await upload(server, PAIRS), await upload(server, ROWS)
-    asked = CreateJobRequest("acme", rows, given=NOTHING_GIVEN)
+    asked = CreateJobRequest("acme", rows, given=NOTHING_GIVEN, principal=LOCAL)
     method = frozenset({"method"})
     cases = [
         (replace(asked, spec=TrainSpec(method="dpo"), given=method), "method", "are not preference pairs"),
@@ -171,14 +174,18 @@ async def test_a_method_that_is_not_for_the_data_is_refused(server: Server) -> N
     with pytest.raises(Error) as caught:
         await server.service.create_job(replace(asked, spec=TrainSpec(replay="ds-0")))
     assert caught.value.code is Code.NOT_FOUND
-    assert (await server.service.list_jobs()).items == ()
+    assert (await server.service.list_jobs(LOCAL)).items == ()
 
 
 async def test_replay_rows_are_drawn_once_and_run_on_the_bare_base(server: Server, text: TextTokenizer) -> None:
     general = [{"prompt": f"What is {i} and {i}?", "completion": f" {2 * i}."} for i in range(50)]
     replay = await upload(server, general)
     asked = CreateJobRequest(
-        "acme", await upload(server, ROWS), spec=TrainSpec(replay=replay, validation_split=0.25), given=NOTHING_GIVEN
+        "acme",
+        await upload(server, ROWS),
+        spec=TrainSpec(replay=replay, validation_split=0.25),
+        given=NOTHING_GIVEN,
+        principal=LOCAL,
     )
     job = await server.service.create_job(asked)
     assert job.spec.replay_rows == 32
@@ -202,7 +209,12 @@ async def test_replay_rows_are_drawn_once_and_run_on_the_bare_base(server: Serve
 
 async def test_the_default_replay_rows_become_the_tenants_own(server: Server, store: Store) -> None:
     asked = CreateJobRequest(
-        "acme", await upload(server, ROWS), spec=TrainSpec(replay="default"), given=NOTHING_GIVEN, idempotency_key="k"
+        "acme",
+        await upload(server, ROWS),
+        spec=TrainSpec(replay="default"),
+        given=NOTHING_GIVEN,
+        idempotency_key="k",
+        principal=LOCAL,
     )
     job = await server.service.create_job(asked)
     kept = store.datasets.get(job.spec.replay, "default")
@@ -243,16 +255,16 @@ def test_costs_follow_the_shapes(info: EngineInfo) -> None:
 
 async def test_field_30_how_plain_rows_are_asked(server: Server) -> None:
     dataset = await upload(server, [*ROWS, *({"messages": CHAT} for _ in range(3))])
-    report = await server.service.validate_dataset(dataset)
+    report = await server.service.validate_dataset(dataset, LOCAL)
     note = report.notes[0]
     assert (note.code, note.count, note.line) == ("PLAIN_PROMPTS", len(ROWS), 1)
     assert "loramux generate 'Where is shop 0?' -a NAME (not with -m" in note.text
     assert "--as messages" in note.text
     assert note.text in report.warnings
-    job = await server.service.create_job(CreateJobRequest(name="acme", dataset_id=dataset))
+    job = await server.service.create_job(CreateJobRequest(name="acme", dataset_id=dataset, principal=LOCAL))
     assert "loramux generate 'Where is shop 0?' -a acme (not with -m" in job.notes[0].text
     assert [n.code for n in job.notes] == ["PLAIN_PROMPTS", "REPEATED_ROWS"]
-    assert (await server.service.get_job(job.id)).notes == job.notes  # it is kept with the job
+    assert (await server.service.get_job(job.id, LOCAL)).notes == job.notes  # it is kept with the job
     async with server.working():
         await server.finished(job)
     version = server.store.adapters.resolve("acme", "default")
@@ -265,8 +277,8 @@ async def test_field_30_how_plain_rows_are_asked(server: Server) -> None:
 
 async def test_field_30_how_chats_and_texts_are_asked(server: Server, text: TextTokenizer) -> None:
     chats = await upload(server, [{"messages": [{"role": "user", "content": f"{i}?"}, CHAT[1]]} for i in range(12)])
-    assert (await server.service.validate_dataset(chats)).notes == ()
-    job = await server.service.create_job(CreateJobRequest(name="chat", dataset_id=chats))
+    assert (await server.service.validate_dataset(chats, LOCAL)).notes == ()
+    job = await server.service.create_job(CreateJobRequest(name="chat", dataset_id=chats, principal=LOCAL))
     assert job.notes == ()
     async with server.working():
         await server.finished(job)
@@ -275,21 +287,25 @@ async def test_field_30_how_chats_and_texts_are_asked(server: Server, text: Text
     assert 'client.generate(messages=[{"role": "user", "content": "..."}], adapters=["chat"])' in card
     assert server.store.adapters.get_version("chat@1", "default").meta.asked_with == "messages"
     texts = await upload(server, [{"text": f"shop {i}"} for i in range(12)])
-    (note,) = (await server.service.validate_dataset(texts)).notes
+    (note,) = (await server.service.validate_dataset(texts, LOCAL)).notes
     assert note.text.startswith("12 rows of text (line 1 first) are learned as plain text")
     assert 'loramux generate "..." -a NAME' in note.text
-    (note,) = (await server.service.validate_dataset(await upload(server, PAIRS))).notes
+    (note,) = (await server.service.validate_dataset(await upload(server, PAIRS), LOCAL)).notes
     assert "12 rows of preference pairs of texts" in note.text
 
 
 async def test_notes_on_held_out_rows_say_so(server: Server) -> None:
     rows, held_out = await upload(server, ROWS), await upload(server, [{"text": "a"}] * 2)
-    job = await server.service.create_job(CreateJobRequest(name="a", dataset_id=rows, validation_dataset_id=held_out))
+    job = await server.service.create_job(
+        CreateJobRequest(name="a", dataset_id=rows, validation_dataset_id=held_out, principal=LOCAL)
+    )
     assert [n.text for n in job.notes if n.text.startswith("validation: ")] == [
         "validation: only 2 rows: an adapter rarely learns from fewer than 10",
         "validation: 1 row repeats an earlier one",
     ]
-    same = await server.service.create_job(CreateJobRequest(name="a", dataset_id=rows, validation_dataset_id=rows))
+    same = await server.service.create_job(
+        CreateJobRequest(name="a", dataset_id=rows, validation_dataset_id=rows, principal=LOCAL)
+    )
     assert [n.code for n in same.notes] == ["PLAIN_PROMPTS", "HELD_OUT_ROWS_TRAINED_ON"]
 
 

@@ -13,6 +13,7 @@ from loramux_server.app.maintenance import check
 from loramux_server.core.backend import EngineInfo
 from loramux_server.core.errors import Code, Error
 from loramux_server.core.jobs import JobState
+from loramux_server.core.principal import LOCAL
 from loramux_server.core.types import StackItem
 from loramux_server.store.maintenance.backup import backup, restore, verify
 from loramux_server.store.maintenance.doctor import Check, examine
@@ -63,7 +64,7 @@ async def test_a_queued_job_keeps_its_donors_over_a_restart(
         server = Server.over(store, text, info)
         async with server.working():
             await server.finished(job)
-        assert (await server.service.get_job(job.id)).state is JobState.SUCCEEDED
+        assert (await server.service.get_job(job.id, LOCAL)).state is JobState.SUCCEEDED
         (command,) = server.backend.trained
         assert [e.adapter.digest for e in command.stacks[0].entries] == [below.digest]
         assert command.init is not None
@@ -82,7 +83,7 @@ async def test_a_running_job_keeps_the_version_that_it_would_replace(
         store.adapters.delete("acme", "default")
         assert store.collect_orphans() == ()
         assert store.blobs.holds(current.digest)
-        await server.service.cancel_job(job.id)
+        await server.service.cancel_job(job.id, LOCAL)
         await asyncio.wait_for(server.training.gone.wait(), 20)
     assert store.collect_orphans() == (current.digest,)
 
@@ -91,7 +92,7 @@ async def test_a_running_job_keeps_the_version_that_it_would_replace(
 async def test_however_a_job_ends_it_lets_go(server: Server, store: Store, publish: Publish, ending: JobState) -> None:
     below = publish(store, "below", 1.0)
     job = await server.job(on_top_of=((StackItem("below"),),))
-    await server.service.pause_job(job.id)
+    await server.service.pause_job(job.id, LOCAL)
     store.adapters.delete("below", "default")
     assert store.collect_orphans() == ()  # it may go on
     store.jobs.move(job.id, ending, error=Error(Code.INTERNAL, "x") if ending is JobState.FAILED else None)
@@ -114,7 +115,7 @@ async def test_a_quarantined_donor_is_not_trained_on(server: Server, store: Stor
     store.adapters.quarantine(store.adapters.get_version("below@1", "default").digest, "bitrot")
     async with server.working():
         await server.finished(job)
-    failed = await server.service.get_job(job.id)
+    failed = await server.service.get_job(job.id, LOCAL)
     assert failed.state is JobState.FAILED
     assert "bitrot" in failed.error
 

@@ -11,6 +11,7 @@ import pytest
 from loramux_server.core.backend import EngineInfo, GenerateCommand
 from loramux_server.core.errors import Code, Error
 from loramux_server.core.jobs import JobState, TrainEventType, TrainRow, TrainSpec
+from loramux_server.core.principal import LOCAL
 from loramux_server.core.types import FinishReason, StackItem
 from loramux_server.services.evaluation.gate import Gate, failed_because, make_gate, read_gate
 from loramux_server.services.evaluation.questions import MAX_QUESTIONS, questions
@@ -68,7 +69,7 @@ async def test_a_version_that_passes_takes_the_name(server: Server) -> None:
     job = await server.job(spec=HELD_OUT, gate="improves")
     async with server.working():
         await server.finished(job)
-    info = await server.service.get_job(job.id)
+    info = await server.service.get_job(job.id, LOCAL)
     assert (info.gate, info.gate_result) == ("improves", "")
     assert server.store.adapters.resolve("acme", "default").ref == "acme@1"
 
@@ -85,7 +86,7 @@ async def test_a_version_that_fails_is_kept_as_a_candidate(server: Server, info:
     (command,) = server.backend.trained
     assert command.current is not None
     assert command.current.ref == "acme@1"
-    found = await server.service.get_job(job.id)
+    found = await server.service.get_job(job.id, LOCAL)
     assert found.adapter is not None
     assert found.adapter.ref == "acme@2"
     assert "0.25 is not below 0.2, that of the current version" in found.gate_result
@@ -154,7 +155,7 @@ async def test_answers_are_asked_of_the_engine(
             "judged_answer_contained": 3,
         }
     )
-    found = await server.service.get_job(job.id)
+    found = await server.service.get_job(job.id, LOCAL)
     assert (found.gate, found.min_accuracy, found.gate_result == "") == ("min_accuracy", least, passes)
     assert found.gate_match == match
     assert found.adapter is not None
@@ -176,7 +177,7 @@ async def test_an_engine_lost_while_it_answers_is_asked_again(server: Server, te
         events = await server.finished(job)
     assert states(events).count(JobState.RUNNING) == 2
     assert states(events)[-1] is JobState.SUCCEEDED
-    assert (await server.service.get_job(job.id)).gate_result == ""
+    assert (await server.service.get_job(job.id, LOCAL)).gate_result == ""
 
 
 async def test_a_gate_on_answers_needs_questions(server: Server) -> None:
@@ -301,7 +302,7 @@ async def test_field_32_a_worse_version_does_not_take_the_name(
     assert (await server.job(validation_dataset_id=validation, gate=gate, idempotency_key="k")).id == job.id
     async with server.working():
         events = await server.finished(job)
-    found = await server.service.get_job(job.id)
+    found = await server.service.get_job(job.id, LOCAL)
     assert found.replaced == "acme@1"
     assert (found.gate_result == "") is promoted
     assert server.store.adapters.resolve("acme", "default").ref == ("acme@2" if promoted else "acme@1")
@@ -318,7 +319,7 @@ async def test_field_31_no_gate_and_no_verdict_by_training_rows(server: Server, 
     server.backend.script = lambda _: Script(tuple(text.encode(" In street 1.")), finish=FinishReason.STOP)
     mixed = await server.dataset([*ROWS[:2], {"prompt": "Where is shop 3?", "completion": " Here."}, *NEW])  # type: ignore[list-item]
     dataset = await server.dataset()
-    report = await server.service.validate_dataset(dataset, validation_id=mixed)
+    report = await server.service.validate_dataset(dataset, LOCAL, validation_id=mixed)
     assert {n.code: n.count for n in report.notes if "HELD_OUT" in n.code} == {
         "HELD_OUT_ROWS_TRAINED_ON": 2,
         "HELD_OUT_PROMPTS_TRAINED_ON": 1,
@@ -333,7 +334,7 @@ async def test_field_31_no_gate_and_no_verdict_by_training_rows(server: Server, 
         await server.finished(job)
         events = await server.finished(by_heart)
     assert len(server.backend.trained[0].validation) == len(NEW)
-    found = await server.service.get_job(by_heart.id)
+    found = await server.service.get_job(by_heart.id, LOCAL)
     assert found.gate_result.startswith("no held-out row is left to judge by: 3 of 3 held-out rows are training rows")
     told = [e.event.message for e in events if e.event.type is TrainEventType.EVALUATION][-1]
     assert told.startswith("No verdict, because all held-out rows are training rows")
@@ -357,7 +358,7 @@ async def test_field_33_answers_are_judged_by_what_the_rows_expect(server: Serve
     job = await server.job(validation_dataset_id=validation, compare_prompt="Be brief.", **gate)
     async with server.working():
         events = await server.finished(job)
-    found = await server.service.get_job(job.id)
+    found = await server.service.get_job(job.id, LOCAL)
     assert found.gate_result == ""
     assert found.metrics["eval_accuracy"] == found.metrics["compare_adapter_accuracy"] == 0.25
     event = [e.event for e in events if e.event.type is TrainEventType.EVALUATION][-1]

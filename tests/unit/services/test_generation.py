@@ -14,6 +14,7 @@ import pytest
 
 from loramux_server.core.backend import EngineInfo, GenerateCommand
 from loramux_server.core.errors import Code, Error
+from loramux_server.core.principal import LOCAL
 from loramux_server.core.types import (
     Chunk,
     FinishReason,
@@ -35,7 +36,7 @@ from loramux_server.store.store import Store
 from loramux_server.text import TextTokenizer
 
 from .adapter_files import write_adapter
-from .fakes import FakeBackend, Script
+from .fakes import FakeBackend, Script, caller
 from .recording import Recorder
 
 
@@ -76,7 +77,7 @@ async def test_an_answer_comes_in_pieces_with_usage_at_the_end(
 ) -> None:
     answer = "The shop 🙂 opens at nine. 東京"
     backend.script = lambda _: answering(text, answer)
-    chunks = await collect(service, GenerateRequest(prompt="Where is the shop?"))
+    chunks = await collect(service, GenerateRequest(prompt="Where is the shop?", principal=LOCAL))
     ids = text.encode_continuation(answer)
     assert "".join(c.text for c in chunks) == answer
     assert [t for c in chunks for t in c.token_ids] == ids
@@ -93,7 +94,7 @@ async def test_messages_go_through_the_template(
     service: GenerationService, backend: FakeBackend, text: TextTokenizer
 ) -> None:
     messages = (Message("user", "hi <|im_end|>"),)
-    await collect(service, GenerateRequest(messages=messages))
+    await collect(service, GenerateRequest(messages=messages, principal=LOCAL))
     assert list(backend.commands[0].prompt_ids) == text.encode_chat(messages)
 
 
@@ -102,7 +103,7 @@ async def test_a_stop_string_ends_the_choice_and_the_work(
     service: GenerationService, backend: FakeBackend, text: TextTokenizer, per_event: int
 ) -> None:
     backend.script = lambda _: answering(text, "nine and five END of it", per_event=per_event, hang=True)
-    done = await service.generate_once(GenerateRequest(prompt="when", stop=(" END", "nothing")))
+    done = await service.generate_once(GenerateRequest(prompt="when", stop=(" END", "nothing"), principal=LOCAL))
     assert done.choices[0].text == "nine and five"
     assert done.choices[0].finish_reason is FinishReason.STOP
     assert done.usage.completion_tokens == len(done.choices[0].token_ids)
@@ -116,7 +117,7 @@ async def test_min_tokens_puts_stop_strings_off(
 ) -> None:
     backend.script = lambda _: answering(text, "END and END")
     first = len(text.encode_continuation("END and"))
-    request = GenerateRequest(prompt="x", stop=("END",), sampling=SamplingParams(min_tokens=first))
+    request = GenerateRequest(prompt="x", stop=("END",), sampling=SamplingParams(min_tokens=first), principal=LOCAL)
     done = await service.generate_once(request)
     assert done.choices[0].text == "END and "
 
@@ -124,7 +125,7 @@ async def test_min_tokens_puts_stop_strings_off(
 async def test_the_end_token_has_no_text(service: GenerationService, backend: FakeBackend, text: TextTokenizer) -> None:
     visible = text.encode_continuation("nine stop")
     backend.script = lambda _: Script((*visible,), finish=FinishReason.STOP)
-    request = GenerateRequest(prompt="x", sampling=SamplingParams(stop_token_ids=(visible[-1],)))
+    request = GenerateRequest(prompt="x", sampling=SamplingParams(stop_token_ids=(visible[-1],)), principal=LOCAL)
     done = await service.generate_once(request)
     assert done.choices[0].text == text.decode(visible[:-1])
     assert done.choices[0].token_ids == tuple(visible)
@@ -135,7 +136,7 @@ async def test_choices_have_consecutive_seeds_and_stay_apart(
 ) -> None:
     answers = {7: "nine", 8: "the harbour street", 9: ""}
     backend.script = lambda command: answering(text, answers[command.sampling.seed or 0])
-    request = GenerateRequest(prompt="x", n=3, sampling=SamplingParams(temperature=1.0, seed=7))
+    request = GenerateRequest(prompt="x", n=3, sampling=SamplingParams(temperature=1.0, seed=7), principal=LOCAL)
     done = await service.generate_once(request)
     assert [c.text for c in done.choices] == ["nine", "the harbour street", ""]
     assert [c.index for c in done.choices] == [0, 1, 2]
@@ -149,7 +150,9 @@ async def test_choices_have_consecutive_seeds_and_stay_apart(
 
 async def test_a_fresh_seed_only_where_something_is_random(service: GenerationService, backend: FakeBackend) -> None:
     for temperature in (0.0, 1e-9, 1.0, 1.0):
-        await collect(service, GenerateRequest(prompt="x", sampling=SamplingParams(temperature=temperature)))
+        await collect(
+            service, GenerateRequest(prompt="x", sampling=SamplingParams(temperature=temperature), principal=LOCAL)
+        )
     seeds = [c.sampling.seed for c in backend.commands]
     assert seeds[:2] == [None, None]
     assert backend.commands[1].sampling.temperature == 0.0
@@ -160,14 +163,17 @@ async def test_a_fresh_seed_only_where_something_is_random(service: GenerationSe
 async def test_max_tokens_is_cut_to_the_context(
     service: GenerationService, backend: FakeBackend, info: EngineInfo
 ) -> None:
-    await collect(service, GenerateRequest(prompt="x y", sampling=SamplingParams(max_tokens=10_000, min_tokens=9_000)))
+    await collect(
+        service,
+        GenerateRequest(prompt="x y", sampling=SamplingParams(max_tokens=10_000, min_tokens=9_000), principal=LOCAL),
+    )
     command = backend.commands[0]
     assert command.sampling.max_tokens == info.max_context - len(command.prompt_ids)
     assert command.sampling.min_tokens == command.sampling.max_tokens
 
 
 async def test_a_prompt_beyond_the_context_is_refused(service: GenerationService, backend: FakeBackend) -> None:
-    error = await refused(service, GenerateRequest(prompt="1 " * 400))
+    error = await refused(service, GenerateRequest(prompt="1 " * 400, principal=LOCAL))
     assert error.code is Code.INVALID_ARGUMENT
     assert [v.field for v in error.violations] == ["prompt"]
     assert "256" in error.message
@@ -175,9 +181,11 @@ async def test_a_prompt_beyond_the_context_is_refused(service: GenerationService
 
 
 async def test_bad_fields_never_reach_the_engine(service: GenerationService, backend: FakeBackend) -> None:
-    error = await refused(service, GenerateRequest(prompt="", n=0))
+    error = await refused(service, GenerateRequest(prompt="", n=0, principal=LOCAL))
     assert [v.field for v in error.violations] == ["prompt", "n"]
-    error = await refused(service, GenerateRequest(prompt="x", response_format={"type": "regex", "regex": ""}))
+    error = await refused(
+        service, GenerateRequest(prompt="x", response_format={"type": "regex", "regex": ""}, principal=LOCAL)
+    )
     assert [v.field for v in error.violations] == ["response_format.regex"]
     assert backend.commands == []
 
@@ -188,7 +196,7 @@ async def test_a_shape_reaches_the_engine_as_a_grammar(
     ids = text.encode_continuation("nine")
     backend.script = lambda _: Script((*ids,), finish=FinishReason.STOP)
     shape = {"type": "choice", "choice": ["nine", "five"]}
-    done = await service.generate_once(GenerateRequest(prompt="x", n=2, response_format=shape))
+    done = await service.generate_once(GenerateRequest(prompt="x", n=2, response_format=shape, principal=LOCAL))
     assert [c.text for c in done.choices] == ["nine", "nine"]
     assert [c.grammar for c in backend.commands] == [Grammar(GrammarKind.LARK, 'start: "nine" | "five"')] * 2
 
@@ -196,7 +204,7 @@ async def test_a_shape_reaches_the_engine_as_a_grammar(
 @pytest.mark.usefixtures("adapters")
 async def test_a_stack_is_resolved_to_versions(service: GenerationService, backend: FakeBackend, store: Store) -> None:
     stack = (StackItem("acme", 0.5), StackItem("formal@1", 0.0))
-    chunks = await collect(service, GenerateRequest(prompt="x", adapters=stack))
+    chunks = await collect(service, GenerateRequest(prompt="x", adapters=stack, principal=LOCAL))
     for chunk in (chunks[0], chunks[-1]):
         assert [(e.adapter.ref, e.weight) for e in chunk.adapters] == [("acme@2", 0.5), ("formal@1", 0.0)]
     sent = backend.commands[0].stack
@@ -210,7 +218,9 @@ async def test_a_stack_is_resolved_to_versions(service: GenerationService, backe
 async def test_an_unknown_adapter_is_named_and_never_the_base(
     service: GenerationService, backend: FakeBackend, ref: str
 ) -> None:
-    error = await refused(service, GenerateRequest(prompt="x", adapters=(StackItem("formal"), StackItem(ref))))
+    error = await refused(
+        service, GenerateRequest(prompt="x", adapters=(StackItem("formal"), StackItem(ref)), principal=LOCAL)
+    )
     assert error.code is Code.NOT_FOUND
     assert ref in error.message
     assert backend.commands == []
@@ -218,7 +228,7 @@ async def test_an_unknown_adapter_is_named_and_never_the_base(
 
 @pytest.mark.usefixtures("adapters")
 async def test_another_tenants_adapter_reads_as_absent(service: GenerationService) -> None:
-    request = GenerateRequest(prompt="x", adapters=(StackItem("acme"),), tenant="other")
+    request = GenerateRequest(prompt="x", adapters=(StackItem("acme"),), principal=caller("other"))
     absent = dataclasses.replace(request, adapters=(StackItem("absent"),))
     error, other = await refused(service, request), await refused(service, absent)
     assert error.code is other.code is Code.NOT_FOUND
@@ -227,7 +237,7 @@ async def test_another_tenants_adapter_reads_as_absent(service: GenerationServic
 
 async def test_leaving_stops_the_engine(service: GenerationService, backend: FakeBackend, recorder: Recorder) -> None:
     backend.script = lambda _: Script((5, 6), hang=True)
-    async with aclosing(service.generate(GenerateRequest(prompt="x", n=2))) as chunks:
+    async with aclosing(service.generate(GenerateRequest(prompt="x", n=2, principal=LOCAL))) as chunks:
         await anext(chunks)
         assert backend.open == 2
     assert backend.open == 0
@@ -237,7 +247,7 @@ async def test_leaving_stops_the_engine(service: GenerationService, backend: Fak
 
 async def test_a_cancelled_caller_stops_the_engine(service: GenerationService, backend: FakeBackend) -> None:
     backend.script = lambda _: Script((5,), hang=True)
-    task = asyncio.create_task(service.generate_once(GenerateRequest(prompt="x")))
+    task = asyncio.create_task(service.generate_once(GenerateRequest(prompt="x", principal=LOCAL)))
     await backend.hanging.wait()
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -250,7 +260,7 @@ async def test_a_deadline_ends_an_engine_that_hangs(
 ) -> None:
     backend.script = lambda _: Script((5,), hang=True)
     deadline = time.monotonic() + 0.1
-    error = await refused(service, GenerateRequest(prompt="x", deadline=deadline))
+    error = await refused(service, GenerateRequest(prompt="x", deadline=deadline, principal=LOCAL))
     assert error.code is Code.DEADLINE_EXCEEDED
     assert backend.commands[0].deadline == deadline
     assert backend.open == 0
@@ -260,7 +270,7 @@ async def test_a_deadline_ends_an_engine_that_hangs(
 async def test_without_a_deadline_the_servers_own_holds(context: Context, backend: FakeBackend) -> None:
     service = GenerationService(dataclasses.replace(context, limits=Limits(max_request_seconds=0.05)))
     backend.script = lambda _: Script((5,), hang=True)
-    assert (await refused(service, GenerateRequest(prompt="x"))).code is Code.DEADLINE_EXCEEDED
+    assert (await refused(service, GenerateRequest(prompt="x", principal=LOCAL))).code is Code.DEADLINE_EXCEEDED
 
 
 @pytest.mark.parametrize("method", ["generate", "score", "tokenize"])
@@ -287,9 +297,9 @@ async def test_field_01_preparation_takes_turns_within_the_deadline(
     async def one() -> Code | None:
         try:
             if method == "generate":
-                await service.generate_once(GenerateRequest(prompt="x"))
+                await service.generate_once(GenerateRequest(prompt="x", principal=LOCAL))
             elif method == "score":
-                await service.score(ScoreRequest("y", prompt="x"))
+                await service.score(ScoreRequest("y", prompt="x", principal=LOCAL))
             else:
                 await service.tokenize("x")
         except Error as error:
@@ -305,7 +315,7 @@ async def test_field_01_preparation_takes_turns_within_the_deadline(
 
 
 async def test_a_passed_deadline_asks_nothing_of_the_engine(service: GenerationService, backend: FakeBackend) -> None:
-    error = await refused(service, GenerateRequest(prompt="x", deadline=time.monotonic() - 1))
+    error = await refused(service, GenerateRequest(prompt="x", deadline=time.monotonic() - 1, principal=LOCAL))
     assert error.code is Code.DEADLINE_EXCEEDED
     assert backend.commands == []
 
@@ -314,7 +324,7 @@ async def test_a_failed_sequence_is_the_requests_error(
     service: GenerationService, backend: FakeBackend, recorder: Recorder
 ) -> None:
     backend.script = lambda _: Script((5, 6), error=Error(Code.INTERNAL, "the logits are not numbers"))
-    error = await refused(service, GenerateRequest(prompt="x", n=2))
+    error = await refused(service, GenerateRequest(prompt="x", n=2, principal=LOCAL))
     assert (error.code, error.message) == (Code.INTERNAL, "the logits are not numbers")
     assert recorder.finished[0].finish_reasons == (FinishReason.ERROR, FinishReason.ERROR)
 
@@ -328,7 +338,7 @@ async def test_one_failed_choice_leaves_the_others(
         return answering(text, "nine and five")
 
     backend.script = script
-    done = await service.generate_once(GenerateRequest(prompt="x", n=3))
+    done = await service.generate_once(GenerateRequest(prompt="x", n=3, principal=LOCAL))
     assert [c.finish_reason for c in done.choices] == [FinishReason.LENGTH, FinishReason.ERROR, FinishReason.LENGTH]
     assert [done.choices[i].text for i in (0, 2)] == ["nine and five"] * 2
 
@@ -342,8 +352,8 @@ async def test_a_dead_engine_fails_the_request_and_only_it(
         return answering(text, "nine", per_event=1)
 
     backend.script = script
-    alive = asyncio.create_task(service.generate_once(GenerateRequest(prompt="alive")))
-    error = await refused(service, GenerateRequest(prompt="dead", n=4))
+    alive = asyncio.create_task(service.generate_once(GenerateRequest(prompt="alive", principal=LOCAL)))
+    error = await refused(service, GenerateRequest(prompt="dead", n=4, principal=LOCAL))
     assert error.code is Code.UNAVAILABLE
     assert (await alive).choices[0].text == "nine"
     assert backend.open == 0
@@ -357,14 +367,14 @@ async def test_an_engine_that_stops_without_a_word_is_unavailable(
         yield
 
     backend.generate = nothing  # type: ignore[method-assign,assignment]
-    assert (await refused(service, GenerateRequest(prompt="x"))).code is Code.UNAVAILABLE
+    assert (await refused(service, GenerateRequest(prompt="x", principal=LOCAL))).code is Code.UNAVAILABLE
 
 
 async def test_the_observer_hears_of_every_token_once(
     service: GenerationService, backend: FakeBackend, recorder: Recorder
 ) -> None:
     backend.script = lambda _: Script((5, 6, 7), per_event=2)
-    await collect(service, GenerateRequest(prompt="x", request_id="mine", tenant="t"))
+    await collect(service, GenerateRequest(prompt="x", request_id="mine", principal=caller("t")))
     (started,), (finished,) = recorder.started, recorder.finished
     assert (started.request_id, started.method, started.tenant) == ("mine", "generate", "t")
     assert finished.code == "ok"
@@ -379,7 +389,7 @@ async def test_the_observer_hears_of_every_token_once(
 async def test_score_counts_the_continuation_only(
     service: GenerationService, backend: FakeBackend, text: TextTokenizer, recorder: Recorder
 ) -> None:
-    score = await service.score(ScoreRequest(" at nine", prompt="The office opens"))
+    score = await service.score(ScoreRequest(" at nine", prompt="The office opens", principal=LOCAL))
     ids = text.encode_continuation(" at nine")
     assert list(score.token_ids) == ids
     assert score.logprobs == tuple(-float(i) for i in range(len(ids)))
@@ -391,10 +401,10 @@ async def test_score_counts_the_continuation_only(
 
 async def test_score_refuses_what_does_not_fit(service: GenerationService) -> None:
     with pytest.raises(Error) as caught:
-        await service.score(ScoreRequest("", prompt=""))
+        await service.score(ScoreRequest("", prompt="", principal=LOCAL))
     assert [v.field for v in caught.value.violations] == ["prompt", "continuation"]
     with pytest.raises(Error) as caught:
-        await service.score(ScoreRequest("1 " * 300, prompt="x"))
+        await service.score(ScoreRequest("1 " * 300, prompt="x", principal=LOCAL))
     assert [v.field for v in caught.value.violations] == ["continuation"]
 
 
@@ -403,7 +413,7 @@ async def test_tokenize_shows_what_generate_feeds(
 ) -> None:
     messages = (Message("user", "naïve 🙂"),)
     tokens = await service.tokenize(messages=messages)
-    await collect(service, GenerateRequest(messages=messages))
+    await collect(service, GenerateRequest(messages=messages, principal=LOCAL))
     assert tokens.ids == backend.commands[0].prompt_ids
     assert tokens.text == "<|im_start|>user\nnaïve 🙂<|im_end|>\n<|im_start|>assistant\n"
     assert len(tokens.pieces) == len(tokens.ids)
@@ -412,7 +422,7 @@ async def test_tokenize_shows_what_generate_feeds(
 
 
 async def test_field_36_score_and_tokenize_tell_bytes(service: GenerationService, text: TextTokenizer) -> None:
-    score = await service.score(ScoreRequest(" 東京 🙂", prompt="x"))
+    score = await service.score(ScoreRequest(" 東京 🙂", prompt="x", principal=LOCAL))
     assert b"".join(score.token_bytes).decode() == " 東京 🙂"
     assert len(score.token_bytes) == len(score.token_ids) == len(score.tokens)
     tokens = await service.tokenize("naïve 🙂")
@@ -423,7 +433,7 @@ async def test_field_37_the_last_message_is_continued_or_the_request_refused(
     service: GenerationService, backend: FakeBackend, text: TextTokenizer
 ) -> None:
     messages = (Message("user", "q"), Message("assistant", "The shop is"))
-    request = GenerateRequest(messages=messages)
+    request = GenerateRequest(messages=messages, principal=LOCAL)
     for error in (
         await refused(service, request),
         await refused(service, dataclasses.replace(request, messages=(), prompt="x", continue_final_message=True)),
@@ -431,13 +441,13 @@ async def test_field_37_the_last_message_is_continued_or_the_request_refused(
         assert error.code is Code.INVALID_ARGUMENT
         assert [v.field for v in error.violations] == ["continue_final_message"]
     with pytest.raises(Error) as caught:
-        await service.score(ScoreRequest(" open", messages=messages))
+        await service.score(ScoreRequest(" open", messages=messages, principal=LOCAL))
     assert [v.field for v in caught.value.violations] == ["continue_final_message"]
     assert backend.commands == backend.scores == []
 
     asked = "<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\n"
     await collect(service, dataclasses.replace(request, continue_final_message=True))
-    await service.score(ScoreRequest(" open", messages=messages, continue_final_message=True))
+    await service.score(ScoreRequest(" open", messages=messages, continue_final_message=True, principal=LOCAL))
     tokens = await service.tokenize(messages=messages, continue_final_message=True)
     assert tokens.text == asked + "The shop is"
     assert tokens.ids == backend.commands[0].prompt_ids == backend.scores[0].prompt_ids
@@ -458,6 +468,7 @@ async def test_field_06_a_shape_is_not_cut(
             stop=("stop", "e"),
             sampling=SamplingParams(stop_token_ids=(ids[-1],), ignore_eos=True),
             response_format={"type": "choice", "choice": ["nine stop five"]},
+            principal=LOCAL,
         )
     )
     assert (done.choices[0].text, done.choices[0].finish_reason) == ("nine stop five", FinishReason.STOP)

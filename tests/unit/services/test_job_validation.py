@@ -9,6 +9,7 @@ import pytest
 
 from loramux_server.core.errors import Code, Error
 from loramux_server.core.jobs import TrainSpec
+from loramux_server.core.principal import LOCAL
 from loramux_server.core.types import StackItem
 from loramux_server.services.common.limits import Limits
 from loramux_server.services.jobs.checks import job_violations, parse_layers, selected_modules, spec_violations
@@ -18,7 +19,7 @@ from .fakes import engine_info
 
 NAN, INF = math.nan, math.inf
 INFO = engine_info(100)
-GOOD = CreateJobRequest(name="acme", dataset_id="d")
+GOOD = CreateJobRequest(name="acme", dataset_id="d", principal=LOCAL)
 
 
 def fields_of(**settings: object) -> list[str]:

@@ -10,12 +10,14 @@ import pytest
 from loramux_server.core.backend import EngineInfo
 from loramux_server.core.errors import Code, Error
 from loramux_server.core.jobs import JobState, TrainCommand, TrainEvent, TrainEventType
+from loramux_server.core.principal import LOCAL
 from loramux_server.services.jobs.lock import Room
 from loramux_server.services.jobs.runner import MAX_ENGINE_LOSSES, JobRunner
 from loramux_server.services.jobs.types import CreateJobRequest, JobInfo
 from loramux_server.store.store import Store
 from loramux_server.text import TextTokenizer
 
+from .fakes import caller
 from .test_training_jobs import ROWS, Server, in_pieces, jsonl, states
 
 
@@ -72,8 +74,8 @@ def server(store: Store, text: TextTokenizer, info: EngineInfo) -> Server:
 
 
 async def job(server: Server, name: str, tenant: str = "default") -> JobInfo:
-    data = await server.service.upload_dataset(in_pieces(jsonl(ROWS)), tenant)  # type: ignore[arg-type]
-    return await server.service.create_job(CreateJobRequest(name=name, dataset_id=data.id, tenant=tenant))
+    data = await server.service.upload_dataset(in_pieces(jsonl(ROWS)), caller(tenant))  # type: ignore[arg-type]
+    return await server.service.create_job(CreateJobRequest(name=name, dataset_id=data.id, principal=caller(tenant)))
 
 
 async def test_as_many_as_may_run_at_a_time(server: Server) -> None:
@@ -87,7 +89,7 @@ async def test_as_many_as_may_run_at_a_time(server: Server) -> None:
         engine.let_go(*jobs, late)
         for one in (*jobs, late):
             assert states(await server.finished(one))[-1] is JobState.SUCCEEDED
-    taken = [(await server.service.get_job(one.id)).started_at for one in (*jobs, late)]
+    taken = [(await server.service.get_job(one.id, LOCAL)).started_at for one in (*jobs, late)]
     assert taken == sorted(taken)  # in the order of the queue
     # Those that may begin together are then set up side by side, and come to the engine in any order.
     begun = [set(engine.begun[:3]), {engine.begun[3]}, set(engine.begun[4:])]
@@ -117,12 +119,12 @@ async def test_pause_cancel_and_failure_of_one_leave_the_others(server: Server) 
     engine.failures[failed.id] = Error(Code.FAILED_PRECONDITION, "no number", reason="LOSS_NOT_FINITE")
     async with server.working():
         await engine.busy_with(*jobs)
-        await server.service.pause_job(paused.id)
+        await server.service.pause_job(paused.id, LOCAL)
         await engine.busy_with(cancelled, failed, last)
-        await server.service.cancel_job(cancelled.id)
+        await server.service.cancel_job(cancelled.id, LOCAL)
         engine.let_go(failed)
         await engine.busy_with(last)
-        await server.service.resume_job(paused.id)
+        await server.service.resume_job(paused.id, LOCAL)
         await engine.busy_with(last, paused)
         engine.let_go(last, paused)
         assert states(await server.finished(last))[-1] is JobState.SUCCEEDED

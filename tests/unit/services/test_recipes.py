@@ -11,6 +11,7 @@ from loramux._wire.requests import layers
 from loramux_server.core.backend import EngineInfo
 from loramux_server.core.errors import Code, Error
 from loramux_server.core.jobs import TrainSpec
+from loramux_server.core.principal import LOCAL
 from loramux_server.core.types import StackItem
 from loramux_server.services.jobs.recipes import with_recipe
 from loramux_server.services.jobs.types import CreateJobRequest
@@ -44,7 +45,7 @@ def default_base(info: EngineInfo) -> EngineInfo:
 
 
 def spec_of(recipe: str, info: EngineInfo, given: frozenset[str] = NOTHING, **spec: object) -> TrainSpec:
-    request = CreateJobRequest("acme", "ds", spec=TrainSpec(**spec), recipe=recipe, given=given)  # type: ignore[arg-type]
+    request = CreateJobRequest("acme", "ds", spec=TrainSpec(**spec), recipe=recipe, given=given, principal=LOCAL)  # type: ignore[arg-type]
     return with_recipe(request, info).spec
 
 

@@ -15,6 +15,7 @@ import pytest
 from loramux_server.core.backend import EngineInfo
 from loramux_server.core.errors import Code, Error
 from loramux_server.core.jobs import JobState, TrainCommand, TrainEvent, TrainEventType, TrainSpec
+from loramux_server.core.principal import LOCAL
 from loramux_server.core.types import AdapterVersion, StackItem
 from loramux_server.services.common.context import Context
 from loramux_server.services.common.limits import Limits
@@ -27,7 +28,7 @@ from loramux_server.store.store import Store
 from loramux_server.text import TextTokenizer
 
 from .adapter_files import write_adapter
-from .fakes import FakeBackend
+from .fakes import FakeBackend, caller
 from .recording import Recorder
 from .scripted_training import ScriptedTraining
 
@@ -78,14 +79,15 @@ class Server:
             await asyncio.gather(task, return_exceptions=True)
 
     async def dataset(self, rows: list[dict[str, object]] = ROWS) -> str:  # type: ignore[assignment]
-        return (await self.service.upload_dataset(in_pieces(jsonl(rows)), name="shops.jsonl")).id
+        return (await self.service.upload_dataset(in_pieces(jsonl(rows)), LOCAL, name="shops.jsonl")).id
 
     async def job(self, **request: object) -> JobInfo:
         dataset = await self.dataset()
-        return await self.service.create_job(CreateJobRequest(**{"name": "acme", "dataset_id": dataset, **request}))  # type: ignore[arg-type]
+        given = {"name": "acme", "dataset_id": dataset, "principal": LOCAL, **request}
+        return await self.service.create_job(CreateJobRequest(**given))  # type: ignore[arg-type]
 
     async def finished(self, job: JobInfo) -> list[JobEvent]:
-        return [event async for event in self.service.watch_job(job.id)]
+        return [event async for event in self.service.watch_job(job.id, LOCAL)]
 
     def published(self) -> list[str]:
         return [version.ref for record in self.store.adapters.list("default")[0] for version in record.versions]
@@ -113,7 +115,7 @@ async def test_a_job_from_upload_to_publishing(server: Server, info: EngineInfo)
     assert [e.sequence for e in events] == list(range(1, len(events) + 1))
     losses = [e.event.metrics["loss"] for e in events if e.event.type is TrainEventType.STEP]
     assert losses == [1.0, 0.5, pytest.approx(1 / 3)]
-    job = await server.service.get_job(job.id)
+    job = await server.service.get_job(job.id, LOCAL)
     assert job.adapter is not None
     assert job.adapter.ref == "acme@1"
     assert (job.step, job.total_steps) == (3, 3)
@@ -184,12 +186,12 @@ async def test_jobs_run_in_order_one_at_a_time(server: Server) -> None:
             await server.finished(job)
     assert [c.job_id for c in server.backend.trained] == [job.id for job in jobs]
     assert sorted(server.published()) == ["first@1", "second@1", "third@1"]
-    listed = await server.service.list_jobs()
+    listed = await server.service.list_jobs(LOCAL)
     assert [job.name for job in listed.items] == ["third", "second", "first"]
-    assert [j.name for j in (await server.service.list_jobs(name="second")).items] == ["second"]
-    assert (await server.service.list_jobs(states=(JobState.QUEUED, JobState.FAILED))).items == ()
-    page = await server.service.list_jobs(page_size=2, states=(JobState.SUCCEEDED, JobState.FAILED))
-    rest = await server.service.list_jobs(page_size=2, page_token=page.next_page_token)
+    assert [j.name for j in (await server.service.list_jobs(LOCAL, name="second")).items] == ["second"]
+    assert (await server.service.list_jobs(LOCAL, states=(JobState.QUEUED, JobState.FAILED))).items == ()
+    page = await server.service.list_jobs(LOCAL, page_size=2, states=(JobState.SUCCEEDED, JobState.FAILED))
+    rest = await server.service.list_jobs(LOCAL, page_size=2, page_token=page.next_page_token)
     assert [job.name for job in page.items + rest.items] == ["third", "second", "first"]
 
 
@@ -215,7 +217,7 @@ async def test_a_failed_job_publishes_nothing(
     async with server.working():
         events = await server.finished(job)
         assert states(events)[-1] is JobState.FAILED
-        job = await server.service.get_job(job.id)
+        job = await server.service.get_job(job.id, LOCAL)
         assert words in job.error
         assert job.error_reason == reason
         assert "/path" not in job.error
@@ -254,7 +256,7 @@ async def test_a_job_that_always_loses_the_engine_fails(server: Server) -> None:
         events = await server.finished(job)
     assert states(events)[-1] is JobState.FAILED
     assert server.training.runs == MAX_ENGINE_LOSSES
-    found = await server.service.get_job(job.id)
+    found = await server.service.get_job(job.id, LOCAL)
     assert found.error_reason == "ENGINE_LOST"
     assert f"died {MAX_ENGINE_LOSSES} times" in found.error
 
@@ -330,9 +332,9 @@ async def test_cancel_while_queued_and_while_running(server: Server) -> None:
     running, queued = await server.job(), await server.job(name="other")
     async with server.working():
         await server.training.waiting.wait()
-        assert (await server.service.cancel_job(queued.id)).state is JobState.CANCELLED
-        assert (await server.service.cancel_job(running.id)).state is JobState.CANCELLED
-        assert (await server.service.cancel_job(running.id)).state is JobState.CANCELLED
+        assert (await server.service.cancel_job(queued.id, LOCAL)).state is JobState.CANCELLED
+        assert (await server.service.cancel_job(running.id, LOCAL)).state is JobState.CANCELLED
+        assert (await server.service.cancel_job(running.id, LOCAL)).state is JobState.CANCELLED
         assert states(await server.finished(running))[-1] is JobState.CANCELLED
         server.backend.training = ScriptedTraining(server.training.info)
         assert states(await server.finished(await server.job(name="next")))[-1] is JobState.SUCCEEDED
@@ -340,7 +342,7 @@ async def test_cancel_while_queued_and_while_running(server: Server) -> None:
     assert server.published() == ["next@1"]
     assert [c.job_id for c in server.backend.trained].count(queued.id) == 0
     with pytest.raises(Error) as caught:
-        await server.service.resume_job(running.id)
+        await server.service.resume_job(running.id, LOCAL)
     assert caught.value.code is Code.FAILED_PRECONDITION
 
 
@@ -355,11 +357,11 @@ async def test_a_full_disk_while_publishing_fails_the_job(server: Server, monkey
     job = await server.job()
     async with server.working():
         assert states(await server.finished(job))[-2:] == [JobState.PUBLISHING, JobState.FAILED]
-        assert (await server.service.get_job(job.id)).error_reason == "STORAGE_FULL"
+        assert (await server.service.get_job(job.id, LOCAL)).error_reason == "STORAGE_FULL"
         assert server.published() == []
         assert not any(server.store.state.tmp.iterdir())
         monkeypatch.setattr(server.store.blobs, "put_folder", put)
-        await server.service.resume_job(job.id)
+        await server.service.resume_job(job.id, LOCAL)
         assert states(await server.finished(job))[-1] is JobState.SUCCEEDED
     assert server.published() == ["acme@1"]
 
@@ -369,13 +371,13 @@ async def test_pause_and_resume(server: Server) -> None:
     job = await server.job()
     async with server.working():
         await server.training.waiting.wait()
-        assert (await server.service.pause_job(job.id)).state is JobState.PAUSED
+        assert (await server.service.pause_job(job.id, LOCAL)).state is JobState.PAUSED
         server.backend.training = ScriptedTraining(server.training.info)
-        assert (await server.service.resume_job(job.id)).state is JobState.QUEUED
+        assert (await server.service.resume_job(job.id, LOCAL)).state is JobState.QUEUED
         events = await server.finished(job)
     assert states(events) == [JobState.QUEUED, JobState.RUNNING, JobState.PAUSED, *SUCCESS]
     with pytest.raises(Error):
-        await server.service.cancel_job(job.id)
+        await server.service.cancel_job(job.id, LOCAL)
 
 
 async def test_a_failed_job_can_be_resumed(server: Server) -> None:
@@ -386,11 +388,11 @@ async def test_a_failed_job_can_be_resumed(server: Server) -> None:
     async with server.working():
         failed = await server.finished(job)
         assert states(failed)[-1] is JobState.FAILED
-        found = await server.service.get_job(job.id)
+        found = await server.service.get_job(job.id, LOCAL)
         assert (found.error_reason, found.last_sequence) == ("STORAGE_FULL", failed[-1].sequence)
         checkpoint = server.store.state.jobs / job.id / "step-00000001"
         checkpoint.mkdir()
-        again = [await server.service.resume_job(job.id) for _ in range(2)]
+        again = [await server.service.resume_job(job.id, LOCAL) for _ in range(2)]
         assert all(not info.state.final and info.error == info.error_reason == "" for info in again)
         events = await server.finished(job)
     assert states(events) == [*states(failed), *SUCCESS]
@@ -399,7 +401,7 @@ async def test_a_failed_job_can_be_resumed(server: Server) -> None:
     first, second = server.backend.trained
     assert first.checkpoint_dir == second.checkpoint_dir == str(checkpoint.parent)
     with pytest.raises(Error) as caught:
-        await server.service.resume_job(job.id)
+        await server.service.resume_job(job.id, LOCAL)
     assert caught.value.code is Code.FAILED_PRECONDITION
 
 
@@ -409,13 +411,13 @@ async def test_watching_again_goes_on_after_the_last_event_seen(server: Server) 
     async with server.working():
         await server.training.waiting.wait()
         seen: list[JobEvent] = []
-        async with aclosing(server.service.watch_job(job.id)) as events:
+        async with aclosing(server.service.watch_job(job.id, LOCAL)) as events:
             async for event in events:
                 seen.append(event)
                 if event.event.type is TrainEventType.STEP:
                     break
         late = asyncio.create_task(_collect(server, job, seen[-1].sequence))
-        await server.service.cancel_job(job.id)
+        await server.service.cancel_job(job.id, LOCAL)
         rest = await late
     whole = await server.finished(job)
     assert seen + rest == whole
@@ -424,27 +426,29 @@ async def test_watching_again_goes_on_after_the_last_event_seen(server: Server) 
 
 
 async def _collect(server: Server, job: JobInfo, after: int) -> list[JobEvent]:
-    return [event async for event in server.service.watch_job(job.id, after_sequence=after)]
+    return [event async for event in server.service.watch_job(job.id, LOCAL, after_sequence=after)]
 
 
 async def test_another_tenants_job_reads_as_absent(server: Server) -> None:
     job = await server.job()
     for call in (server.service.get_job, server.service.cancel_job, server.service.pause_job):
         with pytest.raises(Error) as caught:
-            await call(job.id, "other")
+            await call(job.id, caller("other"))
         assert caught.value.code is Code.NOT_FOUND
     with pytest.raises(Error) as caught:
-        await anext(server.service.watch_job(job.id, "other"))
+        await anext(server.service.watch_job(job.id, caller("other")))
     assert caught.value.code is Code.NOT_FOUND
     with pytest.raises(Error) as caught:
-        await server.service.create_job(CreateJobRequest("acme", job.dataset_id, tenant="other"))
+        await server.service.create_job(CreateJobRequest("acme", job.dataset_id, principal=caller("other")))
     assert caught.value.code is Code.NOT_FOUND
 
 
 async def test_bad_jobs_make_no_row(server: Server) -> None:
     dataset = await server.dataset()
-    good = CreateJobRequest("acme", dataset)
-    broken = await server.service.upload_dataset(in_pieces(b'{"prompt": "a", "completion": "b"}\n{\n\n[]\n{"x": 1}\n'))
+    good = CreateJobRequest("acme", dataset, principal=LOCAL)
+    broken = await server.service.upload_dataset(
+        in_pieces(b'{"prompt": "a", "completion": "b"}\n{\n\n[]\n{"x": 1}\n'), LOCAL
+    )
     bad = [
         (replace(good, name="../acme"), ["name"]),
         (replace(good, spec=TrainSpec(learning_rate=float("nan"), rank=0)), ["rank", "learning_rate"]),
@@ -477,7 +481,7 @@ async def test_bad_jobs_make_no_row(server: Server) -> None:
         with pytest.raises(Error) as caught:
             await server.service.create_job(request)
         assert caught.value.code is Code.NOT_FOUND
-    assert (await server.service.list_jobs()).items == ()
+    assert (await server.service.list_jobs(LOCAL)).items == ()
 
 
 async def test_the_same_key_gives_the_same_job(server: Server, info: EngineInfo, tmp_path: Path) -> None:
@@ -487,7 +491,7 @@ async def test_the_same_key_gives_the_same_job(server: Server, info: EngineInfo,
 
     donor(0.1)
     request = CreateJobRequest(
-        "acme", await server.dataset(), on_top_of=((StackItem("pine", 1.3),), ()), idempotency_key="k"
+        "acme", await server.dataset(), on_top_of=((StackItem("pine", 1.3),), ()), idempotency_key="k", principal=LOCAL
     )
     jobs = await asyncio.gather(*(server.service.create_job(request) for _ in range(3)))
     donor(0.2)  # the name moves on; the call that is sent again means the job that it made
@@ -527,40 +531,40 @@ async def test_rows_name_adapters_that_exist(server: Server) -> None:
     rows = [{**row, "on_top_of": ["nobody"]} for row in ROWS]
     dataset = await server.dataset(rows)  # type: ignore[arg-type]
     with pytest.raises(Error) as caught:
-        await server.service.create_job(CreateJobRequest("acme", dataset))
+        await server.service.create_job(CreateJobRequest("acme", dataset, principal=LOCAL))
     assert caught.value.code is Code.NOT_FOUND
     rows = [{**row, "on_top_of": {"../x": 1, "far": 1e9}} for row in ROWS[:1]]
     dataset = await server.dataset(rows)  # type: ignore[arg-type]
     with pytest.raises(Error) as caught:
-        await server.service.create_job(CreateJobRequest("acme", dataset))
+        await server.service.create_job(CreateJobRequest("acme", dataset, principal=LOCAL))
     assert [v.field for v in caught.value.violations] == ["data[line 1]"] * 2
     assert "on_top_of[0].adapter: " in caught.value.violations[0].description
 
 
 async def test_dataset_reports(server: Server) -> None:
-    dataset = await server.service.upload_dataset(in_pieces(jsonl(ROWS + ROWS[:1])), name="x.jsonl")  # type: ignore[arg-type]
+    dataset = await server.service.upload_dataset(in_pieces(jsonl(ROWS + ROWS[:1])), LOCAL, name="x.jsonl")  # type: ignore[arg-type]
     assert (dataset.rows, dataset.name, dataset.size_bytes) == (13, "x.jsonl", len(jsonl(ROWS + ROWS[:1])))  # type: ignore[arg-type]
-    report = await server.service.validate_dataset(dataset.id, spec=TrainSpec(epochs=2, batch_size=4))
+    report = await server.service.validate_dataset(dataset.id, LOCAL, spec=TrainSpec(epochs=2, batch_size=4))
     assert report.ok
     assert (report.rows, report.duplicates, report.estimated_steps) == (13, 1, 8)
     assert 0 < report.trained_tokens < report.tokens
     lines = b"".join(b"{\n" for _ in range(30))
-    bad = await server.service.upload_dataset(in_pieces(lines))
-    report = await server.service.validate_dataset(bad.id)
+    bad = await server.service.upload_dataset(in_pieces(lines), LOCAL)
+    report = await server.service.validate_dataset(bad.id, LOCAL)
     assert not report.ok
     assert [p.line for p in report.problems] == list(range(1, 21))
     assert report.problems_total == 30
-    empty = await server.service.upload_dataset(in_pieces(b""))
-    report = await server.service.validate_dataset(empty.id)
+    empty = await server.service.upload_dataset(in_pieces(b""), LOCAL)
+    report = await server.service.validate_dataset(empty.id, LOCAL)
     assert [p.line for p in report.problems] == [0]
 
 
 async def test_uploads_are_checked_and_bounded(server: Server, store: Store) -> None:
     with pytest.raises(Error, match="sha256"):
-        await server.service.upload_dataset(in_pieces(b"{}"), sha256="0" * 64)
+        await server.service.upload_dataset(in_pieces(b"{}"), LOCAL, sha256="0" * 64)
     small = TrainingService(replace(server.context, limits=Limits(max_dataset_bytes=10)), JobBoard(store))
     with pytest.raises(Error) as caught:
-        await small.upload_dataset(in_pieces(b"x" * 11))
+        await small.upload_dataset(in_pieces(b"x" * 11), LOCAL)
     assert caught.value.code is Code.RESOURCE_EXHAUSTED
     assert not any(store.state.tmp.iterdir())
 
@@ -604,18 +608,18 @@ async def test_checkpoints_live_as_long_as_the_job_can_go_on(server: Server) -> 
         (command,) = server.backend.trained
         assert Path(command.checkpoint_dir) == folder / paused.id
         (folder / paused.id / "step-00000001").mkdir()
-        await server.service.pause_job(paused.id)
+        await server.service.pause_job(paused.id, LOCAL)
         server.training.waiting.clear()
         await server.training.waiting.wait()
         assert {p.name for p in folder.iterdir()} == {paused.id, cancelled.id}
-        await server.service.cancel_job(cancelled.id)
+        await server.service.cancel_job(cancelled.id, LOCAL)
         assert {p.name for p in folder.iterdir()} == {paused.id}
         loss = Error(Code.FAILED_PRECONDITION, "the loss is not a number")
         server.backend.training = ScriptedTraining(server.training.info, at=2, error=loss)
         failing = await server.job(name="failing")
         assert states(await server.finished(failing))[-1] is JobState.FAILED
         server.backend.training = ScriptedTraining(server.training.info)
-        await server.service.resume_job(paused.id)
+        await server.service.resume_job(paused.id, LOCAL)
         assert states(await server.finished(paused))[-1] is JobState.SUCCEEDED
     (folder / "job-nobody-knows").mkdir()
     await server.runner.recover()
@@ -636,14 +640,14 @@ async def test_field_09_a_job_goes_on_with_the_rows_that_it_began_with(
             server.training.at, server.training.hang = 2, True
             async with server.working():
                 await server.training.waiting.wait()
-                await server.service.pause_job(job.id)
+                await server.service.pause_job(job.id, LOCAL)
                 await server.training.gone.wait()
     server.store.adapters.delete("pine@1", "default")
     assert first.digest not in server.store.collect_orphans()
     encode = text.encode
     monkeypatch.setattr(text, "encode", lambda prompt, **more: encode(f"12:01 {prompt}", **more))
     server.training.hang = False
-    await server.service.resume_job(job.id)
+    await server.service.resume_job(job.id, LOCAL)
     async with server.working():
         assert states(await server.finished(job))[-1] is JobState.SUCCEEDED
     before, after = server.backend.trained
@@ -656,14 +660,14 @@ async def test_kept_rows_that_are_damaged_or_of_another_base_are_made_again(serv
     server.training.at, server.training.hang = 2, True
     async with server.working():
         await server.training.waiting.wait()
-        await server.service.pause_job(job.id)
+        await server.service.pause_job(job.id, LOCAL)
         await server.training.gone.wait()
     kept = server.store.state.jobs / job.id / "rows.msgpack"
     content = bytearray(kept.read_bytes())
     content[-9] ^= 1
     kept.write_bytes(content)
     server.training.hang = False
-    await server.service.resume_job(job.id)
+    await server.service.resume_job(job.id, LOCAL)
     async with server.working():
         assert states(await server.finished(job))[-1] is JobState.SUCCEEDED
     before, after = server.backend.trained

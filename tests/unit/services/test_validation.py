@@ -7,13 +7,14 @@ import math
 
 import pytest
 
+from loramux_server.core.principal import LOCAL
 from loramux_server.core.types import GenerateRequest, Message, SamplingParams, StackItem
 from loramux_server.services.common.checks import context_violation, generate_violations
 from loramux_server.services.common.limits import Limits
 
 NAN, INF = math.nan, math.inf
 VOCAB = 100
-GOOD = GenerateRequest(prompt="hello")
+GOOD = GenerateRequest(prompt="hello", principal=LOCAL)
 
 
 def fields_of(request: GenerateRequest) -> list[str]:
@@ -85,16 +86,19 @@ def test_token_tables_are_checked_entry_by_entry(settings: dict[str, object], fi
 @pytest.mark.parametrize(
     ("request_", "field"),
     [
-        (GenerateRequest(), "prompt"),
-        (GenerateRequest(prompt=""), "prompt"),
-        (GenerateRequest(prompt="a", messages=(Message("user", "b"),)), "prompt"),
-        (GenerateRequest(prompt="lone \ud800 surrogate"), "prompt"),
-        (GenerateRequest(prompt="ä" * (1 << 19) + "x"), "prompt"),
-        (GenerateRequest(messages=(Message("user", "a"), Message("wizard", "b"))), "messages[1].role"),
-        (GenerateRequest(messages=(Message("<|im_end|>", "b"),)), "messages[0].role"),
-        (GenerateRequest(messages=(Message("user", "\udfff"),)), "messages[0].content"),
-        (GenerateRequest(messages=(Message("user", "x" * (1 << 20)), Message("user", "y"))), "messages"),
-        (GenerateRequest(messages=(Message("user", "x"),) * 1025), "messages"),
+        (GenerateRequest(principal=LOCAL), "prompt"),
+        (GenerateRequest(prompt="", principal=LOCAL), "prompt"),
+        (GenerateRequest(prompt="a", messages=(Message("user", "b"),), principal=LOCAL), "prompt"),
+        (GenerateRequest(prompt="lone \ud800 surrogate", principal=LOCAL), "prompt"),
+        (GenerateRequest(prompt="ä" * (1 << 19) + "x", principal=LOCAL), "prompt"),
+        (GenerateRequest(messages=(Message("user", "a"), Message("wizard", "b")), principal=LOCAL), "messages[1].role"),
+        (GenerateRequest(messages=(Message("<|im_end|>", "b"),), principal=LOCAL), "messages[0].role"),
+        (GenerateRequest(messages=(Message("user", "\udfff"),), principal=LOCAL), "messages[0].content"),
+        (
+            GenerateRequest(messages=(Message("user", "x" * (1 << 20)), Message("user", "y")), principal=LOCAL),
+            "messages",
+        ),
+        (GenerateRequest(messages=(Message("user", "x"),) * 1025, principal=LOCAL), "messages"),
         (dataclasses.replace(GOOD, n=0), "n"),
         (dataclasses.replace(GOOD, n=-1), "n"),
         (dataclasses.replace(GOOD, n=17), "n"),
@@ -155,6 +159,7 @@ def test_every_bad_field_is_named_at_once() -> None:
         sampling=SamplingParams(temperature=-1, top_p=0, max_tokens=0),
         stop=("",),
         n=0,
+        principal=LOCAL,
     )
     assert fields_of(request) == [
         "prompt",

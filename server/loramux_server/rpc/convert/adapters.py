@@ -6,6 +6,7 @@ from loramux.v1 import adapters_pb2 as pb
 
 from ...core.compose import ComposeMethod
 from ...core.errors import invalid_field
+from ...core.principal import Principal
 from ...services.adapters.types import AdapterInfo, AdapterVersionInfo, ComposeRequest
 from ...store.records import Composition
 from .common import set_fields, stack_from_proto, stack_to_proto
@@ -31,7 +32,7 @@ METHODS: dict[pb.ComposeMethod.ValueType, ComposeMethod] = {
 _METHOD_NUMBERS = {method: number for number, method in METHODS.items()}
 
 
-def compose_from_proto(request: pb.ComposeAdapterRequest, tenant: str) -> ComposeRequest:
+def compose_from_proto(request: pb.ComposeAdapterRequest, principal: Principal) -> ComposeRequest:
     """A merge as the caller wants it. Raises INVALID_ARGUMENT for a method that there is not."""
     method = METHODS.get(request.method or pb.COMPOSE_METHOD_CAT)
     if method is None:
@@ -41,7 +42,7 @@ def compose_from_proto(request: pb.ComposeAdapterRequest, tenant: str) -> Compos
         adapters=stack_from_proto(request.adapters),
         method=method,
         metadata=dict(request.metadata),
-        tenant=tenant,
+        principal=principal,
         **set_fields(request, ("rank", "density", "seed")),
     )
 

@@ -91,7 +91,7 @@ def job_from_proto(request: pb.CreateJobRequest, call: Call) -> CreateJobRequest
         recipe=request.recipe,
         metadata=dict(request.metadata),
         idempotency_key=request.idempotency_key,
-        tenant=call.tenant,
+        principal=call.principal,
         given=given_in(request.settings),
     )
 

@@ -48,7 +48,7 @@ class ComposeService:
         if violations := [*self._violations(request)]:
             raise invalid(violations)
         async with self._turn:
-            stack = await self._stacks.resolve(request.adapters, request.tenant)
+            stack = await self._stacks.resolve(request.adapters, request.principal.tenant)
             async with temporary_folder(self._store, "compose") as folder:
                 with self._stacks.held(stack):
                     return await self._publish(request, stack, folder / "adapter")
@@ -76,7 +76,7 @@ class ComposeService:
             request.name,
             folder,
             config.rank,
-            lambda: self._store.adapters.publish(request.name, request.tenant, folder, meta),
+            lambda: self._store.adapters.publish(request.name, request.principal.tenant, folder, meta),
         )
 
     def _command(self, request: ComposeRequest, stack: Stack, folder: Path) -> ComposeCommand:

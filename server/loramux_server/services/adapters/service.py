@@ -12,6 +12,7 @@ from typing import BinaryIO
 
 from ...core.encodings import without_mark
 from ...core.errors import Code, Error, invalid, invalid_field
+from ...core.principal import Principal
 from ...core.types import COMPUTED_WITH, AdapterVersion
 from ...host.files import open_regular
 from ...peft.config import CONFIG_FILE, MAX_CONFIG_BYTES
@@ -56,22 +57,22 @@ class AdapterService:
         """Set when versions were deleted: there may be files to collect."""
 
     async def list(
-        self, tenant: str = "default", *, prefix: str = "", page_size: int = 100, page_token: str = ""
+        self, principal: Principal, *, prefix: str = "", page_size: int = 100, page_token: str = ""
     ) -> Page[AdapterInfo]:
         """Adapters in order of name, without ``versions``."""
         tiers = await self._tiers()
-        return await asyncio.to_thread(self._list, tenant, prefix, page_size, page_token, tiers)
+        return await asyncio.to_thread(self._list, principal.tenant, prefix, page_size, page_token, tiers)
 
-    async def get(self, ref: str, tenant: str = "default") -> AdapterInfo:
+    async def get(self, ref: str, principal: Principal) -> AdapterInfo:
         """An adapter with all its versions; with ``name@version`` or ``name@alias``, with that version only."""
         tiers = await self._tiers()
-        return await asyncio.to_thread(self._get, ref, tenant, tiers)
+        return await asyncio.to_thread(self._get, ref, principal.tenant, tiers)
 
     async def upload(
         self,
         name: str,
         chunks: AsyncIterator[tuple[str, bytes]],
-        tenant: str = "default",
+        principal: Principal,
         *,
         files: tuple[FileSpec, ...] = (),
         set_current: bool = True,
@@ -98,28 +99,28 @@ class AdapterService:
                 name,
                 folder,
                 config.rank,
-                lambda: self._store.adapters.publish(name, tenant, folder, meta, promote=set_current),
+                lambda: self._store.adapters.publish(name, principal.tenant, folder, meta, promote=set_current),
             )
         version = await self._version(record)
         for warning in version.warnings:
             log.warning("an uploaded adapter may not be meant", adapter=version.ref, warning=warning)
         return version
 
-    async def download(self, ref: str, tenant: str = "default") -> Download:
+    async def download(self, ref: str, principal: Principal) -> Download:
         """The PEFT folder of a version, its files to be read from the answer's ``chunks``.
 
         Raises DATA_LOSS when weights or configuration are damaged; the version is quarantined then.
         """
-        record = await asyncio.to_thread(self._store.adapters.get_version, ref, tenant)
+        record = await asyncio.to_thread(self._store.adapters.get_version, ref, principal.tenant)
         located, files, lost = await asyncio.to_thread(self._checked_files, record)
         return Download(await self._version(record), files, self._read_files(located, files), lost)
 
-    async def delete(self, ref: str, tenant: str = "default") -> int:
+    async def delete(self, ref: str, principal: Principal) -> int:
         """Delete one version, or with a bare name all of them; gives the number of versions that are gone.
 
         Requests that run finish with what they have; files go when nothing uses them any more.
         """
-        gone = await asyncio.to_thread(self._store.adapters.delete, ref, tenant)
+        gone = await asyncio.to_thread(self._store.adapters.delete, ref, principal.tenant)
         kept = await asyncio.to_thread(self._store.adapters.referenced_digests)
         if any(record.pinned for record in gone):
             async with self._pinning:
@@ -130,41 +131,41 @@ class AdapterService:
         self.deleted.set()
         return len(gone)
 
-    async def set_alias(self, name: str, version: int, tenant: str = "default", *, alias: str = "") -> AdapterInfo:
+    async def set_alias(self, name: str, version: int, principal: Principal, *, alias: str = "") -> AdapterInfo:
         """Make the bare name (or ``name@alias``) mean ``version``, once that version is resident.
 
         0 removes the alias. Raises NOT_FOUND (version, or alias to remove), FAILED_PRECONDITION (quarantined).
         """
         check_name(name)
         if version == 0 and alias:
-            await asyncio.to_thread(self._store.adapters.remove_alias, name, tenant, alias)
-            return await self.get(name, tenant)
+            await asyncio.to_thread(self._store.adapters.remove_alias, name, principal.tenant, alias)
+            return await self.get(name, principal)
         if version < 1:
             hint = "" if version else "; 0 removes an alias, and the name itself cannot be removed but by deleting"
             raise invalid_field("version", f"is {version}; it must be at least 1{hint}")
-        resolved = await asyncio.to_thread(self._store.adapters.resolve, f"{name}@{version}", tenant)
+        resolved = await asyncio.to_thread(self._store.adapters.resolve, f"{name}@{version}", principal.tenant)
         await self._backend.load(resolved)
-        await asyncio.to_thread(self._store.adapters.set_alias, name, version, tenant, alias or LATEST)
-        return await self.get(name, tenant)
+        await asyncio.to_thread(self._store.adapters.set_alias, name, version, principal.tenant, alias or LATEST)
+        return await self.get(name, principal)
 
-    async def pin(self, ref: str, tenant: str = "default") -> AdapterInfo:
+    async def pin(self, ref: str, principal: Principal) -> AdapterInfo:
         """Load a version and keep it resident, also over restarts.
 
         Raises RESOURCE_EXHAUSTED when what is pinned would leave no room for the largest adapter beside it.
         """
         async with self._pinning:
-            version = await asyncio.to_thread(self._store.adapters.resolve, ref, tenant)
+            version = await asyncio.to_thread(self._store.adapters.resolve, ref, principal.tenant)
             await self._backend.load(version)
             await self._backend.keep([*await asyncio.to_thread(self._pinned), version])
-            record = await asyncio.to_thread(self._store.adapters.pin, version.ref, tenant)
-        return await self.get(record.ref, tenant)
+            record = await asyncio.to_thread(self._store.adapters.pin, version.ref, principal.tenant)
+        return await self.get(record.ref, principal)
 
-    async def unpin(self, ref: str, tenant: str = "default") -> AdapterInfo:
+    async def unpin(self, ref: str, principal: Principal) -> AdapterInfo:
         """Let a version be evicted again."""
         async with self._pinning:
-            record = await asyncio.to_thread(self._store.adapters.pin, ref, tenant, False)
+            record = await asyncio.to_thread(self._store.adapters.pin, ref, principal.tenant, False)
             await self._keep_pinned()
-        return await self.get(record.ref, tenant)
+        return await self.get(record.ref, principal)
 
     async def load_pinned(self) -> None:
         """When the engine is up: make resident what is pinned, as much of it as can be.

@@ -6,6 +6,7 @@ import uuid
 
 from ...core.backend import Backend, ScoreCommand
 from ...core.errors import LOGITS_NOT_FINITE, Error
+from ...core.principal import SERVER_TENANT
 from ...core.types import AdapterVersion, Stack, StackEntry
 
 TRIAL_IDS = (0, 1, 2, 3, 4, 5, 6, 7)
@@ -22,6 +23,7 @@ async def is_finite(backend: Backend, version: AdapterVersion) -> bool:
         prompt_ids=TRIAL_IDS[:1],
         continuation_ids=TRIAL_IDS[1:],
         stack=Stack((StackEntry(version),)),
+        tenant=SERVER_TENANT,
     )
     try:
         await backend.score(command)

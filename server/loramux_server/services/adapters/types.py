@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
 from ...core.compose import ComposeMethod
+from ...core.principal import Principal
 from ...core.types import StackItem
 from ...store.records import Composition
 from ..common.types import FileSpec
@@ -87,7 +88,7 @@ class ComposeRequest:
     density: float | None = None
     seed: int | None = None
     metadata: dict[str, str] = field(default_factory=dict)
-    tenant: str = "default"
+    principal: Principal = field(kw_only=True)
 
 
 @dataclass(frozen=True, slots=True)

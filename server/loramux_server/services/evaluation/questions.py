@@ -131,7 +131,7 @@ class Asker:
 
     async def loss(self, question: Question, stack: Stack) -> float:
         """Natural-log loss of the expected answer, summed over its tokens. Raises what the engine raised."""
-        command = ScoreCommand(next(self._ids), question.prompt_ids, question.expected_ids, stack, self._tenant)
+        command = ScoreCommand(next(self._ids), question.prompt_ids, question.expected_ids, stack, tenant=self._tenant)
         async with self._slots:
             return -sum((await self._backend.score(command)).logprobs)
 

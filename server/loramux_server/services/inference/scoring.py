@@ -41,13 +41,13 @@ class Scorer:
             raise invalid(violations)
         async with self._preparation.turn(request.deadline) as deadline:
             prompt_ids, ids = await prepare(lambda: self._encode(request))
-            stack = await self._stacks.resolve(request.adapters, request.tenant)
+            stack = await self._stacks.resolve(request.adapters, request.principal.tenant)
         command = ScoreCommand(
             id=uuid.uuid4().hex,
             prompt_ids=tuple(prompt_ids),
             continuation_ids=tuple(ids),
             stack=active(stack),
-            tenant=request.tenant,
+            tenant=request.principal.tenant,
         )
         with self._stacks.held(stack):
             result = await self._run(request.request_id or command.id, command, stack, deadline, started)

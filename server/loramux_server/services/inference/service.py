@@ -105,7 +105,7 @@ class GenerationService:
                 lambda: encode_prompt(self._text, request.prompt, request.messages, request.continue_final_message)
             )
             check_context(request.prompt, len(ids), self._info.max_context)
-            stack = await self._stacks.resolve(request.adapters, request.tenant)
+            stack = await self._stacks.resolve(request.adapters, request.principal.tenant)
         sampling = self._sampling(request.sampling, room=self._info.max_context - len(ids))
         grammar = None if request.response_format is None else parse_format(request.response_format)
         run = uuid.uuid4().hex
@@ -116,7 +116,7 @@ class GenerationService:
         exact = grammar is not None or request.continue_final_message
         return Prepared(
             request_id=request.request_id or run,
-            tenant=request.tenant,
+            tenant=request.principal.tenant,
             stack=stack,
             prompt_tokens=len(ids),
             commands=tuple(
@@ -125,7 +125,7 @@ class GenerationService:
                     prompt_ids=tuple(ids),
                     stack=active(stack),
                     sampling=replace(sampling, seed=_seed(sampling.seed, i)),
-                    tenant=request.tenant,
+                    tenant=request.principal.tenant,
                     deadline=deadline,
                     grammar=grammar,
                 )

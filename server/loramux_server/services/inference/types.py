@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from ...core.principal import Principal
 from ...core.types import FinishReason, Message, StackEntry, StackItem, TokenLogprob, Usage
 
 
@@ -36,7 +37,7 @@ class ScoreRequest:
     prompt: str | None = None
     messages: tuple[Message, ...] = ()
     adapters: tuple[StackItem, ...] = ()
-    tenant: str = "default"
+    principal: Principal = field(kw_only=True)
     request_id: str = ""
     deadline: float | None = None
     """Seconds on the monotonic clock."""

@@ -9,6 +9,7 @@ from ...core.backend import ScoreCommand
 from ...core.errors import Error, FieldViolation, invalid
 from ...core.jobs import JobState, TrainRow, TrainSpec
 from ...core.notes import Note
+from ...core.principal import SERVER_TENANT
 from ...core.watch import Watch
 from ...data.dataset import Dataset, DatasetReport, Example, counted
 from ...data.masks import render_marked
@@ -181,7 +182,7 @@ class DatasetChecks:
         for attempt in range(2):  # the first one pays for what is done once
             ids = _probe_ids(length, self._info.vocab_size, attempt)
             started = time.monotonic()
-            command = ScoreCommand(f"probe-{attempt}-{time.monotonic_ns()}", ids[:-1], ids[-1:])
+            command = ScoreCommand(f"probe-{attempt}-{time.monotonic_ns()}", ids[:-1], ids[-1:], tenant=SERVER_TENANT)
             try:
                 async with asyncio.timeout(PROBE_SECONDS):
                     await self._backend.score(command)

@@ -10,6 +10,7 @@ from weakref import WeakValueDictionary
 
 from ...core.errors import Code, Error, FieldViolation, invalid
 from ...core.jobs import JobState, TrainSpec
+from ...core.principal import Principal
 from ...core.types import Stack, StackItem
 from ...core.watch import Watch
 from ...store import job_rows
@@ -55,7 +56,7 @@ class TrainingService:
         self._creating: WeakValueDictionary[tuple[str, str], asyncio.Lock] = WeakValueDictionary()
 
     async def upload_dataset(
-        self, chunks: AsyncIterator[bytes], tenant: str = "default", *, name: str = "", sha256: str = ""
+        self, chunks: AsyncIterator[bytes], principal: Principal, *, name: str = "", sha256: str = ""
     ) -> DatasetInfo:
         """Store the bytes of a JSONL file. Rows are counted but not looked at yet; a given ``sha256`` is checked."""
         if utf8_size(name) is None:
@@ -64,14 +65,14 @@ class TrainingService:
             path = folder / "data"
             rows = await receive_file(chunks, path, self._limits.max_dataset_bytes, sha256)
             record = await to_the_end(
-                asyncio.to_thread(self._store.datasets.put, path, tenant, filename=name, rows=rows)
+                asyncio.to_thread(self._store.datasets.put, path, principal.tenant, filename=name, rows=rows)
             )
         return dataset_info(record)
 
     async def validate_dataset(
         self,
         dataset_id: str,
-        tenant: str = "default",
+        principal: Principal,
         *,
         spec: TrainSpec | None = None,
         recipe: str = "",
@@ -84,8 +85,8 @@ class TrainingService:
         spec = spec or TrainSpec()
         if recipe:
             spec = filled_in(spec, recipe, given.__contains__, self._info)
-        spec = await asyncio.to_thread(with_replay, spec, given.__contains__, self._store, tenant)
-        return await self._checks.report(dataset_id, tenant, spec, show, from_line, validation_id)
+        spec = await asyncio.to_thread(with_replay, spec, given.__contains__, self._store, principal.tenant)
+        return await self._checks.report(dataset_id, principal.tenant, spec, show, from_line, validation_id)
 
     async def create_job(self, request: CreateJobRequest) -> JobInfo:
         """Check everything, then queue a job; once this returns, the job survives a crash.
@@ -105,22 +106,22 @@ class TrainingService:
         if not request.idempotency_key:
             return await self._create(request)
         # A call that is sent again while the first still runs waits for the first one's job.
-        lock = self._creating.setdefault((request.tenant, request.idempotency_key), asyncio.Lock())
+        lock = self._creating.setdefault((request.principal.tenant, request.idempotency_key), asyncio.Lock())
         async with lock:
             if (job := await asyncio.to_thread(self._made_before, request, asked.init_from)) is not None:
                 return await self._info_of(job)
             return await self._create(request)
 
-    async def get_job(self, job_id: str, tenant: str = "default") -> JobInfo:
+    async def get_job(self, job_id: str, principal: Principal) -> JobInfo:
         """A job as it stands."""
-        job = await asyncio.to_thread(self._store.jobs.get, job_id, tenant)
+        job = await asyncio.to_thread(self._store.jobs.get, job_id, principal.tenant)
         info = await self._info_of(job)
         answers, replaced = await asyncio.to_thread(self._store.jobs.outcome, job_id)
         return replace(info, answers=answers, replaced=f"{info.name}@{replaced}" if replaced is not None else "")
 
     async def list_jobs(
         self,
-        tenant: str = "default",
+        principal: Principal,
         *,
         states: tuple[JobState, ...] = (),
         name: str = "",
@@ -128,55 +129,58 @@ class TrainingService:
         page_token: str = "",
     ) -> Page[JobInfo]:
         """Jobs, newest first, in one of ``states`` and for adapter ``name`` where these are given."""
-        found, token = await asyncio.to_thread(self._list, tenant, states, name, page_size, page_token)
+        found, token = await asyncio.to_thread(self._list, principal.tenant, states, name, page_size, page_token)
         return Page(await asyncio.to_thread(lambda: tuple(self._view(job) for job in found)), token)
 
-    async def cancel_job(self, job_id: str, tenant: str = "default") -> JobInfo:
+    async def cancel_job(self, job_id: str, principal: Principal) -> JobInfo:
         """Stop a job for good; a running one stops within one micro-step. Cancelled jobs stay cancelled (no error)."""
-        job = await asyncio.to_thread(self._store.jobs.get, job_id, tenant)
+        job = await asyncio.to_thread(self._store.jobs.get, job_id, principal.tenant)
         if job.state is not JobState.CANCELLED:
             # The row first: whatever happens next, the job stays cancelled.
-            job = await self._board.move(job_id, JobState.CANCELLED, message="cancelled by request", tenant=tenant)
+            job = await self._board.move(
+                job_id, JobState.CANCELLED, message="cancelled by request", tenant=principal.tenant
+            )
             self._board.interrupt(job_id)
         return await self._info_of(job)
 
-    async def pause_job(self, job_id: str, tenant: str = "default") -> JobInfo:
+    async def pause_job(self, job_id: str, principal: Principal) -> JobInfo:
         """Stop a job until it is resumed; it goes on from the step that it has come to."""
-        job = await asyncio.to_thread(self._store.jobs.get, job_id, tenant)
+        job = await asyncio.to_thread(self._store.jobs.get, job_id, principal.tenant)
         if job.state is not JobState.PAUSED:
-            job = await self._board.move(job_id, JobState.PAUSED, message="paused by request", tenant=tenant)
+            job = await self._board.move(job_id, JobState.PAUSED, message="paused by request", tenant=principal.tenant)
             self._board.interrupt(job_id)
         return await self._info_of(job)
 
-    async def resume_job(self, job_id: str, tenant: str = "default") -> JobInfo:
+    async def resume_job(self, job_id: str, principal: Principal) -> JobInfo:
         """Queue a paused or failed job again; it goes on from its last checkpoint. A job under way stays as it is.
 
         FAILED_PRECONDITION for a job that was cancelled or has succeeded.
         """
-        job = await asyncio.to_thread(self._store.jobs.get, job_id, tenant)
+        job = await asyncio.to_thread(self._store.jobs.get, job_id, principal.tenant)
         if job.state in (JobState.SUCCEEDED, JobState.CANCELLED):
             raise Error(Code.FAILED_PRECONDITION, f"job {job_id} is {job.state.value} and cannot go on")
         if job.state in (JobState.PAUSED, JobState.FAILED):
-            job = await self._board.move(job_id, JobState.QUEUED, message="resumed by request", tenant=tenant)
+            job = await self._board.move(job_id, JobState.QUEUED, message="resumed by request", tenant=principal.tenant)
         return await self._info_of(job)
 
     async def watch_job(
-        self, job_id: str, tenant: str = "default", *, after_sequence: int = 0
+        self, job_id: str, principal: Principal, *, after_sequence: int = 0
     ) -> AsyncGenerator[JobEvent]:
         """Events after ``after_sequence``: those stored, then live ones; ends after the event with the final state."""
         if after_sequence < 0:
             raise invalid([FieldViolation("after_sequence", f"is {after_sequence}; it must be at least 0")])
-        async with aclosing(self._board.watch(job_id, tenant, after_sequence)) as events:
+        async with aclosing(self._board.watch(job_id, principal.tenant, after_sequence)) as events:
             async for record in events:
                 yield job_event(record)
 
     async def _create(self, request: CreateJobRequest) -> JobInfo:
-        data = await self._load(request.spec, request.tenant, request.dataset_id, request.validation_dataset_id)
-        stacks = await self._stacks.resolve_many(request.on_top_of, request.tenant)
+        tenant = request.principal.tenant
+        data = await self._load(request.spec, tenant, request.dataset_id, request.validation_dataset_id)
+        stacks = await self._stacks.resolve_many(request.on_top_of, tenant)
         start = [[StackItem(request.init_from)]] if request.init_from else []
-        first = await self._stacks.resolve_many(start, request.tenant)
+        first = await self._stacks.resolve_many(start, tenant)
         donors = Stack(tuple(entry for stack in (*first, *stacks) for entry in stack.entries))
-        await self._stacks.resolve_many(data.row_stacks, request.tenant)
+        await self._stacks.resolve_many(data.row_stacks, tenant)
         if violations := [*donor_violations(request, data.row_stacks)]:
             raise invalid(violations)
         kind = kind_of_gate(request.gate, data.validation is not None and not data.by_heart)
@@ -185,7 +189,7 @@ class TrainingService:
         new = NewJob(
             name=request.name,
             dataset_id=request.dataset_id,
-            owner=request.tenant,
+            owner=tenant,
             spec=request.spec,
             validation_dataset_id=request.validation_dataset_id,
             on_top_of=tuple(pinned_items(stack) for stack in stacks),
@@ -234,7 +238,7 @@ class TrainingService:
     def _made_before(self, request: CreateJobRequest, init_from: str) -> JobRecord | None:
         """The job that this idempotency key made. References are compared as they were written: names move on."""
         with self._store.database.read() as connection:
-            row = job_rows.by_key(connection, request.tenant, request.idempotency_key)
+            row = job_rows.by_key(connection, request.principal.tenant, request.idempotency_key)
         if row is None:
             return None
         job = job_rows.record(row)

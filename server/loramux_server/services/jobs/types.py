@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from ...core.jobs import JobState, JudgedRow, TrainEvent, TrainSpec
 from ...core.notes import Note
+from ...core.principal import Principal
 from ...core.types import StackItem
 from ..adapters.types import AdapterVersionInfo
 
@@ -110,7 +111,7 @@ class CreateJobRequest:
     """Named settings for what the caller did not give; empty: none."""
     metadata: dict[str, str] = field(default_factory=dict)
     idempotency_key: str = ""
-    tenant: str = "default"
+    principal: Principal = field(kw_only=True)
     given: frozenset[str] | None = None
     """Names of the settings in ``spec`` that the caller chose; None: all. The others are the server's to choose."""
 
