@@ -1,15 +1,25 @@
-"""How many examples Hypothesis draws: all of them in ``make test-all``, a quarter in ``make test``."""
+"""How much a test tries: everything in ``make test-all``, what finds most faults in ``make test``."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from typing import Any
 
+import pytest
 from hypothesis import settings
 
 ALL = os.environ.get("LORAMUX_TESTS") == "all"
 
 
 def examples(number: int, **more: Any) -> settings:
-    """Settings for up to ``number`` examples without a deadline; ``more`` goes to ``hypothesis.settings``."""
+    """Up to ``number`` examples of Hypothesis without a deadline, or a quarter; ``more`` goes to its ``settings``."""
     return settings(max_examples=number if ALL else -(-number // 4), deadline=None, **more)
+
+
+def few(cases: Iterable[Any], default: int = 1) -> list[Any]:
+    """Cases to parametrize with; those after the first ``default`` are slow. A tuple is a case of several arguments."""
+    return [
+        case if i < default else pytest.param(*(case if isinstance(case, tuple) else (case,)), marks=pytest.mark.slow)
+        for i, case in enumerate(cases)
+    ]

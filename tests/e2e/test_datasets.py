@@ -37,6 +37,7 @@ def test_rows_are_shown_with_what_is_learned(client: Client, tmp_path: Path) -> 
     assert row.text[1].text.endswith("<|im_end|>")
 
 
+@pytest.mark.slow
 def test_time_and_memory_are_told_before_and_after_a_job(client: Client) -> None:
     settings = {"layers": "15-29", "max_steps": 5, "rank": 4, "learning_rate": 1e-3}
     before = client.datasets.validate(ROWS, **settings)
@@ -52,6 +53,7 @@ def test_time_and_memory_are_told_before_and_after_a_job(client: Client) -> None
     assert after.estimated_seconds
 
 
+@pytest.mark.slow
 def test_pairs_teach_what_is_preferred(client: Client, tmp_path: Path) -> None:
     table = tmp_path / "polite.csv"
     with table.open("w", newline="") as file:

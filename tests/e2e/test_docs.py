@@ -10,7 +10,7 @@ import pytest
 from tests.unit.docs.markdown import ROOT, blocks, pages
 from tests.unit.docs.running import run_page
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
 MARKED = [page for page in pages() if any(block.mark == "test: e2e" for block in blocks(page))]
 

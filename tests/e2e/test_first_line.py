@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from loramux_server.telemetry.opening import SILENCE, Opening, wants_json
+from tests.examples import few
 
 from .server_process import environment
 
@@ -35,14 +36,16 @@ def heavy_modules(home: Path, *flags: str) -> tuple[list[str], list[str], int]:
 
 @pytest.mark.parametrize(
     ("flags", "code", "named"),
-    [
-        (("--model", "/no/such/model"), 1, "/no/such/model"),
-        (("--state-dir", "/dev/null/s"), 1, "--state-dir"),
-        (("--listen", "203.0.113.1:1"), 1, "203.0.113.1:1"),
-        (("--metrics-listen", "203.0.113.1:1"), 1, "--metrics-listen"),
-        (("--max-running", "0"), 2, "--max-running"),
-        (("--no-such-flag",), 2, "--no-such-flag"),
-    ],
+    few(
+        [
+            (("--model", "/no/such/model"), 1, "/no/such/model"),
+            (("--state-dir", "/dev/null/s"), 1, "--state-dir"),
+            (("--listen", "203.0.113.1:1"), 1, "203.0.113.1:1"),
+            (("--metrics-listen", "203.0.113.1:1"), 1, "--metrics-listen"),
+            (("--max-running", "0"), 2, "--max-running"),
+            (("--no-such-flag",), 2, "--no-such-flag"),
+        ]
+    ),
 )
 def test_field_c_refusals_import_nothing_heavy(flags: tuple[str, ...], code: int, named: str, tmp_path: Path) -> None:
     fixed = ("--state-dir", str(tmp_path / "s"), "--listen", "127.0.0.1:0", "--metrics-listen", "off")

@@ -191,6 +191,7 @@ def write(tmp_path: Path) -> Callable[[bytes], Path]:
     return to_file
 
 
+@pytest.mark.slow
 def test_what_was_acknowledged_survives_a_kill(
     state_with_base: Callable[[str], Path],
     start_server: Callable[[Path], ServerProcess],

@@ -16,7 +16,7 @@ from tests.tiny import write_model
 
 from .server_process import free_port, server_process
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from loramux_server.store.state_dir import StateDir
 
 from .server_process import free_port, run_server
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from tests.tiny import write_model
 
 from .server_process import ServerProcess, environment, free_port
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 STOPPING = [signal.SIGTERM, signal.SIGINT, signal.SIGHUP]
 
 
@@ -65,8 +65,8 @@ def test_field_c_a_signal_to_the_demo_ends_its_server(number: signal.Signals, tm
     [
         *(("starts", number) for number in STOPPING),
         *(("importing PyTorch", number) for number in STOPPING),
-        pytest.param("loading the base", signal.SIGINT, marks=pytest.mark.slow),
-        pytest.param("reading the GGUF file", signal.SIGINT, marks=pytest.mark.slow),
+        ("loading the base", signal.SIGINT),
+        ("reading the GGUF file", signal.SIGINT),
     ],
 )
 def test_field_22_a_start_is_stopped_at_once_and_quietly(
@@ -97,7 +97,6 @@ def test_nohup_is_respected(tmp_path: Path) -> None:
     assert nohup == plain[:2]
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_field_22_a_closed_terminal_stops_a_job_at_a_checkpoint(tmp_path: Path) -> None:
     """The terminal is gone, so nothing can be said any more; all that SIGTERM does is done all the same."""

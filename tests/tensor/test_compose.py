@@ -170,6 +170,7 @@ def test_what_cancels_out_is_refused(cases: Cases, tmp_path: Path, make_adapter)
     assert not (tmp_path / "none").exists()
 
 
+@pytest.mark.slow
 async def test_in_a_process_of_its_own(cases: Cases, tmp_path: Path) -> None:
     """The same bytes as here, and the same refusals; the front needs no torch for it."""
     stack = cases.stack([("all", 0.7), ("rs", -0.5)])

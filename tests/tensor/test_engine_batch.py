@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from loramux_server.core.backend import TokenEvent
 from tests.engine import Engine, command
-from tests.examples import examples
+from tests.examples import examples, few
 from tests.tensor.engine_cases import STACKS, TOKENS, Case, Cases, check_empty, make_cases
 
 SEEDS = st.integers(0, 2**32 - 1)
@@ -20,7 +20,7 @@ FEW = examples(6, suppress_health_check=[HealthCheck.function_scoped_fixture])
 MANY = examples(20, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
-@pytest.fixture(scope="module", params=["llama", "mistral"])
+@pytest.fixture(scope="module", params=few(["llama", "mistral"]))
 def cases(request, tiny_base, make_adapter, tmp_path_factory) -> Iterator[Cases]:  # type: ignore[no-untyped-def]
     made = make_cases(tiny_base(request.param), tmp_path_factory.mktemp("batch"), make_adapter)
     yield made
@@ -81,10 +81,14 @@ def test_preempted_requests_give_what_they_give_alone(cases: Cases, engines: dic
 
 
 def test_the_engines_are_put_under_the_pressure_they_are_for(cases: Cases, engines: dict[str, Engine]) -> None:
-    for seed in range(3):
+    for seed in range(20):
         try_everywhere(cases, engines, seed)
-    assert engines["few adapters"].runner.bank.evictions > 5
-    assert all(e.scheduler.pages.hit_tokens > 0 for e in engines.values())
+        evictions = engines["few adapters"].runner.bank.evictions
+        if evictions > 5 and all(e.scheduler.pages.hit_tokens > 0 for e in engines.values()):
+            return
+    raise AssertionError(
+        f"{evictions} evictions, prefix hits {[e.scheduler.pages.hit_tokens for e in engines.values()]}"
+    )
 
 
 def test_a_prefix_hit_changes_nothing(cases: Cases, engines: dict[str, Engine]) -> None:

@@ -13,13 +13,14 @@ from torch import Tensor, nn
 from loramux_server.core.settings import EngineSettings
 from loramux_server.model.resident import ResidentBase
 from tests.engine import Engine, check_tokens, command, prompts, stack_of, version_of
+from tests.examples import few
 from tests.oracle import Oracle, load_plain
 
-SHAPES = {"even": {}, "odd": {"head_dim": 12, "intermediate_size": 100}}
+SHAPES = {"odd": {"head_dim": 12, "intermediate_size": 100}, "even": {}}
 """``odd``: outputs of 24, 48 and 100 features, none of which 32 divides; inputs of 48 and 100 stay unquantised."""
 
 
-@pytest.fixture(scope="module", params=list(SHAPES))
+@pytest.fixture(scope="module", params=few(SHAPES))
 def base(request, tiny_base) -> Path:  # type: ignore[no-untyped-def]
     return tiny_base("llama", **SHAPES[request.param])  # type: ignore[no-any-return]
 

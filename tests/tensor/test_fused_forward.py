@@ -23,6 +23,7 @@ def test_which_bases_are_lean(arch: str, dtype: str, tiny_base) -> None:  # type
     assert (base.lean is not None) == (arch in LEAN)
 
 
+@pytest.mark.slow
 def test_the_default_base_is_lean(default_base: Path) -> None:
     base = ResidentBase.load(EngineSettings(device="cpu", dtype="bfloat16"), default_base)
     assert base.lean is not None

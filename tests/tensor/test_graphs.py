@@ -28,6 +28,7 @@ from loramux_server.lora.routing import Routing, Segment, StaticBlock, plan_bloc
 from loramux_server.model import kv
 from loramux_server.model.attention import dense_attention
 from tests.engine import Engine, check_tokens, command
+from tests.examples import few
 from tests.tensor.engine_cases import RANKS, STACKS, Case, Cases, check_empty, make_cases
 from tests.tensor.graph_checks import compute_both_ways
 from tests.tensor.tape import NoCapture, TapeCapture
@@ -84,7 +85,7 @@ def cases(tiny_base, make_adapter, tmp_path_factory) -> Iterator[Cases]:  # type
     made.close()
 
 
-@pytest.mark.parametrize("arch", ["qwen3", "mistral", "gemma3_text", "mixtral"])
+@pytest.mark.parametrize("arch", few(["qwen3", "mistral", "gemma3_text", "mixtral"]))
 def test_mixed_stacks_over_many_steps(arch: str, tiny_base, make_adapter, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     """All kinds of stacks together, requests coming and going: several buckets, each padded and each reused."""
     cases = make_cases(tiny_base(arch), tmp_path, make_adapter)

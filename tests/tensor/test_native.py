@@ -141,7 +141,7 @@ def put(path: Path, data: bytes) -> None:
 CHILD = """
 import sys
 from pathlib import Path
-from loramux_server.lora import native
+from loramux_server.cpu import native
 print(native.build(Path(sys.argv[1])).answer())
 """
 

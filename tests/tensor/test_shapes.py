@@ -24,7 +24,7 @@ from loramux_server.engine.transport.protocol import Output
 from loramux_server.services.inference.choice import ChoiceDecoder
 from loramux_server.text import StopMatcher, TextTokenizer
 from loramux_server.text.response_format import parse_format
-from tests.examples import examples
+from tests.examples import examples, few
 from tests.unit.text.text_models import CONTROL, sentencepiece_folder
 
 SECONDS = 10.0
@@ -84,7 +84,7 @@ class Shaper:
         events.append(output.payload)
 
 
-@pytest.fixture(scope="module", params=["default", "sentencepiece", "sentencepiece-legacy"])
+@pytest.fixture(scope="module", params=few(["default", "sentencepiece", "sentencepiece-legacy"]))
 def shaper(
     request: pytest.FixtureRequest, default_base: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Shaper]:

@@ -11,6 +11,7 @@ from loramux_server.core.jobs import TrainCommand, TrainRow, TrainSpec
 from loramux_server.core.types import BASE
 from loramux_server.training.order import assign_stacks
 from tests.engine import Engine, command, prompts, stack_of, version_of
+from tests.examples import few
 from tests.oracle import Oracle
 from tests.peft_loop import initial_adapter, peft_losses
 
@@ -22,7 +23,7 @@ def rows(count: int, seed: int = 0) -> tuple[TrainRow, ...]:
     return tuple(TrainRow(tuple(t), tuple(i >= len(t) // 2 for i in range(len(t)))) for t in texts)
 
 
-@pytest.fixture(scope="module", params=["llama", "gemma2"])
+@pytest.fixture(scope="module", params=few(["llama", "gemma2"]))
 def setup(request, tiny_base, tmp_path_factory):  # type: ignore[no-untyped-def]
     base = tiny_base(request.param)
     root = tmp_path_factory.mktemp("train")

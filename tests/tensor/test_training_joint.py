@@ -14,6 +14,7 @@ from loramux_server.engine.transport.protocol import AbortCommand
 from loramux_server.training import layers, tasks
 from loramux_server.training.order import assign_stacks
 from tests.engine import Engine, command, prompts, stack_of, version_of
+from tests.examples import few
 from tests.peft_loop import initial_adapter, peft_losses
 
 WIDE = TrainSpec(rank=4, alpha=8, learning_rate=5e-3, max_steps=30, epochs=99, batch_size=4, seed=3)
@@ -88,6 +89,7 @@ def test_three_jobs_in_one_pass_equal_three_peft_loops(
         assert losses(engine, id)[-1] < losses(engine, id)[0]
 
 
+@pytest.mark.slow
 def test_a_job_gets_the_same_alone_and_among_others(engine: Engine, tmp_path: Path, passes, monkeypatch) -> None:  # type: ignore[no-untyped-def]
     """With dropout, evaluations, other numbers of steps, and batches cut into passes anyhow."""
     from loramux_server.training import pace
@@ -162,7 +164,7 @@ def test_jobs_that_start_at_another_layer_have_passes_of_their_own(engine: Engin
     assert all(turns[i : i + 3] != [turns[i]] * 3 for i in range(len(turns) - 4))
 
 
-@pytest.mark.parametrize("arch", ["llama", "gemma2"])
+@pytest.mark.parametrize("arch", few(["llama", "gemma2"]))
 def test_a_job_of_numbers_that_are_none_poisons_no_other(tiny_base, tmp_path: Path, passes, arch: str) -> None:  # type: ignore[no-untyped-def]
     """One job's values overflow at once; the other, in the same passes, goes on as if it was alone."""
     engine = Engine(tiny_base(arch), tmp_path / "state")
@@ -182,6 +184,7 @@ def test_a_job_of_numbers_that_are_none_poisons_no_other(tiny_base, tmp_path: Pa
     engine.close()
 
 
+@pytest.mark.slow
 def test_jobs_come_and_go_between_passes(engine: Engine, tmp_path: Path, passes) -> None:  # type: ignore[no-untyped-def]
     """One joins late, one is paused and resumed, requests are served: all losses are those of undisturbed runs."""
     jobs = {

@@ -21,6 +21,7 @@ from loramux_server.host.failpoints import VARIABLE
 from loramux_server.training import checkpoint, pace, tasks
 from tests.damage import HARMS, flip_bit
 from tests.engine import DEVICE, Engine, command, prompts
+from tests.examples import few
 
 SPEC = TrainSpec(rank=4, alpha=8, learning_rate=5e-3, epochs=2, batch_size=4, seed=3, layers=(1, 2), dropout=0.1)
 """Six steps over twelve rows."""
@@ -85,7 +86,7 @@ def train_in_child(engine: Engine, job: TrainCommand, failpoint: str) -> int | N
 
 @pytest.mark.skipif(DEVICE != "cpu", reason="CUDA does not survive a fork")
 @pytest.mark.parametrize(
-    ("point", "resumes_after"), [("checkpoint.written", 0), ("checkpoint.renamed", 2), ("train.evaluated", 6)]
+    ("point", "resumes_after"), few([("checkpoint.renamed", 2), ("checkpoint.written", 0), ("train.evaluated", 6)])
 )
 def test_killed_and_resumed_equals_uninterrupted(engine: Engine, whole, job, point: str, resumes_after: int) -> None:  # type: ignore[no-untyped-def]
     events, output = whole
@@ -171,7 +172,7 @@ def test_damaged_foreign_and_planted_files_are_passed_over(engine: Engine, whole
 
 
 @pytest.mark.parametrize(
-    "change", [{"rows": rows(12, seed=5)}, {"spec": replace(SPEC, learning_rate=1e-3)}], ids=["rows", "settings"]
+    "change", few([{"rows": rows(12, seed=5)}, {"spec": replace(SPEC, learning_rate=1e-3)}]), ids=["rows", "settings"]
 )
 def test_a_checkpoint_of_another_run_is_not_taken_up(engine: Engine, job, change: dict[str, object]) -> None:  # type: ignore[no-untyped-def]
     made = job("mine")
@@ -182,6 +183,7 @@ def test_a_checkpoint_of_another_run_is_not_taken_up(engine: Engine, job, change
     assert len(losses(again)) == 6
 
 
+@pytest.mark.slow
 def test_a_full_disk_fails_the_job_and_nothing_else(engine: Engine, job, monkeypatch) -> None:  # type: ignore[no-untyped-def]
     """The reason is told, no half checkpoint is left, the one before is kept, and requests go on."""
 
@@ -209,6 +211,7 @@ def test_a_full_disk_fails_the_job_and_nothing_else(engine: Engine, job, monkeyp
     assert engine.train(made)[0].step == 2
 
 
+@pytest.mark.slow
 def test_dropout_does_not_depend_on_how_a_batch_is_split(engine: Engine, whole, job, monkeypatch) -> None:  # type: ignore[no-untyped-def]
     monkeypatch.setattr(pace, "MAX_TOKENS", 1)
     assert losses(engine.train(job("row-by-row"))) == pytest.approx(losses(whole[0]), rel=1e-5)
@@ -217,7 +220,7 @@ def test_dropout_does_not_depend_on_how_a_batch_is_split(engine: Engine, whole, 
 
 
 @pytest.mark.parametrize("name", ["state.json", "state.safetensors"])
-@pytest.mark.parametrize("harm", HARMS.values(), ids=HARMS)
+@pytest.mark.parametrize("harm", few(HARMS.values()), ids=HARMS)
 def test_field_09_checkpoint_that_is_passed_over_is_an_event_with_its_reason(  # type: ignore[no-untyped-def]
     engine: Engine, whole, job, harm: Callable[[Path], None], name: str
 ) -> None:
@@ -269,7 +272,7 @@ def steps(events: list[TrainEvent]) -> list[int]:
 
 
 @pytest.mark.skipif(DEVICE != "cpu", reason="CUDA does not survive a fork")
-@pytest.mark.parametrize("stored", [0, 1, 2, 3, 4, 6])
+@pytest.mark.parametrize("stored", few([1, 0, 2, 3, 4, 6]))
 def test_field_19_steps_are_told_once_whatever_was_stored(engine: Engine, whole, job, stored: int) -> None:  # type: ignore[no-untyped-def]
     """The process dies with a checkpoint after step 2, and the front has stored more, or less, of what it reported."""
     interrupted = job(f"stored-{stored}")

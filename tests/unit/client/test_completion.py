@@ -8,6 +8,8 @@ import sys
 
 import pytest
 
+from tests.examples import few
+
 from .fake import Fake
 
 COMPLETE = "from loramux.cli.app import app; app(prog_name='loramux')"
@@ -33,15 +35,18 @@ def offered(line: str, address: str = "") -> list[str]:
 
 @pytest.mark.parametrize(
     ("line", "expected"),
-    [
-        ("loramux adapters show ", ["acme", "birch", "cedar"]),
-        ("loramux generate hi -a ", ["acme", "birch", "cedar"]),
-        ("loramux jobs watch ", ["job-1"]),
-        ("loramux train --recipe ", ["facts", "style"]),
-        ("loramux serve --cpu-w", ["--cpu-weights"]),
-        ("loramux serve --cpu-weights ", ["auto", "packed", "unpacked"]),
-        ("loramux config show --metrics-l", ["--metrics-listen"]),
-    ],
+    few(
+        [
+            ("loramux adapters show ", ["acme", "birch", "cedar"]),
+            ("loramux generate hi -a ", ["acme", "birch", "cedar"]),
+            ("loramux jobs watch ", ["job-1"]),
+            ("loramux train --recipe ", ["facts", "style"]),
+            ("loramux serve --cpu-w", ["--cpu-weights"]),
+            ("loramux serve --cpu-weights ", ["auto", "packed", "unpacked"]),
+            ("loramux config show --metrics-l", ["--metrics-listen"]),
+        ],
+        2,
+    ),
 )
 def test_field_c_completion_knows_names_and_flags(fake: Fake, line: str, expected: list[str]) -> None:
     assert offered(line, fake.address) == expected

@@ -105,6 +105,7 @@ print(alone > 5 * crowded, again > 5 * crowded, alone, crowded, again)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one processor: libgomp never spins")
 def test_field_04_a_sleeping_team_ends_the_spinning_of_the_others() -> None:
     """Told by processor time: a thread that waits without end for the next operation spins all the while."""

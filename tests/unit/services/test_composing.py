@@ -22,6 +22,7 @@ from loramux_server.services.common.context import Context
 from loramux_server.store.maintenance.doctor import examine
 from loramux_server.store.records import AdapterMeta, Composition
 from loramux_server.store.store import Store
+from tests.examples import few
 from tests.unit.services import compose_child
 
 from .adapter_files import write_adapter
@@ -151,13 +152,16 @@ async def test_a_merge_that_fails_half_way_leaves_nothing(
 
 @pytest.mark.parametrize(
     ("point", "there"),
-    [
-        ("compose.written", False),
-        ("compose.before_publish", False),
-        ("blob.renamed", False),
-        ("publish.before_commit", False),
-        ("publish.committed", True),
-    ],
+    few(
+        [
+            ("publish.committed", True),
+            ("publish.before_commit", False),
+            ("compose.written", False),
+            ("compose.before_publish", False),
+            ("blob.renamed", False),
+        ],
+        2,
+    ),
 )
 def test_a_merge_survives_kill(tmp_path: Path, info: EngineInfo, point: str, there: bool) -> None:
     """Whole or absent; nothing is left of it; the caller who got no answer asks again and gets one version."""

@@ -77,6 +77,7 @@ def test_sparklines(values: list[float], width: int, expected: str) -> None:
     assert sparkline(values, width) == expected
 
 
+@pytest.mark.slow
 def test_field_c_a_picture_needs_no_home_folder(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     code = (

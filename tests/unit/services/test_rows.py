@@ -23,6 +23,7 @@ from loramux_server.services.common.workers import compute
 from loramux_server.services.datasets import reader as rows
 from loramux_server.services.datasets.reader import LARGE, read_rows
 from loramux_server.text import TextTokenizer
+from tests.examples import few
 
 CHAT = [{"role": "user", "content": "Where is 東?"}, {"role": "assistant", "content": "Here 🙂."}]
 
@@ -41,16 +42,18 @@ def read(path: Path, text: TextTokenizer, watch: Watch = UNWATCHED, **limits: in
 
 @pytest.mark.parametrize(
     "kinds",
-    [
+    few(
         [
-            {"messages": CHAT, "on_top_of": {"acme": 1.5}},
-            {"prompt": "a", "completion": "b", "on_top_of": []},
-            {"text": "word " * 300},
-            {"x": "\ud800"},
-        ],
-        [{"prompt": "Where is it?", "chosen": " Here.", "rejected": " There."}],
-        [{"x": 1}],
-    ],
+            [
+                {"messages": CHAT, "on_top_of": {"acme": 1.5}},
+                {"prompt": "a", "completion": "b", "on_top_of": []},
+                {"text": "word " * 300},
+                {"x": "\ud800"},
+            ],
+            [{"prompt": "Where is it?", "chosen": " Here.", "rejected": " There."}],
+            [{"x": 1}],
+        ]
+    ),
     ids=["rows", "pairs", "bad"],
 )
 def test_field_01_a_process_finds_what_is_found_here(tmp_path: Path, text: TextTokenizer, kinds: list[Any]) -> None:

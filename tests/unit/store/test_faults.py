@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-_LONG = ("job", "backup", "restore")
+from tests.examples import few
+
 SOURCE = Path(__file__).with_name("faults.c")
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="preloads a library"),
@@ -26,10 +27,8 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made
 
 
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO], ids=errno.errorcode.get)
-@pytest.mark.parametrize(
-    "action", ["publish", "alias", "delete", *(pytest.param(a, marks=pytest.mark.slow) for a in _LONG)]
-)
+@pytest.mark.parametrize("number", few([errno.ENOSPC, errno.EIO]), ids=errno.errorcode.get)
+@pytest.mark.parametrize("action", few(["publish", "alias", "delete", "job", "backup", "restore"]))
 def test_any_step_may_fail(library: Path, tmp_path: Path, action: str, number: int) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "tests.unit.store.fault_child", str(tmp_path), action, str(number)],
