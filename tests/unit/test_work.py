@@ -12,9 +12,9 @@ from types import FrameType
 from typing import Any
 
 import pytest
-from loramux._rows.other_tools.json_rows import json_rows
 
 from loramux import LoramuxError
+from loramux._rows.json_rows import json_rows
 from loramux._wire.files import upload_dataset
 from loramux.convert import convert
 from loramux.v1 import inference_pb2 as pb

@@ -6,14 +6,15 @@ import grpc
 import pytest
 
 import loramux
-from loramux import AsyncClient, Client, _watch
+from loramux import AsyncClient, Client
+from loramux._wire import watch
 
 from .fake import FAILED, RUNNING, SUCCEEDED, Fake, moved, step, version
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_watch.random, "uniform", lambda a, b: 0.01)
+    monkeypatch.setattr(watch.random, "uniform", lambda a, b: 0.01)
 
 
 def succeed(fake: Fake) -> None:
@@ -73,7 +74,7 @@ def test_other_errors_end_the_watch(fake: Fake, client: Client) -> None:
 
 
 def test_a_server_that_stays_away_ends_the_watch(fake: Fake, client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_watch, "PATIENCE", -1.0)
+    monkeypatch.setattr(watch, "PATIENCE", -1.0)
     fake.watches = [[grpc.StatusCode.UNAVAILABLE]]
     with pytest.raises(loramux.Unavailable):
         list(client.jobs.get("job-1").events())

@@ -6,12 +6,13 @@ import json
 
 import pytest
 
-from loramux import InvalidArgument, StackItem, _requests, _stacks
+from loramux import InvalidArgument, StackItem
+from loramux._wire import requests, stacks
 from loramux.v1 import training_pb2
 
 
 def spelled(adapters: object) -> list[tuple[str, float | None]]:
-    found = _stacks.stack(adapters)  # type: ignore[arg-type]
+    found = stacks.stack(adapters)  # type: ignore[arg-type]
     return [(e.adapter, e.weight if e.HasField("weight") else None) for e in found]
 
 
@@ -63,21 +64,21 @@ def test_a_stack_that_is_none_is_refused_by_its_place(adapters: object, field: s
     ],
 )
 def test_one_stack_underneath_or_several(on_top_of: object, expected: list[list[str]]) -> None:
-    assert [[e.adapter for e in entries] for entries in _stacks.stacks(on_top_of)] == expected  # type: ignore[arg-type]
+    assert [[e.adapter for e in entries] for entries in stacks.stacks(on_top_of)] == expected  # type: ignore[arg-type]
 
 
 def test_a_mix_of_names_and_stacks_underneath_is_refused() -> None:
     with pytest.raises(InvalidArgument, match="on_top_of"):
-        _stacks.stacks(["acme", ["formal"]])
+        stacks.stacks(["acme", ["formal"]])
 
 
 def test_what_is_left_out_is_not_sent() -> None:
-    request = _requests.generate("hi", None, None, {"temperature": 0.0, "seed": None, "logprobs": 0})
+    request = requests.generate("hi", None, None, {"temperature": 0.0, "seed": None, "logprobs": 0})
     assert {f.name for f, _ in request.ListFields()} == {"prompt", "temperature", "logprobs"}
 
 
 def test_a_chat_and_all_options_become_a_request() -> None:
-    request = _requests.generate(
+    request = requests.generate(
         None,
         [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "x", "weight": 0}],
         {"acme": 0.5},
@@ -112,21 +113,21 @@ def test_a_chat_and_all_options_become_a_request() -> None:
     ],
 )
 def test_each_shape_of_answer(shape: dict[str, object], kind: str) -> None:
-    message = _requests.response_format(shape)
+    message = requests.response_format(shape)
     assert message is not None
     assert message.WhichOneof("format") == kind
 
 
 def test_a_schema_is_written_in_either_way() -> None:
     schema = {"type": "object", "properties": {"type": {"const": "a"}}}
-    short = _requests.response_format({"json_schema": schema})
-    assert short == _requests.response_format({"type": "json_schema", "json_schema": {"schema": schema}})
+    short = requests.response_format({"json_schema": schema})
+    assert short == requests.response_format({"type": "json_schema", "json_schema": {"schema": schema}})
     assert short is not None
     assert json.loads(short.json_schema) == schema
 
 
 def test_text_is_no_shape() -> None:
-    request = _requests.generate("hi", None, None, {"response_format": {"type": "text"}})
+    request = requests.generate("hi", None, None, {"response_format": {"type": "text"}})
     assert not request.HasField("response_format")
 
 
@@ -155,7 +156,7 @@ def test_what_no_message_can_say_is_refused_by_name(
     prompt: str | None, messages: list[dict[str, object]] | None, options: dict[str, object], field: str
 ) -> None:
     with pytest.raises(InvalidArgument) as caught:
-        _requests.generate(prompt, messages, None, options)
+        requests.generate(prompt, messages, None, options)
     assert [v.field for v in caught.value.violations] == [field]
 
 
@@ -164,18 +165,18 @@ def test_what_no_message_can_say_is_refused_by_name(
     [("15-17", [15, 16, 17]), ("4, 0,2-3", [0, 2, 3, 4]), ("7", [7]), ([3, 1], [3, 1])],
 )
 def test_layers(layers: str | list[int], expected: list[int]) -> None:
-    assert list(_requests.train_settings({"layers": layers}).layers) == expected
+    assert list(requests.train_settings({"layers": layers}).layers) == expected
 
 
 @pytest.mark.parametrize("layers", ["", "a", "3-1", "1-", "-1", "0-999999999", [], [-(1 << 40)]])
 def test_layers_that_are_none(layers: object) -> None:
     with pytest.raises(InvalidArgument, match="layers"):
-        _requests.train_settings({"layers": layers})
+        requests.train_settings({"layers": layers})
 
 
 def test_gates() -> None:
     def gate(value: object) -> training_pb2.Gate:
-        request = _requests.create_job(
+        request = requests.create_job(
             "acme",
             on_top_of=None,
             init_from=None,
@@ -199,14 +200,14 @@ def test_gates() -> None:
 
 
 def test_states_by_their_words() -> None:
-    assert _requests.job_states(["running"]) == [training_pb2.JOB_STATE_RUNNING]
+    assert requests.job_states(["running"]) == [training_pb2.JOB_STATE_RUNNING]
     with pytest.raises(InvalidArgument, match="succeeded"):
-        _requests.job_states(["done"])
+        requests.job_states(["done"])
 
 
 def test_field_37_continue_final_message_reaches_every_request() -> None:
     chat = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "It is"}]
-    assert _requests.generate(None, chat, None, {"continue_final_message": True}).continue_final_message
-    assert _requests.score(None, chat, " open", None, True).continue_final_message
-    assert _requests.tokenize(None, chat, True).continue_final_message
-    assert not _requests.tokenize(None, chat).continue_final_message
+    assert requests.generate(None, chat, None, {"continue_final_message": True}).continue_final_message
+    assert requests.score(None, chat, " open", None, True).continue_final_message
+    assert requests.tokenize(None, chat, True).continue_final_message
+    assert not requests.tokenize(None, chat).continue_final_message

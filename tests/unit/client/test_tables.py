@@ -11,9 +11,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from loramux._rows.other_tools.encodings import delimiter_of
 
-from loramux import Client, InvalidArgument, _tables
+from loramux import Client, InvalidArgument
+from loramux._rows import tables
+from loramux._rows.encodings import delimiter_of
 from loramux._wire.files import upload_dataset
 
 from .fake import Fake
@@ -125,7 +126,7 @@ REFUSED: list[tuple[str, bytes | dict[str, Any], str]] = [
 def test_files_that_lie_are_refused(
     name: str, content: bytes | dict[str, Any], complaint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_tables, "MAX_CELL", 100)
+    monkeypatch.setattr(tables, "MAX_CELL", 100)
     path = tmp_path / name
     if isinstance(content, bytes):
         path.write_bytes(content)
@@ -142,7 +143,7 @@ def test_a_small_file_of_giant_rows_stops_at_the_limit(tmp_path: Path, monkeypat
     column = pa.DictionaryArray.from_arrays(pa.array([0] * 20_000, pa.int32()), pa.array(["x" * 100_000]))
     path = parquet(tmp_path / "bomb.parquet", {"text": column}, compression="zstd")
     assert path.stat().st_size < 1 << 20
-    monkeypatch.setattr(_tables, "MAX_BYTES", 32 << 20)
+    monkeypatch.setattr(tables, "MAX_BYTES", 32 << 20)
     tracemalloc.start()
     with pytest.raises(InvalidArgument, match="holds more than 32 MiB of rows; split it"):
         upload_dataset(path)
