@@ -60,7 +60,7 @@ class Engine:
 
     def add(self, id: str, *digests: str, tenant: str = "t") -> Sequence:
         sampling = SamplingParams(max_tokens=TOKENS)
-        seq = Sequence(id, [hash(id) % 99, 2, 3], 3, stack_of(*digests), sampling, 0, tenant, tenant="default")
+        seq = Sequence(id, [hash(id) % 99, 2, 3], 3, stack_of(*digests), sampling, 0, tenant)
         self.scheduler.add(seq)
         self.desk.expect(seq)
         return seq

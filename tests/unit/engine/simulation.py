@@ -38,7 +38,7 @@ def sequence(
 ) -> Sequence:
     tokens = list(range(prompt)) if isinstance(prompt, int) else list(prompt)
     sampling = SamplingParams(max_tokens=max_tokens)
-    return Sequence(id, tokens, len(tokens), stack, sampling, 0, tenant, deadline, score_from, tenant="default")
+    return Sequence(id, tokens, len(tokens), stack, sampling, 0, tenant, deadline, score_from)
 
 
 def stack_of(*entries: tuple[str, int, float]) -> Stack:

@@ -30,7 +30,7 @@ class Sequence:
     stack: Stack
     sampling: SamplingParams
     seed: int
-    tenant: str = field(kw_only=True)
+    tenant: str
     deadline: float | None = None
     score_from: int | None = None
     """Set on a scoring request: log-probabilities are wanted of the tokens from this position on."""
