@@ -20,7 +20,7 @@ from loramux_server.core.types import BASE, AdapterVersion, FinishReason, Sampli
 from loramux_server.engine.build import build_engine
 from loramux_server.engine.transport.protocol import Command, Failure, Output, command_id
 from loramux_server.model.base.quantize import prepare
-from loramux_server.training.tasks import make_tasks
+from loramux_server.training.job_scheduler import make_job_scheduler
 
 DEVICE: Any = os.environ.get("LORAMUX_TEST_DEVICE", "cpu")
 """Where these engines compute: LORAMUX_TEST_DEVICE=cuda takes most of tests/tensor to a GPU."""
@@ -48,7 +48,7 @@ class Engine:
         chosen = EngineSettings(model=str(folder), state_dir=str(state_dir), device=DEVICE, dtype="float32", **ROOM)
         self.loop, self.info = build_engine(
             replace(chosen, **settings),  # type: ignore[arg-type]
-            make_tasks,
+            make_job_scheduler,
             lambda tenant: tenant.encode(),
             self._take,
             lambda step, fraction: None,

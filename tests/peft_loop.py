@@ -13,8 +13,8 @@ from torch.nn.functional import cross_entropy, logsigmoid
 from loramux_server.core.jobs import TrainRow, TrainSpec
 from loramux_server.lora.trainable import TrainableAdapter
 from loramux_server.model.resident import ResidentBase
-from loramux_server.training.order import Order
-from loramux_server.training.targets import target_modules
+from loramux_server.training.schedule import Schedule
+from loramux_server.training.setup import target_modules
 from tests.oracle import StackSpec, load_plain
 
 SMALL = TrainSpec(rank=2, alpha=4)
@@ -101,7 +101,7 @@ class PeftLoop:
         """Train, and give the loss of each step."""
         spec = self.spec
         optimizer = torch.optim.AdamW(self.weights, betas=(spec.beta1, spec.beta2), weight_decay=spec.weight_decay)
-        order = Order(spec, len(data))
+        order = Schedule(spec, len(data))
         losses = []
         for step in range(order.total_steps):
             batch = order.batch(step)

@@ -19,7 +19,7 @@ from loramux_server.lora.bank import LoraPair
 from loramux_server.model.resident import ResidentBase
 from loramux_server.peft.folder import write_folder
 from loramux_server.training.checkpoint import TENSORS_FILE
-from loramux_server.training.tasks import make_tasks
+from loramux_server.training.job_scheduler import make_job_scheduler
 
 from ..processes import peak_bytes, reset_peak
 from ..train_job import Steps, TrainJob, TrainResult
@@ -78,7 +78,7 @@ def run_direct(job: TrainJob) -> TrainResult:
         threads=job.threads,
     )
     base = ResidentBase.load(settings, Path(job.base))
-    jobs = make_tasks(base, job.activation_memory)
+    jobs = make_job_scheduler(base, job.activation_memory)
     checkpoints, adapters = scratch / "checkpoints", scratch / "adapters"
     for folder in (checkpoints, adapters):
         folder.mkdir(parents=True)

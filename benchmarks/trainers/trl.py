@@ -26,7 +26,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
 from loramux_server.core.jobs import TrainRow
-from loramux_server.training.order import Order
+from loramux_server.training.schedule import Schedule
 
 from ..processes import peak_bytes, reset_peak
 from ..systems.generate import settle
@@ -38,7 +38,7 @@ def run_trl(job: TrainJob) -> TrainResult:
     """Train the first file of a job."""
     torch.set_num_threads(job.threads)
     rows = load_rows(job.base, job.data[0])
-    order = Order(job.spec, len(rows))
+    order = Schedule(job.spec, len(rows))
     trainer = _trainer(job, rows, order)
     lengths = [[len(rows[i].input_ids) for i in order.batch(step)] for step in range(order.total_steps)]
     watch = _Watch(trainer, job.every, Path(job.scratch), time.perf_counter())
@@ -64,7 +64,7 @@ def run_trl(job: TrainJob) -> TrainResult:
 class _Ordered(SFTTrainer):
     """Learning rates by the given order, whatever the trainer's own schedule is."""
 
-    order: Order
+    order: Schedule
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         peak = self.order.spec.learning_rate
@@ -72,7 +72,7 @@ class _Ordered(SFTTrainer):
         return self.lr_scheduler
 
 
-def _trainer(job: TrainJob, rows: tuple[TrainRow, ...], order: Order) -> SFTTrainer:
+def _trainer(job: TrainJob, rows: tuple[TrainRow, ...], order: Schedule) -> SFTTrainer:
     spec = job.spec
     batches = [order.batch(step) for step in range(order.total_steps)]
     if any(len(batch) != spec.batch_size for batch in batches):

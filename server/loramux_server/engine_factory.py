@@ -49,9 +49,9 @@ def build(settings: EngineSettings, secret: bytes, emit: Emit, progress: Progres
     if may_spin():
         spinning.control(settings.threads or torch.get_num_threads())
     from .engine.build import build_engine
-    from .training.tasks import make_tasks
+    from .training.job_scheduler import make_job_scheduler
 
     def salt(tenant: str) -> bytes:
         return hashlib.blake2b(tenant.encode(), key=secret, digest_size=16).digest()
 
-    return build_engine(settings, make_tasks, salt, emit, progress, prepared)
+    return build_engine(settings, make_job_scheduler, salt, emit, progress, prepared)

@@ -13,8 +13,8 @@ import torch
 from loramux_server.core.jobs import TrainCommand, TrainEvent, TrainRow, TrainSpec
 from loramux_server.peft.folder import read_folder
 from loramux_server.services.evaluation.gate import Gate, failed_because
-from loramux_server.training import evaluate, tasks
-from loramux_server.training.order import assign_stacks
+from loramux_server.training import evaluation, job_scheduler
+from loramux_server.training.schedule import assign_stacks
 from tests.engine import Engine, prompts, stack_of, version_of
 from tests.examples import few
 from tests.peft_loop import PeftLoop, initial_adapter
@@ -143,13 +143,13 @@ def test_field_08_a_version_that_did_not_change_is_no_better(engine: Engine, tmp
 def test_a_reference_is_computed_once(engine: Engine, tmp_path: Path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
     """Five epochs and two evaluations: each pair goes through the model without the adapter once."""
     seen: list[TrainRow] = []
-    score = evaluate.score
+    row_logprobs = evaluation.row_logprobs
 
-    def watched(base, parts):  # type: ignore[no-untyped-def]
-        seen.extend(row for part in parts if part.adapter is None for row in part.rows)
-        return score(base, parts)
+    def watched(base, jobs):  # type: ignore[no-untyped-def]
+        seen.extend(row for job in jobs if job.adapter is None for row in job.rows)
+        return row_logprobs(base, jobs)
 
-    monkeypatch.setattr(evaluate, "score", watched)
+    monkeypatch.setattr(evaluation, "row_logprobs", watched)
     data, held_out = pairs(6), pairs(2, seed=1)
     spec = replace(SPEC, max_steps=10, eval_steps=5)
     engine.train(TrainCommand("once", spec, data, held_out, output=str(tmp_path / "once")))
@@ -168,13 +168,13 @@ def test_beside_a_job_of_the_other_kind(engine: Engine, tmp_path: Path, monkeypa
         job.job_id: engine.train(replace(job, job_id=f"{job.job_id}-alone", output=f"{job.output}-alone"))
         for job in (dpo, sft)
     }
-    passes, run_pass = [], tasks.run_pass
+    passes, accumulate = [], job_scheduler.accumulate_gradients
 
-    def watched(base, picked):  # type: ignore[no-untyped-def]
-        passes.append(len(picked))
-        yield from run_pass(base, picked)
+    def watched(base, selection):  # type: ignore[no-untyped-def]
+        passes.append(len(selection))
+        yield from accumulate(base, selection)
 
-    monkeypatch.setattr(tasks, "run_pass", watched)
+    monkeypatch.setattr(job_scheduler, "accumulate_gradients", watched)
     (tmp_path / "checkpoints").mkdir()
     dpo = replace(dpo, checkpoint_dir=str(tmp_path / "checkpoints"))
     engine.submit(dpo, sft)

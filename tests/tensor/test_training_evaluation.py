@@ -11,8 +11,9 @@ import torch
 
 from loramux_server.core.jobs import TrainCommand, TrainEvent, TrainRow, TrainSpec
 from loramux_server.lora.routed_linear import LinearGroup
-from loramux_server.training import pace, tasks
-from loramux_server.training.selftest import gradient_fault
+from loramux_server.training import job_scheduler
+from loramux_server.training.gradient_check import gradient_fault
+from loramux_server.training.micro_batch_size import MicroBatchSizer
 from tests.engine import Engine, prompts, version_of
 
 SPEC = TrainSpec(rank=4, alpha=8, learning_rate=5e-3, epochs=3, batch_size=4, seed=3, layers=(1, 2))
@@ -106,15 +107,15 @@ def test_out_of_memory_is_tried_again_in_smaller_parts(engine: Engine, tmp_path:
     data = rows(8)
     name = type(error).__name__
     quiet = of(engine.train(TrainCommand(f"quiet{name}", SPEC, data, output=str(tmp_path / "quiet"))), "step")
-    run_pass, sizes = tasks.run_pass, []
+    accumulate, sizes = job_scheduler.accumulate_gradients, []
 
-    def tight(base, picked):  # type: ignore[no-untyped-def]
-        sizes.append(sum(sum(batch.part(indices).lengths) for batch, indices in picked))
+    def tight(base, selection):  # type: ignore[no-untyped-def]
+        sizes.append(sum(sum(batch.job_rows(indices).lengths) for batch, indices in selection))
         if sizes[-1] > 50:
             raise error
-        yield from run_pass(base, picked)
+        yield from accumulate(base, selection)
 
-    monkeypatch.setattr(tasks, "run_pass", tight)
+    monkeypatch.setattr(job_scheduler, "accumulate_gradients", tight)
     events = engine.train(TrainCommand(f"tight{name}", SPEC, data, output=str(tmp_path / "tight")))
     assert [e.metrics["loss"] for e in of(events, "step")] == pytest.approx(
         [e.metrics["loss"] for e in quiet], rel=1e-5
@@ -130,7 +131,7 @@ def test_out_of_memory_again_fails_the_job_and_nothing_else(engine: Engine, tmp_
     def out(*args, **kwargs):  # type: ignore[no-untyped-def]
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(tasks, "run_pass", out)
+    monkeypatch.setattr(job_scheduler, "accumulate_gradients", out)
     engine.run(TrainCommand("out", SPEC, rows(8), output=str(tmp_path / "out")))
     failure = engine.failure("out")
     assert failure is not None
@@ -142,17 +143,17 @@ def test_out_of_memory_again_fails_the_job_and_nothing_else(engine: Engine, tmp_
 
 def test_a_loss_that_is_no_number_keeps_the_state_before(engine: Engine, tmp_path: Path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
     (tmp_path / "checkpoints").mkdir()
-    real, calls = tasks.run_pass, 0
+    real, calls = job_scheduler.accumulate_gradients, 0
 
-    def broken(base, picked):  # type: ignore[no-untyped-def]
+    def broken(base, selection):  # type: ignore[no-untyped-def]
         nonlocal calls
         calls += 1
-        yield from real(base, picked)
+        yield from real(base, selection)
         if calls == 4:
-            ((batch, _),) = picked
+            ((batch, _),) = selection
             batch.run.adapter.flat()[0].grad[0, 0] = float("nan")
 
-    monkeypatch.setattr(tasks, "run_pass", broken)
+    monkeypatch.setattr(job_scheduler, "accumulate_gradients", broken)
     command = TrainCommand("nan", SPEC, rows(8), output=str(tmp_path / "out"))
     command = replace(command, checkpoint_dir=str(tmp_path / "checkpoints"))
     engine.run(command)
@@ -194,7 +195,7 @@ def test_an_engine_without_gradients_serves_and_refuses_jobs(tiny_base, tmp_path
     engine.close()
 
 
-def test_pieces_get_smaller() -> None:
-    found = pace.Pace(1)
-    found.shrink(50)
+def test_micro_batches_get_smaller() -> None:
+    found = MicroBatchSizer(1)
+    found.limit(50)
     assert list(found.split([0, 1, 2, 3], [30, 15, 30, 30])) == [[0, 1], [2], [3]]

@@ -1,4 +1,4 @@
-"""The loss at learned tokens: the model's own logits, in bounded memory, with exact gradients."""
+"""The log-probabilities of loss tokens: the model's own logits, in bounded memory, with exact gradients."""
 
 from __future__ import annotations
 
@@ -15,9 +15,11 @@ from loramux_server.lora.bank import AdapterBank
 from loramux_server.model.attention import PackedAttention
 from loramux_server.model.resident import ResidentBase
 from loramux_server.training import head
+from loramux_server.training.frozen_model import FrozenModel
 from loramux_server.training.head import token_logprobs
-from loramux_server.training.layers import LayerPlan, Walk, complete
-from loramux_server.training.step import Pass, RowRunner, Rows
+from loramux_server.training.layerwise import ActivationPolicy, LayerwisePass
+from loramux_server.training.micro_batch import JobRows, MicroBatch
+from loramux_server.training.work import run_to_end
 from tests.engine import prompts
 from tests.peft_loop import SMALL, initial_adapter
 from tests.tiny import ARCHITECTURES
@@ -36,8 +38,8 @@ def test_body_and_head_are_the_model(tiny_base, tmp_path: Path, arch: str) -> No
     with torch.no_grad():
         base.lean = None
         expected = base.forward(positions, PackedAttention([len(ids)], base.device), None, positions, ids=ids)
-        walk = Walk(base, positions, PackedAttention([len(ids)], base.device), None, base.embed(ids))
-        hidden = walk.finish(complete(walk.up(walk.entry, 0, len(base.layers))))
+        layers = LayerwisePass(base, [len(ids)], None, base.embed(ids))
+        hidden = layers.final_hidden(run_to_end(layers.forward(layers.input, 0, len(base.layers))))
         assert torch.allclose(base.logits(hidden), expected, rtol=1e-5, atol=1e-5)
 
 
@@ -53,14 +55,14 @@ def test_chunks_give_the_loss_and_the_gradient_of_the_whole(monkeypatch: pytest.
     def model(x: torch.Tensor) -> torch.Tensor:
         return 5 * torch.tanh(x @ weight.T / 5)
 
-    found = complete(token_logprobs(hidden.detach(), targets, model, slopes=True))
-    assert found.slopes is not None
-    got = weights[:, None] * found.slopes
+    found = run_to_end(token_logprobs(hidden.detach(), targets, model, gradients=True))
+    assert found.gradients is not None
+    got = weights[:, None] * found.gradients
     logits = model(hidden)
     expected = logits.log_softmax(-1).gather(-1, targets[:, None])[:, 0]
-    (slope,) = torch.autograd.grad((expected * weights).sum(), hidden)
+    (grad,) = torch.autograd.grad((expected * weights).sum(), hidden)
     assert torch.allclose(found.logprobs, expected, rtol=1e-12)
-    assert torch.allclose(got, slope, rtol=1e-10, atol=1e-12)
+    assert torch.allclose(got, grad, rtol=1e-10, atol=1e-12)
     assert torch.equal(found.best, logits.argmax(-1) == targets)
 
 
@@ -79,18 +81,19 @@ class Widest(TorchDispatchMode):
         return out
 
 
-def test_logits_of_a_step_are_never_in_memory_at_once(tiny_base, tmp_path: Path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
-    """In forward and backward nothing is larger than a chunk of logits, though the step's would be three times that."""
+def test_logits_of_a_micro_batch_are_never_in_memory_at_once(tiny_base, tmp_path: Path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    """In forward and backward nothing is larger than a chunk of logits; all of them would be three times that."""
     monkeypatch.setattr(head, "CHUNK", 99)
     base = load(tiny_base("llama", vocab_size=16_384), tmp_path)
     adapter = initial_adapter(base, SMALL)
-    runner = RowRunner(base, AdapterBank(base.groups, 0, base.device, base.dtype), [()], LayerPlan(base, 0), 0)
+    bank = AdapterBank(base.groups, 0, base.device, base.dtype)
+    frozen = FrozenModel(base, bank, [()], ActivationPolicy(base, 0), 0)
     row = TrainRow(tuple(range(3, 103)), (True,) * 100)
     with Widest() as widest:
-        work = Pass(base, [Rows(runner, [row] * 3, [0] * 3, adapter)])
-        (scores,) = complete(work.forward(gradients=True))
-        scores.logprobs.sum().backward()
-        complete(work.backward())
-    assert scores.tokens == [99] * 3
+        work = MicroBatch(base, [JobRows(frozen, [row] * 3, [0] * 3, adapter)])
+        (found,) = run_to_end(work.forward(gradients=True))
+        found.logprobs.sum().backward()
+        run_to_end(work.backward())
+    assert found.tokens == [99] * 3
     assert widest.numel <= 99 * 16_384
     assert all(b.grad is not None and b.grad.abs().sum() > 0 for _, b in adapter.parameters.values())

@@ -11,8 +11,8 @@ import torch
 
 from loramux_server.core.jobs import TrainCommand, TrainEvent, TrainRow, TrainSpec
 from loramux_server.engine.transport.protocol import AbortCommand
-from loramux_server.training import layers, tasks
-from loramux_server.training.order import assign_stacks
+from loramux_server.training import job_scheduler, layerwise, micro_batch_size
+from loramux_server.training.schedule import assign_stacks
 from tests.engine import Engine, command, prompts, stack_of, version_of
 from tests.examples import few
 from tests.peft_loop import initial_adapter, peft_losses
@@ -42,13 +42,13 @@ def engine(tiny_base, tmp_path_factory) -> Iterator[Engine]:  # type: ignore[no-
 def passes(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, ...]]:
     """The jobs in each pass, in order."""
     seen: list[tuple[str, ...]] = []
-    run_pass = tasks.run_pass
+    accumulate = job_scheduler.accumulate_gradients
 
-    def watched(base, picked):  # type: ignore[no-untyped-def]
-        seen.append(tuple(sorted(batch.run.command.job_id for batch, _ in picked)))
-        yield from run_pass(base, picked)
+    def watched(base, selection):  # type: ignore[no-untyped-def]
+        seen.append(tuple(sorted(batch.run.command.job_id for batch, _ in selection)))
+        yield from accumulate(base, selection)
 
-    monkeypatch.setattr(tasks, "run_pass", watched)
+    monkeypatch.setattr(job_scheduler, "accumulate_gradients", watched)
     return seen
 
 
@@ -92,8 +92,6 @@ def test_three_jobs_in_one_pass_equal_three_peft_loops(
 @pytest.mark.slow
 def test_a_job_gets_the_same_alone_and_among_others(engine: Engine, tmp_path: Path, passes, monkeypatch) -> None:  # type: ignore[no-untyped-def]
     """With dropout, evaluations, other numbers of steps, and batches cut into passes anyhow."""
-    from loramux_server.training import pace
-
     specs = {
         "a": replace(WIDE, dropout=0.1, max_steps=9, eval_steps=4),
         "b": replace(NARROW, dropout=0.2, max_steps=6),
@@ -106,7 +104,7 @@ def test_a_job_gets_the_same_alone_and_among_others(engine: Engine, tmp_path: Pa
     for job in jobs:
         together(engine, replace(job, job_id=f"{job.job_id}-alone", output=f"{job.output}-alone"))
     passes.clear()
-    monkeypatch.setattr(pace, "MAX_TOKENS", 150)
+    monkeypatch.setattr(micro_batch_size, "MAX_TOKENS", 150)
     together(engine, *jobs)
     assert ("a", "b", "c") in passes
     assert len(passes) > 12
@@ -133,15 +131,15 @@ def test_activations_computed_again_are_those_of_the_pass(engine: Engine, tmp_pa
     ]
     together(engine, *(replace(job, job_id=f"{job.job_id}-dense", output=f"{job.output}-dense") for job in jobs))
     again = 0
-    run = layers.Walk._run
+    run = layerwise.LayerwisePass._run
 
     def counted(self, layer, hidden):  # type: ignore[no-untyped-def]
         nonlocal again
         again += torch.is_grad_enabled()
         return run(self, layer, hidden)
 
-    monkeypatch.setattr(layers.Walk, "_run", counted)
-    monkeypatch.setattr(engine.loop._training._work, "_activation_memory", 0)
+    monkeypatch.setattr(layerwise.LayerwisePass, "_run", counted)
+    monkeypatch.setattr(engine.loop._training._background, "_activation_memory", 0)
     together(engine, *jobs)
     assert ("p", "q") in passes
     assert again >= 3 * 5
@@ -227,18 +225,18 @@ def test_a_pass_is_put_down_after_any_layer(engine: Engine, tmp_path: Path, pass
     prompt = prompts(1, seed=8)[0]
     alone = engine.generate(prompt, 6)
     passes.clear()
-    slot = engine.loop._training
+    share = engine.loop._training
     engine.submit(replace(quiet, job_id="cut", output=str(tmp_path / "cut")))
     engine.loop._take_commands()
     units = 0
-    while slot.busy:
-        for job, error in slot._work.advance(0.0):
-            slot._done(job, error)
+    while share.busy:
+        for job, error in share._background.advance(0.0):
+            share._done(job, error)
         units += 1
-        if units % 7 == 0 and slot.busy:
-            busy, slot._work = slot._work, tasks.TrainingJobs(engine.base)
+        if units % 7 == 0 and share.busy:
+            busy, share._background = share._background, job_scheduler.JobScheduler(engine.base)
             assert engine.generate(prompt, 6) == alone
-            slot._work = busy
+            share._background = busy
     engine.loop._flush()
     layers_ = len(engine.base.layers)
     assert units >= len(passes) * 2 * layers_
@@ -251,7 +249,7 @@ def test_one_that_leaves_in_the_middle_of_a_pass_leaves_the_others_as_they_were(
     """Wherever that is: half of the layers' gradients may be in."""
     stays = TrainCommand("stays", replace(WIDE, max_steps=4), rows(8), output=str(tmp_path / "stays"))
     together(engine, stays)
-    work = engine.loop._training._work
+    work = engine.loop._training._background
     for units in range(1, 12, 2):
         ended: list[tuple[str, object]] = []
         seen: list[float] = []
@@ -280,16 +278,16 @@ def test_memory_that_runs_out_ends_the_job_that_needs_it(engine: Engine, tmp_pat
     """In a shared pass nobody knows whose it was: each job tries once more alone, in smaller parts."""
     good = TrainCommand("lean", replace(WIDE, max_steps=5), rows(8), output=str(tmp_path / "lean"))
     together(engine, replace(good, job_id="lean-quiet", output=str(tmp_path / "quiet")))
-    run_pass = tasks.run_pass
+    accumulate = job_scheduler.accumulate_gradients
     failed: list[tuple[int, int]] = []  # jobs and tokens of passes that failed
 
-    def tight(base, picked):  # type: ignore[no-untyped-def]
-        yield from run_pass(base, picked)  # gradients are in by then
-        if any(batch.run.command.job_id == "greedy" and batch.run.step >= 2 for batch, _ in picked):
-            failed.append((len(picked), sum(sum(batch.part(indices).lengths) for batch, indices in picked)))
+    def tight(base, selection):  # type: ignore[no-untyped-def]
+        yield from accumulate(base, selection)  # gradients are in by then
+        if any(batch.run.command.job_id == "greedy" and batch.run.step >= 2 for batch, _ in selection):
+            failed.append((len(selection), sum(sum(batch.job_rows(indices).lengths) for batch, indices in selection)))
             raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(tasks, "run_pass", tight)
+    monkeypatch.setattr(job_scheduler, "accumulate_gradients", tight)
     greedy = TrainCommand("greedy", replace(NARROW, max_steps=5), rows(8, seed=1), output=str(tmp_path / "greedy"))
     engine.run(good, greedy)
     failure = engine.failure("greedy")
@@ -304,14 +302,14 @@ def test_memory_that_runs_out_ends_the_job_that_needs_it(engine: Engine, tmp_pat
 
 
 def test_a_defect_in_one_job_spares_the_others(engine: Engine, tmp_path: Path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
-    run_pass = tasks.run_pass
+    accumulate = job_scheduler.accumulate_gradients
 
-    def defective(base, picked):  # type: ignore[no-untyped-def]
-        if any(batch.run.command.job_id == "broken" for batch, _ in picked):
+    def defective(base, selection):  # type: ignore[no-untyped-def]
+        if any(batch.run.command.job_id == "broken" for batch, _ in selection):
             raise RuntimeError("shapes")
-        yield from run_pass(base, picked)
+        yield from accumulate(base, selection)
 
-    monkeypatch.setattr(tasks, "run_pass", defective)
+    monkeypatch.setattr(job_scheduler, "accumulate_gradients", defective)
     jobs = [
         TrainCommand(id, replace(WIDE, max_steps=3), rows(8, seed=k), output=str(tmp_path / id))
         for k, id in enumerate(("fine", "broken"))
@@ -328,7 +326,7 @@ def test_a_defect_in_one_job_spares_the_others(engine: Engine, tmp_path: Path, m
 def test_a_lost_device_is_no_jobs_error(engine: Engine, tmp_path: Path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
     """The engine ends with it, so that it is started anew."""
     error = torch.AcceleratorError("CUDA error: an illegal memory access", 700)
-    monkeypatch.setattr(tasks, "run_pass", raising(error))
+    monkeypatch.setattr(job_scheduler, "accumulate_gradients", raising(error))
     engine.submit(TrainCommand("device", WIDE, rows(4), output=str(tmp_path / "device")))
     with pytest.raises(torch.AcceleratorError):
         engine.finish("device")

@@ -18,7 +18,7 @@ import torch
 from loramux_server.core.jobs import Stored, TrainCommand, TrainEvent, TrainRow, TrainSpec
 from loramux_server.engine.transport.protocol import AbortCommand
 from loramux_server.host.failpoints import VARIABLE
-from loramux_server.training import checkpoint, pace, tasks
+from loramux_server.training import checkpoint, job_scheduler, micro_batch_size
 from tests.damage import HARMS, flip_bit
 from tests.engine import DEVICE, Engine, command, prompts
 from tests.examples import few
@@ -109,7 +109,7 @@ def weights(folder: Path) -> bytearray:
 
 def test_an_aborted_job_loses_no_step(engine: Engine, whole, job, monkeypatch) -> None:  # type: ignore[no-untyped-def]
     """Pause and a server that stops abort the run: the steps that were told are safe, whatever was due."""
-    monkeypatch.setattr(tasks, "IDLE_SECONDS", 0.0)  # else a fast machine does all six steps in one turn
+    monkeypatch.setattr(job_scheduler, "IDLE_SECONDS", 0.0)  # else a fast machine does all six steps in one turn
     paused = job("paused", checkpoint_every=0)
     engine.submit(paused)
     while len(losses(events_of(engine, "paused"))) < 3:
@@ -213,7 +213,7 @@ def test_a_full_disk_fails_the_job_and_nothing_else(engine: Engine, job, monkeyp
 
 @pytest.mark.slow
 def test_dropout_does_not_depend_on_how_a_batch_is_split(engine: Engine, whole, job, monkeypatch) -> None:  # type: ignore[no-untyped-def]
-    monkeypatch.setattr(pace, "MAX_TOKENS", 1)
+    monkeypatch.setattr(micro_batch_size, "MAX_TOKENS", 1)
     assert losses(engine.train(job("row-by-row"))) == pytest.approx(losses(whole[0]), rel=1e-5)
     no_dropout = losses(engine.train(job("none", spec=replace(SPEC, dropout=0.0))))
     assert no_dropout != pytest.approx(losses(whole[0]), rel=1e-3)

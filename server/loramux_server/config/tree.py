@@ -107,8 +107,8 @@ class TrainingSettings(BaseModel):
         None,
         "Training",
         "SIZE",
-        "activations of a training pass that are kept; of larger passes they are computed again: slower, and 0 takes"
-        " least (default: a quarter of the free memory)",
+        "memory for the activations of a micro-batch before gradient checkpointing starts, which is slower; 0: always"
+        " checkpoint (default: a quarter of the free memory)",
     )
     checkpoint_seconds: float = _setting(
         30.0,

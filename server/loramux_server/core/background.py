@@ -1,4 +1,4 @@
-"""Work that the engine does beside serving, in pieces: the seam between the engine loop and training."""
+"""The seam between the engine loop and training: jobs that the loop advances between its serve steps."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from .jobs import TrainCommand, TrainEvent
 
 Report = Callable[[TrainEvent], object]
 Ended = tuple[str, Error | None]
-"""The id of a job that ended by itself, and why if it failed."""
+"""The id of a job that ended, and the error if it failed."""
 
 
 class Background(Protocol):
-    """The jobs in the engine's training slot. All calls come from the thread that owns the model."""
+    """The training jobs of an engine. All calls come from the thread that owns the model."""
 
     def add(self, command: TrainCommand, report: Report) -> None:
-        """Take a job in; its events go to ``report``. A refusal is raised as ``core.errors.Error``."""
+        """Start a job; its events go to ``report``. Raises ``core.errors.Error`` for a job that cannot be taken."""
         ...
 
     def remove(self, job_id: str) -> None:
-        """Drop a job and free everything of it, if it is here, without a word."""
+        """Stop a job and free all its memory, if it is here; nothing is reported."""
         ...
 
     def advance(self, seconds: float | None) -> Sequence[Ended]:
-        """Work for about ``seconds`` or, when None, for as long as somebody who comes may wait.
+        """Train for about ``seconds``; None: for the short stretch that a request which comes meanwhile may wait.
 
-        Gives the jobs that ended with it. A failure of one job is among these, and none of the others'.
+        Returns the jobs that ended. The failure of a job is returned, and does not affect the others.
         """
         ...
 
@@ -38,5 +38,5 @@ class Background(Protocol):
 
     @property
     def nbytes(self) -> int:
-        """Bytes of parameters, gradients, optimiser states and cached activations."""
+        """Bytes of parameters, gradients, optimizer states and kept activations."""
         ...

@@ -37,6 +37,6 @@ class EngineSettings:
     training_slice_ms: int = 100
     """Longest stretch of training between two serve steps, milliseconds."""
     training_activation_memory: int | None = None
-    """Bytes that the activations of a training pass may take before they are computed again instead of kept; None: a
+    """Bytes of a micro-batch's activations before gradient checkpointing starts; None: a
     quarter of what is free when a job starts."""
     cuda_graphs: bool = True

@@ -33,13 +33,13 @@ from .scheduling.plan import Limits
 from .scheduling.scheduler import Scheduler
 from .transport.protocol import Output
 
-MakeTasks = Callable[[ResidentBase, int | None], Background]
-"""Gives the training side its hold on the resident base, and the bytes that activations of a pass may take."""
+MakeBackground = Callable[[ResidentBase, int | None], Background]
+"""Makes the training side from the resident base and the bytes of activations before gradient checkpointing."""
 
 
 def build_engine(
     settings: EngineSettings,
-    make_tasks: MakeTasks,
+    make_background: MakeBackground,
     salt: Callable[[str], bytes],
     emit: Callable[[list[Output]], object],
     progress: Progress,
@@ -126,7 +126,7 @@ def build_engine(
         desk,
         grammars,
         (settings.training_share, settings.training_slice_ms / 1000),
-        make_tasks(base, settings.training_activation_memory),
+        make_background(base, settings.training_activation_memory),
         info,
         emit,
         memory,

@@ -24,7 +24,7 @@ from .scheduling.plan import StepPlan
 from .scheduling.scheduler import Scheduler
 from .scheduling.sequence import Sequence, State
 from .stats import Figures
-from .training_share import TrainingSlot
+from .training_share import TrainingShare
 from .transport.protocol import (
     AbortCommand,
     Command,
@@ -59,7 +59,7 @@ class EngineLoop:
         memory: Callable[[int], dict[str, int]],
     ) -> None:
         self._runner, self._scheduler, self._desk, self._grammars = runner, scheduler, desk, grammars
-        self._training = TrainingSlot(background, *training, done=self._job_done)
+        self._training = TrainingShare(background, *training, done=self._job_done)
         self._info, self._send, self._memory = info, emit, memory
         self._scores, self._figures = Scores(), Figures()
         self._chooser = Chooser(grammars, info.eos_token_ids, self._finish, self._end, self._emit)

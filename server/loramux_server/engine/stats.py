@@ -9,7 +9,7 @@ from .execution.model_runner import ModelRunner
 from .grammar.masks import GrammarDesk
 from .residency.manager import AdapterDesk
 from .scheduling.scheduler import Scheduler
-from .training_share import TrainingSlot
+from .training_share import TrainingShare
 
 
 class Figures:
@@ -36,14 +36,14 @@ class Figures:
         desk: AdapterDesk,
         runner: ModelRunner,
         grammars: GrammarDesk,
-        training: TrainingSlot,
+        training: TrainingShare,
         memory: dict[str, int],
     ) -> EngineStats:
         """Everything as of now."""
         pages = scheduler.pages
         steps = dict(self._steps)
-        if training.steps:
-            steps["train"] = training.steps, training.seconds
+        if training.stretches:
+            steps["train"] = training.stretches, training.seconds
         return EngineStats(
             running=scheduler.num_running,
             waiting=scheduler.num_waiting,

@@ -1,4 +1,4 @@
-"""An adapter in training: its parameters in float32, and the block that routes rows through it with gradient."""
+"""An adapter in training: its float32 parameters, and the routing block that runs rows through it with gradients."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .routed_linear import LinearGroup
 class TrainableAdapter:
     """LoRA parameters of the modules that a job adapts, initialised as PEFT does: A Kaiming-uniform, B zero.
 
-    Parameters belong to the job: nothing else ever changes their values or their ``requires_grad``.
+    Only the job that owns the parameters changes their values or their ``requires_grad``.
     """
 
     def __init__(
@@ -49,20 +49,20 @@ class TrainableAdapter:
                 self.groups.add(group.index)
 
     def load(self, pairs: Mapping[str, LoraPair]) -> None:
-        """Start from the values of another adapter. INVALID_ARGUMENT unless it has the same modules, rank and scale."""
+        """Copy another adapter's weights. Raises INVALID_ARGUMENT unless modules, rank and scaling are the same."""
         mine, theirs = self.parameters.keys(), pairs.keys()
         if mine != theirs:
             odd = min(mine ^ theirs)
-            raise invalid_field(
-                "init_from", f"{'only it adapts' if odd in theirs else 'it does not adapt'} {odd}; use its modules"
-            )
+            adapts = "adapts" if odd in theirs else "does not adapt"
+            message = f"the version {adapts} {odd}, unlike the job; leave target_modules and layers to the version"
+            raise invalid_field("init_from", message)
         for name, (a, _) in self.parameters.items():
             pair = pairs[name]
             if pair.a.shape != a.shape or not math.isclose(pair.scaling, self.scaling, rel_tol=1e-6):
                 raise invalid_field(
                     "init_from",
-                    f"it has rank {pair.a.shape[0]} and scale {pair.scaling:g} in {name}, the job rank {a.shape[0]} and"
-                    f" scale {self.scaling:g}; use its rank and alpha",
+                    f"the version has rank {pair.a.shape[0]} and scaling {pair.scaling:g} in {name}, the job has rank"
+                    f" {a.shape[0]} and scaling {self.scaling:g}; leave rank and alpha to the version",
                 )
         with torch.no_grad():
             for name, (a, b) in self.parameters.items():
@@ -70,7 +70,7 @@ class TrainableAdapter:
                 b.copy_(pairs[name].b)
 
     def frozen(self) -> TrainableAdapter:
-        """A copy that keeps the present values and takes no gradients."""
+        """A copy of the present weights that takes no gradients."""
         kept = copy.copy(self)
         kept.parameters = {
             name: (nn.Parameter(a.detach().clone(), False), nn.Parameter(b.detach().clone(), False))
@@ -83,7 +83,7 @@ class TrainableAdapter:
         return [p for pair in self.parameters.values() for p in pair]
 
     def pairs(self) -> Mapping[str, LoraPair]:
-        """A copy of the present values, detached, on the host."""
+        """A detached copy of the present weights on the host."""
         return {
             name: LoraPair(a.detach().cpu().clone(), b.detach().cpu().clone(), self.scaling)
             for name, (a, b) in self.parameters.items()
@@ -101,73 +101,74 @@ class TrainableAdapter:
 
 
 @dataclass(frozen=True, slots=True)
-class TrainedRows:
-    """The next ``length`` rows of a training step, through one trainable adapter at weight 1 (None: through none).
+class AdapterRows:
+    """The next ``length`` token rows of a micro-batch, all through one adapter at weight 1 (None: through none).
 
-    ``dropped`` has (length, seed) of each run of rows, in order; empty: no dropout. Masks are functions of the seed,
-    so a forward that is run again (activation checkpointing, a resumed job) drops the same.
+    ``dropout`` has (length, seed) of each sequence, in order; empty: no dropout. Masks are functions of the seed, so a
+    forward that is computed again (gradient checkpointing, a resumed job) drops the same values.
     """
 
     adapter: TrainableAdapter | None
     length: int
-    dropped: Sequence[tuple[int, int]] = ()
+    dropout: Sequence[tuple[int, int]] = ()
 
     @property
     def drops(self) -> bool:
-        return self.adapter is not None and bool(self.adapter.dropout and self.dropped)
+        """Whether any value may be dropped."""
+        return self.adapter is not None and bool(self.adapter.dropout and self.dropout)
 
     def mask(self, group: LinearGroup, x: Tensor) -> Tensor:
-        """What to multiply these rows, x [length, in], with: 0 for what is dropped, else 1 / (1 - dropout)."""
+        """Dropout factors for x [length, in]: 0 for dropped values, else 1 / (1 - dropout)."""
         if self.adapter is None or not self.drops:
             return torch.ones_like(x)
-        parts: list[Tensor] = []
-        for length, seed in self.dropped:
-            # The odd factor keeps the streams of groups apart.
+        masks: list[Tensor] = []
+        for length, seed in self.dropout:
+            # The odd factor keeps the random streams of groups apart.
             draw = torch.Generator(x.device).manual_seed(seed + group.index * 0x9E3779B97F4B)
-            part = torch.empty(length, x.shape[1], device=x.device)
-            parts.append(part.bernoulli_(1 - self.adapter.dropout, generator=draw))
-        return torch.cat(parts).div_(1 - self.adapter.dropout)
+            mask = torch.empty(length, x.shape[1], device=x.device)
+            masks.append(mask.bernoulli_(1 - self.adapter.dropout, generator=draw))
+        return torch.cat(masks).div_(1 - self.adapter.dropout)
 
 
 class TrainableBlock:
-    """All rows of a training step, in order, each run of them through the adapter of its own job.
+    """All token rows of a micro-batch, in order, those of each job through the job's own adapter.
 
-    An adapter sees its own rows and no others, so its gradient is that of a step without the other jobs.
+    An adapter gets gradients from its own rows alone, so they are those of a micro-batch without the other jobs.
     """
 
-    def __init__(self, runs: Sequence[TrainedRows]) -> None:
-        self._runs = runs
-        self._lengths = [run.length for run in runs]
-        self._groups = frozenset().union(*(run.adapter.groups for run in runs if run.adapter is not None))
+    def __init__(self, jobs: Sequence[AdapterRows]) -> None:
+        self._jobs = jobs
+        self._lengths = [job.length for job in jobs]
+        self._groups = frozenset().union(*(job.adapter.groups for job in jobs if job.adapter is not None))
 
     def acts_on(self, group: LinearGroup) -> bool:
         return group.index in self._groups
 
     def add(self, group: LinearGroup, x: Tensor, y: Tensor) -> Tensor:
-        if any(run.drops for run in self._runs):
-            parts = zip(self._runs, x.split(self._lengths), strict=True)
-            x = x * torch.cat([run.mask(group, rows) for run, rows in parts])
-        pieces: list[_Piece] = []
+        if any(job.drops for job in self._jobs):
+            split = zip(self._jobs, x.split(self._lengths), strict=True)
+            x = x * torch.cat([job.mask(group, rows) for job, rows in split])
+        deltas: list[_Delta] = []
         parameters: list[Tensor] = []
         start = 0
-        for run in self._runs:
+        for job in self._jobs:
             columns = []
             for name, column in zip(group.names, group.columns, strict=True):
-                if run.adapter is not None and (pair := run.adapter.parameters.get(name)) is not None:
+                if job.adapter is not None and (pair := job.adapter.parameters.get(name)) is not None:
                     columns.append(column)
                     parameters += pair
-            if run.adapter is not None and columns:
-                pieces.append(_Piece(slice(start, start + run.length), tuple(columns), run.adapter.scaling))
-            start += run.length
+            if job.adapter is not None and columns:
+                deltas.append(_Delta(slice(start, start + job.length), tuple(columns), job.adapter.scaling))
+            start += job.length
         if y._base is not None:
-            y = y.clone()  # autograd takes no change in place of a view
-        added: Tensor = _AddDeltas.apply(y, x, tuple(pieces), *parameters)
+            y = y.clone()  # autograd allows no in-place change of a view
+        added: Tensor = _AddDeltas.apply(y, x, tuple(deltas), *parameters)
         return added
 
 
 @dataclass(frozen=True, slots=True)
-class _Piece:
-    """One adapter's share of a step: some rows, and the columns of the modules that it adapts."""
+class _Delta:
+    """What one adapter adds to a linear's output: for which rows, and in the columns of which modules."""
 
     rows: slice
     columns: tuple[slice, ...]
@@ -175,25 +176,25 @@ class _Piece:
 
 
 class _AddDeltas(torch.autograd.Function):
-    """Adds s B (A x) to y in place, in float32, for every piece; A and B of each of its modules in ``parameters``.
+    """Adds s B (A x) to y in place, in float32, for every delta; ``parameters`` has A and B of each of its modules.
 
-    As one function because the products of few ranks are cheap and what would lie between them is not: a step keeps
-    x and the rank values for the backward, and copies nothing of the size of y.
+    One function instead of a graph, because the products over few ranks are cheap and the tensors between them are not:
+    only x and the rank values are kept for the backward, and nothing of the size of y is copied.
     """
 
     @staticmethod
-    def forward(ctx: Any, y: Tensor, x: Tensor, pieces: Sequence[_Piece], *parameters: Tensor) -> Tensor:
-        ranks: list[Tensor] = []
-        for piece, pairs in _each(pieces, parameters):
-            h = (x[piece.rows].float() @ _joined(pairs).T).mul_(piece.scaling)
+    def forward(ctx: Any, y: Tensor, x: Tensor, deltas: Sequence[_Delta], *parameters: Tensor) -> Tensor:
+        ranks: list[Tensor] = []  # s A x of each delta, [rows, sum of ranks]
+        for delta, pairs in _with_pairs(deltas, parameters):
+            h = (x[delta.rows].float() @ _stacked_a(pairs).T).mul_(delta.scaling)
             ranks.append(h)
-            for column, part, (_, b) in zip(piece.columns, _split(h, pairs), pairs, strict=True):
-                target = y[piece.rows, column]
+            for column, values, (_, b) in zip(delta.columns, _by_module(h, pairs), pairs, strict=True):
+                target = y[delta.rows, column]
                 if target.dtype == b.dtype:
-                    target.addmm_(part, b.T)
+                    target.addmm_(values, b.T)
                 else:
-                    target += (part @ b.T).to(y.dtype)
-        ctx.pieces = pieces
+                    target += (values @ b.T).to(y.dtype)
+        ctx.deltas = deltas
         ctx.save_for_backward(x, *parameters, *ranks)
         ctx.mark_dirty(y)
         return y
@@ -201,42 +202,41 @@ class _AddDeltas(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        pieces: Sequence[_Piece] = ctx.pieces
+        deltas: Sequence[_Delta] = ctx.deltas
         x, *saved = ctx.saved_tensors
-        parameters, ranks = saved[: len(saved) - len(pieces)], saved[len(saved) - len(pieces) :]
-        wanted = ctx.needs_input_grad[1]
+        parameters, ranks = saved[: len(saved) - len(deltas)], saved[len(saved) - len(deltas) :]
         grad_x: Tensor | None = None
-        if wanted:
-            every = sum(p.rows.stop - p.rows.start for p in pieces) == x.shape[0]
+        if ctx.needs_input_grad[1]:
+            every = sum(d.rows.stop - d.rows.start for d in deltas) == x.shape[0]
             grad_x = torch.empty_like(x) if every else torch.zeros_like(x)
-        found: list[Tensor] = []
-        for (piece, pairs), h in zip(_each(pieces, parameters), ranks, strict=True):
-            slopes = [grads[0][piece.rows, column].float() for column in piece.columns]
-            inner = torch.cat([g @ b for g, (_, b) in zip(slopes, pairs, strict=True)], dim=1).mul_(piece.scaling)
-            of_a = (inner.T @ x[piece.rows].float()).split([a.shape[0] for a, _ in pairs])
-            of_b = [g.T @ part for g, part in zip(slopes, _split(h, pairs), strict=True)]
-            found += [grad for pair in zip(of_a, of_b, strict=True) for grad in pair]
+        of_parameters: list[Tensor] = []
+        for (delta, pairs), h in zip(_with_pairs(deltas, parameters), ranks, strict=True):
+            of_y = [grads[0][delta.rows, column].float() for column in delta.columns]
+            of_h = torch.cat([g @ b for g, (_, b) in zip(of_y, pairs, strict=True)], dim=1).mul_(delta.scaling)
+            of_a = (of_h.T @ x[delta.rows].float()).split([a.shape[0] for a, _ in pairs])
+            of_b = [g.T @ values for g, values in zip(of_y, _by_module(h, pairs), strict=True)]
+            of_parameters += [grad for pair in zip(of_a, of_b, strict=True) for grad in pair]
             if grad_x is not None:
-                grad_x[piece.rows] = inner @ _joined(pairs)
-        return grads[0], grad_x, None, *found
+                grad_x[delta.rows] = of_h @ _stacked_a(pairs)
+        return grads[0], grad_x, None, *of_parameters
 
 
 Pairs = list[tuple[Tensor, Tensor]]
 """A [r, in] and B [out, r] of modules."""
 
 
-def _each(pieces: Sequence[_Piece], parameters: Sequence[Tensor]) -> Iterator[tuple[_Piece, Pairs]]:
-    """Pieces with their own parameters."""
+def _with_pairs(deltas: Sequence[_Delta], parameters: Sequence[Tensor]) -> Iterator[tuple[_Delta, Pairs]]:
+    """Deltas, each with the parameters of its modules."""
     left = iter(parameters)
-    for piece in pieces:
-        yield piece, [(next(left), next(left)) for _ in piece.columns]
+    for delta in deltas:
+        yield delta, [(next(left), next(left)) for _ in delta.columns]
 
 
-def _joined(pairs: Pairs) -> Tensor:
-    """The A of modules below each other."""
+def _stacked_a(pairs: Pairs) -> Tensor:
+    """The A of all modules, [sum of ranks, in]."""
     return pairs[0][0] if len(pairs) == 1 else torch.cat([a for a, _ in pairs])
 
 
-def _split(h: Tensor, pairs: Pairs) -> Sequence[Tensor]:
-    """Rank values [T, sum of ranks] by module."""
+def _by_module(h: Tensor, pairs: Pairs) -> Sequence[Tensor]:
+    """Rank values [rows, sum of ranks], split by module."""
     return h.split([a.shape[0] for a, _ in pairs], dim=1)

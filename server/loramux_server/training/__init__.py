@@ -1,4 +1,4 @@
-"""Training on the resident base: datasets, masks, the trainer, evaluation.
+"""QLoRA training on the resident base: the trainer, its objectives, evaluation, checkpoints, and the job scheduler.
 
-The dataset modules and ``masks`` import neither torch nor model code, so that the front can check data.
+``trainer`` is a job from top to bottom. ``job_scheduler`` runs several of them beside serving.
 """

@@ -1,9 +1,8 @@
-"""Checkpoints of a run: a folder of safetensors and JSON that is complete or not there.
+"""Checkpoints of a job: folders of one safetensors and one JSON file that are complete or not there.
 
-Only the two files of a checkpoint are ever opened, by their names; the data position is the step number, because the
-order of rows, the learning rate and dropout are functions of it. The record has the SHA-256 of the tensors and of
-itself, so nothing in a checkpoint is taken up that is not what was written. It also tells again what the run has
-reported: what was on its way to the job's events when the process was killed is not lost with it.
+The position in the data is the step number, because the order of rows, the learning rate and dropout are functions of
+it. The JSON record has the SHA-256 of the tensors and of itself, so that damage is found before a job resumes from it.
+It also repeats the latest reports: some may not have reached the job's events when the process was killed.
 """
 
 from __future__ import annotations
@@ -32,34 +31,36 @@ from ..core.errors import Error
 from ..core.jobs import TrainCommand, TrainEvent, TrainEventType
 from ..host.failpoints import reach
 from ..host.files import read_regular, storage_errors, sync_folder, write_durable
+from .work import Held
 
 log = logging.getLogger(__name__)
 
 TENSORS_FILE = "state.safetensors"
 RECORD_FILE = "state.json"
 KEPT = 2
-"""A damaged newest checkpoint leaves the one before it."""
+"""Checkpoints that are kept: if the newest is damaged, the job resumes from the one before it."""
 FORMAT = 2
 MAX_RECORD_BYTES = 1 << 25
-MOST_TOLD = 10_000
-"""Most reports that a checkpoint tells again: many more than can be on their way."""
-ROWS_A_PIECE = 2000
+MAX_REPORTED = 10_000
+"""Most reports that a checkpoint repeats: many more than can be on their way at a time."""
+ROWS_PER_TASK = 2000
+"""Rows that are hashed between two turns of other jobs."""
 _PLACE = re.compile(r"step-[0-9]{8,}", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """A run after ``step`` optimiser steps: host copies of its tensors by name, and its figures."""
+    """The state of a job after ``step`` optimizer steps: tensors by name, copied to the host, and plain numbers."""
 
     step: int
     tensors: dict[str, Tensor]
-    figures: dict[str, float]
-    told: tuple[TrainEvent, ...] = ()
-    """The latest steps and evaluations that the run reported, oldest first."""
+    numbers: dict[str, float]
+    reported: tuple[TrainEvent, ...] = ()
+    """The latest steps and evaluations that the job reported, oldest first."""
 
 
 @dataclass(frozen=True, slots=True)
-class PassedOver:
+class Skipped:
     """A checkpoint that cannot be used. ``damaged``: its bytes are not those that were written."""
 
     step: int
@@ -72,25 +73,25 @@ class _Damaged(ValueError):
 
 
 class Checkpoints:
-    """The checkpoints of one job. Without a folder nothing is written or found.
+    """The checkpoints of one job. Where the command names no folder, nothing is written or found.
 
-    Files are written on a thread of their own, one checkpoint at a time; every method is for one other thread.
+    Files are written on a thread of their own, one checkpoint at a time. All methods are called from one other thread.
     """
 
-    def __init__(self, command: TrainCommand, key: str, clock: Callable[[], float] = time.monotonic) -> None:
-        """``key`` is the run's :func:`identity`."""
+    def __init__(self, command: TrainCommand, identity: str, clock: Callable[[], float] = time.monotonic) -> None:
+        """``identity``: see :func:`run_identity`."""
         self._folder = Path(command.checkpoint_dir) if command.checkpoint_dir else None
         self._every, self._seconds, self._clock = command.checkpoint_every, command.checkpoint_seconds, clock
-        self._identity = key
+        self._identity = identity
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._writing: Future[None] | None = None
         self._step, self._at = 0, clock()
         self._useless: set[Path] = set()
-        self.passed_over: list[PassedOver] = []
-        """What ``latest`` could not use, newest first."""
+        self.skipped: list[Skipped] = []
+        """The checkpoints that ``latest`` could not use, newest first."""
 
     def latest(self) -> Snapshot | None:
-        """The newest checkpoint of this very run that is whole; ``passed_over`` says why newer ones are not it."""
+        """The newest undamaged checkpoint with this identity; ``skipped`` has the newer ones, each with a reason."""
         if self._folder is None:
             return None
         for place in self._places():
@@ -98,10 +99,10 @@ class Checkpoints:
                 snapshot = self._read(place)
             except (Error, OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
                 damaged = isinstance(error, _Damaged | OSError | Error)
-                words = (error.strerror if isinstance(error, OSError) else "") or str(error)
+                reason = (error.strerror if isinstance(error, OSError) else "") or str(error)
                 step = int(place.name.removeprefix("step-"))
-                self.passed_over.append(PassedOver(step, words, damaged))
-                log.warning("checkpoint %s is passed over: %s", place, words)
+                self.skipped.append(Skipped(step, reason, damaged))
+                log.warning("checkpoint %s is not used: %s", place, reason)
                 self._useless.add(place)
                 continue
             self._step = snapshot.step
@@ -109,23 +110,23 @@ class Checkpoints:
         return None
 
     def due(self, step: int) -> bool:
-        """Whether the state after ``step`` should be saved now. Not while the one before is being written."""
+        """Whether the state after ``step`` should be saved now; never while another checkpoint is being written."""
         if self._folder is None or self._writing is not None:
             return False
         by_steps = self._every > 0 and step - self._step >= self._every
         return by_steps or (step > self._step and self._clock() - self._at >= self._seconds)
 
     def begin(self, snapshot: Snapshot) -> None:
-        """Start to write, after what is being written; ``settled`` tells how it went."""
-        self.settled(wait=True)
+        """Start to write a checkpoint once the one before it is written. Raises what :meth:`finished` raises."""
+        self.finished(wait=True)
         if self._folder is not None and snapshot.step > self._step:
             self._writing = self._writer.submit(self._write, self._folder, snapshot)
             self._step, self._at = snapshot.step, self._clock()
 
-    def settled(self, *, wait: bool = False) -> int | None:
+    def finished(self, *, wait: bool = False) -> int | None:
         """The step of the checkpoint that became durable since the last call, if one did.
 
-        Raises what stopped it: RESOURCE_EXHAUSTED for a full disk, UNAVAILABLE for other failures of the storage.
+        Raises RESOURCE_EXHAUSTED where the disk is full, UNAVAILABLE for other failures of the storage.
         """
         if self._writing is None or not (wait or self._writing.done()):
             return None
@@ -135,21 +136,21 @@ class Checkpoints:
 
     @contextmanager
     def saved_at_the_end(self, snapshot: Callable[[], Snapshot]) -> Iterator[None]:
-        """Whatever begins inside is durable at the end; a block that is left early leaves its state behind too."""
+        """At the end of the block all checkpoints are durable; a block that raises saves its state as one more."""
         try:
             yield
-            self.settled(wait=True)
+            self.finished(wait=True)
         except BaseException:
-            # Why the block was left is what counts; the checkpoint before this one is still there.
+            # The block's own error is the one to raise; the checkpoint before this one is still there.
             with suppress(Error):
-                self.settled(wait=True)
+                self.finished(wait=True)
             if self._folder is not None and not self._folder.is_dir():
-                raise  # the job was cancelled, and all of it is gone
+                raise  # the job was cancelled and its folder is gone
             try:
                 self.begin(snapshot())
-                self.settled(wait=True)
+                self.finished(wait=True)
             except Error as error:
-                log.warning("the state of a stopped job was not saved: %s", error.message)
+                log.warning("the checkpoint of a stopped job was not written: %s", error.message)
             raise
         finally:
             self._writer.shutdown(wait=True)
@@ -167,28 +168,28 @@ class Checkpoints:
         if kind != 1 and record.get("record_sha256") != _digest_of(record):  # format 1 had none
             raise _Damaged(f"{RECORD_FILE} does not hold what was written")
         if kind not in (1, FORMAT):
-            raise ValueError(f"it has format {kind!r}, and this version reads up to {FORMAT}")
+            raise ValueError(f"it has format {kind!r}, and this version of loramux reads formats up to {FORMAT}")
         if record["identity"] != self._identity:
             raise ValueError("it belongs to other data, settings or another base")
         data = _read_file(place / TENSORS_FILE)
         if hashlib.sha256(data).hexdigest() != record["sha256"]:
             raise _Damaged(f"{TENSORS_FILE} does not hold what was written")
-        figures = {str(name): float(value) for name, value in record["figures"].items()}
-        told = (
+        numbers = {str(name): float(value) for name, value in record["figures"].items()}
+        reported = (
             TrainEvent(TrainEventType(k), step=s, total_steps=n, metrics=m) for k, s, n, m in record.get("told", ())
         )
-        return Snapshot(int(record["step"]), load_safetensors(data), figures, tuple(told))
+        return Snapshot(int(record["step"]), load_safetensors(data), numbers, tuple(reported))
 
     def _write(self, folder: Path, snapshot: Snapshot) -> None:
         data = save_safetensors(snapshot.tensors)
-        told = [[e.type.value, e.step, e.total_steps, e.metrics] for e in snapshot.told[-MOST_TOLD:]]
-        record: dict[str, Any] = {
+        reported = [[e.type.value, e.step, e.total_steps, e.metrics] for e in snapshot.reported[-MAX_REPORTED:]]
+        record: dict[str, Any] = {  # names of fields are those of the format, whatever the code calls them
             "format": FORMAT,
             "identity": self._identity,
             "step": snapshot.step,
-            "figures": snapshot.figures,
+            "figures": snapshot.numbers,
             "sha256": hashlib.sha256(data).hexdigest(),
-            "told": told,
+            "told": reported,
         }
         record["record_sha256"] = _digest_of(record)
         staged, place = folder / f"tmp-{uuid.uuid4().hex}", folder / f"step-{snapshot.step:08}"
@@ -199,7 +200,7 @@ class Checkpoints:
                 write_durable(staged / RECORD_FILE, json.dumps(record).encode())
                 sync_folder(staged)
                 reach("checkpoint.written")
-                if place.exists():  # damaged, or it would have been taken up
+                if place.exists():  # damaged, or the job would have resumed from it
                     shutil.rmtree(place)
                 staged.rename(place)
                 sync_folder(folder)
@@ -210,7 +211,7 @@ class Checkpoints:
         useful = [place for place in self._places() if place not in self._useless]
         for old in (*useful[KEPT:], *self._useless):
             shutil.rmtree(old, ignore_errors=True)
-        for left in folder.glob("tmp-*"):  # of an attempt that was killed
+        for left in folder.glob("tmp-*"):  # of attempts that were killed
             shutil.rmtree(left, ignore_errors=True)
 
 
@@ -232,16 +233,16 @@ def _parsed(data: bytes) -> dict[str, Any]:
 
 
 def _digest_of(record: dict[str, Any]) -> str:
-    """The digest of a record, but for the field that holds it."""
+    """SHA-256 of a record without the field that holds it."""
     rest = {name: value for name, value in record.items() if name != "record_sha256"}
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
-def identity(command: TrainCommand, base: str, held: int) -> Generator[int, None, str]:
-    """A digest of all that decides how a run goes: two runs with the same one are the same run.
+def run_identity(command: TrainCommand, base: str, held: int) -> Generator[Held, None, str]:
+    """A digest of everything that decides how training goes: rows, settings, stacks and ``init``.
 
-    ``base`` names the weights and the precision that the run computes with. Hundreds of thousands of rows take a
-    while, so it comes in pieces, each yielding ``held``.
+    A checkpoint is used only by a job with the same digest. ``base`` names the weights and the precision. Hundreds of
+    thousands of rows take a while, so other jobs have turns meanwhile; the job holds ``held`` bytes.
     """
     digest = hashlib.blake2b(digest_size=32)
     stacks = [stack.key for stack in command.stacks]
@@ -255,6 +256,6 @@ def identity(command: TrainCommand, base: str, held: int) -> Generator[int, None
             if row.rejected is not None:
                 digest.update(f"/{len(row.rejected.input_ids)}-/".encode())
                 digest.update(array("I", row.rejected.input_ids).tobytes() + bytes(row.rejected.labels))
-            if i % ROWS_A_PIECE == 0:
-                yield held
+            if i % ROWS_PER_TASK == 0:
+                yield Held(held)
     return digest.hexdigest()

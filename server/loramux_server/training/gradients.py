@@ -1,37 +1,40 @@
-"""The gradients of optimiser steps: batches of one or several jobs, worked off in passes that they share.
+"""Gradients of optimizer steps: batches of one or several jobs, worked off in micro-batches that the jobs share.
 
-Every row runs through its own job's adapter, and every job's loss is divided by its own batch, so a pass leaves in
-each job's parameters what a pass of its own would. No sum over jobs is ever formed: a loss that is no number stays
-with the job that has it.
+Each row runs through the adapter of its own job, and each loss is divided by the denominator of its own batch. So a
+shared micro-batch leaves the same gradients in each job's parameters as a micro-batch of its own. Losses of different
+jobs are never summed: one that is not finite stays with its job.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import final
 
 import torch
 from torch import Tensor
 
 from ..model.resident import ResidentBase
-from .layers import Units
-from .objective import Measured
-from .run import Run
-from .step import Pass, Rows, Scores
+from .micro_batch import JobRows, MicroBatch, RowLogprobs
+from .objective import LossSums
+from .run import TrainingRun
+from .work import Interruptible
 
 
 class Batch:
-    """The rows of a job's next optimiser step. Once it is ``done``, their gradients are in the job's parameters."""
+    """The rows of a job's next optimizer step; once it is ``done``, their gradients are in the job's parameters."""
 
-    def __init__(self, run: Run) -> None:
-        self.run, self.indices = run, run.order.batch(run.step)
+    def __init__(self, run: TrainingRun) -> None:
+        self.run, self.indices = run, run.schedule.batch(run.step)
         self.rows = {i: run.command.rows[i] for i in self.indices}
-        self._count = sum(run.objective.count(row) for row in self.rows.values())
+        self._denominator = sum(run.objective.denominator(row) for row in self.rows.values())
         self.restart()
 
     def restart(self) -> None:
-        """Begin anew: what a pass left half done is forgotten."""
+        """Drop all gradients, those of a micro-batch that did not finish included, and begin anew."""
         self.run.optimizer.zero_grad(set_to_none=True)
         self.left = list(self.indices)
+        """Indices of the rows whose gradients are still missing."""
         self._sums: dict[str, float] = {}
 
     @property
@@ -39,81 +42,91 @@ class Batch:
         return not self.left
 
     @property
-    def first(self) -> int:
-        """The layer at which its rows start: batches share a pass only where they start alike."""
-        return self.run.rows.plan.first
+    def first_layer(self) -> int:
+        """The lowest adapted layer: batches share micro-batches only where it is the same."""
+        return self.run.frozen.policy.first_layer
 
     @property
     def tokens(self) -> int:
+        """Tokens of all rows of the batch."""
         return sum(self.run.lengths[i] for i in self.indices)
 
     @property
     def means(self) -> dict[str, float]:
-        """The figures of the batch, the loss among them."""
-        return {name: value / self._count for name, value in self._sums.items()}
+        """The batch's metrics, the loss among them."""
+        return {name: value / self._denominator for name, value in self._sums.items()}
 
-    def part(self, indices: Sequence[int]) -> Rows:
-        """Some of its rows, as a pass takes them."""
+    def job_rows(self, indices: Sequence[int]) -> JobRows:
+        """Some rows of the batch, for a micro-batch."""
         run = self.run
-        texts = [(i, text) for i in indices for text in run.objective.texts(self.rows[i])]
-        return Rows(
-            run.rows,
-            [text for _, text in texts],
-            [run.stacks[i] for i, _ in texts],
+        inputs = [(i, row) for i in indices for row in run.objective.inputs(self.rows[i])]
+        return JobRows(
+            run.frozen,
+            [row for _, row in inputs],
+            [run.stacks[i] for i, _ in inputs],
             run.adapter,
-            [run.order.dropout_seed(run.step, i) for i, _ in texts],
+            [run.schedule.dropout_seed(run.step, i) for i, _ in inputs],
         )
 
-    def measure(self, indices: Sequence[int], scores: Scores) -> tuple[Measured, Tensor]:
-        """Rows measured, and their share of the batch's loss."""
+    def loss(self, indices: Sequence[int], logprobs: RowLogprobs) -> tuple[LossSums, Tensor]:
+        """The loss sums of some rows, and their part of the batch's loss (a scalar to call ``backward`` on)."""
         reference = [self.run.reference(self.rows[i], self.run.stacks[i]) for i in indices]
-        measured = self.run.objective.measure(scores, reference)
-        return measured, measured.total / self._count
+        sums = self.run.objective.loss(logprobs, reference)
+        return sums, sums.loss / self._denominator
 
-    def add(self, indices: Sequence[int], measured: Measured) -> None:
-        """Note that the gradients of rows are in."""
+    def count(self, indices: Sequence[int], sums: LossSums) -> None:
+        """Record that the gradients of rows are in the parameters."""
         self.left = [i for i in self.left if i not in indices]
-        for name, value in measured.sums.items():
+        for name, value in sums.metrics.items():
             self._sums[name] = self._sums.get(name, 0.0) + value
 
 
-Picked = list[tuple[Batch, list[int]]]
-"""Batches, and which of their rows a pass takes."""
+@final
+@dataclass(frozen=True, slots=True)
+class NeedsGradients:
+    """Yielded by a job: it goes on once the gradients of ``batch`` are in its parameters."""
+
+    batch: Batch
 
 
-def pick(batches: Sequence[Batch], room: int, most: int) -> tuple[Picked, int]:
-    """Rows for a pass of about ``room`` tokens, and how many tokens they are: one batch after the other.
+Selection = list[tuple[Batch, list[int]]]
+"""Batches, each with the indices of its rows that go into a micro-batch."""
 
-    At least one row, otherwise at most ``most`` tokens. What waits is cut into passes of about the same size: a small
-    one at the end costs more than it does. Few adapters with many rows each make larger products than many with few.
+
+def select_rows(batches: Sequence[Batch], aim: int, max_tokens: int) -> tuple[Selection, int]:
+    """Rows for a micro-batch of about ``aim`` tokens, and how many tokens they have: one batch after the other.
+
+    There is at least one row, and otherwise at most ``max_tokens`` tokens. What waits is cut evenly, because a small
+    micro-batch at the end costs more than its tokens. Taking one batch after the other gives few adapters with many
+    rows each, whose matrix products are larger.
     """
     waiting = [(batch, row) for batch in batches for row in batch.left]
     total = sum(batch.run.lengths[row] for batch, row in waiting)
-    aim = total / max(1, round(total / room))
-    picked: dict[int, tuple[Batch, list[int]]] = {}
+    even = total / max(1, round(total / aim))
+    selected: dict[int, tuple[Batch, list[int]]] = {}
     tokens = 0
     for batch, row in waiting:
         length = batch.run.lengths[row]
-        if tokens and (tokens + length > most or tokens + length / 2 > aim):
+        if tokens and (tokens + length > max_tokens or tokens + length / 2 > even):
             break
-        picked.setdefault(id(batch), (batch, []))[1].append(row)
+        selected.setdefault(id(batch), (batch, []))[1].append(row)
         tokens += length
-    return list(picked.values()), tokens
+    return list(selected.values()), tokens
 
 
-def run_pass(base: ResidentBase, picked: Picked) -> Units[None]:
-    """One forward and backward over rows of several batches. One that fails or is given up has counted nothing.
+def accumulate_gradients(base: ResidentBase, selection: Selection) -> Interruptible[None]:
+    """One micro-batch, forward and backward; its rows count only when all of it has succeeded.
 
-    But gradients of some of its layers may be there then: see :meth:`Batch.restart`.
+    After a failure the gradients of some layers may be in the parameters: see :meth:`Batch.restart`.
     """
-    work = Pass(base, [batch.part(indices) for batch, indices in picked])
-    found = yield from work.forward(gradients=True)
+    micro_batch = MicroBatch(base, [batch.job_rows(indices) for batch, indices in selection])
+    found = yield from micro_batch.forward(gradients=True)
     with torch.enable_grad():
-        measured = [batch.measure(indices, scores) for (batch, indices), scores in zip(picked, found, strict=True)]
-        torch.autograd.backward([share for _, share in measured])
-    yield from work.backward()
-    for (batch, indices), (figures, _) in zip(picked, measured, strict=True):
-        batch.add(indices, figures)
+        losses = [batch.loss(indices, logprobs) for (batch, indices), logprobs in zip(selection, found, strict=True)]
+        torch.autograd.backward([part for _, part in losses])
+    yield from micro_batch.backward()
+    for (batch, indices), (sums, _) in zip(selection, losses, strict=True):
+        batch.count(indices, sums)
 
 
 def out_of_memory(error: BaseException) -> bool:

@@ -1,4 +1,4 @@
-"""Log-probabilities of given tokens, from final hidden states, without all the logits in memory at once."""
+"""Log-probabilities of given tokens from final hidden states, without holding all logits in memory at once."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import log_softmax
 
-from .layers import Units
+from .work import PAUSE, Interruptible
 
 CHUNK = 64
 """Rows of logits that exist at a time, [CHUNK, vocabulary] in float32: 13 MB for a vocabulary of 49,152."""
@@ -17,36 +17,36 @@ CHUNK = 64
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprobs:
-    """How likely the model finds tokens."""
+    """Log-probabilities of n target tokens."""
 
     logprobs: Tensor  # [n], natural
-    best: Tensor  # bool [n]: whether each was the likeliest
-    slopes: Tensor | None
-    """[n, hidden]: the gradient of each log-probability, which depends on its own row of hidden states only."""
+    best: Tensor  # bool [n]: whether each target was the likeliest token
+    gradients: Tensor | None
+    """[n, hidden]: gradient of each log-probability with respect to its own row of hidden states."""
 
 
 def token_logprobs(
-    hidden: Tensor, targets: Tensor, head: Callable[[Tensor], Tensor], *, slopes: bool
-) -> Units[TokenLogprobs]:
-    """Log-probability of token ``targets[i]`` after row i of ``hidden`` [n, hidden]; pauses after each chunk of rows.
+    hidden: Tensor, targets: Tensor, head: Callable[[Tensor], Tensor], *, gradients: bool
+) -> Interruptible[TokenLogprobs]:
+    """Log-probability of token ``targets[i]`` given row i of ``hidden`` [n, hidden]; pauses after every chunk of rows.
 
-    ``head`` gives logits of rows, each from its own row alone. The slopes are computed along with a chunk's logits, so
-    nothing is kept that is as wide as the vocabulary, and nothing computed twice.
+    ``head`` maps rows of hidden states to logits, each row on its own. Gradients are computed while a chunk's logits
+    exist: nothing as wide as the vocabulary is kept, and no logits are computed twice.
     """
     logprobs, best, found = [], [], []
     for rows, target in zip(hidden.split(CHUNK), targets.split(CHUNK), strict=True):
-        with torch.set_grad_enabled(slopes):
-            leaf = rows.detach().requires_grad_(slopes)
+        with torch.set_grad_enabled(gradients):
+            leaf = rows.detach().requires_grad_(gradients)
             logits = head(leaf)
         with torch.no_grad():
             best.append(logits.argmax(-1) == target)
-            chances = log_softmax(logits, dim=-1)
-            logprobs.append(chances.gather(1, target[:, None])[:, 0])
-        if slopes:
-            # d log p_t / d logits = onehot(t) - p, in the memory that is there.
-            slope = chances.exp_().neg_()
-            slope[torch.arange(len(target), device=target.device), target] += 1
-            found += torch.autograd.grad(logits, leaf, slope)
-        del logits, chances
-        yield
-    return TokenLogprobs(torch.cat(logprobs), torch.cat(best), torch.cat(found) if slopes else None)
+            log_probs = log_softmax(logits, dim=-1)
+            logprobs.append(log_probs.gather(1, target[:, None])[:, 0])
+        if gradients:
+            # d log p_t / d logits = onehot(t) - p, computed in place.
+            grad = log_probs.exp_().neg_()
+            grad[torch.arange(len(target), device=target.device), target] += 1
+            found += torch.autograd.grad(logits, leaf, grad)
+        del logits, log_probs
+        yield PAUSE
+    return TokenLogprobs(torch.cat(logprobs), torch.cat(best), torch.cat(found) if gradients else None)

@@ -1,7 +1,7 @@
-"""What a job learns by: the loss of rows from how likely the model finds them.
+"""The objectives of training (SFT, DPO): from log-probabilities of rows to a loss.
 
-Figures are sums over rows beside the number that they are divided by, so that a batch has the same means however it
-was split.
+Losses and metrics are sums over rows, divided later by the denominator of the whole batch. So a batch has the same
+loss however it was split into micro-batches.
 """
 
 from __future__ import annotations
@@ -15,87 +15,90 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from ..core.jobs import TrainRow, TrainSpec
-from .step import Scores
+from .micro_batch import RowLogprobs
 
 
 @dataclass(frozen=True, slots=True)
-class Measured:
-    """Rows, measured: the summed loss, and sums of what is reported, the loss among them."""
+class LossSums:
+    """The loss of some rows, not yet divided by the denominator."""
 
-    total: Tensor  # scalar, with gradient while training
-    sums: dict[str, float]
+    loss: Tensor  # scalar; requires grad while training
+    metrics: dict[str, float]  # sums of what is reported, the loss among them
 
 
 class Objective(Protocol):
     """How rows become a loss."""
 
-    referenced: bool
-    """Whether it compares with what the model says without the job's training."""
+    needs_reference: bool
+    """Whether the loss compares with log-probabilities of the model before training."""
 
-    def texts(self, row: TrainRow) -> tuple[TrainRow, ...]:
-        """What the model reads for a row, in one pass."""
+    def inputs(self, row: TrainRow) -> tuple[TrainRow, ...]:
+        """What the model reads for a row, all in one micro-batch: the row, or both answers of a preference pair."""
         ...
 
-    def count(self, row: TrainRow) -> int:
-        """A row's part in the number by which sums are divided."""
+    def denominator(self, row: TrainRow) -> int:
+        """What a row adds to the number by which sums are divided."""
         ...
 
-    def measure(self, scores: Scores, reference: Sequence[tuple[float, ...]]) -> Measured:
-        """``scores`` are those of the rows' texts, ``reference`` their log-probabilities without the training."""
+    def loss(self, logprobs: RowLogprobs, reference: Sequence[tuple[float, ...]]) -> LossSums:
+        """The loss of rows from the ``logprobs`` of their inputs.
+
+        ``reference[i]`` has the log-probabilities of row i's inputs before training, and is empty where none is needed.
+        """
         ...
 
 
 class Sft:
-    """Cross-entropy of the learned tokens, averaged over tokens."""
+    """Cross-entropy of the loss tokens, averaged over tokens."""
 
-    referenced = False
+    needs_reference = False
 
-    def texts(self, row: TrainRow) -> tuple[TrainRow, ...]:
+    def inputs(self, row: TrainRow) -> tuple[TrainRow, ...]:
         return (row,)
 
-    def count(self, row: TrainRow) -> int:
+    def denominator(self, row: TrainRow) -> int:
         return sum(row.labels[1:])
 
-    def measure(self, scores: Scores, reference: Sequence[tuple[float, ...]]) -> Measured:
-        total = -scores.logprobs.sum()
-        return Measured(total, {"loss": float(total.detach()), "token_accuracy": float(sum(scores.correct))})
+    def loss(self, logprobs: RowLogprobs, reference: Sequence[tuple[float, ...]]) -> LossSums:
+        loss = -logprobs.logprobs.sum()
+        return LossSums(loss, {"loss": float(loss.detach()), "token_accuracy": float(sum(logprobs.correct))})
 
 
 class Dpo:
     """The sigmoid loss of direct preference optimisation (arXiv 2305.18290, equation 7), averaged over pairs.
 
-    A text's reward is ``beta`` times how much likelier it is than by the reference: the same weights before training,
-    which are the version that the job goes on from, or no adapter.
+    The reward of an answer is ``beta`` times its gain in log-probability over the reference. The reference is the model
+    before training: the frozen stack with the version that the job starts from (``init_from``), or without an adapter.
     """
 
-    referenced = True
+    needs_reference = True
 
     def __init__(self, beta: float) -> None:
         self._beta = beta
 
-    def texts(self, row: TrainRow) -> tuple[TrainRow, ...]:
+    def inputs(self, row: TrainRow) -> tuple[TrainRow, ...]:
         assert row.rejected is not None
         return row, row.rejected
 
-    def count(self, row: TrainRow) -> int:
+    def denominator(self, row: TrainRow) -> int:
         return 1
 
-    def measure(self, scores: Scores, reference: Sequence[tuple[float, ...]]) -> Measured:
-        logprobs = scores.logprobs.view(-1, 2)
-        rewards = self._beta * (logprobs - torch.tensor(reference, device=logprobs.device))  # [pairs, 2]
+    def loss(self, logprobs: RowLogprobs, reference: Sequence[tuple[float, ...]]) -> LossSums:
+        pairs = logprobs.logprobs.view(-1, 2)  # [pairs, chosen and rejected]
+        rewards = self._beta * (pairs - torch.tensor(reference, device=pairs.device))
         margins = rewards[:, 0] - rewards[:, 1]
-        total = -logsigmoid(margins).sum()
+        loss = -logsigmoid(margins).sum()
         chosen, rejected = rewards.detach().sum(0).tolist()
-        sums = {
-            "loss": float(total.detach()),
+        metrics = {
+            "loss": float(loss.detach()),
             "rewards_accuracy": float((margins > 0).sum()),
             "rewards_margin": chosen - rejected,
             "rewards_chosen": chosen,
             "rewards_rejected": rejected,
         }
-        return Measured(total, sums)
+        return LossSums(loss, metrics)
 
 
 def objective_of(spec: TrainSpec) -> Objective:
-    """The objective that a job's settings name."""
+    """The objective that the job's ``method`` names."""
     return Dpo(spec.beta) if spec.method == "dpo" else Sft()

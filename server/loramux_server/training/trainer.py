@@ -1,14 +1,15 @@
-"""QLoRA on the resident base (arXiv 2305.14314): the whole of a run, written to be read from top to bottom.
+"""QLoRA on the resident base (arXiv 2305.14314): a job from its first step to the written adapter.
 
-The run is a generator that yields after every piece of work, so that whoever owns the model decides what happens
-between two pieces, and yields a batch when it wants gradients, so that several jobs can share the pass that makes
-them. The base is frozen and shared; all that a job owns is in :class:`~.run.Run`.
+:func:`train` is a generator. It yields after every task, so that requests and other jobs get the base, and yields a
+batch when it needs gradients, so that several jobs can share micro-batches. The base is frozen and shared; all that a
+job owns is in :class:`~.run.TrainingRun`.
 """
 
 from __future__ import annotations
 
 import math
 import time
+from collections.abc import Generator
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,56 +21,66 @@ from ..core.jobs import JobState, TrainCommand, TrainEvent, TrainEventType
 from ..host.failpoints import reach
 from ..model.resident import ResidentBase
 from ..peft.folder import write_folder
-from .checkpoint import Checkpoints, Snapshot, identity
-from .evaluate import evaluate, refer
-from .gradients import Batch
-from .pace import Pace
-from .reported import Told
-from .run import Pieces, Run, start
+from .checkpoint import Checkpoints, Snapshot, run_identity
+from .evaluation import cache_references, evaluate
+from .gradients import Batch, NeedsGradients
+from .micro_batch_size import MicroBatchSizer
+from .reporter import StepReporter
+from .run import TrainingRun
+from .setup import set_up
+from .work import Held, Pause
+
+Training = Generator[Pause | Held | NeedsGradients, None, None]
+"""A job at work. It yields where it may be suspended, what it holds after a task, and batches that need gradients."""
 
 
 def train(
-    base: ResidentBase, command: TrainCommand, report: Report, pace: Pace, activation_memory: int | None
-) -> Pieces[None]:
-    """Train, evaluate and write the adapter to ``command.output``; yields the job's bytes after every piece.
+    base: ResidentBase,
+    command: TrainCommand,
+    report: Report,
+    sizer: MicroBatchSizer,
+    activation_memory: int | None,
+) -> Training:
+    """Train, evaluate and write the adapter to ``command.output``.
 
-    Goes on from the job's last checkpoint, and leaves one behind wherever it ends. Raises FAILED_PRECONDITION when
-    the loss is no longer a number, RESOURCE_EXHAUSTED when a checkpoint does not fit on the disk: no adapter is
-    written then.
+    Resumes from the job's last checkpoint, and leaves a checkpoint wherever it ends. Raises FAILED_PRECONDITION when
+    the loss is not finite, and RESOURCE_EXHAUSTED when a checkpoint does not fit on the disk: no adapter is written
+    then.
     """
-    run = yield from start(base, command, activation_memory)
-    key = yield from identity(command, f"{base.fingerprint}/{base.dtype}", run.nbytes)
-    checkpoints = Checkpoints(command, key)
+    run = yield from set_up(base, command, activation_memory)
+    identity = yield from run_identity(command, f"{base.fingerprint}/{base.dtype}", run.nbytes)
+    checkpoints = Checkpoints(command, identity)
     snapshot = checkpoints.latest()
     run.resume(snapshot)
-    first, total, started = run.step, run.order.total_steps, time.monotonic()
-    words = f"training goes on after step {first}" if first else "training"
-    report(TrainEvent(TrainEventType.STATE, words, JobState.RUNNING, first, total))
-    for lost in checkpoints.passed_over:
-        kind = TrainEventType.CHECKPOINT_LOST if lost.damaged else TrainEventType.MESSAGE
-        words = f"the checkpoint at step {lost.step} is passed over: {lost.reason}"
-        report(TrainEvent(kind, words, None, first, total))
-    # Steps that another run did, on other data, are told as they are done.
-    same_run = all(lost.damaged for lost in checkpoints.passed_over)
-    told = Told(report, command.stored if same_run else None, snapshot.told if snapshot else ())
+    first, total, started = run.step, run.schedule.total_steps, time.monotonic()
+    message = f"training goes on after step {first}" if first else "training"
+    report(TrainEvent(TrainEventType.STATE, message, JobState.RUNNING, first, total))
+    for skipped in checkpoints.skipped:
+        kind = TrainEventType.CHECKPOINT_LOST if skipped.damaged else TrainEventType.MESSAGE
+        message = f"the checkpoint at step {skipped.step} is not used: {skipped.reason}"
+        report(TrainEvent(kind, message, None, first, total))
+    # Steps that the front has stored of a run on other data are not steps of this run: all are reported.
+    same_run = all(skipped.damaged for skipped in checkpoints.skipped)
+    reporter = StepReporter(report, command.stored if same_run else None, snapshot.reported if snapshot else ())
 
-    def worked() -> float:
+    def seconds_trained() -> float:
         return run.seconds + time.monotonic() - started
 
     def snapshot_now() -> Snapshot:
-        return replace(run.snapshot(worked()), told=told.events)
+        return replace(run.snapshot(seconds_trained()), reported=reporter.events)
 
     with checkpoints.saved_at_the_end(snapshot_now):
         while run.step < total and not run.stopped_early:
             batch = Batch(run)
-            yield from refer(run, list(batch.rows.values()), [run.stacks[i] for i in batch.indices], pace)
-            yield batch
-            rate, figures = run.order.learning_rate(run.step), batch.means
+            yield from cache_references(run, list(batch.rows.values()), [run.stacks[i] for i in batch.indices], sizer)
+            yield NeedsGradients(batch)
+            rate, metrics = run.schedule.learning_rate(run.step), batch.means
             norm = torch.nn.utils.clip_grad_norm_(run.adapter.flat(), command.spec.max_grad_norm)
-            if not (bool(torch.isfinite(norm)) and math.isfinite(figures["loss"])):
+            if not (bool(torch.isfinite(norm)) and math.isfinite(metrics["loss"])):
                 raise Error(
                     Code.FAILED_PRECONDITION,
-                    f"the loss is not a number at step {run.step + 1} of {total}; lower learning_rate (now {rate:.3g})",
+                    f"the loss or its gradient is not finite at step {run.step + 1} of {total}; lower learning_rate"
+                    f" (now {rate:.3g})",
                     reason="LOSS_NOT_FINITE",
                 )
             for group in run.optimizer.param_groups:
@@ -77,38 +88,38 @@ def train(
             run.optimizer.step()
             run.optimizer.zero_grad(set_to_none=True)
             run.step, run.trained = run.step + 1, run.trained + batch.tokens
-            metrics = figures | {
+            metrics |= {
                 "learning_rate": rate,
                 "grad_norm": float(norm),
-                "epoch": run.step / run.order.steps_per_epoch,
+                "epoch": run.step / run.schedule.steps_per_epoch,
                 "tokens": float(batch.tokens),
                 "trained_tokens": float(run.trained),
-                "tokens_per_second": run.trained / worked(),
+                "tokens_per_second": run.trained / seconds_trained(),
                 "eta_seconds": (time.monotonic() - started) / (run.step - first) * (total - run.step),
             }
-            told.report(TrainEvent(TrainEventType.STEP, step=run.step, total_steps=total, metrics=metrics))
-            if command.validation and run.order.evaluates_after(run.step):
-                metrics = yield from evaluate(run, pace, only_new=True)
+            reporter.report(TrainEvent(TrainEventType.STEP, step=run.step, total_steps=total, metrics=metrics))
+            if command.validation and run.schedule.evaluates_after(run.step):
+                metrics = yield from evaluate(run, sizer, only_new=True)
                 run.judge(metrics["eval_loss"])
-                told.report(TrainEvent(TrainEventType.EVALUATION, "", None, run.step, total, metrics))
+                reporter.report(TrainEvent(TrainEventType.EVALUATION, "", None, run.step, total, metrics))
             if checkpoints.due(run.step):
                 checkpoints.begin(snapshot_now())
-            if (saved := checkpoints.settled()) is not None:
+            if (saved := checkpoints.finished()) is not None:
                 report(TrainEvent(TrainEventType.CHECKPOINT, f"checkpoint at step {saved}", None, saved, total))
         checkpoints.begin(snapshot_now())
         report(TrainEvent(TrainEventType.STATE, "measuring", JobState.EVALUATING, run.step, total))
         if run.best is not None and run.best.step != run.step:
-            run.take_best()
-            words = f"the least held-out loss was at step {run.best.step}: that adapter is kept"
-            report(TrainEvent(TrainEventType.MESSAGE, words, None, run.step, total))
-        metrics = yield from evaluate(run, pace)
+            run.restore_best()
+            message = f"the held-out loss was least at step {run.best.step}: the adapter of that step is kept"
+            report(TrainEvent(TrainEventType.MESSAGE, message, None, run.step, total))
+        metrics = yield from evaluate(run, sizer)
         if metrics:
             report(TrainEvent(TrainEventType.EVALUATION, "", None, run.step, total, metrics))
         reach("train.evaluated")
         _write(base, command, run)
 
 
-def _write(base: ResidentBase, command: TrainCommand, run: Run) -> None:
+def _write(base: ResidentBase, command: TrainCommand, run: TrainingRun) -> None:
     spec = command.spec
     write_folder(
         Path(command.output),

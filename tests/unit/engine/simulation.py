@@ -21,7 +21,7 @@ from loramux_server.engine.scheduling.pages import PagePool, prefix_root
 from loramux_server.engine.scheduling.plan import Admission, Limits, StepPlan
 from loramux_server.engine.scheduling.scheduler import Scheduler
 from loramux_server.engine.scheduling.sequence import Sequence, State
-from loramux_server.engine.training_share import TrainingSlot
+from loramux_server.engine.training_share import TrainingShare
 
 VOCAB = 50
 
@@ -265,7 +265,7 @@ def simulate(seed: int, steps: int = 60) -> Machine:
     asked: dict[str, Sequence] = {}
     prompts = [[draw.randrange(3) for _ in range(draw.randint(1, 14))] for _ in range(4)]
     training = FakeTraining()
-    slot = TrainingSlot(
+    share = TrainingShare(
         training, draw.choice([0.0, 0.3, 0.9]), 1.5, lambda job, _: training.ended.append(job), lambda: training.now
     )
     jobs: list[str] = []
@@ -279,9 +279,9 @@ def simulate(seed: int, steps: int = 60) -> Machine:
                 machine.end(draw.choice(scheduler.sequences), "cancelled")
             if draw.random() < 0.1:
                 jobs.append(f"j{step}")
-                slot.add(TrainCommand(jobs[-1], TrainSpec(), (), checkpoint_every=draw.randint(1, 9)), lambda _: None)
+                share.add(TrainCommand(jobs[-1], TrainSpec(), (), checkpoint_every=draw.randint(1, 9)), lambda _: None)
             if draw.random() < 0.03 and jobs:
-                slot.remove(draw.choice(jobs))
+                share.remove(draw.choice(jobs))
         for digest in sorted(bank.wanted):
             if step >= steps or draw.random() < 0.3:
                 _land(machine, digest)
@@ -301,10 +301,10 @@ def simulate(seed: int, steps: int = 60) -> Machine:
         else:
             plan = machine.step()
         training.now += 1.0
-        slot.turn(serving=bool(plan.work))
+        share.turn(serving=bool(plan.work))
         step += 1
-    while slot.busy:
-        slot.turn(serving=False)
+    while share.busy:
+        share.turn(serving=False)
     assert sorted(training.ended) == sorted(jobs), "a job is lost, or ended twice"
     machine.check_idle()
     assert machine.ended.keys() == asked.keys(), "a request is lost"

@@ -18,7 +18,7 @@ from ...core.jobs import JudgedAnswer, JudgedRow, TrainRow
 from ...core.types import FinishReason, SamplingParams, Stack
 from ...data.expect import Expected, plain
 from ...text import TextTokenizer
-from ...training.order import assign_stacks
+from ...training.schedule import assign_stacks
 from .gate import CONTAINED, EXACT
 
 MAX_QUESTIONS = 256

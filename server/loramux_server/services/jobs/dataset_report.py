@@ -14,7 +14,7 @@ from ...core.watch import Watch
 from ...data.dataset import Dataset, DatasetReport, Example, counted
 from ...data.masks import render_marked
 from ...data.problems import Problems
-from ...training.order import Order
+from ...training.schedule import Schedule
 from ..common.context import Context
 from ..common.stacks import StackResolver
 from ..common.workers import compute
@@ -108,7 +108,7 @@ class DatasetChecks:
             too_long=found.too_long,
             pairs=found.pairs,
             notes=how_to_ask(found, self._text) + repeats + found.notes,
-            estimated_steps=Order(spec, trained.examples).total_steps if trained.examples else 0,
+            estimated_steps=Schedule(spec, trained.examples).total_steps if trained.examples else 0,
             estimated_seconds=cost.seconds,
             estimated_memory_bytes=cost.memory_bytes or None,
             estimated_from=cost.basis,

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from ...core.backend import EngineInfo
 from ...core.jobs import TrainSpec
 from ...data.dataset import DatasetReport
-from ...training.order import Order
-from ...training.pace import MAX_TOKENS, activation_room
+from ...training.micro_batch_size import MAX_TOKENS, activation_budget
+from ...training.schedule import Schedule
 from .checks import selected_modules
 
 _LAYER = re.compile(r"\.(\d+)\.")
@@ -104,21 +104,21 @@ def estimate(
 ) -> Estimate:
     """What training with ``spec`` on the rows of ``report`` takes; ``free`` is the device's free memory in bytes.
 
-    Activations of more than ``activation_memory`` bytes (None: a quarter of ``free``) are computed again.
+    Above ``activation_memory`` bytes of activations (None: a quarter of ``free``) there is gradient checkpointing.
 
-    Memory is the adapter with its gradient and AdamW's two moments, the activations of the largest piece of a batch
+    Memory is the adapter with its gradient and AdamW's two moments, the activations of the largest micro-batch
     (about 20 values per hidden unit and 4 per inner one a token and layer, or one layer's and every layer's input where
     they are computed again), a chunk of logits with its gradient, and what is kept of the layers below.
     """
     shape = Shape.of(info, spec)
-    passes = Order(spec, report.examples).total_steps * spec.batch_size / report.examples
+    passes = Schedule(spec, report.examples).total_steps * spec.batch_size / report.examples
     work = shape.work(report.tokens, report.trained_tokens, passes, report.pairs)
     sides = 2 if report.pairs else 1
-    piece = max(min(MAX_TOKENS, spec.batch_size * report.longest * sides), report.longest * sides)
-    layer = FLOAT * piece * (20 * shape.hidden + 4 * shape.inner)
+    tokens = max(min(MAX_TOKENS, spec.batch_size * report.longest * sides), report.longest * sides)
+    layer = FLOAT * tokens * (20 * shape.hidden + 4 * shape.inner)
     activations = layer * shape.layers
-    if activations > activation_room(free, activation_memory):
-        activations = layer + FLOAT * piece * shape.hidden * shape.layers
+    if activations > activation_budget(free, activation_memory):
+        activations = layer + FLOAT * tokens * shape.hidden * shape.layers
     kept = min(FLOAT * report.tokens * shape.hidden, free // 8) if shape.lower else 0
     logits = 3 * FLOAT * LOGIT_ROWS * info.vocab_size
     memory = 4 * FLOAT * shape.adapter + activations + logits + kept

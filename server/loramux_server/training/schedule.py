@@ -1,6 +1,6 @@
-"""Which rows make up which step, and at what learning rate.
+"""Which rows make up which optimizer step, and at what learning rate.
 
-Pure functions of the step number, so that a run can be taken up again anywhere.
+Everything is a function of the seed and the step number, so a job can be resumed at any step.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from ..core.jobs import TrainRow, TrainSpec
 
 MIN_WARMUP = 5
-"""Fewest warm-up steps, as long as that is at most half of the run."""
+"""Fewest warm-up steps, where the run has at least twice as many."""
 
 
 @dataclass(frozen=True, slots=True)
-class Order:
-    """The order of a run over ``rows`` rows."""
+class Schedule:
+    """The optimizer steps of a job over ``rows`` training rows. Steps and rows are counted from 0."""
 
     spec: TrainSpec
     rows: int
@@ -29,18 +29,18 @@ class Order:
 
     @property
     def total_steps(self) -> int:
-        """``max_steps`` where it is given, whatever ``epochs`` says: rows are gone through as often as that takes."""
+        """``max_steps`` where it is given: it overrides ``epochs``, and rows repeat as often as needed."""
         if self.spec.max_steps is not None:
             return self.spec.max_steps
         return max(1, round(self.steps_per_epoch * self.spec.epochs))
 
-    def evaluates_after(self, step: int) -> bool:
-        """Whether the held-out rows are measured once ``step`` steps are done, while the run goes on."""
+    def evaluates_after(self, steps: int) -> bool:
+        """Whether the held-out rows are evaluated once ``steps`` steps are done, while training goes on."""
         every = self.spec.eval_steps or (self.steps_per_epoch if self.spec.early_stopping_patience else None)
-        return every is not None and (step % every == 0 or step == self.total_steps)
+        return every is not None and (steps % every == 0 or steps == self.total_steps)
 
     def batch(self, step: int) -> list[int]:
-        """Row numbers of a step (counted from 0). Every epoch has its own shuffle, and every row once."""
+        """Indices of the rows of a step. Each epoch has every row once, in a shuffled order of its own."""
         epoch, place = divmod(step, self.steps_per_epoch)
         order = list(range(self.rows))
         random.Random(f"{self.spec.seed}/{epoch}").shuffle(order)
@@ -48,11 +48,11 @@ class Order:
         return order[start : start + self.spec.batch_size]
 
     def dropout_seed(self, step: int, row: int) -> int:
-        """Seed of a row's dropout masks: the same however the batch is split, and in a run that is taken up again."""
+        """Seed of a row's dropout masks: the same however the batch is split, and after a resume."""
         return random.Random(f"{self.spec.seed}/{step}/{row}").getrandbits(48)
 
     def learning_rate(self, step: int) -> float:
-        """Warm-up from nearly nothing, then linear or cosine decay to zero, or constant."""
+        """Linear warm-up from nearly zero, then linear or cosine decay to zero, or constant."""
         total = self.total_steps
         warmup = (
             min(max(MIN_WARMUP, round(total * self.spec.warmup_ratio)), total // 2) if self.spec.warmup_ratio else 0
@@ -71,7 +71,7 @@ class Order:
 
 
 def assign_stacks(rows: Sequence[TrainRow], stacks: int) -> list[int]:
-    """The frozen stack under each row: its own, else the rows without one take turns."""
+    """Index of the frozen stack under each row: its own, or else the job's ``stacks`` stacks in turn."""
     found: list[int] = []
     turn = 0
     for row in rows:

@@ -1,4 +1,4 @@
-"""The training slot: its share of the time by a scripted clock, and what it tells of jobs that end."""
+"""The training share: its part of the time by a scripted clock, and the jobs that it says have ended."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 from loramux_server.core.background import Ended, Report
 from loramux_server.core.errors import Code, Error
 from loramux_server.core.jobs import TrainCommand, TrainSpec
-from loramux_server.engine.training_share import TrainingSlot
+from loramux_server.engine.training_share import TrainingShare
 
 SLICE = 0.25
 
@@ -55,22 +55,24 @@ class Work:
 
 
 class Bench:
-    """A slot, its clock, and what it said of jobs that ended."""
+    """A training share, its clock, and the jobs that it said have ended."""
 
     def __init__(self, share: float = 0.3) -> None:
         self.clock = Clock()
         self.done: list[tuple[str, Error | None]] = []
         self.work = Work(self.clock)
-        self.slot = TrainingSlot(self.work, share, SLICE, lambda job, error: self.done.append((job, error)), self.clock)
+        self.share = TrainingShare(
+            self.work, share, SLICE, lambda job, error: self.done.append((job, error)), self.clock
+        )
 
     def add(self, job: str, pieces: int = 10**9) -> Work:
-        self.slot.add(TrainCommand(job, TrainSpec(), (), checkpoint_every=pieces), lambda event: None)
+        self.share.add(TrainCommand(job, TrainSpec(), (), checkpoint_every=pieces), lambda event: None)
         return self.work
 
     def serve(self, seconds: float = 0.02) -> None:
         """A serve step, then training's turn."""
         self.clock.now += seconds
-        self.slot.turn(serving=True)
+        self.share.turn(serving=True)
 
 
 @pytest.mark.parametrize("share", [0.1, 0.3, 0.5, 0.9])
@@ -81,31 +83,31 @@ def test_the_share_is_kept_while_serving(share: float, step: float) -> None:
     bench.add("job")
     started = bench.clock.now
     while bench.clock.now - started < 60 * SLICE:
-        before = bench.slot.seconds
+        before = bench.share.seconds
         bench.serve(step)
-        assert bench.slot.seconds - before <= SLICE + 1e-9
+        assert bench.share.seconds - before <= SLICE + 1e-9
     total = bench.clock.now - started
     if step * share / (1 - share) <= SLICE:
-        assert bench.slot.seconds == pytest.approx(share * total, abs=SLICE)
-    assert bench.slot.seconds <= share * total + SLICE
+        assert bench.share.seconds == pytest.approx(share * total, abs=SLICE)
+    assert bench.share.seconds <= share * total + SLICE
 
 
 def test_nothing_to_serve_is_full_speed() -> None:
     bench = Bench(0.1)
     task = bench.add("job", pieces=5)
     for _ in range(5):
-        bench.slot.turn(serving=False)
+        bench.share.turn(serving=False)
     assert task.asked == [None] * 5
     assert bench.done == [("job", None)]
-    assert (bench.slot.steps, bench.slot.seconds) == (5, 10.0)
+    assert (bench.share.stretches, bench.share.seconds) == (5, 10.0)
 
 
 def test_time_taken_while_idle_is_not_owed() -> None:
     bench = Bench(0.5)
     bench.add("job")
-    bench.slot.turn(serving=False)
+    bench.share.turn(serving=False)
     bench.serve()
-    assert bench.slot.steps == 2
+    assert bench.share.stretches == 2
 
 
 def test_time_without_a_job_saves_up_one_slice_at_most() -> None:
@@ -117,7 +119,7 @@ def test_time_without_a_job_saves_up_one_slice_at_most() -> None:
     for _ in range(100):
         bench.serve()
     total = bench.clock.now - started
-    assert bench.slot.seconds <= 0.5 * total + 2 * SLICE
+    assert bench.share.seconds <= 0.5 * total + 2 * SLICE
 
 
 def test_no_share_waits_for_idle_time() -> None:
@@ -125,18 +127,18 @@ def test_no_share_waits_for_idle_time() -> None:
     bench.add("job")
     for _ in range(100):
         bench.serve()
-    assert bench.slot.steps == 0
-    bench.slot.turn(serving=False)
-    assert bench.slot.steps == 1
+    assert bench.share.stretches == 0
+    bench.share.turn(serving=False)
+    assert bench.share.stretches == 1
 
 
 def test_the_whole_share_trains_after_every_step() -> None:
     bench = Bench(1.0)
     bench.add("job")
-    bench.slot.turn(serving=True)  # no time has passed at all
+    bench.share.turn(serving=True)  # no time has passed at all
     for _ in range(20):
         bench.serve(1e-6)
-    assert bench.slot.steps >= 20
+    assert bench.share.stretches >= 20
 
 
 def test_what_ends_is_told_with_its_reason() -> None:
@@ -144,12 +146,12 @@ def test_what_ends_is_told_with_its_reason() -> None:
     bench.add("bad", pieces=1)
     bench.add("good", pieces=2)
     for _ in range(4):
-        bench.slot.turn(serving=False)
+        bench.share.turn(serving=False)
     (first, error), second = bench.done
     assert (first, second) == ("bad", ("good", None))
     assert error is not None
     assert error.code is Code.INTERNAL
-    assert not bench.slot.busy
+    assert not bench.share.busy
     assert len(bench.work.asked) == 2
 
 
@@ -157,16 +159,16 @@ def test_a_removed_job_gets_no_more_time_and_no_word() -> None:
     bench = Bench()
     work = bench.add("job")
     bench.add("other")
-    assert (bench.slot.jobs, bench.slot.nbytes) == (("job", "other"), 14)
-    bench.slot.turn(serving=False)
-    bench.slot.remove("job")
-    bench.slot.remove("job")
-    bench.slot.turn(serving=False)
-    assert (bench.done, bench.slot.jobs, len(work.asked)) == ([], ("other",), 2)
+    assert (bench.share.jobs, bench.share.nbytes) == (("job", "other"), 14)
+    bench.share.turn(serving=False)
+    bench.share.remove("job")
+    bench.share.remove("job")
+    bench.share.turn(serving=False)
+    assert (bench.done, bench.share.jobs, len(work.asked)) == ([], ("other",), 2)
 
 
 def test_a_refusal_is_raised() -> None:
     bench = Bench()
     with pytest.raises(Error, match="no"):
-        bench.slot.add(TrainCommand("job", TrainSpec(), (), output="x"), lambda event: None)
-    assert not bench.slot.busy
+        bench.share.add(TrainCommand("job", TrainSpec(), (), output="x"), lambda event: None)
+    assert not bench.share.busy

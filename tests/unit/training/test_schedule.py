@@ -10,14 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from loramux_server.core.jobs import TrainRow, TrainSpec
-from loramux_server.training.order import MIN_WARMUP, Order, assign_stacks
+from loramux_server.training.schedule import MIN_WARMUP, Schedule, assign_stacks
 
 SPEC = TrainSpec(batch_size=4, epochs=3, learning_rate=1e-3)
 
 
 @given(rows=st.integers(1, 40), size=st.integers(1, 9), seed=st.integers(0, 5))
 def test_every_epoch_takes_every_row_once(rows: int, size: int, seed: int) -> None:
-    order = Order(replace(SPEC, batch_size=size, seed=seed), rows)
+    order = Schedule(replace(SPEC, batch_size=size, seed=seed), rows)
     for epoch in range(3):
         steps = range(epoch * order.steps_per_epoch, (epoch + 1) * order.steps_per_epoch)
         batches = [order.batch(step) for step in steps]
@@ -26,15 +26,15 @@ def test_every_epoch_takes_every_row_once(rows: int, size: int, seed: int) -> No
 
 
 def test_a_step_does_not_depend_on_those_before() -> None:
-    whole = [Order(SPEC, 23).batch(step) for step in range(18)]
-    assert [Order(SPEC, 23).batch(step) for step in reversed(range(18))] == whole[::-1]
+    whole = [Schedule(SPEC, 23).batch(step) for step in range(18)]
+    assert [Schedule(SPEC, 23).batch(step) for step in reversed(range(18))] == whole[::-1]
 
 
 def test_epochs_and_seeds_shuffle_differently() -> None:
-    order = Order(SPEC, 40)
+    order = Schedule(SPEC, 40)
     first = [order.batch(s) for s in range(10)]
     assert first != [order.batch(s) for s in range(10, 20)]
-    assert first != [Order(replace(SPEC, seed=1), 40).batch(s) for s in range(10)]
+    assert first != [Schedule(replace(SPEC, seed=1), 40).batch(s) for s in range(10)]
 
 
 @pytest.mark.parametrize(
@@ -42,7 +42,7 @@ def test_epochs_and_seeds_shuffle_differently() -> None:
     [(10, 3, None, 9), (10, 0.5, None, 2), (10, 3, 4, 4), (1, 0.1, None, 1), (8, 1, 9, 9), (3, 3, 50, 50)],
 )
 def test_field_35_max_steps_overrides_epochs(rows: int, epochs: float, most: int | None, steps: int) -> None:
-    assert Order(replace(SPEC, epochs=epochs, max_steps=most), rows).total_steps == steps
+    assert Schedule(replace(SPEC, epochs=epochs, max_steps=most), rows).total_steps == steps
 
 
 @given(
@@ -52,7 +52,7 @@ def test_field_35_max_steps_overrides_epochs(rows: int, epochs: float, most: int
     shape=st.sampled_from(["linear", "cosine", "constant"]),
 )
 def test_the_rate_rises_to_its_peak_then_never_rises(rows: int, epochs: float, ratio: float, shape: str) -> None:
-    order = Order(replace(SPEC, epochs=epochs, warmup_ratio=ratio, lr_scheduler=shape), rows)
+    order = Schedule(replace(SPEC, epochs=epochs, warmup_ratio=ratio, lr_scheduler=shape), rows)
     rates = [order.learning_rate(step) for step in range(order.total_steps)]
     assert all(0 < r <= SPEC.learning_rate for r in rates), "a step at rate 0 is a step lost"
     top = rates.index(max(rates))
@@ -62,10 +62,10 @@ def test_the_rate_rises_to_its_peak_then_never_rises(rows: int, epochs: float, r
 
 
 def test_warm_up_is_at_least_a_few_steps_and_at_most_half() -> None:
-    long = Order(replace(SPEC, epochs=1, batch_size=1, warmup_ratio=0.01), 100)
+    long = Schedule(replace(SPEC, epochs=1, batch_size=1, warmup_ratio=0.01), 100)
     assert long.learning_rate(MIN_WARMUP - 2) < SPEC.learning_rate
     assert long.learning_rate(MIN_WARMUP - 1) == SPEC.learning_rate
-    short = Order(replace(SPEC, epochs=1, batch_size=1), 4)
+    short = Schedule(replace(SPEC, epochs=1, batch_size=1), 4)
     assert [round(short.learning_rate(s) / SPEC.learning_rate, 3) for s in range(4)] == [0.5, 1.0, 1.0, 0.5]
 
 

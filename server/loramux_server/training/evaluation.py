@@ -1,0 +1,74 @@
+"""Evaluation on held-out rows: the new adapter beside the base and earlier versions; references for DPO."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ..core.jobs import TrainRow
+from ..lora.trainable import TrainableAdapter
+from .frozen_model import FrozenModel
+from .micro_batch import JobRows, row_logprobs
+from .micro_batch_size import MicroBatchSizer
+from .run import TrainingRun
+from .schedule import assign_stacks
+from .work import Held, Tasks
+
+
+def evaluate(run: TrainingRun, sizer: MicroBatchSizer, *, only_new: bool = False) -> Tasks[dict[str, float]]:
+    """Mean metrics of the job's objective on the held-out rows, the loss first; empty without held-out rows.
+
+    ``eval_*`` are of the new adapter, ``base_*`` of the frozen stack under each row alone, ``init_*`` of the version
+    that the job starts from, ``current_*`` of the version that the name means now. With ``only_new`` there is
+    ``eval_*`` alone.
+    """
+    rows, objective = run.command.validation, run.objective
+    if not rows:
+        return {}
+    stacks = assign_stacks(rows, len(run.command.stacks))
+    yield from cache_references(run, rows, stacks, sizer)
+    models: list[tuple[str, FrozenModel, TrainableAdapter | None]] = [("eval", run.frozen, run.adapter)]
+    if not only_new:
+        models.append(("base", run.frozen, None))
+        if run.initial is not None:
+            models.append(("init", run.frozen, run.initial))
+        if run.current is not None:
+            models.append(("current", run.current, None))
+    sums: dict[str, float] = {}
+    lengths = [run.length(row) for row in rows]
+    for indices in sizer.split(list(range(len(rows))), lengths, run.command.spec.batch_size):
+        inputs = [(i, row) for i in indices for row in objective.inputs(rows[i])]
+        reference = [run.reference(rows[i], stacks[i]) for i in indices]
+        for name, frozen, adapter in models:
+            job_rows = JobRows(frozen, [row for _, row in inputs], [stacks[i] for i, _ in inputs], adapter)
+            work = row_logprobs(run.base, [job_rows])
+            (logprobs,) = yield from sizer.timed(sum(lengths[i] for i in indices), work)
+            for metric, value in objective.loss(logprobs, reference).metrics.items():
+                sums[f"{name}_{metric}"] = sums.get(f"{name}_{metric}", 0.0) + value
+        yield Held(run.nbytes)
+    denominator = sum(objective.denominator(row) for row in rows)
+    means = {name: value / denominator for name, value in sums.items()}
+    if run.command.current is not None and run.current is None:  # the job starts from the current version
+        means |= {f"current_{n.removeprefix('init_')}": value for n, value in means.items() if n.startswith("init_")}
+    return means
+
+
+def cache_references(
+    run: TrainingRun, rows: Sequence[TrainRow], stacks: Sequence[int], sizer: MicroBatchSizer
+) -> Tasks[None]:
+    """Compute the references of rows, each over its stack, where the objective needs them and they are missing.
+
+    A reference is the log-probabilities of a row's inputs before training: with the version that the job starts from,
+    or else without an adapter of its own.
+    """
+    if not run.objective.needs_reference:
+        return
+    missing = [i for i, key in enumerate(zip(rows, stacks, strict=True)) if key not in run.references]
+    for indices in sizer.split(missing, [run.length(row) for row in rows], run.command.spec.batch_size):
+        inputs = [(i, row) for i in indices for row in run.objective.inputs(rows[i])]
+        job_rows = JobRows(run.frozen, [row for _, row in inputs], [stacks[i] for i, _ in inputs], run.initial)
+        work = row_logprobs(run.base, [job_rows])
+        (logprobs,) = yield from sizer.timed(sum(run.length(rows[i]) for i in indices), work)
+        values = iter(logprobs.logprobs.tolist())
+        for i in indices:
+            run.references[rows[i], stacks[i]] = tuple(next(values) for _ in run.objective.inputs(rows[i]))
+        yield Held(run.nbytes)

@@ -1,0 +1,247 @@
+"""A cooperative scheduler of training jobs: jobs are generators, and take turns on the resident base."""
+
+from __future__ import annotations
+
+import logging
+import time
+import uuid
+from dataclasses import dataclass
+
+import torch
+
+from ..core.background import Ended, Report
+from ..core.errors import Code, Error
+from ..core.jobs import TrainCommand, TrainEvent, TrainEventType
+from ..model.resident import ResidentBase
+from .gradient_check import gradient_fault
+from .gradients import Batch, NeedsGradients, accumulate_gradients, out_of_memory, select_rows
+from .micro_batch_size import IDLE_SECONDS, MicroBatchSizer
+from .trainer import Training, train
+from .work import PAUSE, Held, Interruptible, Pause
+
+log = logging.getLogger(__name__)
+
+OUT_OF_MEMORY = "OUT_OF_MEMORY"
+
+
+@dataclass(slots=True)
+class Job:
+    """A job at work. It runs alone, or waits for the gradients of ``batch``."""
+
+    id: str
+    training: Training
+    report: Report
+    sizer: MicroBatchSizer  # of the micro-batches that it runs alone
+    batch: Batch | None = None
+    nbytes: int = 0
+    max_tokens: int | None = None  # of a micro-batch, once one failed: the job shares none from then on
+
+
+class JobScheduler:
+    """Runs several jobs on one thread, a work item at a time.
+
+    A task is either something that one job does alone (reading adapters, evaluating, writing), or one micro-batch of
+    rows of all jobs that wait for gradients. Jobs join between two tasks. When a job is removed in the middle of a
+    micro-batch that it shares, the micro-batch is dropped and the batches of the others begin anew.
+    """
+
+    def __init__(self, base: ResidentBase, fault: Error | None = None, activation_memory: int | None = None) -> None:
+        """``fault``: why no job can be taken. ``activation_memory``: see :class:`~.layerwise.ActivationPolicy`."""
+        self._base, self._fault, self._activation_memory = base, fault, activation_memory
+        self._sizer = MicroBatchSizer(1)  # of shared micro-batches
+        self._jobs: dict[str, Job] = {}  # the next one's turn first
+        self._micro_batch_next = False
+        self._task: Interruptible[list[Ended]] | None = None  # under way
+        self._participants: list[Job] = []  # of the task
+
+    @property
+    def jobs(self) -> tuple[str, ...]:
+        return tuple(self._jobs)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(job.nbytes for job in self._jobs.values())
+
+    def add(self, command: TrainCommand, report: Report) -> None:
+        """Start a job. Raises FAILED_PRECONDITION where gradients do not pass through the base."""
+        if self._fault is not None:
+            raise self._fault
+        # Alone a job runs forward, and through about half of the layers at least.
+        sizer = MicroBatchSizer(len(self._base.layers) / 2)
+        training = train(self._base, command, report, sizer, self._activation_memory)
+        self._jobs[command.job_id] = Job(command.job_id, training, report, sizer)
+
+    def remove(self, job_id: str) -> None:
+        """Stop a job, if it is here: it leaves a checkpoint and reports nothing."""
+        job = self._jobs.pop(job_id, None)
+        if job is None:
+            return
+        if self._task is not None and job in self._participants:
+            self._task.close()
+            self._task = None
+            for other in self._participants:
+                if other is not job and other.batch is not None:
+                    other.batch.restart()
+        job.training.close()
+
+    def advance(self, seconds: float | None) -> list[Ended]:
+        """Run work items for about ``seconds``, at least one; None: for IDLE_SECONDS. Returns the jobs that ended."""
+        started = time.monotonic()
+        most = IDLE_SECONDS if seconds is None else seconds
+        try:
+            while True:
+                before = time.monotonic()
+                ended = self._run_work_item(serving=seconds is not None)
+                if self._base.device.type == "cuda":
+                    torch.cuda.synchronize(self._base.device)  # kernels still queued would delay requests
+                now = time.monotonic()
+                # The next work item takes about as long as this one.
+                if ended or not self._jobs or 2 * now - before - started > most:
+                    return ended
+        finally:
+            self._base.release()
+
+    def _run_work_item(self, *, serving: bool) -> list[Ended]:
+        if self._task is None:
+            self._task = self._next_task(serving)
+        try:
+            next(self._task)
+        except StopIteration as done:
+            self._task = None
+            ended: list[Ended] = done.value
+            return ended
+        except BaseException:
+            self._task = None
+            raise
+        return []
+
+    def _next_task(self, serving: bool) -> Interruptible[list[Ended]]:
+        """Tasks of one job and shared micro-batches take turns, where both wait."""
+        waiting = any(job.batch is not None for job in self._jobs.values())
+        alone = next((job for job in self._jobs.values() if job.batch is None), None)
+        if alone is None or (self._micro_batch_next and waiting):
+            self._micro_batch_next = False
+            return self._shared_micro_batch(serving)
+        alone.sizer.serving = serving
+        self._jobs[alone.id] = self._jobs.pop(alone.id)  # its next turn is after the others'
+        self._participants = [alone]
+        return self._run_alone(alone)
+
+    def _run_alone(self, job: Job) -> Interruptible[list[Ended]]:
+        ended = yield from self._continue(job)
+        self._micro_batch_next = bool(ended) or job.batch is None
+        return ended
+
+    def _shared_micro_batch(self, serving: bool) -> Interruptible[list[Ended]]:
+        """Gradients for the waiting job whose turn it is, and for the jobs after it whose rows still fit.
+
+        A job whose batch is not done keeps its turn.
+        """
+        sharing = self._sharing()
+        if not sharing:
+            return []
+        # The backward of a layer takes two thirds of the time that its forward and backward take.
+        first = sharing[0][1].first_layer
+        self._sizer.serving, self._sizer.work_items = serving, 1.5 * (len(self._base.layers) - first)
+        limits = [job.max_tokens for job, _ in sharing if job.max_tokens is not None]
+        most = min([self._sizer.max_tokens, *limits])
+        selection, tokens = select_rows([batch for _, batch in sharing], min(self._sizer.tokens, most), most)
+        selected = {id(batch) for batch, _ in selection}
+        sharing = [(job, batch) for job, batch in sharing if id(batch) in selected]
+        self._participants = [job for job, _ in sharing]
+        failure: Exception
+        try:
+            yield from self._sizer.timed(tokens, accumulate_gradients(self._base, selection))
+        except torch.AcceleratorError:
+            raise  # the device is lost, and the whole engine with it
+        except Exception as error:  # a defect of one job must not stop serving
+            failure = error.with_traceback(None)
+        else:
+            for job, batch in sharing:
+                if batch.done:
+                    job.batch = None
+            return []
+        # Outside of the handler, so that the failed micro-batch and its activations are freed.
+        ended: list[Ended] = []
+        for job, batch in sharing:
+            ended += yield from self._retry(job, batch, failure, tokens, alone=len(sharing) == 1)
+        return ended
+
+    def _sharing(self) -> list[tuple[Job, Batch]]:
+        """The waiting job whose turn it is, and those that may share its micro-batch, with their batches."""
+        waiting = [(job, job.batch) for job in self._jobs.values() if job.batch is not None]
+        if not waiting or waiting[0][0].max_tokens is not None:
+            return waiting[:1]
+        first = waiting[0][1].first_layer
+        return [(job, batch) for job, batch in waiting if job.max_tokens is None and batch.first_layer == first]
+
+    def _retry(
+        self, job: Job, batch: Batch, error: Exception, tokens: int, *, alone: bool
+    ) -> Interruptible[list[Ended]]:
+        """After a failed micro-batch: do the batch once more, alone and in halves of the size, or fail the job."""
+        batch.restart()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        memory = out_of_memory(error)
+        if job.max_tokens is None and (memory or not alone):
+            job.max_tokens = max(1, tokens // 2)
+            job.sizer.limit(job.max_tokens)
+            if memory:
+                message = "out of memory in an optimizer step: it is done again in smaller micro-batches"
+                job.report(TrainEvent(TrainEventType.MESSAGE, message, None, batch.run.step, batch.run.total))
+            return []
+        return (yield from self._continue(job, error))
+
+    def _continue(self, job: Job, error: Exception | None = None) -> Interruptible[list[Ended]]:
+        """Run the job's next task, or raise ``error`` in it. Returns the job if it ended."""
+        job.batch = None
+        while True:
+            try:
+                signal = next(job.training) if error is None else job.training.throw(error)
+            except StopIteration:
+                reason = None
+            except torch.AcceleratorError:
+                raise
+            except Exception as failure:  # a defect of one job must not stop serving or the other jobs
+                reason = _reason(job.id, failure)
+            else:
+                error = None
+                match signal:
+                    case Pause():
+                        yield PAUSE
+                        continue
+                    case NeedsGradients(batch):
+                        job.batch, job.nbytes = batch, batch.run.nbytes
+                    case Held(nbytes):
+                        job.nbytes = nbytes
+                return []
+            del self._jobs[job.id]
+            job.training.close()
+            return [(job.id, reason)]
+
+
+def _reason(job: str, failure: Exception) -> Error:
+    """The error that a failed job reports."""
+    if isinstance(failure, Error):
+        return failure
+    if out_of_memory(failure):
+        return Error(
+            Code.RESOURCE_EXHAUSTED,
+            "out of memory in an optimizer step, also with smaller micro-batches; train on shorter rows, on fewer"
+            " layers or with a lower rank",
+            reason=OUT_OF_MEMORY,
+        )
+    id = uuid.uuid4().hex[:12]
+    log.error("training job %s failed with internal error %s", job, id, exc_info=failure)
+    return Error(Code.INTERNAL, f"internal error {id}; the server's log tells more")
+
+
+def make_job_scheduler(base: ResidentBase, activation_memory: int | None) -> JobScheduler:
+    """The training side of an engine on ``base``. If gradients do not pass through it, every job is refused.
+
+    ``activation_memory``: see :class:`~.layerwise.ActivationPolicy`.
+    """
+    fault = gradient_fault(base)
+    if fault is not None:
+        log.error("training is not possible: %s", fault.message)
+    return JobScheduler(base, fault, activation_memory)

@@ -1,0 +1,162 @@
+"""Forward and backward through the decoder layers, one layer at a time.
+
+Training pauses at the layers' borders, so that requests wait for one layer and never for a whole micro-batch. Layers
+below the first adapted one do not change while a job runs: their output for a row is computed once and reused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..host.resources import host_available
+from ..lora.routing import Routing
+from ..model.attention import PackedAttention
+from ..model.resident import ResidentBase
+from .micro_batch_size import activation_budget
+from .work import PAUSE, Interruptible
+
+
+class ActivationPolicy:
+    """Which activations of a micro-batch are kept for the backward pass.
+
+    Only layers from ``first_layer`` on, the lowest one that is adapted, have a backward pass. A micro-batch of more
+    than ``max_kept_tokens`` tokens uses gradient checkpointing: it keeps each layer's input and computes the rest
+    again.
+    """
+
+    def __init__(self, base: ResidentBase, first_layer: int, memory: int | None = None) -> None:
+        """``memory``: bytes of activations before gradient checkpointing starts; None: a quarter of what is free."""
+        self.first_layer = first_layer
+        self.max_kept_tokens = _max_kept_tokens(base, first_layer, memory)
+
+
+@dataclass(frozen=True, slots=True)
+class _LayerCall:
+    """The arguments of a decoder layer beside the hidden states."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
+class LayerwisePass:
+    """One pass of packed sequences (T tokens in total) through the decoder layers.
+
+    What a model does around its layers (rotary embeddings, masks, scales) differs by architecture. So the model's own
+    forward runs once over layers that record their arguments, and the layers are called with these one by one.
+    """
+
+    def __init__(self, base: ResidentBase, lengths: Sequence[int], routing: Routing | None, embeddings: Tensor) -> None:
+        """``lengths``: tokens of each sequence; ``embeddings`` [T, hidden], or any values where they are not needed."""
+        self._base, self._layers = base, base.layers
+        self._positions = torch.cat([torch.arange(n) for n in lengths]).to(base.device)  # [T]
+        self._attention, self._routing = PackedAttention(lengths, base.device), routing
+        self._embeddings = embeddings
+        self._calls: list[_LayerCall] = []
+        self._tape: list[tuple[int, Tensor, Tensor | None]] = []  # layer, input, output (None: computed again)
+        inputs: list[Tensor] = []
+
+        def record_call(hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+            inputs.append(hidden)
+            self._calls.append(_LayerCall(args, kwargs))
+            return hidden
+
+        with torch.no_grad(), self._replaced_layers(lambda _: record_call):
+            self._model_body(embeddings)
+        self.input = inputs[0]
+        """Input of the first layer, [1, T, hidden]."""
+
+    def forward(self, hidden: Tensor, first: int, end: int) -> Interruptible[Tensor]:
+        """Input of layer ``end`` from the input of layer ``first``, [1, T, hidden], without gradients."""
+        for layer in range(first, end):
+            with torch.no_grad():
+                hidden = self._run(layer, hidden)
+            yield PAUSE
+        return hidden
+
+    def forward_for_backward(self, hidden: Tensor, first: int, *, checkpointing: bool) -> Interruptible[Tensor]:
+        """Output of the last layer from the input of layer ``first``; keeps what :meth:`backward` needs.
+
+        With ``checkpointing`` only the layers' inputs are kept.
+        """
+        for layer in range(first, len(self._layers)):
+            start = hidden.detach().requires_grad_(layer > first)
+            with torch.set_grad_enabled(not checkpointing):
+                out = self._run(layer, start)
+            self._tape.append((layer, start, None if checkpointing else out))
+            hidden = out.detach()
+            yield PAUSE
+        return hidden
+
+    def backward(self, grad: Tensor) -> Interruptible[None]:
+        """Backpropagate ``grad`` [1, T, hidden] of the last layer's output; accumulates the parameters' gradients."""
+        while self._tape:
+            layer, start, out = self._tape.pop()
+            if out is None:
+                with torch.enable_grad():
+                    out = self._run(layer, start)
+            if not out.requires_grad:
+                self._tape.clear()  # this layer and those below have no parameters in training
+                return
+            torch.autograd.backward(out, grad)
+            if start.grad is not None:
+                grad = start.grad
+            del start, out
+            yield PAUSE
+
+    def final_hidden(self, hidden: Tensor) -> Tensor:
+        """Final hidden states [T, hidden], as the output head takes them, from the last layer's output."""
+        last = len(self._layers) - 1
+        with self._replaced_layers(lambda layer: (lambda *_, **__: hidden) if layer == last else _identity):
+            return self._model_body(self._embeddings)[0]
+
+    def _run(self, layer: int, hidden: Tensor) -> Tensor:
+        self._set_context()
+        call = self._calls[layer]
+        out = self._layers[layer](hidden, *call.args, **call.kwargs)
+        found: Tensor = out[0] if isinstance(out, tuple) else out
+        return found
+
+    def _model_body(self, embeddings: Tensor) -> Tensor:
+        self._set_context()
+        body = self._base.model.base_model
+        out: Tensor = body(
+            inputs_embeds=embeddings[None], position_ids=self._positions[None], use_cache=False
+        ).last_hidden_state
+        return out
+
+    def _set_context(self) -> None:
+        # Requests and other jobs may have used the base since.
+        self._base.context.attention, self._base.context.routing = self._attention, self._routing
+
+    @contextmanager
+    def _replaced_layers(self, forward: Callable[[int], Any]) -> Iterator[None]:
+        """Inside the block, layer i runs ``forward(i)`` in place of its own forward."""
+        try:
+            for index, layer in enumerate(self._layers):
+                object.__setattr__(layer, "forward", forward(index))
+            yield
+        finally:
+            for layer in self._layers:
+                object.__delattr__(layer, "forward")
+
+
+def _max_kept_tokens(base: ResidentBase, first_layer: int, memory: int | None) -> int:
+    """Tokens whose activations take ``memory`` bytes, or a quarter of what is free now.
+
+    About 20 float32 values per hidden unit and 4 per intermediate unit are kept for each token and layer.
+    """
+    config = base.model.config
+    hidden = int(config.hidden_size)
+    inner = int(getattr(config, "intermediate_size", None) or 4 * hidden)
+    free = host_available() if base.device.type == "cpu" else int(torch.cuda.mem_get_info(base.device)[0])
+    return activation_budget(free, memory) // (4 * (len(base.layers) - first_layer) * (20 * hidden + 4 * inner))
+
+
+def _identity(hidden: Tensor, *_: Any, **__: Any) -> Tensor:
+    return hidden

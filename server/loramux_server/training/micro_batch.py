@@ -1,0 +1,151 @@
+"""A micro-batch: rows of one or several jobs in one forward and backward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from ..core.jobs import TrainRow
+from ..lora.routing import Block, Routing, Segment, plan_blocks
+from ..lora.trainable import AdapterRows, TrainableAdapter, TrainableBlock
+from ..model.resident import ResidentBase
+from .frozen_model import FrozenModel
+from .head import token_logprobs
+from .layerwise import LayerwisePass
+from .work import PAUSE, Interruptible
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class JobRows:
+    """Rows of one job in a micro-batch. Row i runs over the frozen stack ``frozen.stacks[stacks[i]]``.
+
+    ``adapter`` is added to all of them; None: the frozen model alone. ``dropout_seeds`` has a seed for each row while
+    training; without seeds there is no dropout.
+    """
+
+    frozen: FrozenModel
+    rows: Sequence[TrainRow]
+    stacks: Sequence[int]
+    adapter: TrainableAdapter | None = None
+    dropout_seeds: Sequence[int] = ()
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of each row."""
+        return [len(row.input_ids) for row in self.rows]
+
+
+@dataclass(frozen=True, slots=True)
+class RowLogprobs:
+    """How likely the model finds the loss tokens of rows."""
+
+    logprobs: Tensor  # [rows], natural, summed over a row's loss tokens; requires grad while training
+    tokens: list[int]  # loss tokens of each row
+    correct: list[int]  # how many of them were the model's likeliest token
+
+
+class MicroBatch:
+    """One forward pass over rows of one or several jobs, and its backward pass.
+
+    Rows are packed end to end, T tokens in total, and attend only to themselves. All jobs must have the same first
+    adapted layer.
+    """
+
+    def __init__(self, base: ResidentBase, jobs: Sequence[JobRows]) -> None:
+        self._base, self._jobs = base, jobs
+        self._lengths = [length for job in jobs for length in job.lengths]
+
+    def forward(self, *, gradients: bool = False) -> Interruptible[list[RowLogprobs]]:
+        """Log-probabilities for each job's rows.
+
+        With ``gradients`` they are leaves: call ``backward`` on a loss of them, then :meth:`backward` here.
+        """
+        base, policies = self._base, [job.frozen.policy for job in self._jobs]
+        targets, counts, positions = self._loss_tokens()
+        inputs = []
+        for job in self._jobs:
+            inputs.append((yield from job.frozen.first_layer_input(job.rows)))
+        packed = torch.cat(inputs)
+        with torch.set_grad_enabled(gradients):
+            routing = _routing(self._jobs)
+        self._layers = layers = LayerwisePass(base, self._lengths, routing, packed)
+        first = policies[0].first_layer
+        start = packed[None] if first else layers.input
+        if gradients:
+            checkpointing = sum(self._lengths) > min(policy.max_kept_tokens for policy in policies)
+            hidden = yield from layers.forward_for_backward(start, first, checkpointing=checkpointing)
+        else:
+            hidden = yield from layers.forward(start, first, len(base.layers))
+        with torch.set_grad_enabled(gradients):
+            self._last_output = hidden.detach().requires_grad_(gradients)
+            self._predicting = layers.final_hidden(self._last_output).index_select(0, positions)  # [n, hidden]
+        found = yield from token_logprobs(self._predicting.detach(), targets, base.logits, gradients=gradients)
+        self._hidden_gradients = found.gradients
+        self._logprobs = found.logprobs.requires_grad_(gradients)
+        with torch.set_grad_enabled(gradients):
+            sums = torch.stack([tokens.sum() for tokens in self._logprobs.split(counts)])
+        correct = [sum(marks) for marks in _split(found.best.tolist(), counts)]
+        sizes = [len(job.rows) for job in self._jobs]
+        per_job = zip(sums.split(sizes), _split(counts, sizes), _split(correct, sizes), strict=True)
+        return [RowLogprobs(*each) for each in per_job]
+
+    def backward(self) -> Interruptible[None]:
+        """Backpropagate from the gradients that a loss left on the log-probabilities to the adapters' parameters."""
+        assert self._logprobs.grad is not None
+        assert self._hidden_gradients is not None
+        torch.autograd.backward(self._predicting, self._logprobs.grad[:, None] * self._hidden_gradients)
+        grad = self._last_output.grad
+        assert grad is not None
+        del self._predicting, self._hidden_gradients, self._last_output
+        yield PAUSE
+        yield from self._layers.backward(grad)
+
+    def _loss_tokens(self) -> tuple[Tensor, list[int], Tensor]:
+        """Ids of the loss tokens [n], how many each row has, and the packed positions [n] that predict them."""
+        positions, targets, counts, start = [], [], [], 0
+        for job in self._jobs:
+            for row in job.rows:
+                in_loss = [i for i, label in enumerate(row.labels) if label and i]
+                positions += [start + i - 1 for i in in_loss]
+                targets += [row.input_ids[i] for i in in_loss]
+                counts.append(len(in_loss))
+                start += len(row.input_ids)
+        device = self._base.device
+        return torch.tensor(targets, device=device), counts, torch.tensor(positions, device=device)
+
+
+def row_logprobs(base: ResidentBase, jobs: Sequence[JobRows]) -> Interruptible[list[RowLogprobs]]:
+    """Log-probabilities for each job's rows, from one forward pass without gradients."""
+    return MicroBatch(base, jobs).forward()
+
+
+def _routing(jobs: Sequence[JobRows]) -> Routing | None:
+    """Each row through its frozen stack, and through its job's adapter; None where all rows run on the bare base."""
+    blocks: list[Block] = []
+    start = 0
+    for job in jobs:
+        segments = [Segment(n, job.frozen.stacks[s]) for n, s in zip(job.lengths, job.stacks, strict=True)]
+        if any(s.entries for s in segments):
+            before = [Segment(start)] if start else []  # rows of the jobs before have no entries in this bank
+            blocks += plan_blocks(job.frozen.bank, [*before, *segments])
+        start += sum(job.lengths)
+    if any(job.adapter is not None for job in jobs):
+        blocks.append(TrainableBlock([_adapter_rows(job) for job in jobs]))
+    return Routing(tuple(blocks)) if blocks else None
+
+
+def _adapter_rows(job: JobRows) -> AdapterRows:
+    dropout = tuple(zip(job.lengths, job.dropout_seeds, strict=True)) if job.dropout_seeds else ()
+    return AdapterRows(job.adapter, sum(job.lengths), dropout)
+
+
+def _split(values: list[T], sizes: Sequence[int]) -> list[list[T]]:
+    """Consecutive slices of ``values`` with these sizes."""
+    ends = [sum(sizes[: i + 1]) for i in range(len(sizes))]
+    return [values[end - n : end] for end, n in zip(ends, sizes, strict=True)]

@@ -1,0 +1,144 @@
+"""Setting up a job: its frozen adapters, its new one, and how its micro-batches run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from ..core.errors import invalid_field
+from ..core.jobs import TrainCommand, TrainRow, TrainSpec
+from ..core.types import AdapterVersion
+from ..host.resources import host_available
+from ..lora.bank import AdapterBank, HostAdapter, LoraPair
+from ..lora.routed_linear import LinearGroup
+from ..lora.routing import Entries
+from ..lora.trainable import TrainableAdapter
+from ..model.resident import ResidentBase
+from ..peft.folder import naming, read_folder
+from ..peft.lora_config import LoraConfig
+from .frozen_model import FrozenModel
+from .layerwise import ActivationPolicy
+from .micro_batch import JobRows, row_logprobs
+from .objective import objective_of
+from .run import TrainingRun
+from .schedule import Schedule, assign_stacks
+from .work import Held, Interruptible, Tasks
+
+CACHE_SHARE = 8
+"""Activations of frozen layers are kept in at most 1 / CACHE_SHARE of the host's free memory."""
+
+
+def set_up(base: ResidentBase, command: TrainCommand, activation_memory: int | None) -> Tasks[TrainingRun]:
+    """The job before its first optimizer step. ``activation_memory``: see :class:`~.layerwise.ActivationPolicy`.
+
+    Raises INVALID_ARGUMENT where no linear is adapted or ``init`` does not fit, and what reading an adapter raises.
+    """
+    bank, stacks = yield from _frozen_stacks(base, command)
+    spec = command.spec
+    adapter = new_adapter(base, spec)
+    initial = None
+    if command.init is not None:
+        adapter.load(_read(base, command.init))
+        initial = adapter.frozen()
+    adapted = adapter.groups | {g for entries in stacks for slot, _ in entries for g in slot.groups}
+    policy = ActivationPolicy(base, min((base.groups[g].layer or 0) for g in adapted), activation_memory)
+    frozen = FrozenModel(base, bank, stacks, policy, host_available() // CACHE_SHARE)
+    if policy.first_layer:
+        whole = FrozenModel(base, bank, stacks, ActivationPolicy(base, 0, activation_memory), 0)
+        if not (yield from _same_logprobs(base, frozen, whole, command.rows[0])):
+            frozen = whole
+    optimizer = torch.optim.AdamW(
+        adapter.flat(),
+        lr=spec.learning_rate,
+        betas=(spec.beta1, spec.beta2),
+        weight_decay=spec.weight_decay,
+        fused=True,
+    )
+    current = None
+    if (version := _separate_current(command)) is not None:
+        slot = bank.slot(version.digest)
+        # The version may adapt lower layers than the job does, so all layers run.
+        current = FrozenModel(base, bank, [(*entries, (slot, 1.0)) for entries in stacks], ActivationPolicy(base, 0), 0)
+    run = TrainingRun(
+        base=base,
+        command=command,
+        objective=objective_of(spec),
+        adapter=adapter,
+        frozen=frozen,
+        optimizer=optimizer,
+        schedule=Schedule(spec, len(command.rows)),
+        stacks=assign_stacks(command.rows, len(stacks)),
+        lengths=[],
+        bank=bank,
+        current=current,
+        initial=initial,
+    )
+    run.lengths = [run.length(row) for row in command.rows]
+    return run
+
+
+def new_adapter(base: ResidentBase, spec: TrainSpec) -> TrainableAdapter:
+    """Freshly initialised LoRA weights for the linears that ``spec`` adapts."""
+    return TrainableAdapter(
+        base.groups,
+        target_modules(spec, base.groups),
+        rank=spec.rank,
+        alpha=spec.alpha,
+        rslora=spec.rslora,
+        dropout=spec.dropout,
+        generator=torch.Generator().manual_seed(spec.seed),
+        device=base.device,
+    )
+
+
+def target_modules(spec: TrainSpec, groups: Sequence[LinearGroup]) -> frozenset[str]:
+    """Full names of the linears that ``spec`` adapts. Raises INVALID_ARGUMENT when there is none."""
+    names = [name for group in groups for name in group.names]
+    config = LoraConfig(
+        rank=spec.rank, alpha=spec.alpha, rslora=spec.rslora, target_modules=spec.target_modules, layers=spec.layers
+    )
+    found = frozenset(config.targets(names))
+    if not found:
+        raise invalid_field("target_modules", f"{list(spec.target_modules)} names no linear of the base")
+    return found
+
+
+def _separate_current(command: TrainCommand) -> AdapterVersion | None:
+    """The current version, where it has to be evaluated separately: with held-out rows, and if it is not ``init``.
+
+    ``init`` is evaluated in any case, and in the precision of the new adapter, so that an adapter that did not change
+    is not better by rounding alone.
+    """
+    current = command.current if command.validation else None
+    same = current is not None and command.init is not None and current.digest == command.init.digest
+    return None if same else current
+
+
+def _read(base: ResidentBase, version: AdapterVersion, dtype: torch.dtype | None = None) -> dict[str, LoraPair]:
+    with naming(version):
+        return read_folder(version.path, base.modules, base.fingerprint, dtype=dtype, sha256=version.sha256)[1]
+
+
+def _frozen_stacks(base: ResidentBase, command: TrainCommand) -> Tasks[tuple[AdapterBank, list[Entries]]]:
+    """Read the frozen adapters, one a task, into a bank of the job's own; returns it and the stacks' slots."""
+    versions = {e.adapter.digest: e.adapter for stack in command.stacks for e in stack.entries}
+    if (current := _separate_current(command)) is not None:
+        versions[current.digest] = current
+    bank = AdapterBank(base.groups, sum(v.rank for v in versions.values()), base.device, base.dtype)
+    for version in versions.values():
+        bank.put(HostAdapter(version.digest, _read(base, version, base.dtype)))
+        yield Held(bank.used_bytes)
+    stacks: list[Entries] = [
+        tuple((bank.slot(e.adapter.digest), e.weight) for e in stack.entries if e.weight) for stack in command.stacks
+    ]
+    return bank, stacks
+
+
+def _same_logprobs(base: ResidentBase, a: FrozenModel, b: FrozenModel, row: TrainRow) -> Interruptible[bool]:
+    """Whether two ways through the layers agree: some architectures cannot start at a later layer."""
+    found = []
+    for model in (a, b):
+        (logprobs,) = yield from row_logprobs(base, [JobRows(model, [row], [0])])
+        found.append(float(logprobs.logprobs))
+    return abs(found[0] - found[1]) <= 1e-3 * max(1.0, abs(found[1]))

@@ -1,0 +1,46 @@
+"""Training written as generators that pause, so that the job scheduler gets the base back between two work items.
+
+A work item is the least amount of training that is not interrupted: one decoder layer of a micro-batch (its forward or
+its backward), or one chunk of logits. A task is a sequence of work items after which another job may have its turn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from dataclasses import dataclass
+from typing import TypeVar, final
+
+T = TypeVar("T")
+
+
+@final
+class Pause:
+    """Yielded between two work items of a task: until the generator goes on, requests may use the base."""
+
+
+PAUSE = Pause()
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Held:
+    """Yielded at the end of a task of one job: other jobs may have their turn."""
+
+    nbytes: int
+    """Bytes that the job holds from now on."""
+
+
+Interruptible = Generator[Pause, None, T]
+"""A computation that yields :data:`PAUSE` after every work item and returns T."""
+Tasks = Generator[Pause | Held, None, T]
+"""Tasks that one job does alone (reading adapters, evaluating); returns T."""
+
+
+def run_to_end(work: Interruptible[T]) -> T:
+    """Run without giving way to anybody."""
+    while True:
+        try:
+            next(work)
+        except StopIteration as done:
+            result: T = done.value
+            return result
