@@ -37,6 +37,7 @@ def main() -> int:
             field=ask.field,
             limits=ask.limits,
             held_out=ask.held_out,
+            chat_template_kwargs=ask.chat_template_kwargs,
         )
     except Error as error:
         violations = [(violation.field, violation.description) for violation in error.violations]

@@ -95,6 +95,8 @@ class TrainSpec:
     """Id of the dataset of general rows that are mixed in; empty: none."""
     replay_rows: int = 0
     """Rows drawn from ``replay``, once a job by its seed."""
+    chat_template_kwargs: str = ""
+    """Arguments of the chat template for every row that does not say otherwise: a JSON object as text; empty: none."""
 
 
 @dataclass(frozen=True, slots=True)

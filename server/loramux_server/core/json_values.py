@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Iterator
 from typing import Any, NoReturn
 
 MAX_DEPTH = 100
 """Most objects and lists inside each other, in values that are walked or written again."""
 TOO_DEEP = "is nested too deeply"
+TOO_LARGE = "is a number that is too large"
 
 
 class BadJson(ValueError):
@@ -56,6 +58,19 @@ def leaves(value: Any) -> Iterator[tuple[str, Any]]:
             waiting.extend(((path, index), item) for index, item in enumerate(each))
         else:
             yield _written(path), each
+
+
+def unfit(value: Any) -> Iterator[tuple[str, str]]:
+    """Places in a JSON value that hold what JSON can spell and nothing here can carry, and what that is.
+
+    Half of a surrogate pair (D83D alone, say), which is no text, and numbers beyond every float.
+    """
+    for path, item in leaves(value):
+        if isinstance(item, str):
+            if not item.isascii() and any("\ud800" <= char <= "\udfff" for char in item):
+                yield path or "a field name", "holds a lone surrogate, which is not valid Unicode"
+        elif isinstance(item, float) and math.isinf(item):
+            yield path, TOO_LARGE
 
 
 _Path = tuple["_Path | None", str | int]

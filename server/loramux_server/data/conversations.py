@@ -9,6 +9,7 @@ has renderings of its own, and a bound on how many characters these write.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from ..core.watch import Watch
@@ -36,7 +37,7 @@ def chat_rows(row: ChatRow, tokenizer: TextTokenizer, max_length: int | None, wa
     last = max(index for index, trained in enumerate(row.trained) if trained)
     if row.tools:
         _check_tools(row, tokenizer)
-    turns = tokenizer.render_turns(row.messages[: last + 1], tools=row.tools)
+    turns = tokenizer.render_turns(row.messages[: last + 1], **row.given)
     found = _Each(row, tokenizer, max_length, watch).answers() if turns is None else _together(row, turns, tokenizer)
     for number, each in enumerate(found):
         if number == MAX_ROWS:
@@ -107,7 +108,7 @@ def _check_turns(row: ChatRow, turns: RenderedTurns, tokenizer: TextTokenizer) -
     if hidden:  # results of tools may be written in another way, but they must make a difference
         gone = {at for at, _ in hidden}
         emptied = [{**m, "content": ""} if at in gone else m for at, m in enumerate(row.messages[: len(plain)])]
-        without = tokenizer.render_turns(emptied, tools=row.tools)
+        without = tokenizer.render_turns(emptied, **row.given)
         for at, index in hidden:
             if without is not None and without.turns[at : index + 1] == turns.turns[at : index + 1]:
                 raise _dropped(row, at, before(index))
@@ -126,7 +127,7 @@ class _Each:
 
     def answers(self) -> Iterator[Labelled]:
         """The rows, in order."""
-        whole = self._tokenizer.render_chat(self._row.messages[: self._indices[-1] + 1], tools=self._row.tools)
+        whole = self._tokenizer.render_chat(self._row.messages[: self._indices[-1] + 1], **self._row.given)
         self._room = max(SMALL, MAX_RENDERINGS * len(whole))
         if len(self._indices) * len(whole) > self._room:  # an answer takes two renderings of about half
             raise self._too_many()
@@ -177,7 +178,7 @@ class _Each:
     def _render(self, messages: Sequence[Mapping[str, Any]], *, ask: bool) -> str:
         """Render and take it from the room that is left."""
         self._watch()
-        text = self._tokenizer.render_chat(messages, add_generation_prompt=ask, tools=self._row.tools)
+        text = self._tokenizer.render_chat(messages, add_generation_prompt=ask, **self._row.given)
         self._room -= len(text)
         if self._room < 0:
             raise self._too_many()
@@ -205,8 +206,9 @@ def _answer(prompt: list[int], whole: list[int], said: str, tokenizer: TextToken
 
 def _check_tools(row: ChatRow, tokenizer: TextTokenizer) -> None:
     """Refuse a template that does not show the model its tools: it would be served without them too."""
-    with_tools = tokenizer.render_chat(row.messages, add_generation_prompt=False, tools=row.tools)
-    if with_tools == tokenizer.render_chat(row.messages, add_generation_prompt=False):
+    with_tools = tokenizer.render_chat(row.messages, add_generation_prompt=False, **row.given)
+    without = replace(row, tools=None)
+    if with_tools == tokenizer.render_chat(row.messages, add_generation_prompt=False, **without.given):
         raise BadRow(
             [
                 "the chat template ignores tools: with them and without it renders "

@@ -117,15 +117,23 @@ def load_dataset(
     field: str = "data",
     limits: DatasetLimits | None = None,
     held_out: bool = False,
+    chat_template_kwargs: str = "",
 ) -> Dataset:
     """Parse, check and tokenise a dataset: JSONL, or a JSON list of rows, in UTF-8.
 
     ``max_length`` is the longest row in tokens; ``field`` is what the caller calls the data (``validation``). Of rows
-    that may be ``held_out``, what counts as an answer (``expect``) is checked too.
+    that may be ``held_out``, what counts as an answer (``expect``) is checked too. ``chat_template_kwargs`` is a JSON
+    object as text that was checked, for the chat template of every row that does not say otherwise.
     Raises INVALID_ARGUMENT with violations ``data[line N]``, every problem counted and the first 20 listed.
     """
     dataset, problems = check_dataset(
-        data, tokenizer, max_length=max_length, field=field, limits=limits, held_out=held_out
+        data,
+        tokenizer,
+        max_length=max_length,
+        field=field,
+        limits=limits,
+        held_out=held_out,
+        chat_template_kwargs=chat_template_kwargs,
     )
     problems.check()
     return dataset
@@ -140,6 +148,7 @@ def check_dataset(
     limits: DatasetLimits | None = None,
     watch: Watch = UNWATCHED,
     held_out: bool = False,
+    chat_template_kwargs: str = "",
 ) -> tuple[Dataset, Problems]:
     """As :func:`load_dataset`, but gives the good rows (there may be none) beside what is wrong with the others.
 
@@ -147,6 +156,7 @@ def check_dataset(
     refused as a whole: too large, or without any row.
     """
     problems = Problems(field)
+    kwargs = json.loads(chat_template_kwargs or "{}")
     rows = parse_dataset(data, problems, limits or DatasetLimits(), watch)
     pairs = bool(rows) and isinstance(rows[0].content, PairRow)
     good: list[DataRow] = []
@@ -163,7 +173,7 @@ def check_dataset(
         try:
             if held_out and row.expect_problems:
                 raise BadRow(list(row.expect_problems))
-            made = train_rows(row.content, tokenizer, max_length=max_length, watch=watch)
+            made = train_rows(row.content, tokenizer, max_length=max_length, chat_template_kwargs=kwargs, watch=watch)
         except BadRow as bad:
             problems.add(row.line, *bad.problems)
             too_long += isinstance(bad, TooLong)

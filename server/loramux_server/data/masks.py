@@ -6,8 +6,10 @@ each answer ends with one end token, learned too. So no token ever spans the bor
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import groupby
+from typing import Any
 
 from ..core.errors import Code, Error
 from ..core.jobs import TrainRow
@@ -31,25 +33,33 @@ class Segment:
 
 
 def train_rows(
-    content: Content, tokenizer: TextTokenizer, *, max_length: int | None = None, watch: Watch = UNWATCHED
+    content: Content,
+    tokenizer: TextTokenizer,
+    *,
+    max_length: int | None = None,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
+    watch: Watch = UNWATCHED,
 ) -> tuple[TrainRow, ...]:
     """Token ids and labels of one dataset row.
 
     A preference pair gives one row, with the other answer in ``rejected``. A conversation gives one row, or one for
     each answer where the template rewrites earlier turns (leaves out their reasoning, say), so that every answer is
-    learned after the very prompt it would be asked for with. ``max_length``: tokens of the longest row. Raises
-    :class:`BadRow`, :class:`TooLong`, and what ``watch`` raises.
+    learned after the very prompt it would be asked for with. ``max_length``: tokens of the longest row;
+    ``chat_template_kwargs``: for the chat template, where the row's own do not say otherwise. Raises :class:`BadRow`,
+    :class:`TooLong`, and what ``watch`` raises.
     """
     try:
         match content:
             case PairRow():
-                return (_pair(content, tokenizer, max_length, watch),)
+                return (_pair(content, tokenizer, max_length, chat_template_kwargs, watch),)
             case CompletionRow():
                 rows = [_completion(content, tokenizer)]
             case TextRow():
                 rows = [_text(content, tokenizer)]
             case ChatRow():
-                rows = list(chat_rows(content, tokenizer, max_length, watch))
+                kwargs = {**(chat_template_kwargs or {}), **content.chat_template_kwargs}
+                row = replace(content, chat_template_kwargs=kwargs)
+                rows = list(chat_rows(row, tokenizer, max_length, watch))
     except Error as error:
         if error.code in (Code.CANCELLED, Code.DEADLINE_EXCEEDED):
             raise
@@ -62,8 +72,17 @@ def train_rows(
     return tuple(TrainRow(tuple(ids), tuple(labels)) for ids, labels in rows)
 
 
-def _pair(pair: PairRow, tokenizer: TextTokenizer, max_length: int | None, watch: Watch) -> TrainRow:
-    found = [train_rows(side, tokenizer, max_length=max_length, watch=watch) for side in (pair.chosen, pair.rejected)]
+def _pair(
+    pair: PairRow,
+    tokenizer: TextTokenizer,
+    max_length: int | None,
+    chat_template_kwargs: Mapping[str, Any] | None,
+    watch: Watch,
+) -> TrainRow:
+    found = [
+        train_rows(side, tokenizer, max_length=max_length, chat_template_kwargs=chat_template_kwargs, watch=watch)
+        for side in (pair.chosen, pair.rejected)
+    ]
     if any(len(rows) > 1 for rows in found):
         raise BadRow(["the chat template rewrites earlier answers of this conversation: give a pair for each answer"])
     (chosen,), (rejected,) = found

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .parts import Answered, answered, chat, is_text, tools_of
+from .parts import Answered, Given, answered, chat, given_of, is_text
 
 CHOSEN_AND_REJECTED = {"prompt", "chosen", "rejected"}
 PREFERRED_OUTPUTS = {"input", "preferred_output", "non_preferred_output"}
@@ -30,7 +30,7 @@ def chosen_and_rejected(value: Mapping[str, Any], problems: list[str]) -> PairRo
             problems.append("chosen and rejected must both be strings or both be lists of messages")
             return None
         if isinstance(chosen, list):
-            return _whole(chosen, rejected, tools_of(value, problems), problems)
+            return _whole(chosen, rejected, given_of(value, problems), problems)
         if not all([is_text(chosen, "chosen", problems), is_text(rejected, "rejected", problems)]):
             return None
         if chosen == rejected:
@@ -41,7 +41,7 @@ def chosen_and_rejected(value: Mapping[str, Any], problems: list[str]) -> PairRo
             problems.append("chosen and rejected begin with different words, so there is no prompt; give prompt")
             return None
         chosen, rejected = chosen[len(prompt) :], rejected[len(prompt) :]
-    return _pair(prompt, chosen, rejected, ("chosen", "rejected"), tools_of(value, problems), problems)
+    return _pair(prompt, chosen, rejected, ("chosen", "rejected"), given_of(value, problems), problems)
 
 
 def preferred_outputs(value: Mapping[str, Any], problems: list[str]) -> PairRow | None:
@@ -56,23 +56,24 @@ def preferred_outputs(value: Mapping[str, Any], problems: list[str]) -> PairRow 
     if not all(isinstance(value[name], list) for name in names):
         problems.append(f"{names[0]} and {names[1]} must be lists of messages")
         return None
-    tools = tools_of({"tools": value.get("tools"), **asked}, problems)
-    return _pair(asked["messages"], value[names[0]], value[names[1]], names, tools, problems)
+    shared = {name: value.get(name) for name in ("tools", "chat_template_kwargs")}
+    given = given_of({**shared, **asked}, problems)
+    return _pair(asked["messages"], value[names[0]], value[names[1]], names, given, problems)
 
 
 def _pair(
-    prompt: Any, chosen: Any, rejected: Any, names: tuple[str, str], tools: Any, problems: list[str]
+    prompt: Any, chosen: Any, rejected: Any, names: tuple[str, str], given: Given, problems: list[str]
 ) -> PairRow | None:
     if chosen == rejected:
         problems.append(f"{names[0]} and {names[1]} are the same")
         return None
     first, second = (
-        answered(prompt, answer, name, tools, problems) for answer, name in zip((chosen, rejected), names, strict=True)
+        answered(prompt, answer, name, given, problems) for answer, name in zip((chosen, rejected), names, strict=True)
     )
     return PairRow(first, second) if first and second else None
 
 
-def _whole(chosen: list[Any], rejected: list[Any], tools: Any, problems: list[str]) -> PairRow | None:
+def _whole(chosen: list[Any], rejected: list[Any], given: Given, problems: list[str]) -> PairRow | None:
     """A pair of whole conversations: the prompt ends where they part."""
     same = [a == b for a, b in zip(_said(chosen), _said(rejected), strict=False)]
     shared = same.index(False) if False in same else len(same)
@@ -87,7 +88,7 @@ def _whole(chosen: list[Any], rejected: list[Any], tools: Any, problems: list[st
         )
         return None
     first, second = (
-        chat(turns, name, tools, problems, shared, name) for turns, name in ((chosen, "chosen"), (rejected, "rejected"))
+        chat(turns, name, given, problems, shared, name) for turns, name in ((chosen, "chosen"), (rejected, "rejected"))
     )
     return PairRow(first, second) if first and second else None
 

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, TypedDict
 
-from ..core.json_values import BadJson, decode, too_deep
+from ..text.conversation import Report, read_message, read_template_kwargs, read_tools
 from ..text.tokenizer import ROLES, is_role
+
+
+class Given(TypedDict):
+    """What a row gives the chat template beside its messages."""
+
+    tools: tuple[Mapping[str, Any], ...] | None
+    chat_template_kwargs: Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,6 +24,11 @@ class ChatRow:
     messages: tuple[Mapping[str, Any], ...]
     trained: tuple[bool, ...]
     tools: tuple[Mapping[str, Any], ...] | None = None
+    chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def given(self) -> Given:
+        return {"tools": self.tools, "chat_template_kwargs": self.chat_template_kwargs}
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +66,7 @@ class TooLong(BadRow):
 
 
 def chat(
-    value: Any, name: str, tools: Any, problems: list[str], learn_from: int = 0, answer: str = ""
+    value: Any, name: str, given: Given, problems: list[str], learn_from: int = 0, answer: str = ""
 ) -> ChatRow | None:
     """A conversation from a list of messages; turns before number ``learn_from`` are never learned.
 
@@ -77,16 +89,16 @@ def chat(
         problems.append(
             f"{name}[0] is an assistant turn that answers nothing; begin with a user turn or give it weight 0"
         )
-    return ChatRow(messages, trained, tools) if len(problems) == before else None
+    return ChatRow(messages, trained, **given) if len(problems) == before else None
 
 
-def answered(prompt: Any, answer: Any, name: str, tools: Any, problems: list[str]) -> Answered | None:
+def answered(prompt: Any, answer: Any, name: str, given: Given, problems: list[str]) -> Answered | None:
     """A prompt and the answer that the row calls ``name``: both texts, or both messages as TRL has them."""
     if isinstance(prompt, list) and isinstance(answer, list):
         if not answer:
             problems.append(f"{name} is empty")
             return None
-        return chat([*prompt, *answer], f"prompt + {name}", tools, problems, len(prompt), name)
+        return chat([*prompt, *answer], f"prompt + {name}", given, problems, len(prompt), name)
     if isinstance(prompt, list) or isinstance(answer, list):
         problems.append(f"prompt and {name} must both be strings or both be lists of messages")
         return None
@@ -104,74 +116,33 @@ def _message(value: Any, path: str, problems: list[str]) -> tuple[dict[str, Any]
     if not is_role(role):
         said = "has no role" if role is None else f"has role {str(role)[:40]!r}"
         problems.append(f"{path} {said}; roles are {', '.join(sorted(ROLES))}")
-    message = {key: item for key, item in value.items() if key != "weight" and item is not None}
     weight = value.get("weight")
     if weight is not None and (isinstance(weight, bool) or weight not in (0, 1)):
         problems.append(f"{path}.weight is {str(weight)[:40]}; it must be 0 or 1")
+    before = len(problems)
+    message = read_message({k: v for k, v in value.items() if k != "weight"}, path, _sentences(problems))
     calls = message.get("tool_calls")
-    if calls is not None:
-        message["tool_calls"] = _tool_calls(calls, f"{path}.tool_calls", problems)
-    content = message.get("content")
-    if isinstance(content, list):
-        message["content"] = _joined(content, f"{path}.content", problems)
-    elif content is None and "content" not in value and not calls:
-        problems.append(f"{path} has no content")
-    elif not isinstance(content, str | None):
-        problems.append(f"{path}.content must be a string")
-    elif not (content or "").strip() and not (calls and role == "assistant") and role != "tool":
-        problems.append(f"{path}.content is empty")
-    message.setdefault("content", "")
+    if len(problems) == before and not message["content"].strip():
+        if "content" not in value and not calls:
+            problems.append(f"{path} has no content")
+        elif role != "tool" and not (calls and role == "assistant"):
+            problems.append(f"{path}.content is empty")
     return message, role == "assistant" and weight != 0
 
 
-def _joined(parts: list[Any], path: str, problems: list[str]) -> str:
-    """Text of a content list in OpenAI's form; a base model here reads text only."""
-    texts = [part["text"] for part in parts if isinstance(part, dict) and isinstance(part.get("text"), str)]
-    if len(texts) != len(parts):
-        problems.append(f"{path} has parts that are not text; only text can be trained on")
-    elif not "".join(texts).strip():
-        problems.append(f"{path} is empty")
-    return "".join(texts)
-
-
-def _tool_calls(calls: Any, path: str, problems: list[str]) -> list[Any]:
-    """Tool calls with their arguments as objects: OpenAI writes them as JSON in a string, templates expect objects."""
-    if not isinstance(calls, list) or not all(isinstance(call, dict) for call in calls):
-        problems.append(f"{path} must be a list of objects")
-        return []
-    result = []
-    for index, call in enumerate(calls):
-        function = call.get("function")
-        if function is not None and not isinstance(function, dict):
-            problems.append(f"{path}[{index}].function must be an object with name and arguments")
-            continue
-        where = f"{path}[{index}]" + ("" if function is None else ".function")
-        function = call if function is None else function
-        if not isinstance(function.get("name", ""), str):
-            problems.append(f"{where}.name must be a string")
-        if function is not call and isinstance(function.get("arguments"), str):
-            arguments_of = f"{path}: arguments of {str(function.get('name'))[:40]!r}"
-            try:
-                call = {**call, "function": {**function, "arguments": decode(function["arguments"])}}
-            except BadJson:
-                problems.append(f"{arguments_of} are not JSON")
-            if too_deep(call["function"]["arguments"]):
-                problems.append(f"{arguments_of} are nested too deeply")
-        result.append(call)
-    return result
-
-
-def tools_of(value: Mapping[str, Any], problems: list[str]) -> tuple[Mapping[str, Any], ...] | None:
-    """The tools that a row offers; an empty list is none."""
+def given_of(value: Mapping[str, Any], problems: list[str]) -> Given:
+    """What a row gives the chat template."""
     if "functions" in value:
         problems.append('"functions" is the old spelling; use "tools"')
-    tools = value.get("tools")
-    if tools is None:
-        return None
-    if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
-        problems.append("tools must be a list of objects")
-        return None
-    return tuple(tools) or None
+    report = _sentences(problems)
+    return {
+        "tools": read_tools(value.get("tools"), "tools", report),
+        "chat_template_kwargs": read_template_kwargs(value.get("chat_template_kwargs"), "chat_template_kwargs", report),
+    }
+
+
+def _sentences(problems: list[str]) -> Report:
+    return lambda field, what: problems.append(f"{field} {what}")
 
 
 def is_text(text: Any, name: str, problems: list[str]) -> bool:

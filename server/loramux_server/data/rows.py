@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..core.json_values import MAX_DEPTH, TOO_DEEP, leaves, too_deep
+from ..core.json_values import MAX_DEPTH, TOO_DEEP, TOO_LARGE, too_deep, unfit
 from ..core.types import MAX_STACK, StackItem
 from .expect import FIELDS, Expected, expected_of
 from .pairs import CHOSEN_AND_REJECTED, PREFERRED_OUTPUTS, PairRow, chosen_and_rejected, preferred_outputs
-from .parts import Answered, BadRow, TextRow, answered, chat, is_text, tools_of
+from .parts import Answered, BadRow, TextRow, answered, chat, given_of, is_text
 
 Content = Answered | TextRow | PairRow
 
@@ -54,7 +54,11 @@ def parse_row(line: int, value: Mapping[str, Any]) -> DataRow:
     problems: list[str] = []
     shape = _shape(value, problems)
     on_top_of = _on_top_of(value.get("on_top_of"), problems)
-    used = _SHAPES[shape] | (set() if shape == "text" else {"tools"}) | {"on_top_of"} if shape else set()
+    used = (
+        _SHAPES[shape] | (set() if shape == "text" else {"tools", "chat_template_kwargs"}) | {"on_top_of"}
+        if shape
+        else set()
+    )
     unfit = _unfit_values(value, used)
     content = _content(shape, value, problems) if shape and not unfit else None
     problems += unfit
@@ -107,13 +111,13 @@ def _content(shape: str, value: Mapping[str, Any], problems: list[str]) -> Conte
             return chosen_and_rejected(value, problems)
         case "a preference pair in OpenAI's words":
             return preferred_outputs(value, problems)
-    tools = tools_of(value, problems)
+    given = given_of(value, problems)
     if shape == "messages":
-        return chat(value["messages"], "messages", tools, problems)
+        return chat(value["messages"], "messages", given, problems)
     if missing := [name for name in ("prompt", "completion") if name not in value]:
         problems.append(f"has no {missing[0]}; prompt and completion go together")
         return None
-    return answered(value["prompt"], value["completion"], "completion", tools, problems)
+    return answered(value["prompt"], value["completion"], "completion", given, problems)
 
 
 def _on_top_of(value: Any, problems: list[str]) -> tuple[StackItem, ...] | None:
@@ -146,17 +150,9 @@ def _on_top_of(value: Any, problems: list[str]) -> tuple[StackItem, ...] | None:
 
 
 def _unfit_values(value: Mapping[str, Any], used: set[str]) -> list[str]:
-    """What JSON can spell and nothing here can carry.
-
-    Half of a surrogate pair (D83D alone, say), which is no text; numbers beyond every float; depth beyond bounds.
-    """
-    problems: list[str] = []
-    for path, item in leaves(value):
-        if isinstance(item, str):
-            if not item.isascii() and any("\ud800" <= char <= "\udfff" for char in item):
-                problems.append(f"{path or 'a field name'} holds a lone surrogate, which is not valid Unicode")
-        elif isinstance(item, float) and math.isinf(item) and not path.startswith("on_top_of"):
-            problems.append(f"{path} is a number that is too large")
+    """What JSON can spell and nothing here can carry; depth beyond bounds."""
+    found = [(path, what) for path, what in unfit(value) if what != TOO_LARGE or not path.startswith("on_top_of")]
+    problems = [f"{path} {what}" for path, what in found]
     for name in value.keys() & used:
         if too_deep(value[name]):
             problems.append(f"{name} {TOO_DEEP}: at most {MAX_DEPTH} objects and lists may be inside each other")

@@ -11,10 +11,13 @@ import itertools
 import json
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, NoReturn
 
 import jinja2
+import jinja2.defaults
 import jinja2.ext
 from jinja2 import nodes
 from jinja2.exceptions import SecurityError
@@ -38,6 +41,15 @@ _TEMPLATE_FAILURES = (
     ArithmeticError,
     RecursionError,
 )
+_RESERVED = frozenset(
+    {
+        *("messages", "tools", "documents", "add_generation_prompt", "continue_final_message", "chat_template"),
+        *("conversation", "tokenize", "padding", "truncation", "max_length", "return_tensors", "return_dict"),
+        *("return_assistant_tokens_mask", "tokenizer_kwargs"),
+        *("raise_exception", "strftime_now", *jinja2.defaults.DEFAULT_NAMESPACE),
+    }
+)
+"""Arguments of transformers' ``apply_chat_template``, and what templates find there by themselves."""
 _DEADLINE = "loramux_deadline"
 _TURNS = "loramux_turns"
 _LOOP_SO_FAR = frozenset(("index", "index0", "first", "previtem", "cycle", "changed", "depth", "depth0"))
@@ -46,6 +58,11 @@ _KEEP_STATE = frozenset(("joiner", "cycler", "lipsum"))
 """Globals of Jinja whose values change from call to call."""
 _MAX_REPEAT = 1_000_000
 _MAX_POWER = 64
+
+
+def is_reserved(name: str) -> bool:
+    """Whether the server itself sets a variable of templates, so that no caller may."""
+    return name in _RESERVED or name.endswith("_token") or name.startswith("loramux_")
 
 
 class ChatTemplate:
@@ -86,16 +103,22 @@ class ChatTemplate:
         *,
         add_generation_prompt: bool = False,
         tools: Sequence[Mapping[str, Any]] | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> str:
         """The conversation as text. Keys whose value is None are left out, as templates expect.
 
-        Raises INVALID_ARGUMENT on ``messages`` when the template refuses the conversation, takes too long or
-        writes too much.
+        ``chat_template_kwargs`` are variables of the template, none of them reserved. Raises INVALID_ARGUMENT when the
+        template refuses the conversation, takes too long or writes too much: on ``chat_template_kwargs`` or ``tools``
+        where it would take the conversation without them, else on ``messages``.
         """
-        return self._write(_present(messages), add_generation_prompt=add_generation_prompt, tools=tools)
+        return self._write(_present(messages), _Given(add_generation_prompt, tools, chat_template_kwargs))
 
     def render_turns(
-        self, messages: Sequence[Mapping[str, Any]], *, tools: Sequence[Mapping[str, Any]] | None = None
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> TurnTexts | None:
         """The conversation cut into its turns; None when the template does not write it turn after turn.
 
@@ -108,7 +131,7 @@ class ChatTemplate:
         for ask in (True, False):
             turns = Turns(_present(messages))
             try:
-                text = self._write(turns, add_generation_prompt=ask, tools=tools)
+                text = self._write(turns, _Given(ask, tools, chat_template_kwargs))
             except Error as error:
                 if error.reason == "CHAT_TEMPLATE_LIMIT":
                     raise
@@ -123,35 +146,9 @@ class ChatTemplate:
         # Text that a template collects before it writes any belongs to no turn.
         return TurnTexts(cut, ask_text, end) if all(cut) else None
 
-    def _write(
-        self,
-        messages: Sequence[Mapping[str, Any]],
-        *,
-        add_generation_prompt: bool,
-        tools: Sequence[Mapping[str, Any]] | None,
-    ) -> str:
-        template = self._tools_template if tools else self._template
-        turns = turns_of(messages)
-        chunks: list[str] = []
-        size = 0
-        deadline = time.monotonic() + self._max_seconds
+    def _write(self, messages: Sequence[Mapping[str, Any]], given: _Given) -> str:
         try:
-            for chunk in template.generate(
-                **self._variables,
-                messages=messages,
-                tools=list(tools) if tools else None,
-                documents=None,
-                add_generation_prompt=add_generation_prompt,
-                **{_DEADLINE: deadline, _TURNS: turns},
-            ):
-                chunks.append(chunk)
-                size += len(chunk)
-                if turns is not None:
-                    turns.written = size
-                if size > self._max_chars:
-                    raise _Exceeded(f"wrote more than {self._max_chars} characters")
-                if time.monotonic() > deadline:
-                    raise _Exceeded(f"took longer than {self._max_seconds:g} s")
+            return self._text(messages, given)
         except _Exceeded as error:
             raise invalid_field(
                 "messages", f"the chat template {error}; shorten the conversation", reason="CHAT_TEMPLATE_LIMIT"
@@ -159,11 +156,58 @@ class ChatTemplate:
         except _TEMPLATE_FAILURES as error:
             # A template runs like code: what it trips over is about this conversation, not a defect of the server.
             raise invalid_field(
-                "messages",
+                self._refused(messages, given),
                 f"the model's chat template refuses this conversation: {str(error)[:200] or type(error).__name__}",
                 reason="CHAT_TEMPLATE_REFUSED",
             ) from error
+
+    def _refused(self, messages: Sequence[Mapping[str, Any]], given: _Given) -> str:
+        """The field that a template trips over: the one without which it takes the conversation, else ``messages``."""
+        if turns_of(messages) is None:
+            for field in ("chat_template_kwargs", "tools"):
+                fewer: dict[str, Any] = {field: None}
+                if getattr(given, field):
+                    with suppress(_Exceeded, *_TEMPLATE_FAILURES):
+                        self._text(messages, replace(given, **fewer))
+                        return field
+        return "messages"
+
+    def _text(self, messages: Sequence[Mapping[str, Any]], given: _Given) -> str:
+        """What the template writes, within its time and size."""
+        template = self._tools_template if given.tools else self._template
+        turns = turns_of(messages)
+        chunks: list[str] = []
+        size = 0
+        deadline = time.monotonic() + self._max_seconds
+        variables = {
+            **(given.chat_template_kwargs or {}),
+            **self._variables,
+            "messages": messages,
+            "tools": list(given.tools) if given.tools else None,
+            "documents": None,
+            "add_generation_prompt": given.ask,
+            _DEADLINE: deadline,
+            _TURNS: turns,
+        }
+        for chunk in template.generate(variables):
+            chunks.append(chunk)
+            size += len(chunk)
+            if turns is not None:
+                turns.written = size
+            if size > self._max_chars:
+                raise _Exceeded(f"wrote more than {self._max_chars} characters")
+            if time.monotonic() > deadline:
+                raise _Exceeded(f"took longer than {self._max_seconds:g} s")
         return "".join(chunks)
+
+
+@dataclass(frozen=True, slots=True)
+class _Given:
+    """What a template is given beside the messages."""
+
+    ask: bool
+    tools: Sequence[Mapping[str, Any]] | None
+    chat_template_kwargs: Mapping[str, Any] | None
 
 
 def _present(messages: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:

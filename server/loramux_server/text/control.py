@@ -1,10 +1,11 @@
 """Keep control tokens that users write in their messages from becoming control tokens.
 
 A message may contain the text ``<|im_end|>``. Rendered by the template and tokenised as it stands, it would end the
-turn and let its author write a system turn of their own. So control tokens in all strings of messages and tools, names
-of their fields included, are wrapped in two marker characters while the template runs (it can still find and split at
-them), and then broken in two by a *breaker*: a special token with an unguessable text that the tokenizer knows and
-whose id is dropped afterwards. Conversations without such text, that is all but a few, take none of these steps.
+turn and let its author write a system turn of their own. So control tokens in all strings of messages, tools and
+template arguments, names of their fields included, are wrapped in two marker characters while the template runs (it can
+still find and split at them), and then broken in two by a *breaker*: a special token with an unguessable text that the
+tokenizer knows and whose id is dropped afterwards. Conversations without such text, that is all but a few, take none of
+these steps.
 """
 
 from __future__ import annotations
@@ -33,14 +34,17 @@ class ControlGuard:
         self._breaker = breaker
 
     def mark(
-        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None
-    ) -> tuple[list[Mapping[str, Any]], Sequence[Mapping[str, Any]] | None, str]:
-        """Messages and tools with control tokens wrapped, and the two marker characters ("" if nothing was found)."""
-        found = [bool(pattern.search(text)) for pattern, text in self._strings(messages, tools)]
+        self, messages: Sequence[Mapping[str, Any]], given: Mapping[str, Any]
+    ) -> tuple[list[Mapping[str, Any]], Mapping[str, Any], str]:
+        """Messages and what else the template is given (tools, ...) with control tokens wrapped.
+
+        Comes with the two marker characters, or "" if nothing was found.
+        """
+        found = [bool(pattern.search(text)) for pattern, text in self._strings(messages, given)]
         if not any(found):
-            return list(messages), tools, ""
-        used = set("".join(text for _, text in self._strings(messages, tools)))
-        escaped = {match.lower() for _, text in self._strings(messages, tools) for match in _ESCAPES.findall(text)}
+            return list(messages), given, ""
+        used = set("".join(text for _, text in self._strings(messages, given)))
+        escaped = {match.lower() for _, text in self._strings(messages, given) for match in _ESCAPES.findall(text)}
         free = [marker for marker in _MARKERS if marker not in used and _escaped(marker) not in escaped][:2]
         if len(free) < 2:
             raise invalid_field("messages", "contains Unicode noncharacters beside control tokens; remove them")
@@ -48,8 +52,7 @@ class ControlGuard:
         marked: list[Mapping[str, Any]] = [
             {**_wrap(message, self._pattern(message), markers), "role": message["role"]} for message in messages
         ]
-        marked_tools: Sequence[Mapping[str, Any]] | None = _wrap(tools, self._other, markers)
-        return marked, marked_tools, markers
+        return marked, _wrap(given, self._other, markers), markers
 
     def break_marked(self, rendered: str, markers: str) -> str:
         """The rendered text without markers, every wrapped control token broken by the breaker."""
@@ -76,11 +79,11 @@ class ControlGuard:
         return self._assistant if message.get("role") == "assistant" else self._other
 
     def _strings(
-        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None
+        self, messages: Sequence[Mapping[str, Any]], given: Mapping[str, Any]
     ) -> Iterator[tuple[re.Pattern[str], str]]:
         for message in messages:
             yield from ((self._pattern(message), text) for text in _texts(message))
-        yield from ((self._other, text) for text in _texts(tools))
+        yield from ((self._other, text) for text in _texts(given))
 
 
 def _any_of(tokens: Sequence[str]) -> re.Pattern[str]:

@@ -136,10 +136,12 @@ class TextTokenizer:
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
         tools: Sequence[Mapping[str, Any]] | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> list[int]:
         """Ids of a conversation through the chat template, ready to be answered.
 
-        Control tokens inside message contents stay text. Raises INVALID_ARGUMENT naming the message or the
+        ``tools`` and ``chat_template_kwargs`` are what the template is given beside the messages. Control
+        tokens inside message contents stay text. Raises INVALID_ARGUMENT naming the message or the
         template's complaint, FAILED_PRECONDITION when the base has no chat template.
         """
         return self.encode_rendered(
@@ -148,6 +150,7 @@ class TextTokenizer:
                 add_generation_prompt=add_generation_prompt,
                 continue_final_message=continue_final_message,
                 tools=tools,
+                chat_template_kwargs=chat_template_kwargs,
             )
         )
 
@@ -158,6 +161,7 @@ class TextTokenizer:
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
         tools: Sequence[Mapping[str, Any]] | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> str:
         """The conversation as text for :meth:`encode_rendered`. It may hold breakers: show :meth:`plain` of it.
 
@@ -172,17 +176,20 @@ class TextTokenizer:
             )
         turns = [_as_mapping(message) for message in messages]
         self._check_turns(turns)
-        marked, marked_tools, markers = self._guard.mark(turns, tools)
+        given: Mapping[str, Any] = {"tools": tools, "chat_template_kwargs": chat_template_kwargs}
+        marked, given, markers = self._guard.mark(turns, given)
         if continue_final_message:
-            rendered = up_to_final_content(self.chat_template, marked, marked_tools, mark=self._breaker)
+            rendered = up_to_final_content(self.chat_template, marked, given, mark=self._breaker)
         else:
-            rendered = self.chat_template.render(
-                marked, add_generation_prompt=add_generation_prompt, tools=marked_tools
-            )
+            rendered = self.chat_template.render(marked, add_generation_prompt=add_generation_prompt, **given)
         return self._guard.break_marked(rendered, markers)
 
     def render_turns(
-        self, messages: Sequence[Mapping[str, Any]], *, tools: Sequence[Mapping[str, Any]] | None = None
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> RenderedTurns | None:
         """As :meth:`render_chat`, cut into turns that are tokenised each for itself, at a cost that is linear.
 
@@ -191,8 +198,9 @@ class TextTokenizer:
         if self.chat_template is None:
             return None
         self._check_turns(messages)
-        marked, marked_tools, markers = self._guard.mark(messages, tools)
-        found = self.chat_template.render_turns(marked, tools=marked_tools)
+        given: Mapping[str, Any] = {"tools": tools, "chat_template_kwargs": chat_template_kwargs}
+        marked, given, markers = self._guard.mark(messages, given)
+        found = self.chat_template.render_turns(marked, **given)
         if found is None:
             return None
         turns = tuple(self._guard.break_marked(turn, markers) for turn in found.turns)

@@ -92,7 +92,46 @@ QWEN = """\
 {%- endfor %}
 {%- if add_generation_prompt %}
     {{- '<|im_start|>assistant\\n' }}
+    {%- if enable_thinking is defined and enable_thinking is false %}
+        {{- '<think>\\n\\n</think>\\n\\n' }}
+    {%- endif %}
 {%- endif %}
+"""
+
+HERMES = """\
+{%- macro kind_of(property) %}{{- property.type | default('any') | replace('string', 'str') }}{% endmacro %}
+{{- bos_token }}
+{%- if tools %}
+    {{- '<|im_start|>system\\nYou are a function calling AI model. <tools>\\n' }}
+    {%- for tool in tools %}
+        {%- set tool = tool.function if tool.function is defined else tool %}
+        {{- '{"name": "' + tool.name + '", "signature": "' + tool.name + '(' }}
+        {%- for name, property in ((tool.parameters or {}).properties or {}).items() %}
+            {{- name + ': ' + kind_of(property) + ('' if loop.last else ', ') }}
+        {%- endfor %}
+        {{- ')", "parameters": ' + (tool.parameters | tojson(indent=indent | default(none))) + '}\\n' }}
+    {%- endfor %}
+    {{- '</tools><|im_end|>\\n' }}
+{%- endif %}
+{%- for message in messages %}
+    {%- if message.role == 'assistant' and message.tool_calls %}
+        {{- '<|im_start|>assistant' }}
+        {%- for call in message.tool_calls %}
+            {%- set call = call.function if call.function is defined else call %}
+            {{- '\\n<tool_call>\\n{"name": "' + call.name + '", "arguments": ' + (call.arguments | tojson) + '}' }}
+            {{- '\\n</tool_call>' }}
+        {%- endfor %}
+        {{- '<|im_end|>\\n' }}
+    {%- elif message.role == 'tool' %}
+        {%- if not loop.previtem or loop.previtem.role != 'tool' %}{{- '<|im_start|>tool\\n' }}{% endif %}
+        {{- '<tool_response>\\n{"name": "' + (message.name or '') + '", "id": "' + (message.tool_call_id or '') }}
+        {{- '", "content": ' + (message.content | tojson) + '}\\n</tool_response>' }}
+        {%- if loop.last or loop.nextitem.role != 'tool' %}{{- '<|im_end|>\\n' }}{% endif %}
+    {%- else %}
+        {{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>\\n' }}
+    {%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{% endif %}
 """
 
 GEMMA = """\
@@ -136,6 +175,7 @@ FAMILIES: dict[str, tuple[str, str, str]] = {
     "chatml": (CHATML, "<|im_start|>", "<|im_end|>"),
     "llama3": (LLAMA3, "<|begin_of_text|>", "<|eot_id|>"),
     "qwen": (QWEN, "<|endoftext|>", "<|im_end|>"),
+    "hermes": (HERMES, "<|endoftext|>", "<|im_end|>"),
     "gemma": (GEMMA, "<|begin_of_text|>", "<end_of_turn>"),
     "mistral": (MISTRAL, "<|begin_of_text|>", "<|endoftext|>"),
 }

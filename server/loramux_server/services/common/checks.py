@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from ...core.errors import Error, FieldViolation
 from ...core.types import MAX_STACK, GenerateRequest, Message, SamplingParams, StackItem
 from ...store.refs import parse_ref
+from ...text.conversation import read_template_kwargs
 from ...text.response_format import parse_format
 from ...text.stop import MAX_STOP_CHARS, MAX_STOPS
 from ...text.tokenizer import ROLES
@@ -92,6 +93,13 @@ def message_violations(messages: tuple[Message, ...], limits: Limits) -> Iterato
         total += size or 0
     if total > limits.max_prompt_bytes:
         yield FieldViolation("messages", f"hold {total} bytes, at most {limits.max_prompt_bytes} are allowed")
+
+
+def template_kwargs_violations(text: str) -> list[FieldViolation]:
+    """What is wrong with ``chat_template_kwargs``, a JSON object as text."""
+    found: list[FieldViolation] = []
+    read_template_kwargs(text, "chat_template_kwargs", lambda *each: found.append(FieldViolation(*each)))
+    return found
 
 
 def text_violations(field: str, text: str, max_bytes: int) -> Iterator[FieldViolation]:

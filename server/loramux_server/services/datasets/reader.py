@@ -43,6 +43,7 @@ class Ask(msgspec.Struct):
     held_out: bool
     sha256: str = ""
     """What the dataset must have, if it is stored."""
+    chat_template_kwargs: str = ""
 
 
 class Rows(msgspec.Struct, tag=True):
@@ -90,6 +91,7 @@ def read_rows(
     *,
     held_out: bool = False,
     sha256: str = "",
+    chat_template_kwargs: str = "",
 ) -> tuple[Dataset, Problems]:
     """As :func:`check_dataset`, of a file; blocking. DATA_LOSS if the bytes that are read have another SHA-256."""
     if text.folder is None or path.stat().st_size <= LARGE:
@@ -101,8 +103,11 @@ def read_rows(
             limits=limits,
             watch=watch,
             held_out=held_out,
+            chat_template_kwargs=chat_template_kwargs,
         )
-    ask = msgspec.msgpack.encode(Ask(str(path), str(text.folder), max_length, field, limits, held_out, sha256))
+    ask = msgspec.msgpack.encode(
+        Ask(str(path), str(text.folder), max_length, field, limits, held_out, sha256, chat_template_kwargs)
+    )
     with subprocess.Popen(
         [sys.executable, "-m", MODULE],
         stdin=subprocess.PIPE,

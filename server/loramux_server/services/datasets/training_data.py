@@ -194,6 +194,7 @@ def check_data(
             watch,
             held_out=held_out,
             sha256=record.digest,
+            chat_template_kwargs=spec.chat_template_kwargs,
         )
 
     try:

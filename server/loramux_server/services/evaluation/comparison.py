@@ -5,9 +5,11 @@ The same held-out rows are asked of the base, of the base with a prompt before t
 
 from __future__ import annotations
 
+import json
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from loramux.comparison import Comparison, Side
 
@@ -37,6 +39,7 @@ def prompted(
     held_out: Sequence[Example],
     digest: str,
     context: str,
+    chat_template_kwargs: str,
     store: Store,
     text: TextTokenizer,
     info: EngineInfo,
@@ -45,16 +48,18 @@ def prompted(
 ) -> list[Question]:
     """The same questions with a context before each; blocking.
 
-    ``held_out`` are the rows that ``asked`` came from, ``digest`` names the file that these came from. Their answers
-    have the room that is left with the context: :func:`compare` gives all sides as much. Raises INVALID_ARGUMENT
-    (``compare_prompt``) when the context cannot be put before them, or leaves no room for the expected answer.
+    ``held_out`` are the rows that ``asked`` came from, ``digest`` names the file that these came from,
+    ``chat_template_kwargs`` are the job's. Their answers have the room that is left with the context:
+    :func:`compare` gives all sides as much. Raises INVALID_ARGUMENT (``compare_prompt``) when the context cannot be
+    put before them, or leaves no room for the expected answer.
     """
     lines = {held_out[question.row].line for question in asked}
     data = store.datasets.read(digest)
     # The file was found to be good before.
     rows = parse_dataset(data, Problems("validation"), DatasetLimits(len(data), len(data)), watch)
     wanted = {row.line: row.content for row in rows if row.line in lines}
-    made = {line: _rendered(with_context(content, context), line, text, watch) for line, content in wanted.items()}
+    kwargs = json.loads(chat_template_kwargs or "{}")
+    made = {line: _rendered(with_context(row, context), kwargs, line, text, watch) for line, row in wanted.items()}
     first = {example.line: i for i, example in reversed(list(enumerate(held_out)))}
     found: list[Question] = []
     for question in asked:
@@ -88,9 +93,11 @@ def with_context(content: Content, context: str) -> Content:
     return content
 
 
-def _rendered(content: Content, line: int, text: TextTokenizer, watch: Watch) -> tuple[TrainRow, ...]:
+def _rendered(
+    content: Content, kwargs: Mapping[str, Any], line: int, text: TextTokenizer, watch: Watch
+) -> tuple[TrainRow, ...]:
     try:
-        return train_rows(content, text, watch=watch)
+        return train_rows(content, text, chat_template_kwargs=kwargs, watch=watch)
     except BadRow as bad:
         raise invalid_field(FIELD, f"cannot be put before line {line} of the held-out rows: {bad.problems[0]}") from bad
 

@@ -109,6 +109,7 @@ class TrainingRun:
             data.validation.examples,
             data.validation_digest,
             self._job.request.compare_prompt,
+            self._job.request.spec.chat_template_kwargs,
             self._store,
             self._text,
             self._info,

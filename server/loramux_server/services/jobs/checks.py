@@ -12,7 +12,14 @@ from ...core.errors import Code, Error, FieldViolation
 from ...core.jobs import TrainSpec
 from ...core.types import StackItem
 from ...peft.lora_config import ALL_LINEAR, LoraConfig
-from ..common.checks import MAX_SEED, number_violations, shown, stack_violations, text_violations
+from ..common.checks import (
+    MAX_SEED,
+    number_violations,
+    shown,
+    stack_violations,
+    template_kwargs_violations,
+    text_violations,
+)
 from ..common.limits import Limits
 from ..common.metadata import metadata_violations
 from ..evaluation.gate import MIN_ACCURACY
@@ -110,6 +117,8 @@ def spec_violations(spec: TrainSpec, info: EngineInfo, limits: Limits) -> Iterat
         yield FieldViolation("replay_rows", "is given without replay; name the dataset to draw them from, or default")
     if not 0 <= spec.seed <= MAX_SEED:
         yield FieldViolation("seed", f"is {spec.seed}; it must be between 0 and {MAX_SEED}")
+    if spec.chat_template_kwargs:
+        yield from template_kwargs_violations(spec.chat_template_kwargs)
     yield from _target_violations(spec, info)
 
 

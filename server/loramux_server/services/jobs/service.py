@@ -217,8 +217,8 @@ class TrainingService:
             raise invalid([FieldViolation(name, words) for name, given in wanted.items() if given])
         if request.compare_prompt:
             held_out, digest = data.validation.examples, data.validation_digest
-            context = request.compare_prompt
-            prompted(asked, held_out, digest, context, self._store, self._text, self._info, watch=watch)
+            context, kwargs = request.compare_prompt, request.spec.chat_template_kwargs
+            prompted(asked, held_out, digest, context, kwargs, self._store, self._text, self._info, watch=watch)
 
     async def _load(self, spec: TrainSpec, tenant: str, dataset_id: str, validation_id: str = "") -> JobData:
         return await compute(
