@@ -70,6 +70,7 @@ class TrainOptions(TypedDict, total=False):
     method: Literal["auto", "sft", "dpo"] | None
     beta: float | None
     replay_rows: int | None
+    chat_template_kwargs: Mapping[str, Any] | None
 
 
 def generate(
@@ -154,6 +155,8 @@ def train_settings(options: Mapping[str, Any]) -> training_pb2.TrainSettings:
         given["target_modules"] = strings("target_modules", given["target_modules"])
     if "layers" in given:
         given["layers"] = layers(given["layers"])
+    if "chat_template_kwargs" in given:
+        given["chat_template_kwargs"] = template_kwargs(given["chat_template_kwargs"])
     for name in ("learning_rate", "method"):
         if given.get(name) == "auto":
             del given[name]  # what is not given is the server's to choose
@@ -203,7 +206,7 @@ def response_format(value: Mapping[str, Any]) -> inference_pb2.ResponseFormat | 
     if kind == "text":
         return None
     if kind == "json_schema":
-        assign(message, {kind: _schema(shape)}, "response_format.")
+        assign(message, {kind: _json("response_format.json_schema", shape)}, "response_format.")
     elif kind in ("regex", "grammar"):
         assign(message, {kind: shape}, "response_format.")
     elif kind == "choice":
@@ -215,11 +218,21 @@ def response_format(value: Mapping[str, Any]) -> inference_pb2.ResponseFormat | 
     return message
 
 
-def _schema(shape: Any) -> str:
+def template_kwargs(value: Mapping[str, Any]) -> str:
+    """Arguments of the chat template as JSON text."""
+    if not isinstance(value, str):
+        if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
+            raise invalid("chat_template_kwargs", f"must be a dict of names and values, not {shown(value)}")
+        value = dict(value)
+    return _json("chat_template_kwargs", value)
+
+
+def _json(field: str, value: Any) -> str:
+    """A value as JSON text; text is JSON already."""
     try:
-        return shape if isinstance(shape, str) else json.dumps(shape)
+        return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, allow_nan=False)
     except (TypeError, ValueError, RecursionError) as error:
-        raise invalid("response_format.json_schema", f"cannot be written as JSON: {error}") from None
+        raise invalid(field, f"cannot be written as JSON: {error}") from None
 
 
 def _kind_of_format(value: Mapping[str, Any]) -> tuple[str, Any]:

@@ -22,6 +22,7 @@ from .common import (
     how_to_ask,
     moment,
     numbers,
+    pairs,
     plain,
     print_fields,
     print_json,
@@ -32,7 +33,6 @@ from .common import (
 from .completion import complete_adapter
 from .lineage import Fetch, lineage
 from .tables import print_comparison, print_table
-from .train import pairs
 
 app = typer.Typer(
     name="adapters", help="List, move in and out, promote, merge and remove adapters.", no_args_is_help=True

@@ -39,6 +39,17 @@ AdapterOption = Annotated[
 ]
 
 
+TemplateArg = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--template-arg",
+        metavar="KEY=VALUE",
+        help="Argument of the chat template, such as enable_thinking=false; VALUE is JSON, or else text; may be"
+        " repeated.",
+    ),
+]
+
+
 @dataclass(frozen=True, slots=True)
 class Connection:
     """Where the commands connect to."""
@@ -63,6 +74,29 @@ def stack(entries: Iterable[str] | None) -> list[tuple[str, float]]:
         except ValueError:
             found.append((entry, 1.0))  # the colon belongs to the name
     return found
+
+
+def pairs(words: Iterable[str], option: str = "--metadata") -> dict[str, str]:
+    """``KEY=VALUE`` words as a dict. Raises BadParameter for ``option``."""
+    found: dict[str, str] = {}
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not key or not equals:
+            raise typer.BadParameter(f"{word!r} is not KEY=VALUE", param_hint=option)
+        found[key] = value
+    return found
+
+
+def template_args(words: Iterable[str] | None) -> dict[str, Any] | None:
+    """Arguments of the chat template: values that are JSON as such, others as text; None where there are none."""
+
+    def value(text: str) -> Any:
+        try:
+            return json.loads(text)
+        except (ValueError, RecursionError):
+            return text
+
+    return {name: value(text) for name, text in pairs(words or (), "--template-arg").items()} or None
 
 
 def text_file(path: Path, option: str) -> str:

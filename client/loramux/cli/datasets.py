@@ -11,7 +11,7 @@ import typer
 from ..progress import clock
 from ..types import DatasetReport, MarkedText
 from . import convert
-from .common import Json, connect, plain, print_fields, print_json, print_notes, size
+from .common import Json, TemplateArg, connect, plain, print_fields, print_json, print_notes, size, template_args
 from .convert import AsOption
 from .train import BatchSize, Epochs, Layers, MaxLength, MaxSteps, Rank, Recipe
 
@@ -44,6 +44,7 @@ def validate(
     rank: Rank = None,
     recipe: Recipe = None,
     as_: AsOption = None,
+    template_arg: TemplateArg = None,
     json: Json = False,
 ) -> None:
     """Check a file as a training job would, all problems by line.
@@ -62,6 +63,7 @@ def validate(
             rank=rank,
             recipe=recipe,
             as_=as_,
+            chat_template_kwargs=template_args(template_arg),
         )
     if json:
         print_json(report)
@@ -93,6 +95,7 @@ def show(
     line: Annotated[int, typer.Option(help="Line to begin at.")] = 0,
     max_length: MaxLength = None,
     as_: AsOption = None,
+    template_arg: TemplateArg = None,
     json: Json = False,
 ) -> None:
     """Print rows as they are trained on, what is learned in colour.
@@ -101,7 +104,14 @@ def show(
     The exit code is 1 if the file cannot be trained on.
     """
     with connect(context) as client:
-        report = client.datasets.show(file, rows=rows, line=line, max_length=max_length, as_=as_)
+        report = client.datasets.show(
+            file,
+            rows=rows,
+            line=line,
+            max_length=max_length,
+            as_=as_,
+            chat_template_kwargs=template_args(template_arg),
+        )
     if json:
         print_json(report.shown)
         raise typer.Exit(0 if report.valid else 1)

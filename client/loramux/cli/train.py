@@ -10,7 +10,19 @@ from typing import Annotated, Any, Literal
 import typer
 
 from ..types import AdapterVersion, JobInfo
-from .common import Json, connect, how_to_ask, numbers, print_json, print_notes, stack, text_file
+from .common import (
+    Json,
+    TemplateArg,
+    connect,
+    how_to_ask,
+    numbers,
+    pairs,
+    print_json,
+    print_notes,
+    stack,
+    template_args,
+    text_file,
+)
 from .completion import complete_adapter, complete_recipe
 from .convert import AsOption
 from .tables import print_evaluation
@@ -129,6 +141,7 @@ def train(
             help="System prompt to compare with: held-out rows are also asked of the base, alone and with this prompt.",
         ),
     ] = None,
+    chat_template_kwargs: TemplateArg = None,
     metadata: Annotated[
         list[str] | None, typer.Option(metavar="KEY=VALUE", help="Note to keep with the version; may be repeated.")
     ] = None,
@@ -173,6 +186,7 @@ def train(
         "method": method,
         "beta": beta,
         "replay_rows": replay_rows,
+        "chat_template_kwargs": template_args(chat_template_kwargs),
     }
     with connect(context) as client:
         job = client.train(
@@ -261,14 +275,3 @@ def condition(text: str | None) -> str | dict[str, float | str] | None:
 def split(text: str) -> list[str]:
     """The parts between commas, none of them empty."""
     return [part.strip() for part in text.split(",") if part.strip()]
-
-
-def pairs(words: list[str] | tuple[()]) -> dict[str, str]:
-    """``KEY=VALUE`` words as a dict."""
-    found: dict[str, str] = {}
-    for word in words:
-        key, equals, value = word.partition("=")
-        if not key or not equals:
-            raise typer.BadParameter(f"{word!r} is not KEY=VALUE", param_hint="--metadata")
-        found[key] = value
-    return found

@@ -177,6 +177,8 @@ def _settings(facts: CardFacts) -> str:
 
 def _loramux_snippet(facts: CardFacts) -> str:
     asked = 'messages=[{"role": "user", "content": "..."}]' if facts.asked_with == "messages" else '"..."'
+    if (kwargs := facts.spec.chat_template_kwargs) and facts.asked_with == "messages":
+        asked += f", chat_template_kwargs={json.loads(kwargs)!r}"
     return _code(
         "from loramux import Client",
         "",
