@@ -176,11 +176,11 @@ def test_layers_that_are_none(layers: object) -> None:
 
 def test_arguments_of_the_chat_template_are_sent_as_json() -> None:
     def sent(value: object) -> str:
-        return _requests.train_settings({"chat_template_kwargs": value}).chat_template_kwargs
+        return requests.train_settings({"chat_template_kwargs": value}).chat_template_kwargs
 
     assert sent({"enable_thinking": False, "x": ["ü"]}) == '{"enable_thinking": false, "x": ["ü"]}'
     assert sent('{"a": 1}') == '{"a": 1}'
-    assert not _requests.train_settings({"chat_template_kwargs": None}).HasField("chat_template_kwargs")
+    assert not requests.train_settings({"chat_template_kwargs": None}).HasField("chat_template_kwargs")
     for wrong in (5, [1], {1: 2}, {"a": float("nan")}, {"a": object()}, {"a": "\ud800"}, deep(100_000)):
         with pytest.raises(InvalidArgument, match="chat_template_kwargs"):
             sent(wrong)

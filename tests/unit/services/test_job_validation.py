@@ -52,6 +52,7 @@ def test_the_defaults_are_fine() -> None:
         *(("beta", v) for v in (0.0, -1.0, NAN, INF)),
         *(("replay_rows", v) for v in (-1, 1, 10**6)),
         *(("layers", v) for v in ((), (4,), (-1,), (0, 9))),
+        *(("chat_template_kwargs", v) for v in ("x", "[]", '{"a": NaN}', '{"a b": 1}')),
         ("target_modules", ()),
         ("target_modules", ("all-linear", "q_proj")),
     ],
