@@ -218,7 +218,7 @@ def response_format(value: Mapping[str, Any]) -> inference_pb2.ResponseFormat | 
     return message
 
 
-def template_kwargs(value: Mapping[str, Any]) -> str:
+def template_kwargs(value: Mapping[str, Any] | str) -> str:
     """Arguments of the chat template as JSON text."""
     if not isinstance(value, str):
         if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
