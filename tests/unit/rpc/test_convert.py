@@ -248,6 +248,7 @@ def test_specs_round_trip() -> None:
         beta=0.3,
         replay="ds-1",
         replay_rows=9,
+        chat_template_kwargs='{"enable_thinking": false}',
     )
     assert all(getattr(spec, f.name) != getattr(TrainSpec(), f.name) for f in fields(TrainSpec))
     assert training.spec_from_proto(training.spec_to_proto(spec)) == spec
