@@ -34,9 +34,9 @@ from loramux_server.engine.transport.protocol import AbortCommand, Command, Outp
 from loramux_server.engine.transport.wire import HEADER, decode, encode
 from loramux_server.host.resources import usable_cpus
 from loramux_server.rpc.server import RpcServer
-from loramux_server.services.availability import Behind, Counts, Desk, Services
+from loramux_server.services.availability import Availability, Readiness, Services
+from loramux_server.services.common.calls import Calls, GenerationLimit
 from loramux_server.services.common.context import Context
-from loramux_server.services.common.info import Readiness
 from loramux_server.services.common.limits import Limits
 from loramux_server.services.inference.service import GenerationService
 from loramux_server.store.store import Store
@@ -125,16 +125,11 @@ async def services(link: Link, tokenizer: Path) -> AsyncIterator[tuple[Generatio
 async def door(link: Link, tokenizer: Path) -> AsyncIterator[tuple[RpcServer, Metrics]]:
     """A server over a scripted engine."""
     async with services(link, tokenizer) as (generation, metrics):
-        desk = Desk("bench")
-        server = RpcServer(desk, metrics, Address("127.0.0.1", 0))
+        availability = Availability("bench")
+        server = RpcServer(availability, Calls(metrics, GenerationLimit(1088)), Address("127.0.0.1", 0))
         await server.start()
-
-        async def counts(tenant: str) -> Counts:
-            return Counts()
-
-        behind = Services(generation, None, None)  # type: ignore[arg-type]
-        desk.behind = Behind(behind, INFO, Limits(), True, generation._backend.stats, counts)
-        desk.readiness = Readiness.READY
+        availability.services = Services(generation, None, None)  # type: ignore[arg-type]
+        availability.readiness = Readiness.READY
         yield server, metrics
         await server.stop()
 

@@ -64,7 +64,7 @@ def request(size: int, _: Path) -> Callable[[], object]:
     data.adapters.extend([pb.GenerateRequest().adapters.add(adapter="a")] * size)
     call = Call("Generate", "x", LOCAL)
     limits = Limits(max_messages=1 << 30, max_logit_bias=1 << 30)
-    return lambda: generate_violations(generate_from_proto(data, call, 128), limits, 1 << 20)
+    return lambda: generate_violations(generate_from_proto(data, call, SamplingParams()), limits, 1 << 20)
 
 
 def sampling(size: int, _: Path) -> Callable[[], object]:

@@ -17,9 +17,9 @@ from ..rpc.server import RpcServer
 from ..services.adapters.checked_backend import CheckedBackend
 from ..services.adapters.collector import Collector
 from ..services.adapters.service import AdapterService
-from ..services.availability import Behind, Counts, Desk, Services
+from ..services.availability import Availability, Readiness, Services
+from ..services.common.calls import Calls, GenerationLimit
 from ..services.common.context import Context
-from ..services.common.info import Readiness
 from ..services.common.limits import Limits
 from ..services.inference.service import GenerationService
 from ..services.jobs.board import JobBoard
@@ -33,6 +33,7 @@ from ..telemetry.logs import get_logger
 from ..telemetry.metrics import Metrics
 from ..text import TextTokenizer
 from .announce import Announcer, Silent
+from .door import Door
 from .scrape import stats_from_thread
 
 logger = get_logger(__name__)
@@ -48,15 +49,13 @@ class App:
         self.settings = settings
         self._say = announcer or Silent()
         self._backend = backend
-        self._desk = Desk(__version__)
+        self.availability = Availability(__version__)
         self._metrics = Metrics(__version__)
-        self._rpc = RpcServer(
-            self._desk,
-            self._metrics,
-            settings.listen,
-            default_max_tokens=settings.default_max_tokens,
-            max_generations=settings.max_running + settings.max_queue,
-        )
+        limit = GenerationLimit(settings.max_running + settings.max_queue)
+        self.doors: list[Door] = [
+            RpcServer(self.availability, Calls(self._metrics, limit), settings.listen),
+        ]
+        """What clients speak to. The first one is gRPC."""
         self._endpoint: MetricsEndpoint | None = None
         self._store: Store | None = None
         self._jobs: asyncio.Task[None] | None = None
@@ -68,7 +67,7 @@ class App:
     @property
     def address(self) -> str:
         """``host:port`` of the gRPC API."""
-        return str(self._rpc.address)
+        return str(self.doors[0].address)
 
     @property
     def metrics_port(self) -> int | None:
@@ -78,7 +77,7 @@ class App:
     @property
     def readiness(self) -> Readiness:
         """How far its life has come."""
-        return self._desk.readiness
+        return self.availability.readiness
 
     async def start(self) -> None:
         """Open everything, load the base, take up interrupted jobs. Raises ``Error`` with what to do about it.
@@ -90,45 +89,46 @@ class App:
         if settings.metrics_listen is not None:
             self._endpoint = MetricsEndpoint(self._metrics.registry, *settings.metrics_listen)
             self._endpoint.start()
-        await self._rpc.start()
-        self._desk.readiness = Readiness.LOADING
+        for door in self.doors:
+            await door.start()
+        self.availability.readiness = Readiness.LOADING
         self._backend = backend = self._backend or self._build_engine()
         self._engine_started = True
         info = await backend.start()
-        self._desk.doing = ""
+        self.availability.step = ""
         self._say.progress("reading the tokenizer")
         text = await asyncio.to_thread(TextTokenizer.load, info.tokenizer_path)
         self._metrics.engine_ready(info, stats_from_thread(backend, asyncio.get_running_loop()))
         await self._open_services(backend, store, info, text)
-        self._say.ready(settings, self._rpc.address, self.metrics_port, info, await backend.stats())
+        self._say.ready(settings, self.doors[0].address, self.metrics_port, info, await backend.stats())
 
     async def watch(self) -> None:
         """Run until the engine is given up, and raise why: nothing but another start can help then."""
         await self._failed.wait()
-        assert self._desk.failure is not None
-        raise self._desk.failure
+        assert self.availability.failure is not None
+        raise self.availability.failure
 
     async def drain(self) -> None:
         """Take nothing new, say so in health, and let what runs finish within the settings' time."""
-        self._desk.readiness = Readiness.DRAINING
+        self.availability.readiness = Readiness.DRAINING
         # First, so that the requests get all of the engine; jobs go on at the next start.
         await self._stop_jobs()
-        running = self._rpc.running
+        running = sum(door.running for door in self.doors)
         if running:
             self._say.say(f"Finishing {running} running call(s), {self.settings.drain_timeout:g} s at most.")
-        left = await self._rpc.drain(self.settings.drain_timeout)
-        if left:
+        if left := await self._drain_doors(self.settings.drain_timeout):
             logger.warning("calls ended by the drain timeout", calls=left)
 
     async def stop(self) -> None:
         """Close everything, in the opposite order. Fine after a failed ``start``, and twice."""
-        self._desk.readiness = Readiness.DRAINING
+        self.availability.readiness = Readiness.DRAINING
         await self._stop_jobs()
         if self._collector is not None:
             self._collector.cancel()
             await asyncio.wait((self._collector,))
-        await self._rpc.drain(0)
-        await self._rpc.stop()
+        await self._drain_doors(0)
+        for door in reversed(self.doors):
+            await door.stop()
         self._metrics.engine_gone()
         if self._endpoint is not None:
             await asyncio.to_thread(self._endpoint.stop)
@@ -155,24 +155,25 @@ class App:
 
     def _progress(self, step: str, fraction: float | None) -> None:
         """A slow step of the engine's start: callers that are refused meanwhile are told too."""
-        self._desk.doing = step if fraction is None else f"{step}, {fraction:.0%}"
+        self.availability.step = step if fraction is None else f"{step}, {fraction:.0%}"
         self._say.progress(step, fraction)
 
     def _engine_moved(self, up: bool) -> None:
         """The engine's process died, or is up again: metrics tell operators, health tells load balancers."""
         self._metrics.engine_moved(up)
-        if self._desk.readiness is Readiness.READY:
+        if self.availability.readiness is Readiness.READY:
             self._health = asyncio.create_task(self._set_serving(up))
 
     def _engine_failed(self, error: Error) -> None:
-        self._desk.readiness, self._desk.failure = Readiness.FAILED, error
+        self.availability.readiness, self.availability.failure = Readiness.FAILED, error
         self._failed.set()
 
     async def _set_serving(self, up: bool) -> None:
-        await self._rpc.set_serving(up)
-        if up and self._desk.behind is not None:
+        for door in self.doors:
+            await door.set_serving(up)
+        if up and self.availability.services is not None:
             with suppress(Error):  # gone again already; the next one is told
-                await self._desk.behind.services.adapters.load_pinned()
+                await self.availability.services.adapters.load_pinned()
 
     async def _open_services(self, backend: Backend, store: Store, info: EngineInfo, text: TextTokenizer) -> None:
         limits, metrics = limits_from(self.settings.training), self._metrics
@@ -184,17 +185,13 @@ class App:
         board = JobBoard(store, metrics)
         adapters = AdapterService(context)
         services = Services(
-            generation=GenerationService(context, metrics),
+            generation=GenerationService(context, metrics, SamplingParams(max_tokens=self.settings.default_max_tokens)),
             adapters=adapters,
             training=TrainingService(context, board),
         )
-
-        async def counts(tenant: str) -> Counts:
-            return await asyncio.to_thread(count, store, tenant)
-
-        self._desk.behind = Behind(services, info, limits, text.chat_template is not None, backend.stats, counts)
+        self.availability.context, self.availability.services = context, services
         await adapters.load_pinned()
-        self._desk.readiness = Readiness.WARMING
+        self.availability.readiness = Readiness.WARMING
         self._say.progress("running a first request")
         await warm_up(backend, text)
         runner = JobRunner(
@@ -210,8 +207,13 @@ class App:
         self._jobs.add_done_callback(_report_defect)
         self._collector = asyncio.create_task(Collector(store, adapters.deleted).run(), name="collector")
         self._collector.add_done_callback(_report_defect)
-        self._desk.readiness = Readiness.READY
-        await self._rpc.set_serving(True)
+        self.availability.readiness = Readiness.READY
+        for door in self.doors:
+            await door.set_serving(True)
+
+    async def _drain_doors(self, timeout: float) -> int:
+        """Let the calls of all doors finish; gives how many were ended at the timeout."""
+        return sum(await asyncio.gather(*(door.drain(timeout) for door in self.doors)))
 
     async def _stop_jobs(self) -> None:
         jobs, self._jobs = self._jobs, None
@@ -249,10 +251,3 @@ async def warm_up(backend: Backend, text: TextTokenizer) -> None:
     async for event in backend.generate(command):
         if event.error:
             logger.error("the first request failed", error=event.error)
-
-
-def count(store: Store, tenant: str) -> Counts:
-    """What a tenant has in the registry and the job table."""
-    return Counts(
-        store.adapters.count(tenant), {state.value: number for state, number in store.jobs.counts(tenant).items()}
-    )

@@ -14,6 +14,7 @@ from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource
 
 from ..core.errors import invalid_field
 from ..core.settings import CpuWeights, Device, Dtype, EngineSettings
+from ..core.types import SamplingParams
 from ..host.home import expand, home
 
 ENV_PREFIX = "LORAMUX_"
@@ -218,7 +219,12 @@ class Settings(BaseSettings):
     max_running: int = _setting(64, "Serving", "N", "generations in the batch at once", ge=1, le=65_536)
     max_queue: int = _setting(1024, "Serving", "N", "generations that may wait; more are refused", ge=0, le=1_048_576)
     default_max_tokens: int = _setting(
-        128, "Serving", "N", "length limit of an answer when the request names none", ge=1, le=1_048_576
+        SamplingParams().max_tokens,
+        "Serving",
+        "N",
+        "length limit of an answer when the request names none",
+        ge=1,
+        le=1_048_576,
     )
     cuda_graphs: bool = _setting(
         True, "Serving", "", "replay decode steps as CUDA graphs, on a GPU and in 16-bit types"

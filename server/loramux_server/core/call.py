@@ -1,4 +1,4 @@
-"""What is known about the call that is being answered, for the servicers and the logs."""
+"""What is known about the call that is being answered, for the doors and the logs."""
 
 from __future__ import annotations
 
@@ -28,3 +28,8 @@ enter = _current.set
 def current() -> Call:
     """The call that this task answers."""
     return _current.get()
+
+
+def principal() -> Principal:
+    """Who made it."""
+    return _current.get().principal

@@ -86,6 +86,11 @@ def is_damage(error: Error) -> bool:
     return error.code is Code.DATA_LOSS and error.reason in (MISSING, DAMAGED)
 
 
+def shutting_down() -> Error:
+    """UNAVAILABLE for a call that a server which stops does not answer."""
+    return Error(Code.UNAVAILABLE, "the server is shutting down", reason="SHUTTING_DOWN", retry_after=1.0)
+
+
 def adapter_not_found(ref: str) -> Error:
     """NOT_FOUND for an adapter reference, the same words whether it is absent or someone else's."""
     return Error(

@@ -12,7 +12,7 @@ from loramux.v1 import adapters_pb2_grpc, common_pb2
 
 from ..core import call as calls
 from ..core.errors import invalid_field
-from ..services.availability import Desk
+from ..services.availability import Availability
 from .convert.adapters import adapter_to_proto, compose_from_proto, version_to_proto
 from .convert.common import file_from_proto, file_to_proto
 
@@ -22,12 +22,12 @@ Context = aio.ServicerContext[Any, Any]
 class AdapterServicer(adapters_pb2_grpc.AdapterServiceServicer):
     """``loramux.v1.AdapterService``."""
 
-    def __init__(self, desk: Desk) -> None:
-        self._desk = desk
+    def __init__(self, availability: Availability) -> None:
+        self._open = availability.open
 
     async def ListAdapters(self, request: pb.ListAdaptersRequest, context: Context) -> pb.ListAdaptersResponse:
-        page = await self._desk.open().adapters.list(
-            calls.current().principal,
+        page = await self._open().adapters.list(
+            calls.principal(),
             prefix=request.prefix,
             page_size=request.page_size or 100,
             page_token=request.page_token,
@@ -37,12 +37,12 @@ class AdapterServicer(adapters_pb2_grpc.AdapterServiceServicer):
         )
 
     async def GetAdapter(self, request: pb.GetAdapterRequest, context: Context) -> pb.Adapter:
-        return adapter_to_proto(await self._desk.open().adapters.get(request.adapter, calls.current().principal))
+        return adapter_to_proto(await self._open().adapters.get(request.adapter, calls.principal()))
 
     async def UploadAdapter(
         self, request_iterator: AsyncIterator[pb.UploadAdapterRequest], context: Context
     ) -> pb.AdapterVersion:
-        service = self._desk.open().adapters
+        service = self._open().adapters
         first = await anext(request_iterator, None)
         if first is None or first.WhichOneof("payload") != "header":
             raise invalid_field("header", "the first message of an upload must carry it")
@@ -50,7 +50,7 @@ class AdapterServicer(adapters_pb2_grpc.AdapterServiceServicer):
         version = await service.upload(
             header.name,
             _pieces(request_iterator),
-            calls.current().principal,
+            calls.principal(),
             files=tuple(file_from_proto(f) for f in header.files),
             set_current=header.set_current if header.HasField("set_current") else True,
             metadata=dict(header.metadata),
@@ -60,7 +60,7 @@ class AdapterServicer(adapters_pb2_grpc.AdapterServiceServicer):
     async def DownloadAdapter(
         self, request: pb.DownloadAdapterRequest, context: Context
     ) -> AsyncGenerator[pb.DownloadAdapterResponse]:
-        download = await self._desk.open().adapters.download(request.adapter, calls.current().principal)
+        download = await self._open().adapters.download(request.adapter, calls.principal())
         yield pb.DownloadAdapterResponse(
             header=pb.DownloadAdapterHeader(
                 version=version_to_proto(download.version),
@@ -72,23 +72,23 @@ class AdapterServicer(adapters_pb2_grpc.AdapterServiceServicer):
             yield pb.DownloadAdapterResponse(chunk=common_pb2.FileChunk(name=name, data=data))
 
     async def DeleteAdapter(self, request: pb.DeleteAdapterRequest, context: Context) -> pb.DeleteAdapterResponse:
-        gone = await self._desk.open().adapters.delete(request.adapter, calls.current().principal)
+        gone = await self._open().adapters.delete(request.adapter, calls.principal())
         return pb.DeleteAdapterResponse(versions_deleted=gone)
 
     async def SetAlias(self, request: pb.SetAliasRequest, context: Context) -> pb.Adapter:
-        service = self._desk.open().adapters
-        adapter = await service.set_alias(request.name, request.version, calls.current().principal, alias=request.alias)
+        service = self._open().adapters
+        adapter = await service.set_alias(request.name, request.version, calls.principal(), alias=request.alias)
         return adapter_to_proto(adapter)
 
     async def PinAdapter(self, request: pb.PinAdapterRequest, context: Context) -> pb.Adapter:
-        return adapter_to_proto(await self._desk.open().adapters.pin(request.adapter, calls.current().principal))
+        return adapter_to_proto(await self._open().adapters.pin(request.adapter, calls.principal()))
 
     async def UnpinAdapter(self, request: pb.UnpinAdapterRequest, context: Context) -> pb.Adapter:
-        return adapter_to_proto(await self._desk.open().adapters.unpin(request.adapter, calls.current().principal))
+        return adapter_to_proto(await self._open().adapters.unpin(request.adapter, calls.principal()))
 
     async def ComposeAdapter(self, request: pb.ComposeAdapterRequest, context: Context) -> pb.ComposeAdapterResponse:
-        wanted = compose_from_proto(request, calls.current().principal)
-        return pb.ComposeAdapterResponse(version=version_to_proto(await self._desk.open().adapters.compose(wanted)))
+        wanted = compose_from_proto(request, calls.principal())
+        return pb.ComposeAdapterResponse(version=version_to_proto(await self._open().adapters.compose(wanted)))
 
 
 async def _pieces(requests: AsyncIterator[pb.UploadAdapterRequest]) -> AsyncIterator[tuple[str, bytes]]:

@@ -12,7 +12,7 @@ from loramux.v1 import inference_pb2 as pb
 from loramux.v1 import inference_pb2_grpc
 
 from ..core import call as calls
-from ..services.availability import Desk
+from ..services.availability import Availability
 from .convert.common import messages_from_proto
 from .convert.inference import (
     chunk_to_proto,
@@ -27,15 +27,14 @@ Context = aio.ServicerContext[Any, Any]
 
 
 class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
-    """``loramux.v1.InferenceService``. ``default_max_tokens`` is for requests that name no limit."""
+    """``loramux.v1.InferenceService``."""
 
-    def __init__(self, desk: Desk, default_max_tokens: int) -> None:
-        self._desk = desk
-        self._default_max_tokens = default_max_tokens
+    def __init__(self, availability: Availability) -> None:
+        self._open = availability.open
 
     async def Generate(self, request: pb.GenerateRequest, context: Context) -> AsyncGenerator[pb.GenerateResponse]:
-        service, call = self._desk.open().generation, calls.current()
-        wanted = generate_from_proto(request, call, self._default_max_tokens)
+        service, call = self._open().generation, calls.current()
+        wanted = generate_from_proto(request, call, service.defaults)
         request_id = call.request_id
         async with aclosing(service.generate(wanted)) as chunks:
             async for chunk in chunks:
@@ -44,16 +43,16 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
                 yield response
 
     async def GenerateOnce(self, request: pb.GenerateRequest, context: Context) -> pb.GenerateResult:
-        service = self._desk.open().generation
-        wanted = generate_from_proto(request, calls.current(), self._default_max_tokens)
+        service = self._open().generation
+        wanted = generate_from_proto(request, calls.current(), service.defaults)
         return completion_to_proto(await service.generate_once(wanted), service.token_text)
 
     async def Score(self, request: pb.ScoreRequest, context: Context) -> pb.ScoreResponse:
-        service = self._desk.open().generation
+        service = self._open().generation
         return score_to_proto(await service.score(score_from_proto(request, calls.current())))
 
     async def Tokenize(self, request: pb.TokenizeRequest, context: Context) -> pb.TokenizeResponse:
-        service = self._desk.open().generation
+        service = self._open().generation
         prompt = request.prompt if request.HasField("prompt") else None
         messages = messages_from_proto(request.messages)
         deadline = calls.current().deadline

@@ -21,10 +21,11 @@ from loramux.v1 import (
 
 from ..config import Address
 from ..host.ports import cannot_listen, why_not
-from ..services.availability import Desk
+from ..services.availability import Availability
+from ..services.common.calls import Calls
 from .adapters import AdapterServicer
 from .inference import InferenceServicer
-from .interceptor import CallInterceptor, CallSink
+from .interceptor import CallInterceptor
 from .reflection import enable_reflection
 from .server_info import ServerServicer
 from .training import TrainingServicer
@@ -73,53 +74,52 @@ LAST_WORDS = 3.0
 
 
 class RpcServer:
-    """The gRPC door. It listens from ``start`` on; what it answers before and after being ready, ``desk`` decides."""
+    """The gRPC door. ``stall_timeout``: seconds that a caller may neither read nor send the next message."""
 
     def __init__(
         self,
-        desk: Desk,
-        sink: CallSink,
+        availability: Availability,
+        calls: Calls,
         address: Address,
         *,
-        default_max_tokens: int = 128,
         stall_timeout: float = 60.0,
-        max_generations: int = 1088,
     ) -> None:
-        self.address = address
-        self._interceptor = CallInterceptor(sink, stall_timeout=stall_timeout, max_generations=max_generations)
+        self._address = address
+        self._availability = availability
+        self._calls = calls
+        self._interceptor = CallInterceptor(calls, stall_timeout)
         self._health = health.aio.HealthServicer()
-        self._desk = desk
-        self._default_max_tokens = default_max_tokens
         self._server: aio.Server | None = None
         self._stopping = False
 
     @property
+    def address(self) -> Address:
+        return self._address
+
+    @property
     def running(self) -> int:
-        """Calls that are being answered."""
-        return self._interceptor.running
+        return self._calls.running
 
     async def start(self) -> None:
         """Listen, with health NOT_SERVING. Afterwards ``address`` has the real port.
 
         Raises FAILED_PRECONDITION when the port is taken or the host is not ours.
         """
-        check_free(self.address)
+        check_free(self._address)
         server = aio.server(interceptors=(self._interceptor,), options=OPTIONS)
         await self._health.set(LIVENESS, SERVING)
         await self.set_serving(False)
-        inference_pb2_grpc.add_InferenceServiceServicer_to_server(
-            InferenceServicer(self._desk, self._default_max_tokens), server
-        )
-        adapters_pb2_grpc.add_AdapterServiceServicer_to_server(AdapterServicer(self._desk), server)
-        training_pb2_grpc.add_TrainingServiceServicer_to_server(TrainingServicer(self._desk), server)
-        server_pb2_grpc.add_ServerServiceServicer_to_server(ServerServicer(self._desk), server)
+        inference_pb2_grpc.add_InferenceServiceServicer_to_server(InferenceServicer(self._availability), server)
+        adapters_pb2_grpc.add_AdapterServiceServicer_to_server(AdapterServicer(self._availability), server)
+        training_pb2_grpc.add_TrainingServiceServicer_to_server(TrainingServicer(self._availability), server)
+        server_pb2_grpc.add_ServerServiceServicer_to_server(ServerServicer(self._availability), server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         enable_reflection((*SERVICES, health.SERVICE_NAME), server)
         try:
-            port = server.add_insecure_port(str(self.address))
+            port = server.add_insecure_port(str(self._address))
         except RuntimeError as error:
-            raise cannot_listen(*self.address, "it was taken just now") from error
-        self.address = Address(self.address.host, port)
+            raise cannot_listen(*self._address, "it was taken just now") from error
+        self._address = Address(self._address.host, port)
         await server.start()
         self._server = server
 
@@ -133,20 +133,20 @@ class RpcServer:
     async def drain(self, timeout: float) -> int:
         """Wait up to ``timeout`` seconds for the running calls, then end the rest with UNAVAILABLE; gives their number.
 
-        The desk must refuse new calls by then.
+        New calls must be refused by then.
         """
         await self.set_serving(False)
         self._stopping = True
-        self._interceptor.fail_running(FOLLOWS_A_JOB)
+        self._calls.fail_running(FOLLOWS_A_JOB)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout):
-                await self._interceptor.wait_idle()
+                await self._calls.wait_idle()
         left = self.running
         if left:
-            self._interceptor.fail_running()
+            self._calls.fail_running()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(LAST_WORDS):
-                    await self._interceptor.wait_idle()
+                    await self._calls.wait_idle()
         return left
 
     async def stop(self) -> None:

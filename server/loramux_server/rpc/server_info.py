@@ -10,7 +10,7 @@ from loramux.v1 import server_pb2 as pb
 from loramux.v1 import server_pb2_grpc
 
 from ..core import call as calls
-from ..services.availability import Desk
+from ..services.availability import Availability
 from .convert.server import server_info_to_proto
 
 Context = aio.ServicerContext[Any, Any]
@@ -19,8 +19,8 @@ Context = aio.ServicerContext[Any, Any]
 class ServerServicer(server_pb2_grpc.ServerServiceServicer):
     """``loramux.v1.ServerService``. It answers while the server loads, too."""
 
-    def __init__(self, desk: Desk) -> None:
-        self._desk = desk
+    def __init__(self, availability: Availability) -> None:
+        self._availability = availability
 
     async def GetServerInfo(self, request: pb.GetServerInfoRequest, context: Context) -> pb.ServerInfo:
-        return server_info_to_proto(await self._desk.describe(calls.current().principal.tenant))
+        return server_info_to_proto(await self._availability.describe(calls.principal()))

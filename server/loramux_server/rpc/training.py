@@ -13,7 +13,7 @@ from loramux.v1 import training_pb2_grpc
 
 from ..core import call as calls
 from ..core.errors import invalid_field
-from ..services.availability import Desk
+from ..services.availability import Availability
 from .convert.training import (
     dataset_to_proto,
     event_to_proto,
@@ -31,13 +31,13 @@ Context = aio.ServicerContext[Any, Any]
 class TrainingServicer(training_pb2_grpc.TrainingServiceServicer):
     """``loramux.v1.TrainingService``."""
 
-    def __init__(self, desk: Desk) -> None:
-        self._desk = desk
+    def __init__(self, availability: Availability) -> None:
+        self._open = availability.open
 
     async def UploadDataset(
         self, request_iterator: AsyncIterator[pb.UploadDatasetRequest], context: Context
     ) -> pb.Dataset:
-        service = self._desk.open().training
+        service = self._open().training
         first = await anext(request_iterator, None)
         if first is None or first.WhichOneof("payload") != "header":
             raise invalid_field("header", "the first message of an upload must carry it")
@@ -45,15 +45,13 @@ class TrainingServicer(training_pb2_grpc.TrainingServiceServicer):
         if header.format not in ("", "jsonl"):
             raise invalid_field("header.format", "must be jsonl: tables are read by the client")
         pieces = _pieces(request_iterator, header.size)
-        dataset = await service.upload_dataset(
-            pieces, calls.current().principal, name=header.name, sha256=header.sha256
-        )
+        dataset = await service.upload_dataset(pieces, calls.principal(), name=header.name, sha256=header.sha256)
         return dataset_to_proto(dataset)
 
     async def ValidateDataset(self, request: pb.ValidateDatasetRequest, context: Context) -> pb.ValidateDatasetResponse:
-        report = await self._desk.open().training.validate_dataset(
+        report = await self._open().training.validate_dataset(
             request.dataset_id,
-            calls.current().principal,
+            calls.principal(),
             spec=spec_from_proto(request.settings),
             recipe=request.recipe,
             given=given_in(request.settings),
@@ -64,15 +62,15 @@ class TrainingServicer(training_pb2_grpc.TrainingServiceServicer):
         return report_to_proto(report)
 
     async def CreateJob(self, request: pb.CreateJobRequest, context: Context) -> pb.Job:
-        service = self._desk.open().training
+        service = self._open().training
         return job_to_proto(await service.create_job(job_from_proto(request, calls.current())))
 
     async def GetJob(self, request: pb.GetJobRequest, context: Context) -> pb.Job:
-        return job_to_proto(await self._desk.open().training.get_job(request.job_id, calls.current().principal))
+        return job_to_proto(await self._open().training.get_job(request.job_id, calls.principal()))
 
     async def ListJobs(self, request: pb.ListJobsRequest, context: Context) -> pb.ListJobsResponse:
-        page = await self._desk.open().training.list_jobs(
-            calls.current().principal,
+        page = await self._open().training.list_jobs(
+            calls.principal(),
             states=states_from_proto(request.states),
             name=request.name,
             page_size=request.page_size or 100,
@@ -81,17 +79,17 @@ class TrainingServicer(training_pb2_grpc.TrainingServiceServicer):
         return pb.ListJobsResponse(jobs=[job_to_proto(j) for j in page.items], next_page_token=page.next_page_token)
 
     async def CancelJob(self, request: pb.CancelJobRequest, context: Context) -> pb.Job:
-        return job_to_proto(await self._desk.open().training.cancel_job(request.job_id, calls.current().principal))
+        return job_to_proto(await self._open().training.cancel_job(request.job_id, calls.principal()))
 
     async def PauseJob(self, request: pb.PauseJobRequest, context: Context) -> pb.Job:
-        return job_to_proto(await self._desk.open().training.pause_job(request.job_id, calls.current().principal))
+        return job_to_proto(await self._open().training.pause_job(request.job_id, calls.principal()))
 
     async def ResumeJob(self, request: pb.ResumeJobRequest, context: Context) -> pb.Job:
-        return job_to_proto(await self._desk.open().training.resume_job(request.job_id, calls.current().principal))
+        return job_to_proto(await self._open().training.resume_job(request.job_id, calls.principal()))
 
     async def WatchJob(self, request: pb.WatchJobRequest, context: Context) -> AsyncGenerator[pb.JobEvent]:
-        events = self._desk.open().training.watch_job(
-            request.job_id, calls.current().principal, after_sequence=request.after_sequence
+        events = self._open().training.watch_job(
+            request.job_id, calls.principal(), after_sequence=request.after_sequence
         )
         async with aclosing(events):
             async for event in events:

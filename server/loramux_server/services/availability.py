@@ -1,21 +1,35 @@
-"""What stands behind the door: the services once they may be called, and what is known about the server."""
+"""Whether the server takes calls, and what it says about itself meanwhile."""
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from enum import StrEnum
 
 from ..core.backend import EngineInfo, EngineStats
-from ..core.errors import Code, Error
+from ..core.errors import Code, Error, shutting_down
+from ..core.principal import Principal
+from ..store.store import Store
 from .adapters.service import AdapterService
-from .common.info import Readiness, ServerInfo
+from .common.context import Context
 from .common.limits import Limits
 from .inference.service import GenerationService
 from .jobs.service import TrainingService
 
 START_RETRY = 5.0
 """Seconds after which to ask again while a slow step of the start is under way."""
+
+
+class Readiness(StrEnum):
+    """States of the server, in order of life."""
+
+    STARTING = "starting"
+    LOADING = "loading"
+    WARMING = "warming"
+    READY = "ready"
+    DRAINING = "draining"
+    FAILED = "failed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,71 +42,75 @@ class Services:
 
 
 @dataclass(frozen=True, slots=True)
-class Counts:
-    """What a tenant has: adapter names that it may use, and jobs by state."""
+class ServerInfo:
+    """What the server is and has. What is not known yet is None or empty; ``stats`` also while the engine restarts."""
 
-    adapters: int = 0
-    jobs: dict[str, int] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class Behind:
-    """All that is there once the engine is up."""
-
-    services: Services
-    engine: EngineInfo
-    limits: Limits
-    has_chat_template: bool
-    stats: Callable[[], Awaitable[EngineStats]]
-    counts: Callable[[str], Awaitable[Counts]]
-
-
-@dataclass(frozen=True, slots=True)
-class Description:
-    """The answer to "what are you?"."""
-
-    info: ServerInfo
+    version: str
+    readiness: Readiness
+    uptime: float
+    """Seconds."""
+    engine: EngineInfo | None = None
+    stats: EngineStats | None = None
     limits: Limits | None = None
     has_chat_template: bool = False
-    counts: Counts = Counts()
+    adapters: int = 0
+    """Adapter names that the caller may use."""
+    jobs: dict[str, int] = field(default_factory=dict)
+    """The caller's jobs by state."""
 
 
-class Desk:
-    """Hands the services to the servicers while the server is ready, and refuses before and after."""
+class Availability:
+    """How far the server's life has come: doors get the services while it is ready, and a refusal before and after.
+
+    The app moves ``readiness`` on; once the engine is up it sets ``context`` and ``services``.
+    """
 
     def __init__(self, version: str) -> None:
         self.readiness = Readiness.STARTING
+        self.step = ""
+        """The slow step of the start that is under way, with how far it is."""
         self.failure: Error | None = None
         """Why the server has failed, once it has."""
-        self.behind: Behind | None = None
-        self.doing = ""
-        """The slow step of the start that is under way, with how far it is."""
+        self.context: Context | None = None
+        self.services: Services | None = None
         self._version = version
         self._started = time.monotonic()
 
     def open(self) -> Services:
         """The services. Raises UNAVAILABLE while the server starts, stops or has failed."""
-        if self.readiness is Readiness.READY and self.behind is not None:
-            return self.behind.services
+        if self.readiness is Readiness.READY and self.services is not None:
+            return self.services
         if self.readiness is Readiness.DRAINING:
-            raise Error(Code.UNAVAILABLE, "the server is shutting down", reason="SHUTTING_DOWN", retry_after=1.0)
+            raise shutting_down()
         if self.failure is not None:
             raise self.failure
-        what = f"the server is not ready yet ({self.doing or self.readiness.value})"
-        raise Error(Code.UNAVAILABLE, what, reason="NOT_READY", retry_after=START_RETRY if self.doing else 1.0)
+        what = f"the server is not ready yet ({self.step or self.readiness.value})"
+        raise Error(Code.UNAVAILABLE, what, reason="NOT_READY", retry_after=START_RETRY if self.step else 1.0)
 
-    async def describe(self, tenant: str) -> Description:
+    async def describe(self, principal: Principal) -> ServerInfo:
         """What the server is now; also while it starts and stops."""
-        behind, uptime = self.behind, time.monotonic() - self._started
-        if behind is None:
-            return Description(ServerInfo(self._version, self.readiness, uptime, None, None))
+        uptime, context = time.monotonic() - self._started, self.context
+        if context is None:
+            return ServerInfo(self._version, self.readiness, uptime)
         try:
-            stats = await behind.stats()
+            stats = await context.backend.stats()
         except Error:  # the engine is starting again; everything else can still be told
             stats = None
-        return Description(
-            ServerInfo(self._version, self.readiness, uptime, behind.engine, stats),
-            behind.limits,
-            behind.has_chat_template,
-            await behind.counts(tenant),
+        adapters, jobs = await asyncio.to_thread(_count, context.store, principal.tenant)
+        return ServerInfo(
+            version=self._version,
+            readiness=self.readiness,
+            uptime=uptime,
+            engine=context.info,
+            stats=stats,
+            limits=context.limits,
+            has_chat_template=context.text.chat_template is not None,
+            adapters=adapters,
+            jobs=jobs,
         )
+
+
+def _count(store: Store, tenant: str) -> tuple[int, dict[str, int]]:
+    """How many adapters a tenant may use, and its jobs by state."""
+    jobs = {state.value: number for state, number in store.jobs.counts(tenant).items()}
+    return store.adapters.count(tenant), jobs

@@ -12,7 +12,7 @@ from loramux_server.app.announce import Silent
 from loramux_server.app.app import App
 from loramux_server.config import Settings
 from loramux_server.core.errors import Code, Error
-from loramux_server.services.common.info import Readiness
+from loramux_server.services.availability import Readiness
 
 LOST = Error(Code.UNAVAILABLE, "the engine died too often", reason="ENGINE_FAILED")
 
@@ -27,7 +27,7 @@ def test_the_process_ends_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> No
 
         async def stop(self) -> None:
             with pytest.raises(Error) as refused:
-                self._desk.open()
+                self.availability.open()
             closed.append((refused.value, self.readiness))
 
     monkeypatch.setattr(loramux_server.app, "App", Losing)

@@ -6,16 +6,27 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 import grpc
 
 from loramux_server.config import Address
 from loramux_server.core.backend import EngineInfo, EngineStats
-from loramux_server.core.types import AdapterVersion, Chunk, FinishReason, GenerateRequest, StackEntry, Usage
+from loramux_server.core.jobs import JobState
+from loramux_server.core.types import (
+    AdapterVersion,
+    Chunk,
+    FinishReason,
+    GenerateRequest,
+    SamplingParams,
+    StackEntry,
+    Usage,
+)
 from loramux_server.rpc.server import RpcServer
-from loramux_server.services.availability import Behind, Counts, Desk, Services
-from loramux_server.services.common.info import Readiness
+from loramux_server.services.availability import Availability, Readiness, Services
+from loramux_server.services.common.calls import Calls, GenerationLimit
+from loramux_server.services.common.context import Context
 from loramux_server.services.common.limits import Limits
 from loramux_server.services.inference.types import Choice, Completion
 
@@ -28,6 +39,7 @@ class Generation:
     """``answer`` makes the chunks; what was asked and whether the stream was closed is written down."""
 
     answer: Callable[[GenerateRequest], AsyncIterator[Chunk]] | None = None
+    defaults: SamplingParams = SamplingParams(max_tokens=33)
     requests: list[GenerateRequest] = field(default_factory=list)
     closed: asyncio.Event = field(default_factory=asyncio.Event)
     waiting: asyncio.Event = field(default_factory=asyncio.Event)
@@ -91,7 +103,7 @@ class Training:
 
 
 @dataclass
-class Calls:
+class Counted:
     """Counts calls as metrics would."""
 
     ended: list[tuple[str, str]] = field(default_factory=list)
@@ -115,20 +127,26 @@ class Door:
     """A running server and a channel to it."""
 
     server: RpcServer
-    desk: Desk
+    availability: Availability
     channel: grpc.aio.Channel
     generation: Generation
     adapters: Adapters
     training: Training
-    calls: Calls
+    calls: Counted
 
 
 async def _stats() -> EngineStats:
     return EngineStats(running=1, memory={"base": 7}, resident={"device": ("d1",)})
 
 
-async def _counts(tenant: str) -> Counts:
-    return Counts(adapters=2, jobs={"running": 1})
+def _context(stats: Callable[[], Awaitable[EngineStats]]) -> Context:
+    """As much of the real one as a description of the server asks for."""
+    store = SimpleNamespace(
+        adapters=SimpleNamespace(count=lambda tenant: 2),
+        jobs=SimpleNamespace(counts=lambda tenant: {JobState.RUNNING: 1}),
+    )
+    made: Any = Context
+    return made(store, SimpleNamespace(chat_template="x"), INFO, Limits(), SimpleNamespace(stats=stats))
 
 
 @asynccontextmanager
@@ -139,24 +157,22 @@ async def open_door(
     stall_timeout: float = 60.0,
     max_generations: int = 1088,
 ) -> AsyncIterator[Door]:
-    desk, calls = Desk("1.2.3"), Calls()
+    availability, calls = Availability("1.2.3"), Counted()
     generation, adapters, training = Generation(), Adapters(), Training()
     server = RpcServer(
-        desk,
-        calls,
+        availability,
+        Calls(calls, GenerationLimit(max_generations)),
         Address("127.0.0.1", 0),
-        default_max_tokens=33,
         stall_timeout=stall_timeout,
-        max_generations=max_generations,
     )
     await server.start()
     try:
         if ready:
-            services: Any = Services(generation, adapters, training)  # type: ignore[arg-type]
-            desk.behind = Behind(services, INFO, Limits(), True, stats, _counts)
-            desk.readiness = Readiness.READY
+            availability.services = Services(generation, adapters, training)  # type: ignore[arg-type]
+            availability.context = _context(stats)
+            availability.readiness = Readiness.READY
             await server.set_serving(True)
         async with grpc.aio.insecure_channel(str(server.address)) as channel:
-            yield Door(server, desk, channel, generation, adapters, training, calls)
+            yield Door(server, availability, channel, generation, adapters, training, calls)
     finally:
         await server.stop()

@@ -27,7 +27,7 @@ from loramux_server.core.types import (
 )
 from loramux_server.rpc.convert import adapters, common, inference, server, training
 from loramux_server.services.adapters.types import AdapterInfo, AdapterVersionInfo, ComposeRequest
-from loramux_server.services.common.info import Readiness
+from loramux_server.services.availability import Readiness
 from loramux_server.services.inference.types import Choice, Completion, Score
 from loramux_server.services.jobs.types import (
     DatasetInfo,
@@ -80,7 +80,7 @@ def token_text(token_id: int) -> str:
 
 
 def test_an_empty_request_takes_every_default() -> None:
-    found = inference.generate_from_proto(inference_pb2.GenerateRequest(), CALL, 77)
+    found = inference.generate_from_proto(inference_pb2.GenerateRequest(), CALL, SamplingParams(max_tokens=77))
     assert found == GenerateRequest(
         sampling=SamplingParams(max_tokens=77), principal=LOCAL, request_id="r1", deadline=12.5
     )
@@ -107,7 +107,7 @@ def test_what_is_set_arrives_also_when_it_is_zero() -> None:
         min_tokens=2,
         n=0,
     )
-    found = inference.generate_from_proto(request, CALL, 77)
+    found = inference.generate_from_proto(request, CALL, SamplingParams(max_tokens=77))
     assert found.prompt == ""
     assert found.adapters == (StackItem("acme", 1.0), StackItem("formal@2", 0.0))
     assert found.stop == ("\n", "x")

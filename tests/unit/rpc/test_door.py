@@ -31,9 +31,10 @@ from loramux_server.core.errors import Code, Error, invalid_field
 from loramux_server.core.principal import LOCAL
 from loramux_server.core.types import Chunk, GenerateRequest
 from loramux_server.rpc.server import SERVICES, RpcServer, check_free
-from loramux_server.services.common.info import Readiness
+from loramux_server.services.availability import Readiness
+from loramux_server.services.common.calls import Calls, GenerationLimit
 
-from .scripted import Calls, Door, open_door
+from .scripted import Counted, Door, open_door
 
 REQUEST = inference_pb2.GenerateRequest(prompt="hi")
 
@@ -244,7 +245,7 @@ async def test_a_stalled_upload_ends() -> None:
 
 async def test_before_it_is_ready_only_health_and_info_answer() -> None:
     async with open_door(ready=False) as door:
-        door.desk.readiness = Readiness.LOADING
+        door.availability.readiness = Readiness.LOADING
         with pytest.raises(grpc.RpcError, match="loading") as caught:
             await inference(door).GenerateOnce(REQUEST)
         assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
@@ -269,7 +270,7 @@ async def test_field_c_liveness_from_the_first_moment_to_the_last() -> None:
             return int(answer.status)
 
         serving, not_serving = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
-        door.desk.readiness, door.desk.doing = Readiness.LOADING, "quantising to NF4, 43%"
+        door.availability.readiness, door.availability.step = Readiness.LOADING, "quantising to NF4, 43%"
         assert [await status("liveness"), await status("")] == [serving, not_serving]
         with pytest.raises(grpc.RpcError, match="quantising to NF4, 43%") as caught:
             await inference(door).GenerateOnce(REQUEST)
@@ -340,7 +341,7 @@ async def test_draining_refuses_new_calls_and_finishes_running_ones() -> None:
         await call.read()
         watch = training(door).WatchJob(training_pb2.WatchJobRequest(job_id="j"))
         assert (await watch.read()).sequence == 4
-        door.desk.readiness = Readiness.DRAINING
+        door.availability.readiness = Readiness.DRAINING
         draining = asyncio.create_task(door.server.drain(30))
         # A job may go on for hours: whoever follows it is told to come back.
         with pytest.raises(grpc.RpcError) as caught:
@@ -361,7 +362,7 @@ async def test_what_outlasts_the_drain_ends_unavailable() -> None:
         call = inference(door).Generate(REQUEST)
         await call.read()
         await door.generation.waiting.wait()
-        door.desk.readiness = Readiness.DRAINING
+        door.availability.readiness = Readiness.DRAINING
         assert await door.server.drain(0.05) == 1
         with pytest.raises(grpc.RpcError, match="shutting down") as caught:
             await call.read()
@@ -378,12 +379,12 @@ async def test_a_taken_port_is_named() -> None:
         with pytest.raises(Error, match=f"{address}.*--listen"):
             check_free(address)
         async with open_door() as door:
-            server = RpcServer(door.desk, Calls(), address)
+            server = RpcServer(door.availability, Calls(Counted(), GenerationLimit(1)), address)
             with pytest.raises(Error, match=f"{address}.*--listen"):
                 await server.start()
             await server.stop()
             with pytest.raises(Error, match="--listen"):
-                await RpcServer(door.desk, Calls(), door.server.address).start()
+                await RpcServer(door.availability, Calls(Counted(), GenerationLimit(1)), door.server.address).start()
 
 
 async def test_info_is_answered_while_the_engine_is_away() -> None:

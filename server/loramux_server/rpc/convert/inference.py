@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any
 
 from loramux.v1 import inference_pb2 as pb
@@ -22,20 +23,20 @@ FINISH_REASONS: dict[FinishReason, pb.FinishReason.ValueType] = {
     FinishReason.ERROR: pb.FINISH_REASON_ERROR,
 }
 
-# Scalars whose default is the same in SamplingParams; max_tokens has a setting of its own.
+# Scalars of SamplingParams under the same name.
 _SAMPLING = (
     *("max_tokens", "temperature", "top_p", "top_k", "min_p", "repetition_penalty"),
     *("presence_penalty", "frequency_penalty", "seed", "logprobs"),
 )
 
 
-def generate_from_proto(request: pb.GenerateRequest, call: Call, default_max_tokens: int) -> GenerateRequest:
+def generate_from_proto(request: pb.GenerateRequest, call: Call, defaults: SamplingParams) -> GenerateRequest:
     """A generation as the services take it. Nothing is checked here but what our own types cannot hold."""
     return GenerateRequest(
         prompt=request.prompt if request.HasField("prompt") else None,
         messages=messages_from_proto(request.messages),
         adapters=stack_from_proto(request.adapters),
-        sampling=sampling_from_proto(request, default_max_tokens),
+        sampling=sampling_from_proto(request, defaults),
         stop=tuple(request.stop),
         n=request.n if request.HasField("n") else 1,
         principal=call.principal,
@@ -46,10 +47,11 @@ def generate_from_proto(request: pb.GenerateRequest, call: Call, default_max_tok
     )
 
 
-def sampling_from_proto(request: pb.GenerateRequest, default_max_tokens: int) -> SamplingParams:
+def sampling_from_proto(request: pb.GenerateRequest, defaults: SamplingParams) -> SamplingParams:
     """The sampling fields that are set, over the defaults."""
-    return SamplingParams(
-        **{"max_tokens": default_max_tokens, **set_fields(request, _SAMPLING)},
+    return replace(
+        defaults,
+        **set_fields(request, _SAMPLING),
         logit_bias=tuple(sorted(request.logit_bias.items())),
         stop_token_ids=tuple(request.stop_token_ids),
         ignore_eos=request.ignore_eos,

@@ -5,8 +5,7 @@ from __future__ import annotations
 from loramux.v1 import server_pb2 as pb
 
 from ...core.types import MAX_STACK
-from ...services.availability import Description
-from ...services.common.info import Readiness
+from ...services.availability import Readiness, ServerInfo
 
 STATES: dict[Readiness, pb.ServerState.ValueType] = {
     Readiness.STARTING: pb.SERVER_STATE_STARTING,
@@ -18,15 +17,14 @@ STATES: dict[Readiness, pb.ServerState.ValueType] = {
 }
 
 
-def server_info_to_proto(description: Description) -> pb.ServerInfo:
+def server_info_to_proto(info: ServerInfo) -> pb.ServerInfo:
     """What the server is and has; parts that are not known yet stay unset."""
-    info, limits = description.info, description.limits
     message = pb.ServerInfo(
         version=info.version,
         state=STATES[info.readiness],
         uptime_seconds=info.uptime,
-        adapters_total=description.counts.adapters,
-        jobs=description.counts.jobs,
+        adapters_total=info.adapters,
+        jobs=info.jobs,
     )
     if (engine := info.engine) is not None:
         message.base.CopyFrom(
@@ -42,7 +40,7 @@ def server_info_to_proto(description: Description) -> pb.ServerInfo:
             pb.TokenizerInfo(
                 vocab_size=engine.vocab_size,
                 eos_token_ids=engine.eos_token_ids,
-                has_chat_template=description.has_chat_template,
+                has_chat_template=info.has_chat_template,
             )
         )
         message.device, message.dtype = engine.device, engine.dtype
@@ -51,7 +49,7 @@ def server_info_to_proto(description: Description) -> pb.ServerInfo:
         message.adapters_resident.update({tier: len(digests) for tier, digests in stats.resident.items()})
         message.requests_running, message.requests_waiting = stats.running, stats.waiting
         message.kv_pages_used, message.kv_pages_total = stats.kv_pages_used, stats.kv_pages_total
-    if limits is not None:
+    if (limits := info.limits) is not None:
         message.limits.CopyFrom(
             pb.Limits(
                 max_stack=MAX_STACK,

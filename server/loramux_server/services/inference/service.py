@@ -31,9 +31,15 @@ GREEDY_BELOW = 1e-4
 
 
 class GenerationService:
-    """Answers requests from one engine. One instance serves all doors; all methods run on the event loop."""
+    """Answers requests from one engine. One instance serves all doors; all methods run on the event loop.
 
-    def __init__(self, context: Context, observer: Observer | None = None) -> None:
+    ``defaults``: the sampling of a request that names none, to which doors add what the caller set.
+    """
+
+    def __init__(
+        self, context: Context, observer: Observer | None = None, defaults: SamplingParams = SamplingParams()
+    ) -> None:
+        self.defaults = defaults
         self._backend, self._text = context.backend, context.text
         self._info, self._limits = context.info, context.limits
         self._observer = observer or NullObserver()
