@@ -12,16 +12,16 @@ from ..core.notes import Note
 from ..core.types import StackItem
 from ..core.watch import UNWATCHED, Watch
 from ..text.tokenizer import TextTokenizer
-from .doubts import Doubts
 from .expect import Expected
-from .lines import read_objects
-from .masks import train_rows
+from .fields import BadRow, TooLong
+from .jsonl import read_objects
+from .label_masks import train_rows
 from .notes import PlainRows, asked_with, notes_on, plain_rows
 from .overlap import Asked, asked_for
-from .pairs import PairRow
-from .parts import BadRow, TooLong
+from .preference_pairs import PairRow
 from .problems import Problems
 from .rows import DataRow, names_pair, parse_row
+from .shared_problems import SharedProblems
 
 _HEAD = 1 << 20
 
@@ -201,7 +201,7 @@ def parse_dataset(data: bytes, problems: Problems, limits: DatasetLimits, watch:
     if len(data) > limits.max_bytes:
         raise problems.refusal(f"has {len(data)} bytes; at most {limits.max_bytes} are taken: split it")
     rows: list[DataRow] = []
-    doubts = Doubts()
+    shared = SharedProblems()
     seen = 0
     for line, value in read_objects(data, problems.add, problems.count_rows):
         watch()
@@ -210,13 +210,13 @@ def parse_dataset(data: bytes, problems: Problems, limits: DatasetLimits, watch:
             raise problems.refusal(f"has more than {limits.max_rows} rows: split it")
         try:
             rows.append(parse_row(line, value))
-            doubts.look(line, value)
+            shared.add_judged(line, value)
         except BadRow as bad:
-            if not doubts.foreign(line, value, bad.problems[0]):
+            if not shared.add_foreign(line, value, bad.problems[0]):
                 problems.add(line, *bad.problems)
     if not seen and not problems.count:
         raise problems.refusal("has no rows; give at least one JSON object per line")
-    bad_answers = doubts.settle(problems)
+    bad_answers = shared.report(problems)
     return [row for row in rows if row.line not in bad_answers]
 
 

@@ -26,16 +26,16 @@ _LETTER = rf"[^\W{_UNSPACED}\U00020000-\U0003ffff]"
 
 @dataclass(frozen=True, slots=True)
 class Expected:
-    """Texts of which ``every`` one, or any, must be in an answer (``exact``: be the answer)."""
+    """Expected texts: any of them, or ``every`` one, must be in an answer (``exact``: must be the whole answer)."""
 
     texts: tuple[str, ...]
     every: bool = False
     exact: bool = False
     case: bool = False
-    """Whether upper and lower case are told apart."""
+    """Whether upper and lower case differ."""
 
     def right(self, answer: str) -> bool:
-        """Whether an answer counts."""
+        """Whether an answer counts as right."""
         if self.exact:
             return self.equals(answer)
         said = plain(answer, self.case)
@@ -49,7 +49,7 @@ class Expected:
 
 
 def plain(text: str, case: bool = True) -> str:
-    """A text as it is compared; without ``case`` in lower case."""
+    """A text in the form that is compared; in lower case unless ``case``."""
     text = unicodedata.normalize("NFKC", text).translate(_SAME)
     text = "".join(char for char in text if unicodedata.category(char) != "Cf")
     return " ".join((text if case else text.casefold()).split())
@@ -64,19 +64,20 @@ def _words(text: str) -> re.Pattern[str]:
 
 
 def expected_of(value: Mapping[str, Any], problems: list[str]) -> Expected | None:
-    """What a row says that counts, None where it says nothing; what is wrong goes to ``problems``."""
+    """The expected texts of a row; None where it names none. What is wrong goes to ``problems``."""
     texts = value.get("expect")
     if texts is None:
-        problems += [f"{name} is given without expect" for name in sorted(FIELDS & value.keys() - {"expect"})]
+        alone = sorted(FIELDS & value.keys() - {"expect"})
+        problems += [f"{name} is given without expect; give the expected texts in expect" for name in alone]
         return None
     before = len(problems)
     texts = [texts] if isinstance(texts, str) else texts
     if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
         problems.append("expect must be a string or a list of at least one string")
     elif len(texts) > MAX_TEXTS or any(len(text) > MAX_CHARS for text in texts):
-        problems.append(f"expect has at most {MAX_TEXTS} texts of at most {MAX_CHARS} characters")
+        problems.append(f"expect may have at most {MAX_TEXTS} texts of at most {MAX_CHARS} characters each")
     elif not all(map(plain, texts)):
-        problems.append("expect holds a text that is empty")
+        problems.append("expect has an empty text; leave it out")
     every = _word(value, "expect_match", _MATCHES, problems)
     exact = _word(value, "expect_mode", _MODES, problems)
     case = value.get("expect_case")
@@ -91,7 +92,7 @@ def expected_of(value: Mapping[str, Any], problems: list[str]) -> Expected | Non
 
 
 def _word(value: Mapping[str, Any], field: str, words: Mapping[str, bool], problems: list[str]) -> bool:
-    """What a word stands for; the first one where there is none."""
+    """The value of a field that is one of ``words``; False where it is missing."""
     word = value.get(field)
     if word is None:
         return False

@@ -1,4 +1,4 @@
-"""What may not be meant about the good rows of a dataset, and how what they teach is asked for."""
+"""Notes on the good rows of a dataset: what may be a mistake; and whether a request asks with messages or a prompt."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from ..core.notes import Note
 from ..text.tokenizer import TextTokenizer
-from .pairs import PairRow
-from .parts import ChatRow, CompletionRow, TextRow
+from .fields import ChatRow, CompletionRow, TextRow
+from .preference_pairs import PairRow
 from .rows import Content, DataRow
 
 FEW = 10
@@ -20,7 +20,7 @@ MAX_NAMES = 10
 
 @dataclass(frozen=True, slots=True)
 class PlainRows:
-    """Rows that are learned as plain text, without the chat template."""
+    """Rows that are trained on as plain text, without the chat template."""
 
     count: int
     line: int
@@ -34,10 +34,10 @@ class PlainRows:
 def notes_on(
     rows: Sequence[DataRow], duplicates: int, endless: Sequence[int], tokenizer: TextTokenizer
 ) -> Iterator[Note]:
-    """Notes on good rows, at least one; ``endless`` are lines whose answers end without an end token."""
+    """Notes on at least one good row; ``endless`` are the lines whose answers have no end token."""
     count = len(rows)
     if count < FEW:
-        text = f"only {count} row{'s' * (count != 1)}: an adapter rarely learns from fewer than {FEW}"
+        text = f"the data has only {count} row{'s' * (count != 1)}: an adapter rarely learns from fewer than {FEW}"
         yield Note("FEW_ROWS", text, count)
     if duplicates:
         text = f"{duplicates} row{'s repeat' if duplicates > 1 else ' repeats'} an earlier one"
@@ -47,8 +47,8 @@ def notes_on(
     if unused:
         yield Note(
             "END_NOT_LEARNED",
-            f"{len(unused)} conversation{'s do' if len(unused) > 1 else ' does'} not end with a learned assistant turn "
-            f"(line {unused[0].line} first): what follows the last one is not used",
+            f"{len(unused)} conversation{'s do' if len(unused) > 1 else ' does'} not end with an assistant turn that "
+            f"is trained on (line {unused[0].line} first): what follows the last such turn is not used",
             len(unused),
             unused[0].line,
         )
@@ -63,14 +63,14 @@ def notes_on(
 
 
 def asked_with(rows: Sequence[DataRow]) -> str:
-    """How most rows are asked: ``messages`` through the chat template, or a plain ``prompt``; empty without rows."""
+    """How a request asks for what most rows train: ``messages``, or a plain ``prompt``; empty without rows."""
     if not rows:
         return ""
     return "prompt" if 2 * sum(map(_is_plain, rows)) > len(rows) else "messages"
 
 
 def plain_rows(rows: Sequence[DataRow]) -> PlainRows | None:
-    """The rows among ``rows`` that are learned as plain text; None if there are none."""
+    """The rows that are trained on as plain text; None if there are none."""
     plain = [row for row in rows if _is_plain(row)]
     if not plain:
         return None

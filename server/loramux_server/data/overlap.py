@@ -1,4 +1,4 @@
-"""Held-out rows that are training rows: what was learned by heart says nothing about what was not."""
+"""Held-out rows that are training rows: they show what was memorised, and nothing about other questions."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from .expect import plain
-from .pairs import PairRow
-from .parts import ChatRow, CompletionRow, TextRow
+from .fields import ChatRow, CompletionRow, TextRow
+from .preference_pairs import PairRow
 from .rows import Content
 
 Asked = tuple[tuple[bytes, bytes], ...]
-"""Of each learned answer of a row: digests of its prompt (empty: none), and of the prompt with the answer."""
-OPEN = 4
-"""A prompt that is trained with so many different answers has no answer of its own, so a further one is no copy."""
+"""For each answer that a row trains: digests of its prompt (empty: none), and of the prompt with the answer."""
+MANY_ANSWERS = 4
+"""A prompt that is trained with this many different answers is open: only a row with the same answer is a copy."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +33,8 @@ class Overlap:
         return self.rows | self.prompts
 
 
-class Trained:
-    """What rows teach: their prompts, and their prompts with answers."""
+class TrainedAnswers:
+    """The prompts of training rows, and the answers to each."""
 
     def __init__(self, rows: Iterable[Asked]) -> None:
         self._answers: dict[bytes, set[bytes]] = {}
@@ -43,11 +43,11 @@ class Trained:
                 self._answers.setdefault(prompt, set()).add(whole)
 
     def is_open(self, prompt: bytes) -> bool:
-        """Whether a prompt has no answer of its own: it is none, or has many."""
-        return not prompt or len(self._answers.get(prompt, ())) >= OPEN
+        """Whether a prompt is empty, or has many answers."""
+        return not prompt or len(self._answers.get(prompt, ())) >= MANY_ANSWERS
 
     def overlap(self, held_out: Iterable[tuple[int, Asked]]) -> Overlap:
-        """Which of the held-out rows, given with their lines, ask for what is taught. The last answer decides."""
+        """Which held-out rows, given with their lines, are training rows. The last answer of each decides."""
         rows, prompts = set(), set()
         for line, asked in held_out:
             if not asked:
@@ -61,7 +61,7 @@ class Trained:
 
 
 def asked_for(content: Content) -> Asked:
-    """The answers that a row teaches, after what they are asked with; of a pair, the preferred ones."""
+    """The answers that a row trains, each after its prompt; of a preference pair the chosen ones."""
     return tuple(_asked(content))
 
 
@@ -83,7 +83,7 @@ def _asked(content: Content) -> Iterator[tuple[bytes, bytes]]:
 
 
 def _spelt(message: Mapping[str, Any]) -> bytes:
-    """A message without differences that nobody sees."""
+    """A message without differences of white space and Unicode spelling."""
     said = {key: plain(value) if isinstance(value, str) else value for key, value in message.items()}
     return json.dumps(said, sort_keys=True).encode()
 

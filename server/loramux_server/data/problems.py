@@ -1,4 +1,4 @@
-"""What is wrong with a dataset: collected line by line, raised as one error."""
+"""What is wrong with a dataset: problems collected by line, and raised as one error."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ _LONGEST = 300
 
 
 class Problems:
-    """Collects problems by line. ``field`` is what the caller calls the data, ``count`` and ``found`` what is known."""
+    """Problems of a dataset, by line. ``field`` is the caller's name of the data, such as ``validation``."""
 
     def __init__(
         self, field: str = "data", count: int = 0, found: Iterable[tuple[int, str]] = (), unit: str = "line"
     ) -> None:
+        """``count`` and ``found``: problems that are known already, in total and by line."""
         self.field = field
         self.count = count
         self.unit = unit
@@ -25,25 +26,25 @@ class Problems:
         self._found = list(found)
 
     def add(self, line: int, *descriptions: str) -> None:
-        """Note what is wrong on a line, counted from 1."""
+        """Add problems of a line, counted from 1."""
         self.count += len(descriptions)
         self._found += ((line, _shortened(description)) for description in descriptions)
         if len(self._found) > 50 * SHOWN:
-            self._found = self._first()
+            self._found = self.listed()
 
     def count_rows(self) -> None:
-        """Say that the numbers are those of rows in a JSON list, several of which share a line."""
+        """Take the numbers as those of rows in a JSON list, several of which share a line."""
         self.unit = "row"
 
     def listed(self) -> list[tuple[int, str]]:
-        """The first problems, by line."""
-        return self._first()
+        """The problems of the earliest lines, at most SHOWN: parsing and tokenising find them in two passes."""
+        return sorted(self._found, key=lambda problem: problem[0])[:SHOWN]
 
     def check(self) -> None:
-        """Raise one INVALID_ARGUMENT error with violations ``data[line N]`` if there was any problem."""
+        """Raise one INVALID_ARGUMENT error with violations ``data[line N]`` if there is any problem."""
         if not self.count:
             return
-        first = self._first()
+        first = self.listed()
         violations = [FieldViolation(f"{self.field}[{self.unit} {line}]", description) for line, description in first]
         message = f"{self.count} problem{'s' if self.count > 1 else ''} in the dataset: "
         message += "; ".join(f"{self.unit} {line}: {description}" for line, description in first)
@@ -61,12 +62,8 @@ class Problems:
             violations=[FieldViolation(self.field, description)],
         )
 
-    def _first(self) -> list[tuple[int, str]]:
-        """The problems of the earliest lines: parsing and tokenising find them in two passes."""
-        return sorted(self._found, key=lambda problem: problem[0])[:SHOWN]
-
 
 def _shortened(text: str) -> str:
-    # Words of the caller's may hold half of a surrogate pair, which no answer could carry.
+    # The text may quote half of a surrogate pair, which cannot be sent.
     text = text[: _LONGEST + 1].encode("utf-8", "backslashreplace").decode()
     return text if len(text) <= _LONGEST else text[: _LONGEST - 3] + "..."

@@ -10,8 +10,8 @@ from typing import Any
 from ..core.json_values import MAX_DEPTH, TOO_DEEP, TOO_LARGE, too_deep, unfit
 from ..core.types import MAX_STACK, StackItem
 from .expect import FIELDS, Expected, expected_of
-from .pairs import CHOSEN_AND_REJECTED, PREFERRED_OUTPUTS, PairRow, chosen_and_rejected, preferred_outputs
-from .parts import Answered, BadRow, TextRow, answered, chat, given_of, is_text
+from .fields import Answered, BadRow, TextRow, answered, chat, given_of, is_text
+from .preference_pairs import CHOSEN_AND_REJECTED, PREFERRED_OUTPUTS, PairRow, chosen_and_rejected, preferred_outputs
 
 Content = Answered | TextRow | PairRow
 

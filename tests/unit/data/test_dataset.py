@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from loramux_server.core.errors import Code, Error
 from loramux_server.core.types import StackItem
 from loramux_server.data.dataset import Dataset, DatasetLimits, check_dataset, load_dataset
-from loramux_server.data.masks import render_marked
+from loramux_server.data.label_masks import render_marked
 from loramux_server.data.problems import SHOWN
 from loramux_server.text import TextTokenizer
 from tests.examples import examples
@@ -213,7 +213,9 @@ def test_field_29_byte_order_marks_are_skipped(load: Any, refused: Any) -> None:
     for encoding in ("utf-8-sig", "utf-16", "utf-16-be", "utf-32"):
         data = ("\ufeff" * (encoding == "utf-16-be") + text).encode(encoding)
         assert load(data).rows == plain, encoding
-    assert refused(b"\xff\xfe{}\x00") == [("data[line 1]", "the file begins as UTF-16-LE and is not; save it as UTF-8")]
+    assert refused(b"\xff\xfe{}\x00") == [
+        ("data[line 1]", "the file begins as UTF-16-LE and is not valid UTF-16-LE; save it as UTF-8")
+    ]
 
 
 @pytest.mark.parametrize(
@@ -259,7 +261,7 @@ def test_warnings_do_not_refuse(load: Any) -> None:
     assert "only 4 rows" in told
     assert "2 rows repeat an earlier one" in told
     assert "fields that are not used: id (3 rows)" in told
-    assert "1 conversation does not end with a learned assistant turn (line 4 first)" in told
+    assert "1 conversation does not end with an assistant turn that is trained on (line 4 first)" in told
     assert load(lines(*({"text": f"number {number}"} for number in range(10)))).report.warnings == ()
 
 

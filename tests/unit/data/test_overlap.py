@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from loramux_server.data.overlap import OPEN, Asked, Trained, asked_for
+from loramux_server.data.overlap import MANY_ANSWERS, Asked, TrainedAnswers, asked_for
 from loramux_server.data.rows import parse_row
 
 
@@ -36,13 +36,13 @@ def chat(*turns: str) -> dict[str, Any]:
     ],
 )
 def test_field_31_what_is_the_same(trained: dict[str, Any], held_out: dict[str, Any], same: str) -> None:
-    found = Trained([asked(trained)]).overlap([(7, asked(held_out))])
+    found = TrainedAnswers([asked(trained)]).overlap([(7, asked(held_out))])
     assert (found.rows, found.prompts) == ({7} if same == "rows" else set(), {7} if same == "prompts" else set())
 
 
 def test_an_open_prompt_has_no_answer_of_its_own() -> None:
-    rows = [asked({"prompt": "Write a poem.", "completion": f"poem {i}"}) for i in range(OPEN)]
+    rows = [asked({"prompt": "Write a poem.", "completion": f"poem {i}"}) for i in range(MANY_ANSWERS)]
     new = asked({"prompt": "Write a poem.", "completion": "another"})
-    assert not Trained(rows).overlap([(1, new)]).lines
-    assert Trained(rows[1:]).overlap([(1, new)]).prompts == {1}
-    assert Trained(rows).overlap([(1, rows[0])]).rows == {1}
+    assert not TrainedAnswers(rows).overlap([(1, new)]).lines
+    assert TrainedAnswers(rows[1:]).overlap([(1, new)]).prompts == {1}
+    assert TrainedAnswers(rows).overlap([(1, rows[0])]).rows == {1}

@@ -14,7 +14,7 @@ from loramux_server.core.errors import Code, Error
 from loramux_server.core.jobs import JobState, TrainEventType, TrainSpec
 from loramux_server.core.principal import LOCAL
 from loramux_server.core.types import FinishReason, StackItem
-from loramux_server.data.parts import ChatRow, CompletionRow, TextRow
+from loramux_server.data.fields import ChatRow, CompletionRow, TextRow
 from loramux_server.services.evaluation.comparison import TIMED, with_context
 from loramux_server.store.records import AdapterMeta
 from loramux_server.store.store import Store

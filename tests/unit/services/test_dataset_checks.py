@@ -300,7 +300,7 @@ async def test_notes_on_held_out_rows_say_so(server: Server) -> None:
         CreateJobRequest(name="a", dataset_id=rows, validation_dataset_id=held_out, principal=LOCAL)
     )
     assert [n.text for n in job.notes if n.text.startswith("validation: ")] == [
-        "validation: only 2 rows: an adapter rarely learns from fewer than 10",
+        "validation: the data has only 2 rows: an adapter rarely learns from fewer than 10",
         "validation: 1 row repeats an earlier one",
     ]
     same = await server.service.create_job(

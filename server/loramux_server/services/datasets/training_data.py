@@ -15,7 +15,7 @@ from ...core.notes import Note
 from ...core.types import BASE, Stack, StackItem
 from ...core.watch import UNWATCHED, Watch
 from ...data.dataset import Dataset, DatasetLimits, Example, counted
-from ...data.overlap import Trained
+from ...data.overlap import TrainedAnswers
 from ...data.problems import Problems
 from ...store.records import JobRecord
 from ...store.store import Store
@@ -119,7 +119,7 @@ def load_data(
 
 def without_trained(held_out: Dataset, trained: Iterable[Example]) -> tuple[Dataset, tuple[Note, ...]]:
     """The held-out rows that are no training rows, and how many are: what was learned by heart decides nothing."""
-    found = Trained(example.asked for example in trained).overlap((e.line, e.asked) for e in held_out.examples)
+    found = TrainedAnswers(example.asked for example in trained).overlap((e.line, e.asked) for e in held_out.examples)
     total = held_out.report.rows
     notes = []
     for code, lines, what in (
@@ -214,7 +214,7 @@ def split_rows(data: Dataset, share: float, seed: int) -> tuple[Dataset, Dataset
     Those of a prompt that many answers follow are kept apart by their answers. The same data, share and seed give the
     same rows.
     """
-    taught = Trained(example.asked for example in data.examples)
+    taught = TrainedAnswers(example.asked for example in data.examples)
     lines: dict[int, list[Example]] = {}
     for example in data.examples:
         lines.setdefault(example.line, []).append(example)

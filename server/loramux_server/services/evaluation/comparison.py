@@ -19,9 +19,9 @@ from ...core.jobs import TrainRow
 from ...core.types import Stack
 from ...core.watch import UNWATCHED, Watch
 from ...data.dataset import DatasetLimits, Example, parse_dataset
-from ...data.masks import train_rows
-from ...data.pairs import PairRow
-from ...data.parts import BadRow, ChatRow, CompletionRow
+from ...data.fields import BadRow, ChatRow, CompletionRow
+from ...data.label_masks import train_rows
+from ...data.preference_pairs import PairRow
 from ...data.problems import Problems
 from ...data.rows import Content
 from ...store.store import Store

@@ -12,7 +12,7 @@ from ...core.notes import Note
 from ...core.principal import SERVER_TENANT
 from ...core.watch import Watch
 from ...data.dataset import Dataset, DatasetReport, Example, counted
-from ...data.masks import render_marked
+from ...data.label_masks import render_marked
 from ...data.problems import Problems
 from ...training.schedule import Schedule
 from ..common.context import Context

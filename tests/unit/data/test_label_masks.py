@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from loramux_server.core.errors import Code, Error
 from loramux_server.core.jobs import TrainRow
 from loramux_server.core.watch import Watch
-from loramux_server.data.conversations import MAX_ROWS
-from loramux_server.data.masks import render_marked, train_rows
-from loramux_server.data.parts import BadRow, ChatRow, CompletionRow, TextRow, TooLong
+from loramux_server.data.conversation_masks import MAX_ROWS
+from loramux_server.data.fields import BadRow, ChatRow, CompletionRow, TextRow, TooLong
+from loramux_server.data.label_masks import render_marked, train_rows
 from loramux_server.text import TextTokenizer
 from tests.examples import examples
 from tests.unit.text.templates import FAMILIES as TEMPLATES

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .parts import Answered, Given, answered, chat, given_of, is_text
+from .fields import Answered, Given, answered, chat, given_of, is_text
 
 CHOSEN_AND_REJECTED = {"prompt", "chosen", "rejected"}
 PREFERRED_OUTPUTS = {"input", "preferred_output", "non_preferred_output"}

@@ -14,7 +14,7 @@ from typing import Any
 
 from ..core.watch import Watch
 from ..text.tokenizer import RenderedTurns, TextTokenizer
-from .parts import BadRow, ChatRow, TooLong
+from .fields import BadRow, ChatRow, TooLong
 
 MAX_ROWS = 64
 """Most rows that one conversation may become."""

@@ -11,7 +11,7 @@ import pytest
 from loramux_server.core.errors import Error
 from loramux_server.core.jobs import TrainRow
 from loramux_server.data.dataset import holds_pairs, load_dataset
-from loramux_server.data.masks import render_marked
+from loramux_server.data.label_masks import render_marked
 from loramux_server.text import TextTokenizer
 
 USER = {"role": "user", "content": "Where?"}

@@ -1,4 +1,4 @@
-"""From the bytes of a JSONL file (or a JSON list) to objects with line numbers, every problem noted."""
+"""From the bytes of a JSONL file (or of one JSON list) to objects with line numbers, and a problem for what is not."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..core.encodings import as_utf8
 from ..core.json_values import BadJson, decode, decode_at
 
 Report = Callable[[int, str], None]
-"""Called with a line number (from 1) and what is wrong there."""
+"""Called with a line number (from 1) and a problem."""
 
 _BINARY = {
     b"PAR1": "a Parquet file",
@@ -27,49 +27,50 @@ _IN_DATA = re.compile(r'\s*\{\s*"data"\s*:\s*\[')
 def read_objects(
     data: bytes, report: Report, numbered: Callable[[], None] = lambda: None
 ) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The objects of a dataset with the line each starts on; what cannot be read goes to ``report``.
+    """The objects of a dataset with the line that each starts on; what cannot be read goes to ``report``.
 
-    One object a line, or one list of them in the whole file, by itself or as ``{"data": [...]}``. Where objects of a
-    list share a line, ``numbered`` is called first, and they have their numbers in the list instead, from 1.
+    The file has one object a line, or is one list of objects, alone or as ``{"data": [...]}``. Where objects of a list
+    share a line, ``numbered`` is called first, and they get their numbers in the list, from 1, instead of lines.
     """
     for magic, kind in _BINARY.items():
         if data.startswith(magic):
-            report(1, f"the file is {kind}; send JSON lines (the Python client and the command line read tables)")
+            report(1, f"the file is {kind}; send JSON lines (the Python client and the command line convert tables)")
             return
     try:
         data = as_utf8(data)
     except UnicodeDecodeError as error:
-        report(1, f"the file begins as {error.encoding.upper()} and is not; save it as UTF-8")
+        encoding = error.encoding.upper()
+        report(1, f"the file begins as {encoding} and is not valid {encoding}; save it as UTF-8")
         return
     whole = data.lstrip()[:1] == b"[" or _IN_DATA.match(data[:1024].decode("utf-8", "replace"))
     for line, value in _read_list(data, report, numbered) if whole else _read_lines(data, report):
         if isinstance(value, dict):
             yield line, value
         else:
-            report(line, f"is {_kind(value)}, not a JSON object")
+            report(line, f"the row is {_kind(value)}, not a JSON object")
 
 
 def _read_lines(data: bytes, report: Report) -> Iterator[tuple[int, Any]]:
     for line, raw in enumerate(data.split(b"\n"), start=1):
-        raw = raw.removeprefix(codecs.BOM_UTF8)  # files that were put together keep their marks
+        raw = raw.removeprefix(codecs.BOM_UTF8)  # concatenated files keep their byte order marks
         if not raw.strip():
             continue
         try:
             value = decode(raw.decode("utf-8"))
         except UnicodeDecodeError as error:
-            report(line, f"is not valid UTF-8 at byte {error.start + 1} of the line")
+            report(line, f"the line is not valid UTF-8 at byte {error.start + 1}; save the file as UTF-8")
         except BadJson as error:
-            report(line, str(error) if error.at is None else f"{error} at character {error.at + 1}")
+            report(line, f"the row {error}" if error.at is None else f"the row {error} at character {error.at + 1}")
         else:
             yield line, value
 
 
 def _read_list(data: bytes, report: Report, numbered: Callable[[], None]) -> Iterator[tuple[int, Any]]:
-    """One JSON list over the whole file. When more follows a bare list, the file is read as lines after all."""
+    """One JSON list over the whole file. Where more follows a bare list, the file is read as lines instead."""
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:
-        report(data.count(b"\n", 0, error.start) + 1, "is not valid UTF-8")
+        report(data.count(b"\n", 0, error.start) + 1, "the line is not valid UTF-8; save the file as UTF-8")
         return
     items: list[tuple[int, Any]] = []
     line, counted = 1, 0
@@ -88,10 +89,10 @@ def _read_list(data: bytes, report: Report, numbered: Callable[[], None]) -> Ite
     except BadJson as error:
         yield from items
         if error.at is None:
-            report(line, str(error))
+            report(line, f"the row {error}")
         else:
             column = error.at - text.rfind("\n", 0, error.at)
-            report(text.count("\n", 0, error.at) + 1, f"{error} at character {column} of the line")
+            report(text.count("\n", 0, error.at) + 1, f"the row {error} at character {column} of the line")
         return
     rest = text[at + 1 :].strip()
     if rest and not wrapped:
@@ -103,7 +104,8 @@ def _read_list(data: bytes, report: Report, numbered: Callable[[], None]) -> Ite
     yield from items
     if wrapped and not _ends_an_object(rest):
         report(
-            text.count("\n", 0, at) + 1, 'is not JSON: what follows the list in {"data": [...]} does not end the object'
+            text.count("\n", 0, at) + 1,
+            'the file is not JSON: what follows the list in {"data": [...]} does not end the object',
         )
 
 

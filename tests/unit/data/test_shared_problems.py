@@ -156,6 +156,6 @@ def test_field_29_rows_that_share_a_line_are_numbered(smollm: TextTokenizer) -> 
         load_dataset(json.dumps([*rows[:6], {"text": 5}, 3]).encode(), smollm, max_length=100)
     assert [(v.field, v.description) for v in caught.value.violations] == [
         ("data[row 7]", "text must be a string"),
-        ("data[row 8]", "is a number, not a JSON object"),
+        ("data[row 8]", "the row is a number, not a JSON object"),
     ]
     assert "row 7: text must be a string" in caught.value.message

@@ -1,4 +1,4 @@
-"""Rows that must not be learned as they are, told once for all of them: answers called bad, other tools' formats."""
+"""Problems that many rows share, reported once with a count: another tool's format, answers that are labelled bad."""
 
 from __future__ import annotations
 
@@ -9,60 +9,60 @@ from typing import Any
 from loramux.formats import OTHER_SPELLING, OWN, format_of, recognised, told
 from loramux.verdicts import Verdict, Verdicts, judges
 
-from .parts import BadRow
+from .fields import BadRow
 from .problems import Problems
 from .rows import WANTED, parse_row
 
 
 @dataclass(slots=True)
-class _Lines:
-    """The first line that something was found on, and how many there are."""
+class _Shared:
+    """A problem, the line that has it first, and the number of rows that have it."""
 
-    first: int
+    line: int
+    description: str = ""
     count: int = 0
-    said: str = ""
 
 
-class Doubts:
-    """Collects them over a dataset; ``settle`` tells them, once the whole of it was looked at."""
+class SharedProblems:
+    """Collects the problems of a dataset that rows share; :meth:`report` needs all rows to have been seen."""
 
     def __init__(self) -> None:
-        self._formats: dict[str, _Lines] = {}
+        self._formats: dict[str, _Shared] = {}
         self._verdicts = Verdicts()
         self._judged: list[tuple[int, dict[str, Any]]] = []
 
-    def foreign(self, line: int, value: Mapping[str, Any], problem: str) -> bool:
-        """Whether a row is in a format of other tools, which is why it has a problem; if so it is kept in mind."""
+    def add_foreign(self, line: int, value: Mapping[str, Any], problem: str) -> bool:
+        """Record a row that has a ``problem`` because it is in another tool's format. False: it is in none."""
         found = recognised(value)
         format = format_of(found)
         if format == OWN and found != value and _is_good(line, found):
             format = OTHER_SPELLING
         if format in ("", OWN):
             return False
-        self._formats.setdefault(format, _Lines(line, said=problem.removesuffix(f"; {WANTED}"))).count += 1
+        self._formats.setdefault(format, _Shared(line, problem.removesuffix(f"; {WANTED}"))).count += 1
         return True
 
-    def look(self, line: int, value: Mapping[str, Any]) -> None:
-        """Take in what a good row says of its own answer."""
+    def add_judged(self, line: int, value: Mapping[str, Any]) -> None:
+        """Record what a row without problems says of its own answer, if it has a label, rating or score."""
         if any(map(judges, value)):
-            # Its names, and what else decides how they are meant; not the texts.
+            # The labels, and the names of the other fields, which decide how labels are read. No texts are kept.
             kept = {name: item if judges(name) else True for name, item in value.items() if item is not None}
             self._verdicts.look(kept)
             self._judged.append((line, kept))
 
-    def settle(self, problems: Problems) -> frozenset[int]:
-        """Tell what was found; gives the lines of the rows whose answers are called bad."""
-        for format, lines in self._formats.items():
-            problems.add(lines.first, f"{lines.said}; {told(format)} ({_rows(lines.count)})")
-        found: dict[str, _Lines] = {}
+    def report(self, problems: Problems) -> frozenset[int]:
+        """Add one problem for each format and label; returns the lines of the rows whose answers are labelled bad."""
+        for format, shared in self._formats.items():
+            problems.add(shared.line, f"{shared.description}; {told(format)} ({_rows(shared.count)})")
+        labels: dict[str, _Shared] = {}
         bad = set()
         for line, row in self._judged:
             verdict = self._verdicts.against(row)
             if verdict is not None:
                 bad.add(line)
-                found.setdefault(verdict.column, _Lines(line, said=verdict.said)).count += 1
-        for column, lines in found.items():
-            problems.add(lines.first, _against(Verdict(column, lines.said), lines.count))
+                labels.setdefault(verdict.column, _Shared(line, verdict.said)).count += 1
+        for column, shared in labels.items():
+            problems.add(shared.line, _labelled_bad(Verdict(column, shared.description), shared.count))
         return frozenset(bad)
 
 
@@ -74,7 +74,7 @@ def _is_good(line: int, value: Mapping[str, Any]) -> bool:
     return True
 
 
-def _against(verdict: Verdict, count: int) -> str:
+def _labelled_bad(verdict: Verdict, count: int) -> str:
     others = f", as {count - 1} more rows are" if count > 2 else ", as one more row is" if count == 2 else ""
     return (
         f"{verdict.column[:40]} is {verdict.said}, so the answer is called bad{others}: it must not be learned as a"

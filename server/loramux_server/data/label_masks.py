@@ -15,9 +15,9 @@ from ..core.errors import Code, Error
 from ..core.jobs import TrainRow
 from ..core.watch import UNWATCHED, Watch
 from ..text.tokenizer import TextTokenizer
-from .conversations import Labelled, chat_rows, excerpt
-from .pairs import PairRow
-from .parts import BadRow, ChatRow, CompletionRow, TextRow, TooLong
+from .conversation_masks import Labelled, chat_rows, excerpt
+from .fields import BadRow, ChatRow, CompletionRow, TextRow, TooLong
+from .preference_pairs import PairRow
 from .rows import Content
 
 CONTEXT = 16
