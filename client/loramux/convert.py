@@ -18,7 +18,7 @@ from ._rows import tables
 from ._rows.json_rows import json_rows
 from ._rows.other_tools import LeftOut, Made, made_of
 from ._rows.reshape import as_messages, as_prompt
-from ._wire.fields import path_of, shown
+from ._wire.fields import file_of, path_of, shown
 from .errors import invalid
 from .formats import UNCONVERTIBLE, format_of, recognised
 from .verdicts import Verdicts
@@ -70,9 +70,7 @@ def convert(source: str | os.PathLike[str], target: str | os.PathLike[str], *, a
     replaced when all is written, and stays as it was when anything fails. Raises InvalidArgument for a file that
     cannot be read, or of which no row can be used.
     """
-    path, out = path_of("data", source), path_of("out", target)
-    if not path.is_file():
-        raise invalid("data", f"{str(path)!r} is no file")
+    path, out = file_of("data", source), path_of("out", target)
     if out.exists() and not out.is_file():
         raise invalid("out", f"{str(out)!r} is no file")
     if not out.parent.is_dir():
@@ -118,8 +116,8 @@ def write_rows(rows: Callable[[], Iterator[tuple[str, Any]]], file: IO[bytes], *
     left_out = {f"{why} ({at} first)": count for why, (at, count) in first.items()}
     summary = Summary(read, formats.total(), dict(formats), dict(unused), dict(changes), left_out)
     if not summary.written:
-        told = "; ".join(list(summary.lines())[1:]) or "it has none"
-        raise invalid("data", f"no row can be used: {told}")
+        why = "; ".join(list(summary.lines())[1:]) or "it has none"
+        raise invalid("data", f"no row can be used: {why}")
     return summary
 
 

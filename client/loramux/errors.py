@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import TypeAlias, get_args
 
 import grpc
 from google.rpc import error_details_pb2
@@ -144,22 +144,7 @@ class JobFailed(LoramuxError):
         self.state = state
 
 
-_BY_CODE: dict[grpc.StatusCode, type[LoramuxError]] = {
-    grpc.StatusCode.INVALID_ARGUMENT: InvalidArgument,
-    grpc.StatusCode.OUT_OF_RANGE: InvalidArgument,
-    grpc.StatusCode.NOT_FOUND: NotFound,
-    grpc.StatusCode.ALREADY_EXISTS: AlreadyExists,
-    grpc.StatusCode.FAILED_PRECONDITION: FailedPrecondition,
-    grpc.StatusCode.RESOURCE_EXHAUSTED: ResourceExhausted,
-    grpc.StatusCode.UNAUTHENTICATED: Unauthenticated,
-    grpc.StatusCode.PERMISSION_DENIED: PermissionDenied,
-    grpc.StatusCode.ABORTED: Aborted,
-    grpc.StatusCode.CANCELLED: Cancelled,
-    grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineExceeded,
-    grpc.StatusCode.UNAVAILABLE: Unavailable,
-    grpc.StatusCode.UNIMPLEMENTED: Unimplemented,
-    grpc.StatusCode.DATA_LOSS: DataLoss,
-}
+_BY_CODE = {kind.code: kind for kind in LoramuxError.__subclasses__()} | {"OUT_OF_RANGE": InvalidArgument}
 
 
 def invalid(field: str, description: str) -> InvalidArgument:
@@ -205,7 +190,7 @@ def from_rpc_error(error: grpc.RpcError, address: str = "") -> LoramuxError:
             violations += [Violation(v.field, v.description) for v in detail.field_violations]
         else:
             violations += [Violation(v.subject, v.description) for v in detail.violations]
-    kind = _BY_CODE.get(status, InternalError)
+    kind = _BY_CODE.get(status.name, InternalError)
     return kind(message, reason=reason, violations=violations, retry_after=retry_after)
 
 
@@ -224,12 +209,6 @@ _Detail: TypeAlias = (
     | error_details_pb2.BadRequest
     | error_details_pb2.QuotaFailure
 )
-_DETAILS: tuple[type[_Detail], ...] = (
-    error_details_pb2.ErrorInfo,
-    error_details_pb2.RetryInfo,
-    error_details_pb2.BadRequest,
-    error_details_pb2.QuotaFailure,
-)
 
 
 def _details(error: grpc.RpcError) -> Iterator[_Detail]:
@@ -239,7 +218,7 @@ def _details(error: grpc.RpcError) -> Iterator[_Detail]:
     except ValueError:
         return
     for packed in status.details if status else ():
-        for kind in _DETAILS:
-            detail = kind()
+        for kind in get_args(_Detail):
+            detail: _Detail = kind()
             if packed.Unpack(detail):
                 yield detail

@@ -7,13 +7,14 @@ may have are read. Line numbers stay true: a row of a CSV file keeps its line, o
 from __future__ import annotations
 
 import csv
-import hashlib
+import io
 import json
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from ..errors import InvalidArgument, invalid
 from ..formats import CONVERSATIONS, FIELDS, OTHER_SPELLING, OWN, format_of, told
@@ -70,11 +71,11 @@ def converter(path: Path, *, every: bool = False) -> Callable[[Path], Numbered] 
     return lambda path: _csv_rows(path, encoding_of(head), every)
 
 
-def as_json_lines(path: Path, rows: Iterator[tuple[int, dict[str, Any]]]) -> tuple[IO[bytes], int, str]:
-    """A temporary file (gone once it is closed) of JSON lines, its size and its SHA-256 in hexadecimal."""
-    file = tempfile.TemporaryFile()  # noqa: SIM115 - whoever sends it closes it
-    digest, size, line = hashlib.sha256(), 0, 1
-    try:
+def as_json_lines(path: Path, rows: Numbered) -> io.BufferedIOBase:
+    """A temporary file of JSON lines, gone once it is closed."""
+    size, line = 0, 1
+    with ExitStack() as stack:
+        file = stack.enter_context(tempfile.TemporaryFile())
         for at, row in rows:
             text = json.dumps(row, ensure_ascii=False).encode("utf-8", errors="surrogatepass")
             data = b"\n" * (at - line) + text + b"\n"
@@ -82,14 +83,10 @@ def as_json_lines(path: Path, rows: Iterator[tuple[int, dict[str, Any]]]) -> tup
             if size > MAX_BYTES:
                 raise invalid("data", f"{path.name} holds more than {MAX_BYTES >> 20} MiB of rows; split it")
             file.write(data)
-            digest.update(data)
         if not size:
             raise invalid("data", f"{path.name} has no rows")
-        file.seek(0)
-    except BaseException:
-        file.close()
-        raise
-    return file, size, digest.hexdigest()
+        stack.pop_all()
+        return file
 
 
 def _csv_rows(path: Path, encoding: str, every: bool) -> Numbered:

@@ -86,6 +86,14 @@ def path_of(field: str, value: str | os.PathLike[str]) -> Path:
     raise invalid(field, f"must be a path, not {shown(value)}") from None
 
 
+def file_of(field: str, value: str | os.PathLike[str]) -> Path:
+    """The path of a file. Raises InvalidArgument where there is none."""
+    path = path_of(field, value)
+    if not path.is_file():
+        raise invalid(field, f"{str(path)!r} is no file")
+    return path
+
+
 def shown(value: object) -> str:
     """A value for an error message, cut to one line."""
     try:

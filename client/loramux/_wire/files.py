@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, BinaryIO, TypeAlias
+from typing import Any, BinaryIO, TypeAlias
 
 from .._rows import tables
 from ..convert import As, rows_of, write_rows
@@ -18,7 +20,7 @@ from ..errors import DataLoss, invalid
 from ..types import AdapterVersion
 from ..v1 import adapters_pb2, common_pb2, training_pb2
 from . import responses
-from .fields import filled, items, path_of
+from .fields import file_of, filled, items, path_of
 
 CHUNK = 1 << 20
 """Bytes per message."""
@@ -157,68 +159,53 @@ def upload_dataset(data: Data, as_: As | None = None) -> Iterator[training_pb2.U
 
     ``as_``: rows are turned into this shape first. Raises InvalidArgument where one of them cannot be.
     """
-    if as_ is not None:
-        return _reshaped(data, as_)
     if isinstance(data, str | os.PathLike):
-        path = path_of("data", data)
-        if not path.is_file():
-            raise invalid("data", f"{str(path)!r} is no file")
-        if (rows := tables.converter(path)) is not None:
-            table, size, digest = tables.as_json_lines(path, rows(path))
-            return _dataset_messages(training_pb2.UploadDatasetHeader(name=path.name, size=size, sha256=digest), table)
-        header = training_pb2.UploadDatasetHeader(name=path.name, size=path.stat().st_size, sha256=_sha256(path))
-        return _dataset_messages(header, path)
-    content = jsonl(data)
-    header = training_pb2.UploadDatasetHeader(
-        name="rows.jsonl", size=len(content), sha256=hashlib.sha256(content).hexdigest()
-    )
-    return _dataset_messages(header, content)
-
-
-def _reshaped(data: Data, as_: As) -> Iterator[training_pb2.UploadDatasetRequest]:
-    rows: Callable[[], Iterator[tuple[str, Any]]]
-    if isinstance(data, str | os.PathLike):
-        path = path_of("data", data)
-        if not path.is_file():
-            raise invalid("data", f"{str(path)!r} is no file")
-        name, rows = path.name, lambda: rows_of(path)
+        path = file_of("data", data)
+        name = path.name
+        file: io.BufferedIOBase
+        if as_ is not None:
+            file = _reshaped(lambda: rows_of(path), as_)
+        elif (rows := tables.converter(path)) is not None:
+            file = tables.as_json_lines(path, rows(path))
+        else:
+            file = path.open("rb")
     else:
-        given = items("data", data, "the path of a file, or rows")
-        name, rows = "rows.jsonl", lambda: ((f"row {i}", row) for i, row in enumerate(given, start=1))
-    file = tempfile.TemporaryFile()  # noqa: SIM115 - whoever sends it closes it
-    try:
+        name, given = "rows.jsonl", items("data", data, "the path of a file, or rows")
+        if as_ is not None:
+            file = _reshaped(lambda: ((f"row {i}", row) for i, row in enumerate(given, start=1)), as_)
+        else:
+            file = io.BytesIO(jsonl(given))
+    header = training_pb2.UploadDatasetHeader(name=name, format="jsonl", size=file.seek(0, os.SEEK_END))
+    file.seek(0)
+    header.sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    file.seek(0)
+    return _dataset_messages(header, file)
+
+
+def _reshaped(rows: Callable[[], Iterator[tuple[str, Any]]], as_: As) -> io.BufferedIOBase:
+    with ExitStack() as stack:
+        file = stack.enter_context(tempfile.TemporaryFile())
         summary = write_rows(rows, file, as_=as_)
         if summary.left_out:
-            told = "; ".join(f"{count} rows: {why}" for why, count in summary.left_out.items())
-            raise invalid("data", f"not every row can be written as {as_}: {told}")
-        size = file.tell()
-        file.seek(0)
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-        file.seek(0)
-    except BaseException:
-        file.close()
-        raise
-    return _dataset_messages(training_pb2.UploadDatasetHeader(name=name, size=size, sha256=digest), file)
+            why = "; ".join(f"{count} rows: {why}" for why, count in summary.left_out.items())
+            raise invalid("data", f"not every row can be written as {as_}: {why}")
+        stack.pop_all()
+        return file
 
 
 def _dataset_messages(
-    header: training_pb2.UploadDatasetHeader, source: Path | IO[bytes] | bytes
+    header: training_pb2.UploadDatasetHeader, file: io.BufferedIOBase
 ) -> Iterator[training_pb2.UploadDatasetRequest]:
-    header.format = "jsonl"
-    yield training_pb2.UploadDatasetRequest(header=header)
-    if isinstance(source, bytes):
-        for start in range(0, len(source), CHUNK):
-            yield training_pb2.UploadDatasetRequest(chunk=source[start : start + CHUNK])
-        return
-    with source.open("rb") if isinstance(source, Path) else source as file:
+    with file:
+        yield training_pb2.UploadDatasetRequest(header=header)
         for data in _pieces(file):
             yield training_pb2.UploadDatasetRequest(chunk=data)
 
 
-def jsonl(rows: Iterable[Mapping[str, Any]]) -> bytes:
+def jsonl(rows: list[Any]) -> bytes:
     """Rows as JSONL."""
     lines: list[str] = []
-    for i, row in enumerate(items("data", rows, "the path of a file, or rows")):
+    for i, row in enumerate(rows):
         if not isinstance(row, Mapping):
             raise invalid(f"data[{i}]", "must be a dict of messages, prompt + completion, text, or chosen + rejected")
         try:
@@ -230,7 +217,7 @@ def jsonl(rows: Iterable[Mapping[str, Any]]) -> bytes:
     return "".join(lines).encode("utf-8", errors="surrogatepass")
 
 
-def _pieces(file: IO[bytes]) -> Iterator[bytes]:
+def _pieces(file: io.BufferedIOBase) -> Iterator[bytes]:
     while data := file.read(CHUNK):
         yield data
 

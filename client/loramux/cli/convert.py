@@ -8,8 +8,8 @@ from typing import Annotated, Literal
 
 import typer
 
+from .._wire.fields import file_of
 from ..convert import As, convert, rows_of, write_rows
-from ..errors import invalid
 from .common import Json, json_text, plain
 
 AsOption = Annotated[
@@ -53,11 +53,10 @@ def convert_file(
     shape: As | None = as_
     if out is not None:
         summary = convert(file, out, as_=shape)
-    elif not file.is_file():
-        raise invalid("data", f"{str(file)!r} is no file")
     else:
+        path = file_of("data", file)
         sys.stdout.flush()
-        summary = write_rows(lambda: rows_of(file), sys.stdout.buffer, as_=shape)
+        summary = write_rows(lambda: rows_of(path), sys.stdout.buffer, as_=shape)
         sys.stdout.buffer.flush()
     if json:
         print(json_text(summary, indent=2), file=sys.stderr if out is None else None)
