@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
 PREFIX = "compare_"
-"""How the names of all figures of a comparison begin."""
+"""How the names of all metrics of a comparison begin."""
 JUDGED = "judged_"
-"""How the names of the figures begin that tell how many answers were judged in which way."""
+"""How the names of the metrics begin that tell how many answers were judged in which way."""
 _RULES = {
     f"{JUDGED}expect_contained": "by expect, contained",
     f"{JUDGED}expect_exact": "by expect, exact",
@@ -83,7 +83,7 @@ class Comparison:
         return found if self.init is None else {"base": self.base, "started from": self.init} | found
 
     def rows(self) -> list[tuple[str, ...]]:
-        """A table: what was measured, then the figure of each of the ``sides``."""
+        """A table: what was measured, then the value of each of the ``sides``."""
 
         def row(title: str, name: str, form: str, scale: float = 1.0) -> tuple[str, ...]:
             return (title, *(format(scale * getattr(side, name), form) for side in self.sides.values()))
@@ -98,7 +98,7 @@ class Comparison:
         ]
 
     def to_metrics(self) -> dict[str, float]:
-        """As figures by name: ``compare_questions``, ``compare_base_accuracy``, ``compare_prompt_loss`` and so on."""
+        """As metrics by name: ``compare_questions``, ``compare_base_accuracy``, ``compare_prompt_loss`` and so on."""
         found = {f"{PREFIX}questions": float(self.questions)}
         for name in ("base", "prompt", "adapter", "init"):
             side = getattr(self, name)
@@ -108,7 +108,7 @@ class Comparison:
 
 
 def read_comparison(metrics: Mapping[str, float]) -> Comparison | None:
-    """The comparison among a job's or a version's figures; None when there was none."""
+    """The comparison among a job's or a version's metrics; None when there was none."""
     if f"{PREFIX}questions" not in metrics:
         return None
 
@@ -127,5 +127,5 @@ def judged(metrics: Mapping[str, float]) -> str:
 
 
 def without_comparison(metrics: Mapping[str, float]) -> dict[str, float]:
-    """The other figures, without those that tell how answers were judged."""
+    """The other metrics, without those that tell how answers were judged."""
     return {name: value for name, value in metrics.items() if not name.startswith((PREFIX, JUDGED))}

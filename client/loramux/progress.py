@@ -114,18 +114,18 @@ class Bar(Lines):
             TextColumn("[bold]{task.fields[label]}", markup=True),
             BarColumn(),
             TextColumn("{task.completed:.0f}/{task.fields[steps]}", markup=False),
-            TextColumn("{task.fields[figures]}", markup=False),
+            TextColumn("{task.fields[headline]}", markup=False),
             TextColumn("{task.fields[curve]}", markup=False),
             TimeElapsedColumn(),
             console=console,
             transient=False,
         )
         self._task: TaskID | None = None
-        self._figures = ""
+        self._headline = ""
 
     def __enter__(self) -> Bar:
         self._progress.start()
-        self._task = self._progress.add_task("", total=None, label=self._name, steps="?", figures="", curve="")
+        self._task = self._progress.add_task("", total=None, label=self._name, steps="?", headline="", curve="")
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
@@ -134,13 +134,13 @@ class Bar(Lines):
     def show(self, event: JobEvent) -> None:
         self._note(event)
         if self._task is not None and event.total_steps:
-            self._figures = figures(event.metrics) or self._figures
+            self._headline = headline(event.metrics) or self._headline
             self._progress.update(
                 self._task,
                 completed=event.step,
                 total=event.total_steps,
                 steps=event.total_steps,
-                figures=self._figures,
+                headline=self._headline,
                 curve=sparkline(self._losses, CURVE_WIDTH) if len(self._losses) > 1 and not self._chart else "",
             )
         if event.type not in ("step", "checkpoint"):
@@ -151,17 +151,17 @@ def describe(event: JobEvent) -> str:
     """An event as one line."""
     if event.type == "step":
         return "  ".join(
-            part for part in (f"step {event.step}/{event.total_steps or '?'}", figures(event.metrics)) if part
+            part for part in (f"step {event.step}/{event.total_steps or '?'}", headline(event.metrics)) if part
         )
     if event.type == "state":
         return f"{event.state}: {event.message}" if event.message else str(event.state)
     if event.type == "evaluation":
-        return "  ".join(part for part in ("evaluation", event.message, figures(event.metrics)) if part)
+        return "  ".join(part for part in ("evaluation", event.message, headline(event.metrics)) if part)
     return event.message
 
 
-def figures(metrics: dict[str, float]) -> str:
-    """The figures worth a glance: losses and accuracies, then the time left."""
+def headline(metrics: dict[str, float]) -> str:
+    """The metrics worth a glance: losses and accuracies, then the time left."""
     shown = [
         f"{key.replace('_', ' ')} {value:.4g}"
         for key, value in without_comparison(metrics).items()

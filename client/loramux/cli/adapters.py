@@ -26,6 +26,7 @@ from .common import (
     plain,
     print_fields,
     print_json,
+    print_result,
     size,
     stack,
     when,
@@ -79,7 +80,7 @@ def _row(adapter: Adapter) -> list[object]:
 
 @app.command()
 def show(context: typer.Context, ref: Ref, json: Json = False) -> None:
-    """Show an adapter: its versions, how each was made, its figures."""
+    """Show an adapter: its versions, how each was made, its metrics."""
     with connect(context) as client:
         adapter = client.adapters.get(ref)
         current = adapter.current
@@ -136,7 +137,7 @@ def _details(v: AdapterVersion) -> list[tuple[str, object]]:
         ("continues", v.parent),
         ("on top of", " | ".join(entries(stack) for stack in v.trained_on)),
         ("merged from", _composed(v.composed) if v.composed else ""),
-        ("figures", numbers(v.metrics)),
+        ("metrics", numbers(v.metrics)),
         ("metadata", ", ".join(f"{key}={value}" for key, value in v.metadata.items())),
         ("ask with", how_to_ask(v.ref, v.asked_with) if v.asked_with else ""),
     ]
@@ -199,10 +200,7 @@ def download(
         version = client.adapters.download(ref, folder)
     for warning in told:
         print(warning.message, file=sys.stderr)
-    if json:
-        print_json(version)
-    else:
-        print(f"wrote {version.ref} to {folder}")
+    print_result(version, f"wrote {version.ref} to {folder}", json)
 
 
 @app.command("merge")
@@ -232,11 +230,8 @@ def merge(
         version = client.adapters.merge(
             name, stack(adapter), method=method, rank=rank, density=density, seed=seed, metadata=notes
         )
-    if json:
-        print_json(version)
-    else:
-        error = version.composed.error if version.composed else 0.0
-        print(f"published {version.ref}, rank {version.rank}, relative error {error:.3g}")
+    error = version.composed.error if version.composed else 0.0
+    print_result(version, f"published {version.ref}, rank {version.rank}, relative error {error:.3g}", json)
 
 
 @app.command()
@@ -266,10 +261,7 @@ def rm(
                 raise invalid("--all-versions", f"is needed to delete {ref} with all its versions ({versions})")
             typer.confirm(f"Delete {ref} with all its versions ({versions})?", abort=True)
         count = client.adapters.delete(ref)
-    if json:
-        print_json({"versions_deleted": count})
-    else:
-        print(f"deleted {count} version{'' if count == 1 else 's'} of {ref}")
+    print_result({"versions_deleted": count}, f"deleted {count} version{'' if count == 1 else 's'} of {ref}", json)
 
 
 @app.command()
@@ -277,19 +269,12 @@ def pin(context: typer.Context, ref: Ref, json: Json = False) -> None:
     """Keep a version in memory."""
     with connect(context) as client:
         adapter = client.adapters.pin(ref)
-    _changed(adapter, f"{ref} is pinned", json)
+    print_result(adapter, f"{ref} is pinned", json)
 
 
 @app.command()
 def unpin(context: typer.Context, ref: Ref, json: Json = False) -> None:
-    """Let a pinned version leave memory when others need the room."""
+    """Let a pinned version leave memory when others need it."""
     with connect(context) as client:
         adapter = client.adapters.unpin(ref)
-    _changed(adapter, f"{ref} is no longer pinned", json)
-
-
-def _changed(adapter: Adapter, text: str, json: bool) -> None:
-    if json:
-        print_json(adapter)
-    else:
-        print(text)
+    print_result(adapter, f"{ref} is no longer pinned", json)

@@ -14,7 +14,7 @@ from loramux import __version__
 
 from .._streams import tolerate_encodings
 from ..errors import LoramuxError
-from . import adapters, chat, datasets, demo, generate, jobs, serve, server, train
+from . import adapters, chat, datasets, generate, jobs, serve, server, train
 from .common import Connection, error_lines
 
 # These parse their own arguments, so nothing is taken out of them.
@@ -28,8 +28,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for module in (serve, generate, chat, train, server, demo):
+for module in (serve, generate, chat, train, server):
     module.register(app)
+serve.register_demo(app)
 app.add_typer(adapters.app)
 app.add_typer(jobs.app)
 app.add_typer(datasets.app)

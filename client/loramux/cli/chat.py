@@ -9,9 +9,10 @@ from typing import Annotated, Any
 
 import typer
 
+from .._wire.requests import GenerateOptions
 from ..client import Client
 from ..errors import LoramuxError, invalid
-from .common import AdapterOption, asked_otherwise, connect, error_lines, print_notes, stack, write
+from .common import AdapterOption, asked_otherwise, connect, error_lines, print_notes, settings_of, stack, write
 from .generate import MaxTokens, MinP, RepetitionPenalty, Seed, Temperature, TopK, TopP
 
 HELP = """\
@@ -50,21 +51,12 @@ def chat(
 
     Where input is no terminal, the exit code is 1 if any line of it failed.
     """  # noqa: D301
-    options = {
-        "max_tokens": max_tokens,
-        "temperature": temperature,
-        "top_p": top_p,
-        "top_k": top_k,
-        "min_p": min_p,
-        "repetition_penalty": repetition_penalty,
-        "seed": seed,
-    }
     if sys.stdin.isatty():
         import readline  # noqa: F401  # gives input() editing and history
 
         print("/help for commands, Ctrl-D to leave")
     with connect(context) as client:
-        conversation = Conversation(client, stack(adapter), system, options)
+        conversation = Conversation(client, stack(adapter), system, settings_of(context, GenerateOptions))
         conversation.check(conversation.adapters)
         conversation.run(_ask)
     if conversation.failed and not sys.stdin.isatty():

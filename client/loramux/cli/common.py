@@ -99,6 +99,11 @@ def template_args(words: Iterable[str] | None) -> dict[str, Any] | None:
     return {name: value(text) for name, text in pairs(words or (), "--template-arg").items()} or None
 
 
+def settings_of(context: typer.Context, kind: type) -> dict[str, Any]:
+    """The options of a command that are settings of ``kind``, by name."""
+    return {name: value for name, value in context.params.items() if name in kind.__annotations__}
+
+
 def text_file(path: Path, option: str) -> str:
     """What a file of UTF-8 text holds. Raises BadParameter for ``option`` where it cannot be read."""
     try:
@@ -123,6 +128,14 @@ def error_lines(error: LoramuxError) -> list[str]:
 def print_json(value: Any) -> None:
     """A value of the client, or a list of them, as JSON on stdout."""
     print(json_text(value, indent=2))
+
+
+def print_result(value: Any, text: str, json: bool) -> None:
+    """What a command did: the value as JSON, or a sentence."""
+    if json:
+        print_json(value)
+    else:
+        print(text)
 
 
 def json_text(value: Any, indent: int | None = None) -> str:
@@ -222,7 +235,7 @@ def when(seconds: float) -> str:
 
 
 def numbers(values: Mapping[str, float]) -> str:
-    """Figures in one line; those of a comparison have a table of their own."""
+    """Metrics in one line; those of a comparison have a table of their own."""
     return ", ".join(f"{name} {value:.4g}" for name, value in without_comparison(values).items())
 
 

@@ -8,10 +8,22 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from .._wire.requests import TrainOptions
 from ..progress import clock
 from ..types import DatasetReport, MarkedText
 from . import convert
-from .common import Json, TemplateArg, connect, plain, print_fields, print_json, print_notes, size, template_args
+from .common import (
+    Json,
+    TemplateArg,
+    connect,
+    plain,
+    print_fields,
+    print_json,
+    print_notes,
+    settings_of,
+    size,
+    template_args,
+)
 from .convert import AsOption
 from .train import BatchSize, Epochs, Layers, MaxLength, MaxSteps, Rank, Recipe
 
@@ -52,19 +64,8 @@ def validate(
     The exit code is 1 if it cannot be trained on.
     """
     with connect(context) as client:
-        report = client.datasets.validate(
-            file,
-            validation=validation,
-            epochs=epochs,
-            max_steps=max_steps,
-            batch_size=batch_size,
-            max_length=max_length,
-            layers=layers,
-            rank=rank,
-            recipe=recipe,
-            as_=as_,
-            chat_template_kwargs=template_args(template_arg),
-        )
+        settings = settings_of(context, TrainOptions) | {"chat_template_kwargs": template_args(template_arg)}
+        report = client.datasets.validate(file, validation=validation, recipe=recipe, as_=as_, **settings)
     if json:
         print_json(report)
         raise typer.Exit(0 if report.valid else 1)

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from .._wire.requests import GenerateOptions
 from ..errors import invalid
 from ..types import Completion
 from .common import (
@@ -18,6 +19,7 @@ from .common import (
     print_json,
     print_notes,
     read_stdin,
+    settings_of,
     stack,
     text_file,
     write,
@@ -103,20 +105,9 @@ def generate(
         turns += [{"role": "assistant", "content": prefill}] if prefill is not None else []
     if logprobs is not None and not json:
         raise invalid("logprobs", "is shown in JSON only; add --json")
-    options: dict[str, Any] = {
-        "max_tokens": max_tokens,
-        "temperature": temperature,
-        "top_p": top_p,
-        "top_k": top_k,
-        "min_p": min_p,
-        "repetition_penalty": repetition_penalty,
-        "presence_penalty": presence_penalty,
-        "frequency_penalty": frequency_penalty,
-        "seed": seed,
+    options = settings_of(context, GenerateOptions) | {
         "stop": stop or None,
         "stop_token_ids": stop_token_id or None,
-        "n": n,
-        "logprobs": logprobs,
         "ignore_eos": ignore_eos or None,
         "continue_final_message": prefill is not None or None,
         "response_format": _format(json_schema, regex, choice),

@@ -22,6 +22,7 @@ from .common import (
     print_fields,
     print_json,
     print_notes,
+    print_result,
     when,
 )
 from .completion import complete_job
@@ -80,7 +81,7 @@ def show(context: typer.Context, job: JobIdOrLatest = None, json: Json = False) 
             ("error", f"{info.error_reason}: {info.error}" if info.error_reason else info.error),
             ("published", info.adapter.ref if info.adapter else ""),
             ("step", f"{info.step}/{info.total_steps or '?'}"),
-            ("figures", numbers(info.metrics)),
+            ("metrics", numbers(info.metrics)),
             ("data", info.dataset_id),
             ("held-out data", info.validation_dataset_id),
             ("on top of", " | ".join(entries(stack) for stack in info.on_top_of)),
@@ -142,21 +143,21 @@ def watch(
 def cancel(context: typer.Context, job: JobId, json: Json = False) -> None:
     """End a job for good; nothing is published."""
     with connect(context) as client:
-        _moved(client.jobs.get(job).cancel(), json)
+        _print_state(client.jobs.get(job).cancel(), json)
 
 
 @app.command()
 def pause(context: typer.Context, job: JobId, json: Json = False) -> None:
     """Stop a job at its next step, to be resumed later."""
     with connect(context) as client:
-        _moved(client.jobs.get(job).pause(), json)
+        _print_state(client.jobs.get(job).pause(), json)
 
 
 @app.command()
 def resume(context: typer.Context, job: JobId, json: Json = False) -> None:
     """Let a paused or failed job go on from its last checkpoint."""
     with connect(context) as client:
-        _moved(client.jobs.get(job).resume(), json)
+        _print_state(client.jobs.get(job).resume(), json)
 
 
 def _latest(client: Client) -> str:
@@ -167,8 +168,5 @@ def _latest(client: Client) -> str:
     return found[0].id
 
 
-def _moved(info: JobInfo, json: bool) -> None:
-    if json:
-        print_json(info)
-    else:
-        print(f"job {info.id} is {info.state}")
+def _print_state(info: JobInfo, json: bool) -> None:
+    print_result(info, f"job {info.id} is {info.state}", json)

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from ..types import Adapter
-from .common import Json, connect, print_json
+from .common import Json, connect, print_json, print_result
 from .completion import complete_adapter
 
 Name = Annotated[str, typer.Argument(help="Adapter.", autocompletion=complete_adapter)]
@@ -59,10 +59,9 @@ def alias(
         adapter = client.adapters.set_alias(name, version, alias=alias)
     if not alias:
         _moved(adapter, json)
-    elif json:
-        print_json(adapter)
     else:
-        print(f"{name}@{alias} means {name}@{version}" if version else f"{name}@{alias} is removed")
+        means = f"{name}@{alias} means {name}@{version}" if version else f"{name}@{alias} is removed"
+        print_result(adapter, means, json)
 
 
 def _moved(adapter: Adapter, json: bool) -> None:

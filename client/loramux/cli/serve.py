@@ -1,4 +1,4 @@
-"""The server's own command line, reached from here: ``serve``, ``config``, ``backup``, ``restore``, ``doctor``."""
+"""The server's own command line, reached from here: ``serve``, ``config``, ``backup``, ``demo`` and others."""
 
 from __future__ import annotations
 
@@ -30,11 +30,21 @@ def register(app: typer.Typer) -> None:
         app.command(cls=kind, context_settings=_PASS_THROUGH, add_help_option=False)(command)
 
 
+def register_demo(app: typer.Typer) -> None:
+    """Add the demo, last in the list of commands."""
+    app.command(context_settings=_PASS_THROUGH, add_help_option=False)(demo)
+
+
 def serve(context: typer.Context) -> None:
     """Start a server (its flags: loramux serve --help)."""
     for name in NEEDED:
         server_module(name)
     exec_server(context.args)
+
+
+def demo(context: typer.Context) -> None:
+    """Watch a server: ask, train an adapter live, ask again."""
+    raise typer.Exit(int(server_module("loramux_server.demo").main(context.args) or 0))
 
 
 def backup(context: typer.Context) -> None:

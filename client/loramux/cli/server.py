@@ -8,7 +8,7 @@ import typer
 
 from ..errors import LoramuxError
 from ..progress import clock
-from .common import Json, connect, print_fields, print_json, size
+from .common import Json, connect, print_fields, print_json, print_result, size
 
 
 def register(app: typer.Typer) -> None:
@@ -65,8 +65,5 @@ def health(
             status, why = client.health("liveness" if liveness else service, timeout=timeout), ""
         except LoramuxError as error:
             status, why = "UNREACHABLE", error.message
-    if json:
-        print_json({"status": status, "message": why})
-    else:
-        print(f"{status}: {why}" if why else status)
+    print_result({"status": status, "message": why}, f"{status}: {why}" if why else status, json)
     raise typer.Exit(0 if status == "SERVING" else 1)

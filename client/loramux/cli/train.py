@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 
+from .._wire.requests import TrainOptions
 from ..types import AdapterVersion, JobInfo
 from .common import (
     Json,
@@ -19,12 +20,15 @@ from .common import (
     pairs,
     print_json,
     print_notes,
+    print_result,
+    settings_of,
     stack,
     template_args,
     text_file,
 )
 from .completion import complete_adapter, complete_recipe
 from .convert import AsOption
+from .promotion import meaning
 from .tables import print_evaluation
 
 BatchSize = Annotated[int | None, typer.Option(help="Rows per optimiser step.", show_default="8")]
@@ -161,31 +165,10 @@ def train(
       loramux train letter --data letter.jsonl --recipe style \\
         --on-top-of pine:1.3 --on-top-of summit --on-top-of ''
     """  # noqa: D301
-    settings: dict[str, Any] = {
-        "rank": rank,
-        "alpha": alpha,
+    settings = settings_of(context, TrainOptions) | {
         "learning_rate": rate(learning_rate),
-        "epochs": epochs,
-        "max_steps": max_steps,
-        "batch_size": batch_size,
-        "max_length": max_length,
         "target_modules": split(target_modules) if target_modules else None,
-        "layers": layers,
         "rslora": rslora or None,
-        "dropout": dropout,
-        "lr_scheduler": lr_scheduler,
-        "warmup_ratio": warmup_ratio,
-        "beta1": beta1,
-        "beta2": beta2,
-        "weight_decay": weight_decay,
-        "max_grad_norm": max_grad_norm,
-        "seed": seed,
-        "validation_split": validation_split,
-        "eval_steps": eval_steps,
-        "early_stopping_patience": early_stopping_patience,
-        "method": method,
-        "beta": beta,
-        "replay_rows": replay_rows,
         "chat_template_kwargs": template_args(chat_template_kwargs),
     }
     with connect(context) as client:
@@ -206,10 +189,8 @@ def train(
         )
         print_notes(job.info.notes, sys.stderr)
         if not wait:
-            if json:
-                print_json(job.info)
-            else:
-                print(f"job {job.id} is {job.info.state}; follow it with: loramux jobs watch {job.id}")
+            follow = f"job {job.id} is {job.info.state}; follow it with: loramux jobs watch {job.id}"
+            print_result(job.info, follow, json)
             return
         try:
             version = job.wait(progress=True)
@@ -235,11 +216,10 @@ def published(version: AdapterVersion, job: JobInfo) -> str:
             f"{still}; try the candidate with: {how_to_ask(version.ref, version.asked_with)}; "
             f"promote it with: loramux adapters promote {version.name} {version.version}"
         )
-    figures = f" ({numbers(version.metrics)})" if version.metrics else ""
-    was = f" (was @{before.rpartition('@')[2]}); back: loramux adapters rollback {version.name}" if before else ""
+    metrics = f" ({numbers(version.metrics)})" if version.metrics else ""
     return (
-        f"published {version.ref}{figures}; use it with: {how_to_ask(version.name, version.asked_with)}\n"
-        f"{version.name} now means @{version.version}{was}"
+        f"published {version.ref}{metrics}; use it with: {how_to_ask(version.name, version.asked_with)}\n"
+        f"{meaning(version.name, version.version, int(before.rpartition('@')[2] or 0))}"
     )
 
 
