@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.cache import kept_between_runs
+
 # A test that reaches for a hub is a defect and fails at once. Set before anything imports huggingface_hub.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # On a busy machine threads that spin at a barrier take the processor that the last one needs, and a test of seconds
@@ -76,12 +78,10 @@ def make_adapter() -> MakeAdapter:
 
 @pytest.fixture(scope="session")
 def default_base() -> Path:
-    """NF4 folder of the real default base, kept between runs (LORAMUX_TEST_CACHE, else the user's cache folder)."""
+    """NF4 folder of the real default base, kept between runs."""
     from loramux_server.model.base.quantize import prepare_base
 
-    own = os.environ.get("LORAMUX_TEST_CACHE")
-    cache = Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "loramux-tests"
-    return prepare_base(None, cache)
+    return prepare_base(None, kept_between_runs())
 
 
 @pytest.fixture(scope="session")

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from loramux_server.host.failpoints import VARIABLE
+from tests.cache import kept_between_runs
 
 
 def free_port() -> int:
@@ -22,8 +23,10 @@ def free_port() -> int:
 
 
 def environment(home: Path) -> dict[str, str]:
+    """What servers and commands of these tests get: no settings, a home of their own, and what is compiled once."""
     kept = {k: v for k, v in os.environ.items() if not k.upper().startswith("LORAMUX_")}
-    return {**kept, "HOME": str(home), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
+    fixed = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
+    return {**kept, "HOME": str(home), "XDG_CACHE_HOME": str(kept_between_runs()), **fixed}
 
 
 class ServerProcess:

@@ -14,6 +14,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 import loramux
 from loramux import Client
+from loramux_server.engine.transport.process import MODULE
 from tests.e2e.server_process import ServerProcess
 from tests.e2e.test_main_job import RECIPE, ROWS
 
@@ -25,7 +26,7 @@ def engine_pid(server: ServerProcess) -> int:
     """The child of the server that runs the engine."""
     for task in Path(f"/proc/{server.process.pid}/task").iterdir():
         for child in (task / "children").read_text().split():
-            if b"engine_process" in Path(f"/proc/{child}/cmdline").read_bytes():
+            if MODULE.encode() in Path(f"/proc/{child}/cmdline").read_bytes():
                 return int(child)
     raise AssertionError("the server has no engine process")
 

@@ -126,6 +126,7 @@ def as_nobody(*words: str, **variables: str) -> subprocess.CompletedProcess[str]
     )
 
 
+@pytest.mark.slow
 def test_field_14_no_home_and_no_user(tmp_path: Path) -> None:
     """What flags and variables say is used; only what is needed and cannot be known is asked for."""
     loramux = str(LORAMUX)

@@ -13,6 +13,7 @@ import pytest
 
 import loramux
 from loramux import Client
+from loramux_server.engine.grammar.host import MODULE
 from tests.e2e.server_process import ServerProcess
 
 pytestmark = pytest.mark.e2e
@@ -21,7 +22,7 @@ pytestmark = pytest.mark.e2e
 def grammar_processes(pid: int) -> list[int]:
     """The descendants of a process that hold grammars, parents first."""
     children = [int(c) for task in Path(f"/proc/{pid}/task").iterdir() for c in (task / "children").read_text().split()]
-    mine = [c for c in children if b"grammar_process" in Path(f"/proc/{c}/cmdline").read_bytes()]
+    mine = [c for c in children if MODULE.encode() in Path(f"/proc/{c}/cmdline").read_bytes()]
     return [*mine, *(found for child in children for found in grammar_processes(child))]
 
 
