@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from loramux_server.core.backend import GenerateCommand, ScoreCommand, ScoreResult, TokenEvent
-from loramux_server.core.jobs import TrainCommand, TrainEvent
+from loramux_server.core.jobs import TrainCommand, TrainEvent, TrainRow
 from loramux_server.core.settings import EngineSettings
 from loramux_server.core.types import BASE, AdapterVersion, FinishReason, SamplingParams, Stack, StackEntry
 from loramux_server.engine.build import build_engine
@@ -138,6 +138,12 @@ def prompts(count: int, *, lengths: tuple[int, int] = (3, 40), vocab: int = 384,
     draw = torch.Generator().manual_seed(seed)
     sizes = torch.randint(lengths[0], lengths[1], (count,), generator=draw).tolist()
     return [torch.randint(3, vocab, (n,), generator=draw).tolist() for n in sizes]
+
+
+def rows(count: int, seed: int = 0) -> tuple[TrainRow, ...]:
+    """Random training rows of 8 to 29 tokens; the loss counts the second half of each."""
+    texts = prompts(count, lengths=(8, 30), seed=seed)
+    return tuple(TrainRow(tuple(t), tuple(i >= len(t) // 2 for i in range(len(t)))) for t in texts)
 
 
 def check_tokens(tokens: Sequence[int], expected: Sequence[tuple[int, float]], tie: float = 1e-4) -> None:

@@ -31,7 +31,7 @@ def stack_of(*digests: str) -> Stack:
     return Stack(tuple(StackEntry(AdapterVersion(d, 1, d, RANK, path=d)) for d in digests))
 
 
-class Engine:
+class AdapterTraffic:
     """Turns steps as the loop does, with room for so many adapters on the device and on the host."""
 
     def __init__(self, device: int, host: int, *, running: int = 16, rate: float = 0.0, prompt: bool = True) -> None:
@@ -130,7 +130,7 @@ def folders(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_each_adapter_is_read_about_once_for_all_who_wait_for_it(seed: int) -> None:
     """200 requests over 60 adapters, room for 4 on the device and 8 on the host."""
     draw = Random(seed)
-    engine = Engine(device=4, host=8, prompt=seed % 2 == 0)
+    engine = AdapterTraffic(device=4, host=8, prompt=seed % 2 == 0)
     for i in range(200):
         engine.add(f"r{i}", f"d{draw.randrange(60)}")
     engine.run()
@@ -142,7 +142,7 @@ def test_each_adapter_is_read_about_once_for_all_who_wait_for_it(seed: int) -> N
 
 def test_what_waits_is_asked_about_only_when_something_changed() -> None:
     """A long answer runs in the only slot: those who wait for room cost nothing, step after step."""
-    engine = Engine(device=1, host=40)
+    engine = AdapterTraffic(device=1, host=40)
     engine.add("first", "d0")
     engine.turn()
     while "first" not in engine.order:
@@ -165,7 +165,7 @@ def test_what_waits_is_asked_about_only_when_something_changed() -> None:
 
 def test_popular_adapters_do_not_keep_others_out() -> None:
     """Requests for what is resident never stop, for as many adapters as the host has room for; others get a turn."""
-    engine = Engine(device=2, host=2, running=8)
+    engine = AdapterTraffic(device=2, host=2, running=8)
     came: dict[str, int] = {}  # requests that had started when it came
     for step in range(400):
         for digest in ("hot0", "hot1"):
@@ -186,7 +186,7 @@ def test_popular_adapters_do_not_keep_others_out() -> None:
 def test_stacks_larger_than_the_hosts_room_are_served(host: int) -> None:
     """No two requests may hold half of what the other needs."""
     draw = Random(host)
-    engine = Engine(device=4, host=host)
+    engine = AdapterTraffic(device=4, host=host)
     for i in range(40):
         engine.add(f"r{i}", *draw.sample([f"d{j}" for j in range(9)], draw.randint(1, 4)))
     engine.run()
@@ -196,7 +196,7 @@ def test_stacks_larger_than_the_hosts_room_are_served(host: int) -> None:
 def test_requests_that_leave_let_others_have_their_place() -> None:
     for seed in range(6):
         draw = Random(seed)
-        engine = Engine(device=3, host=2, running=draw.choice([1, 8]), prompt=seed % 2 == 0)
+        engine = AdapterTraffic(device=3, host=2, running=draw.choice([1, 8]), prompt=seed % 2 == 0)
         for i in range(120):
             engine.add(f"r{i}", *draw.sample([f"d{j}" for j in range(20)], draw.randint(0, 2)))
             if draw.random() < 0.5:
@@ -211,7 +211,7 @@ def test_requests_that_leave_let_others_have_their_place() -> None:
 
 def test_who_was_set_back_does_not_wait_for_anothers_quota() -> None:
     """Its adapter left memory meanwhile, and another tenant may not have it read yet."""
-    engine = Engine(device=1, host=0, rate=0.001)
+    engine = AdapterTraffic(device=1, host=0, rate=0.001)
     mine = engine.add("mine", "x", tenant="a")
     while mine.num_output < 2:
         engine.turn()

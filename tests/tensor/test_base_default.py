@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import torch
 from transformers import AutoTokenizer
 
@@ -12,6 +13,7 @@ from loramux_server.model.base.source import DEFAULT_MODEL
 from tests.oracle import Oracle
 
 
+@pytest.mark.slow
 def test_it_answers(default_base: Path) -> None:
     base = load_base(default_base, torch.device("cpu"), torch.float32)
     assert base.name == DEFAULT_MODEL

@@ -9,19 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from loramux_server.core.jobs import TrainCommand, TrainEvent, TrainRow, TrainSpec
+from loramux_server.core.jobs import TrainCommand, TrainEvent, TrainSpec
 from loramux_server.lora.routed_linear import LinearGroup
 from loramux_server.training import job_scheduler
 from loramux_server.training.gradient_check import gradient_fault
 from loramux_server.training.micro_batch_size import MicroBatchSizer
-from tests.engine import Engine, prompts, version_of
+from tests.engine import Engine, prompts, rows, version_of
 
 SPEC = TrainSpec(rank=4, alpha=8, learning_rate=5e-3, epochs=3, batch_size=4, seed=3, layers=(1, 2))
-
-
-def rows(count: int, seed: int = 0) -> tuple[TrainRow, ...]:
-    texts = prompts(count, lengths=(8, 30), seed=seed)
-    return tuple(TrainRow(tuple(t), tuple(i >= len(t) // 2 for i in range(len(t)))) for t in texts)
 
 
 @pytest.fixture(scope="module")

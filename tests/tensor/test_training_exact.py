@@ -7,20 +7,15 @@ from dataclasses import replace
 import pytest
 import torch
 
-from loramux_server.core.jobs import TrainCommand, TrainRow, TrainSpec
+from loramux_server.core.jobs import TrainCommand, TrainSpec
 from loramux_server.core.types import BASE
 from loramux_server.training.schedule import assign_stacks
-from tests.engine import Engine, command, prompts, stack_of, version_of
+from tests.engine import Engine, command, prompts, rows, stack_of, version_of
 from tests.examples import few
 from tests.oracle import Oracle
 from tests.peft_loop import initial_adapter, peft_losses
 
 SPEC = TrainSpec(rank=4, alpha=8, learning_rate=5e-3, epochs=3, batch_size=4, seed=3, layers=(1, 2))
-
-
-def rows(count: int, seed: int = 0) -> tuple[TrainRow, ...]:
-    texts = prompts(count, lengths=(8, 30), seed=seed)
-    return tuple(TrainRow(tuple(t), tuple(i >= len(t) // 2 for i in range(len(t)))) for t in texts)
 
 
 @pytest.fixture(scope="module", params=few(["llama", "gemma2"]))

@@ -13,7 +13,7 @@ from loramux_server.core.jobs import TrainCommand, TrainEvent, TrainRow, TrainSp
 from loramux_server.engine.transport.protocol import AbortCommand
 from loramux_server.training import job_scheduler, layerwise, micro_batch_size
 from loramux_server.training.schedule import assign_stacks
-from tests.engine import Engine, command, prompts, stack_of, version_of
+from tests.engine import Engine, command, prompts, rows, stack_of, version_of
 from tests.examples import few
 from tests.peft_loop import initial_adapter, peft_losses
 
@@ -24,11 +24,6 @@ NARROW = replace(
 STACKED = replace(
     WIDE, rank=2, alpha=3.0, layers=(0, 2), lr_scheduler="constant", beta2=0.95, weight_decay=0.1, max_grad_norm=0.3
 )
-
-
-def rows(count: int, seed: int = 0) -> tuple[TrainRow, ...]:
-    texts = prompts(count, lengths=(8, 30), seed=seed)
-    return tuple(TrainRow(tuple(t), tuple(i >= len(t) // 2 for i in range(len(t)))) for t in texts)
 
 
 @pytest.fixture(scope="module")

@@ -15,21 +15,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from loramux_server.core.jobs import Stored, TrainCommand, TrainEvent, TrainRow, TrainSpec
+from loramux_server.core.jobs import Stored, TrainCommand, TrainEvent, TrainSpec
 from loramux_server.engine.transport.protocol import AbortCommand
 from loramux_server.host.failpoints import VARIABLE
 from loramux_server.training import checkpoint, job_scheduler, micro_batch_size
 from tests.damage import HARMS, flip_bit
-from tests.engine import DEVICE, Engine, command, prompts
+from tests.engine import DEVICE, Engine, command, prompts, rows
 from tests.examples import few
 
 SPEC = TrainSpec(rank=4, alpha=8, learning_rate=5e-3, epochs=2, batch_size=4, seed=3, layers=(1, 2), dropout=0.1)
 """Six steps over twelve rows."""
-
-
-def rows(count: int = 12, seed: int = 0) -> tuple[TrainRow, ...]:
-    texts = prompts(count, lengths=(8, 30), seed=seed)
-    return tuple(TrainRow(tuple(t), tuple(i >= len(t) // 2 for i in range(len(t)))) for t in texts)
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +38,7 @@ def engine(tiny_base, tmp_path_factory) -> Iterator[Engine]:  # type: ignore[no-
 def whole(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[TrainEvent], Path]:
     """The events and the adapter of the run that nothing interrupts."""
     output = tmp_path_factory.mktemp("whole") / "out"
-    return engine.train(TrainCommand("whole", SPEC, rows(), rows(3, seed=9), output=str(output))), output
+    return engine.train(TrainCommand("whole", SPEC, rows(12), rows(3, seed=9), output=str(output))), output
 
 
 @pytest.fixture
@@ -53,7 +48,7 @@ def job(tmp_path: Path) -> Callable[..., TrainCommand]:
     def make(id: str, **changes: object) -> TrainCommand:
         folder = tmp_path / id
         folder.mkdir(exist_ok=True)
-        made = TrainCommand(id, SPEC, rows(), rows(3, seed=9), output=str(tmp_path / f"{id}-out"))
+        made = TrainCommand(id, SPEC, rows(12), rows(3, seed=9), output=str(tmp_path / f"{id}-out"))
         made = replace(made, checkpoint_dir=str(folder), checkpoint_every=2, checkpoint_seconds=1e9)
         return replace(made, **changes)  # type: ignore[arg-type]
 
