@@ -14,9 +14,9 @@ from prometheus_client.process_collector import ProcessCollector
 
 from ..core.backend import EngineInfo, EngineStats
 from ..core.jobs import JobState, TrainEvent, TrainEventType
+from ..core.observer import RequestFinished, RequestStarted
 from ..core.types import Stack
 from .engine import EngineCollector
-from .events import Finished, Started
 from .labels import BoundedLabels, stack_label
 
 DURATION = (0.05, 0.1, 0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 60.0, 120.0, 240.0, 600.0)
@@ -147,7 +147,7 @@ class Metrics:
 
     # The services' observer.
 
-    def request_started(self, event: Started) -> None:
+    def request_started(self, event: RequestStarted) -> None:
         self.prompt_tokens.labels(*self._who(event.tenant, event.stack)).inc(event.prompt_tokens)
 
     def tokens(self, tenant: str, stack: Stack, count: int, interval: float | None) -> None:
@@ -157,7 +157,7 @@ class Metrics:
             for _ in range(count):
                 self.between_tokens.observe(interval / count)
 
-    def request_finished(self, event: Finished) -> None:
+    def request_finished(self, event: RequestFinished) -> None:
         if event.time_to_first_token is not None:
             self.first_token.observe(event.time_to_first_token)
 

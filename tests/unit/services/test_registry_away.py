@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,23 @@ def away(store: Store) -> Iterator[None]:
 def names(resolver: StackResolver, *asked: str) -> list[str]:
     stack = asyncio.run(resolver.resolve([StackItem(name) for name in asked], "t"))
     return [entry.adapter.ref for entry in stack.entries]
+
+
+async def test_the_loop_goes_on_while_files_are_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with closing(Store.open(tmp_path / "state", blobs_url=f"memory://{tmp_path.name}")) as store:
+        publish(store, "acme", tmp_path)
+        resolver, fetched, go = StackResolver(store), store.blobs.local_path, threading.Event()
+        stack = await resolver.resolve([StackItem("acme")], "t")
+
+        def fetch(digest: str) -> Path:
+            assert go.wait(20), "the event loop waits for the download"
+            return fetched(digest)
+
+        monkeypatch.setattr(store.blobs, "local_path", fetch)
+        asyncio.get_running_loop().call_soon(go.set)
+        async with resolver.held(stack):
+            assert store.blobs.in_use(stack.entries[0].adapter.digest)
+        assert not store.blobs.in_use(stack.entries[0].adapter.digest)
 
 
 def test_field_c_adapters_in_use_go_on_while_the_database_is_away(store: Store, tmp_path: Path) -> None:

@@ -7,9 +7,10 @@ import math
 
 import pytest
 
+from loramux_server.core.errors import Error, FieldViolation
 from loramux_server.core.principal import LOCAL
 from loramux_server.core.types import GenerateRequest, Message, SamplingParams, StackItem
-from loramux_server.services.common.checks import context_violation, generate_violations
+from loramux_server.services.common.checks import check_generation, context_violation
 from loramux_server.services.common.limits import Limits
 
 NAN, INF = math.nan, math.inf
@@ -18,7 +19,15 @@ GOOD = GenerateRequest(prompt="hello", principal=LOCAL)
 
 
 def fields_of(request: GenerateRequest) -> list[str]:
-    return [violation.field for violation in generate_violations(request, Limits(), VOCAB)]
+    return [violation.field for violation in violations_of(request)]
+
+
+def violations_of(request: GenerateRequest) -> tuple[FieldViolation, ...]:
+    try:
+        check_generation(request, Limits(), VOCAB)
+    except Error as error:
+        return error.violations
+    return ()
 
 
 def sampled(**settings: object) -> GenerateRequest:
@@ -175,7 +184,7 @@ def test_every_bad_field_is_named_at_once() -> None:
 
 def test_a_long_name_is_cut_in_the_message() -> None:
     request = dataclasses.replace(GOOD, adapters=(StackItem("x" * 10_000),))
-    violations = generate_violations(request, Limits(), VOCAB)
+    violations = violations_of(request)
     assert len(violations[0].description) < 300
 
 

@@ -14,9 +14,8 @@ from ...host.files import storage_errors, sync_folder, write_durable
 from ...peft.schema import CARD_FILE, AdapterConfig, check_folder
 from ...store.records import AdapterMeta, Composition, VersionRecord
 from ...store.refs import check_new_name
-from ..common.checks import MAX_SEED, MIN_SEED, stack_violations
+from ..common.checks import MAX_SEED, MIN_SEED, metadata_violations, stack_violations
 from ..common.context import Context
-from ..common.metadata import metadata_violations
 from ..common.shielding import temporary_folder
 from ..common.stacks import StackResolver, active, pinned_items
 from .checked_backend import retried, stacked
@@ -49,9 +48,8 @@ class ComposeService:
             raise invalid(violations)
         async with self._turn:
             stack = await self._stacks.resolve(request.adapters, request.principal.tenant)
-            async with temporary_folder(self._store, "compose") as folder:
-                with self._stacks.held(stack):
-                    return await self._publish(request, stack, folder / "adapter")
+            async with temporary_folder(self._store, "compose") as folder, self._stacks.held(stack):
+                return await self._publish(request, stack, folder / "adapter")
 
     async def _publish(self, request: ComposeRequest, stack: Stack, folder: Path) -> VersionRecord:
         command = self._command(request, active(stack), folder)

@@ -21,8 +21,8 @@ from ...store.blobs.blobs import damaged
 from ...store.records import AdapterMeta, VersionRecord, VersionState
 from ...store.refs import LATEST, check_name, check_new_name, parse_ref
 from ...telemetry.logs import get_logger
+from ..common.checks import metadata_violations
 from ..common.context import Context
-from ..common.metadata import metadata_violations
 from ..common.shielding import temporary_folder
 from ..common.types import FileSpec, Page
 from ..common.uploads import receive_adapter

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
-from ...core.errors import Error, FieldViolation
-from ...core.types import MAX_STACK, GenerateRequest, Message, SamplingParams, StackItem
+from ...core.errors import Error, FieldViolation, invalid
+from ...core.types import MAX_STACK, GenerateRequest, Grammar, Message, SamplingParams, StackItem
 from ...store.refs import parse_ref
 from ...text.conversation import read_template_kwargs
 from ...text.response_format import parse_format
@@ -22,10 +22,15 @@ MAX_LOGIT_BIAS = 100.0
 MAX_STOP_TOKENS = 64
 MAX_TOP_K = 2**31 - 1
 MIN_SEED, MAX_SEED = -(2**63), 2**63 - 1
+MAX_METADATA = 64
+MAX_METADATA_BYTES = 4096
 
 
-def generate_violations(request: GenerateRequest, limits: Limits, vocab_size: int) -> list[FieldViolation]:
-    """Everything wrong with a generation request that can be seen without a tokenizer or the registry."""
+def check_generation(request: GenerateRequest, limits: Limits, vocab_size: int) -> Grammar | None:
+    """The grammar of a generation request, if it names one.
+
+    Raises INVALID_ARGUMENT with everything that is wrong and can be seen without a tokenizer or the registry.
+    """
     found = [
         *prompt_violations(request.prompt, request.messages, limits),
         *final_message_violations(request.prompt, request.messages, request.continue_final_message),
@@ -35,12 +40,15 @@ def generate_violations(request: GenerateRequest, limits: Limits, vocab_size: in
     ]
     if not 1 <= request.n <= limits.max_choices:
         found.append(_outside("n", request.n, 1, limits.max_choices))
+    grammar = None
     if request.response_format is not None:
         try:
-            parse_format(request.response_format)
+            grammar = parse_format(request.response_format)
         except Error as error:
             found += error.violations
-    return found
+    if found:
+        raise invalid(found)
+    return grammar
 
 
 def prompt_violations(
@@ -220,6 +228,17 @@ def context_violation(field: str, prompt_tokens: int, max_context: int) -> Field
         f"has {prompt_tokens} tokens; the model's context is {max_context} tokens and the answer needs at least one"
         " of them. Shorten it",
     )
+
+
+def metadata_violations(metadata: Mapping[str, str], field: str = "metadata") -> Iterator[FieldViolation]:
+    """At most 64 entries of valid text, each at most 4096 bytes."""
+    if len(metadata) > MAX_METADATA:
+        yield FieldViolation(field, f"has {len(metadata)} entries, at most {MAX_METADATA} are allowed")
+        return
+    for key, value in metadata.items():
+        size = utf8_size(key + value)
+        if size is None or size > MAX_METADATA_BYTES:
+            yield FieldViolation(f"{field}[{shown(key)}]", f"is not valid text of at most {MAX_METADATA_BYTES} bytes")
 
 
 def utf8_size(text: str) -> int | None:

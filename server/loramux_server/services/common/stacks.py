@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import ExitStack, asynccontextmanager
 from threading import Lock
 from types import MappingProxyType
 
@@ -15,6 +15,7 @@ from ...core.outage import Outage
 from ...core.types import BASE, AdapterVersion, Stack, StackEntry, StackItem
 from ...store.store import Store
 from ...telemetry.logs import get_logger
+from .shielding import to_the_end
 
 log = get_logger(__name__)
 
@@ -61,19 +62,26 @@ class StackResolver:
         flat = iter((await self.resolve(items, tenant, donors)).entries)
         return tuple(Stack(tuple(next(flat) for _ in stack)) for stack in stacks)
 
-    @contextmanager
-    def held(self, stack: Stack) -> Iterator[None]:
+    @asynccontextmanager
+    async def held(self, stack: Stack) -> AsyncGenerator[None]:
         """Around the use of a resolved stack: its files stay, even if its versions are deleted meanwhile.
 
         Raises NOT_FOUND when they were deleted, and their files removed, since it was resolved.
         """
         with ExitStack() as holds:
-            for entry in stack.entries:
-                try:
-                    holds.enter_context(self._store.blobs.holding([entry.adapter.digest]))
-                except Error as gone:
-                    raise adapter_not_found(entry.adapter.ref) from gone
+            # Looking at local files takes less time than a thread would cost; a download blocks.
+            if self._store.blobs.remote and stack:
+                await to_the_end(asyncio.to_thread(self._hold, stack, holds))
+            else:
+                self._hold(stack, holds)
             yield
+
+    def _hold(self, stack: Stack, holds: ExitStack) -> None:
+        for entry in stack.entries:
+            try:
+                holds.enter_context(self._store.blobs.holding([entry.adapter.digest]))
+            except Error as gone:
+                raise adapter_not_found(entry.adapter.ref) from gone
 
     def _resolve(self, items: Sequence[StackItem], tenant: str, donors: Mapping[str, str]) -> Stack:
         names = [item.adapter for item in items]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
-from typing import BinaryIO, TypeVar
+from typing import BinaryIO
 
 from ...core.errors import Code, Error, invalid_field
 from ...host.files import storage_errors
@@ -15,11 +15,8 @@ from ...peft.schema import CARD_FILE, WEIGHTS_FILE
 from .checks import shown
 from .types import FileSpec
 
-P = TypeVar("P")
 ADAPTER_FILES = (CONFIG_FILE, WEIGHTS_FILE, CARD_FILE)
 """The files of an adapter folder; nothing else is taken."""
-IDLE_SECONDS = 60.0
-"""Longest wait for the next piece of an upload."""
 
 
 class _File:
@@ -49,13 +46,13 @@ async def receive_adapter(
     """Write the pieces of an adapter's files into ``folder``.
 
     Raises INVALID_ARGUMENT for a file that no adapter has, pieces out of order, or sizes and hashes that differ from
-    ``files``; RESOURCE_EXHAUSTED beyond ``max_bytes``; DEADLINE_EXCEEDED when nothing comes for a minute.
+    ``files``; RESOURCE_EXHAUSTED beyond ``max_bytes``. The door ends an upload that stalls.
     """
     announced = _announced(files, max_bytes)
     done: set[str] = set()
     name, current, total = "", None, 0
     try:
-        async for piece_name, data in _lively(chunks):
+        async for piece_name, data in chunks:
             if current is None or piece_name != name:
                 if current is not None:
                     _close(current, name, announced)
@@ -89,7 +86,7 @@ async def receive_file(chunks: AsyncIterator[bytes], path: Path, max_bytes: int,
     file = _File(path)
     rows, line_is_blank = 0, True
     try:
-        async for data in _lively(chunks):
+        async for data in chunks:
             if file.size + len(data) > max_bytes:
                 raise _too_large(max_bytes)
             for i, part in enumerate(data.split(b"\n")):
@@ -104,23 +101,6 @@ async def receive_file(chunks: AsyncIterator[bytes], path: Path, max_bytes: int,
     if sha256 and digest != sha256.lower():
         raise invalid_field("header.sha256", f"is {shown(sha256)}, but what came has {digest}; send it again")
     return rows
-
-
-async def _lively(pieces: AsyncIterator[P]) -> AsyncGenerator[P]:
-    """The pieces as they come; DEADLINE_EXCEEDED when the next one takes too long."""
-    while True:
-        try:
-            async with asyncio.timeout(IDLE_SECONDS):
-                piece = await anext(pieces, None)
-        except TimeoutError:
-            raise Error(
-                Code.DEADLINE_EXCEEDED,
-                f"nothing came for {IDLE_SECONDS:g} seconds; send the upload again",
-                reason="UPLOAD_STALLED",
-            ) from None
-        if piece is None:
-            return
-        yield piece
 
 
 def _announced(files: Sequence[FileSpec], max_bytes: int) -> dict[str, FileSpec]:

@@ -49,7 +49,7 @@ class Scorer:
             stack=active(stack),
             tenant=request.principal.tenant,
         )
-        with self._stacks.held(stack):
+        async with self._stacks.held(stack):
             result = await self._run(request.request_id or command.id, command, stack, deadline, started)
         return Score(
             token_ids=command.continuation_ids,

@@ -14,8 +14,7 @@ from ...core.errors import invalid
 from ...core.observer import NullObserver, Observer
 from ...core.types import Chunk, FinishReason, GenerateRequest, Message, SamplingParams, Usage
 from ...text import StopMatcher
-from ...text.response_format import parse_format
-from ..common.checks import final_message_violations, generate_violations, prompt_violations
+from ..common.checks import check_generation, final_message_violations, prompt_violations
 from ..common.context import Context
 from ..common.deadlines import Preparation
 from ..common.stacks import StackResolver, active
@@ -56,10 +55,10 @@ class GenerationService:
         ``max_tokens`` is cut to what the prompt leaves of the model's context.
         """
         prepared = await self._prepare(request)
-        with self._stacks.held(prepared.stack):
-            async with aclosing(Answer(self._backend, prepared, self._observer).chunks()) as chunks:
-                async for chunk in chunks:
-                    yield chunk
+        answer = Answer(self._backend, prepared, self._observer)
+        async with self._stacks.held(prepared.stack), aclosing(answer.chunks()) as chunks:
+            async for chunk in chunks:
+                yield chunk
 
     async def generate_once(self, request: GenerateRequest) -> Completion:
         """The whole answer of ``generate`` at once; the same errors."""
@@ -104,8 +103,7 @@ class GenerationService:
     async def _prepare(self, request: GenerateRequest) -> Prepared:
         """Check everything that can be checked, and pin what the request will use."""
         started = time.monotonic()
-        if violations := generate_violations(request, self._limits, self._info.vocab_size):
-            raise invalid(violations)
+        grammar = check_generation(request, self._limits, self._info.vocab_size)
         async with self._preparation.turn(request.deadline) as deadline:
             ids = await prepare(
                 lambda: encode_prompt(self._text, request.prompt, request.messages, request.continue_final_message)
@@ -113,7 +111,6 @@ class GenerationService:
             check_context(request.prompt, len(ids), self._info.max_context)
             stack = await self._stacks.resolve(request.adapters, request.principal.tenant)
         sampling = self._sampling(request.sampling, room=self._info.max_context - len(ids))
-        grammar = None if request.response_format is None else parse_format(request.response_format)
         run = uuid.uuid4().hex
         ends = sampling.end_ids(self._info.eos_token_ids, grammar is not None)
         # In a shape an answer ends where the shape does: a stop string could only cut it off before.

@@ -14,6 +14,7 @@ from ...core.types import StackItem
 from ...peft.lora_config import ALL_LINEAR, LoraConfig
 from ..common.checks import (
     MAX_SEED,
+    metadata_violations,
     number_violations,
     shown,
     stack_violations,
@@ -21,7 +22,6 @@ from ..common.checks import (
     text_violations,
 )
 from ..common.limits import Limits
-from ..common.metadata import metadata_violations
 from ..evaluation.gate import MIN_ACCURACY
 from .types import CreateJobRequest
 

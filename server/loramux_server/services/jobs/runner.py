@@ -224,7 +224,7 @@ class JobRunner:
         ):
             command, run = await self._prepare(job, folder / "adapter")
             self._runs[job.id] = run
-            with self._stacks.held(_versions(command)):
+            async with self._stacks.held(_versions(command)):
                 await run.train(command)
                 reach("job.trained")
                 await run.question(command)

@@ -201,9 +201,8 @@ class TrainingService:
             notes=how_to_ask(data.train.report, self._text, request.name) + data.notes,
             donors={entry.adapter.ref: entry.adapter.digest for entry in donors.entries},
         )
-        async with nothing_collected(self._store):
-            with self._stacks.held(donors):
-                job = await self._board.create(new)
+        async with nothing_collected(self._store), self._stacks.held(donors):
+            job = await self._board.create(new)
         return await self._info_of(job)
 
     def _check_questions(self, request: CreateJobRequest, gate: Gate, data: JobData, watch: Watch) -> None:

@@ -43,6 +43,9 @@ class BlobStore(ABC):
     may be about to write the row of what another takes for an orphan.
     """
 
+    remote = False
+    """Whether ``local_path`` may have to fetch a blob over a network. Otherwise it looks at a local folder."""
+
     def __init__(self, grace_seconds: float = 0.0) -> None:
         self._grace = grace_seconds
         self._writers = 0

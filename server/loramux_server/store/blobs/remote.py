@@ -51,6 +51,8 @@ class RemoteBlobs(BlobStore):
     What is put is in the cache too: the engine reads it next.
     """
 
+    remote = True
+
     def __init__(
         self,
         fs: Any,
