@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from .errors import Code, Error
-from .types import BASE, AdapterVersion, Stack
+from .types import BASE, AdapterVersion, Stack, StackItem
 
 
 class JobState(StrEnum):
@@ -97,6 +97,67 @@ class TrainSpec:
     """Rows drawn from ``replay``, once a job by its seed."""
     chat_template_kwargs: str = ""
     """Arguments of the chat template for every row that does not say otherwise: a JSON object as text; empty: none."""
+
+
+IMPROVES, MIN_ACCURACY = "improves", "min_accuracy"
+CONTAINED, EXACT = "contained", "exact"
+
+
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """A condition for promoting a version."""
+
+    kind: str = ""
+    """``improves`` or ``min_accuracy``; empty: none. A caller may also ask for ``none``."""
+    min_accuracy: float = 0.0
+    match: str = ""
+    """With ``min_accuracy``: ``contained`` (the default) or ``exact``."""
+
+    def __str__(self) -> str:
+        if self.kind != MIN_ACCURACY:
+            return self.kind
+        exact = f":{EXACT}" if self.match == EXACT else ""
+        return f"{self.kind}:{self.min_accuracy!r}{exact}"
+
+    def __bool__(self) -> bool:
+        return bool(self.kind)
+
+    def settled(self, held_out: bool) -> Gate:
+        """The gate that was asked for; ``improves`` where none was and there are held-out rows to measure."""
+        kind = self.kind or (IMPROVES if held_out else "none")
+        if kind == MIN_ACCURACY:
+            return Gate(kind, self.min_accuracy, self.match or CONTAINED)
+        return Gate() if kind == "none" else Gate(kind)
+
+
+@dataclass(frozen=True, slots=True)
+class JobRequest:
+    """What a job is asked with. The database keeps it as one JSON document: a new field needs a default, no migration.
+
+    A door hands it over unchecked; in a stored one every reference names a version, and nothing is left open.
+    """
+
+    name: str
+    """Name of the adapter; the result becomes its next version."""
+    dataset_id: str
+    tenant: str
+    spec: TrainSpec = field(default_factory=TrainSpec)
+    validation_dataset_id: str = ""
+    on_top_of: tuple[tuple[StackItem, ...], ...] = ()
+    """Frozen stacks underneath, rows taking turns over them; an empty inner tuple is the base."""
+    init_from: str = ""
+    gate: Gate = Gate()
+    compare_prompt: str = ""
+    metadata: dict[str, str] = field(default_factory=dict)
+    idempotency_key: str = ""
+    recipe: str = field(default="", compare=False)
+    """Named settings for what the caller did not give; empty: none."""
+    given: frozenset[str] | None = field(default=None, compare=False)
+    """Names of the settings in ``spec`` that the caller chose; None: all. The others are the server's to choose."""
+
+    def gave(self, setting: str) -> bool:
+        """Whether the caller chose a setting."""
+        return self.given is None or setting in self.given
 
 
 @dataclass(frozen=True, slots=True)

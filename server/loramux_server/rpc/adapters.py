@@ -13,8 +13,9 @@ from loramux.v1 import adapters_pb2_grpc, common_pb2
 from ..core import call as calls
 from ..core.errors import invalid_field
 from ..services.availability import Availability
+from ..services.common.types import FileSpec
 from .convert.adapters import adapter_to_proto, compose_from_proto, version_to_proto
-from .convert.common import file_from_proto, file_to_proto
+from .convert.common import from_proto, to_proto
 
 Context = aio.ServicerContext[Any, Any]
 
@@ -51,7 +52,7 @@ class AdapterServicer(adapters_pb2_grpc.AdapterServiceServicer):
             header.name,
             _pieces(request_iterator),
             calls.principal(),
-            files=tuple(file_from_proto(f) for f in header.files),
+            files=tuple(from_proto(FileSpec, f) for f in header.files),
             set_current=header.set_current if header.HasField("set_current") else True,
             metadata=dict(header.metadata),
         )
@@ -62,11 +63,7 @@ class AdapterServicer(adapters_pb2_grpc.AdapterServiceServicer):
     ) -> AsyncGenerator[pb.DownloadAdapterResponse]:
         download = await self._open().adapters.download(request.adapter, calls.principal())
         yield pb.DownloadAdapterResponse(
-            header=pb.DownloadAdapterHeader(
-                version=version_to_proto(download.version),
-                files=[file_to_proto(f) for f in download.files],
-                lost=download.lost,
-            )
+            header=to_proto(pb.DownloadAdapterHeader(), download, version=version_to_proto(download.version))
         )
         async for name, data in download.chunks:
             yield pb.DownloadAdapterResponse(chunk=common_pb2.FileChunk(name=name, data=data))

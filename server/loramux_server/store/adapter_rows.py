@@ -6,21 +6,13 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
+import msgspec
 import sqlalchemy as sa
 from sqlalchemy import Connection, Row
 
 from .blobs.blobs import Blob
-from .records import (
-    DAMAGED,
-    SHARED,
-    AdapterMeta,
-    VersionRecord,
-    VersionState,
-    composed_from_json,
-    composed_to_json,
-    stacks_from_json,
-    stacks_to_json,
-)
+from .database import read_row
+from .records import DAMAGED, SHARED, AdapterMeta, VersionRecord, VersionState
 from .refs import LATEST
 from .schema import adapter_versions as v
 from .schema import adapters as a
@@ -141,21 +133,8 @@ def insert_version(connection: Connection, adapter: int, blob: Blob, meta: Adapt
             digest=blob.digest,
             state=VersionState.READY.value,
             pinned=False,
-            rank=meta.rank,
-            alpha=meta.alpha,
             size_bytes=blob.size_bytes,
-            base_fingerprint=meta.base_fingerprint,
-            target_modules=list(meta.target_modules),
-            layers=None if meta.layers is None else list(meta.layers),
-            job_id=meta.job_id,
-            dataset_digest=meta.dataset_digest,
-            parent=meta.parent,
-            trained_on=stacks_to_json(meta.trained_on),
-            asked_with=meta.asked_with,
-            without_effect=meta.without_effect,
-            composed=composed_to_json(meta.composed),
-            metrics=meta.metrics,
-            metadata=meta.metadata,
+            meta=msgspec.to_builtins(meta),
             reason="",
             created=now,
         )
@@ -220,33 +199,4 @@ def delete_versions(connection: Connection, adapter: int, numbers: Sequence[int]
 
 def version_record(row: Row[Any]) -> VersionRecord:
     """A row of the queries above as a record."""
-    meta = AdapterMeta(
-        rank=row.rank,
-        alpha=row.alpha,
-        base_fingerprint=row.base_fingerprint,
-        target_modules=tuple(row.target_modules),
-        layers=None if row.layers is None else tuple(row.layers),
-        job_id=row.job_id,
-        dataset_digest=row.dataset_digest,
-        parent=row.parent,
-        trained_on=stacks_from_json(row.trained_on),
-        asked_with=row.asked_with or "",
-        without_effect=bool(row.without_effect),
-        composed=composed_from_json(row.composed),
-        metrics=row.metrics,
-        metadata=row.metadata,
-    )
-    return VersionRecord(
-        name=row.name,
-        owner=row.owner,
-        version=row.version,
-        digest=row.digest,
-        state=VersionState(row.state),
-        size_bytes=row.size_bytes,
-        meta=meta,
-        created=row.created,
-        current=bool(row.current),
-        pinned=row.pinned,
-        last_used=row.last_used,
-        reason=row.reason,
-    )
+    return read_row(row, VersionRecord)

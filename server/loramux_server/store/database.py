@@ -7,10 +7,11 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from threading import Lock
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
+import msgspec
 import sqlalchemy as sa
-from sqlalchemy import Connection, Engine, event
+from sqlalchemy import Connection, Engine, Row, event
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import DBAPIError
 
@@ -19,6 +20,7 @@ from ..host.failpoints import reach
 from .schema import REVISION
 from .schema import identity as store_identity
 
+T = TypeVar("T")
 _TURN = sa.text("SELECT pg_advisory_xact_lock(7236837)")
 """One writer at a time, over all servers of one database, as in SQLite: numbers follow each other without a gap."""
 MIGRATIONS = Path(__file__).parent / "migrations"
@@ -235,6 +237,23 @@ def _database_errors() -> Iterator[None]:
         raise database_error("no connection is free: it answers slowly or not at all") from exc
     except DBAPIError as exc:
         raise database_error(str(exc.orig)) from exc
+
+
+def read_row(row: Row[Any], kind: type[T]) -> T:
+    """A row as a frozen value with fields of the columns' names.
+
+    Columns and keys of documents that ``kind`` does not know are left out; what is NULL or missing takes its default.
+    Raises DATA_LOSS for what no version of this code has written.
+    """
+    return read_values({str(name): value for name, value in row._mapping.items() if value is not None}, kind)
+
+
+def read_values(values: dict[str, Any], kind: type[T]) -> T:
+    """As :func:`read_row`, from values by name."""
+    try:
+        return msgspec.convert(values, kind)
+    except msgspec.ValidationError as exc:
+        raise _damaged(f"a stored {kind.__name__} cannot be read: {exc}") from exc
 
 
 def database_error(text: str) -> Error:

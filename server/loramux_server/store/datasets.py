@@ -13,7 +13,7 @@ from sqlalchemy import Connection, Row
 from ..core.errors import MISSING, Code, Error, is_damage
 from .blobs.blobs import BlobStore
 from .damage import DamageCount, Kind
-from .database import Database
+from .database import Database, read_row
 from .records import DatasetRecord
 from .schema import datasets as d
 
@@ -41,30 +41,19 @@ class DatasetTable:
                 identity = f"ds-{blob.digest[:16]}"
                 found = _row(connection, identity, owner)
                 if found is not None:
-                    return _record(found)
-                record = DatasetRecord(
-                    id=identity,
-                    owner=owner,
-                    digest=blob.digest,
-                    filename=filename[:255],
-                    format=format,
-                    size_bytes=blob.size_bytes,
-                    created=self._now(),
-                    rows=rows,
-                )
-                connection.execute(
-                    d.insert().values(
-                        id=record.id,
-                        owner=owner,
-                        digest=record.digest,
-                        filename=record.filename,
-                        format=format,
-                        size_bytes=record.size_bytes,
-                        created=record.created,
-                        rows=rows,
-                    )
-                )
-        return record
+                    return read_row(found, DatasetRecord)
+                new: dict[str, Any] = {
+                    "id": identity,
+                    "owner": owner,
+                    "digest": blob.digest,
+                    "filename": filename[:255],
+                    "format": format,
+                    "size_bytes": blob.size_bytes,
+                    "created": self._now(),
+                    "rows": rows,
+                }
+                connection.execute(d.insert().values(**new))
+        return DatasetRecord(**new)
 
     def get(self, dataset_id: str, tenant: str) -> DatasetRecord:
         """The record of a dataset."""
@@ -74,7 +63,7 @@ class DatasetTable:
             raise Error(
                 Code.NOT_FOUND, f"dataset {dataset_id[:80]!r} not found; upload it first", reason="DATASET_NOT_FOUND"
             )
-        return _record(found)
+        return read_row(found, DatasetRecord)
 
     def path(self, dataset_id: str, tenant: str) -> Path:
         """Where the file of a dataset is, unchecked."""
@@ -111,16 +100,3 @@ class DatasetTable:
 
 def _row(connection: Connection, dataset_id: str, owner: str) -> Row[Any] | None:
     return connection.execute(sa.select(d).where(d.c.id == dataset_id, d.c.owner == owner)).first()
-
-
-def _record(row: Row[Any]) -> DatasetRecord:
-    return DatasetRecord(
-        id=row.id,
-        owner=row.owner,
-        digest=row.digest,
-        filename=row.filename,
-        format=row.format,
-        size_bytes=row.size_bytes,
-        created=row.created,
-        rows=row.rows,
-    )

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from threading import Lock
 from typing import Any
 
+import msgspec
 import sqlalchemy as sa
 from sqlalchemy import Connection
 
-from ..core.errors import Code, Error
-from ..core.jobs import JobState, JudgedAnswer, JudgedRow, TrainEvent, TrainEventType
-from .database import Database
+from ..core.jobs import TrainEvent, TrainEventType
+from .database import Database, read_values
 from .records import EventRecord
 from .schema import job_events as e
 from .schema import jobs as j
@@ -111,32 +110,8 @@ class EventLog:
 
 
 def _body(event: TrainEvent) -> dict[str, Any]:
-    return {
-        "message": event.message,
-        "state": None if event.state is None else event.state.value,
-        "step": event.step,
-        "total_steps": event.total_steps,
-        "metrics": event.metrics,
-        **({"answers": [asdict(row) for row in event.answers]} if event.answers else {}),
-    }
-
-
-def _judged(row: dict[str, Any]) -> JudgedRow:
-    answers = {side: JudgedAnswer(answer["text"], answer["right"]) for side, answer in row["answers"].items()}
-    return JudgedRow(row["question"], tuple(row["expected"]), answers)
+    return {name: value for name, value in msgspec.to_builtins(event).items() if value and name != "type"}
 
 
 def _event(kind: str, body: dict[str, Any]) -> TrainEvent:
-    state = body["state"]
-    try:
-        return TrainEvent(
-            type=TrainEventType(kind),
-            message=body["message"],
-            state=None if state is None else JobState(state),
-            step=body["step"],
-            total_steps=body["total_steps"],
-            metrics=body["metrics"],
-            answers=tuple(_judged(row) for row in body.get("answers", ())),
-        )
-    except (KeyError, ValueError) as exc:
-        raise Error(Code.DATA_LOSS, f"a stored event cannot be read: {exc}", reason="DATABASE_DAMAGED") from exc
+    return read_values({"type": kind} | body, TrainEvent)

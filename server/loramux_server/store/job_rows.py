@@ -1,40 +1,47 @@
-"""The SQL of the job table, and the way from settings to JSON and back."""
+"""The SQL of the job table, and the way from records to rows and back."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, fields
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import msgspec
 import sqlalchemy as sa
 from sqlalchemy import Connection, Row
 
-from ..core.jobs import JobState, TrainSpec
+from ..core.jobs import JobRequest, JobState
 from ..core.notes import Note
-from .records import JobRecord, NewJob, stacks_from_json, stacks_to_json
+from .database import read_row
+from .records import JobRecord
+from .schema import job_events as e
 from .schema import jobs as j
 
+_LAST = sa.select(sa.func.coalesce(sa.func.max(e.c.sequence), 0)).where(e.c.job_seq == j.c.seq).scalar_subquery()
+JOBS = sa.select(j, _LAST.label("last_sequence"))
+"""Rows that :func:`record` takes."""
 
-def insert(connection: Connection, job_id: str, new: NewJob, state: JobState, now: float) -> int:
+
+def insert(
+    connection: Connection,
+    job_id: str,
+    request: JobRequest,
+    state: JobState,
+    donors: Mapping[str, str],
+    notes: Sequence[Note],
+    now: float,
+) -> int:
     """Add a job and return its row's number."""
     insert_job = (
         j.insert()
         .values(
             id=job_id,
-            owner=new.owner,
-            name=new.name,
+            owner=request.tenant,
+            name=request.name,
             state=state.value,
-            spec=asdict(new.spec),
-            dataset_id=new.dataset_id,
-            validation_dataset_id=new.validation_dataset_id,
-            on_top_of=stacks_to_json(new.on_top_of),
-            init_from=new.init_from,
-            donors=new.donors,
-            gate=new.gate,
-            compare_prompt=new.compare_prompt,
-            metadata=new.metadata,
-            idempotency_key=new.idempotency_key or None,
-            notes=[asdict(note) for note in new.notes],
+            request=msgspec.to_builtins(request),
+            donors=dict(donors),
+            idempotency_key=request.idempotency_key or None,
+            notes=msgspec.to_builtins(notes),
             attempts=0,
             step=0,
             total_steps=0,
@@ -52,18 +59,18 @@ def insert(connection: Connection, job_id: str, new: NewJob, state: JobState, no
 
 def by_id(connection: Connection, job_id: str, *, lock: bool = False) -> Row[Any] | None:
     """The row of a job, by the id that callers know; with ``lock`` nobody else changes it in this transaction."""
-    query = sa.select(j).where(j.c.id == job_id)
+    query = JOBS.where(j.c.id == job_id)
     return connection.execute(query.with_for_update() if lock else query).first()
 
 
 def by_seq(connection: Connection, seq: int) -> Row[Any]:
     """The row of a job that exists."""
-    return connection.execute(sa.select(j).where(j.c.seq == seq)).one()
+    return connection.execute(JOBS.where(j.c.seq == seq)).one()
 
 
 def by_key(connection: Connection, owner: str, key: str) -> Row[Any] | None:
     """The job that an owner made with an idempotency key."""
-    return connection.execute(sa.select(j).where(j.c.owner == owner, j.c.idempotency_key == key)).first()
+    return connection.execute(JOBS.where(j.c.owner == owner, j.c.idempotency_key == key)).first()
 
 
 def unfinished(connection: Connection) -> list[tuple[str, dict[str, str]]]:
@@ -91,44 +98,5 @@ def turns(connection: Connection, at_work: Sequence[JobState]) -> list[int]:
 
 
 def record(row: Row[Any]) -> JobRecord:
-    """A row as a record."""
-    request = NewJob(
-        name=row.name,
-        dataset_id=row.dataset_id,
-        owner=row.owner,
-        spec=spec_from_json(row.spec),
-        validation_dataset_id=row.validation_dataset_id,
-        on_top_of=stacks_from_json(row.on_top_of),
-        init_from=row.init_from,
-        donors=row.donors or {},
-        gate=row.gate,
-        compare_prompt=row.compare_prompt,
-        metadata=row.metadata,
-        idempotency_key=row.idempotency_key or "",
-        notes=tuple(Note(**note) for note in row.notes or ()),
-    )
-    return JobRecord(
-        id=row.id,
-        request=request,
-        state=JobState(row.state),
-        created=row.created,
-        updated=row.updated,
-        started=row.started,
-        finished=row.finished,
-        attempts=row.attempts,
-        step=row.step,
-        total_steps=row.total_steps,
-        metrics=row.metrics,
-        adapter=row.adapter,
-        error_code=row.error_code,
-        error=row.error,
-        gate_result=row.gate_result or "",
-        fence=row.fence,
-    )
-
-
-def spec_from_json(found: dict[str, Any]) -> TrainSpec:
-    """Settings as they were stored. Those that this version does not know are left out; new ones take defaults."""
-    known = {field.name for field in fields(TrainSpec)}
-    values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in found.items() if k in known}
-    return TrainSpec(**values)
+    """A row of :data:`JOBS` as a record."""
+    return read_row(row, JobRecord)

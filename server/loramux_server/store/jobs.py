@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from itertools import zip_longest
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy import Connection, Row
 
 from ..core.errors import Code, Error
-from ..core.jobs import JobState, JudgedRow, Stored, TrainEvent, TrainEventType, check_move
+from ..core.jobs import JobRequest, JobState, JudgedRow, Stored, TrainEvent, TrainEventType, check_move
+from ..core.notes import Note
+from ..core.types import StackItem
 from ..host.failpoints import reach
 from . import job_rows as rows
 from .database import Database
 from .events import EventLog
 from .paging import check_page_size, make_token, read_token
-from .records import EventRecord, JobRecord, NewJob
-from .schema import job_events as e
+from .records import EventRecord, JobRecord
+from .refs import parse_ref
 from .schema import jobs as j
 
 _AT_WORK = (JobState.RUNNING, JobState.EVALUATING, JobState.PUBLISHING)
@@ -45,29 +49,38 @@ class JobTable:
         self._db, self._now = database, now
         self._log = EventLog(database, now)
 
-    def create(self, new: NewJob, state: JobState = JobState.QUEUED) -> JobRecord:
-        """Add a job; durable on return. The owner's same idempotency key gives the job it made before.
+    def create(
+        self,
+        request: JobRequest,
+        state: JobState = JobState.QUEUED,
+        *,
+        donors: Mapping[str, str] | None = None,
+        notes: Sequence[Note] = (),
+    ) -> JobRecord:
+        """Add a job; durable on return. The tenant's same idempotency key gives the job it made before.
 
-        Raises ALREADY_EXISTS when that job was asked for with other settings.
+        ``donors`` (reference -> digest) are the versions whose files stay until the job is final. Raises
+        ALREADY_EXISTS when the key's job was asked for with other settings.
         """
         now = self._now()
         job_id = f"job-{uuid.uuid4().hex[:20]}"
         with self._db.write("job.create") as connection:
-            if new.idempotency_key and (row := rows.by_key(connection, new.owner, new.idempotency_key)) is not None:
-                record = rows.record(row)
-                if record.request != new:
-                    raise Error(
-                        Code.ALREADY_EXISTS,
-                        f"idempotency_key {new.idempotency_key[:80]!r} was used for job {record.id} with other "
-                        "settings; use a new key",
-                        reason="IDEMPOTENCY_KEY_REUSED",
-                    )
-                return record
-            seq = rows.insert(connection, job_id, new, state, now)
+            if (made := _made_with(connection, request)) is not None:
+                return made
+            seq = rows.insert(connection, job_id, request, state, donors or {}, notes, now)
             event = TrainEvent(TrainEventType.STATE, state=state, message=f"job is {state.value}")
             self._log.write(connection, seq, [event])
             row = rows.by_seq(connection, seq)
         return rows.record(row)
+
+    def made_with(self, request: JobRequest) -> JobRecord | None:
+        """The job that the request's idempotency key made, if any; ALREADY_EXISTS as :meth:`create`.
+
+        References may be as the caller wrote them: names move on, versions do not. A gate that was not asked for was
+        decided by the data, which are the same.
+        """
+        with self._db.read() as connection:
+            return _made_with(connection, request)
 
     def get(self, job_id: str, tenant: str | None = None) -> JobRecord:
         """A job as it stands."""
@@ -75,16 +88,27 @@ class JobTable:
             return rows.record(_need(connection, job_id, tenant))
 
     def list(
-        self, tenant: str | None = None, *, state: JobState | None = None, page_size: int = 100, page_token: str = ""
+        self,
+        tenant: str | None = None,
+        *,
+        states: Sequence[JobState] = (),
+        name: str = "",
+        page_size: int = 100,
+        page_token: str = "",
     ) -> tuple[tuple[JobRecord, ...], str]:
-        """A page of jobs, newest first, and the token of the next page (empty: none)."""
+        """A page of jobs, newest first, and the token of the next page (empty: none).
+
+        Only those in one of ``states`` and for adapter ``name``, where these are given.
+        """
         check_page_size(page_size)
         before = read_token(page_token, int)
-        query = sa.select(j).order_by(j.c.seq.desc()).limit(page_size + 1)
+        query = rows.JOBS.order_by(j.c.seq.desc()).limit(page_size + 1)
         if tenant is not None:
             query = query.where(j.c.owner == tenant)
-        if state is not None:
-            query = query.where(j.c.state == state.value)
+        if states:
+            query = query.where(j.c.state.in_([state.value for state in states]))
+        if name:
+            query = query.where(j.c.name == name)
         if before is not None:
             query = query.where(j.c.seq < before)
         with self._db.read() as connection:
@@ -201,14 +225,6 @@ class JobTable:
             evaluation = self._log.latest(connection, row.seq, job_id, TrainEventType.EVALUATION)
         return Stored(step.step if step else 0, evaluation.step if evaluation else 0)
 
-    def last_sequence(self, job_id: str) -> int:
-        """The number of a job's latest event that is written; 0 for a job that is not there."""
-        query = sa.select(sa.func.max(e.c.sequence)).where(
-            e.c.job_seq == sa.select(j.c.seq).where(j.c.id == job_id).scalar_subquery()
-        )
-        with self._db.read() as connection:
-            return connection.scalar(query) or 0
-
     def outcome(self, job_id: str) -> tuple[tuple[JudgedRow, ...], int | None]:
         """Examples of what held-out rows were answered, and the version that the name meant before the job's own."""
         with self._db.read() as connection:
@@ -218,13 +234,6 @@ class JobTable:
         replaced = last.metrics.get(REPLACED) if last is not None else None
         return answered.answers if answered else (), None if replaced is None else int(replaced)
 
-    def next_queued(self) -> JobRecord | None:
-        """The job that has waited longest, if one waits."""
-        query = sa.select(j).where(j.c.state == JobState.QUEUED.value).order_by(j.c.seq).limit(1)
-        with self._db.read() as connection:
-            row = connection.execute(query).first()
-        return None if row is None else rows.record(row)
-
     def claim(self, runner: str, lease_seconds: float) -> JobRecord | None:
         """Take the next job: RUNNING from now on, leased to ``runner`` and with a new fence.
 
@@ -232,7 +241,7 @@ class JobTable:
         """
         self._log.flush()
         with self._db.write("job.claim") as connection:
-            queued = sa.select(j).where(j.c.state == JobState.QUEUED.value).order_by(j.c.seq).limit(1)
+            queued = rows.JOBS.where(j.c.state == JobState.QUEUED.value).order_by(j.c.seq).limit(1)
             # Servers that share a database pass over what another is just taking; SQLite has one writer anyway.
             queued = queued.with_for_update(skip_locked=True)
             wanted = [queued.where(j.c.seq == seq) for seq in rows.turns(connection, _AT_WORK)]
@@ -294,4 +303,41 @@ def _need(connection: Connection, job_id: str, tenant: str | None, *, lock: bool
 
 def _check_fence(row: Row[Any], fence: int | None) -> None:
     if fence is not None and row.fence != fence:
-        raise Error(Code.ABORTED, f"job {row.id} is in other hands by now", reason=LEASE_LOST)
+        raise Error(Code.ABORTED, f"the lease of job {row.id} was lost to another server", reason=LEASE_LOST)
+
+
+def _made_with(connection: Connection, request: JobRequest) -> JobRecord | None:
+    key = request.idempotency_key
+    row = rows.by_key(connection, request.tenant, key) if key else None
+    if row is None:
+        return None
+    made = rows.record(row)
+    if not _same(request, made.request):
+        raise Error(
+            Code.ALREADY_EXISTS,
+            f"idempotency_key {key[:80]!r} was used for job {made.id} with other settings; use a new key",
+            reason="IDEMPOTENCY_KEY_REUSED",
+        )
+    return made
+
+
+def _same(asked: JobRequest, made: JobRequest) -> bool:
+    """Whether ``made`` can be what became of ``asked``."""
+    gate = asked.gate.settled(False) if asked.gate else made.gate
+    pinned = replace(asked, gate=gate, on_top_of=made.on_top_of, init_from=made.init_from)
+    stacks = list(zip_longest((*asked.on_top_of, _one(asked.init_from)), (*made.on_top_of, _one(made.init_from))))
+    return pinned == made and all(
+        theirs is not None and ours is not None and len(theirs) == len(ours) and all(map(_means, theirs, ours))
+        for theirs, ours in stacks
+    )
+
+
+def _one(ref: str) -> tuple[StackItem, ...]:
+    return (StackItem(ref),) if ref else ()
+
+
+def _means(asked: StackItem, made: StackItem) -> bool:
+    """Whether ``made``, which names a version, can be what ``asked`` was resolved to."""
+    ref = parse_ref(asked.adapter)
+    same = asked.adapter == made.adapter if ref.version is not None else ref.name == made.adapter.partition("@")[0]
+    return same and asked.weight == made.weight

@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
 
-from ..core.jobs import JobState, TrainEvent, TrainSpec
+from ..core.jobs import JobRequest, JobState, JudgedRow, TrainEvent
 from ..core.notes import Note
 from ..core.types import AdapterVersion, StackItem
 from .refs import LATEST
@@ -50,7 +49,7 @@ class Composition:
 
 @dataclass(frozen=True, slots=True)
 class AdapterMeta:
-    """What a publisher says about a version: its shape, and where it comes from."""
+    """What a publisher says about a version. It is stored as one JSON document: a new field needs a default."""
 
     rank: int
     alpha: float
@@ -58,6 +57,8 @@ class AdapterMeta:
     target_modules: tuple[str, ...] = ()
     layers: tuple[int, ...] | None = None
     job_id: str = ""
+    gate_result: str = ""
+    """Why the gate of its job did not promote it; empty: it did, or there was none."""
     dataset_digest: str = ""
     parent: str = ""
     """``name@version`` it goes on from, if any."""
@@ -93,6 +94,15 @@ class VersionRecord:
     """Why it is quarantined."""
     replaced: int | None = None
     """In the answer to publishing it: the version that the bare name meant before, if it meant one."""
+    rslora: bool = False
+    """This and what follows is not in the database: services fill it in when they show a version."""
+    base_name: str = ""
+    for_other_base: bool = False
+    """Whether it was made for another base than the server has, and so cannot be used."""
+    warnings: tuple[str, ...] = ()
+    """What does not keep it from being served, but may not be meant."""
+    tier: str = "disk"
+    """Fastest place it is in now: ``device``, ``host`` or ``disk``."""
 
     @property
     def ref(self) -> str:
@@ -146,32 +156,11 @@ class DatasetRecord:
 
 
 @dataclass(frozen=True, slots=True)
-class NewJob:
-    """What a job is created from; everything in it was checked, references are pinned to versions."""
-
-    name: str
-    dataset_id: str
-    owner: str = field(kw_only=True)
-    spec: TrainSpec = field(default_factory=TrainSpec)
-    validation_dataset_id: str = ""
-    on_top_of: tuple[tuple[StackItem, ...], ...] = ()
-    init_from: str = ""
-    donors: dict[str, str] = field(default_factory=dict, compare=False)
-    """Digests of the versions in ``on_top_of`` and ``init_from``, by reference: their files stay until it is final."""
-    gate: str = ""
-    compare_prompt: str = ""
-    metadata: dict[str, str] = field(default_factory=dict)
-    idempotency_key: str = ""
-    notes: tuple[Note, ...] = ()
-    """What may not be meant about its data."""
-
-
-@dataclass(frozen=True, slots=True)
 class JobRecord:
     """A job as it stands. ``request`` never changes; the rest follows the events."""
 
     id: str
-    request: NewJob
+    request: JobRequest
     state: JobState
     created: float
     updated: float
@@ -191,6 +180,18 @@ class JobRecord:
     """Why the version was not promoted; empty: it was, or there is none yet."""
     fence: int = 0
     """Rises whenever the job changes hands; a runner writes only while it is the one that it was given."""
+    donors: dict[str, str] = field(default_factory=dict)
+    """Digests of the versions that it needs, by reference: their files stay until it is final."""
+    notes: tuple[Note, ...] = ()
+    """What may not be meant about its data."""
+    last_sequence: int = 0
+    """Number of its latest event that is written."""
+    published: VersionRecord | None = None
+    """The version ``adapter``, unless deleted. This and what follows is filled in by services that show a job."""
+    answers: tuple[JudgedRow, ...] = ()
+    """Examples of what held-out rows were answered."""
+    replaced: str = ""
+    """``name@version`` that the name meant when the result was published; empty: none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,26 +202,3 @@ class EventRecord:
     sequence: int
     at: float
     event: TrainEvent
-
-
-def stacks_to_json(stacks: tuple[tuple[StackItem, ...], ...]) -> list[list[dict[str, Any]]]:
-    """Stacks as JSON values."""
-    return [[{"adapter": item.adapter, "weight": item.weight} for item in stack] for stack in stacks]
-
-
-def composed_to_json(composed: Composition | None) -> dict[str, Any] | None:
-    """A composition as a JSON value."""
-    if composed is None:
-        return None
-    stack = stacks_to_json((composed.stack,))[0]
-    return {"method": composed.method, "stack": stack, "error": composed.error, **composed.settings}
-
-
-def composed_from_json(found: dict[str, Any] | None) -> Composition | None:
-    """The opposite of :func:`composed_to_json`."""
-    return None if not found else Composition(**{**found, "stack": stacks_from_json([found["stack"]])[0]})
-
-
-def stacks_from_json(found: list[list[dict[str, Any]]]) -> tuple[tuple[StackItem, ...], ...]:
-    """The opposite of :func:`stacks_to_json`."""
-    return tuple(tuple(StackItem(item["adapter"], item["weight"]) for item in stack) for stack in found)

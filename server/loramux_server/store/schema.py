@@ -24,7 +24,7 @@ from sqlalchemy import (
 
 from .portable_json import FiguresJSON
 
-REVISION = "0008"
+REVISION = "0009"
 """The newest migration: what a database must be at for this code."""
 
 metadata = MetaData(
@@ -61,21 +61,8 @@ adapter_versions = Table(
     Column("digest", String(64), nullable=False, index=True),
     Column("state", String(16), nullable=False),
     Column("pinned", Boolean, nullable=False),
-    Column("rank", Integer, nullable=False),
-    Column("alpha", Float, nullable=False),
     Column("size_bytes", BigInteger, nullable=False),
-    Column("base_fingerprint", String(256), nullable=False),
-    Column("target_modules", JSON, nullable=False),
-    Column("layers", JSON, nullable=False),
-    Column("job_id", String(64), nullable=False),
-    Column("dataset_digest", String(64), nullable=False),
-    Column("parent", String(160), nullable=False),
-    Column("trained_on", JSON, nullable=False),
-    Column("asked_with", String(16)),  # messages or prompt, where that is known
-    Column("without_effect", Boolean),  # its delta is zero in every module
-    Column("composed", JSON),  # how it was merged, if it was
-    Column("metrics", FiguresJSON, nullable=False),
-    Column("metadata", JSON, nullable=False),
+    Column("meta", FiguresJSON, nullable=False, server_default="{}"),  # an AdapterMeta
     Column("reason", Text, nullable=False),  # why it is quarantined
     Column("created", Float, nullable=False),
     Column("last_used", Float),
@@ -123,15 +110,8 @@ jobs = Table(
     Column("owner", String(64), nullable=False),
     Column("name", String(64), nullable=False),
     Column("state", String(32), nullable=False, index=True),
-    Column("spec", JSON, nullable=False),
-    Column("dataset_id", String(32), nullable=False),
-    Column("validation_dataset_id", String(32), nullable=False),
-    Column("on_top_of", JSON, nullable=False),
-    Column("init_from", String(160), nullable=False),
+    Column("request", JSON, nullable=False, server_default="{}"),  # a JobRequest
     Column("donors", JSON),  # version -> digest, of those that it trains on top of or starts from
-    Column("gate", Text, nullable=False),
-    Column("compare_prompt", Text, nullable=False),
-    Column("metadata", JSON, nullable=False),
     Column("idempotency_key", String(255)),
     Column("notes", JSON),  # what may not be meant about its data
     Column("attempts", Integer, nullable=False),
@@ -150,6 +130,7 @@ jobs = Table(
     Column("finished", Float),
     Column("updated", Float, nullable=False),
     UniqueConstraint("owner", "idempotency_key", name="uq_jobs_idempotency_key"),
+    Index("ix_jobs_owner", "owner", "name"),
 )
 
 job_events = Table(

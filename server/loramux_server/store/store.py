@@ -92,7 +92,7 @@ class Store:
         done: list[JobRecord] = []
         version = self.adapters.publish(
             job.request.name,
-            job.request.owner,
+            job.request.tenant,
             folder,
             meta,
             promote=not gate_result,

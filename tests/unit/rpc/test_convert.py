@@ -5,12 +5,22 @@ from __future__ import annotations
 from dataclasses import fields, replace
 
 import pytest
+from google.protobuf.message import Message as ProtoMessage
 
 from loramux.v1 import adapters_pb2, common_pb2, inference_pb2, server_pb2, training_pb2
 from loramux_server.core.call import Call
 from loramux_server.core.compose import ComposeMethod
 from loramux_server.core.errors import Error
-from loramux_server.core.jobs import JobState, TrainEvent, TrainEventType, TrainSpec
+from loramux_server.core.jobs import (
+    Gate,
+    JobRequest,
+    JobState,
+    JudgedAnswer,
+    JudgedRow,
+    TrainEvent,
+    TrainEventType,
+    TrainSpec,
+)
 from loramux_server.core.notes import Note
 from loramux_server.core.principal import LOCAL
 from loramux_server.core.types import (
@@ -26,53 +36,108 @@ from loramux_server.core.types import (
     Usage,
 )
 from loramux_server.rpc.convert import adapters, common, inference, server, training
-from loramux_server.services.adapters.types import AdapterInfo, AdapterVersionInfo, ComposeRequest
+from loramux_server.services.adapters.types import AdapterInfo, ComposeRequest
 from loramux_server.services.availability import Readiness
 from loramux_server.services.inference.types import Choice, Completion, Score
-from loramux_server.services.jobs.types import (
-    DatasetInfo,
-    DatasetReport,
-    JobEvent,
-    JobInfo,
-    MarkedRow,
-    MarkedText,
-    RowProblem,
+from loramux_server.services.jobs.types import DatasetReport, MarkedRow, MarkedText, RowProblem
+from loramux_server.store.records import (
+    AdapterMeta,
+    Composition,
+    DatasetRecord,
+    EventRecord,
+    JobRecord,
+    VersionRecord,
+    VersionState,
 )
-from loramux_server.store.records import Composition
 from tests.unit.services.fakes import caller
 
 CALL = Call("Generate", "r1", LOCAL, 12.5)
 STACK = (StackItem("acme", 1.0), StackItem("formal@2", -0.5))
-VERSION = AdapterVersionInfo(
+VERSION = VersionRecord(
     name="acme",
+    owner="default",
     version=3,
     digest="d1",
-    rank=8,
-    alpha=16.0,
-    rslora=True,
-    target_modules=("q_proj", "v_proj"),
+    state=VersionState.QUARANTINED,
     size_bytes=1 << 33,
-    layers=(0, 1),
-    base_name="tiny",
-    base_fingerprint="f00d",
-    created_at=1.5,
-    state="quarantined",
-    state_reason="why",
-    job_id="j",
-    dataset_digest="dd",
-    parent="acme@2",
-    trained_on=(STACK, ()),
-    composed=Composition("dare_ties", STACK, 0.25, density=0.5, seed=7),
-    metrics={"loss": 0.5},
-    metadata={"who": "me"},
-    tier="host",
+    meta=AdapterMeta(
+        rank=8,
+        alpha=16.0,
+        base_fingerprint="f00d",
+        target_modules=("q_proj", "v_proj"),
+        layers=(0, 1),
+        job_id="j",
+        gate_result="too few",
+        dataset_digest="dd",
+        parent="acme@2",
+        asked_with="prompt",
+        trained_on=(STACK, ()),
+        composed=Composition("dare_ties", STACK, 0.25, density=0.5, seed=7),
+        metrics={"loss": 0.5},
+        metadata={"who": "me"},
+    ),
+    created=1.5,
     pinned=True,
-    last_used_at=2.5,
+    last_used=2.5,
+    reason="why",
+    rslora=True,
+    base_name="tiny",
+    for_other_base=True,
+    warnings=("odd",),
+    tier="host",
 )
-DATASET = DatasetInfo("ds-1", "d2", 1 << 32, 7, "acme.jsonl", 3.5)
-EVENT = JobEvent(
-    "j", 4, 9.5, TrainEvent(TrainEventType.STEP, "hi", JobState.RUNNING, 3, 9, {"loss": 1.25, "learning_rate": 2e-4})
+DATASET = DatasetRecord("ds-1", "default", "d2", "acme.jsonl", "jsonl", 1 << 32, 3.5, 7)
+EVENT = EventRecord(
+    "j",
+    4,
+    9.5,
+    TrainEvent(
+        TrainEventType.STATE,
+        "hi",
+        JobState.RUNNING,
+        3,
+        9,
+        {"loss": 1.25, "learning_rate": 2e-4},
+        (JudgedRow("Where?", ("Here.",), {"base": JudgedAnswer("There.", True)}),),
+    ),
 )
+JOB = JobRecord(
+    "j",
+    JobRequest(
+        "style",
+        "ds-1",
+        "default",
+        validation_dataset_id="ds-2",
+        on_top_of=(STACK, ()),
+        init_from="style@1",
+        gate=Gate("min_accuracy", 0.5, "exact"),
+        compare_prompt="Be brief.",
+        metadata={"a": "b"},
+        idempotency_key="k",
+    ),
+    JobState.FAILED,
+    1.0,
+    2.0,
+    started=3.0,
+    finished=4.0,
+    step=5,
+    total_steps=6,
+    metrics={"loss": 0.5},
+    adapter="acme@3",
+    error_code="NAN",
+    error="loss is NaN",
+    gate_result="too few",
+    notes=(Note("FEW_ROWS", "few", 3, 1),),
+    last_sequence=7,
+    published=VERSION,
+    answers=EVENT.event.answers,
+    replaced="acme@2",
+)
+
+
+def unset(message: ProtoMessage) -> set[str]:
+    """Names of the fields of a message that are not set."""
+    return set(message.DESCRIPTOR.fields_by_name) - {field.name for field, _ in message.ListFields()}
 
 
 def token_text(token_id: int) -> str:
@@ -188,20 +253,17 @@ def test_completion_and_score() -> None:
 
 def test_adapter_versions_carry_every_field() -> None:
     message = adapters.version_to_proto(VERSION)
-    for field in fields(AdapterVersionInfo):
-        if field.name not in ("state", "tier", "trained_on", "composed"):
-            value = getattr(message, field.name)
-            expected = getattr(VERSION, field.name)
-            assert (tuple(value) if isinstance(expected, tuple) else value) == expected, field.name
-    assert message.state == adapters_pb2.ADAPTER_STATE_QUARANTINED
-    assert message.tier == adapters_pb2.ADAPTER_TIER_HOST
-    assert common.stacks_from_proto(message.trained_on) == VERSION.trained_on
+    assert unset(message) == set()
+    assert (message.state, message.tier) == (adapters_pb2.ADAPTER_STATE_QUARANTINED, adapters_pb2.ADAPTER_TIER_HOST)
+    assert (message.state_reason, message.created_at, message.last_used_at) == ("why", 1.5, 2.5)
+    assert (message.size_bytes, list(message.layers), dict(message.metrics)) == (1 << 33, [0, 1], {"loss": 0.5})
+    assert tuple(common.stack_from_proto(stack.entries) for stack in message.trained_on) == (STACK, ())
     composed = message.composed
     assert (composed.error, composed.density, composed.seed, composed.HasField("rank")) == (0.25, 0.5, 7, False)
     assert composed.method == adapters_pb2.COMPOSE_METHOD_DARE_TIES
     assert common.stack_from_proto(composed.stack.entries) == STACK
     info = AdapterInfo("acme", "default", None, (VERSION,), {"best": 3}, 1.0, 2.0, 4)
-    assert not adapters.adapter_to_proto(info).HasField("current")
+    assert unset(adapters.adapter_to_proto(info)) == {"current"}
     assert adapters.adapter_to_proto(info).previous_version == 4
     assert adapters.adapter_to_proto(replace(info, current=VERSION)).current == message
 
@@ -251,47 +313,42 @@ def test_specs_round_trip() -> None:
         chat_template_kwargs='{"enable_thinking": false}',
     )
     assert all(getattr(spec, f.name) != getattr(TrainSpec(), f.name) for f in fields(TrainSpec))
-    assert training.spec_from_proto(training.spec_to_proto(spec)) == spec
-    assert training.spec_from_proto(training.spec_to_proto(TrainSpec())) == TrainSpec()
+    message = common.to_proto(training_pb2.TrainSettings(), spec)
+    assert unset(message) == set()
+    assert training.spec_from_proto(message) == spec
+    assert training.spec_from_proto(common.to_proto(training_pb2.TrainSettings(), TrainSpec())) == TrainSpec()
 
 
-def test_jobs() -> None:
-    request = training_pb2.CreateJobRequest(
-        name="style",
-        dataset_id="ds-1",
-        on_top_of=[common.stack_to_proto(STACK), common_pb2.Stack()],
-        gate=training_pb2.Gate(kind=training_pb2.Gate.KIND_IMPROVES),
-        metadata={"a": "b"},
-        idempotency_key="k",
-    )
-    found = training.job_from_proto(request, CALL)
-    assert found.on_top_of == (STACK, ())
-    assert (found.gate, found.metadata, found.idempotency_key, found.validation_dataset_id) == (
-        "improves",
-        {"a": "b"},
-        "k",
-        "",
-    )
-    job = JobInfo(
-        "j", "style", "default", JobState.FAILED, TrainSpec(), "ds-1", error_reason="NAN", error="loss is NaN"
-    )
-    message = training.job_to_proto(job)
+def test_jobs_carry_every_field() -> None:
+    message = training.job_to_proto(JOB)
+    assert unset(message) == set()
     assert (message.state, message.error.reason) == (training_pb2.JOB_STATE_FAILED, "NAN")
-    done = training.job_to_proto(replace(job, error="", error_reason="", adapter=VERSION, on_top_of=(STACK,)))
-    assert not done.HasField("error")
-    assert done.adapter.version == 3
-    request.recipe, request.compare_prompt = "style", "Be brief."
-    request.gate.kind, request.gate.match = training_pb2.Gate.KIND_MIN_ACCURACY, training_pb2.Gate.MATCH_EXACT
-    found = training.job_from_proto(request, CALL)
-    assert (found.recipe, found.compare_prompt, found.gate, found.gate_match) == (
-        *("style", "Be brief.", "min_accuracy", "exact"),
+    assert (message.tenant, message.created_at, message.started_at, message.finished_at) == ("default", 1.0, 3.0, 4.0)
+    assert message.adapter == adapters.version_to_proto(VERSION)
+    assert message.gate == training_pb2.Gate(
+        kind=training_pb2.Gate.KIND_MIN_ACCURACY, min_accuracy=0.5, match=training_pb2.Gate.MATCH_EXACT
     )
-    kept = replace(job, gate="min_accuracy", gate_match="exact", compare_prompt="Be brief.", last_sequence=7)
-    message = training.job_to_proto(replace(kept, adapter=replace(VERSION, gate_result="too few")))
-    assert message.gate == request.gate
-    assert (message.compare_prompt, message.last_sequence) == ("Be brief.", 7)
-    assert message.adapter.gate_result == "too few"
-    assert common.stacks_from_proto(done.on_top_of) == (STACK,)
+    ((side, said),) = [(a.side, a.text) for row in message.answers for a in row.answers]
+    assert (side, said) == ("base", "There.")
+    young = replace(JOB, error="", error_code="", published=None, started=None, request=JobRequest("a", "ds-1", "t"))
+    assert unset(training.job_to_proto(young)) >= {"error", "adapter", "started_at", "gate", "on_top_of"}
+
+
+def test_what_is_asked_for_arrives() -> None:
+    wanted = replace(JOB.request, recipe="style", spec=TrainSpec(rank=4), given=frozenset({"rank"}))
+    request = common.to_proto(training_pb2.CreateJobRequest(), wanted, settings=training_pb2.TrainSettings(rank=4))
+    assert unset(request) == set()
+    found = training.job_from_proto(request, CALL)
+    assert (found, found.recipe, found.given) == (wanted, "style", frozenset({"rank"}))
+    bare = training.job_from_proto(training_pb2.CreateJobRequest(), CALL)
+    assert bare == JobRequest("", "", CALL.principal.tenant)
+    assert bare.given == frozenset()
+    gates = training_pb2.Gate.Kind.items(), training_pb2.Gate.Match.items()
+    for name, number in gates[0]:
+        request.gate.kind = number
+        assert training.job_from_proto(request, CALL).gate.kind == name.removeprefix("KIND_").lower() * bool(number)
+    request.gate.match = training_pb2.Gate.MATCH_UNSPECIFIED
+    assert training.job_from_proto(request, CALL).gate.match == ""
 
 
 def test_unknown_enum_values_are_refused() -> None:
@@ -306,8 +363,10 @@ def test_unknown_enum_values_are_refused() -> None:
 def test_events_and_datasets() -> None:
     message = training.event_to_proto(EVENT)
     assert (message.sequence, message.time, message.step, message.total_steps) == (4, 9.5, 3, 9)
-    assert (message.type, message.state) == (training_pb2.JOB_EVENT_TYPE_STEP, training_pb2.JOB_STATE_RUNNING)
+    assert (message.type, message.state) == (training_pb2.JOB_EVENT_TYPE_STATE, training_pb2.JOB_STATE_RUNNING)
+    assert unset(message) == set()
     assert dict(message.metrics) == EVENT.event.metrics
+    assert unset(training.dataset_to_proto(DATASET)) == set()
     assert training.dataset_to_proto(DATASET).size_bytes == 1 << 32
     report = DatasetReport(5, 100, 50, 30, 1, 12, (RowProblem(3, "bad", "messages[0].role"),), 4)
     answer = training.report_to_proto(report)
@@ -352,13 +411,26 @@ def test_events_and_datasets() -> None:
     ("ours", "table", "theirs"),
     [
         (FinishReason, inference.FINISH_REASONS, inference_pb2.FinishReason),
-        (JobState, training.JOB_STATES, training_pb2.JobState),
-        (TrainEventType, training.EVENT_TYPES, training_pb2.JobEventType),
         (Readiness, server.STATES, server_pb2.ServerState),
-        (ComposeMethod, {o: t for t, o in adapters.METHODS.items()}, adapters_pb2.ComposeMethod),
     ],
 )
 def test_enums_match_one_to_one(ours, table, theirs) -> None:
     assert set(table) == set(ours)
     assert sorted(table.values()) == sorted(v for v in theirs.values() if v != 0)
     assert all(theirs.Name(value).endswith(key.name) for key, value in table.items())
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [
+        (JobState, training_pb2.JobState),
+        (TrainEventType, training_pb2.JobEventType),
+        (ComposeMethod, adapters_pb2.ComposeMethod),
+        (VersionState, adapters_pb2.AdapterState),
+    ],
+)
+def test_words_are_those_of_the_enums(ours, theirs) -> None:
+    numbers = [number for number in theirs.values() if number]
+    assert {common.word(theirs.DESCRIPTOR, number, "field") for number in numbers} == set(ours)
+    assert [common.number_of(theirs.DESCRIPTOR, common.word(theirs.DESCRIPTOR, n, "field")) for n in numbers] == numbers
+    assert (common.word(theirs.DESCRIPTOR, 0, "field"), common.number_of(theirs.DESCRIPTOR, "")) == ("", 0)

@@ -58,9 +58,9 @@ def nothing_left(store: Store) -> bool:
 
 async def test_what_goes_in_comes_out(service: AdapterService, files: Files, info: EngineInfo) -> None:
     version = await service.upload("acme", pieces(files), LOCAL, files=specs(files), metadata={"who": "me"})
-    assert (version.ref, version.rank, version.alpha) == ("acme@1", 2, 4.0)
-    assert version.target_modules == ("q_proj",)
-    assert version.metadata == {"who": "me"}
+    assert (version.ref, version.meta.rank, version.meta.alpha) == ("acme@1", 2, 4.0)
+    assert version.meta.target_modules == ("q_proj",)
+    assert version.meta.metadata == {"who": "me"}
     assert version.base_name == "somewhere/base"
     assert not version.rslora
     download = await service.download("acme", LOCAL)

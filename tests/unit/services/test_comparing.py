@@ -11,7 +11,7 @@ import pytest
 from loramux.comparison import Comparison, Side, read_comparison, without_comparison
 from loramux_server.core.backend import EngineInfo, GenerateCommand
 from loramux_server.core.errors import Code, Error
-from loramux_server.core.jobs import JobState, TrainEventType, TrainSpec
+from loramux_server.core.jobs import Gate, JobState, TrainEventType, TrainSpec
 from loramux_server.core.principal import LOCAL
 from loramux_server.core.types import FinishReason, StackItem
 from loramux_server.data.fields import ChatRow, CompletionRow, TextRow
@@ -67,7 +67,11 @@ async def test_three_sides_on_the_same_rows(
     stacks = ((StackItem("pine", 1.3),), ())
     trained = await server.dataset(TRAINED)  # type: ignore[arg-type]
     job = await server.job(
-        dataset_id=trained, validation_dataset_id=validation, compare_prompt=CONTEXT, on_top_of=stacks, gate="none"
+        dataset_id=trained,
+        validation_dataset_id=validation,
+        compare_prompt=CONTEXT,
+        on_top_of=stacks,
+        gate=Gate("none"),
     )
     async with server.working():
         events = await server.finished(job)
@@ -107,7 +111,7 @@ async def test_three_sides_on_the_same_rows(
     assert event.metrics["eval_accuracy"] == 1.0
 
     shown = await server.service.get_job(job.id, LOCAL)
-    assert shown.compare_prompt == CONTEXT
+    assert shown.request.compare_prompt == CONTEXT
     assert read_comparison(shown.metrics) == found
     version = server.store.adapters.get_version("acme", "default")
     assert read_comparison(version.meta.metrics) == found
@@ -123,8 +127,8 @@ async def test_a_gate_looks_at_the_same_answers(server: Server, text: TextTokeni
     """Nothing is asked twice; held-out rows that were split off are found in their file again."""
     server.backend.script = answering(text, lambda command: not command.stack.entries)
     rows = await server.dataset(MANY)  # type: ignore[arg-type]
-    gate = {"gate": "min_accuracy", "min_accuracy": 0.5}
-    job = await server.job(dataset_id=rows, spec=HELD_OUT, compare_prompt=CONTEXT, idempotency_key="k", **gate)
+    gate = Gate("min_accuracy", 0.5)
+    job = await server.job(dataset_id=rows, spec=HELD_OUT, compare_prompt=CONTEXT, idempotency_key="k", gate=gate)
     async with server.working():
         await server.finished(job)
     assert len(server.backend.commands) == 3 * 5
@@ -134,10 +138,10 @@ async def test_a_gate_looks_at_the_same_answers(server: Server, text: TextTokeni
     assert comparison is not None
     assert (comparison.base.accuracy, comparison.prompt.accuracy, comparison.adapter.accuracy) == (1.0, 1.0, 0.0)
     assert comparison.verdict.startswith("The prompt does better")
-    again = await server.job(dataset_id=rows, spec=HELD_OUT, compare_prompt=CONTEXT, idempotency_key="k", **gate)
+    again = await server.job(dataset_id=rows, spec=HELD_OUT, compare_prompt=CONTEXT, idempotency_key="k", gate=gate)
     assert again.id == job.id
     with pytest.raises(Error) as caught:
-        await server.job(dataset_id=rows, spec=HELD_OUT, compare_prompt="Else.", idempotency_key="k", **gate)
+        await server.job(dataset_id=rows, spec=HELD_OUT, compare_prompt="Else.", idempotency_key="k", gate=gate)
     assert caught.value.code is Code.ALREADY_EXISTS
 
 

@@ -75,14 +75,14 @@ async def test_a_merge_is_published_with_its_lineage(
 ) -> None:
     wanted = request(("acme", 1.0), ("formal@1", 0.5), method=ComposeMethod.SVD, rank=2, metadata={"why": "fun"})
     version = await service.compose(wanted)
-    assert (version.ref, version.rank, version.metadata) == ("mix@1", 2, {"why": "fun"})
+    assert (version.ref, version.meta.rank, version.meta.metadata) == ("mix@1", 2, {"why": "fun"})
     stack = (StackItem("acme@1", 1.0), StackItem("formal@1", 0.5))
-    assert version.composed == Composition("svd", stack, 0.25, rank=2)
-    assert version.base_fingerprint == "f" * 64
+    assert version.meta.composed == Composition("svd", stack, 0.25, rank=2)
+    assert version.meta.base_fingerprint == "f" * 64
     assert [a.digest for a in backend.loaded] == [version.digest]
     again = (await service.get("mix", LOCAL)).current
     assert again is not None
-    assert again.composed == version.composed
+    assert again.meta.composed == version.meta.composed
     (command,) = composer.commands
     assert [(e.adapter.ref, e.weight) for e in command.stack.entries] == [("acme@1", 1.0), ("formal@1", 0.5)]
     card = (store.blobs.local_path(version.digest) / "README.md").read_text()

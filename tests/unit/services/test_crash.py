@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from loramux_server.core.backend import EngineInfo
-from loramux_server.core.jobs import JobState, TrainSpec
+from loramux_server.core.jobs import Gate, JobState, TrainSpec
 from loramux_server.core.principal import LOCAL
 from loramux_server.host.failpoints import VARIABLE
 from loramux_server.store.store import Store
@@ -27,7 +27,7 @@ from .tiny_tokenizer import write_tokenizer
 ROOT = Path(__file__).parents[3]
 JOB: dict[str, Any] = {
     "spec": TrainSpec(validation_split=0.25),
-    "gate": "improves",
+    "gate": Gate("improves"),
     "compare_prompt": "All shops are in the street with their number.",
     "idempotency_key": "once",
 }

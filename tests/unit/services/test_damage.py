@@ -14,7 +14,7 @@ from fsspec.implementations.local import LocalFileSystem
 from loramux_server.core.backend import EngineInfo, GenerateCommand, TokenEvent
 from loramux_server.core.compose import ComposeCommand, ComposeResult
 from loramux_server.core.errors import Code, Error
-from loramux_server.core.jobs import JobState, TrainCommand, TrainEvent, TrainSpec
+from loramux_server.core.jobs import JobRequest, JobState, TrainCommand, TrainEvent, TrainSpec
 from loramux_server.core.principal import LOCAL
 from loramux_server.core.types import AdapterVersion, GenerateRequest, StackItem
 from loramux_server.peft.schema import check_stored
@@ -27,7 +27,6 @@ from loramux_server.services.inference.service import GenerationService
 from loramux_server.services.jobs.board import JobBoard
 from loramux_server.services.jobs.runner import JobRunner
 from loramux_server.services.jobs.service import TrainingService
-from loramux_server.services.jobs.types import CreateJobRequest
 from loramux_server.store.blobs.remote import RemoteBlobs
 from loramux_server.store.records import VersionState
 from loramux_server.store.store import Store
@@ -312,7 +311,7 @@ async def test_field_02_a_damaged_dataset_fails_the_job_and_heals(rig: Rig, text
         assert "upload" in failed.error
         assert "dataset" in rig.found
         with pytest.raises(Error) as caught:
-            await server.service.create_job(CreateJobRequest(name="again", dataset_id=dataset, principal=LOCAL))
+            await server.service.create_job(JobRequest(name="again", dataset_id=dataset, tenant="default"))
         assert caught.value.code is Code.DATA_LOSS
         await server.dataset()  # the same rows
         await server.service.resume_job(job.id, LOCAL)

@@ -13,7 +13,7 @@ from loramux_server.app.app import limits_from
 from loramux_server.config import TrainingSettings, load
 from loramux_server.core.backend import EngineInfo, ScoreCommand, ScoreResult
 from loramux_server.core.errors import Code, Error
-from loramux_server.core.jobs import TrainSpec
+from loramux_server.core.jobs import JobRequest, TrainSpec
 from loramux_server.core.principal import LOCAL
 from loramux_server.data.dataset import DatasetReport
 from loramux_server.data.notes import PlainRows
@@ -23,7 +23,6 @@ from loramux_server.services.jobs.board import JobBoard
 from loramux_server.services.jobs.defaults import automatic_learning_rate
 from loramux_server.services.jobs.estimate import Estimate, Shape, Speed, estimate
 from loramux_server.services.jobs.service import TrainingService
-from loramux_server.services.jobs.types import CreateJobRequest
 from loramux_server.store.store import Store
 from loramux_server.text import TextTokenizer
 
@@ -138,9 +137,9 @@ def test_limits_of_datasets_are_settings() -> None:
 
 async def test_pairs_are_trained_by_dpo(server: Server, info: EngineInfo, text: TextTokenizer) -> None:
     dataset = await upload(server, PAIRS)
-    job = await server.service.create_job(CreateJobRequest("polite", dataset, given=NOTHING_GIVEN, principal=LOCAL))
-    assert (job.spec.method, job.spec.beta) == ("dpo", 0.1)
-    assert job.spec.learning_rate == pytest.approx(automatic_learning_rate(info) / 20, rel=0.05)
+    job = await server.service.create_job(JobRequest("polite", dataset, "default", given=NOTHING_GIVEN))
+    assert (job.request.spec.method, job.request.spec.beta) == ("dpo", 0.1)
+    assert job.request.spec.learning_rate == pytest.approx(automatic_learning_rate(info) / 20, rel=0.05)
     async with server.working():
         await server.finished(job)
     (command,) = server.backend.trained
@@ -148,14 +147,14 @@ async def test_pairs_are_trained_by_dpo(server: Server, info: EngineInfo, text: 
     assert row.rejected is not None
     assert text.decode(row.rejected.input_ids).endswith("No idea.")
     plain = await server.service.create_job(
-        CreateJobRequest("plain", await upload(server, ROWS), given=NOTHING_GIVEN, principal=LOCAL)
+        JobRequest("plain", await upload(server, ROWS), "default", given=NOTHING_GIVEN)
     )
-    assert plain.spec.method == "sft"
+    assert plain.request.spec.method == "sft"
 
 
 async def test_a_method_that_is_not_for_the_data_is_refused(server: Server) -> None:
     pairs, rows = await upload(server, PAIRS), await upload(server, ROWS)
-    asked = CreateJobRequest("acme", rows, given=NOTHING_GIVEN, principal=LOCAL)
+    asked = JobRequest("acme", rows, "default", given=NOTHING_GIVEN)
     method = frozenset({"method"})
     cases = [
         (replace(asked, spec=TrainSpec(method="dpo"), given=method), "method", "are not preference pairs"),
@@ -180,15 +179,15 @@ async def test_a_method_that_is_not_for_the_data_is_refused(server: Server) -> N
 async def test_replay_rows_are_drawn_once_and_run_on_the_bare_base(server: Server, text: TextTokenizer) -> None:
     general = [{"prompt": f"What is {i} and {i}?", "completion": f" {2 * i}."} for i in range(50)]
     replay = await upload(server, general)
-    asked = CreateJobRequest(
+    asked = JobRequest(
         "acme",
         await upload(server, ROWS),
+        "default",
         spec=TrainSpec(replay=replay, validation_split=0.25),
         given=NOTHING_GIVEN,
-        principal=LOCAL,
     )
     job = await server.service.create_job(asked)
-    assert job.spec.replay_rows == 32
+    assert job.request.spec.replay_rows == 32
     other = await server.service.create_job(replace(asked, spec=replace(asked.spec, seed=1, replay_rows=8), given=None))
     async with server.working():
         await server.finished(job)
@@ -208,16 +207,16 @@ async def test_replay_rows_are_drawn_once_and_run_on_the_bare_base(server: Serve
 
 
 async def test_the_default_replay_rows_become_the_tenants_own(server: Server, store: Store) -> None:
-    asked = CreateJobRequest(
+    asked = JobRequest(
         "acme",
         await upload(server, ROWS),
+        "default",
         spec=TrainSpec(replay="default"),
         given=NOTHING_GIVEN,
         idempotency_key="k",
-        principal=LOCAL,
     )
     job = await server.service.create_job(asked)
-    kept = store.datasets.get(job.spec.replay, "default")
+    kept = store.datasets.get(job.request.spec.replay, "default")
     rows = store.blobs.local_path(kept.digest).read_text().splitlines()
     assert len(rows) == 32
     assert all(json.loads(row)["messages"] for row in rows)
@@ -261,7 +260,7 @@ async def test_field_30_how_plain_rows_are_asked(server: Server) -> None:
     assert "loramux generate 'Where is shop 0?' -a NAME (not with -m" in note.text
     assert "--as messages" in note.text
     assert note.text in report.warnings
-    job = await server.service.create_job(CreateJobRequest(name="acme", dataset_id=dataset, principal=LOCAL))
+    job = await server.service.create_job(JobRequest(name="acme", dataset_id=dataset, tenant="default"))
     assert "loramux generate 'Where is shop 0?' -a acme (not with -m" in job.notes[0].text
     assert [n.code for n in job.notes] == ["PLAIN_PROMPTS", "REPEATED_ROWS"]
     assert (await server.service.get_job(job.id, LOCAL)).notes == job.notes  # it is kept with the job
@@ -278,7 +277,7 @@ async def test_field_30_how_plain_rows_are_asked(server: Server) -> None:
 async def test_field_30_how_chats_and_texts_are_asked(server: Server, text: TextTokenizer) -> None:
     chats = await upload(server, [{"messages": [{"role": "user", "content": f"{i}?"}, CHAT[1]]} for i in range(12)])
     assert (await server.service.validate_dataset(chats, LOCAL)).notes == ()
-    job = await server.service.create_job(CreateJobRequest(name="chat", dataset_id=chats, principal=LOCAL))
+    job = await server.service.create_job(JobRequest(name="chat", dataset_id=chats, tenant="default"))
     assert job.notes == ()
     async with server.working():
         await server.finished(job)
@@ -296,16 +295,12 @@ async def test_field_30_how_chats_and_texts_are_asked(server: Server, text: Text
 
 async def test_notes_on_held_out_rows_say_so(server: Server) -> None:
     rows, held_out = await upload(server, ROWS), await upload(server, [{"text": "a"}] * 2)
-    job = await server.service.create_job(
-        CreateJobRequest(name="a", dataset_id=rows, validation_dataset_id=held_out, principal=LOCAL)
-    )
+    job = await server.service.create_job(JobRequest("a", rows, "default", validation_dataset_id=held_out))
     assert [n.text for n in job.notes if n.text.startswith("validation: ")] == [
         "validation: the data has only 2 rows: an adapter rarely learns from fewer than 10",
         "validation: 1 row repeats an earlier one",
     ]
-    same = await server.service.create_job(
-        CreateJobRequest(name="a", dataset_id=rows, validation_dataset_id=rows, principal=LOCAL)
-    )
+    same = await server.service.create_job(JobRequest("a", rows, "default", validation_dataset_id=rows))
     assert [n.code for n in same.notes] == ["PLAIN_PROMPTS", "HELD_OUT_ROWS_TRAINED_ON"]
 
 

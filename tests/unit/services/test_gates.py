@@ -10,10 +10,10 @@ import pytest
 
 from loramux_server.core.backend import EngineInfo, GenerateCommand
 from loramux_server.core.errors import Code, Error
-from loramux_server.core.jobs import JobState, TrainEventType, TrainRow, TrainSpec
+from loramux_server.core.jobs import Gate, JobState, TrainEventType, TrainRow, TrainSpec
 from loramux_server.core.principal import LOCAL
 from loramux_server.core.types import FinishReason, StackItem
-from loramux_server.services.evaluation.gate import Gate, failed_because, make_gate, read_gate
+from loramux_server.services.evaluation.gate import failed_because
 from loramux_server.services.evaluation.questions import MAX_QUESTIONS, questions
 from loramux_server.store.records import AdapterMeta
 from loramux_server.store.store import Store
@@ -55,22 +55,21 @@ def server(store: Store, text: TextTokenizer, info: EngineInfo) -> Server:
 def test_what_passes(gate: Gate, metrics: dict[str, float], reason: str) -> None:
     found = failed_because(gate, metrics)
     assert (reason in found) if reason else found == ""
-    assert read_gate(str(gate)) == gate
 
 
 def test_no_gate_and_none_are_the_same() -> None:
-    assert make_gate("", 0.0) == make_gate("none", 0.5) == Gate()
-    assert make_gate("improves", 0.5, "exact") == Gate("improves")
-    assert make_gate("min_accuracy", 0.5) == make_gate("min_accuracy", 0.5, "contained")
-    assert not make_gate("none", 0.0)
+    assert Gate().settled(False) == Gate("none", 0.5).settled(True) == Gate()
+    assert Gate("improves", 0.5, "exact").settled(False) == Gate("improves") == Gate().settled(True)
+    assert Gate("min_accuracy", 0.5).settled(False) == Gate("min_accuracy", 0.5, "contained")
+    assert not Gate("none").settled(False)
 
 
 async def test_a_version_that_passes_takes_the_name(server: Server) -> None:
-    job = await server.job(spec=HELD_OUT, gate="improves")
+    job = await server.job(spec=HELD_OUT, gate=Gate("improves"))
     async with server.working():
         await server.finished(job)
     info = await server.service.get_job(job.id, LOCAL)
-    assert (info.gate, info.gate_result) == ("improves", "")
+    assert (info.request.gate, info.gate_result) == (Gate("improves"), "")
     assert server.store.adapters.resolve("acme", "default").ref == "acme@1"
 
 
@@ -79,7 +78,7 @@ async def test_a_version_that_fails_is_kept_as_a_candidate(server: Server, info:
     made = write_adapter(tmp_path / "made", info, b=0.1)
     server.store.adapters.publish("acme", "default", made, AdapterMeta(rank=2, alpha=4.0))
     server.training.measured["current_loss"] = 0.2
-    job = await server.job(spec=HELD_OUT, gate="improves")
+    job = await server.job(spec=HELD_OUT, gate=Gate("improves"))
     async with server.working():
         events = await server.finished(job)
     assert states(events)[-1] is JobState.SUCCEEDED
@@ -87,8 +86,8 @@ async def test_a_version_that_fails_is_kept_as_a_candidate(server: Server, info:
     assert command.current is not None
     assert command.current.ref == "acme@1"
     found = await server.service.get_job(job.id, LOCAL)
-    assert found.adapter is not None
-    assert found.adapter.ref == "acme@2"
+    assert found.published is not None
+    assert found.published.ref == "acme@2"
     assert "0.25 is not below 0.2, that of the current version" in found.gate_result
     assert "acme@2 is kept as a candidate" in events[-1].event.message
     assert found.gate_result in events[-1].event.message
@@ -101,7 +100,7 @@ async def test_a_version_that_fails_is_kept_as_a_candidate(server: Server, info:
 
 async def test_a_first_version_that_fails_has_no_promoted_name(server: Server) -> None:
     server.training.measured.update(eval_loss=3.0)
-    job = await server.job(spec=HELD_OUT, gate="improves")
+    job = await server.job(spec=HELD_OUT, gate=Gate("improves"))
     async with server.working():
         await server.finished(job)
     with pytest.raises(Error) as caught:
@@ -136,8 +135,8 @@ async def test_answers_are_asked_of_the_engine(
 
     server.backend.script = answer
     validation = await server.dataset(held_out)  # type: ignore[arg-type]
-    gate = {"gate": "min_accuracy", "min_accuracy": least, "gate_match": match}
-    job = await server.job(validation_dataset_id=validation, **gate)
+    gate = Gate("min_accuracy", least, match)
+    job = await server.job(validation_dataset_id=validation, gate=gate)
     async with server.working():
         events = await server.finished(job)
     assert len(server.backend.commands) == 3
@@ -156,10 +155,9 @@ async def test_answers_are_asked_of_the_engine(
         }
     )
     found = await server.service.get_job(job.id, LOCAL)
-    assert (found.gate, found.min_accuracy, found.gate_result == "") == ("min_accuracy", least, passes)
-    assert found.gate_match == match
-    assert found.adapter is not None
-    assert found.adapter.gate_result == found.gate_result
+    assert (found.request.gate, found.gate_result == "") == (gate.settled(True), passes)
+    assert found.published is not None
+    assert found.published.meta.gate_result == found.gate_result
 
 
 async def test_an_engine_lost_while_it_answers_is_asked_again(server: Server, text: TextTokenizer) -> None:
@@ -172,7 +170,7 @@ async def test_an_engine_lost_while_it_answers_is_asked_again(server: Server, te
         return Script(answers[command.prompt_ids], finish=FinishReason.STOP)
 
     server.backend.script = answer
-    job = await server.job(spec=HELD_OUT, gate="min_accuracy", min_accuracy=1.0)
+    job = await server.job(spec=HELD_OUT, gate=Gate("min_accuracy", 1.0))
     async with server.working():
         events = await server.finished(job)
     assert states(events).count(JobState.RUNNING) == 2
@@ -184,7 +182,7 @@ async def test_a_gate_on_answers_needs_questions(server: Server) -> None:
     rows = [{"text": f"all of this is learned {i}"} for i in range(4)]
     dataset = await server.dataset(rows)  # type: ignore[arg-type]
     with pytest.raises(Error) as caught:
-        await server.job(dataset_id=dataset, spec=HELD_OUT, gate="min_accuracy", min_accuracy=0.5)
+        await server.job(dataset_id=dataset, spec=HELD_OUT, gate=Gate("min_accuracy", 0.5))
     assert [v.field for v in caught.value.violations] == ["gate"]
 
 
@@ -198,11 +196,11 @@ def test_the_last_answer_of_a_conversation_is_asked_for(text: TextTokenizer) -> 
 
 
 async def test_the_key_knows_the_gate(server: Server) -> None:
-    job = await server.job(spec=HELD_OUT, gate="improves", idempotency_key="k")
-    again = await server.job(spec=HELD_OUT, gate="improves", idempotency_key="k")
+    job = await server.job(spec=HELD_OUT, gate=Gate("improves"), idempotency_key="k")
+    again = await server.job(spec=HELD_OUT, gate=Gate("improves"), idempotency_key="k")
     assert again.id == job.id
     with pytest.raises(Error) as caught:
-        await server.job(spec=HELD_OUT, gate="none", idempotency_key="k")
+        await server.job(spec=HELD_OUT, gate=Gate("none"), idempotency_key="k")
     assert caught.value.code is Code.ALREADY_EXISTS
 
 
@@ -228,8 +226,8 @@ async def test_a_job_that_goes_on_from_a_version(server: Server, info: EngineInf
     server.store.adapters.publish("acme", "default", made, AdapterMeta(rank=2, alpha=4.0))
     nothing: frozenset[str] = frozenset()
     job = await server.job(init_from="acme", given=nothing, idempotency_key="k")
-    assert job.init_from == "acme@1"
-    assert (job.spec.rank, job.spec.alpha, job.spec.target_modules) == (2, 4.0, ("q_proj",))
+    assert job.request.init_from == "acme@1"
+    assert (job.request.spec.rank, job.request.spec.alpha, job.request.spec.target_modules) == (2, 4.0, ("q_proj",))
     async with server.working():
         await server.finished(job)
     (command,) = server.backend.trained
@@ -263,8 +261,8 @@ async def test_the_rate_follows_the_size_of_the_base(
     base = replace(info, linear_modules=dict.fromkeys(info.linear_modules, shape))
     other = Server.over(server.store, text, base)
     job = await other.job(given=frozenset({"rank"}))
-    assert job.spec.learning_rate == pytest.approx(rate, rel=0.1)
-    assert (await other.job(given=frozenset({"learning_rate"}))).spec.learning_rate == TrainSpec().learning_rate
+    assert job.request.spec.learning_rate == pytest.approx(rate, rel=0.1)
+    assert (await other.job(given=frozenset({"learning_rate"}))).request.spec.learning_rate == TrainSpec().learning_rate
 
 
 async def test_stacks_underneath_are_under_the_answers_too(
@@ -274,7 +272,7 @@ async def test_stacks_underneath_are_under_the_answers_too(
     server.store.adapters.publish("pine", "default", donor, AdapterMeta(rank=2, alpha=4.0))
     server.backend.script = lambda _: Script(tuple(text.encode("x")), finish=FinishReason.STOP)
     stacks = ((StackItem("pine", 1.3),), ())
-    job = await server.job(spec=HELD_OUT, on_top_of=stacks, gate="min_accuracy", min_accuracy=0.1)
+    job = await server.job(spec=HELD_OUT, on_top_of=stacks, gate=Gate("min_accuracy", 0.1))
     async with server.working():
         await server.finished(job)
     under = [[(e.adapter.name, e.weight) for e in c.stack.entries] for c in server.backend.commands]
@@ -297,9 +295,9 @@ async def test_field_32_a_worse_version_does_not_take_the_name(
     server.store.adapters.publish("acme", "default", made, AdapterMeta(rank=2, alpha=4.0))
     server.training.measured["current_loss"] = 0.2
     validation = await server.dataset(NEW)  # type: ignore[arg-type]
-    job = await server.job(validation_dataset_id=validation, gate=gate, idempotency_key="k")
-    assert job.gate == ("" if promoted else "improves")
-    assert (await server.job(validation_dataset_id=validation, gate=gate, idempotency_key="k")).id == job.id
+    job = await server.job(validation_dataset_id=validation, gate=Gate(gate), idempotency_key="k")
+    assert job.request.gate.kind == ("" if promoted else "improves")
+    assert (await server.job(validation_dataset_id=validation, gate=Gate(gate), idempotency_key="k")).id == job.id
     async with server.working():
         events = await server.finished(job)
     found = await server.service.get_job(job.id, LOCAL)
@@ -311,7 +309,7 @@ async def test_field_32_a_worse_version_does_not_take_the_name(
 
 async def test_without_held_out_rows_there_is_no_gate(server: Server) -> None:
     job = await server.job()
-    assert job.gate == ""
+    assert not job.request.gate
 
 
 async def test_field_31_no_gate_and_no_verdict_by_training_rows(server: Server, text: TextTokenizer) -> None:
@@ -327,9 +325,9 @@ async def test_field_31_no_gate_and_no_verdict_by_training_rows(server: Server, 
     job = await server.job(validation_dataset_id=mixed)
     assert {n.count for n in job.notes if "HELD_OUT" in n.code} == {1, 2}
     same = await server.dataset(ROWS[:3])  # type: ignore[arg-type]
-    by_heart = await server.job(validation_dataset_id=same, gate="improves", compare_prompt="Be brief.")
+    by_heart = await server.job(validation_dataset_id=same, gate=Gate("improves"), compare_prompt="Be brief.")
     quiet = await server.job(validation_dataset_id=same)
-    assert quiet.gate == ""
+    assert not quiet.request.gate
     async with server.working():
         await server.finished(job)
         events = await server.finished(by_heart)
@@ -338,8 +336,8 @@ async def test_field_31_no_gate_and_no_verdict_by_training_rows(server: Server, 
     assert found.gate_result.startswith("no held-out row is left to judge by: 3 of 3 held-out rows are training rows")
     told = [e.event.message for e in events if e.event.type is TrainEventType.EVALUATION][-1]
     assert told.startswith("No verdict, because all held-out rows are training rows")
-    assert found.adapter is not None
-    card = (Path(server.store.adapters.resolve(found.adapter.ref, "default").path) / "README.md").read_text()
+    assert found.published is not None
+    card = (Path(server.store.adapters.resolve(found.published.ref, "default").path) / "README.md").read_text()
     assert "3 of 3 held-out rows are training rows" in card
     assert "worth it" not in card
 
@@ -354,8 +352,8 @@ async def test_field_33_answers_are_judged_by_what_the_rows_expect(server: Serve
 
     server.backend.script = answer
     validation = await server.dataset(rows)  # type: ignore[arg-type]
-    gate = {"gate": "min_accuracy", "min_accuracy": 0.2}
-    job = await server.job(validation_dataset_id=validation, compare_prompt="Be brief.", **gate)
+    gate = Gate("min_accuracy", 0.2)
+    job = await server.job(validation_dataset_id=validation, compare_prompt="Be brief.", gate=gate)
     async with server.working():
         events = await server.finished(job)
     found = await server.service.get_job(job.id, LOCAL)

@@ -8,18 +8,16 @@ import math
 import pytest
 
 from loramux_server.core.errors import Code, Error
-from loramux_server.core.jobs import TrainSpec
-from loramux_server.core.principal import LOCAL
+from loramux_server.core.jobs import JobRequest, TrainSpec
 from loramux_server.core.types import StackItem
 from loramux_server.services.common.limits import Limits
 from loramux_server.services.jobs.checks import job_violations, parse_layers, selected_modules, spec_violations
-from loramux_server.services.jobs.types import CreateJobRequest
 
 from .fakes import engine_info
 
 NAN, INF = math.nan, math.inf
 INFO = engine_info(100)
-GOOD = CreateJobRequest(name="acme", dataset_id="d", principal=LOCAL)
+GOOD = JobRequest(name="acme", dataset_id="d", tenant="default")
 
 
 def fields_of(**settings: object) -> list[str]:

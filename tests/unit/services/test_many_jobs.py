@@ -9,11 +9,11 @@ import pytest
 
 from loramux_server.core.backend import EngineInfo
 from loramux_server.core.errors import Code, Error
-from loramux_server.core.jobs import JobState, TrainCommand, TrainEvent, TrainEventType
+from loramux_server.core.jobs import JobRequest, JobState, TrainCommand, TrainEvent, TrainEventType
 from loramux_server.core.principal import LOCAL
 from loramux_server.services.jobs.lock import Room
 from loramux_server.services.jobs.runner import MAX_ENGINE_LOSSES, JobRunner
-from loramux_server.services.jobs.types import CreateJobRequest, JobInfo
+from loramux_server.store.records import JobRecord
 from loramux_server.store.store import Store
 from loramux_server.text import TextTokenizer
 
@@ -50,7 +50,7 @@ class SlowEngine:
             self.at_work.remove(id)
             self.changed.set()
 
-    async def busy_with(self, *jobs: JobInfo) -> None:
+    async def busy_with(self, *jobs: JobRecord) -> None:
         """Wait until exactly these jobs are at work."""
         await self.until(lambda: set(self.at_work) == {job.id for job in jobs})
 
@@ -60,7 +60,7 @@ class SlowEngine:
                 self.changed.clear()
                 await self.changed.wait()
 
-    def let_go(self, *jobs: JobInfo) -> None:
+    def let_go(self, *jobs: JobRecord) -> None:
         for job in jobs:
             self.doors.setdefault(job.id, asyncio.Event()).set()
 
@@ -73,9 +73,9 @@ def server(store: Store, text: TextTokenizer, info: EngineInfo) -> Server:
     return made
 
 
-async def job(server: Server, name: str, tenant: str = "default") -> JobInfo:
+async def job(server: Server, name: str, tenant: str = "default") -> JobRecord:
     data = await server.service.upload_dataset(in_pieces(jsonl(ROWS)), caller(tenant))  # type: ignore[arg-type]
-    return await server.service.create_job(CreateJobRequest(name=name, dataset_id=data.id, principal=caller(tenant)))
+    return await server.service.create_job(JobRequest(name, data.id, tenant))
 
 
 async def test_as_many_as_may_run_at_a_time(server: Server) -> None:
@@ -89,7 +89,7 @@ async def test_as_many_as_may_run_at_a_time(server: Server) -> None:
         engine.let_go(*jobs, late)
         for one in (*jobs, late):
             assert states(await server.finished(one))[-1] is JobState.SUCCEEDED
-    taken = [(await server.service.get_job(one.id, LOCAL)).started_at for one in (*jobs, late)]
+    taken = [(await server.service.get_job(one.id, LOCAL)).started for one in (*jobs, late)]
     assert taken == sorted(taken)  # in the order of the queue
     # Those that may begin together are then set up side by side, and come to the engine in any order.
     begun = [set(engine.begun[:3]), {engine.begun[3]}, set(engine.begun[4:])]

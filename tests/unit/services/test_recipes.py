@@ -10,11 +10,9 @@ import pytest
 from loramux._wire.requests import layers
 from loramux_server.core.backend import EngineInfo
 from loramux_server.core.errors import Code, Error
-from loramux_server.core.jobs import TrainSpec
-from loramux_server.core.principal import LOCAL
+from loramux_server.core.jobs import JobRequest, TrainSpec
 from loramux_server.core.types import StackItem
 from loramux_server.services.jobs.recipes import with_recipe
-from loramux_server.services.jobs.types import CreateJobRequest
 from loramux_server.store.records import AdapterMeta
 from loramux_server.store.store import Store
 from loramux_server.text import TextTokenizer
@@ -45,7 +43,7 @@ def default_base(info: EngineInfo) -> EngineInfo:
 
 
 def spec_of(recipe: str, info: EngineInfo, given: frozenset[str] = NOTHING, **spec: object) -> TrainSpec:
-    request = CreateJobRequest("acme", "ds", spec=TrainSpec(**spec), recipe=recipe, given=given, principal=LOCAL)  # type: ignore[arg-type]
+    request = JobRequest("acme", "ds", "default", spec=TrainSpec(**spec), recipe=recipe, given=given)  # type: ignore[arg-type]
     return with_recipe(request, info).spec
 
 
@@ -92,7 +90,7 @@ async def test_an_unknown_recipe_tells_the_known_ones(server: Server) -> None:
 
 async def test_the_job_runs_with_the_recipe(server: Server) -> None:
     job = await server.job(recipe="facts", given=NOTHING, idempotency_key="k")
-    assert (job.spec.rank, job.spec.layers, job.spec.replay_rows) == (16, (2, 3), 32)
+    assert (job.request.spec.rank, job.request.spec.layers, job.request.spec.replay_rows) == (16, (2, 3), 32)
     assert (await server.job(recipe="facts", given=NOTHING, idempotency_key="k")).id == job.id
 
 
@@ -103,13 +101,13 @@ async def test_a_style_wants_donors(server: Server, donor: str) -> None:
     assert [v.field for v in caught.value.violations] == ["on_top_of"]
     assert "[[]]" in caught.value.message
     turns = ((StackItem(donor, 1.3),), ())
-    assert (await server.job(recipe="style", given=NOTHING, on_top_of=turns)).spec.rank == 8
-    assert (await server.job(recipe="style", given=NOTHING, on_top_of=((),))).on_top_of == ((),)
+    assert (await server.job(recipe="style", given=NOTHING, on_top_of=turns)).request.spec.rank == 8
+    assert (await server.job(recipe="style", given=NOTHING, on_top_of=((),))).request.on_top_of == ((),)
     rows = [{**row, "on_top_of": {donor: 1.3}} for row in ROWS]
     dataset = await server.dataset(rows)  # type: ignore[arg-type]
-    assert (await server.job(recipe="style", given=NOTHING, dataset_id=dataset)).on_top_of == ()
+    assert (await server.job(recipe="style", given=NOTHING, dataset_id=dataset)).request.on_top_of == ()
 
 
 async def test_a_version_to_start_from_keeps_its_shape(server: Server, donor: str) -> None:
     job = await server.job(recipe="facts", given=NOTHING, init_from=donor)
-    assert (job.spec.rank, job.spec.alpha, job.spec.epochs) == (2, 4.0, 4.0)
+    assert (job.request.spec.rank, job.request.spec.alpha, job.request.spec.epochs) == (2, 4.0, 4.0)

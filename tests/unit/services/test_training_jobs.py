@@ -14,7 +14,7 @@ import pytest
 
 from loramux_server.core.backend import EngineInfo
 from loramux_server.core.errors import Code, Error
-from loramux_server.core.jobs import JobState, TrainCommand, TrainEvent, TrainEventType, TrainSpec
+from loramux_server.core.jobs import Gate, JobRequest, JobState, TrainCommand, TrainEvent, TrainEventType, TrainSpec
 from loramux_server.core.principal import LOCAL
 from loramux_server.core.types import AdapterVersion, StackItem
 from loramux_server.services.common.context import Context
@@ -22,8 +22,7 @@ from loramux_server.services.common.limits import Limits
 from loramux_server.services.jobs.board import JobBoard
 from loramux_server.services.jobs.runner import MAX_ENGINE_LOSSES, JobRunner
 from loramux_server.services.jobs.service import TrainingService
-from loramux_server.services.jobs.types import CreateJobRequest, JobEvent, JobInfo
-from loramux_server.store.records import AdapterMeta
+from loramux_server.store.records import AdapterMeta, EventRecord, JobRecord
 from loramux_server.store.store import Store
 from loramux_server.text import TextTokenizer
 
@@ -81,12 +80,13 @@ class Server:
     async def dataset(self, rows: list[dict[str, object]] = ROWS) -> str:  # type: ignore[assignment]
         return (await self.service.upload_dataset(in_pieces(jsonl(rows)), LOCAL, name="shops.jsonl")).id
 
-    async def job(self, **request: object) -> JobInfo:
+    async def job(self, **request: object) -> JobRecord:
         dataset = await self.dataset()
-        given = {"name": "acme", "dataset_id": dataset, "principal": LOCAL, **request}
-        return await self.service.create_job(CreateJobRequest(**given))  # type: ignore[arg-type]
+        return await self.service.create_job(
+            JobRequest(**{"name": "acme", "dataset_id": dataset, "tenant": "default", **request})
+        )  # type: ignore[arg-type]
 
-    async def finished(self, job: JobInfo) -> list[JobEvent]:
+    async def finished(self, job: JobRecord) -> list[EventRecord]:
         return [event async for event in self.service.watch_job(job.id, LOCAL)]
 
     def published(self) -> list[str]:
@@ -98,7 +98,7 @@ def server(store: Store, text: TextTokenizer, info: EngineInfo) -> Server:
     return Server.over(store, text, info)
 
 
-def states(events: list[JobEvent]) -> list[JobState]:
+def states(events: list[EventRecord]) -> list[JobState]:
     return [event.event.state for event in events if event.event.state is not None]
 
 
@@ -116,12 +116,12 @@ async def test_a_job_from_upload_to_publishing(server: Server, info: EngineInfo)
     losses = [e.event.metrics["loss"] for e in events if e.event.type is TrainEventType.STEP]
     assert losses == [1.0, 0.5, pytest.approx(1 / 3)]
     job = await server.service.get_job(job.id, LOCAL)
-    assert job.adapter is not None
-    assert job.adapter.ref == "acme@1"
+    assert job.published is not None
+    assert job.published.ref == job.adapter == "acme@1"
     assert (job.step, job.total_steps) == (3, 3)
     assert job.metrics["eval_loss"] == 0.25
-    assert job.started_at
-    assert job.finished_at
+    assert job.started
+    assert job.finished
     meta = server.store.adapters.get_version("acme", "default").meta
     assert meta.job_id == job.id
     assert meta.dataset_digest == hashlib.sha256(jsonl(ROWS)).hexdigest()  # type: ignore[arg-type]
@@ -187,12 +187,12 @@ async def test_jobs_run_in_order_one_at_a_time(server: Server) -> None:
     assert [c.job_id for c in server.backend.trained] == [job.id for job in jobs]
     assert sorted(server.published()) == ["first@1", "second@1", "third@1"]
     listed = await server.service.list_jobs(LOCAL)
-    assert [job.name for job in listed.items] == ["third", "second", "first"]
-    assert [j.name for j in (await server.service.list_jobs(LOCAL, name="second")).items] == ["second"]
+    assert [job.request.name for job in listed.items] == ["third", "second", "first"]
+    assert [j.request.name for j in (await server.service.list_jobs(LOCAL, name="second")).items] == ["second"]
     assert (await server.service.list_jobs(LOCAL, states=(JobState.QUEUED, JobState.FAILED))).items == ()
     page = await server.service.list_jobs(LOCAL, page_size=2, states=(JobState.SUCCEEDED, JobState.FAILED))
     rest = await server.service.list_jobs(LOCAL, page_size=2, page_token=page.next_page_token)
-    assert [job.name for job in page.items + rest.items] == ["third", "second", "first"]
+    assert [job.request.name for job in page.items + rest.items] == ["third", "second", "first"]
 
 
 @pytest.mark.parametrize(
@@ -219,7 +219,7 @@ async def test_a_failed_job_publishes_nothing(
         assert states(events)[-1] is JobState.FAILED
         job = await server.service.get_job(job.id, LOCAL)
         assert words in job.error
-        assert job.error_reason == reason
+        assert job.error_code == reason
         assert "/path" not in job.error
         assert server.published() == []
         assert server.backend.loaded == []
@@ -257,7 +257,7 @@ async def test_a_job_that_always_loses_the_engine_fails(server: Server) -> None:
     assert states(events)[-1] is JobState.FAILED
     assert server.training.runs == MAX_ENGINE_LOSSES
     found = await server.service.get_job(job.id, LOCAL)
-    assert found.error_reason == "ENGINE_LOST"
+    assert found.error_code == "ENGINE_LOST"
     assert f"died {MAX_ENGINE_LOSSES} times" in found.error
 
 
@@ -357,7 +357,7 @@ async def test_a_full_disk_while_publishing_fails_the_job(server: Server, monkey
     job = await server.job()
     async with server.working():
         assert states(await server.finished(job))[-2:] == [JobState.PUBLISHING, JobState.FAILED]
-        assert (await server.service.get_job(job.id, LOCAL)).error_reason == "STORAGE_FULL"
+        assert (await server.service.get_job(job.id, LOCAL)).error_code == "STORAGE_FULL"
         assert server.published() == []
         assert not any(server.store.state.tmp.iterdir())
         monkeypatch.setattr(server.store.blobs, "put_folder", put)
@@ -389,11 +389,11 @@ async def test_a_failed_job_can_be_resumed(server: Server) -> None:
         failed = await server.finished(job)
         assert states(failed)[-1] is JobState.FAILED
         found = await server.service.get_job(job.id, LOCAL)
-        assert (found.error_reason, found.last_sequence) == ("STORAGE_FULL", failed[-1].sequence)
+        assert (found.error_code, found.last_sequence) == ("STORAGE_FULL", failed[-1].sequence)
         checkpoint = server.store.state.jobs / job.id / "step-00000001"
         checkpoint.mkdir()
         again = [await server.service.resume_job(job.id, LOCAL) for _ in range(2)]
-        assert all(not info.state.final and info.error == info.error_reason == "" for info in again)
+        assert all(not info.state.final and info.error == info.error_code == "" for info in again)
         events = await server.finished(job)
     assert states(events) == [*states(failed), *SUCCESS]
     assert events[: len(failed)] == failed
@@ -410,7 +410,7 @@ async def test_watching_again_goes_on_after_the_last_event_seen(server: Server) 
     job = await server.job()
     async with server.working():
         await server.training.waiting.wait()
-        seen: list[JobEvent] = []
+        seen: list[EventRecord] = []
         async with aclosing(server.service.watch_job(job.id, LOCAL)) as events:
             async for event in events:
                 seen.append(event)
@@ -425,7 +425,7 @@ async def test_watching_again_goes_on_after_the_last_event_seen(server: Server) 
     assert await _collect(server, job, 10**6) == []
 
 
-async def _collect(server: Server, job: JobInfo, after: int) -> list[JobEvent]:
+async def _collect(server: Server, job: JobRecord, after: int) -> list[EventRecord]:
     return [event async for event in server.service.watch_job(job.id, LOCAL, after_sequence=after)]
 
 
@@ -439,13 +439,13 @@ async def test_another_tenants_job_reads_as_absent(server: Server) -> None:
         await anext(server.service.watch_job(job.id, caller("other")))
     assert caught.value.code is Code.NOT_FOUND
     with pytest.raises(Error) as caught:
-        await server.service.create_job(CreateJobRequest("acme", job.dataset_id, principal=caller("other")))
+        await server.service.create_job(JobRequest("acme", job.request.dataset_id, tenant="other"))
     assert caught.value.code is Code.NOT_FOUND
 
 
 async def test_bad_jobs_make_no_row(server: Server) -> None:
     dataset = await server.dataset()
-    good = CreateJobRequest("acme", dataset, principal=LOCAL)
+    good = JobRequest("acme", dataset, "default")
     broken = await server.service.upload_dataset(
         in_pieces(b'{"prompt": "a", "completion": "b"}\n{\n\n[]\n{"x": 1}\n'), LOCAL
     )
@@ -456,7 +456,7 @@ async def test_bad_jobs_make_no_row(server: Server) -> None:
         (replace(good, validation_dataset_id=broken.id), [f"validation[line {i}]" for i in (2, 4, 5)]),
         (replace(good, spec=TrainSpec(max_length=4)), [f"data[line {i}]" for i in range(1, 13)]),
         (replace(good, idempotency_key="x" * 300), ["idempotency_key"]),
-        (replace(good, gate="improves"), ["gate"]),
+        (replace(good, gate=Gate("improves")), ["gate"]),
         (replace(good, compare_prompt="Be brief."), ["compare_prompt"]),
         (replace(good, compare_prompt=" \n", spec=TrainSpec(validation_split=0.5)), ["compare_prompt"]),
         (replace(good, compare_prompt="word " * 300, spec=TrainSpec(validation_split=0.5)), ["compare_prompt"]),
@@ -468,7 +468,7 @@ async def test_bad_jobs_make_no_row(server: Server) -> None:
         (replace(good, spec=TrainSpec(validation_split=0.1), validation_dataset_id=dataset), ["validation_split"]),
         (replace(good, spec=TrainSpec(validation_split=0.99)), ["validation_split"]),
         (
-            replace(good, spec=TrainSpec(validation_split=0.1), gate="min_accuracy", min_accuracy=1.5),
+            replace(good, spec=TrainSpec(validation_split=0.1), gate=Gate("min_accuracy", 1.5)),
             ["gate.min_accuracy"],
         ),
     ]
@@ -490,14 +490,14 @@ async def test_the_same_key_gives_the_same_job(server: Server, info: EngineInfo,
         server.store.adapters.publish("pine", "default", folder, AdapterMeta(rank=2, alpha=4.0))
 
     donor(0.1)
-    request = CreateJobRequest(
-        "acme", await server.dataset(), on_top_of=((StackItem("pine", 1.3),), ()), idempotency_key="k", principal=LOCAL
+    request = JobRequest(
+        "acme", await server.dataset(), "default", on_top_of=((StackItem("pine", 1.3),), ()), idempotency_key="k"
     )
     jobs = await asyncio.gather(*(server.service.create_job(request) for _ in range(3)))
     donor(0.2)  # the name moves on; the call that is sent again means the job that it made
     jobs.append(await server.service.create_job(request))
     assert len({job.id for job in jobs}) == 1
-    assert jobs[-1].on_top_of == ((StackItem("pine@1", 1.3),), ())
+    assert jobs[-1].request.on_top_of == ((StackItem("pine@1", 1.3),), ())
     for other in (replace(request, name="b"), replace(request, on_top_of=((StackItem("pine", 1.0),), ()))):
         with pytest.raises(Error) as caught:
             await server.service.create_job(other)
@@ -531,19 +531,19 @@ async def test_rows_name_adapters_that_exist(server: Server) -> None:
     rows = [{**row, "on_top_of": ["nobody"]} for row in ROWS]
     dataset = await server.dataset(rows)  # type: ignore[arg-type]
     with pytest.raises(Error) as caught:
-        await server.service.create_job(CreateJobRequest("acme", dataset, principal=LOCAL))
+        await server.service.create_job(JobRequest("acme", dataset, "default"))
     assert caught.value.code is Code.NOT_FOUND
     rows = [{**row, "on_top_of": {"../x": 1, "far": 1e9}} for row in ROWS[:1]]
     dataset = await server.dataset(rows)  # type: ignore[arg-type]
     with pytest.raises(Error) as caught:
-        await server.service.create_job(CreateJobRequest("acme", dataset, principal=LOCAL))
+        await server.service.create_job(JobRequest("acme", dataset, "default"))
     assert [v.field for v in caught.value.violations] == ["data[line 1]"] * 2
     assert "on_top_of[0].adapter: " in caught.value.violations[0].description
 
 
 async def test_dataset_reports(server: Server) -> None:
     dataset = await server.service.upload_dataset(in_pieces(jsonl(ROWS + ROWS[:1])), LOCAL, name="x.jsonl")  # type: ignore[arg-type]
-    assert (dataset.rows, dataset.name, dataset.size_bytes) == (13, "x.jsonl", len(jsonl(ROWS + ROWS[:1])))  # type: ignore[arg-type]
+    assert (dataset.rows, dataset.filename, dataset.size_bytes) == (13, "x.jsonl", len(jsonl(ROWS + ROWS[:1])))  # type: ignore[arg-type]
     report = await server.service.validate_dataset(dataset.id, LOCAL, spec=TrainSpec(epochs=2, batch_size=4))
     assert report.ok
     assert (report.rows, report.duplicates, report.estimated_steps) == (13, 1, 8)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from loramux_server.core.jobs import JobState
+from loramux_server.core.jobs import JobRequest, JobState
 from loramux_server.host.failpoints import VARIABLE
 from loramux_server.store.maintenance.backup import backup, restore
-from loramux_server.store.records import AdapterMeta, NewJob
+from loramux_server.store.records import AdapterMeta
 from loramux_server.store.store import Store
 
 
@@ -38,9 +38,8 @@ def act(store: Store, source: Path, action: str) -> str:
     if action == "backup":
         return str(backup(store.state.path, source.parent / "backup").created)
     if action == "create":
-        return store.jobs.create(NewJob(name="acme", dataset_id="ds-1", owner="t", idempotency_key="k")).id
-    job = store.jobs.next_queued()
-    assert job is not None
+        return store.jobs.create(JobRequest(name="acme", dataset_id="ds-1", tenant="t", idempotency_key="k")).id
+    (job,) = store.jobs.list(states=[JobState.QUEUED])[0]
     for state in (JobState.RUNNING, JobState.EVALUATING, JobState.PUBLISHING):
         store.jobs.move(job.id, state)
     return store.publish_job_result(job.id, source, AdapterMeta(4, 8.0))[0].ref

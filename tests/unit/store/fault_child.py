@@ -10,10 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from loramux_server.core.errors import Code, Error
-from loramux_server.core.jobs import JobState
+from loramux_server.core.jobs import JobRequest, JobState
 from loramux_server.store.maintenance.backup import backup, restore, verify
 from loramux_server.store.maintenance.doctor import examine
-from loramux_server.store.records import AdapterMeta, NewJob
+from loramux_server.store.records import AdapterMeta
 from loramux_server.store.store import Store
 
 FAULTS = ctypes.CDLL(None)
@@ -133,7 +133,7 @@ def prepare(template: Path) -> None:
         (source / "adapter_model.safetensors").write_text(content)
         store.adapters.publish("old", "t", source, META)
     dataset = store.datasets.put(source / "adapter_model.safetensors", "t")
-    job = store.jobs.create(NewJob(name="job", dataset_id=dataset.id, owner="t"))
+    job = store.jobs.create(JobRequest(name="job", dataset_id=dataset.id, tenant="t"))
     for state in (JobState.RUNNING, JobState.EVALUATING, JobState.PUBLISHING):
         store.jobs.move(job.id, state)
     store.close()

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from loramux_server.core.errors import Code, Error
-from loramux_server.core.jobs import JobState
+from loramux_server.core.jobs import JobRequest, JobState
 from loramux_server.store.maintenance.backup import backup, restore
 from loramux_server.store.maintenance.doctor import examine
-from loramux_server.store.records import AdapterMeta, NewJob
+from loramux_server.store.records import AdapterMeta
 from loramux_server.store.store import Store
 from tests.examples import examples
 
@@ -123,7 +123,7 @@ class Registry(RuleBasedStateMachine):
         if content is not None:
             ref = f"{name}@{number}"
             donors = {ref: self.store.adapters.resolve(ref, tenant).digest}
-            job = self.store.jobs.create(NewJob(name="z", dataset_id="d", owner=tenant, init_from=ref, donors=donors))
+            job = self.store.jobs.create(JobRequest("z", "d", tenant, init_from=ref), donors=donors)
             self.jobs[job.id] = (tenant, ref, content)
 
     @precondition(lambda self: self.jobs)
@@ -198,9 +198,9 @@ class Registry(RuleBasedStateMachine):
     @invariant()
     def jobs_find_their_donors(self) -> None:
         for id, (tenant, ref, content) in self.jobs.items():
-            request = self.store.jobs.get(id).request
-            path = Path(self.store.adapters.resolve(request.init_from, tenant, request.donors).path)
-            assert request.init_from == ref
+            job = self.store.jobs.get(id)
+            path = Path(self.store.adapters.resolve(job.request.init_from, tenant, job.donors).path)
+            assert job.request.init_from == ref
             assert (path / "file").read_text() == content
 
     @invariant()

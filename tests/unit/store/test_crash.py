@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from loramux_server.core.errors import Error
-from loramux_server.core.jobs import JobState
+from loramux_server.core.jobs import JobRequest, JobState
 from loramux_server.host.failpoints import VARIABLE, FailpointError, reach
 from loramux_server.store.maintenance.backup import backup, restore, verify
 from loramux_server.store.maintenance.doctor import examine
-from loramux_server.store.records import AdapterMeta, NewJob
+from loramux_server.store.records import AdapterMeta
 from loramux_server.store.store import Store
 from tests.unit.store import crash_child
 
@@ -30,7 +30,7 @@ def state(tmp_path: Path, folder: Make) -> Path:
     store = Store.open(tmp_path / "state")
     for content in ("one", "two"):
         store.adapters.publish("old", "t", folder(content), AdapterMeta(1, 1.0))
-    store.jobs.create(NewJob(name="acme", dataset_id="ds-1", owner="t"))
+    store.jobs.create(JobRequest(name="acme", dataset_id="ds-1", tenant="t"))
     store.close()
     return tmp_path / "state"
 
@@ -184,7 +184,7 @@ def test_create_job(state: Path, tmp_path: Path, failpoint: str, jobs: int) -> N
     store = Store.open(state)
     sound(store)
     assert len(store.jobs.list("t")[0]) == jobs
-    new = NewJob(name="acme", dataset_id="ds-1", owner="t", idempotency_key="k")
+    new = JobRequest(name="acme", dataset_id="ds-1", tenant="t", idempotency_key="k")
     assert store.jobs.create(new).id == store.jobs.create(new).id
     assert len(store.jobs.list("t")[0]) == 2  # not lost, not doubled
     store.close()

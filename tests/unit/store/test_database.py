@@ -7,14 +7,21 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
+from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 
 from loramux_server.core.errors import Code, Error
+from loramux_server.core.jobs import Gate, JobRequest, TrainSpec
+from loramux_server.core.notes import Note
+from loramux_server.core.types import StackItem
+from loramux_server.store import adapter_rows
 from loramux_server.store import database as database_module
 from loramux_server.store.database import MIGRATIONS, Database, sqlite_url
+from loramux_server.store.jobs import JobTable
+from loramux_server.store.records import AdapterMeta, Composition
 from loramux_server.store.schema import REVISION, adapters, aliases, jobs, metadata
 from loramux_server.store.store import Store
 
@@ -39,6 +46,80 @@ def test_the_newest_migration_is_the_revision_of_the_code() -> None:
     config = Config()
     config.set_main_option("script_location", str(MIGRATIONS))
     assert ScriptDirectory.from_config(config).get_current_head() == REVISION
+
+
+def test_what_an_older_version_stored_is_read(tmp_path: Path) -> None:
+    """The columns of jobs and versions that became documents, with every kind of value in them."""
+    database = Database.open(sqlite_url(tmp_path / "db"))
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS))
+    with database.write() as connection:
+        for table in metadata.tables.values():
+            connection.exec_driver_sql(f"DROP TABLE IF EXISTS {table.name}")
+        connection.exec_driver_sql("DROP TABLE alembic_version")
+        config.attributes["connection"] = connection
+        command.upgrade(config, "0008")
+        connection.exec_driver_sql(
+            "INSERT INTO jobs (seq, id, owner, name, state, spec, dataset_id, validation_dataset_id, on_top_of,"
+            " init_from, donors, gate, compare_prompt, metadata, idempotency_key, notes, attempts, fence, step,"
+            " total_steps, metrics, adapter, error_code, error, gate_result, created, updated) VALUES"
+            """ (1, 'job-1', 't', 'acme', 'succeeded', '{"rank": 4, "layers": [1, 2], "gone": 1}', 'ds-1', 'ds-2',"""
+            """ '[[{"adapter": "pine@1", "weight": 1.3}], []]', 'acme@1', '{"acme@1": "d"}',"""
+            """ 'min_accuracy:0.9:exact',"""
+            """ 'Be brief.', '{"a": "b"}', 'k', '[{"code": "C", "text": "t", "count": 1, "line": 2}]', 1, 2, 3, 4,"""
+            """ '{"loss": {"__float__": "nan"}}', 'acme@2', '', '', 'too few', 1.0, 2.0)"""
+        )
+        connection.exec_driver_sql("INSERT INTO adapters (id, owner, name, created) VALUES (7, 't', 'acme', 1.0)")
+        connection.exec_driver_sql(
+            "INSERT INTO adapter_versions (id, adapter_id, version, digest, state, pinned, rank, alpha, size_bytes,"
+            " base_fingerprint, target_modules, layers, job_id, dataset_digest, parent, trained_on, asked_with,"
+            " without_effect, composed, metrics, metadata, reason, created) VALUES"
+            """ (1, 7, 1, 'd', 'ready', 0, 8, 16.0, 9, '', '["q_proj"]', 'null', '', '', '', '[]', NULL, NULL,"""
+            """ '{"method": "svd", "stack": [{"adapter": "b@1", "weight": 2.0}], "error": 0.5, "rank": 2}', '{}',"""
+            """ '{}', '', 1.0), (2, 7, 2, 'e', 'ready', 0, 4, 8.0, 9, 'f', '["q_proj"]', '[1]', 'job-1', 'dd',"""
+            """ 'acme@1', '[[{"adapter": "pine@1", "weight": 1.3}]]', 'prompt', 1, NULL,"""
+            """ '{"loss": {"__float__": "nan"}}', '{"a": "b"}', '', 1.0)"""
+        )
+        command.upgrade(config, REVISION)
+        assert compare_metadata(MigrationContext.configure(connection), metadata) == []
+    found = JobTable(database).get("job-1", "t")
+    assert found.request == JobRequest(
+        "acme",
+        "ds-1",
+        "t",
+        spec=TrainSpec(rank=4, layers=(1, 2)),
+        validation_dataset_id="ds-2",
+        on_top_of=((StackItem("pine@1", 1.3),), ()),
+        init_from="acme@1",
+        gate=Gate("min_accuracy", 0.9, "exact"),
+        compare_prompt="Be brief.",
+        metadata={"a": "b"},
+        idempotency_key="k",
+    )
+    assert (found.donors, found.notes, found.fence) == ({"acme@1": "d"}, (Note("C", "t", 1, 2),), 2)
+    with database.read() as connection:
+        one, two = (adapter_rows.version_record(row) for row in adapter_rows.versions(connection, [7])[7])
+    assert one.meta == AdapterMeta(
+        8, 16.0, target_modules=("q_proj",), composed=Composition("svd", (StackItem("b@1", 2.0),), 0.5, rank=2)
+    )
+    loss = two.meta.metrics.pop("loss")
+    assert loss != loss
+    assert two.meta == AdapterMeta(
+        4,
+        8.0,
+        "f",
+        ("q_proj",),
+        (1,),
+        job_id="job-1",
+        gate_result="too few",
+        dataset_digest="dd",
+        parent="acme@1",
+        without_effect=True,
+        asked_with="prompt",
+        trained_on=((StackItem("pine@1", 1.3),),),
+        metadata={"a": "b"},
+    )
+    database.close()
 
 
 def test_durability_settings(tmp_path: Path) -> None:

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from loramux_server.core.errors import Error
-from loramux_server.core.jobs import JobState
+from loramux_server.core.jobs import JobRequest, JobState
 from loramux_server.store.maintenance.doctor import Check, examine, repair
-from loramux_server.store.records import AdapterMeta, NewJob
+from loramux_server.store.records import AdapterMeta
 from loramux_server.store.store import Store
 from tests.damage import HARMS
 
@@ -23,9 +23,9 @@ def used(store: Store, folder: Make) -> Store:
     for name, content in (("a", "1"), ("a", "2"), ("b", "3")):
         store.adapters.publish(name, "t", folder(content), AdapterMeta(4, 8.0))
     store.datasets.put(folder("data") / "adapter_config.json", "t")
-    job = store.jobs.create(NewJob(name="a", dataset_id="ds-1", owner="t"))
+    job = store.jobs.create(JobRequest(name="a", dataset_id="ds-1", tenant="t"))
     store.jobs.move(job.id, JobState.RUNNING)
-    store.jobs.create(NewJob(name="a", dataset_id="ds-1", owner="t"))
+    store.jobs.create(JobRequest(name="a", dataset_id="ds-1", tenant="t"))
     return store
 
 

@@ -11,23 +11,23 @@ from pathlib import Path
 import pytest
 
 from loramux_server.core.errors import Code, Error
-from loramux_server.core.jobs import MOVES, JobState, TrainEvent, TrainEventType, TrainSpec
+from loramux_server.core.jobs import MOVES, Gate, JobRequest, JobState, TrainEvent, TrainEventType, TrainSpec
 from loramux_server.core.types import StackItem
 from loramux_server.store import events as events_module
-from loramux_server.store.job_rows import spec_from_json
-from loramux_server.store.records import AdapterMeta, NewJob
+from loramux_server.store.records import AdapterMeta
+from loramux_server.store.schema import jobs
 from loramux_server.store.store import Store
 
 Make = Callable[[str], Path]
-NEW = NewJob(
+NEW = JobRequest(
     name="acme",
     dataset_id="ds-1",
-    owner="t",
+    tenant="t",
     spec=TrainSpec(rank=4, layers=(1, 2), target_modules=("q_proj",), max_steps=7),
     validation_dataset_id="ds-2",
     on_top_of=((StackItem("pine@1", 1.3),), ()),
     init_from="acme@1",
-    gate='{"min_accuracy": 0.5}',
+    gate=Gate("min_accuracy", 0.5, "contained"),
     compare_prompt="be brief",
     metadata={"who": "me"},
 )
@@ -57,14 +57,13 @@ def test_a_job_is_kept_as_it_was_asked_for(store: Store) -> None:
     assert job.request == NEW
     assert store.jobs.get(job.id, "t") == job
     assert job.state is JobState.QUEUED
-    assert store.jobs.next_queued() == job
 
 
 def test_the_same_key_gives_the_same_job(store: Store) -> None:
     keyed = replace(NEW, idempotency_key="k")
     one = store.jobs.create(keyed)
     assert store.jobs.create(keyed).id == one.id
-    assert store.jobs.create(replace(keyed, owner="u")).id != one.id
+    assert store.jobs.create(replace(keyed, tenant="u")).id != one.id
     with pytest.raises(Error) as caught:
         store.jobs.create(replace(keyed, compare_prompt="else"))
     assert caught.value.code is Code.ALREADY_EXISTS
@@ -109,8 +108,7 @@ def test_times_attempts_and_errors(store: Store) -> None:
     assert (failed.error_code, failed.error) == ("RESOURCE_EXHAUSTED", "out of memory")
     assert failed.finished is not None
     events = store.jobs.events(job.id)
-    assert store.jobs.last_sequence(job.id) == len(events) == 5
-    assert store.jobs.last_sequence("job-0") == 0
+    assert store.jobs.get(job.id).last_sequence == failed.last_sequence == len(events) == 5
     again = store.jobs.move(job.id, JobState.QUEUED)
     assert (again.error_code, again.error, again.finished, again.attempts) == ("", "", None, 2)
     store.jobs.move(job.id, JobState.RUNNING)
@@ -198,13 +196,12 @@ def test_pages_newest_first(store: Store) -> None:
         if not token:
             break
     assert seen == made[::-1]
-    assert [j.id for j in store.jobs.list(state=JobState.CANCELLED)[0]] == made[:1]
+    assert [j.id for j in store.jobs.list(states=[JobState.CANCELLED])[0]] == made[:1]
     assert store.jobs.counts() == {JobState.QUEUED: 6, JobState.CANCELLED: 1}
-    store.jobs.create(replace(NEW, owner="someone else"))
-    assert store.jobs.counts(NEW.owner) == {JobState.QUEUED: 6, JobState.CANCELLED: 1}
+    store.jobs.create(replace(NEW, tenant="someone else"))
+    assert store.jobs.counts(NEW.tenant) == {JobState.QUEUED: 6, JobState.CANCELLED: 1}
     assert store.jobs.counts("someone else") == {JobState.QUEUED: 1}
     assert store.jobs.counts("nobody") == {}
-    assert store.jobs.next_queued().id == made[1]  # type: ignore[union-attr]
 
 
 def test_what_ran_is_queued_again_at_start(store: Store) -> None:
@@ -235,5 +232,42 @@ def test_no_adapter_without_its_success(store: Store, folder: Make) -> None:
     assert len(store.collect_orphans()) == 1
 
 
-def test_settings_of_another_version_are_read() -> None:
-    assert spec_from_json({"rank": 4, "layers": [1], "unheard_of": True}) == TrainSpec(rank=4, layers=(1,))
+def test_a_request_of_another_version_is_read(store: Store) -> None:
+    job = store.jobs.create(NEW)
+    document = {"name": "acme", "dataset_id": "ds-1", "tenant": "t", "unheard_of": [1]}
+    document["spec"] = {"rank": 4, "layers": [1], "unheard_of": True}
+    with store.database.write() as connection:
+        connection.execute(jobs.update().values(request=document))
+    spec = TrainSpec(rank=4, layers=(1,))
+    assert store.jobs.get(job.id).request == JobRequest("acme", "ds-1", "t", spec=spec)
+
+
+def test_only_jobs_in_these_states_and_for_this_name_are_listed(store: Store) -> None:
+    made = [store.jobs.create(replace(NEW, name=name)).id for name in ("a", "b", "a")]
+    store.jobs.move(made[2], JobState.CANCELLED)
+    assert [job.id for job in store.jobs.list("t", name="a")[0]] == [made[2], made[0]]
+    assert [job.id for job in store.jobs.list("t", name="a", states=[JobState.QUEUED, JobState.FAILED])[0]] == made[:1]
+    assert store.jobs.list("t", name="c") == ((), "")
+    page, token = store.jobs.list("t", name="a", page_size=1)
+    assert [job.id for job in page + store.jobs.list("t", name="a", page_token=token)[0]] == [made[2], made[0]]
+
+
+def test_a_key_means_its_job_however_the_references_are_written(store: Store) -> None:
+    made = store.jobs.create(replace(NEW, idempotency_key="k"))
+    asked = replace(made.request, on_top_of=((StackItem("pine", 1.3),), ()), init_from="acme", gate=Gate())
+    assert store.jobs.made_with(asked) == made
+    assert store.jobs.made_with(replace(asked, recipe="facts", given=frozenset())) == made
+    assert store.jobs.made_with(replace(asked, idempotency_key="l")) is None
+    assert store.jobs.made_with(replace(asked, idempotency_key="")) is None
+    others = [
+        replace(asked, on_top_of=((StackItem("pine", 1.0),), ())),
+        replace(asked, on_top_of=((StackItem("pine@2", 1.3),), ())),
+        replace(asked, on_top_of=((StackItem("pine", 1.3),),)),
+        replace(asked, init_from=""),
+        replace(asked, gate=Gate("none")),
+        replace(asked, spec=replace(asked.spec, seed=5)),
+    ]
+    for other in others:
+        with pytest.raises(Error) as caught:
+            store.jobs.made_with(other)
+        assert caught.value.reason == "IDEMPOTENCY_KEY_REUSED"

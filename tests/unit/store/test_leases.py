@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 from loramux_server.core.errors import Code, Error
-from loramux_server.core.jobs import JobState, TrainEvent, TrainEventType
+from loramux_server.core.jobs import JobRequest, JobState, TrainEvent, TrainEventType
 from loramux_server.store.jobs import LEASE_LOST
-from loramux_server.store.records import AdapterMeta, JobRecord, NewJob
+from loramux_server.store.records import AdapterMeta, JobRecord
 from loramux_server.store.store import Store
 
-NEW = NewJob(name="acme", dataset_id="ds-1", owner="t")
+NEW = JobRequest(name="acme", dataset_id="ds-1", tenant="t")
 META = AdapterMeta(rank=4, alpha=8.0)
 
 

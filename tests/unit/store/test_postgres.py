@@ -21,12 +21,12 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 
 from loramux_server.core.errors import Code, Error
-from loramux_server.core.jobs import JobState, TrainEvent, TrainEventType
+from loramux_server.core.jobs import JobRequest, JobState, TrainEvent, TrainEventType
 from loramux_server.core.types import StackItem
 from loramux_server.services.common.stacks import StackResolver
 from loramux_server.store import database
 from loramux_server.store.maintenance.doctor import examine, repair
-from loramux_server.store.records import AdapterMeta, Composition, NewJob
+from loramux_server.store.records import AdapterMeta, Composition
 from loramux_server.store.schema import metadata
 from loramux_server.store.store import Store
 
@@ -149,7 +149,7 @@ def test_adapters_live_as_in_sqlite(store: Store, folder: Make, tmp_path: Path, 
 
 
 def test_jobs_and_events_of_any_number(store: Store) -> None:
-    new = NewJob(name="a", dataset_id="ds-1", owner="t", idempotency_key="k")
+    new = JobRequest(name="a", dataset_id="ds-1", tenant="t", idempotency_key="k")
     job = store.jobs.create(new)
     assert store.jobs.create(new).id == job.id
     store.jobs.move(job.id, JobState.RUNNING)

@@ -1,16 +1,126 @@
-"""Stacks, messages, usage and files: what several services share."""
+"""Between protobuf messages and frozen dataclasses whose fields have the same names.
+
+An enum's value is a word: ``JOB_STATE_RUNNING`` is ``running``, its zero the empty text. A stack is a tuple of items.
+What has another name on one side is given by keyword.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, TypeVar
 
+import msgspec
+from google.protobuf.descriptor import EnumDescriptor
 from google.protobuf.message import Message as ProtoMessage
 
 from loramux.v1 import common_pb2
 
+from ...core.errors import invalid_field
 from ...core.types import Message, StackEntry, StackItem, Usage
-from ...services.common.types import FileSpec
+
+M = TypeVar("M", bound=ProtoMessage)
+T = TypeVar("T")
+_STACK = common_pb2.Stack.DESCRIPTOR
+
+
+def to_proto(message: M, *sources: object, **given: Any) -> M:
+    """``message`` with its fields filled in: from ``given``, else from the first source with an attribute of the name.
+
+    None leaves a field unset, and so does a value of a message field that is false.
+    """
+    for field in message.DESCRIPTOR.fields:
+        name = field.name
+        if name in given:
+            _put(message, field, given[name])
+            continue
+        for source in sources:
+            if hasattr(source, name):
+                _put(message, field, getattr(source, name))
+                break
+    return message
+
+
+def from_proto(kind: type[T], message: ProtoMessage, **given: Any) -> T:
+    """A dataclass from a message: what is unset takes the dataclass's default.
+
+    Raises INVALID_ARGUMENT, naming the field, for a number that an enum does not have.
+    """
+    return msgspec.convert(_plain(message) | given, kind)
+
+
+def word(kind: EnumDescriptor, number: int, path: str) -> str:
+    """The word of an enum's number, the opposite of :func:`number_of`. Raises INVALID_ARGUMENT for an unknown one."""
+    if number == 0:
+        return ""
+    if (found := kind.values_by_number.get(number)) is None:
+        names = ", ".join(value.name for value in kind.values if value.number)
+        raise invalid_field(path, f"is {number}, which {kind.name} does not have; use one of {names}")
+    return found.name.removeprefix(_prefix(kind)).lower()
+
+
+def number_of(kind: EnumDescriptor, word: str) -> int:
+    """The number of an enum's word; 0 for the empty one."""
+    return kind.values_by_name[_prefix(kind) + word.upper()].number if word else 0
+
+
+def _prefix(kind: EnumDescriptor) -> str:
+    """What the names of an enum's values begin with: ``JOB_STATE_``."""
+    return kind.values[0].name.removesuffix("UNSPECIFIED")
+
+
+def _put(message: ProtoMessage, field: Any, value: Any) -> None:
+    kind, name = field.message_type, field.name
+    if value is None:
+        return
+    if kind is None:
+        if field.enum_type is not None:
+            value = number_of(field.enum_type, value)
+        if field.is_repeated:
+            getattr(message, name).extend(value)
+        else:
+            setattr(message, name, value)
+    elif kind.GetOptions().map_entry:
+        getattr(message, name).update(value)
+    elif field.is_repeated:
+        for item in value:
+            _fill(getattr(message, name).add(), item)
+    elif value:
+        _fill(getattr(message, name), value)
+
+
+def _fill(message: ProtoMessage, value: Any) -> None:
+    if isinstance(value, ProtoMessage):
+        message.CopyFrom(value)
+    elif message.DESCRIPTOR is _STACK:
+        to_proto(message, entries=value)
+    else:
+        message.SetInParent()
+        to_proto(message, value)
+
+
+def _plain(message: ProtoMessage, path: str = "") -> dict[str, Any]:
+    """The fields that are set or cannot be unset, as values of built-in types."""
+
+    def value(field: Any, found: Any, path: str) -> Any:
+        if field.enum_type is not None:
+            return word(field.enum_type, found, path)
+        if field.message_type is None:
+            return found
+        inner = _plain(found, f"{path}.")
+        return inner.get("entries", []) if field.message_type is _STACK else inner
+
+    plain: dict[str, Any] = {}
+    for field in message.DESCRIPTOR.fields:
+        name, found = f"{path}{field.name}", getattr(message, field.name)
+        if not (found if field.is_repeated else not field.has_presence or message.HasField(field.name)):
+            continue
+        if field.message_type is not None and field.message_type.GetOptions().map_entry:
+            plain[field.name] = dict(found)
+        elif field.is_repeated:
+            plain[field.name] = [value(field, item, f"{name}[{i}]") for i, item in enumerate(found)]
+        else:
+            plain[field.name] = value(field, found, name)
+    return plain
 
 
 def set_fields(message: ProtoMessage, names: Iterable[str]) -> dict[str, Any]:
@@ -21,16 +131,6 @@ def set_fields(message: ProtoMessage, names: Iterable[str]) -> dict[str, Any]:
 def stack_from_proto(entries: Iterable[common_pb2.StackEntry]) -> tuple[StackItem, ...]:
     """A stack as the caller wrote it."""
     return tuple(StackItem(e.adapter, e.weight if e.HasField("weight") else 1.0) for e in entries)
-
-
-def stack_to_proto(items: Iterable[StackItem]) -> common_pb2.Stack:
-    """A stack as the API shows it, weights always set."""
-    return common_pb2.Stack(entries=[common_pb2.StackEntry(adapter=i.adapter, weight=i.weight) for i in items])
-
-
-def stacks_from_proto(stacks: Iterable[common_pb2.Stack]) -> tuple[tuple[StackItem, ...], ...]:
-    """Several stacks; an empty one is the bare base."""
-    return tuple(stack_from_proto(s.entries) for s in stacks)
 
 
 def applied_to_proto(entries: Iterable[StackEntry]) -> list[common_pb2.AppliedAdapter]:
@@ -56,13 +156,3 @@ def usage_to_proto(usage: Usage) -> common_pb2.Usage:
         cached_tokens=usage.cached_tokens,
         total_tokens=usage.total_tokens,
     )
-
-
-def file_from_proto(file: common_pb2.FileInfo) -> FileSpec:
-    """A file that will come."""
-    return FileSpec(file.name, file.size, file.sha256)
-
-
-def file_to_proto(file: FileSpec) -> common_pb2.FileInfo:
-    """A file that is going out."""
-    return common_pb2.FileInfo(name=file.name, size=file.size, sha256=file.sha256)

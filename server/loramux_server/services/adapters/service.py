@@ -29,7 +29,7 @@ from ..common.uploads import receive_adapter
 from .compose import ComposeService
 from .compose_worker import Composer, run_composer
 from .publish import publish
-from .types import AdapterInfo, AdapterVersionInfo, ComposeRequest, Download
+from .types import AdapterInfo, ComposeRequest, Download
 from .verify import has_effect
 from .views import AdapterViews
 
@@ -77,7 +77,7 @@ class AdapterService:
         files: tuple[FileSpec, ...] = (),
         set_current: bool = True,
         metadata: Mapping[str, str] | None = None,
-    ) -> AdapterVersionInfo:
+    ) -> VersionRecord:
         """Publish a PEFT folder as the next version of ``name``.
 
         ``chunks`` gives (file name, next bytes of it): the pieces of one file follow each other. ``files`` says what
@@ -184,7 +184,7 @@ class AdapterService:
                         raise
                     log.warning("a pinned adapter is not resident", adapter=version.ref, error=error.message)
 
-    async def compose(self, request: ComposeRequest) -> AdapterVersionInfo:
+    async def compose(self, request: ComposeRequest) -> VersionRecord:
         """Merge a stack into a new version; see :meth:`ComposeService.compose`."""
         return await self._version(await self._composing.compose(request))
 
@@ -272,7 +272,7 @@ class AdapterService:
         elif held:
             yield held
 
-    async def _version(self, record: VersionRecord) -> AdapterVersionInfo:
+    async def _version(self, record: VersionRecord) -> VersionRecord:
         return await asyncio.to_thread(self._views.version, record, await self._tiers())
 
     async def _tiers(self) -> dict[str, str]:

@@ -5,16 +5,17 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from functools import lru_cache
 
 from ...core.backend import EngineInfo
-from ...core.errors import Code, Error, is_damage
+from ...core.errors import Error, is_damage
 from ...peft.config import CONFIG_FILE, MAX_CONFIG_BYTES, parse_config, shown
 from ...peft.lora_config import LoraConfig
 from ...store.records import AdapterRecord, VersionRecord
 from ...store.refs import LATEST
 from ...store.store import Store
-from .types import AdapterInfo, AdapterVersionInfo
+from .types import AdapterInfo
 
 MAX_RANK = 1 << 20
 """For reading again what was checked against the real limit when it came in."""
@@ -44,49 +45,17 @@ class AdapterViews:
             updated_at=max((v.created for v in record.versions), default=record.created),
         )
 
-    def version(self, record: VersionRecord, tiers: Mapping[str, str]) -> AdapterVersionInfo:
-        """One version."""
-        meta, config = record.meta, self._config_of(record.digest)
-        return AdapterVersionInfo(
-            name=record.name,
-            version=record.version,
-            digest=record.digest,
-            rank=meta.rank,
-            alpha=meta.alpha,
+    def version(self, record: VersionRecord, tiers: Mapping[str, str]) -> VersionRecord:
+        """One version, with what its files and this server say about it."""
+        config = self._config_of(record.digest)
+        return replace(
+            record,
             rslora=config.rslora if config else False,
-            target_modules=meta.target_modules,
-            size_bytes=record.size_bytes,
-            layers=meta.layers or (),
             base_name=self._base_name(record, config),
-            base_fingerprint=meta.base_fingerprint,
-            created_at=record.created,
-            state=record.state.value,
-            state_reason=record.reason,
-            job_id=meta.job_id,
-            gate_result=self._gate_result(record),
-            dataset_digest=meta.dataset_digest,
-            parent=meta.parent,
-            trained_on=meta.trained_on,
-            asked_with=meta.asked_with,
             for_other_base=self._for_other_base(record),
             warnings=tuple(self._warnings(record, config)),
-            composed=meta.composed,
-            metrics=meta.metrics,
-            metadata=meta.metadata,
             tier=tiers.get(record.digest, "disk"),
-            pinned=record.pinned,
-            last_used_at=record.last_used or 0.0,
         )
-
-    def _gate_result(self, record: VersionRecord) -> str:
-        """What the job that made a version said about promoting it."""
-        try:
-            job = self._store.jobs.get(record.meta.job_id) if record.meta.job_id else None
-        except Error as error:
-            if error.code is not Code.NOT_FOUND:
-                raise
-            return ""
-        return job.gate_result if job and job.adapter == record.ref else ""
 
     def _for_other_base(self, record: VersionRecord) -> bool:
         made_for = record.meta.base_fingerprint

@@ -14,12 +14,11 @@ from loramux.comparison import JUDGED
 
 from ...core.backend import Backend, GenerateCommand, ScoreCommand
 from ...core.errors import Code, Error
-from ...core.jobs import JudgedAnswer, JudgedRow, TrainRow
+from ...core.jobs import CONTAINED, EXACT, JudgedAnswer, JudgedRow, TrainRow
 from ...core.types import FinishReason, SamplingParams, Stack
 from ...data.expect import Expected, plain
 from ...text import TextTokenizer
 from ...training.schedule import assign_stacks
-from .gate import CONTAINED, EXACT
 
 MAX_QUESTIONS = 256
 """More rows are sampled evenly."""

@@ -12,7 +12,7 @@ from typing import Any, cast
 from loramux.comparison import Comparison, judged
 
 from ...core.errors import Error
-from ...core.jobs import JobState, JudgedRow, TrainCommand, TrainEvent, TrainEventType
+from ...core.jobs import MIN_ACCURACY, JobState, JudgedRow, TrainCommand, TrainEvent, TrainEventType
 from ...core.types import AdapterVersion, Stack, StackEntry, StackItem
 from ...host.failpoints import reach
 from ...host.files import read_regular, storage_errors, sync_folder, write_durable
@@ -24,7 +24,7 @@ from ..common.context import Context
 from ..common.stacks import pinned_items
 from ..datasets.training_data import JobData
 from ..evaluation.comparison import compare, prompted
-from ..evaluation.gate import ACCURACY, EXACT_MATCH, MIN_ACCURACY, failed_because, read_gate
+from ..evaluation.gate import ACCURACY, EXACT_MATCH, failed_because
 from ..evaluation.questions import Asker, Question, Reply, accuracy, exact_match, questions, rules, side_by_side
 from .board import JobBoard
 from .card import CardFacts, render_card
@@ -43,7 +43,7 @@ class TrainingRun:
         self._board = board
         self._job = job
         self._data = data
-        self._gate = read_gate(job.request.gate)
+        self._gate = job.request.gate
         self._state = JobState.RUNNING
         self.begun = False
         """Whether the engine has taken the command up."""
@@ -77,7 +77,7 @@ class TrainingRun:
             self._backend,
             self._text,
             prefix=f"{self._job.id}-{self._job.fence}",
-            tenant=self._job.request.owner,
+            tenant=self._job.request.tenant,
         )
         words, found = "answers", dict[str, float]()
         try:
@@ -132,7 +132,7 @@ class TrainingRun:
         else:
             result = failed_because(self._gate, self._metrics)
         await asyncio.to_thread(self._write_extras, folder, command, result)
-        meta = self._meta(command, config)
+        meta = self._meta(command, config, result)
         reach("job.before_publish")
         version, _ = await publish(
             self._backend,
@@ -166,7 +166,7 @@ class TrainingRun:
             await self._board.move(self._job.id, JobState.EVALUATING, message=words, fence=self._job.fence)
             self._state = JobState.EVALUATING
 
-    def _meta(self, command: TrainCommand, config: AdapterConfig) -> AdapterMeta:
+    def _meta(self, command: TrainCommand, config: AdapterConfig, gate_result: str) -> AdapterMeta:
         request = self._job.request
         return AdapterMeta(
             rank=config.rank,
@@ -175,6 +175,7 @@ class TrainingRun:
             target_modules=config.target_modules,
             layers=request.spec.layers,
             job_id=self._job.id,
+            gate_result=gate_result,
             dataset_digest=self._data.train_digest,
             parent=request.init_from,
             trained_on=_trained_on(command.stacks),
@@ -208,13 +209,13 @@ class TrainingRun:
                 metrics=self._final_metrics(),
                 metadata=request.metadata,
                 init_from=request.init_from,
-                gate=request.gate,
+                gate=str(request.gate),
                 gate_result=gate_result,
                 answers=self._answers,
                 compare_prompt=request.compare_prompt,
                 curve=curve,
                 asked_with=data.train.report.asked_with,
-                notes=request.notes,
+                notes=self._job.notes,
             )
         )
         with storage_errors("cannot write the model card"):

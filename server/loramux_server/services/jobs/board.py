@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import suppress
 
 from ...core.errors import Error
-from ...core.jobs import JobState, TrainEvent, TrainEventType
+from ...core.jobs import JobRequest, JobState, TrainEvent, TrainEventType
+from ...core.notes import Note
 from ...core.observer import NullObserver, Observer
-from ...store.records import EventRecord, JobRecord, NewJob
+from ...store.records import EventRecord, JobRecord
 from ...store.store import Store
 
 STEP_SECONDS = 0.25
@@ -32,9 +33,9 @@ class JobBoard:
         self.queued = asyncio.Event()
         """Set whenever a job came into the queue; the runner clears it."""
 
-    async def create(self, new: NewJob) -> JobRecord:
+    async def create(self, request: JobRequest, donors: Mapping[str, str], notes: Sequence[Note]) -> JobRecord:
         """Queue a job; durable on return."""
-        record = await asyncio.to_thread(self._store.jobs.create, new)
+        record = await asyncio.to_thread(self._store.jobs.create, request, donors=donors, notes=notes)
         self._observer.job_state(record.id, None, record.state)
         self.queued.set()
         return record
@@ -49,7 +50,7 @@ class JobBoard:
     async def append(self, job: JobRecord, event: TrainEvent) -> None:
         """Store an event that is no change of state, for the runner that claimed ``job``."""
         await asyncio.to_thread(self._store.jobs.append_event, job.id, event, job.fence)
-        self._observer.job_event(job.id, job.request.name, job.request.owner, event)
+        self._observer.job_event(job.id, job.request.name, job.request.tenant, event)
         self._tell(job.id, later=event.type is TrainEventType.STEP)
 
     async def move(

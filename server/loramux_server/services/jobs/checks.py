@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 from ...core.backend import EngineInfo
 from ...core.errors import Code, Error, FieldViolation
-from ...core.jobs import TrainSpec
+from ...core.jobs import MIN_ACCURACY, JobRequest, TrainSpec
 from ...core.types import StackItem
 from ...peft.lora_config import ALL_LINEAR, LoraConfig
 from ..common.checks import (
@@ -22,8 +22,6 @@ from ..common.checks import (
     text_violations,
 )
 from ..common.limits import Limits
-from ..evaluation.gate import MIN_ACCURACY
-from .types import CreateJobRequest
 
 SCHEDULERS = ("linear", "cosine", "constant")
 METHODS = ("sft", "dpo")
@@ -32,7 +30,7 @@ MAX_STACKS = 64
 _LAYER_RANGE = re.compile(r"([0-9]{1,5})(?:-([0-9]{1,5}))?")
 
 
-def job_violations(request: CreateJobRequest, info: EngineInfo, limits: Limits) -> list[FieldViolation]:
+def job_violations(request: JobRequest, info: EngineInfo, limits: Limits) -> list[FieldViolation]:
     """Everything wrong with a job's settings that can be seen without its data or the registry."""
     found = [*spec_violations(request.spec, info, limits), *on_top_of_violations(request.on_top_of)]
     if not request.dataset_id:
@@ -43,7 +41,7 @@ def job_violations(request: CreateJobRequest, info: EngineInfo, limits: Limits) 
     return [*found, *_held_out_violations(request)]
 
 
-def _held_out_violations(request: CreateJobRequest) -> Iterator[FieldViolation]:
+def _held_out_violations(request: JobRequest) -> Iterator[FieldViolation]:
     """What needs held-out rows, and whether there will be any."""
     spec = request.spec
     if request.validation_dataset_id and spec.validation_split:
@@ -51,16 +49,17 @@ def _held_out_violations(request: CreateJobRequest) -> Iterator[FieldViolation]:
     if not request.validation_dataset_id and not spec.validation_split:
         how = "needs held-out rows: give validation data, or validation_split such as 0.1"
         for name, asked in (
-            ("gate", request.gate not in ("", "none")),
+            ("gate", request.gate.kind not in ("", "none")),
             ("compare_prompt", bool(request.compare_prompt)),
             ("eval_steps", spec.eval_steps is not None),
             ("early_stopping_patience", spec.early_stopping_patience is not None),
         ):
             if asked:
                 yield FieldViolation(name, how)
-    if request.gate == MIN_ACCURACY and not 0 < request.min_accuracy <= 1:
+    if request.gate.kind == MIN_ACCURACY and not 0 < request.gate.min_accuracy <= 1:
         yield FieldViolation(
-            "gate.min_accuracy", f"is {request.min_accuracy:g}; it must be above 0 and at most 1, a share of the rows"
+            "gate.min_accuracy",
+            f"is {request.gate.min_accuracy:g}; it must be above 0 and at most 1, a share of the rows",
         )
 
 

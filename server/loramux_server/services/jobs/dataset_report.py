@@ -103,7 +103,7 @@ class DatasetChecks:
             rows=found.rows,
             tokens=found.tokens,
             trained_tokens=found.trained_tokens,
-            longest=found.longest,
+            longest_tokens=found.longest,
             duplicates=found.duplicates,
             too_long=found.too_long,
             pairs=found.pairs,
@@ -160,7 +160,7 @@ class DatasetChecks:
 
     def _speed_of_jobs(self, report: DatasetReport, tenant: str) -> Speed | None:
         """The speed of the tenant's latest job that tells one and ran on this base."""
-        jobs, _ = self._store.jobs.list(tenant, state=JobState.SUCCEEDED, page_size=LOOK_BACK)
+        jobs, _ = self._store.jobs.list(tenant, states=[JobState.SUCCEEDED], page_size=LOOK_BACK)
         for job in jobs:
             rate = job.metrics.get("tokens_per_second", 0.0)
             if rate <= 0 or job.step < MIN_STEPS or (job.request.spec.method == "dpo") is not report.pairs:

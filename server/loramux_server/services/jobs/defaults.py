@@ -9,14 +9,13 @@ from typing import Any
 
 from ...core.backend import EngineInfo
 from ...core.errors import Error, FieldViolation, invalid, is_damage
-from ...core.jobs import TrainSpec
+from ...core.jobs import JobRequest, TrainSpec
 from ...core.types import AdapterVersion
 from ...data.dataset import holds_pairs
 from ...peft.schema import AdapterConfig, check_stored
 from ...store.store import Store
 from ..datasets.replay import find_replay
 from .checks import selected_modules
-from .types import CreateJobRequest
 
 LIKE_THE_VERSION = ("rank", "alpha", "rslora", "target_modules", "layers")
 RATE, RATE_AT, RATE_POWER = 2e-4, 6.5e9, 0.66
@@ -37,13 +36,13 @@ def automatic_learning_rate(info: EngineInfo, share: float = 1.0) -> float:
     return float(f"{min(max(rate, MIN_RATE), MAX_RATE) * share:.2g}")
 
 
-def settled(request: CreateJobRequest, info: EngineInfo, store: Store) -> CreateJobRequest:
+def settled(request: JobRequest, info: EngineInfo, store: Store) -> JobRequest:
     """``request`` with nothing left open; blocking.
 
     That is the method (by the data), the learning rate, what is replayed, and with ``init_from`` that version's shape.
     Raises NOT_FOUND for data and versions that are not there, INVALID_ARGUMENT for settings that do not fit them.
     """
-    record = store.datasets.get(request.dataset_id, request.principal.tenant)
+    record = store.datasets.get(request.dataset_id, request.tenant)
     pairs = holds_pairs(io.BytesIO(store.datasets.read(record.digest)))
     spec = request.spec if request.gave("method") else replace(request.spec, method="dpo" if pairs else "sft")
     if violations := [*_method_violations(replace(request, spec=spec), pairs)]:
@@ -51,10 +50,10 @@ def settled(request: CreateJobRequest, info: EngineInfo, store: Store) -> Create
     if not request.gave("learning_rate"):
         share = DPO_SHARE if spec.method == "dpo" else 1.0
         spec = replace(spec, learning_rate=automatic_learning_rate(info, share))
-    spec = with_replay(spec, request.gave, store, request.principal.tenant)
+    spec = with_replay(spec, request.gave, store, request.tenant)
     if not request.init_from:
         return replace(request, spec=spec)
-    version = store.adapters.resolve(request.init_from, request.principal.tenant)
+    version = store.adapters.resolve(request.init_from, request.tenant)
     config = _config_of(version, info, store)
     taken: dict[str, Any] = {n: getattr(config.lora, n) for n in LIKE_THE_VERSION if not request.gave(n)}
     spec = replace(spec, **taken)
@@ -82,7 +81,7 @@ def with_replay(spec: TrainSpec, gave: Callable[[str], bool], store: Store, tena
     return replace(spec, replay=find_replay(store, spec.replay, tenant), replay_rows=rows)
 
 
-def _method_violations(request: CreateJobRequest, pairs: bool) -> Iterator[FieldViolation]:
+def _method_violations(request: JobRequest, pairs: bool) -> Iterator[FieldViolation]:
     """A method that the data are not for, and settings that are not for the method."""
     spec = request.spec
     if spec.method == "sft" and pairs:

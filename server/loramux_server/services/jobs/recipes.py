@@ -11,11 +11,10 @@ from typing import Any
 
 from ...core.backend import EngineInfo
 from ...core.errors import FieldViolation, invalid_field
-from ...core.jobs import TrainSpec
+from ...core.jobs import JobRequest, TrainSpec
 from ...core.types import StackItem
 from ..datasets.replay import DEFAULT
 from .defaults import automatic_learning_rate
-from .types import CreateJobRequest
 
 FACTS, STYLE = "facts", "style"
 STYLE_SHARE = 2 / 3
@@ -51,7 +50,7 @@ def _style(info: EngineInfo) -> dict[str, Any]:
 RECIPES: dict[str, Callable[[EngineInfo], dict[str, Any]]] = {FACTS: _facts, STYLE: _style}
 
 
-def with_recipe(request: CreateJobRequest, info: EngineInfo) -> CreateJobRequest:
+def with_recipe(request: JobRequest, info: EngineInfo) -> JobRequest:
     """``request`` with its recipe's settings where the caller gave none. Raises INVALID_ARGUMENT for an unknown one."""
     if not request.recipe:
         return request
@@ -73,9 +72,7 @@ def filled_in(spec: TrainSpec, recipe: str, gave: Callable[[str], bool], info: E
     return replace(spec, **values)
 
 
-def donor_violations(
-    request: CreateJobRequest, row_stacks: Iterable[tuple[StackItem, ...]]
-) -> Iterable[FieldViolation]:
+def donor_violations(request: JobRequest, row_stacks: Iterable[tuple[StackItem, ...]]) -> Iterable[FieldViolation]:
     """A style that was never near another adapter does not hold on top of one, so its recipe asks for donors."""
     if request.recipe == STYLE and not request.on_top_of and not any(row_stacks):
         yield FieldViolation(

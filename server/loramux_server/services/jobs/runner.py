@@ -235,12 +235,12 @@ class JobRunner:
             await to_the_end(run.publish(command))
 
     async def _prepare(self, job: JobRecord, output: Path) -> tuple[TrainCommand, TrainingRun]:
-        request, tenant = job.request, job.request.owner
+        request, tenant = job.request, job.request.tenant
         place = await asyncio.to_thread(self._store.state.job_folder, job.id)
         data = await compute(
             lambda watch: kept_or_made(place, self._info.base_fingerprint, lambda: self._tokenised(job, watch))
         )
-        donors = (await asyncio.to_thread(self._store.jobs.get, job.id)).request.donors
+        donors = (await asyncio.to_thread(self._store.jobs.get, job.id)).donors
         stacks = await self._stacks.resolve_many(request.on_top_of, tenant, donors)
         found = await self._stacks.resolve_many(data.row_stacks, tenant, donors)
         row_stacks = dict(zip(data.row_stacks, found, strict=True))
@@ -259,7 +259,7 @@ class JobRunner:
 
     def _tokenised(self, job: JobRecord, watch: Watch) -> JobData:
         """The rows of a job, the stacks that they name pinned to the versions of now and kept for later attempts."""
-        request, tenant = job.request, job.request.owner
+        request, tenant = job.request, job.request.tenant
         ids = request.dataset_id, request.validation_dataset_id
         text, limits = self._context.text, self._context.limits
         data = load_data(self._store, text, self._info, limits, request.spec, tenant, *ids, watch=watch)

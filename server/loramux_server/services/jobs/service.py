@@ -9,13 +9,12 @@ from dataclasses import replace
 from weakref import WeakValueDictionary
 
 from ...core.errors import Code, Error, FieldViolation, invalid
-from ...core.jobs import JobState, TrainSpec
+from ...core.jobs import MIN_ACCURACY, JobRequest, JobState, TrainSpec
 from ...core.principal import Principal
 from ...core.types import Stack, StackItem
 from ...core.watch import Watch
-from ...store import job_rows
-from ...store.records import JobRecord, NewJob
-from ...store.refs import check_new_name, parse_ref
+from ...store.records import DatasetRecord, EventRecord, JobRecord
+from ...store.refs import check_new_name
 from ..adapters.views import AdapterViews
 from ..common.checks import utf8_size
 from ..common.context import Context
@@ -27,15 +26,13 @@ from ..common.workers import compute
 from ..datasets.how_to_ask import how_to_ask
 from ..datasets.training_data import JobData, load_data
 from ..evaluation.comparison import prompted
-from ..evaluation.gate import MIN_ACCURACY, Gate, kind_of_gate, make_gate
 from ..evaluation.questions import questions
 from .board import JobBoard
 from .checks import job_violations
 from .dataset_report import DatasetChecks
 from .defaults import settled, with_replay
 from .recipes import donor_violations, filled_in, with_recipe
-from .types import CreateJobRequest, DatasetInfo, DatasetReport, JobEvent, JobInfo
-from .views import dataset_info, job_event, job_info
+from .types import DatasetReport
 
 MAX_KEY_BYTES = 255
 
@@ -57,17 +54,16 @@ class TrainingService:
 
     async def upload_dataset(
         self, chunks: AsyncIterator[bytes], principal: Principal, *, name: str = "", sha256: str = ""
-    ) -> DatasetInfo:
+    ) -> DatasetRecord:
         """Store the bytes of a JSONL file. Rows are counted but not looked at yet; a given ``sha256`` is checked."""
         if utf8_size(name) is None:
             raise invalid([FieldViolation("header.name", "is not valid Unicode (lone surrogate)")])
         async with temporary_folder(self._store, "dataset") as folder:
             path = folder / "data"
             rows = await receive_file(chunks, path, self._limits.max_dataset_bytes, sha256)
-            record = await to_the_end(
+            return await to_the_end(
                 asyncio.to_thread(self._store.datasets.put, path, principal.tenant, filename=name, rows=rows)
             )
-        return dataset_info(record)
 
     async def validate_dataset(
         self,
@@ -88,7 +84,7 @@ class TrainingService:
         spec = await asyncio.to_thread(with_replay, spec, given.__contains__, self._store, principal.tenant)
         return await self._checks.report(dataset_id, principal.tenant, spec, show, from_line, validation_id)
 
-    async def create_job(self, request: CreateJobRequest) -> JobInfo:
+    async def create_job(self, request: JobRequest) -> JobRecord:
         """Check everything, then queue a job; once this returns, the job survives a crash.
 
         The stacks of ``on_top_of`` are pinned to the versions of now; stacks that rows name mean the versions of
@@ -106,18 +102,18 @@ class TrainingService:
         if not request.idempotency_key:
             return await self._create(request)
         # A call that is sent again while the first still runs waits for the first one's job.
-        lock = self._creating.setdefault((request.principal.tenant, request.idempotency_key), asyncio.Lock())
+        lock = self._creating.setdefault((request.tenant, request.idempotency_key), asyncio.Lock())
         async with lock:
-            if (job := await asyncio.to_thread(self._made_before, request, asked.init_from)) is not None:
-                return await self._info_of(job)
+            as_written = replace(request, init_from=asked.init_from)
+            if (job := await asyncio.to_thread(self._store.jobs.made_with, as_written)) is not None:
+                return await self._shown(job)
             return await self._create(request)
 
-    async def get_job(self, job_id: str, principal: Principal) -> JobInfo:
+    async def get_job(self, job_id: str, principal: Principal) -> JobRecord:
         """A job as it stands."""
-        job = await asyncio.to_thread(self._store.jobs.get, job_id, principal.tenant)
-        info = await self._info_of(job)
+        job = await self._shown(await asyncio.to_thread(self._store.jobs.get, job_id, principal.tenant))
         answers, replaced = await asyncio.to_thread(self._store.jobs.outcome, job_id)
-        return replace(info, answers=answers, replaced=f"{info.name}@{replaced}" if replaced is not None else "")
+        return replace(job, answers=answers, replaced=f"{job.request.name}@{replaced}" if replaced is not None else "")
 
     async def list_jobs(
         self,
@@ -127,12 +123,19 @@ class TrainingService:
         name: str = "",
         page_size: int = 100,
         page_token: str = "",
-    ) -> Page[JobInfo]:
+    ) -> Page[JobRecord]:
         """Jobs, newest first, in one of ``states`` and for adapter ``name`` where these are given."""
-        found, token = await asyncio.to_thread(self._list, principal.tenant, states, name, page_size, page_token)
-        return Page(await asyncio.to_thread(lambda: tuple(self._view(job) for job in found)), token)
+        found, token = await asyncio.to_thread(
+            self._store.jobs.list,
+            principal.tenant,
+            states=states,
+            name=name,
+            page_size=page_size,
+            page_token=page_token,
+        )
+        return Page(await asyncio.to_thread(lambda: tuple(map(self._with_version, found))), token)
 
-    async def cancel_job(self, job_id: str, principal: Principal) -> JobInfo:
+    async def cancel_job(self, job_id: str, principal: Principal) -> JobRecord:
         """Stop a job for good; a running one stops within one micro-step. Cancelled jobs stay cancelled (no error)."""
         job = await asyncio.to_thread(self._store.jobs.get, job_id, principal.tenant)
         if job.state is not JobState.CANCELLED:
@@ -141,17 +144,17 @@ class TrainingService:
                 job_id, JobState.CANCELLED, message="cancelled by request", tenant=principal.tenant
             )
             self._board.interrupt(job_id)
-        return await self._info_of(job)
+        return await self._shown(job)
 
-    async def pause_job(self, job_id: str, principal: Principal) -> JobInfo:
+    async def pause_job(self, job_id: str, principal: Principal) -> JobRecord:
         """Stop a job until it is resumed; it goes on from the step that it has come to."""
         job = await asyncio.to_thread(self._store.jobs.get, job_id, principal.tenant)
         if job.state is not JobState.PAUSED:
             job = await self._board.move(job_id, JobState.PAUSED, message="paused by request", tenant=principal.tenant)
             self._board.interrupt(job_id)
-        return await self._info_of(job)
+        return await self._shown(job)
 
-    async def resume_job(self, job_id: str, principal: Principal) -> JobInfo:
+    async def resume_job(self, job_id: str, principal: Principal) -> JobRecord:
         """Queue a paused or failed job again; it goes on from its last checkpoint. A job under way stays as it is.
 
         FAILED_PRECONDITION for a job that was cancelled or has succeeded.
@@ -161,20 +164,20 @@ class TrainingService:
             raise Error(Code.FAILED_PRECONDITION, f"job {job_id} is {job.state.value} and cannot go on")
         if job.state in (JobState.PAUSED, JobState.FAILED):
             job = await self._board.move(job_id, JobState.QUEUED, message="resumed by request", tenant=principal.tenant)
-        return await self._info_of(job)
+        return await self._shown(job)
 
     async def watch_job(
         self, job_id: str, principal: Principal, *, after_sequence: int = 0
-    ) -> AsyncGenerator[JobEvent]:
+    ) -> AsyncGenerator[EventRecord]:
         """Events after ``after_sequence``: those stored, then live ones; ends after the event with the final state."""
         if after_sequence < 0:
             raise invalid([FieldViolation("after_sequence", f"is {after_sequence}; it must be at least 0")])
         async with aclosing(self._board.watch(job_id, principal.tenant, after_sequence)) as events:
             async for record in events:
-                yield job_event(record)
+                yield record
 
-    async def _create(self, request: CreateJobRequest) -> JobInfo:
-        tenant = request.principal.tenant
+    async def _create(self, request: JobRequest) -> JobRecord:
+        tenant = request.tenant
         data = await self._load(request.spec, tenant, request.dataset_id, request.validation_dataset_id)
         stacks = await self._stacks.resolve_many(request.on_top_of, tenant)
         start = [[StackItem(request.init_from)]] if request.init_from else []
@@ -183,31 +186,18 @@ class TrainingService:
         await self._stacks.resolve_many(data.row_stacks, tenant)
         if violations := [*donor_violations(request, data.row_stacks)]:
             raise invalid(violations)
-        kind = kind_of_gate(request.gate, data.validation is not None and not data.by_heart)
-        gate = make_gate(kind, request.min_accuracy, request.gate_match)
-        await compute(lambda watch: self._check_questions(request, gate, data, watch))
-        new = NewJob(
-            name=request.name,
-            dataset_id=request.dataset_id,
-            owner=tenant,
-            spec=request.spec,
-            validation_dataset_id=request.validation_dataset_id,
-            on_top_of=tuple(pinned_items(stack) for stack in stacks),
-            init_from=request.init_from,
-            gate=str(gate),
-            compare_prompt=request.compare_prompt,
-            metadata=dict(request.metadata),
-            idempotency_key=request.idempotency_key,
-            notes=how_to_ask(data.train.report, self._text, request.name) + data.notes,
-            donors={entry.adapter.ref: entry.adapter.digest for entry in donors.entries},
-        )
+        gate = request.gate.settled(data.validation is not None and not data.by_heart)
+        request = replace(request, gate=gate, on_top_of=tuple(map(pinned_items, stacks)), given=None)
+        await compute(lambda watch: self._check_questions(request, data, watch))
+        notes = how_to_ask(data.train.report, self._text, request.name) + data.notes
+        digests = {entry.adapter.ref: entry.adapter.digest for entry in donors.entries}
         async with nothing_collected(self._store), self._stacks.held(donors):
-            job = await self._board.create(new)
-        return await self._info_of(job)
+            job = await self._board.create(request, digests, notes)
+        return await self._shown(job)
 
-    def _check_questions(self, request: CreateJobRequest, gate: Gate, data: JobData, watch: Watch) -> None:
+    def _check_questions(self, request: JobRequest, data: JobData, watch: Watch) -> None:
         """Raise INVALID_ARGUMENT where answers are to be looked at, and held-out rows cannot be asked for them."""
-        wanted = {"gate": gate.kind == MIN_ACCURACY, "compare_prompt": bool(request.compare_prompt)}
+        wanted = {"gate": request.gate.kind == MIN_ACCURACY, "compare_prompt": bool(request.compare_prompt)}
         if data.validation is None or not any(wanted.values()):
             return
         asked = questions(data.validation.rows, 1, self._text, self._info.max_context)
@@ -234,69 +224,17 @@ class TrainingService:
             )
         )
 
-    def _made_before(self, request: CreateJobRequest, init_from: str) -> JobRecord | None:
-        """The job that this idempotency key made. References are compared as they were written: names move on."""
-        with self._store.database.read() as connection:
-            row = job_rows.by_key(connection, request.principal.tenant, request.idempotency_key)
-        if row is None:
-            return None
-        job = job_rows.record(row)
-        made = job.request
-        # What was not asked for was decided by the data, which are the same.
-        gate = str(make_gate(request.gate, request.min_accuracy, request.gate_match)) if request.gate else made.gate
-        same = (
-            (made.name, made.dataset_id, made.validation_dataset_id, made.spec, made.gate, made.metadata)
-            == (request.name, request.dataset_id, request.validation_dataset_id, request.spec, gate, request.metadata)
-            and made.compare_prompt == request.compare_prompt
-        ) and _same_stacks((*request.on_top_of, _one(init_from)), (*made.on_top_of, _one(made.init_from)))
-        if not same:
-            raise Error(
-                Code.ALREADY_EXISTS,
-                f"idempotency_key {request.idempotency_key[:80]!r} was used for job {job.id} with other settings;"
-                " use a new key",
-                reason="IDEMPOTENCY_KEY_REUSED",
-            )
-        return job
+    async def _shown(self, job: JobRecord) -> JobRecord:
+        return await asyncio.to_thread(self._with_version, job)
 
-    def _list(
-        self, tenant: str, states: tuple[JobState, ...], name: str, page_size: int, token: str
-    ) -> tuple[list[JobRecord], str]:
-        found: list[JobRecord] = []
-        one = states[0] if len(states) == 1 else None
-        while True:
-            jobs, token = self._store.jobs.list(tenant, state=one, page_size=page_size - len(found), page_token=token)
-            found += [j for j in jobs if (not states or j.state in states) and (not name or j.request.name == name)]
-            if len(found) == page_size or not token:
-                return found, token
-
-    async def _info_of(self, job: JobRecord) -> JobInfo:
-        return await asyncio.to_thread(self._view, job)
-
-    def _view(self, job: JobRecord) -> JobInfo:
-        adapter = None
-        if job.adapter:
-            try:
-                adapter = self._views.version(self._store.adapters.get_version(job.adapter, job.request.owner), {})
-            except Error as error:
-                if error.code is not Code.NOT_FOUND:  # deleted since
-                    raise
-        return job_info(job, adapter, self._store.jobs.last_sequence(job.id))
-
-
-def _one(ref: str) -> tuple[StackItem, ...]:
-    return (StackItem(ref),) if ref else ()
-
-
-def _same_stacks(asked: tuple[tuple[StackItem, ...], ...], pinned: tuple[tuple[StackItem, ...], ...]) -> bool:
-    """Whether ``pinned`` can be what ``asked`` was resolved to."""
-
-    def same(item: StackItem, other: StackItem) -> bool:
-        ref = parse_ref(item.adapter)
-        wanted = other.adapter if ref.version is not None else other.adapter.partition("@")[0]
-        return item.weight == other.weight and (item.adapter if ref.version is not None else ref.name) == wanted
-
-    return [len(stack) for stack in asked] == [len(stack) for stack in pinned] and all(
-        same(item, other)
-        for stack, others in zip(asked, pinned, strict=True)
-        for item, other in zip(stack, others, strict=True)
-    )
+    def _with_version(self, job: JobRecord) -> JobRecord:
+        """The job with the version that it published; blocking."""
+        if not job.adapter:
+            return job
+        try:
+            version = self._store.adapters.get_version(job.adapter, job.request.tenant)
+        except Error as error:
+            if error.code is not Code.NOT_FOUND:  # deleted since
+                raise
+            return job
+        return replace(job, published=self._views.version(version, {}))
