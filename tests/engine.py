@@ -66,10 +66,10 @@ class Engine:
     def _watch(self) -> None:
         run = self.runner.run
 
-        def watched(plan, sequences):  # type: ignore[no-untyped-def]
-            output = run(plan, sequences)
+        def watched(plan):  # type: ignore[no-untyped-def]
+            output = run(plan)
             self.kinds.append(plan.kind)
-            sampling = [w.id for w in plan.work if w.samples and sequences[w.id].score_from is None]
+            sampling = [w.id for w in plan.work if w.samples]
             for id, row in zip(sampling, output.next_token, strict=True):
                 self.logits[id].append(row.to("cpu", copy=True))
             return output

@@ -114,7 +114,7 @@ def check_empty(engine: Engine) -> None:
     engine.scheduler.check_idle()
     assert not engine.scheduler.sequences
     assert engine.scheduler.pages.held == 0
-    assert engine.runner.bank.pinned == 0
+    assert engine.runner.bank.in_use == 0
     assert not engine.loop._scores
     assert not engine.loop._outbox
     desk = engine.loop._desk

@@ -31,6 +31,16 @@ def stack_of(*digests: str) -> Stack:
     return Stack(tuple(StackEntry(AdapterVersion(d, 1, d, RANK, path=d)) for d in digests))
 
 
+class Counting(AdapterDesk):
+    """Counts how often it is asked for a stack."""
+
+    asked = 0
+
+    def acquire(self, seq: Sequence) -> Admission:
+        self.asked += 1
+        return super().acquire(seq)
+
+
 class AdapterTraffic:
     """Turns steps as the loop does, with room for so many adapters on the device and on the host."""
 
@@ -38,25 +48,17 @@ class AdapterTraffic:
         self.prompt = prompt  # reads end within the turn, whatever else this machine does
         self.bank = AdapterBank([GROUP], device * RANK, torch.device("cpu"), torch.float32)  # type: ignore[list-item]
         self.cache = HostCache({}, "base", host * BYTES, torch.float32)
-        self.desk = AdapterDesk(self.bank, self.cache, LoadQuota(rate))
+        self.desk = Counting(self.bank, self.cache, LoadQuota(rate))
         self.landed: queue.SimpleQueue[str] = queue.SimpleQueue()
         self.desk.on_loaded(self.landed.put)
-        self.asked = 0
         self.scheduler = Scheduler(
             PagePool(4096, 4),
             Limits(max_batch_tokens=64, max_running=running),
-            self,
+            self.desk,
             lambda seq: prefix_root("base", seq.tenant.encode(), seq.stack),
         )
         self.ended: list[str] = []
         self.order: list[str] = []
-
-    def acquire(self, seq: Sequence) -> Admission:
-        self.asked += 1
-        return self.desk.acquire(seq)
-
-    def release(self, stack: Stack) -> None:
-        self.desk.release(stack)
 
     def add(self, id: str, *digests: str, tenant: str = "t") -> Sequence:
         sampling = SamplingParams(max_tokens=TOKENS)
@@ -83,6 +85,7 @@ class AdapterTraffic:
         except queue.Empty:
             pass
         plan = self.scheduler.schedule()
+        assert not self.desk.apply(plan.swaps)
         self.desk.read_on()
         while self.prompt and self.cache._loading:
             self.collect(wait=True)
@@ -92,7 +95,8 @@ class AdapterTraffic:
         for work in plan.work:
             seq = self.scheduler.get(work.id)
             assert seq is not None
-            assert all(self.bank.get(e.adapter.digest) for e in seq.stack.entries)
+            assert all((self.bank.a[0][slot.lo : slot.hi] == 1).all() for slot, _ in work.stack)
+            assert [slot.digest for slot, _ in work.stack] == [e.adapter.digest for e in seq.stack.entries]
             if work.samples:
                 seq.tokens.append(7)
                 if seq.num_output == TOKENS:
@@ -108,7 +112,7 @@ class AdapterTraffic:
         raise AssertionError(f"never ended: {[s.id for s in self.scheduler.sequences]}")
 
     def check_empty(self) -> None:
-        assert self.bank.pinned == 0
+        assert self.bank.in_use == 0
         assert not self.cache.held
         assert not self.desk._waiting
         assert not self.scheduler.admission
@@ -157,10 +161,10 @@ def test_what_waits_is_asked_about_only_when_something_changed() -> None:
         first.num_computed = min(first.num_computed, len(first.tokens) - 1)
     engine.collect(wait=False) if not engine.landed.empty() else None
     engine.scheduler.schedule()
-    asked = engine.asked
+    asked = engine.desk.asked
     for _ in range(10):
         assert not engine.scheduler.schedule().started
-    assert engine.asked == asked
+    assert engine.desk.asked == asked
 
 
 def test_popular_adapters_do_not_keep_others_out() -> None:

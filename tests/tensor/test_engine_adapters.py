@@ -231,7 +231,7 @@ def test_the_largest_adapter_must_fit_beside_what_is_kept(cases: Cases) -> None:
     failure = engine.failure("three")
     assert failure is not None
     assert (failure.code, failure.reason) == (Code.RESOURCE_EXHAUSTED.value, "TOO_MANY_PINNED")
-    assert engine.runner.bank.kept == {v["all"].digest, v["upper"].digest}  # as before
+    assert engine.runner.bank.pinned == {v["all"].digest, v["upper"].digest}  # as before
     # What is kept costs a stack nothing; what cannot fit beside it is refused at once, not left waiting.
     cases.try_in(engine, [Case(cases.prompts[0], cases.stack([("rs", 1.0), ("all", 1.0), ("upper", 1.0)]), 3)])
     engine.run(command("big", cases.prompts[0], 3, cases.stack([("rs", 1.0), ("attention", 1.0)])))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from random import Random
@@ -105,23 +105,36 @@ def test_scores_that_are_no_numbers_are_an_error(cases: Cases, tight: Engine) ->
 # -- memory -----------------------------------------------------------------------------------------------------------
 
 
-def out_of_memory(engine: Engine, monkeypatch: pytest.MonkeyPatch, *, above: int) -> list[int]:
+def on_device() -> None:
+    raise torch.OutOfMemoryError("pretended")
+
+
+def on_host() -> None:
+    torch.empty(1 << 50, dtype=torch.uint8)
+
+
+def out_of_memory(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, *, above: int, fail: Callable[[], None] = on_device
+) -> list[int]:
     """Steps of more than ``above`` tokens find no memory; gives the sizes of those that failed."""
     run, failed = engine.runner.run, []
 
-    def limited(plan, sequences):  # type: ignore[no-untyped-def]
+    def limited(plan):  # type: ignore[no-untyped-def]
         if plan.tokens > above:
             failed.append(plan.tokens)
-            raise torch.OutOfMemoryError("pretended")
-        return run(plan, sequences)
+            fail()
+        return run(plan)
 
     monkeypatch.setattr(engine.runner, "run", limited)
     return failed
 
 
-def test_a_step_without_memory_is_tried_again_with_less(cases: Cases, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("fail", [on_device, on_host])
+def test_a_step_without_memory_is_tried_again_with_less(
+    cases: Cases, monkeypatch: pytest.MonkeyPatch, fail: Callable[[], None]
+) -> None:
     engine = cases.engine()
-    failed = out_of_memory(engine, monkeypatch, above=20)
+    failed = out_of_memory(engine, monkeypatch, above=20, fail=fail)
     cases.try_in(engine, [Case(cases.prompts[i], cases.stack(s)) for i, s in enumerate(STACKS)])
     assert failed == sorted(failed, reverse=True)
     assert failed
@@ -129,6 +142,48 @@ def test_a_step_without_memory_is_tried_again_with_less(cases: Cases, monkeypatc
     before = len(failed)
     cases.try_in(engine, [Case(cases.prompts[i], cases.stack(s)) for i, s in enumerate(STACKS)])
     assert len(failed) == before
+
+
+def test_another_error_in_a_step_is_a_defect(cases: Cases, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = cases.engine()
+
+    def defect() -> None:
+        raise RuntimeError("a defect")
+
+    out_of_memory(engine, monkeypatch, above=0, fail=defect)
+    with pytest.raises(RuntimeError, match="a defect"):
+        engine.run(command("none", cases.prompts[0]))
+
+
+def test_an_adapter_that_finds_no_memory_on_the_device_ends_those_who_need_it(
+    cases: Cases, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = cases.engine()
+    bank, copy = engine.runner.bank, engine.runner.bank._copy
+
+    def limited(adapter, slot):  # type: ignore[no-untyped-def]
+        if adapter.digest == cases.versions["rs"].digest:
+            on_host()
+        copy(adapter, slot)
+
+    monkeypatch.setattr(bank, "_copy", limited)
+    needs = [cases.stack([("rs", 1.0)]), cases.stack([("all", 1.0), ("rs", 0.5)])]
+    mates = [Case(cases.prompts[i], cases.stack(STACKS[i]), 8) for i in (0, 1, 4, 5)]
+    for i, stack in enumerate(needs):
+        engine.submit(command(f"need{i}", cases.prompts[i], 8, stack))
+    run_all(engine, cases, [(f"mate{i}", case) for i, case in enumerate(mates)])
+    engine.finish("need0", "need1")
+    for i in range(2):
+        failure = engine.failure(f"need{i}")
+        assert failure is not None
+        assert failure.code == Code.RESOURCE_EXHAUSTED.value
+        assert "rs@1" in failure.message
+    for i, case in enumerate(mates):
+        check_tokens(engine.tokens(f"mate{i}"), cases.alone(case))
+    check_empty(engine)
+    assert cases.versions["rs"].digest not in bank.digests
+    monkeypatch.undo()
+    cases.try_in(engine, [Case(cases.prompts[i], stack) for i, stack in enumerate(needs)])
 
 
 def test_a_token_that_alone_finds_no_memory_fails(cases: Cases, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -380,4 +435,4 @@ def test_stopping_fails_what_is_open(cases: Cases, tmp_path: Path) -> None:
         assert failure is not None
         assert failure.code == Code.UNAVAILABLE.value
     assert not engine.scheduler.sequences
-    assert engine.runner.bank.pinned == 0
+    assert engine.runner.bank.in_use == 0

@@ -20,6 +20,7 @@ from loramux_server.lora.bank import AdapterBank, HostAdapter, LoraPair
 from loramux_server.lora.context import StepContext
 from loramux_server.lora.routed_linear import LinearGroup
 from loramux_server.lora.routing import BankBlock, KernelBlock, Routing, Segment, plan_blocks
+from loramux_server.lora.slots import Move
 from tests.examples import examples
 
 IN = 38  # two vectors of the compiled kernel and a rest
@@ -275,13 +276,13 @@ def test_the_least_recently_used_goes_and_the_pinned_stays() -> None:
     hosts = [adapter(f"d{i}", 4) for i in range(4)]
     for host in hosts[:3]:
         bank.put(host)
-    bank.pin("d0")
+    bank.acquire("d0")
     bank.get("d1")
     assert bank.put(hosts[3]) is not None
     assert set(bank.digests) == {"d0", "d1", "d3"}
     assert bank.evictions == 1
     assert not bank.drop("d0")
-    bank.unpin("d0")
+    bank.release("d0")
     assert bank.drop("d0")
     assert bank.drop("never was")
 
@@ -290,10 +291,10 @@ def test_what_cannot_fit_beside_the_pinned_drops_nobody() -> None:
     bank = make_bank(12)
     for i in range(3):
         bank.put(adapter(f"d{i}", 4))
-    bank.pin("d0")
+    bank.acquire("d0")
     assert bank.put(adapter("big", 9)) is None
     assert set(bank.digests) == {"d0", "d1", "d2"}
-    bank.unpin("d0")
+    bank.release("d0")
     assert bank.put(adapter("big", 9)) is not None
 
 
@@ -302,15 +303,15 @@ def test_scattered_free_rows_are_joined_and_content_moves_along() -> None:
     hosts = {f"d{i}": adapter(f"d{i}", 3) for i in range(4)}
     for host in hosts.values():
         bank.put(host)
-    bank.pin("d1")
-    bank.pin("d3")
+    bank.acquire("d1")
+    bank.acquire("d3")
     bank.drop("d0")
     bank.drop("d2")
-    changes = []
-    bank.on_change = lambda: changes.append(1)
     wide = adapter("wide", 6)
-    assert bank.put(wide) is not None
-    assert changes
+    swap = bank.plan(wide)
+    assert swap is not None
+    assert (swap.slot.lo, swap.evicted, swap.moves) == (6, (), (Move(3, 6, 0), Move(9, 12, 3)))
+    bank.apply(swap, wide)
     assert bank.evictions == 0
     assert all(holds(bank, h) for h in (hosts["d1"], hosts["d3"], wide))
 
@@ -326,7 +327,7 @@ def test_refusals_say_what_to_do() -> None:
             bank.put(HostAdapter("odd", pairs))
         assert refused.value.code is Code.INVALID_ARGUMENT
     with pytest.raises(KeyError):
-        bank.pin("absent")
+        bank.acquire("absent")
     assert bank.digests == ()
 
 
@@ -347,13 +348,13 @@ def test_a_banks_life(seed: int) -> None:
                 slot = bank.put(hosts[digest])
                 assert (slot is not None) == (was or pinned + hosts[digest].rank <= bank.rows)
             case "pin" if digest in bank.digests:
-                bank.pin(digest)
+                bank.acquire(digest)
                 pins.append(digest)
             case "unpin" if pins:
-                bank.unpin(pins.pop(draw.randrange(len(pins))))
+                bank.release(pins.pop(draw.randrange(len(pins))))
             case "drop":
                 assert bank.drop(digest) == (digest not in pins)
-        assert bank.pinned == len(pins)
+        assert bank.in_use == len(pins)
         assert {*pins} <= {*bank.digests}
         slots = sorted((bank.slot(d) for d in bank.digests), key=lambda s: s.lo)
         assert all(a.hi <= b.lo for a, b in pairwise(slots))

@@ -146,8 +146,8 @@ def test_static_block_follows_the_bank() -> None:
         places = [bank.slot(h.digest).lo for h in (hosts[1], hosts[3])]
         bank.drop("g0")
         bank.drop("g2")
-        bank.pin("g1")
-        bank.pin("g3")
+        bank.acquire("g1")
+        bank.acquire("g3")
         wide = adapter("wide", 11)
         hosts.append(wide)
         bank.put(wide)

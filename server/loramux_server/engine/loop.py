@@ -14,6 +14,7 @@ from ..core.background import Background
 from ..core.errors import Code, Error
 from ..core.jobs import TrainCommand
 from ..cpu.heap import give_back
+from ..model.out_of_memory import out_of_memory
 from .execution.model_runner import ModelRunner, StepOutput
 from .execution.scores import Scores
 from .execution.token_selection import Chooser
@@ -91,8 +92,10 @@ class EngineLoop:
         self._expire(time.monotonic())
         self._chooser.take_masks()
         plan = self._scheduler.schedule()
+        self._stalled = not (plan.work or plan.swaps)
+        if plan.swaps:
+            plan = self._swap(plan)
         self._next_read = self._desk.read_on()  # after it: whoever has started, or found nothing, changes what is next
-        self._stalled = not plan.work
         if plan.work:
             self._serve(plan)
         self._flush()
@@ -207,18 +210,29 @@ class EngineLoop:
         for seq in self._scheduler.expired(now):
             self._end(seq, error=Error(Code.DEADLINE_EXCEEDED, "the request's deadline passed"))
 
+    def _swap(self, plan: StepPlan) -> StepPlan:
+        """Carry a plan's swaps out, and give what is left of it: requests whose adapters found no memory end."""
+        failed = self._desk.apply(plan.swaps)
+        ended = [s for s in self._scheduler.sequences if any(e.adapter.digest in failed for e in s.stack.entries)]
+        for seq in ended:
+            names = ", ".join(e.adapter.ref for e in seq.stack.entries if e.adapter.digest in failed)
+            message = f"the device has no memory to load {names}; lower --kv-cache-memory, or try again later"
+            self._end(seq, Error(Code.RESOURCE_EXHAUSTED, message))
+        return plan.without({seq.id for seq in ended})
+
     def _serve(self, plan: StepPlan) -> None:
         started = time.monotonic()
         for id in plan.started:
             self._figures.started(started - self._live(id).arrived)
         try:
-            output = self._runner.run(plan, {w.id: self._live(w.id) for w in plan.work})
-        except torch.OutOfMemoryError:
+            output = self._runner.run(plan)
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
             self._shed(plan)
             return
         self._scheduler.advance(plan)
-        sampled = [self._live(w.id) for w in plan.work if w.samples]
-        self._chooser.choose([s for s in sampled if s.score_from is None], output.next_token)
+        self._chooser.choose([self._live(w.id) for w in plan.work if w.samples], output.next_token)
         self._score(plan, output)
         self._figures.step(plan.kind, time.monotonic() - started)
 
@@ -234,7 +248,7 @@ class EngineLoop:
             if seq is None or seq.score_from is None:
                 continue
             try:
-                result = self._scores.take(seq, work.start, output.scores.get(seq.id))
+                result = self._scores.add(seq, work, output.scores.get(seq.id))
             except Error as error:
                 self._end(seq, error)
                 continue

@@ -1,15 +1,14 @@
-"""What is resident on the device: adapters in rank rows of shared buffers, pinned while in use.
+"""The device memory of resident adapters: rank rows of shared buffers.
 
-Every :class:`~.linear.LinearGroup` has one A buffer [rows, members, in] and one B buffer [rows, out] per member. An
-adapter of rank r owns the same r consecutive rows in all of them, so one [tokens, rows] matrix of weights routes a
-whole step. Loading or dropping an adapter moves no other, unless only scattered rows are free.
+Every :class:`~.routed_linear.LinearGroup` has one A buffer [rows, members, in] and one B buffer [rows, out] per
+member. An adapter of rank r owns the same r consecutive rows in all of them, so one [tokens, rows] matrix of weights
+routes a whole step. Loading or dropping an adapter moves no other, unless only scattered rows are free.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -18,6 +17,7 @@ from ..core.errors import Code, Error
 from ..cpu.routed import GroupWeights, load_kernel
 from .buffers import zeros
 from .routed_linear import LinearGroup
+from .slots import Slot, SlotTable, Swap
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,34 +41,20 @@ class HostAdapter:
         return max(int(p.a.shape[0]) for p in self.pairs.values())
 
     @property
+    def scaling(self) -> float:
+        """The largest of its modules', by which the others are scaled when they are loaded."""
+        return max(p.scaling for p in self.pairs.values()) or 1.0
+
+    @property
     def nbytes(self) -> int:
         return sum(p.a.nbytes + p.b.nbytes for p in self.pairs.values())
 
 
-@dataclass(frozen=True, slots=True)
-class Slot:
-    """Where an adapter lies: rank rows [lo, hi), its scaling, and the groups it acts on."""
-
-    digest: str
-    lo: int
-    hi: int
-    scaling: float
-    groups: frozenset[int]
-
-    @property
-    def rank(self) -> int:
-        return self.hi - self.lo
-
-
-class AdapterBank:
-    """Resident adapters within a fixed number of rank rows; least recently used unpinned ones make room.
-
-    Not thread-safe: it belongs to the thread that owns the model.
-    """
+class AdapterBank(SlotTable):
+    """A table of slots and the buffers behind it. It belongs to the thread that owns the model."""
 
     def __init__(self, groups: Sequence[LinearGroup], rows: int, device: torch.device, dtype: torch.dtype) -> None:
-        self.rows = rows
-        self.evictions = 0
+        super().__init__(rows)
         # On the host, rows that no adapter ever used cost no memory.
         self.a = [zeros((rows, len(g.names), g.in_features), device, dtype) for g in groups]
         self.b = [[zeros((rows, n), device, dtype) for n in g.out_features] for g in groups]
@@ -76,12 +62,7 @@ class AdapterBank:
         self.weights = [GroupWeights(g, a, bs) for g, a, bs in zip(groups, self.a, self.b, strict=True)]
         """The same, as the kernel wants it."""
         self._where = {name: (g.index, j) for g in groups for j, name in enumerate(g.names)}
-        self._slots: OrderedDict[str, Slot] = OrderedDict()  # least recently used first
-        self._pins: dict[str, int] = {}
-        self.kept: frozenset[str] = frozenset()
-        """Digests that are never evicted, whether in use or not."""
         self._row_bytes = sum(t.nbytes for t in [*self.a, *(t for bs in self.b for t in bs)]) // max(rows, 1)
-        self.on_change: Callable[[], None] = lambda: None
 
     @staticmethod
     def row_bytes(groups: Sequence[LinearGroup], dtype: torch.dtype) -> int:
@@ -90,61 +71,40 @@ class AdapterBank:
 
     @property
     def used_bytes(self) -> int:
-        return self.nbytes_of(sum(s.rank for s in self._slots.values()))
+        return self.nbytes_of(self.used_rows)
 
     def nbytes_of(self, rank: int) -> int:
         """Bytes of an adapter of this rank on every linear."""
         return rank * self._row_bytes
 
-    @property
-    def digests(self) -> tuple[str, ...]:
-        """Resident adapters, least recently used first."""
-        return tuple(self._slots)
-
-    def get(self, digest: str) -> Slot | None:
-        """The slot of an adapter, or None when it is not resident."""
-        slot = self._slots.get(digest)
-        if slot is not None:
-            self._slots.move_to_end(digest)
-        return slot
-
-    def slot(self, digest: str) -> Slot:
-        """The slot of an adapter that must be resident. Raises KeyError."""
-        return self._slots[digest]
-
-    def pin(self, digest: str) -> None:
-        """Keep a resident adapter until :meth:`unpin` has been called as often."""
-        if digest not in self._slots:
-            raise KeyError(digest)
-        self._pins[digest] = self._pins.get(digest, 0) + 1
-
-    def unpin(self, digest: str) -> None:
-        left = self._pins[digest] - 1
-        if left:
-            self._pins[digest] = left
-        else:
-            del self._pins[digest]
-
-    @property
-    def pinned(self) -> int:
-        """Pins held: 0 when nothing is running."""
-        return sum(self._pins.values())
-
     def put(self, adapter: HostAdapter) -> Slot | None:
-        """Copy an adapter into the bank, dropping unused ones for it. None when what is in use leaves no room now.
+        """Load an adapter, evicting unused ones for it. None when what is in use leaves no capacity now.
 
         Raises what :meth:`check` raises.
         """
         if (slot := self.get(adapter.digest)) is not None:
             return slot
         self.check(adapter)
-        lo = self._make_room(adapter.rank)
-        if lo is None:
+        if (swap := self.plan(adapter)) is None:
             return None
-        slot = self._copy(adapter, lo)
-        self._slots[adapter.digest] = slot
-        self.on_change()
-        return slot
+        self.apply(swap, adapter)
+        return swap.slot
+
+    def plan(self, adapter: HostAdapter) -> Swap | None:
+        """Give a checked adapter that is not resident a slot; None when it does not fit now. See :meth:`apply`."""
+        groups = frozenset(self._where[name][0] for name in adapter.pairs)
+        return self.place(adapter.digest, adapter.rank, adapter.scaling, groups)
+
+    def apply(self, swap: Swap, adapter: HostAdapter) -> None:
+        """Make the buffers agree with a swap. Only the copy of ``adapter`` itself may run out of memory."""
+        for move in swap.moves:
+            by = move.lo - move.to
+            for tensor in [*self.a, *(b for bs in self.b for b in bs)]:
+                # In blocks that do not overlap with where they go, so that no memory is needed.
+                for lo in range(move.lo, move.hi, by):
+                    hi = min(lo + by, move.hi)
+                    tensor[lo - by : hi - by] = tensor[lo:hi]
+        self._copy(adapter, swap.slot)
 
     def check(self, adapter: HostAdapter) -> None:
         """Raise INVALID_ARGUMENT for a module that the base does not have, RESOURCE_EXHAUSTED for too large a rank."""
@@ -158,58 +118,8 @@ class AdapterBank:
                 "raise --adapter-memory",
             )
 
-    def has_room(self, ranks: Mapping[str, int]) -> bool:
-        """Whether these adapters (digest -> rank) could all be resident at once beside what is in use or kept."""
-        stay = sum(s.rank for d, s in self._slots.items() if d not in ranks and (d in self._pins or d in self.kept))
-        return stay + sum(ranks.values()) <= self.rows
-
-    def drop(self, digest: str) -> bool:
-        """Forget an adapter that nothing pins. False when it is in use."""
-        if digest in self._pins:
-            return False
-        if self._slots.pop(digest, None) is not None:
-            self.on_change()
-        return True
-
-    def _make_room(self, rank: int) -> int | None:
-        """First of ``rank`` free rows, or None, and nothing dropped, if what is pinned leaves too few."""
-        stay = {d for d in self._slots if d in self._pins or d in self.kept}
-        if sum(self._slots[d].rank for d in stay) + rank > self.rows:
-            return None
-        while sum(s.rank for s in self._slots.values()) + rank > self.rows:
-            del self._slots[next(d for d in self._slots if d not in stay)]
-            self.evictions += 1
-            self.on_change()
-        if (lo := self._find_gap(rank)) is None:
-            self._close_gaps()
-            lo = self._find_gap(rank)
-        return lo
-
-    def _close_gaps(self) -> None:
-        """Move everything resident to the lowest rows: what is free but scattered becomes one run."""
-        tensors = [*self.a, *(b for bs in self.b for b in bs)]
-        at = 0
-        for slot in sorted(self._slots.values(), key=lambda s: s.lo):
-            if slot.lo != at:
-                for tensor in tensors:
-                    tensor[at : at + slot.rank] = tensor[slot.lo : slot.hi].clone()
-                self._slots[slot.digest] = replace(slot, lo=at, hi=at + slot.rank)
-            at += slot.rank
-        self.on_change()
-
-    def _find_gap(self, rank: int) -> int | None:
-        """Lowest free run of ``rank`` rows: what is resident stays dense, and a step's span short."""
-        start = 0
-        for slot in sorted(self._slots.values(), key=lambda s: s.lo):
-            if slot.lo - start >= rank:
-                return start
-            start = slot.hi
-        return start if self.rows - start >= rank else None
-
-    def _copy(self, adapter: HostAdapter, lo: int) -> Slot:
-        rank = adapter.rank
-        hi = lo + rank
-        scaling = max(p.scaling for p in adapter.pairs.values()) or 1.0
+    def _copy(self, adapter: HostAdapter, slot: Slot) -> None:
+        lo, hi, rank, scaling = slot.lo, slot.hi, slot.rank, slot.scaling
         for name, (group, j) in self._where.items():
             a, b = self.a[group][lo:hi, j], self.b[group][j][lo:hi]
             pair = adapter.pairs.get(name)
@@ -220,4 +130,3 @@ class AdapterBank:
             if pair is not None:
                 a[:r].copy_(pair.a)
                 b[:r].copy_(pair.b.T if pair.scaling == scaling else pair.b.T * (pair.scaling / scaling))
-        return Slot(adapter.digest, lo, hi, scaling, frozenset(self._where[n][0] for n in adapter.pairs))

@@ -25,11 +25,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from ..core.types import Stack
 from ..cpu.routed import RoutedKernel, Routes
-from .bank import AdapterBank, Slot
+from .bank import AdapterBank
 from .buffers import upload
 from .routed_linear import LinearGroup
+from .slots import Entries, Slot
 
 BLOCK_OVERHEAD = 2000
 """Row-rank products that take about as long as the calls of one more block (measured on two AVX512 cores)."""
@@ -42,8 +42,6 @@ KERNEL_OVERHEAD = 700
 SPARSE = 2
 """Rank rows are gathered rather than spanned when their span is over this many times their number."""
 
-Entries = tuple[tuple[Slot, float], ...]
-
 
 @dataclass(frozen=True, slots=True)
 class Segment:
@@ -51,11 +49,6 @@ class Segment:
 
     length: int
     entries: Entries = ()
-
-    @classmethod
-    def of(cls, bank: AdapterBank, length: int, stack: Stack) -> Segment:
-        """Rows of a stack whose adapters are resident (else KeyError). A weight of 0 is no adapter at all."""
-        return cls(length, tuple((bank.slot(e.adapter.digest), e.weight) for e in stack.entries if e.weight))
 
 
 class Block(Protocol):

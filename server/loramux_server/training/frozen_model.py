@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..core.jobs import TrainRow
 from ..lora.bank import AdapterBank
-from ..lora.routing import Entries
+from ..lora.slots import Entries
 from ..model.resident import ResidentBase
 from .layerwise import ActivationPolicy, LayerwisePass
 from .work import Interruptible

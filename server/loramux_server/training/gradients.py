@@ -127,10 +127,3 @@ def accumulate_gradients(base: ResidentBase, selection: Selection) -> Interrupti
     yield from micro_batch.backward()
     for (batch, indices), (sums, _) in zip(selection, losses, strict=True):
         batch.count(indices, sums)
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether an error means that memory ran out; on the host torch has no type of its own for it."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    return isinstance(error, RuntimeError) and "allocate memory" in str(error)

@@ -12,9 +12,10 @@ import torch
 from ..core.background import Ended, Report
 from ..core.errors import Code, Error
 from ..core.jobs import TrainCommand, TrainEvent, TrainEventType
+from ..model.out_of_memory import out_of_memory
 from ..model.resident import ResidentBase
 from .gradient_check import gradient_fault
-from .gradients import Batch, NeedsGradients, accumulate_gradients, out_of_memory, select_rows
+from .gradients import Batch, NeedsGradients, accumulate_gradients, select_rows
 from .micro_batch_size import IDLE_SECONDS, MicroBatchSizer
 from .trainer import Training, train
 from .work import PAUSE, Held, Interruptible, Pause

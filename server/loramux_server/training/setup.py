@@ -12,7 +12,7 @@ from ..core.types import AdapterVersion
 from ..host.resources import host_available
 from ..lora.bank import AdapterBank, HostAdapter, LoraPair
 from ..lora.routed_linear import LinearGroup
-from ..lora.routing import Entries
+from ..lora.slots import Entries
 from ..lora.trainable import TrainableAdapter
 from ..model.resident import ResidentBase
 from ..peft.folder import naming, read_folder

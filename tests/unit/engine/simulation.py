@@ -7,7 +7,7 @@ from the pages. So a wrong page, a stale prefix, a skipped token or another's ad
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from random import Random
 
@@ -22,6 +22,7 @@ from loramux_server.engine.scheduling.plan import Admission, Limits, StepPlan
 from loramux_server.engine.scheduling.scheduler import Scheduler
 from loramux_server.engine.scheduling.sequence import Sequence, State
 from loramux_server.engine.training_share import TrainingShare
+from loramux_server.lora.slots import Entries, SlotTable, Swap
 
 VOCAB = 50
 
@@ -66,45 +67,62 @@ def key_of(seq: Sequence) -> int:
 
 
 class FakeBank:
-    """Adapters that land when told to, in a bank of ``rows`` rank rows."""
+    """Adapters that are loaded when told to, in a bank of ``rows`` rank rows. ``device`` is what these hold."""
 
     def __init__(self, rows: int = 1 << 30) -> None:
-        self.rows = rows
-        self.landed: dict[str, int] = {}  # host memory: digest -> rank
-        self.resident: dict[str, int] = {}
-        self.pins: dict[str, int] = {}
+        self.slots = SlotTable(rows)
+        self.loaded: dict[str, int] = {}  # host memory: digest -> rank
         self.wanted: set[str] = set()
-        self.asked = 0  # how often pin was
+        self.asked = 0  # how often acquire was
+        self.device: dict[int, str] = {}  # rank row -> digest
+        self._swaps: list[Swap] = []
 
-    def land(self, scheduler: Scheduler, *digests: str, rank: int = 4) -> None:
+    def load(self, scheduler: Scheduler, *digests: str, rank: int = 4) -> None:
         """Put adapters in host memory, and tell."""
         for digest in digests:
-            self.landed[digest] = rank
+            self.loaded[digest] = rank
             scheduler.admission.adapter_loaded(digest)
 
     def acquire(self, seq: Sequence) -> Admission:
         self.asked += 1
-        stack = seq.stack
-        mine = {e.adapter.digest: e.adapter.rank for e in stack.entries}
-        self.wanted |= mine.keys() - self.landed.keys()
-        if not mine.keys() <= self.landed.keys():
+        mine = {e.adapter.digest: e.adapter.rank for e in seq.stack.entries}
+        self.wanted |= mine.keys() - self.loaded.keys()
+        if not mine.keys() <= self.loaded.keys():
             return Admission.LOADING
-        pinned = {d: self.resident[d] for d in self.pins}
-        if sum({**pinned, **mine}.values()) > self.rows:
+        if not self.slots.fits(mine):
             return Admission.FULL
-        while sum({**self.resident, **mine}.values()) > self.rows:
-            del self.resident[next(d for d in self.resident if d not in self.pins and d not in mine)]
-        self.resident |= mine
-        for digest in mine:
-            self.pins[digest] = self.pins.get(digest, 0) + 1
+        for digest in sorted(mine, key=lambda d: self.slots.get(d) is None):
+            if self.slots.get(digest) is None:
+                swap = self.slots.place(digest, mine[digest])
+                assert swap is not None
+                self._swaps.append(swap)
+            self.slots.acquire(digest)
         return Admission.READY
 
     def release(self, stack: Stack) -> None:
         for entry in stack.entries:
-            digest = entry.adapter.digest
-            self.pins[digest] -= 1
-            if not self.pins[digest]:
-                del self.pins[digest]
+            self.slots.release(entry.adapter.digest)
+
+    def entries(self, stack: Stack) -> Entries:
+        return tuple((self.slots.slot(e.adapter.digest), e.weight) for e in stack.entries if e.weight)
+
+    def drain_swaps(self) -> tuple[Swap, ...]:
+        swaps, self._swaps = tuple(self._swaps), []
+        return swaps
+
+    def apply(self, swaps: Iterable[Swap], failing: Collection[str] = ()) -> set[str]:
+        """Carry swaps out on the pretended device; gives those of ``failing`` that were to be loaded."""
+        failed: set[str] = set()
+        for swap in swaps:
+            for move in swap.moves:
+                rows = [self.device.get(row) for row in range(move.lo, move.hi)]
+                self.device.update({move.to + i: digest for i, digest in enumerate(rows) if digest is not None})
+            if swap.slot.digest in failing:
+                self.slots.lose(swap.slot.digest)
+                failed.add(swap.slot.digest)
+            else:
+                self.device.update(dict.fromkeys(range(swap.slot.lo, swap.slot.hi), swap.slot.digest))
+        return failed
 
 
 def make_scheduler(
@@ -131,12 +149,20 @@ class Machine:
     outputs: dict[str, list[int]] = field(default_factory=dict)
     steps: int = 0
 
-    def step(self) -> StepPlan:
-        """Schedule, compute, advance, choose."""
-        plan = self.scheduler.schedule()
+    def step(self, failing: Collection[str] = ()) -> StepPlan:
+        """Schedule, swap, compute, advance, choose. The device finds no memory for the adapters in ``failing``."""
+        plan = self.swap(self.scheduler.schedule(), failing)
         self.check(plan)
         self.compute(plan)
         return plan
+
+    def swap(self, plan: StepPlan, failing: Collection[str] = ()) -> StepPlan:
+        """Carry the swaps of a plan out and end whoever needs what failed."""
+        failed = self.bank.apply(plan.swaps, failing)
+        ended = [s for s in self.scheduler.sequences if any(e.adapter.digest in failed for e in s.stack.entries)]
+        for seq in ended:
+            self.end(seq, "swap")
+        return plan.without({seq.id for seq in ended})
 
     def compute(self, plan: StepPlan) -> None:
         size = self.scheduler.pages.page_size
@@ -144,10 +170,10 @@ class Machine:
         for work in plan.work:
             seq = self.scheduler.get(work.id)
             assert seq is not None
-            places = [(work.pages[p // size], p % size) for p in range(work.start + work.length)]
-            for position in range(work.start, work.start + work.length):
+            places = [(work.pages[p // size], p % size) for p in range(work.end)]
+            for position, token in enumerate(work.tokens, work.start):
                 before = self.kv[places[position - 1]] if position else 0
-                self.kv[places[position]] = hidden(key_of(seq), seq.tokens[position], position, before)
+                self.kv[places[position]] = hidden(key_of(seq), token, position, before)
             chosen[work.id] = hash(tuple(self.kv[p] for p in places)) % VOCAB
         self.scheduler.advance(plan)
         self.steps += bool(plan.work)
@@ -168,7 +194,7 @@ class Machine:
         ids = [w.id for w in plan.work]
         assert len(set(ids)) == len(ids), "a sequence is twice in a step"
         assert not set(ids) & set(plan.preempted)
-        kinds = [(w.length > 1, not scheduler.get(w.id).stack) for w in plan.work]  # type: ignore[union-attr]
+        kinds = [(w.length > 1, not w.stack) for w in plan.work]
         assert kinds == sorted(kinds), "generating first, adapted before bare"
         written: list[int] = []
         for work in plan.work:
@@ -177,11 +203,14 @@ class Machine:
             assert seq.state is State.RUNNING
             assert work.length > 0
             assert work.start == seq.num_computed
-            assert work.samples == (work.start + work.length == len(seq.tokens))
-            assert len(work.pages) == pool.needed(work.start + work.length)
-            assert all(self.bank.pins.get(e.adapter.digest) for e in seq.stack.entries), (
-                "an adapter in use is not pinned"
-            )
+            assert list(work.tokens) == seq.tokens[work.start : work.end]
+            assert work.samples == (work.end == len(seq.tokens))
+            assert len(work.pages) == pool.needed(work.end)
+            wanted = [(e.adapter.digest, e.weight) for e in seq.stack.entries if e.weight]
+            assert [(slot.digest, weight) for slot, weight in work.stack] == wanted
+            for slot, _ in work.stack:
+                held = {self.bank.device.get(row) for row in range(slot.lo, slot.hi)}
+                assert held == {slot.digest}, "the device holds something else where an adapter should be"
             written += work.pages[work.start // pool.page_size :]
         assert len(set(written)) == len(written), "two sequences write to one page"
         assert all(pool._refs[p] == 1 for p in written), "a page is written that others read"
@@ -192,7 +221,8 @@ class Machine:
         for seq in running:
             for entry in seq.stack.entries:
                 expected[entry.adapter.digest] = expected.get(entry.adapter.digest, 0) + 1
-        assert self.bank.pins == expected, "pins are not those of the running sequences"
+        counted = {d: count for d in self.bank.slots.digests if (count := self.bank.slots.refcount(d))}
+        assert counted == expected, "refcounts are not those of the running sequences"
 
     def end(self, seq: Sequence, how: str) -> None:
         assert seq.id not in self.ended, "a request ended twice"
@@ -203,7 +233,7 @@ class Machine:
     def check_idle(self) -> None:
         self.scheduler.check_idle()
         assert not self.scheduler.sequences
-        assert not self.bank.pins
+        assert self.bank.slots.in_use == 0
         assert self.scheduler.pages.held == 0
 
 
@@ -245,7 +275,7 @@ BROKEN = "d5"
 
 
 def simulate(seed: int, steps: int = 60) -> Machine:
-    """A random life: arrivals, cancels, deadlines, preemption, out of memory, adapters late, broken or squeezed out.
+    """A random life: arrivals, cancels, deadlines, preemption, out of memory, adapters late, broken or evicted.
 
     Jobs train beside it, and take time from it.
     """
@@ -284,22 +314,22 @@ def simulate(seed: int, steps: int = 60) -> Machine:
                 share.remove(draw.choice(jobs))
         for digest in sorted(bank.wanted):
             if step >= steps or draw.random() < 0.3:
-                _land(machine, digest)
+                _load(machine, digest)
         for seq in scheduler.expired(training.now):
             machine.end(seq, "expired")
         if draw.random() < 0.03:
-            plan = scheduler.schedule()
+            plan = machine.swap(scheduler.schedule())
             machine.check(plan)
             if plan.tokens > 1:  # the step ran out of memory, perhaps after it wrote rubbish to its pages
                 for work in plan.work:
-                    for position in range(work.start, work.start + work.length):
+                    for position in range(work.start, work.end):
                         machine.kv[work.pages[position // size], position % size] = -1
                 scheduler.shrink(max(1, plan.tokens // 2))
                 scheduler.pages.check()
             else:
                 machine.compute(plan)
         else:
-            plan = machine.step()
+            plan = machine.step(failing=ADAPTERS if draw.random() < 0.05 else ())
         training.now += 1.0
         share.turn(serving=bool(plan.work))
         step += 1
@@ -319,7 +349,7 @@ def simulate(seed: int, steps: int = 60) -> Machine:
 def _arrive(machine: Machine, asked: dict[str, Sequence], draw: Random, prompts: list[list[int]], now: float) -> None:
     digests = draw.sample(sorted(ADAPTERS), draw.choice([0, 0, 1, 1, 2]))
     entries = [(d, ADAPTERS[d], draw.choice([1.0, 1.0, 0.5])) for d in digests]
-    if sum(rank for _, rank, _ in entries) > machine.bank.rows:
+    if sum(rank for _, rank, _ in entries) > machine.bank.slots.rows:
         return  # refused before the scheduler is asked
     seq = sequence(
         f"r{len(asked)}",
@@ -340,11 +370,11 @@ def _arrive(machine: Machine, asked: dict[str, Sequence], draw: Random, prompts:
         asked[seq.id] = seq
 
 
-def _land(machine: Machine, digest: str) -> None:
+def _load(machine: Machine, digest: str) -> None:
     machine.bank.wanted.discard(digest)
     if digest == BROKEN:
         for seq in machine.scheduler.sequences:
             if any(e.adapter.digest == digest for e in seq.stack.entries):
                 machine.end(seq, "adapter")
     else:
-        machine.bank.land(machine.scheduler, digest, rank=ADAPTERS[digest])
+        machine.bank.load(machine.scheduler, digest, rank=ADAPTERS[digest])

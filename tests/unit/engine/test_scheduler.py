@@ -44,7 +44,7 @@ def test_the_simulation_reaches_what_it_is_for() -> None:
         ends.update(machine.ended.values())
         preemptions += machine.scheduler.preemptions
         hits += machine.scheduler.pages.hit_tokens
-    assert set(ends) == {"done", "cancelled", "expired", "adapter"}
+    assert set(ends) == {"done", "cancelled", "expired", "adapter", "swap"}
     assert preemptions > 50
     assert hits > 200
 
@@ -95,7 +95,7 @@ def test_prompts_are_cut_to_the_budget_and_answers_come_first() -> None:
 
 def test_adapted_rows_come_before_bare_ones_and_a_weight_of_zero_is_bare() -> None:
     bank = FakeBank()
-    bank.landed["x"] = 4
+    bank.loaded["x"] = 4
     scheduler = make_scheduler(bank=bank)
     for id, stack in (("bare", Stack()), ("zero", stack_of(("x", 4, 0.0))), ("adapted", stack_of(("x", 4, 1.0)))):
         scheduler.add(sequence(id, 2, 9, stack=stack))
@@ -181,7 +181,7 @@ def test_a_late_adapter_holds_up_nobody() -> None:
     scheduler.add(sequence("late", stack=stack_of(("x", 4, 1.0))))
     scheduler.add(sequence("next"))
     assert ids(advance(scheduler)) == ["next"]
-    bank.land(scheduler, "x")
+    bank.load(scheduler, "x")
     assert sorted(ids(advance(scheduler))) == ["late", "next"]
 
 
@@ -240,7 +240,7 @@ def test_a_flood_does_not_delay_another_tenant() -> None:
 def test_two_busy_tenants_share_evenly_and_a_higher_rank_gets_fewer_tokens() -> None:
     for stack, ratio in ((Stack(), 1.0), (stack_of(("x", 64, 1.0)), 2.0)):
         bank = FakeBank()
-        bank.landed["x"] = 64
+        bank.loaded["x"] = 64
         scheduler = make_scheduler(bank=bank, max_running=2, max_batch_tokens=8, max_queue=10_000)
         for i in range(400):
             scheduler.add(sequence(f"a{i}", 4, 4, tenant="a"))
@@ -280,7 +280,7 @@ def test_a_large_request_is_not_kept_out_by_small_ones() -> None:
 def test_adapters_in_use_are_let_run_out_for_one_that_finds_no_room() -> None:
     """A bank of one adapter, and requests for x never stop coming: y's turn comes all the same."""
     bank = FakeBank(rows=4)
-    bank.landed = {"x": 4, "y": 4}
+    bank.loaded = {"x": 4, "y": 4}
     scheduler = make_scheduler(bank=bank, max_queue=10_000)
     started = 0
 

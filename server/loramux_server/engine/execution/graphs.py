@@ -15,7 +15,6 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from ...core.types import Stack
 from ...lora.bank import AdapterBank
 from ...lora.buffers import upload
 from ...lora.routing import Routing, Segment, StaticBlock, used_ranks
@@ -80,7 +79,7 @@ class DecodeGraphs:
                 self._add(rows, 0)
 
     def run(
-        self, ids: Sequence[int], wanted: Sequence[int], spans: Sequence[Span], stacks: Sequence[Stack]
+        self, ids: Sequence[int], wanted: Sequence[int], spans: Sequence[Span], segments: tuple[Segment, ...]
     ) -> Tensor | None:
         """Logits [len(wanted), vocabulary] of a step with one token for each sequence, or None to compute it eagerly.
 
@@ -88,7 +87,6 @@ class DecodeGraphs:
         """
         if any(len(s.pages) > self._width for s in spans):
             return None
-        segments = tuple(Segment.of(self._bank, 1, stack) for stack in stacks)
         graph = self._find(len(ids), used_ranks(segments))
         return None if graph is None else graph.run(ids, wanted, spans, segments)
 

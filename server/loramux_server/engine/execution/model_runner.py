@@ -9,13 +9,11 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from ...core.types import Stack
 from ...lora.bank import AdapterBank
 from ...lora.routing import Routing, Segment, plan_blocks
 from ...model.kv import KVPool, PagedAttention, Span
 from ...model.resident import ResidentBase
 from ..scheduling.plan import StepPlan, Work
-from ..scheduling.sequence import Sequence
 from .graphs import DecodeGraphs
 
 
@@ -32,38 +30,37 @@ class ModelRunner:
 
     def __init__(self, base: ResidentBase, kv: KVPool, bank: AdapterBank, graphs: DecodeGraphs | None = None) -> None:
         self.base, self.kv, self.bank, self.graphs = base, kv, bank, graphs
+        # Where each adapter lies is part of a segment, so equal ones are routed equally whatever was swapped.
         self._route = lru_cache(maxsize=4)(self._plan_routing)
-        bank.on_change = self._route.cache_clear
 
     @torch.inference_mode()
-    def run(self, plan: StepPlan, sequences: Mapping[str, Sequence]) -> StepOutput:
-        """Compute a plan: keys and values go to its pages, logits come back for what asks for them."""
+    def run(self, plan: StepPlan) -> StepOutput:
+        """Compute a plan, whose swaps are done: keys and values go to its pages, logits come back where it asks."""
         ids: list[int] = []
         positions: list[int] = []
         sampled: list[int] = []
         scored: dict[str, list[int]] = {}
-        rows: list[tuple[int, Stack]] = []
         for work in plan.work:
-            seq, first = sequences[work.id], len(ids)
-            ids += seq.tokens[work.start : work.start + work.length]
-            positions += range(work.start, work.start + work.length)
-            rows.append((work.length, seq.stack))
-            if seq.score_from is not None:
-                scored[seq.id] = [first + p - work.start for p in scored_positions(work, seq)]
-            elif work.samples:
-                sampled.append(first + work.length - 1)
-        wanted = sampled + [row for rows_ in scored.values() for row in rows_]
+            first = len(ids)
+            ids += work.tokens
+            positions += range(work.start, work.end)
+            if work.samples:
+                sampled.append(len(ids) - 1)
+            if work.scored:
+                scored[work.id] = [first + position - work.start for position in work.scored]
+        wanted = sampled + [row for rows in scored.values() for row in rows]
         spans = [Span(w.start, w.length, w.pages) for w in plan.work]
+        segments = tuple(Segment(w.length, w.stack) for w in plan.work)
         self._clear_begun(plan.work)
         logits = None
         if self.graphs is not None and plan.kind == "decode":
-            logits = self.graphs.run(ids, wanted, spans, [stack for _, stack in rows])
+            logits = self.graphs.run(ids, wanted, spans, segments)
         if logits is None:
             device = self.base.device
             logits = self.base.forward(
                 torch.tensor(positions, device=device),
                 PagedAttention(self.kv, spans),
-                self._route(tuple(rows)),
+                self._route(segments),
                 torch.tensor(wanted or [0], device=device),  # a step that only fills pages still projects one row
                 ids=torch.tensor(ids, device=device),
             )[: len(wanted)]
@@ -77,18 +74,11 @@ class ModelRunner:
         pass through the mask.
         """
         size = self.kv.shape.page_size
-        begun = [w.pages[-1] for w in works if w.start <= (len(w.pages) - 1) * size and (w.start + w.length) % size]
+        begun = [w.pages[-1] for w in works if w.start <= (len(w.pages) - 1) * size and w.end % size]
         for page in begun:
             self.kv.keys[:, page].zero_()
             self.kv.values[:, page].zero_()
 
-    def _plan_routing(self, rows: tuple[tuple[int, Stack], ...]) -> Routing | None:
-        blocks = plan_blocks(self.bank, [Segment.of(self.bank, length, stack) for length, stack in rows])
+    def _plan_routing(self, segments: tuple[Segment, ...]) -> Routing | None:
+        blocks = plan_blocks(self.bank, segments)
         return Routing(tuple(blocks)) if blocks else None
-
-
-def scored_positions(work: Work, seq: Sequence) -> range:
-    """Positions of this chunk whose logits score a wanted token (the one after each)."""
-    assert seq.score_from is not None
-    first = max(work.start, seq.score_from - 1)
-    return range(first, min(work.start + work.length, len(seq.tokens) - 1))

@@ -8,6 +8,7 @@ from torch import Tensor
 from ...core.backend import ScoreResult
 from ...core.errors import LOGITS_NOT_FINITE, Code, Error
 from ...core.types import Stack
+from ..scheduling.plan import Work
 from ..scheduling.sequence import Sequence
 
 
@@ -43,8 +44,8 @@ class Scores:
         """The sequence is over. Unknown ids are fine."""
         self._found.pop(id, None)
 
-    def take(self, seq: Sequence, start: int, logits: Tensor | None) -> ScoreResult | None:
-        """Take in the chunk that began at position ``start``; gives the result once ``seq`` is computed to its end.
+    def add(self, seq: Sequence, work: Work, logits: Tensor | None) -> ScoreResult | None:
+        """Take in what a step computed of ``seq``; gives the result once that is computed to its end.
 
         ``logits`` [positions, vocabulary] are those whose next token is scored; none in a chunk that scores nothing.
         Raises what :func:`not_finite` says when they are not finite.
@@ -52,7 +53,7 @@ class Scores:
         assert seq.score_from is not None
         found = self._found[seq.id]
         if logits is not None and len(logits):
-            position = max(start + 1, seq.score_from)
+            position = work.scored.start + 1
             values = logits.float()
             targets = torch.tensor(seq.tokens[position : position + len(values)], device=values.device)
             logprobs = values.log_softmax(-1).gather(-1, targets[:, None]).flatten()

@@ -1,4 +1,4 @@
-"""Brings the adapters of a stack to the device before a request starts, and lets go of them after."""
+"""Which adapters are resident: gives the stacks of requests slots on the device, and has what is missing read."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterable
 from ...core.errors import Code, Error
 from ...core.types import AdapterVersion, Stack
 from ...lora.bank import AdapterBank, HostAdapter
+from ...lora.slots import Entries, Swap
+from ...model.out_of_memory import out_of_memory
 from ..scheduling.plan import Admission
 from ..scheduling.sequence import Sequence
 from .cache import HostCache
@@ -29,6 +31,8 @@ class AdapterDesk:
         self._largest = 0  # rank of the largest adapter that was ever asked for
         self.hits: Counter[str] = Counter(device=0, host=0, disk=0)
         self._copies, self._copy_seconds = 0, 0.0
+        self._swaps: list[Swap] = []  # planned, not drained yet
+        self._sources: dict[str, HostAdapter] = {}  # what planned swaps load; host memory may have let go of it
 
     def on_loaded(self, wake: Callable[[str], None]) -> None:
         """``wake(digest)`` is called from another thread when a read ends; the owner then calls :meth:`collect`."""
@@ -60,7 +64,7 @@ class AdapterDesk:
                 reason="TOO_MANY_PINNED",
             )
         self._kept = kept
-        self._bank.kept = frozenset(kept)
+        self._bank.pinned = frozenset(kept)
 
     def expect(self, seq: Sequence) -> None:
         """A request came: what is not in memory is read while it queues, or when its tenant may have it read."""
@@ -105,22 +109,48 @@ class AdapterDesk:
         found = [host for host in hosts.values() if host is not None]
         resident = [a.digest for a in adapters if a.digest not in hosts]
         ranks = {d: self._bank.slot(d).rank for d in resident} | {h.digest: h.rank for h in found}
-        if not self._bank.has_room(ranks):
+        if not self._bank.fits(ranks):
             return Admission.FULL
-        for digest in resident:  # first, so that none makes room for another
-            self._bank.pin(digest)
+        for digest in resident:  # first, so that none is evicted for another
+            self._bank.acquire(digest)
         for host in found:
-            self._put(host)
-            self._bank.pin(host.digest)
+            self._plan(host)
+            self._bank.acquire(host.digest)
         self.forget(seq)
         return Admission.READY
 
     def release(self, stack: Stack) -> None:
         for entry in stack.entries:
             digest = entry.adapter.digest
-            self._bank.unpin(digest)
+            self._bank.release(digest)
             if digest in self._doomed and self._bank.drop(digest):
                 self._doomed.discard(digest)
+
+    def entries(self, stack: Stack) -> Entries:
+        """The slots and weights of a resident stack. A weight of 0 is no adapter at all."""
+        return tuple((self._bank.slot(e.adapter.digest), e.weight) for e in stack.entries if e.weight)
+
+    def drain_swaps(self) -> tuple[Swap, ...]:
+        """The swaps that were planned since the last call; :meth:`apply` carries them out."""
+        swaps, self._swaps = tuple(self._swaps), []
+        return swaps
+
+    def apply(self, swaps: Iterable[Swap]) -> frozenset[str]:
+        """Carry swaps out on the device. Gives the digests that found no memory there, and are resident no more."""
+        failed: set[str] = set()
+        for swap in swaps:
+            digest, started = swap.slot.digest, time.monotonic()
+            try:
+                self._bank.apply(swap, self._sources[digest])
+            except (RuntimeError, MemoryError) as error:
+                if not out_of_memory(error):
+                    raise
+                self._bank.lose(digest)
+                failed.add(digest)
+                continue
+            self._copies, self._copy_seconds = self._copies + 1, self._copy_seconds + time.monotonic() - started
+        self._sources.clear()
+        return frozenset(failed)
 
     def load(self, caller: str, adapter: AdapterVersion) -> bool:
         """Bring an adapter to the device; True if it is there now, else ``collect`` names ``caller`` later."""
@@ -129,8 +159,8 @@ class AdapterDesk:
         if self._bank.get(adapter.digest) is not None:
             return True
         if (host := self._cache.get(adapter.digest)) is not None:
-            # No room: in host memory, and the device is full of adapters in use: good enough to be served next.
-            self._put(host)
+            # Where the device is full of adapters in use, it stays in host memory: good enough to be served next.
+            self._plan(host)
             return True
         self._callers.setdefault(adapter.digest, []).append(caller)
         self._reads.hurry(adapter)
@@ -153,7 +183,7 @@ class AdapterDesk:
             try:
                 self._bank.check(adapter)
                 if callers:
-                    self._put(adapter)
+                    self._plan(adapter)
             except Error as refused:
                 self._cache.drop(digest)
                 error = refused
@@ -185,13 +215,11 @@ class AdapterDesk:
         here = {*self._bank.digests, *self._cache.digests}
         return not any(all(e.adapter.digest in here for e in stack.entries) for stack in self._waiting.values())
 
-    def _put(self, adapter: HostAdapter) -> bool:
-        """Copy an adapter to the device; False while what is in use leaves no room."""
-        started = time.monotonic()
-        if self._bank.put(adapter) is None:
-            return False
-        self._copies, self._copy_seconds = self._copies + 1, self._copy_seconds + time.monotonic() - started
-        return True
+    def _plan(self, adapter: HostAdapter) -> None:
+        """Give an adapter a slot, unless it has one or does not fit beside what is in use."""
+        if self._bank.get(adapter.digest) is None and (swap := self._bank.plan(adapter)) is not None:
+            self._swaps.append(swap)
+            self._sources[adapter.digest] = adapter
 
 
 def _adapters(stack: Stack) -> list[AdapterVersion]:

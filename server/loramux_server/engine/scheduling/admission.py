@@ -7,6 +7,7 @@ from typing import Protocol
 
 from ...core.errors import Code, Error
 from ...core.types import Stack
+from ...lora.slots import Entries, Swap
 from .pages import PagePool
 from .plan import Admission, Limits
 from .sequence import Sequence
@@ -34,14 +35,22 @@ def check_capacity(seq: Sequence, pages: PagePool, limits: Limits, num_waiting: 
 
 
 class Adapters(Protocol):
-    """The adapters on the device, as the scheduler sees them."""
+    """The adapters on the device, as the scheduler sees them: slots, sizes and refcounts."""
 
     def acquire(self, seq: Sequence) -> Admission:
-        """Make the stack of a sequence resident and count it as in use, or change nothing and say why."""
+        """Give the stack of a sequence its slots and count it as in use, or change nothing and say why."""
         ...
 
     def release(self, stack: Stack) -> None:
         """Take back one successful :meth:`acquire`."""
+        ...
+
+    def entries(self, stack: Stack) -> Entries:
+        """The slots and weights of an acquired stack. They hold until the next :meth:`acquire`."""
+        ...
+
+    def drain_swaps(self) -> tuple[Swap, ...]:
+        """What the device has to load, since the last call, before it computes with these slots."""
         ...
 
 

@@ -1,31 +1,62 @@
-"""What the scheduler says and is told: plain frozen values, so that tests compare them."""
+"""What the scheduler says: plain frozen values that hold all that a step needs, so that tests compare them."""
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from enum import Enum, auto
+
+from ...lora.slots import Entries, Swap
+from .sequence import Sequence
+
+NO_POSITIONS = range(0)
 
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """Part of a step: compute tokens [start, start + length) of a sequence, whose pages are ``pages``."""
+    """Part of a step: compute ``tokens``, the first of which is at position ``start`` of a sequence."""
 
     id: str
     start: int
-    length: int
+    tokens: tuple[int, ...]
     pages: tuple[int, ...]
-    samples: bool
-    """Whether the last of these tokens is the sequence's last, so that a new one is chosen."""
+    """KV pages of the sequence from its first token to the last of these."""
+    stack: Entries = ()
+    samples: bool = False
+    """Whether a new token is chosen from the logits of the last of these."""
+    scored: range = NO_POSITIONS
+    """Positions whose logits score the token that follows."""
+
+    @classmethod
+    def of(cls, seq: Sequence, length: int, stack: Entries) -> Work:
+        """The next ``length`` tokens of a sequence that has the pages for them."""
+        start, end = seq.num_computed, seq.num_computed + length
+        tokens, pages = tuple(seq.tokens[start:end]), tuple(seq.pages)
+        if seq.score_from is None:
+            return cls(seq.id, start, tokens, pages, stack, samples=end == len(seq.tokens))
+        scored = range(max(start, seq.score_from - 1), min(end, len(seq.tokens) - 1))
+        return cls(seq.id, start, tokens, pages, stack, scored=scored)
+
+    @property
+    def length(self) -> int:
+        return len(self.tokens)
+
+    @property
+    def end(self) -> int:
+        """The position after the last token."""
+        return self.start + len(self.tokens)
 
 
 @dataclass(frozen=True, slots=True)
 class StepPlan:
-    """A step: generating sequences first (adapted before bare), then prompt chunks."""
+    """A step: swaps in their order, then generating sequences (adapted before bare), then prompt chunks."""
 
     work: tuple[Work, ...] = ()
     preempted: tuple[str, ...] = ()
     started: tuple[str, ...] = ()
     """Those that run for the first time."""
+    swaps: tuple[Swap, ...] = ()
+    """What the device must load before it computes: slots in ``work`` are those after it."""
 
     @property
     def tokens(self) -> int:
@@ -35,6 +66,14 @@ class StepPlan:
     def kind(self) -> str:
         """``decode`` when every sequence adds one token, else ``prefill``."""
         return "decode" if all(w.length == 1 for w in self.work) else "prefill"
+
+    def without(self, ids: Collection[str]) -> StepPlan:
+        """What is left of the step when these sequences are gone, and its swaps are done."""
+        return StepPlan(
+            tuple(w for w in self.work if w.id not in ids),
+            self.preempted,
+            tuple(id for id in self.started if id not in ids),
+        )
 
 
 class Admission(Enum):

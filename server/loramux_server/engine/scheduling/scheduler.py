@@ -33,8 +33,8 @@ class Scheduler:
         prefix_root: Callable[[Sequence], bytes],
         ready: Callable[[Sequence], bool] = lambda seq: True,
     ) -> None:
-        self.pages, self.limits, self._prefix_root = pages, limits, prefix_root
-        self.preemptions = 0
+        self.pages, self.limits, self.preemptions = pages, limits, 0
+        self._adapters, self._prefix_root = adapters, prefix_root
         self.admission = AdmissionControl(adapters, ready)
         self._all: dict[str, Sequence] = {}
         self._running: list[Sequence] = []  # oldest first
@@ -87,9 +87,8 @@ class Scheduler:
         chosen: list[tuple[Sequence, int]] = []
         # sorted: those that generate first, so that a long prompt never takes a token from a running answer.
         for seq in sorted(self._running, key=lambda s: s.num_left > 1):
-            # None left: its next token waits for something other than the model.
             if seq.state is not State.RUNNING or budget == 0 or seq.num_left == 0:
-                continue
+                continue  # none left: its next token waits for something other than the model
             length = min(seq.num_left, budget)
             if self._grow(seq, length, preempted, chosen):
                 chosen.append((seq, length))
@@ -104,18 +103,19 @@ class Scheduler:
             self._grow(new, length, preempted, chosen)
             chosen.append((new, length))
             budget -= length
-        chosen.sort(key=lambda c: (c[1] > 1, not any(e.weight for e in c[0].stack.entries)))
         for seq, length in chosen:
             self._queue.charge(seq, length)
-        work = (Work(s.id, s.num_computed, n, tuple(s.pages), s.num_computed + n == len(s.tokens)) for s, n in chosen)
-        return StepPlan(tuple(work), tuple(preempted), tuple(started))
+        # Now that all are admitted: a swap for one of them may have moved the slots of another.
+        work = [Work.of(seq, length, self._adapters.entries(seq.stack)) for seq, length in chosen]
+        work.sort(key=lambda w: (w.length > 1, not w.stack))
+        return StepPlan(tuple(work), tuple(preempted), tuple(started), self._adapters.drain_swaps())
 
     def advance(self, plan: StepPlan) -> None:
         """Note that a plan's tokens are computed, and publish the pages that became full."""
         for work in plan.work:
             seq = self._all.get(work.id)
             if seq is not None and seq.state is State.RUNNING:
-                seq.num_computed = work.start + work.length
+                seq.num_computed = work.end
                 self.pages.extend(seq.id, seq.tokens, seq.num_computed, seq.pages)
 
     def shrink(self, max_batch_tokens: int) -> None:
@@ -127,7 +127,7 @@ class Scheduler:
     def check_idle(self) -> None:
         """Raise AssertionError if anything is held although nothing lives."""
         self.pages.check()
-        if not self._all and (self.pages.held or self._running or self.num_waiting or len(self.admission)):
+        if not self._all and (self.pages.held or self._running or self.num_waiting or self.admission):
             raise AssertionError("pages or sequences are held while idle")
 
     def _grow(self, seq: Sequence, length: int, preempted: list[str], chosen: list[tuple[Sequence, int]]) -> bool:
