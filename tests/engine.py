@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from loramux_server.core.backend import GenerateCommand, ScoreCommand, ScoreResult, TokenEvent
+from loramux_server.core.backend import EngineStats, GenerateCommand, ScoreCommand, ScoreResult, TokenEvent
 from loramux_server.core.jobs import TrainCommand, TrainEvent, TrainRow
 from loramux_server.core.settings import EngineSettings
 from loramux_server.core.types import BASE, AdapterVersion, FinishReason, SamplingParams, Stack, StackEntry
 from loramux_server.engine.build import build_engine
-from loramux_server.engine.transport.protocol import Command, Failure, Output, command_id
+from loramux_server.engine.transport.protocol import Command, Failure, Output, StatsCommand, command_id
 from loramux_server.model.base.quantize import prepare
 from loramux_server.training.job_scheduler import make_job_scheduler
 
@@ -54,8 +54,8 @@ class Engine:
             lambda step, fraction: None,
             prepare(str(folder), state_dir),
         )
-        self.scheduler = self.loop._scheduler
-        self.runner = self.loop._runner
+        self.scheduler = self.loop.scheduler
+        self.runner = self.loop.runner
         self.base = self.runner.base
         self._watch()
 
@@ -115,6 +115,13 @@ class Engine:
         result = self.outputs[id][-1].payload
         assert isinstance(result, ScoreResult), self.failure(id)
         return result
+
+    def stats(self) -> EngineStats:
+        id = f"stats-{len(self.outputs)}"
+        self.run(StatsCommand(id))
+        found = self.outputs[id][-1].payload
+        assert isinstance(found, EngineStats)
+        return found
 
     def train(self, command: TrainCommand) -> list[TrainEvent]:
         self.run(command)

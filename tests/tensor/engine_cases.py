@@ -77,7 +77,7 @@ class Cases:
         key = case.prompt, case.stack
         if key not in self._alone:
             engine, id = self.reference, f"alone-{len(self._alone)}"
-            engine.scheduler.pages.clear_kept()
+            engine.scheduler.pages.clear_cached()
             engine.run(command(id, case.prompt, TOKENS, case.stack))
             leads = [row.topk(2).values for row in engine.logits[id]]
             gaps = [float(best - second) for best, second in leads]
@@ -112,15 +112,8 @@ class Cases:
 def check_empty(engine: Engine) -> None:
     """Nothing is held by anybody."""
     engine.scheduler.check_idle()
-    assert not engine.scheduler.sequences
-    assert engine.scheduler.pages.held == 0
-    assert engine.runner.bank.in_use == 0
-    assert not engine.loop._scores
-    assert not engine.loop._outbox
-    desk = engine.loop._desk
-    assert not desk._waiting
-    assert not desk._reads._claims
-    assert all(want.reading for want in desk._reads._wanted.values())
+    held = {kind: count for kind, count in engine.loop.idle_state().items() if count}
+    assert not held
 
 
 def make_cases(base: Path, root: Path, make_adapter: Callable[..., Path]) -> Cases:

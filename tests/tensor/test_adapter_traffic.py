@@ -13,10 +13,10 @@ from loramux_server.core.types import AdapterVersion, SamplingParams, Stack, Sta
 from loramux_server.engine.residency import cache as cache_module
 from loramux_server.engine.residency.cache import HostCache
 from loramux_server.engine.residency.load_quota import LoadQuota
-from loramux_server.engine.residency.manager import AdapterDesk
+from loramux_server.engine.residency.manager import ResidencyManager
 from loramux_server.engine.scheduling.admission import PATIENCE
 from loramux_server.engine.scheduling.pages import PagePool, prefix_root
-from loramux_server.engine.scheduling.plan import Admission, Limits
+from loramux_server.engine.scheduling.plan import Admission, StepLimits
 from loramux_server.engine.scheduling.scheduler import Scheduler
 from loramux_server.engine.scheduling.sequence import Sequence
 from loramux_server.lora.bank import AdapterBank, LoraPair
@@ -31,7 +31,7 @@ def stack_of(*digests: str) -> Stack:
     return Stack(tuple(StackEntry(AdapterVersion(d, 1, d, RANK, path=d)) for d in digests))
 
 
-class Counting(AdapterDesk):
+class Counting(ResidencyManager):
     """Counts how often it is asked for a stack."""
 
     asked = 0
@@ -47,14 +47,14 @@ class AdapterTraffic:
     def __init__(self, device: int, host: int, *, running: int = 16, rate: float = 0.0, prompt: bool = True) -> None:
         self.prompt = prompt  # reads end within the turn, whatever else this machine does
         self.bank = AdapterBank([GROUP], device * RANK, torch.device("cpu"), torch.float32)  # type: ignore[list-item]
-        self.cache = HostCache({}, "base", host * BYTES, torch.float32)
-        self.desk = Counting(self.bank, self.cache, LoadQuota(rate))
-        self.landed: queue.SimpleQueue[str] = queue.SimpleQueue()
-        self.desk.on_loaded(self.landed.put)
+        self.ended_reads: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self.cache = HostCache({}, "base", host * BYTES, torch.float32, self.ended_reads.put)
+        self.quota = LoadQuota(rate)
+        self.residency = Counting(self.bank, self.cache, self.quota)
         self.scheduler = Scheduler(
             PagePool(4096, 4),
-            Limits(max_batch_tokens=64, max_running=running),
-            self.desk,
+            StepLimits(max_batch_tokens=64, max_running=running),
+            self.residency,
             lambda seq: prefix_root("base", seq.tenant.encode(), seq.stack),
         )
         self.ended: list[str] = []
@@ -64,17 +64,17 @@ class AdapterTraffic:
         sampling = SamplingParams(max_tokens=TOKENS)
         seq = Sequence(id, [hash(id) % 99, 2, 3], 3, stack_of(*digests), sampling, 0, tenant)
         self.scheduler.add(seq)
-        self.desk.expect(seq)
+        self.residency.expect(seq)
         return seq
 
     def leave(self, seq: Sequence) -> None:
         self.scheduler.finish(seq)
-        self.desk.forget(seq)
+        self.residency.forget(seq)
         self.ended.append(seq.id)
 
     def collect(self, *, wait: bool) -> None:
-        digest = self.landed.get(timeout=20) if wait else self.landed.get_nowait()
-        error, _ = self.desk.collect(digest)
+        digest = self.ended_reads.get(timeout=20) if wait else self.ended_reads.get_nowait()
+        error, _ = self.residency.collect(digest)
         assert error is None
         self.scheduler.admission.adapter_loaded(digest)
 
@@ -85,11 +85,11 @@ class AdapterTraffic:
         except queue.Empty:
             pass
         plan = self.scheduler.schedule()
-        assert not self.desk.apply(plan.swaps)
-        self.desk.read_on()
+        assert not self.residency.apply(plan.swaps)
+        self.residency.read_on()
         while self.prompt and self.cache._loading:
             self.collect(wait=True)
-            self.desk.read_on()
+            self.residency.read_on()
         self.order += plan.started
         self.scheduler.advance(plan)
         for work in plan.work:
@@ -112,10 +112,7 @@ class AdapterTraffic:
         raise AssertionError(f"never ended: {[s.id for s in self.scheduler.sequences]}")
 
     def check_empty(self) -> None:
-        assert self.bank.in_use == 0
-        assert not self.cache.held
-        assert not self.desk._waiting
-        assert not self.scheduler.admission
+        assert not any(self.residency.idle_state().values())
         assert self.cache.nbytes <= max(self.cache.budget, BYTES)
         self.scheduler.check_idle()
 
@@ -159,12 +156,12 @@ def test_what_waits_is_asked_about_only_when_something_changed() -> None:
         assert first is not None
         first.tokens[3:] = first.tokens[3:5]  # it never ends
         first.num_computed = min(first.num_computed, len(first.tokens) - 1)
-    engine.collect(wait=False) if not engine.landed.empty() else None
+    engine.collect(wait=False) if not engine.ended_reads.empty() else None
     engine.scheduler.schedule()
-    asked = engine.desk.asked
+    asked = engine.residency.asked
     for _ in range(10):
         assert not engine.scheduler.schedule().started
-    assert engine.desk.asked == asked
+    assert engine.residency.asked == asked
 
 
 def test_popular_adapters_do_not_keep_others_out() -> None:
@@ -222,7 +219,7 @@ def test_who_was_set_back_does_not_wait_for_anothers_quota() -> None:
     engine.scheduler.shrink(64)
     engine.cache.drop("x")
     assert engine.bank.drop("x")
-    assert engine.desk._reads.quota.take("b")
+    assert engine.quota.take("b")
     other = engine.add("other", "x", tenant="b")  # has no load left for minutes
     for _ in range(20):
         engine.turn()

@@ -95,6 +95,6 @@ def test_functions_that_give_something_else_are_not_used(
     right = DecodeKernels.gate
     monkeypatch.setattr(DecodeKernels, "gate", lambda self, gate_up: right(self, gate_up) * 1.05)
     base = ResidentBase.load(EngineSettings(device="cpu", dtype="float32"), default_base)
-    assert base.lean is not None
-    assert base.lean.kernels is None
+    assert base.fused is not None
+    assert base.fused.kernels is None
     assert "not used" in caplog.text

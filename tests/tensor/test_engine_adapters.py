@@ -11,12 +11,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loramux_server.core.backend import EngineStats, TokenEvent
+from loramux_server.core.backend import TokenEvent
 from loramux_server.core.errors import Code
 from loramux_server.core.types import Stack
+from loramux_server.engine import build
 from loramux_server.engine.residency import cache
 from loramux_server.engine.residency.load_quota import LoadQuota
-from loramux_server.engine.transport.protocol import KeepCommand, LoadCommand, StatsCommand, UnloadCommand
+from loramux_server.engine.transport.protocol import LoadCommand, PinCommand, UnloadCommand
 from tests.engine import Engine, check_tokens, command, stack_of, version_of
 from tests.examples import examples
 from tests.tensor.engine_cases import STACKS, Case, Cases, check_empty, make_cases
@@ -64,7 +65,7 @@ def test_a_prefix_is_shared_only_by_equal_content(cases: Cases, roomy: Engine, m
         "tenant named like a digest": (Stack(), v["all"].digest),
     }
     prompt = cases.prompts[0]
-    roomy.scheduler.pages.clear_kept()
+    roomy.scheduler.pages.clear_cached()
     roomy.run(replace(command("first", prompt, 4, first), tenant="a"))
     for what, (stack, tenant) in strangers.items():
         roomy.run(replace(command(what, prompt, 4, stack), tenant=tenant))
@@ -82,12 +83,12 @@ def test_a_prefix_is_shared_only_by_equal_content(cases: Cases, roomy: Engine, m
 def test_generated_tokens_are_a_prefix_too(cases: Cases, roomy: Engine) -> None:
     """The next turn of a talk begins with the last answer."""
     prompt = cases.prompts[1][:18]
-    roomy.scheduler.pages.clear_kept()
+    roomy.scheduler.pages.clear_cached()
     roomy.run(command("turn1", prompt, 20))
     longer = [*prompt, *roomy.tokens("turn1"), 5, 6]
     roomy.run(command("turn2", longer, 4))
     assert cached(roomy, "turn2") == 32
-    roomy.scheduler.pages.clear_kept()
+    roomy.scheduler.pages.clear_cached()
     roomy.run(command("fresh", longer, 4))
     assert cached(roomy, "fresh") == 0
     assert roomy.tokens("fresh") == roomy.tokens("turn2")
@@ -101,8 +102,7 @@ def test_generated_tokens_are_a_prefix_too(cases: Cases, roomy: Engine) -> None:
 def test_evicted_adapters_come_back_the_same(cases: Cases, seed: int) -> None:
     """Room for 9 rank rows and next to nothing on the host: adapters are read again and again."""
     random = Random(seed)
-    engine = cases.engine(adapter_rows=9)
-    engine.loop._desk._cache.budget = 1
+    engine = cases.engine(adapter_rows=9, adapter_host_memory=1)
     stacks = [s for s in STACKS if cases.stack(s).rank <= 9]
     for _ in range(3):
         cases.try_in(engine, cases.draw(random, 12, stacks), stagger=lambda: random.random() < 0.3)
@@ -141,7 +141,7 @@ def test_unloading_waits_for_the_last_user(cases: Cases, roomy: Engine) -> None:
     assert digest in roomy.runner.bank.digests
     roomy.finish("user")
     assert digest not in roomy.runner.bank.digests
-    assert digest not in roomy.loop._desk.resident["host"]
+    assert digest not in roomy.stats().resident["host"]
     check_tokens(roomy.tokens("user"), cases.alone(case))
     cases.try_in(roomy, [case])  # read again when asked for again
     assert digest in roomy.runner.bank.digests
@@ -152,10 +152,10 @@ def test_loading_answers_when_the_adapter_is_there(cases: Cases) -> None:
     version = cases.versions["all"]
     engine.run(LoadCommand("l1", version), LoadCommand("l2", version))
     assert engine.failure("l1") is engine.failure("l2") is None
-    assert version.digest in engine.loop._desk.resident["device"]
+    assert version.digest in engine.stats().resident["device"]
     engine.run(LoadCommand("l3", version))
     engine.run(UnloadCommand("u1", version.digest), UnloadCommand("u2", "unknown"))
-    assert engine.loop._desk.resident == {"device": (), "host": ()}
+    assert engine.stats().resident == {"device": (), "host": ()}
 
 
 def test_files_that_are_gone_fail_those_who_asked_and_nobody_else(cases: Cases, roomy: Engine) -> None:
@@ -207,32 +207,32 @@ def test_an_adapter_that_says_less_rank_than_it_has_is_refused_each_time(cases: 
 # -- pinned by an operator ---------------------------------------------------------------------------------------------
 
 
-def test_what_is_kept_is_never_evicted(cases: Cases) -> None:
+def test_what_is_pinned_is_never_evicted(cases: Cases) -> None:
     engine = cases.engine(adapter_rows=14)  # all 4, rs 7, upper 2, attention 3
     v = cases.versions
-    engine.run(LoadCommand("load", v["all"]), KeepCommand("keep", (v["all"],)))
-    assert engine.failure("keep") is None
+    engine.run(LoadCommand("load", v["all"]), PinCommand("pin", (v["all"],)))
+    assert engine.failure("pin") is None
     for entries in ([("rs", 1.0)], [("upper", 1.0), ("attention", 1.0)], [("rs", 1.0)]):
         cases.try_in(engine, [Case(cases.prompts[0], cases.stack(entries), 3)])
         assert v["all"].digest in engine.runner.bank.digests
     assert engine.runner.bank.evictions > 0
-    engine.run(KeepCommand("none", ()))
+    engine.run(PinCommand("none", ()))
     cases.try_in(engine, [Case(cases.prompts[0], cases.stack([("rs", 1.0), ("attention", 1.0), ("upper", 1.0)]), 3)])
     assert v["all"].digest not in engine.runner.bank.digests
 
 
-def test_the_largest_adapter_must_fit_beside_what_is_kept(cases: Cases) -> None:
+def test_the_largest_adapter_must_fit_beside_what_is_pinned(cases: Cases) -> None:
     engine = cases.engine(adapter_rows=13)
     v = cases.versions
-    engine.run(LoadCommand("all", v["all"]), LoadCommand("rs", v["rs"]), KeepCommand("one", (v["all"],)))
-    engine.run(KeepCommand("two", (v["all"], v["upper"])))  # 4 + 2, and 7 beside: just fits
+    engine.run(LoadCommand("all", v["all"]), LoadCommand("rs", v["rs"]), PinCommand("one", (v["all"],)))
+    engine.run(PinCommand("two", (v["all"], v["upper"])))  # 4 + 2, and 7 beside: just fits
     assert engine.failure("two") is None
-    engine.run(KeepCommand("three", (v["all"], v["attention"])))
+    engine.run(PinCommand("three", (v["all"], v["attention"])))
     failure = engine.failure("three")
     assert failure is not None
     assert (failure.code, failure.reason) == (Code.RESOURCE_EXHAUSTED.value, "TOO_MANY_PINNED")
     assert engine.runner.bank.pinned == {v["all"].digest, v["upper"].digest}  # as before
-    # What is kept costs a stack nothing; what cannot fit beside it is refused at once, not left waiting.
+    # What is pinned costs a stack nothing; what cannot fit beside it is refused at once, not left waiting.
     cases.try_in(engine, [Case(cases.prompts[0], cases.stack([("rs", 1.0), ("all", 1.0), ("upper", 1.0)]), 3)])
     engine.run(command("big", cases.prompts[0], 3, cases.stack([("rs", 1.0), ("attention", 1.0)])))
     failure = engine.failure("big")
@@ -244,38 +244,35 @@ def test_a_pin_ends_the_waiting_of_what_it_leaves_no_room_for(cases: Cases) -> N
     engine = cases.engine(adapter_rows=11)
     v = cases.versions
     engine.submit(command("waits", cases.prompts[0], 3, cases.stack([("rs", 1.0), ("all", 1.0)])))
-    engine.submit(KeepCommand("keep", (v["upper"],)))
-    engine.finish("waits", "keep")
+    engine.submit(PinCommand("pin", (v["upper"],)))
+    engine.finish("waits", "pin")
     failure = engine.failure("waits")
     assert failure is not None
     assert failure.reason == "STACK_TOO_LARGE"
     check_empty(engine)
 
 
-def test_figures_of_loads_hits_and_bytes(cases: Cases) -> None:
+def test_stats_of_loads_hits_and_bytes(cases: Cases) -> None:
     engine = cases.engine(adapter_rows=7)
     for name in ("all", "all", "rs", "all"):  # disk; device; disk, which evicts all; host
         cases.try_in(engine, [Case(cases.prompts[0], cases.stack([(name, 1.0)]), 2)])
-    engine.run(StatsCommand("stats"))
-    stats = engine.outputs["stats"][-1].payload
-    assert isinstance(stats, EngineStats)
-    assert stats.adapter_hits == {"device": 1, "host": 1, "disk": 2}
-    assert [stats.adapter_loads[tier][0] for tier in ("host", "device")] == [2, 3]
-    assert all(seconds > 0 for _, seconds in stats.adapter_loads.values())
-    assert stats.adapter_evictions == 2
-    assert stats.resident_bytes["device"] == engine.runner.bank.used_bytes > 0
-    cache = engine.loop._desk._cache
-    assert cache.nbytes == sum(a.nbytes for a in cache._adapters.values()) == stats.resident_bytes["host"] > 0
+    found = engine.stats()
+    assert found.adapter_hits == {"device": 1, "host": 1, "disk": 2}
+    assert [found.adapter_loads[tier][0] for tier in ("host", "device")] == [2, 3]
+    assert all(seconds > 0 for _, seconds in found.adapter_loads.values())
+    assert found.adapter_evictions == 2
+    assert found.resident_bytes["device"] == engine.runner.bank.used_bytes > 0
+    assert found.resident_bytes["host"] > 0
     for name in ("all", "rs"):
         engine.run(UnloadCommand(f"u-{name}", cases.versions[name].digest))
-    assert cache.nbytes == 0
+    assert engine.stats().resident_bytes["host"] == 0
 
 
-def test_a_tenant_that_loads_too_fast_waits_and_nobody_else(cases: Cases) -> None:
-    engine = cases.engine(adapter_load_rate=4.0)  # a burst of 8
+def test_a_tenant_that_loads_too_fast_waits_and_nobody_else(cases: Cases, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = 0.0
     quota = LoadQuota(4.0, lambda: clock)
-    engine.loop._desk._reads.quota = quota
+    monkeypatch.setattr(build, "LoadQuota", lambda rate: quota)
+    engine = cases.engine()  # a burst of 8
     while quota.take("greedy"):
         pass
     case = Case(cases.prompts[0], cases.stack([("all", 1.0)]), 3)
@@ -286,7 +283,7 @@ def test_a_tenant_that_loads_too_fast_waits_and_nobody_else(cases: Cases) -> Non
     engine.submit(replace(command("other", case.prompt, 3, other), tenant="modest"))
     engine.finish("other")
     assert engine.outputs["cold"] == []
-    assert engine.loop._next_moment() == pytest.approx(0.25)
+    assert engine.loop.next_moment() == pytest.approx(0.25)
     clock = 0.26
     engine.finish("cold")  # wakes by itself: no command comes any more
     check_tokens(engine.tokens("cold"), cases.alone(case))
@@ -296,10 +293,10 @@ def test_a_tenant_that_loads_too_fast_waits_and_nobody_else(cases: Cases) -> Non
     check_empty(engine)
 
 
-def test_what_an_operator_loads_is_no_tenants_quota(cases: Cases) -> None:
-    engine = cases.engine(adapter_load_rate=1.0)
+def test_what_an_operator_loads_is_no_tenants_quota(cases: Cases, monkeypatch: pytest.MonkeyPatch) -> None:
     quota = LoadQuota(1.0, lambda: 0.0)
-    engine.loop._desk._reads.quota = quota
+    monkeypatch.setattr(build, "LoadQuota", lambda rate: quota)
+    engine = cases.engine()
     while quota.take("greedy"):
         pass
     case = Case(cases.prompts[0], cases.stack([("all", 1.0)]), 3)

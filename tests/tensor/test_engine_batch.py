@@ -95,7 +95,7 @@ def test_a_prefix_hit_changes_nothing(cases: Cases, engines: dict[str, Engine]) 
     engine = engines["roomy"]
     for entries in STACKS:
         case = Case(cases.prompts[0], cases.stack(entries))
-        engine.scheduler.pages.clear_kept()
+        engine.scheduler.pages.clear_cached()
         for turn in range(2):
             cases.try_in(engine, [case])
             cached = cached_tokens(engine, next(reversed(engine.outputs)))

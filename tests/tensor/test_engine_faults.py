@@ -14,6 +14,7 @@ import torch
 from loramux_server.core.backend import GenerateCommand, ScoreCommand, ScoreResult
 from loramux_server.core.errors import Code
 from loramux_server.core.jobs import TrainCommand, TrainRow, TrainSpec
+from loramux_server.engine.residency.cache import HostCache
 from loramux_server.engine.transport.protocol import AbortCommand
 from tests.engine import Engine, check_tokens, command, prompts
 from tests.tensor.engine_cases import STACKS, Case, Cases, check_empty, make_cases
@@ -63,13 +64,13 @@ def test_a_broken_adapter_fails_its_request_alone(cases: Cases, tight: Engine) -
 def test_pages_that_held_no_numbers_are_as_good_as_new(cases: Cases, tight: Engine) -> None:
     """A page is read to its end and masked; what a former owner left in it must not pass the mask."""
     for turn in range(3):
-        tight.scheduler.pages.clear_kept()
+        tight.scheduler.pages.clear_cached()
         run_all(
             tight,
             cases,
             [(f"foul{turn}-{i}", Case(cases.prompts[i], cases.stack([("broken", 1.0)]))) for i in range(4)],
         )
-        tight.scheduler.pages.clear_kept()
+        tight.scheduler.pages.clear_cached()
         for i in range(4):
             cases.try_in(tight, [Case(cases.prompts[i][: 5 + 3 * turn], cases.stack(STACKS[i]))])
     assert not tight.runner.kv.keys.isfinite().all(), "the adapter was not broken enough for this test"
@@ -315,7 +316,7 @@ def test_the_wait_is_from_arrival_to_the_first_step(cases: Cases) -> None:
     engine.loop.turn()
     engine.scheduler.shrink(1)
     engine.finish("r1")
-    stats = engine.loop._stats()
+    stats = engine.stats()
     assert sum(stats.queue_waits) == 2
     assert waited <= stats.queue_wait_seconds <= waited + 60
 
@@ -341,7 +342,7 @@ def storm(engine: Engine, cases: Cases, random: Random, count: int) -> list[str]
             victim = random.choice(ids)
             engine.submit(AbortCommand(victim))
             cancelled.add(victim)
-    while engine.scheduler.sequences or not engine.loop._inbox.empty():
+    while engine.scheduler.sequences or engine.loop.idle_state()["messages"]:
         engine.loop.turn()
     ends = []
     for id in ids:
@@ -377,7 +378,7 @@ def test_a_thousand_requests_leave_nothing_behind(cases: Cases, tight: Engine) -
 def test_a_deadline_ends_a_waiting_request_while_nothing_runs(cases: Cases, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its adapter never lands: the loop sleeps, and wakes in time."""
     engine = cases.engine()
-    monkeypatch.setattr(engine.loop._desk._cache, "request", lambda version: None)
+    monkeypatch.setattr(HostCache, "request", lambda self, version: None)
     asked = command("late", cases.prompts[0], 3, cases.stack([("all", 1.0)]))
     engine.run(replace(asked, deadline=time.monotonic() + 0.05))
     failure = engine.failure("late")
@@ -406,10 +407,10 @@ def test_a_cancelled_job_gives_its_memory_back(cases: Cases, tmp_path: Path) -> 
     engine.finish("beside")
     for _ in range(5):
         engine.loop.turn()
-    assert engine.loop._stats().memory["training"] > 0
+    assert engine.stats().memory["training"] > 0
     engine.submit(AbortCommand("job"))
-    engine.loop.turn() if not engine.loop._inbox.empty() else None
-    stats = engine.loop._stats()
+    engine.loop.turn()  # takes the abort
+    stats = engine.stats()
     assert (stats.memory["training"], stats.training_jobs) == (0, ())
     seen = len(engine.outputs["job"])
     assert not any(o.done for o in engine.outputs["job"])

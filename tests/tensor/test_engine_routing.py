@@ -19,7 +19,7 @@ from loramux_server.lora import routing
 from loramux_server.lora.bank import AdapterBank, HostAdapter, LoraPair
 from loramux_server.lora.context import StepContext
 from loramux_server.lora.routed_linear import LinearGroup
-from loramux_server.lora.routing import BankBlock, KernelBlock, Routing, Segment, plan_blocks
+from loramux_server.lora.routing import BankBlock, KernelBlock, Routing, RowSegment, plan_blocks
 from loramux_server.lora.slots import Move
 from tests.examples import examples
 
@@ -107,8 +107,8 @@ def expected(group: LinearGroup, x: Tensor, segments: Sequence[tuple[int, list[t
     return group.base(x).double() + added
 
 
-def resolve(bank: AdapterBank, segments: Sequence[tuple[int, list[tuple[HostAdapter, float]]]]) -> list[Segment]:
-    return [Segment(length, tuple((bank.slot(h.digest), w) for h, w in stack)) for length, stack in segments]
+def resolve(bank: AdapterBank, segments: Sequence[tuple[int, list[tuple[HostAdapter, float]]]]) -> list[RowSegment]:
+    return [RowSegment(length, tuple((bank.slot(h.digest), w) for h, w in stack)) for length, stack in segments]
 
 
 def make_mix(seed: int) -> tuple[AdapterBank, list[tuple[int, list[tuple[HostAdapter, float]]]]]:
@@ -205,11 +205,11 @@ def test_the_planner_takes_both_paths_by_cost() -> None:
     hosts = [adapter(f"d{i}", 8) for i in range(4)]
     slots = [bank.put(h) for h in hosts]
     assert None not in slots
-    shared = [Segment(5, ((slots[0], 1.0),)) for _ in range(6)]  # type: ignore[arg-type]
+    shared = [RowSegment(5, ((slots[0], 1.0),)) for _ in range(6)]  # type: ignore[arg-type]
     assert len(plan_blocks(bank, shared)) == 1
-    alone = [Segment(2000, ((slot, 1.0),)) for slot in slots]  # type: ignore[arg-type]
+    alone = [RowSegment(2000, ((slot, 1.0),)) for slot in slots]  # type: ignore[arg-type]
     assert len(plan_blocks(bank, alone)) == 4
-    assert plan_blocks(bank, [Segment(1), Segment(9)]) == []
+    assert plan_blocks(bank, [RowSegment(1), RowSegment(9)]) == []
 
 
 def test_scattered_ranks_are_gathered() -> None:
@@ -226,7 +226,7 @@ def test_bare_rows_among_decode_rows_are_refused() -> None:
     bank = make_bank(8)
     slot = bank.put(adapter("d", 2))
     with pytest.raises(ValueError, match="before"):
-        plan_blocks(bank, [Segment(1), Segment(1, ((slot, 1.0),))])  # type: ignore[arg-type]
+        plan_blocks(bank, [RowSegment(1), RowSegment(1, ((slot, 1.0),))])  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("sparse", [0, 10**9])

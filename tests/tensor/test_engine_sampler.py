@@ -13,7 +13,7 @@ from torch import Tensor
 
 from loramux_server.core.types import SamplingParams, Stack
 from loramux_server.engine.execution import sampler
-from loramux_server.engine.execution.sampler import Choice, sample
+from loramux_server.engine.execution.sampler import SampledToken, sample
 from loramux_server.engine.scheduling.sequence import Sequence
 from tests.examples import examples, few
 
@@ -25,7 +25,7 @@ def sequence(seed: int = 0, prompt: Seq[int] = (3, 4), output: Seq[int] = (), **
     return Sequence("s", [*prompt, *output], len(prompt), Stack(), params, seed, tenant="default")
 
 
-def one(row: Tensor, seq: Sequence) -> Choice:
+def one(row: Tensor, seq: Sequence) -> SampledToken:
     return sample(row[None], [seq], EOS)[0]
 
 
@@ -256,7 +256,7 @@ def test_a_row_that_is_not_finite_stands_alone(value: float, where: int | slice)
     broken = logits.clone()
     broken[2, where] = value
     got = sample(broken, seqs, EOS)
-    assert got[2] == Choice(None)
+    assert got[2] == SampledToken(None)
     assert [c for i, c in enumerate(got) if i != 2] == [c for i, c in enumerate(whole) if i != 2]
 
 

@@ -24,7 +24,7 @@ from loramux_server.engine.execution import graphs as graphs_module
 from loramux_server.engine.execution.graphs import DecodeGraphs, graph_bytes
 from loramux_server.engine.memory import plan_memory
 from loramux_server.lora.bank import HostAdapter, LoraPair
-from loramux_server.lora.routing import Routing, Segment, StaticBlock, plan_blocks, used_ranks
+from loramux_server.lora.routing import Routing, RowSegment, StaticBlock, plan_blocks, used_ranks
 from loramux_server.model import kv
 from loramux_server.model.attention import dense_attention
 from tests.engine import Engine, check_tokens, command
@@ -129,7 +129,7 @@ def test_static_block_follows_the_bank() -> None:
     block = StaticBlock(bank, 5, 20)
 
     def check(*stacks: list[tuple[int, float]]) -> None:
-        segments = [Segment(1, tuple((bank.slot(hosts[i].digest), w) for i, w in stack)) for stack in stacks]
+        segments = [RowSegment(1, tuple((bank.slot(hosts[i].digest), w) for i, w in stack)) for stack in stacks]
         block.fill(segments)
         for group in GROUPS:
             x = torch.randn(5, group.in_features).abs() + 1
@@ -159,7 +159,7 @@ def test_static_block_follows_the_bank() -> None:
         hosts.append(HostAdapter("huge", huge))
         bank.put(hosts[HUGE])
         check([(1, 1.0)], [(HUGE, 1.0), (3, 1.0)], [])
-        assert used_ranks([Segment(1, ((bank.slot("g1"), 1.0),)), Segment(1, ((bank.slot("g1"), 0.5),))]) == 6
+        assert used_ranks([RowSegment(1, ((bank.slot("g1"), 1.0),)), RowSegment(1, ((bank.slot("g1"), 0.5),))]) == 6
 
 
 def test_a_broken_adapter_fails_alone(cases: Cases) -> None:

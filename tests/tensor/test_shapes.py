@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from loramux_server.core.backend import GenerateCommand, TokenEvent
 from loramux_server.core.types import FinishReason, SamplingParams
-from loramux_server.engine.execution.token_selection import Chooser
-from loramux_server.engine.grammar.masks import GrammarDesk
+from loramux_server.engine.execution.token_selection import TokenSelector
+from loramux_server.engine.grammar.masks import GrammarMasks
 from loramux_server.engine.scheduling.checks import make_sequence
 from loramux_server.engine.scheduling.sequence import Sequence
 from loramux_server.engine.transport.protocol import Output
@@ -33,15 +33,14 @@ MORE = 64
 
 
 class Shaper:
-    """Answers of random logits through the chooser and the grammar processes of one tokenizer."""
+    """Answers of random logits through the token selector and the grammar processes of one tokenizer."""
 
     def __init__(self, folder: Path) -> None:
         self.text = TextTokenizer.load(folder)
         self.eos = self.text.eos_token_ids
         self.vocab = self.text.vocab_size + MORE
-        self.desk = GrammarDesk(folder, self.eos)
         self.woken = threading.Event()
-        self.desk.on_mask(lambda _: self.woken.set())
+        self.grammars = GrammarMasks(folder, self.eos, self.woken.set)
         self.count = 0
 
     def answer(self, shape: dict[str, Any], seed: int, **sampling: Any) -> tuple[str, FinishReason]:
@@ -53,17 +52,19 @@ class Shaper:
         )
         seq = make_sequence(command, self.vocab, 1000)
         events: list[TokenEvent] = []
-        chooser = Chooser(self.desk, self.eos, self._finish, self._fail, lambda output: self._take(output, events))
+        selector = TokenSelector(
+            self.grammars, self.eos, self._finish, self._fail, lambda output: self._take(output, events)
+        )
         draw = torch.Generator().manual_seed(seed)
-        self.desk.open(seq)
+        self.grammars.open(seq)
         while not (events and events[-1].finish_reason):
             assert self.woken.wait(SECONDS)
             self.woken.clear()
-            chooser.take_masks()
-            while not (events and events[-1].finish_reason) and self.desk.ready(seq):
+            selector.handle_masks()
+            while not (events and events[-1].finish_reason) and self.grammars.ready(seq):
                 logits = 4 * torch.randn(1, self.vocab, generator=draw)
                 logits[:, list(self.eos)] += 8.0
-                chooser.choose([seq], logits)
+                selector.select([seq], logits)
         decoder = ChoiceDecoder(
             0, self.text.detokenizer(exact=True), StopMatcher(()), params.end_ids(self.eos, shaped=True)
         )
@@ -72,10 +73,10 @@ class Shaper:
         return text, decoder.finish_reason
 
     def _finish(self, seq: Sequence) -> None:
-        self.desk.close(seq.id)
+        self.grammars.close(seq.id)
 
     def _fail(self, seq: Sequence, error: Exception) -> None:
-        self.desk.close(seq.id)
+        self.grammars.close(seq.id)
         raise AssertionError(error)
 
     @staticmethod
@@ -93,7 +94,7 @@ def shaper(
         folder = sentencepiece_folder(tmp_path_factory.mktemp(request.param), legacy="legacy" in request.param)
     shaper = Shaper(folder)
     yield shaper
-    shaper.desk.stop()
+    shaper.grammars.stop()
 
 
 fragments = st.sampled_from(

@@ -36,7 +36,7 @@ def test_body_and_head_are_the_model(tiny_base, tmp_path: Path, arch: str) -> No
     ids = torch.tensor(prompts(1, seed=2, lengths=(20, 21))[0])
     positions = torch.arange(len(ids))
     with torch.no_grad():
-        base.lean = None
+        base.fused = None
         expected = base.forward(positions, PackedAttention([len(ids)], base.device), None, positions, ids=ids)
         layers = LayerwisePass(base, [len(ids)], None, base.embed(ids))
         hidden = layers.final_hidden(run_to_end(layers.forward(layers.input, 0, len(base.layers))))

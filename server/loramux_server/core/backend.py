@@ -149,11 +149,10 @@ class Backend(Protocol):
         """Drop an adapter version from memory once nothing uses it. Unknown digests are fine."""
         ...
 
-    async def keep(self, adapters: Sequence[AdapterVersion]) -> None:
-        """Never evict these versions, and only these, from now on. An engine that starts again keeps none.
+    async def pin(self, adapters: Sequence[AdapterVersion]) -> None:
+        """Never evict these versions, and only these, from now on. An engine that starts again has none pinned.
 
-        Raises RESOURCE_EXHAUSTED, and keeps what it kept, when they would leave no room for the largest adapter
-        beside them.
+        Raises RESOURCE_EXHAUSTED, and changes nothing, when the largest adapter would not fit beside them.
         """
         ...
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import queue
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,14 +23,15 @@ from ..text.tokenizer import TextTokenizer
 from .execution.capture import CudaCapture
 from .execution.graphs import DecodeGraphs, graph_bytes
 from .execution.model_runner import ModelRunner
-from .grammar.masks import GrammarDesk
+from .grammar.masks import GrammarMasks
+from .inbox import AdapterRead, Inbox, MaskReady
 from .loop import EngineLoop
 from .memory import device_memory, plan_memory
 from .residency.cache import HostCache
 from .residency.load_quota import LoadQuota
-from .residency.manager import AdapterDesk
+from .residency.manager import ResidencyManager
 from .scheduling.pages import PagePool, prefix_root
-from .scheduling.plan import Limits
+from .scheduling.plan import StepLimits
 from .scheduling.scheduler import Scheduler
 from .transport.protocol import Output
 
@@ -71,16 +73,19 @@ def build_engine(
     if graphs is not None:
         progress("capturing CUDA graphs", None)
         graphs.prepare()
-    cache = HostCache(base.modules, base.fingerprint, plan.host_bytes, base.dtype)
-    desk = AdapterDesk(bank, cache, LoadQuota(settings.adapter_load_rate))
+    inbox: Inbox = queue.SimpleQueue()
+    cache = HostCache(
+        base.modules, base.fingerprint, plan.host_bytes, base.dtype, lambda digest: inbox.put(AdapterRead(digest))
+    )
+    residency = ResidencyManager(bank, cache, LoadQuota(settings.adapter_load_rate))
     vocab_size = int(base.model.config.vocab_size)
     eos = tuple(id for id in TextTokenizer.load(folder).eos_token_ids if id < vocab_size)
-    grammars = GrammarDesk(folder, eos)
+    grammars = GrammarMasks(folder, eos, lambda: inbox.put(MaskReady()))
     base_id = f"{base.fingerprint}/{base.dtype}"
     scheduler = Scheduler(
         PagePool(plan.kv_pages, shape.page_size),
-        Limits(settings.max_batch_tokens, settings.max_running, settings.max_queue),
-        desk,
+        StepLimits(settings.max_batch_tokens, settings.max_running, settings.max_queue),
+        residency,
         lambda seq: prefix_root(base_id, salt(seq.tenant), seq.stack),
         ready=grammars.ready,
     )
@@ -121,11 +126,12 @@ def build_engine(
         base_damage=prepared.damage,
     )
     loop = EngineLoop(
+        settings,
+        inbox,
         ModelRunner(base, kv, bank, graphs),
         scheduler,
-        desk,
+        residency,
         grammars,
-        (settings.training_share, settings.training_slice_ms / 1000),
         make_background(base, settings.training_activation_memory),
         info,
         emit,

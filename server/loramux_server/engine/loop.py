@@ -13,26 +13,28 @@ from ..core.backend import EngineInfo, EngineStats, GenerateCommand, ScoreComman
 from ..core.background import Background
 from ..core.errors import Code, Error
 from ..core.jobs import TrainCommand
+from ..core.settings import EngineSettings
 from ..cpu.heap import give_back
 from ..model.out_of_memory import out_of_memory
 from .execution.model_runner import ModelRunner, StepOutput
-from .execution.scores import Scores
-from .execution.token_selection import Chooser
-from .grammar.masks import GrammarDesk, Woken
-from .residency.manager import AdapterDesk
+from .execution.scores import ScoreCollector
+from .execution.token_selection import TokenSelector
+from .grammar.masks import GrammarMasks
+from .inbox import AdapterRead, Inbox, MaskReady, Message, StopLoop
+from .residency.manager import ResidencyManager
 from .scheduling.checks import make_sequence
 from .scheduling.plan import StepPlan
 from .scheduling.scheduler import Scheduler
 from .scheduling.sequence import Sequence, State
-from .stats import Figures
+from .stats import StatsCollector
 from .training_share import TrainingShare
 from .transport.protocol import (
     AbortCommand,
     Command,
     Failure,
-    KeepCommand,
     LoadCommand,
     Output,
+    PinCommand,
     StatsCommand,
     UnloadCommand,
     command_id,
@@ -49,28 +51,28 @@ class EngineLoop:
 
     def __init__(
         self,
+        settings: EngineSettings,
+        inbox: Inbox,
         runner: ModelRunner,
         scheduler: Scheduler,
-        desk: AdapterDesk,
-        grammars: GrammarDesk,
-        training: tuple[float, float],
+        residency: ResidencyManager,
+        grammars: GrammarMasks,
         background: Background,
         info: EngineInfo,
         emit: Callable[[list[Output]], object],
         memory: Callable[[int], dict[str, int]],
     ) -> None:
-        self._runner, self._scheduler, self._desk, self._grammars = runner, scheduler, desk, grammars
-        self._training = TrainingShare(background, *training, done=self._job_done)
+        self.runner, self.scheduler = runner, scheduler
+        self._inbox, self._residency, self._grammars = inbox, residency, grammars
+        share, slice_seconds = settings.training_share, settings.training_slice_ms / 1000
+        self._training = TrainingShare(background, share, slice_seconds, done=self._job_done)
         self._info, self._send, self._memory = info, emit, memory
-        self._scores, self._figures = Scores(), Figures()
-        self._chooser = Chooser(grammars, info.eos_token_ids, self._finish, self._end, self._emit)
+        self._scores, self._stats = ScoreCollector(), StatsCollector()
+        self._selector = TokenSelector(grammars, info.eos_token_ids, self._finish, self._end, self._emit)
         self._outbox: list[Output] = []
-        self._inbox: queue.SimpleQueue[Command | str | Woken | None] = queue.SimpleQueue()
         self._next_read: float | None = None
         self._stopping = False
         self._stalled = True  # the last turn found nothing to compute
-        desk.on_loaded(self._inbox.put)
-        grammars.on_mask(self._inbox.put)
 
     def submit(self, command: Command) -> None:
         """Hand in a command; its outputs come through ``emit``, a list a turn, from the loop's thread."""
@@ -78,7 +80,7 @@ class EngineLoop:
 
     def stop(self) -> None:
         """End the loop after the turn in progress; what is still open fails with UNAVAILABLE."""
-        self._inbox.put(None)
+        self._inbox.put(StopLoop())
 
     def run(self) -> None:
         """Turn until stopped."""
@@ -90,130 +92,141 @@ class EngineLoop:
         """One turn: commands, one serve step, training. Waits for a command when there is nothing else to do."""
         self._take_commands()
         self._expire(time.monotonic())
-        self._chooser.take_masks()
-        plan = self._scheduler.schedule()
+        self._selector.handle_masks()
+        plan = self.scheduler.schedule()
         self._stalled = not (plan.work or plan.swaps)
         if plan.swaps:
             plan = self._swap(plan)
-        self._next_read = self._desk.read_on()  # after it: whoever has started, or found nothing, changes what is next
+        self._next_read = self._residency.read_on()  # after scheduling: admissions change it
         if plan.work:
             self._serve(plan)
         self._flush()
         self._training.turn(serving=bool(plan.work))
         self._flush()
 
+    def idle_state(self) -> dict[str, int]:
+        """What is held, by kind: all counts are 0 when nothing is running, waiting or on its way out."""
+        return {
+            **self.scheduler.idle_state(),
+            **self._residency.idle_state(),
+            "grammars": len(self._grammars),
+            "scores": len(self._scores),
+            "outputs": len(self._outbox),
+            "messages": self._inbox.qsize(),
+        }
+
     # -- commands ---------------------------------------------------------------------------------------------
 
     def _take_commands(self) -> None:
         """Handle all commands that came in; wait for the first if nothing can run without it."""
         wait = self._stalled and not self._training.busy
-        if wait and not self._scheduler.num_waiting:
-            self._scheduler.check_idle()
+        if wait and not self.scheduler.sequences:
+            self.scheduler.check_idle()
         self._flush()
         try:
             # A waiting sequence with a deadline must still be ended in time.
-            command = self._inbox.get(block=wait, timeout=self._next_moment() if wait else None)
+            message = self._inbox.get(block=wait, timeout=self.next_moment() if wait else None)
             while True:
-                self._handle(command)
-                command = self._inbox.get_nowait()
+                self._handle(message)
+                message = self._inbox.get_nowait()
         except queue.Empty:
             return
 
-    def _next_moment(self) -> float | None:
+    def next_moment(self) -> float | None:
         """Seconds until something must be done though no command comes: a deadline, an adapter that may be read."""
         now = time.monotonic()
-        moments = [max(0.0, s.deadline - now) for s in self._scheduler.sequences if s.deadline is not None]
+        moments = [max(0.0, s.deadline - now) for s in self.scheduler.sequences if s.deadline is not None]
         if self._next_read is not None:
             moments.append(self._next_read)
         return min(*moments, LONGEST_SLEEP) if moments else None
 
-    def _handle(self, command: Command | str | Woken | None) -> None:
-        if command is None:
-            self._stopping = True
-            return
-        if isinstance(command, Woken):
-            return
-        if isinstance(command, str):
-            self._loaded(command)
-            return
-        try:
-            self._execute(command)
-        except Error as error:
-            self._fail(command_id(command), error)
+    def _handle(self, message: Message) -> None:
+        match message:
+            case StopLoop():
+                self._stopping = True
+            case MaskReady():
+                pass  # the turn looks for masks anyway
+            case AdapterRead(digest):
+                self._read_ended(digest)
+            case command:
+                try:
+                    self._execute(command)
+                except Error as error:
+                    self._fail(command_id(command), error)
 
     def _execute(self, command: Command) -> None:
         match command:
             case GenerateCommand() | ScoreCommand():
                 self._add(command)
             case TrainCommand():
-                self._desk.check(*command.stacks)
+                self._residency.check(*command.stacks)
                 emit = self._emit
                 job = command.job_id
                 self._training.add(command, lambda event: emit(Output(job, event)))
             case LoadCommand():
-                if self._desk.load(command.id, command.adapter):
+                if self._residency.load(command.id, command.adapter):
                     self._emit(Output(command.id, done=True))
             case UnloadCommand():
-                self._desk.unload(command.digest)
+                self._residency.unload(command.digest)
                 self._emit(Output(command.id, done=True))
-            case KeepCommand():
-                self._keep(command)
+            case PinCommand():
+                self._pin(command)
             case StatsCommand():
-                self._emit(Output(command.id, self._stats(), done=True))
+                self._emit(Output(command.id, self._read_stats(), done=True))
             case AbortCommand():
                 self._abort(command.id)
 
     def _add(self, command: GenerateCommand | ScoreCommand) -> None:
         seq = make_sequence(command, self._info.vocab_size, self._info.max_context)
-        self._desk.check(seq.stack)
-        self._scheduler.add(seq)
+        self._residency.check(seq.stack)
+        self.scheduler.add(seq)
         self._grammars.open(seq)
         self._scores.open(seq)
-        self._desk.expect(seq)
+        self._residency.expect(seq)
 
     def _abort(self, id: str) -> None:
-        if (seq := self._scheduler.get(id)) is not None:
+        if (seq := self.scheduler.get(id)) is not None:
             self._finish(seq)
         if id in self._training.jobs:
             self._training.remove(id)
             self._give_back()
 
-    def _keep(self, command: KeepCommand) -> None:
-        self._desk.keep(command.adapters)
-        for seq in [s for s in self._scheduler.sequences if s.state is State.WAITING]:
-            # What is kept now may leave no room for it, ever.
+    def _pin(self, command: PinCommand) -> None:
+        self._residency.pin(command.adapters)
+        for seq in [s for s in self.scheduler.sequences if s.state is State.WAITING]:
+            # What is pinned now may leave no capacity for it, ever.
             try:
-                self._desk.check(seq.stack)
+                self._residency.check(seq.stack)
             except Error as error:
                 self._end(seq, error)
-        self._scheduler.admission.capacity_changed()
+        self.scheduler.admission.capacity_changed()
         self._emit(Output(command.id, done=True))
 
-    def _loaded(self, digest: str) -> None:
+    def _read_ended(self, digest: str) -> None:
         """An adapter's files are in memory, or cannot be."""
-        error, callers = self._desk.collect(digest)
+        error, callers = self._residency.collect(digest)
         for id in callers:
             if error is None:
                 self._emit(Output(id, done=True))
             else:
                 self._fail(id, error)
         if error is None:
-            self._scheduler.admission.adapter_loaded(digest)
+            self.scheduler.admission.adapter_loaded(digest)
         else:
-            for seq in self._scheduler.sequences:
+            for seq in self.scheduler.sequences:
                 if any(e.adapter.digest == digest for e in seq.stack.entries):
                     self._end(seq, error=error)
 
     # -- serving ----------------------------------------------------------------------------------------------
 
     def _expire(self, now: float) -> None:
-        for seq in self._scheduler.expired(now):
+        for seq in self.scheduler.expired(now):
             self._end(seq, error=Error(Code.DEADLINE_EXCEEDED, "the request's deadline passed"))
 
     def _swap(self, plan: StepPlan) -> StepPlan:
         """Carry a plan's swaps out, and give what is left of it: requests whose adapters found no memory end."""
-        failed = self._desk.apply(plan.swaps)
-        ended = [s for s in self._scheduler.sequences if any(e.adapter.digest in failed for e in s.stack.entries)]
+        failed = self._residency.apply(plan.swaps)
+        ended = [s for s in self.scheduler.sequences if any(e.adapter.digest in failed for e in s.stack.entries)]
         for seq in ended:
             names = ", ".join(e.adapter.ref for e in seq.stack.entries if e.adapter.digest in failed)
             message = f"the device has no memory to load {names}; lower --kv-cache-memory, or try again later"
@@ -223,28 +236,28 @@ class EngineLoop:
     def _serve(self, plan: StepPlan) -> None:
         started = time.monotonic()
         for id in plan.started:
-            self._figures.started(started - self._live(id).arrived)
+            self._stats.started(started - self._live(id).arrived)
         try:
-            output = self._runner.run(plan)
+            output = self.runner.run(plan)
         except (RuntimeError, MemoryError) as error:
             if not out_of_memory(error):
                 raise
             self._shed(plan)
             return
-        self._scheduler.advance(plan)
-        self._chooser.choose([self._live(w.id) for w in plan.work if w.samples], output.next_token)
+        self.scheduler.advance(plan)
+        self._selector.select([self._live(w.id) for w in plan.work if w.samples], output.next_token)
         self._score(plan, output)
-        self._figures.step(plan.kind, time.monotonic() - started)
+        self._stats.step(plan.kind, time.monotonic() - started)
 
     def _live(self, id: str) -> Sequence:
-        seq = self._scheduler.get(id)
+        seq = self.scheduler.get(id)
         assert seq is not None
         return seq
 
     def _score(self, plan: StepPlan, output: StepOutput) -> None:
         """Collect the log-probabilities of scored chunks and answer those that are complete."""
         for work in plan.work:
-            seq = self._scheduler.get(work.id)
+            seq = self.scheduler.get(work.id)
             if seq is None or seq.score_from is None:
                 continue
             try:
@@ -257,41 +270,41 @@ class EngineLoop:
                 self._emit(Output(seq.id, result, done=True))
 
     def _shed(self, plan: StepPlan) -> None:
-        """Out of memory in a step: everything goes back to waiting and steps get smaller; a lone token fails."""
+        """Out of memory in a step: everything is preempted and steps get smaller; a lone token fails."""
         torch.cuda.empty_cache()
         if plan.tokens == 1:
             self._end(self._live(plan.work[0].id), error=Error(Code.RESOURCE_EXHAUSTED, "out of memory"))
             return
         log.warning("out of memory in a step of %d tokens; steps are halved", plan.tokens)
-        self._scheduler.shrink(max(1, plan.tokens // 2))
+        self.scheduler.shrink(max(1, plan.tokens // 2))
 
     def _end(self, seq: Sequence, error: Error) -> None:
         self._finish(seq)
         self._fail(seq.id, error)
 
     def _finish(self, seq: Sequence) -> None:
-        self._scheduler.finish(seq)
+        self.scheduler.finish(seq)
         self._grammars.close(seq.id)
         self._scores.close(seq.id)
-        self._desk.forget(seq)
+        self._residency.forget(seq)
 
     def _fail(self, id: str, error: Error) -> None:
         self._emit(Output(id, failure=Failure.of(error), done=True))
 
     # -- the rest ---------------------------------------------------------------------------------------------
 
-    def _stats(self) -> EngineStats:
+    def _read_stats(self) -> EngineStats:
         memory = self._memory(self._training.nbytes)
-        return self._figures.read(self._scheduler, self._desk, self._runner, self._grammars, self._training, memory)
+        return self._stats.read(self.scheduler, self._residency, self.runner, self._grammars, self._training, memory)
 
     def _close(self) -> None:
         gone = Error(Code.UNAVAILABLE, "the server is stopping")
-        for seq in self._scheduler.sequences:
+        for seq in self.scheduler.sequences:
             self._end(seq, error=gone)
         for job in self._training.jobs:
             self._training.remove(job)
             self._fail(job, gone)
-        self._desk.close()
+        self._residency.close()
         self._grammars.stop()
         self._flush()
 

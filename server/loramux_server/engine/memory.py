@@ -30,7 +30,7 @@ def plan_memory(
 ) -> MemoryPlan:
     """Split what is free between KV pages and adapters, where the operator has not said.
 
-    By default adapters get room for 512 rank rows but at most a quarter of the budget, the KV cache the rest. The
+    By default adapters get memory for 512 rank rows but at most a quarter of the budget, the KV cache the rest. The
     budget is 85 % of what is free on a GPU (the rest is for activations and training) less the ``graphs`` bytes that
     CUDA graphs may take, and 2 GiB but at most a quarter of what is free on a host, whose memory others use too.
     """
@@ -46,7 +46,7 @@ def plan_memory(
     if pages < 1:
         raise Error(
             Code.RESOURCE_EXHAUSTED,
-            f"no room for a KV cache: one page takes {page_bytes} bytes and {kv} are granted; "
+            f"no memory for a KV cache: one page takes {page_bytes} bytes and {kv} are granted; "
             "free memory or raise --kv-cache-memory",
         )
     host = settings.adapter_host_memory

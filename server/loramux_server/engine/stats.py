@@ -6,14 +6,14 @@ from bisect import bisect_left
 
 from ..core.backend import QUEUE_WAIT_BOUNDS, EngineStats
 from .execution.model_runner import ModelRunner
-from .grammar.masks import GrammarDesk
-from .residency.manager import AdapterDesk
+from .grammar.masks import GrammarMasks
+from .residency.manager import ResidencyManager
 from .scheduling.scheduler import Scheduler
 from .training_share import TrainingShare
 
 
-class Figures:
-    """Counters of steps and of waits, and the reading of everybody else's."""
+class StatsCollector:
+    """Counts steps and waits, and reads the counters of the engine's parts."""
 
     def __init__(self) -> None:
         self._steps: dict[str, tuple[int, float]] = {}
@@ -33,9 +33,9 @@ class Figures:
     def read(
         self,
         scheduler: Scheduler,
-        desk: AdapterDesk,
+        residency: ResidencyManager,
         runner: ModelRunner,
-        grammars: GrammarDesk,
+        grammars: GrammarMasks,
         training: TrainingShare,
         memory: dict[str, int],
     ) -> EngineStats:
@@ -51,10 +51,10 @@ class Figures:
             kv_pages_total=pages.pages,
             kv_bytes_total=runner.kv.nbytes,
             memory=memory,
-            resident=desk.resident,
-            resident_bytes={"device": runner.bank.used_bytes, "host": desk.host_bytes},
-            adapter_loads=desk.loads,
-            adapter_hits=dict(desk.hits),
+            resident=residency.resident,
+            resident_bytes={"device": runner.bank.used_bytes, "host": residency.host_bytes},
+            adapter_loads=residency.loads,
+            adapter_hits=dict(residency.hits),
             adapter_evictions=runner.bank.evictions,
             preemptions=scheduler.preemptions,
             prefix_hit_tokens=pages.hit_tokens,

@@ -44,7 +44,7 @@ SPARSE = 2
 
 
 @dataclass(frozen=True, slots=True)
-class Segment:
+class RowSegment:
     """Consecutive rows that share a stack, as (slot, weight) pairs; empty for the base."""
 
     length: int
@@ -129,7 +129,7 @@ class BankBlock:
 class KernelBlock:
     """Resident adapters over runs of few rows, each row with its own ranks only, through the compiled kernel."""
 
-    def __init__(self, bank: AdapterBank, kernel: RoutedKernel, runs: Sequence[tuple[int, Segment]]) -> None:
+    def __init__(self, bank: AdapterBank, kernel: RoutedKernel, runs: Sequence[tuple[int, RowSegment]]) -> None:
         """``runs`` are (first row, segment)."""
         self._bank, self._kernel = bank, kernel
         self._groups = frozenset().union(*(slot.groups for _, s in runs for slot, _ in s.entries))
@@ -156,7 +156,7 @@ class StaticBlock:
         self._scale = torch.zeros(rows, ranks, device=device)
         self._unused = torch.ones(rows, ranks, dtype=torch.bool, device=device)
 
-    def fill(self, segments: Sequence[Segment]) -> None:
+    def fill(self, segments: Sequence[RowSegment]) -> None:
         """Route the first rows as ``segments``, which have length 1 and use no more ranks than there are."""
         index, scale = torch.zeros(self._index.shape, dtype=torch.long), torch.zeros(self._scale.shape)
         starts: dict[int, int] = {}  # first rank row of a slot -> its place in the index
@@ -182,7 +182,7 @@ class StaticBlock:
         return y
 
 
-def used_ranks(segments: Sequence[Segment]) -> int:
+def used_ranks(segments: Sequence[RowSegment]) -> int:
     """Rank rows that ``segments`` use together."""
     return sum(slot.rank for slot in {slot.lo: slot for s in segments for slot, _ in s.entries}.values())
 
@@ -207,7 +207,7 @@ def _expand(h: Tensor, bs: Sequence[Tensor], y: Tensor, group: LinearGroup) -> N
             target.add_(part @ b)
 
 
-def plan_blocks(bank: AdapterBank, segments: Sequence[Segment]) -> list[Block]:
+def plan_blocks(bank: AdapterBank, segments: Sequence[RowSegment]) -> list[Block]:
     """Blocks for rows laid out as ``segments``; segments of length 1 come first, adapted ones before bare ones."""
     blocks: list[Block] = []
     if bank.kernel is not None and bank.kernel.takes(bank.a[0].dtype, bank.a[0].dtype) and not torch.is_grad_enabled():
@@ -229,25 +229,25 @@ def plan_blocks(bank: AdapterBank, segments: Sequence[Segment]) -> list[Block]:
     return blocks
 
 
-def _split_short(segments: Sequence[Segment]) -> tuple[list[tuple[int, Segment]], list[Segment]]:
+def _split_short(segments: Sequence[RowSegment]) -> tuple[list[tuple[int, RowSegment]], list[RowSegment]]:
     """Segments for the kernel with their first rows, and all segments with bare ones in the places of these."""
-    short: list[tuple[int, Segment]] = []
-    left: list[Segment] = []
+    short: list[tuple[int, RowSegment]] = []
+    left: list[RowSegment] = []
     start = 0
     for segment in segments:
         ranks = sum(slot.rank for slot, _ in segment.entries)
         if ranks and segment.length * ranks <= KERNEL_OVERHEAD * len(segment.entries):
             short.append((start, segment))
-            left.append(Segment(segment.length))
+            left.append(RowSegment(segment.length))
         else:
             left.append(segment)
         start += segment.length
     return short, left
 
 
-def _runs(segments: Sequence[Segment]) -> list[list[Segment]]:
+def _runs(segments: Sequence[RowSegment]) -> list[list[RowSegment]]:
     """Split into runs of adapted and of bare segments."""
-    runs: list[list[Segment]] = []
+    runs: list[list[RowSegment]] = []
     for segment in segments:
         if runs and bool(runs[-1][0].entries) == bool(segment.entries):
             runs[-1].append(segment)
@@ -256,7 +256,7 @@ def _runs(segments: Sequence[Segment]) -> list[list[Segment]]:
     return runs
 
 
-def _run_blocks(bank: AdapterBank, start: int, run: Sequence[Segment]) -> list[Block]:
+def _run_blocks(bank: AdapterBank, start: int, run: Sequence[RowSegment]) -> list[Block]:
     slots = {slot for s in run for slot, _ in s.entries}
     joint = sum(s.length for s in run) * sum(slot.rank for slot in slots)
     overhead = GRADIENT_OVERHEAD if torch.is_grad_enabled() else BLOCK_OVERHEAD
@@ -273,7 +273,7 @@ def _run_blocks(bank: AdapterBank, start: int, run: Sequence[Segment]) -> list[B
     return blocks
 
 
-def _joint_block(bank: AdapterBank, start: int, segments: Sequence[Segment]) -> Block:
+def _joint_block(bank: AdapterBank, start: int, segments: Sequence[RowSegment]) -> Block:
     lengths = torch.tensor([s.length for s in segments])
     weights: dict[Slot, list[float]] = {}
     for i, segment in enumerate(segments):

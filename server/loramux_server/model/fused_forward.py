@@ -1,8 +1,8 @@
 """A decoder forward with few operations, for the many models that share Llama's layout.
 
 transformers' modules spend about a millisecond a layer and step on small operations, at one row more than on the
-products. Where a model's layers are made of the usual parts, :class:`LeanDecoder` runs the same arithmetic over the
-fused groups of :mod:`..lora.linear`. Nothing is assumed: :func:`make_lean` compares its logits with the model's own
+products. Where a model's layers are made of the usual parts, :class:`FusedDecoder` runs the same arithmetic over the
+fused groups of :mod:`..lora.linear`. Nothing is assumed: :func:`make_fused` compares its logits with the model's own
 and gives None, and with it transformers' forward, when they differ or a part is missing. Serving only; training and
 all other architectures go through transformers.
 """
@@ -63,7 +63,7 @@ class _Layer:
     window: int | None
 
 
-class LeanDecoder:
+class FusedDecoder:
     """The layers, the final norm and the head of a Llama-like model."""
 
     def __init__(self, model: PreTrainedModel, layers: Sequence[_Layer], norm: _Norm, context: StepContext) -> None:
@@ -144,11 +144,11 @@ class LeanDecoder:
         return out.reshape(len(qkv), -1)
 
 
-def _fitting_kernels(lean: LeanDecoder) -> DecodeKernels | None:
+def _fitting_kernels(decoder: FusedDecoder) -> DecodeKernels | None:
     """Compiled functions, if every layer has the types and shapes that they are for."""
-    dtype, width = lean.norm.weight.dtype, len(lean.norm.weight)
+    dtype, width = decoder.norm.weight.dtype, len(decoder.norm.weight)
     samples = torch.linspace(-4, 4, 9)
-    for layer in lean.layers:
+    for layer in decoder.layers:
         norms = [n.weight for n in (layer.before, layer.after, layer.q_norm, layer.k_norm) if n is not None]
         fits = (
             all(w.device.type == "cpu" and w.dtype == dtype for w in norms)
@@ -165,10 +165,10 @@ def _fitting_kernels(lean: LeanDecoder) -> DecodeKernels | None:
         return None
 
 
-def make_lean(
+def make_fused(
     model: PreTrainedModel, layers: nn.ModuleList, groups: Sequence[LinearGroup], context: StepContext
-) -> LeanDecoder | None:
-    """A lean decoder that gives the model's own logits, or None. ``groups`` are installed in ``model``."""
+) -> FusedDecoder | None:
+    """A fused decoder that gives the model's own logits, or None. ``groups`` are installed in ``model``."""
     by_name = {name: group for group in groups for name in group.names}
     prefix = next((n for n, m in model.named_modules() if m is layers), "")
     device = model.get_input_embeddings().weight.device
@@ -184,25 +184,25 @@ def make_lean(
             expected = model(
                 inputs_embeds=x[None], position_ids=positions[None], use_cache=False, logits_to_keep=positions
             ).logits[0]
-            lean = LeanDecoder(
+            decoder = FusedDecoder(
                 model,
                 [_layer(layer, f"{prefix}.{i}", by_name, probe.seen[i]) for i, layer in enumerate(layers)],
                 _norm(model.base_model.norm),
                 context,
             )
-            got = lean.run(x, positions, probe, positions)
+            got = decoder.run(x, positions, probe, positions)
     except (AttributeError, KeyError, TypeError, RuntimeError, _Unlike):
         return None  # a part is missing or shaped otherwise
     finally:
         context.attention = None
     if not _alike(got, expected, TOLERANCE[model.dtype]):
         return None
-    kernels = _fitting_kernels(lean)
-    if kernels is not None and _decodes_alike(lean, kernels, ids):
-        lean.kernels = kernels
+    kernels = _fitting_kernels(decoder)
+    if kernels is not None and _decodes_alike(decoder, kernels, ids):
+        decoder.kernels = kernels
     elif kernels is not None:
         log.warning("the compiled functions give other logits here and are not used")
-    return lean
+    return decoder
 
 
 def _alike(got: Tensor, expected: Tensor, tolerance: float) -> bool:
@@ -210,22 +210,22 @@ def _alike(got: Tensor, expected: Tensor, tolerance: float) -> bool:
 
 
 @torch.no_grad()
-def _decodes_alike(lean: LeanDecoder, kernels: DecodeKernels, ids: Tensor) -> bool:
+def _decodes_alike(decoder: FusedDecoder, kernels: DecodeKernels, ids: Tensor) -> bool:
     """Whether a decode step over two cached sequences gives the same logits with and without compiled functions."""
     lengths, pages = (len(ids) - 3, 2), ((0, 1), (2,))
-    pool = KVPool(lean.kv_shape, 3, ids.device, kernels.dtype)
+    pool = KVPool(decoder.kv_shape, 3, ids.device, kernels.dtype)
 
     def step(spans: Sequence[Span]) -> Tensor:
         positions = torch.cat([torch.arange(s.start, s.end) for s in spans])
         rows = torch.arange(len(positions))
-        return lean.forward(ids[positions], positions, PagedAttention(pool, spans), rows)
+        return decoder.forward(ids[positions], positions, PagedAttention(pool, spans), rows)
 
     step([Span(0, n, p) for n, p in zip(lengths, pages, strict=True)])
     token = [Span(n, 1, p) for n, p in zip(lengths, pages, strict=True)]
     expected = step(token)
-    lean.kernels = kernels
+    decoder.kernels = kernels
     got = step(token)
-    lean.kernels = None
+    decoder.kernels = None
     return _alike(got, expected, COMPILED_TOLERANCE[kernels.dtype])
 
 

@@ -21,7 +21,7 @@ from ..lora.routing import Routing
 from .attention import NAME, attach
 from .base.load import LoadedBase, linear_modules, load_base, resolve_device, resolve_dtype
 from .base_linear import make_linear
-from .fused_forward import make_lean
+from .fused_forward import make_fused
 from .kv import KVShape
 from .page_size import find_page_size
 
@@ -50,7 +50,7 @@ class ResidentBase:
             wrapped = _Head(head)
             self.model.set_output_embeddings(wrapped)
             extra = wrapped.nbytes
-        self.lean = make_lean(self.model, self.layers, self.groups, self.context)
+        self.fused = make_fused(self.model, self.layers, self.groups, self.context)
         self.nbytes = (
             extra
             + sum(g.base.nbytes for g in self.groups)
@@ -82,8 +82,8 @@ class ResidentBase:
     ) -> Tensor:
         """Logits [n, vocabulary] of packed tokens. ``context`` stays set until the next call."""
         self.context.attention, self.context.routing = attention, routing
-        if self.lean is not None and not torch.is_grad_enabled():
-            return self.lean.forward(ids, positions, attention, wanted)
+        if self.fused is not None and not torch.is_grad_enabled():
+            return self.fused.forward(ids, positions, attention, wanted)
         out = self.model(
             input_ids=ids[None],
             position_ids=positions[None],

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..core.jobs import TrainRow
-from ..lora.routing import Block, Routing, Segment, plan_blocks
+from ..lora.routing import Block, Routing, RowSegment, plan_blocks
 from ..lora.trainable import AdapterRows, TrainableAdapter, TrainableBlock
 from ..model.resident import ResidentBase
 from .frozen_model import FrozenModel
@@ -130,9 +130,9 @@ def _routing(jobs: Sequence[JobRows]) -> Routing | None:
     blocks: list[Block] = []
     start = 0
     for job in jobs:
-        segments = [Segment(n, job.frozen.stacks[s]) for n, s in zip(job.lengths, job.stacks, strict=True)]
+        segments = [RowSegment(n, job.frozen.stacks[s]) for n, s in zip(job.lengths, job.stacks, strict=True)]
         if any(s.entries for s in segments):
-            before = [Segment(start)] if start else []  # rows of the jobs before have no entries in this bank
+            before = [RowSegment(start)] if start else []  # rows of the jobs before have no entries in this bank
             blocks += plan_blocks(job.frozen.bank, [*before, *segments])
         start += sum(job.lengths)
     if any(job.adapter is not None for job in jobs):

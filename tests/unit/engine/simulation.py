@@ -18,7 +18,7 @@ from loramux_server.core.errors import Code, Error
 from loramux_server.core.jobs import TrainCommand, TrainSpec
 from loramux_server.core.types import AdapterVersion, SamplingParams, Stack, StackEntry
 from loramux_server.engine.scheduling.pages import PagePool, prefix_root
-from loramux_server.engine.scheduling.plan import Admission, Limits, StepPlan
+from loramux_server.engine.scheduling.plan import Admission, StepLimits, StepPlan
 from loramux_server.engine.scheduling.scheduler import Scheduler
 from loramux_server.engine.scheduling.sequence import Sequence, State
 from loramux_server.engine.training_share import TrainingShare
@@ -135,7 +135,7 @@ def make_scheduler(
 ) -> Scheduler:
     bank = bank or FakeBank()
     pool = PagePool(pages, size)
-    return Scheduler(pool, Limits(**limits), bank, lambda seq: prefix_root("base", salt(seq.tenant), seq.stack))
+    return Scheduler(pool, StepLimits(**limits), bank, lambda seq: prefix_root("base", salt(seq.tenant), seq.stack))
 
 
 @dataclass
@@ -214,7 +214,7 @@ class Machine:
             written += work.pages[work.start // pool.page_size :]
         assert len(set(written)) == len(written), "two sequences write to one page"
         assert all(pool._refs[p] == 1 for p in written), "a page is written that others read"
-        assert not set(written) & pool._key_of.keys(), "a page is written that is kept for reuse"
+        assert not set(written) & pool._key_of.keys(), "a page is written that is cached for reuse"
         running = [s for s in scheduler.sequences if s.state is State.RUNNING]
         assert len(running) == scheduler.num_running
         expected: dict[str, int] = {}

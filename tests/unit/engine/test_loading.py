@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Iterable
 from random import Random
 
 import pytest
@@ -20,7 +20,6 @@ class Cache:
 
     def __init__(self, adapters: int) -> None:
         self.budget = adapters * SIZE
-        self.held: Collection[str] = ()
         self.here: list[str] = []  # least recently used first
         self.asked: list[str] = []
 
@@ -41,7 +40,7 @@ def queue_of(cache: Cache, quota: LoadQuota | None = None, stuck: Callable[[], b
 
 def land(cache: Cache, reads: ReadQueue, *digests: str) -> None:
     for digest in digests:
-        reads.landed(digest)
+        reads.ended(digest)
         cache.here.append(digest)
 
 
@@ -68,11 +67,11 @@ def test_what_is_waited_for_leaves_room_for_no_more_until_its_turn() -> None:
     assert cache.asked == ["d0", "d1"]
     land(cache, reads, "d0", "d1")
     reads.begin()
-    assert {*cache.held} == {"d0", "d1"}
+    assert {*reads.claims} == {"d0", "d1"}
     assert len(cache.asked) == 2
     reads.release("r0", ["d0"])
     reads.begin()
-    assert (cache.asked[2:], {*cache.held}) == (["d2"], {"d1"})
+    assert (cache.asked[2:], {*reads.claims}) == (["d2"], {"d1"})
 
 
 def test_who_comes_after_a_read_has_no_part_in_what_it_holds() -> None:
@@ -160,5 +159,5 @@ def test_nothing_is_left_behind() -> None:
                 reads.release(id, live.pop(id))
         for id, digests in live.items():
             reads.release(id, digests)
-        assert not reads._claims
-        assert all(want.reading for want in reads._wanted.values())
+        assert not reads.claims
+        assert len(reads) == 0

@@ -110,7 +110,7 @@ def test_clearing_forgets_what_nobody_holds() -> None:
     pool = PagePool(4, SIZE)
     gone, held = fill(pool, [*range(4)]), fill(pool, [*range(20, 24)])
     pool.release(gone)
-    pool.clear_kept()
+    pool.clear_cached()
     assert pool.match(ROOT, [*range(5)]) == []
     assert pool.match(ROOT, [*range(20, 25)]) == held
     pool.check()
@@ -231,7 +231,7 @@ class PoolMachine(RuleBasedStateMachine):
 
     @rule()
     def clear(self) -> None:
-        self.pool.clear_kept()
+        self.pool.clear_cached()
 
     @invariant()
     def whole(self) -> None:

@@ -125,7 +125,7 @@ class FakeBackend:
     async def unload(self, digest: str) -> None:
         self.unloaded.append(digest)
 
-    async def keep(self, adapters: Sequence[AdapterVersion]) -> None:
+    async def pin(self, adapters: Sequence[AdapterVersion]) -> None:
         if len(adapters) > self.most_kept:
             raise Error(Code.RESOURCE_EXHAUSTED, "no room to keep them", reason="TOO_MANY_PINNED")
         self.kept = [adapter.ref for adapter in adapters]

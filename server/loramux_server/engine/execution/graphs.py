@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ...lora.bank import AdapterBank
 from ...lora.buffers import upload
-from ...lora.routing import Routing, Segment, StaticBlock, used_ranks
+from ...lora.routing import Routing, RowSegment, StaticBlock, used_ranks
 from ...model.base.context_length import max_context
 from ...model.kv import DecodeAttention, KVPool, Span
 from ...model.resident import ResidentBase
@@ -79,7 +79,7 @@ class DecodeGraphs:
                 self._add(rows, 0)
 
     def run(
-        self, ids: Sequence[int], wanted: Sequence[int], spans: Sequence[Span], segments: tuple[Segment, ...]
+        self, ids: Sequence[int], wanted: Sequence[int], spans: Sequence[Span], segments: tuple[RowSegment, ...]
     ) -> Tensor | None:
         """Logits [len(wanted), vocabulary] of a step with one token for each sequence, or None to compute it eagerly.
 
@@ -127,7 +127,7 @@ class _Graph:
         self._ids, self._positions, self._wanted = self._tokens
         self._attention = DecodeAttention(kv, rows, width)
         self._block = StaticBlock(bank, rows, ranks) if ranks else None
-        self._segments: tuple[Segment, ...] = ()
+        self._segments: tuple[RowSegment, ...] = ()
 
     def compute(self) -> None:
         """What is captured."""
@@ -135,7 +135,7 @@ class _Graph:
         self._logits.copy_(self._base.forward(self._positions, self._attention, routing, self._wanted, ids=self._ids))
 
     def run(
-        self, ids: Sequence[int], wanted: Sequence[int], spans: Sequence[Span], segments: tuple[Segment, ...]
+        self, ids: Sequence[int], wanted: Sequence[int], spans: Sequence[Span], segments: tuple[RowSegment, ...]
     ) -> Tensor:
         tokens = torch.zeros(self._tokens.shape, dtype=torch.long)
         for row, values in zip(tokens, (ids, [s.start for s in spans], wanted), strict=True):

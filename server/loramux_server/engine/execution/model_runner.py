@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ...lora.bank import AdapterBank
-from ...lora.routing import Routing, Segment, plan_blocks
+from ...lora.routing import Routing, RowSegment, plan_blocks
 from ...model.kv import KVPool, PagedAttention, Span
 from ...model.resident import ResidentBase
 from ..scheduling.plan import StepPlan, Work
@@ -50,7 +50,7 @@ class ModelRunner:
                 scored[work.id] = [first + position - work.start for position in work.scored]
         wanted = sampled + [row for rows in scored.values() for row in rows]
         spans = [Span(w.start, w.length, w.pages) for w in plan.work]
-        segments = tuple(Segment(w.length, w.stack) for w in plan.work)
+        segments = tuple(RowSegment(w.length, w.stack) for w in plan.work)
         self._clear_begun(plan.work)
         logits = None
         if self.graphs is not None and plan.kind == "decode":
@@ -79,6 +79,6 @@ class ModelRunner:
             self.kv.keys[:, page].zero_()
             self.kv.values[:, page].zero_()
 
-    def _plan_routing(self, segments: tuple[Segment, ...]) -> Routing | None:
+    def _plan_routing(self, segments: tuple[RowSegment, ...]) -> Routing | None:
         blocks = plan_blocks(self.bank, segments)
         return Routing(tuple(blocks)) if blocks else None

@@ -25,7 +25,7 @@ _NO_MASKS: Mapping[int, bytes] = {}
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class SampledToken:
     """The next token of one row; ``token`` is None where the row's logits are not finite."""
 
     token: int | None
@@ -34,7 +34,7 @@ class Choice:
 
 def sample(
     logits: Tensor, seqs: Seq[Sequence], eos: Collection[int], masks: Mapping[int, bytes] = _NO_MASKS
-) -> list[Choice]:
+) -> list[SampledToken]:
     """Choose one token per row of ``logits`` [rows, vocabulary]; row i belongs to ``seqs[i]``.
 
     ``masks[i]``, where there is one, has a bit for each token that row i may take, the lowest first.
@@ -60,7 +60,7 @@ def sample(
             for at, token in zip(at_random, drawn, strict=True):
                 chosen[rows[at]] = token
     logprobs = _logprobs(logits, [i for i, s in enumerate(seqs) if finite[i]], seqs, chosen)
-    return [Choice(chosen[i] if finite[i] else None, logprobs.get(i)) for i in range(len(seqs))]
+    return [SampledToken(chosen[i] if finite[i] else None, logprobs.get(i)) for i in range(len(seqs))]
 
 
 def _forbid(row: Tensor, mask: bytes) -> None:

@@ -25,7 +25,7 @@ def not_finite(stack: Stack) -> Error:
     )
 
 
-class Scores:
+class ScoreCollector:
     """What is known so far of every live scoring request."""
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""The next tokens: chosen by each sequence's own settings, within its grammar, and told as they come."""
+"""Token selection: by each sequence's own settings and within its grammar; each token is emitted as it comes."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from torch import Tensor
 from ...core.backend import TokenEvent
 from ...core.errors import Error
 from ...core.types import FinishReason, TokenLogprob
-from ..grammar.masks import GrammarDesk, grammar_error
+from ..grammar.masks import GrammarMasks, grammar_error
 from ..scheduling.sequence import Sequence
 from ..transport.protocol import Output
 from .sampler import sample
 from .scores import not_finite
 
 
-class Chooser:
+class TokenSelector:
     """Extends sequences by a token each. ``finish`` takes one out that is complete, ``end`` one that failed."""
 
     def __init__(
         self,
-        grammars: GrammarDesk,
+        grammars: GrammarMasks,
         eos: tuple[int, ...],
         finish: Callable[[Sequence], None],
         end: Callable[[Sequence, Error], None],
@@ -32,17 +32,17 @@ class Chooser:
         self._grammars, self._eos = grammars, eos
         self._finish, self._end, self._emit = finish, end, emit
 
-    def choose(self, seqs: Seq[Sequence], logits: Tensor) -> None:
-        """Sample a token for each row of ``logits`` [sequences, vocabulary]; late masks, late tokens."""
+    def select(self, seqs: Seq[Sequence], logits: Tensor) -> None:
+        """Sample a token for each row of ``logits`` [sequences, vocabulary]; where a mask is late, in a later step."""
         self._grammars.wait(seqs)
         late = [i for i, s in enumerate(seqs) if not self._grammars.ready(s)]
         for i in late:
             self._grammars.hold(seqs[i], logits[i])
         rows = [i for i in range(len(seqs)) if i not in late]
-        self._pick([seqs[i] for i in rows], logits[rows] if late else logits)
+        self._extend([seqs[i] for i in rows], logits[rows] if late else logits)
 
-    def take_masks(self) -> None:
-        """End the sequences whose grammar is complete or broken, and choose the tokens that waited for their masks."""
+    def handle_masks(self) -> None:
+        """End the sequences whose grammar is complete or broken, and select the tokens that waited for their masks."""
         for seq, mask in self._grammars.news():
             if mask.code is not None:
                 self._end(seq, grammar_error(mask))
@@ -52,17 +52,17 @@ class Chooser:
                 self._emit(Output(seq.id, TokenEvent(seq.id, (), (), reason, cached_tokens=seq.num_cached), done=True))
         if due := self._grammars.due():
             seqs, rows = zip(*due, strict=True)
-            self._pick(seqs, torch.stack(rows))
+            self._extend(seqs, torch.stack(rows))
 
-    def _pick(self, seqs: Seq[Sequence], logits: Tensor) -> None:
-        """Choose a token from each row of ``logits`` [sequences, vocabulary]."""
+    def _extend(self, seqs: Seq[Sequence], logits: Tensor) -> None:
+        """Select a token from each row of ``logits`` [sequences, vocabulary]."""
         masks = {i: bits for i, s in enumerate(seqs) if (bits := self._grammars.bits(s)) is not None}
-        for seq, choice in zip(seqs, sample(logits, seqs, self._eos, masks), strict=True):
-            if choice.token is None:
+        for seq, found in zip(seqs, sample(logits, seqs, self._eos, masks), strict=True):
+            if found.token is None:
                 self._end(seq, not_finite(seq.stack))
                 continue
-            seq.tokens.append(choice.token)
-            self._emit_token(seq, choice.token, choice.logprob)
+            seq.tokens.append(found.token)
+            self._emit_token(seq, found.token, found.logprob)
 
     def _emit_token(self, seq: Sequence, token: int, logprob: TokenLogprob | None) -> None:
         s = seq.sampling

@@ -1,7 +1,7 @@
 """Structured output in the engine's loop: which tokens a sequence may take next, and what to do until that is known.
 
-The mask for a token is worked out elsewhere (grammar_host.py) while the model computes the step before it. A mask
-that is late holds up nobody: its row of logits is put aside and the token chosen when the mask is there.
+The mask for a token is computed in another process (:mod:`.host`) during the step before it. A mask that is late
+holds up nobody: its row of logits is kept and the token is selected when the mask is there.
 """
 
 from __future__ import annotations
@@ -28,11 +28,6 @@ GRACE_SECONDS = 0.005
 """How long a step waits for masks that are not there yet, in all."""
 
 
-@dataclass(frozen=True, slots=True)
-class Woken:
-    """For the loop's inbox: a mask has come."""
-
-
 @dataclass(slots=True, eq=False)
 class _Entry:
     """A sequence with a grammar. ``mask``: of its next token, once known; ``logits`` [vocabulary] wait for it."""
@@ -43,21 +38,24 @@ class _Entry:
     logits: Tensor | None = None
 
 
-class GrammarDesk:
-    """The masks of all live sequences that have a grammar. Belongs to the loop's thread."""
+class GrammarMasks:
+    """The masks of all live sequences that have a grammar. Belongs to the loop's thread.
 
-    def __init__(self, folder: Path, eos: tuple[int, ...]) -> None:
+    ``on_mask()`` is called from another thread when a mask comes; the owner then calls :meth:`news`.
+    """
+
+    def __init__(self, folder: Path, eos: tuple[int, ...], on_mask: Callable[[], object]) -> None:
         self._host = GrammarHost(Setup(str(folder), eos), self._deliver)
-        self._wake: Callable[[Woken], None] = lambda woken: None
+        self._on_mask = on_mask
         self._mailbox: queue.SimpleQueue[Mask] = queue.SimpleQueue()
         self._keys = itertools.count(1)
         self._entries: dict[str, _Entry] = {}
         self._by_key: dict[int, _Entry] = {}
         self._news: list[_Entry] = []
 
-    def on_mask(self, wake: Callable[[Woken], None]) -> None:
-        """``wake`` is called from another thread when a mask comes; the owner then calls :meth:`news`."""
-        self._wake = wake
+    def __len__(self) -> int:
+        """Sequences with a grammar."""
+        return len(self._entries)
 
     def open(self, seq: Sequence) -> None:
         """Begin a sequence, if it has a grammar: it is compiled while the sequence queues."""
@@ -106,7 +104,7 @@ class GrammarDesk:
         self._entries[seq.id].logits = logits.clone()
 
     def due(self) -> list[tuple[Sequence, Tensor]]:
-        """Rows put aside whose masks have come. Those of sequences that were set back are forgotten."""
+        """Kept rows whose masks have come. Those of sequences that were preempted are forgotten."""
         found: list[tuple[Sequence, Tensor]] = []
         for entry in self._entries.values():
             if entry.logits is None:
@@ -137,7 +135,7 @@ class GrammarDesk:
 
     def _deliver(self, mask: Mask) -> None:
         self._mailbox.put(mask)
-        self._wake(Woken())
+        self._on_mask()
 
     def _file(self, mask: Mask) -> None:
         if (entry := self._by_key.get(mask.key)) is not None:

@@ -19,9 +19,9 @@ log = logging.getLogger(__name__)
 
 
 class HostCache:
-    """Reads adapters on a thread of its own; least recently used ones beyond the budget are dropped, none in ``held``.
+    """Reads adapters on a thread of its own; the least recently used ones beyond the budget are dropped.
 
-    All methods belong to the owner's thread except the read itself; ``on_loaded(digest)`` is called from the reading
+    All methods belong to the owner's thread except the read itself; ``on_read(digest)`` is called from the reading
     thread and must only wake the owner, who then calls :meth:`collect`.
     """
 
@@ -31,12 +31,10 @@ class HostCache:
         fingerprint: str,
         budget: int,
         dtype: torch.dtype,
+        on_read: Callable[[str], object],
     ) -> None:
-        self.budget = budget
+        self.budget, self._on_read = budget, on_read
         self._modules, self._fingerprint, self._dtype = modules, fingerprint, dtype
-        self.on_loaded: Callable[[str], None] = lambda digest: None
-        self.held: Collection[str] = ()
-        """Digests that somebody is about to need."""
         self._adapters: OrderedDict[str, HostAdapter] = OrderedDict()  # least recently used first
         self.nbytes = 0
         self.loads, self.load_seconds = 0, 0.0
@@ -71,12 +69,12 @@ class HostCache:
         self.nbytes += result.nbytes
         return None
 
-    def trim(self) -> None:
-        """Drop what is beyond the budget. The newest stays even alone over it: somebody asked for it."""
+    def trim(self, claimed: Collection[str]) -> None:
+        """Drop what is beyond the budget, but nothing ``claimed``. The newest stays even alone over the budget."""
         for digest in list(self._adapters)[:-1] if self.nbytes > self.budget else ():
             if self.nbytes <= self.budget:
                 return
-            if digest not in self.held:
+            if digest not in claimed:
                 self.drop(digest)
 
     def size_of(self, digests: Iterable[str]) -> int:
@@ -107,9 +105,9 @@ class HostCache:
             result = error.with_traceback(None)
         except OSError as error:
             result = Error(Code.DATA_LOSS, f"the files of adapter {version.ref} cannot be read: {error.strerror}")
-        except Exception:  # a defect; whoever waits for the adapter must hear of it
+        except Exception:  # a defect; the requests that wait for the adapter must end
             log.exception("reading adapter %s failed", version.ref)
             result = Error(Code.INTERNAL, f"adapter {version.ref} cannot be read; the server's log says why")
         self.loads, self.load_seconds = self.loads + 1, self.load_seconds + time.monotonic() - started
         self._done[version.digest] = result
-        self.on_loaded(version.digest)
+        self._on_read(version.digest)

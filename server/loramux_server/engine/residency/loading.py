@@ -1,10 +1,10 @@
 """Which adapters are read from disk next, and which stay in host memory until those who wait have had their turn.
 
 Reads begin in the order in which the adapters were first asked for. What a read brings is claimed by the requests
-that wait for it by then: the host cache does not let it go before each of them has started or left. A read begins
-only while what is claimed leaves room for it, so that requests for more adapters than the host has room for make
-each other wait and never push each other's adapters out. Requests that come later have no part in a claim, so a
-popular adapter cannot keep the others out.
+that wait for it by then: the host cache does not drop it before each of them has started or left. A read begins only
+while what is claimed leaves capacity for it, so that requests for more adapters than fit in host memory make each
+other wait and never evict each other's adapters. Requests that come later have no part in a claim, so a popular
+adapter cannot keep the others out.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class _Want:
     waiters: set[str] = field(default_factory=set)
     tenants: set[str] = field(default_factory=set)
     paid: bool = False
-    urgent: bool = False  # an operator's wish: at once, whatever room there is
+    urgent: bool = False  # an operator asked for it: at once, whatever the capacity
     reading: bool = False
 
 
@@ -37,7 +37,7 @@ class ReadQueue:
     """Reads for waiting requests, which are known by their ids.
 
     ``nbytes(adapter)`` is the most that an adapter may take in host memory. ``stuck()`` tells whether none of the
-    waiting has all that it needs: then a read begins though it does not fit, or nothing would ever move.
+    waiting has all that it needs: then a read begins though it does not fit, or nothing would ever start.
     """
 
     def __init__(
@@ -50,8 +50,12 @@ class ReadQueue:
         self.quota = quota
         self._cache, self._nbytes, self._stuck = cache, nbytes, stuck
         self._wanted: OrderedDict[str, _Want] = OrderedDict()
-        self._claims: dict[str, set[str]] = {}
-        cache.held = self._claims
+        self.claims: dict[str, set[str]] = {}
+        """Digests in host memory -> requests that have yet to start with them: these must stay there."""
+
+    def __len__(self) -> int:
+        """Reads that are wanted and have not begun."""
+        return sum(not want.reading for want in self._wanted.values())
 
     def want(self, adapter: AdapterVersion, waiter: str, tenant: str | None) -> None:
         """``waiter`` needs an adapter that is not in memory. Its tenant's quota is charged; None: it has paid before.
@@ -74,22 +78,22 @@ class ReadQueue:
         self._wanted.move_to_end(adapter.digest, last=False)
 
     def release(self, waiter: str, digests: Iterable[str]) -> None:
-        """``waiter`` has started or left. What nobody waits for any more is not read, and not held."""
+        """``waiter`` has started or left. What nobody waits for any more is not read, and not claimed."""
         for digest in digests:
             if (want := self._wanted.get(digest)) is not None:
                 want.waiters.discard(waiter)
                 if not (want.waiters or want.urgent or want.reading):
                     del self._wanted[digest]
-            if (claim := self._claims.get(digest)) is not None:
+            if (claim := self.claims.get(digest)) is not None:
                 claim.discard(waiter)
                 if not claim:
-                    del self._claims[digest]
+                    del self.claims[digest]
 
-    def landed(self, digest: str) -> None:
-        """A read ended: those who wait for it now hold it."""
+    def ended(self, digest: str) -> None:
+        """A read ended: those who wait for it now claim it."""
         want = self._wanted.pop(digest, None)
         if want is not None and want.waiters:
-            self._claims.setdefault(digest, set()).update(want.waiters)
+            self.claims.setdefault(digest, set()).update(want.waiters)
 
     def begin(self) -> float | None:
         """Start the reads that may start; seconds until a quota lets the next one, None if none waits for that."""
@@ -110,5 +114,5 @@ class ReadQueue:
 
     def _fits(self, want: _Want) -> bool:
         coming = [w for w in self._wanted.values() if w.reading]
-        taken = self._cache.size_of(self._claims) + sum(self._nbytes(w.adapter) for w in coming)
+        taken = self._cache.size_of(self.claims) + sum(self._nbytes(w.adapter) for w in coming)
         return taken + self._nbytes(want.adapter) <= self._cache.budget or (not coming and self._stuck())

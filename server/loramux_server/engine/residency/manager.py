@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 from ...core.errors import Code, Error
 from ...core.types import AdapterVersion, Stack
@@ -18,53 +18,49 @@ from .load_quota import LoadQuota
 from .loading import ReadQueue
 
 
-class AdapterDesk:
-    """Between the scheduler's question "may this stack run now?" and bank, host cache and disk."""
+class ResidencyManager:
+    """Bank, host cache and disk behind the scheduler's view of them. :meth:`collect` follows each read that ends."""
 
     def __init__(self, bank: AdapterBank, cache: HostCache, quota: LoadQuota) -> None:
         self._bank, self._cache = bank, cache
         self._reads = ReadQueue(cache, quota, lambda adapter: bank.nbytes_of(adapter.rank), self._stuck)
         self._waiting: dict[str, Stack] = {}  # requests that have not started, by id
         self._callers: dict[str, list[str]] = {}  # digest -> ids of load commands that wait for it
-        self._doomed: set[str] = set()
-        self._kept: dict[str, int] = {}  # digest -> rank of what is never evicted
+        self._unloading: set[str] = set()
+        self._pinned: dict[str, int] = {}  # digest -> rank of what an operator pinned
         self._largest = 0  # rank of the largest adapter that was ever asked for
         self.hits: Counter[str] = Counter(device=0, host=0, disk=0)
         self._copies, self._copy_seconds = 0, 0.0
         self._swaps: list[Swap] = []  # planned, not drained yet
         self._sources: dict[str, HostAdapter] = {}  # what planned swaps load; host memory may have let go of it
 
-    def on_loaded(self, wake: Callable[[str], None]) -> None:
-        """``wake(digest)`` is called from another thread when a read ends; the owner then calls :meth:`collect`."""
-        self._cache.on_loaded = wake
-
     def check(self, *stacks: Stack) -> None:
         """Raise RESOURCE_EXHAUSTED for a stack that can never be resident at once."""
         for stack in stacks:
-            needed = sum(e.adapter.rank for e in stack.entries if e.adapter.digest not in self._kept)
-            room = self._bank.rows - sum(self._kept.values())
-            if needed > room:
-                beside = f" beside the {len(self._kept)} pinned adapters" if self._kept else ""
+            needed = sum(e.adapter.rank for e in stack.entries if e.adapter.digest not in self._pinned)
+            capacity = self._bank.rows - sum(self._pinned.values())
+            if needed > capacity:
+                beside = f" beside the {len(self._pinned)} pinned adapters" if self._pinned else ""
                 raise Error(
                     Code.RESOURCE_EXHAUSTED,
-                    f"the stack has rank {needed} in all and there is room for {room}{beside}; "
+                    f"the stack has rank {needed} in all and there is room for {capacity}{beside}; "
                     "use fewer or smaller adapters, or raise --adapter-memory",
                     reason="STACK_TOO_LARGE",
                 )
 
-    def keep(self, adapters: Iterable[AdapterVersion]) -> None:
-        """Never evict these, and only these. RESOURCE_EXHAUSTED if the largest known adapter had no room beside."""
-        kept = {adapter.digest: adapter.rank for adapter in adapters}
-        largest = max([self._largest, *kept.values()])
-        if kept and sum(kept.values()) + largest > self._bank.rows:
+    def pin(self, adapters: Iterable[AdapterVersion]) -> None:
+        """Never evict these, and only these. RESOURCE_EXHAUSTED if the largest known adapter did not fit beside."""
+        pinned = {adapter.digest: adapter.rank for adapter in adapters}
+        largest = max([self._largest, *pinned.values()])
+        if pinned and sum(pinned.values()) + largest > self._bank.rows:
             raise Error(
                 Code.RESOURCE_EXHAUSTED,
-                f"the pinned adapters would have rank {sum(kept.values())} in all; of the {self._bank.rows} that there "
-                f"is room for, {largest} must stay free for others: unpin some, or raise --adapter-memory",
+                f"the pinned adapters would have rank {sum(pinned.values())} in all; of the {self._bank.rows} that "
+                f"there is room for, {largest} must stay free for others: unpin some, or raise --adapter-memory",
                 reason="TOO_MANY_PINNED",
             )
-        self._kept = kept
-        self._bank.pinned = frozenset(kept)
+        self._pinned = pinned
+        self._bank.pinned = frozenset(pinned)
 
     def expect(self, seq: Sequence) -> None:
         """A request came: what is not in memory is read while it queues, or when its tenant may have it read."""
@@ -86,7 +82,7 @@ class AdapterDesk:
         """A request started, or left without."""
         self._waiting.pop(seq.id, None)
         self._reads.release(seq.id, (e.adapter.digest for e in seq.stack.entries))
-        self._cache.trim()
+        self._cache.trim(self._reads.claims)
 
     def read_on(self) -> float | None:
         """Start the reads that may begin now; seconds until a quota lets the next one, None if none waits for that."""
@@ -123,8 +119,8 @@ class AdapterDesk:
         for entry in stack.entries:
             digest = entry.adapter.digest
             self._bank.release(digest)
-            if digest in self._doomed and self._bank.drop(digest):
-                self._doomed.discard(digest)
+            if digest in self._unloading and self._bank.drop(digest):
+                self._unloading.discard(digest)
 
     def entries(self, stack: Stack) -> Entries:
         """The slots and weights of a resident stack. A weight of 0 is no adapter at all."""
@@ -154,7 +150,7 @@ class AdapterDesk:
 
     def load(self, caller: str, adapter: AdapterVersion) -> bool:
         """Bring an adapter to the device; True if it is there now, else ``collect`` names ``caller`` later."""
-        self._doomed.discard(adapter.digest)
+        self._unloading.discard(adapter.digest)
         self._largest = max(self._largest, adapter.rank)
         if self._bank.get(adapter.digest) is not None:
             return True
@@ -170,11 +166,11 @@ class AdapterDesk:
         """Forget an adapter; one in use leaves when its last user does."""
         self._cache.drop(digest)
         if not self._bank.drop(digest):
-            self._doomed.add(digest)
+            self._unloading.add(digest)
 
     def collect(self, digest: str) -> tuple[Error | None, list[str]]:
         """Take in a finished read: its error, and the load commands that waited for it."""
-        self._reads.landed(digest)
+        self._reads.ended(digest)
         error = self._cache.collect(digest)
         callers = self._callers.pop(digest, [])
         if error is None:
@@ -187,7 +183,7 @@ class AdapterDesk:
             except Error as refused:
                 self._cache.drop(digest)
                 error = refused
-        self._cache.trim()
+        self._cache.trim(self._reads.claims)
         return error, callers
 
     @property
@@ -206,6 +202,16 @@ class AdapterDesk:
     @property
     def host_bytes(self) -> int:
         return self._cache.nbytes
+
+    def idle_state(self) -> dict[str, int]:
+        """What is held, by kind: all counts are 0 when no request lives and no read has begun."""
+        return {
+            "refcounts": self._bank.in_use,
+            "swaps": len(self._swaps) + len(self._sources),
+            "stacks": len(self._waiting),
+            "claims": len(self._reads.claims),
+            "reads": len(self._reads),
+        }
 
     def close(self) -> None:
         self._cache.close()

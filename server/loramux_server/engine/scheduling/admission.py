@@ -9,14 +9,14 @@ from ...core.errors import Code, Error
 from ...core.types import Stack
 from ...lora.slots import Entries, Swap
 from .pages import PagePool
-from .plan import Admission, Limits
+from .plan import Admission, StepLimits
 from .sequence import Sequence
 
 PATIENCE = 32
 """Requests with adapters that may start before one whose own do not fit; then those in use are let run out."""
 
 
-def check_capacity(seq: Sequence, pages: PagePool, limits: Limits, num_waiting: int) -> None:
+def check_capacity(seq: Sequence, pages: PagePool, limits: StepLimits, num_waiting: int) -> None:
     """Raise RESOURCE_EXHAUSTED for a request that the KV cache could never hold, or that the queue has no place for."""
     if pages.needed(seq.limit) > pages.pages:
         raise Error(

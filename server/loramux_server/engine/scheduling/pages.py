@@ -1,6 +1,6 @@
-"""Ownership of KV pages: who holds which, and which prefixes are kept for reuse. Numbers only, no tensors.
+"""Ownership of KV pages: who holds which, and which prefixes are cached for reuse. Numbers only, no tensors.
 
-A page is free (listed in ``_free``), held (``_refs`` > 0) or kept (no holder, but its content is indexed by a prefix
+A page is free (listed in ``_free``), held (``_refs`` > 0) or cached (no holder, but its content is indexed by a prefix
 key; the least recently used of these are taken when free pages run out).
 
 Prefix keys are chains of SHA-256 over type-tagged parts: the root holds base, quantisation, server-made tenant salt
@@ -52,13 +52,13 @@ class PagePool:
         self._refs = [0] * pages
         self._index: dict[bytes, _Entry] = {}
         self._key_of: dict[int, bytes] = {}
-        self._kept: OrderedDict[int, None] = OrderedDict()
+        self._cached: OrderedDict[int, None] = OrderedDict()
         self._chains: dict[str, list[bytes]] = {}  # owner -> prefix keys of its full pages, the root first
 
     @property
     def available(self) -> int:
         """Pages that can be lent now."""
-        return len(self._free) + len(self._kept)
+        return len(self._free) + len(self._cached)
 
     @property
     def held(self) -> int:
@@ -73,20 +73,20 @@ class PagePool:
         if self._free:
             page = self._free.pop()
         else:
-            page, _ = self._kept.popitem(last=False)
+            page, _ = self._cached.popitem(last=False)
             self._forget(page)
         self._refs[page] = 1
         return page
 
     def release(self, pages: Seq[int]) -> None:
-        """Give pages back, last first, so that the tail of a kept prefix is taken before its head."""
+        """Give pages back, last first, so that the tail of a cached prefix is taken before its head."""
         for page in reversed(pages):
             self._refs[page] -= 1
             if self._refs[page] < 0:
                 raise RuntimeError(f"page {page} released twice")
             if self._refs[page] == 0:
                 if page in self._key_of:
-                    self._kept[page] = None
+                    self._cached[page] = None
                 else:
                     self._free.append(page)
 
@@ -111,7 +111,7 @@ class PagePool:
         """Hold pages that :meth:`match` found."""
         for page in pages:
             if self._refs[page] == 0:
-                del self._kept[page]
+                del self._cached[page]
             self._refs[page] += 1
         self.hit_tokens += len(pages) * self.page_size
 
@@ -146,10 +146,10 @@ class PagePool:
             self._key_of[page] = key
         return key
 
-    def clear_kept(self) -> None:
+    def clear_cached(self) -> None:
         """Forget all prefixes that nobody holds."""
-        while self._kept:
-            page, _ = self._kept.popitem()
+        while self._cached:
+            page, _ = self._cached.popitem()
             self._forget(page)
             self._free.append(page)
 
@@ -158,7 +158,7 @@ class PagePool:
 
     def check(self) -> None:
         """Raise AssertionError unless every page is in exactly one place. Cheap enough to run when idle."""
-        free, kept = set(self._free), set(self._kept)
+        free, kept = set(self._free), set(self._cached)
         held = {p for p in range(self.pages) if self._refs[p]}
         if len(free) != len(self._free) or free & kept or free & held or kept & held:
             raise AssertionError("a page is in two places")

@@ -87,14 +87,14 @@ class Admission(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class StepLimits:
     """Bounds of a step and of the queue."""
 
     max_batch_tokens: int = 512
     max_running: int = 64
     max_queue: int = 1024
 
-    def at_most(self, max_batch_tokens: int) -> Limits:
+    def at_most(self, max_batch_tokens: int) -> StepLimits:
         """The same for steps of no more than ``max_batch_tokens``."""
         return replace(
             self,

@@ -14,7 +14,7 @@ from ...core.errors import Code, Error
 from .admission import Adapters, AdmissionControl, check_capacity
 from .fairness import FairQueue
 from .pages import PagePool
-from .plan import Limits, StepPlan, Work
+from .plan import StepLimits, StepPlan, Work
 from .sequence import Sequence, State
 
 
@@ -28,7 +28,7 @@ class Scheduler:
     def __init__(
         self,
         pages: PagePool,
-        limits: Limits,
+        limits: StepLimits,
         adapters: Adapters,
         prefix_root: Callable[[Sequence], bytes],
         ready: Callable[[Sequence], bool] = lambda seq: True,
@@ -125,10 +125,15 @@ class Scheduler:
             self._preempt(seq)
 
     def check_idle(self) -> None:
-        """Raise AssertionError if anything is held although nothing lives."""
+        """Raise AssertionError if anything is held although no sequence lives, or if a page is lost."""
         self.pages.check()
-        if not self._all and (self.pages.held or self._running or self.num_waiting or self.admission):
-            raise AssertionError("pages or sequences are held while idle")
+        if any(held := [kind for kind, count in self.idle_state().items() if count]):
+            raise AssertionError(f"held while idle: {held}")
+
+    def idle_state(self) -> dict[str, int]:
+        """What is held, by kind: all counts are 0 when no sequence lives."""
+        held = {"sequences": len(self._all), "running": len(self._running), "waiting": len(self._queue)}
+        return held | {"refusals": len(self.admission), "pages": self.pages.held}
 
     def _grow(self, seq: Sequence, length: int, preempted: list[str], chosen: list[tuple[Sequence, int]]) -> bool:
         """Give ``seq`` pages for ``length`` more tokens, preempting younger ones. False if it is itself preempted."""
@@ -146,7 +151,7 @@ class Scheduler:
     def _start(self, seq: Sequence) -> bool:
         """Give a waiting sequence the pages of its known prefix and let it run; False if pages are short."""
         root = self._prefix_root(seq)
-        # Scores need the logits of every position, which kept pages do not hold.
+        # Scores need the logits of every position, which cached pages do not hold.
         hit = self.pages.match(root, seq.tokens) if seq.score_from is None else []
         if not self.pages.fits(self.pages.needed(min(len(seq.tokens) + 1, seq.limit)) - len(hit), hit):
             return False

@@ -9,7 +9,7 @@ from ...core.types import Grammar, SamplingParams, Stack
 
 
 class State(Enum):
-    """Where a sequence is. FINISHED ones hold no page and no pin."""
+    """Where a sequence is. FINISHED ones hold no page and no adapter."""
 
     WAITING = auto()
     RUNNING = auto()
@@ -21,7 +21,7 @@ class Sequence:
     """Tokens of one request and how far they are computed.
 
     ``num_computed`` tokens have their keys and values in ``pages``; the scheduler only makes it catch up with
-    ``len(tokens)``. Preemption sets it back to 0 and keeps the tokens.
+    ``len(tokens)``. Preemption resets it to 0 and keeps the tokens.
     """
 
     id: str
@@ -45,7 +45,7 @@ class Sequence:
     admitted: bool = False
     num_preempted: int = 0
     num_overtaken: int = 0
-    """Requests with adapters that started while this one's found no room."""
+    """Requests with adapters that started while this one's did not fit."""
 
     @property
     def num_output(self) -> int:

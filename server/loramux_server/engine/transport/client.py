@@ -21,10 +21,10 @@ from .protocol import (
     AbortCommand,
     Command,
     Failure,
-    KeepCommand,
     LoadCommand,
     Output,
     Payload,
+    PinCommand,
     StatsCommand,
     UnloadCommand,
     command_id,
@@ -83,8 +83,8 @@ class EngineClient:
     async def unload(self, digest: str) -> None:
         await self._once(UnloadCommand(self._call_id(), digest))
 
-    async def keep(self, adapters: Sequence[AdapterVersion]) -> None:
-        await self._once(KeepCommand(self._call_id(), tuple(adapters)))
+    async def pin(self, adapters: Sequence[AdapterVersion]) -> None:
+        await self._once(PinCommand(self._call_id(), tuple(adapters)))
 
     def train(self, command: TrainCommand) -> AsyncIterator[TrainEvent]:
         return self._stream(command, TrainEvent)

@@ -27,7 +27,7 @@ class UnloadCommand:
 
 
 @dataclass(frozen=True, slots=True)
-class KeepCommand:
+class PinCommand:
     """Never evict these adapters, and only these, from now on; answered once."""
 
     id: str
@@ -54,7 +54,7 @@ Command = (
     | TrainCommand
     | LoadCommand
     | UnloadCommand
-    | KeepCommand
+    | PinCommand
     | StatsCommand
     | AbortCommand
 )

@@ -17,7 +17,7 @@ from ...core.backend import EngineInfo, EngineStats, GenerateCommand, ScoreComma
 from ...core.errors import Code, Error
 from ...core.jobs import TrainCommand, TrainEvent
 from ...core.settings import EngineSettings
-from .protocol import AbortCommand, Failure, KeepCommand, LoadCommand, Output, StatsCommand, UnloadCommand
+from .protocol import AbortCommand, Failure, LoadCommand, Output, PinCommand, StatsCommand, UnloadCommand
 
 HEADER = struct.Struct("<I")
 MAX_FRAME = 1 << 30
@@ -82,7 +82,7 @@ _MESSAGES: dict[str, type] = {
         TrainCommand,
         LoadCommand,
         UnloadCommand,
-        KeepCommand,
+        PinCommand,
         StatsCommand,
         AbortCommand,
     )

@@ -49,8 +49,8 @@ class CheckedBackend:
     async def unload(self, digest: str) -> None:
         await self._backend.unload(digest)
 
-    async def keep(self, adapters: Sequence[AdapterVersion]) -> None:
-        await self._backend.keep(adapters)
+    async def pin(self, adapters: Sequence[AdapterVersion]) -> None:
+        await self._backend.pin(adapters)
 
     def train(self, command: TrainCommand) -> AsyncIterator[TrainEvent]:
         own = [version for version in (command.init, command.current) if version is not None]

@@ -156,7 +156,7 @@ class AdapterService:
         async with self._pinning:
             version = await asyncio.to_thread(self._store.adapters.resolve, ref, principal.tenant)
             await self._backend.load(version)
-            await self._backend.keep([*await asyncio.to_thread(self._pinned), version])
+            await self._backend.pin([*await asyncio.to_thread(self._pinned), version])
             record = await asyncio.to_thread(self._store.adapters.pin, version.ref, principal.tenant)
         return await self.get(record.ref, principal)
 
@@ -177,7 +177,7 @@ class AdapterService:
             for version in await asyncio.to_thread(self._pinned):
                 try:
                     await self._backend.load(version)
-                    await self._backend.keep([*loaded, version])
+                    await self._backend.pin([*loaded, version])
                     loaded = (*loaded, version)
                 except Error as error:
                     if error.code is Code.UNAVAILABLE:
@@ -199,7 +199,7 @@ class AdapterService:
 
     async def _keep_pinned(self) -> None:
         try:
-            await self._backend.keep(await asyncio.to_thread(self._pinned))
+            await self._backend.pin(await asyncio.to_thread(self._pinned))
         except Error as error:
             # An engine that is gone keeps nothing; it is told when it is up again.
             if error.code is not Code.UNAVAILABLE:

@@ -1,0 +1,29 @@
+"""What the engine loop hears of: commands, and what other threads report."""
+
+from __future__ import annotations
+
+import queue
+from dataclasses import dataclass
+
+from .transport.protocol import Command
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterRead:
+    """The read of an adapter's files ended, well or not."""
+
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class MaskReady:
+    """A grammar's mask has come."""
+
+
+@dataclass(frozen=True, slots=True)
+class StopLoop:
+    """The loop ends after the turn in progress."""
+
+
+Message = Command | AdapterRead | MaskReady | StopLoop
+Inbox = queue.SimpleQueue[Message]
