@@ -177,7 +177,7 @@ async def open_engine(job: Job) -> AsyncIterator[ProcessSystem | InlineSystem]:
         finally:
             inline.close()
         return
-    backend = ProcessBackend(settings, lambda step, fraction: None)
+    backend = ProcessBackend(settings)
     info = await backend.start()
     try:
         await asyncio.gather(*map(backend.load, adapters))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import secrets
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,26 +13,18 @@ from .core.settings import EngineSettings
 from .cpu import spinning
 from .cpu.environment import may_spin
 from .engine.transport.process import ProcessBackend
-from .engine.transport.thread import Emit, ThreadBackend
+from .engine.transport.protocol import Output
 
 if TYPE_CHECKING:
     from .engine.loop import EngineLoop
 
 Progress = Callable[[str, float | None], None]
+Emit = Callable[[list[Output]], object]
 
 
-def make_backend(settings: EngineSettings, progress: Progress) -> ProcessBackend:
+def make_backend(settings: EngineSettings) -> ProcessBackend:
     """A backend with the engine in a process of its own, not started yet."""
-    return ProcessBackend(settings, progress)
-
-
-def make_thread_backend(settings: EngineSettings, progress: Progress) -> ThreadBackend:
-    """A backend with the engine on a thread of this process, not started yet: for tests.
-
-    ``progress(step, fraction or None)`` is called from that thread.
-    """
-    secret = secrets.token_bytes(32)
-    return ThreadBackend(lambda emit: build(settings, secret, emit, progress))
+    return ProcessBackend(settings)
 
 
 def build(settings: EngineSettings, secret: bytes, emit: Emit, progress: Progress) -> tuple[EngineLoop, EngineInfo]:

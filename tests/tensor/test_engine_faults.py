@@ -266,7 +266,7 @@ def bad_commands(cases: Cases) -> dict[str, tuple[str, GenerateCommand | ScoreCo
         "long": ("prompt_ids", command("", [3] * 250, 10)),
         "weight": ("stack[0].weight", command("", good, 3, cases.stack([("all", NAN)]))),
         "twice": ("stack", command("", good, 3, twice)),
-        "deadline": ("deadline", replace(command("", good), deadline=INF)),
+        "deadline": ("seconds_left", replace(command("", good), seconds_left=INF)),
         "nothing to score": ("continuation_ids", ScoreCommand("", good, (), tenant="default")),
         "score outside": ("continuation_ids[0]", ScoreCommand("", good, (10**6,), tenant="default")),
         "score nothing": ("prompt_ids", ScoreCommand("", (), good, tenant="default")),
@@ -298,9 +298,9 @@ def test_a_bad_command_fails_alone(cases: Cases) -> None:
 
 def test_the_longest_request_and_the_farthest_deadline_are_fine(cases: Cases) -> None:
     engine = cases.engine()
-    engine.run(replace(command("far", [3] * 250, 6, logprobs=384), deadline=1e300))
+    engine.run(replace(command("far", [3] * 250, 6, logprobs=384), seconds_left=1e300))
     assert len(engine.tokens("far")) == 6
-    asked = replace(command("waits", [3], 1, cases.stack([("all", 1.0)])), deadline=1e300)
+    asked = replace(command("waits", [3], 1, cases.stack([("all", 1.0)])), seconds_left=1e300)
     engine.run(asked)  # sleeps until the adapter lands
     assert engine.failure("waits") is None
 
@@ -333,9 +333,9 @@ def storm(engine: Engine, cases: Cases, random: Random, count: int) -> list[str]
         if random.random() < 0.2:
             engine.submit(ScoreCommand(id, prompt, random.choice(cases.prompts), stack, tenant="default"))
         else:
-            deadline = time.monotonic() + random.choice([0.0, 0.02, 0.2, 60.0]) if random.random() < 0.5 else None
+            left = random.choice([0.0, 0.02, 0.2, 60.0]) if random.random() < 0.5 else None
             asked = command(id, prompt, random.randint(1, 12), stack, temperature=random.choice([0.0, 1.0]))
-            engine.submit(replace(asked, deadline=deadline))
+            engine.submit(replace(asked, seconds_left=left))
         if random.random() < 0.3:
             engine.loop.turn()
         if random.random() < 0.3:
@@ -380,7 +380,7 @@ def test_a_deadline_ends_a_waiting_request_while_nothing_runs(cases: Cases, monk
     engine = cases.engine()
     monkeypatch.setattr(HostCache, "request", lambda self, version: None)
     asked = command("late", cases.prompts[0], 3, cases.stack([("all", 1.0)]))
-    engine.run(replace(asked, deadline=time.monotonic() + 0.05))
+    engine.run(replace(asked, seconds_left=0.05))
     failure = engine.failure("late")
     assert failure is not None
     assert failure.code == Code.DEADLINE_EXCEEDED.value

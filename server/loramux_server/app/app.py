@@ -8,7 +8,7 @@ from contextlib import suppress
 from loramux import __version__
 
 from ..config import Settings, TrainingSettings
-from ..core.backend import Backend, EngineInfo, GenerateCommand
+from ..core.backend import Backend, EngineInfo, EnginePhase, EngineState, GenerateCommand
 from ..core.errors import Error
 from ..core.principal import SERVER_TENANT
 from ..core.types import SamplingParams
@@ -62,6 +62,7 @@ class App:
         self._collector: asyncio.Task[None] | None = None
         self._health: asyncio.Task[None] | None = None
         self._engine_started = False
+        self._engine_away = False
         self._failed = asyncio.Event()
 
     @property
@@ -93,6 +94,7 @@ class App:
             await door.start()
         self.availability.readiness = Readiness.LOADING
         self._backend = backend = self._backend or self._build_engine()
+        backend.subscribe(self._engine_changed)
         self._engine_started = True
         info = await backend.start()
         self.availability.step = ""
@@ -148,25 +150,32 @@ class App:
         # Brings torch into the process, so not before everything that can fail without it has been tried.
         from ..engine_factory import make_backend
 
-        backend = make_backend(self.settings.engine(), self._progress)
-        backend.link.on_state = self._engine_moved
-        backend.link.on_failed = self._engine_failed
-        return backend
+        return make_backend(self.settings.engine())
 
     def _progress(self, step: str, fraction: float | None) -> None:
         """A slow step of the engine's start: callers that are refused meanwhile are told too."""
         self.availability.step = step if fraction is None else f"{step}, {fraction:.0%}"
         self._say.progress(step, fraction)
 
+    def _engine_changed(self, state: EngineState) -> None:
+        """Tell callers of a start's progress, operators and load balancers when the engine is away and back."""
+        match state.phase:
+            case EnginePhase.FAILED:
+                self.availability.readiness, self.availability.failure = Readiness.FAILED, state.error
+                self._failed.set()
+            case _ if state.step:
+                self._progress(state.step, state.fraction)
+            case EnginePhase.RESTARTING:
+                self._engine_away = True
+                self._engine_moved(up=False)
+            case EnginePhase.READY if self._engine_away:
+                self._engine_away = False
+                self._engine_moved(up=True)
+
     def _engine_moved(self, up: bool) -> None:
-        """The engine's process died, or is up again: metrics tell operators, health tells load balancers."""
         self._metrics.engine_moved(up)
         if self.availability.readiness is Readiness.READY:
             self._health = asyncio.create_task(self._set_serving(up))
-
-    def _engine_failed(self, error: Error) -> None:
-        self.availability.readiness, self.availability.failure = Readiness.FAILED, error
-        self._failed.set()
 
     async def _set_serving(self, up: bool) -> None:
         for door in self.doors:

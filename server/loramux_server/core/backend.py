@@ -6,10 +6,12 @@ enums and the frozen dataclasses of this package, so that they can cross a socke
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import Protocol
 
+from .errors import Error
 from .jobs import TrainCommand, TrainEvent
 from .types import BASE, AdapterVersion, FinishReason, Grammar, SamplingParams, Stack, TokenLogprob
 
@@ -26,7 +28,8 @@ class GenerateCommand:
     stack: Stack = BASE
     sampling: SamplingParams = SamplingParams()
     tenant: str = field(kw_only=True)
-    deadline: float | None = None
+    seconds_left: float | None = None
+    """Time, from the moment that the command is given, after which the answer is of no use."""
     grammar: Grammar | None = None
     """Only tokens that keep to it are chosen; the answer ends where it is complete."""
 
@@ -126,8 +129,28 @@ class EngineStats:
     """Graphs of decode steps that are kept; None where the engine makes none, 0 where it gave up."""
 
 
+class EnginePhase(StrEnum):
+    """How far the engine's life has come. FAILED is final; everything else may be followed by RESTARTING."""
+
+    STARTING = "starting"
+    READY = "ready"
+    RESTARTING = "restarting"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class EngineState:
+    """A phase; in a start its slow step, and the fraction of that which is done where it is known."""
+
+    phase: EnginePhase
+    step: str = ""
+    fraction: float | None = None
+    error: Error | None = None
+    """Why the engine failed."""
+
+
 class Backend(Protocol):
-    """The engine as the front sees it, whether it is a thread, a child process or a replica elsewhere.
+    """The engine as the front sees it, be it a child process or a replica elsewhere.
 
     Iterators end after their last event; closing one early (``aclose``, task cancelled) aborts the work behind it
     within one step. Every failure is a ``core.errors.Error``.
@@ -136,6 +159,10 @@ class Backend(Protocol):
     async def start(self) -> EngineInfo: ...
 
     async def close(self) -> None: ...
+
+    def subscribe(self, listener: Callable[[EngineState], None]) -> None:
+        """Call ``listener`` with each change of the engine's state, on the front's event loop, from now on."""
+        ...
 
     def generate(self, command: GenerateCommand) -> AsyncIterator[TokenEvent]: ...
 

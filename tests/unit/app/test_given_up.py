@@ -11,7 +11,9 @@ from loramux_server.__main__ import _serve
 from loramux_server.app.announce import Silent
 from loramux_server.app.app import App
 from loramux_server.config import Settings
+from loramux_server.core.backend import EnginePhase, EngineState
 from loramux_server.core.errors import Code, Error
+from loramux_server.engine.transport.process import ProcessBackend
 from loramux_server.services.availability import Readiness
 
 LOST = Error(Code.UNAVAILABLE, "the engine died too often", reason="ENGINE_FAILED")
@@ -22,8 +24,9 @@ def test_the_process_ends_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> No
 
     class Losing(App):
         async def start(self) -> None:
-            link = self._build_engine().link
-            asyncio.get_running_loop().call_soon(link.on_failed, LOST)
+            backend = ProcessBackend(self.settings.engine())
+            backend.subscribe(self._engine_changed)
+            asyncio.get_running_loop().call_soon(backend.report, EngineState(EnginePhase.FAILED, error=LOST))
 
         async def stop(self) -> None:
             with pytest.raises(Error) as refused:

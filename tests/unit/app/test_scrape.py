@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from loramux_server.app.scrape import stats_from_thread
-from loramux_server.core.backend import EngineStats
+from loramux_server.core.backend import EnginePhase, EngineState, EngineStats
 from loramux_server.core.errors import Code, Error
 from loramux_server.core.settings import EngineSettings
 from loramux_server.engine.transport import process as process_backend
@@ -31,14 +31,19 @@ def test_field_10_metrics_while_the_engine_restarts(tmp_path: Path, monkeypatch:
 
     async def life() -> tuple[dict[str, float], ...]:
         settings = EngineSettings(model="once:no message", state_dir=str(tmp_path))
-        backend, metrics, up = ProcessBackend(settings, lambda step, fraction: None), Metrics("0"), asyncio.Event()
+        backend, metrics, up = ProcessBackend(settings), Metrics("0"), asyncio.Event()
 
-        def moved(now: bool) -> None:
-            metrics.engine_moved(now)
-            if now:
+        away: list[EngineState] = []
+
+        def changed(state: EngineState) -> None:
+            if state.phase is EnginePhase.RESTARTING:
+                away.append(state)
+                metrics.engine_moved(False)
+            elif away:
+                metrics.engine_moved(True)
                 up.set()
 
-        backend.link.on_state = moved
+        backend.subscribe(changed)
         endpoint = MetricsEndpoint(metrics.registry, "127.0.0.1", 0)
         endpoint.start()
         try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import queue
 from collections.abc import Callable, Iterable
 from contextlib import aclosing
 from random import Random
@@ -25,7 +24,6 @@ from loramux_server.engine.transport.protocol import (
     UnloadCommand,
     command_id,
 )
-from loramux_server.engine.transport.thread import ThreadBackend
 
 INFO = EngineInfo("base", "f00d", "Llama", 10, 20, (1,), "cpu", "float32", 1, {}, "")
 Script = Callable[[Command], Iterable[Output]]
@@ -278,41 +276,6 @@ async def test_a_link_that_refuses_the_command_says_so() -> None:
         await client.stats()
     assert raised.value.retry_after == 5.0
     assert not client._open
-
-
-class DyingLoop:
-    """An engine loop that takes one command and dies of it."""
-
-    def __init__(self) -> None:
-        self.commands: queue.SimpleQueue[object] = queue.SimpleQueue()
-        self.submit = self.commands.put
-
-    def run(self) -> None:
-        self.commands.get()
-        raise ValueError("a defect")
-
-    def stop(self) -> None:
-        self.commands.put(None)
-
-
-async def test_an_engine_thread_that_dies_fails_what_is_open() -> None:
-    backend = ThreadBackend(lambda emit: (DyingLoop(), INFO))  # type: ignore[arg-type, return-value]
-    assert await backend.start() == INFO
-    with pytest.raises(Error) as raised:
-        await anext(aiter(backend.generate(GENERATE)))
-    assert raised.value.code is Code.UNAVAILABLE
-    with pytest.raises(Error) as raised:
-        await backend.stats()
-    assert raised.value.code is Code.UNAVAILABLE
-    await backend.close()
-
-
-async def test_a_thread_that_cannot_load_says_why() -> None:
-    def build(emit: object) -> tuple[object, EngineInfo]:
-        raise Error(Code.INVALID_ARGUMENT, "no such model")
-
-    with pytest.raises(Error, match="no such model"):
-        await ThreadBackend(build).start()  # type: ignore[arg-type]
 
 
 async def test_a_thousand_requests_that_leave_at_any_moment_leave_nothing_behind() -> None:

@@ -6,7 +6,15 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
-from loramux_server.core.backend import EngineInfo, EngineStats, GenerateCommand, ScoreCommand, ScoreResult, TokenEvent
+from loramux_server.core.backend import (
+    EngineInfo,
+    EngineState,
+    EngineStats,
+    GenerateCommand,
+    ScoreCommand,
+    ScoreResult,
+    TokenEvent,
+)
 from loramux_server.core.errors import LOGITS_NOT_FINITE, Code, Error
 from loramux_server.core.jobs import TrainCommand, TrainEvent
 from loramux_server.core.principal import Principal, Scope
@@ -121,6 +129,9 @@ class FakeBackend:
         if self.on_load is not None:
             self.on_load(adapter)
         self.loaded.append(adapter)
+
+    def subscribe(self, listener: Callable[[EngineState], None]) -> None:
+        """It never changes."""
 
     async def unload(self, digest: str) -> None:
         self.unloaded.append(digest)

@@ -30,8 +30,10 @@ def make_sequence(command: GenerateCommand | ScoreCommand, vocab_size: int, max_
         violations.append(FieldViolation("prompt_ids", "is empty; give at least one token"))
     if isinstance(command, GenerateCommand):
         violations += _sampling_violations(command.sampling, vocab_size)
-        if command.deadline is not None and not math.isfinite(command.deadline):
-            violations.append(FieldViolation("deadline", f"is {command.deadline}; leave it out for none"))
+        if command.seconds_left is not None and not math.isfinite(command.seconds_left):
+            violations.append(
+                FieldViolation("seconds_left", f"is {command.seconds_left}; leave it out for no deadline")
+            )
         added = command.sampling.max_tokens
     else:
         violations += _id_violations("continuation_ids", command.continuation_ids, vocab_size)
@@ -60,7 +62,8 @@ def make_sequence(command: GenerateCommand | ScoreCommand, vocab_size: int, max_
         seq.tokens += command.continuation_ids
         seq.prompt_length = len(seq.tokens)
     else:
-        seq.sampling, seq.deadline, seq.grammar = command.sampling, command.deadline, command.grammar
+        seq.sampling, seq.grammar = command.sampling, command.grammar
+        seq.deadline = None if command.seconds_left is None else seq.arrived + command.seconds_left
         seq.seed = secrets.randbits(63) if command.sampling.seed is None else command.sampling.seed
     return seq
 

@@ -32,6 +32,7 @@ class Sequence:
     seed: int
     tenant: str
     deadline: float | None = None
+    """Seconds on this process's monotonic clock."""
     score_from: int | None = None
     """Set on a scoring request: log-probabilities are wanted of the tokens from this position on."""
     grammar: Grammar | None = None

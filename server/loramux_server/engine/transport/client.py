@@ -8,12 +8,12 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import replace
 from typing import Protocol, TypeVar
 
-from ...core.backend import EngineInfo, EngineStats, GenerateCommand, ScoreCommand, ScoreResult, TokenEvent
+from ...core.backend import EngineInfo, EngineState, EngineStats, GenerateCommand, ScoreCommand, ScoreResult, TokenEvent
 from ...core.errors import Code, Error
 from ...core.jobs import TrainCommand, TrainEvent
 from ...core.types import AdapterVersion
@@ -50,6 +50,7 @@ class EngineClient:
         self._link = link
         self._open: dict[str, _Mailbox] = {}
         self._calls = itertools.count()
+        self._listeners: list[Callable[[EngineState], None]] = []
 
     async def start(self) -> EngineInfo:
         return await self._link.start(self)
@@ -57,6 +58,14 @@ class EngineClient:
     async def close(self) -> None:
         await self._link.close()
         self.fail_all(Error(Code.UNAVAILABLE, "the server is stopping"))
+
+    def subscribe(self, listener: Callable[[EngineState], None]) -> None:
+        self._listeners.append(listener)
+
+    def report(self, state: EngineState) -> None:
+        """Tell those who subscribed of a new state. For the link."""
+        for listener in self._listeners:
+            listener(state)
 
     def deliver(self, outputs: Iterable[Output]) -> None:
         """Take outputs in. One that nobody waits for any more is dropped."""

@@ -1,7 +1,7 @@
 """The engine in a child process: started, watched and, when it dies, started again.
 
-The front keeps answering meanwhile. What was in flight fails with UNAVAILABLE; adapters come back when they are next
-asked for, and jobs are taken up again by whoever runs them.
+The front keeps answering meanwhile. What was in flight fails with UNAVAILABLE; adapters are loaded again when they are
+next asked for, and the front's job runner resumes the jobs.
 """
 
 from __future__ import annotations
@@ -15,11 +15,10 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable
 
 import msgspec
 
-from ...core.backend import EngineInfo
+from ...core.backend import EngineInfo, EnginePhase, EngineState
 from ...core.errors import Code, Error
 from ...core.settings import EngineSettings
 from ...cpu.environment import engine_environment
@@ -39,8 +38,8 @@ CRASHES, CRASH_WINDOW = 5, 300.0
 class ProcessLink:
     """One engine child at a time, over a socket pair that nobody else can reach."""
 
-    def __init__(self, settings: EngineSettings, progress: Callable[[str, float | None], None]) -> None:
-        self._settings, self._progress = settings, progress
+    def __init__(self, settings: EngineSettings) -> None:
+        self._settings = settings
         # Kept over restarts only in memory: no other server, and no earlier one, can tell what is cached here.
         self._secret = secrets.token_bytes(32)
         self._writer: asyncio.StreamWriter | None = None
@@ -48,10 +47,6 @@ class ProcessLink:
         self._supervisor: asyncio.Task[None] | None = None
         self._closing = False
         self._failure: Error | None = None
-        self.on_state: Callable[[bool], None] = lambda up: None
-        """Told whenever the engine goes down or comes up again."""
-        self.on_failed: Callable[[Error], None] = lambda error: None
-        """Told when the engine is given up."""
 
     @property
     def pid(self) -> int | None:
@@ -60,7 +55,7 @@ class ProcessLink:
 
     async def start(self, client: EngineClient) -> EngineInfo:
         """Start the child and wait until it is ready. Raises what its start raised."""
-        reader, info = await self._spawn()
+        reader, info = await self._spawn(client, EnginePhase.STARTING)
         self._supervisor = asyncio.create_task(self._supervise(client, reader), name="engine-supervisor")
         return info
 
@@ -88,7 +83,8 @@ class ProcessLink:
         if self._child is not None and self._child.returncode is None:
             self._kill_group(self._child.pid)
 
-    async def _spawn(self) -> tuple[asyncio.StreamReader, EngineInfo]:
+    async def _spawn(self, client: EngineClient, phase: EnginePhase) -> tuple[asyncio.StreamReader, EngineInfo]:
+        """Start a child and report its progress as steps of ``phase``, then that it is ready."""
         ours, theirs = socket.socketpair()
         try:
             self._child = await asyncio.create_subprocess_exec(
@@ -107,9 +103,10 @@ class ProcessLink:
             while True:
                 match await _read(reader):
                     case Progress(step, fraction):
-                        self._progress(step, fraction)
+                        client.report(EngineState(phase, step, fraction))
                     case Ready(info):
                         self._writer = writer
+                        client.report(EngineState(EnginePhase.READY))
                         return reader, info
                     case Broken(failure):
                         raise failure.error()
@@ -134,7 +131,7 @@ class ProcessLink:
             await self._kill()
             log.error("the engine process died (exit status %s)", self._child.returncode if self._child else None)
             client.fail_all(_restarting())
-            self.on_state(False)
+            client.report(EngineState(EnginePhase.RESTARTING))
             now = time.monotonic()
             crashes = [t for t in crashes if now - t < CRASH_WINDOW] + [now]
             while True:
@@ -142,13 +139,12 @@ class ProcessLink:
                     self._give_up(client, len(crashes))
                     return
                 try:
-                    reader, _ = await self._spawn()
+                    reader, _ = await self._spawn(client, EnginePhase.RESTARTING)
                     break
                 except (Error, OSError) as error:  # OSError: no memory or no descriptors for a process
                     log.error("the engine did not start again: %s", error)
                     crashes.append(time.monotonic())
             log.warning("the engine is up again")
-            self.on_state(True)
 
     def _give_up(self, client: EngineClient, crashes: int) -> None:
         self._failure = Error(
@@ -159,7 +155,7 @@ class ProcessLink:
         )
         log.critical("%s", self._failure.message)
         client.fail_all(self._failure)
-        self.on_failed(self._failure)
+        client.report(EngineState(EnginePhase.FAILED, error=self._failure))
 
     @staticmethod
     def _kill_group(leader: int) -> None:
@@ -199,6 +195,6 @@ def _stopping() -> Error:
 class ProcessBackend(EngineClient):
     """A ``Backend`` whose engine is a child process."""
 
-    def __init__(self, settings: EngineSettings, progress: Callable[[str, float | None], None]) -> None:
-        self.link = ProcessLink(settings, progress)
+    def __init__(self, settings: EngineSettings) -> None:
+        self.link = ProcessLink(settings)
         super().__init__(self.link)

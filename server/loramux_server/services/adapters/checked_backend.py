@@ -7,7 +7,16 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequen
 from contextlib import aclosing, suppress
 from typing import Any, TypeVar, cast
 
-from ...core.backend import Backend, EngineInfo, EngineStats, GenerateCommand, ScoreCommand, ScoreResult, TokenEvent
+from ...core.backend import (
+    Backend,
+    EngineInfo,
+    EngineState,
+    EngineStats,
+    GenerateCommand,
+    ScoreCommand,
+    ScoreResult,
+    TokenEvent,
+)
 from ...core.errors import LOGITS_NOT_FINITE, Error, is_damage
 from ...core.jobs import TrainCommand, TrainEvent
 from ...core.types import AdapterVersion, Stack
@@ -36,6 +45,9 @@ class CheckedBackend:
 
     async def close(self) -> None:
         await self._backend.close()
+
+    def subscribe(self, listener: Callable[[EngineState], None]) -> None:
+        self._backend.subscribe(listener)
 
     def generate(self, command: GenerateCommand) -> AsyncIterator[TokenEvent]:
         return self._stream(lambda: self._backend.generate(command), stacked(command.stack))

@@ -129,7 +129,7 @@ class GenerationService:
                     stack=active(stack),
                     sampling=replace(sampling, seed=_seed(sampling.seed, i)),
                     tenant=request.principal.tenant,
-                    deadline=deadline,
+                    seconds_left=deadline - time.monotonic(),
                     grammar=grammar,
                 )
                 for i in range(request.n)
