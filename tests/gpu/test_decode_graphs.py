@@ -60,7 +60,7 @@ def test_replay_equals_the_eager_step_and_the_oracle(cases: Cases, oracle_of, mo
             expected = oracle_of(cases.base).logits([*case.prompt, *engine.tokens(id)], spec)[len(case.prompt) - 1 : -1]
             assert alike(torch.stack(engine.logits[id]).cpu(), expected, share=1e-1)
     assert engine.runner.graphs.count > at_start
-    stats = engine.loop._stats()
+    stats = engine.stats()
     assert stats.cuda_graphs == engine.runner.graphs.count
     assert 0 < stats.memory["graphs"] <= graph_bytes(engine.base, 64)
 
@@ -101,6 +101,6 @@ def test_a_step_that_waits_leaves_a_working_engine(cases: Cases, monkeypatch: py
 def test_the_flag_turns_them_off(tiny_base, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     engine = Engine(tiny_base("llama"), tmp_path / "state", **ON_GPU, cuda_graphs=False)
     assert engine.runner.graphs is None
-    assert engine.loop._stats().cuda_graphs is None
+    assert engine.stats().cuda_graphs is None
     assert len(engine.generate([5, 6, 7], 4)) == 4
     engine.close()

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from .routing import Routing
+from torch import Tensor
 
 
 class Attention(Protocol):
@@ -27,6 +24,24 @@ class Attention(Protocol):
         ...
 
 
+class Group(Protocol):
+    """Linears over one input, as routing sees them: members in the order of their columns."""
+
+    index: int
+    names: tuple[str, ...]
+    in_features: int
+    out_features: tuple[int, ...]
+    columns: tuple[slice, ...]
+
+
+class Deltas(Protocol):
+    """What adapters add to the outputs of linears in one step."""
+
+    def add(self, group: Group, x: Tensor, y: Tensor) -> Tensor:
+        """Return y [T, sum of outputs] plus all deltas of x [T, in]; in place unless gradients are recorded."""
+        ...
+
+
 class StepContext:
     """The one mutable thing that the attention and the routed linears of a model share.
 
@@ -37,4 +52,4 @@ class StepContext:
 
     def __init__(self) -> None:
         self.attention: Attention | None = None
-        self.routing: Routing | None = None
+        self.routing: Deltas | None = None

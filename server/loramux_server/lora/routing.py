@@ -28,7 +28,7 @@ from torch.nn.functional import pad
 from ..cpu.routed import RoutedKernel, Routes
 from .bank import AdapterBank
 from .buffers import upload
-from .routed_linear import LinearGroup
+from .context import Group
 from .slots import Entries, Slot
 
 BLOCK_OVERHEAD = 2000
@@ -54,9 +54,9 @@ class RowSegment:
 class Block(Protocol):
     """One contribution to a step."""
 
-    def acts_on(self, group: LinearGroup) -> bool: ...
+    def acts_on(self, group: Group) -> bool: ...
 
-    def add(self, group: LinearGroup, x: Tensor, y: Tensor) -> Tensor:
+    def add(self, group: Group, x: Tensor, y: Tensor) -> Tensor:
         """Return y [T, out] plus this block's delta of x [T, in]; in place unless gradients are recorded."""
         ...
 
@@ -67,7 +67,7 @@ class Routing:
 
     blocks: tuple[Block, ...]
 
-    def add(self, group: LinearGroup, x: Tensor, y: Tensor) -> Tensor:
+    def add(self, group: Group, x: Tensor, y: Tensor) -> Tensor:
         for block in self.blocks:
             if block.acts_on(group):
                 y = block.add(group, x, y)
@@ -104,10 +104,10 @@ class BankBlock:
         if not matrix.all():
             self._unused = self._scale == 0
 
-    def acts_on(self, group: LinearGroup) -> bool:
+    def acts_on(self, group: Group) -> bool:
         return group.index in self._groups
 
-    def add(self, group: LinearGroup, x: Tensor, y: Tensor) -> Tensor:
+    def add(self, group: Group, x: Tensor, y: Tensor) -> Tensor:
         a, bs = self._weights(group.index)
         h = _shrink(x[self._rows], a, self._scale, self._unused)
         if torch.is_grad_enabled():
@@ -135,10 +135,10 @@ class KernelBlock:
         self._groups = frozenset().union(*(slot.groups for _, s in runs for slot, _ in s.entries))
         self._routes = Routes([(at, s.length, [(o.lo, o.rank, w * o.scaling) for o, w in s.entries]) for at, s in runs])
 
-    def acts_on(self, group: LinearGroup) -> bool:
+    def acts_on(self, group: Group) -> bool:
         return group.index in self._groups
 
-    def add(self, group: LinearGroup, x: Tensor, y: Tensor) -> Tensor:
+    def add(self, group: Group, x: Tensor, y: Tensor) -> Tensor:
         self._kernel.add(self._bank.weights[group.index], x, y, self._routes)
         return y
 
@@ -172,10 +172,10 @@ class StaticBlock:
         upload(self._scale, scale)
         upload(self._unused, scale == 0)
 
-    def acts_on(self, group: LinearGroup) -> bool:
+    def acts_on(self, group: Group) -> bool:
         return True
 
-    def add(self, group: LinearGroup, x: Tensor, y: Tensor) -> Tensor:
+    def add(self, group: Group, x: Tensor, y: Tensor) -> Tensor:
         a = self._bank.a[group.index].index_select(0, self._index)
         bs = [b.index_select(0, self._index) for b in self._bank.b[group.index]]
         _expand(_shrink(x, a, self._scale, self._unused), bs, y, group)
@@ -198,7 +198,7 @@ def _shrink(x: Tensor, a: Tensor, scale: Tensor | float, unused: Tensor | None) 
     return torch.mul(h, scale, out=torch.empty(h.shape, dtype=a.dtype, device=h.device))
 
 
-def _expand(h: Tensor, bs: Sequence[Tensor], y: Tensor, group: LinearGroup) -> None:
+def _expand(h: Tensor, bs: Sequence[Tensor], y: Tensor, group: Group) -> None:
     """Add the products of rank values [members, t, r] with each member's B [r, out] to y [t, sum of out]."""
     for part, target, b in zip(h, y.split(group.out_features, dim=-1), bs, strict=True):
         if target.dtype == b.dtype:

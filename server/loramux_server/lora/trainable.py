@@ -14,6 +14,7 @@ from torch.autograd.function import once_differentiable
 
 from ..core.errors import invalid_field
 from .bank import LoraPair
+from .context import Group
 from .routed_linear import LinearGroup
 
 
@@ -117,7 +118,7 @@ class AdapterRows:
         """Whether any value may be dropped."""
         return self.adapter is not None and bool(self.adapter.dropout and self.dropout)
 
-    def mask(self, group: LinearGroup, x: Tensor) -> Tensor:
+    def mask(self, group: Group, x: Tensor) -> Tensor:
         """Dropout factors for x [length, in]: 0 for dropped values, else 1 / (1 - dropout)."""
         if self.adapter is None or not self.drops:
             return torch.ones_like(x)
@@ -141,10 +142,10 @@ class TrainableBlock:
         self._lengths = [job.length for job in jobs]
         self._groups = frozenset().union(*(job.adapter.groups for job in jobs if job.adapter is not None))
 
-    def acts_on(self, group: LinearGroup) -> bool:
+    def acts_on(self, group: Group) -> bool:
         return group.index in self._groups
 
-    def add(self, group: LinearGroup, x: Tensor, y: Tensor) -> Tensor:
+    def add(self, group: Group, x: Tensor, y: Tensor) -> Tensor:
         if any(job.drops for job in self._jobs):
             split = zip(self._jobs, x.split(self._lengths), strict=True)
             x = x * torch.cat([job.mask(group, rows) for job, rows in split])
