@@ -111,7 +111,6 @@ class Cases:
 
 def check_empty(engine: Engine) -> None:
     """Nothing is held by anybody."""
-    engine.scheduler.check_idle()
     held = {kind: count for kind, count in engine.loop.idle_state().items() if count}
     assert not held
 

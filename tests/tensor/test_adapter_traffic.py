@@ -114,7 +114,7 @@ class AdapterTraffic:
     def check_empty(self) -> None:
         assert not any(self.residency.idle_state().values())
         assert self.cache.nbytes <= max(self.cache.budget, BYTES)
-        self.scheduler.check_idle()
+        assert not any(self.scheduler.idle_state().values())
 
 
 @pytest.fixture(autouse=True)

@@ -57,7 +57,7 @@ def test_mixed_batch_equals_oracle(setup):  # type: ignore[no-untyped-def]
         assert difference < TOLERANCE, f"stack {stack}: {difference}"
         check_tokens(tokens, oracle.greedy_gaps(prompt, 8, spec))
     assert {"prefill", "decode"} <= set(engine.kinds)
-    engine.scheduler.check_idle()
+    assert not any(engine.scheduler.idle_state().values())
 
 
 def test_score_equals_oracle(setup):  # type: ignore[no-untyped-def]

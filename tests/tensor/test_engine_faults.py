@@ -178,7 +178,7 @@ def test_an_adapter_that_finds_no_memory_on_the_device_ends_those_who_need_it(
         failure = engine.failure(f"need{i}")
         assert failure is not None
         assert failure.code == Code.RESOURCE_EXHAUSTED.value
-        assert "rs@1" in failure.message
+        assert "no memory to load" in failure.message
     for i, case in enumerate(mates):
         check_tokens(engine.tokens(f"mate{i}"), cases.alone(case))
     check_empty(engine)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import queue
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import torch
 
@@ -16,7 +16,7 @@ from ..core.jobs import TrainCommand
 from ..core.settings import EngineSettings
 from ..cpu.heap import give_back
 from ..model.out_of_memory import out_of_memory
-from .execution.model_runner import ModelRunner, StepOutput
+from .execution.model_runner import ModelRunner
 from .execution.scores import ScoreCollector
 from .execution.token_selection import TokenSelector
 from .grammar.masks import GrammarMasks
@@ -67,7 +67,8 @@ class EngineLoop:
         share, slice_seconds = settings.training_share, settings.training_slice_ms / 1000
         self._training = TrainingShare(background, share, slice_seconds, done=self._job_done)
         self._info, self._send, self._memory = info, emit, memory
-        self._scores, self._stats = ScoreCollector(), StatsCollector()
+        self._stats = StatsCollector()
+        self._scores = ScoreCollector(scheduler.get, self._finish, self._end, self._emit)
         self._selector = TokenSelector(grammars, info.eos_token_ids, self._finish, self._end, self._emit)
         self._outbox: list[Output] = []
         self._next_read: float | None = None
@@ -115,13 +116,11 @@ class EngineLoop:
             "messages": self._inbox.qsize(),
         }
 
-    # -- commands ---------------------------------------------------------------------------------------------
-
     def _take_commands(self) -> None:
         """Handle all commands that came in; wait for the first if nothing can run without it."""
         wait = self._stalled and not self._training.busy
-        if wait and not self.scheduler.sequences:
-            self.scheduler.check_idle()
+        if wait and not self.scheduler.sequences and any((held := self.scheduler.idle_state()).values()):
+            raise AssertionError(f"held while idle: {held}")
         self._flush()
         try:
             # A waiting sequence with a deadline must still be ended in time.
@@ -160,9 +159,8 @@ class EngineLoop:
                 self._add(command)
             case TrainCommand():
                 self._residency.check(*command.stacks)
-                emit = self._emit
                 job = command.job_id
-                self._training.add(command, lambda event: emit(Output(job, event)))
+                self._training.add(command, lambda event: self._emit(Output(job, event)))
             case LoadCommand():
                 if self._residency.load(command.id, command.adapter):
                     self._emit(Output(command.id, done=True))
@@ -206,18 +204,18 @@ class EngineLoop:
         """An adapter's files are in memory, or cannot be."""
         error, callers = self._residency.collect(digest)
         for id in callers:
-            if error is None:
-                self._emit(Output(id, done=True))
-            else:
-                self._fail(id, error)
+            self._emit(Output(id, failure=None if error is None else Failure.of(error), done=True))
         if error is None:
             self.scheduler.admission.adapter_loaded(digest)
         else:
-            for seq in self.scheduler.sequences:
-                if any(e.adapter.digest == digest for e in seq.stack.entries):
-                    self._end(seq, error=error)
+            self._end_users({digest}, error)
 
-    # -- serving ----------------------------------------------------------------------------------------------
+    def _end_users(self, digests: Collection[str], error: Error) -> set[str]:
+        """End all sequences with one of these adapters in their stack; gives their ids."""
+        users = [s for s in self.scheduler.sequences if any(e.adapter.digest in digests for e in s.stack.entries)]
+        for seq in users:
+            self._end(seq, error)
+        return {seq.id for seq in users}
 
     def _expire(self, now: float) -> None:
         for seq in self.scheduler.expired(now):
@@ -226,12 +224,10 @@ class EngineLoop:
     def _swap(self, plan: StepPlan) -> StepPlan:
         """Carry a plan's swaps out, and give what is left of it: requests whose adapters found no memory end."""
         failed = self._residency.apply(plan.swaps)
-        ended = [s for s in self.scheduler.sequences if any(e.adapter.digest in failed for e in s.stack.entries)]
-        for seq in ended:
-            names = ", ".join(e.adapter.ref for e in seq.stack.entries if e.adapter.digest in failed)
-            message = f"the device has no memory to load {names}; lower --kv-cache-memory, or try again later"
-            self._end(seq, Error(Code.RESOURCE_EXHAUSTED, message))
-        return plan.without({seq.id for seq in ended})
+        message = (
+            "the device has no memory to load an adapter of the stack; lower --kv-cache-memory, or try again later"
+        )
+        return plan.without(self._end_users(failed, Error(Code.RESOURCE_EXHAUSTED, message)))
 
     def _serve(self, plan: StepPlan) -> None:
         started = time.monotonic()
@@ -246,28 +242,13 @@ class EngineLoop:
             return
         self.scheduler.advance(plan)
         self._selector.select([self._live(w.id) for w in plan.work if w.samples], output.next_token)
-        self._score(plan, output)
+        self._scores.collect(plan, output.scores)
         self._stats.step(plan.kind, time.monotonic() - started)
 
     def _live(self, id: str) -> Sequence:
         seq = self.scheduler.get(id)
         assert seq is not None
         return seq
-
-    def _score(self, plan: StepPlan, output: StepOutput) -> None:
-        """Collect the log-probabilities of scored chunks and answer those that are complete."""
-        for work in plan.work:
-            seq = self.scheduler.get(work.id)
-            if seq is None or seq.score_from is None:
-                continue
-            try:
-                result = self._scores.add(seq, work, output.scores.get(seq.id))
-            except Error as error:
-                self._end(seq, error)
-                continue
-            if result is not None:
-                self._finish(seq)
-                self._emit(Output(seq.id, result, done=True))
 
     def _shed(self, plan: StepPlan) -> None:
         """Out of memory in a step: everything is preempted and steps get smaller; a lone token fails."""
@@ -290,8 +271,6 @@ class EngineLoop:
 
     def _fail(self, id: str, error: Error) -> None:
         self._emit(Output(id, failure=Failure.of(error), done=True))
-
-    # -- the rest ---------------------------------------------------------------------------------------------
 
     def _read_stats(self) -> EngineStats:
         memory = self._memory(self._training.nbytes)

@@ -231,7 +231,7 @@ class Machine:
         self.scheduler.finish(seq)
 
     def check_idle(self) -> None:
-        self.scheduler.check_idle()
+        assert not any(self.scheduler.idle_state().values())
         assert not self.scheduler.sequences
         assert self.bank.slots.in_use == 0
         assert self.scheduler.pages.held == 0

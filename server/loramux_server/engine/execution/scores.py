@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+
 import torch
 from torch import Tensor
 
 from ...core.backend import ScoreResult
 from ...core.errors import LOGITS_NOT_FINITE, Code, Error
 from ...core.types import Stack
-from ..scheduling.plan import Work
+from ..scheduling.plan import StepPlan
 from ..scheduling.sequence import Sequence
+from ..transport.protocol import Output
 
 
 def not_finite(stack: Stack) -> Error:
@@ -26,9 +29,19 @@ def not_finite(stack: Stack) -> Error:
 
 
 class ScoreCollector:
-    """What is known so far of every live scoring request."""
+    """What is known so far of every live scoring request, which ``get`` finds by id.
 
-    def __init__(self) -> None:
+    ``finish`` takes one out that is complete, ``end`` one that failed.
+    """
+
+    def __init__(
+        self,
+        get: Callable[[str], Sequence | None],
+        finish: Callable[[Sequence], None],
+        end: Callable[[Sequence, Error], None],
+        emit: Callable[[Output], None],
+    ) -> None:
+        self._get, self._finish, self._end, self._emit = get, finish, end, emit
         self._found: dict[str, list[tuple[float, bool]]] = {}
 
     def __len__(self) -> int:
@@ -44,25 +57,33 @@ class ScoreCollector:
         """The sequence is over. Unknown ids are fine."""
         self._found.pop(id, None)
 
-    def add(self, seq: Sequence, work: Work, logits: Tensor | None) -> ScoreResult | None:
-        """Take in what a step computed of ``seq``; gives the result once that is computed to its end.
+    def collect(self, plan: StepPlan, logits: Mapping[str, Tensor]) -> None:
+        """Take in a step that is computed: ``logits`` [positions, vocabulary] of each id; answer what is complete."""
+        for work in plan.work:
+            seq = self._get(work.id)
+            if seq is None or seq.score_from is None:
+                continue
+            try:
+                if work.scored:
+                    self._add(seq, work.scored.start + 1, logits[work.id].float())
+            except Error as error:
+                self._end(seq, error)
+                continue
+            if seq.num_computed == len(seq.tokens):
+                found = self._found[seq.id]
+                result = ScoreResult(tuple(p for p, _ in found), tuple(g for _, g in found))
+                self._finish(seq)
+                self._emit(Output(seq.id, result, done=True))
 
-        ``logits`` [positions, vocabulary] are those whose next token is scored; none in a chunk that scores nothing.
-        Raises what :func:`not_finite` says when they are not finite.
-        """
+    def _add(self, seq: Sequence, position: int, logits: Tensor) -> None:
+        """Score the tokens from ``position`` on. Raises what :func:`not_finite` says."""
         assert seq.score_from is not None
+        targets = torch.tensor(seq.tokens[position : position + len(logits)], device=logits.device)
+        logprobs = logits.log_softmax(-1).gather(-1, targets[:, None]).flatten()
+        if bool(logprobs.isnan().any()):
+            raise not_finite(seq.stack)
+        # Preemption computes a chunk again: what is known already is not added twice.
         found = self._found[seq.id]
-        if logits is not None and len(logits):
-            position = work.scored.start + 1
-            values = logits.float()
-            targets = torch.tensor(seq.tokens[position : position + len(values)], device=values.device)
-            logprobs = values.log_softmax(-1).gather(-1, targets[:, None]).flatten()
-            if bool(logprobs.isnan().any()):
-                raise not_finite(seq.stack)
-            # Preemption computes a chunk again: what is known already is not added twice.
-            known = len(found) - (position - seq.score_from)
-            pairs = zip(logprobs.tolist(), (values.argmax(-1) == targets).tolist(), strict=True)
-            found += list(pairs)[max(known, 0) :]
-        if seq.num_computed < len(seq.tokens):
-            return None
-        return ScoreResult(tuple(p for p, _ in found), tuple(g for _, g in found))
+        known = len(found) - (position - seq.score_from)
+        pairs = zip(logprobs.tolist(), (logits.argmax(-1) == targets).tolist(), strict=True)
+        found += list(pairs)[max(known, 0) :]
