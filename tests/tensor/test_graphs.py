@@ -238,7 +238,7 @@ def test_a_capture_that_fails_is_told_once(cases: Cases, caplog: pytest.LogCaptu
             cases.try_in(engine, cases.draw(Random(seed), 8))
     assert capture.tries == 3
     assert graphs.count == 0
-    assert engine.loop._stats().cuda_graphs == graphs.nbytes == 0
+    assert engine.stats().cuda_graphs == graphs.nbytes == 0
     assert [r.message for r in caplog.records if "CUDA graphs" in r.message] == [
         "CUDA graphs are off from now on; decode steps run without them: no memory for another graph"
     ]
@@ -272,7 +272,7 @@ def test_memory_for_graphs_is_left_before_the_cache_is_sized(cases: Cases, monke
 
 def test_no_graphs_on_a_host(cases: Cases) -> None:
     assert cases.reference.runner.graphs is None
-    stats = cases.reference.loop._stats()
+    stats = cases.reference.stats()
     assert stats.cuda_graphs is None
     assert "graphs" not in stats.memory
     assert set(RANKS) == set(cases.versions)

@@ -43,7 +43,7 @@ def test_field_c_free_memory_goes_back() -> None:
 
 def test_field_c_the_kinds_make_up_the_process(tiny_base: TinyBase, tmp_path: Path) -> None:
     engine = Engine(tiny_base(), tmp_path)
-    memory = engine.loop._stats().memory
+    memory = engine.stats().memory
     engine.close()
     assert all(memory[kind] >= 0 for kind in KINDS)
     assert memory["kv_cache"] < memory["process"]

@@ -132,7 +132,7 @@ def test_out_of_memory_again_fails_the_job_and_nothing_else(engine: Engine, tmp_
     assert failure is not None
     assert (failure.code, failure.reason) == ("resource_exhausted", "OUT_OF_MEMORY")
     assert not (tmp_path / "out").exists()
-    assert engine.loop._stats().memory["training"] == 0
+    assert engine.stats().memory["training"] == 0
     assert engine.generate(prompt, 10) == alone
 
 

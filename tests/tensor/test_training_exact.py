@@ -104,15 +104,15 @@ def test_base_memory_stays(setup):  # type: ignore[no-untyped-def]
     before = engine.base.nbytes
     long = replace(SPEC, max_steps=100, epochs=100)
     engine.submit(TrainCommand("mem", long, rows(8), output=str(root / "mem")))
-    while not engine.loop._stats().memory["training"]:
+    while not engine.stats().memory["training"]:
         engine.loop.turn()
     weights = {id(g.base) for g in engine.base.groups}
-    assert engine.loop._stats().training_jobs == ("mem",)
-    assert engine.loop._stats().memory["base"] == before
-    assert engine.loop._stats().memory["training"] > 0
+    assert engine.stats().training_jobs == ("mem",)
+    assert engine.stats().memory["base"] == before
+    assert engine.stats().memory["training"] > 0
     engine.finish("mem")
-    assert engine.loop._stats().memory["base"] == before
-    assert engine.loop._stats().memory["training"] == 0
+    assert engine.stats().memory["base"] == before
+    assert engine.stats().memory["training"] == 0
     assert {id(g.base) for g in engine.base.groups} == weights
 
 

@@ -197,7 +197,7 @@ def test_jobs_come_and_go_between_passes(engine: Engine, tmp_path: Path, passes)
     told = losses(engine, "paused")
     engine.submit(AbortCommand("paused"), jobs["late"], command("beside", prompt, 20))
     engine.loop.turn()
-    assert sorted(engine.loop._stats().training_jobs) == ["early", "late"]
+    assert sorted(engine.stats().training_jobs) == ["early", "late"]
     while len(losses(engine, "late")) < 2:
         engine.loop.turn()
     engine.outputs["paused"].clear()
@@ -315,7 +315,7 @@ def test_a_defect_in_one_job_spares_the_others(engine: Engine, tmp_path: Path, m
     assert failure.code == "internal"
     assert engine.failure("fine") is None
     assert len(losses(engine, "fine")) == 3
-    assert engine.loop._stats().memory["training"] == 0
+    assert engine.stats().memory["training"] == 0
 
 
 def test_a_lost_device_is_no_jobs_error(engine: Engine, tmp_path: Path, monkeypatch) -> None:  # type: ignore[no-untyped-def]

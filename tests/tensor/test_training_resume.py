@@ -113,7 +113,7 @@ def test_an_aborted_job_loses_no_step(engine: Engine, whole, job, monkeypatch) -
     engine.submit(AbortCommand("paused"))
     engine.loop.submit(command("wakes-the-loop", prompts(1)[0], 1))
     engine.loop.turn()
-    assert engine.loop._stats().training_jobs == ()
+    assert engine.stats().training_jobs == ()
     assert len(told) < len(losses(whole[0]))
     engine.outputs["paused"].clear()
     rest = engine.train(paused)
