@@ -11,7 +11,7 @@ from loramux_server.core.backend import EngineInfo
 from loramux_server.core.errors import Code, Error
 from loramux_server.core.jobs import JobRequest, JobState, TrainCommand, TrainEvent, TrainEventType
 from loramux_server.core.principal import LOCAL
-from loramux_server.services.jobs.lock import Room
+from loramux_server.services.jobs.lock import ReadersWriterLock
 from loramux_server.services.jobs.runner import MAX_ENGINE_LOSSES, JobRunner
 from loramux_server.store.records import JobRecord
 from loramux_server.store.store import Store
@@ -161,11 +161,11 @@ async def test_who_was_beside_a_job_that_kills_the_engine_is_spared(server: Serv
     assert len(engine.begun) == 2 * MAX_ENGINE_LOSSES
 
 
-async def test_a_room_is_shared_or_had_alone() -> None:
-    room, inside = Room(), []
+async def test_a_lock_is_shared_or_held_alone() -> None:
+    lock, inside = ReadersWriterLock(), []
 
     async def visit(name: str, *, alone: bool, leave: asyncio.Event) -> None:
-        async with room.enter(alone=alone):
+        async with lock.hold(exclusive=alone):
             inside.append(name)
             await leave.wait()
             inside.remove(name)

@@ -1,4 +1,4 @@
-"""A room in which many work beside each other, or one works alone."""
+"""A readers-writer lock."""
 
 from __future__ import annotations
 
@@ -7,27 +7,27 @@ from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 
 
-class Room:
-    """Entered with :meth:`enter`; belongs to one event loop."""
+class ReadersWriterLock:
+    """Held by many at once, or by one alone. One that waits to be alone keeps new ones out. For one event loop."""
 
     def __init__(self) -> None:
-        self._inside = 0
-        self._wanted = 0  # how many wait to be alone, or are
-        self._news = asyncio.Event()
+        self._holders = 0
+        self._exclusive = 0  # how many wait to hold it alone, or do
+        self._changed = asyncio.Event()
 
     @asynccontextmanager
-    async def enter(self, *, alone: bool) -> AsyncGenerator[None]:
-        """Wait until there is nobody inside (``alone``), or nobody who is or wants to be alone; then be inside."""
-        self._wanted += alone
+    async def hold(self, *, exclusive: bool) -> AsyncGenerator[None]:
+        """Hold the lock within the block, alone if ``exclusive``."""
+        self._exclusive += exclusive
         try:
-            while self._inside if alone else self._wanted:
-                self._news.clear()
-                await self._news.wait()
-            self._inside += 1
+            while self._holders if exclusive else self._exclusive:
+                self._changed.clear()
+                await self._changed.wait()
+            self._holders += 1
             try:
                 yield
             finally:
-                self._inside -= 1
+                self._holders -= 1
         finally:
-            self._wanted -= alone
-            self._news.set()
+            self._exclusive -= exclusive
+            self._changed.set()

@@ -25,7 +25,7 @@ from ..datasets.kept_rows import kept_or_made
 from ..datasets.training_data import JobData, build_command, load_data, with_row_stacks
 from .attempt import TrainingRun
 from .board import JobBoard
-from .lock import Room
+from .lock import ReadersWriterLock
 
 log = get_logger(__name__)
 
@@ -79,7 +79,7 @@ class JobRunner:
         self._store, self._info = context.store, context.info
         self._board = board
         self._max_jobs = max_jobs
-        self._room = Room()
+        self._attempts = ReadersWriterLock()
         self._outage = Outage()
         self._away_until = 0.0  # by the event loop's clock: the engine is given time to come back
         self._stacks = StackResolver(context.store)
@@ -219,7 +219,7 @@ class JobRunner:
     async def _work(self, job: JobRecord) -> None:
         trouble = self._troubles.get(job.id)
         async with (
-            self._room.enter(alone=trouble is not None and trouble.suspect),
+            self._attempts.hold(exclusive=trouble is not None and trouble.suspect),
             temporary_folder(self._store, "job") as folder,
         ):
             command, run = await self._prepare(job, folder / "adapter")
