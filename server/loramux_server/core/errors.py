@@ -1,8 +1,7 @@
-"""The one error family of the server.
+"""The one error family of the server: codes with their statuses, and the reasons that programs tell apart.
 
-Every failure that a caller may see is an :class:`Error` with a :class:`Code`; the doors hold one table
-from code to status. Anything else that escapes is a defect and is answered as INTERNAL with an opaque id.
-To add a reason: raise ``Error`` with the right code and an upper-case ``reason`` of your own.
+Every failure that a caller may see is an :class:`Error`. Anything else that escapes is a defect and is answered as
+INTERNAL with an opaque id. To add a reason, add it to :data:`Reason`; the type checker knows no others.
 """
 
 from __future__ import annotations
@@ -10,13 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
-
-LOGITS_NOT_FINITE = "LOGITS_NOT_FINITE"
-"""Reason of a request whose logits are not finite."""
+from typing import Final, Literal, cast
 
 
 class Code(StrEnum):
-    """What went wrong, in the words of gRPC."""
+    """What went wrong. The names are those of gRPC's statuses."""
 
     INVALID_ARGUMENT = "invalid_argument"
     NOT_FOUND = "not_found"
@@ -33,6 +30,69 @@ class Code(StrEnum):
     DATA_LOSS = "data_loss"
     INTERNAL = "internal"
 
+    @property
+    def http(self) -> int:
+        """The status of HTTP for it."""
+        return _HTTP[self]
+
+
+_HTTP = {
+    Code.INVALID_ARGUMENT: 400,
+    Code.NOT_FOUND: 404,
+    Code.ALREADY_EXISTS: 409,
+    Code.FAILED_PRECONDITION: 400,
+    Code.RESOURCE_EXHAUSTED: 429,
+    Code.UNAUTHENTICATED: 401,
+    Code.PERMISSION_DENIED: 403,
+    Code.ABORTED: 409,
+    Code.CANCELLED: 499,
+    Code.DEADLINE_EXCEEDED: 504,
+    Code.UNAVAILABLE: 503,
+    Code.UNIMPLEMENTED: 501,
+    Code.DATA_LOSS: 500,
+    Code.INTERNAL: 500,
+}
+
+# fmt: off
+Reason = Literal[
+    # The name of the code, where nothing more is known.
+    "INVALID_ARGUMENT", "NOT_FOUND", "ALREADY_EXISTS", "FAILED_PRECONDITION", "RESOURCE_EXHAUSTED", "UNAUTHENTICATED",
+    "PERMISSION_DENIED", "ABORTED", "CANCELLED", "DEADLINE_EXCEEDED", "UNAVAILABLE", "UNIMPLEMENTED", "DATA_LOSS",
+    "INTERNAL",
+    # Calls.
+    "MALFORMED", "NOT_READY", "QUEUE_FULL", "SHUTTING_DOWN", "SLOW_READER", "UPLOAD_STALLED", "UPLOAD_TOO_LARGE",
+    # Generations and scores.
+    "CHAT_TEMPLATE_BROKEN", "CHAT_TEMPLATE_LIMIT", "CHAT_TEMPLATE_REFUSED", "GRAMMAR_FAILED_PRECONDITION",
+    "GRAMMAR_INTERNAL", "GRAMMAR_INVALID_ARGUMENT", "GRAMMAR_RESOURCE_EXHAUSTED", "GRAMMAR_UNAVAILABLE",
+    "INVALID_TEXT", "KV_CACHE_TOO_SMALL", "LOGITS_NOT_FINITE", "NO_CHAT_TEMPLATE", "PROMPT_TOO_LONG",
+    "STACK_TOO_LARGE", "TEXT_TOO_LONG",
+    # Adapters.
+    "ADAPTER_CHANGED", "ADAPTER_FOR_OTHER_BASE", "ADAPTER_IS_CURRENT", "ADAPTER_IS_SHARED", "ADAPTER_NOT_FOUND",
+    "ADAPTER_NOT_PROMOTED", "ADAPTER_NOT_READY", "ADAPTER_WITHOUT_EFFECT", "BAD_ADAPTER_CONFIG", "BAD_ADAPTER_FILE",
+    "BAD_FILE_NAME", "BAD_FOLDER", "BAD_JSON", "COMPOSE_DIED", "FILE_MISSING", "FILE_TOO_LARGE", "NOT_A_REGULAR_FILE",
+    "NOT_FINITE", "RANKS_DIFFER", "RANK_TOO_LARGE", "TOO_MANY_PINNED",
+    # Datasets and jobs.
+    "DATASET_CHECK_DIED", "DATASET_INVALID", "DATASET_NOT_FOUND", "ENGINE_LOST", "GRADIENTS_VANISH",
+    "IDEMPOTENCY_KEY_REUSED", "JOB_NOT_FOUND", "LEASE_LOST", "LOSS_NOT_FINITE", "NO_REPLAY_ROWS", "OUT_OF_MEMORY",
+    # What is stored.
+    "BACKUP_DAMAGED", "BLOBS_OF_ANOTHER_STORE", "BLOBS_UNUSABLE", "BLOB_CUT", "BLOB_DAMAGED", "BLOB_MISSING",
+    "DATABASE_BUSY", "DATABASE_DAMAGED", "DATABASE_MISSING", "DATABASE_UNAVAILABLE", "FOREIGN_DATABASE",
+    "NEWER_SCHEMA", "NOT_EMPTY", "NO_BACKUP", "NO_STORE", "OTHER_SCHEMA", "STATE_DIR_LOCKED", "STATE_DIR_UNUSABLE",
+    "STORAGE_FULL", "STORAGE_READ_ONLY", "STORAGE_UNAVAILABLE",
+    # The start of the server, and its engine.
+    "BAD_COMMAND_LINE", "BASE_BROKEN", "BASE_DAMAGED", "DISK_FULL", "ENGINE_FAILED", "ENGINE_RESTARTING",
+    "HUB_UNREACHABLE", "METRICS_PORT_UNAVAILABLE", "MODEL_NOT_FOUND", "MODEL_NOT_SUPPORTED", "NO_CUDA",
+    "PORT_UNAVAILABLE", "STOPPING", "TOKENIZER_UNREADABLE",
+]
+# fmt: on
+"""Every reason of an :class:`Error`: a stable word for programs, more exact than the code. Words are never reused."""
+
+LOGITS_NOT_FINITE: Final = "LOGITS_NOT_FINITE"
+MISSING: Final = "BLOB_MISSING"
+"""Reason of DATA_LOSS for stored files that are gone."""
+DAMAGED: Final = "BLOB_DAMAGED"
+"""Reason of DATA_LOSS for stored files that are not what was stored."""
+
 
 @dataclass(frozen=True, slots=True)
 class FieldViolation:
@@ -45,7 +105,7 @@ class FieldViolation:
 class Error(Exception):
     """A failure with a code, a sentence for the caller and, for bad input, the fields at fault.
 
-    ``reason`` is a stable upper-case word for programs (``ADAPTER_NOT_FOUND``); ``retry_after`` is seconds.
+    ``reason`` is the name of the code unless a more exact one is given; ``retry_after`` is seconds.
     """
 
     def __init__(
@@ -53,32 +113,28 @@ class Error(Exception):
         code: Code,
         message: str,
         *,
-        reason: str = "",
+        reason: Reason | None = None,
         violations: Iterable[FieldViolation] = (),
         retry_after: float | None = None,
     ) -> None:
         super().__init__(message)
         self.code = code
         self.message = message
-        self.reason = reason or code.name
+        self.reason: Reason = reason or cast("Reason", code.name)
         self.violations = tuple(violations)
         self.retry_after = retry_after
 
 
-def invalid(violations: Iterable[FieldViolation], *, reason: str = "INVALID_ARGUMENT") -> Error:
+def invalid(violations: Iterable[FieldViolation], *, reason: Reason = "INVALID_ARGUMENT") -> Error:
     """An INVALID_ARGUMENT error that carries all ``violations`` and says them in its message."""
     found = tuple(violations)
     message = "; ".join(f"{v.field}: {v.description}" if v.field else v.description for v in found)
     return Error(Code.INVALID_ARGUMENT, message, reason=reason, violations=found)
 
 
-def invalid_field(field: str, description: str, *, reason: str = "INVALID_ARGUMENT") -> Error:
+def invalid_field(field: str, description: str, *, reason: Reason = "INVALID_ARGUMENT") -> Error:
     """An INVALID_ARGUMENT error about one field."""
     return invalid([FieldViolation(field, description)], reason=reason)
-
-
-MISSING, DAMAGED = "BLOB_MISSING", "BLOB_DAMAGED"
-"""Reasons of DATA_LOSS for stored files that are gone, and for those that are not what was stored."""
 
 
 def is_damage(error: Error) -> bool:

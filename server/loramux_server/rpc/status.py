@@ -1,4 +1,4 @@
-"""The one table from our errors to gRPC statuses, with ``google.rpc`` details for programs."""
+"""Errors as gRPC statuses, with ``google.rpc`` details for programs."""
 
 from __future__ import annotations
 
@@ -9,22 +9,7 @@ from google.rpc import error_details_pb2, status_pb2
 
 from ..core.errors import Code, Error
 
-STATUS: dict[Code, grpc.StatusCode] = {
-    Code.INVALID_ARGUMENT: grpc.StatusCode.INVALID_ARGUMENT,
-    Code.NOT_FOUND: grpc.StatusCode.NOT_FOUND,
-    Code.ALREADY_EXISTS: grpc.StatusCode.ALREADY_EXISTS,
-    Code.FAILED_PRECONDITION: grpc.StatusCode.FAILED_PRECONDITION,
-    Code.RESOURCE_EXHAUSTED: grpc.StatusCode.RESOURCE_EXHAUSTED,
-    Code.UNAUTHENTICATED: grpc.StatusCode.UNAUTHENTICATED,
-    Code.PERMISSION_DENIED: grpc.StatusCode.PERMISSION_DENIED,
-    Code.ABORTED: grpc.StatusCode.ABORTED,
-    Code.CANCELLED: grpc.StatusCode.CANCELLED,
-    Code.DEADLINE_EXCEEDED: grpc.StatusCode.DEADLINE_EXCEEDED,
-    Code.UNAVAILABLE: grpc.StatusCode.UNAVAILABLE,
-    Code.UNIMPLEMENTED: grpc.StatusCode.UNIMPLEMENTED,
-    Code.DATA_LOSS: grpc.StatusCode.DATA_LOSS,
-    Code.INTERNAL: grpc.StatusCode.INTERNAL,
-}
+STATUS: dict[Code, grpc.StatusCode] = {code: grpc.StatusCode[code.name] for code in Code}
 DOMAIN = "loramux"
 DETAILS_KEY = "grpc-status-details-bin"
 

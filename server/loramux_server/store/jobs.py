@@ -7,7 +7,7 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import zip_longest
-from typing import Any
+from typing import Any, Final
 
 import sqlalchemy as sa
 from sqlalchemy import Connection, Row
@@ -33,7 +33,7 @@ MAX_REASON = 32
 REPLACED = "replaced_version"
 """Figure of a job's last event: the number of the version that the name meant when the result was published."""
 
-LEASE_LOST = "LEASE_LOST"
+LEASE_LOST: Final = "LEASE_LOST"
 """Reason of the error for a runner whose job was taken from it."""
 
 

@@ -6,6 +6,7 @@ import logging
 import time
 import uuid
 from dataclasses import dataclass
+from typing import Final
 
 import torch
 
@@ -22,7 +23,7 @@ from .work import PAUSE, Held, Interruptible, Pause
 
 log = logging.getLogger(__name__)
 
-OUT_OF_MEMORY = "OUT_OF_MEMORY"
+OUT_OF_MEMORY: Final = "OUT_OF_MEMORY"
 
 
 @dataclass(slots=True)

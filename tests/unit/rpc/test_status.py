@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import get_args
+
 import grpc
 from google.rpc import error_details_pb2
 
-from loramux_server.core.errors import Code, Error, FieldViolation, invalid, invalid_field
+import loramux_server
+from loramux_server.core.errors import Code, Error, FieldViolation, Reason, invalid, invalid_field
 from loramux_server.rpc.status import STATUS, to_status
+from loramux_server.store.jobs import MAX_REASON
+
+SERVER = Path(loramux_server.__file__).parent
 
 
 def detail(status, kind):
@@ -20,6 +27,20 @@ def detail(status, kind):
 def test_every_code_has_the_status_of_its_name() -> None:
     assert {code.name: status.name for code, status in STATUS.items()} == {code.name: code.name for code in Code}
     assert grpc.StatusCode.UNKNOWN not in STATUS.values()
+
+
+def test_every_code_has_a_status_of_http() -> None:
+    assert all(400 <= code.http < 600 for code in Code)
+    assert (Code.NOT_FOUND.http, Code.RESOURCE_EXHAUSTED.http, Code.UNAVAILABLE.http) == (404, 429, 503)
+
+
+def test_reasons_are_used_and_fit_their_column() -> None:
+    sources = "".join(path.read_text() for path in SERVER.rglob("*.py") if path.name != "errors.py")
+    own = set(get_args(Reason)) - {code.name for code in Code}
+    elsewhere = {"ADAPTER_NOT_FOUND", "BLOB_DAMAGED", "BLOB_MISSING", "LOGITS_NOT_FINITE", "SHUTTING_DOWN"}
+    assert [r for r in own - elsewhere if f'"{r}"' not in sources and not r.startswith("GRAMMAR_")] == []
+    assert {code.name for code in Code} <= set(get_args(Reason))
+    assert max(map(len, get_args(Reason))) <= MAX_REASON
 
 
 def test_reason_and_request_id() -> None:

@@ -13,9 +13,9 @@ from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
-from ...core.errors import Code, Error, FieldViolation
+from ...core.errors import Code, Error, FieldViolation, Reason
 from ..scheduling.sequence import Sequence, State
 from .host import GrammarHost
 from .wire import Mask, Setup
@@ -147,4 +147,4 @@ def grammar_error(mask: Mask) -> Error:
     """Why a sequence with a grammar cannot go on, as its caller is told."""
     code = mask.code or Code.INTERNAL
     violations = [FieldViolation(FIELD, mask.error)] if code is Code.INVALID_ARGUMENT else []
-    return Error(code, f"{FIELD}: {mask.error}", reason=f"GRAMMAR_{code.name}", violations=violations)
+    return Error(code, f"{FIELD}: {mask.error}", reason=cast("Reason", f"GRAMMAR_{code.name}"), violations=violations)

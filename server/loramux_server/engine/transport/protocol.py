@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 from ...core.backend import EngineStats, GenerateCommand, ScoreCommand, ScoreResult, TokenEvent
-from ...core.errors import Code, Error, FieldViolation
+from ...core.errors import Code, Error, FieldViolation, Reason
 from ...core.jobs import TrainCommand, TrainEvent
 from ...core.types import AdapterVersion
 
@@ -79,7 +80,7 @@ class Failure:
         return Error(
             Code(self.code),
             self.message,
-            reason=self.reason,
+            reason=cast("Reason", self.reason),
             violations=self.violations,
             retry_after=self.retry_after,
         )

@@ -7,11 +7,12 @@ import contextlib
 import os
 import sys
 from collections.abc import Awaitable, Callable
+from typing import cast
 
 import msgspec
 
 from ...core.compose import ComposeCommand, ComposeResult
-from ...core.errors import Code, Error
+from ...core.errors import Code, Error, Reason
 from ...telemetry.logs import get_logger
 
 log = get_logger(__name__)
@@ -60,4 +61,4 @@ async def run_composer(command: ComposeCommand) -> ComposeResult:
     answer = msgspec.json.decode(output, type=_Answer)
     if answer.error is not None:
         return ComposeResult(answer.error)
-    raise Error(Code(answer.code), answer.message, reason=answer.reason)
+    raise Error(Code(answer.code), answer.message, reason=cast("Reason", answer.reason))

@@ -9,11 +9,11 @@ import hashlib
 import subprocess
 import sys
 from pathlib import Path
-from typing import IO
+from typing import IO, cast
 
 import msgspec
 
-from ...core.errors import Code, Error, FieldViolation
+from ...core.errors import Code, Error, FieldViolation, Reason
 from ...core.watch import Watch
 from ...data.dataset import Dataset, DatasetLimits, DatasetReport, Example, check_dataset
 from ...data.problems import Problems
@@ -143,9 +143,8 @@ def _received(stream: IO[bytes], field: str) -> tuple[Dataset, Problems]:
             case Rows(rows):
                 examples += rows
             case Refused(code, message, reason, violations):
-                raise Error(
-                    Code(code), message, reason=reason, violations=[FieldViolation(*each) for each in violations]
-                )
+                found_bad = [FieldViolation(*each) for each in violations]
+                raise Error(Code(code), message, reason=cast("Reason", reason), violations=found_bad)
             case Found(report, count, listed, unit):
                 problems = Problems(field, count, listed, unit)
                 return Dataset(tuple(examples), report), problems
