@@ -27,6 +27,12 @@ class AsyncDatasets:
         messages = await blocking(files.upload_dataset, data, as_)
         return responses.dataset(await self._transport.upload(self._stub.UploadDataset, messages))
 
+    async def list(self, *, limit: int | None = None) -> list[Dataset]:
+        """Datasets of the caller, newest first, ``limit`` at most."""
+        request = training_pb2.ListDatasetsRequest()
+        found = await self._transport.items(self._stub.ListDatasets, request, "datasets", limit)
+        return [responses.dataset(message) for message in found]
+
     async def validate(
         self,
         data: Data | Dataset,

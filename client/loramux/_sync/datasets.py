@@ -28,6 +28,12 @@ class Datasets:
         messages = blocking(files.upload_dataset, data, as_)
         return responses.dataset(self._transport.upload(self._stub.UploadDataset, messages))
 
+    def list(self, *, limit: int | None = None) -> list[Dataset]:
+        """Datasets of the caller, newest first, ``limit`` at most."""
+        request = training_pb2.ListDatasetsRequest()
+        found = self._transport.items(self._stub.ListDatasets, request, "datasets", limit)
+        return [responses.dataset(message) for message in found]
+
     def validate(
         self,
         data: Data | Dataset,

@@ -20,7 +20,7 @@ MAX_MESSAGE = 64 << 20
 _REPEATABLE = {
     "InferenceService": ("GenerateOnce", "Score", "Tokenize"),
     "AdapterService": ("ListAdapters", "GetAdapter", "SetAlias", "PinAdapter", "UnpinAdapter"),
-    "TrainingService": ("ValidateDataset", "CreateJob", "GetJob", "ListJobs", "CancelJob"),
+    "TrainingService": ("ListDatasets", "ValidateDataset", "CreateJob", "GetJob", "ListJobs", "CancelJob"),
     "ServerService": ("GetServerInfo",),
 }
 

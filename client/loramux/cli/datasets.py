@@ -23,8 +23,10 @@ from .common import (
     settings_of,
     size,
     template_args,
+    when,
 )
 from .convert import AsOption
+from .tables import print_table
 from .train import BatchSize, Epochs, Layers, MaxLength, MaxSteps, Rank, Recipe
 
 if TYPE_CHECKING:
@@ -32,13 +34,27 @@ if TYPE_CHECKING:
 
 File = Annotated[Path, typer.Argument(help="File of rows: .jsonl, .json, .csv, .tsv or .parquet.")]
 
-app = typer.Typer(name="datasets", help="Check, show and convert training data.", no_args_is_help=True)
+app = typer.Typer(name="datasets", help="List, check, show and convert training data.", no_args_is_help=True)
 convert.register(app)
 
 
 @app.callback()
 def _group() -> None:
-    """Check, show and convert training data."""
+    """List, check, show and convert training data."""
+
+
+@app.command("ls")
+def list_datasets(context: typer.Context, json: Json = False) -> None:
+    """List stored datasets, newest first."""
+    with connect(context) as client:
+        found = client.datasets.list()
+    if json:
+        print_json(found)
+    elif not found:
+        print("no datasets; a job stores its own: loramux train NAME --data FILE")
+    else:
+        rows = ([d.id, d.name, d.rows, size(d.size_bytes), when(d.created_at)] for d in found)
+        print_table(["DATASET", "NAME", "ROWS>", "SIZE>", "CREATED"], rows)
 
 
 @app.command()

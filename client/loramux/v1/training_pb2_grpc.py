@@ -40,6 +40,11 @@ class TrainingServiceStub:
                 request_serializer=loramux_dot_v1_dot_training__pb2.UploadDatasetRequest.SerializeToString,
                 response_deserializer=loramux_dot_v1_dot_training__pb2.Dataset.FromString,
                 _registered_method=True)
+        self.ListDatasets = channel.unary_unary(
+                '/loramux.v1.TrainingService/ListDatasets',
+                request_serializer=loramux_dot_v1_dot_training__pb2.ListDatasetsRequest.SerializeToString,
+                response_deserializer=loramux_dot_v1_dot_training__pb2.ListDatasetsResponse.FromString,
+                _registered_method=True)
         self.ValidateDataset = channel.unary_unary(
                 '/loramux.v1.TrainingService/ValidateDataset',
                 request_serializer=loramux_dot_v1_dot_training__pb2.ValidateDatasetRequest.SerializeToString,
@@ -88,6 +93,13 @@ class TrainingServiceServicer:
 
     def UploadDataset(self, request_iterator, context):
         """Stores a dataset as it is, named by its content. First message: `header`; then the bytes in order.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListDatasets(self, request, context):
+        """Lists the caller's stored datasets, newest first.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -156,6 +168,11 @@ def add_TrainingServiceServicer_to_server(servicer, server):
                     servicer.UploadDataset,
                     request_deserializer=loramux_dot_v1_dot_training__pb2.UploadDatasetRequest.FromString,
                     response_serializer=loramux_dot_v1_dot_training__pb2.Dataset.SerializeToString,
+            ),
+            'ListDatasets': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListDatasets,
+                    request_deserializer=loramux_dot_v1_dot_training__pb2.ListDatasetsRequest.FromString,
+                    response_serializer=loramux_dot_v1_dot_training__pb2.ListDatasetsResponse.SerializeToString,
             ),
             'ValidateDataset': grpc.unary_unary_rpc_method_handler(
                     servicer.ValidateDataset,
@@ -226,6 +243,33 @@ class TrainingService:
             '/loramux.v1.TrainingService/UploadDataset',
             loramux_dot_v1_dot_training__pb2.UploadDatasetRequest.SerializeToString,
             loramux_dot_v1_dot_training__pb2.Dataset.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListDatasets(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/loramux.v1.TrainingService/ListDatasets',
+            loramux_dot_v1_dot_training__pb2.ListDatasetsRequest.SerializeToString,
+            loramux_dot_v1_dot_training__pb2.ListDatasetsResponse.FromString,
             options,
             channel_credentials,
             insecure,

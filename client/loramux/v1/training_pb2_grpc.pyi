@@ -35,6 +35,8 @@ class TrainingServiceStub:
     def __new__(cls, channel: _aio.Channel) -> TrainingServiceAsyncStub: ...
     UploadDataset: _grpc.StreamUnaryMultiCallable[_training_pb2.UploadDatasetRequest, _training_pb2.Dataset]
     """Stores a dataset as it is, named by its content. First message: `header`; then the bytes in order."""
+    ListDatasets: _grpc.UnaryUnaryMultiCallable[_training_pb2.ListDatasetsRequest, _training_pb2.ListDatasetsResponse]
+    """Lists the caller's stored datasets, newest first."""
     ValidateDataset: _grpc.UnaryUnaryMultiCallable[_training_pb2.ValidateDatasetRequest, _training_pb2.ValidateDatasetResponse]
     """Checks all rows of a stored dataset and tells what training on it would cost."""
     CreateJob: _grpc.UnaryUnaryMultiCallable[_training_pb2.CreateJobRequest, _training_pb2.Job]
@@ -59,6 +61,8 @@ class TrainingServiceAsyncStub(TrainingServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     UploadDataset: _aio.StreamUnaryMultiCallable[_training_pb2.UploadDatasetRequest, _training_pb2.Dataset]  # type: ignore[assignment]
     """Stores a dataset as it is, named by its content. First message: `header`; then the bytes in order."""
+    ListDatasets: _aio.UnaryUnaryMultiCallable[_training_pb2.ListDatasetsRequest, _training_pb2.ListDatasetsResponse]  # type: ignore[assignment]
+    """Lists the caller's stored datasets, newest first."""
     ValidateDataset: _aio.UnaryUnaryMultiCallable[_training_pb2.ValidateDatasetRequest, _training_pb2.ValidateDatasetResponse]  # type: ignore[assignment]
     """Checks all rows of a stored dataset and tells what training on it would cost."""
     CreateJob: _aio.UnaryUnaryMultiCallable[_training_pb2.CreateJobRequest, _training_pb2.Job]  # type: ignore[assignment]
@@ -86,6 +90,14 @@ class TrainingServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_training_pb2.Dataset, _abc.Awaitable[_training_pb2.Dataset]]:
         """Stores a dataset as it is, named by its content. First message: `header`; then the bytes in order."""
+
+    @_abc_1.abstractmethod
+    def ListDatasets(
+        self,
+        request: _training_pb2.ListDatasetsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_training_pb2.ListDatasetsResponse, _abc.Awaitable[_training_pb2.ListDatasetsResponse]]:
+        """Lists the caller's stored datasets, newest first."""
 
     @_abc_1.abstractmethod
     def ValidateDataset(

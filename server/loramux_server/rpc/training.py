@@ -48,6 +48,13 @@ class TrainingServicer(training_pb2_grpc.TrainingServiceServicer):
         dataset = await service.upload_dataset(pieces, calls.principal(), name=header.name, sha256=header.sha256)
         return dataset_to_proto(dataset)
 
+    async def ListDatasets(self, request: pb.ListDatasetsRequest, context: Context) -> pb.ListDatasetsResponse:
+        page = await self._open().training.list_datasets(
+            calls.principal(), page_size=request.page_size or 100, page_token=request.page_token
+        )
+        datasets = map(dataset_to_proto, page.items)
+        return pb.ListDatasetsResponse(datasets=datasets, next_page_token=page.next_page_token)
+
     async def ValidateDataset(self, request: pb.ValidateDatasetRequest, context: Context) -> pb.ValidateDatasetResponse:
         report = await self._open().training.validate_dataset(
             request.dataset_id,

@@ -14,6 +14,7 @@ from ..core.errors import MISSING, Code, Error, is_damage
 from .blobs.blobs import BlobStore
 from .damage import DamageCount, Kind
 from .database import Database, read_row
+from .paging import check_page_size, make_token, read_token
 from .records import DatasetRecord
 from .schema import datasets as d
 
@@ -64,6 +65,18 @@ class DatasetTable:
                 Code.NOT_FOUND, f"dataset {dataset_id[:80]!r} not found; upload it first", reason="DATASET_NOT_FOUND"
             )
         return read_row(found, DatasetRecord)
+
+    def list(self, tenant: str, *, page_size: int = 100, page_token: str = "") -> tuple[tuple[DatasetRecord, ...], str]:
+        """A page of a tenant's datasets, newest first, and the token of the next page (empty: none)."""
+        check_page_size(page_size)
+        query = sa.select(d).where(d.c.owner == tenant).order_by(d.c.seq.desc()).limit(page_size + 1)
+        if (before := read_token(page_token, int)) is not None:
+            query = query.where(d.c.seq < before)
+        with self._db.read() as connection:
+            found = connection.execute(query).all()
+        page = found[:page_size]
+        records = tuple(read_row(row, DatasetRecord) for row in page)
+        return records, make_token(page[-1].seq) if len(found) > page_size else ""
 
     def path(self, dataset_id: str, tenant: str) -> Path:
         """Where the file of a dataset is, unchecked."""

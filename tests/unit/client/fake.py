@@ -260,6 +260,10 @@ class Training(training_pb2_grpc.TrainingServiceServicer):
     def _part(text: str, trained: bool) -> Any:
         return training_pb2.MarkedText(text=text, trained=trained)
 
+    def ListDatasets(self, request: Any, context: Any) -> Any:
+        answer = self.fake.take("ListDatasets", request, context)
+        return answer or training_pb2.ListDatasetsResponse(datasets=[training_pb2.Dataset(id="ds-1", name="a.jsonl")])
+
     def ValidateDataset(self, request: Any, context: Any) -> Any:
         self.fake.take("ValidateDataset", request, context)
         return training_pb2.ValidateDatasetResponse(

@@ -218,6 +218,24 @@ def test_train_without_waiting(fake: Fake, shell: Shell, tmp_path: Path) -> None
     assert fake.count("WatchJob") == 0
 
 
+def test_datasets_are_listed(fake: Fake, shell: Shell) -> None:
+    kept = [training_pb2.Dataset(id=f"ds-{i}", name="a.jsonl", rows=7, size_bytes=2048) for i in range(2)]
+
+    def pages(request: training_pb2.ListDatasetsRequest, *_: object) -> training_pb2.ListDatasetsResponse:
+        at = int(request.page_token or 0)
+        return training_pb2.ListDatasetsResponse(datasets=kept[at : at + 1], next_page_token="" if at else "1")
+
+    fake.handlers["ListDatasets"] = pages
+    assert shell("datasets", "ls") == 0
+    assert [line.split() for line in shell.out.splitlines()[1:]] == [
+        [f"ds-{i}", "a.jsonl", "7", "2.0", "KiB"] for i in range(2)
+    ]
+    assert shell("datasets", "ls", "--json") == 0
+    assert [dataset["id"] for dataset in json.loads(shell.out)] == ["ds-0", "ds-1"]
+    fake.handlers["ListDatasets"] = lambda *_: training_pb2.ListDatasetsResponse()
+    assert (shell("datasets", "ls"), "no datasets" in shell.out) == (0, True)
+
+
 def test_jobs(fake: Fake, shell: Shell) -> None:
     fake.job.metrics["loss"] = 0.5
     assert shell("jobs", "ls", "--state", "running") == 0

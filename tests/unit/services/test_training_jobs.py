@@ -544,6 +544,8 @@ async def test_rows_name_adapters_that_exist(server: Server) -> None:
 async def test_dataset_reports(server: Server) -> None:
     dataset = await server.service.upload_dataset(in_pieces(jsonl(ROWS + ROWS[:1])), LOCAL, name="x.jsonl")  # type: ignore[arg-type]
     assert (dataset.rows, dataset.filename, dataset.size_bytes) == (13, "x.jsonl", len(jsonl(ROWS + ROWS[:1])))  # type: ignore[arg-type]
+    assert (await server.service.list_datasets(LOCAL)).items == (dataset,)
+    assert (await server.service.list_datasets(caller("other"))).items == ()
     report = await server.service.validate_dataset(dataset.id, LOCAL, spec=TrainSpec(epochs=2, batch_size=4))
     assert report.ok
     assert (report.rows, report.duplicates, report.estimated_steps) == (13, 1, 8)

@@ -34,6 +34,23 @@ def test_each_tenant_has_its_own(store: Store, tmp_path: Path) -> None:
     assert len(list(store.blobs.digests())) == 1
 
 
+def test_a_tenants_datasets_are_listed_newest_first(store: Store, tmp_path: Path) -> None:
+    source, made = tmp_path / "rows.jsonl", []
+    for i in range(5):
+        source.write_bytes(b"%d" % i)
+        made.append(store.datasets.put(source, "t", filename=f"{i}.jsonl", rows=i))
+    store.datasets.put(source, "u")
+    assert store.datasets.list("t") == (tuple(made[::-1]), "")
+    page, token = store.datasets.list("t", page_size=3)
+    assert page + store.datasets.list("t", page_size=3, page_token=token)[0] == tuple(made[::-1])
+    assert len(store.datasets.list("u")[0]) == 1
+    assert store.datasets.list("nobody") == ((), "")
+    for wrong in ({"page_size": 0}, {"page_size": 1001}, {"page_token": "x"}):
+        with pytest.raises(Error) as caught:
+            store.datasets.list("t", **wrong)  # type: ignore[arg-type]
+        assert [v.field for v in caught.value.violations] == [*wrong]
+
+
 @pytest.mark.parametrize("dataset_id", ["", "ds-0", "../x", "a\0b", "x" * 10_000, "ds-%"])
 def test_unknown_ids(store: Store, dataset_id: str) -> None:
     with pytest.raises(Error) as caught:

@@ -65,6 +65,13 @@ class TrainingService:
                 asyncio.to_thread(self._store.datasets.put, path, principal.tenant, filename=name, rows=rows)
             )
 
+    async def list_datasets(
+        self, principal: Principal, *, page_size: int = 100, page_token: str = ""
+    ) -> Page[DatasetRecord]:
+        """Datasets, newest first."""
+        tenant, list_datasets = principal.tenant, self._store.datasets.list
+        return Page(*await asyncio.to_thread(list_datasets, tenant, page_size=page_size, page_token=page_token))
+
     async def validate_dataset(
         self,
         dataset_id: str,
