@@ -55,6 +55,7 @@ class TrainOptions(TypedDict, total=False):
     learning_rate: float | Literal["auto"] | None
     lr_scheduler: str | None
     warmup_ratio: float | None
+    warmup_steps: int | None
     beta1: float | None
     beta2: float | None
     weight_decay: float | None

@@ -105,6 +105,9 @@ def train(
     warmup_ratio: Annotated[
         float | None, typer.Option(help="Share of steps with a rising rate.", show_default="0.06")
     ] = None,
+    warmup_steps: Annotated[
+        int | None, typer.Option(help="Steps with a rising rate.", show_default="as --warmup-ratio says")
+    ] = None,
     beta1: Annotated[float | None, typer.Option(help="AdamW's first decay.", show_default="0.9")] = None,
     beta2: Annotated[float | None, typer.Option(help="AdamW's second decay.", show_default="0.99")] = None,
     weight_decay: Annotated[float | None, typer.Option(help="AdamW's weight decay.", show_default="0")] = None,

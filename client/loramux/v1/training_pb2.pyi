@@ -608,6 +608,7 @@ class TrainSettings(_message.Message):
     REPLAY_FIELD_NUMBER: _builtins.int
     REPLAY_ROWS_FIELD_NUMBER: _builtins.int
     CHAT_TEMPLATE_KWARGS_FIELD_NUMBER: _builtins.int
+    WARMUP_STEPS_FIELD_NUMBER: _builtins.int
     rank: _builtins.int
     """Rank of the low-rank factors. Default 16."""
     alpha: _builtins.float
@@ -666,6 +667,8 @@ class TrainSettings(_message.Message):
     """Arguments of the chat template for all rows of the job, its evaluation and its comparison: a JSON object as text,
     such as `{"enable_thinking": false}`. A row's own `chat_template_kwargs` win. Unset: none.
     """
+    warmup_steps: _builtins.int
+    """Steps over which the learning rate rises from 0; overrides `warmup_ratio`. 0: none. Unset: as `warmup_ratio` says."""
     @_builtins.property
     def target_modules(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Kinds of linears to adapt, such as `q_proj`. Empty or `all-linear`: all but the output head."""
@@ -703,10 +706,11 @@ class TrainSettings(_message.Message):
         replay: _builtins.str | None = ...,
         replay_rows: _builtins.int | None = ...,
         chat_template_kwargs: _builtins.str | None = ...,
+        warmup_steps: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_alpha", b"_alpha", "_batch_size", b"_batch_size", "_beta", b"_beta", "_beta1", b"_beta1", "_beta2", b"_beta2", "_chat_template_kwargs", b"_chat_template_kwargs", "_dropout", b"_dropout", "_early_stopping_patience", b"_early_stopping_patience", "_epochs", b"_epochs", "_eval_steps", b"_eval_steps", "_learning_rate", b"_learning_rate", "_lr_scheduler", b"_lr_scheduler", "_max_grad_norm", b"_max_grad_norm", "_max_length", b"_max_length", "_max_steps", b"_max_steps", "_method", b"_method", "_rank", b"_rank", "_replay", b"_replay", "_replay_rows", b"_replay_rows", "_rslora", b"_rslora", "_seed", b"_seed", "_validation_split", b"_validation_split", "_warmup_ratio", b"_warmup_ratio", "_weight_decay", b"_weight_decay", "alpha", b"alpha", "batch_size", b"batch_size", "beta", b"beta", "beta1", b"beta1", "beta2", b"beta2", "chat_template_kwargs", b"chat_template_kwargs", "dropout", b"dropout", "early_stopping_patience", b"early_stopping_patience", "epochs", b"epochs", "eval_steps", b"eval_steps", "learning_rate", b"learning_rate", "lr_scheduler", b"lr_scheduler", "max_grad_norm", b"max_grad_norm", "max_length", b"max_length", "max_steps", b"max_steps", "method", b"method", "rank", b"rank", "replay", b"replay", "replay_rows", b"replay_rows", "rslora", b"rslora", "seed", b"seed", "validation_split", b"validation_split", "warmup_ratio", b"warmup_ratio", "weight_decay", b"weight_decay"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_alpha", b"_alpha", "_batch_size", b"_batch_size", "_beta", b"_beta", "_beta1", b"_beta1", "_beta2", b"_beta2", "_chat_template_kwargs", b"_chat_template_kwargs", "_dropout", b"_dropout", "_early_stopping_patience", b"_early_stopping_patience", "_epochs", b"_epochs", "_eval_steps", b"_eval_steps", "_learning_rate", b"_learning_rate", "_lr_scheduler", b"_lr_scheduler", "_max_grad_norm", b"_max_grad_norm", "_max_length", b"_max_length", "_max_steps", b"_max_steps", "_method", b"_method", "_rank", b"_rank", "_replay", b"_replay", "_replay_rows", b"_replay_rows", "_rslora", b"_rslora", "_seed", b"_seed", "_validation_split", b"_validation_split", "_warmup_ratio", b"_warmup_ratio", "_warmup_steps", b"_warmup_steps", "_weight_decay", b"_weight_decay", "alpha", b"alpha", "batch_size", b"batch_size", "beta", b"beta", "beta1", b"beta1", "beta2", b"beta2", "chat_template_kwargs", b"chat_template_kwargs", "dropout", b"dropout", "early_stopping_patience", b"early_stopping_patience", "epochs", b"epochs", "eval_steps", b"eval_steps", "learning_rate", b"learning_rate", "lr_scheduler", b"lr_scheduler", "max_grad_norm", b"max_grad_norm", "max_length", b"max_length", "max_steps", b"max_steps", "method", b"method", "rank", b"rank", "replay", b"replay", "replay_rows", b"replay_rows", "rslora", b"rslora", "seed", b"seed", "validation_split", b"validation_split", "warmup_ratio", b"warmup_ratio", "warmup_steps", b"warmup_steps", "weight_decay", b"weight_decay"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_alpha", b"_alpha", "_batch_size", b"_batch_size", "_beta", b"_beta", "_beta1", b"_beta1", "_beta2", b"_beta2", "_chat_template_kwargs", b"_chat_template_kwargs", "_dropout", b"_dropout", "_early_stopping_patience", b"_early_stopping_patience", "_epochs", b"_epochs", "_eval_steps", b"_eval_steps", "_learning_rate", b"_learning_rate", "_lr_scheduler", b"_lr_scheduler", "_max_grad_norm", b"_max_grad_norm", "_max_length", b"_max_length", "_max_steps", b"_max_steps", "_method", b"_method", "_rank", b"_rank", "_replay", b"_replay", "_replay_rows", b"_replay_rows", "_rslora", b"_rslora", "_seed", b"_seed", "_validation_split", b"_validation_split", "_warmup_ratio", b"_warmup_ratio", "_weight_decay", b"_weight_decay", "alpha", b"alpha", "batch_size", b"batch_size", "beta", b"beta", "beta1", b"beta1", "beta2", b"beta2", "chat_template_kwargs", b"chat_template_kwargs", "dropout", b"dropout", "early_stopping_patience", b"early_stopping_patience", "epochs", b"epochs", "eval_steps", b"eval_steps", "layers", b"layers", "learning_rate", b"learning_rate", "lr_scheduler", b"lr_scheduler", "max_grad_norm", b"max_grad_norm", "max_length", b"max_length", "max_steps", b"max_steps", "method", b"method", "rank", b"rank", "replay", b"replay", "replay_rows", b"replay_rows", "rslora", b"rslora", "seed", b"seed", "target_modules", b"target_modules", "validation_split", b"validation_split", "warmup_ratio", b"warmup_ratio", "weight_decay", b"weight_decay"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_alpha", b"_alpha", "_batch_size", b"_batch_size", "_beta", b"_beta", "_beta1", b"_beta1", "_beta2", b"_beta2", "_chat_template_kwargs", b"_chat_template_kwargs", "_dropout", b"_dropout", "_early_stopping_patience", b"_early_stopping_patience", "_epochs", b"_epochs", "_eval_steps", b"_eval_steps", "_learning_rate", b"_learning_rate", "_lr_scheduler", b"_lr_scheduler", "_max_grad_norm", b"_max_grad_norm", "_max_length", b"_max_length", "_max_steps", b"_max_steps", "_method", b"_method", "_rank", b"_rank", "_replay", b"_replay", "_replay_rows", b"_replay_rows", "_rslora", b"_rslora", "_seed", b"_seed", "_validation_split", b"_validation_split", "_warmup_ratio", b"_warmup_ratio", "_warmup_steps", b"_warmup_steps", "_weight_decay", b"_weight_decay", "alpha", b"alpha", "batch_size", b"batch_size", "beta", b"beta", "beta1", b"beta1", "beta2", b"beta2", "chat_template_kwargs", b"chat_template_kwargs", "dropout", b"dropout", "early_stopping_patience", b"early_stopping_patience", "epochs", b"epochs", "eval_steps", b"eval_steps", "layers", b"layers", "learning_rate", b"learning_rate", "lr_scheduler", b"lr_scheduler", "max_grad_norm", b"max_grad_norm", "max_length", b"max_length", "max_steps", b"max_steps", "method", b"method", "rank", b"rank", "replay", b"replay", "replay_rows", b"replay_rows", "rslora", b"rslora", "seed", b"seed", "target_modules", b"target_modules", "validation_split", b"validation_split", "warmup_ratio", b"warmup_ratio", "warmup_steps", b"warmup_steps", "weight_decay", b"weight_decay"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__alpha: _TypeAlias = _typing.Literal["alpha"]  # noqa: Y015
     _WhichOneofArgType__alpha: _TypeAlias = _typing.Literal["_alpha", b"_alpha"]  # noqa: Y015
@@ -754,6 +758,8 @@ class TrainSettings(_message.Message):
     _WhichOneofArgType__validation_split: _TypeAlias = _typing.Literal["_validation_split", b"_validation_split"]  # noqa: Y015
     _WhichOneofReturnType__warmup_ratio: _TypeAlias = _typing.Literal["warmup_ratio"]  # noqa: Y015
     _WhichOneofArgType__warmup_ratio: _TypeAlias = _typing.Literal["_warmup_ratio", b"_warmup_ratio"]  # noqa: Y015
+    _WhichOneofReturnType__warmup_steps: _TypeAlias = _typing.Literal["warmup_steps"]  # noqa: Y015
+    _WhichOneofArgType__warmup_steps: _TypeAlias = _typing.Literal["_warmup_steps", b"_warmup_steps"]  # noqa: Y015
     _WhichOneofReturnType__weight_decay: _TypeAlias = _typing.Literal["weight_decay"]  # noqa: Y015
     _WhichOneofArgType__weight_decay: _TypeAlias = _typing.Literal["_weight_decay", b"_weight_decay"]  # noqa: Y015
     @_typing.overload
@@ -802,6 +808,8 @@ class TrainSettings(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__validation_split) -> _WhichOneofReturnType__validation_split | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__warmup_ratio) -> _WhichOneofReturnType__warmup_ratio | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__warmup_steps) -> _WhichOneofReturnType__warmup_steps | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__weight_decay) -> _WhichOneofReturnType__weight_decay | None: ...
 

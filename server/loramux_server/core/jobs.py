@@ -74,6 +74,8 @@ class TrainSpec:
     learning_rate: float = 2e-4
     lr_scheduler: str = "linear"
     warmup_ratio: float = 0.06
+    warmup_steps: int | None = None
+    """Steps over which the learning rate rises, in place of ``warmup_ratio``; None: as that says."""
     beta1: float = 0.9
     beta2: float = 0.99
     weight_decay: float = 0.0

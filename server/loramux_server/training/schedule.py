@@ -51,12 +51,19 @@ class Schedule:
         """Seed of a row's dropout masks: the same however the batch is split, and after a resume."""
         return random.Random(f"{self.spec.seed}/{step}/{row}").getrandbits(48)
 
+    @property
+    def warmup_steps(self) -> int:
+        """Steps over which the learning rate rises."""
+        if self.spec.warmup_steps is not None:
+            return min(self.spec.warmup_steps, self.total_steps)
+        if not self.spec.warmup_ratio:
+            return 0
+        return min(max(MIN_WARMUP, round(self.total_steps * self.spec.warmup_ratio)), self.total_steps // 2)
+
     def learning_rate(self, step: int) -> float:
         """Linear warm-up from nearly zero, then linear or cosine decay to zero, or constant."""
         total = self.total_steps
-        warmup = (
-            min(max(MIN_WARMUP, round(total * self.spec.warmup_ratio)), total // 2) if self.spec.warmup_ratio else 0
-        )
+        warmup = self.warmup_steps
         peak = self.spec.learning_rate
         if step < warmup:
             return peak * (step + 1) / warmup

@@ -218,6 +218,14 @@ def test_train_without_waiting(fake: Fake, shell: Shell, tmp_path: Path) -> None
     assert fake.count("WatchJob") == 0
 
 
+def test_steps_of_warm_up_reach_the_server(fake: Fake, shell: Shell, tmp_path: Path) -> None:
+    (tmp_path / "d.jsonl").write_text('{"text": "a"}\n')
+    assert shell("train", "acme", "--data", str(tmp_path / "d.jsonl"), "--warmup-steps", "0", "--no-wait") == 0
+    settings = fake.last("CreateJob").settings
+    assert (settings.HasField("warmup_steps"), settings.warmup_steps) == (True, 0)
+    assert not settings.HasField("warmup_ratio")
+
+
 def test_datasets_are_listed(fake: Fake, shell: Shell) -> None:
     kept = [training_pb2.Dataset(id=f"ds-{i}", name="a.jsonl", rows=7, size_bytes=2048) for i in range(2)]
 

@@ -294,6 +294,7 @@ def test_specs_round_trip() -> None:
         learning_rate=1e-3,
         lr_scheduler="cosine",
         warmup_ratio=0.0,
+        warmup_steps=11,
         beta1=0.8,
         beta2=0.9,
         weight_decay=0.01,

@@ -37,6 +37,7 @@ def test_the_defaults_are_fine() -> None:
         *(("learning_rate", v) for v in (0.0, -1.0, NAN, INF, 1e9)),
         *(("lr_scheduler", v) for v in ("", "polynomial")),
         *(("warmup_ratio", v) for v in (-0.1, 1.1, NAN)),
+        *(("warmup_steps", v) for v in (-1, 2_000_000)),
         *(("beta1", v) for v in (-0.1, 1.0, NAN)),
         *(("beta2", v) for v in (-0.1, 1.0, NAN)),
         *(("weight_decay", v) for v in (-0.1, 11.0, NAN)),

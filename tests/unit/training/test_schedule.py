@@ -69,6 +69,17 @@ def test_warm_up_is_at_least_a_few_steps_and_at_most_half() -> None:
     assert [round(short.learning_rate(s) / SPEC.learning_rate, 3) for s in range(4)] == [0.5, 1.0, 1.0, 0.5]
 
 
+def test_steps_of_warm_up_come_before_their_share() -> None:
+    given = Schedule(replace(SPEC, epochs=1, batch_size=1, warmup_ratio=0.5, warmup_steps=2), 8)
+    assert [round(given.learning_rate(s) / SPEC.learning_rate, 3) for s in range(4)] == [0.5, 1.0, 1.0, 0.833]
+    none = Schedule(replace(given.spec, warmup_steps=0), 8)
+    assert none.learning_rate(0) == SPEC.learning_rate
+    beyond = Schedule(replace(given.spec, warmup_steps=100), 8)
+    rates = [beyond.learning_rate(step) for step in range(8)]
+    assert rates == sorted(rates)
+    assert rates[-1] == SPEC.learning_rate
+
+
 def test_rows_without_a_stack_take_turns() -> None:
     rows = [TrainRow((1, 2), (False, True), stack) for stack in (None, 2, None, None, 0, None)]
     assert assign_stacks(rows, 3) == [0, 2, 1, 2, 0, 0]

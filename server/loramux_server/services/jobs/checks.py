@@ -88,6 +88,8 @@ def spec_violations(spec: TrainSpec, info: EngineInfo, limits: Limits) -> Iterat
     for name, beta in (("beta1", spec.beta1), ("beta2", spec.beta2)):
         if not 0 <= beta < 1:
             yield FieldViolation(name, f"is {beta:g}; it must be at least 0 and below 1")
+    if spec.warmup_steps is not None and not 0 <= spec.warmup_steps <= limits.max_steps:
+        yield FieldViolation("warmup_steps", f"is {spec.warmup_steps}; it must be between 0 and {limits.max_steps}")
     yield from number_violations("weight_decay", spec.weight_decay, 0, 10)
     yield from _above_zero("max_grad_norm", spec.max_grad_norm, 1e6)
     yield from _above_zero("epochs", spec.epochs, limits.max_epochs)
