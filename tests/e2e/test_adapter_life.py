@@ -23,6 +23,7 @@ def answer(client: Client, adapters: dict[str, float]) -> tuple[int, ...]:
     return client.generate(messages=QUESTION, adapters=adapters, max_tokens=12, temperature=0).choices[0].token_ids
 
 
+@pytest.mark.slow
 def test_a_merge_answers_as_its_stack(client: Client) -> None:
     first, second = (folder.name for folder in shipped()[:2])
     stack = {first: 0.9, second: 0.4}

@@ -16,7 +16,7 @@ from loramux import Client
 from loramux_server.engine.grammar.host import MODULE
 from tests.e2e.server_process import ServerProcess
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
 
 def grammar_processes(pid: int) -> list[int]:

@@ -77,9 +77,10 @@ def test_one_batch_of_stacks_equals_transformers_and_peft(
             assert torch.allclose(torch.tensor(scored.logprobs), expected, atol=1e-4), stack
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)  # a busy machine trains slowly
 def test_train_while_serving(server: ServerProcess, client: Client, default_base: Path, tmp_path: Path) -> None:
-    """A job runs while another client streams; the next request has the adapter; PEFT gives the same text."""
+    """Four steps of a job run beside a stream; after the job a request has the adapter; PEFT gives the same text."""
     question = [{"role": "user", "content": "When does the mill open?"}]
     before = client.info().memory_bytes["base"]
     assert "6:40" not in client.generate(messages=question, max_tokens=24).text
@@ -96,13 +97,14 @@ def test_train_while_serving(server: ServerProcess, client: Client, default_base
     try:
         job = client.train("watermill", data=ROWS, validation=ROWS[:1], epochs=16, **RECIPE)
         during = client.info().memory_bytes["base"]
-        version = job.wait(timeout=240)
+        next(e for e in job.events() if e.type == "step" and e.step >= 4)
     finally:
         stop.set()
         reader.join()
+    version = job.wait(timeout=240)
     assert version.name == "watermill"
     assert version.version == 1
-    assert len(pieces) >= 1
+    assert pieces
     assert len(set(pieces)) == 1
     answer = client.generate(messages=question, adapters=["watermill"], max_tokens=24)
     assert answer.text.strip() == "The mill opens at 6:40."

@@ -101,6 +101,7 @@ def test_mixed_stacks_over_many_steps(arch: str, tiny_base, make_adapter, tmp_pa
     cases.close()
 
 
+@pytest.mark.slow
 def test_adapters_that_are_swapped_in_and_moved(cases: Cases, monkeypatch: pytest.MonkeyPatch) -> None:
     """A bank too small for all of them: what a captured graph gathers changes under it, by evictions and by moves."""
     engine = cases.engine(adapter_rows=12, max_batch_tokens=64)

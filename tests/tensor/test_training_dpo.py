@@ -48,7 +48,10 @@ def steps(events: list[TrainEvent]) -> list[TrainEvent]:
     return [e for e in events if e.type == "step"]
 
 
-def test_losses_and_rewards_equal_a_peft_loop(engine: Engine, tiny_base, make_adapter, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+@pytest.mark.parametrize("max_steps", few([6, 30]))
+def test_losses_and_rewards_equal_a_peft_loop(  # type: ignore[no-untyped-def]
+    engine: Engine, tiny_base, make_adapter, tmp_path: Path, max_steps: int
+) -> None:
     """Over a frozen stack, another one and the bare base, which are each pair's reference; and on pairs held out."""
     base = tiny_base("llama")
     data, held_out = pairs(7), pairs(4, seed=1)
@@ -56,14 +59,16 @@ def test_losses_and_rewards_equal_a_peft_loop(engine: Engine, tiny_base, make_ad
     under = [[(folders[0], 1.3)], [(folders[1], 0.5)], []]
     stacks = tuple(stack_of(*((version_of(f, 3), w) for f, w in stack)) for stack in under)
     output = str(tmp_path / "out")
-    events = engine.train(TrainCommand("dpo", SPEC, data, held_out, stacks=stacks, output=output))
-    loop = PeftLoop(base, SPEC, initial_adapter(engine.base, SPEC), under)
+    spec = replace(SPEC, max_steps=max_steps)
+    events = engine.train(TrainCommand(f"dpo{max_steps}", spec, data, held_out, stacks=stacks, output=output))
+    loop = PeftLoop(base, spec, initial_adapter(engine.base, spec), under)
     losses = loop.run(data, assign_stacks(data, 3))
     assert [e.metrics["loss"] for e in steps(events)] == pytest.approx(losses, rel=1e-3)
     assert losses[0] == pytest.approx(math.log(2), rel=1e-5)
-    assert losses[-1] < 0.5 * losses[0]
     last = steps(events)[-1].metrics
-    assert last["rewards_accuracy"] == 1
+    if max_steps == 30:  # enough to have learned the pairs
+        assert losses[-1] < 0.5 * losses[0]
+        assert last["rewards_accuracy"] == 1
     assert last["rewards_margin"] == pytest.approx(last["rewards_chosen"] - last["rewards_rejected"], rel=1e-4)
     rewards = []
     with torch.no_grad():

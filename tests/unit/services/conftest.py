@@ -1,8 +1,5 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
-
 import pytest
 
 from loramux_server.core.backend import EngineInfo
@@ -18,13 +15,6 @@ from .tiny_tokenizer import write_tokenizer
 @pytest.fixture(scope="session")
 def text(tmp_path_factory: pytest.TempPathFactory) -> TextTokenizer:
     return TextTokenizer.load(write_tokenizer(tmp_path_factory.mktemp("tokenizer")))
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    store = Store.open(tmp_path / "state")
-    yield store
-    store.close()
 
 
 @pytest.fixture

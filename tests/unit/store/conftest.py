@@ -1,23 +1,13 @@
-"""A store in a temporary folder, and folders to publish."""
+"""Folders to publish."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from loramux_server.store.store import Store
-
 MakeFolder = Callable[[str], Path]
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    """An open store."""
-    opened = Store.open(tmp_path / "state")
-    yield opened
-    opened.close()
 
 
 @pytest.fixture

@@ -1,0 +1,33 @@
+"""An open store, for the suites that need one."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from loramux_server.store.store import Store
+
+
+@pytest.fixture(scope="session")
+def empty_state(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A state directory with nothing in it but the tables: making them takes longer than most tests of a store."""
+    from loramux_server.store.store import Store
+
+    path = tmp_path_factory.mktemp("empty") / "state"
+    Store.open(path).close()
+    return path
+
+
+@pytest.fixture
+def store(empty_state: Path, tmp_path: Path) -> Iterator[Store]:
+    """An open store in ``tmp_path / "state"``."""
+    from loramux_server.store.store import Store
+
+    opened = Store.open(shutil.copytree(empty_state, tmp_path / "state"))
+    yield opened
+    opened.close()
