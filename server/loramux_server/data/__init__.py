@@ -1,1 +1,1 @@
-"""Training data: reading rows, checking them, label masks. No torch, so that the front can check data."""
+"""Training data: reading rows, checking them, and their label masks. No torch, so that the front can check data."""

@@ -1,9 +1,8 @@
-"""Which tokens of a conversation are learned.
+"""Label masks of conversations: which tokens are loss tokens.
 
-The border before an answer is found by rendering the turns before it with the generation prompt and comparing with
-the turns up to and with it. Most templates write turn after turn: then one rendering shows all borders, and the work
-grows with the conversation. Where a template writes earlier turns differently as a conversation goes on, each answer
-has renderings of its own, and a bound on how many characters these write.
+An answer begins where the rendering of the turns before it, with the generation prompt, ends. Most templates render
+turn after turn: then one rendering shows where all answers begin. Some templates render earlier turns differently once
+more turns follow: then each answer takes renderings of its own, and their total length is bounded.
 """
 
 from __future__ import annotations
@@ -19,26 +18,29 @@ from .fields import BadRow, ChatRow, TooLong
 MAX_ROWS = 64
 """Most rows that one conversation may become."""
 MAX_RENDERINGS = 128
-"""Most renderings of a conversation that its template does not write turn after turn, in times its length."""
-SMALL = 1 << 20
-"""Characters that may be rendered of any conversation, however often that is its length."""
+"""Where a template rewrites earlier turns: most characters to render, in times the length of the conversation."""
+MIN_RENDERED = 1 << 20
+"""Characters that may be rendered for any conversation, whatever its length."""
 
 Labelled = tuple[list[int], list[bool]]
-"""Token ids, and whether each is learned."""
+"""Token ids, and for each whether it is a loss token."""
 
 
 def chat_rows(row: ChatRow, tokenizer: TextTokenizer, max_length: int | None, watch: Watch) -> Iterator[Labelled]:
     """One row, or one for each answer where the template rewrites earlier turns. Raises :class:`BadRow`.
 
-    Longer ones than ``max_length`` tokens are refused before more than one rendering is made of them.
+    A conversation of more than ``max_length`` tokens is refused after one rendering.
     """
     if max_length is not None and len(row.messages) > max_length:  # each has a token at least
-        raise TooLong(f"has {len(row.messages)} messages, so as many tokens or more", max_length)
+        raise TooLong(f"the row has {len(row.messages)} messages, so as many tokens or more", max_length)
     last = max(index for index, trained in enumerate(row.trained) if trained)
     if row.tools:
         _check_tools(row, tokenizer)
-    turns = tokenizer.render_turns(row.messages[: last + 1], **row.given)
-    found = _Each(row, tokenizer, max_length, watch).answers() if turns is None else _together(row, turns, tokenizer)
+    turns = tokenizer.render_turns(row.messages[: last + 1], **row.template_inputs)
+    if turns is None:
+        found = _EachAnswer(row, tokenizer, max_length, watch).rows()
+    else:
+        found = _turn_after_turn(row, turns, tokenizer)
     for number, each in enumerate(found):
         if number == MAX_ROWS:
             raise BadRow(
@@ -50,15 +52,14 @@ def chat_rows(row: ChatRow, tokenizer: TextTokenizer, max_length: int | None, wa
         yield each
 
 
-def _together(row: ChatRow, turns: RenderedTurns, tokenizer: TextTokenizer) -> Iterator[Labelled]:
-    """The rows of a conversation whose turns follow each other unchanged."""
+def _turn_after_turn(row: ChatRow, turns: RenderedTurns, tokenizer: TextTokenizer) -> Iterator[Labelled]:
+    """The rows of a conversation whose template renders turn after turn."""
     _check_turns(row, turns, tokenizer)
     asked = tokenizer.encode_turn(turns.ask)
     ids: list[int] = []
     labels: list[bool] = []
     answer: list[int] = []
-    start = 0
-    """Of the latest answer with what asks for it, in ``ids``."""
+    start = 0  # in ``ids``, of the generation prompt before the latest answer
     for index, (text, own) in enumerate(zip(turns.turns, turns.ids, strict=True)):
         if row.trained[index]:
             latest = asked + answer
@@ -78,7 +79,7 @@ def _together(row: ChatRow, turns: RenderedTurns, tokenizer: TextTokenizer) -> I
 
 
 def _check_turns(row: ChatRow, turns: RenderedTurns, tokenizer: TextTokenizer) -> None:
-    """Refuse a template that begins an answer in another way than it asks for it, or that leaves out what it says."""
+    """Refuse a template that begins answers unlike its generation prompt, or that leaves out what a message says."""
 
     def before(index: int) -> str:
         return tokenizer.plain("".join(turns.turns[:index]) + turns.ask)
@@ -91,7 +92,9 @@ def _check_turns(row: ChatRow, turns: RenderedTurns, tokenizer: TextTokenizer) -
             continue
         after = turns.turns[index] + turns.end
         if not after.startswith(turns.ask):
-            raise _asked_otherwise(index, before(index), before(index).removesuffix(turns.ask) + tokenizer.plain(after))
+            raise _begins_differently(
+                index, before(index), before(index).removesuffix(turns.ask) + tokenizer.plain(after)
+            )
         between = ""
         for at in range(since, index):
             said = _squashed(row.messages[at]["content"])
@@ -105,35 +108,33 @@ def _check_turns(row: ChatRow, turns: RenderedTurns, tokenizer: TextTokenizer) -
             hidden.append((at, index))
         _check_answer(row, index, tokenizer.plain(after[len(turns.ask) :]))
         since = index
-    if hidden:  # results of tools may be written in another way, but they must make a difference
+    if hidden:  # a template may reformat tool results, but they must change the prompt
         gone = {at for at, _ in hidden}
         emptied = [{**m, "content": ""} if at in gone else m for at, m in enumerate(row.messages[: len(plain)])]
-        without = tokenizer.render_turns(emptied, **row.given)
+        without = tokenizer.render_turns(emptied, **row.template_inputs)
         for at, index in hidden:
             if without is not None and without.turns[at : index + 1] == turns.turns[at : index + 1]:
                 raise _dropped(row, at, before(index))
 
 
-class _Each:
-    """The rows of a conversation where every beginning has to be rendered."""
+class _EachAnswer:
+    """The rows of a conversation whose template rewrites earlier turns: renders the prompt of each answer."""
 
     def __init__(self, row: ChatRow, tokenizer: TextTokenizer, max_length: int | None, watch: Watch) -> None:
         self._row, self._tokenizer, self._max_length, self._watch = row, tokenizer, max_length, watch
         self._indices = [index for index, trained in enumerate(row.trained) if trained]
-        self._room = 0
-        """Characters that may still be rendered."""
-        self._matter: set[int] = set()
-        """Results of tools that were found to matter."""
+        self._characters_left = 0  # to render
+        self._shown: set[int] = set()  # tool results that the prompt was found to depend on
 
-    def answers(self) -> Iterator[Labelled]:
+    def rows(self) -> Iterator[Labelled]:
         """The rows, in order."""
-        whole = self._tokenizer.render_chat(self._row.messages[: self._indices[-1] + 1], **self._row.given)
-        self._room = max(SMALL, MAX_RENDERINGS * len(whole))
-        if len(self._indices) * len(whole) > self._room:  # an answer takes two renderings of about half
+        whole = self._tokenizer.render_chat(self._row.messages[: self._indices[-1] + 1], **self._row.template_inputs)
+        self._characters_left = max(MIN_RENDERED, MAX_RENDERINGS * len(whole))
+        if len(self._indices) * len(whole) > self._characters_left:  # an answer takes two renderings of about half
             raise self._too_many()
         prompt, answer = self._turn(self._indices[-1])
         if self._max_length is not None and (longest := len(prompt) + len(answer)) > self._max_length:
-            raise TooLong(f"has {longest} tokens", self._max_length)
+            raise TooLong(f"the row has {longest} tokens", self._max_length)
         ids: list[int] = []
         labels: list[bool] = []
         for index in self._indices:
@@ -152,7 +153,7 @@ class _Each:
         before = self._render(row.messages[:index], ask=True)
         after = self._render(row.messages[: index + 1], ask=False)
         if not after.startswith(before):
-            raise _asked_otherwise(index, tokenizer.plain(before), tokenizer.plain(after))
+            raise _begins_differently(index, tokenizer.plain(before), tokenizer.plain(after))
         self._check_kept(index, tokenizer.plain(before))
         _check_answer(row, index, tokenizer.plain(after[len(before) :]))
         prompt = tokenizer.encode_rendered(before)
@@ -162,33 +163,33 @@ class _Each:
         """Refuse a template that leaves out what the row says before answer ``index``."""
         prompt = _squashed(before)
         for at, message in enumerate(self._row.messages[:index]):
-            # Earlier answers may lose their reasoning: they are served the same way.
-            if message["role"] == "assistant" or at in self._matter or _squashed(message["content"]) in prompt:
+            # Earlier answers may lose their reasoning: requests are rendered the same way.
+            if message["role"] == "assistant" or at in self._shown or _squashed(message["content"]) in prompt:
                 continue
-            # Results of tools may be written in another way, but they must make a difference.
-            if message["role"] not in ("tool", "function") or not self._matters(at, index, before):
+            # A template may reformat tool results, but they must change the prompt.
+            if message["role"] not in ("tool", "function") or not self._changes_prompt(at, index, before):
                 raise _dropped(self._row, at, before)
-            self._matter.add(at)
+            self._shown.add(at)
 
-    def _matters(self, at: int, index: int, before: str) -> bool:
-        """Whether the prompt of answer ``index`` would be another one without the content of message ``at``."""
+    def _changes_prompt(self, at: int, index: int, before: str) -> bool:
+        """Whether the prompt of answer ``index`` depends on the content of message ``at``."""
         emptied = [{**m, "content": ""} if i == at else m for i, m in enumerate(self._row.messages[:index])]
         return self._tokenizer.plain(self._render(emptied, ask=True)) != before
 
     def _render(self, messages: Sequence[Mapping[str, Any]], *, ask: bool) -> str:
-        """Render and take it from the room that is left."""
+        """Render messages, within the characters that are left."""
         self._watch()
-        text = self._tokenizer.render_chat(messages, add_generation_prompt=ask, **self._row.given)
-        self._room -= len(text)
-        if self._room < 0:
+        text = self._tokenizer.render_chat(messages, add_generation_prompt=ask, **self._row.template_inputs)
+        self._characters_left -= len(text)
+        if self._characters_left < 0:
             raise self._too_many()
         return text
 
     def _too_many(self) -> BadRow:
         return BadRow(
             [
-                f"has too many answers ({len(self._indices)} that are learned) for a chat template that writes earlier "
-                "turns differently as a conversation goes on; split it, or give weight 0 to some"
+                f"the row has too many answers ({len(self._indices)} are trained on) for a chat template that renders "
+                "earlier turns differently once more turns follow; split it, or give weight 0 to some"
             ]
         )
 
@@ -200,15 +201,15 @@ def _answer(prompt: list[int], whole: list[int], said: str, tokenizer: TextToken
     else:  # a token would span the border
         answer = tokenizer.encode_rendered_continuation(said)
     ends = [position for position, id in enumerate(answer) if id in tokenizer.eos_token_ids]
-    # Generation stops at the end token: what a template writes after it (a line break) is never the model's to say.
+    # Generation stops at the end token: the model never has to predict what a template writes after it.
     return answer[: ends[0] + 1] if ends else answer
 
 
 def _check_tools(row: ChatRow, tokenizer: TextTokenizer) -> None:
-    """Refuse a template that does not show the model its tools: it would be served without them too."""
-    with_tools = tokenizer.render_chat(row.messages, add_generation_prompt=False, **row.given)
+    """Refuse a template that ignores tools: requests would not show them to the model either."""
+    with_tools = tokenizer.render_chat(row.messages, add_generation_prompt=False, **row.template_inputs)
     without = replace(row, tools=None)
-    if with_tools == tokenizer.render_chat(row.messages, add_generation_prompt=False, **without.given):
+    if with_tools == tokenizer.render_chat(row.messages, add_generation_prompt=False, **without.template_inputs):
         raise BadRow(
             [
                 "the chat template ignores tools: with them and without it renders "
@@ -218,7 +219,7 @@ def _check_tools(row: ChatRow, tokenizer: TextTokenizer) -> None:
 
 
 def _check_answer(row: ChatRow, index: int, answer: str) -> None:
-    """Refuse a template that leaves out what an answer says. White space is the template's own affair."""
+    """Refuse a template that leaves out what an answer says; white space may differ."""
     message = row.messages[index]
     said = _squashed(answer)
     if _squashed(message["content"]) not in said:
@@ -229,7 +230,7 @@ def _check_answer(row: ChatRow, index: int, answer: str) -> None:
             raise _dropped(row, index, answer, "tool call", name)
 
 
-def _asked_otherwise(index: int, before: str, after: str) -> BadRow:
+def _begins_differently(index: int, before: str, after: str) -> BadRow:
     return BadRow(
         [
             f"the chat template does not begin messages[{index}] the way it asks for an answer: it asks with "

@@ -1,4 +1,4 @@
-"""Datasets: bytes in, tokenised rows and a report out, or one error that lists everything that is wrong."""
+"""Datasets: from bytes to tokenised rows and a summary, or to one error that lists the problems."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _HEAD = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class DatasetLimits:
-    """What a dataset may hold at most."""
+    """Bounds of a dataset."""
 
     max_bytes: int = 256 * 1024 * 1024
     max_rows: int = 200_000
@@ -38,19 +38,19 @@ class DatasetLimits:
 class Example:
     """A tokenised row, the line that it comes from, and its own frozen stack if it has one.
 
-    ``row.stack`` is None: whoever resolves ``on_top_of`` to adapter versions sets it.
+    ``row.stack`` is None until ``on_top_of`` is resolved to adapter versions.
     """
 
     line: int
     row: TrainRow
     on_top_of: tuple[StackItem, ...] | None = None
     expect: Expected | None = None
-    """What counts as an answer, where the row says so."""
+    """The expected texts, where the row names them."""
     asked: Asked = ()
 
     @property
     def tokens(self) -> int:
-        """Tokens that a step computes for the row: those of both answers of a pair, each after the prompt."""
+        """Tokens that the model reads for the row; of a pair, those of both answers, each after the prompt."""
         return sum(len(side.input_ids) for side in _sides(self.row))
 
     @property
@@ -74,17 +74,17 @@ class DatasetReport:
     trained_tokens: int = 0
     longest: int = 0
     duplicates: int = 0
-    """Rows that say the same as an earlier one."""
+    """Rows that repeat an earlier one."""
     too_long: int = 0
-    """Rows beyond the longest that is allowed: they are refused, never cut."""
+    """Rows that are refused because they are too long."""
     pairs: bool = False
     """Whether the rows are preference pairs."""
     asked_with: str = ""
-    """``messages`` or ``prompt``: how a request asks for what is learned; empty: there are no rows."""
+    """``messages`` or ``prompt``: how a request asks for what most rows train; empty: there are no rows."""
     plain: PlainRows | None = None
-    """Rows that are learned without the chat template, if there are any."""
+    """Rows that are trained on without the chat template, if there are any."""
     notes: tuple[Note, ...] = ()
-    """What may not be meant."""
+    """What may be a mistake, and keeps no row from being trained on."""
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -166,9 +166,8 @@ def check_dataset(
         watch()
         if isinstance(row.content, PairRow) is not pairs:
             kinds = ("a preference pair", "none") if not pairs else ("no preference pair", "one")
-            problems.add(
-                row.line, f"is {kinds[0]}, and {problems.unit} {rows[0].line} is {kinds[1]}: split the file by kind"
-            )
+            first = f"{problems.unit} {rows[0].line}"
+            problems.add(row.line, f"the row is {kinds[0]}, and {first} is {kinds[1]}: split the file by kind")
             continue
         try:
             if held_out and row.expect_problems:
@@ -186,7 +185,7 @@ def check_dataset(
 
 def holds_pairs(file: BinaryIO) -> bool:
     """Whether the first row of a dataset says that it is a preference pair, without looking at the rest."""
-    for size in (_HEAD, -1):  # a row may be longer than what is looked at first
+    for size in (_HEAD, -1):  # the first row may be longer than that
         file.seek(0)
         for _, first in read_objects(file.read(size), lambda line, what: None):
             return names_pair(first)
@@ -199,7 +198,7 @@ def parse_dataset(data: bytes, problems: Problems, limits: DatasetLimits, watch:
     Raises INVALID_ARGUMENT at once for data that is too large or empty.
     """
     if len(data) > limits.max_bytes:
-        raise problems.refusal(f"has {len(data)} bytes; at most {limits.max_bytes} are taken: split it")
+        raise problems.refusal(f"the dataset has {len(data)} bytes; at most {limits.max_bytes} are taken: split it")
     rows: list[DataRow] = []
     shared = SharedProblems()
     seen = 0
@@ -207,7 +206,7 @@ def parse_dataset(data: bytes, problems: Problems, limits: DatasetLimits, watch:
         watch()
         seen += 1
         if seen > limits.max_rows:
-            raise problems.refusal(f"has more than {limits.max_rows} rows: split it")
+            raise problems.refusal(f"the dataset has more than {limits.max_rows} rows: split it")
         try:
             rows.append(parse_row(line, value))
             shared.add_judged(line, value)
@@ -215,7 +214,7 @@ def parse_dataset(data: bytes, problems: Problems, limits: DatasetLimits, watch:
             if not shared.add_foreign(line, value, bad.problems[0]):
                 problems.add(line, *bad.problems)
     if not seen and not problems.count:
-        raise problems.refusal("has no rows; give at least one JSON object per line")
+        raise problems.refusal("the dataset has no rows; give at least one JSON object per line")
     bad_answers = shared.report(problems)
     return [row for row in rows if row.line not in bad_answers]
 

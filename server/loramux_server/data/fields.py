@@ -1,4 +1,4 @@
-"""The parts of dataset rows: conversations and texts, checked, in OpenAI's and TRL's words."""
+"""Fields of dataset rows: conversations, prompts, answers and texts, in OpenAI's and TRL's words, checked."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from ..text.conversation import Report, read_message, read_template_kwargs, read
 from ..text.tokenizer import ROLES, is_role
 
 
-class Given(TypedDict):
-    """What a row gives the chat template beside its messages."""
+class TemplateInputs(TypedDict):
+    """What the chat template of a row gets beside the messages."""
 
     tools: tuple[Mapping[str, Any], ...] | None
     chat_template_kwargs: Mapping[str, Any]
@@ -19,7 +19,7 @@ class Given(TypedDict):
 
 @dataclass(frozen=True, slots=True)
 class ChatRow:
-    """A conversation. ``trained[i]`` says whether message i is learned (only assistant turns can be)."""
+    """A conversation. ``trained[i]``: whether message i is trained on; only assistant turns can be."""
 
     messages: tuple[Mapping[str, Any], ...]
     trained: tuple[bool, ...]
@@ -27,13 +27,13 @@ class ChatRow:
     chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
 
     @property
-    def given(self) -> Given:
+    def template_inputs(self) -> TemplateInputs:
         return {"tools": self.tools, "chat_template_kwargs": self.chat_template_kwargs}
 
 
 @dataclass(frozen=True, slots=True)
 class CompletionRow:
-    """A plain prompt and what should follow it."""
+    """A plain prompt and the completion after it, which is trained on."""
 
     prompt: str
     completion: str
@@ -41,17 +41,17 @@ class CompletionRow:
 
 @dataclass(frozen=True, slots=True)
 class TextRow:
-    """Raw text, all of it learned."""
+    """Plain text, all of it trained on."""
 
     text: str
 
 
 Answered = ChatRow | CompletionRow
-"""What has a prompt and an answer."""
+"""A row with a prompt and an answer."""
 
 
 class BadRow(Exception):
-    """A row that cannot be used: all that is wrong with it, one sentence each."""
+    """A row that cannot be used; ``problems`` has a sentence for each thing that is wrong with it."""
 
     def __init__(self, problems: list[str]) -> None:
         super().__init__("; ".join(problems))
@@ -59,18 +59,19 @@ class BadRow(Exception):
 
 
 class TooLong(BadRow):
-    """A row that is longer than is allowed: it is refused, never cut."""
+    """A row that is too long: it is refused, never cut."""
 
     def __init__(self, what: str, max_length: int) -> None:
+        """``what``: a clause that ends with a number of tokens."""
         super().__init__([f"{what}; at most {max_length} are allowed: shorten or split it"])
 
 
 def chat(
-    value: Any, name: str, given: Given, problems: list[str], learn_from: int = 0, answer: str = ""
+    value: Any, name: str, inputs: TemplateInputs, problems: list[str], trained_from: int = 0, answer: str = ""
 ) -> ChatRow | None:
-    """A conversation from a list of messages; turns before number ``learn_from`` are never learned.
+    """A conversation from a list of messages; only those from index ``trained_from`` on can be trained on.
 
-    ``name`` is what the row calls the list, ``answer`` what it calls the part that is learned.
+    ``name`` is the row's name of the list, ``answer`` that of the part which is trained on.
     """
     if not isinstance(value, list) or not value:
         problems.append(f"{name} must be a list with at least one message")
@@ -80,25 +81,25 @@ def chat(
     if len(problems) > before:
         return None
     messages = tuple(message for message, _ in turns)
-    trained = tuple(learn and index >= learn_from for index, (_, learn) in enumerate(turns))
-    if not any(message["role"] == "assistant" for message in messages[learn_from:]):
-        problems.append(f"no assistant turn in {answer or name}, so there is nothing to learn")
+    trained = tuple(train and index >= trained_from for index, (_, train) in enumerate(turns))
+    if not any(message["role"] == "assistant" for message in messages[trained_from:]):
+        problems.append(f"there is no assistant turn in {answer or name}, so there is nothing to learn")
     elif not any(trained):
         problems.append("every assistant turn has weight 0, so there is nothing to learn")
     elif trained[0]:
         problems.append(
             f"{name}[0] is an assistant turn that answers nothing; begin with a user turn or give it weight 0"
         )
-    return ChatRow(messages, trained, **given) if len(problems) == before else None
+    return ChatRow(messages, trained, **inputs) if len(problems) == before else None
 
 
-def answered(prompt: Any, answer: Any, name: str, given: Given, problems: list[str]) -> Answered | None:
-    """A prompt and the answer that the row calls ``name``: both texts, or both messages as TRL has them."""
+def answered(prompt: Any, answer: Any, name: str, inputs: TemplateInputs, problems: list[str]) -> Answered | None:
+    """A prompt and its answer, the field ``name``: both texts, or both lists of messages as TRL has them."""
     if isinstance(prompt, list) and isinstance(answer, list):
         if not answer:
             problems.append(f"{name} is empty")
             return None
-        return chat([*prompt, *answer], f"prompt + {name}", given, problems, len(prompt), name)
+        return chat([*prompt, *answer], f"prompt + {name}", inputs, problems, len(prompt), name)
     if isinstance(prompt, list) or isinstance(answer, list):
         problems.append(f"prompt and {name} must both be strings or both be lists of messages")
         return None
@@ -108,7 +109,7 @@ def answered(prompt: Any, answer: Any, name: str, given: Given, problems: list[s
 
 
 def _message(value: Any, path: str, problems: list[str]) -> tuple[dict[str, Any], bool]:
-    """A message as the template gets it, and whether it is learned."""
+    """A message as the chat template gets it, and whether it is trained on."""
     if not isinstance(value, dict):
         problems.append(f"{path} is not an object with role and content")
         return {}, False
@@ -130,8 +131,8 @@ def _message(value: Any, path: str, problems: list[str]) -> tuple[dict[str, Any]
     return message, role == "assistant" and weight != 0
 
 
-def given_of(value: Mapping[str, Any], problems: list[str]) -> Given:
-    """What a row gives the chat template."""
+def template_inputs_of(value: Mapping[str, Any], problems: list[str]) -> TemplateInputs:
+    """What the chat template of a row gets beside the messages."""
     if "functions" in value:
         problems.append('"functions" is the old spelling; use "tools"')
     report = _sentences(problems)
@@ -146,7 +147,7 @@ def _sentences(problems: list[str]) -> Report:
 
 
 def is_text(text: Any, name: str, problems: list[str]) -> bool:
-    """Whether a field holds a text that says something; what is wrong goes to ``problems``."""
+    """Whether a field holds a text that is not blank; what is wrong goes to ``problems``."""
     if not isinstance(text, str):
         problems.append(f"{name} must be a string")
     elif not text.strip():

@@ -1,7 +1,7 @@
-"""Which tokens of a row are learned.
+"""Label masks: which tokens of a row are loss tokens.
 
-One rule for all shapes: what comes before an answer is exactly what ``generate`` would have fed the model there, and
-each answer ends with one end token, learned too. So no token ever spans the border between them.
+One rule for all shapes: the tokens before an answer are exactly those of a request that asks for it, and each answer
+ends with one end token, which is a loss token too. So no token spans the border between prompt and answer.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from .preference_pairs import PairRow
 from .rows import Content
 
 CONTEXT = 16
-"""Tokens from which on what follows is decoded alike, whatever came before; a character has four at most."""
+"""Tokens of context after which decoding no longer depends on what came before; a character has at most four."""
 
 
 @dataclass(frozen=True, slots=True)
-class Segment:
-    """Neighbouring tokens that are all learned or all not, as text."""
+class MarkedText:
+    """The text of neighbouring tokens that are all loss tokens (``trained``), or all not."""
 
     text: str
     trained: bool
@@ -43,10 +43,9 @@ def train_rows(
     """Token ids and labels of one dataset row.
 
     A preference pair gives one row, with the other answer in ``rejected``. A conversation gives one row, or one for
-    each answer where the template rewrites earlier turns (leaves out their reasoning, say), so that every answer is
-    learned after the very prompt it would be asked for with. ``max_length``: tokens of the longest row;
-    ``chat_template_kwargs``: for the chat template, where the row's own do not say otherwise. Raises :class:`BadRow`,
-    :class:`TooLong`, and what ``watch`` raises.
+    each answer where the template rewrites earlier turns (leaves out their reasoning, say), so that each answer follows
+    exactly the prompt of a request. ``max_length``: tokens of the longest row; ``chat_template_kwargs``: for the chat
+    template, where the row has none of that name. Raises :class:`BadRow`, :class:`TooLong`, and what ``watch`` raises.
     """
     try:
         match content:
@@ -66,7 +65,7 @@ def train_rows(
         raise BadRow([violation.description for violation in error.violations] or [error.message]) from error
     longest = max(len(ids) for ids, _ in rows)
     if max_length is not None and longest > max_length:
-        raise TooLong(f"has {longest} tokens", max_length)
+        raise TooLong(f"the row has {longest} tokens", max_length)
     for ids, labels in rows:
         _check(ids, labels, tokenizer)
     return tuple(TrainRow(tuple(ids), tuple(labels)) for ids, labels in rows)
@@ -97,9 +96,9 @@ def _prompt(row: TrainRow) -> tuple[int, ...]:
     return row.input_ids[: row.labels.index(True)]
 
 
-def render_marked(row: TrainRow, tokenizer: TextTokenizer) -> tuple[Segment, ...]:
-    """A tokenised row as text again, special tokens shown, cut where learning begins and ends."""
-    segments: list[Segment] = []
+def render_marked(row: TrainRow, tokenizer: TextTokenizer) -> tuple[MarkedText, ...]:
+    """The text of a tokenised row, special tokens included, split where loss tokens begin and end."""
+    segments: list[MarkedText] = []
     end = 0
     for trained, group in groupby(row.labels):
         start, end = end, end + len(list(group))
@@ -107,7 +106,7 @@ def render_marked(row: TrainRow, tokenizer: TextTokenizer) -> tuple[Segment, ...
         before = max(0, start - CONTEXT)
         known = tokenizer.decode(row.input_ids[before:start], skip_special_tokens=False)
         text = tokenizer.decode(row.input_ids[before:end], skip_special_tokens=False)
-        segments.append(Segment(text[len(known) :], trained))
+        segments.append(MarkedText(text[len(known) :], trained))
     return tuple(segments)
 
 
@@ -119,19 +118,19 @@ def _completion(row: CompletionRow, tokenizer: TextTokenizer) -> Labelled:
 
 def _text(row: TextRow, tokenizer: TextTokenizer) -> Labelled:
     ids = _ended(tokenizer.encode(row.text, field="text"), tokenizer)
-    # Nothing comes before the first token that it could be predicted from.
+    # No token comes before the first one to predict it from.
     return ids, [False] + [True] * (len(ids) - 1)
 
 
 def _ended(ids: list[int], tokenizer: TextTokenizer) -> list[int]:
-    """``ids`` with one end token, unless they bring their own."""
+    """``ids`` with one end token, unless they end with one."""
     if tokenizer.eos_token_id is None:
-        raise BadRow(["the base's tokenizer names no end-of-sequence token, so an answer cannot be ended"])
+        raise BadRow(["the base's tokenizer has no end-of-sequence token, so answers cannot be ended"])
     return ids if ids and ids[-1] in tokenizer.eos_token_ids else [*ids, tokenizer.eos_token_id]
 
 
 def _without_tail(answer: list[int], tokenizer: TextTokenizer) -> list[int]:
-    """An answer up to its end token: further end tokens and white space after it are never the model's to say."""
+    """An answer up to its end token, without white space and further end tokens after it."""
     end = len(answer)
     for at in range(len(answer) - 1, -1, -1):
         if answer[at] in tokenizer.eos_token_ids:
@@ -143,13 +142,13 @@ def _without_tail(answer: list[int], tokenizer: TextTokenizer) -> list[int]:
 
 def _check(ids: list[int], labels: list[bool], tokenizer: TextTokenizer) -> None:
     if len(ids) > 1 and ids[0] == ids[1] == tokenizer.bos_token_id:
-        start = tokenizer.token_text(ids[0])
+        start, shown = tokenizer.token_text(ids[0]), tokenizer.decode(ids[:12], skip_special_tokens=False)
         raise BadRow(
             [
-                f"begins with {start} twice ({excerpt(tokenizer.decode(ids[:12], skip_special_tokens=False))}): "
-                "the tokenizer adds it by itself, so leave it out of the text"
+                f"the row begins with {start} twice ({excerpt(shown)}): the tokenizer adds it by itself, so leave it "
+                "out of the text"
             ]
         )
     if not any(labels):
         shown = tokenizer.decode(ids, skip_special_tokens=False)
-        raise BadRow([f"has no token to learn; it is rendered as {excerpt(shown)}"])
+        raise BadRow([f"the row has no token to learn; it is rendered as {excerpt(shown)}"])

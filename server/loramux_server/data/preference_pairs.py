@@ -1,4 +1,4 @@
-"""Preference pairs: two answers to one prompt, in TRL's words and in OpenAI's."""
+"""Preference pairs: two answers to one prompt, in the fields of TRL or of OpenAI."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .fields import Answered, Given, answered, chat, given_of, is_text
+from .fields import Answered, TemplateInputs, answered, chat, is_text, template_inputs_of
 
 CHOSEN_AND_REJECTED = {"prompt", "chosen", "rejected"}
 PREFERRED_OUTPUTS = {"input", "preferred_output", "non_preferred_output"}
@@ -14,34 +14,36 @@ PREFERRED_OUTPUTS = {"input", "preferred_output", "non_preferred_output"}
 
 @dataclass(frozen=True, slots=True)
 class PairRow:
-    """Two answers to the same prompt, the one that is preferred first."""
+    """A preferred (``chosen``) and a ``rejected`` answer to the same prompt."""
 
     chosen: Answered
     rejected: Answered
 
 
 def chosen_and_rejected(value: Mapping[str, Any], problems: list[str]) -> PairRow | None:
-    """TRL's pair, of texts or of messages; without ``prompt`` it is what both answers begin with."""
+    """TRL's pair, of texts or of messages; without ``prompt``, both answers begin with it."""
     if not _both(value, "chosen", "rejected", problems):
         return None
-    prompt, chosen, rejected = _settled(value.get("prompt"), _turns(value["chosen"]), _turns(value["rejected"]))
+    prompt, chosen, rejected = _prompt_and_answers(
+        value.get("prompt"), _turns(value["chosen"]), _turns(value["rejected"])
+    )
     if prompt is None:
         if type(chosen) is not type(rejected):
             problems.append("chosen and rejected must both be strings or both be lists of messages")
             return None
         if isinstance(chosen, list):
-            return _whole(chosen, rejected, given_of(value, problems), problems)
+            return _whole(chosen, rejected, template_inputs_of(value, problems), problems)
         if not all([is_text(chosen, "chosen", problems), is_text(rejected, "rejected", problems)]):
             return None
         if chosen == rejected:
-            problems.append("chosen and rejected are the same")
+            problems.append("chosen and rejected are the same answer")
             return None
-        prompt = _beginning(chosen, rejected)
+        prompt = _common_beginning(chosen, rejected)
         if not prompt.strip():
             problems.append("chosen and rejected begin with different words, so there is no prompt; give prompt")
             return None
         chosen, rejected = chosen[len(prompt) :], rejected[len(prompt) :]
-    return _pair(prompt, chosen, rejected, ("chosen", "rejected"), given_of(value, problems), problems)
+    return _pair(prompt, chosen, rejected, ("chosen", "rejected"), template_inputs_of(value, problems), problems)
 
 
 def preferred_outputs(value: Mapping[str, Any], problems: list[str]) -> PairRow | None:
@@ -57,45 +59,46 @@ def preferred_outputs(value: Mapping[str, Any], problems: list[str]) -> PairRow 
         problems.append(f"{names[0]} and {names[1]} must be lists of messages")
         return None
     shared = {name: value.get(name) for name in ("tools", "chat_template_kwargs")}
-    given = given_of({**shared, **asked}, problems)
-    return _pair(asked["messages"], value[names[0]], value[names[1]], names, given, problems)
+    inputs = template_inputs_of({**shared, **asked}, problems)
+    return _pair(asked["messages"], value[names[0]], value[names[1]], names, inputs, problems)
 
 
 def _pair(
-    prompt: Any, chosen: Any, rejected: Any, names: tuple[str, str], given: Given, problems: list[str]
+    prompt: Any, chosen: Any, rejected: Any, names: tuple[str, str], inputs: TemplateInputs, problems: list[str]
 ) -> PairRow | None:
     if chosen == rejected:
-        problems.append(f"{names[0]} and {names[1]} are the same")
+        problems.append(f"{names[0]} and {names[1]} are the same answer")
         return None
     first, second = (
-        answered(prompt, answer, name, given, problems) for answer, name in zip((chosen, rejected), names, strict=True)
+        answered(prompt, answer, name, inputs, problems) for answer, name in zip((chosen, rejected), names, strict=True)
     )
     return PairRow(first, second) if first and second else None
 
 
-def _whole(chosen: list[Any], rejected: list[Any], given: Given, problems: list[str]) -> PairRow | None:
-    """A pair of whole conversations: the prompt ends where they part."""
-    same = [a == b for a, b in zip(_said(chosen), _said(rejected), strict=False)]
+def _whole(chosen: list[Any], rejected: list[Any], inputs: TemplateInputs, problems: list[str]) -> PairRow | None:
+    """A pair of whole conversations: the prompt ends where they differ."""
+    same = [a == b for a, b in zip(_contents(chosen), _contents(rejected), strict=False)]
     shared = same.index(False) if False in same else len(same)
     if shared == len(chosen) == len(rejected):
-        problems.append("chosen and rejected are the same")
+        problems.append("chosen and rejected are the same answer")
         return None
     roles = [m.get("role") for turns in (chosen, rejected) for m in turns[shared : shared + 1] if isinstance(m, dict)]
     if roles != ["assistant"] * 2 or not shared:
         problems.append(
-            f"chosen and rejected part at message {shared}, which must be an assistant turn in both: "
+            f"chosen and rejected differ from message {shared} on, which must be an assistant turn in both: "
             "the prompt before it has to be the same"
         )
         return None
     first, second = (
-        chat(turns, name, given, problems, shared, name) for turns, name in ((chosen, "chosen"), (rejected, "rejected"))
+        chat(turns, name, inputs, problems, shared, name)
+        for turns, name in ((chosen, "chosen"), (rejected, "rejected"))
     )
     return PairRow(first, second) if first and second else None
 
 
 def _both(value: Mapping[str, Any], chosen: str, rejected: str, problems: list[str]) -> bool:
     if missing := [name for name in (chosen, rejected) if name not in value]:
-        problems.append(f"has no {missing[0]}; {chosen} and {rejected} go together")
+        problems.append(f"the row has no {missing[0]}; {chosen} and {rejected} go together")
     return not missing
 
 
@@ -104,19 +107,19 @@ def _turns(answer: Any) -> Any:
     return [answer] if isinstance(answer, dict) else answer
 
 
-def _settled(prompt: Any, chosen: Any, rejected: Any) -> tuple[Any, Any, Any]:
-    """The prompt and the answers after it; prompt None: it is what the answers begin with.
+def _prompt_and_answers(prompt: Any, chosen: Any, rejected: Any) -> tuple[Any, Any, Any]:
+    """The prompt and the answers after it; prompt None: both answers begin with it.
 
-    Common spellings have whole conversations, or whole texts, and tell the prompt beside them once more.
+    Common datasets have the whole conversation, or the whole text, in both answers and repeat the prompt beside them.
     """
     if all(isinstance(answer, list) for answer in (chosen, rejected)):
-        whole = _said(chosen[:1]) == _said(rejected[:1]) and _role(chosen) not in (None, "assistant")
+        whole = _contents(chosen[:1]) == _contents(rejected[:1]) and _role(chosen) not in (None, "assistant")
         if isinstance(prompt, str):
             return (None if whole else [{"role": "user", "content": prompt}]), chosen, rejected
         if (
             whole
             and isinstance(prompt, list)
-            and all(turn in _said(side) for side in (chosen, rejected) for turn in _said(prompt))
+            and all(turn in _contents(side) for side in (chosen, rejected) for turn in _contents(prompt))
         ):
             return None, chosen, rejected
     if all(isinstance(answer, str) for answer in (chosen, rejected)):
@@ -127,8 +130,8 @@ def _settled(prompt: Any, chosen: Any, rejected: Any) -> tuple[Any, Any, Any]:
     return prompt, chosen, rejected
 
 
-def _said(turns: list[Any]) -> list[Any]:
-    """Roles and contents of messages: many tools put a number or a time beside them, which say nothing here."""
+def _contents(turns: list[Any]) -> list[Any]:
+    """What messages say: many tools add an index or a time to each, which is left out."""
     return [
         (turn.get("role"), turn.get("content"), turn.get("tool_calls")) if isinstance(turn, dict) else turn
         for turn in turns
@@ -139,7 +142,7 @@ def _role(turns: list[Any]) -> Any:
     return turns[0].get("role") if turns and isinstance(turns[0], dict) else None
 
 
-def _beginning(a: str, b: str) -> str:
-    """What two texts begin with, in whole words; the space goes to the answers."""
+def _common_beginning(a: str, b: str) -> str:
+    """The common beginning of two texts, in whole words; the space after it goes to the answers."""
     shared = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
     return a[: max(a.rfind(" ", 0, shared), 0)]

@@ -10,7 +10,7 @@ from typing import Any
 from ..core.json_values import MAX_DEPTH, TOO_DEEP, TOO_LARGE, too_deep, unfit
 from ..core.types import MAX_STACK, StackItem
 from .expect import FIELDS, Expected, expected_of
-from .fields import Answered, BadRow, TextRow, answered, chat, given_of, is_text
+from .fields import Answered, BadRow, TextRow, answered, chat, is_text, template_inputs_of
 from .preference_pairs import CHOSEN_AND_REJECTED, PREFERRED_OUTPUTS, PairRow, chosen_and_rejected, preferred_outputs
 
 Content = Answered | TextRow | PairRow
@@ -25,11 +25,11 @@ class DataRow:
     on_top_of: tuple[StackItem, ...] | None = None
     """The row's own frozen stack underneath; empty: the bare base; None: the job's stacks take turns."""
     ignored: tuple[str, ...] = ()
-    """Fields that mean nothing here."""
+    """Names of the fields that are not used."""
     expect: Expected | None = None
-    """What counts as an answer, should the row be held out; None: it does not say so."""
+    """The expected texts, for a row that is held out; None: it names none."""
     expect_problems: tuple[str, ...] = ()
-    """What is wrong with it. It keeps nobody from training on the row."""
+    """What is wrong with ``expect``; the row can be trained on all the same."""
 
 
 _SHAPES: dict[str, set[str]] = {
@@ -42,11 +42,11 @@ _SHAPES: dict[str, set[str]] = {
 _PAIRS = ("a preference pair", "a preference pair in OpenAI's words")
 _DECIDING = (*_PAIRS, "messages", "prompt + completion", "text")
 _NEEDED = {"a preference pair": {"chosen", "rejected"}}
-"""Fields that make a shape whole, where it has others that may be left out."""
+"""Required fields of the shapes that have optional ones too."""
 _SHARED = {"prompt", "input"}
-"""Fields that do not tell the shape by themselves."""
+"""Fields that do not decide the shape alone."""
 WANTED = 'a row has "messages", "prompt" and "completion", "text", or "chosen" and "rejected"'
-"""What a row without a known shape is told."""
+"""The advice for a row without a known shape."""
 
 
 def parse_row(line: int, value: Mapping[str, Any]) -> DataRow:
@@ -76,30 +76,31 @@ def names_pair(value: Mapping[str, Any]) -> bool:
 
 
 def _shape(value: Mapping[str, Any], problems: list[str]) -> str:
-    """The shape that a row's fields name; empty when they name none, or several in part.
+    """The shape of a row by its fields; empty, with a problem, when they fit none, or several in part.
 
-    Where several are whole, the pair decides, then the conversation: the other fields are those of tools that keep
-    what they made of a row beside it.
+    Where several shapes are complete, a pair comes first, then ``messages``: many tools keep other forms of the same
+    row in further fields.
     """
     given = {name for name, item in value.items() if item is not None}
     found = [name for name, fields in _SHAPES.items() if (fields - _SHARED) & given]
     whole = [name for name in _DECIDING if name in found and _NEEDED.get(name, _SHAPES[name]) <= given]
     if pairs := [name for name in _PAIRS if name in found]:
-        return next((name for name in whole if name in _PAIRS), pairs[0])  # half a pair is never anything else
+        # An incomplete pair is never taken as another shape.
+        return next((name for name in whole if name in _PAIRS), pairs[0])
     if whole:
         return whole[0]
     found = found or [name for name, fields in _SHAPES.items() if (fields - _SHARED) & value.keys()]
     if not found and "prompt" in value:
         found = ["prompt + completion"]
     if not found:
-        problems.append(f"has no known shape (fields: {names_of(value)}); {WANTED}")
+        problems.append(f"the row has no known shape (fields: {names_of(value)}); {WANTED}")
     elif len(found) > 1:
-        problems.append(f"has two shapes, {' and '.join(found)}; leave one out")
+        problems.append(f"the row has two shapes, {' and '.join(found)}; leave one out")
     return found[0] if len(found) == 1 else ""
 
 
 def names_of(value: Mapping[str, Any]) -> str:
-    """The first fields of an object, for people."""
+    """The names of an object's first fields, for a message."""
     return ", ".join(name[:40] for name in sorted(map(str, value))[:6]) or "none"
 
 
@@ -111,13 +112,13 @@ def _content(shape: str, value: Mapping[str, Any], problems: list[str]) -> Conte
             return chosen_and_rejected(value, problems)
         case "a preference pair in OpenAI's words":
             return preferred_outputs(value, problems)
-    given = given_of(value, problems)
+    inputs = template_inputs_of(value, problems)
     if shape == "messages":
-        return chat(value["messages"], "messages", given, problems)
+        return chat(value["messages"], "messages", inputs, problems)
     if missing := [name for name in ("prompt", "completion") if name not in value]:
-        problems.append(f"has no {missing[0]}; prompt and completion go together")
+        problems.append(f"the row has no {missing[0]}; prompt and completion go together")
         return None
-    return answered(value["prompt"], value["completion"], "completion", given, problems)
+    return answered(value["prompt"], value["completion"], "completion", inputs, problems)
 
 
 def _on_top_of(value: Any, problems: list[str]) -> tuple[StackItem, ...] | None:
@@ -135,7 +136,7 @@ def _on_top_of(value: Any, problems: list[str]) -> tuple[StackItem, ...] | None:
     if len(pairs) > MAX_STACK:
         problems.append(f"on_top_of has {len(pairs)} adapters; at most {MAX_STACK} can be stacked")
     if len({name for name, _ in pairs}) < len(pairs):
-        problems.append("on_top_of names an adapter twice")
+        problems.append("on_top_of names an adapter twice; name it once, with the sum of the weights")
     items = []
     for name, weight in pairs:
         try:
@@ -150,7 +151,7 @@ def _on_top_of(value: Any, problems: list[str]) -> tuple[StackItem, ...] | None:
 
 
 def _unfit_values(value: Mapping[str, Any], used: set[str]) -> list[str]:
-    """What JSON can spell and nothing here can carry; depth beyond bounds."""
+    """Problems of values that JSON can hold but that cannot be used: lone surrogates, too large, nested too deeply."""
     found = [(path, what) for path, what in unfit(value) if what != TOO_LARGE or not path.startswith("on_top_of")]
     problems = [f"{path} {what}" for path, what in found]
     for name in value.keys() & used:

@@ -204,7 +204,7 @@ def test_descriptions_are_short_enough_for_a_header(refused: Any) -> None:
 
 @pytest.mark.parametrize("data", [b"", b"\n \n", b"[]", b"[\n]\n"])
 def test_no_rows_are_refused(data: bytes, refused: Any) -> None:
-    assert refused(data) == [("data", "has no rows; give at least one JSON object per line")]
+    assert refused(data) == [("data", "the dataset has no rows; give at least one JSON object per line")]
 
 
 def test_field_29_byte_order_marks_are_skipped(load: Any, refused: Any) -> None:

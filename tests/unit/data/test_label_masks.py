@@ -409,7 +409,7 @@ def test_a_template_that_looks_ahead_is_not_cut_into_turns(template: str, with_t
 def test_field_01_a_template_that_looks_ahead_has_a_bound(with_template: Make) -> None:
     tokenizer = with_template(WHOLE + LOOP + ASK)
     train_rows(chat(turns(*["hi", "yo"] * 30)), tokenizer)
-    with pytest.raises(BadRow, match=r"too many answers \(1000 that are learned\)"):
+    with pytest.raises(BadRow, match=r"too many answers \(1000 are trained on\)"):
         train_rows(chat(turns(*["hi", "yo"] * 1000)), tokenizer)
     with pytest.raises(TooLong, match=r"has \d+ tokens; at most 500 are allowed"):
         train_rows(chat(turns(*["hi", "yo"] * 60)), tokenizer, max_length=500)

@@ -183,10 +183,10 @@ PROBLEMS: list[tuple[dict[str, Any], str]] = [
     ({"prompt": [USER], "chosen": [GOOD], "rejected": [USER]}, "no assistant turn in rejected"),
     (
         {"chosen": [USER, GOOD], "rejected": [{**USER, "content": "Who?"}, BAD]},
-        "part at message 0, which must be an assistant turn in both",
+        "differ from message 0 on, which must be an assistant turn in both",
     ),
     ({"chosen": [USER, GOOD], "rejected": [USER, GOOD]}, "chosen and rejected are the same"),
-    ({"chosen": [USER, GOOD], "rejected": [USER]}, "part at message 1"),
+    ({"chosen": [USER, GOOD], "rejected": [USER]}, "differ from message 1 on"),
     (
         {"input": {"messages": [USER]}, "preferred_output": [GOOD], "non_preferred_output": "x"},
         "must be lists of messages",
@@ -211,7 +211,7 @@ def test_each_problem_is_told_with_its_line(row: dict[str, Any], complaint: str,
 def test_a_pair_among_other_rows_is_refused(smollm: TextTokenizer) -> None:
     with pytest.raises(Error) as caught:
         load_dataset(lines({"text": "raw words"}, PAIR), smollm, max_length=100)
-    assert "line 2: is a preference pair, and line 1 is none" in caught.value.message
+    assert "line 2: the row is a preference pair, and line 1 is none" in caught.value.message
 
 
 def test_answers_that_a_template_makes_alike_are_refused(with_template: Any) -> None:
