@@ -63,7 +63,7 @@ class AdapterServicer(adapters_pb2_grpc.AdapterServiceServicer):
     ) -> AsyncGenerator[pb.DownloadAdapterResponse]:
         download = await self._open().adapters.download(request.adapter, calls.principal())
         yield pb.DownloadAdapterResponse(
-            header=to_proto(pb.DownloadAdapterHeader(), download, version=version_to_proto(download.version))
+            header=to_proto(pb.DownloadAdapterHeader, download, version=version_to_proto(download.version))
         )
         async for name, data in download.chunks:
             yield pb.DownloadAdapterResponse(chunk=common_pb2.FileChunk(name=name, data=data))

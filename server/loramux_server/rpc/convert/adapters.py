@@ -20,10 +20,10 @@ def compose_from_proto(request: pb.ComposeAdapterRequest, principal: Principal) 
 def version_to_proto(version: VersionRecord) -> pb.AdapterVersion:
     """One adapter version."""
     times = {"created_at": version.created, "last_used_at": version.last_used}
-    return to_proto(pb.AdapterVersion(), version, version.meta, state_reason=version.reason, **times)
+    return to_proto(pb.AdapterVersion, version, version.meta, state_reason=version.reason, **times)
 
 
 def adapter_to_proto(adapter: AdapterInfo) -> pb.Adapter:
     """A name and the versions behind it."""
     current = version_to_proto(adapter.current) if adapter.current else None
-    return to_proto(pb.Adapter(), adapter, current=current, versions=map(version_to_proto, adapter.versions))
+    return to_proto(pb.Adapter, adapter, current=current, versions=map(version_to_proto, adapter.versions))

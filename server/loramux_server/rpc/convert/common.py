@@ -6,12 +6,14 @@ What has another name on one side is given by keyword.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import cache
 from typing import Any, TypeVar
 
 import msgspec
 from google.protobuf.descriptor import EnumDescriptor
 from google.protobuf.message import Message as ProtoMessage
+from google.protobuf.message_factory import GetMessageClass
 
 from loramux.v1 import common_pb2
 
@@ -21,23 +23,22 @@ from ...core.types import Message, StackEntry, StackItem, Usage
 M = TypeVar("M", bound=ProtoMessage)
 T = TypeVar("T")
 _STACK = common_pb2.Stack.DESCRIPTOR
+_MISSING = object()
 
 
-def to_proto(message: M, *sources: object, **given: Any) -> M:
-    """``message`` with its fields filled in: from ``given``, else from the first source with an attribute of the name.
+def to_proto(kind: Callable[..., M], *sources: object, **given: Any) -> M:
+    """A message with its fields filled in: from ``given``, else from the first source with an attribute of the name.
 
     None leaves a field unset, and so does a value of a message field that is false.
     """
-    for field in message.DESCRIPTOR.fields:
-        name = field.name
-        if name in given:
-            _put(message, field, given[name])
-            continue
-        for source in sources:
-            if hasattr(source, name):
-                _put(message, field, getattr(source, name))
+    for name, converted in _writers(kind):
+        value = given.pop(name, _MISSING)
+        for source in sources if value is _MISSING else ():
+            if (value := getattr(source, name, _MISSING)) is not _MISSING:
                 break
-    return message
+        if value is not _MISSING and value is not None:
+            given[name] = value if converted is None else converted(value)
+    return kind(**given)
 
 
 def from_proto(kind: type[T], message: ProtoMessage, **given: Any) -> T:
@@ -49,7 +50,7 @@ def from_proto(kind: type[T], message: ProtoMessage, **given: Any) -> T:
 
 
 def word(kind: EnumDescriptor, number: int, path: str) -> str:
-    """The word of an enum's number, the opposite of :func:`number_of`. Raises INVALID_ARGUMENT for an unknown one."""
+    """The word of an enum's number, the opposite of :func:`numbers`. Raises INVALID_ARGUMENT for an unknown one."""
     if number == 0:
         return ""
     if (found := kind.values_by_number.get(number)) is None:
@@ -58,9 +59,10 @@ def word(kind: EnumDescriptor, number: int, path: str) -> str:
     return found.name.removeprefix(_prefix(kind)).lower()
 
 
-def number_of(kind: EnumDescriptor, word: str) -> int:
-    """The number of an enum's word; 0 for the empty one."""
-    return kind.values_by_name[_prefix(kind) + word.upper()].number if word else 0
+@cache
+def numbers(kind: EnumDescriptor) -> dict[str, int]:
+    """The numbers of an enum by their words; 0 for the empty one."""
+    return {word(kind, value.number, ""): value.number for value in kind.values}
 
 
 def _prefix(kind: EnumDescriptor) -> str:
@@ -68,34 +70,26 @@ def _prefix(kind: EnumDescriptor) -> str:
     return kind.values[0].name.removesuffix("UNSPECIFIED")
 
 
-def _put(message: ProtoMessage, field: Any, value: Any) -> None:
-    kind, name = field.message_type, field.name
-    if value is None:
-        return
-    if kind is None:
-        if field.enum_type is not None:
-            value = number_of(field.enum_type, value)
-        if field.is_repeated:
-            getattr(message, name).extend(value)
-        else:
-            setattr(message, name, value)
-    elif kind.GetOptions().map_entry:
-        getattr(message, name).update(value)
-    elif field.is_repeated:
-        for item in value:
-            _fill(getattr(message, name).add(), item)
-    elif value:
-        _fill(getattr(message, name), value)
+@cache
+def _writers(kind: Any) -> tuple[tuple[str, Callable[[Any], Any] | None], ...]:
+    """Each field of a message and what makes its value, if anything does. Cached, for descriptors are slow to read."""
+    return tuple((field.name, _writer(field)) for field in kind.DESCRIPTOR.fields)
 
 
-def _fill(message: ProtoMessage, value: Any) -> None:
-    if isinstance(value, ProtoMessage):
-        message.CopyFrom(value)
-    elif message.DESCRIPTOR is _STACK:
-        to_proto(message, entries=value)
-    else:
-        message.SetInParent()
-        to_proto(message, value)
+def _writer(field: Any) -> Callable[[Any], Any] | None:
+    message = field.message_type
+    if message is None or message.GetOptions().map_entry:
+        return numbers(field.enum_type).__getitem__ if field.enum_type is not None else None
+    inner = GetMessageClass(message)
+
+    def one(value: Any) -> Any:
+        if isinstance(value, ProtoMessage):
+            return value
+        return to_proto(inner, entries=value) if message is _STACK else to_proto(inner, value)
+
+    if field.is_repeated:
+        return lambda values: [one(value) for value in values]
+    return lambda value: one(value) if value else None
 
 
 def _plain(message: ProtoMessage, path: str = "") -> dict[str, Any]:

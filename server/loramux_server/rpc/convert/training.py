@@ -35,7 +35,7 @@ def job_to_proto(job: JobRecord) -> pb.Job:
     """A training job as it stands."""
     request, reason = job.request, job.error_code.upper()
     return to_proto(
-        pb.Job(),
+        pb.Job,
         job,
         request,
         settings=request.spec,
@@ -51,12 +51,12 @@ def job_to_proto(job: JobRecord) -> pb.Job:
 def event_to_proto(record: EventRecord) -> pb.JobEvent:
     """One thing that happened in a job."""
     event = record.event
-    return to_proto(pb.JobEvent(), record, event, time=record.at, answers=map(_judged, event.answers))
+    return to_proto(pb.JobEvent, record, event, time=record.at, answers=map(_judged, event.answers))
 
 
 def _judged(row: JudgedRow) -> pb.JudgedRow:
-    answers = [to_proto(pb.JudgedRow.Answer(side=side), answer) for side, answer in row.answers.items()]
-    return to_proto(pb.JudgedRow(), row, answers=answers)
+    answers = [to_proto(pb.JudgedRow.Answer, answer, side=side) for side, answer in row.answers.items()]
+    return to_proto(pb.JudgedRow, row, answers=answers)
 
 
 def states_from_proto(states: Iterable[pb.JobState.ValueType]) -> tuple[JobState, ...]:
@@ -71,10 +71,10 @@ def states_from_proto(states: Iterable[pb.JobState.ValueType]) -> tuple[JobState
 
 def dataset_to_proto(dataset: DatasetRecord) -> pb.Dataset:
     """A stored dataset."""
-    return to_proto(pb.Dataset(), dataset, name=dataset.filename, created_at=dataset.created)
+    return to_proto(pb.Dataset, dataset, name=dataset.filename, created_at=dataset.created)
 
 
 def report_to_proto(report: DatasetReport) -> pb.ValidateDatasetResponse:
     """What a dataset holds and what is wrong with it."""
-    summary = to_proto(pb.DatasetSummary(), report)
-    return to_proto(pb.ValidateDatasetResponse(), report, valid=report.ok, summary=summary, rows=report.shown)
+    summary = to_proto(pb.DatasetSummary, report)
+    return to_proto(pb.ValidateDatasetResponse, report, valid=report.ok, summary=summary, rows=report.shown)

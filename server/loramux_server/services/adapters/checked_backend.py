@@ -21,7 +21,7 @@ from ...core.errors import LOGITS_NOT_FINITE, Error, is_damage
 from ...core.jobs import TrainCommand, TrainEvent
 from ...core.types import AdapterVersion, Stack
 from ...store.adapters import AdapterRegistry
-from .trial import is_finite
+from .publish import is_finite
 
 T = TypeVar("T")
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from ...core.backend import EngineInfo
 from ...core.compose import ComposeCommand, ComposeMethod
 from ...core.errors import FieldViolation, invalid
 from ...core.types import Stack
@@ -20,11 +22,18 @@ from ..common.shielding import temporary_folder
 from ..common.stacks import StackResolver, active, pinned_items
 from .checked_backend import retried, stacked
 from .compose_worker import Composer
-from .composed_card import render_composed_card
 from .publish import publish
 from .types import ComposeRequest
 
 DENSITY = 0.5
+_MEANING = {
+    ComposeMethod.CAT: "The ranks of the parts stand side by side: the delta is the stack's sum, up to rounding.",
+    ComposeMethod.SVD: "The delta is the best approximation of the stack's sum at this rank.",
+    ComposeMethod.LINEAR: "Weighted sums of the A and of the B factors apart: an approximation with cross terms.",
+    ComposeMethod.TIES: "TIES merging of the A and of the B factors apart: an approximation.",
+    ComposeMethod.DARE_TIES: "DARE with TIES merging of the A and of the B factors apart: an approximation.",
+    ComposeMethod.MAGNITUDE_PRUNE: "Sums of the largest values of the A and of the B factors apart: an approximation.",
+}
 
 
 class ComposeService:
@@ -64,7 +73,7 @@ class ComposeService:
             density=command.density if command.method.takes_density else None,
             seed=command.seed if command.method is ComposeMethod.DARE_TIES else None,
         )
-        card = render_composed_card(request.name, self._info, composed, request.metadata)
+        card = _render_card(request.name, self._info, composed, request.metadata)
         await asyncio.to_thread(_write_card, folder, card)
         meta = self._meta(request, config, composed)
         reach("compose.before_publish")
@@ -136,3 +145,31 @@ def _write_card(folder: Path, card: str) -> None:
     with storage_errors("cannot write the model card"):
         write_durable(folder / CARD_FILE, card.encode())
         sync_folder(folder)
+
+
+def _render_card(name: str, info: EngineInfo, composed: Composition, metadata: Mapping[str, str]) -> str:
+    """The card as Markdown with the front matter that model hubs read."""
+    lines = [
+        "---",
+        f"base_model: {json.dumps(info.base_name)}",
+        "library_name: peft",
+        "pipeline_tag: text-generation",
+        "tags: [lora, nf4, loramux, merge]",
+        "---",
+        "",
+        f"# {name}",
+        "",
+        f"A LoRA adapter for `{info.base_name}`, merged by loramux with method `{composed.method}`.",
+        _MEANING[ComposeMethod(composed.method)],
+        "",
+        "| part | weight |",
+        "|---|---|",
+        *(f"| `{item.adapter}` | {item.weight:g} |" for item in composed.stack),
+        "",
+        f"- Relative error of the summed delta (Frobenius norm): {composed.error:.6g}",
+        *(f"- {key}: {value}" for key, value in composed.settings.items()),
+        f"- Base fingerprint: `{info.base_fingerprint}`",
+    ]
+    # JSON keeps whatever the notes hold within its line.
+    lines += [f"- {json.dumps(key)}: {json.dumps(value)}" for key, value in sorted(metadata.items())]
+    return "\n".join(lines) + "\n"

@@ -1,20 +1,28 @@
-"""New adapter versions: made durable, tried in the engine, and only then visible."""
+"""New adapter versions: checked, made durable, tried in the engine, and only then visible."""
 
 from __future__ import annotations
 
 import asyncio
+import json
+import os
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from ...core.backend import Backend
+from ...core.backend import Backend, EngineInfo, ScoreCommand
 from ...core.errors import LOGITS_NOT_FINITE, Code, Error
-from ...core.types import AdapterVersion
+from ...core.principal import SERVER_TENANT
+from ...core.types import AdapterVersion, Stack, StackEntry
+from ...host.files import open_regular
+from ...peft.schema import WEIGHTS_FILE, AdapterConfig, check_folder
 from ...store.store import Store
+from ..common.limits import Limits
 from ..common.shielding import nothing_collected, to_the_end
-from .trial import is_finite
 
 R = TypeVar("R")
+TRIAL_IDS = (0, 1, 2, 3, 4, 5, 6, 7)
+"""Tokens that every vocabulary has. What they say does not matter, only that the logits after them are finite."""
 
 
 async def publish(backend: Backend, store: Store, name: str, folder: Path, rank: int, commit: Callable[[], R]) -> R:
@@ -39,3 +47,57 @@ async def publish(backend: Backend, store: Store, name: str, folder: Path, rank:
                     reason=LOGITS_NOT_FINITE,
                 )
             return await to_the_end(asyncio.to_thread(commit))
+
+
+async def is_finite(backend: Backend, version: AdapterVersion) -> bool:
+    """Whether the logits are finite with this version alone at weight 1, by one forward over a few tokens.
+
+    Raises what the engine says for any other failure, such as UNAVAILABLE.
+    """
+    command = ScoreCommand(
+        id=f"trial-{uuid.uuid4().hex}",
+        prompt_ids=TRIAL_IDS[:1],
+        continuation_ids=TRIAL_IDS[1:],
+        stack=Stack((StackEntry(version),)),
+        tenant=SERVER_TENANT,
+    )
+    try:
+        await backend.score(command)
+    except Error as error:
+        if error.reason != LOGITS_NOT_FINITE:
+            raise
+        return False
+    return True
+
+
+def verify_trained(folder: Path, info: EngineInfo, limits: Limits) -> AdapterConfig:
+    """Check a folder that the engine wrote; blocking. That its values are finite is checked by loading it.
+
+    Raises INVALID_ARGUMENT or FAILED_PRECONDITION when its keys and shapes do not match the base, or when its delta
+    is zero in every module: such an adapter would load, and serve the base.
+    """
+    config = check_folder(
+        folder, info.linear_modules, info.base_fingerprint, max_rank=limits.max_rank, allow_hard_links=True
+    )
+    if not has_effect(folder, config):
+        raise Error(
+            Code.FAILED_PRECONDITION,
+            "the trained adapter changes nothing: its delta is zero in every module; train for more steps or with a"
+            " higher learning_rate",
+            reason="ADAPTER_WITHOUT_EFFECT",
+        )
+    return config
+
+
+def has_effect(folder: Path, config: AdapterConfig) -> bool:
+    """Whether some module has an A and a B that are not all zero, seen from the bytes of a checked folder."""
+    with os.fdopen(open_regular(folder / WEIGHTS_FILE), "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+
+        def is_zero(key: str) -> bool:
+            start, end = header[key]["data_offsets"]
+            file.seek(8 + length + start)
+            return not file.read(end - start).strip(b"\0")
+
+        return any(not is_zero(module.b.key) and not is_zero(module.a.key) for module in config.modules)

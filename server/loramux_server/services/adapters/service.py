@@ -28,9 +28,8 @@ from ..common.types import FileSpec, Page
 from ..common.uploads import receive_adapter
 from .compose import ComposeService
 from .compose_worker import Composer, run_composer
-from .publish import publish
+from .publish import has_effect, publish
 from .types import AdapterInfo, ComposeRequest, Download
-from .verify import has_effect
 from .views import AdapterViews
 
 log = get_logger(__name__)

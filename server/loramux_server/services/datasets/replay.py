@@ -29,7 +29,9 @@ def find_replay(store: Store, replay: str, tenant: str) -> str:
             Code.FAILED_PRECONDITION,
             "this server was installed without its replay rows; give rows of your own as replay, or 0 as replay_rows",
             reason="NO_REPLAY_ROWS",
-            violations=[FieldViolation("replay", "default is not there")],
+            violations=[
+                FieldViolation("replay", "is default, but this server has no replay rows of its own; name a dataset")
+            ],
         )
     folder = store.state.new_tmp("replay")
     try:

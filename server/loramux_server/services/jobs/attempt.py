@@ -18,8 +18,7 @@ from ...host.failpoints import reach
 from ...host.files import read_regular, storage_errors, sync_folder, write_durable
 from ...peft.schema import CARD_FILE, WEIGHTS_FILE, AdapterConfig
 from ...store.records import AdapterMeta, JobRecord, VersionRecord
-from ..adapters.publish import publish
-from ..adapters.verify import verify_trained
+from ..adapters.publish import publish, verify_trained
 from ..common.context import Context
 from ..common.stacks import pinned_items
 from ..datasets.training_data import JobData

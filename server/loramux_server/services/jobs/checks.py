@@ -173,7 +173,7 @@ def _target_violations(spec: TrainSpec, info: EngineInfo) -> Iterator[FieldViola
             unknown = True
             yield FieldViolation(f"target_modules[{i}]", f"{shown(target)} {_suggestion(target, info)}")
     if not unknown and not selected_modules(spec, info):
-        yield FieldViolation("target_modules", "none of them is in the given layers")
+        yield FieldViolation("target_modules", "names no module of the given layers")
 
 
 def _names(target: str, module: str) -> bool:

@@ -97,7 +97,7 @@ def _method_violations(request: JobRequest, pairs: bool) -> Iterator[FieldViolat
 
 
 def _misfits(ref: str, spec: TrainSpec, config: AdapterConfig, info: EngineInfo) -> list[FieldViolation]:
-    """Settings with which a job cannot go on from a version: its values would have no place, or another scale."""
+    """Settings with which a job cannot start from a version: its weights would have no place, or another scale."""
     found: list[FieldViolation] = []
     theirs = config.lora
     hint = f"leave it out to take that of {ref}"
@@ -109,6 +109,9 @@ def _misfits(ref: str, spec: TrainSpec, config: AdapterConfig, info: EngineInfo)
         found.append(FieldViolation("init_from", f"{ref} has modules of unlike rank or alpha, a job has one of each"))
     odd = {m.name for m in config.modules} ^ set(selected_modules(spec, info))
     if odd and not found:
-        words = f"and layers are not those of {ref} (such as {min(odd)}); leave both out to take its own"
-        found.append(FieldViolation("target_modules", words))
+        message = (
+            f"picks, with layers, other modules than {ref} has, such as {min(odd)}; leave target_modules and layers out"
+            f" to take those of {ref}"
+        )
+        found.append(FieldViolation("target_modules", message))
     return found

@@ -106,7 +106,7 @@ class JobRunner:
                 await self._turn()
             except Error as error:
                 # The store failed, not a job: nothing can be noted now, but there may be a later.
-                self._store_failed("jobs cannot be run", error)
+                self._store_failed("job store unavailable, no job is started", error)
                 await asyncio.sleep(self._retry_seconds)
 
     async def _turn(self) -> None:
@@ -143,7 +143,7 @@ class JobRunner:
             run = self._runs.pop(job.id, None)
             self._board.ended(job.id)
         if work.cancelled():
-            return  # cancelled or paused by request, or in other hands, and its row says so
+            return  # cancelled or paused by request, or lost to another server, and its row says so
         error = work.exception()
         if error is None:
             self._troubles.pop(job.id, None)
@@ -159,10 +159,10 @@ class JobRunner:
                 self._store_answers()
             except Error as error:
                 if error.reason == LEASE_LOST:
-                    log.warning("the job is in other hands", job=job.id)
+                    log.warning("lease lost to another server, job stopped here", job=job.id)
                     work.cancel()
                     return
-                self._store_failed("the lease of a job was not renewed", error, job=job.id)
+                self._store_failed("lease of a job not renewed", error, job=job.id)
 
     async def _settle(self, job: JobRecord, error: BaseException, begun: bool) -> None:
         """Decide what a failed attempt means for the job; ``begun``: the engine was at work on it."""
@@ -196,7 +196,7 @@ class JobRunner:
                 self._store_answers()
                 return
             except Error as failure:
-                self._store_failed("the state of a job cannot be stored", failure, job=job.id, state=state.value)
+                self._store_failed("state of a job not stored yet", failure, job=job.id, state=state.value)
                 await asyncio.sleep(self._retry_seconds)
 
     def _store_failed(self, what: str, error: Error, **about: str) -> None:
@@ -206,7 +206,7 @@ class JobRunner:
 
     def _store_answers(self) -> None:
         if (seconds := self._outage.over()) is not None:
-            log.warning("the store of jobs answers again", after_seconds=round(seconds, 1))
+            log.warning("job store available again", after_seconds=round(seconds, 1))
 
     async def _move(self, job: JobRecord, state: JobState, *, message: str = "", error: Error | None = None) -> None:
         """Move a job, unless a request to stop it came first, or another server took it."""

@@ -168,7 +168,10 @@ class TrainingService:
         """
         job = await asyncio.to_thread(self._store.jobs.get, job_id, principal.tenant)
         if job.state in (JobState.SUCCEEDED, JobState.CANCELLED):
-            raise Error(Code.FAILED_PRECONDITION, f"job {job_id} is {job.state.value} and cannot go on")
+            raise Error(
+                Code.FAILED_PRECONDITION,
+                f"job {job_id} is {job.state.value}; only a paused or failed job can be resumed",
+            )
         if job.state in (JobState.PAUSED, JobState.FAILED):
             job = await self._board.move(job_id, JobState.QUEUED, message="resumed by request", tenant=principal.tenant)
         return await self._shown(job)
