@@ -250,7 +250,7 @@ def test_a_row_may_be_as_long_as_allowed(load: Any, refused: Any) -> None:
     longest = load(lines(GOOD)).report.longest
     assert load(lines(GOOD), max_length=longest).report.rows == 1
     ((_, description),) = refused(lines(GOOD), max_length=longest - 1)
-    assert description == f"has {longest} tokens; at most {longest - 1} are allowed: shorten or split it"
+    assert description == f"the row has {longest} tokens; at most {longest - 1} are allowed: shorten or split it"
 
 
 def test_warnings_do_not_refuse(load: Any) -> None:
