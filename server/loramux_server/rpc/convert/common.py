@@ -18,7 +18,7 @@ from google.protobuf.message_factory import GetMessageClass
 from loramux.v1 import common_pb2
 
 from ...core.errors import invalid_field
-from ...core.types import Message, StackEntry, StackItem, Usage
+from ...core.types import Message, StackEntry, StackItem
 
 M = TypeVar("M", bound=ProtoMessage)
 T = TypeVar("T")
@@ -60,7 +60,7 @@ def word(kind: EnumDescriptor, number: int, path: str) -> str:
 
 
 @cache
-def numbers(kind: EnumDescriptor) -> dict[str, int]:
+def numbers(kind: EnumDescriptor) -> dict[str, Any]:
     """The numbers of an enum by their words; 0 for the empty one."""
     return {word(kind, value.number, ""): value.number for value in kind.values}
 
@@ -129,24 +129,9 @@ def stack_from_proto(entries: Iterable[common_pb2.StackEntry]) -> tuple[StackIte
 
 def applied_to_proto(entries: Iterable[StackEntry]) -> list[common_pb2.AppliedAdapter]:
     """The versions that answered."""
-    return [
-        common_pb2.AppliedAdapter(
-            name=e.adapter.name, version=e.adapter.version, digest=e.adapter.digest, weight=e.weight
-        )
-        for e in entries
-    ]
+    return [to_proto(common_pb2.AppliedAdapter, entry.adapter, entry) for entry in entries]
 
 
 def messages_from_proto(messages: Iterable[common_pb2.Message]) -> tuple[Message, ...]:
     """The turns of a chat."""
     return tuple(Message(m.role, m.content, m.weight if m.HasField("weight") else 1.0) for m in messages)
-
-
-def usage_to_proto(usage: Usage) -> common_pb2.Usage:
-    """Token counts."""
-    return common_pb2.Usage(
-        prompt_tokens=usage.prompt_tokens,
-        completion_tokens=usage.completion_tokens,
-        cached_tokens=usage.cached_tokens,
-        total_tokens=usage.total_tokens,
-    )

@@ -6,22 +6,18 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
+from loramux.v1 import common_pb2
 from loramux.v1 import inference_pb2 as pb
 
 from ...core.call import Call
 from ...core.errors import invalid_field
-from ...core.types import Chunk, FinishReason, GenerateRequest, SamplingParams, TokenLogprob
+from ...core.types import Chunk, GenerateRequest, SamplingParams, TokenLogprob, Usage
 from ...services.inference.types import Completion, Score, ScoreRequest, Tokens
-from .common import applied_to_proto, messages_from_proto, set_fields, stack_from_proto, usage_to_proto
+from .common import applied_to_proto, messages_from_proto, numbers, set_fields, stack_from_proto, to_proto
 
 TokenText = Callable[[int], str]
 
-FINISH_REASONS: dict[FinishReason, pb.FinishReason.ValueType] = {
-    FinishReason.STOP: pb.FINISH_REASON_STOP,
-    FinishReason.LENGTH: pb.FINISH_REASON_LENGTH,
-    FinishReason.CANCELLED: pb.FINISH_REASON_CANCELLED,
-    FinishReason.ERROR: pb.FINISH_REASON_ERROR,
-}
+FINISH_REASONS = numbers(pb.FinishReason.DESCRIPTOR)
 
 # Scalars of SamplingParams under the same name.
 _SAMPLING = (
@@ -78,7 +74,7 @@ def chunk_to_proto(chunk: Chunk, token_text: TokenText) -> pb.GenerateResponse:
     if chunk.finish_reason is not None:
         message.finish_reason = FINISH_REASONS[chunk.finish_reason]
     if chunk.usage is not None:
-        message.usage.CopyFrom(usage_to_proto(chunk.usage))
+        message.usage.CopyFrom(to_proto(common_pb2.Usage, chunk.usage))
     if chunk.adapters:
         message.adapters.extend(applied_to_proto(chunk.adapters))
     return message
@@ -105,21 +101,9 @@ def _logprob_to_proto(entry: TokenLogprob, token_text: TokenText) -> pb.TokenLog
 
 def completion_to_proto(completion: Completion, token_text: TokenText) -> pb.GenerateResult:
     """A whole answer."""
-    return pb.GenerateResult(
-        choices=[
-            pb.Choice(
-                index=c.index,
-                text=c.text,
-                token_ids=c.token_ids,
-                logprobs=logprobs_to_proto(c.logprobs, token_text),
-                finish_reason=FINISH_REASONS[c.finish_reason],
-            )
-            for c in completion.choices
-        ],
-        usage=usage_to_proto(completion.usage),
-        adapters=applied_to_proto(completion.adapters),
-        request_id=completion.id,
-    )
+    choices = [to_proto(pb.Choice, c, logprobs=logprobs_to_proto(c.logprobs, token_text)) for c in completion.choices]
+    adapters = applied_to_proto(completion.adapters)
+    return to_proto(pb.GenerateResult, completion, choices=choices, adapters=adapters, request_id=completion.id)
 
 
 def score_from_proto(request: pb.ScoreRequest, call: Call) -> ScoreRequest:
@@ -138,22 +122,10 @@ def score_from_proto(request: pb.ScoreRequest, call: Call) -> ScoreRequest:
 
 def score_to_proto(score: Score) -> pb.ScoreResponse:
     """The log-probabilities of a continuation; it counts as the completion."""
-    response = pb.ScoreResponse(
-        token_ids=score.token_ids,
-        logprobs=score.logprobs,
-        greedy=score.greedy,
-        adapters=applied_to_proto(score.adapters),
-        tokens=score.tokens,
-        token_bytes=score.token_bytes,
-    )
-    response.usage.prompt_tokens = score.prompt_tokens
-    response.usage.completion_tokens = len(score.token_ids)
-    response.usage.total_tokens = score.prompt_tokens + len(score.token_ids)
-    return response
+    usage = Usage(score.prompt_tokens, len(score.token_ids))
+    return to_proto(pb.ScoreResponse, score, usage=usage, adapters=applied_to_proto(score.adapters))
 
 
 def tokens_to_proto(tokens: Tokens) -> pb.TokenizeResponse:
     """The tokens of a text."""
-    return pb.TokenizeResponse(
-        token_ids=tokens.ids, tokens=tokens.pieces, text=tokens.text, token_bytes=tokens.token_bytes
-    )
+    return to_proto(pb.TokenizeResponse, tokens, token_ids=tokens.ids, tokens=tokens.pieces)
