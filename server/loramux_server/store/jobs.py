@@ -5,9 +5,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
-from itertools import zip_longest
-from typing import Any, Final
+from typing import Any, Final, TypedDict, Unpack
 
 import sqlalchemy as sa
 from sqlalchemy import Connection, Row
@@ -15,14 +13,13 @@ from sqlalchemy import Connection, Row
 from ..core.errors import Code, Error
 from ..core.jobs import JobRequest, JobState, JudgedRow, Stored, TrainEvent, TrainEventType, check_move
 from ..core.notes import Note
-from ..core.types import StackItem
 from ..host.failpoints import reach
 from . import job_rows as rows
 from .database import Database
 from .events import EventLog
+from .idempotency import same_job
 from .paging import check_page_size, make_token, read_token
 from .records import EventRecord, JobRecord
-from .refs import parse_ref
 from .schema import jobs as j
 
 _AT_WORK = (JobState.RUNNING, JobState.EVALUATING, JobState.PUBLISHING)
@@ -35,6 +32,25 @@ REPLACED = "replaced_version"
 
 LEASE_LOST: Final = "LEASE_LOST"
 """Reason of the error for a runner whose job was taken from it."""
+
+
+class Move(TypedDict, total=False):
+    """What may come with a change of a job's state."""
+
+    message: str
+    """What its event says; else the error's message, or the state."""
+    metrics: dict[str, float]
+    """Metrics of its event."""
+    error: Error | None
+    """Why the job failed."""
+    adapter: str
+    """What it published, ``name@version``."""
+    gate_result: str
+    """Why that was not promoted."""
+    tenant: str | None
+    """Whose job it must be; None: anybody's."""
+    fence: int | None
+    """The fence that the job must still have; None: any."""
 
 
 class JobTable:
@@ -74,11 +90,7 @@ class JobTable:
         return rows.record(row)
 
     def made_with(self, request: JobRequest) -> JobRecord | None:
-        """The job that the request's idempotency key made, if any; ALREADY_EXISTS as :meth:`create`.
-
-        References may be as the caller wrote them: names move on, versions do not. A gate that was not asked for was
-        decided by the data, which are the same.
-        """
+        """The job that the request's idempotency key made, if any. Raises ALREADY_EXISTS as :meth:`create`."""
         with self._db.read() as connection:
             return _made_with(connection, request)
 
@@ -128,54 +140,19 @@ class JobTable:
         with self._db.read() as connection:
             return rows.donor_digests(connection)
 
-    def move(
-        self,
-        job_id: str,
-        new: JobState,
-        *,
-        message: str = "",
-        error: Error | None = None,
-        adapter: str = "",
-        gate_result: str = "",
-        tenant: str | None = None,
-        fence: int | None = None,
-    ) -> JobRecord:
-        """Take a job to a state, with the event that tells it; durable on return.
+    def move(self, job_id: str, new: JobState, **given: Unpack[Move]) -> JobRecord:
+        """Take a job to a state, with the event that reports it; durable on return.
 
-        Raises FAILED_PRECONDITION for a move that is not legal. ``error`` says why it failed, ``adapter`` what it
-        published, ``gate_result`` why that was not promoted.
+        Raises FAILED_PRECONDITION for a move that is not legal.
         """
         self._log.flush()
         with self._db.write("job.move") as connection:
-            return self.move_within(
-                connection,
-                job_id,
-                new,
-                message=message,
-                error=error,
-                adapter=adapter,
-                gate_result=gate_result,
-                tenant=tenant,
-                fence=fence,
-            )
+            return self.move_within(connection, job_id, new, **given)
 
-    def move_within(
-        self,
-        connection: Connection,
-        job_id: str,
-        new: JobState,
-        *,
-        message: str = "",
-        metrics: dict[str, float] | None = None,
-        error: Error | None = None,
-        adapter: str = "",
-        gate_result: str = "",
-        tenant: str | None = None,
-        fence: int | None = None,
-    ) -> JobRecord:
-        """``move`` in a transaction of the caller, who calls ``flush`` before it; ``metrics`` are the event's."""
-        row = _need(connection, job_id, tenant, lock=True)
-        _check_fence(row, fence)
+    def move_within(self, connection: Connection, job_id: str, new: JobState, **given: Unpack[Move]) -> JobRecord:
+        """``move`` in a transaction of the caller, who calls ``flush`` before it."""
+        row = _need(connection, job_id, given.get("tenant"), lock=True)
+        _check_fence(row, given.get("fence"))
         check_move(job_id, JobState(row.state), new)
         now = self._now()
         values: dict[str, Any] = {"state": new.value, "updated": now}
@@ -186,13 +163,13 @@ class JobTable:
         values["finished"] = now if new.final else None
         if row.state == JobState.FAILED.value:
             values.update(error_code="", error="")
-        if error is not None:
+        if (error := given.get("error")) is not None:
             values.update(error_code=error.reason[:MAX_REASON], error=error.message)
-        if adapter:
-            values.update(adapter=adapter, gate_result=gate_result)
+        if adapter := given.get("adapter"):
+            values.update(adapter=adapter, gate_result=given.get("gate_result", ""))
         connection.execute(j.update().where(j.c.seq == row.seq).values(**values))
-        text = message or (error.message if error else f"job is {new.value}")
-        event = TrainEvent(TrainEventType.STATE, message=text, state=new, metrics=metrics or {})
+        text = given.get("message") or (error.message if error else f"job is {new.value}")
+        event = TrainEvent(TrainEventType.STATE, message=text, state=new, metrics=given.get("metrics", {}))
         self._log.write(connection, row.seq, [event])
         reach("job.moved")
         return rows.record(rows.by_seq(connection, row.seq))
@@ -312,32 +289,10 @@ def _made_with(connection: Connection, request: JobRequest) -> JobRecord | None:
     if row is None:
         return None
     made = rows.record(row)
-    if not _same(request, made.request):
+    if not same_job(request, made.request):
         raise Error(
             Code.ALREADY_EXISTS,
             f"idempotency_key {key[:80]!r} was used for job {made.id} with other settings; use a new key",
             reason="IDEMPOTENCY_KEY_REUSED",
         )
     return made
-
-
-def _same(asked: JobRequest, made: JobRequest) -> bool:
-    """Whether ``made`` can be what became of ``asked``."""
-    gate = asked.gate.settled(False) if asked.gate else made.gate
-    pinned = replace(asked, gate=gate, on_top_of=made.on_top_of, init_from=made.init_from)
-    stacks = list(zip_longest((*asked.on_top_of, _one(asked.init_from)), (*made.on_top_of, _one(made.init_from))))
-    return pinned == made and all(
-        theirs is not None and ours is not None and len(theirs) == len(ours) and all(map(_means, theirs, ours))
-        for theirs, ours in stacks
-    )
-
-
-def _one(ref: str) -> tuple[StackItem, ...]:
-    return (StackItem(ref),) if ref else ()
-
-
-def _means(asked: StackItem, made: StackItem) -> bool:
-    """Whether ``made``, which names a version, can be what ``asked`` was resolved to."""
-    ref = parse_ref(asked.adapter)
-    same = asked.adapter == made.adapter if ref.version is not None else ref.name == made.adapter.partition("@")[0]
-    return same and asked.weight == made.weight

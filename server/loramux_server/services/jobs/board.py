@@ -6,11 +6,12 @@ import asyncio
 from collections import defaultdict
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import suppress
+from typing import Unpack
 
-from ...core.errors import Error
 from ...core.jobs import JobRequest, JobState, TrainEvent, TrainEventType
 from ...core.notes import Note
 from ...core.observer import NullObserver, Observer
+from ...store.jobs import Move
 from ...store.records import EventRecord, JobRecord
 from ...store.store import Store
 
@@ -53,21 +54,12 @@ class JobBoard:
         self._observer.job_event(job.id, job.request.name, job.request.tenant, event)
         self._tell(job.id, later=event.type is TrainEventType.STEP)
 
-    async def move(
-        self,
-        job_id: str,
-        new: JobState,
-        *,
-        message: str = "",
-        error: Error | None = None,
-        tenant: str | None = None,
-        fence: int | None = None,
-    ) -> JobRecord:
+    async def move(self, job_id: str, new: JobState, **given: Unpack[Move]) -> JobRecord:
         """Take a job to a state; durable on return.
 
         Raises FAILED_PRECONDITION for a move that is not legal, ABORTED for a runner (``fence``) that lost the job.
         """
-        old, record = await asyncio.to_thread(self._move, job_id, new, message, error, tenant, fence)
+        old, record = await asyncio.to_thread(self._move, job_id, new, given)
         self.moved(job_id, old, new)
         return record
 
@@ -118,12 +110,10 @@ class JobBoard:
             if not watchers:
                 del self._watchers[job_id]
 
-    def _move(
-        self, job_id: str, new: JobState, message: str, error: Error | None, tenant: str | None, fence: int | None
-    ) -> tuple[JobState, JobRecord]:
+    def _move(self, job_id: str, new: JobState, given: Move) -> tuple[JobState, JobRecord]:
         self._store.jobs.flush()
-        old = self._store.jobs.get(job_id, tenant).state
-        record = self._store.jobs.move(job_id, new, message=message, error=error, tenant=tenant, fence=fence)
+        old = self._store.jobs.get(job_id, given.get("tenant")).state
+        record = self._store.jobs.move(job_id, new, **given)
         if new is JobState.CANCELLED:
             self._store.state.drop_job_folder(job_id)
         return old, record
