@@ -89,6 +89,7 @@ def test_attention_over_pages(kernels: DecodeKernels, heads: tuple[int, int], wi
     assert alike(pool.keys.nan_to_num(), twin.keys.nan_to_num())
 
 
+@pytest.mark.slow
 def test_functions_that_give_something_else_are_not_used(
     default_base: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

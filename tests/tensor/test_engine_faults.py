@@ -61,6 +61,7 @@ def test_a_broken_adapter_fails_its_request_alone(cases: Cases, tight: Engine) -
     check_empty(tight)
 
 
+@pytest.mark.slow
 def test_pages_that_held_no_numbers_are_as_good_as_new(cases: Cases, tight: Engine) -> None:
     """A page is read to its end and masked; what a former owner left in it must not pass the mask."""
     for turn in range(3):

@@ -131,7 +131,8 @@ def test_field_08_the_reference_is_the_version_that_a_job_goes_on_from(  # type:
     assert measured["base_loss"] != pytest.approx(math.log(2), rel=1e-3)
 
 
-@pytest.mark.parametrize("method", few(["dpo", "sft"]))
+@pytest.mark.parametrize("method", ["sft", "dpo"])
+@pytest.mark.slow
 def test_field_08_a_version_that_did_not_change_is_no_better(engine: Engine, tmp_path: Path, method: str) -> None:
     """Held-out figures of what the job started from and of the current version are its own to the last bit."""
     data = pairs(4) if method == "dpo" else tuple(replace(row, rejected=None) for row in pairs(4))
@@ -195,6 +196,7 @@ def test_beside_a_job_of_the_other_kind(engine: Engine, tmp_path: Path, monkeypa
         assert got == pytest.approx(expected, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_another_rejected_answer_is_another_run(engine: Engine, tmp_path: Path) -> None:
     """A checkpoint is not taken up for other pairs, though the preferred answers are the same."""
     (tmp_path / "checkpoints").mkdir()

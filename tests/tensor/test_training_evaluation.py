@@ -74,6 +74,7 @@ def test_patience_alone_evaluates_once_an_epoch(engine: Engine, tmp_path: Path) 
     assert [e.step for e in of(events, "evaluation")] == [2, 4, 6, 6]
 
 
+@pytest.mark.slow
 def test_a_version_to_start_from(engine: Engine, tmp_path: Path) -> None:
     """The first loss is the last version's, and what does not fit is refused by name."""
     data = rows(4)
@@ -98,6 +99,7 @@ def test_a_version_to_start_from(engine: Engine, tmp_path: Path) -> None:
     [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("DefaultCPUAllocator: can't allocate memory: 1 TB")],
     ids=["device", "host"],
 )
+@pytest.mark.slow
 def test_out_of_memory_is_tried_again_in_smaller_parts(engine: Engine, tmp_path: Path, monkeypatch, error) -> None:  # type: ignore[no-untyped-def]
     data = rows(8)
     name = type(error).__name__

@@ -77,9 +77,8 @@ def test_three_jobs_in_one_pass_equal_three_peft_loops(  # type: ignore[no-untyp
     jobs = [TrainCommand(id, specs[id], data[id], output=str(tmp_path / id)) for id in data]
     jobs[2] = replace(jobs[2], stacks=stacks)
     together(engine, *jobs)
-    assert (
-        passes.count(("narrow", "stacked", "wide")) >= max_steps - 5
-    )  # they start and end within some steps of each other
+    # They start and end within some steps of each other.
+    assert passes.count(("narrow", "stacked", "wide")) >= max_steps - 5
     for id in data:
         turns = assign_stacks(data[id], len(stacks)) if id == "stacked" else None
         expected = peft_losses(
@@ -123,6 +122,7 @@ def adapter(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "adapter_model.safetensors")
 
 
+@pytest.mark.slow
 def test_activations_computed_again_are_those_of_the_pass(engine: Engine, tmp_path: Path, passes, monkeypatch) -> None:  # type: ignore[no-untyped-def]
     """Two jobs over stacks and with dropout, with activation checkpoints in every layer and without."""
     specs = {"p": replace(WIDE, max_steps=5, dropout=0.1), "q": replace(NARROW, max_steps=5)}
@@ -162,7 +162,8 @@ def test_jobs_that_start_at_another_layer_have_passes_of_their_own(engine: Engin
     assert all(turns[i : i + 3] != [turns[i]] * 3 for i in range(len(turns) - 4))
 
 
-@pytest.mark.parametrize("arch", few(["llama", "gemma2"]))
+@pytest.mark.parametrize("arch", ["llama", "gemma2"])
+@pytest.mark.slow
 def test_a_job_of_numbers_that_are_none_poisons_no_other(tiny_base, tmp_path: Path, passes, arch: str) -> None:  # type: ignore[no-untyped-def]
     """One job's values overflow at once; the other, in the same passes, goes on as if it was alone."""
     engine = Engine(tiny_base(arch), tmp_path / "state")
@@ -274,6 +275,7 @@ def test_one_that_leaves_in_the_middle_of_a_pass_leaves_the_others_as_they_were(
         assert seen == pytest.approx(losses(engine, "stays"), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_memory_that_runs_out_ends_the_job_that_needs_it(engine: Engine, tmp_path: Path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
     """In a shared pass nobody knows whose it was: each job tries once more alone, in smaller parts."""
     good = TrainCommand("lean", replace(WIDE, max_steps=5), rows(8), output=str(tmp_path / "lean"))

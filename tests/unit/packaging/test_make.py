@@ -41,7 +41,7 @@ def exists(command: str) -> bool:
 def test_what_a_verb_runs_exists(verb: str) -> None:
     """Every file, program and module that the recipe names; of set-up, which makes the environment, only files."""
     recipe = make("-n", "-B", verb) if verb == "setup" else make("-n", "-o", f"{VENV}/.ready", f"VENV={VENV}", verb)
-    commands = re.findall(r"(?<![\w./-])(?:(?:tools|requirements|\.ci)/[\w./-]+|python -m [\w.]+)", recipe)
+    commands = re.findall(r"(?<![\w./-])(?:(?:docs|tools|requirements|\.ci)/[\w./-]+|python -m [\w.]+)", recipe)
     if verb != "setup":
         commands += re.findall(rf"{re.escape(VENV)}/bin/[\w-]+", recipe)
     assert commands or ELSEWHERE[verb] in recipe
