@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import os
 from collections.abc import AsyncIterator, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import BinaryIO
 
 from ...core.encodings import without_mark
 from ...core.errors import Code, Error, invalid, invalid_field
 from ...core.principal import Principal
-from ...core.types import COMPUTED_WITH, AdapterVersion
-from ...host.files import open_regular
+from ...core.types import AdapterVersion
 from ...peft.config import CONFIG_FILE, MAX_CONFIG_BYTES
 from ...peft.schema import FINGERPRINT_KEY, AdapterConfig, check_folder
-from ...store.blobs.blobs import damaged
 from ...store.records import AdapterMeta, VersionRecord, VersionState
 from ...store.refs import LATEST, check_name, check_new_name, parse_ref
 from ...telemetry.logs import get_logger
@@ -28,13 +23,13 @@ from ..common.types import FileSpec, Page
 from ..common.uploads import receive_adapter
 from .compose import ComposeService
 from .compose_worker import Composer, run_composer
+from .download import checked_files, read_files
 from .publish import has_effect, publish
 from .types import AdapterInfo, ComposeRequest, Download
 from .views import AdapterViews
 
 log = get_logger(__name__)
 
-CHUNK_BYTES = 1 << 20
 STATS_SECONDS = 1.0
 """Longest wait for the engine to say what is resident: it answers between two steps."""
 
@@ -111,8 +106,8 @@ class AdapterService:
         Raises DATA_LOSS when weights or configuration are damaged; the version is quarantined then.
         """
         record = await asyncio.to_thread(self._store.adapters.get_version, ref, principal.tenant)
-        located, files, lost = await asyncio.to_thread(self._checked_files, record)
-        return Download(await self._version(record), files, self._read_files(located, files), lost)
+        located, files, lost = await asyncio.to_thread(checked_files, self._store, record)
+        return Download(await self._version(record), files, read_files(self._store, located, files), lost)
 
     async def delete(self, ref: str, principal: Principal) -> int:
         """Delete one version, or with a bare name all of them; gives the number of versions that are gone.
@@ -224,52 +219,6 @@ class AdapterService:
         number = parsed.version if parsed.alias is None else record.aliases.get(parsed.alias)
         versions = record.versions if parsed.bare else tuple(v for v in record.versions if v.version == number)
         return self._views.adapter(record, tiers, versions=versions)
-
-    def _checked_files(self, record: VersionRecord) -> tuple[AdapterVersion, tuple[FileSpec, ...], tuple[str, ...]]:
-        """Where the files of a version are, those that are whole, and the names of those that are lost."""
-        blobs = self._store.blobs
-        version = self._store.adapters.located(record)
-        found = blobs.local_damage(record.digest)
-        if any(damage.name in COMPUTED_WITH for damage in found):
-            self._store.adapters.check_damage([version])  # raises, unless there is a copy that is whole
-            found = blobs.local_damage(record.digest)
-        lost = {damage.name for damage in found if not damage.extra}
-        files = (FileSpec(e.name, e.size_bytes, e.digest) for e in blobs.entries(record.digest) if e.name not in lost)
-        return version, tuple(files), tuple(sorted(lost))
-
-    async def _read_files(
-        self, version: AdapterVersion, files: tuple[FileSpec, ...]
-    ) -> AsyncIterator[tuple[str, bytes]]:
-        with self._store.blobs.holding([version.digest]):
-            for spec in files:
-                async for data in self._read_checked(Path(version.path) / spec.name, spec.sha256):
-                    if data is None:
-                        await asyncio.to_thread(self._store.adapters.check_damage, [version])
-                        raise damaged(version.digest, f"{spec.name} changed while it was read; try again")
-                    yield spec.name, data
-
-    async def _read_checked(self, path: Path, sha256: str) -> AsyncIterator[bytes | None]:
-        """The pieces of a file; before the last one None, if all together are not what they must be."""
-        digest, held = hashlib.sha256(), b""
-
-        def read(file: BinaryIO) -> bytes:
-            data = file.read(CHUNK_BYTES)
-            digest.update(data)
-            return data
-
-        try:
-            with os.fdopen(await asyncio.to_thread(open_regular, path), "rb") as file:
-                while data := await asyncio.to_thread(read, file):
-                    if held:
-                        yield held
-                    held = data
-        except OSError:
-            yield None
-            return
-        if digest.hexdigest() != sha256:
-            yield None
-        elif held:
-            yield held
 
     async def _version(self, record: VersionRecord) -> VersionRecord:
         return await asyncio.to_thread(self._views.version, record, await self._tiers())
