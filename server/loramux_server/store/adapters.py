@@ -120,9 +120,9 @@ class AdapterRegistry:
         """Name -> SHA-256 of the files of a stored folder that are computed with. DATA_LOSS if that is lost."""
         return {e.name: e.digest for e in self._blobs.entries(digest) if e.name in COMPUTED_WITH}
 
-    def mark_damaged(self, digest: str, words: str) -> None:
-        """Quarantine every version with this content, whose files were found to be as ``words`` say."""
-        if self.quarantine(digest, f"{DAMAGED}{words}"):
+    def mark_damaged(self, digest: str, damage: str) -> None:
+        """Quarantine every version with this content, whose files have this ``damage``."""
+        if self.quarantine(digest, f"{DAMAGED}{damage}"):
             self._damage.found(Kind.ADAPTER)
 
     def quarantine(self, digest: str, reason: str) -> list[str]:
@@ -136,7 +136,7 @@ class AdapterRegistry:
     def check_damage(self, versions: Iterable[AdapterVersion]) -> None:
         """Look at the files of versions one of which was found damaged by a reader.
 
-        Returns if all are whole (by now: a local copy was made anew). What is not is quarantined, and told by
+        Returns if all are whole (by now: a local copy was made anew). What is not is quarantined, and reported by
         DATA_LOSS. Reads whole files: call it off the event loop.
         """
         for version in versions:

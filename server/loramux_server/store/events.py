@@ -100,7 +100,7 @@ class EventLog:
         for _, event in events:
             metrics.update(event.metrics)
             total = event.total_steps or total
-            if event.type is not TrainEventType.CHECKPOINT:  # that one may tell of a step before the latest
+            if event.type is not TrainEventType.CHECKPOINT:  # that one may report a step before the latest
                 step = event.step or step
         connection.execute(
             j.update()

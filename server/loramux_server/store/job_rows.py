@@ -58,7 +58,7 @@ def insert(
 
 
 def by_id(connection: Connection, job_id: str, *, lock: bool = False) -> Row[Any] | None:
-    """The row of a job, by the id that callers know; with ``lock`` nobody else changes it in this transaction."""
+    """The row of a job, by the id that callers know; with ``lock`` no other transaction changes it meanwhile."""
     query = JOBS.where(j.c.id == job_id)
     return connection.execute(query.with_for_update() if lock else query).first()
 

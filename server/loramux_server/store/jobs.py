@@ -48,7 +48,7 @@ class Move(TypedDict, total=False):
     gate_result: str
     """Why that was not promoted."""
     tenant: str | None
-    """Whose job it must be; None: anybody's."""
+    """The tenant that must own the job; None: any."""
     fence: int | None
     """The fence that the job must still have; None: any."""
 
@@ -178,7 +178,7 @@ class JobTable:
         """Store an event. Steps may wait up to a quarter of a second; other events are durable on return.
 
         Those of a runner that lost the job are dropped.
-        Changes of state are told by ``move``: a STATE event here is refused with ``ValueError``.
+        Changes of state are reported by ``move``: a STATE event here is refused with ``ValueError``.
         """
         if event.type is TrainEventType.STATE:
             raise ValueError("a change of state goes through move()")
@@ -194,7 +194,7 @@ class JobTable:
             return self._log.read(connection, row.seq, job_id, after, limit)
 
     def stored(self, job_id: str) -> Stored:
-        """How far the stored events of a job tell of its steps and evaluations."""
+        """How far the stored events of a job report its steps and evaluations."""
         self._log.flush()
         with self._db.read() as connection:
             row = _need(connection, job_id, None)

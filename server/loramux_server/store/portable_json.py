@@ -1,4 +1,4 @@
-"""JSON columns for figures: numbers that JSON does not have (NaN, infinities) are kept in any database."""
+"""JSON columns for metrics: numbers that JSON does not have (NaN, infinities) are kept in any database."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sqlalchemy.types import TypeDecorator
 _MARK = "__float__"
 
 
-class FiguresJSON(TypeDecorator[Any]):
+class MetricsJSON(TypeDecorator[Any]):
     """A JSON value in which a float that is not finite is stored as ``{"__float__": "nan"}``."""
 
     impl = JSON

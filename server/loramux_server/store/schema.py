@@ -22,7 +22,7 @@ from sqlalchemy import (
     text,
 )
 
-from .portable_json import FiguresJSON
+from .portable_json import MetricsJSON
 
 REVISION = "0009"
 """The newest migration: what a database must be at for this code."""
@@ -62,7 +62,7 @@ adapter_versions = Table(
     Column("state", String(16), nullable=False),
     Column("pinned", Boolean, nullable=False),
     Column("size_bytes", BigInteger, nullable=False),
-    Column("meta", FiguresJSON, nullable=False, server_default="{}"),  # an AdapterMeta
+    Column("meta", MetricsJSON, nullable=False, server_default="{}"),  # an AdapterMeta
     Column("reason", Text, nullable=False),  # why it is quarantined
     Column("created", Float, nullable=False),
     Column("last_used", Float),
@@ -120,7 +120,7 @@ jobs = Table(
     Column("fence", Integer, nullable=False, server_default="0"),  # rises with every change of hands
     Column("step", Integer, nullable=False),
     Column("total_steps", Integer, nullable=False),
-    Column("metrics", FiguresJSON, nullable=False),
+    Column("metrics", MetricsJSON, nullable=False),
     Column("adapter", String(160), nullable=False),
     Column("error_code", String(32), nullable=False),
     Column("error", Text, nullable=False),
@@ -140,5 +140,5 @@ job_events = Table(
     Column("sequence", Integer, primary_key=True, autoincrement=False),
     Column("at", Float, nullable=False),
     Column("type", String(16), nullable=False),
-    Column("body", FiguresJSON, nullable=False),
+    Column("body", MetricsJSON, nullable=False),
 )

@@ -33,7 +33,7 @@ class UsageLog:
             self._fresh.update(dict.fromkeys(digests, now))
             due = now - self._flushed >= FLUSH_SECONDS
         if due:
-            with suppress(Error):  # the database is away: the use is still noted, and whoever uses it goes on
+            with suppress(Error):  # the database is away: the use is still noted, and its user goes on
                 self.flush()
 
     def seen(self, record: VersionRecord) -> VersionRecord:

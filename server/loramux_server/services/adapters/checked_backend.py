@@ -100,7 +100,7 @@ class CheckedBackend:
             raise
 
     async def _quarantine_not_finite(self, versions: list[AdapterVersion]) -> None:
-        with suppress(Error):  # an engine that is gone tells nothing about a version
+        with suppress(Error):  # an engine that is gone says nothing about a version
             for version in versions:
                 if not await is_finite(self._backend, version):
                     await asyncio.to_thread(self._adapters.quarantine, version.digest, NOT_FINITE)

@@ -18,7 +18,7 @@ RETRY_SECONDS = 30.0
 class Collector:
     """Collects once at the start, and after each deletion until nothing is left to remove.
 
-    The app runs ``run`` as a task; ``wake`` is set by whoever deletes.
+    The app runs ``run`` as a task; ``wake`` is set after a deletion.
     """
 
     def __init__(self, store: Store, wake: asyncio.Event, *, retry_seconds: float = RETRY_SECONDS) -> None:

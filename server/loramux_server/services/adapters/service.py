@@ -195,7 +195,7 @@ class AdapterService:
         try:
             await self._backend.pin(await asyncio.to_thread(self._pinned))
         except Error as error:
-            # An engine that is gone keeps nothing; it is told when it is up again.
+            # An engine that is gone pins nothing; it gets the list when it is up again.
             if error.code is not Code.UNAVAILABLE:
                 raise
 

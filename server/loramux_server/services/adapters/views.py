@@ -96,7 +96,7 @@ class AdapterViews:
 
 
 def same_base(theirs: str, ours: str) -> bool:
-    """Whether two names of bases may mean one model: owner, case and words for a quantised copy do not count."""
+    """Whether two names of bases may mean one model: owner, case and marks of a quantised copy do not count."""
     return not theirs or _model(theirs) == _model(ours)
 
 
@@ -109,4 +109,4 @@ _COPIES = {
     *("bnb", "4bit", "8bit", "nf4", "unsloth", "gguf", "hf", "bf16", "fp16", "q4", "q8"),
     *("awq", "gptq", "mlx", "dynamic"),
 }
-"""Words in a name that tell how a copy is stored, not which model it is."""
+"""Parts of a name that say how a copy is stored, not which model it is."""

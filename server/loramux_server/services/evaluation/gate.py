@@ -1,4 +1,4 @@
-"""Gates: whether a trained version may take its name over. Pure functions over the figures of the evaluation."""
+"""Gates: whether a trained version may take its name over. Pure functions over the metrics of the evaluation."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from ...core.jobs import EXACT, IMPROVES, MIN_ACCURACY, Gate
 ROUNDING = 1e-4
 """Share of a loss by which another must be lower to be an improvement: less is how sums were rounded."""
 ACCURACY, EXACT_MATCH = "eval_accuracy", "eval_exact_match"
-"""The figures that ``min_accuracy`` looks at: answers that are right, and those that are the expected text."""
+"""The metrics that ``min_accuracy`` looks at: answers that are right, and those that are the expected text."""
 
 
 def failed_because(gate: Gate, metrics: Mapping[str, float]) -> str:
-    """Why ``metrics`` do not pass the gate; empty when they do. A figure that is missing or no number fails."""
+    """Why ``metrics`` do not pass the gate; empty when they do. A metric that is missing or no number fails."""
     if gate.kind == IMPROVES:
         new = metrics.get("eval_loss", math.nan)
         others = [("the base", metrics.get("base_loss", math.nan))]
-        for name, figure in (
+        for name, metric in (
             ("the current version", "current_loss"),
             ("the version that it started from", "init_loss"),
         ):
-            if figure in metrics:
-                others.append((name, metrics[figure]))
+            if metric in metrics:
+                others.append((name, metrics[metric]))
         for name, loss in others:
             if not new < loss - ROUNDING * abs(loss):
                 return f"its held-out loss {new:.4g} is not below {loss:.4g}, that of {name}"

@@ -1,4 +1,4 @@
-"""Where jobs stand: every change goes through here to the store, and from there to whoever watches."""
+"""Where jobs stand: every change goes through here to the store, and from there to its watchers."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class JobBoard:
         return record
 
     def moved(self, job_id: str, old: JobState, new: JobState) -> None:
-        """Tell of a move that somebody else wrote."""
+        """Report a move that another caller wrote."""
         self._observer.job_state(job_id, old, new)
         self._tell(job_id)
         if new is JobState.QUEUED:

@@ -33,7 +33,7 @@ MAX_PROMPT = 2000
 
 @dataclass(frozen=True, slots=True)
 class CardFacts:
-    """All that a card says. ``metrics`` are the job's last figures by name."""
+    """All that a card says. ``metrics`` are the job's last ones by name."""
 
     name: str
     base_name: str
@@ -126,7 +126,7 @@ def _result(facts: CardFacts) -> str:
 
 
 def _against_a_prompt(facts: CardFacts) -> list[str]:
-    """Fine-tuning against prompting, where that was measured: the verdict, the figures and the prompt."""
+    """Fine-tuning against prompting, where that was measured: the verdict, the metrics and the prompt."""
     found = read_comparison(facts.metrics)
     if found is None:
         return []

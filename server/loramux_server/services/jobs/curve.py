@@ -13,7 +13,7 @@ PICTURE_FILE = "training_curve.png"
 COLUMNS = ("loss", "learning_rate", "grad_norm", "epoch", "trained_tokens", "eval_loss", "eval_token_accuracy")
 
 Curve = dict[int, dict[str, float]]
-"""Step -> the figures known of it, in order of steps."""
+"""Step -> the metrics known of it, in order of steps."""
 
 
 def read_curve(store: Store, job_id: str) -> Curve:

@@ -1,7 +1,7 @@
 """What a training job takes on this machine: multiply-adds by the shapes of the base, seconds by a measured speed.
 
 Counted are the products with the base's matrices, which take nearly all of the time: one forward and one backward to
-the inputs through the layers from the first adapted one on, the same through the output head at learned tokens, and
+the inputs through the layers from the first adapted one on, the same through the output head at loss tokens, and
 one forward through the layers below, whose results are kept from epoch to epoch. A preference pair counts both
 answers, and once a job a forward of each without the adapter. Left out are attention itself, evaluation and publishing.
 """
@@ -37,7 +37,7 @@ class Estimate:
 
 @dataclass(frozen=True, slots=True)
 class Speed:
-    """Multiply-adds a second, and where the figure comes from."""
+    """Multiply-adds a second, and where the number comes from."""
 
     rate: float
     basis: str
@@ -77,7 +77,7 @@ class Shape:
         )
 
     def work(self, tokens: float, trained: float, passes: float, pairs: bool) -> float:
-        """Multiply-adds of ``passes`` passes over rows of ``tokens`` tokens, ``trained`` of them learned."""
+        """Multiply-adds of ``passes`` passes over rows of ``tokens`` tokens, ``trained`` of them loss tokens."""
         step = tokens * (2 * self.upper + 3 * self.adapter) + trained * 2 * self.head
         once = tokens * self.lower + (tokens * self.upper + trained * self.head if pairs else 0)
         return passes * step + min(passes, 1) * once
@@ -88,7 +88,7 @@ class Shape:
 
 
 def speed_of_job(shape: Shape, spec: TrainSpec, report: DatasetReport, tokens_per_second: float, name: str) -> Speed:
-    """The speed that a job with ``shape`` and ``spec`` ran at; its share of learned tokens is taken from ``report``."""
+    """The speed that a job with ``shape`` and ``spec`` ran at; its share of loss tokens is taken from ``report``."""
     passes = max(spec.epochs, 1.0)
     work = shape.work(report.tokens, report.trained_tokens, passes, report.pairs) / (passes * report.tokens)
     return Speed(tokens_per_second * work, f"the speed of {name}")

@@ -1,6 +1,6 @@
 """Named settings for training: what was measured to work, given for a base of any size. Pure functions.
 
-Where the figures come from: docs/stacking.md. A recipe fills in what the caller left out, and nothing else.
+Where the numbers come from: docs/stacking.md. A recipe fills in what the caller left out, and nothing else.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ class RowProblem:
 
 @dataclass(frozen=True, slots=True)
 class MarkedText:
-    """Text of a tokenised row that is all learned or all not, special tokens shown."""
+    """Text of a tokenised row of loss tokens only, or of none, special tokens shown."""
 
     text: str
     trained: bool
@@ -57,7 +57,7 @@ class DatasetReport:
     notes: tuple[Note, ...] = ()
     """What may not be meant."""
     estimated_seconds: float | None = None
-    """Of training on this machine with nothing else to do; None: it cannot be told."""
+    """Of training on this machine with nothing else to do; None: not known."""
     estimated_memory_bytes: int | None = None
     """Peak beside what serving holds."""
     estimated_from: str = ""
