@@ -30,7 +30,7 @@ def test_rows_are_shown_with_what_is_learned(client: Client, tmp_path: Path) -> 
         (" Paris.<|im_end|>", True),
     ]
     assert row.rejected[1].text == " Rome.<|im_end|>"
-    assert [(p.line, p.description) for p in report.problems] == [(3, "chosen and rejected are the same")]
+    assert [(p.line, p.description) for p in report.problems] == [(3, "chosen and rejected are the same answer")]
     assert client.datasets.upload(table) in client.datasets.list()
     (row,) = client.datasets.show(ROWS, rows=1, line=3).shown
     assert row.line == 3
