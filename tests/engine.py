@@ -7,6 +7,7 @@ import os
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ from loramux_server.engine.build import build_engine
 from loramux_server.engine.transport.protocol import Command, Failure, Output, StatsCommand, command_id
 from loramux_server.model.base.quantize import prepare
 from loramux_server.training.job_scheduler import make_job_scheduler
+
+from .rows import JOBS
 
 DEVICE: Any = os.environ.get("LORAMUX_TEST_DEVICE", "cpu")
 """Where these engines compute: LORAMUX_TEST_DEVICE=cuda takes most of tests/tensor to a GPU."""
@@ -48,7 +51,7 @@ class Engine:
         chosen = EngineSettings(model=str(folder), state_dir=str(state_dir), device=DEVICE, dtype="float32", **ROOM)
         self.loop, self.info = build_engine(
             replace(chosen, **settings),  # type: ignore[arg-type]
-            make_job_scheduler,
+            partial(make_job_scheduler, jobs_dir=JOBS),
             lambda tenant: tenant.encode(),
             self._take,
             lambda step, fraction: None,

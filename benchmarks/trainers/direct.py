@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 from loramux_server.core.jobs import TrainCommand, TrainEvent, TrainEventType, TrainSpec
 from loramux_server.core.settings import EngineSettings
+from loramux_server.data.rows_file import HELD_OUT, TRAIN, find_rows, write_rows
 from loramux_server.lora.bank import LoraPair
 from loramux_server.model.resident import ResidentBase
 from loramux_server.peft.folder import write_folder
@@ -78,15 +79,15 @@ def run_direct(job: TrainJob) -> TrainResult:
         threads=job.threads,
     )
     base = ResidentBase.load(settings, Path(job.base))
-    jobs = make_job_scheduler(base, job.activation_memory)
+    jobs = make_job_scheduler(base, job.activation_memory, jobs_dir=scratch)
     checkpoints, adapters = scratch / "checkpoints", scratch / "adapters"
-    for folder in (checkpoints, adapters):
+    for folder in (checkpoints, adapters, scratch / "rows"):
         folder.mkdir(parents=True)
-    rows = load_rows(job.base, job.data[0])
+    write_rows(scratch / "rows", {TRAIN: load_rows(job.base, job.data[0]), HELD_OUT: ()}, b"")
     command = TrainCommand(
         "bench",
         job.spec,
-        rows,
+        find_rows(scratch / "rows"),
         output=str(adapters / "last"),
         checkpoint_dir=str(checkpoints) if job.every else "",
         checkpoint_every=job.every,

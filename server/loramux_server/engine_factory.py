@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,7 @@ from .cpu import spinning
 from .cpu.environment import may_spin
 from .engine.transport.process import ProcessBackend
 from .engine.transport.protocol import Output
+from .store.state_dir import JOBS
 
 if TYPE_CHECKING:
     from .engine.loop import EngineLoop
@@ -45,4 +47,5 @@ def build(settings: EngineSettings, secret: bytes, emit: Emit, progress: Progres
     def salt(tenant: str) -> bytes:
         return hashlib.blake2b(tenant.encode(), key=secret, digest_size=16).digest()
 
-    return build_engine(settings, make_job_scheduler, salt, emit, progress, prepared)
+    jobs_dir = Path(settings.state_dir) / JOBS
+    return build_engine(settings, partial(make_job_scheduler, jobs_dir=jobs_dir), salt, emit, progress, prepared)

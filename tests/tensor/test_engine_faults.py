@@ -13,10 +13,11 @@ import torch
 
 from loramux_server.core.backend import GenerateCommand, ScoreCommand, ScoreResult
 from loramux_server.core.errors import Code
-from loramux_server.core.jobs import TrainCommand, TrainRow, TrainSpec
+from loramux_server.core.jobs import TrainRow, TrainSpec
 from loramux_server.engine.residency.cache import HostCache
 from loramux_server.engine.transport.protocol import AbortCommand
 from tests.engine import Engine, check_tokens, command, prompts
+from tests.rows import train_command
 from tests.tensor.engine_cases import STACKS, Case, Cases, check_empty, make_cases
 
 
@@ -403,7 +404,7 @@ def test_a_cancelled_job_gives_its_memory_back(cases: Cases, tmp_path: Path) -> 
     rows = tuple(TrainRow(tuple(t), tuple(i > 3 for i in range(len(t)))) for t in texts)
     stacks = (cases.stack([("all", 1.0)]),)
     spec = TrainSpec(rank=4, epochs=50, batch_size=4, layers=(1, 2))
-    engine.submit(TrainCommand("job", spec, rows, stacks=stacks, output=str(tmp_path / "out")))
+    engine.submit(train_command("job", spec, rows, stacks=stacks, output=str(tmp_path / "out")))
     engine.submit(command("beside", cases.prompts[0], 5))
     engine.finish("beside")
     for _ in range(5):
@@ -425,7 +426,7 @@ def test_stopping_fails_what_is_open(cases: Cases, tmp_path: Path) -> None:
     engine = cases.engine()
     texts = prompts(4, seed=3)
     rows = tuple(TrainRow(tuple(t), (True,) * len(t)) for t in texts)
-    engine.submit(TrainCommand("job", TrainSpec(epochs=50), rows, output=str(tmp_path / "out")))
+    engine.submit(train_command("job", TrainSpec(epochs=50), rows, output=str(tmp_path / "out")))
     asked: list[GenerateCommand] = [command(f"r{i}", cases.prompts[i], 50) for i in range(3)]
     engine.submit(*asked)
     for _ in range(4):

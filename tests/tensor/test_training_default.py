@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from loramux_server.core.jobs import TrainCommand, TrainEvent, TrainRow, TrainSpec
+from loramux_server.core.jobs import TrainEvent, TrainRow, TrainSpec
 from tests.engine import Engine, prompts
 from tests.peft_loop import initial_adapter, peft_losses
+from tests.rows import train_command
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
@@ -49,7 +50,7 @@ def test_one_job_and_three_at_once_equal_peft_loops(engine: Engine, default_base
 
     The rate is one at which losses stay far above the resolution of float32 logits, 2e-6 around 20.
     """
-    jobs = [TrainCommand(id, spec, DATA[id], output=str(tmp_path / id)) for id, spec in SPECS.items()]
+    jobs = [train_command(id, spec, DATA[id], output=str(tmp_path / id)) for id, spec in SPECS.items()]
     engine.train(replace(jobs[0], job_id="alone", output=str(tmp_path / "alone")))
     engine.run(*jobs)
     for id, spec in SPECS.items():

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from loramux_server.core.jobs import TrainCommand, TrainEvent, TrainRow, TrainSpec
+from loramux_server.core.jobs import TrainEvent, TrainRow, TrainSpec
 from loramux_server.peft.folder import read_folder
 from loramux_server.services.evaluation.gate import Gate, failed_because
 from loramux_server.training import evaluation, job_scheduler
@@ -18,6 +18,7 @@ from loramux_server.training.schedule import assign_stacks
 from tests.engine import Engine, prompts, stack_of, version_of
 from tests.examples import few
 from tests.peft_loop import PeftLoop, initial_adapter
+from tests.rows import rows_file, train_command
 
 SPEC = TrainSpec(
     rank=4, alpha=8, method="dpo", beta=0.2, learning_rate=3e-3, max_steps=30, epochs=99, batch_size=3, seed=3
@@ -60,9 +61,9 @@ def test_losses_and_rewards_equal_a_peft_loop(  # type: ignore[no-untyped-def]
     stacks = tuple(stack_of(*((version_of(f, 3), w) for f, w in stack)) for stack in under)
     output = str(tmp_path / "out")
     spec = replace(SPEC, max_steps=max_steps)
-    events = engine.train(TrainCommand(f"dpo{max_steps}", spec, data, held_out, stacks=stacks, output=output))
+    events = engine.train(train_command(f"dpo{max_steps}", spec, data, held_out, stacks=stacks, output=output))
     loop = PeftLoop(base, spec, initial_adapter(engine.base, spec), under)
-    losses = loop.run(data, assign_stacks(data, 3))
+    losses = loop.run(data, assign_stacks([row.stack for row in data], 3))
     assert [e.metrics["loss"] for e in steps(events)] == pytest.approx(losses, rel=1e-3)
     assert losses[0] == pytest.approx(math.log(2), rel=1e-5)
     last = steps(events)[-1].metrics
@@ -72,7 +73,7 @@ def test_losses_and_rewards_equal_a_peft_loop(  # type: ignore[no-untyped-def]
     assert last["rewards_margin"] == pytest.approx(last["rewards_chosen"] - last["rewards_rejected"], rel=1e-4)
     rewards = []
     with torch.no_grad():
-        for row, turn in zip(held_out, assign_stacks(held_out, 3), strict=True):
+        for row, turn in zip(held_out, assign_stacks([row.stack for row in held_out], 3), strict=True):
             assert row.rejected is not None
             rewards.append(
                 [
@@ -94,21 +95,21 @@ def test_field_08_the_reference_is_the_version_that_a_job_goes_on_from(  # type:
 ) -> None:
     """Over a frozen stack and the bare base: TRL's losses with PEFT's copy of the adapter as the reference."""
     base = tiny_base("llama")
-    first = TrainCommand("first", replace(SPEC, max_steps=12), pairs(6, seed=5), output=str(tmp_path / "first"))
+    first = train_command("first", replace(SPEC, max_steps=12), pairs(6, seed=5), output=str(tmp_path / "first"))
     engine.train(first)
     init = version_of(tmp_path / "first", SPEC.rank)
     under = [[(make_adapter(tmp_path / "under", base, rank=3, seed=1, scale=0.2), 1.3)], []]
     stacks = tuple(stack_of(*((version_of(f, 3), w) for f, w in stack)) for stack in under)
     data, held_out = pairs(6), pairs(4, seed=1)
     spec = replace(SPEC, max_steps=10)
-    command = TrainCommand("on", spec, data, held_out, stacks=stacks, output=str(tmp_path / "on"), init=init)
+    command = train_command("on", spec, data, held_out, stacks=stacks, output=str(tmp_path / "on"), init=init)
     events = engine.train(command)
 
     started = initial_adapter(engine.base, spec)
     started.load(read_folder(init.path, engine.base.modules, engine.base.fingerprint)[1])
     loop = PeftLoop(base, spec, started, under)
     loop.keep_initial()
-    losses = loop.run(data, assign_stacks(data, 2))
+    losses = loop.run(data, assign_stacks([row.stack for row in data], 2))
     assert losses[0] == pytest.approx(math.log(2), rel=1e-5)
     assert [e.metrics["loss"] for e in steps(events)] == pytest.approx(losses, rel=1e-3)
     begin = steps(events)[0].metrics
@@ -120,7 +121,7 @@ def test_field_08_the_reference_is_the_version_that_a_job_goes_on_from(  # type:
     assert measured["init_loss"] == pytest.approx(math.log(2), rel=1e-6)
     margins = []
     with torch.no_grad():
-        for row, turn in zip(held_out, assign_stacks(held_out, 2), strict=True):
+        for row, turn in zip(held_out, assign_stacks([row.stack for row in held_out], 2), strict=True):
             assert row.rejected is not None
             loop.reference = []
             bare = [loop.logprobs(t, turn, trained=False).sum() for t in (row, row.rejected)]
@@ -137,10 +138,10 @@ def test_field_08_a_version_that_did_not_change_is_no_better(engine: Engine, tmp
     """Held-out figures of what the job started from and of the current version are its own to the last bit."""
     data = pairs(4) if method == "dpo" else tuple(replace(row, rejected=None) for row in pairs(4))
     spec = replace(SPEC, method=method, max_steps=6)
-    engine.train(TrainCommand(f"before-{method}", spec, data, output=str(tmp_path / "before")))
+    engine.train(train_command(f"before-{method}", spec, data, output=str(tmp_path / "before")))
     init = version_of(tmp_path / "before", SPEC.rank)
     still = replace(spec, learning_rate=1e-30, max_steps=1)
-    command = TrainCommand(f"still-{method}", still, data, data, output=str(tmp_path / "still"))
+    command = train_command(f"still-{method}", still, data, data, output=str(tmp_path / "still"))
     measured = engine.train(replace(command, init=init, current=init))[-1].metrics
     assert measured["eval_loss"] == measured["init_loss"] == measured["current_loss"]
     assert failed_because(Gate("improves"), measured)
@@ -158,7 +159,7 @@ def test_a_reference_is_computed_once(engine: Engine, tmp_path: Path, monkeypatc
     monkeypatch.setattr(evaluation, "row_logprobs", watched)
     data, held_out = pairs(6), pairs(2, seed=1)
     spec = replace(SPEC, max_steps=10, eval_steps=5)
-    engine.train(TrainCommand("once", spec, data, held_out, output=str(tmp_path / "once")))
+    engine.train(train_command("once", spec, data, held_out, output=str(tmp_path / "once")))
     texts = [text for row in data + held_out for text in (row, row.rejected)]
     # The last evaluation measures the base beside the adapter.
     assert sorted(seen, key=hash) == sorted([*texts, *held_out, *(r.rejected for r in held_out)], key=hash)
@@ -168,8 +169,10 @@ def test_a_reference_is_computed_once(engine: Engine, tmp_path: Path, monkeypatc
 def test_beside_a_job_of_the_other_kind(engine: Engine, tmp_path: Path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
     """Preferences and plain rows in the same passes, a job that is taken up again: all as alone."""
     plain = TrainSpec(rank=4, alpha=8, learning_rate=3e-3, max_steps=8, epochs=99, batch_size=4, seed=1)
-    dpo = TrainCommand("pairs", replace(SPEC, max_steps=8, dropout=0.1), pairs(6), output=str(tmp_path / "pairs"))
-    sft = TrainCommand("rows", plain, tuple(replace(r, rejected=None) for r in pairs(6)), output=str(tmp_path / "rows"))
+    dpo = train_command("pairs", replace(SPEC, max_steps=8, dropout=0.1), pairs(6), output=str(tmp_path / "pairs"))
+    sft = train_command(
+        "rows", plain, tuple(replace(r, rejected=None) for r in pairs(6)), output=str(tmp_path / "rows")
+    )
     alone = {
         job.job_id: engine.train(replace(job, job_id=f"{job.job_id}-alone", output=f"{job.output}-alone"))
         for job in (dpo, sft)
@@ -201,9 +204,9 @@ def test_another_rejected_answer_is_another_run(engine: Engine, tmp_path: Path) 
     """A checkpoint is not taken up for other pairs, though the preferred answers are the same."""
     (tmp_path / "checkpoints").mkdir()
     data = pairs(4)
-    command = TrainCommand("first", replace(SPEC, max_steps=2), data, output=str(tmp_path / "first"))
+    command = train_command("first", replace(SPEC, max_steps=2), data, output=str(tmp_path / "first"))
     command = replace(command, checkpoint_dir=str(tmp_path / "checkpoints"))
     engine.train(command)
     others = tuple(replace(row, rejected=other.rejected) for row, other in zip(data, reversed(data), strict=True))
-    again = engine.train(replace(command, job_id="second", rows=others, output=str(tmp_path / "second")))
+    again = engine.train(replace(command, job_id="second", rows=rows_file(others), output=str(tmp_path / "second")))
     assert again[0].step == 0

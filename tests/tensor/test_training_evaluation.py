@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from loramux_server.core.jobs import TrainCommand, TrainEvent, TrainSpec
+from loramux_server.core.jobs import TrainEvent, TrainSpec
 from loramux_server.lora.routed_linear import LinearGroup
 from loramux_server.training import job_scheduler
 from loramux_server.training.gradient_check import gradient_fault
 from loramux_server.training.micro_batch_size import MicroBatchSizer
 from tests.engine import Engine, prompts, rows, version_of
+from tests.rows import train_command
 
 SPEC = TrainSpec(rank=4, alpha=8, learning_rate=5e-3, epochs=3, batch_size=4, seed=3, layers=(1, 2))
 
@@ -34,7 +35,7 @@ def test_the_best_evaluation_is_what_is_kept(engine: Engine, tmp_path: Path) -> 
     """Held-out rows of other random text get worse as training goes on: it stops early, and the best is written."""
     spec = replace(SPEC, learning_rate=5e-2, epochs=20, eval_steps=2, early_stopping_patience=2)
     data, held_out = rows(8), rows(4, seed=6)
-    command = TrainCommand("early", spec, data, held_out, output=str(tmp_path / "early"))
+    command = train_command("early", spec, data, held_out, output=str(tmp_path / "early"))
     events = engine.train(command)
     evaluations = of(events, "evaluation")
     during, final = evaluations[:-1], evaluations[-1]
@@ -54,7 +55,7 @@ def test_the_best_evaluation_is_what_is_kept(engine: Engine, tmp_path: Path) -> 
 
 def test_the_best_survives_an_interruption(engine: Engine, tmp_path: Path) -> None:
     spec = replace(SPEC, learning_rate=5e-2, epochs=20, eval_steps=2, early_stopping_patience=2)
-    command = TrainCommand("cut", spec, rows(8), rows(4, seed=6), output=str(tmp_path / "out"))
+    command = train_command("cut", spec, rows(8), rows(4, seed=6), output=str(tmp_path / "out"))
     whole = engine.train(replace(command, job_id="uncut", output=str(tmp_path / "whole")))
     (tmp_path / "checkpoints").mkdir()
     command = replace(command, checkpoint_dir=str(tmp_path / "checkpoints"), checkpoint_every=1)
@@ -70,7 +71,7 @@ def test_the_best_survives_an_interruption(engine: Engine, tmp_path: Path) -> No
 
 def test_patience_alone_evaluates_once_an_epoch(engine: Engine, tmp_path: Path) -> None:
     spec = replace(SPEC, early_stopping_patience=5)
-    events = engine.train(TrainCommand("epochs", spec, rows(8), rows(2, seed=6), output=str(tmp_path / "out")))
+    events = engine.train(train_command("epochs", spec, rows(8), rows(2, seed=6), output=str(tmp_path / "out")))
     assert [e.step for e in of(events, "evaluation")] == [2, 4, 6, 6]
 
 
@@ -79,9 +80,9 @@ def test_a_version_to_start_from(engine: Engine, tmp_path: Path) -> None:
     """The first loss is the last version's, and what does not fit is refused by name."""
     data = rows(4)
     spec = replace(SPEC, epochs=12, warmup_ratio=0.0)
-    first = of(engine.train(TrainCommand("first", spec, data, output=str(tmp_path / "first"))), "step")
+    first = of(engine.train(train_command("first", spec, data, output=str(tmp_path / "first"))), "step")
     version = version_of(tmp_path / "first", 4)
-    command = TrainCommand("second", spec, data, output=str(tmp_path / "second"), init=version)
+    command = train_command("second", spec, data, output=str(tmp_path / "second"), init=version)
     second = of(engine.train(command), "step")
     assert second[0].metrics["loss"] <= first[-1].metrics["loss"] < 0.9 * first[0].metrics["loss"]
     for name, bad in (("rank", {"rank": 2}), ("alpha", {"alpha": 4.0}), ("modules", {"layers": (0, 1)})):
@@ -103,7 +104,7 @@ def test_a_version_to_start_from(engine: Engine, tmp_path: Path) -> None:
 def test_out_of_memory_is_tried_again_in_smaller_parts(engine: Engine, tmp_path: Path, monkeypatch, error) -> None:  # type: ignore[no-untyped-def]
     data = rows(8)
     name = type(error).__name__
-    quiet = of(engine.train(TrainCommand(f"quiet{name}", SPEC, data, output=str(tmp_path / "quiet"))), "step")
+    quiet = of(engine.train(train_command(f"quiet{name}", SPEC, data, output=str(tmp_path / "quiet"))), "step")
     accumulate, sizes = job_scheduler.accumulate_gradients, []
 
     def tight(base, selection):  # type: ignore[no-untyped-def]
@@ -113,7 +114,7 @@ def test_out_of_memory_is_tried_again_in_smaller_parts(engine: Engine, tmp_path:
         yield from accumulate(base, selection)
 
     monkeypatch.setattr(job_scheduler, "accumulate_gradients", tight)
-    events = engine.train(TrainCommand(f"tight{name}", SPEC, data, output=str(tmp_path / "tight")))
+    events = engine.train(train_command(f"tight{name}", SPEC, data, output=str(tmp_path / "tight")))
     assert [e.metrics["loss"] for e in of(events, "step")] == pytest.approx(
         [e.metrics["loss"] for e in quiet], rel=1e-5
     )
@@ -129,7 +130,7 @@ def test_out_of_memory_again_fails_the_job_and_nothing_else(engine: Engine, tmp_
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(job_scheduler, "accumulate_gradients", out)
-    engine.run(TrainCommand("out", SPEC, rows(8), output=str(tmp_path / "out")))
+    engine.run(train_command("out", SPEC, rows(8), output=str(tmp_path / "out")))
     failure = engine.failure("out")
     assert failure is not None
     assert (failure.code, failure.reason) == ("resource_exhausted", "OUT_OF_MEMORY")
@@ -151,7 +152,7 @@ def test_a_loss_that_is_no_number_keeps_the_state_before(engine: Engine, tmp_pat
             batch.run.adapter.flat()[0].grad[0, 0] = float("nan")
 
     monkeypatch.setattr(job_scheduler, "accumulate_gradients", broken)
-    command = TrainCommand("nan", SPEC, rows(8), output=str(tmp_path / "out"))
+    command = train_command("nan", SPEC, rows(8), output=str(tmp_path / "out"))
     command = replace(command, checkpoint_dir=str(tmp_path / "checkpoints"))
     engine.run(command)
     failure = engine.failure("nan")
@@ -184,7 +185,7 @@ def test_an_engine_without_gradients_serves_and_refuses_jobs(tiny_base, tmp_path
     real = LinearGroup.forward
     monkeypatch.setattr(LinearGroup, "forward", lambda self, x: real(self, x).detach())
     engine = Engine(tiny_base("llama"), tmp_path / "state")
-    engine.run(TrainCommand("refused", SPEC, rows(4), output=str(tmp_path / "out")))
+    engine.run(train_command("refused", SPEC, rows(4), output=str(tmp_path / "out")))
     failure = engine.failure("refused")
     assert failure is not None
     assert (failure.code, failure.reason) == ("failed_precondition", "GRADIENTS_VANISH")

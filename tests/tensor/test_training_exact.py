@@ -7,13 +7,14 @@ from dataclasses import replace
 import pytest
 import torch
 
-from loramux_server.core.jobs import TrainCommand, TrainSpec
+from loramux_server.core.jobs import TrainSpec
 from loramux_server.core.types import BASE
 from loramux_server.training.schedule import assign_stacks
 from tests.engine import Engine, command, prompts, rows, stack_of, version_of
 from tests.examples import few
 from tests.oracle import Oracle
 from tests.peft_loop import initial_adapter, peft_losses
+from tests.rows import train_command
 
 SPEC = TrainSpec(rank=4, alpha=8, learning_rate=5e-3, epochs=3, batch_size=4, seed=3, layers=(1, 2))
 
@@ -34,9 +35,9 @@ def test_losses_equal_a_peft_loop(setup, make_adapter):  # type: ignore[no-untyp
     folders = [make_adapter(root / f"under{i}", base, rank=3, seed=i, scale=0.2) for i in range(2)]
     under = [[(folders[0], 1.3)], [(folders[1], 0.5)], []]
     stacks = tuple(stack_of(*((version_of(f, 3), w) for f, w in stack)) for stack in under)
-    events = engine.train(TrainCommand("j1", SPEC, data, stacks=stacks, output=str(root / "out1")))
+    events = engine.train(train_command("j1", SPEC, data, stacks=stacks, output=str(root / "out1")))
     got = [e.metrics["loss"] for e in events if e.type == "step"]
-    turns = assign_stacks(data, len(stacks))
+    turns = assign_stacks([row.stack for row in data], len(stacks))
     expected = peft_losses(base, SPEC, data, initial_adapter(engine.base, SPEC), under, turns)
     assert got == pytest.approx(expected, rel=1e-3)
     assert got[-1] < got[0] - 0.1
@@ -47,7 +48,7 @@ def test_trained_adapter_serves_as_in_peft(setup):  # type: ignore[no-untyped-de
     engine, base, root = setup
     data = rows(8, seed=4)
     spec = replace(SPEC, learning_rate=5e-2, epochs=10)
-    engine.train(TrainCommand("j2", spec, data, stacks=(BASE,), output=str(root / "out2")))
+    engine.train(train_command("j2", spec, data, stacks=(BASE,), output=str(root / "out2")))
     folder = root / "out2"
     stack = stack_of((version_of(folder, SPEC.rank), 1.0))
     prompt = list(data[0].input_ids[: len(data[0].input_ids) // 2])
@@ -65,7 +66,7 @@ def test_evaluation_equals_oracle(setup):  # type: ignore[no-untyped-def]
     """Validation loss with the adapter and without it, against the oracle's logits."""
     engine, base, root = setup
     held_out = rows(5, seed=6)
-    events = engine.train(TrainCommand("j3", SPEC, rows(8, seed=7), validation=held_out, output=str(root / "out3")))
+    events = engine.train(train_command("j3", SPEC, rows(8, seed=7), held_out=held_out, output=str(root / "out3")))
     metrics = events[-1].metrics
     oracle = Oracle(base)
     for name, stack in (("base", []), ("eval", [(root / "out3", 1.0)])):
@@ -87,8 +88,8 @@ def test_serving_goes_on_while_training(setup):  # type: ignore[no-untyped-def]
     prompt = prompts(1, seed=8)[0]
     alone = engine.generate(prompt, 20)
     data = rows(12, seed=9)
-    quiet = engine.train(TrainCommand("quiet", SPEC, data, output=str(root / "quiet")))
-    engine.submit(TrainCommand("busy", SPEC, data, output=str(root / "busy")))
+    quiet = engine.train(train_command("quiet", SPEC, data, output=str(root / "quiet")))
+    engine.submit(train_command("busy", SPEC, data, output=str(root / "busy")))
     for i in range(6):
         engine.submit(command(f"beside{i}", prompt, 20))
     engine.finish(*(f"beside{i}" for i in range(6)))
@@ -103,7 +104,7 @@ def test_base_memory_stays(setup):  # type: ignore[no-untyped-def]
     engine, _, root = setup
     before = engine.base.nbytes
     long = replace(SPEC, max_steps=100, epochs=100)
-    engine.submit(TrainCommand("mem", long, rows(8), output=str(root / "mem")))
+    engine.submit(train_command("mem", long, rows(8), output=str(root / "mem")))
     while not engine.stats().memory["training"]:
         engine.loop.turn()
     weights = {id(g.base) for g in engine.base.groups}
@@ -130,6 +131,6 @@ def test_layers_below_the_first_adapted_one_run_once_a_row(setup, monkeypatch) -
 
     monkeypatch.setattr(type(layer), "forward", counted)
     data = rows(8, seed=11)
-    engine.train(TrainCommand("once", SPEC, data, data[:2], output=str(root / "once")))
+    engine.train(train_command("once", SPEC, data, data[:2], output=str(root / "once")))
     first = 2 * len(data[0].input_ids)  # one look at whether skipping is exact: from layer 0, and from the first
     assert seen == sum(len(row.input_ids) for row in data) - len(data[0].input_ids) + first

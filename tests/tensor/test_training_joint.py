@@ -16,6 +16,7 @@ from loramux_server.training.schedule import assign_stacks
 from tests.engine import Engine, command, prompts, rows, stack_of, version_of
 from tests.examples import few
 from tests.peft_loop import initial_adapter, peft_losses
+from tests.rows import JOBS, train_command
 
 WIDE = TrainSpec(rank=4, alpha=8, learning_rate=5e-3, max_steps=30, epochs=99, batch_size=4, seed=3)
 NARROW = replace(
@@ -74,13 +75,13 @@ def test_three_jobs_in_one_pass_equal_three_peft_loops(  # type: ignore[no-untyp
     wanted = {"wide": WIDE, "narrow": NARROW, "stacked": STACKED}
     specs = {id: replace(spec, max_steps=max_steps) for id, spec in wanted.items()}
     engine.outputs.clear()  # of the same jobs with other numbers of steps
-    jobs = [TrainCommand(id, specs[id], data[id], output=str(tmp_path / id)) for id in data]
+    jobs = [train_command(id, specs[id], data[id], output=str(tmp_path / id)) for id in data]
     jobs[2] = replace(jobs[2], stacks=stacks)
     together(engine, *jobs)
     # They start and end within some steps of each other.
     assert passes.count(("narrow", "stacked", "wide")) >= max_steps - 5
     for id in data:
-        turns = assign_stacks(data[id], len(stacks)) if id == "stacked" else None
+        turns = assign_stacks([row.stack for row in data[id]], len(stacks)) if id == "stacked" else None
         expected = peft_losses(
             base, specs[id], data[id], initial_adapter(engine.base, specs[id]), under if turns else ((),), turns
         )
@@ -97,7 +98,7 @@ def test_a_job_gets_the_same_alone_and_among_others(engine: Engine, tmp_path: Pa
         "c": replace(STACKED, max_steps=12, eval_steps=5),
     }
     jobs = [
-        TrainCommand(id, spec, rows(10, seed=k), rows(3, seed=9), output=str(tmp_path / id))
+        train_command(id, spec, rows(10, seed=k), rows(3, seed=9), output=str(tmp_path / id))
         for k, (id, spec) in enumerate(specs.items())
     ]
     for job in jobs:
@@ -127,7 +128,8 @@ def test_activations_computed_again_are_those_of_the_pass(engine: Engine, tmp_pa
     """Two jobs over stacks and with dropout, with activation checkpoints in every layer and without."""
     specs = {"p": replace(WIDE, max_steps=5, dropout=0.1), "q": replace(NARROW, max_steps=5)}
     jobs = [
-        TrainCommand(id, spec, rows(8, seed=k), output=str(tmp_path / id)) for k, (id, spec) in enumerate(specs.items())
+        train_command(id, spec, rows(8, seed=k), output=str(tmp_path / id))
+        for k, (id, spec) in enumerate(specs.items())
     ]
     together(engine, *(replace(job, job_id=f"{job.job_id}-dense", output=f"{job.output}-dense") for job in jobs))
     again = 0
@@ -150,10 +152,10 @@ def test_activations_computed_again_are_those_of_the_pass(engine: Engine, tmp_pa
 def test_jobs_that_start_at_another_layer_have_passes_of_their_own(engine: Engine, tmp_path: Path, passes) -> None:  # type: ignore[no-untyped-def]
     high = replace(WIDE, layers=(1, 2), max_steps=4)
     jobs = [
-        TrainCommand("low1", replace(WIDE, max_steps=4), rows(8), output=str(tmp_path / "low1")),
-        TrainCommand("high1", high, rows(8, seed=1), output=str(tmp_path / "high1")),
-        TrainCommand("low2", replace(NARROW, max_steps=4), rows(8, seed=2), output=str(tmp_path / "low2")),
-        TrainCommand("high2", replace(high, rank=2), rows(8, seed=3), output=str(tmp_path / "high2")),
+        train_command("low1", replace(WIDE, max_steps=4), rows(8), output=str(tmp_path / "low1")),
+        train_command("high1", high, rows(8, seed=1), output=str(tmp_path / "high1")),
+        train_command("low2", replace(NARROW, max_steps=4), rows(8, seed=2), output=str(tmp_path / "low2")),
+        train_command("high2", replace(high, rank=2), rows(8, seed=3), output=str(tmp_path / "high2")),
     ]
     together(engine, *jobs)
     assert {("high1", "high2"), ("low1", "low2")} <= set(passes)
@@ -167,12 +169,12 @@ def test_jobs_that_start_at_another_layer_have_passes_of_their_own(engine: Engin
 def test_a_job_of_numbers_that_are_none_poisons_no_other(tiny_base, tmp_path: Path, passes, arch: str) -> None:  # type: ignore[no-untyped-def]
     """One job's values overflow at once; the other, in the same passes, goes on as if it was alone."""
     engine = Engine(tiny_base(arch), tmp_path / "state")
-    good = TrainCommand("good", replace(WIDE, max_steps=12), rows(8), output=str(tmp_path / "good"))
+    good = train_command("good", replace(WIDE, max_steps=12), rows(8), output=str(tmp_path / "good"))
     together(engine, replace(good, job_id="alone", output=str(tmp_path / "alone")))
     passes.clear()
     wild = replace(WIDE, learning_rate=1e30, warmup_ratio=0.0)
     # First in the pass, with the longest row and the shortest.
-    bad = TrainCommand("bad", wild, rows(8, seed=1), output=str(tmp_path / "bad"))
+    bad = train_command("bad", wild, rows(8, seed=1), output=str(tmp_path / "bad"))
     engine.run(bad, good)
     failure = engine.failure("bad")
     assert failure is not None
@@ -187,7 +189,7 @@ def test_a_job_of_numbers_that_are_none_poisons_no_other(tiny_base, tmp_path: Pa
 def test_jobs_come_and_go_between_passes(engine: Engine, tmp_path: Path, passes) -> None:  # type: ignore[no-untyped-def]
     """One joins late, one is paused and resumed, requests are served: all losses are those of undisturbed runs."""
     jobs = {
-        id: TrainCommand(id, replace(spec, max_steps=8), rows(8, seed=k), output=str(tmp_path / id))
+        id: train_command(id, replace(spec, max_steps=8), rows(8, seed=k), output=str(tmp_path / id))
         for k, (id, spec) in enumerate({"early": WIDE, "late": NARROW, "paused": STACKED}.items())
     }
     for id, job in jobs.items():
@@ -221,7 +223,7 @@ def test_a_pass_is_put_down_after_any_layer(engine: Engine, tmp_path: Path, pass
     text = prompts(4, lengths=(200, 201), seed=4)
     data = tuple(TrainRow(tuple(t), (False,) * 8 + (True,) * (len(t) - 8)) for t in text)
     spec = replace(WIDE, max_steps=2, batch_size=4)
-    quiet = TrainCommand("whole", spec, data, output=str(tmp_path / "whole"))
+    quiet = train_command("whole", spec, data, output=str(tmp_path / "whole"))
     together(engine, quiet)
     prompt = prompts(1, seed=8)[0]
     alone = engine.generate(prompt, 6)
@@ -235,7 +237,7 @@ def test_a_pass_is_put_down_after_any_layer(engine: Engine, tmp_path: Path, pass
             share._done(job, error)
         units += 1
         if units % 7 == 0 and share.busy:
-            busy, share._background = share._background, job_scheduler.JobScheduler(engine.base)
+            busy, share._background = share._background, job_scheduler.JobScheduler(engine.base, JOBS)
             assert engine.generate(prompt, 6) == alone
             share._background = busy
     engine.loop._flush()
@@ -248,7 +250,7 @@ def test_one_that_leaves_in_the_middle_of_a_pass_leaves_the_others_as_they_were(
     engine: Engine, tmp_path: Path, passes
 ) -> None:  # type: ignore[no-untyped-def]
     """Wherever that is: half of the layers' gradients may be in."""
-    stays = TrainCommand("stays", replace(WIDE, max_steps=4), rows(8), output=str(tmp_path / "stays"))
+    stays = train_command("stays", replace(WIDE, max_steps=4), rows(8), output=str(tmp_path / "stays"))
     together(engine, stays)
     work = engine.loop._training._background
     for units in range(1, 12, 2):
@@ -278,7 +280,7 @@ def test_one_that_leaves_in_the_middle_of_a_pass_leaves_the_others_as_they_were(
 @pytest.mark.slow
 def test_memory_that_runs_out_ends_the_job_that_needs_it(engine: Engine, tmp_path: Path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
     """In a shared pass nobody knows whose it was: each job tries once more alone, in smaller parts."""
-    good = TrainCommand("lean", replace(WIDE, max_steps=5), rows(8), output=str(tmp_path / "lean"))
+    good = train_command("lean", replace(WIDE, max_steps=5), rows(8), output=str(tmp_path / "lean"))
     together(engine, replace(good, job_id="lean-quiet", output=str(tmp_path / "quiet")))
     accumulate = job_scheduler.accumulate_gradients
     failed: list[tuple[int, int]] = []  # jobs and tokens of passes that failed
@@ -290,7 +292,7 @@ def test_memory_that_runs_out_ends_the_job_that_needs_it(engine: Engine, tmp_pat
             raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(job_scheduler, "accumulate_gradients", tight)
-    greedy = TrainCommand("greedy", replace(NARROW, max_steps=5), rows(8, seed=1), output=str(tmp_path / "greedy"))
+    greedy = train_command("greedy", replace(NARROW, max_steps=5), rows(8, seed=1), output=str(tmp_path / "greedy"))
     engine.run(good, greedy)
     failure = engine.failure("greedy")
     assert failure is not None
@@ -313,7 +315,7 @@ def test_a_defect_in_one_job_spares_the_others(engine: Engine, tmp_path: Path, m
 
     monkeypatch.setattr(job_scheduler, "accumulate_gradients", defective)
     jobs = [
-        TrainCommand(id, replace(WIDE, max_steps=3), rows(8, seed=k), output=str(tmp_path / id))
+        train_command(id, replace(WIDE, max_steps=3), rows(8, seed=k), output=str(tmp_path / id))
         for k, id in enumerate(("fine", "broken"))
     ]
     engine.run(*jobs)
@@ -329,7 +331,7 @@ def test_a_lost_device_is_no_jobs_error(engine: Engine, tmp_path: Path, monkeypa
     """The engine ends with it, so that it is started anew."""
     error = torch.AcceleratorError("CUDA error: an illegal memory access", 700)
     monkeypatch.setattr(job_scheduler, "accumulate_gradients", raising(error))
-    engine.submit(TrainCommand("device", WIDE, rows(4), output=str(tmp_path / "device")))
+    engine.submit(train_command("device", WIDE, rows(4), output=str(tmp_path / "device")))
     with pytest.raises(torch.AcceleratorError):
         engine.finish("device")
     engine.loop._training.remove("device")

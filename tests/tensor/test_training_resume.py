@@ -8,20 +8,23 @@ import json
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from loramux_server.core.jobs import Stored, TrainCommand, TrainEvent, TrainSpec
+from loramux_server.core.jobs import Stored, TrainCommand, TrainEvent, TrainRow, TrainSpec
+from loramux_server.core.types import BASE
+from loramux_server.data.rows_file import HELD_OUT, TRAIN, read_at_once
 from loramux_server.engine.transport.protocol import AbortCommand
 from loramux_server.host.failpoints import VARIABLE
 from loramux_server.training import checkpoint, job_scheduler, micro_batch_size
 from tests.damage import HARMS, flip_bit
 from tests.engine import DEVICE, Engine, command, prompts, rows
 from tests.examples import few
+from tests.rows import JOBS, rows_file, train_command
 
 SPEC = TrainSpec(rank=4, alpha=8, learning_rate=5e-3, epochs=2, batch_size=4, seed=3, layers=(1, 2), dropout=0.1)
 """Six steps over twelve rows."""
@@ -38,7 +41,7 @@ def engine(tiny_base, tmp_path_factory) -> Iterator[Engine]:  # type: ignore[no-
 def whole(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[TrainEvent], Path]:
     """The events and the adapter of the run that nothing interrupts."""
     output = tmp_path_factory.mktemp("whole") / "out"
-    return engine.train(TrainCommand("whole", SPEC, rows(12), rows(3, seed=9), output=str(output))), output
+    return engine.train(train_command("whole", SPEC, rows(12), rows(3, seed=9), output=str(output))), output
 
 
 @pytest.fixture
@@ -48,7 +51,7 @@ def job(tmp_path: Path) -> Callable[..., TrainCommand]:
     def make(id: str, **changes: object) -> TrainCommand:
         folder = tmp_path / id
         folder.mkdir(exist_ok=True)
-        made = TrainCommand(id, SPEC, rows(12), rows(3, seed=9), output=str(tmp_path / f"{id}-out"))
+        made = train_command(id, SPEC, rows(12), rows(3, seed=9), output=str(tmp_path / f"{id}-out"))
         made = replace(made, checkpoint_dir=str(folder), checkpoint_every=2, checkpoint_seconds=1e9)
         return replace(made, **changes)  # type: ignore[arg-type]
 
@@ -167,7 +170,9 @@ def test_damaged_foreign_and_planted_files_are_passed_over(engine: Engine, whole
 
 
 @pytest.mark.parametrize(
-    "change", few([{"rows": rows(12, seed=5)}, {"spec": replace(SPEC, learning_rate=1e-3)}]), ids=["rows", "settings"]
+    "change",
+    few([{"rows": rows_file(rows(12, seed=5))}, {"spec": replace(SPEC, learning_rate=1e-3)}]),
+    ids=["rows", "settings"],
 )
 def test_a_checkpoint_of_another_run_is_not_taken_up(engine: Engine, job, change: dict[str, object]) -> None:  # type: ignore[no-untyped-def]
     made = job("mine")
@@ -256,7 +261,9 @@ def test_field_09_checkpoint_of_another_run_is_told_with_its_reason(engine: Engi
     made = job("another")
     engine.train(made)
     engine.outputs["another"].clear()
-    rest = engine.train(replace(made, output=made.output + "-again", rows=rows(12, seed=5), stored=Stored(6, 0)))
+    rest = engine.train(
+        replace(made, output=made.output + "-again", rows=rows_file(rows(12, seed=5)), stored=Stored(6, 0))
+    )
     assert any("other data, settings or another base" in e.message for e in rest if e.type == "message")
     assert not [e for e in rest if e.type == "checkpoint_lost"]
     assert sorted(losses(rest)) == [1, 2, 3, 4, 5, 6]  # it is another curve
@@ -288,3 +295,44 @@ def test_field_19_evaluations_are_told_once_too(engine: Engine, job) -> None:  #
     assert steps(rest) == [6]
     told = [e.step for e in rest if e.type == "evaluation"]
     assert told == [4, 6, 6]  # the last is the measurement at the end, which is done again
+
+
+def test_a_damaged_rows_file_is_not_trained_on(engine: Engine, job, whole) -> None:  # type: ignore[no-untyped-def]
+    """The job fails before its first step with the file's name, and trains once the file is whole."""
+    made = job("spoilt")
+    place = JOBS / made.rows.path
+    content = place.read_bytes()
+    flip_bit(place)
+    engine.run(made)
+    failure = engine.failure("spoilt")
+    assert failure is not None
+    assert (failure.code, failure.reason) == ("data_loss", "ROWS_DAMAGED")
+    assert made.rows.path in failure.message
+    assert events_of(engine, "spoilt") == []
+    assert engine.generate(prompts(1)[0], 2)
+    place.write_bytes(content)
+    engine.outputs["spoilt"].clear()
+    assert losses(engine.train(made)) == losses(whole[0])
+
+
+def test_rows_in_a_file_are_the_run_that_rows_by_value_were(job) -> None:  # type: ignore[no-untyped-def]
+    """Checkpoints of versions that sent the rows themselves are taken up."""
+
+    def key(*tables: Sequence[TrainRow]) -> str:
+        work = checkpoint.run_identity(job("key"), tables, "base", 0)
+        while True:
+            try:
+                next(work)
+            except StopIteration as done:
+                return str(done.value)
+
+    stacked = [replace(row, stack=i % 2) for i, row in enumerate(rows(12))]
+    command = train_command("key", SPEC, stacked, rows(3, seed=9), stacks=(BASE, BASE))
+    tables = read_at_once(JOBS, command.rows).tables
+    # Rows that named none were dealt over the job's stacks by the front.
+    assert key(*(tables[name].assigned(command) for name in (TRAIN, HELD_OUT))) == key(
+        stacked, [replace(row, stack=i % 2) for i, row in enumerate(rows(3, seed=9))]
+    )
+    tables = read_at_once(JOBS, job("plain").rows).tables
+    assert key(tables[TRAIN], tables[HELD_OUT]) == key(rows(12), rows(3, seed=9))
+    assert key(tables[HELD_OUT], tables[TRAIN]) != key(rows(12), rows(3, seed=9))

@@ -74,6 +74,7 @@ Reason = Literal[
     # Datasets and jobs.
     "DATASET_CHECK_DIED", "DATASET_INVALID", "DATASET_NOT_FOUND", "ENGINE_LOST", "GRADIENTS_VANISH",
     "IDEMPOTENCY_KEY_REUSED", "JOB_NOT_FOUND", "LEASE_LOST", "LOSS_NOT_FINITE", "NO_REPLAY_ROWS", "OUT_OF_MEMORY",
+    "ROWS_DAMAGED",
     # What is stored.
     "BACKUP_DAMAGED", "BLOBS_OF_ANOTHER_STORE", "BLOBS_UNUSABLE", "BLOB_CUT", "BLOB_DAMAGED", "BLOB_MISSING",
     "DATABASE_BUSY", "DATABASE_DAMAGED", "DATABASE_MISSING", "DATABASE_UNAVAILABLE", "FOREIGN_DATABASE",
@@ -92,6 +93,8 @@ MISSING: Final = "BLOB_MISSING"
 """Reason of DATA_LOSS for stored files that are gone."""
 DAMAGED: Final = "BLOB_DAMAGED"
 """Reason of DATA_LOSS for stored files that are not what was stored."""
+ROWS_DAMAGED: Final = "ROWS_DAMAGED"
+"""Reason of DATA_LOSS for a job's rows file that is gone or not what was written: it can be made again."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -169,7 +169,7 @@ class TrainRow:
     input_ids: tuple[int, ...]
     labels: tuple[bool, ...]
     stack: int | None = None
-    """Index into ``TrainCommand.stacks`` of the row's own frozen stack; None: the rows take turns."""
+    """Index of the row's own frozen stack; None: the rows take turns."""
     rejected: TrainRow | None = None
     """The answer that is preferred less, with the same prompt; None: the row is learned as it is."""
 
@@ -183,15 +183,26 @@ class Stored:
 
 
 @dataclass(frozen=True, slots=True)
+class RowsFile:
+    """Names the file with a job's rows: ``path`` below the folder of all jobs' folders, wherever the reader has it."""
+
+    path: str
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
 class TrainCommand:
-    """All that the engine needs to run a job: no names to look up, no files but the donors' folders."""
+    """All that the engine needs to run a job: no names to look up, no files but the rows and the donors' folders."""
 
     job_id: str
     spec: TrainSpec
-    rows: tuple[TrainRow, ...]
-    validation: tuple[TrainRow, ...] = ()
+    rows: RowsFile
     stacks: tuple[Stack, ...] = (BASE,)
-    """Frozen stacks underneath; micro-batches take turns over them. ``(BASE,)``: on the bare base."""
+    """Frozen stacks underneath: the job's own, then others that rows name. ``(BASE,)``: on the bare base."""
+    own_stacks: int = 1
+    """How many of ``stacks`` are the job's own: rows that name no stack take turns over these."""
+    row_stacks: tuple[int, ...] = ()
+    """For each stack that the rows file names its index into ``stacks``."""
     output: str = ""
     """Folder that the engine makes and fills with the adapter in PEFT's format."""
     base_name: str = ""

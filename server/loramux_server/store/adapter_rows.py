@@ -81,11 +81,13 @@ def version_with_digest(connection: Connection, adapter: int, digest: str) -> Ro
     return connection.execute(_VERSION.where(v.c.adapter_id == adapter, v.c.digest == digest)).first()
 
 
-def donor(connection: Connection, name: str, number: int, digest: str, tenant: str) -> Row[Any] | None:
-    """A version with this content that a tenant sees or, now that it is deleted, saw."""
+def donor(connection: Connection, name: str, number: int | None, digest: str, tenant: str) -> Row[Any] | None:
+    """A version with this content that a tenant sees or, now that it is deleted, saw; ``number`` None: the latest."""
     theirs = sa.and_(a.c.name == name, a.c.owner.in_({tenant, SHARED}))
-    query = _ANY_VERSION.where(theirs, v.c.version == number, v.c.digest == digest)
-    return connection.execute(query.order_by(a.c.owner.desc()).limit(1)).first()
+    query = _ANY_VERSION.where(theirs, v.c.digest == digest)
+    if number is not None:
+        query = query.where(v.c.version == number)
+    return connection.execute(query.order_by(a.c.owner.desc(), v.c.version.desc()).limit(1)).first()
 
 
 def versions(connection: Connection, adapters: Sequence[int]) -> dict[int, list[Row[Any]]]:

@@ -88,7 +88,7 @@ class AdapterRegistry:
     ) -> tuple[AdapterVersion, ...]:
         """``resolve`` for several references, all as of one moment.
 
-        ``donors`` (version -> digest) are those of a job, found even if they are deleted by now. Raises
+        ``donors`` (reference -> digest) are those of a job, found even if they are deleted by now. Raises
         FAILED_PRECONDITION for a quarantined version or a name without a promoted one, DATA_LOSS when the files are
         damaged or gone.
         """
@@ -304,7 +304,7 @@ class AdapterRegistry:
     def _donor(
         self, connection: Connection, ref: str, parsed: Ref, tenant: str, donors: Mapping[str, str]
     ) -> VersionRecord:
-        if (digest := donors.get(ref)) is None or parsed.version is None:
+        if (digest := donors.get(ref)) is None:
             return self._find(connection, ref, parsed, tenant)
         row = rows.donor(connection, parsed.name, parsed.version, digest, tenant)
         if row is None:

@@ -72,6 +72,7 @@ class JobTable:
         *,
         donors: Mapping[str, str] | None = None,
         notes: Sequence[Note] = (),
+        job_id: str = "",
     ) -> JobRecord:
         """Add a job; durable on return. The tenant's same idempotency key gives the job it made before.
 
@@ -79,7 +80,7 @@ class JobTable:
         ALREADY_EXISTS when the key's job was asked for with other settings.
         """
         now = self._now()
-        job_id = f"job-{uuid.uuid4().hex[:20]}"
+        job_id = job_id or new_job_id()
         with self._db.write("job.create") as connection:
             if (made := _made_with(connection, request)) is not None:
                 return made
@@ -269,6 +270,11 @@ class JobTable:
     def flush(self) -> None:
         """Write the step events that wait."""
         self._log.flush()
+
+
+def new_job_id() -> str:
+    """An id that no job has."""
+    return f"job-{uuid.uuid4().hex[:20]}"
 
 
 def _need(connection: Connection, job_id: str, tenant: str | None, *, lock: bool = False) -> Row[Any]:

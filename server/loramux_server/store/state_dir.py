@@ -15,13 +15,15 @@ from ..host.home import expand
 
 LOCK_FILE = "lock"
 ID_FILE = "id"
+JOBS = "jobs"
+"""The folder of a state directory with a folder for each job."""
 
 
 class StateDir:
     """An open state directory, locked for this process until :meth:`close`.
 
     ``db`` is the database file, ``blobs`` holds adapters and datasets, ``tmp`` what is being written (emptied at
-    every open), ``base`` the converted base model, ``jobs`` a folder for each job with checkpoints.
+    every open), ``base`` the converted base model, ``jobs`` a folder for each job, with its rows and checkpoints.
     """
 
     def __init__(self, path: Path, lock_fd: int) -> None:
@@ -30,7 +32,7 @@ class StateDir:
         self.blobs = path / "blobs"
         self.tmp = path / "tmp"
         self.base = path / "base"
-        self.jobs = path / "jobs"
+        self.jobs = path / JOBS
         self._lock_fd = lock_fd
         self.id = ""
         """Names the directory for good, and so the one server that holds it."""
@@ -76,6 +78,13 @@ class StateDir:
             folder.mkdir(exist_ok=True)
             sync_folder(self.jobs)
         return folder
+
+    def adopt_job_folder(self, job_id: str, folder: Path) -> None:
+        """Make a folder of ``new_tmp`` a new job's own, with all that is in it; durable on return."""
+        with storage_errors("cannot make the job's folder"):
+            sync_folder(folder)
+            folder.rename(self.jobs / job_id)
+            sync_folder(self.jobs)
 
     def drop_job_folder(self, job_id: str) -> None:
         """Remove a job's folder, if it has one. It is gone at once, even for an engine that still writes there."""

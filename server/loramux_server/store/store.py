@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
 from ..core.errors import Code, Error
-from ..core.jobs import JobState
+from ..core.jobs import JobRequest, JobState
+from ..core.notes import Note
+from ..host.failpoints import reach
 from .adapters import AdapterRegistry
 from .blobs.blobs import BlobStore
 from .blobs.local import LocalBlobs
@@ -17,7 +19,7 @@ from .blobs.places import CACHE_BYTES, open_blobs
 from .damage import DamageCount
 from .database import Database, sqlite_url
 from .datasets import DatasetTable
-from .jobs import REPLACED, JobTable
+from .jobs import REPLACED, JobTable, new_job_id
 from .records import AdapterMeta, JobRecord, VersionRecord
 from .state_dir import StateDir
 
@@ -73,6 +75,26 @@ class Store:
     def base_dir(self) -> Path:
         """Where the converted base model is kept."""
         return self.state.base
+
+    def create_job(
+        self, request: JobRequest, donors: Mapping[str, str], notes: Sequence[Note], folder: Path
+    ) -> JobRecord:
+        """Queue a job whose own ``folder`` becomes, one of ``StateDir.new_tmp``; both durable on return.
+
+        The folder first: a process that dies in between leaves one without a job, which the next start removes.
+        The same idempotency key gives the job that it made before.
+        """
+        job_id = new_job_id()
+        self.state.adopt_job_folder(job_id, folder)
+        reach("job.folder_kept")
+        try:
+            record = self.jobs.create(request, donors=donors, notes=notes, job_id=job_id)
+        except BaseException:
+            self.state.drop_job_folder(job_id)
+            raise
+        if record.id != job_id:
+            self.state.drop_job_folder(job_id)
+        return record
 
     def publish_job_result(
         self,

@@ -15,7 +15,7 @@ import shutil
 import time
 import uuid
 from array import array
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
@@ -28,7 +28,7 @@ from safetensors.torch import save as save_safetensors
 from torch import Tensor
 
 from ..core.errors import Error
-from ..core.jobs import TrainCommand, TrainEvent, TrainEventType
+from ..core.jobs import TrainCommand, TrainEvent, TrainEventType, TrainRow
 from ..host.failpoints import reach
 from ..host.files import read_regular, storage_errors, sync_folder, write_durable
 from .work import Held
@@ -238,17 +238,20 @@ def _digest_of(record: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
-def run_identity(command: TrainCommand, base: str, held: int) -> Generator[Held, None, str]:
+def run_identity(
+    command: TrainCommand, tables: Iterable[Sequence[TrainRow]], base: str, held: int
+) -> Generator[Held, None, str]:
     """A digest of everything that decides how training goes: rows, settings, stacks and ``init``.
 
-    A checkpoint is used only by a job with the same digest. ``base`` names the weights and the precision. Hundreds of
-    thousands of rows take a while, so other jobs have turns meanwhile; the job holds ``held`` bytes.
+    A checkpoint is used only by a job with the same digest. ``tables`` are the rows to train on and the held-out rows;
+    ``base`` names the weights and the precision. Hundreds of thousands of rows take a while, so other jobs have turns
+    meanwhile; the job holds ``held`` bytes.
     """
     digest = hashlib.blake2b(digest_size=32)
     stacks = [stack.key for stack in command.stacks]
     init = command.init.digest if command.init else ""
     digest.update(json.dumps([base, asdict(command.spec), stacks, init], sort_keys=True).encode())
-    for rows in (command.rows, command.validation):
+    for rows in tables:
         digest.update(f"/{len(rows)}".encode())
         for i, row in enumerate(rows, start=1):
             digest.update(f"/{len(row.input_ids)},{row.stack}/".encode())

@@ -21,10 +21,10 @@ def evaluate(run: TrainingRun, sizer: MicroBatchSizer, *, only_new: bool = False
     that the job starts from, ``current_*`` of the version that the name means now. With ``only_new`` there is
     ``eval_*`` alone.
     """
-    rows, objective = run.command.validation, run.objective
+    rows, objective = run.held_out, run.objective
     if not rows:
         return {}
-    stacks = assign_stacks(rows, len(run.command.stacks))
+    stacks = assign_stacks(rows.named_stacks, len(run.command.stacks))
     yield from cache_references(run, rows, stacks, sizer)
     models: list[tuple[str, FrozenModel, TrainableAdapter | None]] = [("eval", run.frozen, run.adapter)]
     if not only_new:
@@ -34,7 +34,7 @@ def evaluate(run: TrainingRun, sizer: MicroBatchSizer, *, only_new: bool = False
         if run.current is not None:
             models.append(("current", run.current, None))
     sums: dict[str, float] = {}
-    lengths = [run.length(row) for row in rows]
+    lengths = rows.lengths
     for indices in sizer.split(list(range(len(rows))), lengths, run.command.spec.batch_size):
         inputs = [(i, row) for i in indices for row in objective.inputs(rows[i])]
         reference = [run.reference(rows[i], stacks[i]) for i in indices]

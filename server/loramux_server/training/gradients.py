@@ -26,7 +26,7 @@ class Batch:
 
     def __init__(self, run: TrainingRun) -> None:
         self.run, self.indices = run, run.schedule.batch(run.step)
-        self.rows = {i: run.command.rows[i] for i in self.indices}
+        self.rows = {i: run.rows[i] for i in self.indices}
         self._denominator = sum(run.objective.denominator(row) for row in self.rows.values())
         self.restart()
 

@@ -6,6 +6,7 @@ import logging
 import time
 import uuid
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 import torch
@@ -47,9 +48,15 @@ class JobScheduler:
     micro-batch that it shares, the micro-batch is dropped and the batches of the others begin anew.
     """
 
-    def __init__(self, base: ResidentBase, fault: Error | None = None, activation_memory: int | None = None) -> None:
-        """``fault``: why no job can be taken. ``activation_memory``: see :class:`~.layerwise.ActivationPolicy`."""
-        self._base, self._fault, self._activation_memory = base, fault, activation_memory
+    def __init__(
+        self, base: ResidentBase, jobs_dir: Path, fault: Error | None = None, activation_memory: int | None = None
+    ) -> None:
+        """``jobs_dir`` has the jobs' folders, with their rows; ``fault``: why no job can be taken.
+
+        ``activation_memory``: see :class:`~.layerwise.ActivationPolicy`.
+        """
+        self._base, self._jobs_dir = base, jobs_dir
+        self._fault, self._activation_memory = fault, activation_memory
         self._sizer = MicroBatchSizer(1)  # of shared micro-batches
         self._jobs: dict[str, Job] = {}  # the next one's turn first
         self._micro_batch_next = False
@@ -70,7 +77,7 @@ class JobScheduler:
             raise self._fault
         # Alone a job runs forward, and through about half of the layers at least.
         sizer = MicroBatchSizer(len(self._base.layers) / 2)
-        training = train(self._base, command, report, sizer, self._activation_memory)
+        training = train(self._base, command, self._jobs_dir, report, sizer, self._activation_memory)
         self._jobs[command.job_id] = Job(command.job_id, training, report, sizer)
 
     def remove(self, job_id: str) -> None:
@@ -238,12 +245,13 @@ def _reason(job: str, failure: Exception) -> Error:
     return Error(Code.INTERNAL, f"internal error {id}; the server's log tells more")
 
 
-def make_job_scheduler(base: ResidentBase, activation_memory: int | None) -> JobScheduler:
+def make_job_scheduler(base: ResidentBase, activation_memory: int | None, *, jobs_dir: Path) -> JobScheduler:
     """The training side of an engine on ``base``. If gradients do not pass through it, every job is refused.
 
-    ``activation_memory``: see :class:`~.layerwise.ActivationPolicy`.
+    ``jobs_dir`` has the jobs' folders, with their rows; ``activation_memory``: see
+    :class:`~.layerwise.ActivationPolicy`.
     """
     fault = gradient_fault(base)
     if fault is not None:
         log.error("training is not possible: %s", fault.message)
-    return JobScheduler(base, fault, activation_memory)
+    return JobScheduler(base, jobs_dir, fault, activation_memory)

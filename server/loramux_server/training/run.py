@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core.jobs import TrainCommand, TrainRow
+from ..data.rows_file import RowTable
 from ..lora.bank import AdapterBank
 from ..lora.trainable import TrainableAdapter
 from ..model.resident import ResidentBase
@@ -34,6 +35,8 @@ class TrainingRun:
 
     base: ResidentBase
     command: TrainCommand
+    rows: RowTable
+    held_out: RowTable
     objective: Objective
     adapter: TrainableAdapter
     frozen: FrozenModel

@@ -5,12 +5,13 @@ Everything is a function of the seed and the step number, so a job can be resume
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-from ..core.jobs import TrainRow, TrainSpec
+from ..core.jobs import TrainSpec
 
 MIN_WARMUP = 5
 """Fewest warm-up steps, where the run has at least twice as many."""
@@ -77,14 +78,7 @@ class Schedule:
                 return peak
 
 
-def assign_stacks(rows: Sequence[TrainRow], stacks: int) -> list[int]:
-    """Index of the frozen stack under each row: its own, or else the job's ``stacks`` stacks in turn."""
-    found: list[int] = []
-    turn = 0
-    for row in rows:
-        if row.stack is not None:
-            found.append(row.stack)
-        else:
-            found.append(turn % stacks)
-            turn += 1
-    return found
+def assign_stacks(named: Iterable[int | None], stacks: int) -> list[int]:
+    """Index of the frozen stack under each row: the one that it names, or else the job's ``stacks`` stacks in turn."""
+    turns = itertools.cycle(range(stacks))
+    return [next(turns) if stack is None else stack for stack in named]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 
 from ..core.errors import invalid_field
-from ..core.jobs import TrainCommand, TrainRow, TrainSpec
+from ..core.jobs import RowsFile, TrainCommand, TrainRow, TrainSpec
 from ..core.types import AdapterVersion
+from ..data.rows_file import HELD_OUT, TRAIN, RowsContent, read_rows
 from ..host.resources import host_available
 from ..lora.bank import AdapterBank, HostAdapter, LoraPair
 from ..lora.routed_linear import LinearGroup
@@ -23,18 +25,24 @@ from .micro_batch import JobRows, row_logprobs
 from .objective import objective_of
 from .run import TrainingRun
 from .schedule import Schedule, assign_stacks
-from .work import Held, Interruptible, Tasks
+from .work import PAUSE, Held, Interruptible, Tasks
 
 CACHE_SHARE = 8
 """Activations of frozen layers are kept in at most 1 / CACHE_SHARE of the host's free memory."""
 
 
-def set_up(base: ResidentBase, command: TrainCommand, activation_memory: int | None) -> Tasks[TrainingRun]:
+def set_up(
+    base: ResidentBase, command: TrainCommand, jobs_dir: Path, activation_memory: int | None
+) -> Tasks[TrainingRun]:
     """The job before its first optimizer step. ``activation_memory``: see :class:`~.layerwise.ActivationPolicy`.
 
-    Raises INVALID_ARGUMENT where no linear is adapted or ``init`` does not fit, and what reading an adapter raises.
+    Raises DATA_LOSS (ROWS_DAMAGED) when the rows file below ``jobs_dir`` is not what was written, INVALID_ARGUMENT
+    where no linear is adapted or ``init`` does not fit, and what reading an adapter raises.
     """
-    bank, stacks = yield from _frozen_stacks(base, command)
+    tables = (yield from _rows(jobs_dir, command.rows)).tables
+    rows, held_out = (tables[name].assigned(command) for name in (TRAIN, HELD_OUT))
+    separate = _separate_current(command) if held_out else None
+    bank, stacks = yield from _frozen_stacks(base, command, separate)
     spec = command.spec
     adapter = new_adapter(base, spec)
     initial = None
@@ -46,7 +54,7 @@ def set_up(base: ResidentBase, command: TrainCommand, activation_memory: int | N
     frozen = FrozenModel(base, bank, stacks, policy, host_available() // CACHE_SHARE)
     if policy.first_layer:
         whole = FrozenModel(base, bank, stacks, ActivationPolicy(base, 0, activation_memory), 0)
-        if not (yield from _same_logprobs(base, frozen, whole, command.rows[0])):
+        if not (yield from _same_logprobs(base, frozen, whole, rows[0])):
             frozen = whole
     optimizer = torch.optim.AdamW(
         adapter.flat(),
@@ -56,26 +64,26 @@ def set_up(base: ResidentBase, command: TrainCommand, activation_memory: int | N
         fused=True,
     )
     current = None
-    if (version := _separate_current(command)) is not None:
-        slot = bank.slot(version.digest)
+    if separate is not None:
+        slot = bank.slot(separate.digest)
         # The version may adapt lower layers than the job does, so all layers run.
         current = FrozenModel(base, bank, [(*entries, (slot, 1.0)) for entries in stacks], ActivationPolicy(base, 0), 0)
-    run = TrainingRun(
+    return TrainingRun(
         base=base,
         command=command,
+        rows=rows,
+        held_out=held_out,
         objective=objective_of(spec),
         adapter=adapter,
         frozen=frozen,
         optimizer=optimizer,
-        schedule=Schedule(spec, len(command.rows)),
-        stacks=assign_stacks(command.rows, len(stacks)),
-        lengths=[],
+        schedule=Schedule(spec, len(rows)),
+        stacks=assign_stacks(rows.named_stacks, len(stacks)),
+        lengths=rows.lengths,
         bank=bank,
         current=current,
         initial=initial,
     )
-    run.lengths = [run.length(row) for row in command.rows]
-    return run
 
 
 def new_adapter(base: ResidentBase, spec: TrainSpec) -> TrainableAdapter:
@@ -104,13 +112,24 @@ def target_modules(spec: TrainSpec, groups: Sequence[LinearGroup]) -> frozenset[
     return found
 
 
+def _rows(jobs_dir: Path, file: RowsFile) -> Interruptible[RowsContent]:
+    reading = read_rows(jobs_dir, file)
+    while True:
+        try:
+            next(reading)
+        except StopIteration as done:
+            content: RowsContent = done.value
+            return content
+        yield PAUSE
+
+
 def _separate_current(command: TrainCommand) -> AdapterVersion | None:
-    """The current version, where it has to be evaluated separately: with held-out rows, and if it is not ``init``.
+    """The current version, where it has to be evaluated separately: if it is not ``init``.
 
     ``init`` is evaluated in any case, and in the precision of the new adapter, so that an adapter that did not change
     is not better by rounding alone.
     """
-    current = command.current if command.validation else None
+    current = command.current
     same = current is not None and command.init is not None and current.digest == command.init.digest
     return None if same else current
 
@@ -120,10 +139,12 @@ def _read(base: ResidentBase, version: AdapterVersion, dtype: torch.dtype | None
         return read_folder(version.path, base.modules, base.fingerprint, dtype=dtype, sha256=version.sha256)[1]
 
 
-def _frozen_stacks(base: ResidentBase, command: TrainCommand) -> Tasks[tuple[AdapterBank, list[Entries]]]:
+def _frozen_stacks(
+    base: ResidentBase, command: TrainCommand, current: AdapterVersion | None
+) -> Tasks[tuple[AdapterBank, list[Entries]]]:
     """Read the frozen adapters, one a task, into a bank of the job's own; returns it and the stacks' slots."""
     versions = {e.adapter.digest: e.adapter for stack in command.stacks for e in stack.entries}
-    if (current := _separate_current(command)) is not None:
+    if current is not None:
         versions[current.digest] = current
     bank = AdapterBank(base.groups, sum(v.rank for v in versions.values()), base.device, base.dtype)
     for version in versions.values():

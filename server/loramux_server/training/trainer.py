@@ -37,6 +37,7 @@ Training = Generator[Pause | Held | NeedsGradients, None, None]
 def train(
     base: ResidentBase,
     command: TrainCommand,
+    jobs_dir: Path,
     report: Report,
     sizer: MicroBatchSizer,
     activation_memory: int | None,
@@ -47,8 +48,10 @@ def train(
     the loss is not finite, and RESOURCE_EXHAUSTED when a checkpoint does not fit on the disk: no adapter is written
     then.
     """
-    run = yield from set_up(base, command, activation_memory)
-    identity = yield from run_identity(command, f"{base.fingerprint}/{base.dtype}", run.nbytes)
+    run = yield from set_up(base, command, jobs_dir, activation_memory)
+    identity = yield from run_identity(
+        command, (run.rows, run.held_out), f"{base.fingerprint}/{base.dtype}", run.nbytes
+    )
     checkpoints = Checkpoints(command, identity)
     snapshot = checkpoints.latest()
     run.resume(snapshot)
@@ -98,7 +101,7 @@ def train(
                 "eta_seconds": (time.monotonic() - started) / (run.step - first) * (total - run.step),
             }
             reporter.report(TrainEvent(TrainEventType.STEP, step=run.step, total_steps=total, metrics=metrics))
-            if command.validation and run.schedule.evaluates_after(run.step):
+            if run.held_out and run.schedule.evaluates_after(run.step):
                 metrics = yield from evaluate(run, sizer, only_new=True)
                 run.judge(metrics["eval_loss"])
                 reporter.report(TrainEvent(TrainEventType.EVALUATION, "", None, run.step, total, metrics))

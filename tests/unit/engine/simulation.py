@@ -23,6 +23,7 @@ from loramux_server.engine.scheduling.scheduler import Scheduler
 from loramux_server.engine.scheduling.sequence import Sequence, State
 from loramux_server.engine.training_share import TrainingShare
 from loramux_server.lora.slots import Entries, SlotTable, Swap
+from tests.rows import NO_ROWS
 
 VOCAB = 50
 
@@ -309,7 +310,9 @@ def simulate(seed: int, steps: int = 60) -> Machine:
                 machine.end(draw.choice(scheduler.sequences), "cancelled")
             if draw.random() < 0.1:
                 jobs.append(f"j{step}")
-                share.add(TrainCommand(jobs[-1], TrainSpec(), (), checkpoint_every=draw.randint(1, 9)), lambda _: None)
+                share.add(
+                    TrainCommand(jobs[-1], TrainSpec(), NO_ROWS, checkpoint_every=draw.randint(1, 9)), lambda _: None
+                )
             if draw.random() < 0.03 and jobs:
                 share.remove(draw.choice(jobs))
         for digest in sorted(bank.wanted):

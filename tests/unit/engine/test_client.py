@@ -24,6 +24,7 @@ from loramux_server.engine.transport.protocol import (
     UnloadCommand,
     command_id,
 )
+from tests.rows import NO_ROWS
 
 INFO = EngineInfo("base", "f00d", "Llama", 10, 20, (1,), "cpu", "float32", 1, {}, "")
 Script = Callable[[Command], Iterable[Output]]
@@ -67,7 +68,7 @@ def token(id: str, value: int, last: bool = False) -> Output:
 
 
 GENERATE = GenerateCommand("g", (1, 2), tenant="default")
-TRAIN = TrainCommand("j", TrainSpec(), ())
+TRAIN = TrainCommand("j", TrainSpec(), NO_ROWS)
 
 
 async def test_a_stream_ends_after_its_last_event() -> None:

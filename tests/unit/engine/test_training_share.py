@@ -8,6 +8,7 @@ from loramux_server.core.background import Ended, Report
 from loramux_server.core.errors import Code, Error
 from loramux_server.core.jobs import TrainCommand, TrainSpec
 from loramux_server.engine.training_share import TrainingShare
+from tests.rows import NO_ROWS
 
 SLICE = 0.25
 
@@ -66,7 +67,7 @@ class Bench:
         )
 
     def add(self, job: str, pieces: int = 10**9) -> Work:
-        self.share.add(TrainCommand(job, TrainSpec(), (), checkpoint_every=pieces), lambda event: None)
+        self.share.add(TrainCommand(job, TrainSpec(), NO_ROWS, checkpoint_every=pieces), lambda event: None)
         return self.work
 
     def serve(self, seconds: float = 0.02) -> None:
@@ -170,5 +171,5 @@ def test_a_removed_job_gets_no_more_time_and_no_word() -> None:
 def test_a_refusal_is_raised() -> None:
     bench = Bench()
     with pytest.raises(Error, match="no"):
-        bench.share.add(TrainCommand("job", TrainSpec(), (), output="x"), lambda event: None)
+        bench.share.add(TrainCommand("job", TrainSpec(), NO_ROWS, output="x"), lambda event: None)
     assert not bench.share.busy

@@ -19,6 +19,7 @@ from loramux_server.core.errors import LOGITS_NOT_FINITE, Code, Error
 from loramux_server.core.jobs import TrainCommand, TrainEvent
 from loramux_server.core.principal import Principal, Scope
 from loramux_server.core.types import AdapterVersion, FinishReason
+from tests.rows import JobRows, rows_of
 
 TOKENS_PER_EVENT = 1
 
@@ -75,6 +76,8 @@ class FakeBackend:
     commands: list[GenerateCommand] = field(default_factory=list)
     scores: list[ScoreCommand] = field(default_factory=list)
     trained: list[TrainCommand] = field(default_factory=list)
+    rows: list[JobRows] = field(default_factory=list)
+    """Those of the commands in ``trained``."""
     loaded: list[AdapterVersion] = field(default_factory=list)
     unloaded: list[str] = field(default_factory=list)
     kept: list[str] = field(default_factory=list)
@@ -143,6 +146,7 @@ class FakeBackend:
 
     async def train(self, command: TrainCommand) -> AsyncIterator[TrainEvent]:
         self.trained.append(command)
+        self.rows.append(rows_of(command))
         if self.training is None:
             raise Error(Code.UNAVAILABLE, "the engine does not train")
         async for event in self.training(command):

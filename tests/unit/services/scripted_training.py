@@ -9,6 +9,7 @@ from pathlib import Path
 
 from loramux_server.core.backend import EngineInfo
 from loramux_server.core.jobs import JobState, TrainCommand, TrainEvent, TrainEventType
+from tests.rows import rows_of
 
 from .adapter_files import CONFIG, WEIGHTS, config_bytes, weights_bytes
 
@@ -46,7 +47,7 @@ class ScriptedTraining:
                 metrics = {"loss": 1.0 / step, "eta_seconds": float(self.steps - step), "trained_tokens": 10.0 * step}
                 yield TrainEvent(TrainEventType.STEP, step=step, total_steps=self.steps, metrics=metrics)
             yield TrainEvent(TrainEventType.STATE, "measuring", JobState.EVALUATING, self.steps, self.steps)
-            if command.validation:
+            if rows_of(command).held_out:
                 measured = dict(self.measured)
                 yield TrainEvent(TrainEventType.EVALUATION, step=self.steps, total_steps=self.steps, metrics=measured)
             self._write(Path(command.output))

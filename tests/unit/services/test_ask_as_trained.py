@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from loramux_server.core.errors import Code, Error
-from loramux_server.core.jobs import JobState, TrainCommand, TrainEvent, TrainRow, TrainSpec
+from loramux_server.core.jobs import JobState, TrainRow, TrainSpec
 from loramux_server.services.evaluation.questions import last_answer
 from loramux_server.store.store import Store
 from loramux_server.text import TextTokenizer
@@ -18,7 +17,6 @@ from tests.unit.text.templates import FAMILIES
 from tests.unit.text.text_models import byte_level_folder
 
 from .fakes import engine_info
-from .scripted_training import ScriptedTraining
 from .test_training_jobs import Server, states
 
 TOOLS = [
@@ -51,17 +49,6 @@ def row(number: int, **more: Any) -> dict[str, Any]:
     return {"messages": messages, "tools": TOOLS, **more}
 
 
-class Recording(ScriptedTraining):
-    """Scripted training that keeps its last command."""
-
-    command: TrainCommand
-
-    async def __call__(self, command: TrainCommand) -> AsyncIterator[TrainEvent]:
-        self.command = command
-        async for event in super().__call__(command):
-            yield event
-
-
 @pytest.fixture(scope="module")
 def text(tmp_path_factory: pytest.TempPathFactory) -> TextTokenizer:
     """A tokenizer whose chat template shows tools, calls and results, and may leave thoughts out."""
@@ -72,19 +59,15 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> TextTokenizer:
 
 @pytest.fixture
 def server(store: Store, text: TextTokenizer) -> Server:
-    info = engine_info(text.vocab_size, max_context=2048)
-    server = Server.over(store, text, info)
-    server.backend.training = server.training = Recording(info)
-    return server
+    return Server.over(store, text, engine_info(text.vocab_size, max_context=2048))
 
 
-async def trained(server: Server, rows: list[dict[str, Any]], **request: Any) -> tuple[TrainRow, ...]:
+async def trained(server: Server, rows: list[dict[str, Any]], **request: Any) -> list[TrainRow]:
     """The rows that the engine was given."""
     job = await server.job(dataset_id=await server.dataset(rows), **request)
     async with server.working():
         assert states(await server.finished(job))[-1] is JobState.SUCCEEDED
-    assert isinstance(server.training, Recording)
-    return server.training.command.rows
+    return server.backend.rows[-1].train
 
 
 @pytest.mark.parametrize("given", [{}, KWARGS])

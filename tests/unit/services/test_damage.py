@@ -17,6 +17,7 @@ from loramux_server.core.errors import Code, Error
 from loramux_server.core.jobs import JobRequest, JobState, TrainCommand, TrainEvent, TrainSpec
 from loramux_server.core.principal import LOCAL
 from loramux_server.core.types import AdapterVersion, GenerateRequest, StackItem
+from loramux_server.data.rows_file import discard_rows
 from loramux_server.peft.schema import check_stored
 from loramux_server.services.adapters.checked_backend import CheckedBackend, stacked
 from loramux_server.services.adapters.service import AdapterService
@@ -300,8 +301,10 @@ def server_of(rig: Rig, text: TextTokenizer) -> Server:
 
 @pytest.mark.parametrize("harm", few(HARMS.values()), ids=HARMS)
 async def test_field_02_a_damaged_dataset_fails_the_job_and_heals(rig: Rig, text: TextTokenizer, harm: Harm) -> None:
+    """Where its rows have to be read again."""
     server = server_of(rig, text)
     job = await server.job()
+    discard_rows(rig.store.state.jobs / job.id)
     dataset = rig.store.jobs.get(job.id).request.dataset_id
     harm(rig.store.datasets.path(dataset, "default"))
     async with server.working():

@@ -142,8 +142,7 @@ async def test_pairs_are_trained_by_dpo(server: Server, info: EngineInfo, text: 
     assert job.request.spec.learning_rate == pytest.approx(automatic_learning_rate(info) / 20, rel=0.05)
     async with server.working():
         await server.finished(job)
-    (command,) = server.backend.trained
-    row = command.rows[0]
+    row = server.backend.rows[0].train[0]
     assert row.rejected is not None
     assert text.decode(row.rejected.input_ids).endswith("No idea.")
     plain = await server.service.create_job(
@@ -192,14 +191,14 @@ async def test_replay_rows_are_drawn_once_and_run_on_the_bare_base(server: Serve
     async with server.working():
         await server.finished(job)
         await server.finished(other)
-    first, second = server.backend.trained
-    own, drawn = first.rows[:9], first.rows[9:]
-    assert all("shop" in text.decode(row.input_ids) for row in own + first.validation)
+    first, second = server.backend.rows
+    own, drawn = first.train[:9], first.train[9:]
+    assert all("shop" in text.decode(row.input_ids) for row in own + first.held_out)
     assert len({row.input_ids for row in drawn}) == 32
     assert not any("shop" in text.decode(row.input_ids) for row in drawn)
-    assert [len(stack.entries) for stack in first.stacks] == [0]
-    assert len(second.rows) == 9 + 8
-    assert {row.input_ids for row in second.rows[9:]} - {row.input_ids for row in drawn}  # another seed, another draw
+    assert [len(stack.entries) for stack in server.backend.trained[0].stacks] == [0]
+    assert len(second.train) == 9 + 8
+    assert {row.input_ids for row in second.train[9:]} - {row.input_ids for row in drawn}  # another seed, another draw
     bad = await upload(server, [{"x": 1}])
     with pytest.raises(Error) as caught:
         await server.service.create_job(replace(asked, spec=TrainSpec(replay=bad)))

@@ -13,8 +13,10 @@ from loramux_server.core.errors import Code, Error
 from loramux_server.core.jobs import Gate, JobState, TrainEventType, TrainRow, TrainSpec
 from loramux_server.core.principal import LOCAL
 from loramux_server.core.types import FinishReason, StackItem
+from loramux_server.data.dataset import Example
+from loramux_server.services.datasets.held_out import MAX_QUESTIONS, rows_to_ask
 from loramux_server.services.evaluation.gate import failed_because
-from loramux_server.services.evaluation.questions import MAX_QUESTIONS, questions
+from loramux_server.services.evaluation.questions import questions
 from loramux_server.store.records import AdapterMeta
 from loramux_server.store.store import Store
 from loramux_server.text import TextTokenizer
@@ -189,10 +191,12 @@ async def test_a_gate_on_answers_needs_questions(server: Server) -> None:
 def test_the_last_answer_of_a_conversation_is_asked_for(text: TextTokenizer) -> None:
     ids = (*tuple(text.encode("Hello. The shop is in the harbour street.")), 2)
     labels = (False, True, True) + (False,) * (len(ids) - 7) + (True,) * 4
-    (found,) = questions([TrainRow(ids, labels, stack=1)], 2, text, 512)
+    example = Example(1, TrainRow(ids, labels))
+    assert rows_to_ask([example], text) == [0]
+    (found,) = questions([example.row], [1], text, 512, [None])
     assert (found.prompt_ids, found.expected_ids, found.stack) == (ids[:-4], ids[-4:], 1)
     assert found.expected == text.decode(ids[-4:]).strip()
-    assert len(questions([TrainRow(ids, labels)] * (3 * MAX_QUESTIONS), 1, text, 512)) == MAX_QUESTIONS
+    assert rows_to_ask([example] * (3 * MAX_QUESTIONS), text) == list(range(0, 3 * MAX_QUESTIONS, 3))
 
 
 async def test_the_key_knows_the_gate(server: Server) -> None:
@@ -210,14 +214,14 @@ async def test_held_out_rows_are_split_off(server: Server) -> None:
     job = await server.job(dataset_id=await server.dataset(rows), spec=HELD_OUT)  # type: ignore[arg-type]
     async with server.working():
         await server.finished(job)
-    (command,) = server.backend.trained
-    kept, held_out = ({r.input_ids for r in part} for part in (command.rows, command.validation))
+    (rows_,) = server.backend.rows
+    kept, held_out = ({r.input_ids for r in part} for part in rows_)
     assert len(held_out) == 3
     assert len(kept) == 9
     assert not kept & held_out
-    assert len(command.rows) + len(command.validation) == len(rows)
+    assert len(rows_.train) + len(rows_.held_out) == len(rows)
     card = (Path(server.store.adapters.resolve("acme", "default").path) / "README.md").read_text()
-    assert f"Held-out rows: {len(command.validation)}" in card
+    assert f"Held-out rows: {len(rows_.held_out)}" in card
 
 
 async def test_a_job_that_goes_on_from_a_version(server: Server, info: EngineInfo, tmp_path: Path) -> None:
@@ -331,7 +335,7 @@ async def test_field_31_no_gate_and_no_verdict_by_training_rows(server: Server, 
     async with server.working():
         await server.finished(job)
         events = await server.finished(by_heart)
-    assert len(server.backend.trained[0].validation) == len(NEW)
+    assert len(server.backend.rows[0].held_out) == len(NEW)
     found = await server.service.get_job(by_heart.id, LOCAL)
     assert found.gate_result.startswith("no held-out row is left to judge by: 3 of 3 held-out rows are training rows")
     told = [e.event.message for e in events if e.event.type is TrainEventType.EVALUATION][-1]

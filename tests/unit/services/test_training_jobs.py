@@ -5,15 +5,16 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from loramux_server.core.backend import EngineInfo
-from loramux_server.core.errors import Code, Error
+from loramux_server.core.errors import ROWS_DAMAGED, Code, Error
 from loramux_server.core.jobs import Gate, JobRequest, JobState, TrainCommand, TrainEvent, TrainEventType, TrainSpec
 from loramux_server.core.principal import LOCAL
 from loramux_server.core.types import AdapterVersion, StackItem
@@ -139,11 +140,12 @@ async def test_the_engine_gets_the_tokenised_rows(server: Server, text: TextToke
         await server.finished(job)
     (command,) = server.backend.trained
     assert (command.job_id, command.spec, command.base_name) == (job.id, spec, "tiny/base")
-    assert len(command.rows) == len(ROWS)
+    rows = server.backend.rows[0].train
+    assert len(rows) == len(ROWS)
     prompt = text.encode("Where is shop 0?")
-    assert list(command.rows[0].input_ids[: len(prompt)]) == prompt
-    assert command.rows[0].labels.index(True) == len(prompt)
-    assert command.rows[0].input_ids[-1] == text.eos_token_id
+    assert list(rows[0].input_ids[: len(prompt)]) == prompt
+    assert rows[0].labels.index(True) == len(prompt)
+    assert rows[0].input_ids[-1] == text.eos_token_id
     assert [len(stack.entries) for stack in command.stacks] == [0]
 
 
@@ -522,7 +524,7 @@ async def test_stacks_of_the_job_and_of_rows(server: Server, info: EngineInfo, t
     written = [[(e.adapter.ref, e.weight) for e in stack.entries] for stack in command.stacks]
     # An entry of weight 0 is off, so row 4's stack is the job's second one.
     assert written == [[("pine@1", 1.3)], [("summit@1", 1.0)], [("own@1", 0.5)], []]
-    assert [row.stack for row in command.rows] == [0, 2, 1, 3, 1, 0]
+    assert [row.stack for row in server.backend.rows[0].train] == [0, 2, 1, 3, 1, 0]
     trained_on = server.store.adapters.get_version("acme", "default").meta.trained_on
     assert trained_on[0] == (StackItem("pine@1", 1.3),)
 
@@ -652,25 +654,120 @@ async def test_field_09_a_job_goes_on_with_the_rows_that_it_began_with(
     await server.service.resume_job(job.id, LOCAL)
     async with server.working():
         assert states(await server.finished(job))[-1] is JobState.SUCCEEDED
+    assert server.backend.rows[0] == server.backend.rows[1]
     before, after = server.backend.trained
-    assert (after.rows, after.validation) == (before.rows, before.validation)
     assert [e.adapter for e in after.stacks[1].entries] == [e.adapter for e in before.stacks[1].entries] == [first]
 
 
-async def test_kept_rows_that_are_damaged_or_of_another_base_are_made_again(server: Server) -> None:
-    job = await server.job()
+def rows_file(server: Server, job: JobRecord) -> Path:
+    (found,) = (server.store.state.jobs / job.id).glob("rows-*.bin")
+    return found
+
+
+def damage(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-9] ^= 1
+    path.write_bytes(content)
+
+
+def old_version(path: Path) -> None:
+    """What the version before kept, under the name that it had."""
+    path.unlink()
+    path.with_name("rows.msgpack").write_bytes(b"rows")
+
+
+def other_base(path: Path) -> None:
+    content = path.read_bytes().replace(b"f" * 64, b"e" * 64)
+    path.unlink()
+    path.with_name(f"rows-{hashlib.sha256(content).hexdigest()}.bin").write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (damage, "does not hold what was written"),
+        (lambda path: path.write_bytes(b""), "does not hold what was written"),
+        (Path.unlink, "has no rows file"),
+        (old_version, "has no rows file"),
+        (other_base, "was made for another base"),
+    ],
+    ids=["damaged", "empty", "missing", "old", "base"],
+)
+async def test_rows_that_cannot_be_used_are_made_again(
+    server: Server, spoil: Callable[[Path], object], words: str
+) -> None:
+    rows = [row | {"on_top_of": []} if i % 2 else row for i, row in enumerate(ROWS)]
+    job = await server.job(dataset_id=await server.dataset(rows), spec=TrainSpec(validation_split=0.25))  # type: ignore[arg-type]
     server.training.at, server.training.hang = 2, True
     async with server.working():
         await server.training.waiting.wait()
         await server.service.pause_job(job.id, LOCAL)
         await server.training.gone.wait()
-    kept = server.store.state.jobs / job.id / "rows.msgpack"
-    content = bytearray(kept.read_bytes())
-    content[-9] ^= 1
-    kept.write_bytes(content)
+    spoil(rows_file(server, job))
     server.training.hang = False
     await server.service.resume_job(job.id, LOCAL)
     async with server.working():
-        assert states(await server.finished(job))[-1] is JobState.SUCCEEDED
-    before, after = server.backend.trained
-    assert after.rows == before.rows
+        events = await server.finished(job)
+    assert states(events)[-1] is JobState.SUCCEEDED
+    told = [e.event.message for e in events if "read again" in e.event.message]
+    assert len(told) == 1
+    assert words in told[0]
+    before, after = server.backend.rows
+    assert after == before
+
+
+async def test_rows_that_the_engine_finds_damaged_are_made_again(server: Server) -> None:
+    """Once: then the job fails, and says which file it is."""
+    server.training.at = 1
+    server.training.error = Error(Code.DATA_LOSS, "the rows file job-1/rows-2.bin is damaged", reason=ROWS_DAMAGED)
+    job, other = await server.job(), await server.job()
+    async with server.working():
+        events = await server.finished(job)
+        assert states(events) == SUCCESS
+        assert any("rows-2.bin is damaged; the dataset is read again" in e.event.message for e in events)
+        assert server.backend.rows[0] == server.backend.rows[1]
+        server.training.runs = -1
+        server.training.times = 1000
+        assert states(await server.finished(other))[-1] is JobState.FAILED
+    found = await server.service.get_job(other.id, LOCAL)
+    assert (found.error_code, "rows-2.bin" in found.error) == (ROWS_DAMAGED, True)
+
+
+async def test_rows_are_tokenised_once(server: Server, text: TextTokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not by calls with the same key, at once or later, nor by the runner, nor for a comparison."""
+    encoded: list[str] = []
+    encode = text.encode
+
+    def counted(prompt: str, **more: Any) -> list[int]:
+        encoded.append(prompt)
+        return encode(prompt, **more)
+
+    monkeypatch.setattr(text, "encode", counted)
+    dataset = await server.dataset()
+    request = JobRequest(
+        "acme",
+        dataset,
+        spec=TrainSpec(validation_split=0.25),
+        compare_prompt="Be brief.",
+        idempotency_key="k",
+        tenant="default",
+    )
+    jobs = await asyncio.gather(*(server.service.create_job(request) for _ in range(3)))
+    assert {(await server.service.create_job(request)).id} == {job.id for job in jobs}
+    async with server.working():
+        assert states(await server.finished(jobs[0]))[-1] is JobState.SUCCEEDED
+    asked = [row["prompt"] for row in ROWS]
+    assert sorted(prompt for prompt in encoded if prompt in asked) == sorted(asked)
+    assert len([prompt for prompt in encoded if prompt.startswith("Be brief.")]) == 3
+    assert len(encoded) == len(ROWS) + 3
+
+
+async def test_a_job_that_is_not_created_leaves_no_folder(server: Server) -> None:
+    with pytest.raises(Error):
+        await server.job(spec=TrainSpec(validation_split=0.25), compare_prompt="word " * 300)
+    with pytest.raises(Error):
+        await server.job(on_top_of=((StackItem("nobody"),),))
+    with pytest.raises(Error):
+        await server.job(dataset_id=await server.dataset([{"prompt": "a", "completion": "b", "on_top_of": ["no"]}]))  # type: ignore[list-item]
+    assert not any(server.store.state.jobs.iterdir())
+    assert not any(server.store.state.tmp.iterdir())

@@ -38,7 +38,10 @@ def act(store: Store, source: Path, action: str) -> str:
     if action == "backup":
         return str(backup(store.state.path, source.parent / "backup").created)
     if action == "create":
-        return store.jobs.create(JobRequest(name="acme", dataset_id="ds-1", tenant="t", idempotency_key="k")).id
+        made = store.state.new_tmp("job")
+        (made / "rows").write_text("rows")
+        request = JobRequest(name="acme", dataset_id="ds-1", tenant="t", idempotency_key="k")
+        return store.create_job(request, {}, (), made).id
     (job,) = store.jobs.list(states=[JobState.QUEUED])[0]
     for state in (JobState.RUNNING, JobState.EVALUATING, JobState.PUBLISHING):
         store.jobs.move(job.id, state)

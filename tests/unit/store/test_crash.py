@@ -178,15 +178,24 @@ def test_delete_and_collect(state: Path, tmp_path: Path, failpoint: str, there: 
     store.close()
 
 
-@pytest.mark.parametrize(("failpoint", "jobs"), [("job.create.before_commit", 1), ("job.create.committed", 2)])
+@pytest.mark.parametrize(
+    ("failpoint", "jobs"), [("job.folder_kept", 1), ("job.create.before_commit", 1), ("job.create.committed", 2)]
+)
 def test_create_job(state: Path, tmp_path: Path, failpoint: str, jobs: int) -> None:
     crash(state, tmp_path, "create", failpoint)
     store = Store.open(state)
     sound(store)
     assert len(store.jobs.list("t")[0]) == jobs
+    assert len(list(store.state.jobs.iterdir())) == 1
+    store.sweep_job_folders()
+    (job,) = [job for job in store.jobs.list("t")[0] if job.request.idempotency_key] or [None]
+    # A job has its folder, and a folder without a job is swept.
+    assert [place.name for place in store.state.jobs.iterdir()] == ([job.id] if job else [])
     new = JobRequest(name="acme", dataset_id="ds-1", tenant="t", idempotency_key="k")
-    assert store.jobs.create(new).id == store.jobs.create(new).id
+    again = [store.create_job(new, {}, (), store.state.new_tmp("job")).id for _ in range(2)]
+    assert again == ([job.id] * 2 if job else again[:1] * 2)
     assert len(store.jobs.list("t")[0]) == 2  # not lost, not doubled
+    assert [place.name for place in store.state.jobs.iterdir()] == again[:1]
     store.close()
 
 

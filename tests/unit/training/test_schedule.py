@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loramux_server.core.jobs import TrainRow, TrainSpec
+from loramux_server.core.jobs import TrainSpec
 from loramux_server.training.schedule import MIN_WARMUP, Schedule, assign_stacks
 
 SPEC = TrainSpec(batch_size=4, epochs=3, learning_rate=1e-3)
@@ -81,5 +81,4 @@ def test_steps_of_warm_up_come_before_their_share() -> None:
 
 
 def test_rows_without_a_stack_take_turns() -> None:
-    rows = [TrainRow((1, 2), (False, True), stack) for stack in (None, 2, None, None, 0, None)]
-    assert assign_stacks(rows, 3) == [0, 2, 1, 2, 0, 0]
+    assert assign_stacks((None, 2, None, None, 0, None), 3) == [0, 2, 1, 2, 0, 0]

@@ -20,7 +20,8 @@ from ...core.settings import EngineSettings
 from .protocol import AbortCommand, Failure, LoadCommand, Output, PinCommand, StatsCommand, UnloadCommand
 
 HEADER = struct.Struct("<I")
-MAX_FRAME = 1 << 30
+MAX_FRAME = 64 << 20
+"""Bytes: many times the ids of the longest context. Rows of jobs cross as a file."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,18 +20,20 @@ PREPARED_AT_ONCE = 8
 """Requests that are tokenised at once: on other threads again, for work that is bounded but cannot look up."""
 _NAME = "loramux-work"
 _pool = ThreadPoolExecutor(THREADS, thread_name_prefix=_NAME)
+_alone = ThreadPoolExecutor(1, thread_name_prefix=f"{_NAME}-alone")
 _preparing = ThreadPoolExecutor(PREPARED_AT_ONCE, thread_name_prefix="loramux-prepare")
 
 
-async def compute(work: Callable[[Watch], R]) -> R:
+async def compute(work: Callable[[Watch], R], *, alone: bool = False) -> R:
     """Run ``work`` on a thread; cancelling this (a deadline, a client that went, a stop) ends it at its next step.
 
-    For work that grows with what a client sent. ``work`` calls its argument between steps.
+    For work that grows with what a client sent. ``work`` calls its argument between steps. Of work that runs
+    ``alone`` there is one piece at a time, and what waits for its turn keeps no other work from a thread.
     """
     watch = Watch()
     context = contextvars.copy_context()
     try:
-        return await asyncio.get_running_loop().run_in_executor(_pool, context.run, work, watch)
+        return await asyncio.get_running_loop().run_in_executor(_alone if alone else _pool, context.run, work, watch)
     finally:
         watch.end()
 
@@ -46,7 +48,7 @@ def threads_ended(seconds: float) -> bool:
 
     For the end of the process: nothing can be computed afterwards.
     """
-    for pool in (_pool, _preparing):
+    for pool in (_pool, _alone, _preparing):
         pool.shutdown(wait=False, cancel_futures=True)
     latest = time.monotonic() + seconds
     for thread in threading.enumerate():

@@ -1,33 +1,52 @@
-"""From a job's data to the command that the engine runs."""
+"""The rows of a job: read, checked, tokenised, with replay rows drawn and held-out rows set apart."""
 
 from __future__ import annotations
 
-import itertools
+import hashlib
 import random
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ...core.backend import EngineInfo
-from ...core.errors import Error, invalid_field, is_damage
-from ...core.jobs import TrainCommand, TrainRow, TrainSpec
+from ...core.errors import invalid_field
+from ...core.jobs import TrainSpec
 from ...core.notes import Note
-from ...core.types import BASE, Stack, StackItem
+from ...core.types import StackItem
 from ...core.watch import UNWATCHED, Watch
-from ...data.dataset import Dataset, DatasetLimits, Example, counted
+from ...data.dataset import Dataset, DatasetLimits, Example, check_dataset, counted
 from ...data.overlap import TrainedAnswers
 from ...data.problems import Problems
-from ...store.records import JobRecord
-from ...store.store import Store
+from ...store.blobs.blobs import damaged
 from ...text import TextTokenizer
 from ..common.checks import stack_violations
-from ..common.limits import Limits
-from ..common.stacks import active
-from .reader import read_rows
 from .replay import draw
 
-RowStacks = dict[tuple[StackItem, ...], Stack]
-"""The frozen stacks that rows name, resolved."""
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """The file of a stored dataset, and the SHA-256 that it must have."""
+
+    path: str
+    sha256: str
+
+    def read(self) -> bytes:
+        """All bytes of the file. Raises DATA_LOSS when they are not what was stored."""
+        data = Path(self.path).read_bytes()
+        if hashlib.sha256(data).hexdigest() != self.sha256:
+            raise damaged(self.sha256)
+        return data
+
+
+@dataclass(frozen=True, slots=True)
+class Sources:
+    """What the rows of a job with ``spec`` are read from. ``max_length`` is the longest row in tokens."""
+
+    spec: TrainSpec
+    max_length: int
+    limits: DatasetLimits
+    data: Source
+    validation: Source | None = None
+    replay: Source | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,14 +55,14 @@ class JobData:
 
     train: Dataset
     validation: Dataset | None
-    train_digest: str
-    validation_digest: str
     replay: Dataset | None = None
     """General rows, drawn already, that are trained on among ``train``'s."""
     repeats: tuple[Note, ...] = ()
     """How many held-out rows are training rows; ``validation`` has only the others, if there are any."""
     by_heart: bool = False
     """Whether all held-out rows are training rows: their figures tell what was learned by heart, and decide nothing."""
+    apart: bool = False
+    """Whether the held-out rows come from other bytes than the rows that are trained on."""
 
     @property
     def trained(self) -> tuple[Example, ...]:
@@ -57,8 +76,7 @@ class JobData:
     @property
     def notes(self) -> tuple[Note, ...]:
         """What may not be meant about the rows that are trained on and, from other data, held out."""
-        apart = self.validation is not None and self.validation_digest != self.train_digest
-        held_out = self.validation.report.notes if self.validation and apart else ()
+        held_out = self.validation.report.notes if self.validation and self.apart else ()
         return (
             self.train.report.notes
             + self.repeats
@@ -71,39 +89,26 @@ class JobData:
         return tuple(dict.fromkeys(e.on_top_of for e in self.examples if e.on_top_of is not None))
 
 
-def load_data(
-    store: Store,
-    text: TextTokenizer,
-    info: EngineInfo,
-    limits: Limits,
-    spec: TrainSpec,
-    tenant: str,
-    dataset_id: str,
-    validation_id: str = "",
-    *,
-    watch: Watch = UNWATCHED,
-) -> JobData:
+def load_data(sources: Sources, text: TextTokenizer, watch: Watch = UNWATCHED) -> JobData:
     """Read, check and tokenise a job's data; blocking, until ``watch`` says that nobody waits.
 
-    Raises NOT_FOUND for a dataset, INVALID_ARGUMENT with every bad line (``data[line N]``, ``validation[line N]``,
-    ``replay[line N]``).
+    Raises INVALID_ARGUMENT with every bad line (``data[line N]``, ``validation[line N]``, ``replay[line N]``),
+    DATA_LOSS for a file that is damaged.
     """
 
-    def load(identity: str, field: str, *, held_out: bool) -> tuple[Dataset, str]:
-        found, problems, digest = check_data(
-            store, text, info, limits, spec, tenant, identity, field, held_out, watch=watch
-        )
+    def load(source: Source, field: str, *, held_out: bool) -> Dataset:
+        found, problems = check_source(sources, source, field, text, held_out=held_out, watch=watch)
         problems.check()
-        return found, digest
+        return found
 
-    train, train_digest = load(dataset_id, "data", held_out=spec.validation_split > 0)
-    validation, validation_digest = None, ""
-    if validation_id:
-        validation, validation_digest = load(validation_id, "validation", held_out=True)
+    spec, apart = sources.spec, False
+    train, validation = load(sources.data, "data", held_out=spec.validation_split > 0), None
+    if sources.validation is not None:
+        validation = load(sources.validation, "validation", held_out=True)
+        apart = sources.validation.sha256 != sources.data.sha256
     elif spec.validation_split:
         train, validation = split_rows(train, spec.validation_split, spec.seed)
-        validation_digest = train_digest
-    replay = load_replay(store, text, info, limits, spec, tenant, watch=watch) if spec.replay else None
+    replay = load_replay(sources, text, watch)
     for name, other in (("validation", validation), ("replay", replay)):
         if other is not None and other.pairs is not train.pairs:
             what = ("preference pairs", "none") if other.pairs else ("no preference pairs", "some")
@@ -114,7 +119,7 @@ def load_data(
         others, repeats = without_trained(validation, train.examples + (replay.examples if replay else ()))
         by_heart = not others.examples
         validation = validation if by_heart else others
-    return JobData(train, validation, train_digest, validation_digest, replay, repeats, by_heart)
+    return JobData(train, validation, replay, repeats, by_heart, apart)
 
 
 def without_trained(held_out: Dataset, trained: Iterable[Example]) -> tuple[Dataset, tuple[Note, ...]]:
@@ -132,80 +137,40 @@ def without_trained(held_out: Dataset, trained: Iterable[Example]) -> tuple[Data
     return _part(held_out, lambda example: example.line not in found.lines), tuple(notes)
 
 
-def with_row_stacks(data: JobData, stacks: Mapping[tuple[StackItem, ...], tuple[StackItem, ...]]) -> JobData:
-    """``data`` with the stacks that rows name written in another way."""
-
-    def other(part: Dataset | None) -> Dataset | None:
-        if part is None:
-            return None
-        named = (e if e.on_top_of is None else replace(e, on_top_of=stacks[e.on_top_of]) for e in part.examples)
-        return replace(part, examples=tuple(named))
-
-    if not stacks:
-        return data
-    return replace(
-        data, train=other(data.train) or data.train, validation=other(data.validation), replay=other(data.replay)
-    )
-
-
-def load_replay(
-    store: Store,
-    text: TextTokenizer,
-    info: EngineInfo,
-    limits: Limits,
-    spec: TrainSpec,
-    tenant: str,
-    *,
-    watch: Watch = UNWATCHED,
-) -> Dataset:
-    """The rows that a job of ``spec`` replays; blocking. Raises as :func:`load_data`."""
-    found, problems, _ = check_data(store, text, info, limits, spec, tenant, spec.replay, "replay", watch=watch)
+def load_replay(sources: Sources, text: TextTokenizer, watch: Watch = UNWATCHED) -> Dataset | None:
+    """The rows that are replayed, if any; blocking. Raises as :func:`load_data`."""
+    if sources.replay is None:
+        return None
+    found, problems = check_source(sources, sources.replay, "replay", text, watch=watch)
     problems.check()
-    return draw(found, spec.replay_rows, spec.seed)
+    return draw(found, sources.spec.replay_rows, sources.spec.seed)
 
 
-def check_data(
-    store: Store,
+def check_source(
+    sources: Sources,
+    source: Source,
+    field: str,
     text: TextTokenizer,
-    info: EngineInfo,
-    limits: Limits,
-    spec: TrainSpec,
-    tenant: str,
-    dataset_id: str,
-    field: str = "data",
-    held_out: bool = False,
     *,
+    held_out: bool = False,
     watch: Watch = UNWATCHED,
-) -> tuple[Dataset, Problems, str]:
-    """The good rows of a stored dataset, what is wrong with the others, and the dataset's digest; blocking.
+) -> tuple[Dataset, Problems]:
+    """The good rows of one of the sources, and what is wrong with the others; blocking.
 
-    Raises NOT_FOUND for the dataset, DATA_LOSS for one that is damaged, INVALID_ARGUMENT for one that is refused as a
-    whole.
+    Raises DATA_LOSS for a file that is damaged, INVALID_ARGUMENT for one that is refused as a whole.
     """
-    record = store.datasets.get(dataset_id, tenant)
-
-    def read() -> tuple[Dataset, Problems]:
-        return read_rows(
-            store.blobs.local_path(record.digest),
-            text,
-            min(spec.max_length or info.max_context, limits.max_row_tokens),
-            field,
-            DatasetLimits(limits.max_dataset_bytes, limits.max_dataset_rows),
-            watch,
-            held_out=held_out,
-            sha256=record.digest,
-            chat_template_kwargs=spec.chat_template_kwargs,
-        )
-
-    try:
-        found, problems = read()
-    except Error as error:
-        if not is_damage(error):
-            raise
-        store.datasets.read(record.digest)  # says so, unless only a local copy was damaged
-        found, problems = read()
+    found, problems = check_dataset(
+        source.read(),
+        text,
+        max_length=sources.max_length,
+        field=field,
+        limits=sources.limits,
+        watch=watch,
+        held_out=held_out,
+        chat_template_kwargs=sources.spec.chat_template_kwargs,
+    )
     _check_row_stacks(found.examples, problems)
-    return found, problems, record.digest
+    return found, problems
 
 
 def split_rows(data: Dataset, share: float, seed: int) -> tuple[Dataset, Dataset]:
@@ -239,45 +204,6 @@ def _part(data: Dataset, keep: Callable[[Example], bool]) -> Dataset:
     """Some of the rows of a dataset, counted anew."""
     examples = tuple(filter(keep, data.examples))
     return Dataset(examples, counted(examples, data.report))
-
-
-def build_command(
-    job: JobRecord, data: JobData, stacks: Sequence[Stack], row_stacks: RowStacks, info: EngineInfo, output: Path
-) -> TrainCommand:
-    """What the engine is told: ``stacks`` are the job's own (empty: the bare base), resolved.
-
-    Rows that name no stack take turns over the job's own. The engine would deal them over all stacks of the command;
-    so when some rows bring stacks of theirs, the turns are dealt here.
-    """
-    own = [active(stack) for stack in stacks] or [BASE]
-    table = {stack.key: i for i, stack in reversed(list(enumerate(own)))}
-    every = list(own)
-    for stack in map(active, row_stacks.values()):
-        if stack.key not in table:
-            table[stack.key] = len(every)
-            every.append(stack)
-
-    def rows(examples: Iterable[Example]) -> tuple[TrainRow, ...]:
-        if not row_stacks:
-            return tuple(example.row for example in examples)
-        turns = itertools.cycle(range(len(own)))
-        return tuple(
-            replace(
-                example.row,
-                stack=next(turns) if example.on_top_of is None else table[active(row_stacks[example.on_top_of]).key],
-            )
-            for example in examples
-        )
-
-    return TrainCommand(
-        job_id=job.id,
-        spec=job.request.spec,
-        rows=rows(data.trained),
-        validation=rows(data.validation.examples) if data.validation else (),
-        stacks=tuple(every),
-        output=str(output),
-        base_name=info.base_name,
-    )
 
 
 def _check_row_stacks(examples: Iterable[Example], problems: Problems) -> None:

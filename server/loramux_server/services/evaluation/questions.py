@@ -16,12 +16,10 @@ from ...core.backend import Backend, GenerateCommand, ScoreCommand
 from ...core.errors import Code, Error
 from ...core.jobs import CONTAINED, EXACT, JudgedAnswer, JudgedRow, TrainRow
 from ...core.types import FinishReason, SamplingParams, Stack
-from ...data.expect import Expected, plain
+from ...data.expect import Expected
 from ...text import TextTokenizer
-from ...training.schedule import assign_stacks
+from ..datasets.held_out import last_answer
 
-MAX_QUESTIONS = 256
-"""More rows are sampled evenly."""
 AT_ONCE = 16
 SHOWN, MAX_SHOWN_CHARS = 5, 300
 """Questions that are told with their answers, and characters of each text."""
@@ -33,8 +31,6 @@ ROOM = 32
 class Question:
     """A prompt, what is expected after it (as text and as tokens), and the frozen stack that it runs over."""
 
-    row: int
-    """Number of the row that it comes from."""
     prompt_ids: tuple[int, ...]
     expected: str
     expected_ids: tuple[int, ...]
@@ -63,40 +59,24 @@ class Reply:
 
 def questions(
     rows: Sequence[TrainRow],
-    stacks: int,
+    under: Sequence[int],
     text: TextTokenizer,
     max_context: int,
-    expects: Sequence[Expected | None] = (),
+    expects: Sequence[Expected | None],
 ) -> list[Question]:
-    """The last learned stretch of each row, after what comes before it. Rows that are learned whole ask nothing.
+    """The last learned stretch of each row as a question, after what comes before it, over the stack ``under`` it.
 
-    ``expects`` has what the rows say that counts, where they say it.
+    ``expects`` has what the rows say that counts, where they say it. The rows are those of
+    :func:`~..datasets.held_out.rows_to_ask`.
     """
     found: list[Question] = []
-    given = expects or [None] * len(rows)
-    for number, (row, stack, own) in enumerate(zip(rows, assign_stacks(rows, stacks), given, strict=True)):
+    for row, stack, own in zip(rows, under, expects, strict=True):
         prompt, answer = last_answer(row)
         expected = text.decode_answer(answer)
-        if len(prompt) > 1 and plain(expected):  # the first token of a text has nothing before it, and is no prompt
-            room = min(2 * len(answer) + ROOM, max_context - len(prompt))
-            judge = own or Expected((expected,), case=True)
-            found.append(Question(number, prompt, expected.strip(), answer, stack, judge, own is not None, room))
-    return evenly(found, MAX_QUESTIONS)
-
-
-def last_answer(row: TrainRow) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Token ids of all that comes before a row's last learned stretch, and of that stretch."""
-    end = len(row.labels) - row.labels[::-1].index(True)
-    start = end
-    while start and row.labels[start - 1]:
-        start -= 1
-    return row.input_ids[:start], row.input_ids[start:end]
-
-
-def evenly(items: list[Question], most: int) -> list[Question]:
-    """At most so many of them, spread over the whole list."""
-    step = max(1, len(items) / most)
-    return [items[int(i * step)] for i in range(min(len(items), most))]
+        room = min(2 * len(answer) + ROOM, max_context - len(prompt))
+        judge = own or Expected((expected,), case=True)
+        found.append(Question(prompt, expected.strip(), answer, stack, judge, own is not None, room))
+    return found
 
 
 class Asker:

@@ -12,17 +12,19 @@ from typing import Any, cast
 from loramux.comparison import Comparison, judged
 
 from ...core.errors import Error
-from ...core.jobs import MIN_ACCURACY, JobState, JudgedRow, TrainCommand, TrainEvent, TrainEventType
+from ...core.jobs import JobState, JudgedRow, TrainCommand, TrainEvent, TrainEventType
 from ...core.types import AdapterVersion, Stack, StackEntry, StackItem
+from ...data.rows_file import HELD_OUT, PROMPTED
 from ...host.failpoints import reach
 from ...host.files import read_regular, storage_errors, sync_folder, write_durable
 from ...peft.schema import CARD_FILE, WEIGHTS_FILE, AdapterConfig
 from ...store.records import AdapterMeta, JobRecord, VersionRecord
+from ...training.schedule import assign_stacks
 from ..adapters.publish import publish, verify_trained
 from ..common.context import Context
 from ..common.stacks import pinned_items
-from ..datasets.training_data import JobData
-from ..evaluation.comparison import compare, prompted
+from ..datasets.stored_rows import StoredRows
+from ..evaluation.comparison import compare, with_rows
 from ..evaluation.gate import ACCURACY, EXACT_MATCH, failed_because
 from ..evaluation.questions import Asker, Question, Reply, accuracy, exact_match, questions, rules, side_by_side
 from .board import JobBoard
@@ -36,12 +38,12 @@ PASSING = frozenset({"learning_rate", "grad_norm", "epoch", "tokens", "tokens_pe
 class TrainingRun:
     """What happens between RUNNING and SUCCEEDED."""
 
-    def __init__(self, context: Context, board: JobBoard, job: JobRecord, data: JobData) -> None:
+    def __init__(self, context: Context, board: JobBoard, job: JobRecord, rows: StoredRows) -> None:
         self._store, self._text, self._backend = context.store, context.text, context.backend
         self._info, self._limits = context.info, context.limits
         self._board = board
         self._job = job
-        self._data = data
+        self._rows = rows
         self._gate = job.request.gate
         self._state = JobState.RUNNING
         self.begun = False
@@ -60,15 +62,10 @@ class TrainingRun:
 
     async def question(self, command: TrainCommand) -> None:
         """Where the gate or a comparison looks at answers, or rows say what counts: ask the held-out rows."""
-        context, held_out = self._job.request.compare_prompt, self._data.validation
-        expects = [example.expect for example in held_out.examples] if held_out else []
-        if not held_out or not (self._gate.kind == MIN_ACCURACY or context or any(expects)):
+        context, rows = self._job.request.compare_prompt, self._rows
+        if not rows.summary.asked:
             return
-        asked = await asyncio.to_thread(
-            questions, command.validation, len(command.stacks), self._text, self._info.max_context, expects
-        )
-        if not asked:
-            return
+        asked = await asyncio.to_thread(self._questions, command)
         await asyncio.to_thread(verify_trained, Path(command.output), self._info, self._limits)
         candidate = await asyncio.to_thread(self._candidate, Path(command.output))
         over = [Stack((*stack.entries, StackEntry(candidate))) for stack in command.stacks]
@@ -96,28 +93,28 @@ class TrainingRun:
         reach("job.answered")
         await self._take(TrainEvent(TrainEventType.EVALUATION, words, None, self._steps, self._total, found, shown))
 
+    def _questions(self, command: TrainCommand) -> list[Question]:
+        summary, table = self._rows.summary, self._rows.content.tables[HELD_OUT].assigned(command)
+        under = assign_stacks(table.named_stacks, len(command.stacks))
+        return questions(
+            [table[number] for number in summary.asked],
+            [under[number] for number in summary.asked],
+            self._text,
+            self._info.max_context,
+            summary.expects,
+        )
+
     async def _compared(
         self, asker: Asker, asked: list[Question], command: TrainCommand, over: list[Stack]
     ) -> tuple[Comparison, dict[str, list[Reply]]]:
         """Fine-tuning against prompting, and against the version that the job goes on from."""
-        data = self._data
-        assert data.validation is not None
-        with_prompt = await asyncio.to_thread(
-            prompted,
-            asked,
-            data.validation.examples,
-            data.validation_digest,
-            self._job.request.compare_prompt,
-            self._job.request.spec.chat_template_kwargs,
-            self._store,
-            self._text,
-            self._info,
-        )
+        table = self._rows.content.tables[PROMPTED]
+        with_prompt = await asyncio.to_thread(with_rows, asked, table, self._info.max_context)
         init = None
         if command.init is not None:
             init = [Stack((*stack.entries, StackEntry(command.init))) for stack in command.stacks]
         found, replies = await compare(asker, asked, with_prompt, command.stacks, over, init)
-        return replace(found, by_heart=data.by_heart), replies
+        return replace(found, by_heart=self._rows.summary.by_heart), replies
 
     async def publish(self, command: TrainCommand) -> VersionRecord:
         """Check what the engine wrote, add card and curve, and publish version and success in one transaction.
@@ -126,8 +123,10 @@ class TrainingRun:
         """
         folder = Path(command.output)
         config = await asyncio.to_thread(verify_trained, folder, self._info, self._limits)
-        if self._gate and self._data.by_heart:
-            result = "no held-out row is left to judge by: " + "; ".join(note.text for note in self._data.repeats)
+        if self._gate and self._rows.summary.by_heart:
+            result = "no held-out row is left to judge by: " + "; ".join(
+                note.text for note in self._rows.summary.repeats
+            )
         else:
             result = failed_because(self._gate, self._metrics)
         await asyncio.to_thread(self._write_extras, folder, command, result)
@@ -160,8 +159,8 @@ class TrainingRun:
 
     async def _evaluating(self) -> None:
         if self._state is JobState.RUNNING:
-            words = "measuring on held-out rows" if self._data.validation else "no held-out rows to measure on"
-            words = "; ".join([words, *(note.text for note in self._data.repeats)])
+            words = "measuring on held-out rows" if self._rows.summary.held_out else "no held-out rows to measure on"
+            words = "; ".join([words, *(note.text for note in self._rows.summary.repeats)])
             await self._board.move(self._job.id, JobState.EVALUATING, message=words, fence=self._job.fence)
             self._state = JobState.EVALUATING
 
@@ -175,10 +174,10 @@ class TrainingRun:
             layers=request.spec.layers,
             job_id=self._job.id,
             gate_result=gate_result,
-            dataset_digest=self._data.train_digest,
+            dataset_digest=self._rows.summary.train_digest,
             parent=request.init_from,
             trained_on=_trained_on(command.stacks),
-            asked_with=self._data.train.report.asked_with,
+            asked_with=self._rows.summary.train.asked_with,
             metrics=self._final_metrics(),
             metadata=request.metadata,
         )
@@ -190,7 +189,7 @@ class TrainingRun:
 
     def _write_extras(self, folder: Path, command: TrainCommand, gate_result: str) -> None:
         """The curve and the card, into the adapter's folder."""
-        request, data = self._job.request, self._data
+        request, rows = self._job.request, self._rows.summary
         curve = read_curve(self._store, self._job.id)
         card = render_card(
             CardFacts(
@@ -198,11 +197,11 @@ class TrainingRun:
                 base_name=self._info.base_name,
                 base_fingerprint=self._info.base_fingerprint,
                 spec=request.spec,
-                dataset_digest=data.train_digest,
-                dataset_rows=data.train.report.rows,
+                dataset_digest=rows.train_digest,
+                dataset_rows=rows.train.rows,
                 job_id=self._job.id,
-                validation_digest=data.validation_digest,
-                validation_rows=data.validation.report.rows if data.validation else 0,
+                validation_digest=rows.held_out_digest,
+                validation_rows=rows.held_out.rows if rows.held_out else 0,
                 on_top_of=_trained_on(command.stacks),
                 steps=self._steps,
                 metrics=self._final_metrics(),
@@ -213,7 +212,7 @@ class TrainingRun:
                 answers=self._answers,
                 compare_prompt=request.compare_prompt,
                 curve=curve,
-                asked_with=data.train.report.asked_with,
+                asked_with=rows.train.asked_with,
                 notes=self._job.notes,
             )
         )

@@ -6,6 +6,7 @@ import asyncio
 from collections import defaultdict
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Unpack
 
 from ...core.jobs import JobRequest, JobState, TrainEvent, TrainEventType
@@ -14,6 +15,7 @@ from ...core.observer import NullObserver, Observer
 from ...store.jobs import Move
 from ...store.records import EventRecord, JobRecord
 from ...store.store import Store
+from ..common.shielding import to_the_end
 
 STEP_SECONDS = 0.25
 """Watchers hear of steps this often at most: each look at the store writes what waits there."""
@@ -34,9 +36,11 @@ class JobBoard:
         self.queued = asyncio.Event()
         """Set whenever a job came into the queue; the runner clears it."""
 
-    async def create(self, request: JobRequest, donors: Mapping[str, str], notes: Sequence[Note]) -> JobRecord:
-        """Queue a job; durable on return."""
-        record = await asyncio.to_thread(self._store.jobs.create, request, donors=donors, notes=notes)
+    async def create(
+        self, request: JobRequest, donors: Mapping[str, str], notes: Sequence[Note], folder: Path
+    ) -> JobRecord:
+        """Queue a job, whose own ``folder`` becomes; durable on return."""
+        record = await to_the_end(asyncio.to_thread(self._store.create_job, request, donors, notes, folder))
         self._observer.job_state(record.id, None, record.state)
         self.queued.set()
         return record

@@ -7,26 +7,20 @@ import time
 
 from ...core.backend import ScoreCommand
 from ...core.errors import Error, FieldViolation, invalid
-from ...core.jobs import JobState, TrainRow, TrainSpec
-from ...core.notes import Note
+from ...core.jobs import JobState, TrainSpec
 from ...core.principal import SERVER_TENANT
-from ...core.watch import Watch
-from ...data.dataset import Dataset, DatasetReport, Example, counted
-from ...data.label_masks import render_marked
-from ...data.problems import Problems
+from ...data.dataset import DatasetReport
 from ...training.schedule import Schedule
 from ..common.context import Context
 from ..common.stacks import StackResolver
-from ..common.workers import compute
 from ..datasets.how_to_ask import how_to_ask
-from ..datasets.training_data import check_data, load_replay, without_trained
+from ..datasets.worker import DatasetWorker
 from .checks import spec_violations
 from .estimate import Estimate, Shape, Speed, estimate, speed_of_job
 from .types import DatasetReport as Report
-from .types import MarkedRow, MarkedText, RowProblem
+from .types import RowProblem
 
 MAX_SHOWN = 100
-MAX_SHOWN_CHARS = 1 << 20
 PROBE_TOKENS = 256
 """Length of the prompt whose forward is timed where no job has told how fast this machine is."""
 PROBE_SECONDS = 20.0
@@ -39,7 +33,8 @@ MIN_STEPS = 5
 class DatasetChecks:
     """Reports on stored datasets."""
 
-    def __init__(self, context: Context) -> None:
+    def __init__(self, context: Context, worker: DatasetWorker) -> None:
+        self._worker = worker
         self._store, self._text, self._backend = context.store, context.text, context.backend
         self._info, self._limits = context.info, context.limits
         self._stacks = StackResolver(context.store)
@@ -67,38 +62,16 @@ class DatasetChecks:
             violations.append(FieldViolation("show_from_line", f"is {from_line}; it must be at least 0"))
         if violations:
             raise invalid(violations)
-        try:
-            held = spec.validation_split > 0
-            data, problems, _ = await compute(
-                lambda watch: check_data(
-                    self._store,
-                    self._text,
-                    self._info,
-                    self._limits,
-                    spec,
-                    tenant,
-                    dataset_id,
-                    "data",
-                    held,
-                    watch=watch,
-                )
-            )
-            held_out, others = await compute(lambda watch: self._held_out(validation_id, spec, tenant, watch))
-        except Error as error:
-            if error.reason != "DATASET_INVALID":
-                raise
-            return Report(problems=tuple(RowProblem(0, v.description) for v in error.violations), problems_total=1)
-        named = tuple(dict.fromkeys(e.on_top_of for e in data.examples if e.on_top_of is not None))
-        await self._stacks.resolve_many(named, tenant)
-        found, trained, cost = data.report, data.report, Estimate(None, 0, "")
-        repeats: tuple[Note, ...] = ()
+        checked = await self._worker.check(tenant, spec, dataset_id, validation_id, show=show, from_line=from_line)
+        if checked.refused:
+            return Report(problems=tuple(RowProblem(0, why) for why in checked.refused), problems_total=1)
+        await self._stacks.resolve_many(checked.row_stacks, tenant)
+        found, trained, cost = checked.report, checked.trained, Estimate(None, 0, "")
         if found.examples:
-            replayed = await compute(lambda watch: self._replayed(spec, tenant, watch))
-            trained = counted(data.examples + replayed, data.report)
-            repeats = without_trained(held_out, data.examples + replayed)[1] if held_out else ()
             free = await self._free()
             speed = await asyncio.to_thread(self._speed_of_jobs, trained, tenant) or await self._probe()
             cost = estimate(self._info, spec, trained, speed, free, self._limits.max_activation_bytes)
+        problems, others = checked.problems, checked.held_out_problems
         return Report(
             rows=found.rows,
             tokens=found.tokens,
@@ -107,7 +80,7 @@ class DatasetChecks:
             duplicates=found.duplicates,
             too_long=found.too_long,
             pairs=found.pairs,
-            notes=how_to_ask(found, self._text) + repeats + found.notes,
+            notes=how_to_ask(found, self._text) + checked.repeats + found.notes,
             estimated_steps=Schedule(spec, trained.examples).total_steps if trained.examples else 0,
             estimated_seconds=cost.seconds,
             estimated_memory_bytes=cost.memory_bytes or None,
@@ -115,48 +88,11 @@ class DatasetChecks:
             problems=tuple(
                 RowProblem(line, description, field, in_list=each.unit == "row")
                 for field, each in (("", problems), ("validation", others))
-                for line, description in each.listed()
+                for line, description in each.listed
             ),
             problems_total=problems.count + others.count,
-            shown=await compute(lambda watch: self._shown(data, show, from_line, watch)),
+            shown=checked.shown,
         )
-
-    def _held_out(self, dataset_id: str, spec: TrainSpec, tenant: str, watch: Watch) -> tuple[Dataset | None, Problems]:
-        """The good rows of held-out data, and what is wrong with the others."""
-        if not dataset_id:
-            return None, Problems("validation")
-        return check_data(
-            self._store, self._text, self._info, self._limits, spec, tenant, dataset_id, "validation", True, watch=watch
-        )[:2]
-
-    def _replayed(self, spec: TrainSpec, tenant: str, watch: Watch) -> tuple[Example, ...]:
-        """The general rows that a job trains on too."""
-        if not spec.replay:
-            return ()
-        return load_replay(self._store, self._text, self._info, self._limits, spec, tenant, watch=watch).examples
-
-    def _shown(self, data: Dataset, count: int, from_line: int, watch: Watch) -> tuple[MarkedRow, ...]:
-        rows: list[MarkedRow] = []
-        room = MAX_SHOWN_CHARS
-        for example in data.examples:
-            watch()
-            if len(rows) == count:
-                break
-            if example.line < from_line:
-                continue
-            row = self._marked(example)
-            room -= sum(len(part.text) for part in row.text + row.rejected)
-            if rows and room < 0:
-                break
-            rows.append(row)
-        return tuple(rows)
-
-    def _marked(self, example: Example) -> MarkedRow:
-        def parts(row: TrainRow | None) -> tuple[MarkedText, ...]:
-            found = render_marked(row, self._text) if row is not None else ()
-            return tuple(MarkedText(part.text, part.trained) for part in found)
-
-        return MarkedRow(example.line, parts(example.row), parts(example.row.rejected), example.tokens)
 
     def _speed_of_jobs(self, report: DatasetReport, tenant: str) -> Speed | None:
         """The speed of the tenant's latest job that tells one and ran on this base."""

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import uuid
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ...core.errors import Code, Error
-from ...core.jobs import JobState, TrainCommand
+from ...core.errors import ROWS_DAMAGED, Code, Error
+from ...core.jobs import JobState, TrainCommand, TrainEvent, TrainEventType
 from ...core.outage import Outage
 from ...core.types import AdapterVersion, Stack, StackEntry, StackItem
-from ...core.watch import Watch
+from ...data.rows_file import discard_rows
 from ...host.failpoints import reach
 from ...store.jobs import LEASE_LOST
 from ...store.records import JobRecord
@@ -20,9 +21,8 @@ from ...telemetry.logs import get_logger
 from ..common.context import Context
 from ..common.shielding import temporary_folder, to_the_end
 from ..common.stacks import StackResolver
-from ..common.workers import compute
-from ..datasets.kept_rows import kept_or_made
-from ..datasets.training_data import JobData, build_command, load_data, with_row_stacks
+from ..datasets.stored_rows import StoredRows, build_command, stored_rows
+from ..datasets.worker import DatasetWorker
 from .attempt import TrainingRun
 from .board import JobBoard
 from .lock import ReadersWriterLock
@@ -83,6 +83,7 @@ class JobRunner:
         self._outage = Outage()
         self._away_until = 0.0  # by the event loop's clock: the engine is given time to come back
         self._stacks = StackResolver(context.store)
+        self._worker = DatasetWorker(context)
         self._retry_seconds = retry_seconds
         self._checkpoint_seconds = checkpoint_seconds
         self._lease_seconds = lease_seconds
@@ -222,30 +223,41 @@ class JobRunner:
             self._attempts.hold(exclusive=trouble is not None and trouble.suspect),
             temporary_folder(self._store, "job") as folder,
         ):
-            command, run = await self._prepare(job, folder / "adapter")
-            self._runs[job.id] = run
-            async with self._stacks.held(_versions(command)):
-                await run.train(command)
-                reach("job.trained")
-                await run.question(command)
-                reach("job.evaluated")
+            command, run = await self._train(job, folder / "adapter")
             words = "checking and publishing the adapter"
             await self._board.move(job.id, JobState.PUBLISHING, message=words, fence=job.fence)
             # A commit cannot be taken back.
             await to_the_end(run.publish(command))
 
-    async def _prepare(self, job: JobRecord, output: Path) -> tuple[TrainCommand, TrainingRun]:
+    async def _train(self, job: JobRecord, output: Path) -> tuple[TrainCommand, TrainingRun]:
+        """Train and evaluate, the rows made anew where the engine finds the file of these damaged."""
+        lost: Error | None = None
+        while True:
+            command, run = await self._prepare(job, output, lost)
+            self._runs[job.id] = run
+            async with self._stacks.held(_versions(command)):
+                try:
+                    await run.train(command)
+                except Error as error:
+                    if error.reason != ROWS_DAMAGED or lost is not None:
+                        raise
+                    lost = error
+                    continue
+                reach("job.trained")
+                await run.question(command)
+                reach("job.evaluated")
+                return command, run
+
+    async def _prepare(self, job: JobRecord, output: Path, lost: Error | None) -> tuple[TrainCommand, TrainingRun]:
         request, tenant = job.request, job.request.tenant
         place = await asyncio.to_thread(self._store.state.job_folder, job.id)
-        data = await compute(
-            lambda watch: kept_or_made(place, self._info.base_fingerprint, lambda: self._tokenised(job, watch))
-        )
-        donors = (await asyncio.to_thread(self._store.jobs.get, job.id)).donors
+        rows = await self._rows(job, place, lost)
+        names = rows.summary.row_stacks
+        donors = await self._donors(job, names)
         stacks = await self._stacks.resolve_many(request.on_top_of, tenant, donors)
-        found = await self._stacks.resolve_many(data.row_stacks, tenant, donors)
-        row_stacks = dict(zip(data.row_stacks, found, strict=True))
+        row_stacks = await self._stacks.resolve_many(names, tenant, donors)
         command = replace(
-            build_command(job, data, stacks, row_stacks, self._info, output),
+            build_command(job, rows.file, stacks, row_stacks, self._info, output),
             checkpoint_dir=str(place),
             checkpoint_seconds=self._checkpoint_seconds,
             stored=await asyncio.to_thread(self._store.jobs.stored, job.id),
@@ -254,27 +266,34 @@ class JobRunner:
             else None,
             current=await asyncio.to_thread(self._current, request.name, tenant),
         )
-        run = TrainingRun(self._context, self._board, job, data)
-        return command, run
+        return command, TrainingRun(self._context, self._board, job, rows)
 
-    def _tokenised(self, job: JobRecord, watch: Watch) -> JobData:
-        """The rows of a job, the stacks that they name pinned to the versions of now and kept for later attempts."""
-        request, tenant = job.request, job.request.tenant
-        ids = request.dataset_id, request.validation_dataset_id
-        text, limits = self._context.text, self._context.limits
-        data = load_data(self._store, text, self._info, limits, request.spec, tenant, *ids, watch=watch)
-        stacks = data.row_stacks
-        found = iter(self._store.adapters.resolve_all([item.adapter for stack in stacks for item in stack], tenant))
-        versions = {stack: tuple(next(found) for _ in stack) for stack in stacks}
-        donors = {version.ref: version.digest for each in versions.values() for version in each}
-        self._store.jobs.add_donors(job.id, donors, job.fence)
-        return with_row_stacks(
-            data,
-            {
-                stack: tuple(StackItem(version.ref, item.weight) for item, version in zip(stack, each, strict=True))
-                for stack, each in versions.items()
-            },
-        )
+    async def _rows(self, job: JobRecord, place: Path, lost: Error | None) -> StoredRows:
+        """The rows of a job; those that are ``lost``, gone or damaged are read from its dataset again."""
+        if lost is None:
+            try:
+                return await asyncio.to_thread(stored_rows, place, self._info.base_fingerprint)
+            except Error as error:
+                if error.reason != ROWS_DAMAGED:
+                    raise
+                lost = error
+        words = f"{lost.message}; the dataset is read again"
+        log.warning("the rows of a job are made anew", job=job.id, error=lost.message)
+        await self._board.append(job, TrainEvent(TrainEventType.MESSAGE, words))
+        await asyncio.to_thread(discard_rows, place)
+        await self._worker.make_rows(job.request, place)
+        return await asyncio.to_thread(stored_rows, place, self._info.base_fingerprint)
+
+    async def _donors(self, job: JobRecord, row_stacks: Iterable[tuple[StackItem, ...]]) -> dict[str, str]:
+        """The versions of a job: those that rows name mean what they mean at its first attempt, from then on."""
+        donors = (await asyncio.to_thread(self._store.jobs.get, job.id)).donors
+        names = sorted({item.adapter for stack in row_stacks for item in stack} - donors.keys())
+        if not names:
+            return donors
+        found = await asyncio.to_thread(self._store.adapters.resolve_all, names, job.request.tenant)
+        new = {name: version.digest for name, version in zip(names, found, strict=True)}
+        await asyncio.to_thread(self._store.jobs.add_donors, job.id, new, job.fence)
+        return {**donors, **new}
 
     def _current(self, name: str, tenant: str) -> AdapterVersion | None:
         """The version that a job's result would replace, if it can be measured beside it."""

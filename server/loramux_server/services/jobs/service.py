@@ -9,10 +9,9 @@ from dataclasses import replace
 from weakref import WeakValueDictionary
 
 from ...core.errors import Code, Error, FieldViolation, invalid
-from ...core.jobs import MIN_ACCURACY, JobRequest, JobState, TrainSpec
+from ...core.jobs import JobRequest, JobState, TrainSpec
 from ...core.principal import Principal
 from ...core.types import Stack, StackItem
-from ...core.watch import Watch
 from ...store.records import DatasetRecord, EventRecord, JobRecord
 from ...store.refs import check_new_name
 from ..adapters.views import AdapterViews
@@ -22,11 +21,8 @@ from ..common.shielding import nothing_collected, temporary_folder, to_the_end
 from ..common.stacks import StackResolver, pinned_items
 from ..common.types import Page
 from ..common.uploads import receive_file
-from ..common.workers import compute
 from ..datasets.how_to_ask import how_to_ask
-from ..datasets.training_data import JobData, load_data
-from ..evaluation.comparison import prompted
-from ..evaluation.questions import questions
+from ..datasets.worker import DatasetWorker
 from .board import JobBoard
 from .checks import job_violations
 from .dataset_report import DatasetChecks
@@ -47,7 +43,8 @@ class TrainingService:
         self._store, self._text = context.store, context.text
         self._info, self._limits = context.info, context.limits
         self._board = board
-        self._checks = DatasetChecks(context)
+        self._worker = DatasetWorker(context)
+        self._checks = DatasetChecks(context, self._worker)
         self._stacks = StackResolver(context.store)
         self._views = AdapterViews(context.store, context.info)
         self._creating: WeakValueDictionary[tuple[str, str], asyncio.Lock] = WeakValueDictionary()
@@ -188,51 +185,22 @@ class TrainingService:
 
     async def _create(self, request: JobRequest) -> JobRecord:
         tenant = request.tenant
-        data = await self._load(request.spec, tenant, request.dataset_id, request.validation_dataset_id)
         stacks = await self._stacks.resolve_many(request.on_top_of, tenant)
         start = [[StackItem(request.init_from)]] if request.init_from else []
         first = await self._stacks.resolve_many(start, tenant)
         donors = Stack(tuple(entry for stack in (*first, *stacks) for entry in stack.entries))
-        await self._stacks.resolve_many(data.row_stacks, tenant)
-        if violations := [*donor_violations(request, data.row_stacks)]:
-            raise invalid(violations)
-        gate = request.gate.settled(data.validation is not None and not data.by_heart)
-        request = replace(request, gate=gate, on_top_of=tuple(map(pinned_items, stacks)), given=None)
-        await compute(lambda watch: self._check_questions(request, data, watch))
-        notes = how_to_ask(data.train.report, self._text, request.name) + data.notes
-        digests = {entry.adapter.ref: entry.adapter.digest for entry in donors.entries}
-        async with nothing_collected(self._store), self._stacks.held(donors):
-            job = await self._board.create(request, digests, notes)
+        async with temporary_folder(self._store, "job") as folder:
+            rows = await self._worker.make_rows(request, folder)
+            await self._stacks.resolve_many(rows.row_stacks, tenant)
+            if violations := [*donor_violations(request, rows.row_stacks)]:
+                raise invalid(violations)
+            gate = request.gate.settled(rows.held_out is not None and not rows.by_heart)
+            request = replace(request, gate=gate, on_top_of=tuple(map(pinned_items, stacks)), given=None)
+            notes = how_to_ask(rows.train, self._text, request.name) + rows.notes
+            digests = {entry.adapter.ref: entry.adapter.digest for entry in donors.entries}
+            async with nothing_collected(self._store), self._stacks.held(donors):
+                job = await self._board.create(request, digests, notes, folder)
         return await self._shown(job)
-
-    def _check_questions(self, request: JobRequest, data: JobData, watch: Watch) -> None:
-        """Raise INVALID_ARGUMENT where answers are to be looked at, and held-out rows cannot be asked for them."""
-        wanted = {"gate": request.gate.kind == MIN_ACCURACY, "compare_prompt": bool(request.compare_prompt)}
-        if data.validation is None or not any(wanted.values()):
-            return
-        asked = questions(data.validation.rows, 1, self._text, self._info.max_context)
-        if not asked:
-            words = "no held-out row has a prompt before its answer to ask the model"
-            raise invalid([FieldViolation(name, words) for name, given in wanted.items() if given])
-        if request.compare_prompt:
-            held_out, digest = data.validation.examples, data.validation_digest
-            context, kwargs = request.compare_prompt, request.spec.chat_template_kwargs
-            prompted(asked, held_out, digest, context, kwargs, self._store, self._text, self._info, watch=watch)
-
-    async def _load(self, spec: TrainSpec, tenant: str, dataset_id: str, validation_id: str = "") -> JobData:
-        return await compute(
-            lambda watch: load_data(
-                self._store,
-                self._text,
-                self._info,
-                self._limits,
-                spec,
-                tenant,
-                dataset_id,
-                validation_id,
-                watch=watch,
-            )
-        )
 
     async def _shown(self, job: JobRecord) -> JobRecord:
         return await asyncio.to_thread(self._with_version, job)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ...core.notes import Note
+from ..datasets.orders import MarkedRow
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,24 +17,6 @@ class RowProblem:
     field: str = ""
     in_list: bool = False
     """Whether ``line`` is the number of a row in a JSON list."""
-
-
-@dataclass(frozen=True, slots=True)
-class MarkedText:
-    """Text of a tokenised row of loss tokens only, or of none, special tokens shown."""
-
-    text: str
-    trained: bool
-
-
-@dataclass(frozen=True, slots=True)
-class MarkedRow:
-    """A row as it is trained on; of a pair, with either answer."""
-
-    line: int
-    text: tuple[MarkedText, ...]
-    rejected: tuple[MarkedText, ...] = ()
-    tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)

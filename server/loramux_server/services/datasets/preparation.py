@@ -1,0 +1,132 @@
+"""The work on datasets, wherever it is done: on a thread for small ones, in a process for large ones."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+
+import msgspec
+
+from ...core.errors import Error, FieldViolation, invalid
+from ...core.jobs import TrainRow
+from ...core.types import StackItem
+from ...core.watch import UNWATCHED, Watch
+from ...data.dataset import Dataset, Example, counted
+from ...data.label_masks import render_marked
+from ...data.problems import Problems
+from ...data.rows_file import HELD_OUT, PROMPTED, TRAIN, write_rows
+from ...text import TextTokenizer
+from .held_out import FIELD, prompted, rows_to_ask
+from .orders import Checked, CheckOrder, FoundProblems, MarkedRow, Order, RowsOrder, RowsSummary
+from .training_data import check_source, load_data, load_replay, without_trained
+
+MAX_SHOWN_CHARS = 1 << 20
+
+
+def carry_out(order: Order, text: TextTokenizer, watch: Watch = UNWATCHED) -> Checked | RowsSummary:
+    """Do what an order says; blocking, until ``watch`` says that nobody waits."""
+    return _check(order, text, watch) if isinstance(order, CheckOrder) else _make_rows(order, text, watch)
+
+
+def _check(order: CheckOrder, text: TextTokenizer, watch: Watch) -> Checked:
+    """Raises DATA_LOSS for a damaged file, INVALID_ARGUMENT for rows to replay that are wrong."""
+    sources = order.sources
+    held_out: Dataset | None = None
+    others = Problems("validation")
+    try:
+        held = sources.spec.validation_split > 0
+        data, problems = check_source(sources, sources.data, "data", text, held_out=held, watch=watch)
+        if sources.validation is not None:
+            held_out, others = check_source(sources, sources.validation, "validation", text, held_out=True, watch=watch)
+    except Error as error:
+        if error.reason != "DATASET_INVALID":
+            raise
+        return Checked(refused=tuple(violation.description for violation in error.violations))
+    replay = load_replay(sources, text, watch) if data.examples else None
+    trained = data.examples + (replay.examples if replay else ())
+    return Checked(
+        report=data.report,
+        trained=counted(trained, data.report),
+        problems=_found(problems),
+        held_out_problems=_found(others),
+        repeats=without_trained(held_out, trained)[1] if held_out and data.examples else (),
+        row_stacks=tuple(dict.fromkeys(e.on_top_of for e in data.examples if e.on_top_of is not None)),
+        shown=_shown(data, order.show, order.from_line, text, watch),
+    )
+
+
+def _make_rows(order: RowsOrder, text: TextTokenizer, watch: Watch) -> RowsSummary:
+    """Raises INVALID_ARGUMENT for rows that are wrong or cannot be asked, DATA_LOSS, and as :func:`write_rows`."""
+    data = load_data(order.sources, text, watch)
+    held_out = data.validation.examples if data.validation else ()
+    asked: list[int] = []
+    if order.judges_answers or order.compare_prompt or any(example.expect for example in held_out):
+        asked = rows_to_ask(held_out, text, watch)
+    if held_out and not asked:
+        wanted = {"gate": order.judges_answers, FIELD: bool(order.compare_prompt)}
+        words = "no held-out row has a prompt before its answer to ask the model"
+        if any(wanted.values()):
+            raise invalid([FieldViolation(name, words) for name, given in wanted.items() if given])
+    with_prompt: list[TrainRow] = []
+    source = order.sources.validation or order.sources.data
+    if order.compare_prompt and asked:
+        with_prompt = prompted(
+            asked,
+            held_out,
+            source.read(),
+            order.compare_prompt,
+            order.sources.spec.chat_template_kwargs,
+            text,
+            order.max_context,
+            watch,
+        )
+    summary = RowsSummary(
+        base=order.base,
+        train=data.train.report,
+        train_digest=order.sources.data.sha256,
+        held_out=data.validation.report if data.validation else None,
+        held_out_digest=source.sha256 if data.validation else "",
+        row_stacks=data.row_stacks,
+        notes=data.notes,
+        repeats=data.repeats,
+        by_heart=data.by_heart,
+        asked=tuple(asked),
+        expects=tuple(held_out[number].expect for number in asked),
+    )
+    tables = {
+        TRAIN: _with_stacks(data.trained, data.row_stacks),
+        HELD_OUT: _with_stacks(held_out, data.row_stacks),
+        PROMPTED: with_prompt,
+    }
+    write_rows(Path(order.folder), tables, msgspec.msgpack.encode(summary))
+    return summary
+
+
+def _with_stacks(examples: Iterable[Example], stacks: tuple[tuple[StackItem, ...], ...]) -> Iterable[TrainRow]:
+    """The rows, each with the index of the stack that it names."""
+    numbers = {stack: i for i, stack in enumerate(stacks)}
+    return (e.row if e.on_top_of is None else replace(e.row, stack=numbers[e.on_top_of]) for e in examples)
+
+
+def _found(problems: Problems) -> FoundProblems:
+    return FoundProblems(problems.count, tuple(problems.listed()), problems.unit)
+
+
+def _shown(data: Dataset, count: int, from_line: int, text: TextTokenizer, watch: Watch) -> tuple[MarkedRow, ...]:
+    """Rows as they are trained on, special tokens shown."""
+    rows: list[MarkedRow] = []
+    room = MAX_SHOWN_CHARS
+    for example in data.examples:
+        watch()
+        if len(rows) == count:
+            break
+        if example.line < from_line:
+            continue
+        other = example.row.rejected
+        chosen, rejected = render_marked(example.row, text), render_marked(other, text) if other is not None else ()
+        room -= sum(len(segment.text) for segment in chosen + rejected)
+        if rows and room < 0:
+            break
+        rows.append(MarkedRow(example.line, chosen, rejected, example.tokens))
+    return tuple(rows)
