@@ -96,6 +96,10 @@ bench-coserve: $(READY) ## Measure what training and serving cost each other
 bench-busy: $(READY) ## Measure beside busy processes: ten minutes; a trial with BENCH_ARGS=--quick
 	@$(BIN)/python -m benchmarks.busy $(BENCH_ARGS)
 
+.PHONY: bench-validation
+bench-validation: $(READY) ## Measure streams while 200,000 rows are checked; a trial with BENCH_ARGS=--quick
+	@$(BIN)/python -m benchmarks.validation $(BENCH_ARGS)
+
 .PHONY: bench-front
 bench-front: $(READY) ## Measure 2,000 calls at once: who is refused, and how fast; a trial with BENCH_ARGS=--quick
 	@$(BIN)/python -m benchmarks.overload $(BENCH_ARGS)
