@@ -107,10 +107,8 @@ class SlotTable:
 
     def fits(self, ranks: Mapping[str, int]) -> bool:
         """Whether these adapters (digest -> rank) could all be resident at once beside what is in use or pinned."""
-        return (
-            sum(s.rank for d, s in self._slots.items() if d not in ranks and self._stays(d)) + sum(ranks.values())
-            <= self.rows
-        )
+        stay = sum(s.rank for d, s in self._slots.items() if d not in ranks and self._stays(d))
+        return stay + sum(ranks.values()) <= self.rows
 
     def place(self, digest: str, rank: int, scaling: float = 1.0, groups: frozenset[int] = frozenset()) -> Swap | None:
         """Give an adapter that is not resident a slot. None, and nothing changed, when it does not fit now."""
