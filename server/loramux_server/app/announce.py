@@ -1,4 +1,4 @@
-"""What the server says to whoever started it: a line for each slow step, and a few plain words when it is ready."""
+"""What the server says to its operator: a line for each slow step, and a summary when it is ready."""
 
 from __future__ import annotations
 

@@ -81,7 +81,7 @@ class App:
         return self.availability.readiness
 
     async def start(self) -> None:
-        """Open everything, load the base, take up interrupted jobs. Raises ``Error`` with what to do about it.
+        """Open everything, load the base, resume interrupted jobs. Raises ``Error`` with what to do about it.
 
         What can fail at once (state directory, ports) is tried before the base is loaded. After a failure, ``stop``.
         """
@@ -153,7 +153,7 @@ class App:
         return make_backend(self.settings.engine())
 
     def _progress(self, step: str, fraction: float | None) -> None:
-        """A slow step of the engine's start: callers that are refused meanwhile are told too."""
+        """A slow step of the engine's start: callers that are refused meanwhile get it as the reason."""
         self.availability.step = step if fraction is None else f"{step}, {fraction:.0%}"
         self._say.progress(step, fraction)
 
@@ -181,7 +181,7 @@ class App:
         for door in self.doors:
             await door.set_serving(up)
         if up and self.availability.services is not None:
-            with suppress(Error):  # gone again already; the next one is told
+            with suppress(Error):  # gone again already; the next start loads them
                 await self.availability.services.adapters.load_pinned()
 
     async def _open_services(self, backend: Backend, store: Store, info: EngineInfo, text: TextTokenizer) -> None:
@@ -210,7 +210,7 @@ class App:
             checkpoint_seconds=self.settings.training.checkpoint_seconds,
         )
         if interrupted := await runner.recover():
-            self._say.progress(f"taking up {interrupted} interrupted training job(s)")
+            self._say.progress(f"resuming {interrupted} interrupted training job(s)")
         metrics.seed_jobs(await asyncio.to_thread(store.jobs.counts))
         self._jobs = asyncio.create_task(runner.run(), name="jobs")
         self._jobs.add_done_callback(_report_defect)
@@ -249,7 +249,7 @@ def limits_from(training: TrainingSettings) -> Limits:
 
 def _report_defect(task: asyncio.Task[None]) -> None:
     if not task.cancelled() and (error := task.exception()) is not None:
-        what = {"jobs": "training jobs are run", "collector": "unused files are removed"}.get(task.get_name(), "")
+        what = {"jobs": "training jobs are run", "collector": "unused files are removed"}[task.get_name()]
         logger.critical(f"no more {what} until the server is started again", exc_info=error)
 
 

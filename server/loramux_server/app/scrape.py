@@ -1,4 +1,4 @@
-"""The engine's figures for the thread that serves a scrape, which must never fail with the engine."""
+"""The engine's stats for the thread that serves a scrape, which must never fail with the engine."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from ..telemetry.logs import get_logger
 logger = get_logger(__name__)
 
 SCRAPE_TIMEOUT = 2.0
-"""Seconds a scrape waits for the engine's figures before it does without."""
+"""Seconds that a scrape waits for the engine's stats before it goes on without them."""
 
 
 def stats_from_thread(
     backend: Backend, loop: asyncio.AbstractEventLoop, timeout: float = SCRAPE_TIMEOUT
 ) -> Callable[[], EngineStats | None]:
-    """A function for other threads that gives the engine's figures.
+    """A function for other threads that gives the engine's stats.
 
     It gives the last ones while the engine is too busy to answer, and None while there is no engine to ask.
     """
@@ -42,7 +42,7 @@ def stats_from_thread(
         except concurrent.futures.TimeoutError:
             asked.cancel()
             if outage.failed():
-                logger.warning("the engine gave no figures in time", seconds=timeout, times=outage.failures)
+                logger.warning("the engine gave no stats in time", seconds=timeout, times=outage.failures)
         except (Error, concurrent.futures.CancelledError):  # it is starting again, has failed, or is stopping
             last = None
         return last

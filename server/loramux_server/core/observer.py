@@ -1,4 +1,4 @@
-"""What the services tell whoever measures them. Telemetry implements this; services know no metrics library."""
+"""What the services report to telemetry, which implements this; services know no metrics library."""
 
 from __future__ import annotations
 

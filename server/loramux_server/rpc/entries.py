@@ -21,19 +21,19 @@ def check_entries(request: Message) -> None:
     _left(request, MAX_ENTRIES, "")
 
 
-def _left(message: Message, room: int, path: str) -> int:
+def _left(message: Message, budget: int, path: str) -> int:
     """How many more entries there may be."""
     for field, value in message.ListFields():
         name = f"{path}{field.name}"
         if isinstance(value, Message):
-            room = _left(value, room, f"{name}.")
+            budget = _left(value, budget, f"{name}.")
         elif not isinstance(value, str | bytes | int | float):
-            room -= len(value)
-            if room < 0:
+            budget -= len(value)
+            if budget < 0:
                 raise invalid_field(
                     name, f"has {len(value)} entries; the lists of a request may hold {MAX_ENTRIES} together"
                 )
             if field.message_type is not None and not isinstance(value, Mapping):
                 for number, each in enumerate(value):
-                    room = _left(each, room, f"{name}[{number}].")
-    return room
+                    budget = _left(each, budget, f"{name}[{number}].")
+    return budget

@@ -157,6 +157,6 @@ class RpcServer:
 
 
 def check_free(address: Address) -> None:
-    """Raise FAILED_PRECONDITION unless a server could listen there; gRPC's own words for it are many and unclear."""
+    """Raise FAILED_PRECONDITION unless a server could listen there; gRPC's own messages for it are many and unclear."""
     if why := why_not(*address):
         raise cannot_listen(*address, why)

@@ -38,12 +38,12 @@ def to_status(error: Error, request_id: str = "") -> status_pb2.Status:
 
 def _add_violations(status: status_pb2.Status, error: Error) -> None:
     quota = error.code is Code.RESOURCE_EXHAUSTED
-    room = MAX_DETAILS - status.ByteSize()
+    budget = MAX_DETAILS - status.ByteSize()
     found: list[tuple[str, str]] = []
     for violation in error.violations[:MAX_VIOLATIONS]:
         field, description = _cut(violation.field, 200), _cut(violation.description, 500)
-        room -= len(field.encode()) + len(description.encode()) + 12
-        if room < 0:
+        budget -= len(field.encode()) + len(description.encode()) + 12
+        if budget < 0:
             break
         found.append((field, description))
     if quota:

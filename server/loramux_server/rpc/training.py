@@ -104,7 +104,7 @@ class TrainingServicer(training_pb2_grpc.TrainingServiceServicer):
 
 
 async def _pieces(requests: AsyncIterator[pb.UploadDatasetRequest], size: int) -> AsyncIterator[bytes]:
-    """The bytes of the file; when the header told its size, not one more or less."""
+    """The bytes of the file; when the header gives its size, not one more or less."""
     seen = 0
     async for request in requests:
         if request.WhichOneof("payload") != "chunk":

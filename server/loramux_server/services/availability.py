@@ -94,7 +94,7 @@ class Availability:
             return ServerInfo(self._version, self.readiness, uptime)
         try:
             stats = await context.backend.stats()
-        except Error:  # the engine is starting again; everything else can still be told
+        except Error:  # the engine is starting again; everything else is known
             stats = None
         adapters, jobs = await asyncio.to_thread(_count, context.store, principal.tenant)
         return ServerInfo(

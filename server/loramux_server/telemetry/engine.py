@@ -1,4 +1,4 @@
-"""The engine's own figures, read when Prometheus asks rather than pushed at every step."""
+"""The engine's stats as metrics, read when Prometheus asks rather than pushed at every step."""
 
 from __future__ import annotations
 

@@ -107,7 +107,7 @@ class Metrics:
         ProcessCollector(namespace="loramux", registry=registry)
 
     def engine_ready(self, info: EngineInfo, fetch: Callable[[], EngineStats | None]) -> None:
-        """Name the base, and read the engine's figures through ``fetch`` from now on."""
+        """Name the base, and read the engine's stats through ``fetch`` from now on."""
         self._device = info.device
         self._fetch = fetch
         self.engine_up.set(1)
@@ -127,7 +127,7 @@ class Metrics:
             self.engine_restarts.inc()
 
     def engine_gone(self) -> None:
-        """Stop reading the engine's figures."""
+        """Stop reading the engine's stats."""
         self._fetch = lambda: None
         self.engine_up.set(0)
 

@@ -158,5 +158,5 @@ def _code_of_cancelled(call: Call) -> str:
 
 
 def _queue_full(most: int) -> Error:
-    words = f"the server has {most} generations to do and takes no more now (--max-running, --max-queue); try again"
-    return Error(Code.RESOURCE_EXHAUSTED, words, reason="QUEUE_FULL", retry_after=1.0)
+    message = f"the server has {most} generations to do and takes no more now (--max-running, --max-queue); try again"
+    return Error(Code.RESOURCE_EXHAUSTED, message, reason="QUEUE_FULL", retry_after=1.0)

@@ -72,7 +72,7 @@ def final_message_violations(
 ) -> Iterator[FieldViolation]:
     """Whether to go on writing the last message has to be said where it is an assistant's and an answer is ``asked``.
 
-    Whoever sends one hardly ever means that it is closed and a second answer opened, as templates do by themselves.
+    A caller hardly ever means that it is closed and a second answer opened, as templates do by themselves.
     """
     if continue_final_message and prompt is not None:
         yield FieldViolation("continue_final_message", "is for messages; a prompt is continued as it is: leave it out")

@@ -1,4 +1,4 @@
-"""Work that must be finished although whoever waits for it is cancelled."""
+"""Work that a cancellation of its caller must not interrupt."""
 
 from __future__ import annotations
 

@@ -133,9 +133,9 @@ class StackResolver:
         """What the names meant last; raises ``error`` where one was never asked for."""
         with self._lock:
             found = [self._known.get((tenant, name)) for name in names]
-            told = self._outage.failed()
+            first = self._outage.failed()
             self._ask_again = time.monotonic() + ASK_AGAIN_SECONDS
-        if told:
+        if first:
             log.warning("the registry is away: adapters mean what they meant last", error=error.message)
         versions = tuple(version for version in found if version is not None)
         if len(versions) < len(names):

@@ -70,7 +70,7 @@ class Answer:
                 if not unfinished:
                     if failure is not None and self._all_failed():
                         raise failure
-                    # Whoever holds the last chunk has the whole answer, and may stop reading.
+                    # A caller with the last chunk has the whole answer, and may stop reading.
                     self._code = "ok"
                     yield replace(chunk, usage=self._usage(), adapters=p.stack.entries)
                 elif chunk.text or chunk.token_ids or chunk.finish_reason is not None:

@@ -65,12 +65,12 @@ class Scorer:
         prompt_ids = encode_prompt(self._text, request.prompt, request.messages, request.continue_final_message)
         check_context(request.prompt, len(prompt_ids), self._info.max_context)
         ids = self._text.encode_continuation(request.continuation, field="continuation")
-        room = self._info.max_context - len(prompt_ids)
+        left = self._info.max_context - len(prompt_ids)
         if not ids:
             raise invalid_field("continuation", "has no tokens; give some text")
-        if len(ids) > room:
+        if len(ids) > left:
             description = (
-                f"has {len(ids)} tokens, but the prompt's {len(prompt_ids)} leave {room}"
+                f"has {len(ids)} tokens, but the prompt's {len(prompt_ids)} leave {left}"
                 f" of the model's context of {self._info.max_context}"
             )
             raise invalid([FieldViolation("continuation", description)], reason="PROMPT_TOO_LONG")

@@ -110,7 +110,7 @@ class GenerationService:
             )
             check_context(request.prompt, len(ids), self._info.max_context)
             stack = await self._stacks.resolve(request.adapters, request.principal.tenant)
-        sampling = self._sampling(request.sampling, room=self._info.max_context - len(ids))
+        sampling = self._sampling(request.sampling, left=self._info.max_context - len(ids))
         run = uuid.uuid4().hex
         ends = sampling.end_ids(self._info.eos_token_ids, grammar is not None)
         # In a shape an answer ends where the shape does: a stop string could only cut it off before.
@@ -149,9 +149,9 @@ class GenerationService:
         )
 
     @staticmethod
-    def _sampling(sampling: SamplingParams, room: int) -> SamplingParams:
-        """What the engine is told: within the context, without a temperature too small to divide by, seeded."""
-        max_tokens = min(sampling.max_tokens, room)
+    def _sampling(sampling: SamplingParams, left: int) -> SamplingParams:
+        """What the engine gets: within the context, without a temperature too small to divide by, seeded."""
+        max_tokens = min(sampling.max_tokens, left)
         temperature = sampling.temperature if sampling.temperature >= GREEDY_BELOW else 0.0
         return replace(
             sampling,
