@@ -250,9 +250,13 @@ BAD_SAMPLING: dict[str, dict[str, object]] = {
     "frequency_penalty": {"frequency_penalty": NAN},
     "logprobs": {"logprobs": 10_000},
     "logprobs ": {"logprobs": -1},
-    "logit_bias[0]": {"logit_bias": ((99_999, 1.0),)},
-    "logit_bias[1]": {"logit_bias": ((3, 1.0), (-1, 1.0))},
+    "logit_bias[99999]": {"logit_bias": ((99_999, 1.0),)},
+    "logit_bias[-1]": {"logit_bias": ((3, 1.0), (-1, 1.0))},
     "logit_bias[3]": {"logit_bias": ((3, 1e300),)},
+    "temperature  ": {"temperature": 10.5},
+    "seed": {"seed": 2**63},
+    "min_tokens": {"min_tokens": 4},
+    "stop_token_ids": {"stop_token_ids": tuple(range(65))},
     "stop_token_ids[0]": {"stop_token_ids": (384,), "min_tokens": 2},
 }
 
@@ -267,6 +271,7 @@ def bad_commands(cases: Cases) -> dict[str, tuple[str, GenerateCommand | ScoreCo
         "negative": ("prompt_ids[0]", command("", [-1, 3])),
         "long": ("prompt_ids", command("", [3] * 250, 10)),
         "weight": ("stack[0].weight", command("", good, 3, cases.stack([("all", NAN)]))),
+        "heavy": ("stack[0].weight", command("", good, 3, cases.stack([("all", 100.5)]))),
         "twice": ("stack", command("", good, 3, twice)),
         "deadline": ("seconds_left", replace(command("", good), seconds_left=INF)),
         "nothing to score": ("continuation_ids", ScoreCommand("", good, (), tenant="default")),

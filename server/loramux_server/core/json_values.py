@@ -7,6 +7,8 @@ import math
 from collections.abc import Iterable, Iterator
 from typing import Any, NoReturn
 
+from .bounds import utf8_size
+
 MAX_DEPTH = 100
 """Most objects and lists inside each other, in values that are walked or written again."""
 TOO_DEEP = "is nested too deeply"
@@ -67,7 +69,7 @@ def unfit(value: Any) -> Iterator[tuple[str, str]]:
     """
     for path, item in leaves(value):
         if isinstance(item, str):
-            if not item.isascii() and any("\ud800" <= char <= "\udfff" for char in item):
+            if not item.isascii() and utf8_size(item) is None:
                 yield path or "a field name", "holds a lone surrogate, which is not valid Unicode"
         elif isinstance(item, float) and math.isinf(item):
             yield path, TOO_LARGE

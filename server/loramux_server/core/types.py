@@ -9,10 +9,6 @@ from typing import Any
 
 from .principal import Principal
 
-MAX_STACK = 8
-"""Most entries a request's stack may have."""
-
-
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 COMPUTED_WITH = (CONFIG_FILE, WEIGHTS_FILE)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ..core.bounds import MAX_STACK, WEIGHT, too_many
 from ..core.json_values import MAX_DEPTH, TOO_DEEP, TOO_LARGE, too_deep, unfit
-from ..core.types import MAX_STACK, StackItem
+from ..core.types import StackItem
 from .expect import FIELDS, Expected, expected_of
 from .fields import Answered, BadRow, TextRow, answered, chat, is_text, template_inputs_of
 from .preference_pairs import CHOSEN_AND_REJECTED, PREFERRED_OUTPUTS, PairRow, chosen_and_rejected, preferred_outputs
@@ -133,18 +133,13 @@ def _on_top_of(value: Any, problems: list[str]) -> tuple[StackItem, ...] | None:
     if pairs is None or not all(isinstance(name, str) and name for name, _ in pairs):
         problems.append("on_top_of must be a list of adapter names or an object of name: weight")
         return None
-    if len(pairs) > MAX_STACK:
-        problems.append(f"on_top_of has {len(pairs)} adapters; at most {MAX_STACK} can be stacked")
+    problems += [f"{v.field} {v.description}" for v in too_many("on_top_of", len(pairs), MAX_STACK, "adapters")]
     if len({name for name, _ in pairs}) < len(pairs):
         problems.append("on_top_of names an adapter twice; name it once, with the sum of the weights")
     items = []
     for name, weight in pairs:
-        try:
-            finite = not isinstance(weight, bool) and isinstance(weight, int | float) and math.isfinite(weight)
-        except OverflowError:  # an integer beyond every float
-            finite = False
-        if not finite:
-            problems.append(f"on_top_of: the weight of {name[:80]!r} must be a finite number")
+        if isinstance(weight, bool) or not isinstance(weight, int | float) or weight not in WEIGHT:
+            problems.append(f"on_top_of: the weight of {name[:80]!r} must be a number {WEIGHT}")
             return None
         items.append(StackItem(name, float(weight)))
     return tuple(items)

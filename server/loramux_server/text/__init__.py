@@ -5,7 +5,7 @@ Built on ``tokenizers`` and Jinja alone, so that the front never loads a model l
 
 from .chat_template import ChatTemplate
 from .detokenizer import Detokenizer
-from .stop import StopMatcher, check_stops
+from .stop import StopMatcher
 from .tokenizer import TextTokenizer
 
-__all__ = ["ChatTemplate", "Detokenizer", "StopMatcher", "TextTokenizer", "check_stops"]
+__all__ = ["ChatTemplate", "Detokenizer", "StopMatcher", "TextTokenizer"]

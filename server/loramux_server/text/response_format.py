@@ -9,7 +9,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..core.errors import invalid_field
+from ..core.bounds import text_violations
+from ..core.errors import invalid, invalid_field
 from ..core.types import Grammar, GrammarKind
 
 FIELD = "response_format"
@@ -54,9 +55,5 @@ def _choices(items: Sequence[str]) -> Grammar:
 
 
 def _check_size(field: str, text: str) -> None:
-    try:
-        size = len(text.encode())
-    except UnicodeEncodeError:
-        raise invalid_field(field, "is not valid Unicode (lone surrogate)") from None
-    if size > MAX_BYTES:
-        raise invalid_field(field, f"has {size} bytes, at most {MAX_BYTES} are allowed")
+    if violations := tuple(text_violations(field, text, MAX_BYTES)):
+        raise invalid(violations)

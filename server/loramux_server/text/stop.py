@@ -10,11 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from ..core.errors import FieldViolation, invalid
-
-MAX_STOPS = 16
-MAX_STOP_CHARS = 512
-
 
 @dataclass(frozen=True, slots=True)
 class StopResult:
@@ -130,19 +125,3 @@ class _Reading:
     def _shown(self, at: int) -> int:
         """Characters from ``at`` on that are not hidden."""
         return len(self._text) - at - sum(b - a for a, b in self._hidden if a >= at)
-
-
-def check_stops(stops: Sequence[str], field: str = "stop") -> None:
-    """Raise INVALID_ARGUMENT unless these are at most 16 strings of 1 to 512 characters."""
-    problems = []
-    if len(stops) > MAX_STOPS:
-        problems.append(FieldViolation(field, f"{len(stops)} stop strings; at most {MAX_STOPS} are allowed"))
-    for index, stop in enumerate(stops[:MAX_STOPS]):
-        if not stop:
-            problems.append(FieldViolation(f"{field}[{index}]", "is empty; leave it out"))
-        elif len(stop) > MAX_STOP_CHARS:
-            problems.append(
-                FieldViolation(f"{field}[{index}]", f"has {len(stop)} characters; at most {MAX_STOP_CHARS} are allowed")
-            )
-    if problems:
-        raise invalid(problems)

@@ -15,6 +15,7 @@ from typing import Any
 
 from tokenizers import AddedToken, Tokenizer
 
+from ..core.bounds import NOT_UNICODE, utf8_size
 from ..core.errors import Code, Error, FieldViolation, invalid_field
 from ..core.types import Message
 from .chat_template import ChatTemplate
@@ -281,12 +282,8 @@ class TextTokenizer:
         return token is not None and token.startswith(("▁", "Ġ"))
 
     def _check(self, text: str, field: str) -> None:
-        try:
-            size = len(text.encode("utf-8"))
-        except UnicodeEncodeError as error:
-            raise invalid_field(
-                field, f"is not valid Unicode: lone surrogate at character {error.start}", reason="INVALID_TEXT"
-            ) from None
+        if (size := utf8_size(text)) is None:
+            raise invalid_field(field, NOT_UNICODE, reason="INVALID_TEXT")
         if size > self._max_bytes:
             description = f"has {size} bytes; at most {self._max_bytes} are taken"
             raise Error(

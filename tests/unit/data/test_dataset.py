@@ -158,10 +158,12 @@ PROBLEMS: list[tuple[Any, str]] = [
     ({**GOOD, "on_top_of": 3}, "on_top_of must be a list of adapter names"),
     ({**GOOD, "on_top_of": [""]}, "on_top_of must be a list of adapter names"),
     ({**GOOD, "on_top_of": ["a", "a"]}, "on_top_of names an adapter twice"),
-    ({**GOOD, "on_top_of": list("abcdefghi")}, "on_top_of has 9 adapters; at most 8"),
-    ({**GOOD, "on_top_of": {"a": "1"}}, "the weight of 'a' must be a finite number"),
-    ({**GOOD, "on_top_of": {"a": True}}, "the weight of 'a' must be a finite number"),
-    (b'{"prompt": "a", "completion": "b", "on_top_of": {"a": 1e999}}', "the weight of 'a' must be a finite number"),
+    ({**GOOD, "on_top_of": list("abcdefghi")}, "on_top_of has 9 adapters, at most 8"),
+    ({**GOOD, "on_top_of": {"a": "1"}}, "the weight of 'a' must be a number between -100 and 100"),
+    ({**GOOD, "on_top_of": {"a": True}}, "the weight of 'a' must be a number between -100 and 100"),
+    (b'{"prompt": "a", "completion": "b", "on_top_of": {"a": 1e999}}', "the weight of 'a' must be a number"),
+    ({**GOOD, "on_top_of": {"a": 10**400}}, "the weight of 'a' must be a number"),
+    ({**GOOD, "on_top_of": {"a": -100.5}}, "the weight of 'a' must be a number between -100 and 100"),
     ({"text": "word " * 600}, "at most 512 are allowed"),
 ]
 

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from itertools import pairwise
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loramux_server.core.errors import Code, Error
-from loramux_server.text import StopMatcher, check_stops
+from loramux_server.text import StopMatcher
 
 letters = st.text("ab🙂\n", max_size=30)
 stop_lists = st.lists(st.text("ab🙂\n", min_size=1, max_size=4), max_size=4)
@@ -69,13 +67,3 @@ def test_after_a_stop_nothing_comes() -> None:
     assert matcher.push("three") == matcher.push("four")
     assert matcher.push("three").text == ""
     assert matcher.finish() == ""
-
-
-def test_bad_stops_are_named() -> None:
-    check_stops(["\n", "x" * 512] * 8)
-    with pytest.raises(Error) as caught:
-        check_stops(["a", "", "x" * 513])
-    assert caught.value.code is Code.INVALID_ARGUMENT
-    assert [violation.field for violation in caught.value.violations] == ["stop[1]", "stop[2]"]
-    with pytest.raises(Error, match="17 stop strings"):
-        check_stops([str(number) for number in range(17)])

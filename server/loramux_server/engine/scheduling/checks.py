@@ -1,7 +1,7 @@
 """From a command to a sequence, and a refusal of whatever a step could not compute.
 
-The front has checked every field with better words. What is checked here again is only what would raise, or read
-someone else's memory, in the middle of a step that many requests share.
+The front has checked every field by the same bounds. They are checked again because a command beyond them could raise,
+or read someone else's memory, in the middle of a step that many requests share.
 """
 
 from __future__ import annotations
@@ -12,12 +12,10 @@ import time
 from collections.abc import Iterator
 
 from ...core.backend import GenerateCommand, ScoreCommand
+from ...core.bounds import MAX_STACK, WEIGHT, sampling_violations, too_many
 from ...core.errors import FieldViolation, invalid
-from ...core.types import MAX_STACK, SamplingParams, Stack
+from ...core.types import SamplingParams, Stack
 from .sequence import Sequence
-
-LARGEST = 1e30
-"""Bound of biases, penalties and weights: float32 holds it, and a product of two such still ends as infinity."""
 
 
 def make_sequence(command: GenerateCommand | ScoreCommand, vocab_size: int, max_context: int) -> Sequence:
@@ -29,7 +27,13 @@ def make_sequence(command: GenerateCommand | ScoreCommand, vocab_size: int, max_
     if not command.prompt_ids:
         violations.append(FieldViolation("prompt_ids", "is empty; give at least one token"))
     if isinstance(command, GenerateCommand):
-        violations += _sampling_violations(command.sampling, vocab_size)
+        violations += sampling_violations(
+            command.sampling,
+            vocab_size,
+            max_tokens=max_context,
+            max_logprobs=vocab_size,
+            max_logit_bias=vocab_size,
+        )
         if command.seconds_left is not None and not math.isfinite(command.seconds_left):
             violations.append(
                 FieldViolation("seconds_left", f"is {command.seconds_left}; leave it out for no deadline")
@@ -75,38 +79,10 @@ def _id_violations(field: str, ids: tuple[int, ...], vocab_size: int) -> Iterato
 
 
 def _stack_violations(stack: Stack) -> Iterator[FieldViolation]:
-    if len(stack.entries) > MAX_STACK:
-        yield FieldViolation("stack", f"has {len(stack.entries)} entries, at most {MAX_STACK} are allowed")
+    yield from too_many("stack", len(stack.entries), MAX_STACK, "entries")
     if len({e.adapter.digest for e in stack.entries}) < len(stack.entries):
         yield FieldViolation("stack", "has an adapter version twice; add its weights up instead")
     for i, entry in enumerate(stack.entries):
         if entry.adapter.rank < 1:
             yield FieldViolation(f"stack[{i}].adapter", f"has rank {entry.adapter.rank}; it must be at least 1")
-        yield from _number_violations(f"stack[{i}].weight", entry.weight, -LARGEST)
-
-
-def _sampling_violations(s: SamplingParams, vocab_size: int) -> Iterator[FieldViolation]:
-    if s.max_tokens < 1:
-        yield FieldViolation("max_tokens", f"is {s.max_tokens}; it must be at least 1")
-    if s.logprobs is not None and not 0 <= s.logprobs <= vocab_size:
-        yield FieldViolation("logprobs", f"is {s.logprobs}; it must be between 0 and {vocab_size}")
-    if not 0 < s.top_p <= 1:
-        yield FieldViolation("top_p", f"is {s.top_p}; it must be above 0 and at most 1")
-    if s.top_k < 0:
-        yield FieldViolation("top_k", f"is {s.top_k}; it must be at least 0")
-    if not 0 <= s.min_p <= 1:
-        yield FieldViolation("min_p", f"is {s.min_p}; it must be between 0 and 1")
-    if not 0 < s.repetition_penalty <= LARGEST:
-        yield FieldViolation("repetition_penalty", f"is {s.repetition_penalty}; it must be above 0")
-    yield from _number_violations("temperature", s.temperature, 0)
-    yield from _number_violations("presence_penalty", s.presence_penalty, -LARGEST)
-    yield from _number_violations("frequency_penalty", s.frequency_penalty, -LARGEST)
-    yield from _id_violations("stop_token_ids", s.stop_token_ids, vocab_size)
-    yield from _id_violations("logit_bias", tuple(token for token, _ in s.logit_bias), vocab_size)
-    for token, bias in s.logit_bias:
-        yield from _number_violations(f"logit_bias[{token}]", bias, -LARGEST)
-
-
-def _number_violations(field: str, value: float, low: float) -> Iterator[FieldViolation]:
-    if not low <= value <= LARGEST:  # NaN lies nowhere
-        yield FieldViolation(field, f"is {value}; it must be between {low:g} and {LARGEST:g}")
+        yield from WEIGHT.violations(f"stack[{i}].weight", entry.weight)

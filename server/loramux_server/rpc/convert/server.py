@@ -6,7 +6,7 @@ from typing import Any
 
 from loramux.v1 import server_pb2 as pb
 
-from ...core.types import MAX_STACK
+from ...core.bounds import MAX_STACK
 from ...services.availability import ServerInfo
 from .common import to_proto
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from ...core.backend import EngineInfo
+from ...core.bounds import SEED, Bound
 from ...core.compose import ComposeCommand, ComposeMethod
 from ...core.errors import FieldViolation, invalid
 from ...core.types import Stack
@@ -16,7 +17,7 @@ from ...host.files import storage_errors, sync_folder, write_durable
 from ...peft.schema import CARD_FILE, AdapterConfig, check_folder
 from ...store.records import AdapterMeta, Composition, VersionRecord
 from ...store.refs import check_new_name
-from ..common.checks import MAX_SEED, MIN_SEED, metadata_violations, stack_violations
+from ..common.checks import metadata_violations, stack_violations
 from ..common.context import Context
 from ..common.shielding import temporary_folder
 from ..common.stacks import StackResolver, active, pinned_items
@@ -107,17 +108,17 @@ class ComposeService:
             yield FieldViolation("adapters", "is empty, or has no weight but 0: name at least one adapter to merge")
         if request.rank is not None and method is not ComposeMethod.SVD:
             yield FieldViolation("rank", f"is for method svd only; with {method.value} it follows from the adapters")
-        elif request.rank is not None and not 1 <= request.rank <= self._limits.max_rank:
-            yield FieldViolation("rank", f"is {request.rank}; it must be between 1 and {self._limits.max_rank}")
+        elif request.rank is not None:
+            yield from Bound(1, self._limits.max_rank).violations("rank", request.rank)
         if request.density is not None and not method.takes_density:
             takers = ", ".join(m.value for m in ComposeMethod if m.takes_density)
             yield FieldViolation("density", f"is for the methods {takers} only")
-        elif request.density is not None and not 0 < request.density <= 1:
-            yield FieldViolation("density", f"is {request.density:g}; it must be above 0 and at most 1")
+        elif request.density is not None:
+            yield from Bound(0, 1, above=True).violations("density", request.density)
         if request.seed is not None and method is not ComposeMethod.DARE_TIES:
             yield FieldViolation("seed", "is for method dare_ties only; the others draw nothing")
-        elif request.seed is not None and not MIN_SEED <= request.seed <= MAX_SEED:
-            yield FieldViolation("seed", f"is {request.seed}; it must fit in 64 bits")
+        elif request.seed is not None:
+            yield from SEED.violations("seed", request.seed)
         yield from metadata_violations(request.metadata)
 
     def _check(self, folder: Path) -> AdapterConfig:

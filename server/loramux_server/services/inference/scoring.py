@@ -6,10 +6,11 @@ import time
 import uuid
 
 from ...core.backend import ScoreCommand, ScoreResult
+from ...core.bounds import text_violations
 from ...core.errors import Code, Error, FieldViolation, invalid, invalid_field
 from ...core.observer import Observer, RequestFinished, RequestStarted
 from ...core.types import Stack
-from ..common.checks import final_message_violations, prompt_violations, stack_violations, text_violations
+from ..common.checks import final_message_violations, prompt_violations, stack_violations
 from ..common.context import Context
 from ..common.deadlines import Preparation, until
 from ..common.stacks import StackResolver, active

@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import difflib
-import math
 import re
 from collections.abc import Iterator
 
 from ...core.backend import EngineInfo
+from ...core.bounds import SEED, Bound, text_violations
 from ...core.errors import Code, Error, FieldViolation
 from ...core.jobs import MIN_ACCURACY, JobRequest, TrainSpec
 from ...core.types import StackItem
 from ...peft.lora_config import ALL_LINEAR, LoraConfig
 from ..common.checks import (
-    MAX_SEED,
     metadata_violations,
-    number_violations,
     shown,
     stack_violations,
     template_kwargs_violations,
-    text_violations,
 )
 from ..common.limits import Limits
 
@@ -84,13 +81,13 @@ def spec_violations(spec: TrainSpec, info: EngineInfo, limits: Limits) -> Iterat
         yield FieldViolation(
             "lr_scheduler", f"is {shown(spec.lr_scheduler)}; it must be one of {', '.join(SCHEDULERS)}"
         )
-    yield from number_violations("warmup_ratio", spec.warmup_ratio, 0, 1)
+    yield from Bound(0, 1).violations("warmup_ratio", spec.warmup_ratio)
     for name, beta in (("beta1", spec.beta1), ("beta2", spec.beta2)):
         if not 0 <= beta < 1:
             yield FieldViolation(name, f"is {beta:g}; it must be at least 0 and below 1")
-    if spec.warmup_steps is not None and not 0 <= spec.warmup_steps <= limits.max_steps:
-        yield FieldViolation("warmup_steps", f"is {spec.warmup_steps}; it must be between 0 and {limits.max_steps}")
-    yield from number_violations("weight_decay", spec.weight_decay, 0, 10)
+    if spec.warmup_steps is not None:
+        yield from Bound(0, limits.max_steps).violations("warmup_steps", spec.warmup_steps)
+    yield from Bound(0, 10).violations("weight_decay", spec.weight_decay)
     yield from _above_zero("max_grad_norm", spec.max_grad_norm, 1e6)
     yield from _above_zero("epochs", spec.epochs, limits.max_epochs)
     if spec.max_steps is not None and not 1 <= spec.max_steps <= limits.max_steps:
@@ -116,8 +113,7 @@ def spec_violations(spec: TrainSpec, info: EngineInfo, limits: Limits) -> Iterat
         yield FieldViolation("replay_rows", f"is {spec.replay_rows}; it must be between 0 and {MAX_REPLAY_ROWS}")
     elif spec.replay_rows and not spec.replay:
         yield FieldViolation("replay_rows", "is given without replay; name the dataset to draw them from, or default")
-    if not 0 <= spec.seed <= MAX_SEED:
-        yield FieldViolation("seed", f"is {spec.seed}; it must be between 0 and {MAX_SEED}")
+    yield from Bound(0, SEED.high).violations("seed", spec.seed)
     if spec.chat_template_kwargs:
         yield from template_kwargs_violations(spec.chat_template_kwargs)
     yield from _target_violations(spec, info)
@@ -195,8 +191,7 @@ def _known(info: EngineInfo) -> str:
 
 
 def _above_zero(field: str, value: float, high: float) -> Iterator[FieldViolation]:
-    if not (math.isfinite(value) and 0 < value <= high):
-        yield FieldViolation(field, f"is {value:g}; it must be above 0 and at most {high:g}")
+    yield from Bound(0, high, above=True).violations(field, value)
 
 
 def _bad_layers(description: str) -> Error:

@@ -8,6 +8,7 @@ from contextlib import aclosing
 from dataclasses import replace
 from weakref import WeakValueDictionary
 
+from ...core.bounds import NOT_UNICODE, utf8_size
 from ...core.errors import Code, Error, FieldViolation, invalid
 from ...core.jobs import JobRequest, JobState, TrainSpec
 from ...core.principal import Principal
@@ -15,7 +16,6 @@ from ...core.types import Stack, StackItem
 from ...store.records import DatasetRecord, EventRecord, JobRecord
 from ...store.refs import check_new_name
 from ..adapters.views import AdapterViews
-from ..common.checks import utf8_size
 from ..common.context import Context
 from ..common.shielding import nothing_collected, temporary_folder, to_the_end
 from ..common.stacks import StackResolver, pinned_items
@@ -54,7 +54,7 @@ class TrainingService:
     ) -> DatasetRecord:
         """Store the bytes of a JSONL file. Rows are counted but not looked at yet; a given ``sha256`` is checked."""
         if utf8_size(name) is None:
-            raise invalid([FieldViolation("header.name", "is not valid Unicode (lone surrogate)")])
+            raise invalid([FieldViolation("header.name", NOT_UNICODE)])
         async with temporary_folder(self._store, "dataset") as folder:
             path = folder / "data"
             rows = await receive_file(chunks, path, self._limits.max_dataset_bytes, sha256)
