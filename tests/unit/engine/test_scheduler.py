@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from loramux_server.core.errors import Code, Error
 from loramux_server.core.types import Stack
 from loramux_server.engine.scheduling.admission import PATIENCE
-from loramux_server.engine.scheduling.plan import StepPlan
+from loramux_server.engine.scheduling.plan import StepPlan, Work
 from loramux_server.engine.scheduling.sequence import State
+from loramux_server.lora.slots import Slot, Swap
 from tests.examples import examples
 
 from .simulation import FakeBank, Machine, key_of, make_scheduler, sequence, simulate, solo, stack_of
@@ -91,6 +92,31 @@ def test_prompts_are_cut_to_the_budget_and_answers_come_first() -> None:
     advance(scheduler)
     advance(scheduler)
     assert advance(scheduler).kind == "decode"
+
+
+def test_a_plan_holds_all_of_its_step() -> None:
+    """Tokens, positions, pages, slots and swaps, as values; a swap names what is evicted for it."""
+    bank = FakeBank(rows=8)
+    bank.loaded = {"x": 4, "y": 6}
+    scheduler = make_scheduler(bank=bank, size=4)
+    scheduler.add(sequence("a", [5, 6, 7], 9, stack=stack_of(("x", 4, 0.5))))
+    scheduler.add(sequence("scored", [1, 2, 3, 4, 5, 6], score_from=4))
+    x, y = Slot("x", 0, 4), Slot("y", 0, 6)
+    first = advance(scheduler, token=8)
+    assert first == StepPlan(
+        work=(
+            Work("a", 0, (5, 6, 7), (0,), ((x, 0.5),), samples=True),
+            Work("scored", 0, (1, 2, 3, 4, 5, 6), (1, 2), scored=range(3, 5)),
+        ),
+        started=("a", "scored"),
+        swaps=(Swap(x),),
+    )
+    assert first.without({"scored"}) == StepPlan(first.work[:1], started=("a",))
+    scheduler.finish(scheduler.get("scored"))  # type: ignore[arg-type]
+    assert advance(scheduler) == StepPlan((Work("a", 3, (8,), (0,), ((x, 0.5),), samples=True),))
+    scheduler.finish(scheduler.get("a"))  # type: ignore[arg-type]
+    scheduler.add(sequence("b", [9], 9, stack=stack_of(("y", 6, 1.0))))
+    assert scheduler.schedule().swaps == (Swap(y, evicted=("x",)),)
 
 
 def test_adapted_rows_come_before_bare_ones_and_a_weight_of_zero_is_bare() -> None:
