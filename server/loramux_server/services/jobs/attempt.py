@@ -193,27 +193,20 @@ class TrainingRun:
         curve = read_curve(self._store, self._job.id)
         card = render_card(
             CardFacts(
-                name=request.name,
+                job=self._job,
                 base_name=self._info.base_name,
                 base_fingerprint=self._info.base_fingerprint,
-                spec=request.spec,
                 dataset_digest=rows.train_digest,
                 dataset_rows=rows.train.rows,
-                job_id=self._job.id,
                 validation_digest=rows.held_out_digest,
                 validation_rows=rows.held_out.rows if rows.held_out else 0,
                 on_top_of=_trained_on(command.stacks),
                 steps=self._steps,
                 metrics=self._final_metrics(),
-                metadata=request.metadata,
-                init_from=request.init_from,
-                gate=str(request.gate),
                 gate_result=gate_result,
                 answers=self._answers,
-                compare_prompt=request.compare_prompt,
                 curve=curve,
                 asked_with=rows.train.asked_with,
-                notes=self._job.notes,
             )
         )
         with storage_errors("cannot write the model card"):

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field, fields
 from loramux.comparison import judged, read_comparison, without_comparison
 from loramux.progress import sparkline
 
-from ...core.jobs import JudgedRow, TrainSpec
-from ...core.notes import Note
+from ...core.jobs import JobRequest, JudgedRow
 from ...core.types import StackItem
+from ...store.records import JobRecord
 from .curve import CURVE_FILE, Curve
 
 _HIGHLIGHTS = {
@@ -35,36 +35,34 @@ MAX_PROMPT = 2000
 class CardFacts:
     """All that a card says. ``metrics`` are the job's last ones by name."""
 
-    name: str
+    job: JobRecord
     base_name: str
     base_fingerprint: str
-    spec: TrainSpec
     dataset_digest: str
     dataset_rows: int
-    job_id: str
     validation_digest: str = ""
     validation_rows: int = 0
     on_top_of: tuple[tuple[StackItem, ...], ...] = ()
     steps: int = 0
     metrics: dict[str, float] = field(default_factory=dict)
-    metadata: dict[str, str] = field(default_factory=dict)
-    init_from: str = ""
-    gate: str = ""
     gate_result: str = ""
     """Why the version was not promoted; empty: it was."""
-    compare_prompt: str = ""
     answers: tuple[JudgedRow, ...] = ()
     curve: Curve = field(default_factory=dict)
     asked_with: str = ""
     """``messages`` or ``prompt``; empty: not known."""
-    notes: tuple[Note, ...] = ()
+
+    @property
+    def request(self) -> JobRequest:
+        return self.job.request
 
 
 def render_card(facts: CardFacts) -> str:
     """The card as Markdown with the front matter that model hubs read."""
     sections = [
         _front_matter(facts),
-        f"# {facts.name}\n\nA LoRA adapter for `{facts.base_name}`, trained by loramux on the NF4 base that serves it.",
+        f"# {facts.request.name}\n\nA LoRA adapter for `{facts.base_name}`, trained by loramux on the NF4 base that"
+        " serves it.",
         "## Data\n\n" + _data(facts),
         "## Result\n\n" + _result(facts),
         *_against_a_prompt(facts),
@@ -73,8 +71,8 @@ def render_card(facts: CardFacts) -> str:
         "## Use\n\nWith loramux:\n\n" + _loramux_snippet(facts) + "\n\nWith PEFT:\n\n" + _peft_snippet(facts),
         "## Settings\n\n" + _settings(facts),
     ]
-    if facts.metadata:
-        rows = [(f"`{_cell(k)}`", _cell(v)) for k, v in sorted(facts.metadata.items())]
+    if facts.request.metadata:
+        rows = [(f"`{_cell(k)}`", _cell(v)) for k, v in sorted(facts.request.metadata.items())]
         sections.append("## Notes of its maker\n\n" + _table(("key", "value"), rows))
     return "\n\n".join(sections) + "\n"
 
@@ -100,14 +98,14 @@ def _data(facts: CardFacts) -> str:
     else:
         lines.append("- Held-out rows: none, so the figures below say nothing about unseen questions")
     lines.append(f"- Base: `{facts.base_name}`, fingerprint `{facts.base_fingerprint}`")
-    if facts.init_from:
-        lines.append(f"- Goes on from `{facts.init_from}`")
+    if facts.request.init_from:
+        lines.append(f"- Goes on from `{facts.request.init_from}`")
     if facts.on_top_of:
         lines.append(
             "- Trained on top of these frozen stacks, rows taking turns: "
             + "; ".join(_stack(stack) for stack in facts.on_top_of)
         )
-    lines += (f"- Note: {_cell(note.text)}" for note in facts.notes)
+    lines += (f"- Note: {_cell(note.text)}" for note in facts.job.notes)
     return "\n".join(lines)
 
 
@@ -117,11 +115,11 @@ def _result(facts: CardFacts) -> str:
     other = [(f"`{key}`", value) for key, value in sorted(metrics.items()) if key not in _HIGHLIGHTS]
     rows = [(title, f"{value:.6g}") for title, value in known + other]
     gate = ""
-    if facts.gate:
+    if facts.request.gate:
         outcome = f"not passed: {facts.gate_result}; kept as a candidate" if facts.gate_result else "passed"
-        gate = f" Gate `{facts.gate}`: {outcome}."
+        gate = f" Gate `{facts.request.gate}`: {outcome}."
     return (
-        _table(("figure", "value"), [("Optimiser steps", str(facts.steps)), *rows]) + f"\n\nJob `{facts.job_id}`.{gate}"
+        _table(("figure", "value"), [("Optimiser steps", str(facts.steps)), *rows]) + f"\n\nJob `{facts.job.id}`.{gate}"
     )
 
 
@@ -131,7 +129,7 @@ def _against_a_prompt(facts: CardFacts) -> list[str]:
     if found is None:
         return []
     table = _table(("on the same held-out rows", *found.sides), found.rows())
-    text = facts.compare_prompt
+    text = facts.request.compare_prompt
     shown = _cell(text if len(text) <= MAX_PROMPT else text[:MAX_PROMPT] + " ...")
     return [f"## Against a prompt\n\n{found.verdict}\n\n{table}\n\nThe prompt:\n\n> {shown}"]
 
@@ -167,8 +165,8 @@ def _course(curve: Curve) -> str:
 
 def _settings(facts: CardFacts) -> str:
     rows = []
-    for item in fields(facts.spec):
-        value = getattr(facts.spec, item.name)
+    for item in fields(facts.request.spec):
+        value = getattr(facts.request.spec, item.name)
         if isinstance(value, tuple):
             value = ", ".join(str(v) for v in value)
         rows.append((f"`{item.name}`", "default" if value is None else _cell(str(value))))
@@ -177,13 +175,13 @@ def _settings(facts: CardFacts) -> str:
 
 def _loramux_snippet(facts: CardFacts) -> str:
     asked = 'messages=[{"role": "user", "content": "..."}]' if facts.asked_with == "messages" else '"..."'
-    if (kwargs := facts.spec.chat_template_kwargs) and facts.asked_with == "messages":
+    if (kwargs := facts.request.spec.chat_template_kwargs) and facts.asked_with == "messages":
         asked += f", chat_template_kwargs={json.loads(kwargs)!r}"
     return _code(
         "from loramux import Client",
         "",
         'with Client("localhost:50051") as client:',
-        f"    print(client.generate({asked}, adapters=[{json.dumps(facts.name)}]).text)",
+        f"    print(client.generate({asked}, adapters=[{json.dumps(facts.request.name)}]).text)",
         *(["    # A candidate answers as name@version, until it is promoted."] if facts.gate_result else []),
     )
 
