@@ -5,8 +5,9 @@ The front applies them to requests and rows, and the engine again to its command
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 
 from .errors import FieldViolation
 from .types import SamplingParams
@@ -21,26 +22,51 @@ NOT_UNICODE = "is not valid Unicode (lone surrogate)"
 
 @dataclass(frozen=True, slots=True)
 class Bound:
-    """Numbers from ``low`` to ``high``, both included unless ``above`` leaves ``low`` out. NaN lies nowhere."""
+    """Numbers from ``low`` to ``high``, without these where ``above`` or ``below`` is set. NaN lies nowhere."""
 
     low: float
-    high: float
+    high: float = math.inf
     above: bool = False
+    below: bool = False
+    limit: str = ""
+    """Name of the limit of the server that ``high`` is; see :meth:`within`."""
     note: str = ""
     """What a value of the range means, such as ``0 is off``."""
 
     def __contains__(self, value: float) -> bool:
-        return self.low <= value <= self.high and not (self.above and value == self.low)
+        open_ends = (self.above and value == self.low) or (self.below and value == self.high)
+        return self.low <= value <= self.high and not open_ends
 
     def __str__(self) -> str:
         low, high = _number(self.low), _number(self.high)
         note = f" ({self.note})" if self.note else ""
+        if self.below:
+            return f"at least {low} and below {high}{note}"
         return f"above {low} and at most {high}{note}" if self.above else f"between {low} and {high}{note}"
+
+    def within(self, limits: Mapping[str, float]) -> Bound:
+        """The bound with the server's limit in place of ``high``, if it names one."""
+        return replace(self, high=limits[self.limit]) if self.limit else self
 
     def violations(self, field: str, value: float) -> Iterator[FieldViolation]:
         """What is wrong with a value, if anything is."""
         if value not in self:
             yield FieldViolation(field, f"is {_number(value)}; it must be {self}")
+
+
+@dataclass(frozen=True, slots=True)
+class OneOf:
+    """Words, one of which a value must be."""
+
+    words: tuple[str, ...]
+
+    def within(self, limits: Mapping[str, float]) -> OneOf:
+        return self
+
+    def violations(self, field: str, value: str) -> Iterator[FieldViolation]:
+        """What is wrong with a value, if anything is."""
+        if value not in self.words:
+            yield FieldViolation(field, f"is {value[:80]!a}; it must be one of {', '.join(self.words)}")
 
 
 WEIGHT = Bound(-100.0, 100.0)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Annotated, get_origin, get_type_hints
 
+from .bounds import SEED, Bound, OneOf
 from .errors import Code, Error
 from .types import BASE, AdapterVersion, Stack, StackItem
 
@@ -56,50 +58,60 @@ def check_move(job_id: str, old: JobState, new: JobState) -> None:
         raise Error(Code.FAILED_PRECONDITION, f"job {job_id} is {old.value} and cannot become {new.value}")
 
 
+MAX_REPLAY_ROWS = 100_000
+
+
 @dataclass(frozen=True, slots=True)
 class TrainSpec:
-    """Settings of one training run, in PEFT's and TRL's words. Defaults follow docs/training.md."""
+    """Settings of one training run, in PEFT's and TRL's words, with their bounds. Defaults follow docs/training.md."""
 
-    rank: int = 16
-    alpha: float = 32.0
+    rank: Annotated[int, Bound(1, limit="max_rank")] = 16
+    alpha: Annotated[float, Bound(0, 1e4, above=True)] = 32.0
     rslora: bool = False
-    dropout: float = 0.0
+    dropout: Annotated[float, Bound(0, 1, below=True)] = 0.0
     target_modules: tuple[str, ...] = ("all-linear",)
     layers: tuple[int, ...] | None = None
     """Decoder layers that get an adapter; None: all."""
-    method: str = "sft"
+    method: Annotated[str, OneOf(("sft", "dpo"))] = "sft"
     """``sft``: learn the marked tokens. ``dpo``: prefer each row to its ``rejected`` one."""
-    beta: float = 0.1
+    beta: Annotated[float, Bound(0, 100, above=True)] = 0.1
     """DPO: how firmly the adapter is held to what lies underneath it."""
-    learning_rate: float = 2e-4
-    lr_scheduler: str = "linear"
-    warmup_ratio: float = 0.06
-    warmup_steps: int | None = None
+    learning_rate: Annotated[float, Bound(0, 1, above=True)] = 2e-4
+    lr_scheduler: Annotated[str, OneOf(("linear", "cosine", "constant"))] = "linear"
+    warmup_ratio: Annotated[float, Bound(0, 1)] = 0.06
+    warmup_steps: Annotated[int | None, Bound(0, limit="max_steps")] = None
     """Steps over which the learning rate rises, in place of ``warmup_ratio``; None: as that says."""
-    beta1: float = 0.9
-    beta2: float = 0.99
-    weight_decay: float = 0.0
-    max_grad_norm: float = 1.0
-    epochs: float = 3.0
-    max_steps: int | None = None
-    batch_size: int = 8
+    beta1: Annotated[float, Bound(0, 1, below=True)] = 0.9
+    beta2: Annotated[float, Bound(0, 1, below=True)] = 0.99
+    weight_decay: Annotated[float, Bound(0, 10)] = 0.0
+    max_grad_norm: Annotated[float, Bound(0, 1e6, above=True)] = 1.0
+    epochs: Annotated[float, Bound(0, limit="max_epochs", above=True)] = 3.0
+    max_steps: Annotated[int | None, Bound(1, limit="max_steps")] = None
+    batch_size: Annotated[int, Bound(1, limit="max_batch_size")] = 8
     """Rows per optimiser step."""
-    max_length: int | None = None
+    max_length: Annotated[int | None, Bound(2, limit="max_context", note="the model's context")] = None
     """Longest row in tokens; None: the model's context. Longer rows are refused, not cut."""
-    seed: int = 0
-    validation_split: float = 0.0
+    seed: Annotated[int, Bound(0, SEED.high)] = 0
+    validation_split: Annotated[float, Bound(0, 1, below=True)] = 0.0
     """Share of the rows that is held out for evaluation when no held-out data are given."""
-    eval_steps: int | None = None
+    eval_steps: Annotated[int | None, Bound(1, limit="max_steps")] = None
     """Steps between two evaluations; None: at the end only, or once an epoch when stopping early is asked for."""
-    early_stopping_patience: int | None = None
+    early_stopping_patience: Annotated[int | None, Bound(1, limit="max_steps")] = None
     """Evaluations without a better loss after which a run stops; None: it goes on to its end."""
     replay: str = ""
     """Id of the dataset of general rows that are mixed in; empty: none."""
-    replay_rows: int = 0
+    replay_rows: Annotated[int, Bound(0, MAX_REPLAY_ROWS)] = 0
     """Rows drawn from ``replay``, once a job by its seed."""
     chat_template_kwargs: str = ""
     """Arguments of the chat template for every row that does not say otherwise: a JSON object as text; empty: none."""
 
+
+BOUNDS: dict[str, Bound | OneOf] = {
+    name: hint.__metadata__[0]
+    for name, hint in get_type_hints(TrainSpec, include_extras=True).items()
+    if get_origin(hint) is Annotated
+}
+"""Bounds of the settings by name."""
 
 IMPROVES, MIN_ACCURACY = "improves", "min_accuracy"
 CONTAINED, EXACT = "contained", "exact"

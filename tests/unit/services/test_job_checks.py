@@ -7,11 +7,10 @@ import math
 
 import pytest
 
-from loramux_server.core.errors import Code, Error
 from loramux_server.core.jobs import JobRequest, TrainSpec
 from loramux_server.core.types import StackItem
 from loramux_server.services.common.limits import Limits
-from loramux_server.services.jobs.checks import job_violations, parse_layers, selected_modules, spec_violations
+from loramux_server.services.jobs.checks import job_violations, selected_modules, spec_violations
 
 from .fakes import engine_info
 
@@ -76,22 +75,6 @@ def test_targets_are_ends_of_names_within_the_layers() -> None:
     ]
     whole = ("model.layers.2.mlp.up_proj",)
     assert selected_modules(TrainSpec(target_modules=whole), INFO) == list(whole)
-
-
-@pytest.mark.parametrize(
-    ("text", "layers"),
-    [("", None), ("  ", None), ("0", (0,)), ("2-3", (2, 3)), ("3, 0-1,1", (0, 1, 3)), ("0-3", (0, 1, 2, 3))],
-)
-def test_layers_as_text(text: str, layers: tuple[int, ...] | None) -> None:
-    assert parse_layers(text, 4) == layers
-
-
-@pytest.mark.parametrize("text", ["x", "1-", "-1", "1-2-3", "3-1", "0-4", "1,,2", "99999999999", "1 2", "١"])
-def test_bad_layers_as_text(text: str) -> None:
-    with pytest.raises(Error) as caught:
-        parse_layers(text, 4)
-    assert caught.value.code is Code.INVALID_ARGUMENT
-    assert [v.field for v in caught.value.violations] == ["layers"]
 
 
 def test_stacks_underneath_follow_the_rules_of_stacks() -> None:

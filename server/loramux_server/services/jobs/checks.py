@@ -1,15 +1,15 @@
-"""Checks of training settings against the limits and the base. Pure functions, as in ``validation``."""
+"""Checks of training settings against the limits and the base. Pure functions."""
 
 from __future__ import annotations
 
 import difflib
-import re
 from collections.abc import Iterator
+from dataclasses import asdict
 
 from ...core.backend import EngineInfo
-from ...core.bounds import SEED, Bound, text_violations
-from ...core.errors import Code, Error, FieldViolation
-from ...core.jobs import MIN_ACCURACY, JobRequest, TrainSpec
+from ...core.bounds import text_violations
+from ...core.errors import FieldViolation
+from ...core.jobs import BOUNDS, MAX_REPLAY_ROWS, MIN_ACCURACY, JobRequest, TrainSpec
 from ...core.types import StackItem
 from ...peft.lora_config import ALL_LINEAR, LoraConfig
 from ..common.checks import (
@@ -20,11 +20,7 @@ from ..common.checks import (
 )
 from ..common.limits import Limits
 
-SCHEDULERS = ("linear", "cosine", "constant")
-METHODS = ("sft", "dpo")
-MAX_REPLAY_ROWS = 100_000
 MAX_STACKS = 64
-_LAYER_RANGE = re.compile(r"([0-9]{1,5})(?:-([0-9]{1,5}))?")
 
 
 def job_violations(request: JobRequest, info: EngineInfo, limits: Limits) -> list[FieldViolation]:
@@ -71,75 +67,15 @@ def on_top_of_violations(stacks: tuple[tuple[StackItem, ...], ...]) -> Iterator[
 
 def spec_violations(spec: TrainSpec, info: EngineInfo, limits: Limits) -> Iterator[FieldViolation]:
     """Every setting within its bounds, and target modules and layers that the base has."""
-    if not 1 <= spec.rank <= limits.max_rank:
-        yield FieldViolation("rank", f"is {spec.rank}; it must be between 1 and {limits.max_rank}")
-    yield from _above_zero("alpha", spec.alpha, 1e4)
-    if not 0 <= spec.dropout < 1:
-        yield FieldViolation("dropout", f"is {spec.dropout:g}; it must be at least 0 and below 1")
-    yield from _above_zero("learning_rate", spec.learning_rate, 1)
-    if spec.lr_scheduler not in SCHEDULERS:
-        yield FieldViolation(
-            "lr_scheduler", f"is {shown(spec.lr_scheduler)}; it must be one of {', '.join(SCHEDULERS)}"
-        )
-    yield from Bound(0, 1).violations("warmup_ratio", spec.warmup_ratio)
-    for name, beta in (("beta1", spec.beta1), ("beta2", spec.beta2)):
-        if not 0 <= beta < 1:
-            yield FieldViolation(name, f"is {beta:g}; it must be at least 0 and below 1")
-    if spec.warmup_steps is not None:
-        yield from Bound(0, limits.max_steps).violations("warmup_steps", spec.warmup_steps)
-    yield from Bound(0, 10).violations("weight_decay", spec.weight_decay)
-    yield from _above_zero("max_grad_norm", spec.max_grad_norm, 1e6)
-    yield from _above_zero("epochs", spec.epochs, limits.max_epochs)
-    if spec.max_steps is not None and not 1 <= spec.max_steps <= limits.max_steps:
-        yield FieldViolation("max_steps", f"is {spec.max_steps}; it must be between 1 and {limits.max_steps}")
-    if not 1 <= spec.batch_size <= limits.max_batch_size:
-        yield FieldViolation("batch_size", f"is {spec.batch_size}; it must be between 1 and {limits.max_batch_size}")
-    if spec.max_length is not None and not 2 <= spec.max_length <= info.max_context:
-        yield FieldViolation(
-            "max_length", f"is {spec.max_length}; it must be between 2 and the model's context of {info.max_context}"
-        )
-    if not 0 <= spec.validation_split < 1:
-        yield FieldViolation("validation_split", f"is {spec.validation_split:g}; it must be at least 0 and below 1")
-    for name, count in (
-        ("eval_steps", spec.eval_steps),
-        ("early_stopping_patience", spec.early_stopping_patience),
-    ):
-        if count is not None and not 1 <= count <= limits.max_steps:
-            yield FieldViolation(name, f"is {count}; it must be between 1 and {limits.max_steps}")
-    if spec.method not in METHODS:
-        yield FieldViolation("method", f"is {shown(spec.method)}; it must be one of {', '.join(METHODS)}")
-    yield from _above_zero("beta", spec.beta, 100)
-    if not 0 <= spec.replay_rows <= MAX_REPLAY_ROWS:
-        yield FieldViolation("replay_rows", f"is {spec.replay_rows}; it must be between 0 and {MAX_REPLAY_ROWS}")
-    elif spec.replay_rows and not spec.replay:
+    most = {**asdict(limits), "max_context": info.max_context}
+    for field, bound in BOUNDS.items():
+        if (value := getattr(spec, field)) is not None:
+            yield from bound.within(most).violations(field, value)
+    if 0 < spec.replay_rows <= MAX_REPLAY_ROWS and not spec.replay:
         yield FieldViolation("replay_rows", "is given without replay; name the dataset to draw them from, or default")
-    yield from Bound(0, SEED.high).violations("seed", spec.seed)
     if spec.chat_template_kwargs:
         yield from template_kwargs_violations(spec.chat_template_kwargs)
     yield from _target_violations(spec, info)
-
-
-def parse_layers(text: str, num_layers: int) -> tuple[int, ...] | None:
-    """Layers from ``15-29`` or ``0,2,4-6`` (ends included), sorted; None for an empty text (all layers).
-
-    Raises INVALID_ARGUMENT naming ``layers``.
-    """
-    if not text.strip():
-        return None
-    layers: set[int] = set()
-    for part in text.split(","):
-        match = _LAYER_RANGE.fullmatch(part.strip())
-        if match is None:
-            raise _bad_layers(
-                f"{shown(part.strip())} is no layer or range of layers; write for example 15-29 or 0,2,4-6"
-            )
-        first, last = int(match[1]), int(match[2] or match[1])
-        if first > last:
-            raise _bad_layers(f"{shown(part.strip())} goes backwards")
-        if last >= num_layers:
-            raise _bad_layers(f"{last} is too high; this base has layers 0 to {num_layers - 1}")
-        layers.update(range(first, last + 1))
-    return tuple(sorted(layers))
 
 
 def selected_modules(spec: TrainSpec, info: EngineInfo) -> list[str]:
@@ -188,12 +124,3 @@ def _suffixes(info: EngineInfo) -> list[str]:
 
 def _known(info: EngineInfo) -> str:
     return ", ".join(_suffixes(info))
-
-
-def _above_zero(field: str, value: float, high: float) -> Iterator[FieldViolation]:
-    yield from Bound(0, high, above=True).violations(field, value)
-
-
-def _bad_layers(description: str) -> Error:
-    violation = FieldViolation("layers", description)
-    return Error(Code.INVALID_ARGUMENT, f"layers: {description}", violations=[violation])
