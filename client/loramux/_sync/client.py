@@ -3,9 +3,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import Unpack
+from typing import Any, Unpack
 
 from .._wire import requests, responses
 from .._wire.assemble import Assembler
@@ -75,7 +75,9 @@ class Client:
         response_format, ...) take the server's defaults when left out: greedy, 128 tokens.
 
         ``messages`` that end with an assistant's turn need ``continue_final_message=True``: the answer then goes on
-        writing that turn.
+        writing that turn. They are dicts as OpenAI has them, with ``tool_calls``, ``tool_call_id`` and ``name`` where
+        tools are used. ``tools`` (a list of schemas) and ``chat_template_kwargs`` (such as
+        ``{"enable_thinking": False}``) go to the model's chat template, as they do in training rows.
         """
         request = requests.generate(prompt, messages, adapters, options)
         return responses.completion(self._transport.unary(self._transport.inference.GenerateOnce, request, timeout))
@@ -101,11 +103,15 @@ class Client:
         *,
         messages: Iterable[ChatMessage] | None = None,
         continue_final_message: bool = False,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
         adapters: Stack | None = None,
         timeout: float | None = None,
     ) -> Score:
         """Log-probability of each token of ``continuation`` after a prompt or chat."""
-        request = requests.score(prompt, messages, continuation, adapters, continue_final_message)
+        request = requests.score(
+            prompt, messages, continuation, adapters, continue_final_message, tools, chat_template_kwargs
+        )
         return responses.score(self._transport.unary(self._transport.inference.Score, request, timeout))
 
     def tokenize(
@@ -114,10 +120,12 @@ class Client:
         *,
         messages: Iterable[ChatMessage] | None = None,
         continue_final_message: bool = False,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
         timeout: float | None = None,
     ) -> Tokens:
         """The tokens that a prompt or chat becomes."""
-        request = requests.tokenize(prompt, messages, continue_final_message)
+        request = requests.tokenize(prompt, messages, continue_final_message, tools, chat_template_kwargs)
         return responses.tokens(self._transport.unary(self._transport.inference.Tokenize, request, timeout))
 
     def train(

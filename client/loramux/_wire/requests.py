@@ -41,6 +41,8 @@ class GenerateOptions(TypedDict, total=False):
     response_format: Mapping[str, Any] | None
     request_id: str | None
     continue_final_message: bool | None
+    tools: Sequence[Mapping[str, Any]] | None
+    chat_template_kwargs: Mapping[str, Any] | None
 
 
 class TrainOptions(TypedDict, total=False):
@@ -84,7 +86,7 @@ def generate(
     request = inference_pb2.GenerateRequest(adapters=stack(adapters))
     _input(request, prompt, messages)
     _known(options, GenerateOptions)
-    given = {name: value for name, value in options.items() if value is not None}
+    given = _asked(options)
     if "stop" in given:
         given["stop"] = strings("stop", given["stop"])
     if "response_format" in given:
@@ -101,21 +103,29 @@ def score(
     continuation: str,
     adapters: Adapters | None,
     continue_final_message: bool = False,
+    tools: Sequence[Mapping[str, Any]] | None = None,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
 ) -> inference_pb2.ScoreRequest:
     """A continuation to score after exactly one of ``prompt`` and ``messages``."""
     request = inference_pb2.ScoreRequest(adapters=stack(adapters))
     _input(request, prompt, messages)
-    assign(request, {"continuation": continuation, "continue_final_message": continue_final_message})
+    given = {"tools": tools, "chat_template_kwargs": chat_template_kwargs}
+    assign(request, {"continuation": continuation, "continue_final_message": continue_final_message, **_asked(given)})
     return request
 
 
 def tokenize(
-    prompt: str | None, messages: Iterable[ChatMessage] | None, continue_final_message: bool = False
+    prompt: str | None,
+    messages: Iterable[ChatMessage] | None,
+    continue_final_message: bool = False,
+    tools: Sequence[Mapping[str, Any]] | None = None,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
 ) -> inference_pb2.TokenizeRequest:
     """A text to tokenise: exactly one of ``prompt`` and ``messages``."""
     request = inference_pb2.TokenizeRequest()
     _input(request, prompt, messages)
-    assign(request, {"continue_final_message": continue_final_message})
+    given = {"tools": tools, "chat_template_kwargs": chat_template_kwargs}
+    assign(request, {"continue_final_message": continue_final_message, **_asked(given)})
     return request
 
 
@@ -151,13 +161,11 @@ def create_job(
 def train_settings(options: Mapping[str, Any]) -> training_pb2.TrainSettings:
     """Training settings from keyword arguments."""
     _known(options, TrainOptions)
-    given = {name: value for name, value in options.items() if value is not None}
+    given = _asked(options)
     if "target_modules" in given:
         given["target_modules"] = strings("target_modules", given["target_modules"])
     if "layers" in given:
         given["layers"] = layers(given["layers"])
-    if "chat_template_kwargs" in given:
-        given["chat_template_kwargs"] = template_kwargs(given["chat_template_kwargs"])
     for name in ("learning_rate", "method"):
         if given.get(name) == "auto":
             del given[name]  # what is not given is the server's to choose
@@ -219,13 +227,26 @@ def response_format(value: Mapping[str, Any]) -> inference_pb2.ResponseFormat | 
     return message
 
 
-def template_kwargs(value: Mapping[str, Any] | str) -> str:
-    """Arguments of the chat template as JSON text."""
-    if not isinstance(value, str):
-        if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
-            raise invalid("chat_template_kwargs", f"must be a dict of names and values, not {shown(value)}")
-        value = dict(value)
-    return _json("chat_template_kwargs", value)
+def _asked(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that are not None, those for the chat template as JSON text."""
+    given = {name: value for name, value in options.items() if value is not None}
+    if "tools" in given:
+        given["tools"] = _objects("tools", given["tools"])
+    kwargs = given.get("chat_template_kwargs", "")
+    if not isinstance(kwargs, str):
+        if not isinstance(kwargs, Mapping) or not all(isinstance(name, str) for name in kwargs):
+            raise invalid("chat_template_kwargs", f"must be a dict of names and values, not {shown(kwargs)}")
+        given["chat_template_kwargs"] = _json("chat_template_kwargs", dict(kwargs))
+    return given
+
+
+def _objects(field: str, value: Any) -> str:
+    """A list of dicts as JSON text."""
+    if not isinstance(value, str) and not (
+        isinstance(value, list | tuple) and all(isinstance(item, dict) for item in value)
+    ):
+        raise invalid(field, f"must be a list of dicts, not {shown(value)}")
+    return _json(field, value)
 
 
 def _json(field: str, value: Any) -> str:
@@ -272,12 +293,17 @@ def _input(
     for i, message in enumerate(items("messages", messages, "a list of messages")):
         if not isinstance(message, Mapping):
             raise invalid(f"messages[{i}]", "must be a dict with role and content")
-        missing = {"role", "content"} - message.keys()
-        extra = message.keys() - {"role", "content", "weight"}
+        turn = {name: value for name, value in message.items() if value is not None or name == "content"}
+        if (calls := turn.get("tool_calls")) is not None:
+            turn["tool_calls"] = _objects(f"messages[{i}].tool_calls", calls)
+        if calls and turn.get("content") is None:
+            turn["content"] = ""
+        missing = {"role", "content"} - turn.keys()
+        extra = turn.keys() - {"role", "content", "weight", "tool_calls", "tool_call_id", "name"}
         if missing or extra:
             what = f"has no {min(missing)}" if missing else f"has an unknown key {shown(min(extra, key=shown))}"
-            raise invalid(f"messages[{i}]", f"{what}; it takes role, content and, for training, weight")
-        turn = dict(message)
+            known = "role, content, tool_calls, tool_call_id, name and, for training, weight"
+            raise invalid(f"messages[{i}]", f"{what}; it takes {known}")
         if isinstance(turn["content"], list | tuple):
             turn["content"] = _joined(turn["content"], f"messages[{i}].content")
         assign(request.messages.add(), turn, f"messages[{i}].")

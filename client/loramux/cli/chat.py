@@ -12,7 +12,20 @@ import typer
 from .._wire.requests import GenerateOptions
 from ..client import Client
 from ..errors import LoramuxError, invalid
-from .common import AdapterOption, asked_otherwise, connect, error_lines, print_notes, settings_of, stack, write
+from .common import (
+    AdapterOption,
+    TemplateArg,
+    Tools,
+    asked_otherwise,
+    connect,
+    error_lines,
+    json_list,
+    print_notes,
+    settings_of,
+    stack,
+    template_args,
+    write,
+)
 from .generate import MaxTokens, MinP, RepetitionPenalty, Seed, Temperature, TopK, TopP
 
 HELP = """\
@@ -40,6 +53,8 @@ def chat(
     min_p: MinP = None,
     repetition_penalty: RepetitionPenalty = None,
     seed: Seed = None,
+    tools: Tools = None,
+    chat_template_kwargs: TemplateArg = None,
 ) -> None:
     """Chat with a stack of adapters that can change meanwhile.
 
@@ -56,7 +71,11 @@ def chat(
 
         print("/help for commands, Ctrl-D to leave")
     with connect(context) as client:
-        conversation = Conversation(client, stack(adapter), system, settings_of(context, GenerateOptions))
+        options = settings_of(context, GenerateOptions) | {
+            "tools": json_list(tools, "--tools"),
+            "chat_template_kwargs": template_args(chat_template_kwargs),
+        }
+        conversation = Conversation(client, stack(adapter), system, options)
         conversation.check(conversation.adapters)
         conversation.run(_ask)
     if conversation.failed and not sys.stdin.isatty():

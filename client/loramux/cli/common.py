@@ -50,6 +50,17 @@ TemplateArg = Annotated[
 ]
 
 
+Tools = Annotated[
+    Path | None,
+    typer.Option(
+        help="JSON file with a list of tools that the model may call, for the chat template.",
+        exists=True,
+        dir_okay=False,
+        metavar="FILE",
+    ),
+]
+
+
 @dataclass(frozen=True, slots=True)
 class Connection:
     """Where the commands connect to."""
@@ -102,6 +113,19 @@ def template_args(words: Iterable[str] | None) -> dict[str, Any] | None:
 def settings_of(context: typer.Context, kind: type) -> dict[str, Any]:
     """The options of a command that are settings of ``kind``, by name."""
     return {name: value for name, value in context.params.items() if name in kind.__annotations__}
+
+
+def json_list(path: Path | None, option: str) -> list[Any] | None:
+    """The list that a JSON file holds; None without a file. Raises BadParameter for ``option``."""
+    if path is None:
+        return None
+    try:
+        found = json.loads(text_file(path, option))
+    except (ValueError, RecursionError) as error:
+        raise typer.BadParameter(f"{path} is not JSON: {error}", param_hint=option) from None
+    if not isinstance(found, list):
+        raise typer.BadParameter(f"{path} does not hold a JSON list", param_hint=option)
+    return found
 
 
 def text_file(path: Path, option: str) -> str:

@@ -14,13 +14,17 @@ from ..types import Completion
 from .common import (
     AdapterOption,
     Json,
+    TemplateArg,
+    Tools,
     asked_otherwise,
     connect,
+    json_list,
     print_json,
     print_notes,
     read_stdin,
     settings_of,
     stack,
+    template_args,
     text_file,
     write,
 )
@@ -54,9 +58,13 @@ def register(app: typer.Typer) -> None:
 def generate(
     context: typer.Context,
     prompt: Annotated[
-        str,
-        typer.Argument(help="Text to go on from, or with --message to answer; '-': stdin without its last newline."),
-    ],
+        str | None,
+        typer.Argument(
+            help="Text to go on from, or with --message to answer; '-': stdin without its last newline. Left out with"
+            " --messages.",
+            show_default=False,
+        ),
+    ] = None,
     adapter: AdapterOption = None,
     message: Annotated[
         bool, typer.Option("--message", "-m", help="PROMPT is a chat message: put it through the chat template.")
@@ -66,6 +74,17 @@ def generate(
         str | None,
         typer.Option(help="Beginning of the answer, to go on from (continue_final_message); implies --message."),
     ] = None,
+    messages: Annotated[
+        Path | None,
+        typer.Option(
+            help="JSON file with the messages of a chat, in place of PROMPT.",
+            exists=True,
+            dir_okay=False,
+            metavar="FILE",
+        ),
+    ] = None,
+    tools: Tools = None,
+    template_arg: TemplateArg = None,
     max_tokens: MaxTokens = None,
     temperature: Temperature = None,
     top_p: TopP = None,
@@ -96,12 +115,16 @@ def generate(
       loramux generate -m "When does Acme open?" -a acme -a formal:0.5
       loramux generate -m "Is the sky blue?" --choice yes --choice no
       loramux generate - --system "Summarise this." --json < letter.txt
+      loramux generate --messages chat.json --tools tools.json --template-arg enable_thinking=false
     """  # noqa: D301
+    shown, given_args = json_list(tools, "--tools"), template_args(template_arg)
+    turns = json_list(messages, "--messages")
+    if (prompt is None) == (turns is None):
+        raise typer.BadParameter("give one of PROMPT and --messages", param_hint="PROMPT")
     text = read_stdin() if prompt == "-" else prompt
-    turns: list[dict[str, str]] | None = None
-    if message or system is not None or prefill is not None:
-        turns = [{"role": "system", "content": system}] if system is not None else []
-        turns.append({"role": "user", "content": text})
+    if turns is not None or message or any(each is not None for each in (system, prefill, shown, given_args)):
+        turns = turns if turns is not None else [{"role": "user", "content": text}]
+        turns = [{"role": "system", "content": system}, *turns] if system is not None else turns
         turns += [{"role": "assistant", "content": prefill}] if prefill is not None else []
     if logprobs is not None and not json:
         raise invalid("logprobs", "is shown in JSON only; add --json")
@@ -110,6 +133,8 @@ def generate(
         "stop_token_ids": stop_token_id or None,
         "ignore_eos": ignore_eos or None,
         "continue_final_message": prefill is not None or None,
+        "tools": shown,
+        "chat_template_kwargs": given_args,
         "response_format": _format(json_schema, regex, choice),
     }
     given = {"messages": turns} if turns is not None else {"prompt": text}

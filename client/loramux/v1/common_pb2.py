@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17loramux/v1/common.proto\x12\nloramux.v1\"=\n\nStackEntry\x12\x0f\n\x07\x61\x64\x61pter\x18\x01 \x01(\t\x12\x13\n\x06weight\x18\x02 \x01(\x01H\x00\x88\x01\x01\x42\t\n\x07_weight\"0\n\x05Stack\x12\'\n\x07\x65ntries\x18\x01 \x03(\x0b\x32\x16.loramux.v1.StackEntry\"O\n\x0e\x41ppliedAdapter\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x05\x12\x0e\n\x06\x64igest\x18\x03 \x01(\t\x12\x0e\n\x06weight\x18\x04 \x01(\x01\"H\n\x07Message\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\x12\x13\n\x06weight\x18\x03 \x01(\x01H\x00\x88\x01\x01\x42\t\n\x07_weight\"f\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\x05\x12\x19\n\x11\x63ompletion_tokens\x18\x02 \x01(\x05\x12\x15\n\rcached_tokens\x18\x03 \x01(\x05\x12\x14\n\x0ctotal_tokens\x18\x04 \x01(\x05\"6\n\x08\x46ileInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04size\x18\x02 \x01(\x03\x12\x0e\n\x06sha256\x18\x03 \x01(\t\"\'\n\tFileChunk\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17loramux/v1/common.proto\x12\nloramux.v1\"=\n\nStackEntry\x12\x0f\n\x07\x61\x64\x61pter\x18\x01 \x01(\t\x12\x13\n\x06weight\x18\x02 \x01(\x01H\x00\x88\x01\x01\x42\t\n\x07_weight\"0\n\x05Stack\x12\'\n\x07\x65ntries\x18\x01 \x03(\x0b\x32\x16.loramux.v1.StackEntry\"O\n\x0e\x41ppliedAdapter\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x05\x12\x0e\n\x06\x64igest\x18\x03 \x01(\t\x12\x0e\n\x06weight\x18\x04 \x01(\x01\"\xb0\x01\n\x07Message\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\x12\x13\n\x06weight\x18\x03 \x01(\x01H\x00\x88\x01\x01\x12\x12\n\ntool_calls\x18\x04 \x01(\t\x12\x14\n\x0ctool_call_id\x18\x05 \x01(\t\x12\x0c\n\x04name\x18\x06 \x01(\t\x12.\n\rcontent_parts\x18\x07 \x03(\x0b\x32\x17.loramux.v1.ContentPartB\t\n\x07_weight\")\n\x0b\x43ontentPart\x12\x0c\n\x04type\x18\x01 \x01(\t\x12\x0c\n\x04text\x18\x02 \x01(\t\"f\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\x05\x12\x19\n\x11\x63ompletion_tokens\x18\x02 \x01(\x05\x12\x15\n\rcached_tokens\x18\x03 \x01(\x05\x12\x14\n\x0ctotal_tokens\x18\x04 \x01(\x05\"6\n\x08\x46ileInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04size\x18\x02 \x01(\x03\x12\x0e\n\x06sha256\x18\x03 \x01(\t\"\'\n\tFileChunk\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,12 +37,14 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_STACK']._serialized_end=150
   _globals['_APPLIEDADAPTER']._serialized_start=152
   _globals['_APPLIEDADAPTER']._serialized_end=231
-  _globals['_MESSAGE']._serialized_start=233
-  _globals['_MESSAGE']._serialized_end=305
-  _globals['_USAGE']._serialized_start=307
-  _globals['_USAGE']._serialized_end=409
-  _globals['_FILEINFO']._serialized_start=411
-  _globals['_FILEINFO']._serialized_end=465
-  _globals['_FILECHUNK']._serialized_start=467
-  _globals['_FILECHUNK']._serialized_end=506
+  _globals['_MESSAGE']._serialized_start=234
+  _globals['_MESSAGE']._serialized_end=410
+  _globals['_CONTENTPART']._serialized_start=412
+  _globals['_CONTENTPART']._serialized_end=453
+  _globals['_USAGE']._serialized_start=455
+  _globals['_USAGE']._serialized_end=557
+  _globals['_FILEINFO']._serialized_start=559
+  _globals['_FILEINFO']._serialized_end=613
+  _globals['_FILECHUNK']._serialized_start=615
+  _globals['_FILECHUNK']._serialized_end=654
 # @@protoc_insertion_point(module_scope)

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from loramux.v1 import common_pb2 as loramux_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1aloramux/v1/inference.proto\x12\nloramux.v1\x1a\x17loramux/v1/common.proto\"\xcf\x06\n\x0fGenerateRequest\x12\x13\n\x06prompt\x18\x01 \x01(\tH\x00\x88\x01\x01\x12%\n\x08messages\x18\x02 \x03(\x0b\x32\x13.loramux.v1.Message\x12(\n\x08\x61\x64\x61pters\x18\x03 \x03(\x0b\x32\x16.loramux.v1.StackEntry\x12\x17\n\nmax_tokens\x18\x04 \x01(\x05H\x01\x88\x01\x01\x12\x18\n\x0btemperature\x18\x05 \x01(\x01H\x02\x88\x01\x01\x12\x12\n\x05top_p\x18\x06 \x01(\x01H\x03\x88\x01\x01\x12\x12\n\x05top_k\x18\x07 \x01(\x05H\x04\x88\x01\x01\x12\x12\n\x05min_p\x18\x08 \x01(\x01H\x05\x88\x01\x01\x12\x1f\n\x12repetition_penalty\x18\t \x01(\x01H\x06\x88\x01\x01\x12\x1d\n\x10presence_penalty\x18\n \x01(\x01H\x07\x88\x01\x01\x12\x1e\n\x11\x66requency_penalty\x18\x0b \x01(\x01H\x08\x88\x01\x01\x12>\n\nlogit_bias\x18\x0c \x03(\x0b\x32*.loramux.v1.GenerateRequest.LogitBiasEntry\x12\x11\n\x04seed\x18\r \x01(\x03H\t\x88\x01\x01\x12\x15\n\x08logprobs\x18\x0e \x01(\x05H\n\x88\x01\x01\x12\x0c\n\x04stop\x18\x0f \x03(\t\x12\x16\n\x0estop_token_ids\x18\x10 \x03(\x05\x12\x12\n\nignore_eos\x18\x11 \x01(\x08\x12\x12\n\nmin_tokens\x18\x12 \x01(\x05\x12\x0e\n\x01n\x18\x13 \x01(\x05H\x0b\x88\x01\x01\x12\x33\n\x0fresponse_format\x18\x14 \x01(\x0b\x32\x1a.loramux.v1.ResponseFormat\x12\x12\n\nrequest_id\x18\x15 \x01(\t\x12\x1e\n\x16\x63ontinue_final_message\x18\x16 \x01(\x08\x1a\x30\n\x0eLogitBiasEntry\x12\x0b\n\x03key\x18\x01 \x01(\x05\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x42\t\n\x07_promptB\r\n\x0b_max_tokensB\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x08\n\x06_top_kB\x08\n\x06_min_pB\x15\n\x13_repetition_penaltyB\x13\n\x11_presence_penaltyB\x14\n\x12_frequency_penaltyB\x07\n\x05_seedB\x0b\n\t_logprobsB\x04\n\x02_n\"\xb4\x01\n\x0eResponseFormat\x12\x15\n\x0bjson_schema\x18\x01 \x01(\tH\x00\x12\x0f\n\x05regex\x18\x02 \x01(\tH\x00\x12(\n\x06\x63hoice\x18\x03 \x01(\x0b\x32\x16.loramux.v1.ChoiceListH\x00\x12\x11\n\x07grammar\x18\x04 \x01(\tH\x00\x12\x33\n\x0bjson_object\x18\x05 \x01(\x0b\x32\x1c.loramux.v1.JsonObjectFormatH\x00\x42\x08\n\x06\x66ormat\"\x1d\n\nChoiceList\x12\x0f\n\x07\x63hoices\x18\x01 \x03(\t\"\x12\n\x10JsonObjectFormat\"S\n\nTopLogprob\x12\x10\n\x08token_id\x18\x01 \x01(\x05\x12\x0f\n\x07logprob\x18\x02 \x01(\x01\x12\r\n\x05token\x18\x03 \x01(\t\x12\x13\n\x0btoken_bytes\x18\x04 \x01(\x0c\"z\n\x0cTokenLogprob\x12\x10\n\x08token_id\x18\x01 \x01(\x05\x12\x0f\n\x07logprob\x18\x02 \x01(\x01\x12\r\n\x05token\x18\x03 \x01(\t\x12#\n\x03top\x18\x04 \x03(\x0b\x32\x16.loramux.v1.TopLogprob\x12\x13\n\x0btoken_bytes\x18\x05 \x01(\x0c\"\x83\x02\n\x10GenerateResponse\x12\r\n\x05index\x18\x01 \x01(\x05\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x11\n\ttoken_ids\x18\x03 \x03(\x05\x12*\n\x08logprobs\x18\x04 \x03(\x0b\x32\x18.loramux.v1.TokenLogprob\x12/\n\rfinish_reason\x18\x05 \x01(\x0e\x32\x18.loramux.v1.FinishReason\x12 \n\x05usage\x18\x06 \x01(\x0b\x32\x11.loramux.v1.Usage\x12,\n\x08\x61\x64\x61pters\x18\x07 \x03(\x0b\x32\x1a.loramux.v1.AppliedAdapter\x12\x12\n\nrequest_id\x18\x08 \x01(\t\"\x95\x01\n\x06\x43hoice\x12\r\n\x05index\x18\x01 \x01(\x05\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x11\n\ttoken_ids\x18\x03 \x03(\x05\x12*\n\x08logprobs\x18\x04 \x03(\x0b\x32\x18.loramux.v1.TokenLogprob\x12/\n\rfinish_reason\x18\x05 \x01(\x0e\x32\x18.loramux.v1.FinishReason\"\x99\x01\n\x0eGenerateResult\x12#\n\x07\x63hoices\x18\x01 \x03(\x0b\x32\x12.loramux.v1.Choice\x12 \n\x05usage\x18\x02 \x01(\x0b\x32\x11.loramux.v1.Usage\x12,\n\x08\x61\x64\x61pters\x18\x03 \x03(\x0b\x32\x1a.loramux.v1.AppliedAdapter\x12\x12\n\nrequest_id\x18\x04 \x01(\t\"\xc9\x01\n\x0cScoreRequest\x12\x13\n\x06prompt\x18\x01 \x01(\tH\x00\x88\x01\x01\x12%\n\x08messages\x18\x02 \x03(\x0b\x32\x13.loramux.v1.Message\x12\x14\n\x0c\x63ontinuation\x18\x03 \x01(\t\x12(\n\x08\x61\x64\x61pters\x18\x04 \x03(\x0b\x32\x16.loramux.v1.StackEntry\x12\x12\n\nrequest_id\x18\x05 \x01(\t\x12\x1e\n\x16\x63ontinue_final_message\x18\x06 \x01(\x08\x42\t\n\x07_prompt\"\xb9\x01\n\rScoreResponse\x12\x11\n\ttoken_ids\x18\x01 \x03(\x05\x12\x10\n\x08logprobs\x18\x02 \x03(\x01\x12\x0e\n\x06greedy\x18\x03 \x03(\x08\x12 \n\x05usage\x18\x04 \x01(\x0b\x32\x11.loramux.v1.Usage\x12,\n\x08\x61\x64\x61pters\x18\x05 \x03(\x0b\x32\x1a.loramux.v1.AppliedAdapter\x12\x0e\n\x06tokens\x18\x06 \x03(\t\x12\x13\n\x0btoken_bytes\x18\x07 \x03(\x0c\"x\n\x0fTokenizeRequest\x12\x13\n\x06prompt\x18\x01 \x01(\tH\x00\x88\x01\x01\x12%\n\x08messages\x18\x02 \x03(\x0b\x32\x13.loramux.v1.Message\x12\x1e\n\x16\x63ontinue_final_message\x18\x03 \x01(\x08\x42\t\n\x07_prompt\"X\n\x10TokenizeResponse\x12\x11\n\ttoken_ids\x18\x01 \x03(\x05\x12\x0e\n\x06tokens\x18\x02 \x03(\t\x12\x0c\n\x04text\x18\x03 \x01(\t\x12\x13\n\x0btoken_bytes\x18\x04 \x03(\x0c*\x95\x01\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x12\x1b\n\x17\x46INISH_REASON_CANCELLED\x10\x03\x12\x17\n\x13\x46INISH_REASON_ERROR\x10\x04\x32\xa9\x02\n\x10InferenceService\x12G\n\x08Generate\x12\x1b.loramux.v1.GenerateRequest\x1a\x1c.loramux.v1.GenerateResponse0\x01\x12G\n\x0cGenerateOnce\x12\x1b.loramux.v1.GenerateRequest\x1a\x1a.loramux.v1.GenerateResult\x12<\n\x05Score\x12\x18.loramux.v1.ScoreRequest\x1a\x19.loramux.v1.ScoreResponse\x12\x45\n\x08Tokenize\x12\x1b.loramux.v1.TokenizeRequest\x1a\x1c.loramux.v1.TokenizeResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1aloramux/v1/inference.proto\x12\nloramux.v1\x1a\x17loramux/v1/common.proto\"\xfc\x06\n\x0fGenerateRequest\x12\x13\n\x06prompt\x18\x01 \x01(\tH\x00\x88\x01\x01\x12%\n\x08messages\x18\x02 \x03(\x0b\x32\x13.loramux.v1.Message\x12(\n\x08\x61\x64\x61pters\x18\x03 \x03(\x0b\x32\x16.loramux.v1.StackEntry\x12\x17\n\nmax_tokens\x18\x04 \x01(\x05H\x01\x88\x01\x01\x12\x18\n\x0btemperature\x18\x05 \x01(\x01H\x02\x88\x01\x01\x12\x12\n\x05top_p\x18\x06 \x01(\x01H\x03\x88\x01\x01\x12\x12\n\x05top_k\x18\x07 \x01(\x05H\x04\x88\x01\x01\x12\x12\n\x05min_p\x18\x08 \x01(\x01H\x05\x88\x01\x01\x12\x1f\n\x12repetition_penalty\x18\t \x01(\x01H\x06\x88\x01\x01\x12\x1d\n\x10presence_penalty\x18\n \x01(\x01H\x07\x88\x01\x01\x12\x1e\n\x11\x66requency_penalty\x18\x0b \x01(\x01H\x08\x88\x01\x01\x12>\n\nlogit_bias\x18\x0c \x03(\x0b\x32*.loramux.v1.GenerateRequest.LogitBiasEntry\x12\x11\n\x04seed\x18\r \x01(\x03H\t\x88\x01\x01\x12\x15\n\x08logprobs\x18\x0e \x01(\x05H\n\x88\x01\x01\x12\x0c\n\x04stop\x18\x0f \x03(\t\x12\x16\n\x0estop_token_ids\x18\x10 \x03(\x05\x12\x12\n\nignore_eos\x18\x11 \x01(\x08\x12\x12\n\nmin_tokens\x18\x12 \x01(\x05\x12\x0e\n\x01n\x18\x13 \x01(\x05H\x0b\x88\x01\x01\x12\x33\n\x0fresponse_format\x18\x14 \x01(\x0b\x32\x1a.loramux.v1.ResponseFormat\x12\x12\n\nrequest_id\x18\x15 \x01(\t\x12\x1e\n\x16\x63ontinue_final_message\x18\x16 \x01(\x08\x12\r\n\x05tools\x18\x17 \x01(\t\x12\x1c\n\x14\x63hat_template_kwargs\x18\x18 \x01(\t\x1a\x30\n\x0eLogitBiasEntry\x12\x0b\n\x03key\x18\x01 \x01(\x05\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x42\t\n\x07_promptB\r\n\x0b_max_tokensB\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x08\n\x06_top_kB\x08\n\x06_min_pB\x15\n\x13_repetition_penaltyB\x13\n\x11_presence_penaltyB\x14\n\x12_frequency_penaltyB\x07\n\x05_seedB\x0b\n\t_logprobsB\x04\n\x02_n\"\xb4\x01\n\x0eResponseFormat\x12\x15\n\x0bjson_schema\x18\x01 \x01(\tH\x00\x12\x0f\n\x05regex\x18\x02 \x01(\tH\x00\x12(\n\x06\x63hoice\x18\x03 \x01(\x0b\x32\x16.loramux.v1.ChoiceListH\x00\x12\x11\n\x07grammar\x18\x04 \x01(\tH\x00\x12\x33\n\x0bjson_object\x18\x05 \x01(\x0b\x32\x1c.loramux.v1.JsonObjectFormatH\x00\x42\x08\n\x06\x66ormat\"\x1d\n\nChoiceList\x12\x0f\n\x07\x63hoices\x18\x01 \x03(\t\"\x12\n\x10JsonObjectFormat\"S\n\nTopLogprob\x12\x10\n\x08token_id\x18\x01 \x01(\x05\x12\x0f\n\x07logprob\x18\x02 \x01(\x01\x12\r\n\x05token\x18\x03 \x01(\t\x12\x13\n\x0btoken_bytes\x18\x04 \x01(\x0c\"z\n\x0cTokenLogprob\x12\x10\n\x08token_id\x18\x01 \x01(\x05\x12\x0f\n\x07logprob\x18\x02 \x01(\x01\x12\r\n\x05token\x18\x03 \x01(\t\x12#\n\x03top\x18\x04 \x03(\x0b\x32\x16.loramux.v1.TopLogprob\x12\x13\n\x0btoken_bytes\x18\x05 \x01(\x0c\"\x83\x02\n\x10GenerateResponse\x12\r\n\x05index\x18\x01 \x01(\x05\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x11\n\ttoken_ids\x18\x03 \x03(\x05\x12*\n\x08logprobs\x18\x04 \x03(\x0b\x32\x18.loramux.v1.TokenLogprob\x12/\n\rfinish_reason\x18\x05 \x01(\x0e\x32\x18.loramux.v1.FinishReason\x12 \n\x05usage\x18\x06 \x01(\x0b\x32\x11.loramux.v1.Usage\x12,\n\x08\x61\x64\x61pters\x18\x07 \x03(\x0b\x32\x1a.loramux.v1.AppliedAdapter\x12\x12\n\nrequest_id\x18\x08 \x01(\t\"\x95\x01\n\x06\x43hoice\x12\r\n\x05index\x18\x01 \x01(\x05\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x11\n\ttoken_ids\x18\x03 \x03(\x05\x12*\n\x08logprobs\x18\x04 \x03(\x0b\x32\x18.loramux.v1.TokenLogprob\x12/\n\rfinish_reason\x18\x05 \x01(\x0e\x32\x18.loramux.v1.FinishReason\"\x99\x01\n\x0eGenerateResult\x12#\n\x07\x63hoices\x18\x01 \x03(\x0b\x32\x12.loramux.v1.Choice\x12 \n\x05usage\x18\x02 \x01(\x0b\x32\x11.loramux.v1.Usage\x12,\n\x08\x61\x64\x61pters\x18\x03 \x03(\x0b\x32\x1a.loramux.v1.AppliedAdapter\x12\x12\n\nrequest_id\x18\x04 \x01(\t\"\xf6\x01\n\x0cScoreRequest\x12\x13\n\x06prompt\x18\x01 \x01(\tH\x00\x88\x01\x01\x12%\n\x08messages\x18\x02 \x03(\x0b\x32\x13.loramux.v1.Message\x12\x14\n\x0c\x63ontinuation\x18\x03 \x01(\t\x12(\n\x08\x61\x64\x61pters\x18\x04 \x03(\x0b\x32\x16.loramux.v1.StackEntry\x12\x12\n\nrequest_id\x18\x05 \x01(\t\x12\x1e\n\x16\x63ontinue_final_message\x18\x06 \x01(\x08\x12\r\n\x05tools\x18\x07 \x01(\t\x12\x1c\n\x14\x63hat_template_kwargs\x18\x08 \x01(\tB\t\n\x07_prompt\"\xb9\x01\n\rScoreResponse\x12\x11\n\ttoken_ids\x18\x01 \x03(\x05\x12\x10\n\x08logprobs\x18\x02 \x03(\x01\x12\x0e\n\x06greedy\x18\x03 \x03(\x08\x12 \n\x05usage\x18\x04 \x01(\x0b\x32\x11.loramux.v1.Usage\x12,\n\x08\x61\x64\x61pters\x18\x05 \x03(\x0b\x32\x1a.loramux.v1.AppliedAdapter\x12\x0e\n\x06tokens\x18\x06 \x03(\t\x12\x13\n\x0btoken_bytes\x18\x07 \x03(\x0c\"\xa5\x01\n\x0fTokenizeRequest\x12\x13\n\x06prompt\x18\x01 \x01(\tH\x00\x88\x01\x01\x12%\n\x08messages\x18\x02 \x03(\x0b\x32\x13.loramux.v1.Message\x12\x1e\n\x16\x63ontinue_final_message\x18\x03 \x01(\x08\x12\r\n\x05tools\x18\x04 \x01(\t\x12\x1c\n\x14\x63hat_template_kwargs\x18\x05 \x01(\tB\t\n\x07_prompt\"X\n\x10TokenizeResponse\x12\x11\n\ttoken_ids\x18\x01 \x03(\x05\x12\x0e\n\x06tokens\x18\x02 \x03(\t\x12\x0c\n\x04text\x18\x03 \x01(\t\x12\x13\n\x0btoken_bytes\x18\x04 \x03(\x0c*\x95\x01\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x12\x1b\n\x17\x46INISH_REASON_CANCELLED\x10\x03\x12\x17\n\x13\x46INISH_REASON_ERROR\x10\x04\x32\xa9\x02\n\x10InferenceService\x12G\n\x08Generate\x12\x1b.loramux.v1.GenerateRequest\x1a\x1c.loramux.v1.GenerateResponse0\x01\x12G\n\x0cGenerateOnce\x12\x1b.loramux.v1.GenerateRequest\x1a\x1a.loramux.v1.GenerateResult\x12<\n\x05Score\x12\x18.loramux.v1.ScoreRequest\x1a\x19.loramux.v1.ScoreResponse\x12\x45\n\x08Tokenize\x12\x1b.loramux.v1.TokenizeRequest\x1a\x1c.loramux.v1.TokenizeResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,36 +34,36 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_GENERATEREQUEST_LOGITBIASENTRY']._loaded_options = None
   _globals['_GENERATEREQUEST_LOGITBIASENTRY']._serialized_options = b'8\001'
-  _globals['_FINISHREASON']._serialized_start=2535
-  _globals['_FINISHREASON']._serialized_end=2684
+  _globals['_FINISHREASON']._serialized_start=2671
+  _globals['_FINISHREASON']._serialized_end=2820
   _globals['_GENERATEREQUEST']._serialized_start=68
-  _globals['_GENERATEREQUEST']._serialized_end=915
-  _globals['_GENERATEREQUEST_LOGITBIASENTRY']._serialized_start=701
-  _globals['_GENERATEREQUEST_LOGITBIASENTRY']._serialized_end=749
-  _globals['_RESPONSEFORMAT']._serialized_start=918
-  _globals['_RESPONSEFORMAT']._serialized_end=1098
-  _globals['_CHOICELIST']._serialized_start=1100
-  _globals['_CHOICELIST']._serialized_end=1129
-  _globals['_JSONOBJECTFORMAT']._serialized_start=1131
-  _globals['_JSONOBJECTFORMAT']._serialized_end=1149
-  _globals['_TOPLOGPROB']._serialized_start=1151
-  _globals['_TOPLOGPROB']._serialized_end=1234
-  _globals['_TOKENLOGPROB']._serialized_start=1236
-  _globals['_TOKENLOGPROB']._serialized_end=1358
-  _globals['_GENERATERESPONSE']._serialized_start=1361
-  _globals['_GENERATERESPONSE']._serialized_end=1620
-  _globals['_CHOICE']._serialized_start=1623
-  _globals['_CHOICE']._serialized_end=1772
-  _globals['_GENERATERESULT']._serialized_start=1775
-  _globals['_GENERATERESULT']._serialized_end=1928
-  _globals['_SCOREREQUEST']._serialized_start=1931
-  _globals['_SCOREREQUEST']._serialized_end=2132
-  _globals['_SCORERESPONSE']._serialized_start=2135
-  _globals['_SCORERESPONSE']._serialized_end=2320
-  _globals['_TOKENIZEREQUEST']._serialized_start=2322
-  _globals['_TOKENIZEREQUEST']._serialized_end=2442
-  _globals['_TOKENIZERESPONSE']._serialized_start=2444
-  _globals['_TOKENIZERESPONSE']._serialized_end=2532
-  _globals['_INFERENCESERVICE']._serialized_start=2687
-  _globals['_INFERENCESERVICE']._serialized_end=2984
+  _globals['_GENERATEREQUEST']._serialized_end=960
+  _globals['_GENERATEREQUEST_LOGITBIASENTRY']._serialized_start=746
+  _globals['_GENERATEREQUEST_LOGITBIASENTRY']._serialized_end=794
+  _globals['_RESPONSEFORMAT']._serialized_start=963
+  _globals['_RESPONSEFORMAT']._serialized_end=1143
+  _globals['_CHOICELIST']._serialized_start=1145
+  _globals['_CHOICELIST']._serialized_end=1174
+  _globals['_JSONOBJECTFORMAT']._serialized_start=1176
+  _globals['_JSONOBJECTFORMAT']._serialized_end=1194
+  _globals['_TOPLOGPROB']._serialized_start=1196
+  _globals['_TOPLOGPROB']._serialized_end=1279
+  _globals['_TOKENLOGPROB']._serialized_start=1281
+  _globals['_TOKENLOGPROB']._serialized_end=1403
+  _globals['_GENERATERESPONSE']._serialized_start=1406
+  _globals['_GENERATERESPONSE']._serialized_end=1665
+  _globals['_CHOICE']._serialized_start=1668
+  _globals['_CHOICE']._serialized_end=1817
+  _globals['_GENERATERESULT']._serialized_start=1820
+  _globals['_GENERATERESULT']._serialized_end=1973
+  _globals['_SCOREREQUEST']._serialized_start=1976
+  _globals['_SCOREREQUEST']._serialized_end=2222
+  _globals['_SCORERESPONSE']._serialized_start=2225
+  _globals['_SCORERESPONSE']._serialized_end=2410
+  _globals['_TOKENIZEREQUEST']._serialized_start=2413
+  _globals['_TOKENIZEREQUEST']._serialized_end=2578
+  _globals['_TOKENIZERESPONSE']._serialized_start=2580
+  _globals['_TOKENIZERESPONSE']._serialized_end=2668
+  _globals['_INFERENCESERVICE']._serialized_start=2823
+  _globals['_INFERENCESERVICE']._serialized_end=3120
 # @@protoc_insertion_point(module_scope)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import Any, Protocol
 
 from .principal import Principal
 
@@ -138,11 +138,37 @@ class TokenLogprob:
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One chat turn. ``weight`` 0 keeps an assistant turn out of the training loss."""
+    """One chat turn, as the caller wrote it. ``weight`` 0 keeps an assistant turn out of the training loss."""
 
     role: str
-    content: str
+    content: str | tuple[Mapping[str, Any], ...] = ""
+    """A text, or parts ``{"type": "text", "text": ...}``."""
     weight: float = 1.0
+    tool_calls: str = ""
+    """A JSON list as text; empty: none."""
+    tool_call_id: str = ""
+    name: str = ""
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """The turn as a training row has it, without what is empty."""
+        further = {"tool_calls": self.tool_calls, "tool_call_id": self.tool_call_id, "name": self.name}
+        return {"role": self.role, "content": self.content, **{k: v for k, v in further.items() if v}}
+
+
+class Asked(Protocol):
+    """What an answer follows: exactly one of ``prompt`` and ``messages``, and what the chat template is given."""
+
+    @property
+    def prompt(self) -> str | None: ...
+    @property
+    def messages(self) -> tuple[Message, ...]: ...
+    @property
+    def tools(self) -> str: ...
+    @property
+    def chat_template_kwargs(self) -> str: ...
+    @property
+    def continue_final_message(self) -> bool: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,6 +197,10 @@ class GenerateRequest:
     """``{"type": kind, kind: value}``; see ``text.response_format``."""
     continue_final_message: bool = False
     """Go on writing the last message instead of opening an assistant's turn."""
+    tools: str = ""
+    """Tools that the chat template shows: a JSON list as text; empty: none."""
+    chat_template_kwargs: str = ""
+    """Further arguments of the chat template: a JSON object as text; empty: none."""
 
 
 @dataclass(frozen=True, slots=True)

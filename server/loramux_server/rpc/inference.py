@@ -13,13 +13,13 @@ from loramux.v1 import inference_pb2_grpc
 
 from ..core import call as calls
 from ..services.availability import Availability
-from .convert.common import messages_from_proto
 from .convert.inference import (
     chunk_to_proto,
     completion_to_proto,
     generate_from_proto,
     score_from_proto,
     score_to_proto,
+    tokenize_from_proto,
     tokens_to_proto,
 )
 
@@ -53,7 +53,4 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
 
     async def Tokenize(self, request: pb.TokenizeRequest, context: Context) -> pb.TokenizeResponse:
         service = self._open().generation
-        prompt = request.prompt if request.HasField("prompt") else None
-        messages = messages_from_proto(request.messages)
-        deadline = calls.current().deadline
-        return tokens_to_proto(await service.tokenize(prompt, messages, request.continue_final_message, deadline))
+        return tokens_to_proto(await service.tokenize(tokenize_from_proto(request, calls.current())))

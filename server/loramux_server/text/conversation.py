@@ -30,7 +30,7 @@ def read_message(value: Mapping[str, Any], path: str, report: Report) -> dict[st
     ``path`` is what the caller calls the message. The role is not looked at.
     """
     message = {key: item for key, item in value.items() if item is not None}
-    message["content"] = _content(value.get("content"), f"{path}.content", report)
+    message["content"] = read_content(value.get("content"), f"{path}.content", report)
     for name in ("name", "tool_call_id"):
         if not isinstance(message.get(name, ""), str):
             report(f"{path}.{name}", "must be a string")
@@ -72,7 +72,7 @@ def read_template_kwargs(value: Any, path: str, report: Report) -> dict[str, Any
     return kwargs
 
 
-def _content(content: Any, path: str, report: Report) -> str:
+def read_content(content: Any, path: str, report: Report) -> str:
     """The text of a content, which is a text or a list of parts; a base model here reads text only."""
     if content is None:
         return ""

@@ -175,7 +175,7 @@ class TextTokenizer:
                 "this base model has no chat template: send a plain prompt instead of messages",
                 reason="NO_CHAT_TEMPLATE",
             )
-        turns = [_as_mapping(message) for message in messages]
+        turns = [message.fields if isinstance(message, Message) else message for message in messages]
         self._check_turns(turns)
         given: Mapping[str, Any] = {"tools": tools, "chat_template_kwargs": chat_template_kwargs}
         marked, given, markers = self._guard.mark(turns, given)
@@ -312,10 +312,6 @@ class TextTokenizer:
 def is_role(value: object) -> bool:
     """Whether a message may have this role."""
     return isinstance(value, str) and value in ROLES
-
-
-def _as_mapping(message: Message | Mapping[str, Any]) -> Mapping[str, Any]:
-    return {"role": message.role, "content": message.content} if isinstance(message, Message) else message
 
 
 def _apply(tokenizer: Tokenizer, files: TokenizerFiles) -> None:

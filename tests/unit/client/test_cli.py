@@ -198,6 +198,44 @@ def test_train_and_wait(fake: Fake, shell: Shell, tmp_path: Path) -> None:
     assert (request.settings.rank, list(request.settings.target_modules)) == (8, ["q_proj", "v_proj"])
 
 
+def test_tools_and_whole_chats_from_files(fake: Fake, shell: Shell, tmp_path: Path) -> None:
+    tools, chat = [{"type": "function", "function": {"name": "f"}}], [{"role": "user", "content": "hi"}]
+    files = {name: str(tmp_path / name) for name in ("tools", "chat", "bad", "object")}
+    texts = {"tools": json.dumps(tools), "chat": json.dumps(chat), "bad": "[", "object": "{}"}
+    for name, path in files.items():
+        Path(path).write_text(texts[name])
+    given = ("--tools", files["tools"], "--template-arg", "enable_thinking=false")
+    for asked in (("--messages", files["chat"]), ("hi",)):
+        assert shell("generate", *asked, *given) == 0
+        request = fake.last("Generate")
+        assert [(m.role, m.content) for m in request.messages] == [("user", "hi")]
+        assert json.loads(request.tools) == tools
+        assert json.loads(request.chat_template_kwargs) == {"enable_thinking": False}
+    assert shell("generate", "--messages", files["chat"], "--system", "Be brief.", "--prefill", "It is") == 0
+    assert [m.role for m in fake.last("Generate").messages] == ["system", "user", "assistant"]
+    for wrong in (
+        ("generate",),
+        ("generate", "hi", "--messages", files["chat"]),
+        ("generate", "--messages", files["bad"]),
+        ("generate", "--messages", files["object"]),
+        ("generate", "hi", "--tools", files["object"]),
+        ("generate", "hi", "--tools", str(tmp_path / "none")),
+        ("chat", "--tools", files["bad"]),
+    ):
+        assert shell(*wrong) == 2, wrong
+
+
+def test_chat_gives_the_template_tools_and_arguments(
+    fake: Fake, shell: Shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "tools").write_text('[{"name": "f"}]')
+    monkeypatch.setattr(sys, "stdin", io.StringIO("hi\nagain\n"))
+    assert shell("chat", "--tools", str(tmp_path / "tools"), "--template-arg", "x=y") == 0
+    request = fake.last("Generate")
+    assert (len(request.messages), request.tools) == (3, '[{"name": "f"}]')
+    assert request.chat_template_kwargs == '{"x": "y"}'
+
+
 def test_arguments_of_the_chat_template_are_json_or_text(fake: Fake, shell: Shell, tmp_path: Path) -> None:
     (tmp_path / "d.jsonl").write_text('{"text": "x"}\n')
     words = ("enable_thinking=false", "date_string=26 Jul", "x=[1]")

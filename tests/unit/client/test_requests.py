@@ -138,7 +138,14 @@ def test_text_is_no_shape() -> None:
         ("hi", [{"role": "user", "content": "hi"}], {}, "prompt"),
         (None, ["hi"], {}, "messages[0]"),
         (None, [{"role": "user"}], {}, "messages[0]"),
-        (None, [{"role": "user", "content": "a", "name": "b"}], {}, "messages[0]"),
+        (None, [{"role": "user", "content": "a", "nick": "b"}], {}, "messages[0]"),
+        (None, [{"role": "user", "content": "a", "name": 5}], {}, "messages[0].name"),
+        (None, [{"role": "user", "content": None, "tool_calls": []}], {}, "messages[0].content"),
+        (None, [{"role": "assistant", "tool_calls": [5]}], {}, "messages[0].tool_calls"),
+        (None, [{"role": "assistant", "tool_calls": [{"a": float("nan")}]}], {}, "messages[0].tool_calls"),
+        ("a", None, {"tools": {"type": "function"}}, "tools"),
+        ("a", None, {"tools": [object()]}, "tools"),
+        ("a", None, {"tools": [{"a": object()}]}, "tools"),
         (None, [{"role": "user", "content": 5}], {}, "messages[0].content"),
         ("hi", None, {"temprature": 1}, "temprature"),
         ("hi", None, {"temperature": "hot"}, "temperature"),
@@ -172,6 +179,31 @@ def test_layers(layers: str | list[int], expected: list[int]) -> None:
 def test_layers_that_are_none(layers: object) -> None:
     with pytest.raises(InvalidArgument, match="layers"):
         requests.train_settings({"layers": layers})
+
+
+def test_tools_go_as_openai_has_them() -> None:
+    call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": '{"a": "ü"}'}}
+    chat = [
+        {"role": "user", "content": "q", "name": "Ann", "refusal": None},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "content": [{"type": "text", "text": "1"}], "tool_call_id": "1", "name": "f"},
+    ]
+    tools, kwargs = [{"type": "function", "function": {"name": "f"}}], {"enable_thinking": False}
+    given = {"tools": tools, "chat_template_kwargs": kwargs}
+    made = (
+        requests.generate(None, chat, None, given),
+        requests.score(None, chat, " x", None, False, tools, kwargs),
+        requests.tokenize(None, chat, False, tools, kwargs),
+    )
+    for request in made:
+        asked, called, result = request.messages
+        assert (asked.content, asked.name, asked.tool_calls) == ("q", "Ann", "")
+        assert (called.content, json.loads(called.tool_calls)) == ("", [call])
+        assert (result.content, result.tool_call_id, result.name) == ("1", "1", "f")
+        assert json.loads(request.tools) == tools
+        assert json.loads(request.chat_template_kwargs) == kwargs
+    plain = requests.generate(None, chat[:1], None, {"tools": None, "chat_template_kwargs": None})
+    assert (plain.tools, plain.chat_template_kwargs) == ("", "")
 
 
 def test_arguments_of_the_chat_template_are_sent_as_json() -> None:

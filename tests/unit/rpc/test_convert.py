@@ -207,6 +207,18 @@ def test_messages_keep_their_weights() -> None:
     assert common.messages_from_proto(messages) == (Message("user", "a", 1.0), Message("assistant", "", 0.0))
 
 
+def test_messages_carry_calls_and_parts() -> None:
+    parts = [common_pb2.ContentPart(text="a"), common_pb2.ContentPart(type="image_url", text="b")]
+    (message,) = common.messages_from_proto(
+        [common_pb2.Message(role="tool", content_parts=parts, tool_calls="[]", tool_call_id="1", name="f")]
+    )
+    said = ({"type": "text", "text": "a"}, {"type": "image_url", "text": "b"})
+    assert message == Message("tool", said, 1.0, "[]", "1", "f")
+    with pytest.raises(Error) as caught:
+        common.messages_from_proto([common_pb2.Message(role="user", content="a", content_parts=parts)])
+    assert caught.value.violations[0].field == "messages[0].content"
+
+
 def test_response_formats() -> None:
     make = inference_pb2.ResponseFormat
     assert inference.format_from_proto(make(json_schema="{}")) == {"type": "json_schema", "json_schema": "{}"}

@@ -8,9 +8,16 @@ from typing import Any
 
 import pytest
 
+from loramux._wire import requests
+from loramux.v1 import inference_pb2
 from loramux_server.core.errors import Code, Error
 from loramux_server.core.jobs import JobState, TrainRow, TrainSpec
+from loramux_server.core.principal import LOCAL
+from loramux_server.core.types import GenerateRequest, Message
+from loramux_server.rpc.convert.common import messages_from_proto
 from loramux_server.services.evaluation.questions import last_answer
+from loramux_server.services.inference.service import GenerationService
+from loramux_server.services.inference.types import ScoreRequest, TokenizeRequest
 from loramux_server.store.store import Store
 from loramux_server.text import TextTokenizer
 from tests.unit.text.templates import FAMILIES
@@ -68,6 +75,120 @@ async def trained(server: Server, rows: list[dict[str, Any]], **request: Any) ->
     async with server.working():
         assert states(await server.finished(job))[-1] is JobState.SUCCEEDED
     return server.backend.rows[-1].train
+
+
+def asked(row: dict[str, Any], given: dict[str, Any]) -> TokenizeRequest:
+    """The question of a row as the Python client asks it, through the API's messages."""
+    kwargs = {**given, **row.get("chat_template_kwargs", {})}
+    sent = requests.tokenize(None, row["messages"][:-1], False, row["tools"], kwargs or None)
+    read = inference_pb2.TokenizeRequest.FromString(sent.SerializeToString())
+    return TokenizeRequest(
+        messages=messages_from_proto(read.messages), tools=read.tools, chat_template_kwargs=read.chat_template_kwargs
+    )
+
+
+@pytest.mark.parametrize("given", [{}, KWARGS])
+async def test_a_request_asks_with_the_tokens_that_came_before_the_answer(
+    given: dict[str, Any], server: Server, text: TextTokenizer
+) -> None:
+    rows = [row(number) for number in range(8)] + [row(9, chat_template_kwargs={"enable_thinking": True})]
+    spec = TrainSpec(chat_template_kwargs=json.dumps(given) if given else "")
+    made = await trained(server, rows, spec=spec)
+    service = GenerationService(server.context)
+    for each, learned in zip(rows, made, strict=True):
+        prompt, answer = last_answer(learned)
+        request = asked(each, given)
+        tokens = await service.tokenize(request)
+        assert tokens.ids == prompt
+        assert "opening_hours" in tokens.text
+        await service.generate_once(
+            GenerateRequest(
+                messages=request.messages,
+                tools=request.tools,
+                chat_template_kwargs=request.chat_template_kwargs,
+                principal=LOCAL,
+            )
+        )
+        assert server.backend.commands[-1].prompt_ids == prompt
+        said = text.decode_answer(answer)
+        await service.score(
+            ScoreRequest(
+                said,
+                messages=request.messages,
+                tools=request.tools,
+                chat_template_kwargs=request.chat_template_kwargs,
+                principal=LOCAL,
+            )
+        )
+        assert server.backend.scores[-1].prompt_ids == prompt
+        assert answer[: len(server.backend.scores[-1].continuation_ids)] == server.backend.scores[-1].continuation_ids
+
+
+USER = Message("user", "q")
+DEEP = "[" * 150 + "]" * 150
+
+
+@pytest.mark.parametrize(
+    ("given", "field"),
+    [
+        ({"tools": "{}"}, "tools"),
+        ({"tools": "[5]"}, "tools"),
+        ({"tools": "[{"}, "tools"),
+        ({"tools": f'[{{"a": {DEEP}}}]'}, "tools"),
+        ({"tools": "[" * 100_000}, "tools"),
+        ({"tools": '[{"a": NaN}]'}, "tools"),
+        ({"tools": '[{"a": "\\udfff"}]'}, "tools"),
+        ({"chat_template_kwargs": "[]"}, "chat_template_kwargs"),
+        ({"chat_template_kwargs": '{"a": 1e999}'}, "chat_template_kwargs"),
+        ({"chat_template_kwargs": f'{{"a": {DEEP}}}'}, "chat_template_kwargs"),
+        ({"chat_template_kwargs": '{"tools": []}'}, "chat_template_kwargs.tools"),
+        ({"chat_template_kwargs": '{"chat_template": ""}'}, "chat_template_kwargs.chat_template"),
+        ({"chat_template_kwargs": '{"a": "%s"}' % ("x" * 20_000)}, "chat_template_kwargs"),
+        ({"messages": (Message("assistant", tool_calls="{"), USER)}, "messages[0].tool_calls"),
+        ({"messages": (Message("assistant", tool_calls=f"[{DEEP}]"), USER)}, "messages[0].tool_calls"),
+        (
+            {"messages": (Message("assistant", tool_calls='[{"function": {"name": 5}}]'), USER)},
+            "messages[0].tool_calls[0].function.name",
+        ),
+        ({"messages": (Message("user", ({"type": "image_url", "text": "x"},)),)}, "messages[0].content[0].type"),
+        (
+            {"messages": (Message("user", ({"type": "text", "text": "a"}, {"type": "text"})),)},
+            "messages[0].content[1].text",
+        ),
+        ({"messages": (Message("user", "q", name="\ud800"),)}, "messages[0].name"),
+        ({"messages": (Message("user", "q", tool_calls="[" + " " * (1 << 20) + "]"),)}, "messages"),
+        ({"tools": "[" + " " * (1 << 20) + "]"}, "messages"),
+        ({"messages": (), "prompt": "x", "tools": "[]"}, "tools"),
+        ({"messages": (), "prompt": "x", "chat_template_kwargs": "{}"}, "chat_template_kwargs"),
+    ],
+)
+async def test_what_is_refused_is_named(given: dict[str, Any], field: str, server: Server) -> None:
+    service = GenerationService(server.context)
+    given = {"messages": (USER,), **given}
+    asks = (
+        service.generate_once(GenerateRequest(**given, principal=LOCAL)),
+        service.score(ScoreRequest("x", **given, principal=LOCAL)),
+        service.tokenize(TokenizeRequest(**given)),
+    )
+    for ask in asks:
+        with pytest.raises(Error) as caught:
+            await ask
+        assert caught.value.code is Code.INVALID_ARGUMENT
+        assert [violation.field for violation in caught.value.violations] == [field]
+    assert server.backend.commands == server.backend.scores == []
+
+
+async def test_an_answer_is_gone_on_with_beside_tools(server: Server, text: TextTokenizer) -> None:
+    messages = (USER, Message("assistant", "It opens"))
+    request = TokenizeRequest(
+        messages=messages,
+        tools=json.dumps(TOOLS),
+        chat_template_kwargs=json.dumps(KWARGS),
+        continue_final_message=True,
+    )
+    tokens = await GenerationService(server.context).tokenize(request)
+    assert "opening_hours" in tokens.text
+    assert tokens.text.endswith("It opens")
 
 
 @pytest.mark.parametrize("given", [{}, KWARGS])

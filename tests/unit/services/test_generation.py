@@ -30,7 +30,7 @@ from loramux_server.services.common.context import Context
 from loramux_server.services.common.limits import Limits
 from loramux_server.services.common.workers import PREPARED_AT_ONCE
 from loramux_server.services.inference.service import GenerationService
-from loramux_server.services.inference.types import ScoreRequest
+from loramux_server.services.inference.types import ScoreRequest, TokenizeRequest
 from loramux_server.store.records import AdapterMeta
 from loramux_server.store.store import Store
 from loramux_server.text import TextTokenizer
@@ -303,7 +303,7 @@ async def test_field_01_preparation_takes_turns_within_the_deadline(
             elif method == "score":
                 await service.score(ScoreRequest("y", prompt="x", principal=LOCAL))
             else:
-                await service.tokenize("x")
+                await service.tokenize(TokenizeRequest("x"))
         except Error as error:
             return error.code
         return None
@@ -414,20 +414,20 @@ async def test_tokenize_shows_what_generate_feeds(
     service: GenerationService, backend: FakeBackend, text: TextTokenizer
 ) -> None:
     messages = (Message("user", "naïve 🙂"),)
-    tokens = await service.tokenize(messages=messages)
+    tokens = await service.tokenize(TokenizeRequest(messages=messages))
     await collect(service, GenerateRequest(messages=messages, principal=LOCAL))
     assert tokens.ids == backend.commands[0].prompt_ids
     assert tokens.text == "<|im_start|>user\nnaïve 🙂<|im_end|>\n<|im_start|>assistant\n"
     assert len(tokens.pieces) == len(tokens.ids)
     with pytest.raises(Error):
-        await service.tokenize()
+        await service.tokenize(TokenizeRequest())
 
 
 async def test_field_36_score_and_tokenize_tell_bytes(service: GenerationService, text: TextTokenizer) -> None:
     score = await service.score(ScoreRequest(" 東京 🙂", prompt="x", principal=LOCAL))
     assert b"".join(score.token_bytes).decode() == " 東京 🙂"
     assert len(score.token_bytes) == len(score.token_ids) == len(score.tokens)
-    tokens = await service.tokenize("naïve 🙂")
+    tokens = await service.tokenize(TokenizeRequest("naïve 🙂"))
     assert b"".join(tokens.token_bytes).decode() == "naïve 🙂"
 
 
@@ -450,12 +450,14 @@ async def test_field_37_the_last_message_is_continued_or_the_request_refused(
     asked = "<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\n"
     await collect(service, dataclasses.replace(request, continue_final_message=True))
     await service.score(ScoreRequest(" open", messages=messages, continue_final_message=True, principal=LOCAL))
-    tokens = await service.tokenize(messages=messages, continue_final_message=True)
+    tokens = await service.tokenize(TokenizeRequest(messages=messages, continue_final_message=True))
     assert tokens.text == asked + "The shop is"
     assert tokens.ids == backend.commands[0].prompt_ids == backend.scores[0].prompt_ids
     assert text.decode(tokens.ids, skip_special_tokens=False) == tokens.text
     # To count the tokens of a conversation needs no such word.
-    assert (await service.tokenize(messages=messages)).text.endswith("The shop is<|im_end|>\n<|im_start|>assistant\n")
+    assert (await service.tokenize(TokenizeRequest(messages=messages))).text.endswith(
+        "The shop is<|im_end|>\n<|im_start|>assistant\n"
+    )
 
 
 async def test_field_06_a_shape_is_not_cut(

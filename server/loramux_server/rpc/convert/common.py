@@ -133,5 +133,19 @@ def applied_to_proto(entries: Iterable[StackEntry]) -> list[common_pb2.AppliedAd
 
 
 def messages_from_proto(messages: Iterable[common_pb2.Message]) -> tuple[Message, ...]:
-    """The turns of a chat."""
-    return tuple(Message(m.role, m.content, m.weight if m.HasField("weight") else 1.0) for m in messages)
+    """The turns of a chat. Raises INVALID_ARGUMENT for one that says something in two ways."""
+    return tuple(_message(message, f"messages[{i}]") for i, message in enumerate(messages))
+
+
+def _message(message: common_pb2.Message, path: str) -> Message:
+    if message.content and message.content_parts:
+        raise invalid_field(f"{path}.content", "is given together with content_parts; give one of the two")
+    parts = tuple({"type": part.type or "text", "text": part.text} for part in message.content_parts)
+    return Message(
+        role=message.role,
+        content=parts or message.content,
+        weight=message.weight if message.HasField("weight") else 1.0,
+        tool_calls=message.tool_calls,
+        tool_call_id=message.tool_call_id,
+        name=message.name,
+    )

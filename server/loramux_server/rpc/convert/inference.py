@@ -12,7 +12,7 @@ from loramux.v1 import inference_pb2 as pb
 from ...core.call import Call
 from ...core.errors import invalid_field
 from ...core.types import Chunk, GenerateRequest, SamplingParams, TokenLogprob, Usage
-from ...services.inference.types import Completion, Score, ScoreRequest, Tokens
+from ...services.inference.types import Completion, Score, ScoreRequest, TokenizeRequest, Tokens
 from .common import applied_to_proto, messages_from_proto, numbers, set_fields, stack_from_proto, to_proto
 
 TokenText = Callable[[int], str]
@@ -40,6 +40,8 @@ def generate_from_proto(request: pb.GenerateRequest, call: Call, defaults: Sampl
         deadline=call.deadline,
         response_format=format_from_proto(request.response_format) if request.HasField("response_format") else None,
         continue_final_message=request.continue_final_message,
+        tools=request.tools,
+        chat_template_kwargs=request.chat_template_kwargs,
     )
 
 
@@ -117,6 +119,20 @@ def score_from_proto(request: pb.ScoreRequest, call: Call) -> ScoreRequest:
         request_id=call.request_id,
         deadline=call.deadline,
         continue_final_message=request.continue_final_message,
+        tools=request.tools,
+        chat_template_kwargs=request.chat_template_kwargs,
+    )
+
+
+def tokenize_from_proto(request: pb.TokenizeRequest, call: Call) -> TokenizeRequest:
+    """A text to tokenise."""
+    return TokenizeRequest(
+        prompt=request.prompt if request.HasField("prompt") else None,
+        messages=messages_from_proto(request.messages),
+        continue_final_message=request.continue_final_message,
+        tools=request.tools,
+        chat_template_kwargs=request.chat_template_kwargs,
+        deadline=call.deadline,
     )
 
 

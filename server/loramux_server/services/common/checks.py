@@ -19,9 +19,9 @@ from ...core.bounds import (
     utf8_size,
 )
 from ...core.errors import Error, FieldViolation, invalid
-from ...core.types import GenerateRequest, Grammar, Message, StackItem
+from ...core.types import Asked, GenerateRequest, Grammar, StackItem
 from ...store.refs import parse_ref
-from ...text.conversation import read_template_kwargs
+from ...text.conversation import Report, read_content, read_template_kwargs
 from ...text.response_format import parse_format
 from ...text.tokenizer import ROLES
 from .limits import Limits
@@ -33,8 +33,7 @@ def check_generation(request: GenerateRequest, limits: Limits, vocab_size: int) 
     Raises INVALID_ARGUMENT with everything that is wrong and can be seen without a tokenizer or the registry.
     """
     found = [
-        *prompt_violations(request.prompt, request.messages, limits),
-        *final_message_violations(request.prompt, request.messages, request.continue_final_message),
+        *prompt_violations(request, limits),
         *stack_violations(request.adapters),
         *sampling_violations(
             request.sampling,
@@ -57,32 +56,26 @@ def check_generation(request: GenerateRequest, limits: Limits, vocab_size: int) 
     return grammar
 
 
-def prompt_violations(
-    prompt: str | None, messages: tuple[Message, ...], limits: Limits, field: str = "prompt"
-) -> Iterator[FieldViolation]:
-    """A request needs a non-empty prompt or at least one message, not both, within the byte limit."""
-    if prompt is not None and messages:
-        yield FieldViolation(field, "is given together with messages; give one of the two")
-        return
-    if prompt is None and not messages:
-        yield FieldViolation(field, "is missing; give a prompt or messages")
-        return
-    if prompt is not None:
-        yield from text_violations(field, prompt, limits.max_prompt_bytes)
-        return
-    yield from message_violations(messages, limits)
+def prompt_violations(request: Asked, limits: Limits, *, answered: bool = True) -> Iterator[FieldViolation]:
+    """A request needs a non-empty prompt or at least one message, not both, within the byte limit.
 
-
-def final_message_violations(
-    prompt: str | None, messages: tuple[Message, ...], continue_final_message: bool, *, asked: bool = True
-) -> Iterator[FieldViolation]:
-    """Whether to go on writing the last message has to be said where it is an assistant's and an answer is ``asked``.
-
-    A caller hardly ever means that it is closed and a second answer opened, as templates do by themselves.
+    JSON in it is not read here. ``answered`` tells whether the request asks for an answer.
     """
-    if continue_final_message and prompt is not None:
-        yield FieldViolation("continue_final_message", "is for messages; a prompt is continued as it is: leave it out")
-    if asked and not continue_final_message and messages and messages[-1].role == "assistant":
+    if request.prompt is not None and request.messages:
+        yield FieldViolation("prompt", "is given together with messages; give one of the two")
+    elif request.prompt is not None:
+        yield from text_violations("prompt", request.prompt, limits.max_prompt_bytes)
+    elif request.messages:
+        yield from message_violations(request, limits)
+    else:
+        yield FieldViolation("prompt", "is missing; give a prompt or messages")
+    if request.prompt is not None:
+        for field in ("tools", "chat_template_kwargs", "continue_final_message"):
+            if getattr(request, field):
+                yield FieldViolation(field, "is for messages; a prompt is continued as it is: leave it out")
+    last = request.messages[-1].role if request.messages else ""
+    if answered and last == "assistant" and not request.continue_final_message:
+        # Whoever sends one hardly ever means that it is closed and a second answer opened, as templates do.
         yield FieldViolation(
             "continue_final_message",
             "is not set, and messages end with an assistant's turn: set it to go on writing that turn, or end with a "
@@ -90,29 +83,43 @@ def final_message_violations(
         )
 
 
-def message_violations(messages: tuple[Message, ...], limits: Limits) -> Iterator[FieldViolation]:
+def message_violations(request: Asked, limits: Limits) -> Iterator[FieldViolation]:
     """Known roles, valid text, no more messages and bytes than allowed."""
-    if len(messages) > limits.max_messages:
-        yield from too_many("messages", len(messages), limits.max_messages, "messages")
+    if len(request.messages) > limits.max_messages:
+        yield from too_many("messages", len(request.messages), limits.max_messages, "messages")
         return
-    total = 0
-    for i, message in enumerate(messages):
+    beside = sum(utf8_size(text) or 0 for text in (request.tools, request.chat_template_kwargs))
+    total = beside
+    found: list[FieldViolation] = []
+    for i, message in enumerate(request.messages):
         if message.role not in ROLES:
-            yield FieldViolation(
-                f"messages[{i}].role", f"is {shown(message.role)}; it must be one of {', '.join(sorted(ROLES))}"
+            found.append(
+                FieldViolation(
+                    f"messages[{i}].role", f"is {shown(message.role)}; it must be one of {', '.join(sorted(ROLES))}"
+                )
             )
-        size = utf8_size(message.content)
-        if size is None:
-            yield FieldViolation(f"messages[{i}].content", NOT_UNICODE)
-        total += size or 0
+        content = read_content(message.content, f"messages[{i}].content", violations_to(found))
+        said = {**message.fields, "content": content}
+        for name in said.keys() - {"role"}:
+            size = utf8_size(said[name])
+            if size is None:
+                found.append(FieldViolation(f"messages[{i}].{name}", NOT_UNICODE))
+            total += size or 0
+    yield from found
     if total > limits.max_prompt_bytes:
-        yield FieldViolation("messages", f"hold {total} bytes, at most {limits.max_prompt_bytes} are allowed")
+        what = f"hold {total} bytes{', tools included' if beside else ''}"
+        yield FieldViolation("messages", f"{what}, at most {limits.max_prompt_bytes} are allowed")
+
+
+def violations_to(found: list[FieldViolation]) -> Report:
+    """Takes what is wrong with a field, to ``found``."""
+    return lambda field, what: found.append(FieldViolation(field, what))
 
 
 def template_kwargs_violations(text: str) -> list[FieldViolation]:
     """What is wrong with ``chat_template_kwargs``, a JSON object as text."""
     found: list[FieldViolation] = []
-    read_template_kwargs(text, "chat_template_kwargs", lambda *each: found.append(FieldViolation(*each)))
+    read_template_kwargs(text, "chat_template_kwargs", violations_to(found))
     return found
 
 

@@ -2,25 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from ...core.errors import invalid, invalid_field
-from ...core.types import Message
+from ...core.errors import FieldViolation, invalid, invalid_field
+from ...core.types import Asked
 from ...text import TextTokenizer
-from ..common.checks import context_violation
+from ...text.conversation import read_message, read_template_kwargs, read_tools
+from ..common.checks import context_violation, violations_to
 
 
-def encode_prompt(
-    text: TextTokenizer, prompt: str | None, messages: Sequence[Message], continue_final_message: bool = False
-) -> list[int]:
-    """Ids as the model sees them. Plain computation: call it off the event loop. Raises INVALID_ARGUMENT."""
-    if prompt is not None:
-        ids = text.encode(prompt)
+def encode_prompt(text: TextTokenizer, request: Asked) -> tuple[list[int], str]:
+    """Ids as the model sees them, and the text that they are of.
+
+    Plain computation: call it off the event loop. Raises INVALID_ARGUMENT.
+    """
+    if request.prompt is not None:
+        ids, shown = text.encode(request.prompt), request.prompt
     else:
-        ids = text.encode_chat(messages, continue_final_message=continue_final_message)
+        rendered = _rendered(text, request)
+        ids, shown = text.encode_rendered(rendered), text.plain(rendered)
     if not ids:
-        raise invalid_field(prompt_field(prompt), "has no tokens; give some text")
-    return ids
+        raise invalid_field(prompt_field(request.prompt), "has no tokens; give some text")
+    return ids, shown
+
+
+def _rendered(text: TextTokenizer, request: Asked) -> str:
+    """A conversation through the chat template, read by the rules of training rows."""
+    found: list[FieldViolation] = []
+    report = violations_to(found)
+    messages = [read_message(m.fields, f"messages[{i}]", report) for i, m in enumerate(request.messages)]
+    tools = read_tools(request.tools or None, "tools", report)
+    kwargs = read_template_kwargs(request.chat_template_kwargs or None, "chat_template_kwargs", report)
+    if found:
+        raise invalid(found)
+    return text.render_chat(
+        messages,
+        continue_final_message=request.continue_final_message,
+        tools=tools,
+        chat_template_kwargs=kwargs,
+    )
 
 
 def check_context(prompt: str | None, prompt_tokens: int, max_context: int) -> None:

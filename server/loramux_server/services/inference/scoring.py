@@ -10,7 +10,7 @@ from ...core.bounds import text_violations
 from ...core.errors import Code, Error, FieldViolation, invalid, invalid_field
 from ...core.observer import Observer, RequestFinished, RequestStarted
 from ...core.types import Stack
-from ..common.checks import final_message_violations, prompt_violations, stack_violations
+from ..common.checks import prompt_violations, stack_violations
 from ..common.context import Context
 from ..common.deadlines import Preparation, until
 from ..common.stacks import StackResolver, active
@@ -33,8 +33,7 @@ class Scorer:
         """Log-probabilities of ``request.continuation``, one per token."""
         started = time.monotonic()
         violations = [
-            *prompt_violations(request.prompt, request.messages, self._limits),
-            *final_message_violations(request.prompt, request.messages, request.continue_final_message),
+            *prompt_violations(request, self._limits),
             *text_violations("continuation", request.continuation, self._limits.max_prompt_bytes),
             *stack_violations(request.adapters),
         ]
@@ -63,7 +62,7 @@ class Scorer:
         )
 
     def _encode(self, request: ScoreRequest) -> tuple[list[int], list[int]]:
-        prompt_ids = encode_prompt(self._text, request.prompt, request.messages, request.continue_final_message)
+        prompt_ids, _ = encode_prompt(self._text, request)
         check_context(request.prompt, len(prompt_ids), self._info.max_context)
         ids = self._text.encode_continuation(request.continuation, field="continuation")
         left = self._info.max_context - len(prompt_ids)

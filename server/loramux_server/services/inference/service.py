@@ -12,9 +12,9 @@ from dataclasses import replace
 from ...core.backend import GenerateCommand
 from ...core.errors import invalid
 from ...core.observer import NullObserver, Observer
-from ...core.types import Chunk, FinishReason, GenerateRequest, Message, SamplingParams, Usage
+from ...core.types import Chunk, FinishReason, GenerateRequest, SamplingParams, Usage
 from ...text import StopMatcher
-from ..common.checks import check_generation, final_message_violations, prompt_violations
+from ..common.checks import check_generation, prompt_violations
 from ..common.context import Context
 from ..common.deadlines import Preparation
 from ..common.stacks import StackResolver, active
@@ -23,7 +23,7 @@ from .answer import Answer, Prepared
 from .choice import ChoiceDecoder
 from .prompts import check_context, encode_prompt
 from .scoring import Scorer
-from .types import Choice, Completion, Score, ScoreRequest, Tokens
+from .types import Choice, Completion, Score, ScoreRequest, TokenizeRequest, Tokens
 
 GREEDY_BELOW = 1e-4
 """Temperatures under this are greedy: dividing by them would overflow."""
@@ -79,22 +79,12 @@ class GenerationService:
         """Log-probabilities of a given continuation. Raises as ``generate`` does."""
         return await self._scorer.score(request)
 
-    async def tokenize(
-        self,
-        text: str | None = None,
-        messages: tuple[Message, ...] = (),
-        continue_final_message: bool = False,
-        deadline: float | None = None,
-    ) -> Tokens:
+    async def tokenize(self, request: TokenizeRequest) -> Tokens:
         """Token ids of exactly one of a plain prompt and messages, as ``generate`` would feed them to the model."""
-        violations = [
-            *prompt_violations(text, messages, self._limits),
-            *final_message_violations(text, messages, continue_final_message, asked=False),
-        ]
-        if violations:
+        if violations := [*prompt_violations(request, self._limits, answered=False)]:
             raise invalid(violations)
-        async with self._preparation.turn(deadline):
-            return await prepare(lambda: self._tokens(text, messages, continue_final_message))
+        async with self._preparation.turn(request.deadline):
+            return await prepare(lambda: self._tokens(request))
 
     def token_text(self, token_id: int) -> str:
         """The text of one token, for log-probabilities (bytes that are no character by themselves become U+FFFD)."""
@@ -105,9 +95,7 @@ class GenerationService:
         started = time.monotonic()
         grammar = check_generation(request, self._limits, self._info.vocab_size)
         async with self._preparation.turn(request.deadline) as deadline:
-            ids = await prepare(
-                lambda: encode_prompt(self._text, request.prompt, request.messages, request.continue_final_message)
-            )
+            ids, _ = await prepare(lambda: encode_prompt(self._text, request))
             check_context(request.prompt, len(ids), self._info.max_context)
             stack = await self._stacks.resolve(request.adapters, request.principal.tenant)
         sampling = self._sampling(request.sampling, left=self._info.max_context - len(ids))
@@ -161,19 +149,13 @@ class GenerationService:
             seed=secrets.randbits(62) if sampling.seed is None and temperature else sampling.seed,
         )
 
-    def _tokens(self, text: str | None, messages: tuple[Message, ...], continue_final_message: bool) -> Tokens:
-        tokenizer = self._text
-        if text is None:
-            rendered = tokenizer.render_chat(messages, continue_final_message=continue_final_message)
-            shown = tokenizer.plain(rendered)
-        else:
-            shown = text
-        ids = tuple(encode_prompt(tokenizer, text, messages, continue_final_message))
+    def _tokens(self, request: TokenizeRequest) -> Tokens:
+        ids, shown = encode_prompt(self._text, request)
         return Tokens(
-            ids=ids,
-            pieces=tuple(tokenizer.token_text(id) for id in ids),
+            ids=tuple(ids),
+            pieces=tuple(self._text.token_text(id) for id in ids),
             text=shown,
-            token_bytes=tuple(tokenizer.token_bytes(id) for id in ids),
+            token_bytes=tuple(self._text.token_bytes(id) for id in ids),
         )
 
 

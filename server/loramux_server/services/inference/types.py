@@ -1,4 +1,4 @@
-"""What a generation, a score or a tokenisation answers."""
+"""What a generation, a score or a tokenisation takes and answers."""
 
 from __future__ import annotations
 
@@ -43,6 +43,21 @@ class ScoreRequest:
     """Seconds on the monotonic clock."""
     continue_final_message: bool = False
     """Score what goes on writing the last message, instead of a new turn."""
+    tools: str = ""
+    chat_template_kwargs: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizeRequest:
+    """Show the tokens of a prompt or messages (exactly one of them)."""
+
+    prompt: str | None = None
+    messages: tuple[Message, ...] = ()
+    continue_final_message: bool = False
+    tools: str = ""
+    chat_template_kwargs: str = ""
+    deadline: float | None = None
+    """Seconds on the monotonic clock."""
 
 
 @dataclass(frozen=True, slots=True)
