@@ -63,6 +63,7 @@ def generate(
             help="Text to go on from, or with --message to answer; '-': stdin without its last newline. Left out with"
             " --messages.",
             show_default=False,
+            metavar="PROMPT",
         ),
     ] = None,
     adapter: AdapterOption = None,
@@ -115,7 +116,8 @@ def generate(
       loramux generate -m "When does Acme open?" -a acme -a formal:0.5
       loramux generate -m "Is the sky blue?" --choice yes --choice no
       loramux generate - --system "Summarise this." --json < letter.txt
-      loramux generate --messages chat.json --tools tools.json --template-arg enable_thinking=false
+      loramux generate --messages chat.json --tools tools.json
+      loramux generate -m "Is the sky blue?" --template-arg enable_thinking=false
     """  # noqa: D301
     shown, given_args = json_list(tools, "--tools"), template_args(template_arg)
     turns = json_list(messages, "--messages")
