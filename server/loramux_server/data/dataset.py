@@ -64,7 +64,7 @@ class Example:
 
 
 @dataclass(frozen=True, slots=True)
-class DatasetReport:
+class DatasetSummary:
     """A summary of the good rows for people and for estimates. Lengths in tokens."""
 
     rows: int = 0
@@ -97,7 +97,7 @@ class Dataset:
     """Tokenised rows and their summary."""
 
     examples: tuple[Example, ...]
-    report: DatasetReport
+    report: DatasetSummary
 
     @property
     def rows(self) -> tuple[TrainRow, ...]:
@@ -219,7 +219,7 @@ def parse_dataset(data: bytes, problems: Problems, limits: DatasetLimits, watch:
     return [row for row in rows if row.line not in bad_answers]
 
 
-def counted(examples: Sequence[Example], report: DatasetReport) -> DatasetReport:
+def counted(examples: Sequence[Example], report: DatasetSummary) -> DatasetSummary:
     """``report`` with its counts of rows and tokens taken from ``examples``."""
     return replace(
         report,
@@ -233,13 +233,13 @@ def counted(examples: Sequence[Example], report: DatasetReport) -> DatasetReport
 
 def _report(
     rows: list[DataRow], examples: list[Example], too_long: int, pairs: bool, tokenizer: TextTokenizer
-) -> DatasetReport:
+) -> DatasetSummary:
     duplicates = len(rows) - len({_fingerprint(row) for row in rows})
     endless = [example.line for example in examples if example.row.input_ids[-1] not in tokenizer.eos_token_ids]
     notes = tuple(notes_on(rows, duplicates, endless, tokenizer)) if rows else ()
     return counted(
         examples,
-        DatasetReport(
+        DatasetSummary(
             duplicates=duplicates,
             too_long=too_long,
             pairs=pairs,

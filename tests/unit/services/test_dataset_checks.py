@@ -15,7 +15,7 @@ from loramux_server.core.backend import EngineInfo, ScoreCommand, ScoreResult
 from loramux_server.core.errors import Code, Error
 from loramux_server.core.jobs import JobRequest, TrainSpec
 from loramux_server.core.principal import LOCAL
-from loramux_server.data.dataset import DatasetReport
+from loramux_server.data.dataset import DatasetSummary
 from loramux_server.data.notes import PlainRows
 from loramux_server.services.common.limits import Limits
 from loramux_server.services.datasets.how_to_ask import how_to_ask
@@ -224,10 +224,10 @@ async def test_the_default_replay_rows_become_the_tenants_own(server: Server, st
 
 
 def test_costs_follow_the_shapes(info: EngineInfo) -> None:
-    report = DatasetReport(rows=40, examples=40, tokens=1000, trained_tokens=200, longest=30)
+    report = DatasetSummary(rows=40, examples=40, tokens=1000, trained_tokens=200, longest=30)
     speed = Speed(1e6, "a test")
 
-    def of(report: DatasetReport = report, **settings: Any) -> Estimate:
+    def of(report: DatasetSummary = report, **settings: Any) -> Estimate:
         return estimate(info, TrainSpec(**settings), report, speed, 1 << 40)
 
     def seconds(**settings: Any) -> float:
@@ -305,7 +305,7 @@ async def test_notes_on_held_out_rows_say_so(server: Server) -> None:
 
 def test_a_prompt_that_is_no_plain_line_is_not_shown(text: TextTokenizer) -> None:
     def shown(prompt: str) -> str:
-        report = DatasetReport(plain=PlainRows(1, 7, "prompt + completion", prompt))
+        report = DatasetSummary(plain=PlainRows(1, 7, "prompt + completion", prompt))
         (note,) = how_to_ask(report, text)
         assert note.text.startswith("1 row of prompt + completion (line 7 first) is learned")
         return note.text.partition("loramux generate ")[2].partition(" -a NAME")[0]

@@ -5,14 +5,14 @@ from __future__ import annotations
 import shlex
 
 from ...core.notes import Note
-from ...data.dataset import DatasetReport
+from ...data.dataset import DatasetSummary
 from ...text import TextTokenizer
 
 MAX_EXAMPLE = 80
 """Longest prompt, in characters, that is shown in an example of a command."""
 
 
-def how_to_ask(report: DatasetReport, text: TextTokenizer, name: str = "NAME") -> tuple[Note, ...]:
+def how_to_ask(report: DatasetSummary, text: TextTokenizer, name: str = "NAME") -> tuple[Note, ...]:
     """A note with the command that asks adapter ``name``, where rows are learned as plain text and need not be."""
     plain = report.plain
     if plain is None or text.chat_template is None:

@@ -9,7 +9,7 @@ import msgspec
 from ...core.errors import Code, Error, FieldViolation, Reason
 from ...core.notes import Note
 from ...core.types import StackItem
-from ...data.dataset import DatasetReport
+from ...data.dataset import DatasetSummary
 from ...data.expect import Expected
 from ...data.label_masks import MarkedText
 from .training_data import Sources
@@ -71,8 +71,8 @@ class Checked(msgspec.Struct, frozen=True, tag=True):
 
     refused: tuple[str, ...] = ()
     """Why the data, or the held-out data, are refused as a whole; the rest is empty then."""
-    report: DatasetReport = DatasetReport()
-    trained: DatasetReport = DatasetReport()
+    report: DatasetSummary = DatasetSummary()
+    trained: DatasetSummary = DatasetSummary()
     """The counts of ``report`` with the rows that are replayed."""
     problems: FoundProblems = FoundProblems()
     held_out_problems: FoundProblems = FoundProblems()
@@ -87,9 +87,9 @@ class RowsSummary(msgspec.Struct, frozen=True, tag=True):
     """What the front needs of a job's rows. It lies in the rows file beside them."""
 
     base: str
-    train: DatasetReport
+    train: DatasetSummary
     train_digest: str
-    held_out: DatasetReport | None
+    held_out: DatasetSummary | None
     held_out_digest: str
     row_stacks: tuple[tuple[StackItem, ...], ...]
     """The stacks that rows name; a row of the file has an index into it."""

@@ -9,7 +9,7 @@ from ...core.backend import ScoreCommand
 from ...core.errors import Error, FieldViolation, invalid
 from ...core.jobs import JobState, TrainSpec
 from ...core.principal import SERVER_TENANT
-from ...data.dataset import DatasetReport
+from ...data.dataset import DatasetSummary
 from ...training.schedule import Schedule
 from ..common.context import Context
 from ..common.stacks import StackResolver
@@ -17,8 +17,7 @@ from ..datasets.how_to_ask import how_to_ask
 from ..datasets.worker import DatasetWorker
 from .checks import spec_violations
 from .estimate import Estimate, Shape, Speed, estimate, speed_of_job
-from .types import DatasetReport as Report
-from .types import RowProblem
+from .types import DatasetReport, RowProblem
 
 MAX_SHOWN = 100
 PROBE_TOKENS = 256
@@ -48,7 +47,7 @@ class DatasetChecks:
         show: int = 0,
         from_line: int = 0,
         validation_id: str = "",
-    ) -> Report:
+    ) -> DatasetReport:
         """What is wrong with a dataset, and what its good rows hold and cost with ``spec``, those it replays included.
 
         With held-out data, what is wrong with these is told too, and how many of their rows are training rows.
@@ -64,7 +63,7 @@ class DatasetChecks:
             raise invalid(violations)
         checked = await self._worker.check(tenant, spec, dataset_id, validation_id, show=show, from_line=from_line)
         if checked.refused:
-            return Report(problems=tuple(RowProblem(0, why) for why in checked.refused), problems_total=1)
+            return DatasetReport(problems=tuple(RowProblem(0, why) for why in checked.refused), problems_total=1)
         await self._stacks.resolve_many(checked.row_stacks, tenant)
         found, trained, cost = checked.report, checked.trained, Estimate(None, 0, "")
         if found.examples:
@@ -72,7 +71,7 @@ class DatasetChecks:
             speed = await asyncio.to_thread(self._speed_of_jobs, trained, tenant) or await self._probe()
             cost = estimate(self._info, spec, trained, speed, free, self._limits.max_activation_bytes)
         problems, others = checked.problems, checked.held_out_problems
-        return Report(
+        return DatasetReport(
             rows=found.rows,
             tokens=found.tokens,
             trained_tokens=found.trained_tokens,
@@ -94,7 +93,7 @@ class DatasetChecks:
             shown=checked.shown,
         )
 
-    def _speed_of_jobs(self, report: DatasetReport, tenant: str) -> Speed | None:
+    def _speed_of_jobs(self, report: DatasetSummary, tenant: str) -> Speed | None:
         """The speed of the tenant's latest job that tells one and ran on this base."""
         jobs, _ = self._store.jobs.list(tenant, states=[JobState.SUCCEEDED], page_size=LOOK_BACK)
         for job in jobs:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from ...core.backend import EngineInfo
 from ...core.jobs import TrainSpec
-from ...data.dataset import DatasetReport
+from ...data.dataset import DatasetSummary
 from ...training.micro_batch_size import MAX_TOKENS, activation_budget
 from ...training.schedule import Schedule
 from .checks import selected_modules
@@ -87,7 +87,7 @@ class Shape:
         return float(tokens * (self.lower + self.upper) + self.head)
 
 
-def speed_of_job(shape: Shape, spec: TrainSpec, report: DatasetReport, tokens_per_second: float, name: str) -> Speed:
+def speed_of_job(shape: Shape, spec: TrainSpec, report: DatasetSummary, tokens_per_second: float, name: str) -> Speed:
     """The speed that a job with ``shape`` and ``spec`` ran at; its share of loss tokens is taken from ``report``."""
     passes = max(spec.epochs, 1.0)
     work = shape.work(report.tokens, report.trained_tokens, passes, report.pairs) / (passes * report.tokens)
@@ -97,7 +97,7 @@ def speed_of_job(shape: Shape, spec: TrainSpec, report: DatasetReport, tokens_pe
 def estimate(
     info: EngineInfo,
     spec: TrainSpec,
-    report: DatasetReport,
+    report: DatasetSummary,
     speed: Speed | None,
     free: int,
     activation_memory: int | None = None,
