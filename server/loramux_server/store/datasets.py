@@ -100,11 +100,6 @@ class DatasetTable:
                 reason=error.reason,
             ) from error
 
-    def set_rows(self, dataset_id: str, tenant: str, rows: int) -> None:
-        """Note how many rows a dataset has, once somebody counted."""
-        with self._db.write() as connection:
-            connection.execute(d.update().where(d.c.id == dataset_id, d.c.owner == tenant).values(rows=rows))
-
     def referenced_digests(self) -> frozenset[str]:
         """Blobs of all datasets."""
         with self._db.read() as connection:

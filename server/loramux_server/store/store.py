@@ -71,11 +71,6 @@ class Store:
             state.close()
             raise
 
-    @property
-    def base_dir(self) -> Path:
-        """Where the converted base model is kept."""
-        return self.state.base
-
     def create_job(
         self, request: JobRequest, donors: Mapping[str, str], notes: Sequence[Note], folder: Path
     ) -> JobRecord:

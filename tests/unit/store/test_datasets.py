@@ -19,8 +19,6 @@ def test_the_same_bytes_are_one_dataset(store: Store, tmp_path: Path) -> None:
     assert store.datasets.get(one.id, "t") == one
     assert store.datasets.path(one.id, "t").read_bytes() == source.read_bytes()
     assert store.collect_orphans() == ()
-    store.datasets.set_rows(one.id, "t", 1)
-    assert store.datasets.get(one.id, "t").rows == 1
 
 
 def test_each_tenant_has_its_own(store: Store, tmp_path: Path) -> None:
