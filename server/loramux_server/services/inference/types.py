@@ -73,10 +73,6 @@ class Score:
     token_bytes: tuple[bytes, ...] = ()
     """UTF-8 of each token; joined they are the continuation."""
 
-    @property
-    def total_logprob(self) -> float:
-        return sum(self.logprobs)
-
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
