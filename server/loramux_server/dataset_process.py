@@ -16,7 +16,7 @@ from .services.datasets.orders import Answer, Delivery, Refused
 from .services.datasets.preparation import carry_out
 from .text import TextTokenizer
 
-NICENESS = 19
+NICENESS = 10
 """Requests come first."""
 
 
