@@ -43,7 +43,7 @@ class JobInfo:
     id: str
     name: str
     state: str
-    """validating_files, queued, running, paused, evaluating, publishing, succeeded, failed or cancelled."""
+    """queued, running, paused, evaluating, publishing, succeeded, failed or cancelled."""
     step: int = 0
     total_steps: int = 0
     metrics: dict[str, float] = field(default_factory=dict)

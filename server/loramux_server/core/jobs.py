@@ -14,7 +14,6 @@ from .types import BASE, AdapterVersion, Stack, StackItem
 class JobState(StrEnum):
     """States of a training job, in OpenAI's words where it has them."""
 
-    VALIDATING_FILES = "validating_files"
     QUEUED = "queued"
     RUNNING = "running"
     PAUSED = "paused"
@@ -34,7 +33,6 @@ class JobState(StrEnum):
 
 
 MOVES: dict[JobState, frozenset[JobState]] = {
-    JobState.VALIDATING_FILES: frozenset({JobState.QUEUED, JobState.FAILED, JobState.CANCELLED}),
     JobState.QUEUED: frozenset({JobState.RUNNING, JobState.PAUSED, JobState.FAILED, JobState.CANCELLED}),
     # running -> queued: the server stopped or the engine died, and the job is taken up again.
     JobState.RUNNING: frozenset(

@@ -66,6 +66,9 @@ def states_from_proto(states: Iterable[pb.JobState.ValueType]) -> tuple[JobState
         raise invalid_field(
             f"states[{words.index('')}]", "is JOB_STATE_UNSPECIFIED; leave the list empty for all states"
         )
+    for i, state in enumerate(words):
+        if state not in set(JobState):
+            raise invalid_field(f"states[{i}]", f"is {state}, a state that no job has; leave it out")
     return tuple(dict.fromkeys(map(JobState, words)))
 
 
