@@ -8,6 +8,9 @@ import os
 import queue
 import random
 import signal
+import socket
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,9 +25,9 @@ from loramux_server.core.errors import Code, invalid_field
 from loramux_server.core.types import Grammar, GrammarKind
 from loramux_server.engine.grammar import host as grammar_host
 from loramux_server.engine.grammar.host import GrammarHost
-from loramux_server.engine.grammar.wire import Mask, Setup
+from loramux_server.engine.grammar.wire import Compile, Compiled, Forked, Mask, Open, Setup, decode_reply, frame
 from loramux_server.engine.transport.protocol import Failure, Output
-from loramux_server.engine.transport.wire import HEADER, decode, encode
+from loramux_server.engine.transport.wire import HEADER, decode, encode, frame_size
 from loramux_server.text import TextTokenizer
 from loramux_server.text.response_format import ANY_OBJECT, MAX_BYTES, parse_format
 from tests.examples import examples
@@ -246,6 +249,36 @@ def test_some_of_these_do_run_into_their_bounds(masks: Masks) -> None:
     """The corpus above is not harmless: more than one of it needs the bounds."""
     ended = {name for name, (grammar, liked) in HOSTILE.items() if masks.walk(grammar, 120, choose=liked).code}
     assert {"nested quantifiers", "evil regex", "rules that double"} <= ended
+
+
+def test_a_refusal_is_not_lost_to_what_is_under_way(tmp_path: Path) -> None:
+    """The process leaves the closing to the host, which may be writing while the refusal comes."""
+    write_tokenizer(tmp_path)
+    control, theirs = socket.socketpair()
+    with control, theirs:
+        command = [sys.executable, "-m", grammar_host.MODULE, str(theirs.fileno())]
+        parent = subprocess.Popen(command, pass_fds=[theirs.fileno()])
+        control.sendall(frame(Setup(str(tmp_path), (0, EOS), compile_seconds=5.0)))
+        ours, its = socket.socketpair()
+        with ours:
+            with its:
+                socket.send_fds(control, [b"x"], [its.fileno()])
+            ours.sendall(frame(Compile(regex("(a"))))
+            ours.settimeout(SECONDS)
+            with ours.makefile("rb") as stream:
+                replies = [decode_reply(stream.read(frame_size(stream.read(HEADER.size)))) for _ in range(2)]
+                assert replies[0] == Forked()
+                assert isinstance(replies[1], Compiled)
+                assert replies[1].error
+                ours.settimeout(0.5)
+                with pytest.raises(TimeoutError):
+                    ours.recv(1)
+                ours.sendall(frame(Open(1)))
+                ours.shutdown(socket.SHUT_WR)
+                ours.settimeout(SECONDS)
+                assert ours.recv(1) == b""
+        control.shutdown(socket.SHUT_RDWR)
+        assert parent.wait(SECONDS) == 0
 
 
 def test_a_grammar_crosses_the_socket() -> None:

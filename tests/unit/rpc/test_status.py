@@ -37,7 +37,14 @@ def test_every_code_has_a_status_of_http() -> None:
 def test_reasons_are_used_and_fit_their_column() -> None:
     sources = "".join(path.read_text() for path in SERVER.rglob("*.py") if path.name != "errors.py")
     own = set(get_args(Reason)) - {code.name for code in Code}
-    elsewhere = {"ADAPTER_NOT_FOUND", "BLOB_DAMAGED", "BLOB_MISSING", "LOGITS_NOT_FINITE", "SHUTTING_DOWN"}
+    elsewhere = {
+        "ADAPTER_NOT_FOUND",
+        "BLOB_DAMAGED",
+        "BLOB_MISSING",
+        "LOGITS_NOT_FINITE",
+        "ROWS_DAMAGED",
+        "SHUTTING_DOWN",
+    }
     assert [r for r in own - elsewhere if f'"{r}"' not in sources and not r.startswith("GRAMMAR_")] == []
     assert {code.name for code in Code} <= set(get_args(Reason))
     assert max(map(len, get_args(Reason))) <= MAX_REASON

@@ -535,12 +535,15 @@ async def test_rows_name_adapters_that_exist(server: Server) -> None:
     with pytest.raises(Error) as caught:
         await server.service.create_job(JobRequest("acme", dataset, "default"))
     assert caught.value.code is Code.NOT_FOUND
-    rows = [{**row, "on_top_of": {"../x": 1, "far": 1e9}} for row in ROWS[:1]]
-    dataset = await server.dataset(rows)  # type: ignore[arg-type]
-    with pytest.raises(Error) as caught:
-        await server.service.create_job(JobRequest("acme", dataset, "default"))
-    assert [v.field for v in caught.value.violations] == ["data[line 1]"] * 2
-    assert "on_top_of[0].adapter: " in caught.value.violations[0].description
+    for stack, said in (
+        ({"../x": 1, "a b": 1}, "on_top_of[{}].adapter: "),
+        ({"x": 1e9, "y": -1e9}, "between -100 and 100"),
+    ):
+        dataset = await server.dataset([{**ROWS[0], "on_top_of": stack}])  # type: ignore[list-item]
+        with pytest.raises(Error) as caught:
+            await server.service.create_job(JobRequest("acme", dataset, "default"))
+        assert [v.field for v in caught.value.violations] == ["data[line 1]"] * 2
+        assert all(said.format(i) in v.description for i, v in enumerate(caught.value.violations))
 
 
 async def test_dataset_reports(server: Server) -> None:

@@ -82,6 +82,13 @@ def _serve(connection: socket.socket, tokenizer: LLTokenizer, compile_seconds: f
     def reply(message: Reply) -> None:
         connection.sendall(frame(message))
 
+    def refuse(error: str) -> None:
+        # The host closes. If this end did, a message under way to it would cost the host this reply.
+        reply(Compiled(error))
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        while stream.read(1 << 16):
+            pass
+
     reply(Forked())
     with connection.makefile("rb") as stream:
         request = read_request(stream)
@@ -91,14 +98,15 @@ def _serve(connection: socket.socket, tokenizer: LLTokenizer, compile_seconds: f
             try:
                 text = _source(request.grammar)
             except ValueError as error:
-                reply(Compiled(str(error)))
+                refuse(str(error))
                 return
             first = LLMatcher(tokenizer, text, log_level=0, limits=_limits())
             if not first.is_error():
                 first.deep_copy().compute_bitmask()  # much of the work is only done for the first mask
-        reply(Compiled(_words(first)))
         if first.is_error():
+            refuse(_words(first))
             return
+        reply(Compiled())
         answers: dict[int, _Answer] = {}
         while (request := read_request(stream)) is not None:
             with _bounded(STEP_SECONDS):
