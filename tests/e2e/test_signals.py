@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import pty
+import select
 import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -24,9 +26,11 @@ STOPPING = [signal.SIGTERM, signal.SIGINT, signal.SIGHUP]
 def family(pid: int) -> set[int]:
     """A process and all that descend from it."""
     found = {pid}
-    for task in Path(f"/proc/{pid}/task").iterdir():
-        for child in (task / "children").read_text().split():
-            found |= family(int(child))
+    with suppress(OSError):  # it has just ended
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            with suppress(OSError):  # a thread has
+                for child in (task / "children").read_text().split():
+                    found |= family(int(child))
     return found
 
 
@@ -34,15 +38,21 @@ def tell_all(server: ServerProcess, number: signal.Signals) -> set[int]:
     """Send a signal to a server and its processes, as process managers do; gives who they were."""
     members = family(server.process.pid)
     for member in members:
-        os.kill(member, number)
+        with suppress(ProcessLookupError):
+            os.kill(member, number)
     return members
 
 
 def gone(pid: int) -> bool:
+    """Whether a process has ended. It closes its files before, so one that is about to is waited for."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    except OSError:
+        ended = os.pidfd_open(pid)
+    except ProcessLookupError:
         return True
+    try:
+        return bool(select.select([ended], [], [], 10.0)[0])
+    finally:
+        os.close(ended)
 
 
 @pytest.mark.parametrize("number", STOPPING)
