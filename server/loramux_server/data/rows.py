@@ -140,9 +140,9 @@ def _on_top_of(value: Any, problems: list[str]) -> tuple[StackItem, ...] | None:
     for name, weight in pairs:
         if isinstance(weight, bool) or not isinstance(weight, int | float) or weight not in WEIGHT:
             problems.append(f"on_top_of: the weight of {name[:80]!r} must be a number {WEIGHT}")
-            return None
-        items.append(StackItem(name, float(weight)))
-    return tuple(items)
+        else:
+            items.append(StackItem(name, float(weight)))
+    return tuple(items) if len(items) == len(pairs) else None
 
 
 def _unfit_values(value: Mapping[str, Any], used: set[str]) -> list[str]:

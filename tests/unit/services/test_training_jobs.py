@@ -536,7 +536,7 @@ async def test_rows_name_adapters_that_exist(server: Server) -> None:
         await server.service.create_job(JobRequest("acme", dataset, "default"))
     assert caught.value.code is Code.NOT_FOUND
     for stack, said in (
-        ({"../x": 1, "a b": 1}, "on_top_of[{}].adapter: "),
+        ({"../x": 1, "../y": 1}, "on_top_of[{}].adapter: "),
         ({"x": 1e9, "y": -1e9}, "between -100 and 100"),
     ):
         dataset = await server.dataset([{**ROWS[0], "on_top_of": stack}])  # type: ignore[list-item]
