@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from loramux_server.core.jobs import TrainEvent, TrainRow, TrainSpec
+from loramux_server.data.rows_file import assign_stacks
 from loramux_server.peft.folder import read_folder
 from loramux_server.services.evaluation.gate import Gate, failed_because
 from loramux_server.training import evaluation, job_scheduler
-from loramux_server.training.schedule import assign_stacks
 from tests.engine import Engine, prompts, stack_of, version_of
 from tests.examples import few
 from tests.peft_loop import PeftLoop, initial_adapter

@@ -9,7 +9,7 @@ import torch
 
 from loramux_server.core.jobs import TrainSpec
 from loramux_server.core.types import BASE
-from loramux_server.training.schedule import assign_stacks
+from loramux_server.data.rows_file import assign_stacks
 from tests.engine import Engine, command, prompts, rows, stack_of, version_of
 from tests.examples import few
 from tests.oracle import Oracle

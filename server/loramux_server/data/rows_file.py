@@ -77,8 +77,8 @@ class RowTable(Sequence[TrainRow]):
         """The same rows, those that name a stack over ``command.stacks``; then the others take turns here."""
         if not command.row_stacks:
             return self
-        turns = itertools.cycle(range(command.own_stacks))
-        stacks = [next(turns) if stack == NO_STACK else command.row_stacks[stack] for stack in self.stacks]
+        named = (None if stack is None else command.row_stacks[stack] for stack in self.named_stacks)
+        stacks = assign_stacks(named, command.own_stacks)
         return RowTable(self.pairs, stacks, self.ends, self.ids, self.labels)
 
     def __len__(self) -> int:
@@ -111,6 +111,12 @@ class RowsContent:
 
     tables: Mapping[str, RowTable]
     summary: bytes
+
+
+def assign_stacks(named: Iterable[int | None], stacks: int) -> list[int]:
+    """Index of the frozen stack under each row: the one that it names, or else the job's ``stacks`` stacks in turn."""
+    turns = itertools.cycle(range(stacks))
+    return [next(turns) if stack is None else stack for stack in named]
 
 
 def write_rows(folder: Path, tables: Mapping[str, Iterable[TrainRow]], summary: bytes) -> None:

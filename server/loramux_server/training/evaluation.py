@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..core.jobs import TrainRow
+from ..data.rows_file import assign_stacks
 from ..lora.trainable import TrainableAdapter
 from .frozen_model import FrozenModel
 from .micro_batch import JobRows, row_logprobs
 from .micro_batch_size import MicroBatchSizer
 from .run import TrainingRun
-from .schedule import assign_stacks
 from .work import Held, Tasks
 
 

@@ -5,10 +5,8 @@ Everything is a function of the seed and the step number, so a job can be resume
 
 from __future__ import annotations
 
-import itertools
 import math
 import random
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 from ..core.jobs import TrainSpec
@@ -76,9 +74,3 @@ class Schedule:
                 return peak * 0.5 * (1 - math.cos(math.pi * left))
             case _:
                 return peak
-
-
-def assign_stacks(named: Iterable[int | None], stacks: int) -> list[int]:
-    """Index of the frozen stack under each row: the one that it names, or else the job's ``stacks`` stacks in turn."""
-    turns = itertools.cycle(range(stacks))
-    return [next(turns) if stack is None else stack for stack in named]

@@ -10,7 +10,7 @@ import torch
 from ..core.errors import invalid_field
 from ..core.jobs import RowsFile, TrainCommand, TrainRow, TrainSpec
 from ..core.types import AdapterVersion
-from ..data.rows_file import HELD_OUT, TRAIN, RowsContent, read_rows
+from ..data.rows_file import HELD_OUT, TRAIN, RowsContent, assign_stacks, read_rows
 from ..host.resources import host_available
 from ..lora.bank import AdapterBank, HostAdapter, LoraPair
 from ..lora.routed_linear import LinearGroup
@@ -24,7 +24,7 @@ from .layerwise import ActivationPolicy
 from .micro_batch import JobRows, row_logprobs
 from .objective import objective_of
 from .run import TrainingRun
-from .schedule import Schedule, assign_stacks
+from .schedule import Schedule
 from .work import PAUSE, Held, Interruptible, Tasks
 
 CACHE_SHARE = 8

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from loramux_server.core.jobs import TrainSpec
-from loramux_server.training.schedule import MIN_WARMUP, Schedule, assign_stacks
+from loramux_server.data.rows_file import assign_stacks
+from loramux_server.training.schedule import MIN_WARMUP, Schedule
 
 SPEC = TrainSpec(batch_size=4, epochs=3, learning_rate=1e-3)
 

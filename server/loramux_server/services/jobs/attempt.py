@@ -14,12 +14,11 @@ from loramux.comparison import Comparison, judged
 from ...core.errors import Error
 from ...core.jobs import JobState, JudgedRow, TrainCommand, TrainEvent, TrainEventType
 from ...core.types import AdapterVersion, Stack, StackEntry, StackItem
-from ...data.rows_file import HELD_OUT, PROMPTED
+from ...data.rows_file import HELD_OUT, PROMPTED, assign_stacks
 from ...host.failpoints import reach
 from ...host.files import read_regular, storage_errors, sync_folder, write_durable
 from ...peft.schema import CARD_FILE, WEIGHTS_FILE, AdapterConfig
 from ...store.records import AdapterMeta, JobRecord, VersionRecord
-from ...training.schedule import assign_stacks
 from ..adapters.publish import publish, verify_trained
 from ..common.context import Context
 from ..common.stacks import pinned_items
