@@ -26,11 +26,21 @@ _SAMPLING = (
 )
 
 
+def _asked(request: pb.GenerateRequest | pb.ScoreRequest | pb.TokenizeRequest) -> dict[str, Any]:
+    """What the answer follows: the fields of :class:`core.types.Asked`."""
+    return {
+        "prompt": request.prompt if request.HasField("prompt") else None,
+        "messages": messages_from_proto(request.messages),
+        "continue_final_message": request.continue_final_message,
+        "tools": request.tools,
+        "chat_template_kwargs": request.chat_template_kwargs,
+    }
+
+
 def generate_from_proto(request: pb.GenerateRequest, call: Call, defaults: SamplingParams) -> GenerateRequest:
     """A generation as the services take it. Nothing is checked here but what our own types cannot hold."""
     return GenerateRequest(
-        prompt=request.prompt if request.HasField("prompt") else None,
-        messages=messages_from_proto(request.messages),
+        **_asked(request),
         adapters=stack_from_proto(request.adapters),
         sampling=sampling_from_proto(request, defaults),
         stop=tuple(request.stop),
@@ -39,9 +49,6 @@ def generate_from_proto(request: pb.GenerateRequest, call: Call, defaults: Sampl
         request_id=call.request_id,
         deadline=call.deadline,
         response_format=format_from_proto(request.response_format) if request.HasField("response_format") else None,
-        continue_final_message=request.continue_final_message,
-        tools=request.tools,
-        chat_template_kwargs=request.chat_template_kwargs,
     )
 
 
@@ -112,26 +119,18 @@ def score_from_proto(request: pb.ScoreRequest, call: Call) -> ScoreRequest:
     """A continuation to score."""
     return ScoreRequest(
         continuation=request.continuation,
-        prompt=request.prompt if request.HasField("prompt") else None,
-        messages=messages_from_proto(request.messages),
+        **_asked(request),
         adapters=stack_from_proto(request.adapters),
         principal=call.principal,
         request_id=call.request_id,
         deadline=call.deadline,
-        continue_final_message=request.continue_final_message,
-        tools=request.tools,
-        chat_template_kwargs=request.chat_template_kwargs,
     )
 
 
 def tokenize_from_proto(request: pb.TokenizeRequest, call: Call) -> TokenizeRequest:
     """A text to tokenise."""
     return TokenizeRequest(
-        prompt=request.prompt if request.HasField("prompt") else None,
-        messages=messages_from_proto(request.messages),
-        continue_final_message=request.continue_final_message,
-        tools=request.tools,
-        chat_template_kwargs=request.chat_template_kwargs,
+        **_asked(request),
         deadline=call.deadline,
     )
 
