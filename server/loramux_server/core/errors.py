@@ -6,6 +6,7 @@ INTERNAL with an opaque id. To add a reason, add it to :data:`Reason`; the type 
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
@@ -138,6 +139,17 @@ def invalid(violations: Iterable[FieldViolation], *, reason: Reason = "INVALID_A
 def invalid_field(field: str, description: str, *, reason: Reason = "INVALID_ARGUMENT") -> Error:
     """An INVALID_ARGUMENT error about one field."""
     return invalid([FieldViolation(field, description)], reason=reason)
+
+
+def internal_error() -> tuple[str, Error]:
+    """An opaque id for the log, and the error of a job that failed by a defect: it tells the id and nothing else."""
+    id = new_error_id()
+    return id, Error(Code.INTERNAL, f"internal error {id}; the server's log tells more")
+
+
+def new_error_id() -> str:
+    """An id under which the log has what a caller is not told."""
+    return uuid.uuid4().hex[:12]
 
 
 def is_damage(error: Error) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import time
-import uuid
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -12,7 +11,7 @@ from typing import Final
 import torch
 
 from ..core.background import Ended, Report
-from ..core.errors import Code, Error
+from ..core.errors import Code, Error, internal_error
 from ..core.jobs import TrainCommand, TrainEvent, TrainEventType
 from ..model.out_of_memory import out_of_memory
 from ..model.resident import ResidentBase
@@ -240,9 +239,9 @@ def _reason(job: str, failure: Exception) -> Error:
             " layers or with a lower rank",
             reason=OUT_OF_MEMORY,
         )
-    id = uuid.uuid4().hex[:12]
+    id, error = internal_error()
     log.error("training job %s failed with internal error %s", job, id, exc_info=failure)
-    return Error(Code.INTERNAL, f"internal error {id}; the server's log tells more")
+    return error
 
 
 def make_job_scheduler(base: ResidentBase, activation_memory: int | None, *, jobs_dir: Path) -> JobScheduler:

@@ -13,7 +13,7 @@ from typing import Any, Protocol, TypeVar
 import structlog
 
 from ...core.call import Call, enter
-from ...core.errors import Code, Error, shutting_down
+from ...core.errors import Code, Error, new_error_id, shutting_down
 from ...telemetry.logs import get_logger
 
 logger = get_logger(__name__)
@@ -132,7 +132,7 @@ class Calls:
                 code = _code_of_cancelled(call)
                 raise
             code = Code.INTERNAL.name
-            error_id = uuid.uuid4().hex[:12]
+            error_id = new_error_id()
             logger.exception("call failed", method=call.method, error_id=error_id)
             raise Error(Code.INTERNAL, f"internal error; the server's log has it as {error_id}") from None
         finally:

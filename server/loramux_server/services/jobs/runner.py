@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import uuid
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ...core.errors import ROWS_DAMAGED, Code, Error
+from ...core.errors import ROWS_DAMAGED, Code, Error, internal_error
 from ...core.jobs import JobState, TrainCommand, TrainEvent, TrainEventType
 from ...core.outage import Outage
 from ...core.types import AdapterVersion, Stack, StackEntry, StackItem
@@ -168,9 +167,9 @@ class JobRunner:
     async def _settle(self, job: JobRecord, error: BaseException, begun: bool) -> None:
         """Decide what a failed attempt means for the job; ``begun``: the engine was at work on it."""
         if not isinstance(error, Error):
-            id = uuid.uuid4().hex[:12]
+            id, internal = internal_error()
             log.error("job failed by a defect", job=job.id, error_id=id, exc_info=error)
-            error = Error(Code.INTERNAL, f"internal error {id}; the server's log tells more")
+            error = internal
         now = await asyncio.to_thread(self._store.jobs.get, job.id)
         state = now.state
         if state.final or state is JobState.PAUSED or (isinstance(error, Error) and error.reason == LEASE_LOST):
