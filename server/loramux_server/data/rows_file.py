@@ -16,7 +16,7 @@ from array import array
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, TypeVar, overload
 
 import msgspec
 
@@ -24,6 +24,8 @@ from ..core.errors import ROWS_DAMAGED, Code, Error
 from ..core.jobs import RowsFile, TrainCommand, TrainRow
 from ..host.failpoints import reach
 from ..host.files import open_regular, storage_errors, sync_folder
+
+P = TypeVar("P")
 
 TRAIN, HELD_OUT, PROMPTED = "train", "held_out", "prompted"
 """Tables of the file: rows that are trained on, rows that are held out, and some of these with a prompt before them."""
@@ -174,8 +176,8 @@ def discard_rows(folder: Path) -> None:
             place.unlink(missing_ok=True)
 
 
-def read_rows(jobs_dir: Path, file: RowsFile) -> Generator[None, None, RowsContent]:
-    """Check and map a rows file below the folder of jobs; pauses after every piece that it has read.
+def read_rows(jobs_dir: Path, file: RowsFile, pause: P) -> Generator[P, None, RowsContent]:
+    """Check and map a rows file below the folder of jobs; yields ``pause`` after every piece that it has read.
 
     Raises DATA_LOSS (ROWS_DAMAGED) when the file is missing, is not what was written, or has another format.
     """
@@ -184,7 +186,7 @@ def read_rows(jobs_dir: Path, file: RowsFile) -> Generator[None, None, RowsConte
             digest = hashlib.sha256()
             while piece := stream.read(PIECE):
                 digest.update(piece)
-                yield
+                yield pause
             if digest.hexdigest() != file.sha256:
                 raise _damaged(file.path, "does not hold what was written")
             return _parsed(memoryview(mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)))
@@ -198,7 +200,7 @@ def read_rows(jobs_dir: Path, file: RowsFile) -> Generator[None, None, RowsConte
 
 def read_at_once(jobs_dir: Path, file: RowsFile) -> RowsContent:
     """As :func:`read_rows`, without pauses."""
-    reading = read_rows(jobs_dir, file)
+    reading = read_rows(jobs_dir, file, None)
     while True:
         try:
             next(reading)

@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 
 from ..core.errors import invalid_field
-from ..core.jobs import RowsFile, TrainCommand, TrainRow, TrainSpec
+from ..core.jobs import TrainCommand, TrainRow, TrainSpec
 from ..core.types import AdapterVersion
-from ..data.rows_file import HELD_OUT, TRAIN, RowsContent, assign_stacks, read_rows
+from ..data.rows_file import HELD_OUT, TRAIN, assign_stacks, read_rows
 from ..host.resources import host_available
 from ..lora.bank import AdapterBank, HostAdapter, LoraPair
 from ..lora.routed_linear import LinearGroup
@@ -39,7 +39,7 @@ def set_up(
     Raises DATA_LOSS (ROWS_DAMAGED) when the rows file below ``jobs_dir`` is not what was written, INVALID_ARGUMENT
     where no linear is adapted or ``init`` does not fit, and what reading an adapter raises.
     """
-    tables = (yield from _rows(jobs_dir, command.rows)).tables
+    tables = (yield from read_rows(jobs_dir, command.rows, PAUSE)).tables
     rows, held_out = (tables[name].assigned(command) for name in (TRAIN, HELD_OUT))
     separate = _separate_current(command) if held_out else None
     bank, stacks = yield from _frozen_stacks(base, command, separate)
@@ -110,17 +110,6 @@ def target_modules(spec: TrainSpec, groups: Sequence[LinearGroup]) -> frozenset[
     if not found:
         raise invalid_field("target_modules", f"{list(spec.target_modules)} names no linear of the base")
     return found
-
-
-def _rows(jobs_dir: Path, file: RowsFile) -> Interruptible[RowsContent]:
-    reading = read_rows(jobs_dir, file)
-    while True:
-        try:
-            next(reading)
-        except StopIteration as done:
-            content: RowsContent = done.value
-            return content
-        yield PAUSE
 
 
 def _separate_current(command: TrainCommand) -> AdapterVersion | None:

@@ -110,7 +110,7 @@ def test_another_format_is_told(tmp_path: Path) -> None:
 def test_a_large_file_is_checked_in_pieces(tmp_path: Path) -> None:
     row = TrainRow((1,) * 1_000_000, (True,) * 1_000_000)
     file = written(tmp_path, [row] * 4)
-    reading, pauses = read_rows(tmp_path.parent, file), 0
+    reading, pauses = read_rows(tmp_path.parent, file, None), 0
     while True:
         try:
             next(reading)
