@@ -17,7 +17,7 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check --no-compile --c
 # Tests find everything on this machine; a test that reaches for a model hub is a defect, and fails at once.
 PYTEST := HF_HUB_OFFLINE=1 $(BIN)/python -m pytest --durations=15
 # Hypothesis draws all its examples for these, a quarter of them otherwise (tests/examples.py).
-PYTEST_ALL := LORAMUX_TESTS=all $(PYTEST)
+PYTEST_ALL := TEST_EXAMPLES=all $(PYTEST)
 
 # Set where bytecode is not wanted, as in some containers, it would make every server started from here import slowly.
 unexport PYTHONDONTWRITEBYTECODE

@@ -7,6 +7,6 @@ from pathlib import Path
 
 
 def kept_between_runs() -> Path:
-    """LORAMUX_TEST_CACHE, else a folder in the user's cache folder."""
-    own = os.environ.get("LORAMUX_TEST_CACHE")
+    """TEST_CACHE, else a folder in the user's cache folder."""
+    own = os.environ.get("TEST_CACHE")
     return Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "loramux-tests"

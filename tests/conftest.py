@@ -44,8 +44,8 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Skip slow tests after LORAMUX_TEST_DEADLINE (seconds since the epoch), so that CI still reports the others."""
-    deadline = os.environ.get("LORAMUX_TEST_DEADLINE")
+    """Skip slow tests after TEST_DEADLINE (seconds since the epoch), so that CI still reports the others."""
+    deadline = os.environ.get("TEST_DEADLINE")
     if deadline and time.time() > float(deadline) and item.get_closest_marker("slow"):
         pytest.skip("not run: out of time")
 

@@ -25,8 +25,8 @@ from loramux_server.training.job_scheduler import make_job_scheduler
 
 from .rows import JOBS
 
-DEVICE: Any = os.environ.get("LORAMUX_TEST_DEVICE", "cpu")
-"""Where these engines compute: LORAMUX_TEST_DEVICE=cuda takes most of tests/tensor to a GPU."""
+DEVICE: Any = os.environ.get("TEST_DEVICE", "cpu")
+"""Where these engines compute: TEST_DEVICE=cuda takes most of tests/tensor to a GPU."""
 ROOM: dict[str, Any] = {} if DEVICE == "cpu" else {"kv_cache_memory": 256 << 20, "adapter_memory": 64 << 20}
 """Elsewhere an engine takes all memory that is free, and some tests have several engines."""
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
-ALL = os.environ.get("LORAMUX_TESTS") == "all"
+ALL = os.environ.get("TEST_EXAMPLES") == "all"
 
 
 def examples(number: int, **more: Any) -> settings:
