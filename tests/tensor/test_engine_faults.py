@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import count as counted
 from pathlib import Path
 from random import Random
 
@@ -19,6 +20,9 @@ from loramux_server.engine.transport.protocol import AbortCommand
 from tests.engine import Engine, check_tokens, command, prompts
 from tests.rows import train_command
 from tests.tensor.engine_cases import STACKS, Case, Cases, check_empty, make_cases
+
+STORMS = counted()
+"""Numbers the requests of all storms."""
 
 
 @pytest.fixture(scope="module")
@@ -333,7 +337,7 @@ def test_the_wait_is_from_arrival_to_the_first_step(cases: Cases) -> None:
 
 def storm(engine: Engine, cases: Cases, random: Random, count: int) -> list[str]:
     """``count`` requests of all kinds, many of which are cancelled or run out of time; gives how each ended."""
-    ids = [f"storm-{random.random()}-{i}" for i in range(count)]
+    ids = [f"storm-{next(STORMS)}" for _ in range(count)]  # an engine keeps what it was asked before
     cancelled: set[str] = set()
     for id in ids:
         stack, prompt = cases.stack(random.choice(STACKS)), random.choice(cases.prompts)
