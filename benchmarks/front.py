@@ -34,6 +34,8 @@ from loramux_server.engine.transport.protocol import AbortCommand, Command, Outp
 from loramux_server.engine.transport.wire import HEADER, decode, encode
 from loramux_server.host.resources import usable_cpus
 from loramux_server.rpc.server import RpcServer
+from loramux_server.services.access.access import Access
+from loramux_server.services.access.authenticator import Open
 from loramux_server.services.availability import Availability, Readiness, Services
 from loramux_server.services.common.calls import Calls, GenerationLimit
 from loramux_server.services.common.context import Context
@@ -126,7 +128,8 @@ async def door(link: Link, tokenizer: Path) -> AsyncIterator[tuple[RpcServer, Me
     """A server over a scripted engine."""
     async with services(link, tokenizer) as (generation, metrics):
         availability = Availability("bench")
-        server = RpcServer(availability, Calls(metrics, GenerationLimit(1088)), Address("127.0.0.1", 0))
+        calls = Calls(metrics, GenerationLimit(1088), Access(Open()))
+        server = RpcServer(availability, calls, Address("127.0.0.1", 0))
         await server.start()
         availability.services = Services(generation, None, None)  # type: ignore[arg-type]
         availability.readiness = Readiness.READY

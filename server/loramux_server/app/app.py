@@ -14,6 +14,8 @@ from ..core.principal import SERVER_TENANT
 from ..core.types import SamplingParams
 from ..engine.transport.process import ProcessBackend
 from ..rpc.server import RpcServer
+from ..services.access.access import Access
+from ..services.access.authenticator import Open
 from ..services.adapters.checked_backend import CheckedBackend
 from ..services.adapters.collector import Collector
 from ..services.adapters.service import AdapterService
@@ -51,9 +53,9 @@ class App:
         self._backend = backend
         self.availability = Availability(__version__)
         self._metrics = Metrics(__version__)
-        limit = GenerationLimit(settings.max_running + settings.max_queue)
+        limit, access = GenerationLimit(settings.max_running + settings.max_queue), Access(Open())
         self.doors: list[Door] = [
-            RpcServer(self.availability, Calls(self._metrics, limit), settings.listen),
+            RpcServer(self.availability, Calls(self._metrics, limit, access), settings.listen),
         ]
         """What clients speak to. The first one is gRPC."""
         self._endpoint: MetricsEndpoint | None = None

@@ -18,6 +18,8 @@ class Call:
     principal: Principal
     deadline: float | None = None
     """Seconds on the monotonic clock, from the client's own deadline; None: it set none."""
+    peer: str = ""
+    """Address of the client as its door names it; empty: unknown."""
 
 
 _current: ContextVar[Call] = ContextVar("loramux_call")

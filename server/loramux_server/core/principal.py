@@ -29,6 +29,8 @@ class Principal:
     scopes: frozenset[Scope]
     key_id: str = ""
     """The key that was presented; empty: none."""
+    adapters: frozenset[str] | None = None
+    """Names of the adapters that the key may use; None: all that the tenant may."""
 
 
 LOCAL = Principal(DEFAULT_TENANT, frozenset(Scope))

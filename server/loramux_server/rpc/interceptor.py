@@ -15,30 +15,27 @@ import grpc
 from google.protobuf.message import Message
 from grpc import aio
 
-from ..core.call import Call
 from ..core.errors import Code, Error, invalid_field
-from ..core.principal import LOCAL
-from ..services.common.calls import Calls, is_request_id, request_id
+from ..services.access.access import Incoming
+from ..services.access.credentials import Credentials
+from ..services.common.calls import Calls, is_request_id, rename, request_id
 from .entries import check_entries
 from .status import DETAILS_KEY, STATUS, to_status
 
 REQUEST_ID_KEY = "x-request-id"
-GENERATES = frozenset(("Generate", "GenerateOnce", "Score"))
-"""Methods that wait for the engine."""
+AUTHORIZATION_KEY = "authorization"
 NO_DEADLINE = 10 * 365 * 86400.0
 """Seconds; gRPC tells a missing deadline as one that is further away than this."""
 
 Context: TypeAlias = "aio.ServicerContext[Any, Any]"
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
-
-
-class _Malformed:
-    """Bytes that were no message of the expected type."""
+Deserialize: TypeAlias = Callable[[bytes], Any] | None
 
 
 class CallInterceptor(aio.ServerInterceptor):
     """Wraps every method of ``loramux.*``; health and reflection pass untouched.
 
+    Requests are read here, and not by gRPC, so that nobody makes the server parse one who may not ask.
     ``stall_timeout``: seconds that a caller may neither take the next message of an answer nor send the next one
     of an upload.
     """
@@ -53,47 +50,44 @@ class CallInterceptor(aio.ServerInterceptor):
         handler_call_details: grpc.HandlerCallDetails,
     ) -> Handler | None:
         handler = await continuation(handler_call_details)
-        full_name = str(handler_call_details.method)
-        if handler is None or not full_name.startswith("/loramux."):
+        path = str(handler_call_details.method)
+        if handler is None or not path.startswith("/loramux."):
             return handler
-        method = full_name.rpartition("/")[2]
-        given_id = next((str(v) for k, v in handler_call_details.invocation_metadata or () if k == REQUEST_ID_KEY), "")
-        # Asked before the message is read: one that is refused costs nothing.
-        refused = method in GENERATES and self._calls.limit.reached
-        options = {
-            "request_deserializer": None if refused else _lenient(handler.request_deserializer),
-            "response_serializer": handler.response_serializer,
-        }
 
-        async def answer(request: Any, context: Context) -> Any:
-            call = Call(
-                method=method,
-                request_id=request_id(getattr(request, "request_id", ""), given_id),
-                principal=LOCAL,
+        async def answer(data: Any, context: Context) -> Any:
+            metadata = {key: str(value) for key, value in context.invocation_metadata() or ()}
+            incoming = Incoming(
+                method=path[1:],
+                request_id=request_id(metadata.get(REQUEST_ID_KEY, "")),
+                credentials=Credentials(metadata.get(AUTHORIZATION_KEY), peer=context.peer()),
                 deadline=_deadline(context, time.monotonic()),
             )
+            named = [incoming.request_id]
             try:
                 return await self._calls.answer(
-                    call,
-                    lambda: self._answer(handler, call, request, context),
-                    generates=method in GENERATES,
-                    refused=refused,
-                    gone=context.done,
+                    incoming, lambda: self._answer(handler, data, context, named), gone=context.done
                 )
             except Error as error:
-                await _abort(context, call, error)
+                await _abort(context, named[-1], error)
 
+        options = {"request_deserializer": None, "response_serializer": handler.response_serializer}
         if handler.response_streaming:
             make = grpc.stream_stream_rpc_method_handler if handler.request_streaming else None
             return (make or grpc.unary_stream_rpc_method_handler)(answer, **options)
         make_unary = grpc.stream_unary_rpc_method_handler if handler.request_streaming else None
         return (make_unary or grpc.unary_unary_rpc_method_handler)(answer, **options)
 
-    async def _answer(self, handler: Handler, call: Call, request: Any, context: Context) -> Any:
-        _check(request)
-        context.set_trailing_metadata(((REQUEST_ID_KEY, call.request_id),))
+    async def _answer(self, handler: Handler, data: Any, context: Context, named: list[str]) -> Any:
+        """Read the request and run its method. An id that the request names is appended to ``named``."""
         if handler.request_streaming:
-            request = self._messages(request)
+            request: Any = self._messages(data, handler.request_deserializer)
+        else:
+            request = _read(data, handler.request_deserializer)
+            if own := getattr(request, "request_id", ""):
+                if not is_request_id(own):
+                    raise invalid_field("request_id", "must be at most 128 printable ASCII characters without spaces")
+                named.append(rename(own).request_id)
+        context.set_trailing_metadata(((REQUEST_ID_KEY, named[-1]),))
         if not handler.response_streaming:
             behaviour: Any = handler.stream_unary if handler.request_streaming else handler.unary_unary
             return await behaviour(request, context)
@@ -110,11 +104,11 @@ class CallInterceptor(aio.ServerInterceptor):
                     ) from None
         return None
 
-    async def _messages(self, requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
+    async def _messages(self, pieces: AsyncIterator[bytes], deserialize: Deserialize) -> AsyncIterator[Any]:
         while True:
             try:
                 async with asyncio.timeout(self._stall_timeout):
-                    message = await anext(requests)
+                    data = await anext(pieces)
             except StopAsyncIteration:
                 return
             except TimeoutError:
@@ -123,15 +117,12 @@ class CallInterceptor(aio.ServerInterceptor):
                     f"nothing was sent for {self._stall_timeout:g} s; send the upload again",
                     reason="UPLOAD_STALLED",
                 ) from None
-            if isinstance(message, _Malformed):
-                raise _not_a_message()
-            check_entries(message)
-            yield message
+            yield _read(data, deserialize)
 
 
-async def _abort(context: Context, call: Call, error: Error) -> NoReturn:
-    status = to_status(error, call.request_id)
-    trailing = ((DETAILS_KEY, status.SerializeToString()), (REQUEST_ID_KEY, call.request_id))
+async def _abort(context: Context, request_id: str, error: Error) -> NoReturn:
+    status = to_status(error, request_id)
+    trailing = ((DETAILS_KEY, status.SerializeToString()), (REQUEST_ID_KEY, request_id))
     await context.abort(STATUS[error.code], status.message, trailing)
     raise AssertionError("abort returns")
 
@@ -141,29 +132,16 @@ def _deadline(context: Context, now: float) -> float | None:
     return None if remaining is None or remaining > NO_DEADLINE else now + remaining
 
 
-def _lenient(deserialize: Callable[[bytes], Any] | None) -> Callable[[bytes], Any] | None:
-    """A deserializer whose failure reaches the handler instead of becoming UNKNOWN."""
-    if deserialize is None:
-        return None
-
-    def read(data: bytes) -> Any:
-        try:
-            return deserialize(data)
-        except Exception:  # protobuf's implementations raise different types
-            return _Malformed()
-
-    return read
-
-
-def _check(request: Any) -> None:
-    """Raise INVALID_ARGUMENT for what no method takes."""
-    if isinstance(request, _Malformed):
-        raise _not_a_message()
-    named: str = getattr(request, "request_id", "")
-    if named and not is_request_id(named):
-        raise invalid_field("request_id", "must be at most 128 printable ASCII characters without spaces")
+def _read(data: bytes, deserialize: Deserialize) -> Any:
+    """The request in ``data``. Raises INVALID_ARGUMENT for what no method takes."""
+    assert deserialize is not None
+    try:
+        request = deserialize(data)
+    except Exception:  # protobuf's implementations raise different types
+        raise _not_a_message() from None
     if isinstance(request, Message):
         check_entries(request)
+    return request
 
 
 def _not_a_message() -> Error:

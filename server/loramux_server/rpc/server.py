@@ -21,6 +21,7 @@ from loramux.v1 import (
 
 from ..config import Address
 from ..host.ports import cannot_listen, why_not
+from ..services.access.methods import require_all
 from ..services.availability import Availability
 from ..services.common.calls import Calls
 from .adapters import AdapterServicer
@@ -30,15 +31,15 @@ from .reflection import enable_reflection
 from .server_info import ServerServicer
 from .training import TrainingServicer
 
-SERVICES = tuple(
-    module.DESCRIPTOR.services_by_name[name].full_name
-    for module, name in (
-        (inference_pb2, "InferenceService"),
-        (adapters_pb2, "AdapterService"),
-        (training_pb2, "TrainingService"),
-        (server_pb2, "ServerService"),
-    )
+_DESCRIPTORS = (
+    inference_pb2.DESCRIPTOR.services_by_name["InferenceService"],
+    adapters_pb2.DESCRIPTOR.services_by_name["AdapterService"],
+    training_pb2.DESCRIPTOR.services_by_name["TrainingService"],
+    server_pb2.DESCRIPTOR.services_by_name["ServerService"],
 )
+SERVICES = tuple(service.full_name for service in _DESCRIPTORS)
+METHODS = tuple(f"{service.full_name}/{method.name}" for service in _DESCRIPTORS for method in service.methods)
+"""All that the door answers beside health and reflection."""
 LIVENESS = "liveness"
 """The name in the health service that is SERVING as long as the process lives; the others tell readiness."""
 SERVING = health_pb2.HealthCheckResponse.SERVING
@@ -84,6 +85,7 @@ class RpcServer:
         *,
         stall_timeout: float = 60.0,
     ) -> None:
+        require_all(METHODS)
         self._address = address
         self._availability = availability
         self._calls = calls

@@ -24,6 +24,8 @@ from loramux_server.core.types import (
     Usage,
 )
 from loramux_server.rpc.server import RpcServer
+from loramux_server.services.access.access import Access
+from loramux_server.services.access.authenticator import Open
 from loramux_server.services.availability import Availability, Readiness, Services
 from loramux_server.services.common.calls import Calls, GenerationLimit
 from loramux_server.services.common.context import Context
@@ -161,7 +163,7 @@ async def open_door(
     generation, adapters, training = Generation(), Adapters(), Training()
     server = RpcServer(
         availability,
-        Calls(calls, GenerationLimit(max_generations)),
+        Calls(calls, GenerationLimit(max_generations), Access(Open())),
         Address("127.0.0.1", 0),
         stall_timeout=stall_timeout,
     )

@@ -31,6 +31,8 @@ from loramux_server.core.errors import Code, Error, invalid_field
 from loramux_server.core.principal import LOCAL
 from loramux_server.core.types import Chunk, GenerateRequest
 from loramux_server.rpc.server import SERVICES, RpcServer, check_free
+from loramux_server.services.access.access import Access
+from loramux_server.services.access.authenticator import Open
 from loramux_server.services.availability import Readiness
 from loramux_server.services.common.calls import Calls, GenerationLimit
 
@@ -379,12 +381,14 @@ async def test_a_taken_port_is_named() -> None:
         with pytest.raises(Error, match=f"{address}.*--listen"):
             check_free(address)
         async with open_door() as door:
-            server = RpcServer(door.availability, Calls(Counted(), GenerationLimit(1)), address)
+            server = RpcServer(door.availability, Calls(Counted(), GenerationLimit(1), Access(Open())), address)
             with pytest.raises(Error, match=f"{address}.*--listen"):
                 await server.start()
             await server.stop()
             with pytest.raises(Error, match="--listen"):
-                await RpcServer(door.availability, Calls(Counted(), GenerationLimit(1)), door.server.address).start()
+                await RpcServer(
+                    door.availability, Calls(Counted(), GenerationLimit(1), Access(Open())), door.server.address
+                ).start()
 
 
 async def test_info_is_answered_while_the_engine_is_away() -> None:

@@ -6,9 +6,14 @@ import asyncio
 
 import pytest
 
-from loramux_server.core.call import Call, current
+from loramux_server.core.call import current
 from loramux_server.core.errors import Code, Error
-from loramux_server.core.principal import LOCAL
+from loramux_server.core.principal import Principal, Scope
+from loramux_server.rpc.server import METHODS as RPC_METHODS
+from loramux_server.services.access.access import Access, Incoming
+from loramux_server.services.access.authenticator import Open
+from loramux_server.services.access.credentials import Credentials
+from loramux_server.services.access.methods import require_all
 from loramux_server.services.common.calls import Calls, GenerationLimit, request_id
 
 
@@ -20,8 +25,11 @@ class Sink:
         self.ended.append((method, code))
 
 
-def call(method: str = "Generate") -> Call:
-    return Call(method, "r1", LOCAL)
+ACCESS = Access(Open())
+
+
+def call(method: str = "Generate", service: str = "InferenceService") -> Incoming:
+    return Incoming(f"loramux.v1.{service}/{method}", "r1", Credentials())
 
 
 async def method_of_the_call() -> str:
@@ -30,18 +38,18 @@ async def method_of_the_call() -> str:
 
 async def test_doors_share_the_limit_of_generations() -> None:
     sink, limit, release = Sink(), GenerationLimit(1), asyncio.Event()
-    one, other = Calls(sink, limit), Calls(sink, limit)
-    held = asyncio.create_task(one.answer(call(), release.wait, generates=True))
+    one, other = Calls(sink, limit, ACCESS), Calls(sink, limit, ACCESS)
+    held = asyncio.create_task(one.answer(call(), release.wait))
     await asyncio.sleep(0)
     assert (one.running, other.running) == (1, 0)
     with pytest.raises(Error) as refused:
-        await other.answer(call("Score"), method_of_the_call, generates=True)
+        await other.answer(call("Score"), method_of_the_call)
     assert (refused.value.code, refused.value.reason) == (Code.RESOURCE_EXHAUSTED, "QUEUE_FULL")
-    assert await other.answer(call("ListJobs"), method_of_the_call, generates=False) == "ListJobs"
+    assert await other.answer(call("ListJobs", "TrainingService"), method_of_the_call) == "ListJobs"
     release.set()
     await held
     await one.wait_idle()
-    assert await other.answer(call("Score"), method_of_the_call, generates=True) == "Score"
+    assert await other.answer(call("Score"), method_of_the_call) == "Score"
     assert sink.ended == [
         ("Score", "RESOURCE_EXHAUSTED"),
         ("ListJobs", "OK"),
@@ -53,10 +61,10 @@ async def test_doors_share_the_limit_of_generations() -> None:
 
 async def test_calls_that_are_ended_and_defects_have_a_reason() -> None:
     sink = Sink()
-    calls = Calls(sink, GenerationLimit(2))
-    ended = [asyncio.create_task(calls.answer(call(m), asyncio.Event().wait, generates=True)) for m in ("A", "B")]
+    calls = Calls(sink, GenerationLimit(2), ACCESS)
+    ended = [asyncio.create_task(calls.answer(call(m), asyncio.Event().wait)) for m in ("Generate", "Score")]
     await asyncio.sleep(0)
-    calls.fail_running(["A"])
+    calls.fail_running(["Generate"])
     with pytest.raises(Error, match="shutting down"):
         await ended[0]
     ended[1].cancel()
@@ -67,10 +75,10 @@ async def test_calls_that_are_ended_and_defects_have_a_reason() -> None:
         raise KeyError("/secret/path")
 
     with pytest.raises(Error) as defect:
-        await calls.answer(call("C"), broken, generates=False)
+        await calls.answer(call("Tokenize"), broken)
     assert defect.value.code is Code.INTERNAL
     assert "secret" not in defect.value.message
-    assert sink.ended == [("A", "UNAVAILABLE"), ("B", "CANCELLED"), ("C", "INTERNAL")]
+    assert sink.ended == [("Generate", "UNAVAILABLE"), ("Score", "CANCELLED"), ("Tokenize", "INTERNAL")]
     assert calls.running == 0
 
 
@@ -78,3 +86,22 @@ def test_an_id_that_cannot_be_one_is_replaced() -> None:
     assert request_id("", "from-metadata") == "from-metadata"
     assert request_id("mine", "from-metadata") == "mine"
     assert len(request_id("a b", "from-metadata")) == len(request_id()) == 32
+
+
+async def test_a_call_outside_the_keys_scopes_is_refused_before_its_request_is_read() -> None:
+    class Trainer:
+        async def authenticate(self, credentials: Credentials) -> Principal:
+            return Principal("acme", frozenset({Scope.TRAIN}))
+
+    calls = Calls(Sink(), GenerationLimit(2), Access(Trainer()))
+    with pytest.raises(Error, match="needs the scope 'infer'") as refused:
+        await calls.answer(call(), method_of_the_call)
+    assert (refused.value.code, refused.value.reason) == (Code.PERMISSION_DENIED, "SCOPE_MISSING")
+    assert await calls.answer(call("ListJobs", "TrainingService"), method_of_the_call) == "ListJobs"
+    assert await calls.answer(call("GetServerInfo", "ServerService"), method_of_the_call) == "GetServerInfo"
+
+
+def test_a_method_without_a_scope_cannot_be_served() -> None:
+    require_all(RPC_METHODS)
+    with pytest.raises(LookupError, match="InferenceService/Imagine"):
+        require_all([*RPC_METHODS, "loramux.v1.InferenceService/Imagine"])

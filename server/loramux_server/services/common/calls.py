@@ -7,14 +7,15 @@ import re
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
 
 import structlog
 
-from ...core.call import Call, enter
+from ...core.call import Call, current, enter
 from ...core.errors import Code, Error, new_error_id, shutting_down
 from ...telemetry.logs import get_logger
+from ..access.access import Access, Incoming
 
 logger = get_logger(__name__)
 
@@ -42,11 +43,12 @@ class GenerationLimit:
 
 
 class Calls:
-    """The calls of one door. ``sink`` counts them, ``limit`` is shared with the other doors."""
+    """The calls of one door. ``sink`` counts them; ``limit`` and ``access`` are shared with the other doors."""
 
-    def __init__(self, sink: CallSink, limit: GenerationLimit) -> None:
+    def __init__(self, sink: CallSink, limit: GenerationLimit, access: Access) -> None:
         self.limit = limit
         self._sink = sink
+        self._access = access
         self._tasks: dict[asyncio.Task[Any], str] = {}
         self._failing: set[asyncio.Task[Any]] = set()
         self._idle = asyncio.Event()
@@ -70,32 +72,24 @@ class Calls:
                 task.cancel()
 
     async def answer(
-        self,
-        call: Call,
-        work: Callable[[], Awaitable[R]],
-        *,
-        generates: bool,
-        refused: bool = False,
-        gone: Callable[[], bool] = lambda: False,
+        self, incoming: Incoming, work: Callable[[], Awaitable[R]], *, gone: Callable[[], bool] = lambda: False
     ) -> R:
         """What ``work`` gives, counted before the caller can know how the call ended. The task becomes the call's.
 
-        ``generates``: the call waits for the engine; it is refused beyond the limit, or where the door found the
-        limit reached before it read the message (``refused``). ``gone`` tells whether the caller has left. Raises
-        ``Error`` alone, which is for the caller, beside CancelledError; a defect is INTERNAL with an id that the log
-        has beside the traceback.
+        The caller is known and allowed, and a generation within the limit, before ``work`` reads the request. ``gone``
+        tells whether the caller has left. Raises ``Error`` alone, which is for the caller, beside CancelledError; a
+        defect is INTERNAL with an id that the log has beside the traceback.
         """
-        enter(call)
-        structlog.contextvars.bind_contextvars(request_id=call.request_id)
+        structlog.contextvars.bind_contextvars(request_id=incoming.request_id)
         task = asyncio.current_task()
         assert task is not None
-        refused = refused or (generates and self.limit.reached)
-        admitted = generates and not refused
-        self._tasks[task] = call.method
+        generates = incoming.asks_for.generates
+        admitted = generates and not self.limit.reached
+        self._tasks[task] = incoming.short_method
         self.limit.running += admitted
         self._idle.clear()
         try:
-            return await self._counted(call, work, task, refused, gone)
+            return await self._counted(incoming, work, task, generates and not admitted, gone)
         finally:
             del self._tasks[task]
             self.limit.running -= admitted
@@ -105,16 +99,17 @@ class Calls:
 
     async def _counted(
         self,
-        call: Call,
+        incoming: Incoming,
         work: Callable[[], Awaitable[R]],
         task: asyncio.Task[Any],
-        refused: bool,
+        queue_full: bool,
         gone: Callable[[], bool],
     ) -> R:
         started = time.monotonic()
         code = "OK"
         try:
-            if refused:
+            enter(await self._access.decide(incoming))
+            if queue_full:
                 raise _queue_full(self.limit.most)
             return await work()
         except asyncio.CancelledError:
@@ -122,23 +117,31 @@ class Calls:
                 code = Code.UNAVAILABLE.name
                 task.uncancel()
                 raise shutting_down() from None
-            code = _code_of_cancelled(call)
+            code = _code_of_cancelled(incoming.deadline)
             raise  # never swallowed: grpc.aio leaks a little for every handler that does
         except Error as error:
             code = error.code.name
             raise
         except Exception:
             if gone():
-                code = _code_of_cancelled(call)
+                code = _code_of_cancelled(incoming.deadline)
                 raise
             code = Code.INTERNAL.name
             error_id = new_error_id()
-            logger.exception("call failed", method=call.method, error_id=error_id)
+            logger.exception("call failed", method=incoming.method, error_id=error_id)
             raise Error(Code.INTERNAL, f"internal error; the server's log has it as {error_id}") from None
         finally:
             seconds = time.monotonic() - started
-            self._sink.call_finished(call.method, code, seconds)
-            logger.debug("call", method=call.method, code=code, seconds=round(seconds, 4))
+            self._sink.call_finished(incoming.short_method, code, seconds)
+            logger.debug("call", method=incoming.short_method, code=code, seconds=round(seconds, 4))
+
+
+def rename(request_id: str) -> Call:
+    """The current call under the id that its request names."""
+    call = replace(current(), request_id=request_id)
+    enter(call)
+    structlog.contextvars.bind_contextvars(request_id=request_id)
+    return call
 
 
 def request_id(*given: str) -> str:
@@ -152,8 +155,8 @@ def is_request_id(text: str) -> bool:
     return _REQUEST_ID.fullmatch(text) is not None
 
 
-def _code_of_cancelled(call: Call) -> str:
-    late = call.deadline is not None and time.monotonic() >= call.deadline
+def _code_of_cancelled(deadline: float | None) -> str:
+    late = deadline is not None and time.monotonic() >= deadline
     return (Code.DEADLINE_EXCEEDED if late else Code.CANCELLED).name
 
 

@@ -1,0 +1,1 @@
+"""Who may make which call: the credentials of a caller, the scope of each method, the decision."""

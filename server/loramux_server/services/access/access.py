@@ -1,0 +1,60 @@
+"""The decision about a call, before its request is read: who makes it, and may it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ...core.call import Call
+from ...core.errors import Code, Error
+from ...core.principal import Principal
+from .authenticator import Authenticator
+from .credentials import Credentials
+from .methods import METHODS, Method
+
+
+@dataclass(frozen=True, slots=True)
+class Incoming:
+    """A call as a door sees it arrive."""
+
+    method: str
+    """Full name: ``package.Service/Method``."""
+    request_id: str
+    credentials: Credentials
+    deadline: float | None = None
+    """Seconds on the monotonic clock; None: the client set none."""
+
+    @property
+    def asks_for(self) -> Method:
+        """What its method asks for."""
+        return METHODS[self.method]
+
+    @property
+    def short_method(self) -> str:
+        """The method's name without its service."""
+        return self.method.rpartition("/")[2]
+
+
+class Access:
+    """Decides about calls. One instance serves all doors."""
+
+    def __init__(self, authenticator: Authenticator) -> None:
+        self._authenticator = authenticator
+
+    async def decide(self, incoming: Incoming) -> Call:
+        """The call, made by whom it is made. Raises UNAUTHENTICATED, or PERMISSION_DENIED naming the missing scope."""
+        principal = await self._authenticator.authenticate(incoming.credentials)
+        _require_scope(principal, incoming)
+        return Call(
+            method=incoming.short_method,
+            request_id=incoming.request_id,
+            principal=principal,
+            deadline=incoming.deadline,
+            peer=incoming.credentials.peer,
+        )
+
+
+def _require_scope(principal: Principal, incoming: Incoming) -> None:
+    scope = incoming.asks_for.scope
+    if scope is not None and scope not in principal.scopes:
+        message = f"{incoming.short_method} needs the scope {scope.value!r}, which the key has not"
+        raise Error(Code.PERMISSION_DENIED, message, reason="SCOPE_MISSING")

@@ -1,0 +1,17 @@
+"""What a caller shows a door to say who it is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class Credentials:
+    """All that a door knows about a caller before the request is read. Nothing of it is trusted yet."""
+
+    authorization: str | None = field(default=None, repr=False)
+    """Value of the ``authorization`` metadata or header, which no log may show; None: there is none."""
+    certificate_names: tuple[str, ...] = ()
+    """Subject alternative names of the client's certificate, which the TLS layer has verified."""
+    peer: str = ""
+    """Address of the client."""

@@ -1,0 +1,56 @@
+"""What each method asks for. A method that is not in the table cannot be served: see :func:`require_all`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from ...core.principal import Scope
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """What a caller needs, and what a call takes."""
+
+    scope: Scope | None
+    """None: any caller that is known."""
+    generates: bool = False
+    """Waits for the engine, and counts against the limit of generations."""
+
+
+METHODS: Mapping[str, Method] = MappingProxyType(
+    {
+        "loramux.v1.InferenceService/Generate": Method(Scope.INFER, generates=True),
+        "loramux.v1.InferenceService/GenerateOnce": Method(Scope.INFER, generates=True),
+        "loramux.v1.InferenceService/Score": Method(Scope.INFER, generates=True),
+        "loramux.v1.InferenceService/Tokenize": Method(Scope.INFER),
+        "loramux.v1.AdapterService/ListAdapters": Method(Scope.READ_ADAPTERS),
+        "loramux.v1.AdapterService/GetAdapter": Method(Scope.READ_ADAPTERS),
+        "loramux.v1.AdapterService/DownloadAdapter": Method(Scope.READ_ADAPTERS),
+        "loramux.v1.AdapterService/UploadAdapter": Method(Scope.WRITE_ADAPTERS),
+        "loramux.v1.AdapterService/DeleteAdapter": Method(Scope.WRITE_ADAPTERS),
+        "loramux.v1.AdapterService/SetAlias": Method(Scope.WRITE_ADAPTERS),
+        "loramux.v1.AdapterService/PinAdapter": Method(Scope.WRITE_ADAPTERS),
+        "loramux.v1.AdapterService/UnpinAdapter": Method(Scope.WRITE_ADAPTERS),
+        "loramux.v1.AdapterService/ComposeAdapter": Method(Scope.WRITE_ADAPTERS),
+        "loramux.v1.TrainingService/UploadDataset": Method(Scope.TRAIN),
+        "loramux.v1.TrainingService/ListDatasets": Method(Scope.TRAIN),
+        "loramux.v1.TrainingService/ValidateDataset": Method(Scope.TRAIN),
+        "loramux.v1.TrainingService/CreateJob": Method(Scope.TRAIN),
+        "loramux.v1.TrainingService/GetJob": Method(Scope.TRAIN),
+        "loramux.v1.TrainingService/ListJobs": Method(Scope.TRAIN),
+        "loramux.v1.TrainingService/CancelJob": Method(Scope.TRAIN),
+        "loramux.v1.TrainingService/PauseJob": Method(Scope.TRAIN),
+        "loramux.v1.TrainingService/ResumeJob": Method(Scope.TRAIN),
+        "loramux.v1.TrainingService/WatchJob": Method(Scope.TRAIN),
+        "loramux.v1.ServerService/GetServerInfo": Method(None),
+    }
+)
+"""By full name, ``package.Service/Method``, the same for all doors."""
+
+
+def require_all(methods: Iterable[str]) -> None:
+    """Raise ``LookupError`` naming the methods that a door has and the table has not."""
+    if missing := sorted(set(methods) - METHODS.keys()):
+        raise LookupError(f"no scope is set for {', '.join(missing)}: add them to services/access/methods.py")
