@@ -78,6 +78,7 @@ OptionalAddress = Annotated[
 ]
 Size = Annotated[ByteSize, Field(gt=0)]
 Folder = Annotated[Path, BeforeValidator(_path), _as_text]
+FileOrOff = Annotated[Path | Literal["off"], BeforeValidator(lambda v: v if v == "off" else _path(v)), _as_text]
 
 
 def _setting(default: Any, group: str, metavar: str, description: str, **limits: Any) -> Any:
@@ -134,6 +135,18 @@ class LogSettings(BaseModel):
 
     level: Literal["debug", "info", "warning", "error"] = _setting("info", "Logs", "LEVEL", "least level to log")
     format: Literal["console", "json"] = _setting("console", "Logs", "FORMAT", "for people or for programs")
+
+
+class AuditSettings(BaseModel):
+    """Where it is written down who changed what."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    log: FileOrOff | None = _setting(
+        None, "Logs", "FILE|off", "file of the audit log, or off (default: audit/audit.jsonl in the state directory)"
+    )
+    size: Size = _setting(ByteSize(64 << 20), "Logs", "SIZE", "size at which a new file of the audit log begins")
+    files: int = _setting(10, "Logs", "N", "older files of the audit log that are kept", ge=0, le=10_000)
 
 
 class Settings(BaseSettings):
@@ -233,6 +246,7 @@ class Settings(BaseSettings):
     max_training_jobs: int = _setting(4, "Training", "N", "training jobs at work at a time", ge=1, le=64)
     training: TrainingSettings = TrainingSettings()
     log: LogSettings = LogSettings()
+    audit: AuditSettings = AuditSettings()
 
     @classmethod
     def settings_customise_sources(
@@ -245,6 +259,13 @@ class Settings(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         # load() merges the sources itself, because it must remember where each value came from.
         return (init_settings,)
+
+    @property
+    def audit_file(self) -> Path | None:
+        """File of the audit log; None: there is none."""
+        if self.audit.log == "off":
+            return None
+        return self.audit.log or self.state_dir / "audit" / "audit.jsonl"
 
     def engine(self) -> EngineSettings:
         """The part that the engine is built from."""
