@@ -6,7 +6,9 @@ A flag wins over the environment, the environment over the file, the file over t
 add a field; the flag, its help and ``config show`` follow.
 """
 
+from .fields import Address
+from .groups import LogSettings, TrainingSettings
 from .load import Loaded, load
-from .tree import Address, LogSettings, Settings, TrainingSettings
+from .tree import Settings
 
 __all__ = ["Address", "Loaded", "LogSettings", "Settings", "TrainingSettings", "load"]

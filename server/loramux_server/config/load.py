@@ -15,7 +15,8 @@ from pydantic_settings import EnvSettingsSource, SettingsError
 from ..core.encodings import as_utf8
 from ..core.errors import FieldViolation, invalid, invalid_field
 from ..host.home import expand
-from .tree import ENV_PREFIX, Address, Leaf, Settings, leaves
+from .fields import Address
+from .tree import ENV_PREFIX, Leaf, Settings, leaves
 
 NO_SETTINGS = frozenset({"LORAMUX_ADDRESS", "LORAMUX_API_KEY", "LORAMUX_CONFIG", "LORAMUX_DEBUG"})
 """Variables with our prefix that are no settings of the server."""

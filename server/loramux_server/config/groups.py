@@ -1,0 +1,70 @@
+"""Settings that belong together: each group is a part of the tree, a prefix of flags and a table of TOML."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ByteSize, ConfigDict, Field
+
+from .fields import PathOrOff, Size, setting
+
+
+class TrainingSettings(BaseModel):
+    """How training shares the device with serving."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    share: float = setting(
+        0.3,
+        "Training",
+        "SHARE",
+        "part of the time that training gets while requests wait, 0 to 1",
+        ge=0,
+        le=1,
+        allow_inf_nan=False,
+    )
+    slice_ms: int = setting(
+        100, "Training", "MS", "longest stretch of training between two serve steps, milliseconds", gt=0, le=60_000
+    )
+    activation_memory: Annotated[ByteSize, Field(ge=0)] | None = setting(
+        None,
+        "Training",
+        "SIZE",
+        "memory for the activations of a micro-batch before gradient checkpointing starts, which is slower; 0: always"
+        " checkpoint (default: a quarter of the free memory)",
+    )
+    checkpoint_seconds: float = setting(
+        30.0,
+        "Training",
+        "SECONDS",
+        "longest time between two checkpoints of a job: what a crash may cost",
+        ge=0,
+        le=86_400,
+        allow_inf_nan=False,
+    )
+    max_dataset_size: Size = setting(ByteSize(256 << 20), "Training", "SIZE", "largest dataset that is taken")
+    max_dataset_rows: int = setting(200_000, "Training", "N", "most rows of a dataset", ge=1, le=100_000_000)
+    max_row_tokens: int | None = setting(
+        None, "Training", "N", "longest row of a dataset in tokens (default: the model's context)", ge=2
+    )
+
+
+class LogSettings(BaseModel):
+    """What is logged to standard error, and how."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    level: Literal["debug", "info", "warning", "error"] = setting("info", "Logs", "LEVEL", "least level to log")
+    format: Literal["console", "json"] = setting("console", "Logs", "FORMAT", "for people or for programs")
+
+
+class AuditSettings(BaseModel):
+    """Where it is written down who changed what."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    log: PathOrOff | None = setting(
+        None, "Logs", "FILE|off", "file of the audit log, or off (default: audit/audit.jsonl in the state directory)"
+    )
+    size: Size = setting(ByteSize(64 << 20), "Logs", "SIZE", "size at which a new file of the audit log begins")
+    files: int = setting(10, "Logs", "N", "older files of the audit log that are kept", ge=0, le=10_000)
