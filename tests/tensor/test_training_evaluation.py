@@ -12,8 +12,8 @@ import torch
 from loramux_server.core.jobs import TrainEvent, TrainSpec
 from loramux_server.lora.routed_linear import LinearGroup
 from loramux_server.training import job_scheduler
+from loramux_server.training.backprop.micro_batch_size import MicroBatchSizer
 from loramux_server.training.gradient_check import gradient_fault
-from loramux_server.training.micro_batch_size import MicroBatchSizer
 from tests.engine import Engine, prompts, rows, version_of
 from tests.rows import train_command
 

@@ -14,11 +14,11 @@ from loramux_server.core.settings import EngineSettings
 from loramux_server.lora.bank import AdapterBank
 from loramux_server.model.attention import PackedAttention
 from loramux_server.model.resident import ResidentBase
-from loramux_server.training import head
-from loramux_server.training.frozen_model import FrozenModel
-from loramux_server.training.head import token_logprobs
-from loramux_server.training.layerwise import ActivationPolicy, LayerwisePass
-from loramux_server.training.micro_batch import JobRows, MicroBatch
+from loramux_server.training.backprop import head
+from loramux_server.training.backprop.frozen_model import FrozenModel
+from loramux_server.training.backprop.head import token_logprobs
+from loramux_server.training.backprop.layerwise import ActivationPolicy, LayerwisePass
+from loramux_server.training.backprop.micro_batch import JobRows, MicroBatch
 from loramux_server.training.work import run_to_end
 from tests.engine import prompts
 from tests.peft_loop import SMALL, initial_adapter

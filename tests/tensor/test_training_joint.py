@@ -12,7 +12,8 @@ import torch
 from loramux_server.core.jobs import TrainCommand, TrainEvent, TrainRow, TrainSpec
 from loramux_server.data.rows_file import assign_stacks
 from loramux_server.engine.transport.protocol import AbortCommand
-from loramux_server.training import job_scheduler, layerwise, micro_batch_size
+from loramux_server.training import job_scheduler
+from loramux_server.training.backprop import layerwise, micro_batch_size
 from tests.engine import Engine, command, prompts, rows, stack_of, version_of
 from tests.examples import few
 from tests.peft_loop import initial_adapter, peft_losses

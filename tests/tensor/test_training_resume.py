@@ -20,7 +20,8 @@ from loramux_server.core.types import BASE
 from loramux_server.data.rows_file import HELD_OUT, TRAIN, read_at_once
 from loramux_server.engine.transport.protocol import AbortCommand
 from loramux_server.host.failpoints import VARIABLE
-from loramux_server.training import checkpoint, job_scheduler, micro_batch_size
+from loramux_server.training import checkpoint, job_scheduler
+from loramux_server.training.backprop import micro_batch_size
 from tests.damage import HARMS, flip_bit
 from tests.engine import DEVICE, Engine, command, prompts, rows
 from tests.examples import few

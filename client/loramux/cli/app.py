@@ -14,8 +14,10 @@ from loramux import __version__
 
 from .._streams import tolerate_encodings
 from ..errors import LoramuxError
-from . import adapters, chat, datasets, generate, jobs, serve, server, train
+from . import chat, generate, serve, server
+from .adapters import commands as adapters
 from .common import Connection, error_lines
+from .training import datasets, jobs, train
 
 # These parse their own arguments, so nothing is taken out of them.
 _OWN_FLAGS = {"serve", "demo", "config", "backup", "restore", "doctor"}

@@ -10,7 +10,7 @@ from pathlib import Path
 from ..core.jobs import JobRequest, JobState, JudgedRow, TrainEvent
 from ..core.notes import Note
 from ..core.types import AdapterVersion, StackItem
-from .refs import LATEST
+from .adapters.refs import LATEST
 
 SHARED = ""
 """Owner of the adapters that every tenant may use."""

@@ -12,14 +12,14 @@ from ..core.errors import Code, Error
 from ..core.jobs import JobRequest, JobState
 from ..core.notes import Note
 from ..host.failpoints import reach
-from .adapters import AdapterRegistry
+from .adapters.registry import AdapterRegistry
 from .blobs.blobs import BlobStore
 from .blobs.local import LocalBlobs
 from .blobs.places import CACHE_BYTES, open_blobs
 from .damage import DamageCount
 from .database import Database, sqlite_url
 from .datasets import DatasetTable
-from .jobs import REPLACED, JobTable, new_job_id
+from .jobs.table import REPLACED, JobTable, new_job_id
 from .records import AdapterMeta, JobRecord, VersionRecord
 from .state_dir import StateDir
 

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from ..core.jobs import TrainRow
 from ..data.rows_file import assign_stacks
 from ..lora.trainable import TrainableAdapter
-from .frozen_model import FrozenModel
-from .micro_batch import JobRows, row_logprobs
-from .micro_batch_size import MicroBatchSizer
+from .backprop.frozen_model import FrozenModel
+from .backprop.micro_batch import JobRows, row_logprobs
+from .backprop.micro_batch_size import MicroBatchSizer
 from .run import TrainingRun
 from .work import Held, Tasks
 

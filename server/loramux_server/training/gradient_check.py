@@ -10,9 +10,9 @@ from ..core.errors import Code, Error
 from ..core.jobs import TrainRow, TrainSpec
 from ..lora.bank import AdapterBank
 from ..model.resident import ResidentBase
-from .frozen_model import FrozenModel
-from .layerwise import ActivationPolicy
-from .micro_batch import JobRows, MicroBatch
+from .backprop.frozen_model import FrozenModel
+from .backprop.layerwise import ActivationPolicy
+from .backprop.micro_batch import JobRows, MicroBatch
 from .setup import new_adapter
 from .work import run_to_end
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..model.resident import ResidentBase
-from .micro_batch import JobRows, MicroBatch, RowLogprobs
+from .backprop.micro_batch import JobRows, MicroBatch, RowLogprobs
 from .objective import LossSums
 from .run import TrainingRun
 from .work import Interruptible

@@ -15,9 +15,9 @@ from ..core.errors import Code, Error, internal_error
 from ..core.jobs import TrainCommand, TrainEvent, TrainEventType
 from ..model.out_of_memory import out_of_memory
 from ..model.resident import ResidentBase
+from .backprop.micro_batch_size import IDLE_SECONDS, MicroBatchSizer
 from .gradient_check import gradient_fault
 from .gradients import Batch, NeedsGradients, accumulate_gradients, select_rows
-from .micro_batch_size import IDLE_SECONDS, MicroBatchSizer
 from .trainer import Training, train
 from .work import PAUSE, Held, Interruptible, Pause
 

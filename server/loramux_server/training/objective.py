@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from ..core.jobs import TrainRow, TrainSpec
-from .micro_batch import RowLogprobs
+from .backprop.micro_batch import RowLogprobs
 
 
 @dataclass(frozen=True, slots=True)

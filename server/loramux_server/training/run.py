@@ -13,8 +13,8 @@ from ..data.rows_file import RowTable
 from ..lora.bank import AdapterBank
 from ..lora.trainable import TrainableAdapter
 from ..model.resident import ResidentBase
+from .backprop.frozen_model import FrozenModel
 from .checkpoint import Snapshot
-from .frozen_model import FrozenModel
 from .objective import Objective
 from .schedule import Schedule
 

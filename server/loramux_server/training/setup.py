@@ -19,9 +19,9 @@ from ..lora.trainable import TrainableAdapter
 from ..model.resident import ResidentBase
 from ..peft.folder import naming, read_folder
 from ..peft.lora_config import LoraConfig
-from .frozen_model import FrozenModel
-from .layerwise import ActivationPolicy
-from .micro_batch import JobRows, row_logprobs
+from .backprop.frozen_model import FrozenModel
+from .backprop.layerwise import ActivationPolicy
+from .backprop.micro_batch import JobRows, row_logprobs
 from .objective import objective_of
 from .run import TrainingRun
 from .schedule import Schedule

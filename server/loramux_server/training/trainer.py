@@ -21,10 +21,10 @@ from ..core.jobs import JobState, TrainCommand, TrainEvent, TrainEventType
 from ..host.failpoints import reach
 from ..model.resident import ResidentBase
 from ..peft.folder import write_folder
+from .backprop.micro_batch_size import MicroBatchSizer
 from .checkpoint import Checkpoints, Snapshot, run_identity
 from .evaluation import cache_references, evaluate
 from .gradients import Batch, NeedsGradients
-from .micro_batch_size import MicroBatchSizer
 from .reporter import StepReporter
 from .run import TrainingRun
 from .setup import set_up

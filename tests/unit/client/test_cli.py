@@ -17,7 +17,7 @@ from loramux.cli import main
 from loramux.cli.app import hoist
 from loramux.cli.chat import Conversation
 from loramux.cli.common import stack
-from loramux.cli.datasets import marked
+from loramux.cli.training.datasets import marked
 from loramux.comparison import Comparison, Side
 from loramux.types import MarkedText
 from loramux.v1 import adapters_pb2, training_pb2

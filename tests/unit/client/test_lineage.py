@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from loramux import AdapterVersion, Composition, NotFound, StackItem
-from loramux.cli.lineage import lineage
+from loramux.cli.adapters.lineage import lineage
 
 
 def test_a_tree_to_its_roots_and_no_further() -> None:

@@ -126,7 +126,7 @@ def test_field_21_what_drives_the_terminal_goes(c: str) -> None:
 
 
 def test_field_21_a_dataset_in_a_pipe_is_shown_as_it_is(fake: Fake, tmp_path: Path) -> None:
-    from loramux.cli.datasets import marked
+    from loramux.cli.training.datasets import marked
 
     assert marked([MarkedText(FAMILY, True)], colour=False).plain == f"[[{FAMILY}]]"
     data = tmp_path / "d.jsonl"

@@ -20,10 +20,10 @@ from loramux_server.core.outage import FIRST, Outage
 from loramux_server.core.types import StackItem
 from loramux_server.services.adapters.collector import Collector
 from loramux_server.services.common.stacks import StackResolver
+from loramux_server.store.adapters.usage import FLUSH_SECONDS
 from loramux_server.store.records import AdapterMeta
 from loramux_server.store.schema import adapter_versions
 from loramux_server.store.store import Store
-from loramux_server.store.usage import FLUSH_SECONDS
 from loramux_server.text import TextTokenizer
 
 from .test_training_jobs import Server, states

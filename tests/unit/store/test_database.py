@@ -17,10 +17,10 @@ from loramux_server.core.errors import Code, Error
 from loramux_server.core.jobs import Gate, JobRequest, TrainSpec
 from loramux_server.core.notes import Note
 from loramux_server.core.types import StackItem
-from loramux_server.store import adapter_rows
 from loramux_server.store import database as database_module
+from loramux_server.store.adapters import rows as adapter_rows
 from loramux_server.store.database import MIGRATIONS, Database, sqlite_url
-from loramux_server.store.jobs import JobTable
+from loramux_server.store.jobs.table import JobTable
 from loramux_server.store.records import AdapterMeta, Composition
 from loramux_server.store.schema import REVISION, adapters, aliases, jobs, metadata
 from loramux_server.store.store import Store

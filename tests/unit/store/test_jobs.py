@@ -13,7 +13,7 @@ import pytest
 from loramux_server.core.errors import Code, Error
 from loramux_server.core.jobs import MOVES, Gate, JobRequest, JobState, TrainEvent, TrainEventType, TrainSpec
 from loramux_server.core.types import StackItem
-from loramux_server.store import events as events_module
+from loramux_server.store.jobs import events as events_module
 from loramux_server.store.records import AdapterMeta
 from loramux_server.store.schema import jobs
 from loramux_server.store.store import Store

@@ -10,7 +10,7 @@ import pytest
 
 from loramux_server.core.errors import Code, Error
 from loramux_server.core.jobs import JobRequest, JobState, TrainEvent, TrainEventType
-from loramux_server.store.jobs import LEASE_LOST
+from loramux_server.store.jobs.table import LEASE_LOST
 from loramux_server.store.records import AdapterMeta, JobRecord
 from loramux_server.store.store import Store
 

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from loramux_server.core.errors import Code, Error
+from loramux_server.store.adapters.refs import LATEST, Ref, check_alias, check_name, parse_ref
 from loramux_server.store.paging import check_page_size, make_token, read_token
-from loramux_server.store.refs import LATEST, Ref, check_alias, check_name, parse_ref
 
 HOSTILE = [
     "", ".", "..", "../x", "..%2f", "/abs", "C:\\x", "a\0b", "a/b", "a\nb", "a b", "A", "-a", "_a", ".a", "ä", "a" * 65,

@@ -16,8 +16,8 @@ from loramux_server.core.backend import EngineInfo, EngineStats
 from loramux_server.core.errors import Code, Error
 from loramux_server.core.jobs import JobState, TrainEvent, TrainEventType
 from loramux_server.core.types import BASE, AdapterVersion, Stack, StackEntry
+from loramux_server.store.adapters.refs import check_new_name
 from loramux_server.store.damage import Kind
-from loramux_server.store.refs import check_new_name
 from loramux_server.telemetry.endpoint import MetricsEndpoint
 from loramux_server.telemetry.labels import BARE, OTHER, BoundedLabels, stack_label
 from loramux_server.telemetry.metrics import MAX_JOBS, MAX_STACKS, Metrics

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loramux_server.training import micro_batch_size
-from loramux_server.training.micro_batch_size import MAX_TOKENS, MicroBatchSizer
+from loramux_server.training.backprop import micro_batch_size
+from loramux_server.training.backprop.micro_batch_size import MAX_TOKENS, MicroBatchSizer
 from loramux_server.training.work import PAUSE, Interruptible
 
 

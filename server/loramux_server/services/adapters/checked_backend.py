@@ -20,7 +20,7 @@ from ...core.backend import (
 from ...core.errors import LOGITS_NOT_FINITE, Error, is_damage
 from ...core.jobs import TrainCommand, TrainEvent
 from ...core.types import AdapterVersion, Stack
-from ...store.adapters import AdapterRegistry
+from ...store.adapters.registry import AdapterRegistry
 from .publish import is_finite
 
 T = TypeVar("T")

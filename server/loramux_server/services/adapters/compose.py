@@ -15,8 +15,8 @@ from ...core.types import Stack
 from ...host.failpoints import reach
 from ...host.files import storage_errors, sync_folder, write_durable
 from ...peft.schema import CARD_FILE, AdapterConfig, check_folder
+from ...store.adapters.refs import check_new_name
 from ...store.records import AdapterMeta, Composition, VersionRecord
-from ...store.refs import check_new_name
 from ..common.checks import metadata_violations, stack_violations
 from ..common.context import Context
 from ..common.shielding import temporary_folder

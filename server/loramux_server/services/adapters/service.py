@@ -13,8 +13,8 @@ from ...core.principal import Principal
 from ...core.types import AdapterVersion
 from ...peft.config import CONFIG_FILE, MAX_CONFIG_BYTES
 from ...peft.schema import FINGERPRINT_KEY, AdapterConfig, check_folder
+from ...store.adapters.refs import LATEST, check_name, check_new_name, parse_ref
 from ...store.records import AdapterMeta, VersionRecord, VersionState
-from ...store.refs import LATEST, check_name, check_new_name, parse_ref
 from ...telemetry.logs import get_logger
 from ..common.checks import metadata_violations
 from ..common.context import Context

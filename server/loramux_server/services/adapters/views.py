@@ -12,8 +12,8 @@ from ...core.backend import EngineInfo
 from ...core.errors import Error, is_damage
 from ...peft.config import CONFIG_FILE, MAX_CONFIG_BYTES, parse_config, shown
 from ...peft.lora_config import LoraConfig
+from ...store.adapters.refs import LATEST
 from ...store.records import AdapterRecord, VersionRecord
-from ...store.refs import LATEST
 from ...store.store import Store
 from .types import AdapterInfo
 

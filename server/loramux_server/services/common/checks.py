@@ -20,7 +20,7 @@ from ...core.bounds import (
 )
 from ...core.errors import Error, FieldViolation, invalid
 from ...core.types import Asked, GenerateRequest, Grammar, StackItem
-from ...store.refs import parse_ref
+from ...store.adapters.refs import parse_ref
 from ...text.conversation import Report, read_content, read_template_kwargs
 from ...text.response_format import parse_format
 from ...text.tokenizer import ROLES

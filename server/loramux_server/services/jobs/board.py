@@ -12,7 +12,7 @@ from typing import Unpack
 from ...core.jobs import JobRequest, JobState, TrainEvent, TrainEventType
 from ...core.notes import Note
 from ...core.observer import NullObserver, Observer
-from ...store.jobs import Move
+from ...store.jobs.table import Move
 from ...store.records import EventRecord, JobRecord
 from ...store.store import Store
 from ..common.shielding import to_the_end

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from ...core.backend import EngineInfo
 from ...core.jobs import TrainSpec
 from ...data.dataset import DatasetSummary
-from ...training.micro_batch_size import MAX_TOKENS, activation_budget
+from ...training.backprop.micro_batch_size import MAX_TOKENS, activation_budget
 from ...training.schedule import Schedule
 from .checks import selected_modules
 

@@ -14,7 +14,7 @@ from ...core.outage import Outage
 from ...core.types import AdapterVersion, Stack, StackEntry, StackItem
 from ...data.rows_file import discard_rows
 from ...host.failpoints import reach
-from ...store.jobs import LEASE_LOST
+from ...store.jobs.table import LEASE_LOST
 from ...store.records import JobRecord
 from ...telemetry.logs import get_logger
 from ..common.context import Context

@@ -13,8 +13,8 @@ from ...core.errors import Code, Error, FieldViolation, invalid
 from ...core.jobs import JobRequest, JobState, TrainSpec
 from ...core.principal import Principal
 from ...core.types import Stack, StackItem
+from ...store.adapters.refs import check_new_name
 from ...store.records import DatasetRecord, EventRecord, JobRecord
-from ...store.refs import check_new_name
 from ..adapters.views import AdapterViews
 from ..common.context import Context
 from ..common.shielding import nothing_collected, temporary_folder, to_the_end

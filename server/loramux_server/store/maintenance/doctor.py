@@ -13,12 +13,13 @@ from sqlalchemy import Connection
 from ...core.errors import Error
 from ...core.jobs import JobState
 from ...core.types import COMPUTED_WITH
-from .. import adapter_rows, job_rows
+from ..adapters import rows as adapter_rows
+from ..adapters.refs import check_alias, check_name
 from ..blobs.blobs import BlobStore
 from ..blobs.files import Damage
 from ..database import Database
+from ..jobs import rows as job_rows
 from ..records import DAMAGED, VersionState
-from ..refs import check_alias, check_name
 from ..schema import adapter_versions as v
 from ..schema import adapters as a
 from ..schema import aliases as al

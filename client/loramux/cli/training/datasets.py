@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .._wire.requests import TrainOptions
-from ..progress import clock
-from ..types import DatasetReport, MarkedText
-from . import convert
-from .common import (
+from ..._wire.requests import TrainOptions
+from ...progress import clock
+from ...types import DatasetReport, MarkedText
+from ..common import (
     Json,
     TemplateArg,
     connect,
@@ -25,8 +24,9 @@ from .common import (
     template_args,
     when,
 )
+from ..tables import print_table
+from . import convert
 from .convert import AsOption
-from .tables import print_table
 from .train import BatchSize, Epochs, Layers, MaxLength, MaxSteps, Rank, Recipe
 
 if TYPE_CHECKING:

@@ -11,11 +11,11 @@ import msgspec
 import sqlalchemy as sa
 from sqlalchemy import Connection
 
-from ..core.jobs import TrainEvent, TrainEventType
-from .database import Database, read_values
-from .records import EventRecord
-from .schema import job_events as e
-from .schema import jobs as j
+from ...core.jobs import TrainEvent, TrainEventType
+from ..database import Database, read_values
+from ..records import EventRecord
+from ..schema import job_events as e
+from ..schema import jobs as j
 
 BATCH_SECONDS = 0.25
 

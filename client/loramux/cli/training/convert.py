@@ -8,9 +8,9 @@ from typing import Annotated, Literal
 
 import typer
 
-from .._wire.fields import file_of
-from ..convert import As, convert, rows_of, write_rows
-from .common import Json, json_text, plain
+from ..._wire.fields import file_of
+from ...convert import As, convert, rows_of, write_rows
+from ..common import Json, json_text, plain
 
 AsOption = Annotated[
     Literal["messages", "prompt"] | None,

@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..host.resources import host_available
-from ..lora.routing import Routing
-from ..model.attention import PackedAttention
-from ..model.resident import ResidentBase
+from ...host.resources import host_available
+from ...lora.routing import Routing
+from ...model.attention import PackedAttention
+from ...model.resident import ResidentBase
+from ..work import PAUSE, Interruptible
 from .micro_batch_size import activation_budget
-from .work import PAUSE, Interruptible
 
 
 class ActivationPolicy:

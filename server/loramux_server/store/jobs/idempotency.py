@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from itertools import zip_longest
 
-from ..core.jobs import JobRequest
-from ..core.types import StackItem
-from .refs import parse_ref
+from ...core.jobs import JobRequest
+from ...core.types import StackItem
+from ..adapters.refs import parse_ref
 
 
 def same_job(asked: JobRequest, made: JobRequest) -> bool:

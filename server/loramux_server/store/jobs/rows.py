@@ -9,12 +9,12 @@ import msgspec
 import sqlalchemy as sa
 from sqlalchemy import Connection, Row
 
-from ..core.jobs import JobRequest, JobState
-from ..core.notes import Note
-from .database import read_row
-from .records import JobRecord
-from .schema import job_events as e
-from .schema import jobs as j
+from ...core.jobs import JobRequest, JobState
+from ...core.notes import Note
+from ..database import read_row
+from ..records import JobRecord
+from ..schema import job_events as e
+from ..schema import jobs as j
 
 _LAST = sa.select(sa.func.coalesce(sa.func.max(e.c.sequence), 0)).where(e.c.job_seq == j.c.seq).scalar_subquery()
 JOBS = sa.select(j, _LAST.label("last_sequence"))

@@ -10,11 +10,10 @@ from typing import Annotated
 
 import typer
 
-from ..client import Client
-from ..errors import invalid
-from ..types import Adapter, AdapterVersion, Composition
-from . import promotion
-from .common import (
+from ...client import Client
+from ...errors import invalid
+from ...types import Adapter, AdapterVersion, Composition
+from ..common import (
     AdapterOption,
     Json,
     connect,
@@ -31,9 +30,10 @@ from .common import (
     stack,
     when,
 )
-from .completion import complete_adapter
+from ..completion import complete_adapter
+from ..tables import print_comparison, print_table
+from . import promotion
 from .lineage import Fetch, lineage
-from .tables import print_comparison, print_table
 
 app = typer.Typer(
     name="adapters", help="List, move in and out, promote, merge and remove adapters.", no_args_is_help=True

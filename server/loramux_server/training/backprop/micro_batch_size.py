@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import TypeVar
 
-from .work import PAUSE, Interruptible
+from ..work import PAUSE, Interruptible
 
 T = TypeVar("T")
 

@@ -6,9 +6,9 @@ from typing import Annotated
 
 import typer
 
-from ..types import Adapter
-from .common import Json, connect, print_json, print_result
-from .completion import complete_adapter
+from ...types import Adapter
+from ..common import Json, connect, print_json, print_result
+from ..completion import complete_adapter
 
 Name = Annotated[str, typer.Argument(help="Adapter.", autocompletion=complete_adapter)]
 

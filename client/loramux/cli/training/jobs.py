@@ -7,12 +7,12 @@ from typing import Annotated
 
 import typer
 
-from .._wire.watch import published
-from ..client import Client
-from ..errors import NotFound
-from ..progress import progress_display
-from ..types import JobInfo
-from .common import (
+from ..._wire.watch import published
+from ...client import Client
+from ...errors import NotFound
+from ...progress import progress_display
+from ...types import JobInfo
+from ..common import (
     Json,
     connect,
     entries,
@@ -25,8 +25,8 @@ from .common import (
     print_result,
     when,
 )
-from .completion import complete_job
-from .tables import print_evaluation, print_table
+from ..completion import complete_job
+from ..tables import print_evaluation, print_table
 from .train import published as published_text
 
 app = typer.Typer(name="jobs", help="Follow and steer training jobs.", no_args_is_help=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from ..core.errors import invalid_field
+from ...core.errors import invalid_field
 
 LATEST = "latest"
 """The alias that a bare name means."""

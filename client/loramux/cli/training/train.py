@@ -9,9 +9,10 @@ from typing import Annotated, Literal
 
 import typer
 
-from .._wire.requests import TrainOptions
-from ..types import AdapterVersion, JobInfo
-from .common import (
+from ..._wire.requests import TrainOptions
+from ...types import AdapterVersion, JobInfo
+from ..adapters.promotion import meaning
+from ..common import (
     Json,
     TemplateArg,
     connect,
@@ -26,10 +27,9 @@ from .common import (
     template_args,
     text_file,
 )
-from .completion import complete_adapter, complete_recipe
+from ..completion import complete_adapter, complete_recipe
+from ..tables import print_evaluation
 from .convert import AsOption
-from .promotion import meaning
-from .tables import print_evaluation
 
 BatchSize = Annotated[int | None, typer.Option(help="Rows per optimiser step.", show_default="8")]
 Epochs = Annotated[float | None, typer.Option(help="Passes over the data.", show_default="3")]

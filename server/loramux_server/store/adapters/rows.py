@@ -10,13 +10,13 @@ import msgspec
 import sqlalchemy as sa
 from sqlalchemy import Connection, Row
 
-from .blobs.blobs import Blob
-from .database import read_row
-from .records import DAMAGED, SHARED, AdapterMeta, VersionRecord, VersionState
+from ..blobs.blobs import Blob
+from ..database import read_row
+from ..records import DAMAGED, SHARED, AdapterMeta, VersionRecord, VersionState
+from ..schema import adapter_versions as v
+from ..schema import adapters as a
+from ..schema import aliases as al
 from .refs import LATEST
-from .schema import adapter_versions as v
-from .schema import adapters as a
-from .schema import aliases as al
 
 AdapterRow = Row[int, str, str, float]
 

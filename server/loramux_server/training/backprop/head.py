@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import log_softmax
 
-from .work import PAUSE, Interruptible
+from ..work import PAUSE, Interruptible
 
 CHUNK = 64
 """Rows of logits that exist at a time, [CHUNK, vocabulary] in float32: 13 MB for a vocabulary of 49,152."""

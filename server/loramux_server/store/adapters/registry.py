@@ -13,14 +13,14 @@ from typing import Any
 from sqlalchemy import Connection, Row
 from sqlalchemy.exc import IntegrityError
 
-from ..core.errors import Code, Error, adapter_not_found, invalid_field, is_damage
-from ..core.types import COMPUTED_WITH, AdapterVersion
-from . import adapter_rows as rows
-from .blobs.blobs import Blob, BlobStore
-from .damage import DamageCount, Kind
-from .database import Database
-from .paging import check_page_size, make_token, read_token
-from .records import DAMAGED, AdapterMeta, AdapterRecord, VersionRecord, VersionState
+from ...core.errors import Code, Error, adapter_not_found, invalid_field, is_damage
+from ...core.types import COMPUTED_WITH, AdapterVersion
+from ..blobs.blobs import Blob, BlobStore
+from ..damage import DamageCount, Kind
+from ..database import Database
+from ..paging import check_page_size, make_token, read_token
+from ..records import DAMAGED, AdapterMeta, AdapterRecord, VersionRecord, VersionState
+from . import rows as rows
 from .refs import LATEST, Ref, check_alias, check_name, check_new_name, parse_ref
 from .usage import UsageLog
 

@@ -9,10 +9,10 @@ from threading import Lock
 
 import sqlalchemy as sa
 
-from ..core.errors import Error
-from .database import Database
-from .records import VersionRecord
-from .schema import adapter_versions as v
+from ...core.errors import Error
+from ..database import Database
+from ..records import VersionRecord
+from ..schema import adapter_versions as v
 
 FLUSH_SECONDS = 30.0
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from ..errors import NotFound
-from ..types import AdapterVersion
-from .common import plain
+from ...errors import NotFound
+from ...types import AdapterVersion
+from ..common import plain
 
 MAX_DEPTH = 8
 

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..core.jobs import TrainRow
-from ..lora.bank import AdapterBank
-from ..lora.slots import Entries
-from ..model.resident import ResidentBase
+from ...core.jobs import TrainRow
+from ...lora.bank import AdapterBank
+from ...lora.slots import Entries
+from ...model.resident import ResidentBase
+from ..work import Interruptible
 from .layerwise import ActivationPolicy, LayerwisePass
-from .work import Interruptible
 
 
 class FrozenModel:

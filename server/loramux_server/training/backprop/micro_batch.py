@@ -9,14 +9,14 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from ..core.jobs import TrainRow
-from ..lora.routing import Block, Routing, RowSegment, plan_blocks
-from ..lora.trainable import AdapterRows, TrainableAdapter, TrainableBlock
-from ..model.resident import ResidentBase
+from ...core.jobs import TrainRow
+from ...lora.routing import Block, Routing, RowSegment, plan_blocks
+from ...lora.trainable import AdapterRows, TrainableAdapter, TrainableBlock
+from ...model.resident import ResidentBase
+from ..work import PAUSE, Interruptible
 from .frozen_model import FrozenModel
 from .head import token_logprobs
 from .layerwise import LayerwisePass
-from .work import PAUSE, Interruptible
 
 T = TypeVar("T")
 

@@ -10,17 +10,17 @@ from typing import Any, Final, TypedDict, Unpack
 import sqlalchemy as sa
 from sqlalchemy import Connection, Row
 
-from ..core.errors import Code, Error
-from ..core.jobs import JobRequest, JobState, JudgedRow, Stored, TrainEvent, TrainEventType, check_move
-from ..core.notes import Note
-from ..host.failpoints import reach
-from . import job_rows as rows
-from .database import Database
+from ...core.errors import Code, Error
+from ...core.jobs import JobRequest, JobState, JudgedRow, Stored, TrainEvent, TrainEventType, check_move
+from ...core.notes import Note
+from ...host.failpoints import reach
+from ..database import Database
+from ..paging import check_page_size, make_token, read_token
+from ..records import EventRecord, JobRecord
+from ..schema import jobs as j
+from . import rows as rows
 from .events import EventLog
 from .idempotency import same_job
-from .paging import check_page_size, make_token, read_token
-from .records import EventRecord, JobRecord
-from .schema import jobs as j
 
 _AT_WORK = (JobState.RUNNING, JobState.EVALUATING, JobState.PUBLISHING)
 

@@ -1,0 +1,1 @@
+"""The commands of adapters: what is stored, what a name means, where a version comes from."""

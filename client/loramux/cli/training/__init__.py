@@ -1,0 +1,1 @@
+"""The commands of training: datasets, jobs, and files of other tools that become rows."""

@@ -1,0 +1,1 @@
+"""The adapter registry: references, rows and use of adapter versions."""

@@ -1,0 +1,1 @@
+"""Training jobs in the database, and their events."""
