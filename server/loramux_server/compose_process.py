@@ -6,25 +6,22 @@ processor time that the engine's threads must not wait for, and because its memo
 
 from __future__ import annotations
 
-import os
 import sys
 
 import msgspec
 
 from .core.compose import ComposeCommand
 from .core.errors import Error
+from .host.priority import give_way
 from .host.signals import leave_to_the_front
 from .telemetry.logs import configure_child
-
-NICENESS = 10
-"""Requests come first."""
 
 
 def main() -> int:
     """Run the command on standard input; on standard output comes a result, or an error's code, message and reason."""
     leave_to_the_front()
     configure_child()
-    os.nice(NICENESS)
+    give_way()
     command = msgspec.json.decode(sys.stdin.buffer.read(), type=ComposeCommand)
     from .peft.compose import compose
 
