@@ -15,6 +15,7 @@ from ..core.types import SamplingParams
 from ..engine.transport.process import ProcessBackend
 from ..rpc.server import RpcServer
 from ..services.access.access import Access
+from ..services.access.audit import CallAudit
 from ..services.access.authenticator import Open
 from ..services.adapters.checked_backend import CheckedBackend
 from ..services.adapters.collector import Collector
@@ -35,6 +36,7 @@ from ..telemetry.logs import get_logger
 from ..telemetry.metrics import Metrics
 from ..text import TextTokenizer
 from .announce import Announcer, Silent
+from .audit import audit_log
 from .door import Door
 from .scrape import stats_from_thread
 
@@ -54,8 +56,10 @@ class App:
         self.availability = Availability(__version__)
         self._metrics = Metrics(__version__)
         limit, access = GenerationLimit(settings.max_running + settings.max_queue), Access(Open())
+        self._audit_log = audit_log(settings)
+        self._audit = CallAudit(self._audit_log) if self._audit_log else None
         self.doors: list[Door] = [
-            RpcServer(self.availability, Calls(self._metrics, limit, access), settings.listen),
+            RpcServer(self.availability, Calls(self._metrics, limit, access, self._audit), settings.listen),
         ]
         """What clients speak to. The first one is gRPC."""
         self._endpoint: MetricsEndpoint | None = None
@@ -89,6 +93,8 @@ class App:
         """
         settings = self.settings
         self._store = store = await asyncio.to_thread(_open_store, settings)
+        if self._audit_log is not None:
+            await asyncio.to_thread(self._audit_log.open)
         if settings.metrics_listen is not None:
             self._endpoint = MetricsEndpoint(self._metrics.registry, *settings.metrics_listen)
             self._endpoint.start()
@@ -133,6 +139,8 @@ class App:
         await self._drain_doors(0)
         for door in reversed(self.doors):
             await door.stop()
+        if self._audit is not None and self._store is not None:
+            await self._audit.close()
         self._metrics.engine_gone()
         if self._endpoint is not None:
             await asyncio.to_thread(self._endpoint.stop)

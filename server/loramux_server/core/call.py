@@ -3,9 +3,18 @@
 from __future__ import annotations
 
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from .principal import Principal
+
+
+@dataclass(slots=True)
+class Subject:
+    """What a call is about, for the audit log."""
+
+    name: str = ""
+    """An adapter version, a job, a dataset. Empty: none was named yet."""
+    details: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,18 +29,36 @@ class Call:
     """Seconds on the monotonic clock, from the client's own deadline; None: it set none."""
     peer: str = ""
     """Address of the client as its door names it; empty: unknown."""
+    subject: Subject = field(default_factory=Subject, compare=False)
 
 
-_current: ContextVar[Call] = ContextVar("loramux_call")
+_current: ContextVar[Call | None] = ContextVar("loramux_call", default=None)
 
 enter = _current.set
+"""Make a call this task's; None: whoever calls is not known yet."""
+known = _current.get
+"""The call that this task answers; None: whoever calls is not known yet, or there is no call."""
 
 
 def current() -> Call:
-    """The call that this task answers."""
-    return _current.get()
+    """The call that this task answers. Raises LookupError where there is none."""
+    call = _current.get()
+    if call is None:
+        raise LookupError("no call is being answered here")
+    return call
 
 
 def principal() -> Principal:
     """Who made it."""
-    return _current.get().principal
+    return current().principal
+
+
+def about(name: str, **details: str) -> None:
+    """Name what the current call changes, as exactly as is known by now; the last name wins, details add up.
+
+    Names, ids and words of a closed set only: the audit log has them. Outside a call it does nothing.
+    """
+    call = _current.get()
+    if call is not None:
+        call.subject.name = name
+        call.subject.details.update(details)

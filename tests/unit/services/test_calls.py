@@ -13,7 +13,7 @@ from loramux_server.rpc.server import METHODS as RPC_METHODS
 from loramux_server.services.access.access import Access, Incoming
 from loramux_server.services.access.authenticator import Open
 from loramux_server.services.access.credentials import Credentials
-from loramux_server.services.access.methods import require_all
+from loramux_server.services.access.methods import METHODS, require_all
 from loramux_server.services.common.calls import Calls, GenerationLimit, request_id
 
 
@@ -105,3 +105,12 @@ def test_a_method_without_a_scope_cannot_be_served() -> None:
     require_all(RPC_METHODS)
     with pytest.raises(LookupError, match="InferenceService/Imagine"):
         require_all([*RPC_METHODS, "loramux.v1.InferenceService/Imagine"])
+
+
+UNCHANGING = ("Get", "List", "Watch", "Download", "Validate", "Generate", "Score", "Tokenize")
+
+
+def test_every_method_that_changes_something_is_in_the_audit_log() -> None:
+    for path, method in METHODS.items():
+        name = path.rpartition("/")[2]
+        assert method.audited != name.startswith(UNCHANGING), f"{path}: audited must be {not method.audited}"

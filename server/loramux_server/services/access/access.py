@@ -40,21 +40,19 @@ class Access:
     def __init__(self, authenticator: Authenticator) -> None:
         self._authenticator = authenticator
 
-    async def decide(self, incoming: Incoming) -> Call:
-        """The call, made by whom it is made. Raises UNAUTHENTICATED, or PERMISSION_DENIED naming the missing scope."""
-        principal = await self._authenticator.authenticate(incoming.credentials)
-        _require_scope(principal, incoming)
+    async def identify(self, incoming: Incoming) -> Call:
+        """The call, made by whom it is made. Raises UNAUTHENTICATED."""
         return Call(
             method=incoming.short_method,
             request_id=incoming.request_id,
-            principal=principal,
+            principal=await self._authenticator.authenticate(incoming.credentials),
             deadline=incoming.deadline,
             peer=incoming.credentials.peer,
         )
 
-
-def _require_scope(principal: Principal, incoming: Incoming) -> None:
-    scope = incoming.asks_for.scope
-    if scope is not None and scope not in principal.scopes:
-        message = f"{incoming.short_method} needs the scope {scope.value!r}, which the key has not"
-        raise Error(Code.PERMISSION_DENIED, message, reason="SCOPE_MISSING")
+    def authorise(self, incoming: Incoming, principal: Principal) -> None:
+        """Raise PERMISSION_DENIED, naming the missing scope, unless the principal may make the call."""
+        scope = incoming.asks_for.scope
+        if scope is not None and scope not in principal.scopes:
+            message = f"{incoming.short_method} needs the scope {scope.value!r}, which the key has not"
+            raise Error(Code.PERMISSION_DENIED, message, reason="SCOPE_MISSING")

@@ -17,6 +17,8 @@ class Method:
     """None: any caller that is known."""
     generates: bool = False
     """Waits for the engine, and counts against the limit of generations."""
+    audited: bool = False
+    """Changes what is stored or resident, and so is in the audit log."""
 
 
 METHODS: Mapping[str, Method] = MappingProxyType(
@@ -28,21 +30,21 @@ METHODS: Mapping[str, Method] = MappingProxyType(
         "loramux.v1.AdapterService/ListAdapters": Method(Scope.READ_ADAPTERS),
         "loramux.v1.AdapterService/GetAdapter": Method(Scope.READ_ADAPTERS),
         "loramux.v1.AdapterService/DownloadAdapter": Method(Scope.READ_ADAPTERS),
-        "loramux.v1.AdapterService/UploadAdapter": Method(Scope.WRITE_ADAPTERS),
-        "loramux.v1.AdapterService/DeleteAdapter": Method(Scope.WRITE_ADAPTERS),
-        "loramux.v1.AdapterService/SetAlias": Method(Scope.WRITE_ADAPTERS),
-        "loramux.v1.AdapterService/PinAdapter": Method(Scope.WRITE_ADAPTERS),
-        "loramux.v1.AdapterService/UnpinAdapter": Method(Scope.WRITE_ADAPTERS),
-        "loramux.v1.AdapterService/ComposeAdapter": Method(Scope.WRITE_ADAPTERS),
-        "loramux.v1.TrainingService/UploadDataset": Method(Scope.TRAIN),
+        "loramux.v1.AdapterService/UploadAdapter": Method(Scope.WRITE_ADAPTERS, audited=True),
+        "loramux.v1.AdapterService/DeleteAdapter": Method(Scope.WRITE_ADAPTERS, audited=True),
+        "loramux.v1.AdapterService/SetAlias": Method(Scope.WRITE_ADAPTERS, audited=True),
+        "loramux.v1.AdapterService/PinAdapter": Method(Scope.WRITE_ADAPTERS, audited=True),
+        "loramux.v1.AdapterService/UnpinAdapter": Method(Scope.WRITE_ADAPTERS, audited=True),
+        "loramux.v1.AdapterService/ComposeAdapter": Method(Scope.WRITE_ADAPTERS, audited=True),
+        "loramux.v1.TrainingService/UploadDataset": Method(Scope.TRAIN, audited=True),
         "loramux.v1.TrainingService/ListDatasets": Method(Scope.TRAIN),
         "loramux.v1.TrainingService/ValidateDataset": Method(Scope.TRAIN),
-        "loramux.v1.TrainingService/CreateJob": Method(Scope.TRAIN),
+        "loramux.v1.TrainingService/CreateJob": Method(Scope.TRAIN, audited=True),
         "loramux.v1.TrainingService/GetJob": Method(Scope.TRAIN),
         "loramux.v1.TrainingService/ListJobs": Method(Scope.TRAIN),
-        "loramux.v1.TrainingService/CancelJob": Method(Scope.TRAIN),
-        "loramux.v1.TrainingService/PauseJob": Method(Scope.TRAIN),
-        "loramux.v1.TrainingService/ResumeJob": Method(Scope.TRAIN),
+        "loramux.v1.TrainingService/CancelJob": Method(Scope.TRAIN, audited=True),
+        "loramux.v1.TrainingService/PauseJob": Method(Scope.TRAIN, audited=True),
+        "loramux.v1.TrainingService/ResumeJob": Method(Scope.TRAIN, audited=True),
         "loramux.v1.TrainingService/WatchJob": Method(Scope.TRAIN),
         "loramux.v1.ServerService/GetServerInfo": Method(None),
     }

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 
+from ...core.call import about
 from ...core.encodings import without_mark
 from ...core.errors import Code, Error, invalid, invalid_field
 from ...core.principal import Principal
@@ -79,6 +80,7 @@ class AdapterService:
         Content that is a version of the name already gives that version. Raises INVALID_ARGUMENT,
         FAILED_PRECONDITION (other base), RESOURCE_EXHAUSTED (too large); then nothing is stored.
         """
+        about(name)
         check_new_name(name)
         if violations := [*metadata_violations(metadata or {})]:
             raise invalid(violations)
@@ -95,6 +97,7 @@ class AdapterService:
                 config.rank,
                 lambda: self._store.adapters.publish(name, principal.tenant, folder, meta, promote=set_current),
             )
+        about(record.ref, current="yes" if set_current else "no")
         version = await self._version(record)
         for warning in version.warnings:
             log.warning("an uploaded adapter may not be meant", adapter=version.ref, warning=warning)
@@ -114,7 +117,9 @@ class AdapterService:
 
         Requests that run finish with what they have; files go when nothing uses them any more.
         """
+        about(ref)
         gone = await asyncio.to_thread(self._store.adapters.delete, ref, principal.tenant)
+        about(ref, versions=", ".join(str(record.version) for record in gone))
         kept = await asyncio.to_thread(self._store.adapters.referenced_digests)
         if any(record.pinned for record in gone):
             async with self._pinning:
@@ -130,6 +135,7 @@ class AdapterService:
 
         0 removes the alias. Raises NOT_FOUND (version, or alias to remove), FAILED_PRECONDITION (quarantined).
         """
+        about(f"{name}@{version}" if version else name, alias=alias or LATEST)
         check_name(name)
         if version == 0 and alias:
             await asyncio.to_thread(self._store.adapters.remove_alias, name, principal.tenant, alias)
@@ -147,8 +153,10 @@ class AdapterService:
 
         Raises RESOURCE_EXHAUSTED when what is pinned would leave no room for the largest adapter beside it.
         """
+        about(ref)
         async with self._pinning:
             version = await asyncio.to_thread(self._store.adapters.resolve, ref, principal.tenant)
+            about(version.ref)
             await self._backend.load(version)
             await self._backend.pin([*await asyncio.to_thread(self._pinned), version])
             record = await asyncio.to_thread(self._store.adapters.pin, version.ref, principal.tenant)
@@ -156,8 +164,10 @@ class AdapterService:
 
     async def unpin(self, ref: str, principal: Principal) -> AdapterInfo:
         """Let a version be evicted again."""
+        about(ref)
         async with self._pinning:
             record = await asyncio.to_thread(self._store.adapters.pin, ref, principal.tenant, False)
+            about(record.ref)
             await self._keep_pinned()
         return await self.get(record.ref, principal)
 
@@ -180,7 +190,10 @@ class AdapterService:
 
     async def compose(self, request: ComposeRequest) -> VersionRecord:
         """Merge a stack into a new version; see :meth:`ComposeService.compose`."""
-        return await self._version(await self._composing.compose(request))
+        about(request.name, method=request.method.value)
+        record = await self._composing.compose(request)
+        about(record.ref)
+        return await self._version(record)
 
     def _pinned(self) -> tuple[AdapterVersion, ...]:
         """What is pinned and has its files."""

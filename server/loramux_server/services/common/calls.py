@@ -12,10 +12,12 @@ from typing import Any, Protocol, TypeVar
 
 import structlog
 
-from ...core.call import Call, current, enter
+from ...core.call import Call, current, enter, known
 from ...core.errors import Code, Error, new_error_id, shutting_down
 from ...telemetry.logs import get_logger
 from ..access.access import Access, Incoming
+from ..access.audit import CallAudit
+from .shielding import to_the_end
 
 logger = get_logger(__name__)
 
@@ -43,12 +45,13 @@ class GenerationLimit:
 
 
 class Calls:
-    """The calls of one door. ``sink`` counts them; ``limit`` and ``access`` are shared with the other doors."""
+    """The calls of one door. ``sink`` counts them; the other parts are shared with the other doors."""
 
-    def __init__(self, sink: CallSink, limit: GenerationLimit, access: Access) -> None:
+    def __init__(self, sink: CallSink, limit: GenerationLimit, access: Access, audit: CallAudit | None = None) -> None:
         self.limit = limit
         self._sink = sink
         self._access = access
+        self._audit = audit
         self._tasks: dict[asyncio.Task[Any], str] = {}
         self._failing: set[asyncio.Task[Any]] = set()
         self._idle = asyncio.Event()
@@ -106,34 +109,56 @@ class Calls:
         gone: Callable[[], bool],
     ) -> R:
         started = time.monotonic()
-        code = "OK"
+        code, reason = "OK", ""
+        enter(None)
         try:
-            enter(await self._access.decide(incoming))
+            result = await self._answered(incoming, work, task, queue_full, gone)
+            if self._audit is not None and self._audit.wants(incoming, code):
+                # What was acknowledged is on disk first, and this is part of it.
+                await to_the_end(self._audit.done(incoming, current()))
+            return result
+        except Error as error:
+            code, reason = error.code.name, error.reason
+            raise
+        except BaseException:  # the caller has left
+            code = _code_of_cancelled(incoming.deadline)
+            raise
+        finally:
+            if code != "OK" and self._audit is not None and self._audit.wants(incoming, code):
+                await to_the_end(self._audit.failed(incoming, known(), code, reason))
+            seconds = time.monotonic() - started
+            self._sink.call_finished(incoming.short_method, code, seconds)
+            logger.debug("call", method=incoming.short_method, code=code, seconds=round(seconds, 4))
+
+    async def _answered(
+        self,
+        incoming: Incoming,
+        work: Callable[[], Awaitable[R]],
+        task: asyncio.Task[Any],
+        queue_full: bool,
+        gone: Callable[[], bool],
+    ) -> R:
+        """What ``work`` gives to a caller who is known and allowed. Errors are those of ``answer``."""
+        try:
+            call = await self._access.identify(incoming)
+            enter(call)
+            self._access.authorise(incoming, call.principal)
             if queue_full:
                 raise _queue_full(self.limit.most)
             return await work()
         except asyncio.CancelledError:
             if task in self._failing:
-                code = Code.UNAVAILABLE.name
                 task.uncancel()
                 raise shutting_down() from None
-            code = _code_of_cancelled(incoming.deadline)
             raise  # never swallowed: grpc.aio leaks a little for every handler that does
-        except Error as error:
-            code = error.code.name
+        except Error:
             raise
         except Exception:
             if gone():
-                code = _code_of_cancelled(incoming.deadline)
                 raise
-            code = Code.INTERNAL.name
             error_id = new_error_id()
             logger.exception("call failed", method=incoming.method, error_id=error_id)
             raise Error(Code.INTERNAL, f"internal error; the server's log has it as {error_id}") from None
-        finally:
-            seconds = time.monotonic() - started
-            self._sink.call_finished(incoming.short_method, code, seconds)
-            logger.debug("call", method=incoming.short_method, code=code, seconds=round(seconds, 4))
 
 
 def rename(request_id: str) -> Call:

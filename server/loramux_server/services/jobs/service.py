@@ -9,6 +9,7 @@ from dataclasses import replace
 from weakref import WeakValueDictionary
 
 from ...core.bounds import NOT_UNICODE, utf8_size
+from ...core.call import about
 from ...core.errors import Code, Error, FieldViolation, invalid
 from ...core.jobs import JobRequest, JobState, TrainSpec
 from ...core.principal import Principal
@@ -58,9 +59,10 @@ class TrainingService:
         async with temporary_folder(self._store, "dataset") as folder:
             path = folder / "data"
             rows = await receive_file(chunks, path, self._limits.max_dataset_bytes, sha256)
-            return await to_the_end(
-                asyncio.to_thread(self._store.datasets.put, path, principal.tenant, filename=name, rows=rows)
-            )
+            put = self._store.datasets.put
+            dataset = await to_the_end(asyncio.to_thread(put, path, principal.tenant, filename=name, rows=rows))
+        about(dataset.id)
+        return dataset
 
     async def list_datasets(
         self, principal: Principal, *, page_size: int = 100, page_token: str = ""
@@ -96,6 +98,7 @@ class TrainingService:
         underneath or to start from). The same idempotency key gives the same job, ALREADY_EXISTS when it came with
         other settings.
         """
+        about("", adapter=request.name, dataset=request.dataset_id)
         check_new_name(request.name)
         request = with_recipe(request, self._info)
         if (size := utf8_size(request.idempotency_key)) is None or size > MAX_KEY_BYTES:
@@ -110,6 +113,7 @@ class TrainingService:
         async with lock:
             as_written = replace(request, init_from=asked.init_from)
             if (job := await asyncio.to_thread(self._store.jobs.made_with, as_written)) is not None:
+                about(job.id)
                 return await self._shown(job)
             return await self._create(request)
 
@@ -141,6 +145,7 @@ class TrainingService:
 
     async def cancel_job(self, job_id: str, principal: Principal) -> JobRecord:
         """Stop a job for good; a running one stops within one micro-step. Cancelled jobs stay cancelled (no error)."""
+        about(job_id)
         job = await asyncio.to_thread(self._store.jobs.get, job_id, principal.tenant)
         if job.state is not JobState.CANCELLED:
             # The row first: whatever happens next, the job stays cancelled.
@@ -152,6 +157,7 @@ class TrainingService:
 
     async def pause_job(self, job_id: str, principal: Principal) -> JobRecord:
         """Stop a job until it is resumed; it goes on from the step that it has come to."""
+        about(job_id)
         job = await asyncio.to_thread(self._store.jobs.get, job_id, principal.tenant)
         if job.state is not JobState.PAUSED:
             job = await self._board.move(job_id, JobState.PAUSED, message="paused by request", tenant=principal.tenant)
@@ -163,6 +169,7 @@ class TrainingService:
 
         FAILED_PRECONDITION for a job that was cancelled or has succeeded.
         """
+        about(job_id)
         job = await asyncio.to_thread(self._store.jobs.get, job_id, principal.tenant)
         if job.state in (JobState.SUCCEEDED, JobState.CANCELLED):
             raise Error(
@@ -200,6 +207,7 @@ class TrainingService:
             digests = {entry.adapter.ref: entry.adapter.digest for entry in donors.entries}
             async with nothing_collected(self._store), self._stacks.held(donors):
                 job = await self._board.create(request, digests, notes, folder)
+        about(job.id)
         return await self._shown(job)
 
     async def _shown(self, job: JobRecord) -> JobRecord:
