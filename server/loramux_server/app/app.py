@@ -16,7 +16,8 @@ from ..engine.transport.process import ProcessBackend
 from ..rpc.server import RpcServer
 from ..services.access.access import Access
 from ..services.access.audit import CallAudit
-from ..services.access.authenticator import Open
+from ..services.access.bearer import BearerAuthenticator
+from ..services.access.keys import KeyRing
 from ..services.adapters.checked_backend import CheckedBackend
 from ..services.adapters.collector import Collector
 from ..services.adapters.service import AdapterService
@@ -42,6 +43,9 @@ from .scrape import stats_from_thread
 
 logger = get_logger(__name__)
 
+OPEN = "Open: there are no API keys, so whoever reaches this server may do everything (loramux keys create closes it)."
+CLOSED = "Closed: callers need an API key."
+
 
 class App:
     """A server. ``start`` returns when it is ready; ``drain``, then ``stop``, end it.
@@ -55,15 +59,16 @@ class App:
         self._backend = backend
         self.availability = Availability(__version__)
         self._metrics = Metrics(__version__)
-        limit, access = GenerationLimit(settings.max_running + settings.max_queue), Access(Open())
+        limit, self._access = GenerationLimit(settings.max_running + settings.max_queue), Access()
         self._audit_log = audit_log(settings)
         self._audit = CallAudit(self._audit_log) if self._audit_log else None
         self.doors: list[Door] = [
-            RpcServer(self.availability, Calls(self._metrics, limit, access, self._audit), settings.listen),
+            RpcServer(self.availability, Calls(self._metrics, limit, self._access, self._audit), settings.listen),
         ]
         """What clients speak to. The first one is gRPC."""
         self._endpoint: MetricsEndpoint | None = None
         self._store: Store | None = None
+        self._keys: KeyRing | None = None
         self._jobs: asyncio.Task[None] | None = None
         self._collector: asyncio.Task[None] | None = None
         self._health: asyncio.Task[None] | None = None
@@ -95,6 +100,7 @@ class App:
         self._store = store = await asyncio.to_thread(_open_store, settings)
         if self._audit_log is not None:
             await asyncio.to_thread(self._audit_log.open)
+        await self._open_access(store)
         if settings.metrics_listen is not None:
             self._endpoint = MetricsEndpoint(self._metrics.registry, *settings.metrics_listen)
             self._endpoint.start()
@@ -147,6 +153,8 @@ class App:
         if self._backend is not None and self._engine_started:
             self._engine_started = False
             await self._backend.close()
+        if self._keys is not None:
+            await self._keys.stop()
         store, self._store = self._store, None
         if store is not None:
             await asyncio.to_thread(store.close)
@@ -155,6 +163,13 @@ class App:
         """End the engine's process at once, before this one ends without a ``stop``."""
         if isinstance(self._backend, ProcessBackend):
             self._backend.link.kill()
+
+    async def _open_access(self, store: Store) -> None:
+        self._keys = keys = KeyRing(store.keys)
+        await keys.start()
+        authenticator = BearerAuthenticator(keys)
+        self._say.say(OPEN if authenticator.open else CLOSED)
+        self._access.authenticator = authenticator
 
     def _build_engine(self) -> Backend:
         # Brings torch into the process, so not before everything that can fail without it has been tried.

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from typing import Any, NoReturn, TypeAlias
 
@@ -55,11 +55,11 @@ class CallInterceptor(aio.ServerInterceptor):
             return handler
 
         async def answer(data: Any, context: Context) -> Any:
-            metadata = {key: str(value) for key, value in context.invocation_metadata() or ()}
+            metadata = [(key, str(value)) for key, value in context.invocation_metadata() or ()]
             incoming = Incoming(
                 method=path[1:],
-                request_id=request_id(metadata.get(REQUEST_ID_KEY, "")),
-                credentials=Credentials(metadata.get(AUTHORIZATION_KEY), peer=context.peer()),
+                request_id=request_id(*_values(metadata, REQUEST_ID_KEY)),
+                credentials=Credentials(_values(metadata, AUTHORIZATION_KEY), peer=context.peer()),
                 deadline=_deadline(context, time.monotonic()),
             )
             named = [incoming.request_id]
@@ -118,6 +118,10 @@ class CallInterceptor(aio.ServerInterceptor):
                     reason="UPLOAD_STALLED",
                 ) from None
             yield _read(data, deserialize)
+
+
+def _values(metadata: Sequence[tuple[str, str]], wanted: str) -> tuple[str, ...]:
+    return tuple(value for key, value in metadata if key == wanted)
 
 
 async def _abort(context: Context, request_id: str, error: Error) -> NoReturn:

@@ -24,7 +24,7 @@ from sqlalchemy import (
 
 from .portable_json import MetricsJSON
 
-REVISION = "0009"
+REVISION = "0010"
 """The newest migration: what a database must be at for this code."""
 
 metadata = MetaData(
@@ -141,4 +141,21 @@ job_events = Table(
     Column("at", Float, nullable=False),
     Column("type", String(16), nullable=False),
     Column("body", MetricsJSON, nullable=False),
+)
+
+api_keys = Table(
+    "api_keys",
+    metadata,
+    Column("id", String(32), primary_key=True),
+    Column("revision", Integer, nullable=False),  # of the last change of any key; rises
+    Column("tenant", String(64), nullable=False),
+    Column("secret_sha256", String(64), nullable=False),
+    Column("scopes", JSON, nullable=False),
+    Column("adapters", JSON(none_as_null=True)),  # names; NULL: all of the tenant's
+    Column("name", String(200), nullable=False),
+    Column("creator", String(100), nullable=False),
+    Column("created", Float, nullable=False),
+    Column("expires", Float),
+    Column("revoked", Float),
+    UniqueConstraint("revision", name="uq_api_keys_revision"),
 )

@@ -20,6 +20,7 @@ from .damage import DamageCount
 from .database import Database, sqlite_url
 from .datasets import DatasetTable
 from .jobs.table import REPLACED, JobTable, new_job_id
+from .keys import KeyTable
 from .records import AdapterMeta, JobRecord, VersionRecord
 from .state_dir import StateDir
 
@@ -40,6 +41,7 @@ class Store:
         self.adapters = AdapterRegistry(database, self.blobs, now, self.damage)
         self.datasets = DatasetTable(database, self.blobs, now, self.damage)
         self.jobs = JobTable(database, now)
+        self.keys = KeyTable(database, now)
 
     @classmethod
     def open(

@@ -25,7 +25,7 @@ from loramux_server.core.types import (
 )
 from loramux_server.rpc.server import RpcServer
 from loramux_server.services.access.access import Access
-from loramux_server.services.access.authenticator import Open
+from loramux_server.services.access.authenticator import Authenticator, Open
 from loramux_server.services.availability import Availability, Readiness, Services
 from loramux_server.services.common.calls import Calls, GenerationLimit
 from loramux_server.services.common.context import Context
@@ -158,12 +158,13 @@ async def open_door(
     stats: Callable[[], Awaitable[EngineStats]] = _stats,
     stall_timeout: float = 60.0,
     max_generations: int = 1088,
+    authenticator: Authenticator | None = None,
 ) -> AsyncIterator[Door]:
     availability, calls = Availability("1.2.3"), Counted()
     generation, adapters, training = Generation(), Adapters(), Training()
     server = RpcServer(
         availability,
-        Calls(calls, GenerationLimit(max_generations), Access(Open())),
+        Calls(calls, GenerationLimit(max_generations), Access(authenticator or Open())),
         Address("127.0.0.1", 0),
         stall_timeout=stall_timeout,
     )

@@ -10,6 +10,7 @@ from ...core.principal import Principal
 from .authenticator import Authenticator
 from .credentials import Credentials
 from .methods import METHODS, Method
+from .refusals import unavailable
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,17 +36,22 @@ class Incoming:
 
 
 class Access:
-    """Decides about calls. One instance serves all doors."""
+    """Decides about calls. One instance serves all doors.
 
-    def __init__(self, authenticator: Authenticator) -> None:
-        self._authenticator = authenticator
+    The app sets ``authenticator`` before a door starts: there is no call before it is known who may make one.
+    """
+
+    def __init__(self, authenticator: Authenticator | None = None) -> None:
+        self.authenticator = authenticator
 
     async def identify(self, incoming: Incoming) -> Call:
-        """The call, made by whom it is made. Raises UNAUTHENTICATED."""
+        """The call, made by whom it is made. Raises UNAUTHENTICATED and UNAVAILABLE."""
+        if self.authenticator is None:
+            raise unavailable()
         return Call(
             method=incoming.short_method,
             request_id=incoming.request_id,
-            principal=await self._authenticator.authenticate(incoming.credentials),
+            principal=await self.authenticator.authenticate(incoming.credentials),
             deadline=incoming.deadline,
             peer=incoming.credentials.peer,
         )

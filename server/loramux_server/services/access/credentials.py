@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 class Credentials:
     """All that a door knows about a caller before the request is read. Nothing of it is trusted yet."""
 
-    authorization: str | None = field(default=None, repr=False)
-    """Value of the ``authorization`` metadata or header, which no log may show; None: there is none."""
+    authorization: tuple[str, ...] = field(default=(), repr=False)
+    """Values of the ``authorization`` metadata or header, as many as were sent; no log may show them."""
     certificate_names: tuple[str, ...] = ()
     """Subject alternative names of the client's certificate, which the TLS layer has verified."""
     peer: str = ""

@@ -6,7 +6,8 @@ import asyncio
 import re
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
 
@@ -39,9 +40,16 @@ class GenerationLimit:
     most: int
     running: int = 0
 
-    @property
-    def reached(self) -> bool:
-        return self.running >= self.most
+    @contextmanager
+    def place(self) -> Iterator[None]:
+        """A place of a call, for as long as the block takes. Raises RESOURCE_EXHAUSTED when none is free."""
+        if self.running >= self.most:
+            raise _queue_full(self.most)
+        self.running += 1
+        try:
+            yield
+        finally:
+            self.running -= 1
 
 
 class Calls:
@@ -86,16 +94,12 @@ class Calls:
         structlog.contextvars.bind_contextvars(request_id=incoming.request_id)
         task = asyncio.current_task()
         assert task is not None
-        generates = incoming.asks_for.generates
-        admitted = generates and not self.limit.reached
         self._tasks[task] = incoming.short_method
-        self.limit.running += admitted
         self._idle.clear()
         try:
-            return await self._counted(incoming, work, task, generates and not admitted, gone)
+            return await self._counted(incoming, work, task, gone)
         finally:
             del self._tasks[task]
-            self.limit.running -= admitted
             self._failing.discard(task)
             if not self._tasks:
                 self._idle.set()
@@ -105,14 +109,13 @@ class Calls:
         incoming: Incoming,
         work: Callable[[], Awaitable[R]],
         task: asyncio.Task[Any],
-        queue_full: bool,
         gone: Callable[[], bool],
     ) -> R:
         started = time.monotonic()
         code, reason = "OK", ""
         enter(None)
         try:
-            result = await self._answered(incoming, work, task, queue_full, gone)
+            result = await self._answered(incoming, work, task, gone)
             if self._audit is not None and self._audit.wants(incoming, code):
                 # What was acknowledged is on disk first, and this is part of it.
                 await to_the_end(self._audit.done(incoming, current()))
@@ -135,7 +138,6 @@ class Calls:
         incoming: Incoming,
         work: Callable[[], Awaitable[R]],
         task: asyncio.Task[Any],
-        queue_full: bool,
         gone: Callable[[], bool],
     ) -> R:
         """What ``work`` gives to a caller who is known and allowed. Errors are those of ``answer``."""
@@ -143,9 +145,9 @@ class Calls:
             call = await self._access.identify(incoming)
             enter(call)
             self._access.authorise(incoming, call.principal)
-            if queue_full:
-                raise _queue_full(self.limit.most)
-            return await work()
+            # Not before it is known who calls: places are not for those who are refused.
+            with self.limit.place() if incoming.asks_for.generates else nullcontext():
+                return await work()
         except asyncio.CancelledError:
             if task in self._failing:
                 task.uncancel()
