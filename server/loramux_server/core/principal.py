@@ -32,6 +32,29 @@ class Principal:
     adapters: frozenset[str] | None = None
     """Names of the adapters that the key may use; None: all that the tenant may."""
 
+    def may_use(self, adapter: str) -> bool:
+        """Whether the key may use the adapter of this name."""
+        return self.adapters is None or adapter in self.adapters
+
+
+Viewer = Principal | str
+"""For whom something is looked up: a caller, held to its key's list, or a tenant for which the server itself works."""
+
+
+def tenant_of(viewer: Viewer) -> str:
+    """The tenant whose objects are looked up."""
+    return viewer if isinstance(viewer, str) else viewer.tenant
+
+
+def names_of(viewer: Viewer) -> frozenset[str] | None:
+    """Names of the adapters that may be found; None: any."""
+    return None if isinstance(viewer, str) else viewer.adapters
+
+
+def may_find(viewer: Viewer, adapter: str) -> bool:
+    """Whether the adapter of this name may be found, if there is one."""
+    return isinstance(viewer, str) or viewer.may_use(adapter)
+
 
 LOCAL = Principal(DEFAULT_TENANT, frozenset(Scope))
 """Whoever reaches a server that asks for no key: the default tenant, everything allowed."""

@@ -70,7 +70,8 @@ class TrainingServicer(training_pb2_grpc.TrainingServiceServicer):
 
     async def CreateJob(self, request: pb.CreateJobRequest, context: Context) -> pb.Job:
         service = self._open().training
-        return job_to_proto(await service.create_job(job_from_proto(request, calls.current())))
+        call = calls.current()
+        return job_to_proto(await service.create_job(job_from_proto(request, call), call.principal))
 
     async def GetJob(self, request: pb.GetJobRequest, context: Context) -> pb.Job:
         return job_to_proto(await self._open().training.get_job(request.job_id, calls.principal()))

@@ -96,7 +96,7 @@ class Availability:
             stats = await context.backend.stats()
         except Error:  # the engine is starting again; everything else is known
             stats = None
-        adapters, jobs = await asyncio.to_thread(_count, context.store, principal.tenant)
+        adapters, jobs = await asyncio.to_thread(_count, context.store, principal)
         return ServerInfo(
             version=self._version,
             readiness=self.readiness,
@@ -110,7 +110,7 @@ class Availability:
         )
 
 
-def _count(store: Store, tenant: str) -> tuple[int, dict[str, int]]:
-    """How many adapters a tenant may use, and its jobs by state."""
-    jobs = {state.value: number for state, number in store.jobs.counts(tenant).items()}
-    return store.adapters.count(tenant), jobs
+def _count(store: Store, principal: Principal) -> tuple[int, dict[str, int]]:
+    """How many adapters the caller may use, and its jobs by state."""
+    jobs = {state.value: number for state, number in store.jobs.counts(principal).items()}
+    return store.adapters.count(principal), jobs

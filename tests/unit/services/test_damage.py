@@ -315,7 +315,7 @@ async def test_field_02_a_damaged_dataset_fails_the_job_and_heals(rig: Rig, text
         assert "upload" in failed.error
         assert "dataset" in rig.found
         with pytest.raises(Error) as caught:
-            await server.service.create_job(JobRequest(name="again", dataset_id=dataset, tenant="default"))
+            await server.service.create_job(JobRequest(name="again", dataset_id=dataset, tenant="default"), LOCAL)
         assert caught.value.code is Code.DATA_LOSS
         await server.dataset()  # the same rows
         await server.service.resume_job(job.id, LOCAL)

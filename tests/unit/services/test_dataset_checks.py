@@ -137,7 +137,7 @@ def test_limits_of_datasets_are_settings() -> None:
 
 async def test_pairs_are_trained_by_dpo(server: Server, info: EngineInfo, text: TextTokenizer) -> None:
     dataset = await upload(server, PAIRS)
-    job = await server.service.create_job(JobRequest("polite", dataset, "default", given=NOTHING_GIVEN))
+    job = await server.service.create_job(JobRequest("polite", dataset, "default", given=NOTHING_GIVEN), LOCAL)
     assert (job.request.spec.method, job.request.spec.beta) == ("dpo", 0.1)
     assert job.request.spec.learning_rate == pytest.approx(automatic_learning_rate(info) / 20, rel=0.05)
     async with server.working():
@@ -146,7 +146,7 @@ async def test_pairs_are_trained_by_dpo(server: Server, info: EngineInfo, text: 
     assert row.rejected is not None
     assert text.decode(row.rejected.input_ids).endswith("No idea.")
     plain = await server.service.create_job(
-        JobRequest("plain", await upload(server, ROWS), "default", given=NOTHING_GIVEN)
+        JobRequest("plain", await upload(server, ROWS), "default", given=NOTHING_GIVEN), LOCAL
     )
     assert plain.request.spec.method == "sft"
 
@@ -167,10 +167,10 @@ async def test_a_method_that_is_not_for_the_data_is_refused(server: Server) -> N
     ]
     for request, field, words in cases:
         with pytest.raises(Error) as caught:
-            await server.service.create_job(request)
+            await server.service.create_job(request, LOCAL)
         assert [(v.field, words in v.description) for v in caught.value.violations] == [(field, True)]
     with pytest.raises(Error) as caught:
-        await server.service.create_job(replace(asked, spec=TrainSpec(replay="ds-0")))
+        await server.service.create_job(replace(asked, spec=TrainSpec(replay="ds-0")), LOCAL)
     assert caught.value.code is Code.NOT_FOUND
     assert (await server.service.list_jobs(LOCAL)).items == ()
 
@@ -185,9 +185,11 @@ async def test_replay_rows_are_drawn_once_and_run_on_the_bare_base(server: Serve
         spec=TrainSpec(replay=replay, validation_split=0.25),
         given=NOTHING_GIVEN,
     )
-    job = await server.service.create_job(asked)
+    job = await server.service.create_job(asked, LOCAL)
     assert job.request.spec.replay_rows == 32
-    other = await server.service.create_job(replace(asked, spec=replace(asked.spec, seed=1, replay_rows=8), given=None))
+    other = await server.service.create_job(
+        replace(asked, spec=replace(asked.spec, seed=1, replay_rows=8), given=None), LOCAL
+    )
     async with server.working():
         await server.finished(job)
         await server.finished(other)
@@ -201,7 +203,7 @@ async def test_replay_rows_are_drawn_once_and_run_on_the_bare_base(server: Serve
     assert {row.input_ids for row in second.train[9:]} - {row.input_ids for row in drawn}  # another seed, another draw
     bad = await upload(server, [{"x": 1}])
     with pytest.raises(Error) as caught:
-        await server.service.create_job(replace(asked, spec=TrainSpec(replay=bad)))
+        await server.service.create_job(replace(asked, spec=TrainSpec(replay=bad)), LOCAL)
     assert [v.field for v in caught.value.violations] == ["replay[line 1]"]
 
 
@@ -214,12 +216,12 @@ async def test_the_default_replay_rows_become_the_tenants_own(server: Server, st
         given=NOTHING_GIVEN,
         idempotency_key="k",
     )
-    job = await server.service.create_job(asked)
+    job = await server.service.create_job(asked, LOCAL)
     kept = store.datasets.get(job.request.spec.replay, "default")
     rows = store.blobs.local_path(kept.digest).read_text().splitlines()
     assert len(rows) == 32
     assert all(json.loads(row)["messages"] for row in rows)
-    assert (await server.service.create_job(asked)).id == job.id
+    assert (await server.service.create_job(asked, LOCAL)).id == job.id
     assert not any(store.state.tmp.iterdir())
 
 
@@ -259,7 +261,7 @@ async def test_field_30_how_plain_rows_are_asked(server: Server) -> None:
     assert "loramux generate 'Where is shop 0?' -a NAME (not with -m" in note.text
     assert "--as messages" in note.text
     assert note.text in report.warnings
-    job = await server.service.create_job(JobRequest(name="acme", dataset_id=dataset, tenant="default"))
+    job = await server.service.create_job(JobRequest(name="acme", dataset_id=dataset, tenant="default"), LOCAL)
     assert "loramux generate 'Where is shop 0?' -a acme (not with -m" in job.notes[0].text
     assert [n.code for n in job.notes] == ["PLAIN_PROMPTS", "REPEATED_ROWS"]
     assert (await server.service.get_job(job.id, LOCAL)).notes == job.notes  # it is kept with the job
@@ -276,7 +278,7 @@ async def test_field_30_how_plain_rows_are_asked(server: Server) -> None:
 async def test_field_30_how_chats_and_texts_are_asked(server: Server, text: TextTokenizer) -> None:
     chats = await upload(server, [{"messages": [{"role": "user", "content": f"{i}?"}, CHAT[1]]} for i in range(12)])
     assert (await server.service.validate_dataset(chats, LOCAL)).notes == ()
-    job = await server.service.create_job(JobRequest(name="chat", dataset_id=chats, tenant="default"))
+    job = await server.service.create_job(JobRequest(name="chat", dataset_id=chats, tenant="default"), LOCAL)
     assert job.notes == ()
     async with server.working():
         await server.finished(job)
@@ -294,12 +296,12 @@ async def test_field_30_how_chats_and_texts_are_asked(server: Server, text: Text
 
 async def test_notes_on_held_out_rows_say_so(server: Server) -> None:
     rows, held_out = await upload(server, ROWS), await upload(server, [{"text": "a"}] * 2)
-    job = await server.service.create_job(JobRequest("a", rows, "default", validation_dataset_id=held_out))
+    job = await server.service.create_job(JobRequest("a", rows, "default", validation_dataset_id=held_out), LOCAL)
     assert [n.text for n in job.notes if n.text.startswith("validation: ")] == [
         "validation: the data has only 2 rows: an adapter rarely learns from fewer than 10",
         "validation: 1 row repeats an earlier one",
     ]
-    same = await server.service.create_job(JobRequest("a", rows, "default", validation_dataset_id=rows))
+    same = await server.service.create_job(JobRequest("a", rows, "default", validation_dataset_id=rows), LOCAL)
     assert [n.code for n in same.notes] == ["PLAIN_PROMPTS", "HELD_OUT_ROWS_TRAINED_ON"]
 
 

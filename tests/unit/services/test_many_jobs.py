@@ -75,7 +75,7 @@ def server(store: Store, text: TextTokenizer, info: EngineInfo) -> Server:
 
 async def job(server: Server, name: str, tenant: str = "default") -> JobRecord:
     data = await server.service.upload_dataset(in_pieces(jsonl(ROWS)), caller(tenant))  # type: ignore[arg-type]
-    return await server.service.create_job(JobRequest(name, data.id, tenant))
+    return await server.service.create_job(JobRequest(name, data.id, tenant), caller(tenant))
 
 
 async def test_as_many_as_may_run_at_a_time(server: Server) -> None:

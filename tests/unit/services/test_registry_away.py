@@ -17,6 +17,7 @@ from loramux_server.core.backend import EngineInfo
 from loramux_server.core.errors import Code, Error
 from loramux_server.core.jobs import JobState
 from loramux_server.core.outage import FIRST, Outage
+from loramux_server.core.principal import Principal
 from loramux_server.core.types import StackItem
 from loramux_server.services.adapters.collector import Collector
 from loramux_server.services.common.stacks import StackResolver
@@ -88,6 +89,9 @@ def test_field_c_adapters_in_use_go_on_while_the_database_is_away(store: Store, 
         # Another tenant never asked for it.
         with pytest.raises(Error):
             asyncio.run(resolver.resolve([StackItem("warm")], "other"))
+        narrow = Principal("t", frozenset(), adapters=frozenset({"cold"}))
+        with pytest.raises(Error):
+            asyncio.run(resolver.resolve([StackItem("warm")], narrow))
     assert len(logs) == 1
     assert names(resolver, "cold", "warm") == ["cold@1", "warm@1"]
     store.adapters.delete("warm", "t")

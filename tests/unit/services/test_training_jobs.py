@@ -84,7 +84,7 @@ class Server:
     async def job(self, **request: object) -> JobRecord:
         dataset = await self.dataset()
         return await self.service.create_job(
-            JobRequest(**{"name": "acme", "dataset_id": dataset, "tenant": "default", **request})
+            JobRequest(**{"name": "acme", "dataset_id": dataset, "tenant": "default", **request}), LOCAL
         )  # type: ignore[arg-type]
 
     async def finished(self, job: JobRecord) -> list[EventRecord]:
@@ -441,7 +441,7 @@ async def test_another_tenants_job_reads_as_absent(server: Server) -> None:
         await anext(server.service.watch_job(job.id, caller("other")))
     assert caught.value.code is Code.NOT_FOUND
     with pytest.raises(Error) as caught:
-        await server.service.create_job(JobRequest("acme", job.request.dataset_id, tenant="other"))
+        await server.service.create_job(JobRequest("acme", job.request.dataset_id, tenant="other"), caller("other"))
     assert caught.value.code is Code.NOT_FOUND
 
 
@@ -476,12 +476,12 @@ async def test_bad_jobs_make_no_row(server: Server) -> None:
     ]
     for request, fields in bad:
         with pytest.raises(Error) as caught:
-            await server.service.create_job(request)
+            await server.service.create_job(request, LOCAL)
         assert caught.value.code is Code.INVALID_ARGUMENT
         assert [v.field for v in caught.value.violations] == fields
     for request in (replace(good, dataset_id="ds-0"), replace(good, on_top_of=((StackItem("nobody"),),))):
         with pytest.raises(Error) as caught:
-            await server.service.create_job(request)
+            await server.service.create_job(request, LOCAL)
         assert caught.value.code is Code.NOT_FOUND
     assert (await server.service.list_jobs(LOCAL)).items == ()
 
@@ -495,14 +495,14 @@ async def test_the_same_key_gives_the_same_job(server: Server, info: EngineInfo,
     request = JobRequest(
         "acme", await server.dataset(), "default", on_top_of=((StackItem("pine", 1.3),), ()), idempotency_key="k"
     )
-    jobs = await asyncio.gather(*(server.service.create_job(request) for _ in range(3)))
+    jobs = await asyncio.gather(*(server.service.create_job(request, LOCAL) for _ in range(3)))
     donor(0.2)  # the name moves on; the call that is sent again means the job that it made
-    jobs.append(await server.service.create_job(request))
+    jobs.append(await server.service.create_job(request, LOCAL))
     assert len({job.id for job in jobs}) == 1
     assert jobs[-1].request.on_top_of == ((StackItem("pine@1", 1.3),), ())
     for other in (replace(request, name="b"), replace(request, on_top_of=((StackItem("pine", 1.0),), ()))):
         with pytest.raises(Error) as caught:
-            await server.service.create_job(other)
+            await server.service.create_job(other, LOCAL)
         assert caught.value.code is Code.ALREADY_EXISTS
 
 
@@ -533,7 +533,7 @@ async def test_rows_name_adapters_that_exist(server: Server) -> None:
     rows = [{**row, "on_top_of": ["nobody"]} for row in ROWS]
     dataset = await server.dataset(rows)  # type: ignore[arg-type]
     with pytest.raises(Error) as caught:
-        await server.service.create_job(JobRequest("acme", dataset, "default"))
+        await server.service.create_job(JobRequest("acme", dataset, "default"), LOCAL)
     assert caught.value.code is Code.NOT_FOUND
     for stack, said in (
         ({"../x": 1, "../y": 1}, "on_top_of[{}].adapter: "),
@@ -541,7 +541,7 @@ async def test_rows_name_adapters_that_exist(server: Server) -> None:
     ):
         dataset = await server.dataset([{**ROWS[0], "on_top_of": stack}])  # type: ignore[list-item]
         with pytest.raises(Error) as caught:
-            await server.service.create_job(JobRequest("acme", dataset, "default"))
+            await server.service.create_job(JobRequest("acme", dataset, "default"), LOCAL)
         assert [v.field for v in caught.value.violations] == ["data[line 1]"] * 2
         assert all(said.format(i) in v.description for i, v in enumerate(caught.value.violations))
 
@@ -755,8 +755,8 @@ async def test_rows_are_tokenised_once(server: Server, text: TextTokenizer, monk
         idempotency_key="k",
         tenant="default",
     )
-    jobs = await asyncio.gather(*(server.service.create_job(request) for _ in range(3)))
-    assert {(await server.service.create_job(request)).id} == {job.id for job in jobs}
+    jobs = await asyncio.gather(*(server.service.create_job(request, LOCAL) for _ in range(3)))
+    assert {(await server.service.create_job(request, LOCAL)).id} == {job.id for job in jobs}
     async with server.working():
         assert states(await server.finished(jobs[0]))[-1] is JobState.SUCCEEDED
     asked = [row["prompt"] for row in ROWS]

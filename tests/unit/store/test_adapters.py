@@ -11,6 +11,7 @@ import pytest
 from sqlalchemy import event
 
 from loramux_server.core.errors import Code, Error
+from loramux_server.core.principal import Principal
 from loramux_server.core.types import StackItem
 from loramux_server.store.records import SHARED, AdapterMeta, VersionState
 from loramux_server.store.store import Store
@@ -127,6 +128,33 @@ def test_shared_adapters_are_seen_by_all_and_changed_by_none(store: Store, folde
     assert [(a.name, a.owner) for a in store.adapters.list("t")[0]] == [("style", "t")]
     store.adapters.delete("style", "t")
     assert store.adapters.resolve("style", "t") == store.adapters.resolve("style", "u")
+
+
+def test_a_key_with_a_list_finds_no_other_adapter(store: Store, folder: Make) -> None:
+    for name in ("acme", "birch"):
+        store.adapters.publish(name, "t", folder(name), META)
+    store.adapters.publish("style", SHARED, folder("style"), META)
+    key = Principal("t", frozenset(), adapters=frozenset({"birch", "cedar"}))
+    assert [found.name for found in store.adapters.list(key)[0]] == ["birch"]
+    assert store.adapters.count(key) == 1
+    assert store.adapters.resolve("birch", key) == store.adapters.resolve("birch", "t")
+    messages = set()
+    for name in ("acme", "style", "cedar", "nobodys"):
+        for call in (
+            lambda name=name: store.adapters.resolve(f"{name}@1", key),
+            lambda name=name: store.adapters.get(f"{name}@1", key),
+            lambda name=name: store.adapters.get_version(f"{name}@1", key),
+            lambda name=name: store.adapters.delete(f"{name}@1", key),
+            lambda name=name: store.adapters.pin(f"{name}@1", key),
+            lambda name=name: store.adapters.set_alias(name, 1, key),
+        ):
+            with pytest.raises(Error) as caught:
+                call()
+            assert caught.value.code is Code.NOT_FOUND
+            messages.add(caught.value.message.replace(name, "X"))
+    assert len(messages) == 1
+    nothing = Principal("t", frozenset(), adapters=frozenset())
+    assert store.adapters.list(nothing) == ((), "")
 
 
 def test_deleted_numbers_are_never_used_again(store: Store, folder: Make) -> None:

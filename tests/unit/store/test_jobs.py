@@ -12,6 +12,7 @@ import pytest
 
 from loramux_server.core.errors import Code, Error
 from loramux_server.core.jobs import MOVES, Gate, JobRequest, JobState, TrainEvent, TrainEventType, TrainSpec
+from loramux_server.core.principal import Principal
 from loramux_server.core.types import StackItem
 from loramux_server.store.jobs import events as events_module
 from loramux_server.store.records import AdapterMeta
@@ -175,14 +176,31 @@ def test_tenants_do_not_see_each_other(store: Store) -> None:
     job = store.jobs.create(NEW)
     for call in (
         lambda: store.jobs.get(job.id, "u"),
-        lambda: store.jobs.events(job.id, tenant="u"),
-        lambda: store.jobs.move(job.id, JobState.CANCELLED, tenant="u"),
+        lambda: store.jobs.events(job.id, viewer="u"),
+        lambda: store.jobs.move(job.id, JobState.CANCELLED, viewer="u"),
         lambda: store.jobs.get("job-x" * 1000, "t"),
     ):
         with pytest.raises(Error) as caught:
             call()
         assert caught.value.code is Code.NOT_FOUND
     assert store.jobs.list("u") == ((), "")
+
+
+def test_a_key_with_a_list_finds_the_jobs_of_its_adapters(store: Store) -> None:
+    mine, other = (store.jobs.create(replace(NEW, name=name)) for name in ("mine", "other"))
+    key = Principal(NEW.tenant, frozenset(), adapters=frozenset({"mine"}))
+    assert [job.id for job in store.jobs.list(key)[0]] == [mine.id]
+    assert store.jobs.counts(key) == {JobState.QUEUED: 1}
+    assert store.jobs.get(mine.id, key) == mine
+    for call in (
+        lambda: store.jobs.get(other.id, key),
+        lambda: store.jobs.events(other.id, viewer=key),
+        lambda: store.jobs.move(other.id, JobState.CANCELLED, viewer=key),
+    ):
+        with pytest.raises(Error) as caught:
+            call()
+        assert caught.value.code is Code.NOT_FOUND
+    assert store.jobs.get(other.id).state is JobState.QUEUED
 
 
 def test_pages_newest_first(store: Store) -> None:

@@ -15,9 +15,8 @@ from ...core.types import Stack
 from ...host.failpoints import reach
 from ...host.files import storage_errors, sync_folder, write_durable
 from ...peft.schema import CARD_FILE, AdapterConfig, check_folder
-from ...store.adapters.refs import check_new_name
 from ...store.records import AdapterMeta, Composition, VersionRecord
-from ..common.checks import metadata_violations, stack_violations
+from ..common.checks import check_result_name, metadata_violations, stack_violations
 from ..common.context import Context
 from ..common.shielding import temporary_folder
 from ..common.stacks import StackResolver, active, pinned_items
@@ -51,13 +50,14 @@ class ComposeService:
         """Merge, check, and publish as the next version of ``request.name``, which means it from now on.
 
         Raises INVALID_ARGUMENT (all bad fields at once; ranks that don't suit the method), NOT_FOUND (an adapter),
-        FAILED_PRECONDITION (nothing is left of the delta); then nothing is stored.
+        FAILED_PRECONDITION (nothing is left of the delta), PERMISSION_DENIED (a name that is not on the key's list);
+        then nothing is stored.
         """
-        check_new_name(request.name)
+        check_result_name(request.name, request.principal)
         if violations := [*self._violations(request)]:
             raise invalid(violations)
         async with self._turn:
-            stack = await self._stacks.resolve(request.adapters, request.principal.tenant)
+            stack = await self._stacks.resolve(request.adapters, request.principal)
             async with temporary_folder(self._store, "compose") as folder, self._stacks.held(stack):
                 return await self._publish(request, stack, folder / "adapter")
 

@@ -14,10 +14,10 @@ from ...core.principal import Principal
 from ...core.types import AdapterVersion
 from ...peft.config import CONFIG_FILE, MAX_CONFIG_BYTES
 from ...peft.schema import FINGERPRINT_KEY, AdapterConfig, check_folder
-from ...store.adapters.refs import LATEST, check_name, check_new_name, parse_ref
+from ...store.adapters.refs import LATEST, check_name, parse_ref
 from ...store.records import AdapterMeta, VersionRecord, VersionState
 from ...telemetry.logs import get_logger
-from ..common.checks import metadata_violations
+from ..common.checks import check_result_name, metadata_violations
 from ..common.context import Context
 from ..common.shielding import temporary_folder
 from ..common.types import FileSpec, Page
@@ -38,7 +38,8 @@ STATS_SECONDS = 1.0
 class AdapterService:
     """Adapters of all tenants. A reference is ``name``, ``name@version`` or ``name@alias``.
 
-    Another tenant's adapter is NOT_FOUND; one that all tenants share can be used but not changed.
+    Another tenant's adapter is NOT_FOUND, and so is one that is not on the key's list. One that all tenants share can
+    be used but not changed.
     """
 
     def __init__(self, context: Context, composer: Composer = run_composer) -> None:
@@ -56,12 +57,12 @@ class AdapterService:
     ) -> Page[AdapterInfo]:
         """Adapters in order of name, without ``versions``."""
         tiers = await self._tiers()
-        return await asyncio.to_thread(self._list, principal.tenant, prefix, page_size, page_token, tiers)
+        return await asyncio.to_thread(self._list, principal, prefix, page_size, page_token, tiers)
 
     async def get(self, ref: str, principal: Principal) -> AdapterInfo:
         """An adapter with all its versions; with ``name@version`` or ``name@alias``, with that version only."""
         tiers = await self._tiers()
-        return await asyncio.to_thread(self._get, ref, principal.tenant, tiers)
+        return await asyncio.to_thread(self._get, ref, principal, tiers)
 
     async def upload(
         self,
@@ -78,10 +79,11 @@ class AdapterService:
         ``chunks`` gives (file name, next bytes of it): the pieces of one file follow each other. ``files`` says what
         will come, with sizes and hashes to check; empty: whatever comes. Answers only when the version can be used.
         Content that is a version of the name already gives that version. Raises INVALID_ARGUMENT,
-        FAILED_PRECONDITION (other base), RESOURCE_EXHAUSTED (too large); then nothing is stored.
+        FAILED_PRECONDITION (other base), RESOURCE_EXHAUSTED (too large), PERMISSION_DENIED (a name that is not on the
+        key's list); then nothing is stored.
         """
         about(name)
-        check_new_name(name)
+        check_result_name(name, principal)
         if violations := [*metadata_violations(metadata or {})]:
             raise invalid(violations)
         async with temporary_folder(self._store, "upload") as folder:
@@ -108,7 +110,7 @@ class AdapterService:
 
         Raises DATA_LOSS when weights or configuration are damaged; the version is quarantined then.
         """
-        record = await asyncio.to_thread(self._store.adapters.get_version, ref, principal.tenant)
+        record = await asyncio.to_thread(self._store.adapters.get_version, ref, principal)
         located, files, lost = await asyncio.to_thread(checked_files, self._store, record)
         return Download(await self._version(record), files, read_files(self._store, located, files), lost)
 
@@ -118,7 +120,7 @@ class AdapterService:
         Requests that run finish with what they have; files go when nothing uses them any more.
         """
         about(ref)
-        gone = await asyncio.to_thread(self._store.adapters.delete, ref, principal.tenant)
+        gone = await asyncio.to_thread(self._store.adapters.delete, ref, principal)
         about(ref, versions=", ".join(str(record.version) for record in gone))
         kept = await asyncio.to_thread(self._store.adapters.referenced_digests)
         if any(record.pinned for record in gone):
@@ -138,14 +140,14 @@ class AdapterService:
         about(f"{name}@{version}" if version else name, alias=alias or LATEST)
         check_name(name)
         if version == 0 and alias:
-            await asyncio.to_thread(self._store.adapters.remove_alias, name, principal.tenant, alias)
+            await asyncio.to_thread(self._store.adapters.remove_alias, name, principal, alias)
             return await self.get(name, principal)
         if version < 1:
             hint = "" if version else "; 0 removes an alias, and the name itself cannot be removed but by deleting"
             raise invalid_field("version", f"is {version}; it must be at least 1{hint}")
-        resolved = await asyncio.to_thread(self._store.adapters.resolve, f"{name}@{version}", principal.tenant)
+        resolved = await asyncio.to_thread(self._store.adapters.resolve, f"{name}@{version}", principal)
         await self._backend.load(resolved)
-        await asyncio.to_thread(self._store.adapters.set_alias, name, version, principal.tenant, alias or LATEST)
+        await asyncio.to_thread(self._store.adapters.set_alias, name, version, principal, alias or LATEST)
         return await self.get(name, principal)
 
     async def pin(self, ref: str, principal: Principal) -> AdapterInfo:
@@ -155,18 +157,18 @@ class AdapterService:
         """
         about(ref)
         async with self._pinning:
-            version = await asyncio.to_thread(self._store.adapters.resolve, ref, principal.tenant)
+            version = await asyncio.to_thread(self._store.adapters.resolve, ref, principal)
             about(version.ref)
             await self._backend.load(version)
             await self._backend.pin([*await asyncio.to_thread(self._pinned), version])
-            record = await asyncio.to_thread(self._store.adapters.pin, version.ref, principal.tenant)
+            record = await asyncio.to_thread(self._store.adapters.pin, version.ref, principal)
         return await self.get(record.ref, principal)
 
     async def unpin(self, ref: str, principal: Principal) -> AdapterInfo:
         """Let a version be evicted again."""
         about(ref)
         async with self._pinning:
-            record = await asyncio.to_thread(self._store.adapters.pin, ref, principal.tenant, False)
+            record = await asyncio.to_thread(self._store.adapters.pin, ref, principal, False)
             about(record.ref)
             await self._keep_pinned()
         return await self.get(record.ref, principal)
@@ -219,16 +221,16 @@ class AdapterService:
         )
 
     def _list(
-        self, tenant: str, prefix: str, page_size: int, page_token: str, tiers: Mapping[str, str]
+        self, principal: Principal, prefix: str, page_size: int, page_token: str, tiers: Mapping[str, str]
     ) -> Page[AdapterInfo]:
         records, next_page = self._store.adapters.list(
-            tenant, prefix=prefix, page_size=page_size, page_token=page_token
+            principal, prefix=prefix, page_size=page_size, page_token=page_token
         )
         return Page(tuple(self._views.adapter(record, tiers) for record in records), next_page)
 
-    def _get(self, ref: str, tenant: str, tiers: Mapping[str, str]) -> AdapterInfo:
+    def _get(self, ref: str, principal: Principal, tiers: Mapping[str, str]) -> AdapterInfo:
         parsed = parse_ref(ref)
-        record = self._store.adapters.get(ref, tenant)
+        record = self._store.adapters.get(ref, principal)
         number = parsed.version if parsed.alias is None else record.aliases.get(parsed.alias)
         versions = record.versions if parsed.bare else tuple(v for v in record.versions if v.version == number)
         return self._views.adapter(record, tiers, versions=versions)

@@ -18,9 +18,10 @@ from ...core.bounds import (
     too_many,
     utf8_size,
 )
-from ...core.errors import Error, FieldViolation, invalid
+from ...core.errors import Code, Error, FieldViolation, invalid
+from ...core.principal import Principal
 from ...core.types import Asked, GenerateRequest, Grammar, StackItem
-from ...store.adapters.refs import parse_ref
+from ...store.adapters.refs import check_new_name, parse_ref
 from ...text.conversation import Report, read_content, read_template_kwargs
 from ...text.response_format import parse_format
 from ...text.tokenizer import ROLES
@@ -109,6 +110,22 @@ def message_violations(request: Asked, limits: Limits) -> Iterator[FieldViolatio
     if total > limits.max_prompt_bytes:
         what = f"hold {total} bytes{', tools included' if beside else ''}"
         yield FieldViolation("messages", f"{what}, at most {limits.max_prompt_bytes} are allowed")
+
+
+def check_result_name(name: str, principal: Principal, field: str = "name") -> str:
+    """``name`` if the caller may publish under it.
+
+    Raises INVALID_ARGUMENT for what is no new name, PERMISSION_DENIED for one that is not on the key's list, whether
+    there is such an adapter or not.
+    """
+    check_new_name(name, field)
+    if not principal.may_use(name):
+        raise Error(
+            Code.PERMISSION_DENIED,
+            f"{field}: {name!r} is none of the adapters that the key may use; choose one of these, or use another key",
+            reason="ADAPTER_NOT_ALLOWED",
+        )
+    return name
 
 
 def violations_to(found: list[FieldViolation]) -> Report:

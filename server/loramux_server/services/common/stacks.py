@@ -12,6 +12,7 @@ from types import MappingProxyType
 
 from ...core.errors import Code, Error, adapter_not_found
 from ...core.outage import Outage
+from ...core.principal import Viewer, may_find, tenant_of
 from ...core.types import BASE, AdapterVersion, Stack, StackEntry, StackItem
 from ...store.store import Store
 from ...telemetry.logs import get_logger
@@ -39,27 +40,27 @@ class StackResolver:
         self._ask_again = 0.0
 
     async def resolve(
-        self, items: Sequence[StackItem], tenant: str, donors: Mapping[str, str] = MappingProxyType({})
+        self, items: Sequence[StackItem], viewer: Viewer, donors: Mapping[str, str] = MappingProxyType({})
     ) -> Stack:
         """The stack of a request, all its names resolved as of one moment.
 
         ``donors`` are a job's own versions with their digests: found even if they are deleted by now. Raises
-        NOT_FOUND naming the adapter that is unknown (or another tenant's), FAILED_PRECONDITION for one that must not
-        be used, DATA_LOSS when its files are gone.
+        NOT_FOUND naming the adapter that is unknown (or another tenant's, or not on the key's list),
+        FAILED_PRECONDITION for one that must not be used, DATA_LOSS when its files are gone.
         """
         if not items:
             return BASE
-        return await asyncio.to_thread(self._resolve, items, tenant, donors)
+        return await asyncio.to_thread(self._resolve, items, viewer, donors)
 
     async def resolve_many(
         self,
         stacks: Sequence[Sequence[StackItem]],
-        tenant: str,
+        viewer: Viewer,
         donors: Mapping[str, str] = MappingProxyType({}),
     ) -> tuple[Stack, ...]:
         """Several stacks, resolved as of one moment; the same errors."""
         items = [item for stack in stacks for item in stack]
-        flat = iter((await self.resolve(items, tenant, donors)).entries)
+        flat = iter((await self.resolve(items, viewer, donors)).entries)
         return tuple(Stack(tuple(next(flat) for _ in stack)) for stack in stacks)
 
     @asynccontextmanager
@@ -83,25 +84,25 @@ class StackResolver:
             except Error as gone:
                 raise adapter_not_found(entry.adapter.ref) from gone
 
-    def _resolve(self, items: Sequence[StackItem], tenant: str, donors: Mapping[str, str]) -> Stack:
+    def _resolve(self, items: Sequence[StackItem], viewer: Viewer, donors: Mapping[str, str]) -> Stack:
         names = [item.adapter for item in items]
-        versions = self._known_while_away(names, tenant)
+        versions = self._known_while_away(names, viewer)
         if versions is None:
             try:
-                versions = self._store.adapters.resolve_all(names, tenant, donors)
+                versions = self._store.adapters.resolve_all(names, viewer, donors)
             except Error as error:
                 if error.code is Code.UNAVAILABLE:
-                    versions = self._recall(names, tenant, error)
+                    versions = self._recall(names, viewer, error)
                 else:
-                    self._forget(names, tenant)
+                    self._forget(names, tenant_of(viewer))
                     raise
             else:
-                self._remember(names, tenant, versions)
+                self._remember(names, tenant_of(viewer), versions)
         self._store.adapters.touch([version.digest for version in versions])
         entries = (StackEntry(version, item.weight) for version, item in zip(versions, items, strict=True))
         return Stack(tuple(entries))
 
-    def _known_while_away(self, names: Sequence[str], tenant: str) -> tuple[AdapterVersion, ...] | None:
+    def _known_while_away(self, names: Sequence[str], viewer: Viewer) -> tuple[AdapterVersion, ...] | None:
         """What the names meant last, if the database was away a moment ago; None: ask it."""
         with self._lock:
             if not self._outage.failures:
@@ -110,8 +111,7 @@ class StackResolver:
             if now >= self._ask_again:
                 self._ask_again = now + ASK_AGAIN_SECONDS  # this one asks, those after it go on
                 return None
-            found = [self._known.get((tenant, name)) for name in names]
-        versions = tuple(version for version in found if version is not None)
+            versions = self._meant_last(names, viewer)
         return versions if len(versions) == len(names) else None
 
     def _remember(self, names: Sequence[str], tenant: str, versions: Sequence[AdapterVersion]) -> None:
@@ -129,18 +129,22 @@ class StackResolver:
         if seconds is not None:
             log.warning("the registry answers again", after_seconds=round(seconds, 1))
 
-    def _recall(self, names: Sequence[str], tenant: str, error: Error) -> tuple[AdapterVersion, ...]:
+    def _recall(self, names: Sequence[str], viewer: Viewer, error: Error) -> tuple[AdapterVersion, ...]:
         """What the names meant last; raises ``error`` where one was never asked for."""
         with self._lock:
-            found = [self._known.get((tenant, name)) for name in names]
+            versions = self._meant_last(names, viewer)
             first = self._outage.failed()
             self._ask_again = time.monotonic() + ASK_AGAIN_SECONDS
         if first:
             log.warning("the registry is away: adapters mean what they meant last", error=error.message)
-        versions = tuple(version for version in found if version is not None)
         if len(versions) < len(names):
             raise error
         return versions
+
+    def _meant_last(self, names: Sequence[str], viewer: Viewer) -> tuple[AdapterVersion, ...]:
+        """What those of the names meant that are known, and that the viewer may find; under the lock."""
+        found = (self._known.get((tenant_of(viewer), name)) for name in names)
+        return tuple(version for version in found if version is not None and may_find(viewer, version.name))
 
     def _forget(self, names: Sequence[str], tenant: str) -> None:
         """One of them is gone or must not be used: which one, the next lookup tells."""

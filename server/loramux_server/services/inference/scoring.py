@@ -41,7 +41,7 @@ class Scorer:
             raise invalid(violations)
         async with self._preparation.turn(request.deadline) as deadline:
             prompt_ids, ids = await prepare(lambda: self._encode(request))
-            stack = await self._stacks.resolve(request.adapters, request.principal.tenant)
+            stack = await self._stacks.resolve(request.adapters, request.principal)
         command = ScoreCommand(
             id=uuid.uuid4().hex,
             prompt_ids=tuple(prompt_ids),

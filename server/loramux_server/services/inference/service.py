@@ -97,7 +97,7 @@ class GenerationService:
         async with self._preparation.turn(request.deadline) as deadline:
             ids, _ = await prepare(lambda: encode_prompt(self._text, request))
             check_context(request.prompt, len(ids), self._info.max_context)
-            stack = await self._stacks.resolve(request.adapters, request.principal.tenant)
+            stack = await self._stacks.resolve(request.adapters, request.principal)
         sampling = self._sampling(request.sampling, left=self._info.max_context - len(ids))
         run = uuid.uuid4().hex
         ends = sampling.end_ids(self._info.eos_token_ids, grammar is not None)

@@ -12,6 +12,7 @@ from typing import Unpack
 from ...core.jobs import JobRequest, JobState, TrainEvent, TrainEventType
 from ...core.notes import Note
 from ...core.observer import NullObserver, Observer
+from ...core.principal import Viewer
 from ...store.jobs.table import Move
 from ...store.records import EventRecord, JobRecord
 from ...store.store import Store
@@ -87,7 +88,7 @@ class JobBoard:
         if (stop := self._running.get(job_id)) is not None:
             stop()
 
-    async def watch(self, job_id: str, tenant: str, after: int) -> AsyncGenerator[EventRecord]:
+    async def watch(self, job_id: str, viewer: Viewer, after: int) -> AsyncGenerator[EventRecord]:
         """Events with numbers above ``after``: those stored, then live ones; ends after one with a final state."""
         news = asyncio.Event()
         self._watchers[job_id].add(news)
@@ -95,8 +96,8 @@ class JobBoard:
             while True:
                 news.clear()
                 # Asked before the events are: the event of a state that is final by then is among them.
-                final = (await asyncio.to_thread(self._store.jobs.get, job_id, tenant)).state.final
-                found = await asyncio.to_thread(self._store.jobs.events, job_id, after, tenant=tenant)
+                final = (await asyncio.to_thread(self._store.jobs.get, job_id, viewer)).state.final
+                found = await asyncio.to_thread(self._store.jobs.events, job_id, after, viewer=viewer)
                 for record in found:
                     after = record.sequence
                     yield record
@@ -116,7 +117,7 @@ class JobBoard:
 
     def _move(self, job_id: str, new: JobState, given: Move) -> tuple[JobState, JobRecord]:
         self._store.jobs.flush()
-        old = self._store.jobs.get(job_id, given.get("tenant")).state
+        old = self._store.jobs.get(job_id, given.get("viewer")).state
         record = self._store.jobs.move(job_id, new, **given)
         if new is JobState.CANCELLED:
             self._store.state.drop_job_folder(job_id)

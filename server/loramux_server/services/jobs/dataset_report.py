@@ -8,7 +8,7 @@ import time
 from ...core.backend import ScoreCommand
 from ...core.errors import Error, FieldViolation, invalid
 from ...core.jobs import JobState, TrainSpec
-from ...core.principal import SERVER_TENANT
+from ...core.principal import SERVER_TENANT, Principal
 from ...data.dataset import DatasetSummary
 from ...training.schedule import Schedule
 from ..common.context import Context
@@ -42,7 +42,7 @@ class DatasetChecks:
     async def report(
         self,
         dataset_id: str,
-        tenant: str,
+        principal: Principal,
         spec: TrainSpec,
         show: int = 0,
         from_line: int = 0,
@@ -61,14 +61,16 @@ class DatasetChecks:
             violations.append(FieldViolation("show_from_line", f"is {from_line}; it must be at least 0"))
         if violations:
             raise invalid(violations)
-        checked = await self._worker.check(tenant, spec, dataset_id, validation_id, show=show, from_line=from_line)
+        checked = await self._worker.check(
+            principal.tenant, spec, dataset_id, validation_id, show=show, from_line=from_line
+        )
         if checked.refused:
             return DatasetReport(problems=tuple(RowProblem(0, why) for why in checked.refused), problems_total=1)
-        await self._stacks.resolve_many(checked.row_stacks, tenant)
+        await self._stacks.resolve_many(checked.row_stacks, principal)
         found, trained, cost = checked.report, checked.trained, Estimate(None, 0, "")
         if found.examples:
             free = await self._free()
-            speed = await asyncio.to_thread(self._speed_of_jobs, trained, tenant) or await self._probe()
+            speed = await asyncio.to_thread(self._speed_of_jobs, trained, principal) or await self._probe()
             cost = estimate(self._info, spec, trained, speed, free, self._limits.max_activation_bytes)
         problems, others = checked.problems, checked.held_out_problems
         return DatasetReport(
@@ -93,15 +95,15 @@ class DatasetChecks:
             shown=checked.shown,
         )
 
-    def _speed_of_jobs(self, report: DatasetSummary, tenant: str) -> Speed | None:
-        """The speed of the tenant's latest job that tells one and ran on this base."""
-        jobs, _ = self._store.jobs.list(tenant, states=[JobState.SUCCEEDED], page_size=LOOK_BACK)
+    def _speed_of_jobs(self, report: DatasetSummary, principal: Principal) -> Speed | None:
+        """The speed of the caller's latest job that tells one and ran on this base."""
+        jobs, _ = self._store.jobs.list(principal, states=[JobState.SUCCEEDED], page_size=LOOK_BACK)
         for job in jobs:
             rate = job.metrics.get("tokens_per_second", 0.0)
             if rate <= 0 or job.step < MIN_STEPS or (job.request.spec.method == "dpo") is not report.pairs:
                 continue
             try:
-                base = self._store.adapters.get_version(job.adapter, tenant).meta.base_fingerprint
+                base = self._store.adapters.get_version(job.adapter, principal).meta.base_fingerprint
             except Error:
                 continue  # deleted since
             if base == self._info.base_fingerprint:

@@ -10,6 +10,7 @@ from typing import Any
 from ...core.backend import EngineInfo
 from ...core.errors import Error, FieldViolation, invalid, is_damage
 from ...core.jobs import JobRequest, TrainSpec
+from ...core.principal import Principal
 from ...core.types import AdapterVersion
 from ...data.dataset import holds_pairs
 from ...peft.schema import AdapterConfig, check_stored
@@ -36,13 +37,13 @@ def automatic_learning_rate(info: EngineInfo, share: float = 1.0) -> float:
     return float(f"{min(max(rate, MIN_RATE), MAX_RATE) * share:.2g}")
 
 
-def settled(request: JobRequest, info: EngineInfo, store: Store) -> JobRequest:
+def settled(request: JobRequest, principal: Principal, info: EngineInfo, store: Store) -> JobRequest:
     """``request`` with nothing left open; blocking.
 
     That is the method (by the data), the learning rate, what is replayed, and with ``init_from`` that version's shape.
     Raises NOT_FOUND for data and versions that are not there, INVALID_ARGUMENT for settings that do not fit them.
     """
-    record = store.datasets.get(request.dataset_id, request.tenant)
+    record = store.datasets.get(request.dataset_id, principal.tenant)
     pairs = holds_pairs(io.BytesIO(store.datasets.read(record.digest)))
     spec = request.spec if request.gave("method") else replace(request.spec, method="dpo" if pairs else "sft")
     if violations := [*_method_violations(replace(request, spec=spec), pairs)]:
@@ -50,10 +51,10 @@ def settled(request: JobRequest, info: EngineInfo, store: Store) -> JobRequest:
     if not request.gave("learning_rate"):
         share = DPO_SHARE if spec.method == "dpo" else 1.0
         spec = replace(spec, learning_rate=automatic_learning_rate(info, share))
-    spec = with_replay(spec, request.gave, store, request.tenant)
+    spec = with_replay(spec, request.gave, store, principal.tenant)
     if not request.init_from:
         return replace(request, spec=spec)
-    version = store.adapters.resolve(request.init_from, request.tenant)
+    version = store.adapters.resolve(request.init_from, principal)
     config = _config_of(version, info, store)
     taken: dict[str, Any] = {n: getattr(config.lora, n) for n in LIKE_THE_VERSION if not request.gave(n)}
     spec = replace(spec, **taken)

@@ -14,9 +14,9 @@ from ...core.errors import Code, Error, FieldViolation, invalid
 from ...core.jobs import JobRequest, JobState, TrainSpec
 from ...core.principal import Principal
 from ...core.types import Stack, StackItem
-from ...store.adapters.refs import check_new_name
 from ...store.records import DatasetRecord, EventRecord, JobRecord
 from ..adapters.views import AdapterViews
+from ..common.checks import check_result_name
 from ..common.context import Context
 from ..common.shielding import nothing_collected, temporary_folder, to_the_end
 from ..common.stacks import StackResolver, pinned_items
@@ -35,9 +35,10 @@ MAX_KEY_BYTES = 255
 
 
 class TrainingService:
-    """Takes jobs in and tells how they go; ``runner.JobRunner`` does the work. Another tenant's job is NOT_FOUND.
+    """Takes jobs in and tells how they go; ``runner.JobRunner`` does the work.
 
-    The runner gets the same ``board``.
+    Another tenant's job is NOT_FOUND, and so is one for an adapter that is not on the key's list. The runner gets
+    the same ``board``.
     """
 
     def __init__(self, context: Context, board: JobBoard) -> None:
@@ -88,26 +89,26 @@ class TrainingService:
         if recipe:
             spec = filled_in(spec, recipe, given.__contains__, self._info)
         spec = await asyncio.to_thread(with_replay, spec, given.__contains__, self._store, principal.tenant)
-        return await self._checks.report(dataset_id, principal.tenant, spec, show, from_line, validation_id)
+        return await self._checks.report(dataset_id, principal, spec, show, from_line, validation_id)
 
-    async def create_job(self, request: JobRequest) -> JobRecord:
+    async def create_job(self, request: JobRequest, principal: Principal) -> JobRecord:
         """Check everything, then queue a job; once this returns, the job survives a crash.
 
         The stacks of ``on_top_of`` are pinned to the versions of now; stacks that rows name mean the versions of
         when the job starts. Raises INVALID_ARGUMENT (settings by field, rows by line), NOT_FOUND (dataset, adapter
-        underneath or to start from). The same idempotency key gives the same job, ALREADY_EXISTS when it came with
-        other settings.
+        underneath or to start from), PERMISSION_DENIED (a name that is not on the key's list). The same idempotency
+        key gives the same job, ALREADY_EXISTS when it came with other settings.
         """
         about("", adapter=request.name, dataset=request.dataset_id)
-        check_new_name(request.name)
+        check_result_name(request.name, principal)
         request = with_recipe(request, self._info)
         if (size := utf8_size(request.idempotency_key)) is None or size > MAX_KEY_BYTES:
             raise invalid([FieldViolation("idempotency_key", f"is not valid text of at most {MAX_KEY_BYTES} bytes")])
         if violations := job_violations(request, self._info, self._limits):
             raise invalid(violations)
-        asked, request = request, await asyncio.to_thread(settled, request, self._info, self._store)
+        asked, request = request, await asyncio.to_thread(settled, request, principal, self._info, self._store)
         if not request.idempotency_key:
-            return await self._create(request)
+            return await self._create(request, principal)
         # A call that is sent again while the first still runs waits for the first one's job.
         lock = self._creating.setdefault((request.tenant, request.idempotency_key), asyncio.Lock())
         async with lock:
@@ -115,11 +116,11 @@ class TrainingService:
             if (job := await asyncio.to_thread(self._store.jobs.made_with, as_written)) is not None:
                 about(job.id)
                 return await self._shown(job)
-            return await self._create(request)
+            return await self._create(request, principal)
 
     async def get_job(self, job_id: str, principal: Principal) -> JobRecord:
         """A job as it stands."""
-        job = await self._shown(await asyncio.to_thread(self._store.jobs.get, job_id, principal.tenant))
+        job = await self._shown(await asyncio.to_thread(self._store.jobs.get, job_id, principal))
         answers, replaced = await asyncio.to_thread(self._store.jobs.outcome, job_id)
         return replace(job, answers=answers, replaced=f"{job.request.name}@{replaced}" if replaced is not None else "")
 
@@ -135,7 +136,7 @@ class TrainingService:
         """Jobs, newest first, in one of ``states`` and for adapter ``name`` where these are given."""
         found, token = await asyncio.to_thread(
             self._store.jobs.list,
-            principal.tenant,
+            principal,
             states=states,
             name=name,
             page_size=page_size,
@@ -146,21 +147,19 @@ class TrainingService:
     async def cancel_job(self, job_id: str, principal: Principal) -> JobRecord:
         """Stop a job for good; a running one stops within one micro-step. Cancelled jobs stay cancelled (no error)."""
         about(job_id)
-        job = await asyncio.to_thread(self._store.jobs.get, job_id, principal.tenant)
+        job = await asyncio.to_thread(self._store.jobs.get, job_id, principal)
         if job.state is not JobState.CANCELLED:
             # The row first: whatever happens next, the job stays cancelled.
-            job = await self._board.move(
-                job_id, JobState.CANCELLED, message="cancelled by request", tenant=principal.tenant
-            )
+            job = await self._board.move(job_id, JobState.CANCELLED, message="cancelled by request", viewer=principal)
             self._board.interrupt(job_id)
         return await self._shown(job)
 
     async def pause_job(self, job_id: str, principal: Principal) -> JobRecord:
         """Stop a job until it is resumed; it goes on from the step that it has come to."""
         about(job_id)
-        job = await asyncio.to_thread(self._store.jobs.get, job_id, principal.tenant)
+        job = await asyncio.to_thread(self._store.jobs.get, job_id, principal)
         if job.state is not JobState.PAUSED:
-            job = await self._board.move(job_id, JobState.PAUSED, message="paused by request", tenant=principal.tenant)
+            job = await self._board.move(job_id, JobState.PAUSED, message="paused by request", viewer=principal)
             self._board.interrupt(job_id)
         return await self._shown(job)
 
@@ -170,14 +169,14 @@ class TrainingService:
         FAILED_PRECONDITION for a job that was cancelled or has succeeded.
         """
         about(job_id)
-        job = await asyncio.to_thread(self._store.jobs.get, job_id, principal.tenant)
+        job = await asyncio.to_thread(self._store.jobs.get, job_id, principal)
         if job.state in (JobState.SUCCEEDED, JobState.CANCELLED):
             raise Error(
                 Code.FAILED_PRECONDITION,
                 f"job {job_id} is {job.state.value}; only a paused or failed job can be resumed",
             )
         if job.state in (JobState.PAUSED, JobState.FAILED):
-            job = await self._board.move(job_id, JobState.QUEUED, message="resumed by request", tenant=principal.tenant)
+            job = await self._board.move(job_id, JobState.QUEUED, message="resumed by request", viewer=principal)
         return await self._shown(job)
 
     async def watch_job(
@@ -186,19 +185,18 @@ class TrainingService:
         """Events after ``after_sequence``: those stored, then live ones; ends after the event with the final state."""
         if after_sequence < 0:
             raise invalid([FieldViolation("after_sequence", f"is {after_sequence}; it must be at least 0")])
-        async with aclosing(self._board.watch(job_id, principal.tenant, after_sequence)) as events:
+        async with aclosing(self._board.watch(job_id, principal, after_sequence)) as events:
             async for record in events:
                 yield record
 
-    async def _create(self, request: JobRequest) -> JobRecord:
-        tenant = request.tenant
-        stacks = await self._stacks.resolve_many(request.on_top_of, tenant)
+    async def _create(self, request: JobRequest, principal: Principal) -> JobRecord:
+        stacks = await self._stacks.resolve_many(request.on_top_of, principal)
         start = [[StackItem(request.init_from)]] if request.init_from else []
-        first = await self._stacks.resolve_many(start, tenant)
+        first = await self._stacks.resolve_many(start, principal)
         donors = Stack(tuple(entry for stack in (*first, *stacks) for entry in stack.entries))
         async with temporary_folder(self._store, "job") as folder:
             rows = await self._worker.make_rows(request, folder)
-            await self._stacks.resolve_many(rows.row_stacks, tenant)
+            await self._stacks.resolve_many(rows.row_stacks, principal)
             if violations := [*donor_violations(request, rows.row_stacks)]:
                 raise invalid(violations)
             gate = request.gate.settled(rows.held_out is not None and not rows.by_heart)

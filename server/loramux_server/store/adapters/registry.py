@@ -14,6 +14,7 @@ from sqlalchemy import Connection, Row
 from sqlalchemy.exc import IntegrityError
 
 from ...core.errors import Code, Error, adapter_not_found, invalid_field, is_damage
+from ...core.principal import Viewer, tenant_of
 from ...core.types import COMPUTED_WITH, AdapterVersion
 from ..blobs.blobs import Blob, BlobStore
 from ..damage import DamageCount, Kind
@@ -33,9 +34,9 @@ _NO_DONORS: Mapping[str, str] = MappingProxyType({})
 class AdapterRegistry:
     """Adapters of all tenants, on disk. Thread-safe.
 
-    A reference is ``name``, ``name@version`` or ``name@alias``. A tenant sees its own adapters and the shared ones
-    (owner ``SHARED``), its own first, and changes only its own. Errors: INVALID_ARGUMENT for what is no reference,
-    NOT_FOUND for what the tenant cannot see.
+    A reference is ``name``, ``name@version`` or ``name@alias``. A viewer sees its tenant's adapters and the shared ones
+    (owner ``SHARED``), its own first, and changes only its own; a key with a list of adapters finds no others. Errors:
+    INVALID_ARGUMENT for what is no reference, NOT_FOUND for what the viewer cannot see.
     """
 
     def __init__(
@@ -79,12 +80,12 @@ class AdapterRegistry:
                 ) from exc
         return record
 
-    def resolve(self, ref: str, tenant: str, donors: Mapping[str, str] = _NO_DONORS) -> AdapterVersion:
+    def resolve(self, ref: str, viewer: Viewer, donors: Mapping[str, str] = _NO_DONORS) -> AdapterVersion:
         """The version that a reference means now, with its files."""
-        return self.resolve_all([ref], tenant, donors)[0]
+        return self.resolve_all([ref], viewer, donors)[0]
 
     def resolve_all(
-        self, refs: Sequence[str], tenant: str, donors: Mapping[str, str] = _NO_DONORS
+        self, refs: Sequence[str], viewer: Viewer, donors: Mapping[str, str] = _NO_DONORS
     ) -> tuple[AdapterVersion, ...]:
         """``resolve`` for several references, all as of one moment.
 
@@ -94,7 +95,7 @@ class AdapterRegistry:
         """
         parsed = [(ref, parse_ref(ref)) for ref in refs]
         with self._db.read() as connection:
-            found = [self._donor(connection, ref, one, tenant, donors) for ref, one in parsed]
+            found = [self._donor(connection, ref, one, viewer, donors) for ref, one in parsed]
         for record in found:
             if record.damaged:
                 raise _lost(record.ref, record.reason)
@@ -150,17 +151,17 @@ class AdapterRegistry:
             if marked is not None:
                 raise _lost(version.ref, marked)
 
-    def get_version(self, ref: str, tenant: str) -> VersionRecord:
+    def get_version(self, ref: str, viewer: Viewer) -> VersionRecord:
         """The record that a reference means, whatever its state."""
         parsed = parse_ref(ref)
         with self._db.read() as connection:
-            return self._usage.seen(self._find(connection, ref, parsed, tenant))
+            return self._usage.seen(self._find(connection, ref, parsed, viewer))
 
-    def get(self, ref: str, tenant: str) -> AdapterRecord:
+    def get(self, ref: str, viewer: Viewer) -> AdapterRecord:
         """An adapter with all its versions and aliases; the reference's version must exist."""
         parsed = parse_ref(ref)
         with self._db.read() as connection:
-            adapter = self._adapter(connection, ref, parsed.name, tenant)
+            adapter = self._adapter(connection, ref, parsed.name, viewer)
             record = self._whole(connection, [adapter])[0]
         if parsed.version is not None and record.version(parsed.version) is None:
             raise adapter_not_found(ref)
@@ -169,25 +170,25 @@ class AdapterRegistry:
         return record
 
     def list(
-        self, tenant: str, *, prefix: str = "", page_size: int = 100, page_token: str = ""
+        self, viewer: Viewer, *, prefix: str = "", page_size: int = 100, page_token: str = ""
     ) -> tuple[tuple[AdapterRecord, ...], str]:
-        """A page of the adapters that a tenant sees, by name, and the token of the next page (empty: none).
+        """A page of the adapters that a viewer sees, by name, and the token of the next page (empty: none).
 
         Only those whose names begin with ``prefix``.
         """
         check_page_size(page_size)
         after = read_token(page_token, str)
         with self._db.read() as connection:
-            found = rows.page(connection, tenant, after, page_size + 1, prefix)
+            found = rows.page(connection, viewer, after, page_size + 1, prefix)
             records = self._whole(connection, found[:page_size])
         return records, make_token(records[-1].name) if len(found) > page_size else ""
 
-    def count(self, tenant: str) -> int:
-        """How many adapters a tenant sees."""
+    def count(self, viewer: Viewer) -> int:
+        """How many adapters a viewer sees."""
         with self._db.read() as connection:
-            return rows.count(connection, tenant)
+            return rows.count(connection, viewer)
 
-    def set_alias(self, name: str, version: int, tenant: str, alias: str = LATEST) -> VersionRecord:
+    def set_alias(self, name: str, version: int, viewer: Viewer, alias: str = LATEST) -> VersionRecord:
         """Make ``name@alias`` (by default the bare name) mean ``version``: promote or roll back.
 
         FAILED_PRECONDITION unless the version is READY.
@@ -196,7 +197,7 @@ class AdapterRegistry:
         check_alias(alias)
         ref = f"{name}@{version}"
         with self._db.write("alias") as connection:
-            adapter = self._own(connection, ref, name, tenant)
+            adapter = self._own(connection, ref, name, viewer)
             row = rows.version(connection, adapter.id, version)
             if row is None:
                 raise adapter_not_found(ref)
@@ -205,20 +206,20 @@ class AdapterRegistry:
                     Code.FAILED_PRECONDITION, f"adapter {ref} is {row.state}: {row.reason}", reason="ADAPTER_NOT_READY"
                 )
             rows.put_alias(connection, adapter.id, alias, version)
-            return self._find(connection, ref, Ref(name, version=version), tenant)
+            return self._find(connection, ref, Ref(name, version=version), viewer)
 
-    def remove_alias(self, name: str, tenant: str, alias: str) -> None:
+    def remove_alias(self, name: str, viewer: Viewer, alias: str) -> None:
         """Forget ``name@alias``; the version stays. NOT_FOUND if there is none, INVALID_ARGUMENT for ``latest``."""
         check_name(name)
         check_alias(alias)
         if alias == LATEST:
             raise invalid_field("alias", f"{LATEST!r} is what the bare name means; point it at another version")
         with self._db.write("alias") as connection:
-            adapter = self._own(connection, f"{name}@{alias}", name, tenant)
+            adapter = self._own(connection, f"{name}@{alias}", name, viewer)
             if not rows.drop_alias(connection, adapter.id, alias):
                 raise adapter_not_found(f"{name}@{alias}")
 
-    def delete(self, ref: str, tenant: str) -> tuple[VersionRecord, ...]:
+    def delete(self, ref: str, viewer: Viewer) -> tuple[VersionRecord, ...]:
         """Delete one version, or with a bare name all of them; returns what was deleted.
 
         Numbers are never used again. Files stay until they are collected. FAILED_PRECONDITION for the current
@@ -226,9 +227,9 @@ class AdapterRegistry:
         """
         parsed = parse_ref(ref)
         with self._db.write("delete") as connection:
-            adapter = self._own(connection, ref, parsed.name, tenant)
+            adapter = self._own(connection, ref, parsed.name, viewer)
             record = self._whole(connection, [adapter])[0]
-            gone = record.versions if parsed.bare else (self._find(connection, ref, parsed, tenant),)
+            gone = record.versions if parsed.bare else (self._find(connection, ref, parsed, viewer),)
             if len(gone) < len(record.versions) and any(v.current for v in gone):
                 raise Error(
                     Code.FAILED_PRECONDITION,
@@ -239,14 +240,14 @@ class AdapterRegistry:
             rows.delete_versions(connection, adapter.id, [v.version for v in gone])
         return gone
 
-    def pin(self, ref: str, tenant: str, pinned: bool = True) -> VersionRecord:
+    def pin(self, ref: str, viewer: Viewer, pinned: bool = True) -> VersionRecord:
         """Mark a version to be kept resident, or (``pinned`` false) no longer."""
         parsed = parse_ref(ref)
         with self._db.write("pin") as connection:
-            adapter = self._own(connection, ref, parsed.name, tenant)
-            record = self._find(connection, ref, parsed, tenant)
+            adapter = self._own(connection, ref, parsed.name, viewer)
+            record = self._find(connection, ref, parsed, viewer)
             rows.update_version(connection, adapter.id, record.version, pinned=pinned)
-            return self._find(connection, ref, Ref(record.name, version=record.version), tenant)
+            return self._find(connection, ref, Ref(record.name, version=record.version), viewer)
 
     def pinned(self) -> tuple[VersionRecord, ...]:
         """Every pinned version of every tenant."""
@@ -285,8 +286,8 @@ class AdapterRegistry:
         assert row is not None  # written above
         return replace(rows.version_record(row), replaced=before)
 
-    def _find(self, connection: Connection, ref: str, parsed: Ref, tenant: str) -> VersionRecord:
-        adapter = self._adapter(connection, ref, parsed.name, tenant)
+    def _find(self, connection: Connection, ref: str, parsed: Ref, viewer: Viewer) -> VersionRecord:
+        adapter = self._adapter(connection, ref, parsed.name, viewer)
         number = parsed.version
         if parsed.alias is not None:
             number = rows.aliased(connection, adapter.id, parsed.alias)
@@ -302,24 +303,24 @@ class AdapterRegistry:
         return rows.version_record(row)
 
     def _donor(
-        self, connection: Connection, ref: str, parsed: Ref, tenant: str, donors: Mapping[str, str]
+        self, connection: Connection, ref: str, parsed: Ref, viewer: Viewer, donors: Mapping[str, str]
     ) -> VersionRecord:
         if (digest := donors.get(ref)) is None:
-            return self._find(connection, ref, parsed, tenant)
-        row = rows.donor(connection, parsed.name, parsed.version, digest, tenant)
+            return self._find(connection, ref, parsed, viewer)
+        row = rows.donor(connection, parsed.name, parsed.version, digest, viewer)
         if row is None:
             raise adapter_not_found(ref)
         return rows.version_record(row)
 
-    def _adapter(self, connection: Connection, ref: str, name: str, tenant: str) -> rows.AdapterRow:
-        adapter = rows.visible_adapter(connection, name, tenant)
+    def _adapter(self, connection: Connection, ref: str, name: str, viewer: Viewer) -> rows.AdapterRow:
+        adapter = rows.visible_adapter(connection, name, viewer)
         if adapter is None:
             raise adapter_not_found(ref)
         return adapter
 
-    def _own(self, connection: Connection, ref: str, name: str, tenant: str) -> rows.AdapterRow:
-        adapter = self._adapter(connection, ref, name, tenant)
-        if adapter.owner != tenant:
+    def _own(self, connection: Connection, ref: str, name: str, viewer: Viewer) -> rows.AdapterRow:
+        adapter = self._adapter(connection, ref, name, viewer)
+        if adapter.owner != tenant_of(viewer):
             raise Error(
                 Code.PERMISSION_DENIED,
                 f"adapter {name!r} is shared by all tenants; only an administrator may change it",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -11,6 +11,7 @@ from sqlalchemy import Connection, Row
 
 from ...core.jobs import JobRequest, JobState
 from ...core.notes import Note
+from ...core.principal import Viewer, names_of, tenant_of
 from ..database import read_row
 from ..records import JobRecord
 from ..schema import job_events as e
@@ -57,9 +58,21 @@ def insert(
     return int(connection.execute(insert_job).scalar_one())
 
 
-def by_id(connection: Connection, job_id: str, *, lock: bool = False) -> Row[Any] | None:
+def seen_by(viewer: Viewer | None) -> Iterator[sa.ColumnElement[bool]]:
+    """What narrows a query to the jobs of a viewer: its tenant's, for adapters that its key may use. None sees all.
+
+    A part of the query, so that another tenant's job is never read, and takes the time of an absent one.
+    """
+    if viewer is None:
+        return
+    yield j.c.owner == tenant_of(viewer)
+    if (names := names_of(viewer)) is not None:
+        yield j.c.name.in_(names)
+
+
+def by_id(connection: Connection, job_id: str, viewer: Viewer | None, *, lock: bool = False) -> Row[Any] | None:
     """The row of a job, by the id that callers know; with ``lock`` no other transaction changes it meanwhile."""
-    query = JOBS.where(j.c.id == job_id)
+    query = JOBS.where(j.c.id == job_id, *seen_by(viewer))
     return connection.execute(query.with_for_update() if lock else query).first()
 
 

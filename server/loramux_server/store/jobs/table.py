@@ -13,6 +13,7 @@ from sqlalchemy import Connection, Row
 from ...core.errors import Code, Error
 from ...core.jobs import JobRequest, JobState, JudgedRow, Stored, TrainEvent, TrainEventType, check_move
 from ...core.notes import Note
+from ...core.principal import Viewer
 from ...host.failpoints import reach
 from ..database import Database
 from ..paging import check_page_size, make_token, read_token
@@ -47,8 +48,8 @@ class Move(TypedDict, total=False):
     """What it published, ``name@version``."""
     gate_result: str
     """Why that was not promoted."""
-    tenant: str | None
-    """The tenant that must own the job; None: any."""
+    viewer: Viewer | None
+    """Who must see the job; None: nobody in particular."""
     fence: int | None
     """The fence that the job must still have; None: any."""
 
@@ -56,9 +57,9 @@ class Move(TypedDict, total=False):
 class JobTable:
     """Jobs of all tenants. Thread-safe.
 
-    ``tenant`` None means the server itself, which sees every job; another tenant's job is NOT_FOUND. Whoever runs a
-    job writes with the ``fence`` that :meth:`claim` gave it, and is refused (ABORTED, LEASE_LOST) once the job has
-    changed hands: two runners never both write.
+    ``viewer`` None means the server itself, which sees every job. Another tenant's job is NOT_FOUND, and so is one
+    for an adapter that is not on the key's list. Whoever runs a job writes with the ``fence`` that :meth:`claim` gave
+    it, and is refused (ABORTED, LEASE_LOST) once the job has changed hands: two runners never both write.
     """
 
     def __init__(self, database: Database, now: Callable[[], float] = time.time) -> None:
@@ -95,14 +96,14 @@ class JobTable:
         with self._db.read() as connection:
             return _made_with(connection, request)
 
-    def get(self, job_id: str, tenant: str | None = None) -> JobRecord:
+    def get(self, job_id: str, viewer: Viewer | None = None) -> JobRecord:
         """A job as it stands."""
         with self._db.read() as connection:
-            return rows.record(_need(connection, job_id, tenant))
+            return rows.record(_need(connection, job_id, viewer))
 
     def list(
         self,
-        tenant: str | None = None,
+        viewer: Viewer | None = None,
         *,
         states: Sequence[JobState] = (),
         name: str = "",
@@ -115,9 +116,7 @@ class JobTable:
         """
         check_page_size(page_size)
         before = read_token(page_token, int)
-        query = rows.JOBS.order_by(j.c.seq.desc()).limit(page_size + 1)
-        if tenant is not None:
-            query = query.where(j.c.owner == tenant)
+        query = rows.JOBS.where(*rows.seen_by(viewer)).order_by(j.c.seq.desc()).limit(page_size + 1)
         if states:
             query = query.where(j.c.state.in_([state.value for state in states]))
         if name:
@@ -129,11 +128,11 @@ class JobTable:
         page = found[:page_size]
         return tuple(rows.record(row) for row in page), make_token(page[-1].seq) if len(found) > page_size else ""
 
-    def counts(self, tenant: str | None = None) -> dict[JobState, int]:
+    def counts(self, viewer: Viewer | None = None) -> dict[JobState, int]:
         """How many jobs there are in each state that has any."""
-        query = sa.select(j.c.state, sa.func.count()).group_by(j.c.state)
+        query = sa.select(j.c.state, sa.func.count()).where(*rows.seen_by(viewer)).group_by(j.c.state)
         with self._db.read() as connection:
-            found = connection.execute(query if tenant is None else query.where(j.c.owner == tenant)).all()
+            found = connection.execute(query).all()
         return {JobState(state): count for state, count in found}
 
     def referenced_digests(self) -> frozenset[str]:
@@ -152,7 +151,7 @@ class JobTable:
 
     def move_within(self, connection: Connection, job_id: str, new: JobState, **given: Unpack[Move]) -> JobRecord:
         """``move`` in a transaction of the caller, who calls ``flush`` before it."""
-        row = _need(connection, job_id, given.get("tenant"), lock=True)
+        row = _need(connection, job_id, given.get("viewer"), lock=True)
         _check_fence(row, given.get("fence"))
         check_move(job_id, JobState(row.state), new)
         now = self._now()
@@ -186,12 +185,12 @@ class JobTable:
         self._log.append(job_id, event, fence)
 
     def events(
-        self, job_id: str, after: int = 0, *, tenant: str | None = None, limit: int = 1000
+        self, job_id: str, after: int = 0, *, viewer: Viewer | None = None, limit: int = 1000
     ) -> tuple[EventRecord, ...]:
         """The next events of a job after a sequence number, oldest first, those that still wait included."""
         self._log.flush()
         with self._db.read() as connection:
-            row = _need(connection, job_id, tenant)
+            row = _need(connection, job_id, viewer)
             return self._log.read(connection, row.seq, job_id, after, limit)
 
     def stored(self, job_id: str) -> Stored:
@@ -277,9 +276,9 @@ def new_job_id() -> str:
     return f"job-{uuid.uuid4().hex[:20]}"
 
 
-def _need(connection: Connection, job_id: str, tenant: str | None, *, lock: bool = False) -> Row[Any]:
-    row = rows.by_id(connection, job_id, lock=lock)
-    if row is None or (tenant is not None and row.owner != tenant):
+def _need(connection: Connection, job_id: str, viewer: Viewer | None, *, lock: bool = False) -> Row[Any]:
+    row = rows.by_id(connection, job_id, viewer, lock=lock)
+    if row is None:
         raise Error(Code.NOT_FOUND, f"job {job_id[:80]!r} not found", reason="JOB_NOT_FOUND")
     return row
 
