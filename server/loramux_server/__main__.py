@@ -1,4 +1,4 @@
-"""The server's command line: ``loramux serve``, ``config show``, ``backup``, ``restore`` and ``doctor`` end up here."""
+"""The server's command line: ``loramux serve``, ``config show``, ``audit``, ``backup`` and their kin end up here."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ SHOW = "Print every setting of the server, its value and where it came from."
 
 USAGE_ERROR, INTERRUPTED = 2, 130
 STOPPED_EARLY = "Stopped before it was ready."
-MAINTENANCE = ("backup", "restore", "doctor")
+MAINTENANCE = ("audit", "backup", "restore", "doctor")
 LAST_STEPS = 0.5
 """Seconds that threads get to end once everything is closed."""
 SAME_SIGNAL = 0.5
@@ -179,9 +179,10 @@ async def _serve(settings: Settings, announcer: Announcer) -> int:
 
 
 def _maintain(command: str, arguments: Sequence[str]) -> int:
-    from .app import maintenance
+    from .app import audit, maintenance
 
     run = {
+        "audit": audit.audit_command,
         "backup": maintenance.backup_command,
         "restore": maintenance.restore_command,
         "doctor": maintenance.doctor_command,

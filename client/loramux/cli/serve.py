@@ -25,7 +25,7 @@ class ServerMissing(LoramuxError):
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
-    for command in (serve, backup, restore, doctor):
+    for command in (serve, audit, backup, restore, doctor):
         kind = ServerCommand if command is serve else None
         app.command(cls=kind, context_settings=_PASS_THROUGH, add_help_option=False)(command)
 
@@ -45,6 +45,11 @@ def serve(context: typer.Context) -> None:
 def demo(context: typer.Context) -> None:
     """Watch a server: ask, train an adapter live, ask again."""
     raise typer.Exit(int(server_module("loramux_server.demo").main(context.args) or 0))
+
+
+def audit(context: typer.Context) -> None:
+    """Show who changed what on a server, when and from where."""
+    raise typer.Exit(run_server(["audit", *context.args]))
 
 
 def backup(context: typer.Context) -> None:

@@ -37,9 +37,14 @@ class Entry:
     """Earlier refusals of the same tenant that were too many to write."""
     time: datetime = field(default_factory=lambda: datetime.now(UTC))
 
+    @property
+    def written_time(self) -> str:
+        """``2026-11-29T08:00:00.000Z``."""
+        return self.time.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
     def line(self) -> bytes:
         """JSON with a newline; empty values are left out. Control characters and non-ASCII are escaped."""
-        values: dict[str, Any] = {"time": self.time.isoformat(timespec="milliseconds").replace("+00:00", "Z")}
+        values: dict[str, Any] = {"time": self.written_time}
         for name in _TEXTS:
             if text := getattr(self, name):
                 values[name] = text[:MAX_TEXT]
@@ -54,7 +59,7 @@ class Entry:
         """The entry of a line; None for a line that was cut by a crash or is none of ours."""
         try:
             values = json.loads(line)
-            time = datetime.fromisoformat(values["time"])
+            time = datetime.fromisoformat(values["time"]).astimezone(UTC)
             details = {str(name): str(text) for name, text in values.get("details", {}).items()}
             texts = {name: str(values.get(name, "")) for name in _TEXTS}
             return cls(**texts, details=details, suppressed=int(values.get("suppressed", 0)), time=time)
