@@ -1,8 +1,9 @@
 # syntax=docker/dockerfile:1
-# loramux with the default base inside: answers right after `docker run`, with no hub and no set-up.
+# loramux with the default base inside: answers right after `docker run`, with no hub. For others than this machine it
+# wants TLS and keys: deploy/compose.network.yaml, deploy/kubernetes.yaml.
 #   docker build -t loramux .                         CUDA, from the torch wheel (needs the NVIDIA container toolkit to run)
 #   docker build -t loramux:cpu --build-arg TORCH=cpu .
-#   docker run --gpus all -p 50051:50051 -v loramux:/var/lib/loramux loramux serve --model Qwen/Qwen3-8B
+#   docker run --gpus all -e LORAMUX_INSECURE=true -p 127.0.0.1:50051:50051 -v loramux:/var/lib/loramux loramux
 ARG PYTHON=3.11
 
 # The package as a wheel: nothing of the checkout but its contents reaches the image.
@@ -36,7 +37,8 @@ RUN apt-get update && apt-get install --yes --no-install-recommends g++ libgomp1
 RUN useradd --uid 10001 --create-home --shell /usr/sbin/nologin loramux \
     && install --directory --owner=loramux --group=loramux /var/lib/loramux
 COPY --from=environment /opt/loramux /opt/loramux
-# Inside a container the loopback address reaches nobody, so listen on all; publish only the ports that you mean to.
+# Inside a container the loopback address reaches nobody, so listen on all. The server refuses that without TLS and keys,
+# unless LORAMUX_INSECURE=true says that only those reach it who may do everything (-p 127.0.0.1:50051:50051).
 # The rest of the file system may be read-only: what is compiled for this processor is kept in the volume.
 ENV PATH=/opt/loramux/bin:$PATH \
     PYTHONUNBUFFERED=1 \

@@ -117,11 +117,12 @@ def ready_lines(
     )
     sizes = ", ".join(f"{kind} {human_size(size)}" for kind, size in kinds if size)
     metrics_host = settings.metrics_listen.host if settings.metrics_listen else ""
-    metrics = f"http://{Address(metrics_host, metrics_port)}/metrics" if metrics_port is not None else "off"
+    scheme = "https" if settings.metrics_tls else "http"
+    metrics = f"{scheme}://{Address(metrics_host, metrics_port)}/metrics" if metrics_port is not None else "off"
     lines = [
         "",
         f"loramux {version} is ready.",
-        f"  gRPC      {listen}",
+        f"  gRPC      {listen}{', TLS' if settings.tls.cert else ''}",
         f"  metrics   {metrics}",
         f"  base      {engine.base_name}",
         f"            {engine.architecture}, {engine.num_layers} layers, context of {engine.max_context} tokens",
@@ -131,9 +132,10 @@ def ready_lines(
         "",
         "Try, in another terminal:",
     ]
-    if str(listen) != DEFAULT_ADDRESS:
+    if settings.tls.cert or str(listen) != DEFAULT_ADDRESS:
         host = "127.0.0.1" if listen.host in ("0.0.0.0", "::") else listen.host
-        lines.append(f"  export LORAMUX_ADDRESS={Address(host, listen.port)}")
+        scheme = "https://" if settings.tls.cert else ""
+        lines.append(f"  export LORAMUX_ADDRESS={scheme}{Address(host, listen.port)}")
     return [
         *lines,
         '  loramux generate -m "What is the capital of France?"',

@@ -11,12 +11,15 @@ from ..config import Settings, TrainingSettings
 from ..core.backend import Backend, EngineInfo, EnginePhase, EngineState, GenerateCommand
 from ..core.errors import Error
 from ..core.principal import SERVER_TENANT
+from ..core.san import SanPattern
 from ..core.types import SamplingParams
 from ..engine.transport.process import ProcessBackend
 from ..rpc.server import RpcServer
 from ..services.access.access import Access
 from ..services.access.audit import CallAudit
 from ..services.access.bearer import BearerAuthenticator
+from ..services.access.certificates import Certificates
+from ..services.access.exposure import check_listen, check_metrics_listen, may_be_open
 from ..services.access.keys import KeyRing
 from ..services.adapters.checked_backend import CheckedBackend
 from ..services.adapters.collector import Collector
@@ -32,7 +35,6 @@ from ..services.jobs.service import TrainingService
 from ..store.blobs.places import CACHE_BYTES
 from ..store.damage import Kind
 from ..store.store import Store
-from ..telemetry.endpoint import MetricsEndpoint
 from ..telemetry.logs import get_logger
 from ..telemetry.metrics import Metrics
 from ..text import TextTokenizer
@@ -40,6 +42,7 @@ from .announce import Announcer, Silent
 from .audit import audit_log
 from .door import Door
 from .scrape import stats_from_thread
+from .tls import metrics_endpoint, open_certificate
 
 logger = get_logger(__name__)
 
@@ -50,7 +53,8 @@ CLOSED = "Closed: callers need an API key."
 class App:
     """A server. ``start`` returns when it is ready; ``drain``, then ``stop``, end it.
 
-    ``backend`` is the engine; None builds the one that the settings ask for.
+    ``backend`` is the engine; None builds the one that the settings ask for. Raises ``Error`` for a certificate or
+    a token that cannot be used.
     """
 
     def __init__(self, settings: Settings, backend: Backend | None = None, announcer: Announcer | None = None) -> None:
@@ -59,14 +63,20 @@ class App:
         self._backend = backend
         self.availability = Availability(__version__)
         self._metrics = Metrics(__version__)
+        certificate = open_certificate(settings.tls, self._metrics)
         limit, self._access = GenerationLimit(settings.max_running + settings.max_queue), Access()
         self._audit_log = audit_log(settings)
         self._audit = CallAudit(self._audit_log) if self._audit_log else None
         self.doors: list[Door] = [
-            RpcServer(self.availability, Calls(self._metrics, limit, self._access, self._audit), settings.listen),
+            RpcServer(
+                self.availability,
+                Calls(self._metrics, limit, self._access, self._audit),
+                settings.listen,
+                certificate=certificate,
+            ),
         ]
         """What clients speak to. The first one is gRPC."""
-        self._endpoint: MetricsEndpoint | None = None
+        self._endpoint = metrics_endpoint(settings, self._metrics, certificate)
         self._store: Store | None = None
         self._keys: KeyRing | None = None
         self._jobs: asyncio.Task[None] | None = None
@@ -98,11 +108,11 @@ class App:
         """
         settings = self.settings
         self._store = store = await asyncio.to_thread(_open_store, settings)
+        check_metrics_listen(settings)
         if self._audit_log is not None:
             await asyncio.to_thread(self._audit_log.open)
         await self._open_access(store)
-        if settings.metrics_listen is not None:
-            self._endpoint = MetricsEndpoint(self._metrics.registry, *settings.metrics_listen)
+        if self._endpoint is not None:
             self._endpoint.start()
         for door in self.doors:
             await door.start()
@@ -167,9 +177,11 @@ class App:
     async def _open_access(self, store: Store) -> None:
         self._keys = keys = KeyRing(store.keys)
         await keys.start()
-        authenticator = BearerAuthenticator(keys)
-        self._say.say(OPEN if authenticator.open else CLOSED)
-        self._access.authenticator = authenticator
+        bearer = BearerAuthenticator(keys, may_be_open=may_be_open(self.settings))
+        pattern = self.settings.tls.tenant_from_san
+        check_listen(self.settings, callers_known=bearer.knows_callers or pattern is not None)
+        self._say.say(OPEN if bearer.open else CLOSED)
+        self._access.authenticator = Certificates(SanPattern.parse(pattern), bearer) if pattern else bearer
 
     def _build_engine(self) -> Backend:
         # Brings torch into the process, so not before everything that can fail without it has been tried.

@@ -7,8 +7,8 @@ add a field; the flag, its help and ``config show`` follow.
 """
 
 from .fields import Address
-from .groups import LogSettings, TrainingSettings
+from .groups import LogSettings, TlsSettings, TrainingSettings
 from .load import Loaded, load
 from .tree import Settings
 
-__all__ = ["Address", "Loaded", "LogSettings", "Settings", "TrainingSettings", "load"]
+__all__ = ["Address", "Loaded", "LogSettings", "Settings", "TlsSettings", "TrainingSettings", "load"]

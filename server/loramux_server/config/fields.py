@@ -6,10 +6,11 @@ import os
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, cast
 
-from pydantic import BeforeValidator, ByteSize, Field, PlainSerializer
+from pydantic import AfterValidator, BeforeValidator, ByteSize, Field, PlainSerializer
 from pydantic_settings import NoDecode
 
 from ..core.errors import invalid_field
+from ..core.san import SanPattern
 from ..host.home import expand, home
 
 
@@ -63,12 +64,18 @@ def _path(value: object) -> object:
     return expand(value) if isinstance(value, str) else value
 
 
+def _san_pattern(text: str) -> str:
+    SanPattern.parse(text)
+    return text
+
+
 _as_text = PlainSerializer(str, return_type=str)
 # NoDecode: pydantic-settings would read a tuple's environment variable as JSON.
 ListenAddress = Annotated[Address, NoDecode, BeforeValidator(_address), _as_text]
 OptionalAddress = Annotated[
     Address | None, NoDecode, BeforeValidator(_optional_address), PlainSerializer(lambda a: str(a) if a else "off")
 ]
+PatternOfSan = Annotated[str, AfterValidator(_san_pattern)]
 Size = Annotated[ByteSize, Field(gt=0)]
 LocalPath = Annotated[Path, BeforeValidator(_path), _as_text]
 PathOrOff = Annotated[Path | Literal["off"], BeforeValidator(lambda v: v if v == "off" else _path(v)), _as_text]

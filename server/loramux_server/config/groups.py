@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ByteSize, ConfigDict, Field
 
-from .fields import PathOrOff, Size, setting
+from .fields import LocalPath, PathOrOff, PatternOfSan, Size, setting
 
 
 class TrainingSettings(BaseModel):
@@ -46,6 +46,30 @@ class TrainingSettings(BaseModel):
     max_dataset_rows: int = setting(200_000, "Training", "N", "most rows of a dataset", ge=1, le=100_000_000)
     max_row_tokens: int | None = setting(
         None, "Training", "N", "longest row of a dataset in tokens (default: the model's context)", ge=2
+    )
+
+
+class TlsSettings(BaseModel):
+    """How connections are encrypted, and what certificates say about clients."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    cert: LocalPath | None = setting(
+        None,
+        "Network",
+        "FILE",
+        "certificate of the server in PEM, its own first; it and the other TLS files are read again when they change",
+    )
+    key: LocalPath | None = setting(None, "Network", "FILE", "private key of that certificate in PEM")
+    client_ca: LocalPath | None = setting(
+        None, "Network", "FILE", "CAs in PEM; clients must then show a certificate that one of them signed"
+    )
+    tenant_from_san: PatternOfSan | None = setting(
+        None,
+        "Network",
+        "PATTERN",
+        "take the tenant from the name in the client's certificate: a URI such as spiffe://example.org/tenant/{tenant},"
+        " or a DNS name such as {tenant}.tenants.example.org",
     )
 
 

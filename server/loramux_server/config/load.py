@@ -15,11 +15,15 @@ from pydantic_settings import EnvSettingsSource, SettingsError
 from ..core.encodings import as_utf8
 from ..core.errors import FieldViolation, invalid, invalid_field
 from ..host.home import expand
+from .contradictions import check
 from .fields import Address
 from .tree import ENV_PREFIX, Leaf, Settings, leaves
 
-NO_SETTINGS = frozenset({"LORAMUX_ADDRESS", "LORAMUX_API_KEY", "LORAMUX_CONFIG", "LORAMUX_DEBUG"})
-"""Variables with our prefix that are no settings of the server."""
+NO_SETTINGS = frozenset(
+    f"{ENV_PREFIX}{name}"
+    for name in ("ADDRESS", "API_KEY", "CA_FILE", "CERT_FILE", "CONFIG", "DEBUG", "KEY_FILE", "SERVER_NAME")
+)
+"""Variables with our prefix that are no settings of the server: most are the client's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,8 +76,8 @@ def load(flags: Mapping[str, object], config_file: str | None = None) -> Loaded:
         raise invalid([*unknown_names, *_explain(error, known, sources)]) from None
     if unknown_names:
         raise invalid(unknown_names)
-    if settings.metrics_listen and settings.metrics_listen == settings.listen and settings.listen.port:
-        raise invalid_field("--metrics-listen", f"must differ from --listen ({settings.listen})")
+    if contradictions := check(settings):
+        raise invalid(contradictions)
     variables = {leaf.variable for leaf in known.values()} | NO_SETTINGS
     unknown = sorted(v for v in os.environ if v.upper().startswith(ENV_PREFIX) and v.upper() not in variables)
     return Loaded(settings, sources, tuple(unknown))

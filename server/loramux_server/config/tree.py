@@ -13,7 +13,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from ..core.settings import CpuWeights, Device, Dtype, EngineSettings
 from ..core.types import SamplingParams
 from .fields import Address, ListenAddress, LocalPath, OptionalAddress, Size, setting, state_home
-from .groups import AuditSettings, LogSettings, TrainingSettings
+from .groups import AuditSettings, LogSettings, TlsSettings, TrainingSettings
 
 ENV_PREFIX = "LORAMUX_"
 
@@ -51,6 +51,17 @@ class Settings(BaseSettings):
     )
     metrics_listen: OptionalAddress = setting(
         Address("127.0.0.1", 9464), "Network", "HOST:PORT", "where Prometheus metrics are served, or off"
+    )
+    metrics_tls: bool = setting(False, "Network", "", "serve metrics over TLS, with the certificate of --tls-cert")
+    metrics_token: LocalPath | None = setting(
+        None, "Network", "FILE", "file with the bearer token that scrapes of the metrics must show (default: none)"
+    )
+    tls: TlsSettings = TlsSettings()
+    insecure: bool = setting(
+        False,
+        "Network",
+        "",
+        "listen beyond loopback although there is no TLS, or no key that callers must show",
     )
     drain_timeout: float = setting(
         30.0,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import socket
 
 from ..core.errors import Code, Error
@@ -19,6 +20,16 @@ def why_not(host: str, port: int) -> str:
         except OSError as error:
             return error.strerror or str(error)
     return ""
+
+
+def is_loopback(host: str) -> bool:
+    """Whether what listens there is reached from this machine only: every address of the host is a loopback one."""
+    try:
+        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    except OSError:
+        return False
+    addresses = [ipaddress.ip_address(str(address[0])) for *_, address in found]
+    return bool(addresses) and all((getattr(ip, "ipv4_mapped", None) or ip).is_loopback for ip in addresses)
 
 
 def cannot_listen(host: str, port: int, why: str) -> Error:

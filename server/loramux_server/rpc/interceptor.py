@@ -21,6 +21,7 @@ from ..services.access.credentials import Credentials
 from ..services.common.calls import Calls, is_request_id, rename, request_id
 from .entries import check_entries
 from .status import DETAILS_KEY, STATUS, to_status
+from .tls import certificate_names
 
 REQUEST_ID_KEY = "x-request-id"
 AUTHORIZATION_KEY = "authorization"
@@ -59,7 +60,9 @@ class CallInterceptor(aio.ServerInterceptor):
             incoming = Incoming(
                 method=path[1:],
                 request_id=request_id(*_values(metadata, REQUEST_ID_KEY)),
-                credentials=Credentials(_values(metadata, AUTHORIZATION_KEY), peer=context.peer()),
+                credentials=Credentials(
+                    _values(metadata, AUTHORIZATION_KEY), certificate_names(context), context.peer()
+                ),
                 deadline=_deadline(context, time.monotonic()),
             )
             named = [incoming.request_id]

@@ -20,6 +20,7 @@ from loramux.v1 import (
 )
 
 from ..config import Address
+from ..host.certificates import CertificateFiles
 from ..host.ports import cannot_listen, why_not
 from ..services.access.methods import require_all
 from ..services.availability import Availability
@@ -29,6 +30,7 @@ from .inference import InferenceServicer
 from .interceptor import CallInterceptor
 from .reflection import enable_reflection
 from .server_info import ServerServicer
+from .tls import server_credentials
 from .training import TrainingServicer
 
 _DESCRIPTORS = (
@@ -75,7 +77,11 @@ LAST_WORDS = 3.0
 
 
 class RpcServer:
-    """The gRPC door. ``stall_timeout``: seconds that a caller may neither read nor send the next message."""
+    """The gRPC door.
+
+    ``certificate`` is for TLS; None: plain text. ``stall_timeout``: seconds that a caller may neither read nor send the
+    next message.
+    """
 
     def __init__(
         self,
@@ -83,10 +89,12 @@ class RpcServer:
         calls: Calls,
         address: Address,
         *,
+        certificate: CertificateFiles | None = None,
         stall_timeout: float = 60.0,
     ) -> None:
         require_all(METHODS)
         self._address = address
+        self._certificate = certificate
         self._availability = availability
         self._calls = calls
         self._interceptor = CallInterceptor(calls, stall_timeout)
@@ -118,7 +126,10 @@ class RpcServer:
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         enable_reflection((*SERVICES, health.SERVICE_NAME), server)
         try:
-            port = server.add_insecure_port(str(self._address))
+            if self._certificate is None:
+                port = server.add_insecure_port(str(self._address))
+            else:
+                port = server.add_secure_port(str(self._address), server_credentials(self._certificate))
         except RuntimeError as error:
             raise cannot_listen(*self._address, "it was taken just now") from error
         self._address = Address(self._address.host, port)

@@ -131,6 +131,23 @@ class Metrics:
         self._fetch = lambda: None
         self.engine_up.set(0)
 
+    def certificate(self, expires: Callable[[], float]) -> Callable[[bool], None]:
+        """Show when the server's certificate ends; gives what counts its renewals, True for those that are used."""
+        gauge = Gauge(
+            "loramux_tls_certificate_expiry_timestamp_seconds",
+            "When the server's certificate ends, in seconds since the epoch.",
+            registry=self.registry,
+        )
+        gauge.set_function(expires)
+        reloads = Counter(
+            "loramux_tls_reloads_total",
+            "Changes of the TLS files, by whether they are used: ok, failed.",
+            ["result"],
+            registry=self.registry,
+        )
+        results = {True: reloads.labels("ok"), False: reloads.labels("failed")}
+        return lambda used: results[used].inc()
+
     def seed_jobs(self, counts: Mapping[JobState, int]) -> None:
         """Start from the jobs that the store already has."""
         for state in JobState:

@@ -23,6 +23,7 @@ from loramux_server.core.types import (
     StackEntry,
     Usage,
 )
+from loramux_server.host.certificates import CertificateFiles
 from loramux_server.rpc.server import RpcServer
 from loramux_server.services.access.access import Access
 from loramux_server.services.access.authenticator import Authenticator, Open
@@ -151,6 +152,12 @@ def _context(stats: Callable[[], Awaitable[EngineStats]]) -> Context:
     return made(store, SimpleNamespace(chat_template="x"), INFO, Limits(), SimpleNamespace(stats=stats))
 
 
+def _channel(address: str, credentials: grpc.ChannelCredentials | None) -> grpc.aio.Channel:
+    if credentials is None:
+        return grpc.aio.insecure_channel(address)
+    return grpc.aio.secure_channel(address, credentials)
+
+
 @asynccontextmanager
 async def open_door(
     *,
@@ -159,6 +166,8 @@ async def open_door(
     stall_timeout: float = 60.0,
     max_generations: int = 1088,
     authenticator: Authenticator | None = None,
+    certificate: CertificateFiles | None = None,
+    credentials: grpc.ChannelCredentials | None = None,
 ) -> AsyncIterator[Door]:
     availability, calls = Availability("1.2.3"), Counted()
     generation, adapters, training = Generation(), Adapters(), Training()
@@ -166,6 +175,7 @@ async def open_door(
         availability,
         Calls(calls, GenerationLimit(max_generations), Access(authenticator or Open())),
         Address("127.0.0.1", 0),
+        certificate=certificate,
         stall_timeout=stall_timeout,
     )
     await server.start()
@@ -175,7 +185,7 @@ async def open_door(
             availability.context = _context(stats)
             availability.readiness = Readiness.READY
             await server.set_serving(True)
-        async with grpc.aio.insecure_channel(str(server.address)) as channel:
+        async with _channel(str(server.address), credentials) as channel:
             yield Door(server, availability, channel, generation, adapters, training, calls)
     finally:
         await server.stop()

@@ -120,6 +120,16 @@ async def test_the_first_key_closes_the_server_even_if_it_is_revoked(
     assert "authorization: Bearer KEY" in error.message
 
 
+async def test_a_server_that_must_not_be_open_takes_nobody_without_keys(ring: KeyRing) -> None:
+    """As on a public address, or where certificates tell who calls, and the keys are gone."""
+    callers = BearerAuthenticator(ring, may_be_open=False)
+    assert not callers.open
+    assert not callers.knows_callers
+    assert (await refused(callers, Credentials())).reason == "KEY_MISSING"
+    for shown in ("junk", ApiKey.generate()):
+        assert (await refused(callers, show(shown))).reason == "KEY_INVALID"
+
+
 async def test_all_that_opens_nothing_hears_the_same_and_the_log_tells_which(
     callers: BearerAuthenticator, table: KeyTable, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -29,17 +29,23 @@ class TokenVerifier(Protocol):
 class BearerAuthenticator:
     """Knows callers by keys, and by the tokens of ``provider`` if there is one.
 
-    A server without a provider for which no key was ever created is open: whoever reaches it is the default tenant.
+    A server without a provider for which no key was ever created is open, where it may be: whoever reaches it is the
+    default tenant.
     """
 
-    def __init__(self, keys: KeyRing, provider: TokenVerifier | None = None) -> None:
-        self._keys, self._provider = keys, provider
+    def __init__(self, keys: KeyRing, provider: TokenVerifier | None = None, *, may_be_open: bool = True) -> None:
+        self._keys, self._provider, self._may_be_open = keys, provider, may_be_open
         self._log = refusals.RefusalLog()
 
     @property
+    def knows_callers(self) -> bool:
+        """Whether there is anything by which callers could be known: a key, if only a revoked one, or a provider."""
+        return self._provider is not None or not self._keys.empty
+
+    @property
     def open(self) -> bool:
-        """Whether anybody may call: there is no key and no provider."""
-        return self._provider is None and self._keys.empty
+        """Whether anybody may call."""
+        return self._may_be_open and not self.knows_callers
 
     async def authenticate(self, credentials: Credentials) -> Principal:
         """Who shows these credentials. Raises UNAUTHENTICATED and UNAVAILABLE."""

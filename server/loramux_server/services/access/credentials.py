@@ -12,6 +12,6 @@ class Credentials:
     authorization: tuple[str, ...] = field(default=(), repr=False)
     """Values of the ``authorization`` metadata or header, as many as were sent; no log may show them."""
     certificate_names: tuple[str, ...] = ()
-    """Subject alternative names of the client's certificate, which the TLS layer has verified."""
+    """Names in the client's certificate, which TLS has verified: ``DNS:NAME`` or ``URI:NAME``."""
     peer: str = ""
     """Address of the client."""

@@ -1,0 +1,29 @@
+"""Settings that are fine alone and not together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from ..core.errors import FieldViolation
+from .tree import Settings
+
+
+def check(settings: Settings) -> list[FieldViolation]:
+    """What does not fit together, by the flag that is to be changed."""
+    return [FieldViolation(flag, told) for flag, told in _found(settings)]
+
+
+def _found(settings: Settings) -> Iterator[tuple[str, str]]:
+    listen, metrics, tls = settings.listen, settings.metrics_listen, settings.tls
+    if metrics and metrics == listen and listen.port:
+        yield "--metrics-listen", f"must differ from --listen ({listen})"
+    if tls.cert and not tls.key:
+        yield "--tls-key", "must be given too: the private key of --tls-cert"
+    if tls.key and not tls.cert:
+        yield "--tls-cert", "must be given too: the certificate of --tls-key"
+    if tls.client_ca and not (tls.cert or tls.key):
+        yield "--tls-client-ca", "needs TLS: give --tls-cert and --tls-key too"
+    if tls.tenant_from_san and not tls.client_ca:
+        yield "--tls-tenant-from-san", "needs certificates of clients: give --tls-client-ca too"
+    if settings.metrics_tls and not (tls.cert or tls.key):
+        yield "--metrics-tls", "needs a certificate: give --tls-cert and --tls-key too"

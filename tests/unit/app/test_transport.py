@@ -1,0 +1,83 @@
+"""A whole server on TLS, and one that would let other machines in."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import grpc
+import pytest
+
+from loramux.v1 import server_pb2, server_pb2_grpc
+from loramux_server.app.app import App
+from loramux_server.config import Address, Settings, TlsSettings
+from loramux_server.core.errors import Error
+from tests.certificates import LOOPBACK, new_ca
+from tests.unit.services.fakes import FakeBackend, engine_info
+from tests.unit.services.tiny_tokenizer import write_tokenizer
+
+CA = new_ca()
+SERVER = CA.issue(*LOOPBACK)
+TOKEN = "0123456789abcdef"
+
+
+def server(folder: Path, **given: object) -> App:
+    tokenizer = write_tokenizer(folder / "tokenizer")
+    local = {"listen": "127.0.0.1:0", "metrics_listen": "127.0.0.1:0", "state_dir": folder / "state"}
+    return App(Settings(**{**local, **given}), FakeBackend(engine_info(400, tokenizer_path=str(tokenizer))))
+
+
+async def test_calls_and_metrics_over_tls(tmp_path: Path) -> None:
+    cert, key = SERVER.write(tmp_path)
+    (tmp_path / "token").write_text(TOKEN)
+    app = server(tmp_path, tls=TlsSettings(cert=cert, key=key), metrics_tls=True, metrics_token=tmp_path / "token")
+    await app.start()
+    try:
+        async with grpc.aio.secure_channel(app.address, grpc.ssl_channel_credentials(CA.cert)) as channel:
+            stub = server_pb2_grpc.ServerServiceStub(channel)
+            assert (await stub.GetServerInfo(server_pb2.GetServerInfoRequest(), timeout=20)).version
+        page = await asyncio.to_thread(scrape, app)
+        assert "\nloramux_tls_certificate_expiry_timestamp_seconds " in page
+        key.write_bytes(b"nonsense")
+        await asyncio.to_thread(scrape, app)  # which looks at the files
+        assert 'loramux_tls_reloads_total{result="failed"} 1.0' in await asyncio.to_thread(scrape, app)
+    finally:
+        await app.stop()
+
+
+def scrape(app: App) -> str:
+    url = f"https://127.0.0.1:{app.metrics_port}/metrics"
+    context = ssl.create_default_context(cadata=CA.cert.decode())
+    with pytest.raises(urllib.error.HTTPError, match="401"):
+        urllib.request.urlopen(url, context=context, timeout=10)
+    request = urllib.request.Request(url, headers={"Authorization": f"Bearer {TOKEN}"})
+    with urllib.request.urlopen(request, context=context, timeout=10) as answer:
+        return str(answer.read().decode())
+
+
+async def test_without_tls_nothing_is_told_of_certificates(tmp_path: Path) -> None:
+    app = server(tmp_path)
+    await app.start()
+    try:
+        page = f"http://127.0.0.1:{app.metrics_port}/metrics"
+        answer = await asyncio.to_thread(urllib.request.urlopen, page, timeout=10)
+        assert b"loramux_tls" not in answer.read()
+    finally:
+        await app.stop()
+
+
+@pytest.mark.parametrize(
+    "given",
+    [{"listen": Address("0.0.0.0", 0)}, {"listen": Address("::", 0)}, {"metrics_listen": Address("0.0.0.0", 0)}],
+)
+async def test_others_are_not_let_in_unasked(tmp_path: Path, given: dict[str, object]) -> None:
+    cert, key = SERVER.write(tmp_path)
+    for tls in (TlsSettings(), TlsSettings(cert=cert, key=key)):
+        app = server(tmp_path, tls=tls, **given)
+        with pytest.raises(Error, match="--insecure"):
+            await app.start()
+        assert app.doors[0].address.port == 0  # never bound
+        await app.stop()
