@@ -19,6 +19,7 @@ from ..core.errors import Code, Error, invalid_field
 from ..services.access.access import Incoming
 from ..services.access.credentials import Credentials
 from ..services.common.calls import Calls, is_request_id, rename, request_id
+from ..services.common.shielding import to_the_end
 from .entries import check_entries
 from .status import DETAILS_KEY, STATUS, to_status
 from .tls import certificate_names
@@ -97,7 +98,13 @@ class CallInterceptor(aio.ServerInterceptor):
         behaviour = handler.stream_stream if handler.request_streaming else handler.unary_stream
         # Written from here instead of yielded to grpc, so that a cancel closes the stream behind it at once.
         async with aclosing(behaviour(request, context)) as responses:
+            begun = False
             async for response in responses:
+                if not begun:
+                    # grpc.aio would send it with the first message, and once more with the status of a call that is
+                    # cancelled while it does: the core refuses that, and the caller never learns how the call ended.
+                    await to_the_end(context.send_initial_metadata(()))
+                    begun = True
                 try:
                     async with asyncio.timeout(self._stall_timeout):
                         await context.write(response)

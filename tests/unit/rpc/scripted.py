@@ -136,6 +136,8 @@ class Door:
     adapters: Adapters
     training: Training
     calls: Counted
+    end_calls: Callable[[], None]
+    """As when the server stops."""
 
 
 async def _stats() -> EngineStats:
@@ -169,14 +171,11 @@ async def open_door(
     certificate: CertificateFiles | None = None,
     credentials: grpc.ChannelCredentials | None = None,
 ) -> AsyncIterator[Door]:
-    availability, calls = Availability("1.2.3"), Counted()
+    availability, counted = Availability("1.2.3"), Counted()
     generation, adapters, training = Generation(), Adapters(), Training()
+    calls = Calls(counted, GenerationLimit(max_generations), Access(authenticator or Open()))
     server = RpcServer(
-        availability,
-        Calls(calls, GenerationLimit(max_generations), Access(authenticator or Open())),
-        Address("127.0.0.1", 0),
-        certificate=certificate,
-        stall_timeout=stall_timeout,
+        availability, calls, Address("127.0.0.1", 0), certificate=certificate, stall_timeout=stall_timeout
     )
     await server.start()
     try:
@@ -186,6 +185,6 @@ async def open_door(
             availability.readiness = Readiness.READY
             await server.set_serving(True)
         async with _channel(str(server.address), credentials) as channel:
-            yield Door(server, availability, channel, generation, adapters, training, calls)
+            yield Door(server, availability, channel, generation, adapters, training, counted, calls.fail_running)
     finally:
         await server.stop()

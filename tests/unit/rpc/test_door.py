@@ -373,6 +373,24 @@ async def test_what_outlasts_the_drain_ends_unavailable() -> None:
         assert await door.calls.next() == ("Generate", "UNAVAILABLE")
 
 
+async def test_a_stop_during_the_first_write_is_told() -> None:
+    """The call is ended after its first message was handed to gRPC and before that is sent."""
+    async with open_door() as door:
+
+        async def begin(request: GenerateRequest) -> AsyncIterator[Chunk]:
+            # One turn of the loop later the message is on its way; it takes gRPC's thread more to say that it left.
+            asyncio.get_running_loop().call_soon(door.end_calls)
+            yield Chunk(text="first")
+            await asyncio.Event().wait()
+
+        door.generation.answer = begin
+        for _ in range(20):
+            call = inference(door).Generate(REQUEST, timeout=10)
+            with pytest.raises(grpc.RpcError, match="shutting down") as caught:
+                _ = [piece async for piece in call]
+            assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+
+
 async def test_a_taken_port_is_named() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
