@@ -21,6 +21,7 @@ from ..services.access.bearer import BearerAuthenticator
 from ..services.access.certificates import Certificates
 from ..services.access.exposure import check_listen, check_metrics_listen, may_be_open
 from ..services.access.keys import KeyRing
+from ..services.access.quotas import QuotaMeter
 from ..services.adapters.checked_backend import CheckedBackend
 from ..services.adapters.collector import Collector
 from ..services.adapters.service import AdapterService
@@ -64,7 +65,8 @@ class App:
         self.availability = Availability(__version__)
         self._metrics = Metrics(__version__)
         certificate = open_certificate(settings.tls, self._metrics)
-        limit, self._access = GenerationLimit(settings.max_running + settings.max_queue), Access()
+        self._meter = QuotaMeter()
+        limit, self._access = GenerationLimit(settings.max_running + settings.max_queue), Access(meter=self._meter)
         self._audit_log = audit_log(settings)
         self._audit = CallAudit(self._audit_log) if self._audit_log else None
         self.doors: list[Door] = [
@@ -81,6 +83,7 @@ class App:
         self._keys: KeyRing | None = None
         self._jobs: asyncio.Task[None] | None = None
         self._collector: asyncio.Task[None] | None = None
+        self._quotas: asyncio.Task[None] | None = None
         self._health: asyncio.Task[None] | None = None
         self._engine_started = False
         self._engine_away = False
@@ -114,6 +117,7 @@ class App:
         await self._open_access(store)
         if self._endpoint is not None:
             self._endpoint.start()
+        await self._meter.refresh(store.quotas)
         for door in self.doors:
             await door.start()
         self.availability.readiness = Readiness.LOADING
@@ -149,9 +153,9 @@ class App:
         """Close everything, in the opposite order. Fine after a failed ``start``, and twice."""
         self.availability.readiness = Readiness.DRAINING
         await self._stop_jobs()
-        if self._collector is not None:
-            self._collector.cancel()
-            await asyncio.wait((self._collector,))
+        for task in filter(None, (self._collector, self._quotas)):
+            task.cancel()
+            await asyncio.wait((task,))
         await self._drain_doors(0)
         for door in reversed(self.doors):
             await door.stop()
@@ -227,7 +231,7 @@ class App:
         if info.base_damage:
             store.damage.found(Kind.BASE)
         backend = CheckedBackend(backend, store.adapters)
-        context = Context(store, text, info, limits, backend)
+        context = Context(store, text, info, limits, backend, self._meter)
         board = JobBoard(store, metrics)
         adapters = AdapterService(context)
         services = Services(
@@ -251,6 +255,8 @@ class App:
         metrics.seed_jobs(await asyncio.to_thread(store.jobs.counts))
         self._jobs = asyncio.create_task(runner.run(), name="jobs")
         self._jobs.add_done_callback(_report_defect)
+        self._quotas = asyncio.create_task(self._meter.follow(store.quotas, board.queued.set), name="quotas")
+        self._quotas.add_done_callback(_report_defect)
         self._collector = asyncio.create_task(Collector(store, adapters.deleted).run(), name="collector")
         self._collector.add_done_callback(_report_defect)
         self.availability.readiness = Readiness.READY
@@ -286,7 +292,9 @@ def limits_from(training: TrainingSettings) -> Limits:
 
 def _report_defect(task: asyncio.Task[None]) -> None:
     if not task.cancelled() and (error := task.exception()) is not None:
-        what = {"jobs": "training jobs are run", "collector": "unused files are removed"}[task.get_name()]
+        what = {"jobs": "training jobs are run", "collector": "unused files are removed", "quotas": "quotas change"}[
+            task.get_name()
+        ]
         logger.critical(f"no more {what} until the server is started again", exc_info=error)
 
 

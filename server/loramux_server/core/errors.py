@@ -61,7 +61,8 @@ Reason = Literal[
     "PERMISSION_DENIED", "ABORTED", "CANCELLED", "DEADLINE_EXCEEDED", "UNAVAILABLE", "UNIMPLEMENTED", "DATA_LOSS",
     "INTERNAL",
     # Calls.
-    "MALFORMED", "NOT_READY", "QUEUE_FULL", "SHUTTING_DOWN", "SLOW_READER", "UPLOAD_STALLED", "UPLOAD_TOO_LARGE",
+    "MALFORMED", "NOT_READY", "QUEUE_FULL", "QUOTA_EXCEEDED", "SHUTTING_DOWN", "SLOW_READER", "UPLOAD_STALLED",
+    "UPLOAD_TOO_LARGE",
     # Who calls.
     "CERTIFICATE_WITHOUT_TENANT", "IDENTITY_UNAVAILABLE", "KEY_EXISTS", "KEY_INVALID", "KEY_MISSING", "KEY_NOT_FOUND",
     "SCOPE_MISSING",
@@ -111,10 +112,19 @@ class FieldViolation:
     description: str
 
 
+@dataclass(frozen=True, slots=True)
+class Exceeded:
+    """The limit of a quota that a call would go over, by its name and its value."""
+
+    limit: str
+    value: int
+
+
 class Error(Exception):
     """A failure with a code, a sentence for the caller and, for bad input, the fields at fault.
 
-    ``reason`` is the name of the code unless a more exact one is given; ``retry_after`` is seconds.
+    ``reason`` is the name of the code unless a more exact one is given; ``retry_after`` is seconds; ``exceeded`` is
+    given where a quota is the reason.
     """
 
     def __init__(
@@ -125,6 +135,7 @@ class Error(Exception):
         reason: Reason | None = None,
         violations: Iterable[FieldViolation] = (),
         retry_after: float | None = None,
+        exceeded: Exceeded | None = None,
     ) -> None:
         super().__init__(message)
         self.code = code
@@ -132,6 +143,7 @@ class Error(Exception):
         self.reason: Reason = reason or cast("Reason", code.name)
         self.violations = tuple(violations)
         self.retry_after = retry_after
+        self.exceeded = exceeded
 
 
 def invalid(violations: Iterable[FieldViolation], *, reason: Reason = "INVALID_ARGUMENT") -> Error:

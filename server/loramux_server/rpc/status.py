@@ -47,7 +47,10 @@ def _add_violations(status: status_pb2.Status, error: Error) -> None:
             break
         found.append((field, description))
     if quota:
-        failures = [error_details_pb2.QuotaFailure.Violation(subject=f, description=d) for f, d in found]
+        limit = {}
+        if error.exceeded is not None:
+            limit = {"quota_id": error.exceeded.limit, "quota_value": error.exceeded.value}
+        failures = [error_details_pb2.QuotaFailure.Violation(subject=f, description=d, **limit) for f, d in found]
         _pack(status, error_details_pb2.QuotaFailure(violations=failures))
     else:
         fields = [error_details_pb2.BadRequest.FieldViolation(field=f, description=d) for f, d in found]

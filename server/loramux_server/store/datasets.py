@@ -15,6 +15,7 @@ from .blobs.blobs import BlobStore
 from .damage import DamageCount, Kind
 from .database import Database, read_row
 from .paging import check_page_size, make_token, read_token
+from .quotas import check_dataset
 from .records import DatasetRecord
 from .schema import datasets as d
 
@@ -35,7 +36,10 @@ class DatasetTable:
     def put(
         self, source: Path, owner: str, *, filename: str = "", format: str = "jsonl", rows: int | None = None
     ) -> DatasetRecord:
-        """Store a file; durable on return. Bytes that the owner stored before give the record they have."""
+        """Store a file; durable on return. Bytes that the owner stored before give the record they have.
+
+        Raises RESOURCE_EXHAUSTED over the owner's quota.
+        """
         with self._blobs.publishing():
             blob = self._blobs.put_file(source)
             with self._db.write("dataset") as connection:
@@ -43,6 +47,7 @@ class DatasetTable:
                 found = _row(connection, identity, owner)
                 if found is not None:
                     return read_row(found, DatasetRecord)
+                check_dataset(connection, owner, blob.size_bytes)
                 new: dict[str, Any] = {
                     "id": identity,
                     "owner": owner,

@@ -24,7 +24,7 @@ from sqlalchemy import (
 
 from .portable_json import MetricsJSON
 
-REVISION = "0010"
+REVISION = "0011"
 """The newest migration: what a database must be at for this code."""
 
 metadata = MetaData(
@@ -158,4 +158,20 @@ api_keys = Table(
     Column("expires", Float),
     Column("revoked", Float),
     UniqueConstraint("revision", name="uq_api_keys_revision"),
+)
+
+quotas = Table(
+    "quotas",
+    metadata,
+    Column("subject", String(80), primary_key=True),  # "*", "tenant:NAME" or "key:ID"
+    Column("revision", Integer, nullable=False, unique=True),  # rises with every change of any row
+    Column("limits", JSON, nullable=False),  # a Quota
+)
+
+training_use = Table(
+    "training_use",
+    metadata,
+    Column("tenant", String(64), primary_key=True),
+    Column("day", String(10), primary_key=True),  # YYYY-MM-DD of UTC
+    Column("tokens", BigInteger, nullable=False),
 )

@@ -21,6 +21,7 @@ from .database import Database, sqlite_url
 from .datasets import DatasetTable
 from .jobs.table import REPLACED, JobTable, new_job_id
 from .keys import KeyTable
+from .quotas import QuotaTable
 from .records import AdapterMeta, JobRecord, VersionRecord
 from .state_dir import StateDir
 
@@ -42,6 +43,7 @@ class Store:
         self.datasets = DatasetTable(database, self.blobs, now, self.damage)
         self.jobs = JobTable(database, now)
         self.keys = KeyTable(database, now)
+        self.quotas = QuotaTable(database, now)
 
     @classmethod
     def open(

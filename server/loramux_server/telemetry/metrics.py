@@ -74,6 +74,9 @@ class Metrics:
         self.generated_tokens = Counter(
             "loramux_generated_tokens_total", "Tokens generated.", by_adapter, registry=registry
         )
+        self.quota_refusals = Counter(
+            "loramux_quota_refusals_total", "Calls refused by a quota.", ["tenant", "limit"], registry=registry
+        )
         self.jobs = Gauge("loramux_training_jobs", "Training jobs by state.", ["state"], registry=registry)
         for state in JobState:
             self.jobs.labels(state.value)
@@ -157,6 +160,10 @@ class Metrics:
         """A call of a door ended. ``method`` must be the name of a method that exists."""
         self.requests.labels(method, code).inc()
         self.request_duration.labels(method).observe(seconds)
+
+    def quota_refused(self, tenant: str, limit: str) -> None:
+        """A call was refused by a quota. ``limit`` must be the name of one."""
+        self.quota_refusals.labels(self._tenants(tenant), limit).inc()
 
     def corrupt_object(self, kind: str) -> None:
         """Stored content was found damaged. May be called from any thread."""

@@ -110,12 +110,16 @@ class Counted:
     """Counts calls as metrics would."""
 
     ended: list[tuple[str, str]] = field(default_factory=list)
+    refused: list[tuple[str, str]] = field(default_factory=list)
     more: asyncio.Event = field(default_factory=asyncio.Event)
 
     def call_finished(self, method: str, code: str, seconds: float) -> None:
         assert seconds >= 0
         self.ended.append((method, code))
         self.more.set()
+
+    def quota_refused(self, tenant: str, limit: str) -> None:
+        self.refused.append((tenant, limit))
 
     async def next(self) -> tuple[str, str]:
         """The code of the next call that ends (or that has ended and was not asked for)."""

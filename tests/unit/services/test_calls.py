@@ -9,20 +9,26 @@ import pytest
 from loramux_server.core.call import current
 from loramux_server.core.errors import Code, Error
 from loramux_server.core.principal import Principal, Scope
+from loramux_server.core.quota import Quota, Quotas
 from loramux_server.rpc.server import METHODS as RPC_METHODS
 from loramux_server.services.access.access import Access, Incoming
 from loramux_server.services.access.authenticator import Open
 from loramux_server.services.access.credentials import Credentials
 from loramux_server.services.access.methods import METHODS, require_all
+from loramux_server.services.access.quotas import QuotaMeter
 from loramux_server.services.common.calls import Calls, GenerationLimit, request_id
 
 
 class Sink:
     def __init__(self) -> None:
         self.ended: list[tuple[str, str]] = []
+        self.refused: list[tuple[str, str]] = []
 
     def call_finished(self, method: str, code: str, seconds: float) -> None:
         self.ended.append((method, code))
+
+    def quota_refused(self, tenant: str, limit: str) -> None:
+        self.refused.append((tenant, limit))
 
 
 ACCESS = Access(Open())
@@ -114,3 +120,43 @@ def test_every_method_that_changes_something_is_in_the_audit_log() -> None:
     for path, method in METHODS.items():
         name = path.rpartition("/")[2]
         assert method.audited != name.startswith(UNCHANGING), f"{path}: audited must be {not method.audited}"
+
+
+async def test_a_tenant_that_fills_the_queue_keeps_nobody_else_out() -> None:
+    class ByKey:
+        async def authenticate(self, credentials: Credentials) -> Principal:
+            return Principal(credentials.authorization or "", frozenset(Scope))
+
+    calls, release = Calls(Sink(), GenerationLimit(4), Access(ByKey())), asyncio.Event()
+
+    async def start(tenant: str) -> bool:
+        incoming = Incoming("loramux.v1.InferenceService/Generate", "r", Credentials(tenant))
+        task = asyncio.create_task(calls.answer(incoming, release.wait))
+        tasks.append(task)
+        await asyncio.sleep(0)
+        return not task.done()
+
+    tasks: list[asyncio.Task[bool]] = []
+    assert [await start("flood") for _ in range(6)] == [True] * 4 + [False] * 2
+    assert [await start("quiet") for _ in range(3)] == [True, True, False]  # half of the limit, then no more
+    assert not await start("flood")
+    release.set()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    assert calls.limit.running == 0
+
+
+async def test_quotas_refuse_a_call_unread_and_are_counted() -> None:
+    sink, meter = Sink(), QuotaMeter()
+    meter.quotas = Quotas({"*": Quota(requests_per_minute=1)})
+    calls = Calls(sink, GenerationLimit(4), Access(Open(), meter))
+    await calls.answer(call("ListJobs", "TrainingService"), method_of_the_call)
+
+    async def unread() -> None:
+        raise AssertionError("the request was read")
+
+    with pytest.raises(Error) as refused:
+        await calls.answer(call(), unread)
+    assert refused.value.reason == "QUOTA_EXCEEDED"
+    assert await calls.answer(call("GetServerInfo", "ServerService"), method_of_the_call) == "GetServerInfo"
+    assert sink.refused == [("default", "requests_per_minute")]
+    assert sink.ended[1] == ("Generate", "RESOURCE_EXHAUSTED")

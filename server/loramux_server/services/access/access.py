@@ -10,6 +10,7 @@ from ...core.principal import Principal
 from .authenticator import Authenticator
 from .credentials import Credentials
 from .methods import METHODS, Method
+from .quotas import Admission, QuotaMeter
 from .refusals import unavailable
 
 
@@ -36,13 +37,14 @@ class Incoming:
 
 
 class Access:
-    """Decides about calls. One instance serves all doors.
+    """Decides about calls. One instance serves all doors; ``meter`` counts them against quotas.
 
     The app sets ``authenticator`` before a door starts: there is no call before it is known who may make one.
     """
 
-    def __init__(self, authenticator: Authenticator | None = None) -> None:
+    def __init__(self, authenticator: Authenticator | None = None, meter: QuotaMeter | None = None) -> None:
         self.authenticator = authenticator
+        self._meter = meter or QuotaMeter()
 
     async def identify(self, incoming: Incoming) -> Call:
         """The call, made by whom it is made. Raises UNAUTHENTICATED and UNAVAILABLE."""
@@ -62,3 +64,7 @@ class Access:
         if scope is not None and scope not in principal.scopes:
             message = f"{incoming.short_method} needs the scope {scope.value!r}, which the key has not"
             raise Error(Code.PERMISSION_DENIED, message, reason="SCOPE_MISSING")
+
+    def admit(self, incoming: Incoming, principal: Principal) -> Admission:
+        """Count a call until the context ends. Raises RESOURCE_EXHAUSTED over a quota."""
+        return self._meter.admit(principal, incoming.asks_for)

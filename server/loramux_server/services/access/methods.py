@@ -19,6 +19,8 @@ class Method:
     """Waits for the engine, and counts against the limit of generations."""
     audited: bool = False
     """Changes what is stored or resident, and so is in the audit log."""
+    counted: bool = True
+    """Whether it counts against the requests of its caller."""
 
 
 METHODS: Mapping[str, Method] = MappingProxyType(
@@ -46,7 +48,7 @@ METHODS: Mapping[str, Method] = MappingProxyType(
         "loramux.v1.TrainingService/PauseJob": Method(Scope.TRAIN, audited=True),
         "loramux.v1.TrainingService/ResumeJob": Method(Scope.TRAIN, audited=True),
         "loramux.v1.TrainingService/WatchJob": Method(Scope.TRAIN),
-        "loramux.v1.ServerService/GetServerInfo": Method(None),
+        "loramux.v1.ServerService/GetServerInfo": Method(None, counted=False),
     }
 )
 """By full name, ``package.Service/Method``, the same for all doors."""

@@ -6,15 +6,17 @@ import asyncio
 import re
 import time
 import uuid
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, TypeVar
 
 import structlog
 
 from ...core.call import Call, current, enter, known
 from ...core.errors import Code, Error, new_error_id, shutting_down
+from ...core.principal import Principal
 from ...telemetry.logs import get_logger
 from ..access.access import Access, Incoming
 from ..access.audit import CallAudit
@@ -32,24 +34,37 @@ class CallSink(Protocol):
 
     def call_finished(self, method: str, code: str, seconds: float) -> None: ...
 
+    def quota_refused(self, tenant: str, limit: str) -> None: ...
+
 
 @dataclass(slots=True)
 class GenerationLimit:
-    """How many calls may wait for the engine at once, over all doors; more are refused unread."""
+    """How many calls may wait for the engine at once, over all doors; more are refused unread.
+
+    A tenant that floods refuses nobody but itself: where ``most`` is reached, those that have less than their even
+    share of it are still taken.
+    """
 
     most: int
-    running: int = 0
+    _of: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def running(self) -> int:
+        """Calls of all tenants."""
+        return self._of.total()
 
     @contextmanager
-    def place(self) -> Iterator[None]:
-        """A place of a call, for as long as the block takes. Raises RESOURCE_EXHAUSTED when none is free."""
-        if self.running >= self.most:
+    def held(self, tenant: str) -> Iterator[None]:
+        """Count a call. Raises RESOURCE_EXHAUSTED for a tenant that has its share when the limit is reached."""
+        tenants = len(self._of.keys() | {tenant})
+        if self.running >= self.most and self._of[tenant] * tenants >= self.most:
             raise _queue_full(self.most)
-        self.running += 1
+        self._of[tenant] += 1
         try:
             yield
         finally:
-            self.running -= 1
+            self._of[tenant] -= 1
+            self._of += Counter()  # drops who has none
 
 
 class Calls:
@@ -87,9 +102,9 @@ class Calls:
     ) -> R:
         """What ``work`` gives, counted before the caller can know how the call ended. The task becomes the call's.
 
-        The caller is known and allowed, and a generation within the limit, before ``work`` reads the request. ``gone``
-        tells whether the caller has left. Raises ``Error`` alone, which is for the caller, beside CancelledError; a
-        defect is INTERNAL with an id that the log has beside the traceback.
+        The caller is known, allowed and within its quotas, and a generation within the limit, before ``work`` reads
+        the request. ``gone`` tells whether the caller has left. Raises ``Error`` alone, which is for the caller,
+        beside CancelledError; a defect is INTERNAL with an id that the log has beside the traceback.
         """
         structlog.contextvars.bind_contextvars(request_id=incoming.request_id)
         task = asyncio.current_task()
@@ -146,14 +161,16 @@ class Calls:
             enter(call)
             self._access.authorise(incoming, call.principal)
             # Not before it is known who calls: places are not for those who are refused.
-            with self.limit.place() if incoming.asks_for.generates else nullcontext():
+            with self._taken(incoming, call.principal):
                 return await work()
         except asyncio.CancelledError:
             if task in self._failing:
                 task.uncancel()
                 raise shutting_down() from None
             raise  # never swallowed: grpc.aio leaks a little for every handler that does
-        except Error:
+        except Error as error:
+            if error.exceeded is not None:
+                self._sink.quota_refused(current().principal.tenant, error.exceeded.limit)
             raise
         except Exception:
             if gone():
@@ -161,6 +178,13 @@ class Calls:
             error_id = new_error_id()
             logger.exception("call failed", method=incoming.method, error_id=error_id)
             raise Error(Code.INTERNAL, f"internal error; the server's log has it as {error_id}") from None
+
+    @contextmanager
+    def _taken(self, incoming: Incoming, principal: Principal) -> Iterator[None]:
+        """Count a call against the limit of generations and the quotas of its caller while it is answered."""
+        limit = self.limit.held(principal.tenant) if incoming.asks_for.generates else nullcontext()
+        with limit, self._access.admit(incoming, principal):
+            yield
 
 
 def rename(request_id: str) -> Call:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ...core.backend import Backend, EngineInfo
 from ...store.store import Store
 from ...text import TextTokenizer
+from ..access.quotas import QuotaMeter
 from .limits import Limits
 
 
@@ -20,3 +21,5 @@ class Context:
     """The base that ``backend`` serves."""
     limits: Limits
     backend: Backend
+    meter: QuotaMeter = field(default_factory=QuotaMeter)
+    """Counts what callers use; shared with ``Access``."""

@@ -10,6 +10,7 @@ from ...core.backend import Backend, GenerateCommand, TokenEvent
 from ...core.errors import Code, Error
 from ...core.observer import Observer, RequestFinished, RequestStarted
 from ...core.types import Chunk, FinishReason, Stack, Usage
+from ..access.quotas import Reservation
 from ..common.deadlines import until
 from .choice import ChoiceDecoder
 from .stream_mux import read_together
@@ -32,14 +33,20 @@ class Prepared:
     started: float
     """When the request came, on the monotonic clock."""
 
+    @property
+    def most_tokens(self) -> int:
+        """Tokens that are computed at most: the prompt once, and every choice as long as it may be."""
+        return self.prompt_tokens + sum(command.sampling.max_tokens for command in self.commands)
+
 
 class Answer:
     """Runs a prepared request once; tells the observer what came of it, whichever way it ends."""
 
-    def __init__(self, backend: Backend, prepared: Prepared, observer: Observer) -> None:
+    def __init__(self, backend: Backend, prepared: Prepared, observer: Observer, reservation: Reservation) -> None:
         self._backend = backend
         self._prepared = prepared
         self._observer = observer
+        self._reservation = reservation
         self._first_token: float | None = None
         self._last_token: list[float | None] = [None] * len(prepared.commands)
         self._code = Code.CANCELLED.value
@@ -86,6 +93,9 @@ class Answer:
             try:
                 await merge.aclose()
             finally:
+                # The prompt counts even where nothing came of it: who cancels at once has had it computed.
+                usage = self._usage()
+                self._reservation.spent = usage.prompt_tokens + usage.completion_tokens
                 self._observer.request_finished(self._finished())
 
     def _note(self, index: int, event: TokenEvent) -> None:
@@ -95,6 +105,7 @@ class Answer:
         before, self._last_token[index] = self._last_token[index], now
         if self._first_token is None:
             self._first_token = now
+            self._reservation.answered()
         interval = None if before is None else now - before
         self._observer.tokens(self._prepared.tenant, self._prepared.stack, len(event.token_ids), interval)
 

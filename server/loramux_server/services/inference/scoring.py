@@ -26,6 +26,7 @@ class Scorer:
         self._backend, self._text = context.backend, context.text
         self._info, self._limits = context.info, context.limits
         self._stacks = stacks
+        self._meter = context.meter
         self._observer = observer
         self._preparation = preparation
 
@@ -49,8 +50,11 @@ class Scorer:
             stack=active(stack),
             tenant=request.principal.tenant,
         )
-        async with self._stacks.held(stack):
-            result = await self._run(request.request_id or command.id, command, stack, deadline, started)
+        tokens = len(prompt_ids) + len(ids)
+        with self._meter.reserve(request.principal, tokens) as reservation:
+            reservation.spent = tokens
+            async with self._stacks.held(stack):
+                result = await self._run(request.request_id or command.id, command, stack, deadline, started)
         return Score(
             token_ids=command.continuation_ids,
             tokens=tuple(self._text.token_text(id) for id in ids),

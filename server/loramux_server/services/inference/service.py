@@ -42,6 +42,7 @@ class GenerationService:
         self._backend, self._text = context.backend, context.text
         self._info, self._limits = context.info, context.limits
         self._observer = observer or NullObserver()
+        self._meter = context.meter
         self._stacks = StackResolver(context.store)
         self._preparation = Preparation(context.limits.max_request_seconds)
         self._scorer = Scorer(context, self._stacks, self._observer, self._preparation)
@@ -51,14 +52,16 @@ class GenerationService:
 
         Chunks of the ``n`` choices come as they are made, told apart by ``index``. Everything that can be refused
         is refused before the first chunk. Closing the iterator early stops the engine's work. Raises ``Error``:
-        INVALID_ARGUMENT (all bad fields at once), NOT_FOUND (adapter), DEADLINE_EXCEEDED, what the engine reports.
+        INVALID_ARGUMENT (all bad fields at once), NOT_FOUND (adapter), RESOURCE_EXHAUSTED (tokens of the minute),
+        DEADLINE_EXCEEDED, what the engine reports.
         ``max_tokens`` is cut to what the prompt leaves of the model's context.
         """
         prepared = await self._prepare(request)
-        answer = Answer(self._backend, prepared, self._observer)
-        async with self._stacks.held(prepared.stack), aclosing(answer.chunks()) as chunks:
-            async for chunk in chunks:
-                yield chunk
+        with self._meter.reserve(request.principal, prepared.most_tokens) as reservation:
+            answer = Answer(self._backend, prepared, self._observer, reservation)
+            async with self._stacks.held(prepared.stack), aclosing(answer.chunks()) as chunks:
+                async for chunk in chunks:
+                    yield chunk
 
     async def generate_once(self, request: GenerateRequest) -> Completion:
         """The whole answer of ``generate`` at once; the same errors."""

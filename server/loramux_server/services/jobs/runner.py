@@ -24,6 +24,7 @@ from ..datasets.stored_rows import StoredRows, build_command, stored_rows
 from ..datasets.worker import DatasetWorker
 from .attempt import TrainingRun
 from .board import JobBoard
+from .daily_tokens import queue_again_when_spent
 from .lock import ReadersWriterLock
 
 log = get_logger(__name__)
@@ -128,6 +129,7 @@ class JobRunner:
         """Run a job to a final state, or back into the queue when the engine was lost."""
         work = asyncio.create_task(self._work(job), name=f"job {job.id}")
         lease = asyncio.create_task(self._keep(job, work), name=f"lease of {job.id}")
+        day = asyncio.create_task(queue_again_when_spent(self._context, self._board, job), name=f"day of {job.id}")
         self._board.running(job.id, work.cancel)
         try:
             await asyncio.wait({work})
@@ -140,6 +142,7 @@ class JobRunner:
             raise
         finally:
             lease.cancel()
+            day.cancel()
             run = self._runs.pop(job.id, None)
             self._board.ended(job.id)
         if work.cancelled():

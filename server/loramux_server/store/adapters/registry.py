@@ -20,6 +20,7 @@ from ..blobs.blobs import Blob, BlobStore
 from ..damage import DamageCount, Kind
 from ..database import Database
 from ..paging import check_page_size, make_token, read_token
+from ..quotas import check_adapter
 from ..records import DAMAGED, AdapterMeta, AdapterRecord, VersionRecord, VersionState
 from . import rows as rows
 from .refs import LATEST, Ref, check_alias, check_name, check_new_name, parse_ref
@@ -64,7 +65,7 @@ class AdapterRegistry:
 
         The files are durable before the row is, and the row, the alias and what ``also`` writes are one
         transaction. Content that is a version of the name already is not published twice: that version is
-        returned (and promoted). ``folder`` stays the caller's.
+        returned (and promoted). ``folder`` stays the caller's. Raises RESOURCE_EXHAUSTED over the owner's quota.
         """
         check_new_name(name)
         with self._blobs.publishing():
@@ -276,6 +277,7 @@ class AdapterRegistry:
         same = rows.version_with_digest(connection, adapter_id, blob.digest)
         rows.heal(connection, blob.digest)  # the files have just been stored again
         if same is None:
+            check_adapter(connection, owner, adapter_id, blob.size_bytes)
             version = rows.insert_version(connection, adapter_id, blob, meta, now)
         else:
             version = same.version

@@ -13,6 +13,7 @@ from sqlalchemy import Connection
 
 from ...core.jobs import TrainEvent, TrainEventType
 from ..database import Database, read_values
+from ..quotas import note_training
 from ..records import EventRecord
 from ..schema import job_events as e
 from ..schema import jobs as j
@@ -75,11 +76,14 @@ class EventLog:
             by_job.setdefault(job_id, []).append((fence, at, event))
         with self._db.write("job.events") as connection:
             for job_id, waiting in by_job.items():
-                row = connection.execute(sa.select(j.c.seq, j.c.fence).where(j.c.id == job_id)).first()
+                row = connection.execute(sa.select(j.c.seq, j.c.owner, j.c.fence).where(j.c.id == job_id)).first()
                 events = [(at, event) for fence, at, event in waiting if row and fence in (None, row.fence)]
                 if row is not None and events:
                     self._insert(connection, row.seq, events)
                     self._note_progress(connection, row.seq, events)
+                    for at, event in events:
+                        if event.type is TrainEventType.STEP:
+                            note_training(connection, row.owner, int(event.metrics.get("tokens", 0)), at)
         self._waiting = []
         self._written = time.monotonic()
 

@@ -17,6 +17,7 @@ from ...core.principal import Viewer
 from ...host.failpoints import reach
 from ..database import Database
 from ..paging import check_page_size, make_token, read_token
+from ..quotas import check_job, resting
 from ..records import EventRecord, JobRecord
 from ..schema import jobs as j
 from . import rows as rows
@@ -78,13 +79,15 @@ class JobTable:
         """Add a job; durable on return. The tenant's same idempotency key gives the job it made before.
 
         ``donors`` (reference -> digest) are the versions whose files stay until the job is final. Raises
-        ALREADY_EXISTS when the key's job was asked for with other settings.
+        ALREADY_EXISTS when the key's job was asked for with other settings, RESOURCE_EXHAUSTED over the tenant's
+        quota of queued jobs.
         """
         now = self._now()
         job_id = job_id or new_job_id()
         with self._db.write("job.create") as connection:
             if (made := _made_with(connection, request)) is not None:
                 return made
+            check_job(connection, request.tenant)
             seq = rows.insert(connection, job_id, request, state, donors or {}, notes, now)
             event = TrainEvent(TrainEventType.STATE, state=state, message=f"job is {state.value}")
             self._log.write(connection, seq, [event])
@@ -154,6 +157,8 @@ class JobTable:
         row = _need(connection, job_id, given.get("viewer"), lock=True)
         _check_fence(row, given.get("fence"))
         check_move(job_id, JobState(row.state), new)
+        if new is JobState.QUEUED and row.state == JobState.FAILED.value:
+            check_job(connection, row.owner)  # resumed; paused ones are counted already
         now = self._now()
         values: dict[str, Any] = {"state": new.value, "updated": now}
         if new not in _AT_WORK:
@@ -214,11 +219,16 @@ class JobTable:
     def claim(self, runner: str, lease_seconds: float) -> JobRecord | None:
         """Take the next job: RUNNING from now on, leased to ``runner`` and with a new fence.
 
-        Owners take turns, each with its oldest job: see :func:`.job_rows.turns`.
+        Owners take turns, each with its oldest job: see :func:`.job_rows.turns`. The jobs of those whose quota is
+        used up stay in the queue, and an event of the oldest says why.
         """
         self._log.flush()
         with self._db.write("job.claim") as connection:
-            queued = rows.JOBS.where(j.c.state == JobState.QUEUED.value).order_by(j.c.seq).limit(1)
+            rest = resting(connection, _AT_WORK, self._now())
+            for owner, reason in rest.items():
+                self._explain(connection, owner, reason)
+            queued = rows.JOBS.where(j.c.state == JobState.QUEUED.value, j.c.owner.not_in(rest))
+            queued = queued.order_by(j.c.seq).limit(1)
             # Servers that share a database pass over what another is just taking; SQLite has one writer anyway.
             queued = queued.with_for_update(skip_locked=True)
             wanted = [queued.where(j.c.seq == seq) for seq in rows.turns(connection, _AT_WORK)]
@@ -230,6 +240,14 @@ class JobTable:
             lease = {"runner": runner, "lease_until": self._now() + lease_seconds, "fence": row.fence + 1}
             connection.execute(j.update().where(j.c.seq == row.seq).values(**lease))
             return rows.record(rows.by_seq(connection, row.seq))
+
+    def _explain(self, connection: Connection, owner: str, reason: str) -> None:
+        """Tell the oldest queued job of an owner why it waits, once."""
+        query = sa.select(j.c.seq, j.c.id).where(j.c.owner == owner, j.c.state == JobState.QUEUED.value)
+        row = connection.execute(query.order_by(j.c.seq).limit(1)).one()
+        last = self._log.latest(connection, row.seq, row.id, TrainEventType.MESSAGE)
+        if last is None or last.message != reason:
+            self._log.write(connection, row.seq, [TrainEvent(TrainEventType.MESSAGE, reason)])
 
     def add_donors(self, job_id: str, donors: Mapping[str, str], fence: int) -> None:
         """Keep the files of further versions (reference -> digest) until the job is final."""

@@ -1,0 +1,186 @@
+"""Quotas: the limits that an operator set, and the checks of what is stored, in the transaction that stores it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime, timedelta
+
+import msgspec
+import sqlalchemy as sa
+from sqlalchemy import Connection
+
+from ..core.jobs import JobState
+from ..core.quota import EVERYBODY, Limit, Quota, Quotas, check_changes, exceeded, tenant_subject
+from .database import Database, read_values
+from .records import SHARED, VersionState
+from .schema import adapter_versions as v
+from .schema import adapters as a
+from .schema import datasets as d
+from .schema import jobs as j
+from .schema import quotas as q
+from .schema import training_use as u
+
+_LIVE = v.c.state != VersionState.DELETED.value
+_WAITING = (JobState.QUEUED.value, JobState.PAUSED.value)
+KEEP_DAYS = 40
+"""How long the tokens of a day are kept: a month can be looked back on."""
+
+
+class QuotaTable:
+    """The limits of all subjects. Thread-safe."""
+
+    def __init__(self, database: Database, now: Callable[[], float] = time.time) -> None:
+        self._db, self._now = database, now
+
+    def set(self, subject: str, changes: Mapping[Limit, int | None]) -> Quota:
+        """Change limits of a subject, None removing one; gives all that it has now.
+
+        ``subject`` is ``*``, ``tenant:NAME`` or ``key:ID``. Raises INVALID_ARGUMENT for what it cannot have.
+        """
+        check_changes(subject, changes)
+        with self._db.write("quota") as connection:
+            row = connection.execute(sa.select(q).where(q.c.subject == subject)).first()
+            limits = {**(row.limits if row is not None else {}), **changes}
+            quota = _quota({name: value for name, value in limits.items() if value is not None})
+            values = {"limits": msgspec.to_builtins(quota), "revision": _revision(connection) + 1}
+            if row is None:
+                connection.execute(q.insert().values(subject=subject, **values))
+            else:
+                # A row without limits stays: its revision tells servers that there was a change.
+                connection.execute(q.update().where(q.c.subject == subject).values(**values))
+        return quota
+
+    def read(self) -> Quotas:
+        """All limits."""
+        return self.changed(-1)[1]
+
+    def changed(self, revision: int) -> tuple[int, Quotas]:
+        """The revision of now, with the limits if it is another than ``revision`` (none of them otherwise)."""
+        with self._db.read() as connection:
+            now = _revision(connection)
+            rows = connection.execute(sa.select(q)).all() if now != revision else []
+        return now, Quotas({row.subject: quota for row in rows if (quota := _quota(row.limits)).limits})
+
+    def spent(self, tenant: str) -> str:
+        """Why no job of a tenant may train before tomorrow; empty: they may."""
+        with self._db.read() as connection:
+            return spent(connection, tenant, held(connection, tenant), self._now())
+
+
+def held(connection: Connection, tenant: str) -> Quota:
+    """The limits of a tenant, as of this transaction."""
+    subjects = [tenant_subject(tenant), EVERYBODY]
+    rows = connection.execute(sa.select(q).where(q.c.subject.in_(subjects)))
+    return Quotas({row.subject: _quota(row.limits) for row in rows}).tenant(tenant)
+
+
+def check_adapter(connection: Connection, tenant: str, adapter: int, size: int) -> None:
+    """Raise RESOURCE_EXHAUSTED unless a tenant may store another version, of ``size`` bytes, of its ``adapter``.
+
+    ``adapter`` is a row's id; one without versions is a new name.
+    """
+    if tenant == SHARED:
+        return  # the operator's
+    quota = held(connection, tenant)
+    if quota.adapters is not None and not _has_versions(connection, adapter):
+        _refuse_above(tenant, "adapters", quota.adapters, _adapters(connection, tenant))
+    _check_bytes(connection, tenant, quota, size)
+
+
+def check_dataset(connection: Connection, tenant: str, size: int) -> None:
+    """Raise RESOURCE_EXHAUSTED unless a tenant may store another dataset of ``size`` bytes."""
+    quota = held(connection, tenant)
+    if quota.datasets is not None:
+        count = connection.scalar(sa.select(sa.func.count()).select_from(d).where(d.c.owner == tenant))
+        _refuse_above(tenant, "datasets", quota.datasets, int(count or 0))
+    _check_bytes(connection, tenant, quota, size)
+
+
+def check_job(connection: Connection, tenant: str) -> None:
+    """Raise RESOURCE_EXHAUSTED unless a tenant may have another job in the queue."""
+    limit = held(connection, tenant).jobs_queued
+    if limit is not None:
+        count = sa.select(sa.func.count()).select_from(j).where(j.c.owner == tenant, j.c.state.in_(_WAITING))
+        _refuse_above(tenant, "jobs_queued", limit, int(connection.scalar(count) or 0))
+
+
+def resting(connection: Connection, at_work: tuple[JobState, ...], now: float) -> dict[str, str]:
+    """Tenants with queued jobs none of which may start now, each with the reason."""
+    owners = connection.scalars(sa.select(j.c.owner).where(j.c.state == JobState.QUEUED.value).distinct()).all()
+    quotas = Quotas({row.subject: _quota(row.limits) for row in connection.execute(sa.select(q))}) if owners else None
+    found = {}
+    for owner in owners:
+        assert quotas is not None
+        quota = quotas.tenant(owner)
+        reason = spent(connection, owner, quota, now)
+        if not reason and quota.jobs_running is not None:
+            states = [state.value for state in at_work]
+            busy = sa.select(sa.func.count()).select_from(j).where(j.c.owner == owner, j.c.state.in_(states))
+            if (running := int(connection.scalar(busy) or 0)) >= quota.jobs_running:
+                reason = f"waits: {running} jobs of the tenant are at work, and its quota is {quota.jobs_running}"
+        if reason:
+            found[owner] = reason
+    return found
+
+
+def spent(connection: Connection, tenant: str, quota: Quota, now: float) -> str:
+    """Why no job of a tenant may train before tomorrow; empty: they may."""
+    limit = quota.training_tokens_per_day
+    if limit is None or (tokens := trained_today(connection, tenant, now)) < limit:
+        return ""
+    tomorrow = (datetime.fromtimestamp(now, UTC) + timedelta(days=1)).strftime("%Y-%m-%d")
+    return f"waits until {tomorrow} (UTC): {tokens} tokens were trained on today, and the tenant's quota is {limit}"
+
+
+def note_training(connection: Connection, tenant: str, tokens: int, at: float) -> None:
+    """Count tokens that were trained on at a time."""
+    if tokens <= 0:
+        return
+    day = _day(at)
+    mine = sa.and_(u.c.tenant == tenant, u.c.day == day)
+    if connection.execute(u.update().where(mine).values(tokens=u.c.tokens + tokens)).rowcount == 0:
+        connection.execute(u.insert().values(tenant=tenant, day=day, tokens=tokens))
+        connection.execute(u.delete().where(u.c.tenant == tenant, u.c.day < _day(at - KEEP_DAYS * 86_400)))
+
+
+def trained_today(connection: Connection, tenant: str, now: float) -> int:
+    """Tokens that a tenant's jobs were trained on in the day of UTC that ``now`` is in."""
+    return int(connection.scalar(sa.select(u.c.tokens).where(u.c.tenant == tenant, u.c.day == _day(now))) or 0)
+
+
+def _check_bytes(connection: Connection, tenant: str, quota: Quota, size: int) -> None:
+    if quota.stored_bytes is None:
+        return
+    versions = (
+        sa.select(sa.func.sum(v.c.size_bytes)).join(a, a.c.id == v.c.adapter_id).where(a.c.owner == tenant, _LIVE)
+    )
+    data = sa.select(sa.func.sum(d.c.size_bytes)).where(d.c.owner == tenant)
+    used = int(connection.scalar(versions) or 0) + int(connection.scalar(data) or 0)
+    _refuse_above(tenant, "stored_bytes", quota.stored_bytes, used, size)
+
+
+def _refuse_above(tenant: str, limit: Limit, allowed: int, used: int, asked: int = 1) -> None:
+    if used + asked > allowed:
+        raise exceeded(tenant_subject(tenant), limit, allowed, used, asked=asked)
+
+
+def _has_versions(connection: Connection, adapter: int) -> bool:
+    return connection.scalar(sa.select(v.c.id).where(v.c.adapter_id == adapter, _LIVE).limit(1)) is not None
+
+
+def _adapters(connection: Connection, tenant: str) -> int:
+    named = sa.exists().where(v.c.adapter_id == a.c.id, _LIVE)
+    return int(connection.scalar(sa.select(sa.func.count()).select_from(a).where(a.c.owner == tenant, named)) or 0)
+
+
+def _revision(connection: Connection) -> int:
+    return int(connection.scalar(sa.select(sa.func.max(q.c.revision))) or 0)
+
+
+def _quota(limits: Mapping[str, int]) -> Quota:
+    return read_values(dict(limits), Quota)
+
+
+def _day(at: float) -> str:
+    return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%d")
