@@ -20,7 +20,7 @@ from .common import Connection, error_lines
 from .training import datasets, jobs, train
 
 # These parse their own arguments, so nothing is taken out of them.
-_OWN_FLAGS = {"serve", "demo", "config", "audit", "backup", "restore", "doctor"}
+_OWN_FLAGS = {"serve", "demo", "config", "audit", "backup", "restore", "doctor", "quotas"}
 _GLOBAL = ("--address", "--api-key")
 
 app = typer.Typer(

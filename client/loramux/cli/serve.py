@@ -25,7 +25,7 @@ class ServerMissing(LoramuxError):
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
-    for command in (serve, audit, backup, restore, doctor):
+    for command in (serve, audit, backup, restore, doctor, quotas):
         kind = ServerCommand if command is serve else None
         app.command(cls=kind, context_settings=_PASS_THROUGH, add_help_option=False)(command)
 
@@ -65,6 +65,11 @@ def restore(context: typer.Context) -> None:
 def doctor(context: typer.Context) -> None:
     """Check all that a state directory holds; --repair mends it."""
     raise typer.Exit(run_server(["doctor", *context.args]))
+
+
+def quotas(context: typer.Context) -> None:
+    """Limit tenants and keys: loramux quotas set, loramux quotas ls."""
+    raise typer.Exit(run_server(["quotas", *context.args]))
 
 
 @config_app.command("show", cls=ServerCommand, context_settings=_PASS_THROUGH, add_help_option=False)

@@ -34,7 +34,7 @@ def backup_command(argv: Sequence[str]) -> int:
     parser = _parser("backup", backup_command.__doc__)
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="Folder to make; must be new or empty.")
     arguments = parser.parse_args(argv)
-    settings = _settings(arguments)
+    settings = state_settings(arguments)
     _only_sqlite(settings)
     url = _secret(settings.blobs_url)
     source = None if url is None else partial(_look_at, url)
@@ -56,7 +56,7 @@ def restore_command(argv: Sequence[str]) -> int:
         age = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(manifest.created))
         _report(arguments.json, found, f"the backup of {age} is sound: {len(manifest.blobs)} blobs and the database")
         return 1 if found else 0
-    settings = _settings(arguments)
+    settings = state_settings(arguments)
     _only_sqlite(settings)
     url = _secret(settings.blobs_url)
     made = backups.restore(
@@ -76,7 +76,7 @@ def doctor_command(argv: Sequence[str]) -> int:
     parser = _parser("doctor", doctor_command.__doc__)
     parser.add_argument("--repair", action="store_true", help="Mend what can be mended; the server must be stopped.")
     arguments = parser.parse_args(argv)
-    settings = _settings(arguments)
+    settings = state_settings(arguments)
     url, blobs_url = _secret(settings.database_url), _secret(settings.blobs_url)
     if not settings.state_dir.is_dir():
         raise Error(Code.FAILED_PRECONDITION, f"{settings.state_dir} is no state directory", reason="NO_STORE")
@@ -146,19 +146,39 @@ def _repair(state_dir: Path, url: str | None, blobs_url: str | None, as_json: bo
 
 def _parser(name: str, description: str | None) -> argparse.ArgumentParser:
     parser = make_parser(f"loramux {name}", description)
-    parser.add_argument("--config", metavar="FILE", help="TOML file with settings.  [env var: LORAMUX_CONFIG]")
-    parser.add_argument("--state-dir", metavar="DIR", help="State directory of the server.")
-    parser.add_argument("--database-url", metavar="URL", help="SQL database, if it is not in the state directory.")
+    add_state_options(parser)
     parser.add_argument(
         "--blobs-url", metavar="URL", help="Files of adapters and datasets, if not in the state directory."
     )
-    parser.add_argument("--json", action="store_true", help="Print JSON instead of text.")
     return parser
 
 
-def _settings(arguments: argparse.Namespace) -> Settings:
+def add_state_options(parser: argparse.ArgumentParser) -> None:
+    """Where the state is, for commands on it."""
+    parser.add_argument("--config", metavar="FILE", help="TOML file with settings.  [env var: LORAMUX_CONFIG]")
+    parser.add_argument("--state-dir", metavar="DIR", help="State directory of the server.")
+    parser.add_argument("--database-url", metavar="URL", help="SQL database, if it is not in the state directory.")
+    parser.add_argument("--json", action="store_true", help="Print JSON instead of text.")
+
+
+def open_database(settings: Settings) -> Database:
+    """The database of a server that runs or does not, to be written beside it; its schema is left as it is.
+
+    Raises FAILED_PRECONDITION where there is none yet, or one of another version.
+    """
+    url = _secret(settings.database_url)
+    path = settings.state_dir / backups.DATABASE
+    if url is None and not path.is_file():
+        words = f"{settings.state_dir} has no database yet; start a server on it first, or give --state-dir"
+        raise Error(Code.FAILED_PRECONDITION, words, reason="DATABASE_MISSING")
+    Database.inspect(url or path).close()  # opening it would bring an older one up to date under its server
+    return Database.open(url or sqlite_url(path))
+
+
+def state_settings(arguments: argparse.Namespace) -> Settings:
+    """The settings, with what the command line says of where the state is."""
     names = ("state_dir", "database_url", "blobs_url")
-    given = {name: getattr(arguments, name) for name in names}
+    given = {name: getattr(arguments, name, None) for name in names}
     return load({name: value for name, value in given.items() if value is not None}, arguments.config).settings
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import inspect
 import textwrap
 from collections.abc import Iterable
 from typing import Any
@@ -13,12 +14,18 @@ INDENT = "  "
 
 
 def make_parser(
-    prog: str, description: str | None, kind: type[argparse.ArgumentParser] = argparse.ArgumentParser, **options: Any
+    prog: str,
+    description: str | None,
+    kind: type[argparse.ArgumentParser] = argparse.ArgumentParser,
+    *,
+    of: argparse._SubParsersAction[argparse.ArgumentParser] | None = None,
+    name: str = "",
+    **options: Any,
 ) -> argparse.ArgumentParser:
-    """A parser with ``--help`` and no abbreviations."""
-    parser = kind(
-        prog=prog, description=description, formatter_class=_Help, allow_abbrev=False, add_help=False, **options
-    )
+    """A parser with ``--help`` and no abbreviations; with ``of``, that of its command ``name``."""
+    options |= {"prog": prog, "description": inspect.cleandoc(description or "")}
+    options |= {"formatter_class": _Help, "allow_abbrev": False, "add_help": False}
+    parser = kind(**options) if of is None else of.add_parser(name, help=(description or "").splitlines()[0], **options)
     parser._positionals.title, parser._optionals.title = "Arguments", "Options"
     parser.add_argument("-h", "--help", action="help", help="Show this message and exit.")
     return parser

@@ -182,7 +182,8 @@ class QuotaMeter:
         """Count a call; RESOURCE_EXHAUSTED, nothing counted, where a limit of its tenant or key is reached."""
         if not method.counted:
             return Admission(())
-        now, uses = self._clock(), tuple(self._of(principal))
+        now = self._clock()
+        uses = tuple(self._of(principal, now))
         for use in uses:
             use.check_rate("requests_per_minute", 1, now)
             if method.generates:
@@ -194,7 +195,8 @@ class QuotaMeter:
 
     def reserve(self, principal: Principal, tokens: int) -> Reservation:
         """Take the most tokens that a request can need; RESOURCE_EXHAUSTED, nothing taken, where that is too many."""
-        now, uses = self._clock(), tuple(self._of(principal))
+        now = self._clock()
+        uses = tuple(self._of(principal, now))
         for use in uses:
             use.check_rate("tokens_per_minute", tokens, now)
         for use in uses:
@@ -231,9 +233,8 @@ class QuotaMeter:
             if (seconds := self._outage.over()) is not None:
                 log.warning("quotas read again", after_seconds=round(seconds, 1))
 
-    def _of(self, principal: Principal) -> Iterator[Use]:
+    def _of(self, principal: Principal, now: float) -> Iterator[Use]:
         """What the caller's tenant and key use, under the limits of now."""
-        now = self._clock()
         if now - self._swept >= SWEEP_SECONDS:
             self._swept = now
             self._uses = {subject: use for subject, use in self._uses.items() if not use.idle(now)}
