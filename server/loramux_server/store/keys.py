@@ -105,11 +105,7 @@ class KeyTable:
         with self._db.write("key") as connection:
             known = _record(connection, key_id)
             if known is None:
-                raise Error(
-                    Code.NOT_FOUND,
-                    f"key {key_id[:80]!r} not found (list the keys with: loramux keys ls)",
-                    reason="KEY_NOT_FOUND",
-                )
+                raise key_not_found(key_id)
             if known.revoked is None:
                 changes = {"revoked": self._now(), "revision": _next_revision(connection)}
                 connection.execute(k.update().where(k.c.id == key_id).values(**changes))
@@ -133,6 +129,17 @@ class KeyTable:
             rows = connection.execute(sa.select(k).where(k.c.revision > revision).order_by(k.c.revision)).all()
             newest = _newest_revision(connection)
         return tuple(read_row(row, KeyRecord) for row in rows), newest
+
+
+def key_not_found(key_id: str) -> Error:
+    """NOT_FOUND for the id of a key that was never created."""
+    words = f"key {key_id[:80]!r} not found (list the keys with: loramux keys ls)"
+    return Error(Code.NOT_FOUND, words, reason="KEY_NOT_FOUND")
+
+
+def exists(connection: Connection, key_id: str) -> bool:
+    """Whether a key with this id was ever created."""
+    return _record(connection, key_id) is not None
 
 
 def _record(connection: Connection, key_id: str) -> KeyRecord | None:

@@ -13,6 +13,7 @@ from sqlalchemy import Connection
 from ..core.jobs import JobState
 from ..core.quota import EVERYBODY, Limit, Quota, Quotas, check_changes, exceeded, tenant_subject
 from .database import Database, read_values
+from .keys import exists, key_not_found
 from .records import SHARED, VersionState
 from .schema import adapter_versions as v
 from .schema import adapters as a
@@ -36,10 +37,14 @@ class QuotaTable:
     def set(self, subject: str, changes: Mapping[Limit, int | None]) -> Quota:
         """Change limits of a subject, None removing one; gives all that it has now.
 
-        ``subject`` is ``*``, ``tenant:NAME`` or ``key:ID``. Raises INVALID_ARGUMENT for what it cannot have.
+        ``subject`` is ``*``, ``tenant:NAME`` or ``key:ID``. Raises INVALID_ARGUMENT for what it cannot have, NOT_FOUND
+        for a key that was never created.
         """
         check_changes(subject, changes)
+        kind, _, id = subject.partition(":")
         with self._db.write("quota") as connection:
+            if kind == "key" and not exists(connection, id):
+                raise key_not_found(id)
             row = connection.execute(sa.select(q).where(q.c.subject == subject)).first()
             limits = {**(row.limits if row is not None else {}), **changes}
             quota = _quota({name: value for name, value in limits.items() if value is not None})

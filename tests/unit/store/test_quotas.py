@@ -10,6 +10,8 @@ import pytest
 
 from loramux_server.core.errors import Code, Error
 from loramux_server.core.jobs import JobRequest, JobState, TrainEvent, TrainEventType
+from loramux_server.core.keys import ApiKey
+from loramux_server.core.principal import Scope
 from loramux_server.core.quota import Bound, Limit, Quota
 from loramux_server.store.jobs.table import JobTable
 from loramux_server.store.quotas import QuotaTable
@@ -37,6 +39,9 @@ def dataset(store: Store, folder: Path, content: str, tenant: str = "t") -> str:
 def test_a_tenant_has_its_own_limits_else_those_of_everybody(store: Store) -> None:
     store.quotas.set("*", {"adapters": 5, "datasets": 7})
     store.quotas.set("tenant:acme", {"adapters": 9})
+    with pytest.raises(Error, match="key 'k1' not found"):
+        store.quotas.set("key:k1", {"concurrent": 1})
+    store.keys.create(ApiKey("k1", "s" * 43), "pine", [Scope.INFER])
     assert store.quotas.set("key:k1", {"concurrent": 1}) == Quota(concurrent=1)
     quotas = store.quotas.read()
     assert quotas.tenant("acme") == Quota(adapters=9, datasets=7)
