@@ -29,7 +29,8 @@ class LoramuxError(Exception):
     """A call failed.
 
     ``reason`` is a stable upper-case word for programs (``ADAPTER_NOT_FOUND``), ``violations`` names the fields at
-    fault, ``retry_after`` is the number of seconds after which another try makes sense, if the server said so.
+    fault, ``retry_after`` is the number of seconds after which another try makes sense, if the server said so. Where a
+    quota is the reason, ``limit`` is its name (``requests_per_minute``) and ``violations`` says whose it is.
     """
 
     code = "UNKNOWN"
@@ -41,12 +42,14 @@ class LoramuxError(Exception):
         reason: str = "",
         violations: Iterable[Violation] = (),
         retry_after: float | None = None,
+        limit: str = "",
     ) -> None:
         super().__init__(message)
         self.message = message
         self.reason = reason or self.code
         self.violations = tuple(violations)
         self.retry_after = retry_after
+        self.limit = limit
 
 
 class InvalidArgument(LoramuxError):
@@ -74,7 +77,7 @@ class FailedPrecondition(LoramuxError):
 
 
 class ResourceExhausted(LoramuxError):
-    """A limit or quota is reached; see ``retry_after``."""
+    """A limit or quota is reached; see ``retry_after``, and for a quota ``limit`` and ``violations``."""
 
     code = "RESOURCE_EXHAUSTED"
 
@@ -180,7 +183,7 @@ def from_rpc_error(error: grpc.RpcError, address: str = "") -> LoramuxError:
             " address with --address or LORAMUX_ADDRESS",
             reason="CONNECTION_FAILED",
         )
-    reason, retry_after, violations = "", None, list[Violation]()
+    reason, retry_after, violations, limit = "", None, list[Violation](), ""
     for detail in _details(error):
         if isinstance(detail, error_details_pb2.ErrorInfo):
             reason = detail.reason
@@ -190,8 +193,9 @@ def from_rpc_error(error: grpc.RpcError, address: str = "") -> LoramuxError:
             violations += [Violation(v.field, v.description) for v in detail.field_violations]
         else:
             violations += [Violation(v.subject, v.description) for v in detail.violations]
+            limit = next((v.quota_id for v in detail.violations), "")
     kind = _BY_CODE.get(status.name, InternalError)
-    return kind(message, reason=reason, violations=violations, retry_after=retry_after)
+    return kind(message, reason=reason, violations=violations, retry_after=retry_after, limit=limit)
 
 
 @contextmanager

@@ -139,7 +139,7 @@ def text_file(path: Path, option: str) -> str:
 
 def error_lines(error: LoramuxError) -> list[str]:
     """An error as lines: one, or one and a line per field where several are at fault."""
-    again = f"; try again in {error.retry_after:.0f} s" if error.retry_after else ""
+    again = f"; try again in {math.ceil(error.retry_after)} s" if error.retry_after else ""
     violations = [plain(str(violation)) for violation in error.violations]
     if len(violations) > 1:
         return [f"{len(violations)} problems:{again}", *violations]

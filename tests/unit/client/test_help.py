@@ -8,7 +8,7 @@ from loramux.cli import main
 
 COMMANDS = [
     *("", "generate", "chat", "train", "info", "health", "adapters", "adapters merge", "jobs watch", "datasets show"),
-    *("audit", "doctor", "backup", "restore", "config show", "demo"),
+    *("audit", "quotas", "quotas set", "quotas ls", "doctor", "backup", "restore", "config show", "demo"),
 ]
 
 

@@ -10,6 +10,7 @@ from google.rpc import error_details_pb2
 
 import loramux_server
 from loramux_server.core.errors import Code, Error, FieldViolation, Reason, invalid, invalid_field
+from loramux_server.core.quota import exceeded
 from loramux_server.rpc.status import STATUS, to_status
 from loramux_server.store.jobs.table import MAX_REASON
 
@@ -71,6 +72,12 @@ def test_quota_and_retry() -> None:
     assert detail(status, error_details_pb2.RetryInfo).retry_delay.ToNanoseconds() == 1_250_000_000
     assert detail(status, error_details_pb2.QuotaFailure).violations[0].subject == "tenant:a"
     assert detail(status, error_details_pb2.BadRequest) is None
+
+
+def test_a_quota_tells_programs_which_limit_and_its_value() -> None:
+    failure = detail(to_status(exceeded("key:k1", "concurrent", 3, 3)), error_details_pb2.QuotaFailure)
+    assert [(v.subject, v.quota_id, v.quota_value) for v in failure.violations] == [("key:k1", "concurrent", 3)]
+    assert failure.violations[0].description == "concurrent is limited to 3: 3 in use, 1 more asked for"
 
 
 def test_large_errors_are_cut_not_lost() -> None:

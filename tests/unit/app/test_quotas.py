@@ -1,0 +1,71 @@
+"""Quotas through a real server: set by the command while it runs, felt by clients within two seconds."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from prometheus_client import generate_latest
+
+from loramux import AsyncClient, ResourceExhausted
+from loramux.cli import main
+from loramux_server.app.app import App
+from loramux_server.config import Settings
+from tests.unit.services.fakes import FakeBackend, Script, engine_info
+from tests.unit.services.tiny_tokenizer import write_tokenizer
+
+
+@pytest.fixture
+async def app(tmp_path: Path) -> AsyncIterator[App]:
+    tokenizer = write_tokenizer(tmp_path / "tokenizer")
+    backend = FakeBackend(engine_info(400, tokenizer_path=str(tokenizer)), script=lambda _: Script((5, 6)))
+    settings = Settings(state_dir=tmp_path / "state", listen="127.0.0.1:0", metrics_listen="off", drain_timeout=0.01)
+    app = App(settings, backend)
+    await app.start()
+    yield app
+    await app.stop()
+
+
+async def limit(app: App, *words: str) -> None:
+    """Change limits as an operator does, and wait as long as is promised."""
+    arguments = ["quotas", "set", "--tenant", "default", *words, "--state-dir", str(app.settings.state_dir)]
+    began = time.monotonic()
+    assert await asyncio.to_thread(main, arguments) == 0
+    revision = app._meter._revision
+    while app._meter._revision == revision:
+        await asyncio.sleep(0.02)
+        assert time.monotonic() - began < 2 + 5  # two seconds are promised; a busy machine gets more
+
+
+async def test_limits_set_beside_a_running_server_hold_and_go(app: App, tmp_path: Path) -> None:
+    async with AsyncClient(app.address) as client:
+        await client.generate("the end", max_tokens=8)
+        await limit(app, "--requests-per-minute", "2", "--tokens-per-minute", "100")
+        with pytest.raises(ResourceExhausted) as refused:
+            await client.generate("the end", max_tokens=200)
+        assert refused.value.reason == "QUOTA_EXCEEDED"
+        assert refused.value.limit == "tokens_per_minute"
+        assert refused.value.violations[0].field == "tenant:default"
+        assert "can never be granted" in refused.value.message
+        assert refused.value.retry_after is None
+        await client.generate("the end", max_tokens=8)
+        with pytest.raises(ResourceExhausted) as refused:
+            await client.adapters.list()
+        assert refused.value.limit == "requests_per_minute"
+        assert 0 < (refused.value.retry_after or 0) <= 30
+        await client.info()  # is never counted
+        page = generate_latest(app._metrics.registry).decode()
+        assert 'loramux_quota_refusals_total{limit="requests_per_minute",tenant="default"} 1.0' in page
+        assert 'loramux_quota_refusals_total{limit="tokens_per_minute",tenant="default"} 1.0' in page
+
+        await limit(app, "--requests-per-minute", "none", "--datasets", "1")
+        first, second = tmp_path / "1.jsonl", tmp_path / "2.jsonl"
+        first.write_text('{"text": "one"}\n')
+        second.write_text('{"text": "two"}\n')
+        await client.datasets.upload(first)
+        with pytest.raises(ResourceExhausted, match="datasets is limited to 1: 1 in use, 1 more asked for") as refused:
+            await client.datasets.upload(second)
+        assert refused.value.retry_after is None
