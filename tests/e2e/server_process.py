@@ -8,12 +8,14 @@ import subprocess
 import sys
 import threading
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 from loramux_server.host.failpoints import VARIABLE
 from tests.cache import kept_between_runs
+
+NO_MORE: Mapping[str, str] = {}
 
 
 def free_port() -> int:
@@ -32,10 +34,10 @@ def environment(home: Path) -> dict[str, str]:
 class ServerProcess:
     """A running ``python -m loramux_server``; what it says is collected line by line."""
 
-    def __init__(self, home: Path, *flags: str, failpoint: str = "") -> None:
+    def __init__(self, home: Path, *flags: str, failpoint: str = "", variables: Mapping[str, str] = NO_MORE) -> None:
         self.address = f"127.0.0.1:{free_port()}"
         command = [sys.executable, "-m", "loramux_server", "serve", "--listen", self.address, *flags]
-        env = {**environment(home), **({VARIABLE: failpoint} if failpoint else {})}
+        env = {**environment(home), **({VARIABLE: failpoint} if failpoint else {}), **variables}
         self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=env)
         self.lines: list[str] = []
         self.changed = threading.Condition()
@@ -77,8 +79,10 @@ class ServerProcess:
 
 
 @contextmanager
-def server_process(home: Path, *flags: str, failpoint: str = "") -> Iterator[ServerProcess]:
-    server = ServerProcess(home, *flags, failpoint=failpoint)
+def server_process(
+    home: Path, *flags: str, failpoint: str = "", variables: Mapping[str, str] = NO_MORE
+) -> Iterator[ServerProcess]:
+    server = ServerProcess(home, *flags, failpoint=failpoint, variables=variables)
     try:
         yield server
     finally:

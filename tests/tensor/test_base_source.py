@@ -40,6 +40,15 @@ def test_a_folder_without_config(tmp_path: Path) -> None:
     assert str(tmp_path / "m.gguf") in _message(str(tmp_path), Code.INVALID_ARGUMENT)
 
 
+@pytest.mark.parametrize("text", ["{", "[]", ""])
+def test_a_broken_config(text: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(text)
+    (tmp_path / "model.safetensors").touch()
+    with pytest.raises(Error, match=r"config\.json") as caught:
+        prepare_base(str(tmp_path), tmp_path / "state")
+    assert caught.value.violations[0].field == "model"
+
+
 def test_a_lora_adapter_is_no_base(tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text("{}")
     assert "adapter" in _message(str(tmp_path), Code.INVALID_ARGUMENT)

@@ -148,6 +148,7 @@ def server_info(message: server_pb2.ServerInfo) -> types.ServerInfo:
         message.tokenizer,
         base_name=base.name,
         base_fingerprint=base.fingerprint,
+        base_revision=base.revision,
         limits={f.name: getattr(limits, f.name) for f, _ in limits.ListFields()},
     )
 

@@ -30,6 +30,7 @@ def info(context: typer.Context, json: Json = False) -> None:
             ("address", address),
             ("loramux", f"{found.version}, {found.state} for {clock(found.uptime_seconds)}"),
             ("base", f"{found.base_name} ({found.architecture})" if found.architecture else found.base_name),
+            ("revision", found.base_revision),
             ("fingerprint", found.base_fingerprint),
             ("device", ", ".join(part for part in (found.device, found.dtype) if part)),
             ("context", f"{found.max_context} tokens" if found.max_context else ""),

@@ -14,6 +14,8 @@ class ServerInfo:
     """starting, loading, warming, ready, draining or failed."""
     base_name: str = ""
     base_fingerprint: str = ""
+    base_revision: str = ""
+    """Commit of the hub's repository that the base is from; empty: from elsewhere."""
     architecture: str = ""
     max_context: int = 0
     num_layers: int = 0

@@ -87,6 +87,7 @@ class BaseInfo(_message.Message):
     ARCHITECTURE_FIELD_NUMBER: _builtins.int
     MAX_CONTEXT_FIELD_NUMBER: _builtins.int
     NUM_LAYERS_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Name or path that it was loaded by."""
     fingerprint: _builtins.str
@@ -97,6 +98,8 @@ class BaseInfo(_message.Message):
     """Most tokens of prompt and answer together."""
     num_layers: _builtins.int
     """Number of decoder layers."""
+    revision: _builtins.str
+    """Commit of the hub's repository that all its files are from. Empty: it is from elsewhere."""
     def __init__(
         self,
         *,
@@ -105,10 +108,11 @@ class BaseInfo(_message.Message):
         architecture: _builtins.str = ...,
         max_context: _builtins.int = ...,
         num_layers: _builtins.int = ...,
+        revision: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "fingerprint", b"fingerprint", "max_context", b"max_context", "name", b"name", "num_layers", b"num_layers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "fingerprint", b"fingerprint", "max_context", b"max_context", "name", b"name", "num_layers", b"num_layers", "revision", b"revision"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -87,6 +87,8 @@ class EngineInfo:
     """Every linear that an adapter may target: ``model.layers.0.self_attn.q_proj`` -> (in_features, out_features)."""
     tokenizer_path: str
     """Folder with tokenizer.json, tokenizer_config.json and the chat template."""
+    base_revision: str = ""
+    """Commit of the hub's repository that the base is from; empty: from elsewhere."""
     base_damage: str = ""
     """What was wrong with the stored copy of the base, which was made again; empty: nothing."""
 

@@ -14,13 +14,14 @@ SPIN_COUNT = "100000"
 def engine_environment(given: Mapping[str, str]) -> dict[str, str]:
     """What the operator gave, and what follows from this host where nothing was given.
 
-    Threads follow affinity and quota. Under a quota no thread spins: it would use up what the others need.
+    Threads follow affinity and quota. Under a quota no thread spins: it would use up what the others need. Kernels of
+    a hub are code of strangers, which transformers never gets to load, whatever is given.
     """
     cpus = usable_cpus()
     chosen = {"OMP_NUM_THREADS": str(cpus)}
     if "OMP_WAIT_POLICY" not in given:  # GOMP_SPINCOUNT would override it
         chosen["GOMP_SPINCOUNT"] = SPIN_COUNT if cpus == host_cpus() else "0"
-    return {**chosen, **given}
+    return {**chosen, **given, "USE_HUB_KERNELS": "NO"}
 
 
 def may_spin(environment: Mapping[str, str] = os.environ) -> bool:

@@ -123,6 +123,7 @@ def build_engine(
         num_layers=shape.layers,
         linear_modules=dict(base.modules),
         tokenizer_path=str(folder),
+        base_revision=base.revision,
         base_damage=prepared.damage,
     )
     loop = EngineLoop(

@@ -32,7 +32,8 @@ class ResidentBase:
     """A loaded NF4 base with routed linears. It belongs to one thread; nothing in it is ever trained or copied."""
 
     def __init__(self, base: LoadedBase, packed: bool) -> None:
-        self.model, self.name, self.fingerprint, self.folder = base.model, base.name, base.fingerprint, base.folder
+        self.model, self.name, self.folder = base.model, base.name, base.folder
+        self.revision, self.fingerprint = base.revision, base.fingerprint
         self.device, self.dtype, self.packed = torch.device(base.device), base.dtype, packed
         self.context = StepContext()
         attach(self.model, self.context)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import re
 import threading
 from pathlib import Path
 
@@ -15,6 +17,8 @@ _YES = {"1", "ON", "YES", "TRUE"}
 _WANTED = ["*.safetensors", "*.json", "*.jinja", "*.txt", "tokenizer.model"]
 # Subfolders and `consolidated` files repeat the weights in other layouts.
 _UNWANTED = ["*/*", "consolidated*"]
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 def reachable() -> bool:
@@ -23,10 +27,11 @@ def reachable() -> bool:
 
 
 def download(repo: str, revision: str | None) -> tuple[Path, str]:
-    """Folder of the repository's files in the hub's own cache, and the commit they are from.
+    """Folder of the repository's files in the hub's own cache, and the commit that all of them are from.
 
-    HF_HOME, HF_TOKEN, HF_ENDPOINT and HF_HUB_OFFLINE hold as everywhere. Raises INVALID_ARGUMENT on ``model`` where
-    the hub says no, UNAVAILABLE where it does not answer and the cache has no copy.
+    A revision is turned into a commit once, and every file is asked for by that commit. HF_HOME, HF_TOKEN,
+    HF_ENDPOINT and HF_HUB_OFFLINE hold as everywhere. Raises INVALID_ARGUMENT on ``model`` where the hub says no,
+    UNAVAILABLE where it does not answer and the cache has no copy.
     """
     from huggingface_hub import is_offline_mode, snapshot_download
     from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
@@ -61,7 +66,45 @@ def download(repo: str, revision: str | None) -> tuple[Path, str]:
             f"{repo} is not in the hub's cache on this machine and the hub cannot be asked: {reason}",
             reason="HUB_UNREACHABLE",
         ) from error
-    return Path(path), Path(path).name
+    folder = Path(path)
+    if folder.name != (commit or folder.name) or not is_commit(folder.name):
+        raise invalid_field("model", f"the hub gave {repo} as {folder.name[:80]!r}, which is not the commit asked for")
+    return folder, folder.name
+
+
+def is_commit(revision: str | None) -> bool:
+    """Whether a revision is a whole commit hash, which means the same files for ever."""
+    return revision is not None and _COMMIT.fullmatch(revision) is not None
+
+
+def verify(folder: Path) -> None:
+    """Compare each file of a downloaded folder with the hash that its commit has for it.
+
+    The hub's client keeps a file under that hash (SHA-256 of large files, git's of small ones) and checks only its
+    size. Reads everything once. Raises DATA_LOSS naming the file.
+    """
+    for file in sorted(folder.iterdir()):
+        blob = file.resolve()
+        if file.is_symlink() and not _holds(blob, blob.name):
+            raise Error(
+                Code.DATA_LOSS,
+                f"{file.name} is not what commit {folder.name} has: delete {blob} and start again, which fetches it "
+                "anew",
+                reason="BASE_BROKEN",
+            )
+
+
+def _holds(blob: Path, name: str) -> bool:
+    """Whether a file of the hub's cache has the content that its name says; True where the name says nothing."""
+    with blob.open("rb") as file:
+        if _SHA256.fullmatch(name):
+            return hashlib.file_digest(file, "sha256").hexdigest() == name
+        if _COMMIT.fullmatch(name):
+            digest = hashlib.sha1(f"blob {os.fstat(file.fileno()).st_size}\0".encode(), usedforsecurity=False)
+            while data := file.read(1 << 20):
+                digest.update(data)
+            return digest.hexdigest() == name
+    return True
 
 
 def _probe(repo: str, revision: str | None) -> tuple[str | None, str]:

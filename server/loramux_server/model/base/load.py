@@ -28,6 +28,8 @@ class LoadedBase:
     model: PreTrainedModel
     folder: Path
     name: str
+    revision: str
+    """Commit of the hub's repository that it was made from; empty: from elsewhere."""
     fingerprint: str
     """Digest of the NF4 weights: adapters and cached prefixes belong to it."""
     dtype: torch.dtype
@@ -111,6 +113,7 @@ def load_base(
         model=model,
         folder=folder,
         name=made.get("name") or folder.name,
+        revision=str((made.get("source") or {}).get("commit", "")),
         fingerprint=made.get("fingerprint") or fingerprint(folder),
         dtype=dtype,
         device=device,

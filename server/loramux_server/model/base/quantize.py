@@ -17,10 +17,10 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ...core.errors import Code, Error, invalid_field
-from . import gguf, quiet, tokenizer_files
+from . import gguf, hub, quiet, tokenizer_files
 from .files import FILES, describe, find_damage, is_linked
 from .fingerprint import fingerprint
 from .source import BLOCK, MARKER, SETTINGS, Source, find_cached, locate, locate_again, read_marker, write_marker
@@ -84,6 +84,9 @@ def prepare(model: str | None, state_dir: Path, progress: Progress = _silent) ->
         source = _source_again(target, damage)
         log.error("the NF4 copy in %s is damaged: %s. It is made again", target, damage)
     assert source is not None
+    if source.kind == "hub":
+        progress("checking the files from the hub", None)
+        hub.verify(source.path)
     if not _already_nf4(source):
         progress(_announcement(source), None)
     progress(IMPORTING, None)
@@ -208,7 +211,7 @@ def _read(source: Source, progress: Progress) -> PreTrainedModel:
             parameter.data = parameter.data.to(torch.bfloat16)
         return model
     progress("reading the model", None)
-    config = json.loads((source.path / "config.json").read_text(encoding="utf-8"))
+    config = _config(source)
     if "quantization_config" in config:
         method = config["quantization_config"].get("quant_method", "unknown")
         raise invalid_field(
@@ -216,9 +219,20 @@ def _read(source: Source, progress: Progress) -> PreTrainedModel:
         )
     try:
         return AutoModelForCausalLM.from_pretrained(
-            source.path, dtype="auto", trust_remote_code=False, use_safetensors=True, local_files_only=True
+            source.path,
+            dtype="auto",
+            attn_implementation="eager",  # else config.json chooses, and may name kernels of a hub
+            trust_remote_code=False,
+            use_safetensors=True,
+            local_files_only=True,
         )
     except (ValueError, KeyError, OSError) as error:
+        if "auto_map" in config:
+            raise invalid_field(
+                "model",
+                f"{source.name} needs code of its own (auto_map in its config.json), which is never run; give a model "
+                "of an architecture that transformers has",
+            ) from error
         raise invalid_field(
             "model", f"transformers cannot load {source.name} as a text model: {str(error).strip().splitlines()[0]}"
         ) from error
@@ -297,10 +311,21 @@ def _no_linears(model: PreTrainedModel) -> list[str]:
     return [f"{kind} kept in 16 bits: not a linear layer" for kind in kinds]
 
 
+def _config(source: Source) -> dict[str, Any]:
+    """What the config.json of a folder says."""
+    try:
+        config = json.loads((source.path / "config.json").read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise invalid_field("model", f"the config.json of {source.name} is not JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise invalid_field("model", f"the config.json of {source.name} is no JSON object")
+    return config
+
+
 def _already_nf4(source: Source) -> bool:
     if source.kind == "gguf":
         return False
-    config = json.loads((source.path / "config.json").read_text(encoding="utf-8")).get("quantization_config") or {}
+    config = _config(source).get("quantization_config") or {}
     if config.get("quant_method", "bitsandbytes") != "bitsandbytes" or not config.get("load_in_4bit"):
         return False
     if config.get("bnb_4bit_quant_type") != "nf4":

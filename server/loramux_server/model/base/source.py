@@ -59,15 +59,23 @@ def find_cached(model: str | None, cache: Path, settings: dict[str, Any]) -> Pat
     until its folder is deleted or a revision is named (``org/name@revision``).
     """
     wanted = DEFAULT_MODEL if model is None else model
-    if not _HUB_ID.match(wanted) or not cache.is_dir():
+    match = _HUB_ID.match(wanted)
+    if match is None or not cache.is_dir():
         return None
     found = []
     for marker in cache.glob(f"[!.]*/{MARKER}"):
         made = read_marker(marker.parent)
-        asked = made.get("asked")
-        if made.get("settings") == settings and (asked == wanted or (model is None and made.get("name") == wanted)):
+        if made.get("settings") == settings and _was_made_for(made, model, match["id"], match["revision"]):
             found.append((marker.stat().st_mtime, marker.parent))
     return max(found)[1] if found else None
+
+
+def _was_made_for(made: dict[str, Any], model: str | None, repo: str, revision: str | None) -> bool:
+    """Whether a copy is of what is asked for: by the same words, or by the commit that they name."""
+    source = made.get("source") or {}
+    if hub.is_commit(revision):
+        return source.get("repo") == repo and source.get("commit") == revision
+    return made.get("asked") == model if model is not None else made.get("name") == repo
 
 
 def check(model: str | None, cache: Path) -> None:

@@ -15,7 +15,13 @@ def server_info_to_proto(info: ServerInfo) -> pb.ServerInfo:
     """What the server is and has; parts that are not known yet stay unset."""
     given: dict[str, Any] = {"state": info.readiness, "uptime_seconds": info.uptime, "adapters_total": info.adapters}
     if (engine := info.engine) is not None:
-        base = to_proto(pb.BaseInfo, engine, name=engine.base_name, fingerprint=engine.base_fingerprint)
+        base = to_proto(
+            pb.BaseInfo,
+            engine,
+            name=engine.base_name,
+            fingerprint=engine.base_fingerprint,
+            revision=engine.base_revision,
+        )
         given |= {"base": base, "tokenizer": to_proto(pb.TokenizerInfo, engine, info)}
     if (stats := info.stats) is not None:
         given |= {
