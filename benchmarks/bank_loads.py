@@ -11,10 +11,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from loramux_server.core.types import AdapterVersion
 from loramux_server.lora.bank import AdapterBank, HostAdapter, LoraPair
 from loramux_server.lora.context import StepContext
 from loramux_server.lora.routed_linear import LinearGroup
-from loramux_server.peft.folder import read_folder, write_folder
+from loramux_server.peft.folder import read_adapter, write_folder
+from loramux_server.store.blobs.local import LocalBlobs
 
 from .job import BankLoads
 from .page_cache import drop
@@ -41,12 +43,17 @@ def measure(folder: Path, dtype: str, count: int) -> BankLoads:
     source = (folder / "seven-billion").resolve()
     if not source.is_dir():
         write_folder(source, _pairs(modules), rank=RANK, alpha=RANK, dtype=torch.bfloat16)
+    for part in ("blobs", "tmp"):
+        (folder / part).mkdir(exist_ok=True)
+    blobs = LocalBlobs(folder / "blobs", folder / "tmp")
+    version = AdapterVersion(source.name, 1, blobs.put_folder(source).digest, RANK)
+    place = blobs.local_path(version.digest)
     bank = AdapterBank(groups, 2 * RANK, device, compute)
     host, copies = [], []
     for i in range(count + 1):
-        drop(source)
+        drop(place)
         begin = time.perf_counter()
-        _, pairs = read_folder(source, modules, dtype=compute)
+        pairs = read_adapter(blobs.reader, version, modules, None, dtype=compute)
         read = time.perf_counter()
         bank.put(HostAdapter(str(i), pairs))
         if device.type == "cuda":

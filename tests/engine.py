@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
+import atexit
 import os
+import shutil
+import tempfile
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
@@ -21,6 +23,7 @@ from loramux_server.core.types import BASE, AdapterVersion, FinishReason, Sampli
 from loramux_server.engine.build import build_engine
 from loramux_server.engine.transport.protocol import Command, Failure, Output, StatsCommand, command_id
 from loramux_server.model.base.quantize import prepare
+from loramux_server.store.blobs.local import LocalBlobs
 from loramux_server.training.job_scheduler import make_job_scheduler
 
 from .rows import JOBS
@@ -29,12 +32,17 @@ DEVICE: Any = os.environ.get("TEST_DEVICE", "cpu")
 """Where these engines compute: TEST_DEVICE=cuda takes most of tests/tensor to a GPU."""
 ROOM: dict[str, Any] = {} if DEVICE == "cpu" else {"kv_cache_memory": 256 << 20, "adapter_memory": 64 << 20}
 """Elsewhere an engine takes all memory that is free, and some tests have several engines."""
+_FILES = Path(tempfile.mkdtemp(prefix="loramux-blobs-"))
+atexit.register(shutil.rmtree, _FILES, ignore_errors=True)
+BLOBS = LocalBlobs(_FILES / "blobs", _FILES / "tmp")
+"""The adapters of engines that a test turns by hand."""
+for _folder in ("blobs", "tmp"):
+    (_FILES / _folder).mkdir()
 
 
 def version_of(folder: Path, rank: int, name: str = "") -> AdapterVersion:
-    """An adapter folder as the engine is told of it."""
-    digest = hashlib.sha256((folder / "adapter_model.safetensors").read_bytes()).hexdigest()
-    return AdapterVersion(name or folder.name, 1, digest, rank, str(folder))
+    """An adapter folder as the engine is told of it; its files are stored."""
+    return AdapterVersion(name or folder.name, 1, BLOBS.put_folder(folder).digest, rank)
 
 
 def stack_of(*entries: tuple[AdapterVersion, float]) -> Stack:
@@ -49,6 +57,7 @@ class Engine:
         self.logits: dict[str, list[Tensor]] = defaultdict(list)
         self.kinds: list[str] = []
         chosen = EngineSettings(model=str(folder), state_dir=str(state_dir), device=DEVICE, dtype="float32", **ROOM)
+        chosen = replace(chosen, blobs=str(BLOBS.reader.folder))
         self.loop, self.info = build_engine(
             replace(chosen, **settings),  # type: ignore[arg-type]
             partial(make_job_scheduler, jobs_dir=JOBS),

@@ -7,7 +7,6 @@ Both take token ids and give token ids: no gRPC, no text, no registry. What the 
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import itertools
 import os
 import time
@@ -22,6 +21,7 @@ from loramux_server.core.settings import EngineSettings
 from loramux_server.core.types import AdapterVersion, SamplingParams, Stack, StackEntry
 from loramux_server.engine.transport.process import ProcessBackend
 from loramux_server.engine.transport.protocol import LoadCommand, Output
+from loramux_server.store.blobs.local import LocalBlobs
 from loramux_server.text import TextTokenizer
 
 from ..job import Job
@@ -191,6 +191,7 @@ def settings_of(job: Job) -> EngineSettings:
     return EngineSettings(
         model=job.base.folder,
         state_dir=job.scratch,
+        blobs=f"{job.scratch}/blobs",
         device=job.device,
         dtype=job.dtype,  # type: ignore[arg-type]
         threads=job.threads,
@@ -198,10 +199,10 @@ def settings_of(job: Job) -> EngineSettings:
 
 
 def versions_of(job: Job) -> list[AdapterVersion]:
-    """The base's adapters as the engine is told of them."""
-    return [_version(Path(folder)) for folder in job.base.adapters]
-
-
-def _version(folder: Path) -> AdapterVersion:
-    digest = hashlib.sha256((folder / "adapter_model.safetensors").read_bytes()).hexdigest()
-    return AdapterVersion(folder.name, 1, digest, RANK, str(folder))
+    """The base's adapters as the engine is told of them; their files are stored."""
+    root, tmp = Path(job.scratch) / "blobs", Path(job.scratch) / "tmp"
+    for folder in (root, tmp):
+        folder.mkdir(parents=True, exist_ok=True)
+    blobs = LocalBlobs(root, tmp)
+    found = [(Path(folder).name, blobs.put_folder(Path(folder)).digest) for folder in job.base.adapters]
+    return [AdapterVersion(name, 1, digest, RANK) for name, digest in found]

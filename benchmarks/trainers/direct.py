@@ -19,6 +19,7 @@ from loramux_server.data.rows_file import HELD_OUT, TRAIN, find_rows, write_rows
 from loramux_server.lora.bank import LoraPair
 from loramux_server.model.resident import ResidentBase
 from loramux_server.peft.folder import write_folder
+from loramux_server.store.blobs.reader import BlobReader
 from loramux_server.training.checkpoint import TENSORS_FILE
 from loramux_server.training.job_scheduler import make_job_scheduler
 
@@ -79,7 +80,7 @@ def run_direct(job: TrainJob) -> TrainResult:
         threads=job.threads,
     )
     base = ResidentBase.load(settings, Path(job.base))
-    jobs = make_job_scheduler(base, job.activation_memory, jobs_dir=scratch)
+    jobs = make_job_scheduler(base, BlobReader(scratch), job.activation_memory, jobs_dir=scratch)
     checkpoints, adapters = scratch / "checkpoints", scratch / "adapters"
     for folder in (checkpoints, adapters, scratch / "rows"):
         folder.mkdir(parents=True)

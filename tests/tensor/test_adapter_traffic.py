@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import queue
+from pathlib import Path
 from random import Random
 from types import SimpleNamespace
 
@@ -20,6 +21,7 @@ from loramux_server.engine.scheduling.plan import Admission, StepLimits
 from loramux_server.engine.scheduling.scheduler import Scheduler
 from loramux_server.engine.scheduling.sequence import Sequence
 from loramux_server.lora.bank import AdapterBank, LoraPair
+from loramux_server.store.blobs.reader import BlobReader
 
 RANK, WIDTH = 4, 4
 GROUP = SimpleNamespace(index=0, names=("m.0.q_proj",), in_features=WIDTH, out_features=(WIDTH,))
@@ -28,7 +30,7 @@ TOKENS = 6
 
 
 def stack_of(*digests: str) -> Stack:
-    return Stack(tuple(StackEntry(AdapterVersion(d, 1, d, RANK, path=d)) for d in digests))
+    return Stack(tuple(StackEntry(AdapterVersion(d, 1, d, RANK)) for d in digests))
 
 
 class Counting(ResidencyManager):
@@ -48,7 +50,7 @@ class AdapterTraffic:
         self.prompt = prompt  # reads end within the turn, whatever else this machine does
         self.bank = AdapterBank([GROUP], device * RANK, torch.device("cpu"), torch.float32)  # type: ignore[list-item]
         self.ended_reads: queue.SimpleQueue[str] = queue.SimpleQueue()
-        self.cache = HostCache({}, "base", host * BYTES, torch.float32, self.ended_reads.put)
+        self.cache = HostCache(BlobReader(Path()), {}, "base", host * BYTES, torch.float32, self.ended_reads.put)
         self.quota = LoadQuota(rate)
         self.residency = Counting(self.bank, self.cache, self.quota)
         self.scheduler = Scheduler(
@@ -121,10 +123,10 @@ class AdapterTraffic:
 def folders(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every adapter is there, and small."""
 
-    def read(path: str, *_: object, **__: object) -> tuple[None, dict[str, LoraPair]]:
-        return None, {"m.0.q_proj": LoraPair(torch.ones(RANK, WIDTH), torch.ones(WIDTH, RANK), 1.0)}
+    def read(*_: object, **__: object) -> dict[str, LoraPair]:
+        return {"m.0.q_proj": LoraPair(torch.ones(RANK, WIDTH), torch.ones(WIDTH, RANK), 1.0)}
 
-    monkeypatch.setattr(cache_module, "read_folder", read)
+    monkeypatch.setattr(cache_module, "read_adapter", read)
 
 
 @pytest.mark.parametrize("seed", range(4))

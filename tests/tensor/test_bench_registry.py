@@ -22,8 +22,9 @@ def test_a_prepared_registry_is_sound_and_its_adapters_fit_the_base(tmp_path: Pa
         versions = store.adapters.resolve_all([adapter_name(i) for i in range(5)], TENANT)
         assert [version.rank for version in versions] == [RANK] * 5
         assert len({version.digest for version in versions}) == 5
-        assert [version.path for version in versions[:2]] == list(folders)
-        for version in versions:
-            assert set(check_folder(version.path, MODULES, "base").target_modules) <= {"gate_proj", "up_proj"}
+        places = [store.blobs.local_path(version.digest) for version in versions]
+        assert [str(place) for place in places[:2]] == list(folders)
+        for place in places:
+            assert set(check_folder(place, MODULES, "base").target_modules) <= {"gate_proj", "up_proj"}
     finally:
         store.close()

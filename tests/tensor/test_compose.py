@@ -17,9 +17,10 @@ from loramux_server.core.compose import ComposeCommand, ComposeMethod
 from loramux_server.core.errors import Code, Error
 from loramux_server.core.types import Stack
 from loramux_server.peft.compose import compose
-from loramux_server.peft.folder import read_folder
+from loramux_server.peft.folder import read_adapter
 from loramux_server.services.adapters.compose_worker import run_composer
-from tests.engine import stack_of, version_of
+from tests.engine import BLOBS, stack_of, version_of
+from tests.peft_read import read_folder
 from tests.tensor.engine_cases import Case, Cases, make_cases
 
 APART = [m for m in ComposeMethod if m not in (ComposeMethod.CAT, ComposeMethod.SVD)]
@@ -34,7 +35,15 @@ def cases(tiny_base, make_adapter, tmp_path_factory) -> Iterator[Cases]:  # type
 
 def command(cases: Cases, stack: Stack, method: ComposeMethod, output: Path, **more: Any) -> ComposeCommand:
     return replace(
-        ComposeCommand(stack, method, str(output), dict(cases.reference.info.linear_modules), base_name="tiny"), **more
+        ComposeCommand(
+            stack,
+            method,
+            str(BLOBS.reader.folder),
+            str(output),
+            dict(cases.reference.info.linear_modules),
+            base_name="tiny",
+        ),
+        **more,
     )
 
 
@@ -42,7 +51,7 @@ def deltas(cases: Cases, stack: Stack) -> dict[str, Tensor]:
     """Module -> the weighted sum of the stack's deltas, in float64."""
     found: dict[str, Tensor] = {}
     for entry in stack.entries:
-        _, pairs = read_folder(entry.adapter.path, cases.reference.info.linear_modules)
+        pairs = read_adapter(BLOBS.reader, entry.adapter, cases.reference.info.linear_modules, None)
         for name, pair in pairs.items():
             delta = entry.weight * pair.scaling * (pair.b.double() @ pair.a.double())
             found[name] = found.get(name, torch.zeros_like(delta)) + delta

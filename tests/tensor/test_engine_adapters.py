@@ -18,7 +18,7 @@ from loramux_server.engine import build
 from loramux_server.engine.residency import cache
 from loramux_server.engine.residency.load_quota import LoadQuota
 from loramux_server.engine.transport.protocol import LoadCommand, PinCommand, UnloadCommand
-from tests.engine import Engine, check_tokens, command, stack_of, version_of
+from tests.engine import BLOBS, Engine, check_tokens, command, stack_of, version_of
 from tests.examples import examples
 from tests.tensor.engine_cases import STACKS, Case, Cases, check_empty, make_cases
 
@@ -161,8 +161,9 @@ def test_loading_answers_when_the_adapter_is_there(cases: Cases) -> None:
 def test_files_that_are_gone_fail_those_who_asked_and_nobody_else(cases: Cases, roomy: Engine) -> None:
     folder = cases.root / "gone"
     shutil.copytree(cases.folders["upper"], folder)
-    gone = replace(version_of(folder, 2), digest="f" * 64)
-    shutil.rmtree(folder)
+    (folder / "README.md").write_text("# content of its own")
+    gone = version_of(folder, 2)
+    shutil.rmtree(BLOBS.local_path(gone.digest))
     mate = Case(cases.prompts[3], cases.stack([("all", 1.0)]))
     roomy.submit(command("g1", mate.prompt, 5, stack_of((gone, 1.0))), command("mate", mate.prompt, 5, mate.stack))
     roomy.submit(command("g2", mate.prompt, 5, stack_of((cases.versions["rs"], 1.0), (gone, 1.0))))
@@ -182,7 +183,7 @@ def test_a_defect_while_reading_reaches_whoever_waits(
     def defect(*_: object, **__: object) -> None:
         raise ValueError("a defect")
 
-    monkeypatch.setattr(cache, "read_folder", defect)
+    monkeypatch.setattr(cache, "read_adapter", defect)
     unread = replace(cases.versions["upper"], digest="e" * 64)
     roomy.run(command("unread", cases.prompts[0], 3, stack_of((unread, 1.0))))
     failure = roomy.failure("unread")

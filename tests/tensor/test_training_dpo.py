@@ -12,12 +12,12 @@ import torch
 
 from loramux_server.core.jobs import TrainEvent, TrainRow, TrainSpec
 from loramux_server.data.rows_file import assign_stacks
-from loramux_server.peft.folder import read_folder
 from loramux_server.services.evaluation.gate import Gate, failed_because
 from loramux_server.training import evaluation, job_scheduler
 from tests.engine import Engine, prompts, stack_of, version_of
 from tests.examples import few
 from tests.peft_loop import PeftLoop, initial_adapter
+from tests.peft_read import read_folder
 from tests.rows import rows_file, train_command
 
 SPEC = TrainSpec(
@@ -106,7 +106,7 @@ def test_field_08_the_reference_is_the_version_that_a_job_goes_on_from(  # type:
     events = engine.train(command)
 
     started = initial_adapter(engine.base, spec)
-    started.load(read_folder(init.path, engine.base.modules, engine.base.fingerprint)[1])
+    started.load(read_folder(tmp_path / "first", engine.base.modules, engine.base.fingerprint)[1])
     loop = PeftLoop(base, spec, started, under)
     loop.keep_initial()
     losses = loop.run(data, assign_stacks([row.stack for row in data], 2))

@@ -14,7 +14,7 @@ from loramux_server.data.rows_file import assign_stacks
 from loramux_server.engine.transport.protocol import AbortCommand
 from loramux_server.training import job_scheduler
 from loramux_server.training.backprop import layerwise, micro_batch_size
-from tests.engine import Engine, command, prompts, rows, stack_of, version_of
+from tests.engine import BLOBS, Engine, command, prompts, rows, stack_of, version_of
 from tests.examples import few
 from tests.peft_loop import initial_adapter, peft_losses
 from tests.rows import JOBS, train_command
@@ -238,7 +238,7 @@ def test_a_pass_is_put_down_after_any_layer(engine: Engine, tmp_path: Path, pass
             share._done(job, error)
         units += 1
         if units % 7 == 0 and share.busy:
-            busy, share._background = share._background, job_scheduler.JobScheduler(engine.base, JOBS)
+            busy, share._background = share._background, job_scheduler.JobScheduler(engine.base, JOBS, BLOBS.reader)
             assert engine.generate(prompt, 6) == alone
             share._background = busy
     engine.loop._flush()

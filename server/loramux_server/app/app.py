@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
+from dataclasses import replace
 
 from loramux import __version__
 
@@ -121,7 +122,7 @@ class App:
         for door in self.doors:
             await door.start()
         self.availability.readiness = Readiness.LOADING
-        self._backend = backend = self._backend or self._build_engine()
+        self._backend = backend = self._backend or self._build_engine(store)
         backend.subscribe(self._engine_changed)
         self._engine_started = True
         info = await backend.start()
@@ -187,11 +188,11 @@ class App:
         self._say.say(OPEN if bearer.open else CLOSED)
         self._access.authenticator = Certificates(SanPattern.parse(pattern), bearer) if pattern else bearer
 
-    def _build_engine(self) -> Backend:
+    def _build_engine(self, store: Store) -> Backend:
         # Brings torch into the process, so not before everything that can fail without it has been tried.
         from ..engine_factory import make_backend
 
-        return make_backend(self.settings.engine())
+        return make_backend(replace(self.settings.engine(), blobs=str(store.blobs.reader.folder)))
 
     def _progress(self, step: str, fraction: float | None) -> None:
         """A slow step of the engine's start: callers that are refused meanwhile get it as the reason."""
@@ -230,7 +231,7 @@ class App:
         store.damage.listener = metrics.corrupt_object
         if info.base_damage:
             store.damage.found(Kind.BASE)
-        backend = CheckedBackend(backend, store.adapters)
+        backend = CheckedBackend(backend, store.adapters.files)
         context = Context(store, text, info, limits, backend, self._meter)
         board = JobBoard(store, metrics)
         adapters = AdapterService(context)

@@ -26,10 +26,12 @@ class ComposeMethod(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class ComposeCommand:
-    """All that is needed to merge a stack: no names to look up, no files but the stack's folders."""
+    """All that is needed to merge a stack: no names to look up, no files but those that its digests name."""
 
     stack: Stack
     method: ComposeMethod
+    blobs: str
+    """Folder with the adapters' files by digest, as a ``BlobReader`` takes it."""
     output: str
     """Folder to make and fill with the adapter in PEFT's format."""
     modules: dict[str, tuple[int, int]]

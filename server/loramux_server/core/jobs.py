@@ -202,7 +202,7 @@ class RowsFile:
 
 @dataclass(frozen=True, slots=True)
 class TrainCommand:
-    """All that the engine needs to run a job: no names to look up, no files but the rows and the donors' folders."""
+    """All that the engine needs to run a job: no names to look up, no files but the rows."""
 
     job_id: str
     spec: TrainSpec

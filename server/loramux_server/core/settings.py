@@ -17,7 +17,9 @@ class EngineSettings:
     model: str | None = None
     """Folder, hub id or GGUF file; None: the default base."""
     state_dir: str = ""
-    """Holds the NF4 cache and the adapters' files."""
+    """Holds the NF4 cache and the folders of jobs."""
+    blobs: str = ""
+    """Folder with the adapters' files by digest, as a ``BlobReader`` takes it."""
     device: Device = "auto"
     dtype: Dtype = "auto"
     cpu_weights: CpuWeights = "auto"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -13,22 +14,22 @@ CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 COMPUTED_WITH = (CONFIG_FILE, WEIGHTS_FILE)
 """The files of an adapter that decide what it computes. A model card may be lost without harm to answers."""
+_DIGEST = re.compile(r"[0-9a-f]{64}", re.ASCII)
+
+
+def is_digest(text: str) -> bool:
+    """Whether a text can name content: a SHA-256 in hexadecimal."""
+    return _DIGEST.fullmatch(text) is not None
 
 
 @dataclass(frozen=True, slots=True)
 class AdapterVersion:
-    """One immutable adapter version, named by its content.
-
-    ``path`` is the local PEFT folder that the engine reads, ``sha256`` the SHA-256 that its files must have by name
-    (empty: a folder that is not stored yet, and is not checked); neither is part of the identity.
-    """
+    """One immutable adapter version. ``digest`` names its content: who needs the files finds them by it."""
 
     name: str
     version: int
     digest: str
     rank: int
-    path: str = field(default="", compare=False)
-    sha256: dict[str, str] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def ref(self) -> str:

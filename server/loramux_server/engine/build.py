@@ -19,6 +19,7 @@ from ..model.base.context_length import max_context
 from ..model.base.quantize import Prepared
 from ..model.kv import KVPool
 from ..model.resident import Progress, ResidentBase
+from ..store.blobs.reader import BlobReader
 from ..text.tokenizer import TextTokenizer
 from .execution.capture import CudaCapture
 from .execution.graphs import DecodeGraphs, graph_bytes
@@ -35,8 +36,9 @@ from .scheduling.plan import StepLimits
 from .scheduling.scheduler import Scheduler
 from .transport.protocol import Output
 
-MakeBackground = Callable[[ResidentBase, int | None], Background]
-"""Makes the training side from the resident base and the bytes of activations before gradient checkpointing."""
+MakeBackground = Callable[[ResidentBase, BlobReader, int | None], Background]
+"""Makes the training side from the resident base, the reader of adapters, and the bytes of activations before
+gradient checkpointing."""
 
 
 def build_engine(
@@ -74,8 +76,14 @@ def build_engine(
         progress("capturing CUDA graphs", None)
         graphs.prepare()
     inbox: Inbox = queue.SimpleQueue()
+    blobs = BlobReader(Path(settings.blobs))
     cache = HostCache(
-        base.modules, base.fingerprint, plan.host_bytes, base.dtype, lambda digest: inbox.put(AdapterRead(digest))
+        blobs,
+        base.modules,
+        base.fingerprint,
+        plan.host_bytes,
+        base.dtype,
+        lambda digest: inbox.put(AdapterRead(digest)),
     )
     residency = ResidencyManager(bank, cache, LoadQuota(settings.adapter_load_rate))
     vocab_size = int(base.model.config.vocab_size)
@@ -133,7 +141,7 @@ def build_engine(
         scheduler,
         residency,
         grammars,
-        make_background(base, settings.training_activation_memory),
+        make_background(base, blobs, settings.training_activation_memory),
         info,
         emit,
         memory,

@@ -11,15 +11,16 @@ import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from ..core.compose import ComposeCommand, ComposeMethod, ComposeResult
 from ..core.errors import Code, Error, invalid_field
-from ..core.types import AdapterVersion
 from ..lora.bank import LoraPair
-from .folder import naming, read_folder, write_folder
+from ..store.blobs.reader import BlobReader
+from .folder import read_adapter, write_folder
 from .lora_config import LoraConfig, layer_index
 
 
@@ -38,7 +39,11 @@ def compose(command: ComposeCommand) -> ComposeResult:
     Raises INVALID_ARGUMENT when the ranks don't suit the method or the result's rank is above ``max_rank``,
     FAILED_PRECONDITION when nothing is left of the delta, and what reading and writing adapters raise.
     """
-    sources = [(_read(e.adapter, command), e.weight) for e in command.stack.entries]
+    blobs = BlobReader(Path(command.blobs))
+    sources = [
+        (read_adapter(blobs, e.adapter, command.modules, command.base_fingerprint, max_rank=1 << 20), e.weight)
+        for e in command.stack.entries
+    ]
     names = [name for name in command.modules if any(name in pairs for pairs, _ in sources)]
     merged: dict[str, LoraPair] = {}
     missed = whole = 0.0
@@ -60,14 +65,6 @@ def compose(command: ComposeCommand) -> ComposeResult:
         )
     _write(command, merged)
     return ComposeResult(math.sqrt(max(missed, 0.0) / whole) if whole else 0.0)
-
-
-def _read(version: AdapterVersion, command: ComposeCommand) -> dict[str, LoraPair]:
-    with naming(version):
-        _, pairs = read_folder(
-            version.path, command.modules, command.base_fingerprint, max_rank=1 << 20, sha256=version.sha256
-        )
-    return pairs
 
 
 Merge = Callable[[str, Sequence[Part]], LoraPair]

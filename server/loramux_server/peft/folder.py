@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +16,9 @@ from torch import Tensor
 
 from ..core.errors import Code, Error
 from ..core.types import AdapterVersion
-from ..host.files import read_buffer, storage_errors, sync_folder, write_durable
+from ..host.files import storage_errors, sync_folder, write_durable
 from ..lora.bank import LoraPair
+from ..store.blobs.reader import BlobReader
 from .config import CONFIG_FILE
 from .lora_config import ALL_LINEAR, LoraConfig
 from .schema import (
@@ -28,61 +28,38 @@ from .schema import (
     AdapterConfig,
     TensorInfo,
     check_files,
-    check_folder,
-    read_stored,
 )
 
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 """Types of stored values, by their names in a file's header."""
 
-__all__ = ["AdapterConfig", "check_folder", "naming", "read_folder", "read_tensors", "write_folder"]
 
-
-def read_folder(
-    path: Path | str,
+def read_adapter(
+    blobs: BlobReader,
+    version: AdapterVersion,
     modules: Mapping[str, tuple[int, int]],
-    base_fingerprint: str | None = None,
+    base_fingerprint: str | None,
     *,
     max_rank: int = 256,
     dtype: torch.dtype | None = None,
-    sha256: Mapping[str, str] | None = None,
-) -> tuple[AdapterConfig, dict[str, LoraPair]]:
-    """``check_folder`` then ``read_tensors``, for a folder of the server's own.
+) -> dict[str, LoraPair]:
+    """The tensors of a stored version: module name -> A [r, in], B [out, r] and scaling, on the host.
 
-    With ``sha256``, what its files must have by name, each file is read once, and DATA_LOSS raised for one that does
-    not hold the bytes that were stored.
+    Errors name the version: those of :meth:`BlobReader.read`, :func:`check_files` and :func:`tensors_of`.
     """
-    if sha256:
-        files = read_stored(path, sha256)
-        config = check_files(files, modules, base_fingerprint, max_rank=max_rank)
-        return config, _tensors(files[WEIGHTS_FILE], config, dtype)
-    config = check_folder(path, modules, base_fingerprint, max_rank=max_rank, allow_hard_links=True)
-    return config, read_tensors(path, config, dtype=dtype)
-
-
-@contextmanager
-def naming(version: AdapterVersion) -> Iterator[None]:
-    """Around the reading of a version: errors say which it is."""
     try:
-        yield
+        files = blobs.read(version.digest)
+        config = check_files(files, modules, base_fingerprint, max_rank=max_rank)
+        return tensors_of(files[WEIGHTS_FILE], config, dtype)
     except Error as error:
         raise Error(error.code, f"adapter {version.ref}: {error.message}", reason=error.reason) from error
 
 
-def read_tensors(path: Path | str, config: AdapterConfig, *, dtype: torch.dtype | None = None) -> dict[str, LoraPair]:
-    """Module name -> A [r, in], B [out, r] and scaling of a folder that ``check_folder`` passed.
+def tensors_of(data: bytearray, config: AdapterConfig, dtype: torch.dtype | None = None) -> dict[str, LoraPair]:
+    """The tensors in the weights that ``check_files`` passed, in ``dtype`` or as stored (float16 becomes float32).
 
-    Tensors are on the host, in ``dtype`` or as stored (float16 is widened to float32). Raises INVALID_ARGUMENT
-    naming the tensor for a value that is not finite, in the file or after the cast, and DATA_LOSS if the file is
-    no longer the one that was checked.
+    Raises INVALID_ARGUMENT naming the tensor for a value that is not finite, in the file or after the cast.
     """
-    try:
-        return _tensors(read_buffer(Path(path) / WEIGHTS_FILE), config, dtype)
-    except FileNotFoundError as exc:
-        raise _changed(str(exc)) from exc
-
-
-def _tensors(data: bytearray, config: AdapterConfig, dtype: torch.dtype | None) -> dict[str, LoraPair]:
     tensors = _views(data, config, dtype)
     if tensors is not None:
         return {m.name: LoraPair(tensors[m.a.key], tensors[m.b.key], m.scaling) for m in config.modules}

@@ -5,8 +5,6 @@ The front checks uploads with this before anything is stored; the engine checks 
 
 from __future__ import annotations
 
-import errno
-import hashlib
 import io
 import os
 from collections.abc import Mapping
@@ -14,10 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from ..core.errors import DAMAGED, MISSING, Code, Error
-from ..core.types import COMPUTED_WITH
+from ..core.errors import Code, Error
 from ..core.types import WEIGHTS_FILE as WEIGHTS_FILE
-from ..host.files import open_regular, read_buffer, read_regular, storage_errors
+from ..host.files import open_regular, read_regular
 from .config import CONFIG_FILE, MAX_CONFIG_BYTES, load_object, parse_config, shown
 from .foreign import other_prefix, tool_of, without_wrappers
 from .lora_config import ALL_LINEAR, LoraConfig
@@ -107,16 +104,6 @@ def check_folder(
     return _check(lora, header, data_bytes, modules, base_fingerprint, max_rank)
 
 
-def check_stored(
-    path: Path | str,
-    sha256: Mapping[str, str],
-    modules: Mapping[str, tuple[int, int]],
-    base_fingerprint: str | None = None,
-) -> AdapterConfig:
-    """``check_folder`` for a stored folder whose files must have these SHA-256. DATA_LOSS for those that have not."""
-    return check_files(read_stored(path, sha256), modules, base_fingerprint)
-
-
 def check_files(
     files: Mapping[str, bytearray],
     modules: Mapping[str, tuple[int, int]],
@@ -124,37 +111,12 @@ def check_files(
     *,
     max_rank: int = 256,
 ) -> AdapterConfig:
-    """``check_folder`` for the files that ``read_stored`` gave."""
+    """``check_folder`` for the files that a ``BlobReader`` gave."""
     lora = parse_config(bytes(files[CONFIG_FILE]), max_rank=max_rank)
     weights = files[WEIGHTS_FILE]
     # Only the head is copied.
     header, data_bytes = _parse_header(io.BytesIO(weights[: 8 + MAX_HEADER_BYTES]), len(weights))
     return _check(lora, header, data_bytes, modules, base_fingerprint, max_rank)
-
-
-def read_stored(path: Path | str, sha256: Mapping[str, str]) -> dict[str, bytearray]:
-    """The files of a stored folder that are computed with, each read once and checked: what is given is what was read.
-
-    Raises DATA_LOSS for a file that is missing or has another SHA-256, UNAVAILABLE when it cannot be read just now.
-    """
-    return {name: _read_checked(Path(path) / name, sha256.get(name, "")) for name in COMPUTED_WITH}
-
-
-def _read_checked(path: Path, sha256: str) -> bytearray:
-    with storage_errors("cannot read the adapter"):
-        try:
-            data = read_buffer(path)
-        except (FileNotFoundError, NotADirectoryError):
-            raise Error(Code.DATA_LOSS, f"{path.name} is missing", reason=MISSING) from None
-        except Error as error:  # a link, a folder: nothing that was stored
-            raise Error(Code.DATA_LOSS, error.message, reason=DAMAGED) from error
-        except OSError as error:
-            if error.errno != errno.EIO:
-                raise
-            raise Error(Code.DATA_LOSS, f"{path.name} cannot be read: {error.strerror}", reason=DAMAGED) from error
-    if hashlib.sha256(data).hexdigest() != sha256:
-        raise Error(Code.DATA_LOSS, f"{path.name} does not hold the bytes that were stored", reason=DAMAGED)
-    return data
 
 
 def _check(

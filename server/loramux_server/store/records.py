@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from pathlib import Path
 
 from ..core.jobs import JobRequest, JobState, JudgedRow, TrainEvent
 from ..core.notes import Note
-from ..core.types import AdapterVersion, StackItem
+from ..core.types import StackItem
 from .adapters.refs import LATEST
 
 SHARED = ""
@@ -113,10 +111,6 @@ class VersionRecord:
     def damaged(self) -> bool:
         """Whether it is quarantined because its files are damaged or gone."""
         return self.state is VersionState.QUARANTINED and self.reason.startswith(DAMAGED)
-
-    def at(self, path: Path, sha256: Mapping[str, str]) -> AdapterVersion:
-        """The version as the engine takes it: its files at ``path``, and what these must be by name."""
-        return AdapterVersion(self.name, self.version, self.digest, self.meta.rank, str(path), dict(sha256))
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ from ..core.errors import Code, Error, internal_error
 from ..core.jobs import TrainCommand, TrainEvent, TrainEventType
 from ..model.out_of_memory import out_of_memory
 from ..model.resident import ResidentBase
+from ..store.blobs.reader import BlobReader
 from .backprop.micro_batch_size import IDLE_SECONDS, MicroBatchSizer
 from .gradient_check import gradient_fault
 from .gradients import Batch, NeedsGradients, accumulate_gradients, select_rows
@@ -48,13 +49,18 @@ class JobScheduler:
     """
 
     def __init__(
-        self, base: ResidentBase, jobs_dir: Path, fault: Error | None = None, activation_memory: int | None = None
+        self,
+        base: ResidentBase,
+        jobs_dir: Path,
+        blobs: BlobReader,
+        fault: Error | None = None,
+        activation_memory: int | None = None,
     ) -> None:
-        """``jobs_dir`` has the jobs' folders, with their rows; ``fault``: why no job can be taken.
+        """``jobs_dir`` has the jobs' folders with their rows, ``blobs`` the donors; ``fault``: why no job can be taken.
 
         ``activation_memory``: see :class:`~.layerwise.ActivationPolicy`.
         """
-        self._base, self._jobs_dir = base, jobs_dir
+        self._base, self._jobs_dir, self._blobs = base, jobs_dir, blobs
         self._fault, self._activation_memory = fault, activation_memory
         self._sizer = MicroBatchSizer(1)  # of shared micro-batches
         self._jobs: dict[str, Job] = {}  # the next one's turn first
@@ -76,7 +82,7 @@ class JobScheduler:
             raise self._fault
         # Alone a job runs forward, and through about half of the layers at least.
         sizer = MicroBatchSizer(len(self._base.layers) / 2)
-        training = train(self._base, command, self._jobs_dir, report, sizer, self._activation_memory)
+        training = train(self._base, command, self._jobs_dir, self._blobs, report, sizer, self._activation_memory)
         self._jobs[command.job_id] = Job(command.job_id, training, report, sizer)
 
     def remove(self, job_id: str) -> None:
@@ -244,13 +250,14 @@ def _reason(job: str, failure: Exception) -> Error:
     return error
 
 
-def make_job_scheduler(base: ResidentBase, activation_memory: int | None, *, jobs_dir: Path) -> JobScheduler:
+def make_job_scheduler(
+    base: ResidentBase, blobs: BlobReader, activation_memory: int | None, *, jobs_dir: Path
+) -> JobScheduler:
     """The training side of an engine on ``base``. If gradients do not pass through it, every job is refused.
 
-    ``jobs_dir`` has the jobs' folders, with their rows; ``activation_memory``: see
-    :class:`~.layerwise.ActivationPolicy`.
+    For the others see :class:`JobScheduler`.
     """
     fault = gradient_fault(base)
     if fault is not None:
         log.error("training is not possible: %s", fault.message)
-    return JobScheduler(base, jobs_dir, fault, activation_memory)
+    return JobScheduler(base, jobs_dir, blobs, fault, activation_memory)

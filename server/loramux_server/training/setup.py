@@ -12,13 +12,14 @@ from ..core.jobs import TrainCommand, TrainRow, TrainSpec
 from ..core.types import AdapterVersion
 from ..data.rows_file import HELD_OUT, TRAIN, assign_stacks, read_rows
 from ..host.resources import host_available
-from ..lora.bank import AdapterBank, HostAdapter, LoraPair
+from ..lora.bank import AdapterBank, HostAdapter
 from ..lora.routed_linear import LinearGroup
 from ..lora.slots import Entries
 from ..lora.trainable import TrainableAdapter
 from ..model.resident import ResidentBase
-from ..peft.folder import naming, read_folder
+from ..peft.folder import read_adapter
 from ..peft.lora_config import LoraConfig
+from ..store.blobs.reader import BlobReader
 from .backprop.frozen_model import FrozenModel
 from .backprop.layerwise import ActivationPolicy
 from .backprop.micro_batch import JobRows, row_logprobs
@@ -32,7 +33,7 @@ CACHE_SHARE = 8
 
 
 def set_up(
-    base: ResidentBase, command: TrainCommand, jobs_dir: Path, activation_memory: int | None
+    base: ResidentBase, command: TrainCommand, jobs_dir: Path, blobs: BlobReader, activation_memory: int | None
 ) -> Tasks[TrainingRun]:
     """The job before its first optimizer step. ``activation_memory``: see :class:`~.layerwise.ActivationPolicy`.
 
@@ -42,12 +43,12 @@ def set_up(
     tables = (yield from read_rows(jobs_dir, command.rows, PAUSE)).tables
     rows, held_out = (tables[name].assigned(command) for name in (TRAIN, HELD_OUT))
     separate = _separate_current(command) if held_out else None
-    bank, stacks = yield from _frozen_stacks(base, command, separate)
+    bank, stacks = yield from _frozen_stacks(base, blobs, command, separate)
     spec = command.spec
     adapter = new_adapter(base, spec)
     initial = None
     if command.init is not None:
-        adapter.load(_read(base, command.init))
+        adapter.load(read_adapter(blobs, command.init, base.modules, base.fingerprint))
         initial = adapter.frozen()
     adapted = adapter.groups | {g for entries in stacks for slot, _ in entries for g in slot.groups}
     policy = ActivationPolicy(base, min((base.groups[g].layer or 0) for g in adapted), activation_memory)
@@ -123,13 +124,8 @@ def _separate_current(command: TrainCommand) -> AdapterVersion | None:
     return None if same else current
 
 
-def _read(base: ResidentBase, version: AdapterVersion, dtype: torch.dtype | None = None) -> dict[str, LoraPair]:
-    with naming(version):
-        return read_folder(version.path, base.modules, base.fingerprint, dtype=dtype, sha256=version.sha256)[1]
-
-
 def _frozen_stacks(
-    base: ResidentBase, command: TrainCommand, current: AdapterVersion | None
+    base: ResidentBase, blobs: BlobReader, command: TrainCommand, current: AdapterVersion | None
 ) -> Tasks[tuple[AdapterBank, list[Entries]]]:
     """Read the frozen adapters, one a task, into a bank of the job's own; returns it and the stacks' slots."""
     versions = {e.adapter.digest: e.adapter for stack in command.stacks for e in stack.entries}
@@ -137,7 +133,8 @@ def _frozen_stacks(
         versions[current.digest] = current
     bank = AdapterBank(base.groups, sum(v.rank for v in versions.values()), base.device, base.dtype)
     for version in versions.values():
-        bank.put(HostAdapter(version.digest, _read(base, version, base.dtype)))
+        pairs = read_adapter(blobs, version, base.modules, base.fingerprint, dtype=base.dtype)
+        bank.put(HostAdapter(version.digest, pairs))
         yield Held(bank.used_bytes)
     stacks: list[Entries] = [
         tuple((bank.slot(e.adapter.digest), e.weight) for e in stack.entries if e.weight) for stack in command.stacks

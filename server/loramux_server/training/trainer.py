@@ -21,6 +21,7 @@ from ..core.jobs import JobState, TrainCommand, TrainEvent, TrainEventType
 from ..host.failpoints import reach
 from ..model.resident import ResidentBase
 from ..peft.folder import write_folder
+from ..store.blobs.reader import BlobReader
 from .backprop.micro_batch_size import MicroBatchSizer
 from .checkpoint import Checkpoints, Snapshot, run_identity
 from .evaluation import cache_references, evaluate
@@ -38,6 +39,7 @@ def train(
     base: ResidentBase,
     command: TrainCommand,
     jobs_dir: Path,
+    blobs: BlobReader,
     report: Report,
     sizer: MicroBatchSizer,
     activation_memory: int | None,
@@ -48,7 +50,7 @@ def train(
     the loss is not finite, and RESOURCE_EXHAUSTED when a checkpoint does not fit on the disk: no adapter is written
     then.
     """
-    run = yield from set_up(base, command, jobs_dir, activation_memory)
+    run = yield from set_up(base, command, jobs_dir, blobs, activation_memory)
     identity = yield from run_identity(
         command, (run.rows, run.held_out), f"{base.fingerprint}/{base.dtype}", run.nbytes
     )

@@ -12,6 +12,7 @@ import pytest
 from loramux.cli import main
 from loramux_server.store.records import AdapterMeta
 from loramux_server.store.store import Store
+from tests.adapter_files import folder_of
 
 
 @pytest.fixture
@@ -58,7 +59,7 @@ def test_doctor_looks_beside_a_server_but_mends_only_without(
     serving: Store, capsys: pytest.CaptureFixture[str]
 ) -> None:
     state = serving.state.path
-    shutil.rmtree(serving.adapters.resolve("acme", "default").path)
+    shutil.rmtree(folder_of(serving, "acme"))
     assert run("doctor", "--state-dir", state) == 1
     assert "acme@1" in capsys.readouterr().out
     assert run("doctor", "--repair", "--state-dir", state) == 1

@@ -13,8 +13,9 @@ from safetensors.torch import load_file, save_file
 
 from loramux_server.core.errors import Code, Error
 from loramux_server.lora.bank import LoraPair
-from loramux_server.peft.folder import check_folder, read_folder, read_tensors, write_folder
-from loramux_server.peft.schema import FINGERPRINT_KEY
+from loramux_server.peft.folder import write_folder
+from loramux_server.peft.schema import FINGERPRINT_KEY, check_folder
+from tests.peft_read import read_folder
 from tests.unit.peft.peft_files import MODULES, Q, config, make, shapes
 
 
@@ -120,20 +121,6 @@ def test_nothing_is_written_that_is_not_finite(tmp_path: Path) -> None:
         write_folder(tmp_path / "a", pairs, rank=2, alpha=4)
     assert caught.value.code is Code.INVALID_ARGUMENT
     assert not list(tmp_path.iterdir())
-
-
-def test_a_file_swapped_after_the_check(tmp_path: Path) -> None:
-    folder = make(tmp_path)
-    found = check_folder(folder, MODULES)
-    key = f"base_model.model.{Q}.lora_A.weight"
-    save_file(weights(**{key: torch.zeros(3, 8)}), folder / "adapter_model.safetensors")
-    with pytest.raises(Error) as caught:
-        read_tensors(folder, found)
-    assert caught.value.code is Code.DATA_LOSS
-    (folder / "adapter_model.safetensors").write_bytes(b"nonsense")
-    with pytest.raises(Error) as caught:
-        read_tensors(folder, found)
-    assert caught.value.code is Code.DATA_LOSS
 
 
 LLAMA: dict[str, Any] = {

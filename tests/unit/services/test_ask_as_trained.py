@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,6 +19,7 @@ from loramux_server.services.inference.service import GenerationService
 from loramux_server.services.inference.types import ScoreRequest, TokenizeRequest
 from loramux_server.store.store import Store
 from loramux_server.text import TextTokenizer
+from tests.adapter_files import folder_of
 from tests.unit.text.templates import FAMILIES
 from tests.unit.text.text_models import byte_level_folder
 
@@ -204,7 +204,7 @@ async def test_a_job_shows_the_template_its_tools_and_arguments(
         assert '{"shop": "mill", "day": 7}' in shown
         assert shown.endswith(NO_THOUGHT) is bool(given)
         assert text.decode_answer(answer).endswith(f"Shop {number} opens at nine.")
-    card = (Path(server.store.adapters.resolve("acme", "default").path) / "README.md").read_text()
+    card = (folder_of(server.store, "acme") / "README.md").read_text()
     assert ("chat_template_kwargs={'enable_thinking': False}" in card) is bool(given)
 
 

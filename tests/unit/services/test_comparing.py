@@ -20,6 +20,7 @@ from loramux_server.services.evaluation.comparison import TIMED
 from loramux_server.store.records import AdapterMeta
 from loramux_server.store.store import Store
 from loramux_server.text import TextTokenizer
+from tests.adapter_files import folder_of
 
 from .adapter_files import write_adapter
 from .fakes import Script
@@ -116,7 +117,7 @@ async def test_three_sides_on_the_same_rows(
     assert read_comparison(shown.metrics) == found
     version = server.store.adapters.get_version("acme", "default")
     assert read_comparison(version.meta.metrics) == found
-    card = (Path(server.store.adapters.resolve("acme", "default").path) / "README.md").read_text()
+    card = (folder_of(server.store, "acme") / "README.md").read_text()
     assert "## Against a prompt" in card
     assert found.verdict in card
     assert f"> {CONTEXT}" in card

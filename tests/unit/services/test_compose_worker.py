@@ -15,7 +15,7 @@ from loramux_server.core.types import Stack
 from loramux_server.services.adapters import compose_worker
 
 # Larger than a pipe, so that it cannot be written to a child that does not read.
-COMMAND = ComposeCommand(Stack(), ComposeMethod.CAT, "/nowhere", {f"m{i}": (1, 1) for i in range(50_000)})
+COMMAND = ComposeCommand(Stack(), ComposeMethod.CAT, "/nowhere", "/nowhere", {f"m{i}": (1, 1) for i in range(50_000)})
 
 
 @pytest.mark.parametrize("module", ["no_such_module", "loramux_server.core.errors"], ids=["fails", "says nothing"])

@@ -17,6 +17,7 @@ from loramux_server.core.jobs import TrainSpec
 from loramux_server.services.jobs.curve import read_curve, to_csv, to_png
 from loramux_server.store.store import Store
 from loramux_server.text import TextTokenizer
+from tests.adapter_files import folder_of
 
 from .test_training_jobs import Server
 
@@ -32,7 +33,7 @@ async def test_the_curve_is_among_the_versions_files(server: Server) -> None:
     job = await server.job(spec=TrainSpec(validation_split=0.25))
     async with server.working():
         await server.finished(job)
-    folder = Path(server.store.adapters.resolve("acme", "default").path)
+    folder = folder_of(server.store, "acme")
     with (folder / "training_curve.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [row["step"] for row in rows] == ["1", "2", "3"]

@@ -18,7 +18,7 @@ from loramux_server.core.jobs import JobRequest, JobState, TrainCommand, TrainEv
 from loramux_server.core.principal import LOCAL
 from loramux_server.core.types import AdapterVersion, GenerateRequest, StackItem
 from loramux_server.data.rows_file import discard_rows
-from loramux_server.peft.schema import check_stored
+from loramux_server.peft.schema import check_files
 from loramux_server.services.adapters.checked_backend import CheckedBackend, stacked
 from loramux_server.services.adapters.service import AdapterService
 from loramux_server.services.adapters.types import ComposeRequest
@@ -28,6 +28,7 @@ from loramux_server.services.inference.service import GenerationService
 from loramux_server.services.jobs.board import JobBoard
 from loramux_server.services.jobs.runner import JobRunner
 from loramux_server.services.jobs.service import TrainingService
+from loramux_server.store.blobs.reader import BlobReader
 from loramux_server.store.blobs.remote import RemoteBlobs
 from loramux_server.store.records import VersionState
 from loramux_server.store.store import Store
@@ -49,12 +50,13 @@ CARD = "README.md"
 class ReadingBackend(FakeBackend):
     """Reads the files of what is not resident, as the engine does, and stays with what it has."""
 
+    blobs: BlobReader = field(kw_only=True)
     resident: set[str] = field(default_factory=set)
 
     def read(self, *versions: AdapterVersion) -> None:
         for version in versions:
             if version.digest not in self.resident:
-                check_stored(version.path, version.sha256, self.info.linear_modules)
+                check_files(self.blobs.read(version.digest), self.info.linear_modules)
                 self.resident.add(version.digest)
 
     async def load(self, adapter: AdapterVersion) -> None:
@@ -100,6 +102,10 @@ class Rig:
         """As a restart, or an eviction: what is asked for next is read from the disk."""
         self.backend.resident.clear()
 
+    def place(self, version: AdapterVersion) -> Path:
+        """Where the files of a version are."""
+        return self.store.blobs.local_path(version.digest)
+
     def state(self, ref: str) -> VersionState:
         return self.store.adapters.get_version(ref, "default").state
 
@@ -107,12 +113,12 @@ class Rig:
 def rig_over(store: Store, info: EngineInfo, text: TextTokenizer) -> Rig:
     found: list[str] = []
     store.damage.listener = found.append
-    backend = ReadingBackend(info, script=lambda _: Script((5, 6)))
-    checked = CheckedBackend(backend, store.adapters)
+    backend = ReadingBackend(info, script=lambda _: Script((5, 6)), blobs=store.blobs.reader)
+    checked = CheckedBackend(backend, store.adapters.files)
 
     async def compose(command: ComposeCommand) -> ComposeResult:
         for version in stacked(command.stack):
-            check_stored(version.path, version.sha256, info.linear_modules)
+            check_files(store.blobs.reader.read(version.digest), info.linear_modules)
         raise AssertionError("nothing damaged was found")
 
     context = Context(store, text, info, Limits(), checked)
@@ -133,7 +139,7 @@ async def test_field_02_damaged_adapter_is_data_loss_and_quarantined(rig: Rig, h
     await rig.upload("twin")  # the same content
     rig.files[CARD] = b"# another"
     await rig.upload("other")
-    harm(Path(version.path) / name)
+    harm(rig.place(version) / name)
     assert await rig.ask()  # what is resident goes on
     rig.forget()
     error = await rig.refused()
@@ -182,7 +188,7 @@ async def test_field_18_weights_of_a_request_that_are_too_large_blame_no_version
 async def test_field_02_the_same_content_heals(rig: Rig, harm: Harm) -> None:
     version = await rig.upload()
     await rig.upload("twin")
-    harm(Path(version.path) / WEIGHTS)
+    harm(rig.place(version) / WEIGHTS)
     rig.forget()
     await rig.refused()
     await rig.upload()
@@ -205,7 +211,7 @@ async def download(rig: Rig, ref: str = "acme") -> tuple[dict[str, bytes], tuple
 async def test_field_02_damaged_adapter_is_not_sent(rig: Rig, harm: Harm, name: str) -> None:
     version = await rig.upload()
     assert (await download(rig))[0] == rig.files
-    harm(Path(version.path) / name)
+    harm(rig.place(version) / name)
     with pytest.raises(Error, match="acme@1") as caught:
         await download(rig)
     assert caught.value.code is Code.DATA_LOSS
@@ -216,7 +222,7 @@ async def test_field_02_damaged_adapter_is_not_sent(rig: Rig, harm: Harm, name: 
 async def test_field_02_damage_during_a_download_ends_it_before_the_file_is_whole(rig: Rig, harm: Harm) -> None:
     version = await rig.upload()
     found = await rig.adapters.download("acme", LOCAL)  # all was well when it began
-    harm(Path(version.path) / WEIGHTS)
+    harm(rig.place(version) / WEIGHTS)
     sent: dict[str, int] = {}
 
     async def receive() -> None:
@@ -233,7 +239,7 @@ async def test_field_02_damage_during_a_download_ends_it_before_the_file_is_whol
 @pytest.mark.parametrize("harm", few(HARMS.values()), ids=HARMS)
 async def test_field_02_a_lost_card_is_told_and_changes_no_answer(rig: Rig, harm: Harm) -> None:
     version = await rig.upload()
-    harm(Path(version.path) / CARD)
+    harm(rig.place(version) / CARD)
     rig.forget()
     assert await rig.ask()
     data, lost = await download(rig)
@@ -256,14 +262,14 @@ async def test_field_02_a_damaged_list_of_files_is_made_again(rig: Rig, harm: Ha
 
 async def test_field_02_a_folder_that_is_gone_is_quarantined_when_it_is_named(rig: Rig) -> None:
     version = await rig.upload()
-    shutil.rmtree(version.path)
+    shutil.rmtree(rig.place(version))
     assert (await rig.refused()).code is Code.DATA_LOSS
     assert rig.state("acme@1") is VersionState.QUARANTINED
 
 
 async def test_field_02_damaged_donors_and_sources_are_data_loss(rig: Rig) -> None:
     version = await rig.upload()
-    flip_bit(Path(version.path) / WEIGHTS)
+    flip_bit(rig.place(version) / WEIGHTS)
     with pytest.raises(Error, match="acme@1") as caught:
         await rig.adapters.compose(ComposeRequest("merged", (StackItem("acme"),), principal=LOCAL))
     assert caught.value.code is Code.DATA_LOSS
@@ -277,7 +283,7 @@ async def test_field_02_a_job_on_a_damaged_donor_fails_with_its_name(rig: Rig, t
     spec = TrainSpec(rank=2, alpha=4.0, target_modules=("q_proj",))
     given = {"init_from": "below", "spec": spec} if use == "init_from" else {"on_top_of": ((StackItem("below"),),)}
     job = await server.job(**given)
-    flip_bit(Path(version.path) / WEIGHTS)
+    flip_bit(rig.place(version) / WEIGHTS)
     async with server.working():
         await server.finished(job)
     failed = await server.service.get_job(job.id, LOCAL)
@@ -292,7 +298,7 @@ def server_of(rig: Rig, text: TextTokenizer) -> Server:
     server = Server.over(rig.store, text, rig.backend.info)
     rig.backend.training = server.training = ScriptedTraining(rig.backend.info)
     board = JobBoard(rig.store)
-    checked = CheckedBackend(rig.backend, rig.store.adapters)
+    checked = CheckedBackend(rig.backend, rig.store.adapters.files)
     server.context = context = replace(server.context, backend=checked)
     server.service = TrainingService(context, board)
     server.runner = JobRunner(context, board)
@@ -332,11 +338,11 @@ async def test_field_02_a_damaged_copy_of_a_remote_adapter_is_fetched_again(
     (tmp_path / "cache").mkdir()
     fs = DirFileSystem(str(tmp_path / "remote"), LocalFileSystem(auto_mkdir=True))
     blobs = RemoteBlobs(fs, "", tmp_path / "cache", 1 << 20)
-    for holder in (store, store.adapters, store.datasets):
+    for holder in (store, store.adapters, store.adapters.files, store.datasets):
         setattr(holder, "blobs" if holder is store else "_blobs", blobs)
     rig = rig_over(store, info, text)
     version = await rig.upload()
-    copy = Path(version.path)
+    copy = rig.place(version)
     harm(copy / WEIGHTS)
     rig.forget()
     assert await rig.ask()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -268,7 +267,7 @@ async def test_field_30_how_plain_rows_are_asked(server: Server) -> None:
     async with server.working():
         await server.finished(job)
     version = server.store.adapters.resolve("acme", "default")
-    card = (Path(version.path) / "README.md").read_text()
+    card = (server.store.blobs.local_path(version.digest) / "README.md").read_text()
     assert "- Note: " in card
     assert "loramux generate 'Where is shop 0?' -a acme" in card
     assert 'client.generate("...", adapters=["acme"])' in card
@@ -283,7 +282,7 @@ async def test_field_30_how_chats_and_texts_are_asked(server: Server, text: Text
     async with server.working():
         await server.finished(job)
     version = server.store.adapters.resolve("chat", "default")
-    card = (Path(version.path) / "README.md").read_text()
+    card = (server.store.blobs.local_path(version.digest) / "README.md").read_text()
     assert 'client.generate(messages=[{"role": "user", "content": "..."}], adapters=["chat"])' in card
     assert server.store.adapters.get_version("chat@1", "default").meta.asked_with == "messages"
     texts = await upload(server, [{"text": f"shop {i}"} for i in range(12)])

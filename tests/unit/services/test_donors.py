@@ -112,7 +112,7 @@ async def test_a_deleted_donor_is_only_the_jobs(server: Server, store: Store, pu
 async def test_a_quarantined_donor_is_not_trained_on(server: Server, store: Store, publish: Publish) -> None:
     publish(store, "below", 1.0)
     job = await server.job(on_top_of=((StackItem("below"),),))
-    store.adapters.quarantine(store.adapters.get_version("below@1", "default").digest, "bitrot")
+    store.adapters.files.quarantine(store.adapters.get_version("below@1", "default").digest, "bitrot")
     async with server.working():
         await server.finished(job)
     failed = await server.service.get_job(job.id, LOCAL)

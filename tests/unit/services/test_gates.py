@@ -20,6 +20,7 @@ from loramux_server.services.evaluation.questions import questions
 from loramux_server.store.records import AdapterMeta
 from loramux_server.store.store import Store
 from loramux_server.text import TextTokenizer
+from tests.adapter_files import folder_of
 
 from .adapter_files import write_adapter
 from .fakes import Script
@@ -95,7 +96,7 @@ async def test_a_version_that_fails_is_kept_as_a_candidate(server: Server, info:
     assert found.gate_result in events[-1].event.message
     assert server.store.adapters.resolve("acme", "default").ref == "acme@1"
     candidate = server.store.adapters.resolve("acme@2", "default")
-    card = (Path(candidate.path) / "README.md").read_text()
+    card = (server.store.blobs.local_path(candidate.digest) / "README.md").read_text()
     assert found.gate_result in card
     assert "| Held-out loss of the version before | 0.2 |" in card
 
@@ -132,6 +133,10 @@ async def test_answers_are_asked_of_the_engine(
     }
 
     def answer(command: GenerateCommand) -> Script:
+        (entry,) = command.stack.entries
+        trained = Path(server.backend.trained[0].output)
+        for name, data in server.store.blobs.reader.read(entry.adapter.digest).items():
+            assert data == (trained / name).read_bytes()
         said = expected[command.prompt_ids] + (" Come in." if command.prompt_ids == next(iter(expected)) else "")
         return Script(tuple(text.encode(said)), finish=FinishReason.STOP)
 
@@ -144,7 +149,7 @@ async def test_answers_are_asked_of_the_engine(
     assert len(server.backend.commands) == 3
     for command in server.backend.commands:
         (entry,) = command.stack.entries
-        assert entry.adapter.path == server.backend.trained[0].output
+        assert not server.store.blobs.holds(entry.adapter.digest)  # it was there for the questions only
         assert command.sampling.temperature == 0
     assert server.backend.unloaded == [server.backend.commands[0].stack.entries[0].adapter.digest]
     measured = [e.event.metrics for e in events if e.event.type is TrainEventType.EVALUATION][-1]
@@ -220,7 +225,7 @@ async def test_held_out_rows_are_split_off(server: Server) -> None:
     assert len(kept) == 9
     assert not kept & held_out
     assert len(rows_.train) + len(rows_.held_out) == len(rows)
-    card = (Path(server.store.adapters.resolve("acme", "default").path) / "README.md").read_text()
+    card = (folder_of(server.store, "acme") / "README.md").read_text()
     assert f"Held-out rows: {len(rows_.held_out)}" in card
 
 
@@ -341,7 +346,7 @@ async def test_field_31_no_gate_and_no_verdict_by_training_rows(server: Server, 
     told = [e.event.message for e in events if e.event.type is TrainEventType.EVALUATION][-1]
     assert told.startswith("No verdict, because all held-out rows are training rows")
     assert found.published is not None
-    card = (Path(server.store.adapters.resolve(found.published.ref, "default").path) / "README.md").read_text()
+    card = (folder_of(server.store, found.published.ref) / "README.md").read_text()
     assert "3 of 3 held-out rows are training rows" in card
     assert "worth it" not in card
 
@@ -376,7 +381,7 @@ async def test_field_33_answers_are_judged_by_what_the_rows_expect(server: Serve
     assert (
         len({c.sampling for c in server.backend.commands if c.prompt_ids == server.backend.commands[0].prompt_ids}) == 1
     )
-    card = (Path(server.store.adapters.resolve("acme", "default").path) / "README.md").read_text()
+    card = (folder_of(server.store, "acme") / "README.md").read_text()
     assert "Judged by expect, contained: 3 rows; by the whole answer: 1 row." in card
     assert "| You find it in street 1, I think. (right) |" in card
 

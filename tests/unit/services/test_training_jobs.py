@@ -167,7 +167,7 @@ async def test_the_card_tells_where_the_adapter_comes_from(server: Server) -> No
     async with server.working():
         await server.finished(job)
     version = server.store.adapters.resolve("acme", "default")
-    card = (Path(version.path) / "README.md").read_text()
+    card = (server.store.blobs.local_path(version.digest) / "README.md").read_text()
     for part in (
         'base_model: "tiny/base"',
         "library_name: peft",

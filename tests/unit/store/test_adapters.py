@@ -15,6 +15,7 @@ from loramux_server.core.principal import Principal
 from loramux_server.core.types import StackItem
 from loramux_server.store.records import SHARED, AdapterMeta, VersionState
 from loramux_server.store.store import Store
+from tests.adapter_files import folder_of
 
 Make = Callable[[str], Path]
 META = AdapterMeta(rank=4, alpha=8.0)
@@ -47,7 +48,7 @@ def test_everything_said_about_a_version_is_kept(store: Store, folder: Make) -> 
     assert store.adapters.get("acme", "t").current == published
     resolved = store.adapters.resolve("acme", "t")
     assert (resolved.ref, resolved.rank, resolved.digest) == ("acme@1", 4, published.digest)
-    assert (Path(resolved.path) / "adapter_model.safetensors").read_text() == "a"
+    assert store.blobs.reader.read(resolved.digest)["adapter_model.safetensors"] == b"a"
 
 
 def test_versions_count_up_and_the_name_follows(store: Store, folder: Make) -> None:
@@ -185,13 +186,16 @@ def test_files_go_when_no_version_needs_them_and_nobody_uses_them(store: Store, 
     store.adapters.delete("acme", "t")
     assert store.collect_orphans() == ()
     store.adapters.delete("twin", "t")
-    assert store.collect_orphans(in_use=[one.digest]) == ()
+    with store.blobs.holding([one.digest]):
+        assert store.collect_orphans() == ()
+    assert store.collect_orphans(["f" * 64]) == ("f" * 64,)  # never there
+    assert store.blobs.holds(one.digest)
     assert store.collect_orphans() == (one.digest,)
 
 
 def test_quarantine_answers_with_its_reason_until_published_again(store: Store, folder: Make) -> None:
     store.adapters.publish("acme", "t", folder("a"), META)
-    store.adapters.quarantine(store.adapters.get_version("acme@1", "t").digest, "the files are damaged")
+    store.adapters.files.quarantine(store.adapters.get_version("acme@1", "t").digest, "the files are damaged")
     with pytest.raises(Error, match="the files are damaged") as caught:
         store.adapters.resolve("acme", "t")
     assert caught.value.code is Code.FAILED_PRECONDITION
@@ -202,7 +206,7 @@ def test_quarantine_answers_with_its_reason_until_published_again(store: Store, 
 
 def test_lost_files_are_data_loss(store: Store, folder: Make) -> None:
     store.adapters.publish("acme", "t", folder("a"), META)
-    shutil.rmtree(store.adapters.resolve("acme", "t").path)
+    shutil.rmtree(folder_of(store, "acme", "t"))
     assert code_of(lambda: store.adapters.resolve("acme", "t")) is Code.DATA_LOSS
 
 

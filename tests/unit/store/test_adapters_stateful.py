@@ -17,6 +17,7 @@ from loramux_server.store.maintenance.backup import backup, restore
 from loramux_server.store.maintenance.doctor import examine
 from loramux_server.store.records import AdapterMeta
 from loramux_server.store.store import Store
+from tests.adapter_files import folder_of
 from tests.examples import examples
 
 names = st.sampled_from(["x", "y"])
@@ -199,7 +200,9 @@ class Registry(RuleBasedStateMachine):
     def jobs_find_their_donors(self) -> None:
         for id, (tenant, ref, content) in self.jobs.items():
             job = self.store.jobs.get(id)
-            path = Path(self.store.adapters.resolve(job.request.init_from, tenant, job.donors).path)
+            path = self.store.blobs.local_path(
+                self.store.adapters.resolve(job.request.init_from, tenant, job.donors).digest
+            )
             assert job.request.init_from == ref
             assert (path / "file").read_text() == content
 
@@ -217,7 +220,7 @@ class Registry(RuleBasedStateMachine):
                 assert (adapter.current.version if adapter.current else None) == self.current.get(key)
                 assert adapter.aliases.get("canary") == self.canary.get(key)
                 for version in adapter.versions:
-                    path = Path(self.store.adapters.resolve(version.ref, tenant).path)
+                    path = folder_of(self.store, version.ref, tenant)
                     assert (path / "file").read_text() == self.versions[key][version.version]
 
 

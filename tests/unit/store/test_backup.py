@@ -16,6 +16,7 @@ from loramux_server.store.maintenance import backup as backups
 from loramux_server.store.maintenance.backup import MANIFEST, backup, read_manifest, restore, verify
 from loramux_server.store.records import AdapterMeta
 from loramux_server.store.store import Store
+from tests.adapter_files import folder_of
 from tests.damage import HARMS
 
 Make = Callable[[str], Path]
@@ -36,7 +37,7 @@ def contents(store: Store) -> dict[str, str]:
     found = {}
     for record in store.adapters.list("t")[0]:
         for version in record.versions:
-            path = Path(store.adapters.resolve(version.ref, "t").path)
+            path = folder_of(store, version.ref, "t")
             found[version.ref] = (path / "adapter_model.safetensors").read_text()
     return found
 
@@ -50,9 +51,7 @@ def test_a_store_comes_back_as_it_was(used: Store, tmp_path: Path) -> None:
     again = Store.open(tmp_path / "new")
     assert contents(again) == contents(used) == {"a@1": "1", "a@2": "2", "b@1": "3"}
     assert again.adapters.get("a", "t").aliases == {"latest": 2, "old": 1}
-    assert (
-        again.adapters.publish("a", "t", Path(again.adapters.resolve("b", "t").path), AdapterMeta(1, 1.0)).version == 3
-    )
+    assert again.adapters.publish("a", "t", folder_of(again, "b", "t"), AdapterMeta(1, 1.0)).version == 3
     again.close()
 
 
@@ -84,7 +83,7 @@ def test_a_version_that_goes_while_it_is_copied(used: Store, tmp_path: Path, mon
 
 
 def test_missing_or_damaged_files_are_told_and_no_backup_is_made(used: Store, tmp_path: Path) -> None:
-    path = Path(used.adapters.resolve("b", "t").path) / "adapter_model.safetensors"
+    path = folder_of(used, "b", "t") / "adapter_model.safetensors"
     path.write_text("bitrot")
     with pytest.raises(Error) as caught:
         backup(used.state.path, tmp_path / "backup")
@@ -180,11 +179,11 @@ def test_field_02_a_backup_names_damage_and_goes_on_without_what_is_quarantined(
     used: Store, tmp_path: Path, harm: Callable[[Path], None]
 ) -> None:
     version = used.adapters.resolve_all(["a@1"], "t")[0]
-    harm(Path(version.path) / "adapter_model.safetensors")
+    harm(used.blobs.local_path(version.digest) / "adapter_model.safetensors")
     with pytest.raises(Error, match=r"adapter_model\.safetensors") as caught:
         backup(used.state.path, tmp_path / "refused")
     assert caught.value.code is Code.DATA_LOSS
-    used.adapters.mark_damaged(version.digest, "bitrot")
+    used.adapters.files.mark_damaged(version.digest, "bitrot")
     made = backup(used.state.path, tmp_path / "kept")
     assert version.digest not in made.blobs
     assert verify(tmp_path / "kept")[1] == []
@@ -192,4 +191,4 @@ def test_field_02_a_backup_names_damage_and_goes_on_without_what_is_quarantined(
     with closing(Store.open(tmp_path / "new")) as again:
         with pytest.raises(Error, match="bitrot"):
             again.adapters.resolve("a@1", "t")
-        assert again.adapters.resolve("a@2", "t").sha256
+        assert again.blobs.reader.read(again.adapters.resolve("a@2", "t").digest)

@@ -13,6 +13,7 @@ from loramux_server.core.jobs import JobRequest, JobState
 from loramux_server.store.maintenance.doctor import Check, examine, repair
 from loramux_server.store.records import AdapterMeta
 from loramux_server.store.store import Store
+from tests.adapter_files import folder_of
 from tests.damage import HARMS
 
 Make = Callable[[str], Path]
@@ -36,11 +37,11 @@ def sql(store: Store, statement: str) -> None:
 
 
 def lose_files(store: Store) -> None:
-    shutil.rmtree(store.adapters.resolve("b", "t").path)
+    shutil.rmtree(folder_of(store, "b", "t"))
 
 
 def damage_files(store: Store) -> None:
-    (Path(store.adapters.resolve("b", "t").path) / "adapter_config.json").write_text("{} ")
+    (folder_of(store, "b", "t") / "adapter_config.json").write_text("{} ")
 
 
 def lose_dataset(store: Store) -> None:
@@ -48,7 +49,7 @@ def lose_dataset(store: Store) -> None:
 
 
 def leave_orphan(store: Store) -> None:
-    place = Path(store.adapters.resolve("b", "t").path)
+    place = folder_of(store, "b", "t")
     shutil.copytree(place, place.parent.parent / "00" / ("0" * 64))
 
 
@@ -110,7 +111,7 @@ def test_orphans_are_left_alone_while_a_server_runs(used: Store) -> None:
 @pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors"])
 @pytest.mark.parametrize("harm", HARMS.values(), ids=HARMS)
 def test_field_c_doctor_names_the_file(used: Store, name: str, harm: Callable[[Path], None]) -> None:
-    harm(Path(used.adapters.resolve("b", "t").path) / name)
+    harm(folder_of(used, "b", "t") / name)
     (found,) = examine(used.database, used.blobs)
     assert (found.check, found.subject) == (Check.FILES, "b@1")
     assert found.detail.startswith(name)
@@ -123,7 +124,7 @@ def test_field_c_doctor_leaves_a_version_whose_card_is_lost(store: Store, folder
     source = folder("weights")
     (source / "README.md").write_text("# card")
     store.adapters.publish("acme", "t", source, AdapterMeta(4, 8.0))
-    (Path(store.adapters.resolve("acme", "t").path) / "README.md").unlink()
+    (folder_of(store, "acme", "t") / "README.md").unlink()
     found = examine(store.database, store.blobs)
     assert [(f.subject, f.remedy) for f in found] == [("acme@1", "")]
     assert found[0].detail.startswith("README.md is missing")
@@ -134,7 +135,7 @@ def test_field_c_doctor_leaves_a_version_whose_card_is_lost(store: Store, folder
 
 
 def test_field_c_doctor_finds_strays_and_removes_them(used: Store) -> None:
-    blobs, place = used.state.blobs, Path(used.adapters.resolve("b", "t").path)
+    blobs, place = used.state.blobs, folder_of(used, "b", "t")
     shard = place.parent
     (blobs / "old").mkdir()
     (blobs / "old" / "copy.bin").write_bytes(b"x")
@@ -154,7 +155,7 @@ def test_field_c_doctor_finds_strays_and_removes_them(used: Store) -> None:
 
 
 def test_field_c_doctor_makes_usable_what_was_brought_back(used: Store, tmp_path: Path) -> None:
-    place = Path(used.adapters.resolve("b", "t").path)
+    place = folder_of(used, "b", "t")
     shutil.copytree(place, tmp_path / "kept")
     (place / "adapter_model.safetensors").unlink()
     repair(used.database, used.blobs, examine(used.database, used.blobs))
@@ -169,5 +170,5 @@ def test_field_c_doctor_finds_a_folder_of_an_older_version_sound(used: Store) ->
     shutil.rmtree(used.state.blobs / "manifests")  # older versions wrote none
     used.blobs.entries.cache_clear()
     assert examine(used.database, used.blobs) == []
-    assert used.adapters.resolve("b", "t").sha256
+    assert used.blobs.reader.read(used.adapters.resolve("b", "t").digest)
     assert len([*(used.state.blobs / "manifests").glob("*/*")]) == 3

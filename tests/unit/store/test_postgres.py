@@ -29,6 +29,7 @@ from loramux_server.store.maintenance.doctor import examine, repair
 from loramux_server.store.records import AdapterMeta, Composition
 from loramux_server.store.schema import metadata
 from loramux_server.store.store import Store
+from tests.adapter_files import folder_of
 
 Make = Callable[[str], Path]
 META = AdapterMeta(4, 8.0, metrics={"loss": math.nan, "worst": -math.inf, "best": 0.5})
@@ -185,7 +186,7 @@ def test_two_servers_on_one_database(store: Store, url: str, folder: Make, tmp_p
 
 def test_the_doctor_mends_here_too(store: Store, folder: Make) -> None:
     store.adapters.publish("a", "t", folder("1"), AdapterMeta(4, 8.0))
-    shutil.rmtree(store.adapters.resolve("a", "t").path)
+    shutil.rmtree(folder_of(store, "a", "t"))
     found = examine(store.database, store.blobs)
     assert [f.subject for f in found] == ["a@1"]
     repair(store.database, store.blobs, found)

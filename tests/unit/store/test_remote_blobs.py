@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import itertools
 import os
 import subprocess
@@ -29,6 +30,7 @@ from loramux_server.store.maintenance.backup import backup, restore, verify
 from loramux_server.store.maintenance.doctor import Check, examine, repair
 from loramux_server.store.records import AdapterMeta
 from loramux_server.store.store import Store
+from tests.adapter_files import folder_of
 
 Make = Callable[[str], Path]
 META = AdapterMeta(4, 8.0)
@@ -102,10 +104,9 @@ def test_what_is_put_comes_back_from_another_server(open_remote: Open, folder: M
     one, file = here.put_folder(folder("a")), here.put_file(folder("a") / "adapter_config.json")
     assert here.put_folder(folder("a")) == one
     assert sorted(there.digests()) == sorted([one.digest, file.digest])
-    assert {p.name: p.read_text() for p in there.local_path(one.digest).iterdir()} == {
-        "adapter_config.json": "{}",
-        "adapter_model.safetensors": "a",
-    }
+    found = {p.name: p.read_bytes() for p in there.local_path(one.digest).iterdir()}
+    assert hashlib.sha256(found.pop(".manifest")).hexdigest() == one.digest
+    assert found == {"adapter_config.json": b"{}", "adapter_model.safetensors": b"a"}
     assert there.local_path(file.digest).read_text() == "{}"
     assert (there.size(one.digest), there.size(file.digest)) == (one.size_bytes, file.size_bytes) == (3, 2)
     for digest in (one.digest, file.digest):
@@ -241,8 +242,9 @@ def test_a_crash_leaves_a_whole_blob_or_none(
 
 
 def test_copies_stay_within_their_bytes_but_for_what_is_in_use(open_remote: Open, folder: Make, tmp_path: Path) -> None:
-    digests = [open_remote("first").put_folder(folder(f"{i:010}")).digest for i in range(4)]  # 12 bytes each
-    blobs = open_remote(max_bytes=24, keep_seconds=0)
+    digests = [open_remote("first").put_folder(folder(f"{i:010}")).digest for i in range(4)]
+    size = sum(file.stat().st_size for file in (tmp_path / "first" / digests[0]).iterdir())
+    blobs = open_remote(max_bytes=2 * size, keep_seconds=0)
     with blobs.holding(digests[:1]):
         for digest in digests:
             blobs.local_path(digest)
@@ -251,9 +253,9 @@ def test_copies_stay_within_their_bytes_but_for_what_is_in_use(open_remote: Open
     with blobs.holding(digests):  # more than it may hold, all of it needed
         assert {p.name for p in (tmp_path / "cache").iterdir()} == set(digests)
     blobs.local_path(digests[2])
-    again = open_remote(max_bytes=24, keep_seconds=0)  # a restart finds its copies
+    again = open_remote(max_bytes=2 * size, keep_seconds=0)  # a restart finds its copies
     again.put_folder(folder("another"))
-    assert sum(p.stat().st_size for p in (tmp_path / "cache").rglob("*") if p.is_file()) <= 24
+    assert sum(p.stat().st_size for p in (tmp_path / "cache").rglob("*") if p.is_file()) <= 2 * size
 
 
 def test_what_was_just_asked_for_stays(open_remote: Open, folder: Make) -> None:
@@ -331,10 +333,10 @@ def test_a_store_with_its_blobs_at_a_url(url: str, folder: Make, tmp_path: Path)
     assert verify(tmp_path / "backup")[1] == []
     restore(tmp_path / "backup", tmp_path / "local")
     with closing(Store.open(tmp_path / "local")) as local:
-        assert (Path(local.adapters.resolve("acme", "t").path) / "adapter_model.safetensors").read_text() == "2"
+        assert (folder_of(local, "acme", "t") / "adapter_model.safetensors").read_text() == "2"
         assert examine(local.database, local.blobs) == []
     with closing(Store.open(tmp_path / "state", blobs_url=url)) as store:
-        assert (Path(store.adapters.resolve("acme@1", "t").path) / "adapter_model.safetensors").read_text() == "1"
+        assert (folder_of(store, "acme@1", "t") / "adapter_model.safetensors").read_text() == "1"
         assert examine(store.database, store.blobs) == []
         store.adapters.delete("acme", "t")
         found = examine(store.database, store.blobs)

@@ -13,7 +13,8 @@ import torch
 from ...core.errors import Code, Error
 from ...core.types import AdapterVersion
 from ...lora.bank import HostAdapter
-from ...peft.folder import naming, read_folder
+from ...peft.folder import read_adapter
+from ...store.blobs.reader import BlobReader
 
 log = logging.getLogger(__name__)
 
@@ -27,6 +28,7 @@ class HostCache:
 
     def __init__(
         self,
+        blobs: BlobReader,
         modules: Mapping[str, tuple[int, int]],
         fingerprint: str,
         budget: int,
@@ -34,7 +36,7 @@ class HostCache:
         on_read: Callable[[str], object],
     ) -> None:
         self.budget, self._on_read = budget, on_read
-        self._modules, self._fingerprint, self._dtype = modules, fingerprint, dtype
+        self._blobs, self._modules, self._fingerprint, self._dtype = blobs, modules, fingerprint, dtype
         self._adapters: OrderedDict[str, HostAdapter] = OrderedDict()  # least recently used first
         self.nbytes = 0
         self.loads, self.load_seconds = 0, 0.0
@@ -96,10 +98,7 @@ class HostCache:
         result: HostAdapter | Error
         started = time.monotonic()
         try:
-            with naming(version):
-                _, pairs = read_folder(
-                    version.path, self._modules, self._fingerprint, dtype=self._dtype, sha256=version.sha256
-                )
+            pairs = read_adapter(self._blobs, version, self._modules, self._fingerprint, dtype=self._dtype)
             result = HostAdapter(version.digest, pairs)
         except Error as error:
             result = error.with_traceback(None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing, suppress
 from typing import Any, TypeVar, cast
 
@@ -20,7 +20,8 @@ from ...core.backend import (
 from ...core.errors import LOGITS_NOT_FINITE, Error, is_damage
 from ...core.jobs import TrainCommand, TrainEvent
 from ...core.types import AdapterVersion, Stack
-from ...store.adapters.registry import AdapterRegistry
+from ...store.adapters.files import AdapterFiles
+from ..common.damage import retried
 from .publish import is_finite
 
 T = TypeVar("T")
@@ -37,8 +38,8 @@ class CheckedBackend:
     Where logits were not finite, each version of the stack is tried alone, and those that fail are quarantined.
     """
 
-    def __init__(self, backend: Backend, adapters: AdapterRegistry) -> None:
-        self._backend, self._adapters = backend, adapters
+    def __init__(self, backend: Backend, files: AdapterFiles) -> None:
+        self._backend, self._files = backend, files
 
     async def start(self) -> EngineInfo:
         return await self._backend.start()
@@ -84,7 +85,7 @@ class CheckedBackend:
                 await self._quarantine_not_finite(versions)
             if not is_damage(error):
                 raise
-            await asyncio.to_thread(self._adapters.check_damage, versions)
+            await asyncio.to_thread(self._files.check_damage, versions)
             if answered:
                 raise
         async with aclosing(cast("Any", call())) as events:
@@ -93,7 +94,7 @@ class CheckedBackend:
 
     async def _once(self, call: Callable[[], Awaitable[T]], versions: list[AdapterVersion]) -> T:
         try:
-            return await retried(self._adapters, versions, call)
+            return await retried(lambda: self._files.check_damage(versions), call)
         except Error as error:
             if error.reason == LOGITS_NOT_FINITE:
                 await self._quarantine_not_finite(versions)
@@ -103,18 +104,7 @@ class CheckedBackend:
         with suppress(Error):  # an engine that is gone says nothing about a version
             for version in versions:
                 if not await is_finite(self._backend, version):
-                    await asyncio.to_thread(self._adapters.quarantine, version.digest, NOT_FINITE)
-
-
-async def retried(adapters: AdapterRegistry, versions: Iterable[AdapterVersion], call: Callable[[], Awaitable[T]]) -> T:
-    """What ``call`` gives, which reads the files of ``versions``; it is made again if these are whole after all."""
-    try:
-        return await call()
-    except Error as error:
-        if not is_damage(error):
-            raise
-        await asyncio.to_thread(adapters.check_damage, versions)
-    return await call()
+                    await asyncio.to_thread(self._files.quarantine, version.digest, NOT_FINITE)
 
 
 def stacked(*stacks: Stack) -> list[AdapterVersion]:

@@ -18,9 +18,10 @@ from ...peft.schema import CARD_FILE, AdapterConfig, check_folder
 from ...store.records import AdapterMeta, Composition, VersionRecord
 from ..common.checks import check_result_name, metadata_violations, stack_violations
 from ..common.context import Context
+from ..common.damage import retried
 from ..common.shielding import temporary_folder
 from ..common.stacks import StackResolver, active, pinned_items
-from .checked_backend import retried, stacked
+from .checked_backend import stacked
 from .compose_worker import Composer
 from .publish import publish
 from .types import ComposeRequest
@@ -63,7 +64,8 @@ class ComposeService:
 
     async def _publish(self, request: ComposeRequest, stack: Stack, folder: Path) -> VersionRecord:
         command = self._command(request, active(stack), folder)
-        result = await retried(self._store.adapters, stacked(command.stack), lambda: self._run(command))
+        versions = stacked(command.stack)
+        result = await retried(lambda: self._store.adapters.files.check_damage(versions), lambda: self._run(command))
         reach("compose.written")
         config = await asyncio.to_thread(self._check, folder)
         composed = Composition(
@@ -91,6 +93,7 @@ class ComposeService:
         return ComposeCommand(
             stack=stack,
             method=request.method,
+            blobs=str(self._store.blobs.reader.folder),
             output=str(folder),
             modules=dict(self._info.linear_modules),
             base_name=self._info.base_name,

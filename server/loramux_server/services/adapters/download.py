@@ -11,7 +11,7 @@ from typing import BinaryIO
 
 from ...core.types import COMPUTED_WITH, AdapterVersion
 from ...host.files import open_regular
-from ...store.blobs.blobs import damaged
+from ...store.blobs.files import damaged
 from ...store.records import VersionRecord
 from ...store.store import Store
 from ..common.types import FileSpec
@@ -20,15 +20,15 @@ CHUNK_BYTES = 1 << 20
 
 
 def checked_files(store: Store, record: VersionRecord) -> tuple[AdapterVersion, tuple[FileSpec, ...], tuple[str, ...]]:
-    """The version with its files, those of them that are whole, and the names of those that are lost; blocking.
+    """The version, those of them that are whole, and the names of those that are lost; blocking.
 
     Raises DATA_LOSS when what is computed with is damaged; the version is quarantined then.
     """
     blobs = store.blobs
-    version = store.adapters.located(record)
+    version = store.adapters.files.located(record)
     found = blobs.local_damage(record.digest)
     if any(damage.name in COMPUTED_WITH for damage in found):
-        store.adapters.check_damage([version])  # raises, unless there is a copy that is whole
+        store.adapters.files.check_damage([version])  # raises, unless there is a copy that is whole
         found = blobs.local_damage(record.digest)
     lost = {damage.name for damage in found if not damage.extra}
     files = (FileSpec(e.name, e.size_bytes, e.digest) for e in blobs.entries(record.digest) if e.name not in lost)
@@ -40,10 +40,11 @@ async def read_files(
 ) -> AsyncIterator[tuple[str, bytes]]:
     """(file name, next bytes of it). Raises DATA_LOSS before the last of a file that is damaged."""
     with store.blobs.holding([version.digest]):
+        place = store.blobs.local_path(version.digest)
         for spec in files:
-            async for data in _read_checked(Path(version.path) / spec.name, spec.sha256):
+            async for data in _read_checked(place / spec.name, spec.sha256):
                 if data is None:
-                    await asyncio.to_thread(store.adapters.check_damage, [version])
+                    await asyncio.to_thread(store.adapters.files.check_damage, [version])
                     raise damaged(version.digest, f"{spec.name} changed while it was read; try again")
                 yield spec.name, data
 

@@ -6,7 +6,8 @@ import asyncio
 import json
 import os
 import uuid
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import ExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -35,9 +36,7 @@ async def publish(backend: Backend, store: Store, name: str, folder: Path, rank:
     async with nothing_collected(store):
         blob = await to_the_end(asyncio.to_thread(store.blobs.put_folder, folder))
         with store.blobs.holding([blob.digest]):
-            path = await asyncio.to_thread(store.blobs.local_path, blob.digest)
-            sha256 = await asyncio.to_thread(store.adapters.sha256, blob.digest)
-            version = AdapterVersion(name, 0, blob.digest, rank, str(path), sha256)
+            version = AdapterVersion(name, 0, blob.digest, rank)
             await backend.load(version)
             if not await is_finite(backend, version):
                 raise Error(
@@ -47,6 +46,27 @@ async def publish(backend: Backend, store: Store, name: str, folder: Path, rank:
                     reason=LOGITS_NOT_FINITE,
                 )
             return await to_the_end(asyncio.to_thread(commit))
+
+
+@asynccontextmanager
+async def candidate(
+    backend: Backend, store: Store, name: str, folder: Path, rank: int
+) -> AsyncIterator[AdapterVersion]:
+    """A checked adapter folder as the engine can be asked with it, before it is a version of ``name``.
+
+    Its files stay as long, and are gone afterwards, from the engine's memory too.
+    """
+    with ExitStack() as holds:
+        async with nothing_collected(store):
+            blob = await to_the_end(asyncio.to_thread(store.blobs.put_here, folder))
+            holds.enter_context(store.blobs.holding([blob.digest]))
+        try:
+            yield AdapterVersion(name, 0, blob.digest, rank)
+        finally:
+            with suppress(Error):  # an engine that is gone has forgotten it anyway
+                await backend.unload(blob.digest)
+    with suppress(Error):  # no row names it: a later collection removes it
+        await asyncio.to_thread(store.collect_orphans, [blob.digest])
 
 
 async def is_finite(backend: Backend, version: AdapterVersion) -> bool:

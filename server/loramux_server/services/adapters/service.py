@@ -203,7 +203,7 @@ class AdapterService:
         usable = [r for r in self._store.adapters.pinned() if r.state is VersionState.READY]
         for record in usable:
             with suppress(Error):  # gone from the disk: it is quarantined, and the log says so
-                found = (*found, self._store.adapters.located(record))
+                found = (*found, self._store.adapters.files.located(record))
         return found
 
     async def _keep_pinned(self) -> None:

@@ -86,7 +86,7 @@ class AdapterViews:
         except Error as error:
             if is_damage(error):
                 with suppress(Error):
-                    self._store.adapters.mark_damaged(digest, error.message)
+                    self._store.adapters.files.mark_damaged(digest, error.message)
         except OSError:
             pass
         return None

@@ -16,7 +16,7 @@ from ...core.watch import UNWATCHED, Watch
 from ...data.dataset import Dataset, DatasetLimits, Example, check_dataset, counted
 from ...data.overlap import TrainedAnswers
 from ...data.problems import Problems
-from ...store.blobs.blobs import damaged
+from ...store.blobs.files import damaged
 from ...text import TextTokenizer
 from ..common.checks import stack_violations
 from .replay import draw

@@ -14,13 +14,14 @@ from pathlib import Path
 
 import msgspec
 
-from ...core.errors import Code, Error, is_damage
+from ...core.errors import Code, Error
 from ...core.jobs import MIN_ACCURACY, JobRequest, TrainSpec
 from ...core.watch import Watch
 from ...data.dataset import DatasetLimits
 from ...store.records import DatasetRecord
 from ...telemetry.logs import get_logger
 from ..common.context import Context
+from ..common.damage import retried
 from ..common.workers import compute
 from .orders import Answer, Checked, CheckOrder, Delivery, Order, Refused, RowsOrder, RowsSummary
 from .preparation import carry_out
@@ -89,14 +90,11 @@ class DatasetWorker:
                     _in_process(order, str(self._text.folder), watch) if large else carry_out(order, self._text, watch)
                 )
 
-        try:
-            return await compute(work, alone=large)
-        except Error as error:
-            if not is_damage(error):
-                raise
-        for record in stored:
-            await asyncio.to_thread(self._store.datasets.read, record.digest)  # raises, unless a local copy was damaged
-        return await compute(work, alone=large)
+        def check() -> None:
+            for record in stored:
+                self._store.datasets.read(record.digest)  # raises, unless a local copy was damaged
+
+        return await retried(check, lambda: compute(work, alone=large))
 
     def _sources(self, spec: TrainSpec, records: Collection[DatasetRecord | None]) -> Sources:
         limits = self._limits

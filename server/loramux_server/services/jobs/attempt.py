@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
-from contextlib import aclosing, suppress
+from contextlib import aclosing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
 from loramux.comparison import Comparison, judged
 
-from ...core.errors import Error
 from ...core.jobs import JobState, JudgedRow, TrainCommand, TrainEvent, TrainEventType
-from ...core.types import AdapterVersion, Stack, StackEntry, StackItem
+from ...core.types import Stack, StackEntry, StackItem
 from ...data.rows_file import HELD_OUT, PROMPTED, assign_stacks
 from ...host.failpoints import reach
-from ...host.files import read_regular, storage_errors, sync_folder, write_durable
-from ...peft.schema import CARD_FILE, WEIGHTS_FILE, AdapterConfig
+from ...host.files import storage_errors, sync_folder, write_durable
+from ...peft.schema import CARD_FILE, AdapterConfig
 from ...store.records import AdapterMeta, JobRecord, VersionRecord
-from ..adapters.publish import publish, verify_trained
+from ..adapters.publish import candidate, publish, verify_trained
 from ..common.context import Context
 from ..common.stacks import pinned_items
 from ..datasets.stored_rows import StoredRows
@@ -66,24 +64,18 @@ class TrainingRun:
             return
         asked = await asyncio.to_thread(self._questions, command)
         await asyncio.to_thread(verify_trained, Path(command.output), self._info, self._limits)
-        candidate = await asyncio.to_thread(self._candidate, Path(command.output))
-        over = [Stack((*stack.entries, StackEntry(candidate))) for stack in command.stacks]
-        asker = Asker(
-            self._backend,
-            self._text,
-            prefix=f"{self._job.id}-{self._job.fence}",
-            tenant=self._job.request.tenant,
-        )
+        request = self._job.request
+        asker = Asker(self._backend, self._text, prefix=f"{self._job.id}-{self._job.fence}", tenant=request.tenant)
         words, found = "answers", dict[str, float]()
-        try:
+        async with candidate(
+            self._backend, self._store, request.name, Path(command.output), request.spec.rank
+        ) as version:
+            over = [Stack((*stack.entries, StackEntry(version))) for stack in command.stacks]
             if context:
                 compared, sides = await self._compared(asker, asked, command, over)
                 words, found = compared.verdict, compared.to_metrics()
             else:
                 sides = {"adapter": await asker.ask_all(asked, over)}
-        finally:
-            with suppress(Error):  # an engine that is gone has forgotten it anyway
-                await self._backend.unload(candidate.digest)
         replies = sides["adapter"]
         found |= {ACCURACY: accuracy(replies), EXACT_MATCH: exact_match(replies), **rules(asked)}
         found["eval_questions"] = float(len(asked))
@@ -180,11 +172,6 @@ class TrainingRun:
             metrics=self._final_metrics(),
             metadata=request.metadata,
         )
-
-    def _candidate(self, folder: Path) -> AdapterVersion:
-        """The adapter before it is a version, under a digest of its own."""
-        digest = hashlib.sha256(b"candidate" + read_regular(folder / WEIGHTS_FILE)).hexdigest()
-        return AdapterVersion(self._job.request.name, 0, digest, self._job.request.spec.rank, str(folder))
 
     def _write_extras(self, folder: Path, command: TrainCommand, gate_result: str) -> None:
         """The curve and the card, into the adapter's folder."""

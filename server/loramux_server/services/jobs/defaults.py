@@ -8,12 +8,12 @@ from dataclasses import replace
 from typing import Any
 
 from ...core.backend import EngineInfo
-from ...core.errors import Error, FieldViolation, invalid, is_damage
+from ...core.errors import FieldViolation, invalid
 from ...core.jobs import JobRequest, TrainSpec
 from ...core.principal import Principal
 from ...core.types import AdapterVersion
 from ...data.dataset import holds_pairs
-from ...peft.schema import AdapterConfig, check_stored
+from ...peft.schema import AdapterConfig, check_files
 from ...store.store import Store
 from ..datasets.replay import find_replay
 from .checks import selected_modules
@@ -65,13 +65,7 @@ def settled(request: JobRequest, principal: Principal, info: EngineInfo, store: 
 
 def _config_of(version: AdapterVersion, info: EngineInfo, store: Store) -> AdapterConfig:
     """The settings of a stored version. Raises DATA_LOSS when its files are damaged; it is quarantined then."""
-    try:
-        return check_stored(version.path, version.sha256, info.linear_modules, info.base_fingerprint)
-    except Error as error:
-        if not is_damage(error):
-            raise
-        store.adapters.check_damage([version])  # raises, unless there is a copy that is whole
-        return check_stored(version.path, version.sha256, info.linear_modules, info.base_fingerprint)
+    return check_files(store.adapters.files.read(version), info.linear_modules, info.base_fingerprint)
 
 
 def with_replay(spec: TrainSpec, gave: Callable[[str], bool], store: Store, tenant: str) -> TrainSpec:

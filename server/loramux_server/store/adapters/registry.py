@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
@@ -13,16 +13,17 @@ from typing import Any
 from sqlalchemy import Connection, Row
 from sqlalchemy.exc import IntegrityError
 
-from ...core.errors import Code, Error, adapter_not_found, invalid_field, is_damage
+from ...core.errors import Code, Error, adapter_not_found, invalid_field
 from ...core.principal import Viewer, tenant_of
-from ...core.types import COMPUTED_WITH, AdapterVersion
+from ...core.types import AdapterVersion
 from ..blobs.blobs import Blob, BlobStore
-from ..damage import DamageCount, Kind
+from ..damage import DamageCount
 from ..database import Database
 from ..paging import check_page_size, make_token, read_token
 from ..quotas import check_adapter
-from ..records import DAMAGED, AdapterMeta, AdapterRecord, VersionRecord, VersionState
-from . import rows as rows
+from ..records import AdapterMeta, AdapterRecord, VersionRecord, VersionState
+from . import rows
+from .files import AdapterFiles, lost
 from .refs import LATEST, Ref, check_alias, check_name, check_new_name, parse_ref
 from .usage import UsageLog
 
@@ -49,7 +50,7 @@ class AdapterRegistry:
     ) -> None:
         self._db, self._blobs, self._now = database, blobs, now
         self._usage = UsageLog(database, now)
-        self._damage = damage or DamageCount()
+        self.files = AdapterFiles(database, blobs, damage or DamageCount())
 
     def publish(
         self,
@@ -82,7 +83,7 @@ class AdapterRegistry:
         return record
 
     def resolve(self, ref: str, viewer: Viewer, donors: Mapping[str, str] = _NO_DONORS) -> AdapterVersion:
-        """The version that a reference means now, with its files."""
+        """The version that a reference means now."""
         return self.resolve_all([ref], viewer, donors)[0]
 
     def resolve_all(
@@ -99,58 +100,14 @@ class AdapterRegistry:
             found = [self._donor(connection, ref, one, viewer, donors) for ref, one in parsed]
         for record in found:
             if record.damaged:
-                raise _lost(record.ref, record.reason)
+                raise lost(record.ref, record.reason)
             if record.state is VersionState.QUARANTINED:
                 raise Error(
                     Code.FAILED_PRECONDITION,
                     f"adapter {record.ref} is {record.state.value}: {record.reason}",
                     reason="ADAPTER_NOT_READY",
                 )
-        return tuple(self.located(record) for record in found)
-
-    def located(self, record: VersionRecord) -> AdapterVersion:
-        """A version with its files. DATA_LOSS when these are gone; the version is quarantined then."""
-        try:
-            return record.at(self._blobs.local_path(record.digest), self.sha256(record.digest))
-        except Error as error:
-            if not is_damage(error):
-                raise
-            self.mark_damaged(record.digest, error.message)
-            raise _lost(record.ref, f"{DAMAGED}{error.message}") from error
-
-    def sha256(self, digest: str) -> dict[str, str]:
-        """Name -> SHA-256 of the files of a stored folder that are computed with. DATA_LOSS if that is lost."""
-        return {e.name: e.digest for e in self._blobs.entries(digest) if e.name in COMPUTED_WITH}
-
-    def mark_damaged(self, digest: str, damage: str) -> None:
-        """Quarantine every version with this content, whose files have this ``damage``."""
-        if self.quarantine(digest, f"{DAMAGED}{damage}"):
-            self._damage.found(Kind.ADAPTER)
-
-    def quarantine(self, digest: str, reason: str) -> list[str]:
-        """Keep every usable version with this content from answering; gives them as ``name@version``."""
-        with self._db.write("quarantine") as connection:
-            refs = rows.quarantine(connection, digest, reason)
-        if refs:
-            log.error("quarantined %s: %s", ", ".join(refs), reason)
-        return refs
-
-    def check_damage(self, versions: Iterable[AdapterVersion]) -> None:
-        """Look at the files of versions one of which was found damaged by a reader.
-
-        Returns if all are whole (by now: a local copy was made anew). What is not is quarantined, and reported by
-        DATA_LOSS. Reads whole files: call it off the event loop.
-        """
-        for version in versions:
-            if not version.sha256:
-                continue
-            with self._db.read() as connection:
-                marked = rows.damage_of(connection, version.digest)
-            if marked is None and (found := self._blobs.recheck(version.digest, COMPUTED_WITH)):
-                marked = f"{DAMAGED}{'; '.join(map(str, found))}"
-                self.mark_damaged(version.digest, marked.removeprefix(DAMAGED))
-            if marked is not None:
-                raise _lost(version.ref, marked)
+        return tuple(self.files.located(record) for record in found)
 
     def get_version(self, ref: str, viewer: Viewer) -> VersionRecord:
         """The record that a reference means, whatever its state."""
@@ -350,12 +307,3 @@ def _previous(aliases: Sequence[Row[Any]], versions: Sequence[Row[Any]]) -> int:
     """The version that the bare name meant before, if it is not deleted; 0: none."""
     found = next((row.previous for row in aliases if row.alias == LATEST), None)
     return int(found) if found and any(row.version == found for row in versions) else 0
-
-
-def _lost(ref: str, reason: str) -> Error:
-    return Error(
-        Code.DATA_LOSS,
-        f"adapter {ref} is quarantined, {reason}. Use or promote another version of {ref.partition('@')[0]!r}, or "
-        "upload the same folder again, which heals it",
-        reason="ADAPTER_NOT_READY",
-    )

@@ -7,25 +7,23 @@ local folder (``local_blobs.py``) or anywhere that fsspec reaches, with a local 
 from __future__ import annotations
 
 import hashlib
-import re
 import time
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from threading import Condition, Lock
 
-from ...core import errors
 from ...core.errors import Code, Error, is_damage
 from ...host.files import read_regular, storage_errors
-from .files import Damage, FileEntry, find_damage
+from .files import Damage, FileEntry, damaged, find_damage, missing
+from .reader import BlobReader
 
 MARK = "loramux-store"
 """File at a place of blobs that names the store which they belong to: see :mod:`.blob_places`."""
-_DIGEST = re.compile(r"[0-9a-f]{64}", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +44,10 @@ class BlobStore(ABC):
     remote = False
     """Whether ``local_path`` may have to fetch a blob over a network. Otherwise it looks at a local folder."""
 
-    def __init__(self, grace_seconds: float = 0.0) -> None:
+    def __init__(self, folder: Path, grace_seconds: float = 0.0) -> None:
+        """``folder``: where the blobs are, or local copies of them."""
+        self.reader = BlobReader(folder)
+        """Reads folders that are in use. It can be made anew in another process, from the same folder."""
         self._grace = grace_seconds
         self._writers = 0
         self._collecting = False
@@ -64,6 +65,10 @@ class BlobStore(ABC):
         Durable on return; a folder with the same content is stored once. Raises INVALID_ARGUMENT for anything in
         it but regular files with plain names, RESOURCE_EXHAUSTED when the disk is full; then nothing is stored.
         """
+
+    def put_here(self, source: Path) -> Blob:
+        """``put_folder`` for what this machine alone needs, and nobody names later: a collection removes it."""
+        return self.put_folder(source)
 
     @abstractmethod
     def put_file(self, source: Path) -> Blob:
@@ -201,8 +206,10 @@ class BlobStore(ABC):
         with self._holding:
             return digest in self._held
 
-    def collect_orphans(self, referenced: Callable[[], Collection[str]]) -> tuple[str, ...]:
-        """Remove blobs that ``referenced()`` does not name; returns their digests.
+    def collect_orphans(
+        self, referenced: Callable[[], Collection[str]], among: Iterable[str] | None = None
+    ) -> tuple[str, ...]:
+        """Remove blobs (of all, or ``among`` some) that ``referenced()`` does not name; returns their digests.
 
         Waits for puts under way (``publishing``) and holds new ones back until it is done; ``referenced`` is asked
         in between, so it sees all their rows. What is in use (``holding``) stays until a later collection.
@@ -213,7 +220,7 @@ class BlobStore(ABC):
         try:
             # The blobs first: what another server puts after this is not among them.
             with storage_errors("cannot remove unused files"):
-                found = list(self.digests())
+                found = list(self.digests() if among is None else among)
                 kept = frozenset(referenced())
                 return tuple(d for d in found if d not in kept and self._is_old(d) and self._remove_unused(d))
         finally:
@@ -231,19 +238,3 @@ class BlobStore(ABC):
                 return False
             self._remove(digest)
         return True
-
-
-def is_digest(text: str) -> bool:
-    """Whether a text can be the name of a blob."""
-    return _DIGEST.fullmatch(text) is not None
-
-
-def missing(digest: str) -> Error:
-    """The error for a blob that is not there."""
-    return Error(Code.DATA_LOSS, f"the files of {digest[:64]!r} are missing from the store", reason=errors.MISSING)
-
-
-def damaged(digest: str, words: str = "") -> Error:
-    """The error for a blob that is not what its digest says."""
-    more = f": {words}" if words else ""
-    return Error(Code.DATA_LOSS, f"the files of {digest!r} are damaged{more}", reason=errors.DAMAGED)

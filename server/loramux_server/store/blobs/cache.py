@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
 
+from ...core.types import is_digest
 from ...host.files import sync_folder
-from .blobs import is_digest
 from .files import delete_path
 
 KEEP_SECONDS = 60.0

@@ -15,11 +15,13 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...core.errors import Code, Error
+from ...core.errors import DAMAGED, MISSING, Code, Error
 from ...host.files import open_regular, read_regular
 
 MAX_MANIFEST_BYTES = 64 << 10
 MAX_FILES = 64
+MANIFEST = ".manifest"
+"""Beside the files of a folder that is stored elsewhere, and of its local copy. No file of a folder is called so."""
 CHUNK = 1 << 20
 _HEADER = b"loramux folder 1\n"
 _FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}", re.ASCII)
@@ -50,8 +52,11 @@ class Damage:
 
 
 def names_in(folder: Path) -> list[str]:
-    """The names in a flat folder, in order. INVALID_ARGUMENT unless there are 1 to ``MAX_FILES``, all plain."""
-    names = sorted(entry.name for entry in os.scandir(folder))
+    """The names in a flat folder, in order, but for a copy's manifest.
+
+    INVALID_ARGUMENT unless there are 1 to ``MAX_FILES``, all plain.
+    """
+    names = sorted(name for name in os.listdir(folder) if name != MANIFEST)
     if not names or len(names) > MAX_FILES:
         raise Error(
             Code.INVALID_ARGUMENT,
@@ -149,7 +154,7 @@ def find_damage(
     checked = (check_file(place / entry.name, entry.name, entry.size_bytes, entry.digest) for entry in wanted)
     found = [damage for damage in checked if damage is not None]
     if only is None:
-        extra = sorted(set(os.listdir(place)) - {entry.name for entry in entries})
+        extra = sorted(set(os.listdir(place)) - {MANIFEST, *(entry.name for entry in entries)})
         found += [Damage(name, "was not there when the folder was stored", extra=True) for name in extra]
     return found
 
@@ -173,3 +178,14 @@ def delete_path(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+def missing(digest: str) -> Error:
+    """The error for a blob that is not there."""
+    return Error(Code.DATA_LOSS, f"the files of {digest[:64]!r} are missing from the store", reason=MISSING)
+
+
+def damaged(digest: str, words: str = "") -> Error:
+    """The error for a blob that is not what its digest says."""
+    more = f": {words}" if words else ""
+    return Error(Code.DATA_LOSS, f"the files of {digest!r} are damaged{more}", reason=DAMAGED)

@@ -14,19 +14,22 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Lock
 
+from ...core.types import is_digest
 from ...host.failpoints import reach
 from ...host.files import read_regular, storage_errors, sync_folder, write_durable
-from .blobs import MARK, Blob, BlobStore, damaged, is_digest, missing
+from .blobs import MARK, Blob, BlobStore
 from .files import (
     Damage,
     FileEntry,
     copy_file,
     copy_folder,
+    damaged,
     delete_path,
     files_of,
     find_damage,
     folder_digest,
     listed,
+    missing,
     write_manifest,
 )
 
@@ -40,7 +43,7 @@ class LocalBlobs(BlobStore):
     """Blobs under ``root``; ``tmp`` must be on the same file system. ``look_only`` writes nothing there."""
 
     def __init__(self, root: Path, tmp: Path, grace_seconds: float = 0.0, *, look_only: bool = False) -> None:
-        super().__init__(grace_seconds)
+        super().__init__(root, grace_seconds)
         self._root, self._tmp, self._look_only = root, tmp, look_only
         self._settling = Lock()
 

@@ -11,37 +11,39 @@ import hashlib
 import logging
 import os
 import uuid
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Lock
 from typing import Any
 
 from ...core.errors import Code, Error, is_damage
-from ...core.types import COMPUTED_WITH
+from ...core.types import COMPUTED_WITH, is_digest
 from ...host.failpoints import reach
 from ...host.files import read_regular, storage_errors, sync_folder, write_durable
-from .blobs import MARK, Blob, BlobStore, damaged, is_digest, missing
+from .blobs import MARK, Blob, BlobStore
 from .cache import KEEP_SECONDS, BlobCache
 from .files import (
     CHUNK,
+    MANIFEST,
     MAX_MANIFEST_BYTES,
     Damage,
     FileEntry,
     copy_file,
     copy_folder,
+    damaged,
     delete_path,
     files_of,
     find_damage,
     folder_digest,
+    listed,
+    missing,
     read_manifest,
     write_manifest,
 )
 
 log = logging.getLogger(__name__)
 
-MANIFEST = ".manifest"
-"""No file of a folder can be called so: their names begin with a letter, a digit or an underscore."""
 _STRIPES = 64
 
 
@@ -63,7 +65,7 @@ class RemoteBlobs(BlobStore):
         grace_seconds: float = 0.0,
         keep_seconds: float = KEEP_SECONDS,
     ) -> None:
-        super().__init__(grace_seconds)
+        super().__init__(cache, grace_seconds)
         self._fs, self._root, self._folder = fs, root.rstrip("/"), cache
         for left in cache.iterdir():
             if not is_digest(left.name):  # half a download, or half a removal
@@ -72,13 +74,20 @@ class RemoteBlobs(BlobStore):
         self._fetching = [Lock() for _ in range(_STRIPES)]
 
     def put_folder(self, source: Path) -> Blob:
+        return self._put_folder(source, self._upload_folder)
+
+    def put_here(self, source: Path) -> Blob:
+        return self._put_folder(source, lambda *_: None)
+
+    def _put_folder(self, source: Path, upload: Callable[[str, Path, list[FileEntry]], None]) -> Blob:
         with storage_errors("cannot store the files"), self._staged() as staged:
             staged.mkdir()
             entries = copy_folder(source, staged)
+            write_durable(staged / MANIFEST, write_manifest(entries))
             sync_folder(staged)
             reach("blob.written")
             digest = folder_digest(entries)
-            self._upload_folder(digest, staged, entries)
+            upload(digest, staged, entries)
             self._cache.put(digest, staged)
         return Blob(digest, sum(entry.size_bytes for entry in entries))
 
@@ -119,8 +128,10 @@ class RemoteBlobs(BlobStore):
 
     def recheck(self, digest: str, only: Collection[str]) -> list[Damage]:
         place = self._cache.get(digest)
-        if place is not None and find_damage(place, digest, self._manifest(digest), only):
-            self._cache.discard(digest)
+        if place is not None:
+            entries = listed(place / MANIFEST, digest)
+            if entries is None or find_damage(place, digest, entries, only):
+                self._cache.discard(digest)
         try:
             self.local_path(digest)
         except Error as error:
@@ -165,7 +176,7 @@ class RemoteBlobs(BlobStore):
     def _entries(self, digest: str) -> tuple[FileEntry, ...]:
         # The copy first: it can be asked while the store is away.
         place = self._cache.get(digest)
-        found = (place and files_of(place, digest)) or self._manifest(digest)
+        found = (place and (listed(place / MANIFEST, digest) or files_of(place, digest))) or self._manifest(digest)
         if found is None:
             raise missing(digest)
         return tuple(found)
@@ -187,12 +198,8 @@ class RemoteBlobs(BlobStore):
                 self._upload(staged / entry.name, f"{place}/{entry.name}", entry.size_bytes)
         reach("blob.uploaded")
         # Written anew in any case: that makes it young, and another server's collection passes over it.
-        manifest = self._folder / f"manifest-{uuid.uuid4().hex}"
-        try:
-            write_durable(manifest, data := write_manifest(entries))
-            self._upload(manifest, f"{place}/{MANIFEST}", len(data))
-        finally:
-            delete_path(manifest)
+        manifest = staged / MANIFEST
+        self._upload(manifest, f"{place}/{MANIFEST}", manifest.stat().st_size)
         reach("blob.durable")
 
     def _upload(self, source: Path, target: str, size: int) -> None:
@@ -218,6 +225,7 @@ class RemoteBlobs(BlobStore):
                 staged.mkdir()
                 for entry in entries:
                     self._download_part(digest, staged, entry)
+                write_durable(staged / MANIFEST, write_manifest(entries))
                 sync_folder(staged)
             return self._cache.put(digest, staged)
 
