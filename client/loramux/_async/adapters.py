@@ -110,3 +110,19 @@ class AsyncAdapters:
         """Let a version be evicted again."""
         request = filled(adapters_pb2.UnpinAdapterRequest(), adapter=ref)
         return responses.adapter(await self._transport.unary(self._stub.UnpinAdapter, request))
+
+    async def share(self, ref: str) -> Adapter:
+        """Publish a version of the caller's own adapter to all tenants, under the same name; for operators.
+
+        Gives the shared adapter, whose versions have numbers of their own. Sharing another version moves it on.
+        """
+        request = filled(adapters_pb2.ShareAdapterRequest(), adapter=ref)
+        return responses.adapter(await self._transport.unary(self._stub.ShareAdapter, request))
+
+    async def unshare(self, name: str) -> int:
+        """Take a shared adapter back; gives the number of shared versions that are gone. For operators.
+
+        The caller's own adapter stays.
+        """
+        request = filled(adapters_pb2.UnshareAdapterRequest(), name=name)
+        return (await self._transport.unary(self._stub.UnshareAdapter, request)).versions_unshared

@@ -19,7 +19,7 @@ MAX_MESSAGE = 64 << 20
 # Calls that may be made twice without harm. CreateJob is one because it carries an idempotency key.
 _REPEATABLE = {
     "InferenceService": ("GenerateOnce", "Score", "Tokenize"),
-    "AdapterService": ("ListAdapters", "GetAdapter", "SetAlias", "PinAdapter", "UnpinAdapter"),
+    "AdapterService": ("ListAdapters", "GetAdapter", "SetAlias", "PinAdapter", "UnpinAdapter", "ShareAdapter"),
     "TrainingService": ("ListDatasets", "ValidateDataset", "CreateJob", "GetJob", "ListJobs", "CancelJob"),
     "ServerService": ("GetServerInfo",),
 }

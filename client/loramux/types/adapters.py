@@ -68,6 +68,8 @@ class AdapterVersion:
     tier: str = "disk"
     """Where its weights are: ``device``, ``host`` or ``disk``."""
     pinned: bool = False
+    shared: bool = False
+    """Whether all tenants may use it."""
     last_used_at: float = 0.0
 
     @property
@@ -87,6 +89,7 @@ class Adapter:
 
     name: str
     tenant: str = ""
+    """Its owner; empty: it is shared by all."""
     current: AdapterVersion | None = None
     """The version that the plain name means; None: none is usable."""
     versions: tuple[AdapterVersion, ...] = ()
@@ -94,5 +97,7 @@ class Adapter:
     aliases: dict[str, int] = field(default_factory=dict)
     previous_version: int = 0
     """The version that the plain name meant before it moved, to roll back to; 0: none."""
+    shared: bool = False
+    """Whether all tenants may use it, or one of its versions."""
     created_at: float = 0.0
     updated_at: float = 0.0

@@ -190,6 +190,7 @@ class AdapterVersion(_message.Message):
     ASKED_WITH_FIELD_NUMBER: _builtins.int
     FOR_OTHER_BASE_FIELD_NUMBER: _builtins.int
     WARNINGS_FIELD_NUMBER: _builtins.int
+    SHARED_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Name of the adapter."""
     version: _builtins.int
@@ -234,6 +235,8 @@ class AdapterVersion(_message.Message):
     """
     for_other_base: _builtins.bool
     """Whether it was made for another base than this server has, and so cannot be used here."""
+    shared: _builtins.bool
+    """Whether all tenants may use it: it is a version of a shared adapter, or one of the same name has its content."""
     @_builtins.property
     def target_modules(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Kinds of linears that it changes, such as `q_proj`."""
@@ -293,10 +296,11 @@ class AdapterVersion(_message.Message):
         asked_with: _builtins.str = ...,
         for_other_base: _builtins.bool = ...,
         warnings: _abc.Iterable[_builtins.str] | None = ...,
+        shared: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["composed", b"composed"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["alpha", b"alpha", "asked_with", b"asked_with", "base_fingerprint", b"base_fingerprint", "base_name", b"base_name", "composed", b"composed", "created_at", b"created_at", "dataset_digest", b"dataset_digest", "digest", b"digest", "for_other_base", b"for_other_base", "gate_result", b"gate_result", "job_id", b"job_id", "last_used_at", b"last_used_at", "layers", b"layers", "metadata", b"metadata", "metrics", b"metrics", "name", b"name", "parent", b"parent", "pinned", b"pinned", "rank", b"rank", "rslora", b"rslora", "size_bytes", b"size_bytes", "state", b"state", "state_reason", b"state_reason", "target_modules", b"target_modules", "tier", b"tier", "trained_on", b"trained_on", "version", b"version", "warnings", b"warnings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alpha", b"alpha", "asked_with", b"asked_with", "base_fingerprint", b"base_fingerprint", "base_name", b"base_name", "composed", b"composed", "created_at", b"created_at", "dataset_digest", b"dataset_digest", "digest", b"digest", "for_other_base", b"for_other_base", "gate_result", b"gate_result", "job_id", b"job_id", "last_used_at", b"last_used_at", "layers", b"layers", "metadata", b"metadata", "metrics", b"metrics", "name", b"name", "parent", b"parent", "pinned", b"pinned", "rank", b"rank", "rslora", b"rslora", "shared", b"shared", "size_bytes", b"size_bytes", "state", b"state", "state_reason", b"state_reason", "target_modules", b"target_modules", "tier", b"tier", "trained_on", b"trained_on", "version", b"version", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -391,16 +395,19 @@ class Adapter(_message.Message):
     CREATED_AT_FIELD_NUMBER: _builtins.int
     UPDATED_AT_FIELD_NUMBER: _builtins.int
     PREVIOUS_VERSION_FIELD_NUMBER: _builtins.int
+    SHARED_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Name of the adapter."""
     tenant: _builtins.str
-    """Tenant that owns it."""
+    """Tenant that owns it. Empty: it is shared by all."""
     created_at: _builtins.float
     """When the name was first published, in seconds since 1970."""
     updated_at: _builtins.float
     """When its newest version was published or an alias moved, in seconds since 1970."""
     previous_version: _builtins.int
     """Version that the plain name meant before it moved, to roll back to. 0: none."""
+    shared: _builtins.bool
+    """Whether all tenants may use it, or one of its versions."""
     @_builtins.property
     def current(self) -> Global___AdapterVersion:
         """Version that the plain name means now. Unset: none is usable."""
@@ -424,10 +431,11 @@ class Adapter(_message.Message):
         created_at: _builtins.float = ...,
         updated_at: _builtins.float = ...,
         previous_version: _builtins.int = ...,
+        shared: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["current", b"current"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["aliases", b"aliases", "created_at", b"created_at", "current", b"current", "name", b"name", "previous_version", b"previous_version", "tenant", b"tenant", "updated_at", b"updated_at", "versions", b"versions"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["aliases", b"aliases", "created_at", b"created_at", "current", b"current", "name", b"name", "previous_version", b"previous_version", "shared", b"shared", "tenant", b"tenant", "updated_at", b"updated_at", "versions", b"versions"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -917,3 +925,69 @@ class ComposeAdapterResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ComposeAdapterResponse: _TypeAlias = ComposeAdapterResponse  # noqa: Y015
+
+@_typing.final
+class ShareAdapterRequest(_message.Message):
+    """Names the version to share."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ADAPTER_FIELD_NUMBER: _builtins.int
+    adapter: _builtins.str
+    """`name`, `name@version` or `name@alias` of an adapter of the caller's tenant."""
+    def __init__(
+        self,
+        *,
+        adapter: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ShareAdapterRequest: _TypeAlias = ShareAdapterRequest  # noqa: Y015
+
+@_typing.final
+class UnshareAdapterRequest(_message.Message):
+    """Names the shared adapter to take back."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Name of the adapter, without a version."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UnshareAdapterRequest: _TypeAlias = UnshareAdapterRequest  # noqa: Y015
+
+@_typing.final
+class UnshareAdapterResponse(_message.Message):
+    """What was taken back."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VERSIONS_UNSHARED_FIELD_NUMBER: _builtins.int
+    versions_unshared: _builtins.int
+    """Number of shared versions that are gone."""
+    def __init__(
+        self,
+        *,
+        versions_unshared: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["versions_unshared", b"versions_unshared"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UnshareAdapterResponse: _TypeAlias = UnshareAdapterResponse  # noqa: Y015

@@ -80,6 +80,16 @@ class AdapterServiceStub:
                 request_serializer=loramux_dot_v1_dot_adapters__pb2.ComposeAdapterRequest.SerializeToString,
                 response_deserializer=loramux_dot_v1_dot_adapters__pb2.ComposeAdapterResponse.FromString,
                 _registered_method=True)
+        self.ShareAdapter = channel.unary_unary(
+                '/loramux.v1.AdapterService/ShareAdapter',
+                request_serializer=loramux_dot_v1_dot_adapters__pb2.ShareAdapterRequest.SerializeToString,
+                response_deserializer=loramux_dot_v1_dot_adapters__pb2.Adapter.FromString,
+                _registered_method=True)
+        self.UnshareAdapter = channel.unary_unary(
+                '/loramux.v1.AdapterService/UnshareAdapter',
+                request_serializer=loramux_dot_v1_dot_adapters__pb2.UnshareAdapterRequest.SerializeToString,
+                response_deserializer=loramux_dot_v1_dot_adapters__pb2.UnshareAdapterResponse.FromString,
+                _registered_method=True)
 
 
 class AdapterServiceServicer:
@@ -149,6 +159,20 @@ class AdapterServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ShareAdapter(self, request, context):
+        """Publishes a version of the caller's adapter to all tenants, under the same name. For operators.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UnshareAdapter(self, request, context):
+        """Takes a shared adapter back. Requests that use it finish; the caller's own adapter stays. For operators.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AdapterServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -196,6 +220,16 @@ def add_AdapterServiceServicer_to_server(servicer, server):
                     servicer.ComposeAdapter,
                     request_deserializer=loramux_dot_v1_dot_adapters__pb2.ComposeAdapterRequest.FromString,
                     response_serializer=loramux_dot_v1_dot_adapters__pb2.ComposeAdapterResponse.SerializeToString,
+            ),
+            'ShareAdapter': grpc.unary_unary_rpc_method_handler(
+                    servicer.ShareAdapter,
+                    request_deserializer=loramux_dot_v1_dot_adapters__pb2.ShareAdapterRequest.FromString,
+                    response_serializer=loramux_dot_v1_dot_adapters__pb2.Adapter.SerializeToString,
+            ),
+            'UnshareAdapter': grpc.unary_unary_rpc_method_handler(
+                    servicer.UnshareAdapter,
+                    request_deserializer=loramux_dot_v1_dot_adapters__pb2.UnshareAdapterRequest.FromString,
+                    response_serializer=loramux_dot_v1_dot_adapters__pb2.UnshareAdapterResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -442,6 +476,60 @@ class AdapterService:
             '/loramux.v1.AdapterService/ComposeAdapter',
             loramux_dot_v1_dot_adapters__pb2.ComposeAdapterRequest.SerializeToString,
             loramux_dot_v1_dot_adapters__pb2.ComposeAdapterResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ShareAdapter(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/loramux.v1.AdapterService/ShareAdapter',
+            loramux_dot_v1_dot_adapters__pb2.ShareAdapterRequest.SerializeToString,
+            loramux_dot_v1_dot_adapters__pb2.Adapter.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UnshareAdapter(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/loramux.v1.AdapterService/UnshareAdapter',
+            loramux_dot_v1_dot_adapters__pb2.UnshareAdapterRequest.SerializeToString,
+            loramux_dot_v1_dot_adapters__pb2.UnshareAdapterResponse.FromString,
             options,
             channel_credentials,
             insecure,

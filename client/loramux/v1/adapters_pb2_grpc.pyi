@@ -51,6 +51,10 @@ class AdapterServiceStub:
     """Lets a pinned version be evicted again."""
     ComposeAdapter: _grpc.UnaryUnaryMultiCallable[_adapters_pb2.ComposeAdapterRequest, _adapters_pb2.ComposeAdapterResponse]
     """Merges a weighted stack into a new version."""
+    ShareAdapter: _grpc.UnaryUnaryMultiCallable[_adapters_pb2.ShareAdapterRequest, _adapters_pb2.Adapter]
+    """Publishes a version of the caller's adapter to all tenants, under the same name. For operators."""
+    UnshareAdapter: _grpc.UnaryUnaryMultiCallable[_adapters_pb2.UnshareAdapterRequest, _adapters_pb2.UnshareAdapterResponse]
+    """Takes a shared adapter back. Requests that use it finish; the caller's own adapter stays. For operators."""
 
 @_typing.type_check_only
 class AdapterServiceAsyncStub(AdapterServiceStub):
@@ -75,6 +79,10 @@ class AdapterServiceAsyncStub(AdapterServiceStub):
     """Lets a pinned version be evicted again."""
     ComposeAdapter: _aio.UnaryUnaryMultiCallable[_adapters_pb2.ComposeAdapterRequest, _adapters_pb2.ComposeAdapterResponse]  # type: ignore[assignment]
     """Merges a weighted stack into a new version."""
+    ShareAdapter: _aio.UnaryUnaryMultiCallable[_adapters_pb2.ShareAdapterRequest, _adapters_pb2.Adapter]  # type: ignore[assignment]
+    """Publishes a version of the caller's adapter to all tenants, under the same name. For operators."""
+    UnshareAdapter: _aio.UnaryUnaryMultiCallable[_adapters_pb2.UnshareAdapterRequest, _adapters_pb2.UnshareAdapterResponse]  # type: ignore[assignment]
+    """Takes a shared adapter back. Requests that use it finish; the caller's own adapter stays. For operators."""
 
 class AdapterServiceServicer(metaclass=_abc_1.ABCMeta):
     """Lists, moves in and out, and removes adapters."""
@@ -150,5 +158,21 @@ class AdapterServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_adapters_pb2.ComposeAdapterResponse, _abc.Awaitable[_adapters_pb2.ComposeAdapterResponse]]:
         """Merges a weighted stack into a new version."""
+
+    @_abc_1.abstractmethod
+    def ShareAdapter(
+        self,
+        request: _adapters_pb2.ShareAdapterRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_adapters_pb2.Adapter, _abc.Awaitable[_adapters_pb2.Adapter]]:
+        """Publishes a version of the caller's adapter to all tenants, under the same name. For operators."""
+
+    @_abc_1.abstractmethod
+    def UnshareAdapter(
+        self,
+        request: _adapters_pb2.UnshareAdapterRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_adapters_pb2.UnshareAdapterResponse, _abc.Awaitable[_adapters_pb2.UnshareAdapterResponse]]:
+        """Takes a shared adapter back. Requests that use it finish; the caller's own adapter stays. For operators."""
 
 def add_AdapterServiceServicer_to_server(servicer: AdapterServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

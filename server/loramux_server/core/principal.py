@@ -25,12 +25,16 @@ class Principal:
     """The caller, made once for each call by the door and handed down from there: nothing below assumes a tenant."""
 
     tenant: str
-    """Owner of the adapters, datasets and jobs that the call may see."""
+    """Owner of the adapters, datasets and jobs that the call may see. Never empty."""
     scopes: frozenset[Scope]
     key_id: str = ""
     """The key that was presented; empty: none."""
     adapters: frozenset[str] | None = None
     """Names of the adapters that the key may use; None: all that the tenant may."""
+
+    def __post_init__(self) -> None:
+        if not self.tenant:  # what belongs to nobody is shared by all
+            raise ValueError("a caller needs a tenant")
 
     def may_use(self, adapter: str) -> bool:
         """Whether the key may use the adapter of this name."""

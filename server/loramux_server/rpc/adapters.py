@@ -87,6 +87,13 @@ class AdapterServicer(adapters_pb2_grpc.AdapterServiceServicer):
         wanted = compose_from_proto(request, calls.principal())
         return pb.ComposeAdapterResponse(version=version_to_proto(await self._open().adapters.compose(wanted)))
 
+    async def ShareAdapter(self, request: pb.ShareAdapterRequest, context: Context) -> pb.Adapter:
+        return adapter_to_proto(await self._open().adapters.share(request.adapter, calls.principal()))
+
+    async def UnshareAdapter(self, request: pb.UnshareAdapterRequest, context: Context) -> pb.UnshareAdapterResponse:
+        gone = await self._open().adapters.unshare(request.name, calls.principal())
+        return pb.UnshareAdapterResponse(versions_unshared=gone)
+
 
 async def _pieces(requests: AsyncIterator[pb.UploadAdapterRequest]) -> AsyncIterator[tuple[str, bytes]]:
     async for request in requests:

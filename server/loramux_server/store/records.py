@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from ..core.jobs import JobRequest, JobState, JudgedRow, TrainEvent
@@ -71,6 +71,10 @@ class AdapterMeta:
     metrics: dict[str, float] = field(default_factory=dict)
     metadata: dict[str, str] = field(default_factory=dict)
 
+    def without_references(self) -> AdapterMeta:
+        """The same for another owner, to whom names of jobs, data and adapters mean nothing, or something else."""
+        return replace(self, job_id="", dataset_digest="", parent="", trained_on=(), composed=None)
+
 
 @dataclass(frozen=True, slots=True)
 class VersionRecord:
@@ -87,7 +91,10 @@ class VersionRecord:
     current: bool = False
     """Whether the bare name means this version."""
     pinned: bool = False
+    shared: bool = False
+    """Whether all tenants may use it: the shared adapter of this name has its content."""
     last_used: float | None = None
+    """When its owner last used it; what is shared has no such owner."""
     reason: str = ""
     """Why it is quarantined."""
     replaced: int | None = None
@@ -124,6 +131,11 @@ class AdapterRecord:
     aliases: dict[str, int]
     previous: int = 0
     """The version that the bare name meant before, to roll back to; 0: none."""
+
+    @property
+    def shared(self) -> bool:
+        """Whether all tenants may use it, or one of its versions."""
+        return any(version.shared for version in self.versions)
 
     @property
     def current(self) -> VersionRecord | None:

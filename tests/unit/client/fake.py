@@ -239,6 +239,17 @@ class AdapterRegistry(adapters_pb2_grpc.AdapterServiceServicer):
         self.fake.take("PinAdapter", request, context)
         return adapters_pb2.Adapter(name=request.adapter, current=version())
 
+    def ShareAdapter(self, request: Any, context: Any) -> Any:
+        self.fake.take("ShareAdapter", request, context)
+        name = request.adapter.partition("@")[0]
+        shared = version(name, 1)
+        shared.shared = True
+        return adapters_pb2.Adapter(name=name, current=shared, versions=[shared], shared=True)
+
+    def UnshareAdapter(self, request: Any, context: Any) -> Any:
+        self.fake.take("UnshareAdapter", request, context)
+        return adapters_pb2.UnshareAdapterResponse(versions_unshared=2)
+
     def UnpinAdapter(self, request: Any, context: Any) -> Any:
         self.fake.take("UnpinAdapter", request, context)
         return adapters_pb2.Adapter(name=request.adapter, current=version())

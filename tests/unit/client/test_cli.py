@@ -166,6 +166,9 @@ def test_adapters(fake: Fake, shell: Shell, tmp_path: Path) -> None:
     assert shell.out == "published acme@1\n"
     assert dict(fake.last("UploadAdapter").metadata) == {"by": "me"}
     assert (shell("adapters", "alias", "acme", "2"), fake.last("SetAlias").version) == (0, 2)
+    assert shell("adapters", "share", "acme@2") == 0
+    assert shell.out == "acme@2 is shared as acme@1, with all tenants that have no acme of their own\n"
+    assert (shell("adapters", "unshare", "acme"), shell.out) == (0, "acme is no longer shared (2 versions)\n")
     assert (shell("adapters", "pin", "acme@2"), shell("adapters", "unpin", "acme@2")) == (0, 0)
     assert shell("adapters", "merge", "mix", "-a", "acme", "-a", "b:0.5", "--method", "svd", "--rank", "4") == 0
     assert "published mix@1" in shell.out

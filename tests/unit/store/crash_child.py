@@ -29,6 +29,10 @@ def act(store: Store, source: Path, action: str) -> str:
         return store.adapters.publish("acme", "t", source, AdapterMeta(4, 8.0)).ref
     if action == "alias":
         return store.adapters.set_alias("old", 1, "t").ref
+    if action == "share":
+        return store.adapters.share("old@1", "t").name
+    if action == "unshare":
+        return str(len(store.adapters.unshare("old", "t")))
     if action == "delete":
         store.adapters.delete("old", "t")
         return str(store.collect_orphans())

@@ -225,7 +225,7 @@ def test_last_use_is_seen_at_once_and_survives(tmp_path: Path, folder: Make) -> 
     store = Store.open(tmp_path / "state", now=lambda: float(next(clock)))
     digest = store.adapters.publish("acme", "t", folder("a"), META).digest
     assert store.adapters.get_version("acme", "t").last_used is None
-    store.adapters.touch([digest])
+    store.adapters.touch([digest], "t")
     used = store.adapters.get_version("acme", "t").last_used
     assert used is not None
     assert store.adapters.list("t")[0][0].versions[0].last_used == used

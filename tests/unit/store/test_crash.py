@@ -101,6 +101,31 @@ def test_alias(state: Path, tmp_path: Path, failpoint: str, current: int) -> Non
     store.close()
 
 
+@pytest.mark.parametrize(("failpoint", "shared"), [("share.before_commit", False), ("share.committed", True)])
+def test_share(state: Path, tmp_path: Path, failpoint: str, shared: bool) -> None:
+    crash(state, tmp_path, "share", failpoint)
+    store = Store.open(state)
+    sound(store)
+    assert [found.shared for found in store.adapters.list("u")[0]] == [True] * shared
+    # the operator who got no answer tries again: one shared version, whichever way it went
+    assert len(store.adapters.share("old@1", "t").versions) == 1
+    assert store.adapters.resolve("old", "t").version == 2
+    store.close()
+
+
+@pytest.mark.parametrize(("failpoint", "shared"), [("unshare.before_commit", True), ("unshare.committed", False)])
+def test_unshare(state: Path, tmp_path: Path, failpoint: str, shared: bool) -> None:
+    store = Store.open(state)
+    store.adapters.share("old@1", "t")
+    store.close()
+    crash(state, tmp_path, "unshare", failpoint)
+    store = Store.open(state)
+    sound(store)
+    assert [found.shared for found in store.adapters.list("u")[0]] == [True] * shared
+    assert exists(store, "old@1")
+    store.close()
+
+
 @pytest.mark.parametrize(("failpoint", "there"), [("alias.before_commit", True), ("alias.committed", False)])
 def test_remove_alias(state: Path, tmp_path: Path, failpoint: str, there: bool) -> None:
     store = Store.open(state)

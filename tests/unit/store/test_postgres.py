@@ -141,7 +141,7 @@ def test_adapters_live_as_in_sqlite(store: Store, folder: Make, tmp_path: Path, 
         again.adapters.resolve("a", "other")
     assert caught.value.code is Code.NOT_FOUND
     again.adapters.remove_alias("a", "t", "old")
-    again.adapters.touch([record.versions[0].digest])
+    again.adapters.touch([record.versions[0].digest], "t")
     again.adapters.flush()
     again.adapters.delete("a", "t")
     assert len(again.collect_orphans()) == 2

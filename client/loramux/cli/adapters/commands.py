@@ -32,13 +32,14 @@ from ..common import (
 )
 from ..completion import complete_adapter
 from ..tables import print_comparison, print_table
-from . import promotion
+from . import promotion, sharing
 from .lineage import Fetch, lineage
 
 app = typer.Typer(
     name="adapters", help="List, move in and out, promote, merge and remove adapters.", no_args_is_help=True
 )
 promotion.register(app)
+sharing.register(app)
 
 Ref = Annotated[
     str,
@@ -75,6 +76,7 @@ def _row(adapter: Adapter) -> list[object]:
     where = f"{version.tier}, pinned" if version.pinned else version.tier
     created, used = when(version.created_at), when(version.last_used_at)
     state = "for another base" if version.for_other_base else f"{version.state}{' (!)' if version.warnings else ''}"
+    state += ", shared" if version.shared else ""
     return [adapter.name, version.version, version.rank, size(version.size_bytes), where, state, created, used]
 
 
@@ -92,7 +94,7 @@ def show(context: typer.Context, ref: Ref, json: Json = False) -> None:
     print_fields(
         [
             ("name", adapter.name),
-            ("tenant", adapter.tenant),
+            ("tenant", adapter.tenant or ("all: it is shared" if adapter.shared else "")),
             ("current", current.ref if current else "none"),
             ("before", f"{adapter.name}@{adapter.previous_version}" if adapter.previous_version else ""),
             ("aliases", ", ".join(f"{adapter.name}@{alias} = {v}" for alias, v in adapter.aliases.items())),
@@ -129,6 +131,7 @@ def _details(v: AdapterVersion) -> list[tuple[str, object]]:
         ("size", size(v.size_bytes)),
         ("base", v.base_name),
         ("where", f"{v.tier}, pinned" if v.pinned else v.tier),
+        ("shared", "with all tenants" if v.shared else ""),
         ("created", moment(v.created_at)),
         ("last used", moment(v.last_used_at)),
         ("job", v.job_id),

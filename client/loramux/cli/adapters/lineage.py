@@ -59,7 +59,11 @@ def _sources(version: AdapterVersion) -> Iterator[tuple[str, str]]:
 def _title(version: AdapterVersion) -> str:
     if version.composed:
         return f"{version.ref} merged by {version.composed.method}, error {version.composed.error:.3g}"
-    return f"{version.ref} trained by {version.job_id}" if version.job_id else f"{version.ref} uploaded"
+    return (
+        f"{version.ref} trained by {version.job_id}"
+        if version.job_id
+        else f"{version.ref} {'shared' if version.shared else 'uploaded'}"
+    )
 
 
 def _find(ref: str, fetch: Fetch) -> AdapterVersion | None:

@@ -38,6 +38,8 @@ METHODS: Mapping[str, Method] = MappingProxyType(
         "loramux.v1.AdapterService/PinAdapter": Method(Scope.WRITE_ADAPTERS, audited=True),
         "loramux.v1.AdapterService/UnpinAdapter": Method(Scope.WRITE_ADAPTERS, audited=True),
         "loramux.v1.AdapterService/ComposeAdapter": Method(Scope.WRITE_ADAPTERS, audited=True),
+        "loramux.v1.AdapterService/ShareAdapter": Method(Scope.ADMIN, audited=True),
+        "loramux.v1.AdapterService/UnshareAdapter": Method(Scope.ADMIN, audited=True),
         "loramux.v1.TrainingService/UploadDataset": Method(Scope.TRAIN, audited=True),
         "loramux.v1.TrainingService/ListDatasets": Method(Scope.TRAIN),
         "loramux.v1.TrainingService/ValidateDataset": Method(Scope.TRAIN),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -122,14 +122,31 @@ class AdapterService:
         about(ref)
         gone = await asyncio.to_thread(self._store.adapters.delete, ref, principal)
         about(ref, versions=", ".join(str(record.version) for record in gone))
-        kept = await asyncio.to_thread(self._store.adapters.referenced_digests)
-        if any(record.pinned for record in gone):
-            async with self._pinning:
-                await self._keep_pinned()
-        for record in gone:
-            if record.digest not in kept:
-                await self._unload(record.digest)
-        self.deleted.set()
+        await self._forget(gone)
+        return len(gone)
+
+    async def share(self, ref: str, principal: Principal) -> AdapterInfo:
+        """Publish a version of the caller's tenant to all tenants under its name, once that version is resident.
+
+        Gives the shared adapter. Raises PERMISSION_DENIED where only the shared adapter has the name.
+        """
+        about(ref)
+        version = await asyncio.to_thread(self._store.adapters.resolve, ref, principal)
+        about(version.ref)
+        await self._backend.load(version)
+        record = await asyncio.to_thread(self._store.adapters.share, version.ref, principal)
+        tiers = await self._tiers()
+        return await asyncio.to_thread(self._views.adapter, record, tiers, versions=record.versions)
+
+    async def unshare(self, name: str, principal: Principal) -> int:
+        """Take a shared adapter back from all tenants; gives the number of shared versions that are gone.
+
+        Requests that run finish with what they have. NOT_FOUND when no adapter of that name is shared.
+        """
+        about(name)
+        gone = await asyncio.to_thread(self._store.adapters.unshare, name, principal)
+        about(name, versions=", ".join(str(record.version) for record in gone))
+        await self._forget(gone)
         return len(gone)
 
     async def set_alias(self, name: str, version: int, principal: Principal, *, alias: str = "") -> AdapterInfo:
@@ -196,6 +213,17 @@ class AdapterService:
         record = await self._composing.compose(request)
         about(record.ref)
         return await self._version(record)
+
+    async def _forget(self, gone: Sequence[VersionRecord]) -> None:
+        """Let deleted versions leave memory, and have their files collected, unless others have the same content."""
+        kept = await asyncio.to_thread(self._store.adapters.referenced_digests)
+        if any(record.pinned for record in gone):
+            async with self._pinning:
+                await self._keep_pinned()
+        for record in gone:
+            if record.digest not in kept:
+                await self._unload(record.digest)
+        self.deleted.set()
 
     def _pinned(self) -> tuple[AdapterVersion, ...]:
         """What is pinned and has its files."""

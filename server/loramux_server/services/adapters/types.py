@@ -27,6 +27,8 @@ class AdapterInfo:
     updated_at: float = 0.0
     previous_version: int = 0
     """The version that the plain name meant before; 0: none."""
+    shared: bool = False
+    """Whether all tenants may use it, or one of its versions."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,6 +41,7 @@ class AdapterViews:
             versions=tuple(self.version(v, tiers) for v in sorted(versions, key=lambda v: -v.version)),
             aliases={alias: version for alias, version in record.aliases.items() if alias != LATEST},
             previous_version=record.previous,
+            shared=record.shared,
             created_at=record.created,
             updated_at=max((v.created for v in record.versions), default=record.created),
         )

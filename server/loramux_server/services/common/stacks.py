@@ -98,7 +98,7 @@ class StackResolver:
                     raise
             else:
                 self._remember(names, tenant_of(viewer), versions)
-        self._store.adapters.touch([version.digest for version in versions])
+        self._store.adapters.touch([version.digest for version in versions], tenant_of(viewer))
         entries = (StackEntry(version, item.weight) for version, item in zip(versions, items, strict=True))
         return Stack(tuple(entries))
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
@@ -14,14 +15,14 @@ from sqlalchemy import Connection, Row
 from sqlalchemy.exc import IntegrityError
 
 from ...core.errors import Code, Error, adapter_not_found, invalid_field
-from ...core.principal import Viewer, tenant_of
+from ...core.principal import Viewer, may_find, tenant_of
 from ...core.types import AdapterVersion
 from ..blobs.blobs import Blob, BlobStore
 from ..damage import DamageCount
 from ..database import Database
 from ..paging import check_page_size, make_token, read_token
 from ..quotas import check_adapter
-from ..records import AdapterMeta, AdapterRecord, VersionRecord, VersionState
+from ..records import SHARED, AdapterMeta, AdapterRecord, VersionRecord, VersionState
 from . import rows
 from .files import AdapterFiles, lost
 from .refs import LATEST, Ref, check_alias, check_name, check_new_name, parse_ref
@@ -71,16 +72,39 @@ class AdapterRegistry:
         check_new_name(name)
         with self._blobs.publishing():
             blob = self._blobs.put_folder(folder)
-            try:
-                with self._db.write("publish") as connection:
-                    record = self._insert(connection, name, owner, blob, meta, promote)
-                    if also is not None:
-                        also(connection, record)
-            except IntegrityError as exc:  # two servers on one database: both took the same number
-                raise Error(
-                    Code.ABORTED, f"adapter {name!r} was published by someone else just now; try again"
-                ) from exc
+            with self._numbering(name), self._db.write("publish") as connection:
+                rows.heal(connection, blob.digest)  # the files have just been stored again
+                record = self._insert(connection, name, owner, blob, meta, promote)
+                if also is not None:
+                    also(connection, record)
         return record
+
+    def share(self, ref: str, viewer: Viewer) -> AdapterRecord:
+        """Publish a version of the viewer's tenant to all tenants; the shared adapter of its name means it from now on.
+
+        The shared version is one of its own, with the same content: it stays when the tenant's is deleted, and names
+        nothing else of the tenant's. Gives the shared adapter. Raises FAILED_PRECONDITION unless the version is READY.
+        """
+        parsed = parse_ref(ref)
+        with self._blobs.publishing(), self._numbering(parsed.name), self._db.write("share") as connection:
+            self._own(connection, ref, parsed.name, viewer)
+            record = self._find(connection, ref, parsed, viewer)
+            if record.state is not VersionState.READY:
+                raise _not_ready(record.ref, record.state, record.reason)
+            blob = Blob(record.digest, record.size_bytes)
+            self._insert(connection, record.name, SHARED, blob, record.meta.without_references(), True)
+            return self._whole(connection, [self._adapter(connection, ref, record.name, SHARED)])[0]
+
+    def unshare(self, name: str, viewer: Viewer) -> tuple[VersionRecord, ...]:
+        """Delete the shared adapter of a name; returns its versions. What tenants have of that name stays."""
+        check_name(name)
+        with self._db.write("unshare") as connection:
+            shared = rows.visible_adapter(connection, name, SHARED) if may_find(viewer, name) else None
+            if shared is None:
+                raise Error(Code.NOT_FOUND, f"no adapter {name!r} is shared", reason="ADAPTER_NOT_FOUND")
+            gone = self._whole(connection, [shared])[0].versions
+            rows.delete_versions(connection, shared.id, [version.version for version in gone])
+        return gone
 
     def resolve(self, ref: str, viewer: Viewer, donors: Mapping[str, str] = _NO_DONORS) -> AdapterVersion:
         """The version that a reference means now."""
@@ -102,11 +126,7 @@ class AdapterRegistry:
             if record.damaged:
                 raise lost(record.ref, record.reason)
             if record.state is VersionState.QUARANTINED:
-                raise Error(
-                    Code.FAILED_PRECONDITION,
-                    f"adapter {record.ref} is {record.state.value}: {record.reason}",
-                    reason="ADAPTER_NOT_READY",
-                )
+                raise _not_ready(record.ref, record.state, record.reason)
         return tuple(self.files.located(record) for record in found)
 
     def get_version(self, ref: str, viewer: Viewer) -> VersionRecord:
@@ -160,9 +180,7 @@ class AdapterRegistry:
             if row is None:
                 raise adapter_not_found(ref)
             if row.state != VersionState.READY:
-                raise Error(
-                    Code.FAILED_PRECONDITION, f"adapter {ref} is {row.state}: {row.reason}", reason="ADAPTER_NOT_READY"
-                )
+                raise _not_ready(ref, row.state, row.reason)
             rows.put_alias(connection, adapter.id, alias, version)
             return self._find(connection, ref, Ref(name, version=version), viewer)
 
@@ -212,9 +230,9 @@ class AdapterRegistry:
         with self._db.read() as connection:
             return tuple(rows.version_record(row) for row in rows.pinned(connection))
 
-    def touch(self, digests: Sequence[str]) -> None:
-        """Note that versions were used now. Cheap: kept in memory and written now and then."""
-        self._usage.touch(digests)
+    def touch(self, digests: Sequence[str], tenant: str) -> None:
+        """Note that a tenant used versions now. Cheap: kept in memory and written now and then."""
+        self._usage.touch(digests, tenant)
 
     def flush(self) -> None:
         """Write the uses noted so far."""
@@ -225,6 +243,14 @@ class AdapterRegistry:
         with self._db.read() as connection:
             return rows.live_digests(connection)
 
+    @contextmanager
+    def _numbering(self, name: str) -> Iterator[None]:
+        """Around the insertion of a version. ABORTED when two servers on one database took the same number."""
+        try:
+            yield
+        except IntegrityError as exc:
+            raise Error(Code.ABORTED, f"adapter {name!r} was published by someone else just now; try again") from exc
+
     def _insert(
         self, connection: Connection, name: str, owner: str, blob: Blob, meta: AdapterMeta, promote: bool
     ) -> VersionRecord:
@@ -232,9 +258,9 @@ class AdapterRegistry:
         adapter_id = rows.adapter_id(connection, name, owner, now)
         before = rows.aliased(connection, adapter_id, LATEST)
         same = rows.version_with_digest(connection, adapter_id, blob.digest)
-        rows.heal(connection, blob.digest)  # the files have just been stored again
         if same is None:
-            check_adapter(connection, owner, adapter_id, blob.size_bytes)
+            if owner != SHARED:  # what the operator shares is its own business
+                check_adapter(connection, owner, adapter_id, blob.size_bytes)
             version = rows.insert_version(connection, adapter_id, blob, meta, now)
         else:
             version = same.version
@@ -282,7 +308,8 @@ class AdapterRegistry:
         if adapter.owner != tenant_of(viewer):
             raise Error(
                 Code.PERMISSION_DENIED,
-                f"adapter {name!r} is shared by all tenants; only an administrator may change it",
+                f"adapter {name!r} is shared by all tenants and cannot be changed; an operator can take it back with: "
+                f"loramux adapters unshare {name}",
                 reason="ADAPTER_IS_SHARED",
             )
         return adapter
@@ -307,3 +334,7 @@ def _previous(aliases: Sequence[Row[Any]], versions: Sequence[Row[Any]]) -> int:
     """The version that the bare name meant before, if it is not deleted; 0: none."""
     found = next((row.previous for row in aliases if row.alias == LATEST), None)
     return int(found) if found and any(row.version == found for row in versions) else 0
+
+
+def _not_ready(ref: str, state: str, reason: str) -> Error:
+    return Error(Code.FAILED_PRECONDITION, f"adapter {ref} is {state}: {reason}", reason="ADAPTER_NOT_READY")

@@ -24,8 +24,16 @@ AdapterRow = Row[int, str, str, float]
 _LIVE = v.c.state != VersionState.DELETED.value
 _HAS_LIVE = sa.exists().where(v.c.adapter_id == a.c.id, _LIVE)
 _ADAPTER = sa.select(a.c.id, a.c.owner, a.c.name, a.c.created)
+_IS_SHARED = (
+    sa.exists()
+    .where((same := v.alias()).c.digest == v.c.digest, same.c.state != VersionState.DELETED.value)
+    .where(
+        (everyones := a.alias()).c.id == same.c.adapter_id, everyones.c.name == a.c.name, everyones.c.owner == SHARED
+    )
+    .correlate(v, a)
+)
 _ANY_VERSION = (
-    sa.select(v, a.c.name, a.c.owner, (al.c.version.is_not(None)).label("current"))
+    sa.select(v, a.c.name, a.c.owner, (al.c.version.is_not(None)).label("current"), _IS_SHARED.label("shared"))
     .join(a, a.c.id == v.c.adapter_id)
     .outerjoin(al, sa.and_(al.c.adapter_id == v.c.adapter_id, al.c.alias == LATEST, al.c.version == v.c.version))
 )
