@@ -259,8 +259,7 @@ class AdapterRegistry:
         before = rows.aliased(connection, adapter_id, LATEST)
         same = rows.version_with_digest(connection, adapter_id, blob.digest)
         if same is None:
-            if owner != SHARED:  # what the operator shares is its own business
-                check_adapter(connection, owner, adapter_id, blob.size_bytes)
+            check_adapter(connection, owner, adapter_id, blob.size_bytes)
             version = rows.insert_version(connection, adapter_id, blob, meta, now)
         else:
             version = same.version
