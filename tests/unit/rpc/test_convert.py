@@ -79,6 +79,7 @@ VERSION = VersionRecord(
     ),
     created=1.5,
     pinned=True,
+    shared=True,
     last_used=2.5,
     reason="why",
     rslora=True,
@@ -275,7 +276,7 @@ def test_adapter_versions_carry_every_field() -> None:
     assert (composed.error, composed.density, composed.seed, composed.HasField("rank")) == (0.25, 0.5, 7, False)
     assert composed.method == adapters_pb2.COMPOSE_METHOD_DARE_TIES
     assert common.stack_from_proto(composed.stack.entries) == STACK
-    info = AdapterInfo("acme", "default", None, (VERSION,), {"best": 3}, 1.0, 2.0, 4)
+    info = AdapterInfo("acme", "default", None, (VERSION,), {"best": 3}, 1.0, 2.0, 4, shared=True)
     assert unset(adapters.adapter_to_proto(info)) == {"current"}
     assert adapters.adapter_to_proto(info).previous_version == 4
     assert adapters.adapter_to_proto(replace(info, current=VERSION)).current == message
