@@ -107,7 +107,7 @@ def test_nobody_changes_a_shared_adapter_but_who_may_share(store: Store, folder:
 
 def test_only_what_can_be_used_is_shared(store: Store, folder: Make) -> None:
     digest = store.adapters.publish("json", "ops", folder("a"), META).digest
-    store.adapters.quarantine(digest, "damaged: all of it")
+    store.adapters.files.quarantine(digest, "damaged: all of it")
     assert error_of(lambda: store.adapters.share("json@1", "ops")).reason == "ADAPTER_NOT_READY"
     for ref in ("json@7", "nobodys"):
         assert error_of(lambda ref=ref: store.adapters.share(ref, "ops")).code is Code.NOT_FOUND
@@ -119,7 +119,7 @@ def test_only_what_can_be_used_is_shared(store: Store, folder: Make) -> None:
 def test_damage_is_everybodys_as_the_content_is(store: Store, folder: Make) -> None:
     digest = store.adapters.publish("json", "ops", folder("a"), META).digest
     store.adapters.share("json", "ops")
-    store.adapters.quarantine(digest, "damaged: all of it")
+    store.adapters.files.quarantine(digest, "damaged: all of it")
     assert error_of(lambda: store.adapters.resolve("json", "t")).code is Code.DATA_LOSS
     store.adapters.publish("json", "ops", folder("a"), META)  # the same files heal it
     assert store.adapters.get_version("json", "t").state is VersionState.READY
