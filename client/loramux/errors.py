@@ -11,7 +11,7 @@ import grpc
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
-from ._wire.proxy import proxy_of
+from ._wire.connecting import connection_failure
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,23 +166,14 @@ def nothing_to_roll_back(name: str) -> FailedPrecondition:
 
 
 def from_rpc_error(error: grpc.RpcError, address: str = "") -> LoramuxError:
-    """The client's error for a failed call, with the details of google.rpc.Status where the server sent them."""
+    """The client's error for a failed call, with the details of google.rpc.Status where the server sent them.
+
+    ``address`` is ``https://host:port`` where TLS is spoken.
+    """
     status = error.code()
     message = error.details() or f"the call failed with {status.name}"
-    proxy = proxy_of(address) if status is grpc.StatusCode.UNAVAILABLE else ""
-    if proxy and ("failed to connect" in message.lower() or "proxy" in message.lower()):
-        return Unavailable(
-            f"no server answers at {address} through the proxy of the environment ({proxy}); to go round it, set"
-            f" no_proxy={address.rpartition(':')[0] or address}",
-            reason="CONNECTION_FAILED",
-        )
-    if status is grpc.StatusCode.UNAVAILABLE and "failed to connect" in message.lower():
-        # grpc's own words name sockets and errno; what helps is the address and what to do.
-        return Unavailable(
-            f"no server answers at {address or 'that address'}; start one with `loramux serve`, or give another"
-            " address with --address or LORAMUX_ADDRESS",
-            reason="CONNECTION_FAILED",
-        )
+    if status is grpc.StatusCode.UNAVAILABLE and (failure := connection_failure(address, message)):
+        return Unavailable(failure[0], reason=failure[1])
     reason, retry_after, violations, limit = "", None, list[Violation](), ""
     for detail in _details(error):
         if isinstance(detail, error_details_pb2.ErrorInfo):

@@ -51,12 +51,12 @@ class AsyncTransport:
         self, method: grpc.aio.UnaryUnaryMultiCallable[Q, R], request: Q, timeout: float | None = None
     ) -> R:
         """Call with one request for one answer."""
-        with translated(self.target.address):
+        with translated(self.target.url):
             return await method(request, timeout=seconds(timeout) or self.timeout, metadata=self.target.metadata)
 
     async def upload(self, method: grpc.aio.StreamUnaryMultiCallable[Q, R], requests: Iterator[Q]) -> R:
         """Call with a stream of requests for one answer. It takes as long as it takes."""
-        with translated(self.target.address):
+        with translated(self.target.url):
             return await method(sent(requests), metadata=self.target.metadata)
 
     def stream(
@@ -64,7 +64,7 @@ class AsyncTransport:
     ) -> AsyncStream[R]:
         """Call with one request for a stream of answers; the call starts when the first one is asked for."""
         seconds(timeout)
-        return AsyncStream(lambda: method(request, timeout=timeout, metadata=self.target.metadata), self.target.address)
+        return AsyncStream(lambda: method(request, timeout=timeout, metadata=self.target.metadata), self.target.url)
 
     async def items(
         self, method: grpc.aio.UnaryUnaryMultiCallable[Any, Any], request: Any, field: str, limit: int | None

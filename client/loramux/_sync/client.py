@@ -13,6 +13,7 @@ from .._wire.channel import target
 from .._wire.files import Data
 from .._wire.requests import ChatMessage, Gate, GenerateOptions, TrainOptions
 from .._wire.stacks import Adapters as Stack
+from .._wire.tls import File
 from ..convert import As
 from ..types import Chunk, Completion, Score, ServerInfo, Tokens
 from ..v1 import inference_pb2, server_pb2
@@ -28,6 +29,11 @@ class Client:
     ``address`` is ``host:port`` (``https://host:port`` for TLS); what is not given comes from ``LORAMUX_ADDRESS`` and
     ``LORAMUX_API_KEY``. ``timeout`` (seconds) is for calls that do not bring their own; None: no limit.
     Nothing is sent before the first call. Every failure is a :class:`loramux.LoramuxError`.
+
+    With TLS, ``ca_file`` names the CAs to trust (in PEM; none: those that gRPC brings), ``cert_file`` and ``key_file``
+    the certificate to show where the server asks for one, ``server_name`` the name in the server's certificate if it is
+    not the address's; ``LORAMUX_CA_FILE`` and so on stand for them. A key that would cross a network in plain text is
+    InvalidArgument, unless ``http://`` or ``tls=False`` says that it may.
     """
 
     def __init__(
@@ -37,9 +43,23 @@ class Client:
         api_key: str | None = None,
         timeout: float | None = None,
         tls: bool | None = None,
+        ca_file: File = None,
+        cert_file: File = None,
+        key_file: File = None,
+        server_name: str | None = None,
         root_certificates: bytes | None = None,
     ) -> None:
-        self._transport = Transport(target(address, api_key, tls, root_certificates), timeout)
+        where = target(
+            address,
+            api_key,
+            tls,
+            root_certificates,
+            ca_file=ca_file,
+            cert_file=cert_file,
+            key_file=key_file,
+            server_name=server_name,
+        )
+        self._transport = Transport(where, timeout)
         self.adapters = Adapters(self._transport)
         self.datasets = Datasets(self._transport)
         self.jobs = Jobs(self._transport)

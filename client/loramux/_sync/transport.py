@@ -49,12 +49,12 @@ class Transport:
 
     def unary(self, method: grpc.UnaryUnaryMultiCallable[Q, R], request: Q, timeout: float | None = None) -> R:
         """Call with one request for one answer."""
-        with translated(self.target.address):
+        with translated(self.target.url):
             return method(request, timeout=seconds(timeout) or self.timeout, metadata=self.target.metadata)
 
     def upload(self, method: grpc.StreamUnaryMultiCallable[Q, R], requests: Iterator[Q]) -> R:
         """Call with a stream of requests for one answer. It takes as long as it takes."""
-        with translated(self.target.address):
+        with translated(self.target.url):
             return method(sent(requests), metadata=self.target.metadata)
 
     def stream(
@@ -62,7 +62,7 @@ class Transport:
     ) -> Stream[R]:
         """Call with one request for a stream of answers; the call starts when the first one is asked for."""
         seconds(timeout)
-        return Stream(lambda: method(request, timeout=timeout, metadata=self.target.metadata), self.target.address)
+        return Stream(lambda: method(request, timeout=timeout, metadata=self.target.metadata), self.target.url)
 
     def items(
         self, method: grpc.UnaryUnaryMultiCallable[Any, Any], request: Any, field: str, limit: int | None

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from os import PathLike
 from urllib.parse import urlsplit
 
 import grpc
 
 from ..errors import invalid
 from .proxy import is_local
+from .tls import File, Trust
 
 DEFAULT_ADDRESS = "localhost:50051"
 DEFAULT_PORT = 50051
@@ -60,31 +62,51 @@ class Target:
     """Where to connect to and how. ``metadata`` goes with every call."""
 
     address: str
-    metadata: tuple[tuple[str, str], ...] = ()
+    metadata: tuple[tuple[str, str], ...] = field(default=(), repr=False)
     credentials: grpc.ChannelCredentials | None = None
     """None: plain text."""
+    server_name: str | None = None
+    """Name that the server's certificate must have; None: the host of the address."""
+
+    @property
+    def url(self) -> str:
+        """The address as errors name it: with ``https://`` where TLS is spoken."""
+        return self.address if self.credentials is None else f"https://{self.address}"
 
     @property
     def options(self) -> tuple[tuple[str, str | int], ...]:
         """Options of the channel. A proxy of the environment is for other machines, never for this one."""
-        return (*OPTIONS, ("grpc.enable_http_proxy", 0)) if is_local(self.address) else OPTIONS
+        options = (*OPTIONS, ("grpc.enable_http_proxy", 0)) if is_local(self.address) else OPTIONS
+        return (*options, ("grpc.ssl_target_name_override", self.server_name)) if self.server_name else options
 
 
 def target(
-    address: str | None, api_key: str | None, tls: bool | None = None, root_certificates: bytes | None = None
+    address: str | None,
+    api_key: str | None,
+    tls: bool | None = None,
+    root_certificates: bytes | None = None,
+    *,
+    ca_file: File = None,
+    cert_file: File = None,
+    key_file: File = None,
+    server_name: str | None = None,
 ) -> Target:
-    """Where to connect to: what is given, else LORAMUX_ADDRESS and LORAMUX_API_KEY, else ``localhost:50051``.
+    """Where to connect to: what is given, else LORAMUX_ADDRESS, LORAMUX_API_KEY and so on, else ``localhost:50051``.
 
-    ``https://`` in front of the address means TLS, ``http://`` none; a missing port is 50051. Raises
-    InvalidArgument for an address that is none.
+    ``https://`` in front of the address means TLS, ``http://`` none; without either, a file or name that is for TLS
+    means it. A missing port is 50051. Raises InvalidArgument for what is wrong or contradicts itself, and for a key
+    that would cross a network in plain text unless ``http://`` or ``tls=False`` says that it may.
     """
-    for field, value, kind, wanted in (
+    given = {"ca_file": ca_file, "cert_file": cert_file, "key_file": key_file, "server_name": server_name}
+    for name, value, kind, wanted in (
         ("address", address, str, "text such as localhost:50051"),
         ("api_key", api_key, str, "text"),
         ("root_certificates", root_certificates, bytes, "the bytes of certificates in PEM"),
+        ("server_name", server_name, str, "text"),
+        *((name, given[name], (str, PathLike), "a path") for name in ("ca_file", "cert_file", "key_file")),
     ):
-        if value is not None and not isinstance(value, kind):
-            raise invalid(field, f"must be {wanted}, not {type(value).__name__}")
+        if value is not None and not isinstance(value, kind):  # type: ignore[arg-type]
+            raise invalid(name, f"must be {wanted}, not {type(value).__name__}")
     text = address or os.environ.get("LORAMUX_ADDRESS") or DEFAULT_ADDRESS
     key = api_key if api_key is not None else os.environ.get("LORAMUX_API_KEY")
     scheme, separator, rest = text.partition("://")
@@ -93,13 +115,22 @@ def target(
     elif separator and scheme not in ("http", "https", "grpc", "grpcs"):
         raise invalid("address", f"{text!r} has an unknown scheme; write host:port or https://host:port")
     else:
-        host = _host_port(rest if separator else text)
-    secure = tls if tls is not None else (scheme in ("https", "grpcs") or root_certificates is not None)
-    credentials = grpc.ssl_channel_credentials(root_certificates) if secure else None
+        scheme, host = (scheme, _host_port(rest)) if separator else ("", _host_port(text))
+    plain = tls is False or (tls is None and scheme in ("http", "grpc"))
+    for name, value in {**given, "root_certificates": root_certificates}.items():
+        if plain and value is not None:
+            raise invalid(name, f"is for TLS, and {'tls=False' if tls is False else scheme + '://'} means plain text")
+    trust = Trust.given(**given, root_certificates=root_certificates)
+    secure = not plain and (tls is True or scheme in ("https", "grpcs") or trust.wanted)
     if key is not None and not (key.isascii() and key.isprintable()):
         raise invalid("api_key", "has characters that no key has")
+    if key and not (secure or plain or is_local(host)):
+        told = f"would cross the network in plain text; write https://{host} for TLS, or http://{host} if all who can"
+        raise invalid("api_key", f"{told} listen there may have it")
     metadata = (("authorization", f"Bearer {key}"),) if key else ()
-    return Target(host, metadata, credentials)
+    if not secure:
+        return Target(host, metadata)
+    return Target(host, metadata, trust.credentials(), trust.server_name)
 
 
 def _host_port(text: str) -> str:

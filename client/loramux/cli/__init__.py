@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 
 from .handover import exec_server, installed
 
 __all__ = ["main"]
+
+# Read when gRPC is loaded. What it notes about handshakes is in the error too, in words for people.
+os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -16,12 +16,12 @@ from .._streams import tolerate_encodings
 from ..errors import LoramuxError
 from . import chat, generate, serve, server
 from .adapters import commands as adapters
-from .common import Connection, error_lines
+from .common import error_lines
+from .connection import OPTIONS
 from .training import datasets, jobs, train
 
 # These parse their own arguments, so nothing is taken out of them.
 _OWN_FLAGS = {"serve", "demo", "config", "audit", "backup", "restore", "doctor", "quotas"}
-_GLOBAL = ("--address", "--api-key")
 
 app = typer.Typer(
     name="loramux",
@@ -47,7 +47,6 @@ def _version(asked: bool) -> None:
 
 @app.callback()
 def _root(
-    context: typer.Context,
     address: Annotated[
         str | None,
         typer.Option(
@@ -57,6 +56,25 @@ def _root(
         ),
     ] = None,
     api_key: Annotated[str | None, typer.Option(envvar="LORAMUX_API_KEY", help="API key, if the server asks.")] = None,
+    ca_file: Annotated[
+        str | None,
+        typer.Option(envvar="LORAMUX_CA_FILE", metavar="FILE", help="CAs, in PEM, of the server's certificate."),
+    ] = None,
+    cert_file: Annotated[
+        str | None,
+        typer.Option(envvar="LORAMUX_CERT_FILE", metavar="FILE", help="Certificate to show, if the server asks."),
+    ] = None,
+    key_file: Annotated[
+        str | None, typer.Option(envvar="LORAMUX_KEY_FILE", metavar="FILE", help="Private key of that certificate.")
+    ] = None,
+    server_name: Annotated[
+        str | None,
+        typer.Option(
+            envvar="LORAMUX_SERVER_NAME",
+            metavar="NAME",
+            help="Name in the server's certificate, if it is not the address's.",
+        ),
+    ] = None,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
     ] = False,
@@ -71,7 +89,6 @@ def _root(
       loramux generate --message "When does Acme open?" --adapter acme
       loramux chat --adapter acme:1.0 --adapter formal:0.5
     """  # noqa: D301
-    context.obj = Connection(address, api_key)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -101,7 +118,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def hoist(arguments: list[str]) -> list[str]:
-    """Move ``--address`` and ``--api-key`` to the front, so that they may stand behind a command too."""
+    """Move ``--address``, ``--api-key`` and their kin to the front, so that they may stand behind a command too."""
     command = next((a for a in arguments if not a.startswith("-")), "")
     if command in _OWN_FLAGS:
         return arguments
@@ -111,9 +128,9 @@ def hoist(arguments: list[str]) -> list[str]:
     for word in words:
         if word == "--":
             rest += [word, *words]
-        elif word in _GLOBAL:
+        elif word in OPTIONS:
             front += [word, *([value] if (value := next(words, None)) is not None else [])]
-        elif word.startswith(tuple(f"{name}=" for name in _GLOBAL)):
+        elif word.startswith(tuple(f"{name}=" for name in OPTIONS)):
             front.append(word)
         else:
             rest.append(word)

@@ -10,7 +10,6 @@ import re
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, TextIO
 
@@ -22,6 +21,7 @@ from ..comparison import without_comparison
 from ..errors import LoramuxError
 from ..types import AppliedAdapter
 from .completion import complete_adapter
+from .connection import Connection
 
 # C0 and C1 controls but tab and newline; embeddings, overrides and isolates of the bidirectional algorithm (UAX 9).
 _UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
@@ -61,18 +61,9 @@ Tools = Annotated[
 ]
 
 
-@dataclass(frozen=True, slots=True)
-class Connection:
-    """Where the commands connect to."""
-
-    address: str | None = None
-    api_key: str | None = None
-
-
 def connect(context: typer.Context) -> Client:
-    """The client for the address and key that were given."""
-    connection: Connection = context.find_root().obj or Connection()
-    return Client(connection.address, api_key=connection.api_key)
+    """The client for the address, key and files that were given."""
+    return Connection.of(context).client()
 
 
 def stack(entries: Iterable[str] | None) -> list[tuple[str, float]]:

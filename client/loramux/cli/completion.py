@@ -14,6 +14,7 @@ import typer
 from typer.core import CompletionItem, TyperCommand  # type: ignore[attr-defined]
 
 from ..client import Client
+from .connection import Connection
 
 PATIENCE = 1.0
 """Seconds to wait for the server."""
@@ -64,9 +65,8 @@ class ServerCommand(TyperCommand):
 
 def _asked(context: typer.Context, ask: Callable[[Client], Iterable[tuple[str, str]]]) -> list[tuple[str, str]]:
     logging.disable()  # nothing may come between the shell and what it reads
-    root = context.find_root().params
     try:
-        with Client(root.get("address"), api_key=root.get("api_key"), timeout=PATIENCE) as client:
+        with Connection.of(context).client(timeout=PATIENCE) as client:
             return list(ask(client))
     except Exception:  # the shell has no place for errors
         return []

@@ -12,8 +12,8 @@ from .fake import Fake, start
 @pytest.fixture(autouse=True)
 def no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """What the caller's shell says about servers is none of the tests' business."""
-    monkeypatch.delenv("LORAMUX_ADDRESS", raising=False)
-    monkeypatch.delenv("LORAMUX_API_KEY", raising=False)
+    for name in ("ADDRESS", "API_KEY", "CA_FILE", "CERT_FILE", "KEY_FILE", "SERVER_NAME"):
+        monkeypatch.delenv(f"LORAMUX_{name}", raising=False)
 
 
 @pytest.fixture

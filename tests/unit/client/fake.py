@@ -349,8 +349,8 @@ class Server(server_pb2_grpc.ServerServiceServicer):
         )
 
 
-def start(fake: Fake) -> grpc.Server:
-    """Run ``fake`` on a free port."""
+def start(fake: Fake, credentials: grpc.ServerCredentials | None = None) -> grpc.Server:
+    """Run ``fake`` on a free port, with TLS if there are ``credentials``."""
     server = grpc.server(futures.ThreadPoolExecutor(4))
     inference_pb2_grpc.add_InferenceServiceServicer_to_server(Inference(fake), server)
     adapters_pb2_grpc.add_AdapterServiceServicer_to_server(AdapterRegistry(fake), server)
@@ -358,7 +358,11 @@ def start(fake: Fake) -> grpc.Server:
     server_pb2_grpc.add_ServerServiceServicer_to_server(Server(fake), server)
     health_pb2_grpc.add_HealthServicer_to_server(fake.health, server)
     fake.health.set("", health_pb2.HealthCheckResponse.SERVING)
-    fake.address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+    if credentials is None:
+        port = server.add_insecure_port("127.0.0.1:0")
+    else:
+        port = server.add_secure_port("127.0.0.1:0", credentials)
+    fake.address = f"127.0.0.1:{port}"
     server.start()
     return server
 
