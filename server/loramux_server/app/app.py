@@ -12,16 +12,12 @@ from ..config import Settings, TrainingSettings
 from ..core.backend import Backend, EngineInfo, EnginePhase, EngineState, GenerateCommand
 from ..core.errors import Error
 from ..core.principal import SERVER_TENANT
-from ..core.san import SanPattern
 from ..core.types import SamplingParams
 from ..engine.transport.process import ProcessBackend
 from ..rpc.server import RpcServer
 from ..services.access.access import Access
 from ..services.access.audit import CallAudit
-from ..services.access.bearer import BearerAuthenticator
-from ..services.access.certificates import Certificates
-from ..services.access.exposure import check_listen, check_metrics_listen, may_be_open
-from ..services.access.keys import KeyRing
+from ..services.access.exposure import check_metrics_listen
 from ..services.access.quotas import QuotaMeter
 from ..services.adapters.checked_backend import CheckedBackend
 from ..services.adapters.collector import Collector
@@ -43,13 +39,11 @@ from ..text import TextTokenizer
 from .announce import Announcer, Silent
 from .audit import audit_log
 from .door import Door
+from .identity import Identity
 from .scrape import stats_from_thread
 from .tls import metrics_endpoint, open_certificate
 
 logger = get_logger(__name__)
-
-OPEN = "Open: there are no API keys, so whoever reaches this server may do everything (loramux keys create closes it)."
-CLOSED = "Closed: callers need an API key."
 
 
 class App:
@@ -81,7 +75,7 @@ class App:
         """What clients speak to. The first one is gRPC."""
         self._endpoint = metrics_endpoint(settings, self._metrics, certificate)
         self._store: Store | None = None
-        self._keys: KeyRing | None = None
+        self._identity: Identity | None = None
         self._jobs: asyncio.Task[None] | None = None
         self._collector: asyncio.Task[None] | None = None
         self._quotas: asyncio.Task[None] | None = None
@@ -115,7 +109,9 @@ class App:
         check_metrics_listen(settings)
         if self._audit_log is not None:
             await asyncio.to_thread(self._audit_log.open)
-        await self._open_access(store)
+        self._identity = identity = await Identity.open(settings, store.keys, self._audit_log)
+        self._say.say(identity.summary)
+        self._access.authenticator = identity.authenticator
         if self._endpoint is not None:
             self._endpoint.start()
         await self._meter.refresh(store.quotas)
@@ -168,8 +164,8 @@ class App:
         if self._backend is not None and self._engine_started:
             self._engine_started = False
             await self._backend.close()
-        if self._keys is not None:
-            await self._keys.stop()
+        if self._identity is not None:
+            await self._identity.close()
         store, self._store = self._store, None
         if store is not None:
             await asyncio.to_thread(store.close)
@@ -178,15 +174,6 @@ class App:
         """End the engine's process at once, before this one ends without a ``stop``."""
         if isinstance(self._backend, ProcessBackend):
             self._backend.link.kill()
-
-    async def _open_access(self, store: Store) -> None:
-        self._keys = keys = KeyRing(store.keys)
-        await keys.start()
-        bearer = BearerAuthenticator(keys, may_be_open=may_be_open(self.settings))
-        pattern = self.settings.tls.tenant_from_san
-        check_listen(self.settings, callers_known=bearer.knows_callers or pattern is not None)
-        self._say.say(OPEN if bearer.open else CLOSED)
-        self._access.authenticator = Certificates(SanPattern.parse(pattern), bearer) if pattern else bearer
 
     def _build_engine(self, store: Store) -> Backend:
         # Brings torch into the process, so not before everything that can fail without it has been tried.

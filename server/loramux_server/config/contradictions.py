@@ -25,5 +25,9 @@ def _found(settings: Settings) -> Iterator[tuple[str, str]]:
         yield "--tls-client-ca", "needs TLS: give --tls-cert and --tls-key too"
     if tls.tenant_from_san and not tls.client_ca:
         yield "--tls-tenant-from-san", "needs certificates of clients: give --tls-client-ca too"
+    if settings.oidc.issuer and not settings.oidc.audience:
+        yield "--oidc-audience", "must be given too: tokens of --oidc-issuer for others must open nothing here"
+    if settings.oidc.audience and not settings.oidc.issuer:
+        yield "--oidc-issuer", "must be given too: who makes the tokens for --oidc-audience"
     if settings.metrics_tls and not (tls.cert or tls.key):
         yield "--metrics-tls", "needs a certificate: give --tls-cert and --tls-key too"

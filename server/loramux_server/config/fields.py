@@ -12,6 +12,7 @@ from pydantic_settings import NoDecode
 from ..core.errors import invalid_field
 from ..core.san import SanPattern
 from ..host.home import expand, home
+from ..host.urls import why_not_trusted
 
 
 class Address(NamedTuple):
@@ -69,6 +70,12 @@ def _san_pattern(text: str) -> str:
     return text
 
 
+def _trusted(url: str) -> str:
+    if why := why_not_trusted(url):
+        raise ValueError(why)
+    return url
+
+
 _as_text = PlainSerializer(str, return_type=str)
 # NoDecode: pydantic-settings would read a tuple's environment variable as JSON.
 ListenAddress = Annotated[Address, NoDecode, BeforeValidator(_address), _as_text]
@@ -76,6 +83,7 @@ OptionalAddress = Annotated[
     Address | None, NoDecode, BeforeValidator(_optional_address), PlainSerializer(lambda a: str(a) if a else "off")
 ]
 PatternOfSan = Annotated[str, AfterValidator(_san_pattern)]
+TrustedUrl = Annotated[str, AfterValidator(_trusted)]
 Size = Annotated[ByteSize, Field(gt=0)]
 LocalPath = Annotated[Path, BeforeValidator(_path), _as_text]
 PathOrOff = Annotated[Path | Literal["off"], BeforeValidator(lambda v: v if v == "off" else _path(v)), _as_text]

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ByteSize, ConfigDict, Field
 
-from .fields import LocalPath, PathOrOff, PatternOfSan, Size, setting
+from .fields import LocalPath, PathOrOff, PatternOfSan, Size, TrustedUrl, setting
 
 
 class TrainingSettings(BaseModel):
@@ -70,6 +70,32 @@ class TlsSettings(BaseModel):
         "PATTERN",
         "take the tenant from the name in the client's certificate: a URI such as spiffe://example.org/tenant/{tenant},"
         " or a DNS name such as {tenant}.tenants.example.org",
+    )
+
+
+class OidcSettings(BaseModel):
+    """The OpenID provider whose tokens are accepted beside API keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    issuer: TrustedUrl | None = setting(
+        None,
+        "Identity",
+        "URL",
+        "OpenID provider whose tokens are accepted beside API keys, written exactly as it calls itself: https://..., or"
+        " http:// on a loopback address",
+    )
+    audience: str | None = setting(
+        None, "Identity", "TEXT", "audience that a token must be for; needed with --oidc-issuer", min_length=1
+    )
+    tenant_claim: str = setting("tenant", "Identity", "CLAIM", "claim of a token that names the tenant", min_length=1)
+    scope_claim: str = setting(
+        "scope",
+        "Identity",
+        "CLAIM",
+        "claim of a token with its scopes, of which only those of API keys count; without the claim they are infer and"
+        " adapters:read",
+        min_length=1,
     )
 
 

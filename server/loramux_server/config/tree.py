@@ -13,7 +13,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from ..core.settings import CpuWeights, Device, Dtype, EngineSettings
 from ..core.types import SamplingParams
 from .fields import Address, ListenAddress, LocalPath, OptionalAddress, Size, setting, state_home
-from .groups import AuditSettings, LogSettings, TlsSettings, TrainingSettings
+from .groups import AuditSettings, LogSettings, OidcSettings, TlsSettings, TrainingSettings
 
 ENV_PREFIX = "LORAMUX_"
 
@@ -72,6 +72,14 @@ class Settings(BaseSettings):
         le=86_400,
         allow_inf_nan=False,
     )
+
+    bootstrap_key: LocalPath | None = setting(
+        None,
+        "Identity",
+        "FILE",
+        "file with an API key (loramux keys generate makes one); at the start it gets all scopes of the default tenant",
+    )
+    oidc: OidcSettings = OidcSettings()
 
     state_dir: LocalPath = setting(state_home, "State", "DIR", "database, adapters, datasets and the model cache")
     database_url: SecretStr | None = setting(

@@ -100,6 +100,11 @@ class KeyTable:
             )
         return known
 
+    def get(self, key_id: str) -> KeyRecord | None:
+        """The key with an id; None: there is none."""
+        with self._db.read() as connection:
+            return _record(connection, key_id)
+
     def revoke(self, key_id: str) -> KeyRecord:
         """Take a key back for good; harmless twice. Raises NOT_FOUND."""
         with self._db.write("key") as connection:

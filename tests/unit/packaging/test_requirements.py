@@ -28,8 +28,8 @@ def declared(texts: list[str]) -> dict[str, Requirement]:
 BASE = declared(PROJECT["dependencies"])
 SERVER = BASE | declared(PROJECT["optional-dependencies"]["server"])
 TABLES = declared(PROJECT["optional-dependencies"]["tables"])
-GUARDED = TABLES | declared(PROJECT["optional-dependencies"]["curves"])
-"""What is used only where it is installed: pyarrow by the client, matplotlib by the server."""
+GUARDED = TABLES | declared([t for extra in ("curves", "oidc") for t in PROJECT["optional-dependencies"][extra]])
+"""What is used only where it is installed: pyarrow by the client, matplotlib and joserfc by the server."""
 
 
 def imports(folder: Path) -> Iterator[tuple[str, str]]:
