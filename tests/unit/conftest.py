@@ -1,4 +1,4 @@
-"""An open store, for the suites that need one."""
+"""An open store and the default base's tokenizer, for the suites that need one."""
 
 from __future__ import annotations
 
@@ -11,6 +11,15 @@ import pytest
 
 if TYPE_CHECKING:
     from loramux_server.store.store import Store
+    from loramux_server.text import TextTokenizer
+
+
+@pytest.fixture(scope="session")
+def smollm(default_base: Path) -> TextTokenizer:
+    """The default base's tokenizer."""
+    from loramux_server.text import TextTokenizer
+
+    return TextTokenizer.load(default_base)
 
 
 @pytest.fixture(scope="session")

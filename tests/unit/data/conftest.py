@@ -8,15 +8,9 @@ import pytest
 
 from loramux_server.text import TextTokenizer
 from tests.unit.text.templates import FAMILIES
-from tests.unit.text.text_models import byte_level_folder, sentencepiece_folder, smollm_folder
+from tests.unit.text.text_models import byte_level_folder, sentencepiece_folder
 
 Make = Callable[..., TextTokenizer]
-
-
-@pytest.fixture(scope="session")
-def smollm(tmp_path_factory: pytest.TempPathFactory) -> TextTokenizer:
-    """The default base's tokenizer."""
-    return TextTokenizer.load(smollm_folder(tmp_path_factory.getbasetemp()))
 
 
 @pytest.fixture(scope="session")

@@ -20,7 +20,7 @@ from loramux_server.data.label_masks import render_marked, train_rows
 from loramux_server.text import TextTokenizer
 from tests.examples import examples
 from tests.unit.text.templates import FAMILIES as TEMPLATES
-from tests.unit.text.text_models import byte_level_folder, smollm_folder, turns
+from tests.unit.text.text_models import byte_level_folder, turns
 
 FAMILIES = ["chatml", "llama3", "qwen", "gemma", "mistral", "sentencepiece", "sentencepiece-legacy"]
 END = {"qwen": "<|im_end|>", "chatml": "<|im_end|>", "llama3": "<|eot_id|>", "gemma": "<end_of_turn>"}
@@ -338,8 +338,8 @@ class Counting(TextTokenizer):
 
 
 @pytest.fixture(scope="module")
-def counting(tmp_path_factory: pytest.TempPathFactory) -> Counting:
-    made = Counting.load(smollm_folder(tmp_path_factory.getbasetemp()))
+def counting(default_base: Path) -> Counting:
+    made = Counting.load(default_base)
     assert isinstance(made, Counting)
     return made
 

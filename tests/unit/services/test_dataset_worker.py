@@ -39,6 +39,16 @@ KINDS: dict[str, list[Any]] = {
 }
 
 
+LARGER = 16 * 1024
+"""Bytes of a dataset that has a process here."""
+
+
+@pytest.fixture(autouse=True)
+def large(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second of work for each process would show no more."""
+    monkeypatch.setattr(workers, "LARGE", LARGER - 1)
+
+
 @pytest.fixture
 def worker(context: Context) -> DatasetWorker:
     return DatasetWorker(context)
@@ -79,10 +89,10 @@ def process_only(monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_field_01_a_process_finds_what_is_found_here(
     context: Context, worker: DatasetWorker, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    dataset = stored(context, KINDS[kind], LARGE, tmp_path)
-    monkeypatch.setattr(workers, "LARGE", 1 << 30)
-    here = await worker.check("default", TrainSpec(), dataset, dataset, show=3, from_line=2)
-    monkeypatch.undo()
+    dataset = stored(context, KINDS[kind], LARGER, tmp_path)
+    with monkeypatch.context() as without:
+        without.setattr(workers, "LARGE", 1 << 30)
+        here = await worker.check("default", TrainSpec(), dataset, dataset, show=3, from_line=2)
     process_only(monkeypatch)
     assert await worker.check("default", TrainSpec(), dataset, dataset, show=3, from_line=2) == here
     assert here.report.rows > 0
@@ -95,10 +105,10 @@ async def test_a_process_writes_the_rows_that_are_written_here(
     context: Context, worker: DatasetWorker, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Byte for byte."""
-    dataset = stored(context, KINDS[kind], LARGE, tmp_path)
-    monkeypatch.setattr(workers, "LARGE", 1 << 30)
-    here = await rows_of(worker, dataset, tmp_path / "here", compare_prompt="Be brief.")
-    monkeypatch.undo()
+    dataset = stored(context, KINDS[kind], LARGER, tmp_path)
+    with monkeypatch.context() as without:
+        without.setattr(workers, "LARGE", 1 << 30)
+        here = await rows_of(worker, dataset, tmp_path / "here", compare_prompt="Be brief.")
     process_only(monkeypatch)
     there = await rows_of(worker, dataset, tmp_path / "there", compare_prompt="Be brief.")
     assert there.file.sha256 == here.file.sha256
@@ -108,7 +118,7 @@ async def test_a_process_writes_the_rows_that_are_written_here(
 
 
 async def test_field_01_a_process_refuses_as_here(context: Context, tmp_path: Path) -> None:
-    dataset = stored(context, [{"text": "word"}], LARGE, tmp_path)
+    dataset = stored(context, [{"text": "word"}], LARGER, tmp_path)
     small = DatasetWorker(replace(context, limits=Limits(max_dataset_rows=5)))
     checked = await small.check("default", TrainSpec(), dataset)
     assert [why for why in checked.refused if "has more than 5 rows" in why]
@@ -147,7 +157,7 @@ async def test_field_01_a_check_that_nobody_waits_for_ends(
     assert await asyncio.to_thread(child.ended.wait, 60)
     with pytest.raises(ProcessLookupError):
         os.kill(child.pid, 0)
-    small = stored(context, [{"text": "word"}], LARGE, tmp_path)
+    small = stored(context, [{"text": "word"}], LARGER, tmp_path)
     assert (await worker.check("default", TrainSpec(), small)).report.rows > 0
     assert (await asyncio.to_thread(Noticed.started.get)).returncode == 0
     assert Noticed.started.empty()
@@ -175,14 +185,14 @@ async def test_field_01_rows_on_a_thread_end_when_nobody_waits() -> None:
 async def test_a_check_that_dies_is_told(
     context: Context, worker: DatasetWorker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    dataset = stored(context, [{"text": "word"}], LARGE, tmp_path)
+    dataset = stored(context, [{"text": "word"}], LARGER, tmp_path)
     monkeypatch.setattr(workers, "MODULE", "loramux_server.core.errors")  # says nothing
     with pytest.raises(Error) as caught:
         await worker.check("default", TrainSpec(), dataset)
     assert (caught.value.code, caught.value.reason) == (Code.INTERNAL, "DATASET_CHECK_DIED")
 
 
-@pytest.mark.parametrize("size", [100, LARGE], ids=["small", "large"])
+@pytest.mark.parametrize("size", [100, LARGER], ids=["small", "large"])
 async def test_a_file_that_was_not_written_is_none(
     size: int, context: Context, worker: DatasetWorker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

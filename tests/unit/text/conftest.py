@@ -5,28 +5,16 @@ from typing import Any
 
 import pytest
 
-from loramux_server.text import TextTokenizer
 from tests.unit.text.templates import FAMILIES
-from tests.unit.text.text_models import byte_level_folder, sentencepiece_folder, smollm_folder
+from tests.unit.text.text_models import byte_level_folder, sentencepiece_folder
 
 
 @pytest.fixture(scope="session")
-def smollm_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The default base's tokenizer folder."""
-    return smollm_folder(tmp_path_factory.getbasetemp())
-
-
-@pytest.fixture(scope="session")
-def smollm(smollm_path: Path) -> TextTokenizer:
-    return TextTokenizer.load(smollm_path)
-
-
-@pytest.fixture(scope="session")
-def tokenizer_folders(tmp_path_factory: pytest.TempPathFactory, smollm_path: Path) -> dict[str, Path]:
+def tokenizer_folders(tmp_path_factory: pytest.TempPathFactory, default_base: Path) -> dict[str, Path]:
     """A tokenizer folder of each kind, by name."""
     parent = tmp_path_factory.mktemp("tokenizers")
     return {
-        "smollm": smollm_path,
+        "smollm": default_base,
         "byte-level": byte_level_folder(parent / "byte-level", eos_token="<|endoftext|>", add_bos_token=True),
         "byte-level-bos": byte_level_folder(
             parent / "byte-level-bos", bos_token="<|begin_of_text|>", eos_token="<|eot_id|>", bos=True

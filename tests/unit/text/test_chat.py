@@ -77,8 +77,8 @@ def test_tool_calls_and_results_equal_transformers(family_folders: dict[str, Pat
     assert tokenizer.encode_chat(messages, tools=TOOLS, add_generation_prompt=False) == expected
 
 
-def test_the_default_base_equals_transformers(smollm: TextTokenizer, smollm_path: Path, oracles: Any) -> None:
-    oracle = oracles(smollm_path)
+def test_the_default_base_equals_transformers(smollm: TextTokenizer, default_base: Path, oracles: Any) -> None:
+    oracle = oracles(default_base)
 
     @examples(100)
     @given(st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=30), min_size=1, max_size=5))

@@ -219,10 +219,10 @@ def test_token_bytes_join_to_the_text(tokenizer_folders: dict[str, Path]) -> Non
         assert joined == text.encode()
 
 
-def test_the_front_loads_no_model_library(smollm_path: Path) -> None:
+def test_the_front_loads_no_model_library(default_base: Path) -> None:
     code = (
         "import sys; from loramux_server.text import TextTokenizer; import loramux_server.data.dataset\n"
-        f"TextTokenizer.load({str(smollm_path)!r}).encode_chat([{{'role': 'user', 'content': 'hi'}}])\n"
+        f"TextTokenizer.load({str(default_base)!r}).encode_chat([{{'role': 'user', 'content': 'hi'}}])\n"
         "assert not {'torch', 'transformers', 'numpy'} & set(sys.modules), sorted(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

