@@ -28,7 +28,7 @@ from loramux import AsyncClient
 from loramux_server.config import Address
 from loramux_server.core.backend import EngineInfo, EngineStats, GenerateCommand, TokenEvent
 from loramux_server.core.principal import LOCAL
-from loramux_server.core.types import FinishReason, GenerateRequest, SamplingParams
+from loramux_server.core.types import FinishReason, SamplingParams
 from loramux_server.engine.transport.client import EngineClient, Link
 from loramux_server.engine.transport.protocol import AbortCommand, Command, Output, StatsCommand, command_id
 from loramux_server.engine.transport.wire import HEADER, decode, encode
@@ -41,6 +41,7 @@ from loramux_server.services.common.calls import Calls, GenerationLimit
 from loramux_server.services.common.context import Context
 from loramux_server.services.common.limits import Limits
 from loramux_server.services.inference.service import GenerationService
+from loramux_server.services.inference.types import GenerateRequest
 from loramux_server.store.store import Store
 from loramux_server.telemetry import logs
 from loramux_server.telemetry.metrics import Metrics

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from loramux_server.core.generators import run_to_end
 from loramux_server.core.jobs import TrainRow
 from loramux_server.core.settings import EngineSettings
 from loramux_server.lora.bank import AdapterBank
@@ -19,7 +20,6 @@ from loramux_server.training.backprop.frozen_model import FrozenModel
 from loramux_server.training.backprop.head import token_logprobs
 from loramux_server.training.backprop.layerwise import ActivationPolicy, LayerwisePass
 from loramux_server.training.backprop.micro_batch import JobRows, MicroBatch
-from loramux_server.training.work import run_to_end
 from tests.engine import prompts
 from tests.peft_loop import SMALL, initial_adapter
 from tests.tiny import ARCHITECTURES

@@ -24,8 +24,8 @@ from loramux_server.core.principal import LOCAL
 from loramux_server.core.types import SamplingParams
 from loramux_server.peft.config import parse_config
 from loramux_server.rpc.convert.inference import generate_from_proto
-from loramux_server.services.common.checks import check_generation
 from loramux_server.services.common.limits import Limits
+from loramux_server.services.inference.checks import check_generation
 from loramux_server.store.paging import read_token
 from loramux_server.text import StopMatcher
 from loramux_server.text.control import ControlGuard

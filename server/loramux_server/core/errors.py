@@ -159,14 +159,9 @@ def invalid_field(field: str, description: str, *, reason: Reason = "INVALID_ARG
 
 
 def internal_error() -> tuple[str, Error]:
-    """An opaque id for the log, and the error of a job that failed by a defect: it tells the id and nothing else."""
-    id = new_error_id()
-    return id, Error(Code.INTERNAL, f"internal error {id}; the server's log tells more")
-
-
-def new_error_id() -> str:
-    """An id under which the log has what a caller is not told."""
-    return uuid.uuid4().hex[:12]
+    """An opaque id for the log, and the error of what failed by a defect: it tells the id and nothing else."""
+    id = uuid.uuid4().hex[:12]
+    return id, Error(Code.INTERNAL, f"internal error; the server's log has it as {id}")
 
 
 def is_damage(error: Error) -> bool:

@@ -6,9 +6,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, Protocol
-
-from .principal import Principal
+from typing import Any
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -157,51 +155,12 @@ class Message:
         return {"role": self.role, "content": self.content, **{k: v for k, v in further.items() if v}}
 
 
-class Asked(Protocol):
-    """What an answer follows: exactly one of ``prompt`` and ``messages``, and what the chat template is given."""
-
-    @property
-    def prompt(self) -> str | None: ...
-    @property
-    def messages(self) -> tuple[Message, ...]: ...
-    @property
-    def tools(self) -> str: ...
-    @property
-    def chat_template_kwargs(self) -> str: ...
-    @property
-    def continue_final_message(self) -> bool: ...
-
-
 @dataclass(frozen=True, slots=True)
 class StackItem:
     """A stack entry as the caller wrote it: ``name`` or ``name@version``, and a weight."""
 
     adapter: str
     weight: float = 1.0
-
-
-@dataclass(frozen=True, slots=True)
-class GenerateRequest:
-    """A generation as a door hands it over, before any check. Exactly one of ``prompt`` and ``messages``."""
-
-    prompt: str | None = None
-    messages: tuple[Message, ...] = ()
-    adapters: tuple[StackItem, ...] = ()
-    sampling: SamplingParams = SamplingParams()
-    stop: tuple[str, ...] = ()
-    n: int = 1
-    principal: Principal = field(kw_only=True)
-    request_id: str = ""
-    deadline: float | None = None
-    """Seconds on the monotonic clock after which the answer is of no use."""
-    response_format: dict[str, Any] | None = None
-    """``{"type": kind, kind: value}``; see ``text.response_format``."""
-    continue_final_message: bool = False
-    """Go on writing the last message instead of opening an assistant's turn."""
-    tools: str = ""
-    """Tools that the chat template shows: a JSON list as text; empty: none."""
-    chat_template_kwargs: str = ""
-    """Further arguments of the chat template: a JSON object as text; empty: none."""
 
 
 @dataclass(frozen=True, slots=True)

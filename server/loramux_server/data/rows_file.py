@@ -21,6 +21,7 @@ from typing import Any, TypeVar, overload
 import msgspec
 
 from ..core.errors import ROWS_DAMAGED, Code, Error
+from ..core.generators import run_to_end
 from ..core.jobs import RowsFile, TrainCommand, TrainRow
 from ..host.failpoints import reach
 from ..host.files import open_regular, storage_errors, sync_folder
@@ -200,13 +201,7 @@ def read_rows(jobs_dir: Path, file: RowsFile, pause: P) -> Generator[P, None, Ro
 
 def read_at_once(jobs_dir: Path, file: RowsFile) -> RowsContent:
     """As :func:`read_rows`, without pauses."""
-    reading = read_rows(jobs_dir, file, None)
-    while True:
-        try:
-            next(reading)
-        except StopIteration as done:
-            content: RowsContent = done.value
-            return content
+    return run_to_end(read_rows(jobs_dir, file, None))
 
 
 def _parsed(data: memoryview) -> RowsContent:

@@ -7,6 +7,7 @@ import logging
 import torch
 
 from ..core.errors import Code, Error
+from ..core.generators import run_to_end
 from ..core.jobs import TrainRow, TrainSpec
 from ..lora.bank import AdapterBank
 from ..model.resident import ResidentBase
@@ -14,7 +15,6 @@ from .backprop.frozen_model import FrozenModel
 from .backprop.layerwise import ActivationPolicy
 from .backprop.micro_batch import JobRows, MicroBatch
 from .setup import new_adapter
-from .work import run_to_end
 
 log = logging.getLogger(__name__)
 

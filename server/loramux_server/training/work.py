@@ -34,13 +34,3 @@ Interruptible = Generator[Pause, None, T]
 """A computation that yields :data:`PAUSE` after every work item and returns T."""
 Tasks = Generator[Pause | Held, None, T]
 """Tasks that one job does alone (reading adapters, evaluating); returns T."""
-
-
-def run_to_end(work: Interruptible[T]) -> T:
-    """Run without giving way to anybody."""
-    while True:
-        try:
-            next(work)
-        except StopIteration as done:
-            result: T = done.value
-            return result

@@ -14,15 +14,7 @@ import grpc
 from loramux_server.config import Address
 from loramux_server.core.backend import EngineInfo, EngineStats
 from loramux_server.core.jobs import JobState
-from loramux_server.core.types import (
-    AdapterVersion,
-    Chunk,
-    FinishReason,
-    GenerateRequest,
-    SamplingParams,
-    StackEntry,
-    Usage,
-)
+from loramux_server.core.types import AdapterVersion, Chunk, FinishReason, SamplingParams, StackEntry, Usage
 from loramux_server.host.certificates import CertificateFiles
 from loramux_server.rpc.server import RpcServer
 from loramux_server.services.access.access import Access
@@ -31,7 +23,7 @@ from loramux_server.services.availability import Availability, Readiness, Servic
 from loramux_server.services.common.calls import Calls, GenerationLimit
 from loramux_server.services.common.context import Context
 from loramux_server.services.common.limits import Limits
-from loramux_server.services.inference.types import Choice, Completion
+from loramux_server.services.inference.types import Choice, Completion, GenerateRequest
 
 INFO = EngineInfo("tiny", "f00d", "Llama", 10, 256, (2,), "cpu", "float32", 4, {}, "")
 ACME = StackEntry(AdapterVersion("acme", 3, "d1", 8), 0.5)

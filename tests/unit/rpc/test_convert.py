@@ -27,7 +27,6 @@ from loramux_server.core.types import (
     AdapterVersion,
     Chunk,
     FinishReason,
-    GenerateRequest,
     Message,
     SamplingParams,
     StackEntry,
@@ -39,7 +38,7 @@ from loramux_server.data.label_masks import MarkedText
 from loramux_server.rpc.convert import adapters, common, inference, training
 from loramux_server.services.adapters.types import AdapterInfo, ComposeRequest
 from loramux_server.services.availability import Readiness
-from loramux_server.services.inference.types import Choice, Completion, Score
+from loramux_server.services.inference.types import Choice, Completion, GenerateRequest, Score
 from loramux_server.services.jobs.types import DatasetReport, MarkedRow, RowProblem
 from loramux_server.store.records import (
     AdapterMeta,

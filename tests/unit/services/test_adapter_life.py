@@ -11,10 +11,11 @@ import pytest
 from loramux_server.core.backend import EngineInfo
 from loramux_server.core.errors import Code, Error
 from loramux_server.core.principal import LOCAL
-from loramux_server.core.types import GenerateRequest, StackItem
+from loramux_server.core.types import StackItem
 from loramux_server.services.adapters.service import AdapterService
 from loramux_server.services.common.context import Context
 from loramux_server.services.inference.service import GenerationService
+from loramux_server.services.inference.types import GenerateRequest
 from loramux_server.store.store import Store
 from loramux_server.text import TextTokenizer
 

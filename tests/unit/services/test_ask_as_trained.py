@@ -12,11 +12,11 @@ from loramux.v1 import inference_pb2
 from loramux_server.core.errors import Code, Error
 from loramux_server.core.jobs import JobState, TrainRow, TrainSpec
 from loramux_server.core.principal import LOCAL
-from loramux_server.core.types import GenerateRequest, Message
+from loramux_server.core.types import Message
 from loramux_server.rpc.convert.common import messages_from_proto
 from loramux_server.services.evaluation.questions import last_answer
 from loramux_server.services.inference.service import GenerationService
-from loramux_server.services.inference.types import ScoreRequest, TokenizeRequest
+from loramux_server.services.inference.types import GenerateRequest, ScoreRequest, TokenizeRequest
 from loramux_server.store.store import Store
 from loramux_server.text import TextTokenizer
 from tests.adapter_files import folder_of
@@ -113,7 +113,7 @@ async def test_a_request_asks_with_the_tokens_that_came_before_the_answer(
         said = text.decode_answer(answer)
         await service.score(
             ScoreRequest(
-                said,
+                continuation=said,
                 messages=request.messages,
                 tools=request.tools,
                 chat_template_kwargs=request.chat_template_kwargs,
@@ -167,7 +167,7 @@ async def test_what_is_refused_is_named(given: dict[str, Any], field: str, serve
     given = {"messages": (USER,), **given}
     asks = (
         service.generate_once(GenerateRequest(**given, principal=LOCAL)),
-        service.score(ScoreRequest("x", **given, principal=LOCAL)),
+        service.score(ScoreRequest(continuation="x", **given, principal=LOCAL)),
         service.tokenize(TokenizeRequest(**given)),
     )
     for ask in asks:

@@ -16,7 +16,7 @@ from loramux_server.core.compose import ComposeCommand, ComposeResult
 from loramux_server.core.errors import Code, Error
 from loramux_server.core.jobs import JobRequest, JobState, TrainCommand, TrainEvent, TrainSpec
 from loramux_server.core.principal import LOCAL
-from loramux_server.core.types import AdapterVersion, GenerateRequest, StackItem
+from loramux_server.core.types import AdapterVersion, StackItem
 from loramux_server.data.rows_file import discard_rows
 from loramux_server.peft.schema import check_files
 from loramux_server.services.adapters.checked_backend import CheckedBackend, stacked
@@ -25,6 +25,7 @@ from loramux_server.services.adapters.types import ComposeRequest
 from loramux_server.services.common.context import Context
 from loramux_server.services.common.limits import Limits
 from loramux_server.services.inference.service import GenerationService
+from loramux_server.services.inference.types import GenerateRequest
 from loramux_server.services.jobs.board import JobBoard
 from loramux_server.services.jobs.runner import JobRunner
 from loramux_server.services.jobs.service import TrainingService

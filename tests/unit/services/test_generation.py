@@ -18,7 +18,6 @@ from loramux_server.core.principal import LOCAL
 from loramux_server.core.types import (
     Chunk,
     FinishReason,
-    GenerateRequest,
     Grammar,
     GrammarKind,
     Message,
@@ -30,7 +29,7 @@ from loramux_server.services.common.context import Context
 from loramux_server.services.common.limits import Limits
 from loramux_server.services.common.workers import PREPARED_AT_ONCE
 from loramux_server.services.inference.service import GenerationService
-from loramux_server.services.inference.types import ScoreRequest, TokenizeRequest
+from loramux_server.services.inference.types import GenerateRequest, ScoreRequest, TokenizeRequest
 from loramux_server.store.records import AdapterMeta
 from loramux_server.store.store import Store
 from loramux_server.text import TextTokenizer
@@ -301,9 +300,9 @@ async def test_field_01_preparation_takes_turns_within_the_deadline(
             if method == "generate":
                 await service.generate_once(GenerateRequest(prompt="x", principal=LOCAL))
             elif method == "score":
-                await service.score(ScoreRequest("y", prompt="x", principal=LOCAL))
+                await service.score(ScoreRequest(continuation="y", prompt="x", principal=LOCAL))
             else:
-                await service.tokenize(TokenizeRequest("x"))
+                await service.tokenize(TokenizeRequest(prompt="x"))
         except Error as error:
             return error.code
         return None
@@ -391,7 +390,7 @@ async def test_the_observer_hears_of_every_token_once(
 async def test_score_counts_the_continuation_only(
     service: GenerationService, backend: FakeBackend, text: TextTokenizer, recorder: Recorder
 ) -> None:
-    score = await service.score(ScoreRequest(" at nine", prompt="The office opens", principal=LOCAL))
+    score = await service.score(ScoreRequest(continuation=" at nine", prompt="The office opens", principal=LOCAL))
     ids = text.encode_continuation(" at nine")
     assert list(score.token_ids) == ids
     assert score.logprobs == tuple(-float(i) for i in range(len(ids)))
@@ -403,10 +402,10 @@ async def test_score_counts_the_continuation_only(
 
 async def test_score_refuses_what_does_not_fit(service: GenerationService) -> None:
     with pytest.raises(Error) as caught:
-        await service.score(ScoreRequest("", prompt="", principal=LOCAL))
+        await service.score(ScoreRequest(continuation="", prompt="", principal=LOCAL))
     assert [v.field for v in caught.value.violations] == ["prompt", "continuation"]
     with pytest.raises(Error) as caught:
-        await service.score(ScoreRequest("1 " * 300, prompt="x", principal=LOCAL))
+        await service.score(ScoreRequest(continuation="1 " * 300, prompt="x", principal=LOCAL))
     assert [v.field for v in caught.value.violations] == ["continuation"]
 
 
@@ -424,10 +423,10 @@ async def test_tokenize_shows_what_generate_feeds(
 
 
 async def test_field_36_score_and_tokenize_tell_bytes(service: GenerationService, text: TextTokenizer) -> None:
-    score = await service.score(ScoreRequest(" 東京 🙂", prompt="x", principal=LOCAL))
+    score = await service.score(ScoreRequest(continuation=" 東京 🙂", prompt="x", principal=LOCAL))
     assert b"".join(score.token_bytes).decode() == " 東京 🙂"
     assert len(score.token_bytes) == len(score.token_ids) == len(score.tokens)
-    tokens = await service.tokenize(TokenizeRequest("naïve 🙂"))
+    tokens = await service.tokenize(TokenizeRequest(prompt="naïve 🙂"))
     assert b"".join(tokens.token_bytes).decode() == "naïve 🙂"
 
 
@@ -443,13 +442,15 @@ async def test_field_37_the_last_message_is_continued_or_the_request_refused(
         assert error.code is Code.INVALID_ARGUMENT
         assert [v.field for v in error.violations] == ["continue_final_message"]
     with pytest.raises(Error) as caught:
-        await service.score(ScoreRequest(" open", messages=messages, principal=LOCAL))
+        await service.score(ScoreRequest(continuation=" open", messages=messages, principal=LOCAL))
     assert [v.field for v in caught.value.violations] == ["continue_final_message"]
     assert backend.commands == backend.scores == []
 
     asked = "<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\n"
     await collect(service, dataclasses.replace(request, continue_final_message=True))
-    await service.score(ScoreRequest(" open", messages=messages, continue_final_message=True, principal=LOCAL))
+    await service.score(
+        ScoreRequest(continuation=" open", messages=messages, continue_final_message=True, principal=LOCAL)
+    )
     tokens = await service.tokenize(TokenizeRequest(messages=messages, continue_final_message=True))
     assert tokens.text == asked + "The shop is"
     assert tokens.ids == backend.commands[0].prompt_ids == backend.scores[0].prompt_ids

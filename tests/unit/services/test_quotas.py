@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from loramux_server.core.errors import Code, Error
 from loramux_server.core.principal import Principal, Scope
 from loramux_server.core.quota import LIMITS, Quota, Quotas
-from loramux_server.core.types import GenerateRequest, SamplingParams
+from loramux_server.core.types import SamplingParams
 from loramux_server.services.access.methods import METHODS, Method
 from loramux_server.services.access.quotas import SWEEP_SECONDS, Bucket, QuotaMeter
 from loramux_server.services.common.context import Context
 from loramux_server.services.inference.service import GenerationService
-from loramux_server.services.inference.types import ScoreRequest
+from loramux_server.services.inference.types import GenerateRequest, ScoreRequest
 from loramux_server.store.store import Store
 
 from .fakes import FakeBackend, Script

@@ -9,9 +9,11 @@ import pytest
 
 from loramux_server.core.errors import Error, FieldViolation
 from loramux_server.core.principal import LOCAL
-from loramux_server.core.types import GenerateRequest, Message, SamplingParams, StackItem
-from loramux_server.services.common.checks import check_generation, context_violation
+from loramux_server.core.types import Message, SamplingParams, StackItem
+from loramux_server.services.common.checks import context_violation
 from loramux_server.services.common.limits import Limits
+from loramux_server.services.inference.checks import check_generation
+from loramux_server.services.inference.types import GenerateRequest
 
 NAN, INF = math.nan, math.inf
 VOCAB = 100

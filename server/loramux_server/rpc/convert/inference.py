@@ -11,8 +11,8 @@ from loramux.v1 import inference_pb2 as pb
 
 from ...core.call import Call
 from ...core.errors import invalid_field
-from ...core.types import Chunk, GenerateRequest, SamplingParams, TokenLogprob, Usage
-from ...services.inference.types import Completion, Score, ScoreRequest, TokenizeRequest, Tokens
+from ...core.types import Chunk, SamplingParams, TokenLogprob, Usage
+from ...services.inference.types import Completion, GenerateRequest, Score, ScoreRequest, TokenizeRequest, Tokens
 from .common import applied_to_proto, messages_from_proto, numbers, set_fields, stack_from_proto, to_proto
 
 TokenText = Callable[[int], str]
@@ -27,7 +27,7 @@ _SAMPLING = (
 
 
 def _asked(request: pb.GenerateRequest | pb.ScoreRequest | pb.TokenizeRequest) -> dict[str, Any]:
-    """What the answer follows: the fields of :class:`core.types.Asked`."""
+    """What the answer follows: the fields of :class:`Asked`."""
     return {
         "prompt": request.prompt if request.HasField("prompt") else None,
         "messages": messages_from_proto(request.messages),

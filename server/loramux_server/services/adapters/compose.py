@@ -20,7 +20,7 @@ from ..common.checks import check_result_name, metadata_violations, stack_violat
 from ..common.context import Context
 from ..common.damage import retried
 from ..common.shielding import temporary_folder
-from ..common.stacks import StackResolver, active, pinned_items
+from ..common.stacks import active, pinned_items
 from .checked_backend import stacked
 from .compose_worker import Composer
 from .publish import publish
@@ -44,7 +44,7 @@ class ComposeService:
         self._backend, self._store = context.backend, context.store
         self._info, self._limits = context.info, context.limits
         self._run = run
-        self._stacks = StackResolver(context.store)
+        self._stacks = context.stacks
         self._turn = asyncio.Lock()
 
     async def compose(self, request: ComposeRequest) -> VersionRecord:

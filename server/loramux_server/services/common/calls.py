@@ -15,7 +15,7 @@ from typing import Any, Protocol, TypeVar
 import structlog
 
 from ...core.call import Call, current, enter, known
-from ...core.errors import Code, Error, new_error_id, shutting_down
+from ...core.errors import Code, Error, internal_error, shutting_down
 from ...core.principal import Principal
 from ...telemetry.logs import get_logger
 from ..access.access import Access, Incoming
@@ -175,9 +175,9 @@ class Calls:
         except Exception:
             if gone():
                 raise
-            error_id = new_error_id()
+            error_id, internal = internal_error()
             logger.exception("call failed", method=incoming.method, error_id=error_id)
-            raise Error(Code.INTERNAL, f"internal error; the server's log has it as {error_id}") from None
+            raise internal from None
 
     @contextmanager
     def _taken(self, incoming: Incoming, principal: Principal) -> Iterator[None]:

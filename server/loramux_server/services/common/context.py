@@ -9,6 +9,7 @@ from ...store.store import Store
 from ...text import TextTokenizer
 from ..access.quotas import QuotaMeter
 from .limits import Limits
+from .stacks import StackResolver
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,3 +24,8 @@ class Context:
     backend: Backend
     meter: QuotaMeter = field(default_factory=QuotaMeter)
     """Counts what callers use; shared with ``Access``."""
+    stacks: StackResolver = field(init=False)
+    """One for all services: what a name meant last is known to each while the database is away."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "stacks", StackResolver(self.store))

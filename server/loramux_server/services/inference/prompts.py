@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from ...core.errors import FieldViolation, invalid, invalid_field
-from ...core.types import Asked
 from ...text import TextTokenizer
 from ...text.conversation import read_message, read_template_kwargs, read_tools
 from ..common.checks import context_violation, violations_to
+from .types import Asked
 
 
 def encode_prompt(text: TextTokenizer, request: Asked) -> tuple[list[int], str]:

@@ -10,11 +10,12 @@ from ...core.bounds import text_violations
 from ...core.errors import Code, Error, FieldViolation, invalid, invalid_field
 from ...core.observer import Observer, RequestFinished, RequestStarted
 from ...core.types import Stack
-from ..common.checks import prompt_violations, stack_violations
+from ..common.checks import stack_violations
 from ..common.context import Context
 from ..common.deadlines import Preparation, until
 from ..common.stacks import StackResolver, active
 from ..common.workers import prepare
+from .checks import prompt_violations
 from .prompts import check_context, encode_prompt
 from .types import Score, ScoreRequest
 

@@ -12,18 +12,18 @@ from dataclasses import replace
 from ...core.backend import GenerateCommand
 from ...core.errors import invalid
 from ...core.observer import NullObserver, Observer
-from ...core.types import Chunk, FinishReason, GenerateRequest, SamplingParams, Usage
+from ...core.types import Chunk, FinishReason, SamplingParams, Usage
 from ...text import StopMatcher
-from ..common.checks import check_generation, prompt_violations
 from ..common.context import Context
 from ..common.deadlines import Preparation
-from ..common.stacks import StackResolver, active
+from ..common.stacks import active
 from ..common.workers import prepare
 from .answer import Answer, Prepared
+from .checks import check_generation, prompt_violations
 from .choice import ChoiceDecoder
 from .prompts import check_context, encode_prompt
 from .scoring import Scorer
-from .types import Choice, Completion, Score, ScoreRequest, TokenizeRequest, Tokens
+from .types import Choice, Completion, GenerateRequest, Score, ScoreRequest, TokenizeRequest, Tokens
 
 GREEDY_BELOW = 1e-4
 """Temperatures under this are greedy: dividing by them would overflow."""
@@ -43,7 +43,7 @@ class GenerationService:
         self._info, self._limits = context.info, context.limits
         self._observer = observer or NullObserver()
         self._meter = context.meter
-        self._stacks = StackResolver(context.store)
+        self._stacks = context.stacks
         self._preparation = Preparation(context.limits.max_request_seconds)
         self._scorer = Scorer(context, self._stacks, self._observer, self._preparation)
 

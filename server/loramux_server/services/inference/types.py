@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Any
 
 from ...core.principal import Principal
-from ...core.types import FinishReason, Message, StackEntry, StackItem, TokenLogprob, Usage
+from ...core.types import FinishReason, Message, SamplingParams, StackEntry, StackItem, TokenLogprob, Usage
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,35 +30,49 @@ class Completion:
     adapters: tuple[StackEntry, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class ScoreRequest:
-    """Score ``continuation`` after a prompt or messages (exactly one of them) under a stack."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """What an answer follows: exactly one of ``prompt`` and ``messages``, and what the chat template is given."""
 
-    continuation: str
     prompt: str | None = None
     messages: tuple[Message, ...] = ()
-    adapters: tuple[StackItem, ...] = ()
-    principal: Principal = field(kw_only=True)
+    tools: str = ""
+    """Tools that the chat template shows: a JSON list as text; empty: none."""
+    chat_template_kwargs: str = ""
+    """Further arguments of the chat template: a JSON object as text; empty: none."""
+    continue_final_message: bool = False
+    """Go on with the last message instead of opening an assistant's turn."""
+    deadline: float | None = None
+    """Seconds on the monotonic clock after which the answer is of no use."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerateRequest(Asked):
+    """A generation as a door hands it over, before any check."""
+
+    principal: Principal
     request_id: str = ""
-    deadline: float | None = None
-    """Seconds on the monotonic clock."""
-    continue_final_message: bool = False
-    """Score what goes on writing the last message, instead of a new turn."""
-    tools: str = ""
-    chat_template_kwargs: str = ""
+    adapters: tuple[StackItem, ...] = ()
+    sampling: SamplingParams = SamplingParams()
+    stop: tuple[str, ...] = ()
+    n: int = 1
+    response_format: dict[str, Any] | None = None
+    """``{"type": kind, kind: value}``; see ``text.response_format``."""
 
 
-@dataclass(frozen=True, slots=True)
-class TokenizeRequest:
-    """Show the tokens of a prompt or messages (exactly one of them)."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoreRequest(Asked):
+    """Score ``continuation`` after what is asked, under a stack."""
 
-    prompt: str | None = None
-    messages: tuple[Message, ...] = ()
-    continue_final_message: bool = False
-    tools: str = ""
-    chat_template_kwargs: str = ""
-    deadline: float | None = None
-    """Seconds on the monotonic clock."""
+    principal: Principal
+    request_id: str = ""
+    adapters: tuple[StackItem, ...] = ()
+    continuation: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenizeRequest(Asked):
+    """Show the tokens of what is asked."""
 
 
 @dataclass(frozen=True, slots=True)

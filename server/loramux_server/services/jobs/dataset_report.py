@@ -12,7 +12,6 @@ from ...core.principal import SERVER_TENANT, Principal
 from ...data.dataset import DatasetSummary
 from ...training.schedule import Schedule
 from ..common.context import Context
-from ..common.stacks import StackResolver
 from ..datasets.how_to_ask import how_to_ask
 from ..datasets.worker import DatasetWorker
 from .checks import spec_violations
@@ -36,7 +35,7 @@ class DatasetChecks:
         self._worker = worker
         self._store, self._text, self._backend = context.store, context.text, context.backend
         self._info, self._limits = context.info, context.limits
-        self._stacks = StackResolver(context.store)
+        self._stacks = context.stacks
         self._probed: Speed | None = None
 
     async def report(

@@ -19,7 +19,6 @@ from ...store.records import JobRecord
 from ...telemetry.logs import get_logger
 from ..common.context import Context
 from ..common.shielding import temporary_folder, to_the_end
-from ..common.stacks import StackResolver
 from ..datasets.stored_rows import StoredRows, build_command, stored_rows
 from ..datasets.worker import DatasetWorker
 from .attempt import TrainingRun
@@ -82,7 +81,7 @@ class JobRunner:
         self._attempts = ReadersWriterLock()
         self._outage = Outage()
         self._away_until = 0.0  # by the event loop's clock: the engine is given time to come back
-        self._stacks = StackResolver(context.store)
+        self._stacks = context.stacks
         self._worker = DatasetWorker(context)
         self._retry_seconds = retry_seconds
         self._checkpoint_seconds = checkpoint_seconds

@@ -19,7 +19,7 @@ from ..adapters.views import AdapterViews
 from ..common.checks import check_result_name
 from ..common.context import Context
 from ..common.shielding import nothing_collected, temporary_folder, to_the_end
-from ..common.stacks import StackResolver, pinned_items
+from ..common.stacks import pinned_items
 from ..common.types import Page
 from ..common.uploads import receive_file
 from ..datasets.how_to_ask import how_to_ask
@@ -47,7 +47,7 @@ class TrainingService:
         self._board = board
         self._worker = DatasetWorker(context)
         self._checks = DatasetChecks(context, self._worker)
-        self._stacks = StackResolver(context.store)
+        self._stacks = context.stacks
         self._views = AdapterViews(context.store, context.info)
         self._creating: WeakValueDictionary[tuple[str, str], asyncio.Lock] = WeakValueDictionary()
 
