@@ -10,9 +10,10 @@ from .._wire import requests, responses
 from .._wire.assemble import Assembler
 from .._wire.channel import target
 from .._wire.files import Data
-from .._wire.requests import ChatMessage, Gate, GenerateOptions, TrainOptions
+from .._wire.requests import ChatMessage, GenerateOptions
 from .._wire.stacks import Adapters as Stack
 from .._wire.tls import File
+from .._wire.train_requests import Gate, TrainOptions
 from ..convert import As
 from ..types import Chunk, Completion, Score, ServerInfo, Tokens
 from ..v1 import inference_pb2, server_pb2

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Unpack
 
-from .._wire import files, requests, responses
+from .._wire import files, responses, train_requests
 from .._wire.fields import assign
 from .._wire.files import Data
 from .._wire.io_async import blocking
-from .._wire.requests import TrainOptions
+from .._wire.train_requests import TrainOptions
 from ..convert import As
 from ..types import Dataset, DatasetReport
 from ..v1 import training_pb2
@@ -60,7 +60,7 @@ class AsyncDatasets:
         **settings: Unpack[TrainOptions],
     ) -> DatasetReport:
         """As ``validate``, and ``shown`` has ``rows`` good rows from ``line`` on with what is learned of them."""
-        settled = requests.train_settings(settings)
+        settled = train_requests.train_settings(settings)
         dataset = data if isinstance(data, Dataset) else await self.upload(data, as_=as_)
         request = training_pb2.ValidateDatasetRequest(dataset_id=dataset.id, settings=settled)
         assign(request, {"show_rows": rows, "show_from_line": line, "recipe": recipe or ""})

@@ -9,12 +9,12 @@ from typing import TypeVar, Unpack
 
 import grpc
 
-from .._wire import requests, responses
+from .._wire import responses, train_requests
 from .._wire.fields import filled
 from .._wire.files import Data
 from .._wire.io_sync import latest, sleep
-from .._wire.requests import Gate, TrainOptions
 from .._wire.stacks import Adapters as Stack
+from .._wire.train_requests import Gate, TrainOptions
 from .._wire.watch import Watch, published
 from ..convert import As
 from ..errors import LoramuxError
@@ -52,7 +52,7 @@ class Jobs:
         **settings: Unpack[TrainOptions],
     ) -> Job:
         """As ``Client.train``."""
-        request = requests.create_job(
+        request = train_requests.create_job(
             name,
             on_top_of=on_top_of,
             init_from=init_from,
@@ -74,7 +74,7 @@ class Jobs:
 
     def list(self, *, states: Sequence[str] = (), name: str = "", limit: int | None = None) -> list[JobInfo]:
         """Jobs of the caller, newest first, ``limit`` at most; only those in ``states`` and for ``name`` if given."""
-        wanted = requests.job_states(states)
+        wanted = train_requests.job_states(states)
         request = filled(training_pb2.ListJobsRequest(states=wanted), name=name)
         found = self._transport.items(self._stub.ListJobs, request, "jobs", limit)
         return [responses.job(message) for message in found]

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal, TypeAlias, TypedDict
+from typing import Any, TypeAlias, TypedDict
 
 from ..errors import invalid
-from ..v1 import adapters_pb2, common_pb2, inference_pb2, training_pb2
-from . import responses
+from ..v1 import adapters_pb2, inference_pb2
 from .fields import assign, items, shown, strings
-from .stacks import Adapters, stack, stacks
+from .options import check_known, chosen, json_objects, json_text
+from .stacks import Adapters, stack
 
-_LAYER_DIGITS = 5
-"""Most digits of a layer's number."""
 ChatMessage: TypeAlias = "Mapping[str, Any]"
-Gate: TypeAlias = "str | Mapping[str, float | str]"
-"""``none``, ``improves``, ``{"min_accuracy": 0.9}`` or ``{"min_accuracy": 0.9, "match": "exact"}``."""
 
 
 class GenerateOptions(TypedDict, total=False):
@@ -45,37 +40,6 @@ class GenerateOptions(TypedDict, total=False):
     chat_template_kwargs: Mapping[str, Any] | None
 
 
-class TrainOptions(TypedDict, total=False):
-    """How to train, in PEFT's and TRL's words. What is left out or None takes the server's default."""
-
-    rank: int | None
-    alpha: float | None
-    rslora: bool | None
-    dropout: float | None
-    target_modules: str | Sequence[str] | None
-    layers: str | Sequence[int] | None
-    learning_rate: float | Literal["auto"] | None
-    lr_scheduler: str | None
-    warmup_ratio: float | None
-    warmup_steps: int | None
-    beta1: float | None
-    beta2: float | None
-    weight_decay: float | None
-    max_grad_norm: float | None
-    epochs: float | None
-    max_steps: int | None
-    batch_size: int | None
-    max_length: int | None
-    seed: int | None
-    validation_split: float | None
-    eval_steps: int | None
-    early_stopping_patience: int | None
-    method: Literal["auto", "sft", "dpo"] | None
-    beta: float | None
-    replay_rows: int | None
-    chat_template_kwargs: Mapping[str, Any] | None
-
-
 def generate(
     prompt: str | None,
     messages: Iterable[ChatMessage] | None,
@@ -85,8 +49,8 @@ def generate(
     """A generation; exactly one of ``prompt`` and ``messages``."""
     request = inference_pb2.GenerateRequest(adapters=stack(adapters))
     _input(request, prompt, messages)
-    _known(options, GenerateOptions)
-    given = _asked(options)
+    check_known(options, GenerateOptions)
+    given = chosen(options)
     if "stop" in given:
         given["stop"] = strings("stop", given["stop"])
     if "response_format" in given:
@@ -110,7 +74,7 @@ def score(
     request = inference_pb2.ScoreRequest(adapters=stack(adapters))
     _input(request, prompt, messages)
     given = {"tools": tools, "chat_template_kwargs": chat_template_kwargs}
-    assign(request, {"continuation": continuation, "continue_final_message": continue_final_message, **_asked(given)})
+    assign(request, {"continuation": continuation, "continue_final_message": continue_final_message, **chosen(given)})
     return request
 
 
@@ -125,81 +89,8 @@ def tokenize(
     request = inference_pb2.TokenizeRequest()
     _input(request, prompt, messages)
     given = {"tools": tools, "chat_template_kwargs": chat_template_kwargs}
-    assign(request, {"continue_final_message": continue_final_message, **_asked(given)})
+    assign(request, {"continue_final_message": continue_final_message, **chosen(given)})
     return request
-
-
-def create_job(
-    name: str,
-    *,
-    on_top_of: Adapters | Sequence[Adapters] | None,
-    init_from: str | None,
-    gate: Gate | None,
-    compare_prompt: str | None,
-    recipe: str | None,
-    metadata: Mapping[str, str] | None,
-    idempotency_key: str,
-    options: Mapping[str, Any],
-) -> training_pb2.CreateJobRequest:
-    """A training job; the ids of its datasets are still to be filled in."""
-    request = training_pb2.CreateJobRequest(settings=train_settings(options))
-    request.on_top_of.extend(common_pb2.Stack(entries=entries) for entries in stacks(on_top_of))
-    if gate is not None:
-        request.gate.CopyFrom(_gate(gate))
-    given = {
-        "name": name,
-        "init_from": init_from,
-        "compare_prompt": compare_prompt,
-        "recipe": recipe,
-        "metadata": metadata,
-        "idempotency_key": idempotency_key,
-    }
-    assign(request, {field: value for field, value in given.items() if value is not None})
-    return request
-
-
-def train_settings(options: Mapping[str, Any]) -> training_pb2.TrainSettings:
-    """Training settings from keyword arguments."""
-    _known(options, TrainOptions)
-    given = _asked(options)
-    if "target_modules" in given:
-        given["target_modules"] = strings("target_modules", given["target_modules"])
-    if "layers" in given:
-        given["layers"] = layers(given["layers"])
-    for name in ("learning_rate", "method"):
-        if given.get(name) == "auto":
-            del given[name]  # what is not given is the server's to choose
-    settings = training_pb2.TrainSettings()
-    assign(settings, given)
-    return settings
-
-
-def job_states(states: Sequence[str]) -> list[training_pb2.JobState.ValueType]:
-    """States of jobs by their words."""
-    known = {responses.job_state(value): value for value in training_pb2.JobState.values() if value}
-    wanted = strings("states", states)
-    for state in wanted:
-        if state not in known:
-            raise invalid("states", f"{state!r} is no state; there are {', '.join(known)}")
-    return [known[state] for state in wanted]
-
-
-def layers(value: str | Sequence[int]) -> list[int]:
-    """Layer numbers from a list or from text such as ``15-29`` or ``0,2,4-6`` (both ends included)."""
-    if isinstance(value, str):
-        found: list[int] = []
-        for part in value.split(","):
-            first, dash, last = part.strip().partition("-")
-            if not first.isdecimal() or (dash and not last.isdecimal()):
-                raise invalid("layers", f"{shown(part.strip())} is no layer; write for example 15-29 or 0,2,4-6")
-            if max(len(first), len(last)) > _LAYER_DIGITS or int(first) > int(last or first):
-                raise invalid("layers", f"{shown(part.strip())} is no range of layers")
-            found += range(int(first), int(last or first) + 1)
-        return sorted(set(found))
-    found = items("layers", value, "layer numbers, such as '15-29' or [0, 2, 4]")
-    if not found:
-        raise invalid("layers", "is empty; leave it out for all layers")
-    return found
 
 
 def response_format(value: Mapping[str, Any]) -> inference_pb2.ResponseFormat | None:
@@ -215,7 +106,7 @@ def response_format(value: Mapping[str, Any]) -> inference_pb2.ResponseFormat | 
     if kind == "text":
         return None
     if kind == "json_schema":
-        assign(message, {kind: _json("response_format.json_schema", shape)}, "response_format.")
+        assign(message, {kind: json_text("response_format.json_schema", shape)}, "response_format.")
     elif kind in ("regex", "grammar"):
         assign(message, {kind: shape}, "response_format.")
     elif kind == "choice":
@@ -225,36 +116,6 @@ def response_format(value: Mapping[str, Any]) -> inference_pb2.ResponseFormat | 
     else:
         raise invalid(f"response_format.{kind}", "is unknown; use json_schema, regex, choice, grammar or json_object")
     return message
-
-
-def _asked(options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options that are not None, those for the chat template as JSON text."""
-    given = {name: value for name, value in options.items() if value is not None}
-    if "tools" in given:
-        given["tools"] = _objects("tools", given["tools"])
-    kwargs = given.get("chat_template_kwargs", "")
-    if not isinstance(kwargs, str):
-        if not isinstance(kwargs, Mapping) or not all(isinstance(name, str) for name in kwargs):
-            raise invalid("chat_template_kwargs", f"must be a dict of names and values, not {shown(kwargs)}")
-        given["chat_template_kwargs"] = _json("chat_template_kwargs", dict(kwargs))
-    return given
-
-
-def _objects(field: str, value: Any) -> str:
-    """A list of dicts as JSON text."""
-    if not isinstance(value, str) and not (
-        isinstance(value, list | tuple) and all(isinstance(item, dict) for item in value)
-    ):
-        raise invalid(field, f"must be a list of dicts, not {shown(value)}")
-    return _json(field, value)
-
-
-def _json(field: str, value: Any) -> str:
-    """A value as JSON text; text is JSON already."""
-    try:
-        return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, allow_nan=False)
-    except (TypeError, ValueError, RecursionError) as error:
-        raise invalid(field, f"cannot be written as JSON: {error}") from None
 
 
 def _kind_of_format(value: Mapping[str, Any]) -> tuple[str, Any]:
@@ -295,7 +156,7 @@ def _input(
             raise invalid(f"messages[{i}]", "must be a dict with role and content")
         turn = {name: value for name, value in message.items() if value is not None or name == "content"}
         if (calls := turn.get("tool_calls")) is not None:
-            turn["tool_calls"] = _objects(f"messages[{i}].tool_calls", calls)
+            turn["tool_calls"] = json_objects(f"messages[{i}].tool_calls", calls)
         if calls and turn.get("content") is None:
             turn["content"] = ""
         missing = {"role", "content"} - turn.keys()
@@ -331,25 +192,3 @@ def compose(
     given = {key: value for key, value in settings.items() if value is not None}
     assign(request, {"name": name, "metadata": {} if metadata is None else metadata, **given})
     return request
-
-
-def _gate(value: Gate) -> training_pb2.Gate:
-    kinds = {"none": training_pb2.Gate.KIND_NONE, "improves": training_pb2.Gate.KIND_IMPROVES}
-    matches = {"contained": training_pb2.Gate.MATCH_CONTAINED, "exact": training_pb2.Gate.MATCH_EXACT}
-    if isinstance(value, str) and value in kinds:
-        return training_pb2.Gate(kind=kinds[value])
-    if isinstance(value, Mapping) and {"min_accuracy"} <= value.keys() <= {"min_accuracy", "match"}:
-        message = training_pb2.Gate(kind=training_pb2.Gate.KIND_MIN_ACCURACY)
-        match = value.get("match", "contained")
-        if not isinstance(match, str) or match not in matches:
-            raise invalid("gate.match", f"is {shown(match)}; it must be 'contained' or 'exact'")
-        message.match = matches[match]
-        assign(message, {"min_accuracy": value["min_accuracy"]}, "gate.")
-        return message
-    raise invalid("gate", "must be 'none', 'improves', {'min_accuracy': 0.9} or that with 'match': 'exact' beside it")
-
-
-def _known(options: Mapping[str, Any], allowed: type) -> None:
-    unknown = options.keys() - allowed.__annotations__.keys()
-    if unknown:
-        raise invalid(min(unknown), f"is no setting; there are {', '.join(allowed.__annotations__)}")

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from loramux import InvalidArgument, StackItem
-from loramux._wire import requests, stacks
+from loramux._wire import requests, stacks, train_requests
 from loramux.v1 import training_pb2
 
 
@@ -172,13 +172,13 @@ def test_what_no_message_can_say_is_refused_by_name(
     [("15-17", [15, 16, 17]), ("4, 0,2-3", [0, 2, 3, 4]), ("7", [7]), ([3, 1], [3, 1])],
 )
 def test_layers(layers: str | list[int], expected: list[int]) -> None:
-    assert list(requests.train_settings({"layers": layers}).layers) == expected
+    assert list(train_requests.train_settings({"layers": layers}).layers) == expected
 
 
 @pytest.mark.parametrize("layers", ["", "a", "3-1", "1-", "-1", "0-999999999", [], [-(1 << 40)]])
 def test_layers_that_are_none(layers: object) -> None:
     with pytest.raises(InvalidArgument, match="layers"):
-        requests.train_settings({"layers": layers})
+        train_requests.train_settings({"layers": layers})
 
 
 def test_tools_go_as_openai_has_them() -> None:
@@ -208,11 +208,11 @@ def test_tools_go_as_openai_has_them() -> None:
 
 def test_arguments_of_the_chat_template_are_sent_as_json() -> None:
     def sent(value: object) -> str:
-        return requests.train_settings({"chat_template_kwargs": value}).chat_template_kwargs
+        return train_requests.train_settings({"chat_template_kwargs": value}).chat_template_kwargs
 
     assert sent({"enable_thinking": False, "x": ["ü"]}) == '{"enable_thinking": false, "x": ["ü"]}'
     assert sent('{"a": 1}') == '{"a": 1}'
-    assert not requests.train_settings({"chat_template_kwargs": None}).HasField("chat_template_kwargs")
+    assert not train_requests.train_settings({"chat_template_kwargs": None}).HasField("chat_template_kwargs")
     for wrong in (5, [1], {1: 2}, {"a": float("nan")}, {"a": object()}, {"a": "\ud800"}, deep(100_000)):
         with pytest.raises(InvalidArgument, match="chat_template_kwargs"):
             sent(wrong)
@@ -228,7 +228,7 @@ def deep(levels: int) -> object:
 
 def test_gates() -> None:
     def gate(value: object) -> training_pb2.Gate:
-        request = requests.create_job(
+        request = train_requests.create_job(
             "acme",
             on_top_of=None,
             init_from=None,
@@ -252,9 +252,9 @@ def test_gates() -> None:
 
 
 def test_states_by_their_words() -> None:
-    assert requests.job_states(["running"]) == [training_pb2.JOB_STATE_RUNNING]
+    assert train_requests.job_states(["running"]) == [training_pb2.JOB_STATE_RUNNING]
     with pytest.raises(InvalidArgument, match="succeeded"):
-        requests.job_states(["done"])
+        train_requests.job_states(["done"])
 
 
 def test_field_37_continue_final_message_reaches_every_request() -> None:
