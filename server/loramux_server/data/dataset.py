@@ -20,7 +20,7 @@ from .notes import PlainRows, asked_with, notes_on, plain_rows
 from .overlap import Asked, asked_for
 from .preference_pairs import PairRow
 from .problems import Problems
-from .rows import DataRow, names_pair, parse_row
+from .rows import Content, DataRow, names_pair, parse_row
 from .shared_problems import SharedProblems
 
 _HEAD = 1 << 20
@@ -43,6 +43,8 @@ class Example:
 
     line: int
     row: TrainRow
+    content: Content
+    """What the row was tokenised from."""
     on_top_of: tuple[StackItem, ...] | None = None
     expect: Expected | None = None
     """The expected texts, where the row names them."""
@@ -179,7 +181,7 @@ def check_dataset(
             continue
         good.append(row)
         asked = asked_for(row.content)
-        examples += [Example(row.line, each, row.on_top_of, row.expect, asked) for each in made]
+        examples += [Example(row.line, each, row.content, row.on_top_of, row.expect, asked) for each in made]
     return Dataset(tuple(examples), _report(good, examples, too_long, pairs, tokenizer)), problems
 
 

@@ -313,7 +313,7 @@ async def test_field_02_a_damaged_dataset_fails_the_job_and_heals(rig: Rig, text
     job = await server.job()
     discard_rows(rig.store.state.jobs / job.id)
     dataset = rig.store.jobs.get(job.id).request.dataset_id
-    harm(rig.store.datasets.path(dataset, "default"))
+    harm(rig.store.blobs.local_path(rig.store.datasets.get(dataset, "default").digest))
     async with server.working():
         await server.finished(job)
         failed = await server.service.get_job(job.id, LOCAL)

@@ -14,6 +14,7 @@ from loramux_server.core.jobs import Gate, JobState, TrainEventType, TrainRow, T
 from loramux_server.core.principal import LOCAL
 from loramux_server.core.types import FinishReason, StackItem
 from loramux_server.data.dataset import Example
+from loramux_server.data.fields import CompletionRow
 from loramux_server.services.datasets.held_out import MAX_QUESTIONS, rows_to_ask
 from loramux_server.services.evaluation.gate import failed_because
 from loramux_server.services.evaluation.questions import questions
@@ -196,7 +197,7 @@ async def test_a_gate_on_answers_needs_questions(server: Server) -> None:
 def test_the_last_answer_of_a_conversation_is_asked_for(text: TextTokenizer) -> None:
     ids = (*tuple(text.encode("Hello. The shop is in the harbour street.")), 2)
     labels = (False, True, True) + (False,) * (len(ids) - 7) + (True,) * 4
-    example = Example(1, TrainRow(ids, labels))
+    example = Example(1, TrainRow(ids, labels), CompletionRow("Where?", "There."))
     assert rows_to_ask([example], text) == [0]
     (found,) = questions([example.row], [1], text, 512, [None])
     assert (found.prompt_ids, found.expected_ids, found.stack) == (ids[:-4], ids[-4:], 1)

@@ -10,12 +10,11 @@ from typing import Any
 from ...core.errors import invalid_field
 from ...core.jobs import TrainRow
 from ...core.watch import UNWATCHED, Watch
-from ...data.dataset import DatasetLimits, Example, parse_dataset
+from ...data.dataset import Example
 from ...data.expect import plain
 from ...data.fields import BadRow, ChatRow, CompletionRow
 from ...data.label_masks import train_rows
 from ...data.preference_pairs import PairRow
-from ...data.problems import Problems
 from ...data.rows import Content
 from ...text import TextTokenizer
 
@@ -49,31 +48,27 @@ def last_answer(row: TrainRow) -> tuple[tuple[int, ...], tuple[int, ...]]:
 def prompted(
     asked: Sequence[int],
     held_out: Sequence[Example],
-    data: bytes,
     context: str,
     chat_template_kwargs: str,
     text: TextTokenizer,
     max_context: int,
     watch: Watch = UNWATCHED,
 ) -> list[TrainRow]:
-    """The rows with the numbers ``asked``, each with a context before it.
+    """The rows with the numbers ``asked``, each with a context before it. ``chat_template_kwargs`` are the job's.
 
-    ``data`` is the file that they came from, ``chat_template_kwargs`` are the job's.
     Raises INVALID_ARGUMENT (``compare_prompt``) when the context cannot be put before a row, or leaves no room for
     its answer.
     """
-    lines = {held_out[number].line for number in asked}
-    # The file was found to be good before.
-    rows = parse_dataset(data, Problems("validation"), DatasetLimits(len(data), len(data)), watch)
-    wanted = {row.line: row.content for row in rows if row.line in lines}
     kwargs = json.loads(chat_template_kwargs or "{}")
-    made = {line: _rendered(with_context(row, context), kwargs, line, text, watch) for line, row in wanted.items()}
     first = {example.line: i for i, example in reversed(list(enumerate(held_out)))}
+    made: dict[int, tuple[TrainRow, ...]] = {}
     found: list[TrainRow] = []
     for number in asked:
-        line = held_out[number].line
+        example, line = held_out[number], held_out[number].line
+        if line not in made:
+            made[line] = _rendered(with_context(example.content, context), kwargs, line, text, watch)
         row = made[line][number - first[line]]
-        ids, answer = last_answer(row)[0], last_answer(held_out[number].row)[1]
+        ids, answer = last_answer(row)[0], last_answer(example.row)[1]
         if max_context - len(ids) < len(answer):
             raise invalid_field(
                 FIELD,

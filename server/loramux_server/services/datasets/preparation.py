@@ -74,7 +74,6 @@ def _make_rows(order: RowsOrder, text: TextTokenizer, watch: Watch) -> RowsSumma
         with_prompt = prompted(
             asked,
             held_out,
-            source.read(),
             order.compare_prompt,
             order.sources.spec.chat_template_kwargs,
             text,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -43,8 +42,8 @@ def settled(request: JobRequest, principal: Principal, info: EngineInfo, store: 
     That is the method (by the data), the learning rate, what is replayed, and with ``init_from`` that version's shape.
     Raises NOT_FOUND for data and versions that are not there, INVALID_ARGUMENT for settings that do not fit them.
     """
-    record = store.datasets.get(request.dataset_id, principal.tenant)
-    pairs = holds_pairs(io.BytesIO(store.datasets.read(record.digest)))
+    with store.datasets.open(request.dataset_id, principal.tenant) as file:
+        pairs = holds_pairs(file)
     spec = request.spec if request.gave("method") else replace(request.spec, method="dpo" if pairs else "sft")
     if violations := [*_method_violations(replace(request, spec=spec), pairs)]:
         raise invalid(violations)
