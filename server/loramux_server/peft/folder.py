@@ -26,9 +26,9 @@ from .schema import (
     FINGERPRINT_KEY,
     WEIGHTS_FILE,
     AdapterConfig,
-    TensorInfo,
     check_files,
 )
+from .weights_header import TensorInfo
 
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 """Types of stored values, by their names in a file's header."""

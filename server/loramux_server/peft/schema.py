@@ -6,22 +6,28 @@ The front checks uploads with this before anything is stored; the engine checks 
 from __future__ import annotations
 
 import io
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from ..core.errors import Code, Error
 from ..core.types import WEIGHTS_FILE as WEIGHTS_FILE
-from ..host.files import open_regular, read_regular
-from .config import CONFIG_FILE, MAX_CONFIG_BYTES, load_object, parse_config, shown
+from ..host.files import read_regular
+from .config import CONFIG_FILE, MAX_CONFIG_BYTES, parse_config, shown
 from .foreign import other_prefix, tool_of, without_wrappers
 from .lora_config import ALL_LINEAR, LoraConfig
+from .weights_header import (
+    MAX_HEADER_BYTES,
+    TensorInfo,
+    bad_file,
+    metadata_of,
+    parse_header,
+    read_header,
+    tensors_in,
+)
 
 CARD_FILE = "README.md"
-MAX_HEADER_BYTES = 1 << 20
-DTYPE_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
 FINGERPRINT_KEY = "loramux.base_fingerprint"
 """Key of the weights file's metadata that names the base the adapter was trained on."""
 
@@ -32,15 +38,6 @@ _ENDINGS = {
     ".lora_A.default.weight": "A",
     ".lora_B.default.weight": "B",
 }
-
-
-@dataclass(frozen=True, slots=True)
-class TensorInfo:
-    """A tensor of the weights file as its header tells it."""
-
-    key: str
-    dtype: str
-    shape: tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +97,7 @@ def check_folder(
     """
     folder = Path(path)
     lora = parse_config(_read_config(folder, allow_hard_links), max_rank=max_rank)
-    header, data_bytes = _read_header(folder, allow_hard_links)
+    header, data_bytes = read_header(folder, allow_hard_links)
     return _check(lora, header, data_bytes, modules, base_fingerprint, max_rank)
 
 
@@ -115,7 +112,7 @@ def check_files(
     lora = parse_config(bytes(files[CONFIG_FILE]), max_rank=max_rank)
     weights = files[WEIGHTS_FILE]
     # Only the head is copied.
-    header, data_bytes = _parse_header(io.BytesIO(weights[: 8 + MAX_HEADER_BYTES]), len(weights))
+    header, data_bytes = parse_header(io.BytesIO(weights[: 8 + MAX_HEADER_BYTES]), len(weights))
     return _check(lora, header, data_bytes, modules, base_fingerprint, max_rank)
 
 
@@ -127,16 +124,17 @@ def _check(
     base_fingerprint: str | None,
     max_rank: int,
 ) -> AdapterConfig:
-    metadata = _metadata(header.pop("__metadata__", {}))
+    metadata = metadata_of(header)
     _check_fingerprint(metadata, base_fingerprint)
     if not header:
-        raise _bad("holds no tensors")
+        raise bad_file("holds no tensors")
     if tool := tool_of(header):
-        raise _bad(f"cannot be served: {tool}")
+        raise bad_file(f"cannot be served: {tool}")
     if len(header) > 4 * len(modules):
-        raise _bad(f"holds {len(header)} tensors, more than {4 * len(modules)} for a base of {len(modules)} modules")
-    tensors = {key: _tensor(key, entry, data_bytes) for key, entry in header.items()}
-    _check_layout(header, data_bytes)
+        raise bad_file(
+            f"holds {len(header)} tensors, more than {4 * len(modules)} for a base of {len(modules)} modules"
+        )
+    tensors = tensors_in(header, data_bytes)
     pairs = _pair_up(tensors, modules)
     lora = lora.as_found({name: pair["A"].shape[0] for name, pair in pairs.items()})
     names = sorted(pairs)
@@ -145,7 +143,7 @@ def _check(
         for name, (rank, scaling) in zip(names, lora.scales(names), strict=True)
     )
     if (rank := max(entry.rank for entry in entries)) > max_rank:
-        raise _bad(f"has a module of rank {rank}; at most {max_rank} is allowed")
+        raise bad_file(f"has a module of rank {rank}; at most {max_rank} is allowed")
     _check_fit(entries, modules)
     _check_targets(entries, lora, modules)
     return AdapterConfig(lora, entries, data_bytes, metadata)
@@ -160,75 +158,6 @@ def _read_config(folder: Path, allow_hard_links: bool) -> bytes:
         ) from None
 
 
-def _read_header(folder: Path, allow_hard_links: bool) -> tuple[dict[str, Any], int]:
-    """The parsed header of the weights file and the number of bytes after it."""
-    try:
-        fd = open_regular(folder / WEIGHTS_FILE, allow_hard_links=allow_hard_links)
-    except FileNotFoundError:
-        pickled = (folder / "adapter_model.bin").is_symlink() or (folder / "adapter_model.bin").exists()
-        hint = "adapter_model.bin is a pickle and is never opened; " if pickled else ""
-        raise Error(
-            Code.INVALID_ARGUMENT,
-            f"{WEIGHTS_FILE} is missing: {hint}save the adapter with safe_serialization=True",
-            reason="FILE_MISSING",
-        ) from None
-    with os.fdopen(fd, "rb") as file:
-        return _parse_header(file, os.fstat(fd).st_size)
-
-
-def _parse_header(file: BinaryIO, size: int) -> tuple[dict[str, Any], int]:
-    """The header of a safetensors file of ``size`` bytes, and the number of bytes after it."""
-    if size < 8:
-        raise _bad(f"is too short ({size} bytes) to be a safetensors file")
-    length = int.from_bytes(file.read(8), "little")
-    if length > MAX_HEADER_BYTES:
-        raise _bad(f"is no safetensors file, or its header is larger than {MAX_HEADER_BYTES} bytes")
-    if length < 2 or 8 + length > size:
-        raise _bad("is cut off or damaged: its header does not fit its length")
-    data = file.read(length)
-    if data[:1] != b"{":
-        raise _bad("is no safetensors file: its header is not a JSON object")
-    return load_object(data, f"the header of {WEIGHTS_FILE}"), size - 8 - length
-
-
-def _metadata(found: object) -> dict[str, str]:
-    if not isinstance(found, dict) or not all(isinstance(v, str) for v in found.values()):
-        raise _bad("has metadata that is not text")
-    return dict(found)
-
-
-def _tensor(key: str, entry: object, data_bytes: int) -> TensorInfo:
-    if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
-        raise _bad(f"tensor {shown(key)} must have dtype, shape and data_offsets")
-    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
-    if not isinstance(dtype, str) or dtype not in DTYPE_BYTES:
-        raise _bad(f"tensor {shown(key)} has dtype {shown(dtype)}; use one of {', '.join(DTYPE_BYTES)}")
-    if not _naturals(shape, 2) or 0 in shape:
-        raise _bad(f"tensor {shown(key)} has shape {shown(shape)}; expected two dimensions of at least 1")
-    if not _naturals(offsets, 2) or not offsets[0] <= offsets[1] <= data_bytes:
-        raise _bad(f"tensor {shown(key)} lies at {shown(offsets)}, outside the file's {data_bytes} bytes of data")
-    expected = shape[0] * shape[1] * DTYPE_BYTES[dtype]
-    if offsets[1] - offsets[0] != expected:
-        raise _bad(f"tensor {shown(key)} needs {expected} bytes for its shape, but has {offsets[1] - offsets[0]}")
-    return TensorInfo(key, dtype, (shape[0], shape[1]))
-
-
-def _naturals(found: object, count: int) -> bool:
-    # The bound keeps products far inside 64 bits; bool is an int, but not a size.
-    return isinstance(found, list) and len(found) == count and all(type(x) is int and 0 <= x < 1 << 40 for x in found)
-
-
-def _check_layout(header: Mapping[str, Any], data_bytes: int) -> None:
-    """Tensors must fill the data exactly: no gaps, no overlaps, nothing behind."""
-    end = 0
-    for start, stop in sorted(entry["data_offsets"] for entry in header.values()):
-        if start != end:
-            raise _bad("has tensors that overlap or leave a gap")
-        end = stop
-    if end != data_bytes:
-        raise _bad(f"has {data_bytes - end} bytes that belong to no tensor")
-
-
 def _pair_up(
     tensors: Mapping[str, TensorInfo], modules: Mapping[str, tuple[int, int]]
 ) -> dict[str, dict[str, TensorInfo]]:
@@ -239,7 +168,7 @@ def _pair_up(
         name, half = _split(key)
         pair = found.setdefault(name, {})
         if half in pair:
-            raise _bad(f"module {name} has its lora_{half} twice")
+            raise bad_file(f"module {name} has its lora_{half} twice")
         pair[half] = tensor
         if name not in modules:
             unknown.append(name)
@@ -248,10 +177,10 @@ def _pair_up(
     if unknown and len(set(unknown)) == len(found):
         raise _other_base(f"none of its modules is in the base, for example {shown(unknown[0])}")
     if unknown:
-        raise _bad(f"module {shown(unknown[0])} is not a linear layer of the base that adapters may target")
+        raise bad_file(f"module {shown(unknown[0])} is not a linear layer of the base that adapters may target")
     for name, pair in found.items():
         if len(pair) != 2:
-            raise _bad(f"module {name} has no lora_{'B' if 'A' in pair else 'A'}")
+            raise bad_file(f"module {name} has no lora_{'B' if 'A' in pair else 'A'}")
     return found
 
 
@@ -261,11 +190,13 @@ def _split(key: str) -> tuple[str, str]:
         if key.endswith(ending) and key.startswith(_PREFIX):
             return without_wrappers(key[len(_PREFIX) : -len(ending)]), half
     if "lora_embedding_" in key:
-        raise _bad(f"tensor {shown(key)} adapts an embedding; only linear layers can be adapted")
+        raise bad_file(f"tensor {shown(key)} adapts an embedding; only linear layers can be adapted")
     if "lora_" not in key:
-        raise _bad(f"tensor {shown(key)} is a full weight (modules_to_save or resized embeddings), not part of LoRA")
+        raise bad_file(
+            f"tensor {shown(key)} is a full weight (modules_to_save or resized embeddings), not part of LoRA"
+        )
     hint = "" if key.startswith(_PREFIX) else f"; it lacks the {_PREFIX} that PEFT's save_pretrained writes before it"
-    raise _bad(f"tensor {shown(key)} has no name of the form {_PREFIX}<module>.lora_A.weight{hint}")
+    raise bad_file(f"tensor {shown(key)} has no name of the form {_PREFIX}<module>.lora_A.weight{hint}")
 
 
 def _check_fit(entries: tuple[ModuleEntry, ...], modules: Mapping[str, tuple[int, int]]) -> None:
@@ -281,26 +212,22 @@ def _check_fit(entries: tuple[ModuleEntry, ...], modules: Mapping[str, tuple[int
     if misfits == len(entries) > 1:
         raise _other_base(wrong[0])
     if wrong:
-        raise _bad(wrong[0])
+        raise bad_file(wrong[0])
 
 
 def _check_targets(entries: tuple[ModuleEntry, ...], lora: LoraConfig, modules: Mapping[str, tuple[int, int]]) -> None:
     """The weights and the config must speak of the same modules, or other programs would load another adapter."""
     expected, present = set(lora.targets(list(modules))), {e.name for e in entries}
     if extra := sorted(present - expected):
-        raise _bad(f"holds module {extra[0]}, which target_modules and layers_to_transform do not name")
+        raise bad_file(f"holds module {extra[0]}, which target_modules and layers_to_transform do not name")
     if lora.target_modules != (ALL_LINEAR,) and (missing := sorted(expected - present)):
-        raise _bad(f"holds no tensors for module {missing[0]}, which target_modules names")
+        raise bad_file(f"holds no tensors for module {missing[0]}, which target_modules names")
 
 
 def _check_fingerprint(metadata: Mapping[str, str], base_fingerprint: str | None) -> None:
     made_for = metadata.get(FINGERPRINT_KEY)
     if base_fingerprint and made_for and made_for != base_fingerprint:
         raise _other_base(f"it was trained on base {shown(made_for)}, this server has {shown(base_fingerprint)}")
-
-
-def _bad(description: str) -> Error:
-    return Error(Code.INVALID_ARGUMENT, f"{WEIGHTS_FILE} {description}", reason="BAD_ADAPTER_FILE")
 
 
 def _other_base(description: str) -> Error:
