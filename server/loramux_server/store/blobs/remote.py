@@ -24,7 +24,6 @@ from ...host.files import read_regular, storage_errors, sync_folder, write_durab
 from .blobs import MARK, Blob, BlobStore
 from .cache import KEEP_SECONDS, BlobCache
 from .files import (
-    CHUNK,
     MANIFEST,
     MAX_MANIFEST_BYTES,
     Damage,
@@ -41,6 +40,7 @@ from .files import (
     read_manifest,
     write_manifest,
 )
+from .remote_files import RemoteFiles
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +66,7 @@ class RemoteBlobs(BlobStore):
         keep_seconds: float = KEEP_SECONDS,
     ) -> None:
         super().__init__(cache, grace_seconds)
-        self._fs, self._root, self._folder = fs, root.rstrip("/"), cache
+        self._files, self._folder = RemoteFiles(fs, root), cache
         for left in cache.iterdir():
             if not is_digest(left.name):  # half a download, or half a removal
                 delete_path(left)
@@ -96,7 +96,7 @@ class RemoteBlobs(BlobStore):
             size, digest = copy_file(source, staged)
             reach("blob.written")
             if not self._is_sound(digest) or self._grace:
-                self._upload(staged, self._file(digest), size)
+                self._files.upload(staged, _file_of(digest), size)
             reach("blob.durable")
             self._cache.put(digest, staged)
         return Blob(digest, size)
@@ -111,19 +111,17 @@ class RemoteBlobs(BlobStore):
             return self._cache.get(digest) or self._fetch(digest)
 
     def holds(self, digest: str) -> bool:
-        with _failing("cannot look for files"):
-            self._fs.invalidate_cache()
-            return bool(self._fs.exists(f"{self._place(digest)}/{MANIFEST}") or self._fs.exists(self._file(digest)))
+        return any(self._files.exists(path) for path in (f"{_place_of(digest)}/{MANIFEST}", _file_of(digest)))
 
     def damage(self, digest: str, only: Collection[str] | None = None) -> list[Damage]:
         entries = self._manifest(digest)
         if entries is None:
-            found = self._damage_of(self._file(digest), "", digest)
+            found = self._damage_of(_file_of(digest), "", digest)
             if found is not None and found.missing:
                 raise missing(digest)
             return [] if found is None else [found]
         wanted = [entry for entry in entries if only is None or entry.name in only]
-        checked = (self._damage_of(f"{self._place(digest)}/{entry.name}", entry.name, entry.digest) for entry in wanted)
+        checked = (self._damage_of(f"{_place_of(digest)}/{entry.name}", entry.name, entry.digest) for entry in wanted)
         return [damage for damage in checked if damage is not None]
 
     def recheck(self, digest: str, only: Collection[str]) -> list[Damage]:
@@ -148,20 +146,19 @@ class RemoteBlobs(BlobStore):
         if entries is not None:
             return sum(entry.size_bytes for entry in entries)
         with _reading(digest):
-            return int(self._fs.info(self._file(digest))["size"])
+            return self._files.size(_file_of(digest))
 
     def digests(self) -> Iterator[str]:
         found: dict[str, None] = {}
-        for path in (*self._find(f"{self._root}/folders"), *self._find(f"{self._root}/files")):
-            parts = path.removeprefix(self._root).strip("/").split("/")
+        for path in (*self._files.find("folders"), *self._files.find("files")):
+            parts = path.split("/")
             if len(parts) >= 3 and is_digest(parts[2]):
                 found[parts[2]] = None
         yield from found
 
     def strays(self) -> list[str]:
         found = []
-        for path in self._find(self._root):
-            name = path.removeprefix(self._root).strip("/")
+        for name in self._files.find(""):
             kind, *parts = name.split("/")
             depth = {"files": 2, "folders": 3}.get(kind)
             placed = len(parts) == depth and is_digest(parts[1]) and parts[1][:2] == parts[0]
@@ -170,8 +167,7 @@ class RemoteBlobs(BlobStore):
         return sorted(found)
 
     def remove_stray(self, path: str) -> None:
-        with _failing("cannot remove a stray file"), suppress(FileNotFoundError):
-            self._fs.rm_file(f"{self._root}/{path}")
+        self._files.remove(path)
 
     def _entries(self, digest: str) -> tuple[FileEntry, ...]:
         # The copy first: it can be asked while the store is away.
@@ -188,29 +184,18 @@ class RemoteBlobs(BlobStore):
                 if hashlib.sha256(data).hexdigest() == entry.digest:
                     return data
         with _reading(digest):
-            found: bytes = self._fs.cat_file(f"{self._place(digest)}/{entry.name}")
-        return found
+            return self._files.read(f"{_place_of(digest)}/{entry.name}")
 
     def _upload_folder(self, digest: str, staged: Path, entries: list[FileEntry]) -> None:
-        place = self._place(digest)
+        place = _place_of(digest)
         if not self._is_sound(digest):
             for entry in entries:
-                self._upload(staged / entry.name, f"{place}/{entry.name}", entry.size_bytes)
+                self._files.upload(staged / entry.name, f"{place}/{entry.name}", entry.size_bytes)
         reach("blob.uploaded")
         # Written anew in any case: that makes it young, and another server's collection passes over it.
         manifest = staged / MANIFEST
-        self._upload(manifest, f"{place}/{MANIFEST}", manifest.stat().st_size)
+        self._files.upload(manifest, f"{place}/{MANIFEST}", manifest.stat().st_size)
         reach("blob.durable")
-
-    def _upload(self, source: Path, target: str, size: int) -> None:
-        with _failing("cannot store the files"):
-            self._fs.put_file(os.fspath(source), target)
-            self._fs.invalidate_cache()
-            stored = self._fs.info(target)["size"]
-        if stored != size:
-            raise Error(
-                Code.UNAVAILABLE, f"{stored} of {size} bytes arrived in the blob store; try again", reason="BLOB_CUT"
-            )
 
     def _fetch(self, digest: str) -> Path:
         """Bring a blob into the cache; DATA_LOSS unless it is what its digest says.
@@ -220,7 +205,7 @@ class RemoteBlobs(BlobStore):
         entries = self._manifest(digest)
         with storage_errors("cannot keep a local copy of the files"), self._staged() as staged:
             if entries is None:
-                self._download(digest, self._file(digest), staged, digest)
+                self._download(digest, _file_of(digest), staged, digest)
             else:
                 staged.mkdir()
                 for entry in entries:
@@ -231,7 +216,7 @@ class RemoteBlobs(BlobStore):
 
     def _download_part(self, digest: str, staged: Path, entry: FileEntry) -> None:
         try:
-            self._download(digest, f"{self._place(digest)}/{entry.name}", staged / entry.name, entry.digest)
+            self._download(digest, f"{_place_of(digest)}/{entry.name}", staged / entry.name, entry.digest)
         except Error as error:
             if entry.name in COMPUTED_WITH or not is_damage(error):
                 raise
@@ -240,7 +225,7 @@ class RemoteBlobs(BlobStore):
 
     def _download(self, digest: str, remote: str, target: Path, sha256: str) -> None:
         with _reading(digest):
-            self._fs.get_file(remote, os.fspath(target))
+            self._files.download(remote, target)
         with target.open("rb") as file:
             if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
                 raise damaged(digest)
@@ -248,13 +233,11 @@ class RemoteBlobs(BlobStore):
 
     def _manifest(self, digest: str) -> list[FileEntry] | None:
         """The files of a folder; None if the digest names no folder. DATA_LOSS if the manifest is damaged."""
-        path = f"{self._place(digest)}/{MANIFEST}"
+        path = f"{_place_of(digest)}/{MANIFEST}"
         try:
-            with _failing("cannot read the files"):
-                self._fs.invalidate_cache()
-                if self._fs.info(path)["size"] > MAX_MANIFEST_BYTES:
-                    raise damaged(digest)
-                data: bytes = self._fs.cat_file(path)
+            if self._files.size(path) > MAX_MANIFEST_BYTES:
+                raise damaged(digest)
+            data = self._files.read(path)
         except FileNotFoundError:
             return None
         if hashlib.sha256(data).hexdigest() != digest:
@@ -272,17 +255,10 @@ class RemoteBlobs(BlobStore):
 
     def _damage_of(self, path: str, name: str, digest: str) -> Damage | None:
         try:
-            sha256 = self._sha256(path)
+            sha256 = self._files.sha256(path)
         except FileNotFoundError:
             return Damage(name, "is missing", missing=True)
         return None if sha256 == digest else Damage(name, "does not hold the bytes that were stored")
-
-    def _sha256(self, path: str) -> str:
-        found = hashlib.sha256()
-        with _failing("cannot read the files"), self._fs.open(path, "rb") as file:
-            while chunk := file.read(CHUNK):
-                found.update(chunk)
-        return found.hexdigest()
 
     def _remove_unused(self, digest: str) -> bool:
         # Not under the lock of the holders, who would wait for the network. They read copies of their own; and who
@@ -294,37 +270,16 @@ class RemoteBlobs(BlobStore):
 
     def _remove(self, digest: str) -> None:
         reach("collect.before_rename")
-        with _failing("cannot remove unused files"):
-            for path in (f"{self._place(digest)}/{MANIFEST}", self._file(digest)):
-                with suppress(FileNotFoundError):
-                    self._fs.rm_file(path)
-            reach("collect.renamed")
-            for path in self._find(self._place(digest)):
-                with suppress(FileNotFoundError):
-                    self._fs.rm_file(path)
-            with suppress(OSError, NotImplementedError):  # object stores have no folders
-                self._fs.rmdir(self._place(digest))
+        for path in (f"{_place_of(digest)}/{MANIFEST}", _file_of(digest)):
+            self._files.remove(path)
+        reach("collect.renamed")
+        self._files.remove_folder(_place_of(digest))
         with storage_errors("cannot remove unused files"):
             self._cache.drop(digest)
 
     def _written(self, digest: str) -> float:
-        paths = [*self._find(self._place(digest)), *self._find(self._file(digest))]
-        with _failing("cannot look for files"):
-            return max((self._fs.modified(path).timestamp() for path in paths), default=0.0)
-
-    def _find(self, folder: str) -> list[str]:
-        with _failing("cannot list the files"):
-            self._fs.invalidate_cache()
-            try:
-                return list(self._fs.find(folder))
-            except FileNotFoundError:
-                return []
-
-    def _place(self, digest: str) -> str:
-        return f"{self._root}/folders/{digest[:2]}/{digest}"
-
-    def _file(self, digest: str) -> str:
-        return f"{self._root}/files/{digest[:2]}/{digest}"
+        paths = [*self._files.find(_place_of(digest)), *self._files.find(_file_of(digest))]
+        return max((self._files.modified(path) for path in paths), default=0.0)
 
     @contextmanager
     def _staged(self) -> Iterator[Path]:
@@ -336,35 +291,19 @@ class RemoteBlobs(BlobStore):
             delete_path(staged)
 
 
-@contextmanager
-def _failing(doing: str) -> Iterator[None]:
-    """Turn what a file system of fsspec raises into an ``Error``, but for ``FileNotFoundError``."""
-    try:
-        with storage_errors(doing):
-            try:
-                yield
-            except FileNotFoundError as gone:
-                raise _Gone(gone) from None
-    except _Gone as gone:
-        raise gone.cause from None
-    except Error:
-        raise
-    except Exception as exc:  # each kind of store has errors of its own (credentials, HTTP, ...)
-        raise Error(
-            Code.UNAVAILABLE, f"{doing}: {type(exc).__name__} from the blob store", reason="STORAGE_UNAVAILABLE"
-        ) from exc
+def _place_of(digest: str) -> str:
+    """The folder of a folder's files."""
+    return f"folders/{digest[:2]}/{digest}"
 
 
-class _Gone(Exception):
-    def __init__(self, cause: FileNotFoundError) -> None:
-        super().__init__()
-        self.cause = cause
+def _file_of(digest: str) -> str:
+    """The path of a single file."""
+    return f"files/{digest[:2]}/{digest}"
 
 
 @contextmanager
 def _reading(digest: str) -> Iterator[None]:
     try:
-        with _failing("cannot read the files"):
-            yield
+        yield
     except FileNotFoundError:
         raise missing(digest) from None
