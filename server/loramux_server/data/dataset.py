@@ -111,36 +111,6 @@ class Dataset:
         return self.report.pairs
 
 
-def load_dataset(
-    data: bytes,
-    tokenizer: TextTokenizer,
-    *,
-    max_length: int,
-    field: str = "data",
-    limits: DatasetLimits | None = None,
-    held_out: bool = False,
-    chat_template_kwargs: str = "",
-) -> Dataset:
-    """Parse, check and tokenise a dataset: JSONL, or a JSON list of rows, in UTF-8.
-
-    ``max_length`` is the longest row in tokens; ``field`` is what the caller calls the data (``validation``). Of rows
-    that may be ``held_out``, what counts as an answer (``expect``) is checked too. ``chat_template_kwargs`` is a JSON
-    object as text that was checked, for the chat template of every row that does not say otherwise.
-    Raises INVALID_ARGUMENT with violations ``data[line N]``, every problem counted and the first 20 listed.
-    """
-    dataset, problems = check_dataset(
-        data,
-        tokenizer,
-        max_length=max_length,
-        field=field,
-        limits=limits,
-        held_out=held_out,
-        chat_template_kwargs=chat_template_kwargs,
-    )
-    problems.check()
-    return dataset
-
-
 def check_dataset(
     data: bytes,
     tokenizer: TextTokenizer,
@@ -152,10 +122,13 @@ def check_dataset(
     held_out: bool = False,
     chat_template_kwargs: str = "",
 ) -> tuple[Dataset, Problems]:
-    """As :func:`load_dataset`, but gives the good rows (there may be none) beside what is wrong with the others.
+    """Parse, check and tokenise a dataset: JSONL, or a JSON list of rows, in UTF-8.
 
-    ``watch`` is called between rows and ends the work by raising. Raises INVALID_ARGUMENT only for data that are
-    refused as a whole: too large, or without any row.
+    Gives the good rows (there may be none) beside what is wrong with the others. ``max_length`` is the longest row in
+    tokens; ``field`` is what the caller calls the data (``validation``). Of rows that may be ``held_out``, what counts
+    as an answer (``expect``) is checked too. ``chat_template_kwargs`` is a JSON object as text that was checked, for
+    the chat template of every row that does not say otherwise. ``watch`` is called between rows and ends the work by
+    raising. Raises INVALID_ARGUMENT only for data that are refused as a whole: too large, or without any row.
     """
     problems = Problems(field)
     kwargs = json.loads(chat_template_kwargs or "{}")

@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 
 from loramux_server.core.errors import Code, Error
 from loramux_server.core.types import StackItem
-from loramux_server.data.dataset import Dataset, DatasetLimits, check_dataset, load_dataset
+from loramux_server.data.dataset import Dataset, DatasetLimits, check_dataset
 from loramux_server.data.label_masks import render_marked
 from loramux_server.data.problems import SHOWN
 from loramux_server.text import TextTokenizer
+from tests.datasets import load_dataset
 from tests.examples import examples
 
 GOOD = {"prompt": "Where?", "completion": " Here."}

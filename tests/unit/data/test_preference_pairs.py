@@ -10,9 +10,10 @@ import pytest
 
 from loramux_server.core.errors import Error
 from loramux_server.core.jobs import TrainRow
-from loramux_server.data.dataset import holds_pairs, load_dataset
+from loramux_server.data.dataset import holds_pairs
 from loramux_server.data.label_masks import render_marked
 from loramux_server.text import TextTokenizer
+from tests.datasets import load_dataset
 
 USER = {"role": "user", "content": "Where?"}
 GOOD = {"role": "assistant", "content": "Here."}

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from loramux_server.core.errors import Error
-from loramux_server.data.dataset import Dataset, check_dataset, load_dataset
+from loramux_server.data.dataset import Dataset, check_dataset
 from loramux_server.text import TextTokenizer
+from tests.datasets import load_dataset
 
 GOOD = {"prompt": "Where?", "completion": " Here."}
 CHAT = {"messages": [{"role": "user", "content": "Where?"}, {"role": "assistant", "content": "Here."}]}

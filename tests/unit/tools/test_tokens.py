@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from loramux_server.data.dataset import load_dataset
 from loramux_server.text.tokenizer import TextTokenizer
+from tests.datasets import load_dataset
 from tools.make_data import DATA, SYSTEM, TURN
 
 pytestmark = pytest.mark.slow  # makes the default base's folder where there is none yet

@@ -60,7 +60,7 @@ class EventLog:
             EventRecord(job_id, row.sequence, row.at, _event(row.type, row.body)) for row in connection.execute(query)
         )
 
-    def latest(self, connection: Connection, job_seq: int, job_id: str, kind: TrainEventType) -> TrainEvent | None:
+    def latest(self, connection: Connection, job_seq: int, kind: TrainEventType) -> TrainEvent | None:
         """The last written event of a kind."""
         query = (
             sa.select(e).where(e.c.job_seq == job_seq, e.c.type == kind.value).order_by(e.c.sequence.desc()).limit(1)

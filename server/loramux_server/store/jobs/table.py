@@ -203,16 +203,16 @@ class JobTable:
         self._log.flush()
         with self._db.read() as connection:
             row = _need(connection, job_id, None)
-            step = self._log.latest(connection, row.seq, job_id, TrainEventType.STEP)
-            evaluation = self._log.latest(connection, row.seq, job_id, TrainEventType.EVALUATION)
+            step = self._log.latest(connection, row.seq, TrainEventType.STEP)
+            evaluation = self._log.latest(connection, row.seq, TrainEventType.EVALUATION)
         return Stored(step.step if step else 0, evaluation.step if evaluation else 0)
 
     def outcome(self, job_id: str) -> tuple[tuple[JudgedRow, ...], int | None]:
         """Examples of what held-out rows were answered, and the version that the name meant before the job's own."""
         with self._db.read() as connection:
             seq = _need(connection, job_id, None).seq
-            answered = self._log.latest(connection, seq, job_id, TrainEventType.EVALUATION)
-            last = self._log.latest(connection, seq, job_id, TrainEventType.STATE)
+            answered = self._log.latest(connection, seq, TrainEventType.EVALUATION)
+            last = self._log.latest(connection, seq, TrainEventType.STATE)
         replaced = last.metrics.get(REPLACED) if last is not None else None
         return answered.answers if answered else (), None if replaced is None else int(replaced)
 
@@ -245,7 +245,7 @@ class JobTable:
         """Tell the oldest queued job of an owner why it waits, once."""
         query = sa.select(j.c.seq, j.c.id).where(j.c.owner == owner, j.c.state == JobState.QUEUED.value)
         row = connection.execute(query.order_by(j.c.seq).limit(1)).one()
-        last = self._log.latest(connection, row.seq, row.id, TrainEventType.MESSAGE)
+        last = self._log.latest(connection, row.seq, TrainEventType.MESSAGE)
         if last is None or last.message != reason:
             self._log.write(connection, row.seq, [TrainEvent(TrainEventType.MESSAGE, reason)])
 
