@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from ...core.errors import ROWS_DAMAGED, Code, Error, internal_error
@@ -25,36 +25,12 @@ from .attempt import TrainingRun
 from .board import JobBoard
 from .daily_tokens import queue_again_when_spent
 from .lock import ReadersWriterLock
+from .trouble import Trouble
 
 log = get_logger(__name__)
 
-MAX_ENGINE_LOSSES = 3
-"""A job at whose work the engine died this often without getting any further is not tried again: it may be why."""
-MAX_RETRY_SECONDS = 60.0
 LEASE_SECONDS = 30.0
 """How long a job stays with a server that says nothing. It is renewed three times as often."""
-
-
-@dataclass(slots=True)
-class Trouble:
-    """How often a job was tried in vain, and how often of these the engine died at its work on one stretch."""
-
-    tries: int = 0
-    deaths: int = 0
-    step: int = -1
-
-    @property
-    def suspect(self) -> bool:
-        """Whether the next attempt is the last. No other job is at work then: one of these may be the reason."""
-        return self.deaths == MAX_ENGINE_LOSSES - 1
-
-    def again(self, step: int, begun: bool) -> bool:
-        """Note another loss of the engine, the job being at ``step``; False when the job shall not be tried again."""
-        self.tries += 1
-        if begun:
-            self.deaths = self.deaths + 1 if step <= self.step else 1
-            self.step = max(step, self.step)
-        return self.deaths < MAX_ENGINE_LOSSES
 
 
 class JobRunner:
@@ -179,7 +155,7 @@ class JobRunner:
         if error.code is Code.UNAVAILABLE:
             trouble = self._troubles.setdefault(job.id, Trouble())
             if trouble.again(now.step, begun):
-                delay = min(self._retry_seconds * 2 ** (trouble.tries - 1), MAX_RETRY_SECONDS)
+                delay = trouble.delay(self._retry_seconds)
                 self._away_until = asyncio.get_running_loop().time() + delay
                 log.warning("engine away, jobs wait", job=job.id, retry_in_seconds=delay)
                 await self._insist(job, JobState.QUEUED, message=f"{error.message}; queued again")
