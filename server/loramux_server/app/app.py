@@ -245,7 +245,7 @@ class App:
         self._jobs.add_done_callback(_report_defect)
         self._quotas = asyncio.create_task(self._meter.follow(store.quotas, board.queued.set), name="quotas")
         self._quotas.add_done_callback(_report_defect)
-        self._collector = asyncio.create_task(Collector(store, adapters.deleted).run(), name="collector")
+        self._collector = asyncio.create_task(Collector(store, context.unused).run(), name="collector")
         self._collector.add_done_callback(_report_defect)
         self.availability.readiness = Readiness.READY
         for door in self.doors:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Self
@@ -134,9 +134,9 @@ class Store:
             self.state.drop_job_folder(job_id)
         return version, done[0]
 
-    def collect_orphans(self, among: Iterable[str] | None = None) -> tuple[str, ...]:
-        """Remove blobs that no row names and nobody uses, of all or ``among`` some; returns their digests."""
-        return self.blobs.collect_orphans(self._referenced, among)
+    def collect_orphans(self) -> tuple[str, ...]:
+        """Remove blobs that no row names and nobody uses; returns their digests."""
+        return self.blobs.collect_orphans(self._referenced)
 
     def orphans(self) -> frozenset[str]:
         """Blobs that no row names now: in use, on their way to a row, or to be collected."""

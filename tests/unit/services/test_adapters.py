@@ -418,13 +418,13 @@ def rounds_of(store: Store, monkeypatch: pytest.MonkeyPatch) -> asyncio.Queue[tu
 
 
 async def test_files_go_when_the_last_request_that_uses_them_ends(
-    service: AdapterService, info: EngineInfo, store: Store, monkeypatch: pytest.MonkeyPatch
+    service: AdapterService, context: Context, info: EngineInfo, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await publish_versions(service, info, "acme", 1)
     stacks = StackResolver(store)
     stack = await stacks.resolve((StackItem("acme"),), "default")
     rounds = rounds_of(store, monkeypatch)
-    collector = asyncio.create_task(Collector(store, service.deleted, retry_seconds=0.01).run())
+    collector = asyncio.create_task(Collector(store, context.unused, retry_seconds=0.01).run())
     async with stacks.held(stack), stacks.held(stack):
         await service.delete("acme", LOCAL)
         async with asyncio.timeout(20):
@@ -446,7 +446,7 @@ async def test_files_go_when_the_last_request_that_uses_them_ends(
 
 
 async def test_the_collector_outlives_a_store_that_fails(
-    service: AdapterService, info: EngineInfo, store: Store, monkeypatch: pytest.MonkeyPatch
+    service: AdapterService, context: Context, info: EngineInfo, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await publish_versions(service, info, "acme", 1)
     rounds = rounds_of(store, monkeypatch)
@@ -460,7 +460,7 @@ async def test_the_collector_outlives_a_store_that_fails(
 
     monkeypatch.setattr(store, "collect_orphans", fail_once)
     await service.delete("acme", LOCAL)
-    collector = asyncio.create_task(Collector(store, service.deleted, retry_seconds=0.01).run())
+    collector = asyncio.create_task(Collector(store, context.unused, retry_seconds=0.01).run())
     async with asyncio.timeout(20):
         while not await rounds.get():
             pass

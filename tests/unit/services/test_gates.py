@@ -150,9 +150,12 @@ async def test_answers_are_asked_of_the_engine(
     assert len(server.backend.commands) == 3
     for command in server.backend.commands:
         (entry,) = command.stack.entries
-        assert not server.store.blobs.holds(entry.adapter.digest)  # it was there for the questions only
+        assert server.store.blobs.holds(entry.adapter.digest)
         assert command.sampling.temperature == 0
-    assert server.backend.unloaded == [server.backend.commands[0].stack.entries[0].adapter.digest]
+    digest = server.backend.commands[0].stack.entries[0].adapter.digest
+    assert server.backend.unloaded == [digest]
+    assert server.context.unused.is_set()
+    assert server.store.collect_orphans() == (digest,)  # nothing else is left of the questions
     measured = [e.event.metrics for e in events if e.event.type is TrainEventType.EVALUATION][-1]
     assert measured == pytest.approx(
         {

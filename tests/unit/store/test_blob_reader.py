@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fsspec.implementations.dirfs import DirFileSystem
@@ -18,13 +19,13 @@ from loramux_server.store.blobs.remote import RemoteBlobs
 from tests.damage import HARMS
 
 
-def open_blobs(root: Path, kind: str) -> BlobStore:
+def open_blobs(root: Path, kind: str, cache_bytes: int = 1 << 20, **options: Any) -> BlobStore:
     for folder in ("blobs", "here"):
         (root / folder).mkdir(exist_ok=True)
     if kind == "local":
         return LocalBlobs(root / "blobs", root / "here")
     fs = DirFileSystem(str(root / "blobs"), LocalFileSystem(auto_mkdir=True))
-    return RemoteBlobs(fs, "", root / "here", 1 << 20)
+    return RemoteBlobs(fs, "", root / "here", cache_bytes, **options)
 
 
 @pytest.fixture(params=["local", "remote"])
@@ -118,22 +119,25 @@ def test_a_copy_of_an_older_version_has_no_list_and_is_read(tmp_path: Path, adap
     assert blobs.reader.read(digest)[WEIGHTS_FILE] == (adapter / WEIGHTS_FILE).read_bytes()
 
 
-def test_what_is_put_here_stays_here_until_nobody_holds_it(tmp_path: Path, blobs: BlobStore, adapter: Path) -> None:
+def test_what_is_put_here_is_collected_once_nobody_holds_it(tmp_path: Path, adapter: Path) -> None:
+    blobs = open_blobs(tmp_path, "local")
     digest = blobs.put_here(adapter).digest
     with blobs.holding([digest]):
-        assert blobs.collect_orphans(lambda: (), [digest]) == ()
+        assert blobs.collect_orphans(lambda: ()) == ()
         assert blobs.reader.read(digest)
-    if blobs.remote:
-        assert not list((tmp_path / "blobs").iterdir())
-    assert blobs.collect_orphans(lambda: (), [digest]) == (digest,)
+    assert blobs.collect_orphans(lambda: ()) == (digest,)
     assert refused(blobs.reader, digest).reason == MISSING
 
 
-def test_a_collection_of_some_leaves_the_others(blobs: BlobStore, adapter: Path) -> None:
-    other = blobs.put_folder(adapter).digest
+def test_what_is_put_here_is_not_uploaded(tmp_path: Path, adapter: Path) -> None:
+    """It is a copy like others: held it stays, and the cache drops it for a newer one."""
+    blobs = open_blobs(tmp_path, "remote", cache_bytes=1, keep_seconds=0)
+    digest = blobs.put_here(adapter).digest
+    assert not list((tmp_path / "blobs").iterdir())
     (adapter / "README.md").write_text("another")
-    named = blobs.put_folder(adapter).digest
+    with blobs.holding([digest]):
+        blobs.put_folder(adapter)
+        assert blobs.reader.read(digest)
     (adapter / "README.md").write_text("a third")
-    gone = blobs.put_folder(adapter).digest
-    assert blobs.collect_orphans(lambda: {named}, [named, gone]) == (gone,)
-    assert [blobs.holds(digest) for digest in (other, named, gone)] == [True, True, False]
+    blobs.put_folder(adapter)
+    assert refused(blobs.reader, digest).reason == MISSING

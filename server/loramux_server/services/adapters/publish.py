@@ -18,6 +18,7 @@ from ...core.types import AdapterVersion, Stack, StackEntry
 from ...host.files import open_regular
 from ...peft.schema import WEIGHTS_FILE, AdapterConfig, check_folder
 from ...store.store import Store
+from ..common.context import Context
 from ..common.limits import Limits
 from ..common.shielding import nothing_collected, to_the_end
 
@@ -49,13 +50,12 @@ async def publish(backend: Backend, store: Store, name: str, folder: Path, rank:
 
 
 @asynccontextmanager
-async def candidate(
-    backend: Backend, store: Store, name: str, folder: Path, rank: int
-) -> AsyncIterator[AdapterVersion]:
+async def candidate(context: Context, name: str, folder: Path, rank: int) -> AsyncIterator[AdapterVersion]:
     """A checked adapter folder as the engine can be asked with it, before it is a version of ``name``.
 
-    Its files stay as long, and are gone afterwards, from the engine's memory too.
+    Its files stay as long; afterwards the engine forgets it, and they are collected.
     """
+    store = context.store
     with ExitStack() as holds:
         async with nothing_collected(store):
             blob = await to_the_end(asyncio.to_thread(store.blobs.put_here, folder))
@@ -63,10 +63,10 @@ async def candidate(
         try:
             yield AdapterVersion(name, 0, blob.digest, rank)
         finally:
+            holds.close()
+            context.unused.set()
             with suppress(Error):  # an engine that is gone has forgotten it anyway
-                await backend.unload(blob.digest)
-    with suppress(Error):  # no row names it: a later collection removes it
-        await asyncio.to_thread(store.collect_orphans, [blob.digest])
+                await context.backend.unload(blob.digest)
 
 
 async def is_finite(backend: Backend, version: AdapterVersion) -> bool:

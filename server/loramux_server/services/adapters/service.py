@@ -49,8 +49,7 @@ class AdapterService:
         self._composing = ComposeService(context, composer)
         self._resident: dict[str, str] = {}
         self._pinning = asyncio.Lock()
-        self.deleted = asyncio.Event()
-        """Set when versions were deleted: there may be files to collect."""
+        self._unused = context.unused
 
     async def list(
         self, principal: Principal, *, prefix: str = "", page_size: int = 100, page_token: str = ""
@@ -223,7 +222,7 @@ class AdapterService:
         for record in gone:
             if record.digest not in kept:
                 await self._unload(record.digest)
-        self.deleted.set()
+        self._unused.set()
 
     def _pinned(self) -> tuple[AdapterVersion, ...]:
         """What is pinned and has its files."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass, field
 
 from ...core.backend import Backend, EngineInfo
@@ -24,6 +25,8 @@ class Context:
     backend: Backend
     meter: QuotaMeter = field(default_factory=QuotaMeter)
     """Counts what callers use; shared with ``Access``."""
+    unused: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when there may be files that nothing names any more: they are collected then."""
     stacks: StackResolver = field(init=False)
     """One for all services: what a name meant last is known to each while the database is away."""
 

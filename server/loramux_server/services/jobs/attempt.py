@@ -36,6 +36,7 @@ class TrainingRun:
     """What happens between RUNNING and SUCCEEDED."""
 
     def __init__(self, context: Context, board: JobBoard, job: JobRecord, rows: StoredRows) -> None:
+        self._context = context
         self._store, self._text, self._backend = context.store, context.text, context.backend
         self._info, self._limits = context.info, context.limits
         self._board = board
@@ -67,9 +68,7 @@ class TrainingRun:
         request = self._job.request
         asker = Asker(self._backend, self._text, prefix=f"{self._job.id}-{self._job.fence}", tenant=request.tenant)
         words, found = "answers", dict[str, float]()
-        async with candidate(
-            self._backend, self._store, request.name, Path(command.output), request.spec.rank
-        ) as version:
+        async with candidate(self._context, request.name, Path(command.output), request.spec.rank) as version:
             over = [Stack((*stack.entries, StackEntry(version))) for stack in command.stacks]
             if context:
                 compared, sides = await self._compared(asker, asked, command, over)

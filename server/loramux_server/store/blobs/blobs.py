@@ -10,7 +10,7 @@ import hashlib
 import time
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -206,10 +206,8 @@ class BlobStore(ABC):
         with self._holding:
             return digest in self._held
 
-    def collect_orphans(
-        self, referenced: Callable[[], Collection[str]], among: Iterable[str] | None = None
-    ) -> tuple[str, ...]:
-        """Remove blobs (of all, or ``among`` some) that ``referenced()`` does not name; returns their digests.
+    def collect_orphans(self, referenced: Callable[[], Collection[str]]) -> tuple[str, ...]:
+        """Remove blobs that ``referenced()`` does not name; returns their digests.
 
         Waits for puts under way (``publishing``) and holds new ones back until it is done; ``referenced`` is asked
         in between, so it sees all their rows. What is in use (``holding``) stays until a later collection.
@@ -220,7 +218,7 @@ class BlobStore(ABC):
         try:
             # The blobs first: what another server puts after this is not among them.
             with storage_errors("cannot remove unused files"):
-                found = list(self.digests() if among is None else among)
+                found = list(self.digests())
                 kept = frozenset(referenced())
                 return tuple(d for d in found if d not in kept and self._is_old(d) and self._remove_unused(d))
         finally:
