@@ -21,7 +21,7 @@ class Block:
     """A fenced block and where its text starts.
 
     ``mark`` is the comment before it: ``test: e2e`` has the block run against a real server, ``file: NAME`` has its
-    text written to that file first, for the blocks that are run.
+    text written to that file first, for the blocks that are run, ``test: openssl`` makes certificates.
     """
 
     path: Path
