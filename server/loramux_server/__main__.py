@@ -29,7 +29,7 @@ SHOW = "Print every setting of the server, its value and where it came from."
 
 USAGE_ERROR, INTERRUPTED = 2, 130
 STOPPED_EARLY = "Stopped before it was ready."
-MAINTENANCE = ("audit", "backup", "restore", "doctor", "quotas")
+MAINTENANCE = ("audit", "backup", "restore", "doctor", "keys", "quotas")
 LAST_STEPS = 0.5
 """Seconds that threads get to end once everything is closed."""
 SAME_SIGNAL = 0.5
@@ -179,13 +179,14 @@ async def _serve(settings: Settings, announcer: Announcer) -> int:
 
 
 def _maintain(command: str, arguments: Sequence[str]) -> int:
-    from .app import audit, maintenance, quotas
+    from .app import audit, keys, maintenance, quotas
 
     run = {
         "audit": audit.audit_command,
         "backup": maintenance.backup_command,
         "restore": maintenance.restore_command,
         "doctor": maintenance.doctor_command,
+        "keys": keys.keys_command,
         "quotas": quotas.quotas_command,
     }[command]
     try:

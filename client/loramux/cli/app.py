@@ -21,7 +21,7 @@ from .connection import OPTIONS
 from .training import datasets, jobs, train
 
 # These parse their own arguments, so nothing is taken out of them.
-_OWN_FLAGS = {"serve", "demo", "config", "audit", "backup", "restore", "doctor", "quotas"}
+_OWN_FLAGS = {"serve", "demo", "config", "audit", "backup", "restore", "doctor", "keys", "quotas"}
 
 app = typer.Typer(
     name="loramux",

@@ -25,7 +25,7 @@ class ServerMissing(LoramuxError):
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
-    for command in (serve, audit, backup, restore, doctor, quotas):
+    for command in (serve, keys, quotas, audit, backup, restore, doctor):
         kind = ServerCommand if command is serve else None
         app.command(cls=kind, context_settings=_PASS_THROUGH, add_help_option=False)(command)
 
@@ -65,6 +65,11 @@ def restore(context: typer.Context) -> None:
 def doctor(context: typer.Context) -> None:
     """Check all that a state directory holds; --repair mends it."""
     raise typer.Exit(run_server(["doctor", *context.args]))
+
+
+def keys(context: typer.Context) -> None:
+    """Create, list and revoke API keys (loramux keys --help)."""
+    raise typer.Exit(run_server(["keys", *context.args]))
 
 
 def quotas(context: typer.Context) -> None:

@@ -34,14 +34,16 @@ def record_command(settings: Settings, action: str, object: str, *, tenant: str 
     log = audit_log(settings)
     if log is not None:
         log.open()
-        log.write(Entry(action, object, tenant=tenant, peer=f"command line of {_user()}", details=details))
+        log.write(Entry(action, object, tenant=tenant, peer=command_line_user(), details=details))
 
 
-def _user() -> str:
+def command_line_user() -> str:
+    """Who gives a command on this machine, as it is written down."""
     try:
-        return getpass.getuser()
+        name = getpass.getuser()
     except (KeyError, OSError):  # no name for the user id here, as in containers
-        return str(os.getuid())
+        name = str(os.getuid())
+    return f"command line of {name}"
 
 
 def audit_command(argv: Sequence[str]) -> int:

@@ -161,14 +161,18 @@ def add_state_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="Print JSON instead of text.")
 
 
-def open_database(settings: Settings) -> Database:
+def open_database(settings: Settings, *, make: bool = False) -> Database:
     """The database of a server that runs or does not, to be written beside it; its schema is left as it is.
 
-    Raises FAILED_PRECONDITION where there is none yet, or one of another version.
+    ``make``: where there is none yet, it is made as a server's start does. Raises FAILED_PRECONDITION where there is
+    none, or one of another version.
     """
     url = _secret(settings.database_url)
     path = settings.state_dir / backups.DATABASE
-    if url is None and not path.is_file():
+    missing = Database.is_new(url) if url is not None else not path.is_file()
+    if make and missing:
+        Store.open(settings.state_dir, url, _secret(settings.blobs_url)).close()
+    elif url is None and missing:
         words = f"{settings.state_dir} has no database yet; start a server on it first, or give --state-dir"
         raise Error(Code.FAILED_PRECONDITION, words, reason="DATABASE_MISSING")
     Database.inspect(url or path).close()  # opening it would bring an older one up to date under its server

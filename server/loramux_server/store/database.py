@@ -78,6 +78,16 @@ class Database:
             raise
         return database
 
+    @classmethod
+    def is_new(cls, url: str | URL) -> bool:
+        """Whether a database has no tables yet. Raises UNAVAILABLE when it cannot be reached."""
+        database = cls(_engine(_parsed(url), read_only=True))
+        try:
+            with database.read() as connection:
+                return not sa.inspect(connection).get_table_names()
+        finally:
+            database.close()
+
     @contextmanager
     def read(self) -> Iterator[Connection]:
         """A connection in a read transaction: one consistent view."""

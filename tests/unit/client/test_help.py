@@ -8,7 +8,22 @@ from loramux.cli import main
 
 COMMANDS = [
     *("", "generate", "chat", "train", "info", "health", "adapters", "adapters merge", "jobs watch", "datasets show"),
-    *("audit", "quotas", "quotas set", "quotas ls", "doctor", "backup", "restore", "config show", "demo"),
+    *(
+        "keys",
+        "keys create",
+        "keys ls",
+        "keys revoke",
+        "keys generate",
+        "audit",
+        "quotas",
+        "quotas set",
+        "quotas ls",
+        "doctor",
+        "backup",
+        "restore",
+        "config show",
+        "demo",
+    ),
 ]
 
 

@@ -22,7 +22,11 @@ from alembic.migration import MigrationContext
 
 from loramux_server.core.errors import Code, Error
 from loramux_server.core.jobs import JobRequest, JobState, TrainEvent, TrainEventType
+from loramux_server.core.keys import ApiKey
+from loramux_server.core.principal import Principal, Scope
 from loramux_server.core.types import StackItem
+from loramux_server.services.access.keys import KeyRing
+from loramux_server.services.access.refusals import Refused
 from loramux_server.services.common.stacks import StackResolver
 from loramux_server.store import database
 from loramux_server.store.maintenance.doctor import examine, repair
@@ -225,6 +229,61 @@ def test_field_c_a_server_that_goes_away_and_comes_back(store: Store, postgres: 
     with pytest.raises(Error) as caught:
         resolved("warm")
     assert caught.value.code is Code.NOT_FOUND
+
+
+async def test_keys_are_followed_by_every_server_and_outlive_the_database(
+    store: Store, url: str, postgres: Postgres, tmp_path: Path
+) -> None:
+    other = await asyncio.to_thread(Store.open, tmp_path / "other", url)
+    ring = KeyRing(other.keys)
+    await ring.start()
+    kept, gone = ApiKey.generate(), ApiKey.generate()
+    for key in (kept, gone):
+        made = store.keys.create(key, "t", [Scope.INFER], adapters=["a"])
+        assert made == store.keys.get(key.id)
+        assert await ring.principal(key) == Principal("t", frozenset({Scope.INFER}), key.id, frozenset({"a"}))
+    store.keys.revoke(gone.id)
+    revoked = time.monotonic()
+    while isinstance(await ring.principal(gone), Principal):
+        assert time.monotonic() - revoked < 2.0
+        await asyncio.sleep(0.05)
+    await asyncio.to_thread(postgres.stop)
+    try:
+        with pytest.raises(Error) as caught:
+            await ring.principal(ApiKey.generate())
+        assert caught.value.reason == "IDENTITY_UNAVAILABLE"
+        assert isinstance(await ring.principal(kept), Principal)
+    finally:
+        await asyncio.to_thread(postgres.start)
+    assert await ring.principal(unknown := ApiKey.generate()) == Refused("unknown key", unknown.id)
+    await ring.stop()
+    other.close()
+
+
+def test_keys_created_on_two_servers_at_once_are_numbered_in_the_order_of_their_commits(
+    store: Store, url: str, tmp_path: Path
+) -> None:
+    other = Store.open(tmp_path / "other", url)
+
+    def create(mine: Store) -> None:
+        for _ in range(10):
+            mine.keys.create(ApiKey.generate(), "t", [Scope.INFER])
+
+    threads = [threading.Thread(target=create, args=((store, other)[i % 2],)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    seen, revision = 0, 0
+    while any(thread.is_alive() for thread in threads) or store.keys.changed_since(revision)[0]:
+        changed, revision = store.keys.changed_since(revision)
+        seen += len(changed)
+    assert (seen, revision) == (40, 40)
+    other.close()
+
+
+def test_a_new_database_is_told_from_one_in_use(url: str, tmp_path: Path) -> None:
+    assert database.Database.is_new(url)
+    Store.open(tmp_path / "state", url).close()
+    assert not database.Database.is_new(url)
 
 
 def test_field_c_a_server_that_never_answers_holds_nobody_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
