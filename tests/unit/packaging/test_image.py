@@ -15,6 +15,7 @@ import pytest
 
 from loramux_server import config
 from tests.unit import cli_lines
+from tools.pins import SERVER, pinned
 
 ROOT = Path(__file__).parents[3]
 
@@ -148,6 +149,8 @@ def test_every_variable_of_the_image_is_a_setting(monkeypatch: pytest.MonkeyPatc
 def test_the_build_argument_picks_the_build_of_torch(torch: str, code: int, tmp_path: Path) -> None:
     """Runs that step of the Dockerfile with a stand-in for pip that prints its arguments."""
     (step,) = [rest for rest in rest_of("RUN") if rest.startswith("case")]
+    step = step.replace("/build/", f"{tmp_path}/")
+    shutil.copy(ROOT / "constraints.txt", tmp_path)
     python = tmp_path / "python"
     python.write_text('#!/bin/sh\necho "$@"\n')
     python.chmod(0o755)
@@ -163,4 +166,16 @@ def test_the_build_argument_picks_the_build_of_torch(torch: str, code: int, tmp_
         assert torch in done.stderr
     else:
         assert ("whl/cpu" in done.stdout) == (torch == "cpu")
-        assert done.stdout.strip().endswith("--constraint /build/constraints.txt torch")
+        if torch == "cpu":
+            assert done.stdout.strip().endswith(f"torch=={pinned(SERVER)['torch'][0]}")
+        else:
+            assert f"--require-hashes --requirement {tmp_path}/torch.txt" in done.stdout
+            assert pinned(tmp_path / "torch.txt") == {"torch": pinned(SERVER)["torch"]}
+
+
+def test_the_image_installs_nothing_but_what_is_pinned_by_content() -> None:
+    installs = [rest for rest in rest_of("RUN") if rest.startswith("python -m pip install")]
+    *others, own = installs
+    assert len(others) == 2
+    assert all("--no-deps --require-hashes" in rest for rest in others)
+    assert "loramux[server,curves,oidc] @ file://" in own

