@@ -13,13 +13,15 @@ from hypothesis import strategies as st
 
 from loramux_server.core.backend import TokenEvent
 from loramux_server.core.errors import Code
+from loramux_server.core.jobs import TrainSpec
 from loramux_server.core.types import Stack
 from loramux_server.engine import build
 from loramux_server.engine.residency import cache
 from loramux_server.engine.residency.load_quota import LoadQuota
 from loramux_server.engine.transport.protocol import LoadCommand, PinCommand, UnloadCommand
-from tests.engine import BLOBS, Engine, check_tokens, command, stack_of, version_of
+from tests.engine import BLOBS, Engine, check_tokens, command, rows, stack_of, version_of
 from tests.examples import examples
+from tests.rows import train_command
 from tests.tensor.engine_cases import STACKS, Case, Cases, check_empty, make_cases
 
 
@@ -174,6 +176,21 @@ def test_files_that_are_gone_fail_those_who_asked_and_nobody_else(cases: Cases, 
         assert failure is not None
         assert "gone" in failure.message
     check_tokens(roomy.tokens("mate"), cases.alone(mate)[:5])
+    check_empty(roomy)
+
+
+@pytest.mark.parametrize("digest", ["../../etc", "/etc", "", "F" * 64])
+def test_what_is_no_digest_is_refused_and_opens_no_file(cases: Cases, roomy: Engine, digest: str) -> None:
+    """The engine takes no path from a command, whoever sent it."""
+    bad = replace(cases.versions["all"], digest=digest)
+    roomy.run(command("generate", cases.prompts[0], 3, stack_of((bad, 1.0))), LoadCommand("load", bad))
+    roomy.run(train_command("train", TrainSpec(max_steps=1), rows(2), stacks=(stack_of((bad, 1.0)),)))
+    for id in ("generate", "load", "train"):
+        failure = roomy.failure(id)
+        assert failure is not None
+        assert failure.code == Code.INVALID_ARGUMENT.value
+        assert "digest" in failure.message
+        roomy.outputs.pop(id)
     check_empty(roomy)
 
 
