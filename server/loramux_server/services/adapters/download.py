@@ -20,7 +20,7 @@ CHUNK_BYTES = 1 << 20
 
 
 def checked_files(store: Store, record: VersionRecord) -> tuple[AdapterVersion, tuple[FileSpec, ...], tuple[str, ...]]:
-    """The version, those of them that are whole, and the names of those that are lost; blocking.
+    """The version, those of its files that are whole, and the names of those that are lost; blocking.
 
     Raises DATA_LOSS when what is computed with is damaged; the version is quarantined then.
     """

@@ -17,7 +17,10 @@ log = logging.getLogger(__name__)
 
 
 class AdapterFiles:
-    """What is damaged is quarantined: no version with that content answers until it is stored again. Thread-safe."""
+    """The files of all versions. Thread-safe.
+
+    Damage leads to quarantine: no version with that content answers until the same files are stored again.
+    """
 
     def __init__(self, database: Database, blobs: BlobStore, damage: DamageCount) -> None:
         self._db, self._blobs, self._damage = database, blobs, damage
