@@ -146,6 +146,7 @@ def server_info(message: server_pb2.ServerInfo) -> types.ServerInfo:
         message,
         base,
         message.tokenizer,
+        message.caller,
         base_name=base.name,
         base_fingerprint=base.fingerprint,
         base_revision=base.revision,

@@ -29,6 +29,10 @@ def info(context: typer.Context, json: Json = False) -> None:
         [
             ("address", address),
             ("loramux", f"{found.version}, {found.state} for {clock(found.uptime_seconds)}"),
+            ("tenant", found.tenant),
+            ("key", found.key_id),
+            ("scopes", ", ".join(found.scopes)),
+            ("allowed", ", ".join(found.allowed_adapters)),
             ("base", f"{found.base_name} ({found.architecture})" if found.architecture else found.base_name),
             ("revision", found.base_revision),
             ("fingerprint", found.base_fingerprint),

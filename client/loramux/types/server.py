@@ -35,3 +35,10 @@ class ServerInfo:
     jobs: dict[str, int] = field(default_factory=dict)
     limits: dict[str, int] = field(default_factory=dict)
     uptime_seconds: float = 0.0
+    tenant: str = ""
+    """Whose adapters, datasets and jobs the client sees."""
+    key_id: str = ""
+    """Of the client's key, or ``oidc:`` and the subject of its token; empty: it showed none."""
+    scopes: tuple[str, ...] = ()
+    allowed_adapters: tuple[str, ...] = ()
+    """Those that the key is limited to; empty: it is not limited."""

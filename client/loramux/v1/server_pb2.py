@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17loramux/v1/server.proto\x12\nloramux.v1\"\x16\n\x14GetServerInfoRequest\"~\n\x08\x42\x61seInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x02 \x01(\t\x12\x14\n\x0c\x61rchitecture\x18\x03 \x01(\t\x12\x13\n\x0bmax_context\x18\x04 \x01(\x05\x12\x12\n\nnum_layers\x18\x05 \x01(\x05\x12\x10\n\x08revision\x18\x06 \x01(\t\"U\n\rTokenizerInfo\x12\x12\n\nvocab_size\x18\x01 \x01(\x05\x12\x15\n\reos_token_ids\x18\x02 \x03(\x05\x12\x19\n\x11has_chat_template\x18\x03 \x01(\x08\"\xa9\x01\n\x06Limits\x12\x11\n\tmax_stack\x18\x01 \x01(\x05\x12\x13\n\x0bmax_choices\x18\x02 \x01(\x05\x12\x18\n\x10max_prompt_bytes\x18\x03 \x01(\x03\x12\x16\n\x0emax_new_tokens\x18\x04 \x01(\x05\x12\x10\n\x08max_rank\x18\x05 \x01(\x05\x12\x18\n\x10max_upload_bytes\x18\x06 \x01(\x03\x12\x19\n\x11max_dataset_bytes\x18\x07 \x01(\x03\"\xbf\x05\n\nServerInfo\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\"\n\x04\x62\x61se\x18\x02 \x01(\x0b\x32\x14.loramux.v1.BaseInfo\x12,\n\ttokenizer\x18\x03 \x01(\x0b\x32\x19.loramux.v1.TokenizerInfo\x12\x0e\n\x06\x64\x65vice\x18\x04 \x01(\t\x12\r\n\x05\x64type\x18\x05 \x01(\t\x12=\n\x0cmemory_bytes\x18\x06 \x03(\x0b\x32\'.loramux.v1.ServerInfo.MemoryBytesEntry\x12\x16\n\x0e\x61\x64\x61pters_total\x18\x07 \x01(\x05\x12G\n\x11\x61\x64\x61pters_resident\x18\x08 \x03(\x0b\x32,.loramux.v1.ServerInfo.AdaptersResidentEntry\x12\x18\n\x10requests_running\x18\t \x01(\x05\x12\x18\n\x10requests_waiting\x18\n \x01(\x05\x12.\n\x04jobs\x18\x0b \x03(\x0b\x32 .loramux.v1.ServerInfo.JobsEntry\x12\"\n\x06limits\x18\x0c \x01(\x0b\x32\x12.loramux.v1.Limits\x12\x16\n\x0euptime_seconds\x18\r \x01(\x01\x12&\n\x05state\x18\x0e \x01(\x0e\x32\x17.loramux.v1.ServerState\x12\x15\n\rkv_pages_used\x18\x0f \x01(\x05\x12\x16\n\x0ekv_pages_total\x18\x10 \x01(\x05\x1a\x32\n\x10MemoryBytesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\x1a\x37\n\x15\x41\x64\x61ptersResidentEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x05:\x02\x38\x01\x1a+\n\tJobsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x05:\x02\x38\x01*\xc6\x01\n\x0bServerState\x12\x1c\n\x18SERVER_STATE_UNSPECIFIED\x10\x00\x12\x19\n\x15SERVER_STATE_STARTING\x10\x01\x12\x18\n\x14SERVER_STATE_LOADING\x10\x02\x12\x18\n\x14SERVER_STATE_WARMING\x10\x03\x12\x16\n\x12SERVER_STATE_READY\x10\x04\x12\x19\n\x15SERVER_STATE_DRAINING\x10\x05\x12\x17\n\x13SERVER_STATE_FAILED\x10\x06\x32Z\n\rServerService\x12I\n\rGetServerInfo\x12 .loramux.v1.GetServerInfoRequest\x1a\x16.loramux.v1.ServerInfob\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17loramux/v1/server.proto\x12\nloramux.v1\"\x16\n\x14GetServerInfoRequest\"~\n\x08\x42\x61seInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x02 \x01(\t\x12\x14\n\x0c\x61rchitecture\x18\x03 \x01(\t\x12\x13\n\x0bmax_context\x18\x04 \x01(\x05\x12\x12\n\nnum_layers\x18\x05 \x01(\x05\x12\x10\n\x08revision\x18\x06 \x01(\t\"U\n\rTokenizerInfo\x12\x12\n\nvocab_size\x18\x01 \x01(\x05\x12\x15\n\reos_token_ids\x18\x02 \x03(\x05\x12\x19\n\x11has_chat_template\x18\x03 \x01(\x08\"\xa9\x01\n\x06Limits\x12\x11\n\tmax_stack\x18\x01 \x01(\x05\x12\x13\n\x0bmax_choices\x18\x02 \x01(\x05\x12\x18\n\x10max_prompt_bytes\x18\x03 \x01(\x03\x12\x16\n\x0emax_new_tokens\x18\x04 \x01(\x05\x12\x10\n\x08max_rank\x18\x05 \x01(\x05\x12\x18\n\x10max_upload_bytes\x18\x06 \x01(\x03\x12\x19\n\x11max_dataset_bytes\x18\x07 \x01(\x03\"R\n\x06\x43\x61ller\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x0e\n\x06key_id\x18\x02 \x01(\t\x12\x0e\n\x06scopes\x18\x03 \x03(\t\x12\x18\n\x10\x61llowed_adapters\x18\x04 \x03(\t\"\xe3\x05\n\nServerInfo\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\"\n\x04\x62\x61se\x18\x02 \x01(\x0b\x32\x14.loramux.v1.BaseInfo\x12,\n\ttokenizer\x18\x03 \x01(\x0b\x32\x19.loramux.v1.TokenizerInfo\x12\x0e\n\x06\x64\x65vice\x18\x04 \x01(\t\x12\r\n\x05\x64type\x18\x05 \x01(\t\x12=\n\x0cmemory_bytes\x18\x06 \x03(\x0b\x32\'.loramux.v1.ServerInfo.MemoryBytesEntry\x12\x16\n\x0e\x61\x64\x61pters_total\x18\x07 \x01(\x05\x12G\n\x11\x61\x64\x61pters_resident\x18\x08 \x03(\x0b\x32,.loramux.v1.ServerInfo.AdaptersResidentEntry\x12\x18\n\x10requests_running\x18\t \x01(\x05\x12\x18\n\x10requests_waiting\x18\n \x01(\x05\x12.\n\x04jobs\x18\x0b \x03(\x0b\x32 .loramux.v1.ServerInfo.JobsEntry\x12\"\n\x06limits\x18\x0c \x01(\x0b\x32\x12.loramux.v1.Limits\x12\x16\n\x0euptime_seconds\x18\r \x01(\x01\x12&\n\x05state\x18\x0e \x01(\x0e\x32\x17.loramux.v1.ServerState\x12\x15\n\rkv_pages_used\x18\x0f \x01(\x05\x12\x16\n\x0ekv_pages_total\x18\x10 \x01(\x05\x12\"\n\x06\x63\x61ller\x18\x11 \x01(\x0b\x32\x12.loramux.v1.Caller\x1a\x32\n\x10MemoryBytesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\x1a\x37\n\x15\x41\x64\x61ptersResidentEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x05:\x02\x38\x01\x1a+\n\tJobsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x05:\x02\x38\x01*\xc6\x01\n\x0bServerState\x12\x1c\n\x18SERVER_STATE_UNSPECIFIED\x10\x00\x12\x19\n\x15SERVER_STATE_STARTING\x10\x01\x12\x18\n\x14SERVER_STATE_LOADING\x10\x02\x12\x18\n\x14SERVER_STATE_WARMING\x10\x03\x12\x16\n\x12SERVER_STATE_READY\x10\x04\x12\x19\n\x15SERVER_STATE_DRAINING\x10\x05\x12\x17\n\x13SERVER_STATE_FAILED\x10\x06\x32Z\n\rServerService\x12I\n\rGetServerInfo\x12 .loramux.v1.GetServerInfoRequest\x1a\x16.loramux.v1.ServerInfob\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,8 +37,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SERVERINFO_ADAPTERSRESIDENTENTRY']._serialized_options = b'8\001'
   _globals['_SERVERINFO_JOBSENTRY']._loaded_options = None
   _globals['_SERVERINFO_JOBSENTRY']._serialized_options = b'8\001'
-  _globals['_SERVERSTATE']._serialized_start=1157
-  _globals['_SERVERSTATE']._serialized_end=1355
+  _globals['_SERVERSTATE']._serialized_start=1277
+  _globals['_SERVERSTATE']._serialized_end=1475
   _globals['_GETSERVERINFOREQUEST']._serialized_start=39
   _globals['_GETSERVERINFOREQUEST']._serialized_end=61
   _globals['_BASEINFO']._serialized_start=63
@@ -47,14 +47,16 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_TOKENIZERINFO']._serialized_end=276
   _globals['_LIMITS']._serialized_start=279
   _globals['_LIMITS']._serialized_end=448
-  _globals['_SERVERINFO']._serialized_start=451
-  _globals['_SERVERINFO']._serialized_end=1154
-  _globals['_SERVERINFO_MEMORYBYTESENTRY']._serialized_start=1002
-  _globals['_SERVERINFO_MEMORYBYTESENTRY']._serialized_end=1052
-  _globals['_SERVERINFO_ADAPTERSRESIDENTENTRY']._serialized_start=1054
-  _globals['_SERVERINFO_ADAPTERSRESIDENTENTRY']._serialized_end=1109
-  _globals['_SERVERINFO_JOBSENTRY']._serialized_start=1111
-  _globals['_SERVERINFO_JOBSENTRY']._serialized_end=1154
-  _globals['_SERVERSERVICE']._serialized_start=1357
-  _globals['_SERVERSERVICE']._serialized_end=1447
+  _globals['_CALLER']._serialized_start=450
+  _globals['_CALLER']._serialized_end=532
+  _globals['_SERVERINFO']._serialized_start=535
+  _globals['_SERVERINFO']._serialized_end=1274
+  _globals['_SERVERINFO_MEMORYBYTESENTRY']._serialized_start=1122
+  _globals['_SERVERINFO_MEMORYBYTESENTRY']._serialized_end=1172
+  _globals['_SERVERINFO_ADAPTERSRESIDENTENTRY']._serialized_start=1174
+  _globals['_SERVERINFO_ADAPTERSRESIDENTENTRY']._serialized_end=1229
+  _globals['_SERVERINFO_JOBSENTRY']._serialized_start=1231
+  _globals['_SERVERINFO_JOBSENTRY']._serialized_end=1274
+  _globals['_SERVERSERVICE']._serialized_start=1477
+  _globals['_SERVERSERVICE']._serialized_end=1567
 # @@protoc_insertion_point(module_scope)

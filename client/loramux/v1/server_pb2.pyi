@@ -197,6 +197,44 @@ class Limits(_message.Message):
 Global___Limits: _TypeAlias = Limits  # noqa: Y015
 
 @_typing.final
+class Caller(_message.Message):
+    """Who makes the call, as the server knows it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TENANT_FIELD_NUMBER: _builtins.int
+    KEY_ID_FIELD_NUMBER: _builtins.int
+    SCOPES_FIELD_NUMBER: _builtins.int
+    ALLOWED_ADAPTERS_FIELD_NUMBER: _builtins.int
+    tenant: _builtins.str
+    """Owner of the adapters, datasets and jobs that it sees."""
+    key_id: _builtins.str
+    """Id of the key that was shown, or `oidc:` and the subject of the token; empty: none."""
+    @_builtins.property
+    def scopes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What it may do, such as `infer`."""
+
+    @_builtins.property
+    def allowed_adapters(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Names of the adapters that the key is limited to; empty: it is not limited."""
+
+    def __init__(
+        self,
+        *,
+        tenant: _builtins.str = ...,
+        key_id: _builtins.str = ...,
+        scopes: _abc.Iterable[_builtins.str] | None = ...,
+        allowed_adapters: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allowed_adapters", b"allowed_adapters", "key_id", b"key_id", "scopes", b"scopes", "tenant", b"tenant"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Caller: _TypeAlias = Caller  # noqa: Y015
+
+@_typing.final
 class ServerInfo(_message.Message):
     """The description of a server."""
 
@@ -278,6 +316,7 @@ class ServerInfo(_message.Message):
     STATE_FIELD_NUMBER: _builtins.int
     KV_PAGES_USED_FIELD_NUMBER: _builtins.int
     KV_PAGES_TOTAL_FIELD_NUMBER: _builtins.int
+    CALLER_FIELD_NUMBER: _builtins.int
     version: _builtins.str
     """Version of loramux that runs there."""
     device: _builtins.str
@@ -322,6 +361,10 @@ class ServerInfo(_message.Message):
     def limits(self) -> Global___Limits:
         """What the server accepts."""
 
+    @_builtins.property
+    def caller(self) -> Global___Caller:
+        """Who makes this call."""
+
     def __init__(
         self,
         *,
@@ -341,10 +384,11 @@ class ServerInfo(_message.Message):
         state: Global___ServerState.ValueType = ...,
         kv_pages_used: _builtins.int = ...,
         kv_pages_total: _builtins.int = ...,
+        caller: Global___Caller | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["base", b"base", "limits", b"limits", "tokenizer", b"tokenizer"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["base", b"base", "caller", b"caller", "limits", b"limits", "tokenizer", b"tokenizer"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapters_resident", b"adapters_resident", "adapters_total", b"adapters_total", "base", b"base", "device", b"device", "dtype", b"dtype", "jobs", b"jobs", "kv_pages_total", b"kv_pages_total", "kv_pages_used", b"kv_pages_used", "limits", b"limits", "memory_bytes", b"memory_bytes", "requests_running", b"requests_running", "requests_waiting", b"requests_waiting", "state", b"state", "tokenizer", b"tokenizer", "uptime_seconds", b"uptime_seconds", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapters_resident", b"adapters_resident", "adapters_total", b"adapters_total", "base", b"base", "caller", b"caller", "device", b"device", "dtype", b"dtype", "jobs", b"jobs", "kv_pages_total", b"kv_pages_total", "kv_pages_used", b"kv_pages_used", "limits", b"limits", "memory_bytes", b"memory_bytes", "requests_running", b"requests_running", "requests_waiting", b"requests_waiting", "state", b"state", "tokenizer", b"tokenizer", "uptime_seconds", b"uptime_seconds", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -23,4 +23,5 @@ class ServerServicer(server_pb2_grpc.ServerServiceServicer):
         self._availability = availability
 
     async def GetServerInfo(self, request: pb.GetServerInfoRequest, context: Context) -> pb.ServerInfo:
-        return server_info_to_proto(await self._availability.describe(calls.principal()))
+        caller = calls.principal()
+        return server_info_to_proto(await self._availability.describe(caller), caller)

@@ -24,7 +24,8 @@ from loramux.v1 import adapters_pb2, inference_pb2, server_pb2, training_pb2
         (types.JobEvent, training_pb2.JobEvent, set()),
         (types.Chunk, inference_pb2.GenerateResponse, set()),
         (types.Completion, inference_pb2.GenerateResult, set()),
-        (types.ServerInfo, server_pb2.ServerInfo, {"base", "tokenizer"}),
+        (types.ServerInfo, server_pb2.ServerInfo, {"base", "tokenizer", "caller"}),
+        (types.ServerInfo, server_pb2.Caller, set()),
     ],
 )
 def test_a_value_has_every_field_of_its_message(kind: type, message: type, elsewhere: set[str]) -> None:

@@ -26,7 +26,7 @@ KEY = ApiKey.generate()
 
 @pytest.fixture
 async def door(store: Store) -> AsyncIterator[Door]:
-    store.keys.create(KEY, "acme", [Scope.INFER])
+    store.keys.create(KEY, "acme", [Scope.INFER, Scope.TRAIN], adapters=["formal"])
     ring = KeyRing(store.keys)
     await ring.start()
     async with open_door(authenticator=BearerAuthenticator(ring), max_generations=1) as opened:
@@ -71,7 +71,9 @@ async def test_each_way_to_show_a_key(door: Door) -> None:
 async def test_the_client_sends_its_key_and_hears_what_is_missing(door: Door) -> None:
     address = str(door.server.address)
     async with AsyncClient(address, api_key=KEY.text) as client:
-        await client.info()
+        found = await client.info()
+    assert (found.tenant, found.key_id) == ("acme", KEY.id)
+    assert (found.scopes, found.allowed_adapters) == (("infer", "train"), ("formal",))
     async with AsyncClient(address) as client:
         with pytest.raises(Unauthenticated, match="authorization: Bearer KEY") as refused:
             await client.info()

@@ -7,13 +7,16 @@ from typing import Any
 from loramux.v1 import server_pb2 as pb
 
 from ...core.bounds import MAX_STACK
+from ...core.principal import Principal
 from ...services.availability import ServerInfo
 from .common import to_proto
 
 
-def server_info_to_proto(info: ServerInfo) -> pb.ServerInfo:
-    """What the server is and has; parts that are not known yet stay unset."""
+def server_info_to_proto(info: ServerInfo, caller: Principal) -> pb.ServerInfo:
+    """What the server is and has, and who asks; parts that are not known yet stay unset."""
     given: dict[str, Any] = {"state": info.readiness, "uptime_seconds": info.uptime, "adapters_total": info.adapters}
+    allowed = sorted(caller.adapters or ())
+    given["caller"] = to_proto(pb.Caller, caller, scopes=sorted(caller.scopes), allowed_adapters=allowed)
     if (engine := info.engine) is not None:
         base = to_proto(
             pb.BaseInfo,
