@@ -14,7 +14,8 @@ from prometheus_client import CollectorRegistry, make_wsgi_app
 from ..core.errors import Code, Error
 from ..host.certificates import CertificateFiles
 from ..host.ports import cannot_serve_metrics
-from .scrapes import ScrapeServer, TlsContext
+from ..host.tls import TlsContext
+from .scrapes import ScrapeServer
 
 LEAST_TOKEN = 16
 """Characters."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-import ssl
 import sys
 import time
 from contextlib import suppress
@@ -11,7 +10,7 @@ from socketserver import ThreadingMixIn
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
-from ..host.certificates import Certificate, CertificateFiles
+from ..host.tls import TlsContext
 from .logs import get_logger
 
 logger = get_logger(__name__)
@@ -20,29 +19,6 @@ MOST_CONNECTIONS = 32
 """At a time; more are closed unanswered."""
 LONGEST = 20.0
 """Seconds after which a connection is closed, whatever it does: Prometheus gives up a scrape after 10."""
-
-
-class TlsContext:
-    """The context of Python's ``ssl`` for the certificate that the files hold now. Thread-safe."""
-
-    def __init__(self, files: CertificateFiles) -> None:
-        self._files = files
-        self._made: tuple[Certificate, ssl.SSLContext] = self._make(files.current())
-
-    def newest(self) -> ssl.SSLContext:
-        """Made anew after a change of the files."""
-        certificate = self._files.current()
-        if certificate is not self._made[0]:
-            with suppress(OSError):  # the files are just changing again; the next connection finds them
-                self._made = self._make(certificate)
-        return self._made[1]
-
-    def _make(self, certificate: Certificate) -> tuple[Certificate, ssl.SSLContext]:
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.minimum_version = ssl.TLSVersion.TLSv1_2
-        # From the files, because ``ssl`` takes no bytes. Without a password it would ask for one on the terminal.
-        context.load_cert_chain(self._files.cert, self._files.key, password="")
-        return certificate, context
 
 
 class ScrapeServer(ThreadingMixIn, WSGIServer):
