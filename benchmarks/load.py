@@ -88,7 +88,8 @@ async def own_server(
     """
     address = f"127.0.0.1:{free_port()}"
     with ExitStack() as stack:
-        command = [*(sys.executable, "-m", "loramux_server", "serve"), "--listen", address, "--metrics-listen", "off"]
+        command = [*(sys.executable, "-m", "loramux_server", "serve"), "--listen", address]
+        command += ["--http-listen", "off", "--metrics-listen", "off"]
         if "--state-dir" not in flags:
             command += ["--state-dir", stack.enter_context(TemporaryDirectory(prefix="loramux-bench-"))]
         server = start([*command, *flags], environment or {}, output)

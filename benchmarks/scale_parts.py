@@ -98,7 +98,7 @@ class Server:
 async def open_server(flags: dict[str, str], output: IO[bytes]) -> AsyncIterator[Server]:
     """Start a server with these flags and wait until it serves; end it."""
     address, metrics = f"127.0.0.1:{free_port()}", f"127.0.0.1:{free_port()}"
-    every = {**flags, "--listen": address, "--metrics-listen": metrics}
+    every = {**flags, "--listen": address, "--http-listen": "off", "--metrics-listen": metrics}
     command = [sys.executable, "-m", "loramux_server", "serve", *(part for pair in every.items() for part in pair)]
     begin = time.perf_counter()
     process = start(command, {"HF_HUB_OFFLINE": "1"}, output)

@@ -59,6 +59,7 @@ def open_server(options: argparse.Namespace) -> Iterator[Client]:
         dtype=options.dtype,
         threads=options.threads,
         listen=free,
+        http_listen=None,
         metrics_listen=None,
         **several,
     )

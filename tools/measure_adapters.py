@@ -163,7 +163,7 @@ def server(address: str | None, state_dir: Path, dtype: Dtype = "auto") -> Itera
         return
     logs.configure("warning", "console")
     free = Address("127.0.0.1", 0)
-    settings = Settings(state_dir=state_dir, dtype=dtype, listen=free, metrics_listen=free)
+    settings = Settings(state_dir=state_dir, dtype=dtype, listen=free, http_listen=None, metrics_listen=free)
     with running_app_thread(settings) as running, Client(running.address) as client:
         yield client
 

@@ -53,6 +53,7 @@ async def open_server(job: Job) -> AsyncIterator[GrpcSystem]:
         "--model": job.base.folder,
         "--state-dir": job.scratch,
         "--listen": address,
+        "--http-listen": "off",
         "--metrics-listen": "off",
         "--dtype": job.dtype,
         "--threads": str(job.threads),

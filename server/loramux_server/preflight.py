@@ -33,4 +33,6 @@ def preflight(settings: Settings) -> None:
         raise cannot_serve_metrics(*settings.metrics_listen, why)
     if why := why_not(*settings.listen):
         raise cannot_listen(*settings.listen, why)
+    if settings.http_listen and (why := why_not(*settings.http_listen)):
+        raise cannot_listen(*settings.http_listen, why, flag="--http-listen")
     check(settings.model, settings.state_dir / "base")

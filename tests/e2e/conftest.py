@@ -34,6 +34,7 @@ def start_server(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], S
 
     def start(state: Path) -> ServerProcess:
         flags = ("--state-dir", str(state), "--dtype", "float32", "--device", "cpu", "--metrics-listen", "127.0.0.1:0")
+        flags = (*flags, "--http-listen", "127.0.0.1:0")
         server = ServerProcess(tmp_path_factory.mktemp("home"), *flags)
         server.wait_for("is ready")
         return server

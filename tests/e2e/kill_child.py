@@ -32,7 +32,7 @@ async def _compose(command: ComposeCommand) -> ComposeResult:
 
 
 async def _serve(state: Path, tokenizer: Path, ready: Connection) -> None:
-    settings = Settings(state_dir=state, listen=Address("127.0.0.1", 0), metrics_listen=None)
+    settings = Settings(state_dir=state, listen=Address("127.0.0.1", 0), http_listen=None, metrics_listen=None)
     info = engine_info(VOCABULARY, tokenizer_path=str(tokenizer))
     backend = FakeBackend(info, script=lambda command: Script(token_ids=(5, 6, 7)))
     async with running_app(settings, backend) as app:

@@ -27,7 +27,7 @@ def free_port() -> int:
 def environment(home: Path) -> dict[str, str]:
     """What servers and commands of these tests get: no settings, a home of their own, and what is compiled once."""
     kept = {k: v for k, v in os.environ.items() if not k.upper().startswith("LORAMUX_")}
-    fixed = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
+    fixed = {"LORAMUX_HTTP_LISTEN": "off", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
     return {**kept, "HOME": str(home), "XDG_CACHE_HOME": str(kept_between_runs()), **fixed}
 
 
@@ -70,6 +70,14 @@ class ServerProcess:
             line = next(line for line in self.lines if "/metrics" in line)
         with urllib.request.urlopen(line.split()[-1], timeout=10) as answer:
             return str(answer.read().decode())
+
+    @property
+    def http_address(self) -> str:
+        """``host:port`` of the HTTP door, once the server has said where it is."""
+        self.wait_for("  HTTP ")
+        with self.changed:
+            line = next(line for line in self.lines if "  HTTP " in line)
+        return line.split()[-1].removeprefix("http://").removesuffix("/v1")
 
     def finish(self, timeout: float = 60) -> int:
         """Wait for the end; gives the exit code."""

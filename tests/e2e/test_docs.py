@@ -18,4 +18,4 @@ MARKED = [page for page in pages() if any(block.mark == "test: e2e" for block in
 @pytest.mark.parametrize("page", MARKED, ids=lambda page: str(page.relative_to(ROOT)))
 def test_the_examples_of_a_page_run(page: Path, server: Any, tmp_path: Path) -> None:
     """``server`` is the suite's running server; its ``address`` stands in for localhost:50051."""
-    assert run_page(blocks(page), server.address, tmp_path) > 0
+    assert run_page(blocks(page), server.address, tmp_path, server.http_address) > 0

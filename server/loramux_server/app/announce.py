@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Protocol, TextIO
 
@@ -25,7 +26,12 @@ class Announcer(Protocol):
     def progress(self, step: str, fraction: float | None = None) -> None: ...
 
     def ready(
-        self, settings: Settings, listen: Address, metrics_port: int | None, engine: EngineInfo, stats: EngineStats
+        self,
+        settings: Settings,
+        listen: Sequence[Address],
+        metrics_port: int | None,
+        engine: EngineInfo,
+        stats: EngineStats,
     ) -> None: ...
 
     def say(self, text: str) -> None: ...
@@ -37,7 +43,12 @@ class Silent:
     def progress(self, step: str, fraction: float | None = None) -> None: ...
 
     def ready(
-        self, settings: Settings, listen: Address, metrics_port: int | None, engine: EngineInfo, stats: EngineStats
+        self,
+        settings: Settings,
+        listen: Sequence[Address],
+        metrics_port: int | None,
+        engine: EngineInfo,
+        stats: EngineStats,
     ) -> None: ...
 
     def say(self, text: str) -> None: ...
@@ -50,11 +61,17 @@ class Logged:
         logger.info("starting", step=step, fraction=fraction)
 
     def ready(
-        self, settings: Settings, listen: Address, metrics_port: int | None, engine: EngineInfo, stats: EngineStats
+        self,
+        settings: Settings,
+        listen: Sequence[Address],
+        metrics_port: int | None,
+        engine: EngineInfo,
+        stats: EngineStats,
     ) -> None:
         logger.info(
             "ready",
-            listen=str(listen),
+            listen=str(listen[0]),
+            http=str(listen[1]) if len(listen) > 1 else "off",
             metrics_port=metrics_port,
             base=engine.base_name,
             device=engine.device,
@@ -86,7 +103,12 @@ class Plain:
         self._print(f"[{now - self._started:5.1f} s] {step}{done}")
 
     def ready(
-        self, settings: Settings, listen: Address, metrics_port: int | None, engine: EngineInfo, stats: EngineStats
+        self,
+        settings: Settings,
+        listen: Sequence[Address],
+        metrics_port: int | None,
+        engine: EngineInfo,
+        stats: EngineStats,
     ) -> None:
         for line in ready_lines(self._version, settings, listen, metrics_port, engine, stats):
             self._print(line)
@@ -102,7 +124,7 @@ class Plain:
 def ready_lines(
     version: str,
     settings: Settings,
-    listen: Address,
+    listen: Sequence[Address],
     metrics_port: int | None,
     engine: EngineInfo,
     stats: EngineStats,
@@ -119,10 +141,13 @@ def ready_lines(
     metrics_host = settings.metrics_listen.host if settings.metrics_listen else ""
     scheme = "https" if settings.metrics_tls else "http"
     metrics = f"{scheme}://{Address(metrics_host, metrics_port)}/metrics" if metrics_port is not None else "off"
+    grpc, *http = listen
+    secure = "https" if settings.tls.cert else "http"
     lines = [
         "",
         f"loramux {version} is ready.",
-        f"  gRPC      {listen}{', TLS' if settings.tls.cert else ''}",
+        f"  gRPC      {grpc}{', TLS' if settings.tls.cert else ''}",
+        f"  HTTP      {f'{secure}://{http[0]}/v1' if http else 'off'}",
         f"  metrics   {metrics}",
         f"  base      {engine.base_name}",
         f"            {engine.architecture}, {engine.num_layers} layers, context of {engine.max_context} tokens",
@@ -132,10 +157,10 @@ def ready_lines(
         "",
         "Try, in another terminal:",
     ]
-    if settings.tls.cert or str(listen) != DEFAULT_ADDRESS:
-        host = "127.0.0.1" if listen.host in ("0.0.0.0", "::") else listen.host
+    if settings.tls.cert or str(grpc) != DEFAULT_ADDRESS:
+        host = "127.0.0.1" if grpc.host in ("0.0.0.0", "::") else grpc.host
         scheme = "https://" if settings.tls.cert else ""
-        lines.append(f"  export LORAMUX_ADDRESS={scheme}{Address(host, listen.port)}")
+        lines.append(f"  export LORAMUX_ADDRESS={scheme}{Address(host, grpc.port)}")
     return [
         *lines,
         '  loramux generate -m "What is the capital of France?"',

@@ -14,6 +14,7 @@ from ..core.errors import Error
 from ..core.principal import SERVER_TENANT
 from ..core.types import SamplingParams
 from ..engine.transport.process import ProcessBackend
+from ..http.server import HttpServer
 from ..rpc.server import RpcServer
 from ..services.access.access import Access
 from ..services.access.audit import CallAudit
@@ -64,14 +65,15 @@ class App:
         limit, self._access = GenerationLimit(settings.max_running + settings.max_queue), Access(meter=self._meter)
         self._audit_log = audit_log(settings)
         self._audit = CallAudit(self._audit_log) if self._audit_log else None
+
+        def calls() -> Calls:
+            return Calls(self._metrics, limit, self._access, self._audit)
+
         self.doors: list[Door] = [
-            RpcServer(
-                self.availability,
-                Calls(self._metrics, limit, self._access, self._audit),
-                settings.listen,
-                certificate=certificate,
-            ),
+            RpcServer(self.availability, calls(), settings.listen, certificate=certificate),
         ]
+        if settings.http_listen is not None:
+            self.doors.append(HttpServer(self.availability, calls(), settings.http_listen, certificate=certificate))
         """What clients speak to. The first one is gRPC."""
         self._endpoint = metrics_endpoint(settings, self._metrics, certificate)
         self._store: Store | None = None
@@ -127,7 +129,8 @@ class App:
         text = await asyncio.to_thread(TextTokenizer.load, info.tokenizer_path)
         self._metrics.engine_ready(info, stats_from_thread(backend, asyncio.get_running_loop()))
         await self._open_services(backend, store, info, text)
-        self._say.ready(settings, self.doors[0].address, self.metrics_port, info, await backend.stats())
+        addresses = [door.address for door in self.doors]
+        self._say.ready(settings, addresses, self.metrics_port, info, await backend.stats())
 
     async def watch(self) -> None:
         """Run until the engine is given up, and raise why: nothing but another start can help then."""

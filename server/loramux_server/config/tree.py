@@ -49,6 +49,9 @@ class Settings(BaseSettings):
     listen: ListenAddress = setting(
         Address("127.0.0.1", 50051), "Network", "HOST:PORT", "where the gRPC API listens; port 0: any free port"
     )
+    http_listen: OptionalAddress = setting(
+        Address("127.0.0.1", 8000), "Network", "HOST:PORT", "where OpenAI's API is served over HTTP, or off"
+    )
     metrics_listen: OptionalAddress = setting(
         Address("127.0.0.1", 9464), "Network", "HOST:PORT", "where Prometheus metrics are served, or off"
     )

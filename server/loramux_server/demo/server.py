@@ -54,6 +54,7 @@ def demo_server(state_dir: Path, show: Callable[[str], None]) -> Iterator[DemoSe
     """Start a server, give it once it is ready, stop it in the end. ``show`` gets the lines it says until then."""
     address, metrics = (f"127.0.0.1:{port}" for port in _free_ports(2))
     command = [sys.executable, "-m", "loramux_server", "serve", "--listen", address, "--metrics-listen", metrics]
+    command += ["--http-listen", "off"]
     environment = {k: v for k, v in os.environ.items() if not k.startswith("LORAMUX_")}
     last: deque[str] = deque(maxlen=8)
     process = subprocess.Popen(

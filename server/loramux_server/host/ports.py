@@ -32,11 +32,11 @@ def is_loopback(host: str) -> bool:
     return bool(addresses) and all((getattr(ip, "ipv4_mapped", None) or ip).is_loopback for ip in addresses)
 
 
-def cannot_listen(host: str, port: int, why: str) -> Error:
-    """The error of a gRPC port that cannot be had."""
+def cannot_listen(host: str, port: int, why: str, flag: str = "--listen") -> Error:
+    """The error of a door's port that cannot be had; ``flag`` sets it."""
     return Error(
         Code.FAILED_PRECONDITION,
-        f"cannot listen on {_shown(host, port)}: {why} (choose another with --listen)",
+        f"cannot listen on {_shown(host, port)}: {why} (choose another with {flag})",
         reason="PORT_UNAVAILABLE",
     )
 

@@ -82,7 +82,9 @@ async def ask(door: LineDoor, line: bytes) -> bytes:
 async def app(tmp_path: Path) -> AsyncIterator[App]:
     tokenizer = write_tokenizer(tmp_path / "tokenizer")
     backend = FakeBackend(engine_info(400, tokenizer_path=str(tokenizer)))
-    settings = Settings(state_dir=tmp_path / "state", listen="127.0.0.1:0", metrics_listen="off", drain_timeout=0.01)
+    settings = Settings(
+        state_dir=tmp_path / "state", listen="127.0.0.1:0", http_listen="off", metrics_listen="off", drain_timeout=0.01
+    )
     app = App(settings, backend)
     yield app
     await app.stop()

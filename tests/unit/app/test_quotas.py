@@ -22,7 +22,9 @@ from tests.unit.services.tiny_tokenizer import write_tokenizer
 async def app(tmp_path: Path) -> AsyncIterator[App]:
     tokenizer = write_tokenizer(tmp_path / "tokenizer")
     backend = FakeBackend(engine_info(400, tokenizer_path=str(tokenizer)), script=lambda _: Script((5, 6)))
-    settings = Settings(state_dir=tmp_path / "state", listen="127.0.0.1:0", metrics_listen="off", drain_timeout=0.01)
+    settings = Settings(
+        state_dir=tmp_path / "state", listen="127.0.0.1:0", http_listen="off", metrics_listen="off", drain_timeout=0.01
+    )
     app = App(settings, backend)
     await app.start()
     yield app

@@ -26,7 +26,12 @@ TOKEN = "0123456789abcdef"
 
 def server(folder: Path, **given: object) -> App:
     tokenizer = write_tokenizer(folder / "tokenizer")
-    local = {"listen": "127.0.0.1:0", "metrics_listen": "127.0.0.1:0", "state_dir": folder / "state"}
+    local = {
+        "listen": "127.0.0.1:0",
+        "metrics_listen": "127.0.0.1:0",
+        "http_listen": "127.0.0.1:0",
+        "state_dir": folder / "state",
+    }
     return App(Settings(**{**local, **given}), FakeBackend(engine_info(400, tokenizer_path=str(tokenizer))))
 
 

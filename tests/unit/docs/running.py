@@ -8,22 +8,23 @@ import inspect
 import os
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import chdir
 from pathlib import Path
 from typing import Any
 
 from tests.unit.docs.markdown import SHELLS, Block, commands
 
-DOCUMENTED = "localhost:50051"
-"""The address that examples name."""
+DOCUMENTED, DOCUMENTED_HTTP = "localhost:50051", "127.0.0.1:8000"
+"""The addresses that examples name."""
 
 
-def run_page(blocks: Iterable[Block], address: str, folder: Path) -> int:
+def run_page(blocks: Iterable[Block], address: str, folder: Path, http: str = "") -> int:
     """Write the page's files to ``folder``, run its ``test: e2e`` blocks there, and say how many ran.
 
     Python blocks share one namespace, so a later one may use what an earlier one made. In shell blocks the ``loramux``
-    lines are run. Raises what an example raises, CalledProcessError for a command that fails.
+    lines are run. ``address`` and ``http`` stand in for the addresses that examples name. Raises what an example
+    raises, CalledProcessError for a command that fails.
     """
     names: dict[str, Any] = {"__name__": "__main__"}
     ran = 0
@@ -35,13 +36,15 @@ def run_page(blocks: Iterable[Block], address: str, folder: Path) -> int:
             _run_shell(block, address, folder)
             ran += 1
         elif block.mark == "test: e2e":
-            _run_python(block, names, address, folder)
+            _run_python(block, names, {DOCUMENTED: address, DOCUMENTED_HTTP: http}, folder)
             ran += 1
     return ran
 
 
-def _run_python(block: Block, names: dict[str, Any], address: str, folder: Path) -> None:
-    text = "\n" * (block.line - 1) + block.text.replace(DOCUMENTED, address)
+def _run_python(block: Block, names: dict[str, Any], addresses: Mapping[str, str], folder: Path) -> None:
+    text = "\n" * (block.line - 1) + block.text
+    for documented, address in addresses.items():
+        text = text.replace(documented, address)
     code = compile(text, str(block.path), "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
     with chdir(folder):
         if code.co_flags & inspect.CO_COROUTINE:

@@ -32,7 +32,12 @@ def declared(texts: list[str]) -> dict[str, Requirement]:
 
 
 BASE = declared(PROJECT["dependencies"])
-SERVER = BASE | declared(PROJECT["optional-dependencies"]["server"])
+EXTRAS = {
+    extra: [text for text in texts if not text.startswith("loramux")]
+    for extra, texts in PROJECT["optional-dependencies"].items()
+}
+"""What each extra adds beside other extras."""
+SERVER = BASE | declared(EXTRAS["server"] + EXTRAS["http"])
 TABLES = declared(PROJECT["optional-dependencies"]["tables"])
 GUARDED = TABLES | declared([t for extra in ("curves", "oidc") for t in PROJECT["optional-dependencies"][extra]])
 """What is used only where it is installed: pyarrow by the client, matplotlib and joserfc by the server."""

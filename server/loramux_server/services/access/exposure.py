@@ -19,7 +19,10 @@ def check_listen(settings: Settings, *, callers_known: bool) -> None:
 
     ``callers_known``: callers must show a key, a token or a certificate that names their tenant.
     """
-    _check(settings, "--listen", settings.listen, {TLS: bool(settings.tls.cert), IDENTITY: callers_known})
+    protection = {TLS: bool(settings.tls.cert), IDENTITY: callers_known}
+    _check(settings, "--listen", settings.listen, protection)
+    if settings.http_listen:
+        _check(settings, "--http-listen", settings.http_listen, protection)
 
 
 def may_be_open(settings: Settings) -> bool:
@@ -27,7 +30,9 @@ def may_be_open(settings: Settings) -> bool:
 
     Or the operator says so. It never is where certificates tell who calls: one that names no tenant must open nothing.
     """
-    return settings.tls.tenant_from_san is None and (settings.insecure or is_loopback(settings.listen.host))
+    addresses = [settings.listen, *([settings.http_listen] if settings.http_listen else [])]
+    local = all(is_loopback(address.host) for address in addresses)
+    return settings.tls.tenant_from_san is None and (settings.insecure or local)
 
 
 def check_metrics_listen(settings: Settings) -> None:

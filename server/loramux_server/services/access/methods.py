@@ -51,6 +51,11 @@ METHODS: Mapping[str, Method] = MappingProxyType(
         "loramux.v1.TrainingService/ResumeJob": Method(Scope.TRAIN, audited=True),
         "loramux.v1.TrainingService/WatchJob": Method(Scope.TRAIN),
         "loramux.v1.ServerService/GetServerInfo": Method(None, counted=False),
+        "openai.v1/createChatCompletion": Method(Scope.INFER, generates=True),
+        "openai.v1/createCompletion": Method(Scope.INFER, generates=True),
+        "openai.v1/listModels": Method(Scope.INFER),
+        "openai.v1/retrieveModel": Method(Scope.INFER),
+        "openai.v1/deleteModel": Method(Scope.WRITE_ADAPTERS, audited=True),
     }
 )
 """By full name, ``package.Service/Method``, the same for all doors."""

@@ -1,0 +1,158 @@
+"""One HTTP request and its answer, with the bounds that a client cannot argue with."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, asynccontextmanager, suppress
+from dataclasses import dataclass
+from typing import Any
+
+from starlette.datastructures import Headers
+from starlette.requests import ClientDisconnect, Request
+from starlette.types import Message, Receive, Scope, Send
+
+from ..core.errors import Code, Error, invalid_field
+
+MAX_BODY = 8 << 20
+"""Bytes of the largest body taken; files come in parts of their own."""
+JSON_TYPE = "application/json"
+EVENTS = {"content-type": "text/event-stream; charset=utf-8", "cache-control": "no-cache"}
+"""Headers of a stream of server-sent events."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a client may take. Times in seconds."""
+
+    stall_timeout: float = 60.0
+    """Longest time for the next piece of a body to come, or of an answer to be taken."""
+    max_body: int = MAX_BODY
+
+
+class Exchange:
+    """A request and the answer to it. Headers of the answer may be added to ``headers`` until it has ``started``.
+
+    ``disconnected``: the client has left while its answer was made.
+    """
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send, limits: Limits) -> None:
+        self.request = Request(scope, receive)
+        self.headers: dict[str, str] = {}
+        self.started = False
+        self.disconnected = False
+        self._receive, self._send, self._limits = receive, send, limits
+
+    @property
+    def request_headers(self) -> Headers:
+        return self.request.headers
+
+    @property
+    def path_params(self) -> dict[str, Any]:
+        return self.request.path_params
+
+    async def json(self) -> Any:
+        """The body as JSON. Raises INVALID_ARGUMENT for what is none, RESOURCE_EXHAUSTED for one that is too large."""
+        kind = self.request.headers.get("content-type", JSON_TYPE).partition(";")[0].strip().lower()
+        if kind != JSON_TYPE:
+            raise invalid_field("content-type", f"is {kind[:80]!r}; send {JSON_TYPE}")
+        body = await self._body()
+        try:
+            return json.loads(body, parse_constant=_no_constant)
+        except (ValueError, RecursionError):
+            raise invalid_field("", "the body is not JSON", reason="MALFORMED") from None
+
+    async def _body(self) -> bytes:
+        most = self._limits.max_body
+        announced = self.request.headers.get("content-length", "0")
+        if announced.isdecimal() and int(announced) > most:
+            raise _too_large(most)
+        parts: list[bytes] = []
+        size = 0
+        async with aclosing(self.request.stream()) as stream:
+            while True:
+                try:
+                    async with asyncio.timeout(self._limits.stall_timeout):
+                        part = await anext(stream, None)
+                except ClientDisconnect:
+                    self.disconnected = True
+                    raise
+                except TimeoutError:
+                    what = "the body stopped coming; send the request again"
+                    raise Error(Code.DEADLINE_EXCEEDED, what, reason="UPLOAD_STALLED") from None
+                if part is None:
+                    return b"".join(parts)
+                size += len(part)
+                if size > most:
+                    raise _too_large(most)
+                parts.append(part)
+
+    async def send_json(self, value: Any, status: int = 200) -> None:
+        """The whole answer."""
+        await self.send_bytes(json.dumps(value, ensure_ascii=False, allow_nan=False).encode(), JSON_TYPE, status)
+
+    async def send_bytes(self, body: bytes, content_type: str, status: int = 200) -> None:
+        """The whole answer, of any kind."""
+        await self._start(status, {"content-type": content_type, "content-length": str(len(body))})
+        await self._write({"type": "http.response.body", "body": body})
+
+    async def send_events(self, events: AsyncGenerator[Any]) -> None:
+        """Server-sent events, started by the first one: what fails before it is answered with a status of its own."""
+        async with aclosing(events):
+            async for event in events:
+                if not self.started:
+                    await self._start(200, EVENTS)
+                await self.send_event(event)
+        await self.end()
+
+    async def send_event(self, event: Any) -> None:
+        """One event: JSON, or a text as it is."""
+        data = event if isinstance(event, str) else json.dumps(event, ensure_ascii=False, allow_nan=False)
+        await self._write({"type": "http.response.body", "body": f"data: {data}\n\n".encode(), "more_body": True})
+
+    async def end(self) -> None:
+        """Nothing more comes."""
+        await self._write({"type": "http.response.body", "body": b""})
+
+    async def _start(self, status: int, headers: dict[str, str]) -> None:
+        pairs = [(k.encode("latin-1"), v.encode("latin-1")) for k, v in {**self.headers, **headers}.items()]
+        self.started = True
+        await self._write({"type": "http.response.start", "status": status, "headers": pairs})
+
+    async def _write(self, message: Message) -> None:
+        try:
+            async with asyncio.timeout(self._limits.stall_timeout):
+                await self._send(message)
+        except TimeoutError:
+            raise Error(
+                Code.ABORTED, f"nothing was read for {self._limits.stall_timeout:g} s", reason="SLOW_READER"
+            ) from None
+
+    @asynccontextmanager
+    async def ended_by_disconnect(self) -> AsyncIterator[None]:
+        """Cancel the block when the client leaves. For use once the body is read."""
+        task = asyncio.current_task()
+        assert task is not None
+
+        async def watch() -> None:
+            while (await self._receive())["type"] != "http.disconnect":
+                pass
+            self.disconnected = True
+            task.cancel()
+
+        watching = asyncio.create_task(watch())
+        try:
+            yield
+        finally:
+            watching.cancel()
+            with suppress(asyncio.CancelledError):
+                await watching
+
+
+def _too_large(most: int) -> Error:
+    return Error(Code.RESOURCE_EXHAUSTED, f"the body is larger than {most} bytes", reason="UPLOAD_TOO_LARGE")
+
+
+def _no_constant(name: str) -> float:
+    raise ValueError(f"{name} is no JSON")

@@ -1,0 +1,1 @@
+"""OpenAI's requests and answers: shapes, names and streams, and nothing that decides."""

@@ -1,0 +1,74 @@
+"""``GET /v1/models`` and what belongs to it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ...core import call as calls
+from ...core.errors import adapter_not_found, invalid_field
+from ...services.adapters.types import AdapterInfo
+from ...services.availability import Availability
+from ..exchange import Exchange
+from .names import BASE
+
+PAGE = 1000
+
+
+class Models:
+    """Lists what a caller may name as a model: the base, its adapters and their aliases."""
+
+    def __init__(self, availability: Availability) -> None:
+        self._availability = availability
+
+    async def list(self, exchange: Exchange) -> None:
+        """All of them."""
+        service, principal = self._availability.open().adapters, calls.principal()
+        found, token = [self._base()], ""
+        while True:
+            page = await service.list(principal, page_size=PAGE, page_token=token)
+            for info in page.items:
+                found += _models(info)
+            token = page.next_page_token
+            if not token:
+                break
+        await exchange.send_json({"object": "list", "data": found})
+
+    async def retrieve(self, exchange: Exchange) -> None:
+        """One: the base, an adapter, ``name@version`` or ``name@alias``."""
+        name = exchange.path_params["model"]
+        if name == BASE:
+            await exchange.send_json(self._base())
+            return
+        info = await self._availability.open().adapters.get(name, calls.principal())
+        wanted = info.current if "@" not in name else next(iter(info.versions), None)
+        if wanted is None:
+            raise adapter_not_found(name)
+        await exchange.send_json(_model(name, wanted.created, wanted.ref))
+
+    async def delete(self, exchange: Exchange) -> None:
+        """Delete an adapter with all its versions, or one version."""
+        name = exchange.path_params["model"]
+        if name == BASE:
+            raise invalid_field("model", "is the base, which cannot be deleted")
+        await self._availability.open().adapters.delete(name, calls.principal())
+        await exchange.send_json({"id": name, "object": "model", "deleted": True})
+
+    def _base(self) -> dict[str, Any]:
+        self._availability.open()
+        context = self._availability.context
+        assert context is not None
+        return {**_model(BASE, 0.0, context.info.base_name), "parent": None}
+
+
+def _models(info: AdapterInfo) -> list[dict[str, Any]]:
+    """An adapter's name and its aliases, each as what it means now."""
+    found: list[dict[str, Any]] = []
+    if info.current is not None:
+        found.append(_model(info.name, info.created_at, info.current.ref))
+    for alias, version in sorted(info.aliases.items()):
+        found.append(_model(f"{info.name}@{alias}", info.created_at, f"{info.name}@{version}"))
+    return found
+
+
+def _model(id: str, created: float, root: str) -> dict[str, Any]:
+    return {"id": id, "object": "model", "created": int(created), "owned_by": "loramux", "root": root, "parent": BASE}

@@ -1,0 +1,45 @@
+"""Models of OpenAI's requests: ``base``, an adapter, or a stack written ``acme+json:0.5``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from ...core.errors import invalid_field
+from ...core.types import StackEntry, StackItem
+
+BASE = "base"
+"""The name of the base alone; no adapter can have it."""
+
+
+def parse_model(model: str, adapters: Sequence[StackItem] = ()) -> tuple[StackItem, ...]:
+    """The stack of a request. ``adapters`` are those that the request lists beside a model that must be the base.
+
+    Raises INVALID_ARGUMENT for what cannot be read; whether the names exist is not asked here.
+    """
+    if model == BASE:
+        return tuple(adapters)
+    if adapters:
+        raise invalid_field("adapters", f"must be left out where model names a stack; set model to {BASE!r}")
+    return tuple(_entry(part) for part in model.split("+"))
+
+
+def _entry(text: str) -> StackItem:
+    name, colon, weight = text.strip().partition(":")
+    if not name:
+        raise invalid_field("model", f"must be {BASE!r}, an adapter, or a stack such as 'acme+json:0.5'")
+    if name == BASE:
+        raise invalid_field("model", f"{BASE!r} is below every stack: leave it out")
+    try:
+        return StackItem(name, float(weight) if colon else 1.0)
+    except ValueError:
+        raise invalid_field("model", f"the weight of {name[:80]!r} must be a number") from None
+
+
+def model_name(entries: Iterable[StackEntry]) -> str:
+    """What answered, every adapter with its version."""
+    return (
+        "+".join(
+            entry.adapter.ref if entry.weight == 1 else f"{entry.adapter.ref}:{entry.weight:g}" for entry in entries
+        )
+        or BASE
+    )

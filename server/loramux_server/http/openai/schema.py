@@ -1,0 +1,219 @@
+"""The fields of OpenAI's requests by type; their values are checked by the services, as those of every door.
+
+A field that is none is refused by name. What OpenAI documents and changes nothing here is taken and ignored.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictFloat, StrictInt, StrictStr, ValidationError
+
+from ...core.errors import FieldViolation, invalid
+
+MOST_VIOLATIONS = 20
+
+Number = StrictFloat | StrictInt
+M = TypeVar("M", bound="Strict")
+
+
+class Strict(BaseModel):
+    """Fields that are named here and no others, each of its own type."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class Adapter(Strict):
+    """One adapter of a stack."""
+
+    name: StrictStr
+    weight: Number = 1.0
+
+
+class StreamOptions(Strict):
+    """What a stream has beside its pieces."""
+
+    include_usage: StrictBool = False
+    include_obfuscation: StrictBool = False
+    """Ignored: nothing is padded."""
+
+
+class Ignored(Strict):
+    """What OpenAI documents and changes nothing here."""
+
+    user: StrictStr | None = None
+    metadata: dict[str, Any] | None = None
+    store: Literal[False] | None = None
+    service_tier: StrictStr | None = None
+    safety_identifier: StrictStr | None = None
+    prompt_cache_key: StrictStr | None = None
+    prompt_cache_retention: StrictStr | None = None
+
+
+class Sampling(Ignored):
+    """What chat and plain completions share."""
+
+    model: StrictStr
+    adapters: list[Adapter] = []
+    max_tokens: StrictInt | None = None
+    temperature: Number | None = None
+    top_p: Number | None = None
+    top_k: StrictInt | None = None
+    min_p: Number | None = None
+    repetition_penalty: Number | None = None
+    presence_penalty: Number | None = None
+    frequency_penalty: Number | None = None
+    logit_bias: dict[StrictStr, Number] | None = None
+    seed: StrictInt | None = None
+    stop: StrictStr | list[StrictStr] | None = None
+    stop_token_ids: list[StrictInt] | None = None
+    ignore_eos: StrictBool = False
+    min_tokens: StrictInt = 0
+    n: StrictInt | None = None
+    stream: StrictBool | None = False
+    stream_options: StreamOptions | None = None
+
+
+class TextPart(Strict):
+    """A part of a message. Only texts are understood."""
+
+    type: Literal["text", "input_text", "output_text"]
+    text: StrictStr
+
+
+class FunctionCall(Strict):
+    """The function of a call, its arguments JSON as text."""
+
+    name: StrictStr
+    arguments: StrictStr = "{}"
+
+
+class ToolCall(Strict):
+    """A call that an assistant's turn made."""
+
+    id: StrictStr | None = None
+    type: Literal["function"] = "function"
+    function: FunctionCall
+    index: StrictInt | None = None
+
+
+class ChatMessage(Strict):
+    """One turn. What a client sends back of an earlier answer is taken too."""
+
+    role: StrictStr
+    content: StrictStr | list[TextPart] | None = None
+    name: StrictStr | None = None
+    tool_calls: list[ToolCall] | None = None
+    tool_call_id: StrictStr | None = None
+    reasoning_content: StrictStr | None = None
+    refusal: None = None
+    annotations: list[Any] | None = None
+    audio: None = None
+    function_call: None = None
+
+
+class JsonSchema(Strict):
+    """The schema that an answer must fit."""
+
+    name: StrictStr | None = None
+    description: StrictStr | None = None
+    schema_: dict[str, Any] = Field(alias="schema")
+    strict: StrictBool | None = None
+
+
+class TextFormat(Strict):
+    """Free text."""
+
+    type: Literal["text"]
+
+
+class JsonObjectFormat(Strict):
+    """Any JSON object."""
+
+    type: Literal["json_object"]
+
+
+class JsonSchemaFormat(Strict):
+    """A JSON document that fits a schema."""
+
+    type: Literal["json_schema"]
+    json_schema: JsonSchema
+
+
+ResponseFormat = Annotated[TextFormat | JsonObjectFormat | JsonSchemaFormat, Field(discriminator="type")]
+
+
+class StructuredOutputs(Strict):
+    """Shapes beyond OpenAI's, named as vLLM names them; exactly one."""
+
+    json_: dict[str, Any] | StrictStr | None = Field(default=None, alias="json")
+    regex: StrictStr | None = None
+    choice: list[StrictStr] | None = None
+    grammar: StrictStr | None = None
+
+
+class ChatRequest(Sampling):
+    """``POST /v1/chat/completions``."""
+
+    messages: list[ChatMessage] = Field(min_length=1)
+    max_completion_tokens: StrictInt | None = None
+    logprobs: StrictBool | None = False
+    top_logprobs: StrictInt | None = None
+    response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: Literal["none", "auto"] | None = None
+    parallel_tool_calls: StrictBool | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    continue_final_message: StrictBool = False
+    modalities: list[Literal["text"]] | None = None
+    reasoning_effort: StrictStr | None = None
+    verbosity: StrictStr | None = None
+
+
+class CompletionRequest(Sampling):
+    """``POST /v1/completions``."""
+
+    prompt: StrictStr | list[StrictStr]
+    logprobs: StrictInt | None = None
+    response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
+    echo: Literal[False] | None = False
+    best_of: Literal[1] | None = None
+    suffix: None = None
+
+
+def read(model: type[M], body: Any) -> M:
+    """The request in ``body``. Raises INVALID_ARGUMENT naming fields that are unknown, missing or of a wrong type."""
+    try:
+        return model.model_validate(body)
+    except ValidationError as error:
+        found = error.errors(include_url=False, include_context=False, include_input=False)
+        listed = [FieldViolation(_path(e["loc"]), _words(e["type"], e["msg"])) for e in found[:MOST_VIOLATIONS]]
+        raise invalid(dict.fromkeys(listed)) from None
+
+
+def _path(parts: Sequence[str | int]) -> str:
+    """``messages[0].content`` of ("messages", 0, "content"); the names of alternatives are no part of it."""
+    path = ""
+    for part in parts:
+        if isinstance(part, int):
+            path += f"[{part}]"
+        elif part.isidentifier() and not part[0].isupper() and part not in ("str", "int", "float", "bool"):
+            path += f".{part}" if path else part
+    return path
+
+
+def _words(kind: str, message: str) -> str:
+    if kind == "extra_forbidden":
+        return "is no field of this request; leave it out"
+    if kind == "missing":
+        return "is missing"
+    return message[:1].lower() + message[1:]
+
+
+def as_text(value: Any) -> str:
+    """JSON as the services take it; empty for None."""
+    return "" if value is None else json.dumps(value, ensure_ascii=False)

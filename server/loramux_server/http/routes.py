@@ -1,0 +1,116 @@
+"""Paths of the HTTP door and what answers them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+
+from starlette.routing import Route, Router
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from loramux import __version__
+
+from ..core.errors import Code, Error
+from ..services.availability import Availability, Readiness
+from ..services.common.calls import Calls, request_id
+from .endpoint import REQUEST_ID, Endpoint, Handler, send_error
+from .exchange import Exchange, Limits
+from .openai.chat import ChatCompletions
+from .openai.completions import Completions
+from .openai.models import Models
+
+METHODS = {
+    "createChatCompletion": ("POST", "/v1/chat/completions"),
+    "createCompletion": ("POST", "/v1/completions"),
+    "listModels": ("GET", "/v1/models"),
+    "retrieveModel": ("GET", "/v1/models/{model:path}"),
+    "deleteModel": ("DELETE", "/v1/models/{model:path}"),
+}
+"""Operations by the names that OpenAI gives them."""
+SERVICE = "openai.v1"
+
+
+def full_name(operation: str) -> str:
+    """The operation in the table of methods."""
+    return f"{SERVICE}/{operation}"
+
+
+class Application:
+    """The door as an ASGI application. ``serving`` is what health says beside the server's own life."""
+
+    def __init__(self, availability: Availability, calls: Calls, limits: Limits) -> None:
+        self._availability = availability
+        self._limits = limits
+        self.serving = False
+        chat, texts, models = ChatCompletions(availability), Completions(availability), Models(availability)
+        handlers: dict[str, Handler] = {
+            "createChatCompletion": chat.create,
+            "createCompletion": texts.create,
+            "listModels": models.list,
+            "retrieveModel": models.retrieve,
+            "deleteModel": models.delete,
+        }
+        applications: dict[str, dict[str, ASGIApp]] = {}
+        for operation, (method, path) in METHODS.items():
+            endpoint = Endpoint(full_name(operation), handlers[operation], calls, limits)
+            applications.setdefault(path, {})[method] = endpoint
+        for path, handler in (
+            ("/health", self._ready),
+            ("/health/ready", self._ready),
+            ("/health/live", self._live),
+            ("/version", self._version),
+        ):
+            applications[path] = {"GET": _Open(handler, limits)}
+        routes = [Route(path, _ByMethod(by_method, limits)) for path, by_method in applications.items()]
+        self._router = Router(routes, redirect_slashes=False, default=_Open(self._unknown, limits))
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            await self._router(scope, receive, send)
+
+    async def _ready(self, exchange: Exchange) -> None:
+        readiness = self._availability.readiness
+        up = self.serving and readiness is Readiness.READY
+        away = self.serving and not up
+        await exchange.send_json({"status": "unavailable" if away else readiness.value}, 200 if up else 503)
+
+    async def _live(self, exchange: Exchange) -> None:
+        await exchange.send_json({"status": "alive", "time": int(time.time())})
+
+    async def _version(self, exchange: Exchange) -> None:
+        await exchange.send_json({"version": __version__})
+
+    async def _unknown(self, exchange: Exchange) -> None:
+        raise Error(Code.NOT_FOUND, f"there is no {exchange.request.method} {exchange.request.url.path[:200]} here")
+
+
+class _ByMethod:
+    """Picks what answers a method of HTTP at a path."""
+
+    def __init__(self, applications: Mapping[str, ASGIApp], limits: Limits) -> None:
+        self._applications = applications
+        self._refusal = _Open(self._refuse, limits)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._applications.get(scope["method"], self._refusal)(scope, receive, send)
+
+    async def _refuse(self, exchange: Exchange) -> None:
+        allowed = ", ".join(sorted(self._applications))
+        exchange.headers["allow"] = allowed
+        what = f"{exchange.request.method} is not possible here; use {allowed}"
+        raise Error(Code.INVALID_ARGUMENT, what, reason="METHOD_NOT_ALLOWED")
+
+
+class _Open:
+    """A route that anybody may ask, whoever it is: it tells nothing about tenants."""
+
+    def __init__(self, handler: Handler, limits: Limits) -> None:
+        self._handler, self._limits = handler, limits
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        exchange = Exchange(scope, receive, send, self._limits)
+        exchange.headers[REQUEST_ID] = request_id(exchange.request_headers.get(REQUEST_ID, ""))
+        try:
+            await self._handler(exchange)
+        except Error as error:
+            await send_error(exchange, error)

@@ -1,0 +1,136 @@
+"""The HTTP server itself: its port, its bounds, and how it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import socket
+from collections.abc import Iterator
+
+import uvicorn
+
+from ..config import Address
+from ..host.certificates import CertificateFiles
+from ..host.ports import cannot_listen, why_not
+from ..host.tls import TlsContext, following
+from ..services.access.methods import require_all
+from ..services.availability import Availability
+from ..services.common.calls import Calls
+from .exchange import Limits
+from .routes import METHODS, Application, full_name
+
+MOST_CONNECTIONS = 4096
+"""Connections at once; more are answered 503."""
+MOST_HEADER_BYTES = 32 << 10
+KEEP_ALIVE = 75
+"""Seconds that a connection may be silent between two requests."""
+LAST_WORDS = 3.0
+"""Seconds at most for calls that are ended to say why."""
+
+
+class HttpServer:
+    """The HTTP door."""
+
+    def __init__(
+        self,
+        availability: Availability,
+        calls: Calls,
+        address: Address,
+        *,
+        certificate: CertificateFiles | None = None,
+        limits: Limits | None = None,
+    ) -> None:
+        require_all(map(full_name, METHODS))
+        self._address = address
+        self._calls = calls
+        self._tls = None if certificate is None else TlsContext(certificate, ask_clients=True)
+        self._application = Application(availability, calls, limits or Limits())
+        self._server: _Server | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def address(self) -> Address:
+        return self._address
+
+    @property
+    def running(self) -> int:
+        return self._calls.running
+
+    async def start(self) -> None:
+        """Listen. Afterwards ``address`` has the real port.
+
+        Raises FAILED_PRECONDITION when the port is taken or the host is not ours.
+        """
+        if why := why_not(*self._address):
+            raise cannot_listen(*self._address, why, flag="--http-listen")
+        family = socket.AF_INET6 if ":" in self._address.host else socket.AF_INET
+        listener = socket.socket(family, socket.SOCK_STREAM)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind(tuple(self._address))
+        except OSError as error:
+            listener.close()
+            raise cannot_listen(*self._address, error.strerror or str(error), flag="--http-listen") from error
+        self._address = Address(self._address.host, listener.getsockname()[1])
+        tls = self._tls
+        config = uvicorn.Config(
+            self._application,
+            http="h11",
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            limit_concurrency=MOST_CONNECTIONS,
+            h11_max_incomplete_event_size=MOST_HEADER_BYTES,
+            timeout_keep_alive=KEEP_ALIVE,
+            timeout_graceful_shutdown=int(LAST_WORDS),
+            ssl_context_factory=None if tls is None else lambda *_: following(tls),
+        )
+        self._server = _Server(config)
+        self._task = asyncio.create_task(self._server.serve([listener]), name="http")
+        await self._server.listening.wait()
+
+    async def set_serving(self, serving: bool) -> None:
+        """What health says."""
+        self._application.serving = serving
+
+    async def drain(self, timeout: float) -> int:
+        """Wait up to ``timeout`` seconds for the running calls, then end the rest; gives their number."""
+        self._application.serving = False
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout):
+                await self._calls.wait_idle()
+        left = self.running
+        if left:
+            self._calls.fail_running()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(LAST_WORDS):
+                    await self._calls.wait_idle()
+        return left
+
+    async def stop(self) -> None:
+        """Stop listening and close all connections. Fine to call twice, and when ``start`` failed."""
+        task, self._task = self._task, None
+        if task is not None and self._server is not None:
+            self._server.should_exit = True
+            await task
+
+
+class _Server(uvicorn.Server):
+    """uvicorn in a loop that somebody else runs, whose signals are not its own."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.listening = asyncio.Event()
+        logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self.listening.set()

@@ -1,0 +1,77 @@
+"""The HTTP door on loopback over real services and a scripted engine, and OpenAI's client in front of it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+import httpx2
+import openai
+import pytest
+
+from loramux_server.config import Address
+from loramux_server.core.types import SamplingParams
+from loramux_server.http.exchange import Limits as HttpLimits
+from loramux_server.http.server import HttpServer
+from loramux_server.services.access.access import Access
+from loramux_server.services.access.authenticator import Open
+from loramux_server.services.adapters.service import AdapterService
+from loramux_server.services.availability import Availability, Readiness, Services
+from loramux_server.services.common.calls import Calls, GenerationLimit
+from loramux_server.services.common.context import Context
+from loramux_server.services.inference.service import GenerationService
+from tests.unit.rpc.scripted import Counted
+from tests.unit.services.conftest import backend, context, info, limits, text
+from tests.unit.services.fakes import FakeBackend, Script
+
+__all__ = ["backend", "context", "info", "limits", "text"]
+
+
+@dataclass
+class Http:
+    """The door, what is behind it and what is in front."""
+
+    server: HttpServer
+    availability: Availability
+    backend: FakeBackend
+    context: Context
+    calls: Counted
+    access: Access
+    openai: openai.AsyncOpenAI
+    raw: httpx2.AsyncClient
+
+    def answers(self, *texts: str, **script: object) -> None:
+        """The engine answers each generation with the next of these texts, then with the last of them."""
+        left = list(texts)
+
+        def play(command: object) -> Script:
+            ids = self.context.text.encode(left.pop(0) if len(left) > 1 else left[0])
+            return Script(tuple(ids), **script)  # type: ignore[arg-type]
+
+        self.backend.script = play
+
+
+@pytest.fixture
+async def http(context: Context, backend: FakeBackend) -> AsyncIterator[Http]:
+    availability, counted, access = Availability("1.2.3"), Counted(), Access(Open())
+    availability.context = context
+    availability.services = Services(
+        GenerationService(context, None, SamplingParams(max_tokens=64)),
+        AdapterService(context),
+        None,  # type: ignore[arg-type]
+    )
+    calls = Calls(counted, GenerationLimit(4), access)
+    server = HttpServer(availability, calls, Address("127.0.0.1", 0), limits=HttpLimits(stall_timeout=5.0))
+    await server.start()
+    availability.readiness = Readiness.READY
+    await server.set_serving(True)
+    url = f"http://{server.address}"
+    try:
+        async with (
+            openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=20) as client,
+            httpx2.AsyncClient(base_url=url, timeout=20) as raw,
+        ):
+            yield Http(server, availability, backend, context, counted, access, client, raw)
+    finally:
+        await server.drain(0)
+        await server.stop()
