@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from loramux_server.store.state_dir import StateDir
+from tests.certificates import DAY, new_ca
 
 from .server_process import free_port, run_server
 
@@ -58,6 +59,33 @@ def test_state_directory_that_cannot_be(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("not a folder")
     line = refusal(tmp_path, "--listen", "127.0.0.1:0", "--state-dir", str(tmp_path / "file" / "s"))
     assert "--state-dir" in line
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "[::]", "[::ffff:0.0.0.0]"])
+def test_an_address_that_others_reach(tmp_path: Path, host: str) -> None:
+    flags = ("--metrics-listen", "off", "--state-dir", str(tmp_path / "s"))
+    line = refusal(tmp_path, "--listen", f"{host}:{free_port()}", *flags)
+    for way in ("--tls-cert", "127.0.0.1", "--insecure"):
+        assert way in line
+    cert, key = new_ca().issue("localhost").write(tmp_path)
+    files = ("--tls-cert", str(cert), "--tls-key", str(key))
+    line = refusal(tmp_path, "--listen", f"{host}:{free_port()}", *flags, *files)
+    assert "loramux keys create" in line
+    line = refusal(tmp_path, "--metrics-listen", f"{host}:{free_port()}", *flags[2:])
+    assert "--metrics-token" in line
+
+
+def test_certificates_that_cannot_be_used(tmp_path: Path) -> None:
+    flags = ("--listen", "127.0.0.1:0", "--metrics-listen", "off", "--state-dir", str(tmp_path / "s"))
+    ca = new_ca()
+    cert, key = ca.issue("localhost", ends=-DAY / 2).write(tmp_path)
+    files = ("--tls-cert", str(cert), "--tls-key", str(key))
+    assert f"the certificate in {cert} expired" in refusal(tmp_path, *flags, *files)
+    ca.issue("other").write(tmp_path, "other")
+    cert.write_bytes((tmp_path / "other.crt").read_bytes())
+    assert f"{key} is not the key" in refusal(tmp_path, *flags, *files)
+    key.unlink()
+    assert f"cannot read {key}" in refusal(tmp_path, *flags, *files)
 
 
 def test_base_not_found(tmp_path: Path) -> None:

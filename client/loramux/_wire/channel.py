@@ -17,6 +17,8 @@ from .tls import File, Trust
 DEFAULT_ADDRESS = "localhost:50051"
 DEFAULT_PORT = 50051
 MAX_MESSAGE = 64 << 20
+_PLAIN, _SECURE = ("http", "grpc"), ("https", "grpcs")
+"""Schemes of an address."""
 
 # Calls that may be made twice without harm. CreateJob is one because it carries an idempotency key.
 _REPEATABLE = {
@@ -107,30 +109,38 @@ def target(
     ):
         if value is not None and not isinstance(value, kind):  # type: ignore[arg-type]
             raise invalid(name, f"must be {wanted}, not {type(value).__name__}")
-    text = address or os.environ.get("LORAMUX_ADDRESS") or DEFAULT_ADDRESS
-    key = api_key if api_key is not None else os.environ.get("LORAMUX_API_KEY")
-    scheme, separator, rest = text.partition("://")
-    if text.startswith(("unix:", "dns:", "ipv4:", "ipv6:")):
-        scheme, host = "", text
-    elif separator and scheme not in ("http", "https", "grpc", "grpcs"):
-        raise invalid("address", f"{text!r} has an unknown scheme; write host:port or https://host:port")
-    else:
-        scheme, host = (scheme, _host_port(rest)) if separator else ("", _host_port(text))
-    plain = tls is False or (tls is None and scheme in ("http", "grpc"))
+    scheme, host = _parts(address or os.environ.get("LORAMUX_ADDRESS") or DEFAULT_ADDRESS)
+    plain = tls is False or (tls is None and scheme in _PLAIN)
     for name, value in {**given, "root_certificates": root_certificates}.items():
         if plain and value is not None:
             raise invalid(name, f"is for TLS, and {'tls=False' if tls is False else scheme + '://'} means plain text")
     trust = Trust.given(**given, root_certificates=root_certificates)
-    secure = not plain and (tls is True or scheme in ("https", "grpcs") or trust.wanted)
+    secure = not plain and (tls is True or scheme in _SECURE or trust.wanted)
+    key = api_key if api_key is not None else os.environ.get("LORAMUX_API_KEY")
     if key is not None and not (key.isascii() and key.isprintable()):
         raise invalid("api_key", "has characters that no key has")
     if key and not (secure or plain or is_local(host)):
-        told = f"would cross the network in plain text; write https://{host} for TLS, or http://{host} if all who can"
-        raise invalid("api_key", f"{told} listen there may have it")
+        raise invalid(
+            "api_key",
+            f"would cross the network to {host} in plain text; write https:// in front of the address (or tls=True) for"
+            " TLS, or http:// (or tls=False) if all who can listen there may have it",
+        )
     metadata = (("authorization", f"Bearer {key}"),) if key else ()
     if not secure:
         return Target(host, metadata)
     return Target(host, metadata, trust.credentials(), trust.server_name)
+
+
+def _parts(text: str) -> tuple[str, str]:
+    """The scheme of an address, empty where it has none, and the target for gRPC."""
+    if text.startswith(("unix:", "dns:", "ipv4:", "ipv6:")):
+        return "", text
+    scheme, separator, rest = text.partition("://")
+    if not separator:
+        return "", _host_port(text)
+    if scheme not in _PLAIN + _SECURE:
+        raise invalid("address", f"{text!r} has an unknown scheme; write host:port or https://host:port")
+    return scheme, _host_port(rest)
 
 
 def _host_port(text: str) -> str:

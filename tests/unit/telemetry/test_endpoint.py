@@ -22,33 +22,35 @@ CA = new_ca()
 TOKEN = "0123456789abcdef-token"
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def registry() -> CollectorRegistry:
     registry = CollectorRegistry()
     Gauge("shown", "A figure.", registry=registry).set(7)
     return registry
 
 
-@pytest.fixture
-def token(tmp_path: Path) -> Path:
-    path = tmp_path / "token"
-    path.write_text(f"{TOKEN}\n")
-    return path
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Holds the files of both endpoints."""
+    folder = tmp_path_factory.mktemp("endpoint")
+    CA.issue(*LOOPBACK).write(folder)
+    (folder / "token").write_text(f"{TOKEN}\n")
+    return folder
 
 
-@pytest.fixture
-def plain(registry: CollectorRegistry, token: Path) -> Iterator[MetricsEndpoint]:
+@pytest.fixture(scope="module")
+def plain(registry: CollectorRegistry, folder: Path) -> Iterator[MetricsEndpoint]:
     """Without TLS, with a token."""
-    endpoint = MetricsEndpoint(registry, "127.0.0.1", 0, token=token)
+    endpoint = MetricsEndpoint(registry, "127.0.0.1", 0, token=folder / "token")
     endpoint.start()
     yield endpoint
     endpoint.stop()
 
 
-@pytest.fixture
-def secured(registry: CollectorRegistry, tmp_path: Path) -> Iterator[MetricsEndpoint]:
+@pytest.fixture(scope="module")
+def secured(registry: CollectorRegistry, folder: Path) -> Iterator[MetricsEndpoint]:
     """With TLS, without a token."""
-    files = CertificateFiles(*CA.issue(*LOOPBACK).write(tmp_path))
+    files = CertificateFiles(folder / "tls.crt", folder / "tls.key")
     endpoint = MetricsEndpoint(registry, "127.0.0.1", 0, certificate=files)
     endpoint.start()
     yield endpoint
@@ -90,13 +92,16 @@ def test_anything_else_is_401_without_a_figure(plain: MetricsEndpoint) -> None:
         assert TOKEN not in text
 
 
-def test_a_new_token_counts_at_once(plain: MetricsEndpoint, token: Path) -> None:
+def test_a_new_token_counts_at_once(plain: MetricsEndpoint, folder: Path) -> None:
+    token = folder / "token"
     token.write_text("another-token-of-length")
     assert plain_scrape(plain, f"Bearer {TOKEN}")[0] == 401
     assert plain_scrape(plain, "Bearer another-token-of-length")[0] == 200
     token.write_text("")  # being written: the one before it still counts, and the empty one never
     assert plain_scrape(plain, "Bearer ")[0] == 401
     assert plain_scrape(plain, "Bearer another-token-of-length")[0] == 200
+    token.write_text(TOKEN)
+    assert plain_scrape(plain, f"Bearer {TOKEN}")[0] == 200
 
 
 @pytest.mark.parametrize("content", [b"", b"short", b"two words of a token", "tökén-of-some-length".encode()])
@@ -128,15 +133,15 @@ def test_tls_before_1_2_is_refused(secured: MetricsEndpoint) -> None:
         tls_scrape(secured, context)
 
 
-def test_a_renewed_certificate_is_shown(secured: MetricsEndpoint, tmp_path: Path) -> None:
+def test_a_renewed_certificate_is_shown(secured: MetricsEndpoint, folder: Path) -> None:
     def shown() -> str:
         return ssl.get_server_certificate(("127.0.0.1", secured.port))
 
     before = shown()
-    (tmp_path / "tls.key").write_bytes(b"nonsense")
+    (folder / "tls.key").write_bytes(b"nonsense")
     assert shown() == before
     renewed = CA.issue(*LOOPBACK)
-    renewed.write(tmp_path)
+    renewed.write(folder)
     assert shown() == renewed.cert.decode()
 
 
