@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import fields, replace
 
 from loramux import __version__
 
-from ..config import Settings, TrainingSettings
+from ..config import Settings
+from ..config.limits import LimitSettings
 from ..core.backend import Backend, EngineInfo, EnginePhase, EngineState, GenerateCommand
 from ..core.errors import Error
 from ..core.principal import SERVER_TENANT
@@ -217,7 +218,7 @@ class App:
                 await self.availability.services.adapters.load_pinned()
 
     async def _open_services(self, backend: Backend, store: Store, info: EngineInfo, text: TextTokenizer) -> None:
-        limits, metrics = limits_from(self.settings.training), self._metrics
+        limits, metrics = limits_from(self.settings), self._metrics
         store.damage.listener = metrics.corrupt_object
         if info.base_damage:
             store.damage.found(Kind.BASE)
@@ -270,14 +271,17 @@ def _open_store(settings: Settings) -> Store:
     return Store.open(settings.state_dir, *urls, cache_bytes=settings.blobs_cache or CACHE_BYTES)
 
 
-def limits_from(training: TrainingSettings) -> Limits:
-    """What one request may ask for, with the bounds of datasets that the operator chose."""
-    longest = training.max_row_tokens
+def limits_from(settings: Settings) -> Limits:
+    """What one request may ask for, as the operator chose it. Limits are named as their settings are."""
+    training = settings.training
+    longest = {} if training.max_row_tokens is None else {"max_row_tokens": training.max_row_tokens}
+    names = {field.name.replace("_bytes", "_size"): field.name for field in fields(Limits)}
     return Limits(
+        **{names[name]: getattr(settings, name) for name in LimitSettings.model_fields if name in names},
         max_dataset_bytes=int(training.max_dataset_size),
         max_dataset_rows=training.max_dataset_rows,
         max_activation_bytes=training.activation_memory,
-        **({} if longest is None else {"max_row_tokens": longest}),
+        **longest,
     )
 
 

@@ -14,11 +14,12 @@ from ..core.settings import CpuWeights, Device, Dtype, EngineSettings
 from ..core.types import SamplingParams
 from .fields import Address, ListenAddress, LocalPath, OptionalAddress, Size, setting, state_home
 from .groups import AuditSettings, LogSettings, OidcSettings, TlsSettings, TrainingSettings
+from .limits import LimitSettings
 
 ENV_PREFIX = "LORAMUX_"
 
 
-class Settings(BaseSettings):
+class Settings(LimitSettings, BaseSettings):
     """All that an operator may choose. Sizes in bytes, times in seconds unless the name says otherwise."""
 
     model_config = SettingsConfigDict(
@@ -176,6 +177,8 @@ class Settings(BaseSettings):
             training_slice_ms=self.training.slice_ms,
             training_activation_memory=_plain(self.training.activation_memory),
             cuda_graphs=self.cuda_graphs,
+            grammar_seconds=self.max_grammar_seconds,
+            grammar_memory=int(self.max_grammar_memory),
         )
 
 
@@ -206,7 +209,8 @@ class Leaf:
 
 def leaves(model: type[BaseModel] = Settings, prefix: tuple[str, ...] = ()) -> Iterator[Leaf]:
     """Every setting in the order of declaration."""
-    for name, info in model.model_fields.items():
+    # Limits last: they are many, and few operators need to know them.
+    for name, info in sorted(model.model_fields.items(), key=lambda field: field[0] in LimitSettings.model_fields):
         if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
             yield from leaves(info.annotation, (*prefix, name))
         else:

@@ -11,8 +11,11 @@ from .bounds import utf8_size
 
 MAX_DEPTH = 100
 """Most objects and lists inside each other, in values that are walked or written again."""
+MAX_VALUES = 16_384
+"""Most objects, lists and plain values in one JSON value of a request: what can be looked at in moments."""
 TOO_DEEP = "is nested too deeply"
 TOO_LARGE = "is a number that is too large"
+A_NAME = "a field name"
 
 
 class BadJson(ValueError):
@@ -47,6 +50,36 @@ def too_deep(value: Any) -> bool:
     return bool(level)
 
 
+def why_unusable(value: Any) -> str:
+    """What keeps a JSON value of a request from being used, in words for its field; empty: nothing.
+
+    Too many values, too deep, or :func:`unfit`. One walk, over ``MAX_VALUES`` values at most.
+    """
+    waiting: list[tuple[_Path | None, Any, int]] = [(None, value, 0)]
+    seen = 0
+    while waiting:
+        path, each, depth = waiting.pop()
+        seen += 1
+        items: Iterable[tuple[str | int, Any]] = ()
+        if isinstance(each, dict):
+            items = each.items()
+        elif isinstance(each, list):
+            items = enumerate(each)
+        elif what := _unfit(each):
+            return _cannot_be_used(_written(path), what)
+        else:
+            continue
+        if depth > MAX_DEPTH:
+            return f"{TOO_DEEP}: at most {MAX_DEPTH} objects and lists may be inside each other"
+        if seen + len(waiting) + len(each) > MAX_VALUES:
+            return f"has more than {MAX_VALUES} values; that many are allowed"
+        for step, item in items:
+            if isinstance(step, str) and (what := _unfit(step)):
+                return _cannot_be_used(A_NAME, what)
+            waiting.append(((path, step), item, depth + 1))
+    return ""
+
+
 def leaves(value: Any) -> Iterator[tuple[str, Any]]:
     """All names and plain values in a JSON value with their paths (``messages[0].content``); a name's path is empty."""
     waiting: list[tuple[_Path | None, Any]] = [(None, value)]
@@ -68,11 +101,19 @@ def unfit(value: Any) -> Iterator[tuple[str, str]]:
     Half of a surrogate pair (D83D alone, say), which is no text, and numbers beyond every float.
     """
     for path, item in leaves(value):
-        if isinstance(item, str):
-            if not item.isascii() and utf8_size(item) is None:
-                yield path or "a field name", "holds a lone surrogate, which is not valid Unicode"
-        elif isinstance(item, float) and math.isinf(item):
-            yield path, TOO_LARGE
+        if what := _unfit(item):
+            yield path or A_NAME, what
+
+
+def _unfit(item: Any) -> str:
+    if isinstance(item, str):
+        alone = not item.isascii() and utf8_size(item) is None
+        return "holds a lone surrogate, which is not valid Unicode" if alone else ""
+    return TOO_LARGE if isinstance(item, float) and math.isinf(item) else ""
+
+
+def _cannot_be_used(path: str, what: str) -> str:
+    return f"has a value that cannot be used: {path} {what}"
 
 
 _Path = tuple["_Path | None", str | int]

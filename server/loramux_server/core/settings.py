@@ -42,3 +42,7 @@ class EngineSettings:
     """Bytes of a micro-batch's activations before gradient checkpointing starts; None: a
     quarter of what is free when a job starts."""
     cuda_graphs: bool = True
+    grammar_seconds: float = 2.0
+    """Processor time that compiling a caller's grammar may take."""
+    grammar_memory: int = 512 << 20
+    """Memory that the process of a grammar may take beside the tokenizer."""

@@ -88,7 +88,13 @@ def build_engine(
     residency = ResidencyManager(bank, cache, LoadQuota(settings.adapter_load_rate))
     vocab_size = int(base.model.config.vocab_size)
     eos = tuple(id for id in TextTokenizer.load(folder).eos_token_ids if id < vocab_size)
-    grammars = GrammarMasks(folder, eos, lambda: inbox.put(MaskReady()))
+    grammars = GrammarMasks(
+        folder,
+        eos,
+        lambda: inbox.put(MaskReady()),
+        compile_seconds=settings.grammar_seconds,
+        memory=settings.grammar_memory,
+    )
     base_id = f"{base.fingerprint}/{base.dtype}"
     scheduler = Scheduler(
         PagePool(plan.kv_pages, shape.page_size),

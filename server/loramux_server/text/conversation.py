@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from ..core.json_values import MAX_DEPTH, TOO_DEEP, BadJson, decode, too_deep, unfit
+from ..core.json_values import BadJson, decode, why_unusable
 from .chat_template import is_reserved
 
 Report = Callable[[str, str], None]
@@ -115,13 +115,12 @@ def _tool_calls(value: Any, path: str, report: Report) -> list[Any]:
         if not isinstance(name, str):
             report(f"{where}.name", "must be a string")
         if function is not None and isinstance(function.get("arguments"), str):
-            arguments_of = f"arguments of {str(name)[:40]!r}"
             try:
                 call = {**call, "function": {**function, "arguments": decode(function["arguments"])}}
             except BadJson:
-                report(f"{where}.arguments", f"{arguments_of} are not JSON")
-            if too_deep(call["function"]["arguments"]):
-                report(f"{where}.arguments", f"{arguments_of} are nested too deeply")
+                report(f"{where}.arguments", f"arguments of {str(name)[:40]!r} are not JSON")
+            if problem := why_unusable(call["function"]["arguments"]):
+                report(f"{where}.arguments", problem)
         result.append(call)
     return result
 
@@ -141,10 +140,7 @@ def _value(value: Any, path: str, wanted: str, report: Report) -> Any:
         return None
     if found is None:
         report(path, wanted)
-    elif too_deep(found):
-        report(path, f"{TOO_DEEP}: at most {MAX_DEPTH} objects and lists may be inside each other")
-        return None
-    elif problem := next(unfit(found), None):
-        report(path, f"has a value that cannot be used: {problem[0]} {problem[1]}")
+    elif problem := why_unusable(found):
+        report(path, problem)
         return None
     return found

@@ -22,8 +22,10 @@ ANY_OBJECT = Grammar(GrammarKind.JSON_SCHEMA, '{"type": "object"}')
 _KINDS = {"json_schema": GrammarKind.JSON_SCHEMA, "regex": GrammarKind.REGEX, "grammar": GrammarKind.LARK}
 
 
-def parse_format(value: Mapping[str, Any]) -> Grammar:
+def parse_format(value: Mapping[str, Any], max_bytes: int = MAX_BYTES) -> Grammar:
     """The grammar of ``{"type": kind, kind: value}``; kinds: json_schema, regex, choice, grammar, json_object.
+
+    ``max_bytes`` is for the schema, regular expression, list of choices or grammar, in UTF-8.
 
     Raises INVALID_ARGUMENT naming ``response_format`` and the part of it that is at fault.
     """
@@ -31,29 +33,29 @@ def parse_format(value: Mapping[str, Any]) -> Grammar:
     if kind == "json_object":
         return ANY_OBJECT
     if kind == "choice":
-        return _choices(value.get("choice") or ())
+        return _choices(value.get("choice") or (), max_bytes)
     if kind not in _KINDS:
         raise invalid_field(FIELD, f"has no known kind; use {', '.join(_KINDS)}, choice or json_object")
     text = value.get(kind)
     if not isinstance(text, str) or not text:
         raise invalid_field(f"{FIELD}.{kind}", "is empty")
-    _check_size(f"{FIELD}.{kind}", text)
+    _check_size(f"{FIELD}.{kind}", text, max_bytes)
     return Grammar(_KINDS[kind], text)
 
 
-def _choices(items: Sequence[str]) -> Grammar:
+def _choices(items: Sequence[str], max_bytes: int) -> Grammar:
     field = f"{FIELD}.choice"
     if not 1 <= len(items) <= MAX_CHOICES:
         raise invalid_field(field, f"has {len(items)} texts; it must have 1 to {MAX_CHOICES}")
     for i, item in enumerate(items):
         if not isinstance(item, str) or not item:
             raise invalid_field(f"{field}[{i}]", "is empty")
-        _check_size(f"{field}[{i}]", item)
-    _check_size(field, "".join(items))
+        _check_size(f"{field}[{i}]", item, max_bytes)
+    _check_size(field, "".join(items), max_bytes)
     # Strings of a Lark grammar are written as in JSON, and some characters must be escaped that JSON would leave.
     return Grammar(GrammarKind.LARK, "start: " + " | ".join(map(json.dumps, items)))
 
 
-def _check_size(field: str, text: str) -> None:
-    if violations := tuple(text_violations(field, text, MAX_BYTES)):
+def _check_size(field: str, text: str, max_bytes: int) -> None:
+    if violations := tuple(text_violations(field, text, max_bytes)):
         raise invalid(violations)

@@ -6,8 +6,10 @@ import re
 
 import pytest
 
+from loramux_server.config.limits import LimitSettings
 from tests.architectures import CASES
 from tests.unit.docs.markdown import ROOT
+from tools import limits
 from tools.architectures import PAGE, table, with_table
 
 
@@ -15,6 +17,12 @@ def test_the_table_of_architectures_is_fresh() -> None:
     page = PAGE.read_text()
     assert with_table(page) == page, "run: python -m tools.architectures"
     assert all(f"`{model_type}`" in table() for model_type in CASES)
+
+
+def test_the_tables_of_limits_are_fresh() -> None:
+    page = limits.PAGE.read_text()
+    assert limits.with_tables(page) == page, "run: python -m tools.limits"
+    assert all(f"`--{name.replace('_', '-')}`" in page for name in LimitSettings.model_fields)
 
 
 def test_a_page_without_a_place_for_it_is_told() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from loramux_server.app.app import limits_from
-from loramux_server.config import TrainingSettings, load
+from loramux_server.config import load
 from loramux_server.core.backend import EngineInfo, ScoreCommand, ScoreResult
 from loramux_server.core.errors import Code, Error
 from loramux_server.core.jobs import JobRequest, TrainSpec
@@ -126,11 +126,11 @@ async def test_data_that_are_refused_as_a_whole(server: Server, store: Store) ->
 
 
 def test_limits_of_datasets_are_settings() -> None:
-    assert limits_from(TrainingSettings()) == Limits()
+    assert limits_from(load({}).settings) == Limits()
     settings = load(
         {"training.max_dataset_size": "1MiB", "training.max_dataset_rows": "5", "training.max_row_tokens": 9}
     )
-    limits = limits_from(settings.settings.training)
+    limits = limits_from(settings.settings)
     assert (limits.max_dataset_bytes, limits.max_dataset_rows, limits.max_row_tokens) == (1 << 20, 5, 9)
 
 

@@ -7,6 +7,8 @@ import math
 
 import pytest
 
+from loramux_server.app.app import limits_from
+from loramux_server.config import load
 from loramux_server.core.errors import Error, FieldViolation
 from loramux_server.core.principal import LOCAL
 from loramux_server.core.types import Message, SamplingParams, StackItem
@@ -237,3 +239,19 @@ def test_shapes_of_an_answer(shape: dict[str, object]) -> None:
 )
 def test_shapes_that_no_answer_can_have(shape: dict[str, object], field: str) -> None:
     assert format_fields(**shape) == [field]
+
+
+def test_limits_of_the_operator_hold() -> None:
+    settings = {"max_choices": "2", "max_tools_size": "10", "max_prompt_size": "20", "max_grammar_size": "8"}
+    limits = limits_from(load(settings).settings)
+    wanted = GenerateRequest(
+        messages=(Message("user", "x" * 30),),
+        tools="[" + " " * 20 + "]",
+        n=3,
+        response_format={"type": "regex", "regex": "a{1,1000}"},
+        principal=LOCAL,
+    )
+    with pytest.raises(Error) as refused:
+        check_generation(wanted, limits, VOCAB)
+    assert {v.field for v in refused.value.violations} == {"tools", "messages", "n", "response_format.regex"}
+    assert limits_from(load({}).settings) == Limits()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -231,3 +232,25 @@ def test_any_value_is_read_or_refused() -> None:
             problems(read_message, {"role": "user", name: each}, "m")
 
     check()
+
+
+HOSTILE = {
+    "objects": "[" + ",".join(["{}"] * 80_000) + "]",
+    "numbers": '[{"a":[' + ",".join(["1"] * 120_000) + "]}]",
+    "lists": "[" + ",".join(['{"a":[[[[[[[[1]]]]]]]]}'] * 10_000) + "]",
+    "names": "[{" + ",".join(f'"{i:x}":1' for i in range(25_000)) + "}]",
+}
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_tools_with_too_many_values_are_refused_after_one_bounded_walk(kind: str) -> None:
+    found: list[str] = []
+    began = time.process_time()
+    assert read_tools(HOSTILE[kind], "tools", lambda path, what: found.append(what)) is None
+    assert time.process_time() - began < 0.5  # reading it all and walking over it thrice took seconds
+    assert found == ["has more than 16384 values; that many are allowed"]
+
+
+def test_tools_with_many_values_are_taken() -> None:
+    tools = json.dumps([{"name": f"f{i}", "parameters": {"type": "object", "properties": {}}} for i in range(3000)])
+    assert len(read_tools(tools, "tools", lambda path, what: pytest.fail(what)) or ()) == 3000

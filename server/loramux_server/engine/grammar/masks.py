@@ -13,7 +13,7 @@ from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from ...core.errors import Code, Error, FieldViolation, Reason
 from ..scheduling.sequence import Sequence, State
@@ -41,11 +41,12 @@ class _Entry:
 class GrammarMasks:
     """The masks of all live sequences that have a grammar. Belongs to the loop's thread.
 
-    ``on_mask()`` is called from another thread when a mask comes; the owner then calls :meth:`news`.
+    ``on_mask()`` is called from another thread when a mask comes; the owner then calls :meth:`news`. ``bounds`` are
+    those of :class:`Setup`.
     """
 
-    def __init__(self, folder: Path, eos: tuple[int, ...], on_mask: Callable[[], object]) -> None:
-        self._host = GrammarHost(Setup(str(folder), eos), self._deliver)
+    def __init__(self, folder: Path, eos: tuple[int, ...], on_mask: Callable[[], object], **bounds: Any) -> None:
+        self._host = GrammarHost(Setup(str(folder), eos, **bounds), self._deliver)
         self._on_mask = on_mask
         self._mailbox: queue.SimpleQueue[Mask] = queue.SimpleQueue()
         self._keys = itertools.count(1)

@@ -33,8 +33,8 @@ STEP_SECONDS = 0.5
 """Processor time that one token may take."""
 ANSWER_SECONDS, TOKEN_SECONDS = 1.0, 0.02
 """An answer may take the one, and the other for each of its tokens."""
-MEMORY = 512 << 20
-"""Bytes that a grammar may use beside the tokenizer."""
+MAX_ITEMS, MAX_STATES = 20_000, 50_000
+"""Most items of the parser in one step, and states of the lexer."""
 MESSAGE_CHARS = 600
 """Most of llguidance's own words that a caller gets: they may quote the whole grammar."""
 BAD_TOKENIZER = 3
@@ -67,17 +67,17 @@ def main(fd: int) -> int:
         if os.fork() == 0:
             control.close()
             with contextlib.suppress(OSError):  # the engine is gone
-                _serve(socket.socket(fileno=fds[0]), tokenizer, setup.compile_seconds)
+                _serve(socket.socket(fileno=fds[0]), tokenizer, setup)
             os._exit(0)
         os.close(fds[0])
 
 
-def _serve(connection: socket.socket, tokenizer: LLTokenizer, compile_seconds: float) -> None:
+def _serve(connection: socket.socket, tokenizer: LLTokenizer, setup: Setup) -> None:
     """The life of one grammar: compile it, then answer for each text that is written in it."""
     from llguidance import LLMatcher
 
     used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()  # noqa: SIM115
-    resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY,) * 2)
+    resource.setrlimit(resource.RLIMIT_AS, (used + setup.memory,) * 2)
 
     def reply(message: Reply) -> None:
         connection.sendall(frame(message))
@@ -94,7 +94,7 @@ def _serve(connection: socket.socket, tokenizer: LLTokenizer, compile_seconds: f
         request = read_request(stream)
         if not isinstance(request, Compile):
             return
-        with _bounded(compile_seconds):
+        with _bounded(setup.compile_seconds):
             try:
                 text = _source(request.grammar)
             except ValueError as error:
@@ -179,7 +179,7 @@ def _limits() -> LLParserLimits:
     """Tighter than llguidance's own where a row of an answer would wait for them."""
     from llguidance import LLParserLimits
 
-    return LLParserLimits(step_max_items=20_000, max_lexer_states=50_000, verbose_errors=False)
+    return LLParserLimits(step_max_items=MAX_ITEMS, max_lexer_states=MAX_STATES, verbose_errors=False)
 
 
 @contextlib.contextmanager

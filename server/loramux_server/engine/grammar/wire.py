@@ -22,6 +22,8 @@ class Setup(msgspec.Struct, tag=True, frozen=True):
     eos: tuple[int, ...]
     compile_seconds: float = 2.0
     """Processor time that compiling a grammar may take."""
+    memory: int = 512 << 20
+    """Bytes that a grammar may use beside the tokenizer."""
 
 
 class Compile(msgspec.Struct, tag=True, frozen=True):

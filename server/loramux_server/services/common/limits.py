@@ -11,6 +11,8 @@ class Limits:
 
     max_prompt_bytes: int = 1 << 20
     """Longest prompt or conversation, in UTF-8 bytes, that is tokenised at all."""
+    max_tools_bytes: int = 256 << 10
+    """Longest JSON text of a request's tools, which count as part of its conversation too."""
     max_messages: int = 1024
     max_new_tokens: int = 32_768
     """Largest ``max_tokens`` a request may name; within it, a request is clamped to what its context has left."""
@@ -19,6 +21,8 @@ class Limits:
     max_logit_bias: int = 1024
     max_request_seconds: float = 600.0
     """Time a request gets when it has no deadline, or a later one."""
+    max_grammar_bytes: int = 64 << 10
+    """Longest schema, pattern, list of choices or grammar, in UTF-8 bytes."""
     max_upload_bytes: int = 2 << 30
     """Largest adapter folder that may be uploaded."""
     max_dataset_bytes: int = 256 << 20

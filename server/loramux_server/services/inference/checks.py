@@ -45,7 +45,7 @@ def check_generation(request: GenerateRequest, limits: Limits, vocab_size: int) 
     grammar = None
     if request.response_format is not None:
         try:
-            grammar = parse_format(request.response_format)
+            grammar = parse_format(request.response_format, limits.max_grammar_bytes)
         except Error as error:
             found += error.violations
     if found:
@@ -85,6 +85,7 @@ def message_violations(request: Asked, limits: Limits) -> Iterator[FieldViolatio
     if len(request.messages) > limits.max_messages:
         yield from too_many("messages", len(request.messages), limits.max_messages, "messages")
         return
+    yield from too_many("tools", utf8_size(request.tools) or 0, limits.max_tools_bytes, "bytes")
     beside = sum(utf8_size(text) or 0 for text in (request.tools, request.chat_template_kwargs))
     total = beside
     found: list[FieldViolation] = []

@@ -1,0 +1,58 @@
+"""Limits on what a client can size, as settings; what no operator would want otherwise is fixed where it is used."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ByteSize
+
+from .fields import Size, setting
+
+KIB, MIB = 1 << 10, 1 << 20
+
+
+class LimitSettings(BaseModel):
+    """The settings of the group "Limits", which lie at the root of the tree: ``--max-choices``."""
+
+    max_prompt_size: Size = setting(
+        ByteSize(MIB), "Limits", "SIZE", "longest prompt or conversation, tools included, in UTF-8", le=4 * MIB
+    )
+    max_tools_size: Size = setting(ByteSize(256 * KIB), "Limits", "SIZE", "longest tools of a request", le=4 * MIB)
+    max_messages: int = setting(1024, "Limits", "N", "most messages of a conversation", ge=1, le=16_384)
+    max_new_tokens: int = setting(
+        32_768, "Limits", "N", "largest max_tokens that a request may name", ge=1, le=1_048_576
+    )
+    max_choices: int = setting(16, "Limits", "N", "most choices of one request", ge=1, le=1024)
+    max_logprobs: int = setting(20, "Limits", "N", "most alternatives in logprobs of a token", ge=0, le=1024)
+    max_logit_bias: int = setting(1024, "Limits", "N", "most entries of logit_bias", ge=0, le=16_384)
+    max_request_seconds: float = setting(
+        600.0,
+        "Limits",
+        "SECONDS",
+        "time for a generation or score that has no deadline, or a later one",
+        gt=0,
+        le=86_400,
+        allow_inf_nan=False,
+    )
+    max_grammar_size: Size = setting(
+        ByteSize(64 * KIB), "Limits", "SIZE", "longest schema, pattern or grammar of response_format", le=MIB
+    )
+    max_grammar_seconds: float = setting(
+        2.0,
+        "Limits",
+        "SECONDS",
+        "processor time that compiling a grammar may take",
+        gt=0,
+        le=60,
+        allow_inf_nan=False,
+    )
+    max_grammar_memory: Size = setting(
+        ByteSize(512 * MIB), "Limits", "SIZE", "memory of the process of a grammar", ge=64 * MIB
+    )
+    max_upload_size: Size = setting(ByteSize(2048 * MIB), "Limits", "SIZE", "largest adapter folder that is taken")
+    max_rank: int = setting(256, "Limits", "N", "largest rank that is trained, merged or uploaded", ge=1, le=4096)
+    max_epochs: float = setting(
+        1000.0, "Limits", "N", "most passes of a training job over its rows", gt=0, le=1_000_000, allow_inf_nan=False
+    )
+    max_steps: int = setting(
+        1_000_000, "Limits", "N", "most steps of a training job, and so about as many of its events", ge=1, le=2**31 - 1
+    )
+    max_batch_size: int = setting(1024, "Limits", "N", "most rows of a training step", ge=1, le=65_536)
