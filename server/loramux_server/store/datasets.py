@@ -17,7 +17,7 @@ from ..host.files import open_regular, storage_errors
 from .blobs.blobs import BlobStore
 from .damage import DamageCount, Kind
 from .database import Database, read_row
-from .paging import check_page_size, make_token, read_token
+from .paging import check_page_size, make_token, read_token, unknown_token
 from .quotas import check_dataset
 from .records import DatasetRecord
 from .schema import datasets as d
@@ -78,13 +78,16 @@ class DatasetTable:
         """A page of a tenant's datasets, newest first, and the token of the next page (empty: none)."""
         check_page_size(page_size)
         query = sa.select(d).where(d.c.owner == tenant).order_by(d.c.seq.desc()).limit(page_size + 1)
-        if (before := read_token(page_token, int)) is not None:
-            query = query.where(d.c.seq < before)
+        last = read_token(page_token)
         with self._db.read() as connection:
+            if last is not None:
+                if (row := _row(connection, last, tenant)) is None:
+                    raise unknown_token()
+                query = query.where(d.c.seq < row.seq)
             found = connection.execute(query).all()
         page = found[:page_size]
         records = tuple(read_row(row, DatasetRecord) for row in page)
-        return records, make_token(page[-1].seq) if len(found) > page_size else ""
+        return records, make_token(page[-1].id) if len(found) > page_size else ""
 
     def open(self, dataset_id: str, tenant: str) -> BinaryIO:
         """The file of a dataset to look at, unchecked: who takes rows from it checks all of its bytes."""

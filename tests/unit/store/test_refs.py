@@ -61,15 +61,15 @@ def test_any_name_that_is_taken_stays_under_its_root(name: str) -> None:
     assert parse_ref(name).name == name
 
 
-@given(st.text() | st.integers())
-def test_page_tokens_round_trip(last: str | int) -> None:
-    assert read_token(make_token(last), type(last)) == last
+@given(st.text())
+def test_page_tokens_round_trip(last: str) -> None:
+    assert read_token(make_token(last)) == last
 
 
-@pytest.mark.parametrize("token", ["x", "W10=", make_token(3), "\ud800", "ä", "W1tdXQ==", make_token("a") + "!"])
+@pytest.mark.parametrize("token", ["x", "W10=", "WzNd", "\ud800", "ä", "W1tdXQ==", make_token("a") + "!"])
 def test_tokens_of_strangers(token: str) -> None:
     with pytest.raises(Error) as caught:
-        read_token(token, str)
+        read_token(token)
     assert caught.value.violations[0].field == "page_token"
 
 

@@ -155,7 +155,7 @@ class AdapterRegistry:
         Only those whose names begin with ``prefix``.
         """
         check_page_size(page_size)
-        after = read_token(page_token, str)
+        after = read_token(page_token)
         with self._db.read() as connection:
             found = rows.page(connection, viewer, after, page_size + 1, prefix)
             records = self._whole(connection, found[:page_size])
@@ -165,6 +165,11 @@ class AdapterRegistry:
         """How many adapters a viewer sees."""
         with self._db.read() as connection:
             return rows.count(connection, viewer)
+
+    def owners(self, name: str) -> frozenset[str]:
+        """The tenants that have an adapter of this name; ``SHARED`` among them when all may use one."""
+        with self._db.read() as connection:
+            return rows.owners(connection, name)
 
     def set_alias(self, name: str, version: int, viewer: Viewer, alias: str = LATEST) -> VersionRecord:
         """Make ``name@alias`` (by default the bare name) mean ``version``: promote or roll back.

@@ -69,6 +69,11 @@ def page(
     return connection.execute(joined).all()
 
 
+def owners(connection: Connection, name: str) -> frozenset[str]:
+    """Who has an adapter of this name."""
+    return frozenset(connection.scalars(sa.select(a.c.owner).where(a.c.name == name, _HAS_LIVE)))
+
+
 def count(connection: Connection, viewer: Viewer) -> int:
     """How many names a viewer sees."""
     return int(connection.scalar(sa.select(sa.func.count(a.c.name.distinct())).where(*_visible(viewer))) or 0)

@@ -16,7 +16,7 @@ from ...core.notes import Note
 from ...core.principal import Viewer
 from ...host.failpoints import reach
 from ..database import Database
-from ..paging import check_page_size, make_token, read_token
+from ..paging import check_page_size, make_token, read_token, unknown_token
 from ..quotas import check_job, resting
 from ..records import EventRecord, JobRecord
 from ..schema import jobs as j
@@ -118,18 +118,20 @@ class JobTable:
         Only those in one of ``states`` and for adapter ``name``, where these are given.
         """
         check_page_size(page_size)
-        before = read_token(page_token, int)
+        last = read_token(page_token)
         query = rows.JOBS.where(*rows.seen_by(viewer)).order_by(j.c.seq.desc()).limit(page_size + 1)
         if states:
             query = query.where(j.c.state.in_([state.value for state in states]))
         if name:
             query = query.where(j.c.name == name)
-        if before is not None:
-            query = query.where(j.c.seq < before)
         with self._db.read() as connection:
+            if last is not None:
+                if (row := rows.by_id(connection, last, viewer)) is None:
+                    raise unknown_token()
+                query = query.where(j.c.seq < row.seq)
             found = connection.execute(query).all()
         page = found[:page_size]
-        return tuple(rows.record(row) for row in page), make_token(page[-1].seq) if len(found) > page_size else ""
+        return tuple(rows.record(row) for row in page), make_token(page[-1].id) if len(found) > page_size else ""
 
     def counts(self, viewer: Viewer | None = None) -> dict[JobState, int]:
         """How many jobs there are in each state that has any."""
