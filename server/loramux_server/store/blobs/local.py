@@ -153,11 +153,16 @@ class LocalBlobs(BlobStore):
             delete_path(staged)
 
     def _settle(self, staged: Path, place: Path, digest: str) -> None:
-        """Move what is staged to its place, unless a sound copy is there, and make the whole way to it durable."""
+        """Move what is staged to its place, and make the whole way to it durable.
+
+        A sound folder that is there stays. A file is replaced in any case: looking at the other would take time that
+        tells whether somebody has stored the same bytes before.
+        """
         with self._settling:
-            if place.exists() and self.damage(digest):
-                self._discard(place)  # damaged on disk: the good copy takes its place
-            if not place.exists():
+            a_folder = staged.is_dir()
+            if not a_folder or not place.exists() or self.damage(digest):
+                if place.is_dir() or (a_folder and place.exists()):
+                    self._discard(place)
                 place.parent.mkdir(parents=True, exist_ok=True)
                 reach("blob.before_rename")
                 os.rename(staged, place)
