@@ -25,6 +25,7 @@ def info(context: typer.Context, json: Json = False) -> None:
         print_json(found)
         return
     pages = f"{found.kv_pages_used}/{found.kv_pages_total} pages" if found.kv_pages_total else ""
+    requests = f"{found.requests_running} running, {found.requests_waiting} waiting" if found.memory_bytes else ""
     print_fields(
         [
             ("address", address),
@@ -43,7 +44,7 @@ def info(context: typer.Context, json: Json = False) -> None:
             ("chat template", "" if not found.vocab_size else "yes" if found.has_chat_template else "no"),
             ("memory", ", ".join(f"{kind} {size(count)}" for kind, count in found.memory_bytes.items())),
             ("kv cache", pages),
-            ("requests", f"{found.requests_running} running, {found.requests_waiting} waiting"),
+            ("requests", requests),
             ("adapters", found.adapters_total),
             ("resident", ", ".join(f"{count} on {tier}" for tier, count in found.adapters_resident.items())),
             ("jobs", ", ".join(f"{count} {state}" for state, count in found.jobs.items())),

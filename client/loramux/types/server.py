@@ -25,7 +25,9 @@ class ServerInfo:
     device: str = ""
     dtype: str = ""
     memory_bytes: dict[str, int] = field(default_factory=dict)
-    """By kind: base, adapters, kv_cache, training, free, total."""
+    """By kind: base, adapters, kv_cache, training, free, total.
+
+    This, ``adapters_resident``, ``requests_*`` and ``kv_pages_*`` are empty for a key without the scope ``admin``."""
     adapters_total: int = 0
     adapters_resident: dict[str, int] = field(default_factory=dict)
     requests_running: int = 0

@@ -326,17 +326,17 @@ class ServerInfo(_message.Message):
     adapters_total: _builtins.int
     """Adapter names in the registry that the caller may use."""
     requests_running: _builtins.int
-    """Requests that are being answered."""
+    """Requests that are being answered. For operators."""
     requests_waiting: _builtins.int
-    """Requests that wait."""
+    """Requests that wait. For operators."""
     uptime_seconds: _builtins.float
     """Seconds since the server started."""
     state: Global___ServerState.ValueType
     """How far its life has come."""
     kv_pages_used: _builtins.int
-    """Pages of the key-value cache in use."""
+    """Pages of the key-value cache in use. For operators."""
     kv_pages_total: _builtins.int
-    """Pages of the key-value cache in all."""
+    """Pages of the key-value cache in all. For operators."""
     @_builtins.property
     def base(self) -> Global___BaseInfo:
         """The base model. Unset until it is loaded."""
@@ -347,11 +347,13 @@ class ServerInfo(_message.Message):
 
     @_builtins.property
     def memory_bytes(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
-        """Memory in bytes by kind: base, adapters, kv_cache, training, free, total."""
+        """Memory in bytes by kind: base, adapters, kv_cache, training, free, total. This and the other figures of how busy
+        the server is are for operators: empty or 0 for callers without the scope `admin`.
+        """
 
     @_builtins.property
     def adapters_resident(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
-        """Adapter versions by tier: device, host."""
+        """Adapter versions by tier: device, host. For operators."""
 
     @_builtins.property
     def jobs(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
 
 from ..core.backend import EngineInfo, EngineStats
 from ..core.errors import Code, Error, shutting_down
-from ..core.principal import Principal
+from ..core.principal import Principal, Scope
 from ..store.store import Store
 from .adapters.service import AdapterService
 from .common.context import Context
@@ -43,7 +44,10 @@ class Services:
 
 @dataclass(frozen=True, slots=True)
 class ServerInfo:
-    """What the server is and has. What is not known yet is None or empty; ``stats`` also while the engine restarts."""
+    """What the server is and has. What is not known yet is None or empty.
+
+    ``stats`` are None while the engine restarts, and for callers without the scope ``admin``.
+    """
 
     version: str
     readiness: Readiness
@@ -92,10 +96,10 @@ class Availability:
         uptime, context = time.monotonic() - self._started, self.context
         if context is None:
             return ServerInfo(self._version, self.readiness, uptime)
-        try:
-            stats = await context.backend.stats()
-        except Error:  # the engine is starting again; everything else is known
-            stats = None
+        stats = None
+        if Scope.ADMIN in principal.scopes:  # how busy the server is tells of other tenants
+            with suppress(Error):  # the engine is starting again; everything else is known
+                stats = await context.backend.stats()
         adapters, jobs = await asyncio.to_thread(_count, context.store, principal)
         return ServerInfo(
             version=self._version,
