@@ -225,7 +225,7 @@ class App:
         backend = CheckedBackend(backend, store.adapters.files)
         context = Context(store, text, info, limits, backend, self._meter)
         board = JobBoard(store, metrics)
-        adapters = AdapterService(context)
+        adapters = AdapterService(context, observer=metrics)
         services = Services(
             generation=GenerationService(context, metrics, SamplingParams(max_tokens=self.settings.default_max_tokens)),
             adapters=adapters,

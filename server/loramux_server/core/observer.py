@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -60,6 +61,10 @@ class Observer(Protocol):
         """A job came into being (``old`` None) or moved."""
         ...
 
+    def adapter_deleted(self, name: str, keeps: Collection[str]) -> None:
+        """An adapter of this name was deleted; the tenants that may use one of the name still are in ``keeps``."""
+        ...
+
 
 class NullObserver:
     """An observer that looks away."""
@@ -73,3 +78,5 @@ class NullObserver:
     def job_event(self, job_id: str, name: str, tenant: str, event: TrainEvent) -> None: ...
 
     def job_state(self, job_id: str, old: JobState | None, new: JobState) -> None: ...
+
+    def adapter_deleted(self, name: str, keeps: Collection[str]) -> None: ...

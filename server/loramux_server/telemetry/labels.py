@@ -24,6 +24,10 @@ class BoundedLabels:
             self._known.add(value)
         return value
 
+    def forget(self, value: str) -> None:
+        """Make room for another value; no series has this one any more."""
+        self._known.discard(value)
+
 
 def stack_label(names: Iterable[str]) -> str:
     """One value for a whole stack (``acme+formal``, ``base`` for none), so that sums over adapters stay right."""

@@ -7,7 +7,7 @@ names that the registry of adapters already knows, and those are bounded on top.
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
 from prometheus_client.process_collector import ProcessCollector
@@ -17,7 +17,8 @@ from ..core.jobs import JobState, TrainEvent, TrainEventType
 from ..core.observer import RequestFinished, RequestStarted
 from ..core.types import Stack
 from .engine import EngineCollector
-from .labels import BoundedLabels, stack_label
+from .labels import BoundedLabels
+from .stacks import StackSeries
 
 DURATION = (0.05, 0.1, 0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 60.0, 120.0, 240.0, 600.0)
 FIRST_TOKEN = (
@@ -44,7 +45,6 @@ class Metrics:
         self.registry = CollectorRegistry()
         self._version = version
         self._tenants = BoundedLabels(MAX_TENANTS)
-        self._stacks = BoundedLabels(MAX_STACKS)
         self._losses: set[str] = set()
         self._device = "cpu"
         self._fetch: Callable[[], EngineStats | None] = lambda: None
@@ -77,6 +77,7 @@ class Metrics:
         self.quota_refusals = Counter(
             "loramux_quota_refusals_total", "Calls refused by a quota.", ["tenant", "limit"], registry=registry
         )
+        self._stacks = StackSeries((self.prompt_tokens, self.generated_tokens), self._tenants, MAX_STACKS)
         self.jobs = Gauge("loramux_training_jobs", "Training jobs by state.", ["state"], registry=registry)
         for state in JobState:
             self.jobs.labels(state.value)
@@ -172,16 +173,17 @@ class Metrics:
     # The services' observer.
 
     def request_started(self, event: RequestStarted) -> None:
-        self.prompt_tokens.labels(*self._who(event.tenant, event.stack)).inc(event.prompt_tokens)
+        self.prompt_tokens.labels(*self._stacks.started(event.tenant, event.stack)).inc(event.prompt_tokens)
 
     def tokens(self, tenant: str, stack: Stack, count: int, interval: float | None) -> None:
-        self.generated_tokens.labels(*self._who(tenant, stack)).inc(count)
+        self.generated_tokens.labels(*self._stacks.labels(tenant, stack)).inc(count)
         if interval is not None and count > 0:
             # Tokens that came together share the time since the ones before them.
             for _ in range(count):
                 self.between_tokens.observe(interval / count)
 
     def request_finished(self, event: RequestFinished) -> None:
+        self._stacks.finished(event.tenant, event.stack)
         if event.time_to_first_token is not None:
             self.first_token.observe(event.time_to_first_token)
 
@@ -204,5 +206,5 @@ class Metrics:
             self._losses.discard(job_id)
             self.training_loss.remove(job_id)
 
-    def _who(self, tenant: str, stack: Stack) -> tuple[str, str]:
-        return self._tenants(tenant), self._stacks(stack_label(e.adapter.name for e in stack.entries))
+    def adapter_deleted(self, name: str, keeps: Collection[str]) -> None:
+        self._stacks.adapter_deleted(name, keeps)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from loramux_server.core.jobs import JobState, TrainEvent
@@ -16,6 +17,7 @@ class Recorder:
     counts: list[tuple[int, float | None]] = field(default_factory=list)
     events: list[TrainEvent] = field(default_factory=list)
     states: list[tuple[JobState | None, JobState]] = field(default_factory=list)
+    deleted: list[tuple[str, frozenset[str]]] = field(default_factory=list)
 
     def request_started(self, event: RequestStarted) -> None:
         self.started.append(event)
@@ -31,3 +33,6 @@ class Recorder:
 
     def job_state(self, job_id: str, old: JobState | None, new: JobState) -> None:
         self.states.append((old, new))
+
+    def adapter_deleted(self, name: str, keeps: Collection[str]) -> None:
+        self.deleted.append((name, frozenset(keeps)))

@@ -104,6 +104,54 @@ def test_ten_thousand_names_make_a_bounded_number_of_series() -> None:
     assert value(metrics, "loramux_generated_tokens_total", tenant="_other", adapter="_other") == 10_000 - MAX_STACKS
 
 
+def series_of(metrics: Metrics) -> set[tuple[str, str]]:
+    """Tenant and stack of every series by tenant and stack."""
+    labels = [dict(labels) for name, labels in samples(metrics) if name.endswith("_tokens_total")]
+    return {(one["tenant"], one["adapter"]) for one in labels if "adapter" in one}
+
+
+def test_series_go_with_the_adapter_that_they_name() -> None:
+    metrics = Metrics("0")
+    for tenant in ("ann", "bob"):
+        for names in (("acme",), ("acme", "json"), ("json",), ()):
+            asked = Ended(tenant=tenant, stack=stack(*names))
+            metrics.request_started(asked)  # type: ignore[arg-type]
+            metrics.tokens(tenant, asked.stack, 1, None)
+            metrics.request_finished(asked)  # type: ignore[arg-type]
+    metrics.adapter_deleted("acme", {"bob"})
+    bobs = {("bob", name) for name in ("acme", "acme+json", "json", "base")}
+    assert series_of(metrics) == bobs | {("ann", "json"), ("ann", "base")}
+    metrics.adapter_deleted("acme", ())
+    metrics.adapter_deleted("json", ())
+    assert series_of(metrics) == {("ann", "base"), ("bob", "base")}
+
+
+def test_a_request_under_way_brings_no_series_back_for_good() -> None:
+    metrics, asked = Metrics("0"), Ended(stack=stack("acme"))
+    for _ in range(2):
+        metrics.request_started(asked)  # type: ignore[arg-type]
+    metrics.adapter_deleted("acme", ())
+    metrics.tokens("default", asked.stack, 3, None)
+    metrics.request_finished(asked)  # type: ignore[arg-type]
+    assert value(metrics, "loramux_generated_tokens_total", tenant="default", adapter="acme") == 3
+    metrics.request_finished(asked)  # type: ignore[arg-type]
+    assert series_of(metrics) == set()
+    # What is published again under the name counts anew, and stays.
+    metrics.request_started(asked)  # type: ignore[arg-type]
+    metrics.request_finished(asked)  # type: ignore[arg-type]
+    assert series_of(metrics) == {("default", "acme")}
+
+
+def test_deleted_adapters_make_room_for_new_ones() -> None:
+    metrics = Metrics("0")
+    for i in range(3 * MAX_STACKS):
+        asked = Ended(stack=stack(f"adapter{i}"))
+        metrics.request_started(asked)  # type: ignore[arg-type]
+        metrics.request_finished(asked)  # type: ignore[arg-type]
+        metrics.adapter_deleted(f"adapter{i}", ())
+    assert series_of(metrics) == set()
+
+
 def test_field_23_words_of_the_servers_own_are_no_names() -> None:
     """What stands in labels for the bare base and for the rest cannot be published, so it never means an adapter."""
     for word in (OTHER, BARE):

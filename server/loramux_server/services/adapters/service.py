@@ -10,12 +10,13 @@ from pathlib import Path
 from ...core.call import about
 from ...core.encodings import without_mark
 from ...core.errors import Code, Error, invalid, invalid_field
+from ...core.observer import NullObserver, Observer
 from ...core.principal import Principal
 from ...core.types import AdapterVersion
 from ...peft.config import CONFIG_FILE, MAX_CONFIG_BYTES
 from ...peft.schema import FINGERPRINT_KEY, AdapterConfig, check_folder
 from ...store.adapters.refs import LATEST, check_name, parse_ref
-from ...store.records import AdapterMeta, VersionRecord, VersionState
+from ...store.records import SHARED, AdapterMeta, VersionRecord, VersionState
 from ...telemetry.logs import get_logger
 from ..common.checks import check_result_name, metadata_violations
 from ..common.context import Context
@@ -42,7 +43,8 @@ class AdapterService:
     be used but not changed.
     """
 
-    def __init__(self, context: Context, composer: Composer = run_composer) -> None:
+    def __init__(self, context: Context, composer: Composer = run_composer, observer: Observer | None = None) -> None:
+        self._observer = observer or NullObserver()
         self._backend, self._store = context.backend, context.store
         self._info, self._limits = context.info, context.limits
         self._views = AdapterViews(context.store, context.info)
@@ -223,6 +225,10 @@ class AdapterService:
             if record.digest not in kept:
                 await self._unload(record.digest)
         self._unused.set()
+        for name in {record.name for record in gone}:
+            owners = await asyncio.to_thread(self._store.adapters.owners, name)
+            if SHARED not in owners:
+                self._observer.adapter_deleted(name, owners)
 
     def _pinned(self) -> tuple[AdapterVersion, ...]:
         """What is pinned and has its files."""
