@@ -16,6 +16,7 @@ from ..core.jobs import TrainCommand
 from ..core.settings import EngineSettings
 from ..cpu.heap import give_back
 from ..model.out_of_memory import out_of_memory
+from ..peft.folder import naming
 from .execution.model_runner import ModelRunner
 from .execution.scores import ScoreCollector
 from .execution.token_selection import TokenSelector
@@ -211,11 +212,14 @@ class EngineLoop:
             self._end_users({digest}, error)
 
     def _end_users(self, digests: Collection[str], error: Error) -> set[str]:
-        """End all sequences with one of these adapters in their stack; gives their ids."""
-        users = [s for s in self.scheduler.sequences if any(e.adapter.digest in digests for e in s.stack.entries)]
-        for seq in users:
-            self._end(seq, error)
-        return {seq.id for seq in users}
+        """End all sequences with one of these adapters in their stack, which each calls by its own name; their ids."""
+        ended: set[str] = set()
+        for seq in self.scheduler.sequences:
+            used = [e.adapter for e in seq.stack.entries if e.adapter.digest in digests]
+            if used:
+                self._end(seq, naming(used[0], error))
+                ended.add(seq.id)
+        return ended
 
     def _expire(self, now: float) -> None:
         for seq in self.scheduler.expired(now):
@@ -224,9 +228,7 @@ class EngineLoop:
     def _swap(self, plan: StepPlan) -> StepPlan:
         """Carry a plan's swaps out, and give what is left of it: requests whose adapters found no memory end."""
         failed = self._residency.apply(plan.swaps)
-        message = (
-            "the device has no memory to load an adapter of the stack; lower --kv-cache-memory, or try again later"
-        )
+        message = "the device has no memory to load it; lower --kv-cache-memory, or try again later"
         return plan.without(self._end_users(failed, Error(Code.RESOURCE_EXHAUSTED, message)))
 
     def _serve(self, plan: StepPlan) -> None:

@@ -43,16 +43,34 @@ def read_adapter(
     max_rank: int = 256,
     dtype: torch.dtype | None = None,
 ) -> dict[str, LoraPair]:
-    """The tensors of a stored version: module name -> A [r, in], B [out, r] and scaling, on the host.
-
-    Errors name the version: those of :meth:`BlobReader.read`, :func:`check_files` and :func:`tensors_of`.
-    """
+    """As :func:`read_content`, with errors that name the version."""
     try:
-        files = blobs.read(version.digest)
-        config = check_files(files, modules, base_fingerprint, max_rank=max_rank)
-        return tensors_of(files[WEIGHTS_FILE], config, dtype)
+        return read_content(blobs, version.digest, modules, base_fingerprint, max_rank=max_rank, dtype=dtype)
     except Error as error:
-        raise Error(error.code, f"adapter {version.ref}: {error.message}", reason=error.reason) from error
+        raise naming(version, error) from error
+
+
+def read_content(
+    blobs: BlobReader,
+    digest: str,
+    modules: Mapping[str, tuple[int, int]],
+    base_fingerprint: str | None,
+    *,
+    max_rank: int = 256,
+    dtype: torch.dtype | None = None,
+) -> dict[str, LoraPair]:
+    """The tensors of a stored adapter: module name -> A [r, in], B [out, r] and scaling, on the host.
+
+    Raises as :meth:`BlobReader.read`, :func:`check_files` and :func:`tensors_of`.
+    """
+    files = blobs.read(digest)
+    config = check_files(files, modules, base_fingerprint, max_rank=max_rank)
+    return tensors_of(files[WEIGHTS_FILE], config, dtype)
+
+
+def naming(version: AdapterVersion, error: Error) -> Error:
+    """An error about a version's content, for one who calls the version so."""
+    return Error(error.code, f"adapter {version.ref}: {error.message}", reason=error.reason)
 
 
 def tensors_of(data: bytearray, config: AdapterConfig, dtype: torch.dtype | None = None) -> dict[str, LoraPair]:

@@ -13,7 +13,7 @@ import torch
 from ...core.errors import Code, Error
 from ...core.types import AdapterVersion
 from ...lora.bank import HostAdapter
-from ...peft.folder import read_adapter
+from ...peft.folder import read_content
 from ...store.blobs.reader import BlobReader
 
 log = logging.getLogger(__name__)
@@ -98,15 +98,16 @@ class HostCache:
         result: HostAdapter | Error
         started = time.monotonic()
         try:
-            pairs = read_adapter(self._blobs, version, self._modules, self._fingerprint, dtype=self._dtype)
+            # Errors name no version: tenants with the same content wait for one read.
+            pairs = read_content(self._blobs, version.digest, self._modules, self._fingerprint, dtype=self._dtype)
             result = HostAdapter(version.digest, pairs)
         except Error as error:
             result = error.with_traceback(None)
         except OSError as error:
-            result = Error(Code.DATA_LOSS, f"the files of adapter {version.ref} cannot be read: {error.strerror}")
+            result = Error(Code.DATA_LOSS, f"its files cannot be read: {error.strerror}")
         except Exception:  # a defect; the requests that wait for the adapter must end
             log.exception("reading adapter %s failed", version.ref)
-            result = Error(Code.INTERNAL, f"adapter {version.ref} cannot be read; the server's log says why")
+            result = Error(Code.INTERNAL, "its files cannot be read; the server's log says why")
         self.loads, self.load_seconds = self.loads + 1, self.load_seconds + time.monotonic() - started
         self._done[version.digest] = result
         self._on_read(version.digest)

@@ -40,7 +40,7 @@ class ResidencyManager:
             needed = sum(e.adapter.rank for e in stack.entries if e.adapter.digest not in self._pinned)
             capacity = self._bank.rows - sum(self._pinned.values())
             if needed > capacity:
-                beside = f" beside the {len(self._pinned)} pinned adapters" if self._pinned else ""
+                beside = " beside the pinned adapters" if self._pinned else ""
                 raise Error(
                     Code.RESOURCE_EXHAUSTED,
                     f"the stack has rank {needed} in all and there is room for {capacity}{beside}; "
