@@ -21,6 +21,7 @@ from loramux_server.core.jobs import TrainCommand, TrainEvent, TrainRow
 from loramux_server.core.settings import EngineSettings
 from loramux_server.core.types import BASE, AdapterVersion, FinishReason, SamplingParams, Stack, StackEntry
 from loramux_server.engine.build import build_engine
+from loramux_server.engine.scheduling.pages import tenant_salt
 from loramux_server.engine.transport.protocol import Command, Failure, Output, StatsCommand, command_id
 from loramux_server.model.base.quantize import prepare
 from loramux_server.store.blobs.local import LocalBlobs
@@ -61,7 +62,7 @@ class Engine:
         self.loop, self.info = build_engine(
             replace(chosen, **settings),  # type: ignore[arg-type]
             partial(make_job_scheduler, jobs_dir=JOBS),
-            lambda tenant: tenant.encode(),
+            partial(tenant_salt, b"secret of the tests"),
             self._take,
             lambda step, fraction: None,
             prepare(str(folder), state_dir),

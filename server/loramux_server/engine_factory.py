@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -13,6 +12,7 @@ from .core.backend import EngineInfo
 from .core.settings import EngineSettings
 from .cpu import spinning
 from .cpu.environment import may_spin
+from .engine.scheduling.pages import tenant_salt
 from .engine.transport.process import ProcessBackend
 from .engine.transport.protocol import Output
 from .store.state_dir import JOBS
@@ -44,8 +44,7 @@ def build(settings: EngineSettings, secret: bytes, emit: Emit, progress: Progres
     from .engine.build import build_engine
     from .training.job_scheduler import make_job_scheduler
 
-    def salt(tenant: str) -> bytes:
-        return hashlib.blake2b(tenant.encode(), key=secret, digest_size=16).digest()
-
     jobs_dir = Path(settings.state_dir) / JOBS
-    return build_engine(settings, partial(make_job_scheduler, jobs_dir=jobs_dir), salt, emit, progress, prepared)
+    return build_engine(
+        settings, partial(make_job_scheduler, jobs_dir=jobs_dir), partial(tenant_salt, secret), emit, progress, prepared
+    )

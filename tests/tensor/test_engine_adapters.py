@@ -18,7 +18,7 @@ from loramux_server.core.types import Stack
 from loramux_server.engine import build
 from loramux_server.engine.residency import cache
 from loramux_server.engine.residency.load_quota import LoadQuota
-from loramux_server.engine.transport.protocol import LoadCommand, PinCommand, UnloadCommand
+from loramux_server.engine.transport.protocol import AbortCommand, LoadCommand, PinCommand, UnloadCommand
 from tests.engine import BLOBS, Engine, check_tokens, command, rows, stack_of, version_of
 from tests.examples import examples
 from tests.rows import train_command
@@ -94,6 +94,18 @@ def test_generated_tokens_are_a_prefix_too(cases: Cases, roomy: Engine) -> None:
     roomy.run(command("fresh", longer, 4))
     assert cached(roomy, "fresh") == 0
     assert roomy.tokens("fresh") == roomy.tokens("turn2")
+
+
+def test_an_abort_ends_the_request_of_that_id_alone(cases: Cases, roomy: Engine) -> None:
+    """A beginning of an id, or a longer one, is another request."""
+    others = ("ended-1", "ende", "Ended")
+    roomy.submit(*(command(id, cases.prompts[0], 8) for id in ("ended", *others)))
+    roomy.loop.turn()
+    roomy.submit(AbortCommand("ended"))
+    roomy.finish(*others)
+    assert roomy.scheduler.sequences == []
+    assert not any(output.done for output in roomy.outputs["ended"])
+    assert len({tuple(roomy.tokens(id)) for id in others}) == 1
 
 
 # -- coming and going -------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from loramux_server.core.types import AdapterVersion, Stack, StackEntry
 from loramux_server.engine.scheduling import pages
-from loramux_server.engine.scheduling.pages import PagePool, chain, prefix_root
+from loramux_server.engine.scheduling.pages import PagePool, chain, prefix_root, tenant_salt
 from tests.examples import examples
 
 SIZE = 4
@@ -41,6 +41,22 @@ def test_a_prefix_is_found_again_after_its_owner_left() -> None:
     assert pool.match(ROOT, [99, *tokens[1:]]) == []
     assert pool.match(b"other", tokens) == []
     pool.check()
+
+
+def test_a_prefix_is_found_by_its_tenant_alone() -> None:
+    """The same prompt over the same shared adapter: a hit for its own tenant, a miss for all others."""
+    pool, secret, tokens, used = PagePool(8, SIZE), b"s" * 32, list(range(9)), stack(("shared", 1.0))
+
+    def root(tenant: str, secret: bytes = secret) -> bytes:
+        return prefix_root("base", tenant_salt(secret, tenant), used)
+
+    held = fill(pool, tokens, root("ann"))
+    assert pool.match(root("ann"), tokens) == held[:2]
+    for stranger in ("bob", "an", "ann ", "Ann", "", "_server", tenant_salt(secret, "ann").hex()):
+        assert pool.match(root(stranger), tokens) == []
+    # Whoever knows the tenant's name and all else finds nothing without the secret.
+    assert pool.match(root("ann", b"t" * 32), tokens) == []
+    assert pool.match(prefix_root("base", b"ann", used), tokens) == []
 
 
 def test_the_last_token_is_always_left_to_compute() -> None:

@@ -55,6 +55,10 @@ def test_a_message_that_cannot_be_read_is_a_crash(what: str, tmp_path: Path) -> 
     phases, first, second = asyncio.run(life())
     assert phases == [EnginePhase.READY, EnginePhase.RESTARTING, EnginePhase.READY]
     assert first != second
+    # What one child cached is keyed by a secret that the next one does not get.
+    secrets = (tmp_path / "secrets").read_bytes()
+    assert len({secrets[:32], secrets[32:]}) == 2
+    assert len(secrets) == 64
 
 
 def test_an_engine_that_is_given_up_says_so(tmp_path: Path) -> None:

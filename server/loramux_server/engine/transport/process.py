@@ -40,8 +40,6 @@ class ProcessLink:
 
     def __init__(self, settings: EngineSettings) -> None:
         self._settings = settings
-        # Kept over restarts only in memory: no other server, and no earlier one, can tell what is cached here.
-        self._secret = secrets.token_bytes(32)
         self._writer: asyncio.StreamWriter | None = None
         self._child: asyncio.subprocess.Process | None = None
         self._supervisor: asyncio.Task[None] | None = None
@@ -99,7 +97,8 @@ class ProcessLink:
             theirs.close()
         reader, writer = await asyncio.open_unix_connection(sock=ours)
         try:
-            writer.write(encode(Start(self._settings, self._secret)))
+            # Another secret for each child: what it caches dies with it, and nobody can tell what that was keyed by.
+            writer.write(encode(Start(self._settings, secrets.token_bytes(32))))
             while True:
                 match await _read(reader):
                     case Progress(step, fraction):
