@@ -35,8 +35,9 @@ METHODS: Mapping[str, Method] = MappingProxyType(
         "loramux.v1.AdapterService/UploadAdapter": Method(Scope.WRITE_ADAPTERS, audited=True),
         "loramux.v1.AdapterService/DeleteAdapter": Method(Scope.WRITE_ADAPTERS, audited=True),
         "loramux.v1.AdapterService/SetAlias": Method(Scope.WRITE_ADAPTERS, audited=True),
-        "loramux.v1.AdapterService/PinAdapter": Method(Scope.WRITE_ADAPTERS, audited=True),
-        "loramux.v1.AdapterService/UnpinAdapter": Method(Scope.WRITE_ADAPTERS, audited=True),
+        # What is pinned takes room from all tenants.
+        "loramux.v1.AdapterService/PinAdapter": Method(Scope.ADMIN, audited=True),
+        "loramux.v1.AdapterService/UnpinAdapter": Method(Scope.ADMIN, audited=True),
         "loramux.v1.AdapterService/ComposeAdapter": Method(Scope.WRITE_ADAPTERS, audited=True),
         "loramux.v1.AdapterService/ShareAdapter": Method(Scope.ADMIN, audited=True),
         "loramux.v1.AdapterService/UnshareAdapter": Method(Scope.ADMIN, audited=True),
