@@ -180,13 +180,16 @@ def test_files_that_are_gone_fail_those_who_asked_and_nobody_else(cases: Cases, 
     shutil.rmtree(BLOBS.local_path(gone.digest))
     mate = Case(cases.prompts[3], cases.stack([("all", 1.0)]))
     roomy.submit(command("g1", mate.prompt, 5, stack_of((gone, 1.0))), command("mate", mate.prompt, 5, mate.stack))
-    roomy.submit(command("g2", mate.prompt, 5, stack_of((cases.versions["rs"], 1.0), (gone, 1.0))))
+    theirs = replace(gone, name="theirs", version=7)  # of a tenant that has the same content
+    roomy.submit(command("g2", mate.prompt, 5, stack_of((cases.versions["rs"], 1.0), (theirs, 1.0))))
     roomy.submit(LoadCommand("load", gone))
     roomy.finish("g1", "g2", "mate", "load")
-    for id in ("g1", "g2", "load"):
+    for id, name in (("g1", "adapter gone@1: "), ("g2", "adapter theirs@7: "), ("load", "")):
         failure = roomy.failure(id)
         assert failure is not None
-        assert "gone" in failure.message
+        assert failure.code == Code.DATA_LOSS.value
+        assert failure.message.startswith(name)
+        assert ("gone@1" in failure.message) is (id == "g1")
     check_tokens(roomy.tokens("mate"), cases.alone(mate)[:5])
     check_empty(roomy)
 
@@ -212,7 +215,7 @@ def test_a_defect_while_reading_reaches_whoever_waits(
     def defect(*_: object, **__: object) -> None:
         raise ValueError("a defect")
 
-    monkeypatch.setattr(cache, "read_adapter", defect)
+    monkeypatch.setattr(cache, "read_content", defect)
     unread = replace(cases.versions["upper"], digest="e" * 64)
     roomy.run(command("unread", cases.prompts[0], 3, stack_of((unread, 1.0))))
     failure = roomy.failure("unread")
