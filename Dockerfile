@@ -50,12 +50,13 @@ ENV PATH=/opt/loramux/bin:$PATH \
     HF_HOME=/var/lib/loramux/hub \
     LORAMUX_ADDRESS=127.0.0.1:50051 \
     LORAMUX_LISTEN=0.0.0.0:50051 \
+    LORAMUX_HTTP_LISTEN=0.0.0.0:8000 \
     LORAMUX_METRICS_LISTEN=0.0.0.0:9464 \
     LORAMUX_STATE_DIR=/var/lib/loramux
 USER loramux
 WORKDIR /var/lib/loramux
 VOLUME /var/lib/loramux
-EXPOSE 50051 9464
+EXPOSE 50051 8000 9464
 STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=10s --timeout=5s --start-period=120s --retries=3 CMD ["loramux", "health"]
 ENTRYPOINT ["loramux"]

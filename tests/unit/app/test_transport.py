@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import http.client
 import ssl
 import urllib.error
 import urllib.request
@@ -63,6 +64,55 @@ def scrape(app: App) -> str:
         return str(answer.read().decode())
 
 
+async def test_both_doors_ask_clients_for_certificates(tmp_path: Path) -> None:
+    """A second door that skips what the first one checks is the classic way in."""
+    cert, key = SERVER.write(tmp_path)
+    clients = new_ca()
+    (tmp_path / "clients.crt").write_bytes(clients.cert)
+    own = {"acme": clients.issue("acme.tenants"), "stranger": new_ca().issue("acme.tenants")}
+    tls = TlsSettings(cert=cert, key=key, client_ca=tmp_path / "clients.crt", tenant_from_san="{tenant}.tenants")
+    app = server(tmp_path, tls=tls)
+    await app.start()
+    try:
+        for name in ("", "stranger", "acme"):
+            context = ssl.create_default_context(cadata=CA.cert.decode())
+            shown: tuple[bytes, ...] = ()
+            if name:
+                context.load_cert_chain(*own[name].write(tmp_path, name))
+                shown = own[name].key, own[name].cert
+            credentials = grpc.ssl_channel_credentials(CA.cert, *shown)
+            if name == "acme":
+                assert await grpc_status(app, credentials) is grpc.StatusCode.OK
+                # HTTP sees no names: a key must be shown beside the certificate.
+                assert await asyncio.to_thread(http_status, app, context) == {"/health/live": 200, "/v1/models": 401}
+            else:
+                assert await grpc_status(app, credentials) is grpc.StatusCode.UNAVAILABLE
+                with pytest.raises((OSError, http.client.HTTPException)):
+                    await asyncio.to_thread(http_status, app, context)
+    finally:
+        await app.stop()
+
+
+async def grpc_status(app: App, credentials: grpc.ChannelCredentials) -> grpc.StatusCode:
+    async with grpc.aio.secure_channel(app.address, credentials) as channel:
+        try:
+            await server_pb2_grpc.ServerServiceStub(channel).GetServerInfo(server_pb2.GetServerInfoRequest())
+        except grpc.aio.AioRpcError as error:
+            return error.code()
+        return grpc.StatusCode.OK
+
+
+def http_status(app: App, context: ssl.SSLContext) -> dict[str, int]:
+    connection = http.client.HTTPSConnection(*app.doors[1].address, timeout=10, context=context)
+    found = {}
+    for path in ("/health/live", "/v1/models"):
+        connection.request("GET", path)
+        answer = connection.getresponse()
+        answer.read()
+        found[path] = answer.status
+    return found
+
+
 async def test_without_tls_nothing_is_told_of_certificates(tmp_path: Path) -> None:
     app = server(tmp_path)
     await app.start()
@@ -76,7 +126,7 @@ async def test_without_tls_nothing_is_told_of_certificates(tmp_path: Path) -> No
 
 @pytest.mark.parametrize(
     "given",
-    [{"listen": Address("0.0.0.0", 0)}, {"listen": Address("::", 0)}, {"metrics_listen": Address("0.0.0.0", 0)}],
+    [{name: Address(host, 0)} for name in ("listen", "http_listen", "metrics_listen") for host in ("0.0.0.0", "::")],
 )
 async def test_others_are_not_let_in_unasked(tmp_path: Path, given: dict[str, object]) -> None:
     cert, key = SERVER.write(tmp_path)

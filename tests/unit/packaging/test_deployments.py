@@ -14,7 +14,7 @@ from loramux_server.core.errors import Error
 from loramux_server.services.access.exposure import check_listen, check_metrics_listen, may_be_open
 from tests.unit import cli_lines
 
-from .test_image import environment
+from .test_image import environment, rest_of
 
 DEPLOY = Path(__file__).parents[3] / "deploy"
 
@@ -75,7 +75,7 @@ def test_compose_alone_is_open_and_published_on_this_machine_only(monkeypatch: p
     found = settings(service("compose.yaml")["environment"], monkeypatch)
     assert may_be_open(found)
     ports = service("compose.yaml")["ports"]
-    assert [port.rpartition(":")[2] for port in ports] == ["50051", "9464"]
+    assert [port.rpartition(":")[2] for port in ports] == rest_of("EXPOSE")[0].split()
     assert all(port.startswith("127.0.0.1:") for port in ports)
 
 
@@ -103,6 +103,14 @@ def assert_mounted(variables: dict[str, str], mounted: list[str]) -> None:
     assert len(paths) == 5
     for path in paths:
         assert any(path.is_relative_to(folder) for folder in mounted), path
+
+
+def test_what_the_image_listens_on_is_published() -> None:
+    exposed = rest_of("EXPOSE")[0].split()
+    assert [port.rpartition(":")[2] for port in service("compose.network.yaml")["ports"]] == exposed
+    (found,) = [part for part in read("kubernetes.yaml") if part["kind"] == "Service"]
+    assert [str(port["port"]) for port in found["spec"]["ports"]] == exposed
+    assert [str(port["containerPort"]) for port in container()["ports"]] == exposed
 
 
 def test_the_certificate_has_the_name_that_probes_expect() -> None:

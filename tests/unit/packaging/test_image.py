@@ -140,7 +140,7 @@ def test_every_variable_of_the_image_is_a_setting(monkeypatch: pytest.MonkeyPatc
             monkeypatch.setenv(name, value)
     loaded = config.load({})
     assert loaded.unknown_variables == ()
-    addresses = [loaded.settings.listen, loaded.settings.metrics_listen]
+    addresses = [loaded.settings.listen, loaded.settings.http_listen, loaded.settings.metrics_listen]
     assert [str(address.port) for address in addresses if address] == rest_of("EXPOSE")[0].split()
     assert {address.host for address in addresses if address} == {"0.0.0.0"}
 
