@@ -40,7 +40,7 @@ def jsonl(rows: list[dict[str, object]]) -> bytes:
     return b"".join(json.dumps(row).encode() + b"\n" for row in rows)
 
 
-async def in_pieces(data: bytes, size: int = 7) -> AsyncIterator[bytes]:
+async def in_pieces(data: bytes, size: int = 250) -> AsyncIterator[bytes]:
     for at in range(0, len(data), size):
         yield data[at : at + size]
 
@@ -572,7 +572,7 @@ async def test_uploads_are_checked_and_bounded(server: Server, store: Store) -> 
         await server.service.upload_dataset(in_pieces(b"{}"), LOCAL, sha256="0" * 64)
     small = TrainingService(replace(server.context, limits=Limits(max_dataset_bytes=10)), JobBoard(store))
     with pytest.raises(Error) as caught:
-        await small.upload_dataset(in_pieces(b"x" * 11), LOCAL)
+        await small.upload_dataset(in_pieces(b"x" * 11, 7), LOCAL)
     assert caught.value.code is Code.RESOURCE_EXHAUSTED
     assert not any(store.state.tmp.iterdir())
 
