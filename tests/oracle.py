@@ -71,6 +71,15 @@ class Oracle:
         """As :meth:`greedy`, with the distance between the two best logits: a tie excuses another choice."""
         return list(self._decode(input_ids, max_new, stack, eos))
 
+    def gaps_along(
+        self, input_ids: Sequence[int], tokens: Sequence[int], stack: StackSpec = ()
+    ) -> list[tuple[int, float]]:
+        """As :meth:`greedy_gaps`, in one pass: the best token after each of ``tokens`` that came before it."""
+        logits = self.logits([*input_ids, *tokens], stack)[len(input_ids) - 1 : -1]
+        best = logits.topk(2)
+        gaps = (best.values[:, 0] - best.values[:, 1]).tolist()
+        return list(zip(best.indices[:, 0].tolist(), gaps, strict=True))
+
     def _decode(
         self, input_ids: Sequence[int], max_new: int, stack: StackSpec, eos: int | Sequence[int] | None
     ) -> Iterator[tuple[int, float]]:

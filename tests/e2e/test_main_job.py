@@ -69,7 +69,7 @@ def test_one_batch_of_stacks_equals_transformers_and_peft(
         for stack, answer in zip(STACKS, answers, strict=True):
             spec = [(random_adapters[name], weight) for name, weight in stack.items()]
             tokens = list(answer.choices[0].token_ids)
-            check_tokens(tokens, oracle.greedy_gaps(ids, len(tokens), spec))  # type: ignore[attr-defined]
+            check_tokens(tokens, oracle.gaps_along(ids, tokens, spec))  # type: ignore[attr-defined]
             continuation = " Rome, Milan and Naples."
             scored = client.score(prompt, continuation, adapters=stack)
             logits = oracle.logits([*ids, *scored.token_ids], spec)[len(ids) - 1 : -1]  # type: ignore[attr-defined]

@@ -7,13 +7,13 @@ from typing import Any
 
 import typer
 
-from loramux.cli.app import app, hoist
+from loramux.cli.app import command_tree, hoist
 from loramux_server.config import flags
 
 
 def parse(words: Sequence[str]) -> None:
     """Parse what follows ``loramux``. Raises a usage error or ``core.errors.Error``."""
-    command: Any = typer.main.get_command(app)
+    command: Any = command_tree()
     try:
         context = command.make_context("loramux", hoist(list(words)))
         while hasattr(command, "resolve_command"):

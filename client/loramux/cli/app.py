@@ -6,7 +6,8 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
-from typing import Annotated
+from functools import cache
+from typing import Annotated, Any
 
 import typer
 
@@ -91,12 +92,18 @@ def _root(
     """  # noqa: D301
 
 
+@cache
+def command_tree() -> Any:
+    """All commands as Click has them; made once, since Typer takes a while to read what they declare."""
+    return typer.main.get_command(app)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; gives the exit code: 0 done, 1 failed, 2 not understood, 130 interrupted."""
     tolerate_encodings()
     arguments = hoist(list(sys.argv[1:] if argv is None else argv))
     try:
-        typer.main.get_command(app)(arguments, prog_name="loramux")
+        command_tree()(arguments, prog_name="loramux")
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else int(end.code is not None)
     except LoramuxError as error:
