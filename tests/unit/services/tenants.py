@@ -132,7 +132,8 @@ class World:
 
     context: Context
     backend: FakeBackend
-    services: Services
+    availability: Availability
+    calls: Calls
     metrics: Metrics
     channel: grpc.aio.Channel
 
@@ -152,17 +153,17 @@ async def open_world(context: Context) -> AsyncIterator[World]:
         return ComposeResult(0.0)
 
     availability = Availability("1.2.3")
-    services = Services(
+    availability.services = Services(
         generation=GenerationService(context, metrics),
         adapters=AdapterService(context, composer, metrics),
         training=TrainingService(context, JobBoard(context.store, metrics)),
     )
-    availability.context, availability.services, availability.readiness = context, services, Readiness.READY
+    availability.context, availability.readiness = context, Readiness.READY
     calls = Calls(metrics, GenerationLimit(100), Access(Known()))
     server = RpcServer(availability, calls, Address("127.0.0.1", 0), stall_timeout=30)
     await server.start()
     try:
         async with grpc.aio.insecure_channel(str(server.address)) as channel:
-            yield World(context, backend, services, metrics, channel)
+            yield World(context, backend, availability, calls, metrics, channel)
     finally:
         await server.stop()

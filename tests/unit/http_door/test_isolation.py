@@ -1,0 +1,90 @@
+"""What is another tenant's, or not on the key's list, answers as what does not exist, over HTTP too."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import httpx2
+import pytest
+
+from loramux_server.config import Address
+from loramux_server.http.routes import METHODS
+from loramux_server.http.server import HttpServer
+from loramux_server.services.common.context import Context
+from tests.unit.services.fakes import Script
+from tests.unit.services.tenants import CALLERS, World, adapter_files, open_world
+
+REQUESTS = {
+    "createChatCompletion": {"messages": [{"role": "user", "content": "Where?"}], "max_tokens": 2},
+    "createCompletion": {"prompt": "Where?", "max_tokens": 2},
+    "retrieveModel": None,
+    "deleteModel": None,
+}
+"""Bodies without their model; None: the model is in the path."""
+THEIRS, ABSENT = "anns", "nobd"
+
+
+@pytest.fixture
+async def door(context: Context) -> AsyncIterator[tuple[World, httpx2.AsyncClient]]:
+    async with open_world(context) as world:
+        world.backend.script = lambda command: Script((5,))
+        server = HttpServer(world.availability, world.calls, Address("127.0.0.1", 0))
+        await server.start()
+        await server.set_serving(True)
+        try:
+            async with httpx2.AsyncClient(base_url=f"http://{server.address}", timeout=20) as client:
+                yield world, client
+        finally:
+            await server.drain(0)
+            await server.stop()
+
+
+async def answer_to(client: httpx2.AsyncClient, caller: str, operation: str, model: str) -> tuple[int, str, str]:
+    """Status, headers and body, the model that was asked for replaced by a word."""
+    method, path = METHODS[operation]
+    body = REQUESTS[operation]
+    answer = await client.request(
+        method,
+        path.replace("{model:path}", model),
+        json=None if body is None else {**body, "model": model},
+        headers={"authorization": caller, "x-request-id": "the-same"},
+    )
+    headers = sorted((key, value) for key, value in answer.headers.items() if key != "date")
+    return answer.status_code, str(headers), answer.text.replace(model, "<model>")
+
+
+def test_every_operation_is_looked_at() -> None:
+    assert REQUESTS.keys() | {"listModels"} == METHODS.keys()
+
+
+@pytest.mark.parametrize("looker", ["bob", "ann's narrow key", "operator"])
+async def test_what_is_not_for_the_caller_answers_as_what_does_not_exist(
+    door: tuple[World, httpx2.AsyncClient], looker: str
+) -> None:
+    world, client = door
+    await world.caller("ann").upload(THEIRS, adapter_files(world.context))
+    for operation in REQUESTS:
+        for suffix in ("", "@1", "@canary"):
+            theirs, absent = [await answer_to(client, looker, operation, f"{n}{suffix}") for n in (THEIRS, ABSENT)]
+            assert theirs == absent
+            assert theirs[0] == 404
+        assert (await answer_to(client, "ann", operation, THEIRS))[0] == 200
+
+
+async def test_models_are_the_callers_own_and_the_shared_ones(door: tuple[World, httpx2.AsyncClient]) -> None:
+    world, client = door
+    for name in (THEIRS, "mine"):
+        await world.caller("ann").upload(name, adapter_files(world.context))
+
+    async def models(caller: str) -> list[str]:
+        answer = await client.get("/v1/models", headers={"authorization": caller})
+        return [model["id"] for model in answer.json()["data"]]
+
+    assert await models("ann") == ["base", THEIRS, "mine"]
+    assert await models("bob") == ["base"]
+    assert await models("ann's narrow key") == ["base", "mine"]
+    operator = world.caller("operator")
+    await operator.upload("ours", adapter_files(world.context))
+    await world.availability.services.adapters.share("ours", CALLERS["operator"])  # type: ignore[union-attr]
+    assert await models("bob") == ["base", "ours"]
+    assert await models("ann's narrow key") == ["base", "mine"]
