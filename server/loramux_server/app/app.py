@@ -67,8 +67,11 @@ class App:
         self._audit_log = audit_log(settings)
         self._audit = CallAudit(self._audit_log) if self._audit_log else None
 
+        self._calls: list[Calls] = []
+
         def calls() -> Calls:
-            return Calls(self._metrics, limit, self._access, self._audit)
+            self._calls.append(Calls(self._metrics, limit, self._access, self._audit))
+            return self._calls[-1]
 
         self.doors: list[Door] = [
             RpcServer(self.availability, calls(), settings.listen, certificate=certificate),
@@ -115,6 +118,7 @@ class App:
         self._identity = identity = await Identity.open(settings, store.keys, self._audit_log)
         self._say.say(identity.summary)
         self._access.authenticator = identity.authenticator
+        identity.keys.on_revoked = self._end_calls
         if self._endpoint is not None:
             self._endpoint.start()
         await self._meter.refresh(store.quotas)
@@ -178,6 +182,11 @@ class App:
         """End the engine's process at once, before this one ends without a ``stop``."""
         if isinstance(self._backend, ProcessBackend):
             self._backend.link.kill()
+
+    def _end_calls(self, key_id: str) -> None:
+        """End the calls of a key that was revoked."""
+        for calls in self._calls:
+            calls.fail_key(key_id)
 
     def _build_engine(self, store: Store) -> Backend:
         # Brings torch into the process, so not before everything that can fail without it has been tried.

@@ -75,7 +75,7 @@ def _add_list(commands: Commands) -> None:
 
 
 def _add_revoke(commands: Commands) -> None:
-    text = "Take keys back for good; calls under way go on."
+    text = "Take keys back for good; their calls under way end."
     parser = make_parser("loramux keys revoke", text, of=commands, name="revoke")
     parser.add_argument("ids", nargs="+", metavar="ID", help="Key to revoke.")
     add_state_options(parser)

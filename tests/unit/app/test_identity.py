@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,12 @@ from loramux_server.app.app import App
 from loramux_server.config import Settings, load
 from loramux_server.core.errors import Code, Error
 from loramux_server.core.keys import ApiKey
-from loramux_server.core.principal import DEFAULT_TENANT, Scope
+from loramux_server.core.principal import DEFAULT_TENANT, SERVER_TENANT, Scope
 from loramux_server.preflight import preflight
 from loramux_server.services.access.bootstrap import read_key
 from loramux_server.store.keys import KeyRecord
 from loramux_server.store.store import Store
-from tests.unit.services.fakes import FakeBackend, engine_info
+from tests.unit.services.fakes import FakeBackend, Script, engine_info
 from tests.unit.services.tiny_tokenizer import write_tokenizer
 
 KEY = ApiKey.generate()
@@ -114,6 +115,37 @@ async def test_a_bootstrap_key_that_was_revoked_stays_revoked(state: Path, file:
     store.close()
     _, (found,) = await started(state, bootstrap_key=file)
     assert found.revoked is not None
+
+
+async def test_a_stream_of_a_key_ends_when_the_key_is_revoked(state: Path, file: Path) -> None:
+    tokenizer = write_tokenizer(state.parent / "tokenizer")
+    info = engine_info(400, tokenizer_path=str(tokenizer))
+    # The server's own first request ends, all others go on for ever.
+    backend = FakeBackend(info, lambda command: Script((5,), hang=command.tenant != SERVER_TENANT))
+    app = App(Settings(state_dir=state, listen="127.0.0.1:0", metrics_listen="off", bootstrap_key=file), backend)
+    try:
+        await app.start()
+        assert app._store is not None
+        other = ApiKey.generate()
+        app._store.keys.create(other, "acme", [Scope.INFER])
+        async with (
+            AsyncClient(app.address, api_key=KEY.text) as one,
+            AsyncClient(app.address, api_key=other.text) as two,
+        ):
+            kept, ended = (asyncio.create_task(client.generate("hello", max_tokens=9)) for client in (one, two))
+            async with asyncio.timeout(10):
+                while len(backend.commands) < 3:
+                    await backend.hanging.wait()
+                    await asyncio.sleep(0.01)
+            app._store.keys.revoke(other.id)
+            async with asyncio.timeout(2.0):
+                with pytest.raises(Unauthenticated, match="the key is not valid"):
+                    await ended
+            assert not kept.done()
+            kept.cancel()
+            await asyncio.wait((kept,))
+    finally:
+        await app.stop()
 
 
 async def test_another_secret_under_a_known_id_stops_the_start(state: Path, file: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 
@@ -86,6 +87,25 @@ async def test_calls_that_are_ended_and_defects_have_a_reason() -> None:
     assert "secret" not in defect.value.message
     assert sink.ended == [("Generate", "UNAVAILABLE"), ("Score", "CANCELLED"), ("Tokenize", "INTERNAL")]
     assert calls.running == 0
+
+
+async def test_calls_of_a_revoked_key_end() -> None:
+    class Callers:
+        async def authenticate(self, credentials: Credentials) -> Principal:
+            return Principal("acme", frozenset(Scope), credentials.peer)
+
+    calls = Calls(sink := Sink(), GenerationLimit(2), Access(Callers()))
+    one, other = (replace(call(), credentials=Credentials(peer=key)) for key in ("one", "other"))
+    release = asyncio.Event()
+    ended, kept = (asyncio.create_task(calls.answer(each, release.wait)) for each in (one, other))
+    await asyncio.sleep(0)
+    calls.fail_key("one")
+    with pytest.raises(Error, match="the key is not valid") as refused:
+        await ended
+    assert (refused.value.code, refused.value.reason) == (Code.UNAUTHENTICATED, "KEY_INVALID")
+    release.set()
+    assert await kept
+    assert sink.ended == [("Generate", "UNAUTHENTICATED"), ("Generate", "OK")]
 
 
 def test_an_id_that_cannot_be_one_is_replaced() -> None:

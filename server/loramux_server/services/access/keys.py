@@ -70,6 +70,8 @@ class KeyRing:
         # A thread of its own: others' work must not keep a revocation from being seen.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="keys")
         self._following: asyncio.Task[None] | None = None
+        self.on_revoked: Callable[[str], None] = lambda key_id: None
+        """Called with the id of each key that is found revoked while it is followed: its calls under way must end."""
 
     async def start(self) -> None:
         """Read the keys, and follow them from now on. Raises ``Error`` when the database cannot be read."""
@@ -180,4 +182,6 @@ class KeyRing:
             adapters = None if record.adapters is None else frozenset(record.adapters)
             principal = Principal(record.tenant, frozenset(record.scopes), record.id, adapters)
             self._known[record.id] = _Known(record, principal)
+            if record.revoked is not None:
+                self.on_revoked(record.id)
         self._revision = newest

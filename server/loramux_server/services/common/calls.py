@@ -20,6 +20,7 @@ from ...core.principal import Principal
 from ...telemetry.logs import get_logger
 from ..access.access import Access, Incoming
 from ..access.audit import CallAudit
+from ..access.refusals import invalid
 from .shielding import to_the_end
 
 logger = get_logger(__name__)
@@ -67,6 +68,16 @@ class GenerationLimit:
             self._of += Counter()  # drops who has none
 
 
+@dataclass(slots=True)
+class _Running:
+    """A call that is being answered."""
+
+    method: str
+    key_id: str = ""
+    ended: Error | None = None
+    """Why the server ends it, once it does."""
+
+
 class Calls:
     """The calls of one door. ``sink`` counts them; the other parts are shared with the other doors."""
 
@@ -75,8 +86,7 @@ class Calls:
         self._sink = sink
         self._access = access
         self._audit = audit
-        self._tasks: dict[asyncio.Task[Any], str] = {}
-        self._failing: set[asyncio.Task[Any]] = set()
+        self._tasks: dict[asyncio.Task[Any], _Running] = {}
         self._idle = asyncio.Event()
         self._idle.set()
 
@@ -92,9 +102,16 @@ class Calls:
     def fail_running(self, methods: Iterable[str] | None = None) -> None:
         """End calls (all, or those of ``methods``) with UNAVAILABLE because the server stops."""
         chosen = None if methods is None else frozenset(methods)
-        for task, method in list(self._tasks.items()):
-            if chosen is None or method in chosen:
-                self._failing.add(task)
+        self._end(shutting_down(), lambda running: chosen is None or running.method in chosen)
+
+    def fail_key(self, key_id: str) -> None:
+        """End the calls of a key with UNAUTHENTICATED because it was revoked."""
+        self._end(invalid(), lambda running: running.key_id == key_id)
+
+    def _end(self, error: Error, which: Callable[[_Running], bool]) -> None:
+        for task, running in list(self._tasks.items()):
+            if which(running):
+                running.ended = error
                 task.cancel()
 
     async def answer(
@@ -109,13 +126,12 @@ class Calls:
         structlog.contextvars.bind_contextvars(request_id=incoming.request_id)
         task = asyncio.current_task()
         assert task is not None
-        self._tasks[task] = incoming.short_method
+        self._tasks[task] = _Running(incoming.short_method)
         self._idle.clear()
         try:
             return await self._counted(incoming, work, task, gone)
         finally:
             del self._tasks[task]
-            self._failing.discard(task)
             if not self._tasks:
                 self._idle.set()
 
@@ -159,14 +175,15 @@ class Calls:
         try:
             call = await self._access.identify(incoming)
             enter(call)
+            self._tasks[task].key_id = call.principal.key_id
             self._access.authorise(incoming, call.principal)
             # Not before it is known who calls: places are not for those who are refused.
             with self._taken(incoming, call.principal):
                 return await work()
         except asyncio.CancelledError:
-            if task in self._failing:
+            if (ended := self._tasks[task].ended) is not None:
                 task.uncancel()
-                raise shutting_down() from None
+                raise ended from None
             raise  # never swallowed: grpc.aio leaks a little for every handler that does
         except Error as error:
             if error.exceeded is not None:
