@@ -75,7 +75,7 @@ def pytest_sessionfinish() -> None:
     """Remove what lies outside pytest's own folder: a worker of pytest-xdist runs no exit handlers."""
     rows = sys.modules.get("tests.rows")
     if rows is not None:
-        shutil.rmtree(rows.JOBS, ignore_errors=True)
+        shutil.rmtree(rows.FILES, ignore_errors=True)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

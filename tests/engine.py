@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import atexit
 import os
-import shutil
-import tempfile
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
@@ -25,20 +22,18 @@ from loramux_server.engine.scheduling.pages import tenant_salt
 from loramux_server.engine.transport.protocol import Command, Failure, Output, StatsCommand, command_id
 from loramux_server.model.base.quantize import prepare
 from loramux_server.store.blobs.local import LocalBlobs
-from loramux_server.training.job_scheduler import make_job_scheduler
+from loramux_server.training.job_scheduler import JobScheduler, make_job_scheduler
 
-from .rows import JOBS
+from .rows import FILES, JOBS
 
 DEVICE: Any = os.environ.get("TEST_DEVICE", "cpu")
 """Where these engines compute: TEST_DEVICE=cuda takes most of tests/tensor to a GPU."""
 ROOM: dict[str, Any] = {} if DEVICE == "cpu" else {"kv_cache_memory": 256 << 20, "adapter_memory": 64 << 20}
 """Elsewhere an engine takes all memory that is free, and some tests have several engines."""
-_FILES = Path(tempfile.mkdtemp(prefix="loramux-blobs-"))
-atexit.register(shutil.rmtree, _FILES, ignore_errors=True)
-BLOBS = LocalBlobs(_FILES / "blobs", _FILES / "tmp")
+BLOBS = LocalBlobs(FILES / "blobs", FILES / "tmp")
 """The adapters of engines that a test turns by hand."""
 for _folder in ("blobs", "tmp"):
-    (_FILES / _folder).mkdir()
+    (FILES / _folder).mkdir(parents=True, exist_ok=True)
 
 
 def version_of(folder: Path, rank: int, name: str = "") -> AdapterVersion:
@@ -61,7 +56,7 @@ class Engine:
         chosen = replace(chosen, blobs=str(BLOBS.reader.folder))
         self.loop, self.info = build_engine(
             replace(chosen, **settings),  # type: ignore[arg-type]
-            partial(make_job_scheduler, jobs_dir=JOBS),
+            self._make_jobs,
             partial(tenant_salt, b"secret of the tests"),
             self._take,
             lambda step, fraction: None,
@@ -75,6 +70,10 @@ class Engine:
     def _take(self, outputs: list[Output]) -> None:
         for output in outputs:
             self.outputs[output.id].append(output)
+
+    def _make_jobs(self, *given: Any, **more: Any) -> JobScheduler:
+        self.jobs = make_job_scheduler(*given, jobs_dir=JOBS, **more)
+        return self.jobs
 
     def _watch(self) -> None:
         run = self.runner.run

@@ -12,8 +12,10 @@ from loramux_server.core.jobs import RowsFile, TrainCommand, TrainRow, TrainSpec
 from loramux_server.core.types import BASE, Stack
 from loramux_server.data.rows_file import HELD_OUT, TRAIN, find_rows, read_at_once, write_rows
 
-JOBS = Path(tempfile.gettempdir()) / f"loramux-jobs-{os.getpid()}"
-"""The jobs' folders of engines that a test turns by hand; gone at the end of the session."""
+FILES = Path(tempfile.gettempdir()) / f"loramux-tests-{os.getpid()}"
+"""What engines that a test turns by hand read; removed at the end of the session."""
+JOBS = FILES / "jobs"
+"""The folders of their jobs."""
 
 NO_ROWS = RowsFile("", "")
 """For commands that nobody runs."""
@@ -34,7 +36,7 @@ def rows_of(command: TrainCommand) -> JobRows:
 
 def rows_file(rows: Sequence[TrainRow], held_out: Sequence[TrainRow] = ()) -> RowsFile:
     """A rows file in a folder of its own."""
-    JOBS.mkdir(exist_ok=True)
+    JOBS.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(dir=JOBS))
     write_rows(folder, {TRAIN: rows, HELD_OUT: held_out}, b"")
     return find_rows(folder)

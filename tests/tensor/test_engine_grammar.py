@@ -187,8 +187,7 @@ def test_an_aborted_answer_is_forgotten(engine: Engine) -> None:
     engine.loop.turn()
     engine.submit(AbortCommand("gone"), command("after", [5, 6], 4))
     engine.finish("after")
-    assert not engine.loop._grammars._entries
-    assert not engine.loop._grammars._by_key
+    assert engine.loop.idle_state()["grammars"] == 0
     assert engine.scheduler.pages.held == 0
 
 

@@ -189,7 +189,7 @@ def test_beside_a_job_of_the_other_kind(engine: Engine, tmp_path: Path, monkeypa
     engine.submit(dpo, sft)
     while sum(o.payload is not None and o.payload.type == "step" for o in engine.outputs["pairs"]) < 3:  # type: ignore[union-attr]
         engine.loop.turn()
-    engine.loop._training.remove("pairs")
+    engine.jobs.remove("pairs")
     engine.run(dpo)
     engine.finish("rows")
     assert 2 in passes

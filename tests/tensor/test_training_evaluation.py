@@ -62,7 +62,7 @@ def test_the_best_survives_an_interruption(engine: Engine, tmp_path: Path) -> No
     engine.submit(command)
     while len([o for o in engine.outputs["cut"] if o.payload and o.payload.type == "evaluation"]) < 2:  # type: ignore[union-attr]
         engine.loop.turn()
-    engine.loop._training.remove("cut")
+    engine.jobs.remove("cut")
     engine.outputs["cut"].clear()
     rest = engine.train(command)
     assert of(rest, "step")[-1].step == of(whole, "step")[-1].step

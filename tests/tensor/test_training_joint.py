@@ -142,7 +142,7 @@ def test_activations_computed_again_are_those_of_the_pass(engine: Engine, tmp_pa
         return run(self, layer, hidden)
 
     monkeypatch.setattr(layerwise.LayerwisePass, "_run", counted)
-    monkeypatch.setattr(engine.loop._training._background, "_activation_memory", 0)
+    monkeypatch.setattr(engine.jobs, "_activation_memory", 0)
     together(engine, *jobs)
     assert ("p", "q") in passes
     assert again >= 3 * 5
@@ -255,7 +255,7 @@ def test_one_that_leaves_in_the_middle_of_a_pass_leaves_the_others_as_they_were(
     monkeypatch.setattr(micro_batch_size, "WORK_ITEM_SECONDS", 1e9)
     stays = train_command("stays", replace(WIDE, max_steps=4), rows(8), output=str(tmp_path / "stays"))
     together(engine, stays)
-    work = engine.loop._training._background
+    work = engine.jobs
     for units in range(1, 12, 2):
         ended: list[tuple[str, object]] = []
         seen: list[float] = []
@@ -338,7 +338,7 @@ def test_a_lost_device_is_no_jobs_error(engine: Engine, tmp_path: Path, monkeypa
     engine.submit(train_command("device", WIDE, rows(4), output=str(tmp_path / "device")))
     with pytest.raises(torch.AcceleratorError):
         engine.finish("device")
-    engine.loop._training.remove("device")
+    engine.jobs.remove("device")
 
 
 def raising(error: Exception):  # type: ignore[no-untyped-def]

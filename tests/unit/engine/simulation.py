@@ -214,8 +214,8 @@ class Machine:
                 assert held == {slot.digest}, "the device holds something else where an adapter should be"
             written += work.pages[work.start // pool.page_size :]
         assert len(set(written)) == len(written), "two sequences write to one page"
-        assert all(pool._refs[p] == 1 for p in written), "a page is written that others read"
-        assert not set(written) & pool._key_of.keys(), "a page is written that is cached for reuse"
+        assert all(pool.refcount(p) == 1 for p in written), "a page is written that others read"
+        assert not any(map(pool.in_prefix_cache, written)), "a page is written that is cached for reuse"
         running = [s for s in scheduler.sequences if s.state is State.RUNNING]
         assert len(running) == scheduler.num_running
         expected: dict[str, int] = {}

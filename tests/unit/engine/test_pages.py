@@ -254,7 +254,7 @@ class PoolMachine(RuleBasedStateMachine):
         self.pool.check()
         counts = Counter(page for _, held in self.owners for page in held)
         assert self.pool.held == len(counts)
-        assert [self.pool._refs[p] for p in counts] == list(counts.values())
+        assert [self.pool.refcount(p) for p in counts] == list(counts.values())
 
 
 TestPool = PoolMachine.TestCase

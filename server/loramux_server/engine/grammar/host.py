@@ -72,6 +72,11 @@ class GrammarHost:
         self.counts: Counter[str] = Counter(compiled=0, refused=0, lost=0, restarts=0)
         """Grammars compiled, refused, lost with their process; new starts of the process they are forked from."""
 
+    @property
+    def pid(self) -> int | None:
+        """The process that the grammars' processes are forked from, once there is one."""
+        return None if self._parent is None else self._parent.pid
+
     def open(self, key: int, grammar: Grammar) -> None:
         """Begin an answer. Its first mask comes when the grammar is compiled, which may take seconds."""
         if self._loop is None:

@@ -56,7 +56,7 @@ class GrammarMasks:
 
     def __len__(self) -> int:
         """Sequences with a grammar."""
-        return len(self._entries)
+        return len(self._by_key)
 
     def open(self, seq: Sequence) -> None:
         """Begin a sequence, if it has a grammar: it is compiled while the sequence queues."""

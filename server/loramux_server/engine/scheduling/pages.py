@@ -70,6 +70,14 @@ class PagePool:
     def held(self) -> int:
         return self.pages - self.available
 
+    def refcount(self, page: int) -> int:
+        """How many sequences hold a page."""
+        return self._refs[page]
+
+    def in_prefix_cache(self, page: int) -> bool:
+        """Whether later prompts may find a page by its content."""
+        return page in self._key_of
+
     def needed(self, tokens: int) -> int:
         """Pages that hold ``tokens`` tokens."""
         return -(-tokens // self.page_size)
