@@ -126,7 +126,7 @@ def folders(monkeypatch: pytest.MonkeyPatch) -> None:
     def read(*_: object, **__: object) -> dict[str, LoraPair]:
         return {"m.0.q_proj": LoraPair(torch.ones(RANK, WIDTH), torch.ones(WIDTH, RANK), 1.0)}
 
-    monkeypatch.setattr(cache_module, "read_adapter", read)
+    monkeypatch.setattr(cache_module, "read_content", read)
 
 
 @pytest.mark.parametrize("seed", range(4))
