@@ -69,6 +69,19 @@ def test_alias_pin_and_delete(client: Client) -> None:
     assert not client.adapters.unpin(name).versions[0].pinned
 
 
+def test_share_and_unshare(client: Client) -> None:
+    name = shipped()[0].name
+    shared = client.adapters.share(name)
+    assert (shared.tenant, shared.shared, [version.version for version in shared.versions]) == ("", True, [1])
+    own = client.adapters.get(name)  # without keys the caller is the tenant that shares
+    assert (own.tenant, own.shared, own.versions[0].shared) == ("default", True, True)
+    assert name in [adapter.name for adapter in client.adapters.list() if adapter.shared]
+    assert client.adapters.unshare(name) == 1
+    assert not client.adapters.get(name).shared
+    with pytest.raises(loramux.NotFound, match="is shared"):
+        client.adapters.unshare(name)
+
+
 def test_a_backup_beside_the_server(
     client: Client, server: ServerProcess, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -28,9 +28,9 @@ from loramux_server.store.store import Store
 from .adapter_files import write_adapter
 from .fakes import caller
 
-SAMPLES = 400
-LIMIT = 0.1
-"""Furthest from a half that the chance may be: five standard errors of this many samples, if there is no difference."""
+SAMPLES = 250
+LIMIT = 0.12
+"""Furthest from a half that the chance may be: more than four standard errors of so many samples that are alike."""
 ANN, BOB = caller("ann"), caller("bob")
 NARROW = Principal("ann", ANN.scopes, adapters=frozenset({"mine"}))
 

@@ -269,7 +269,7 @@ def rm(
 
 @app.command()
 def pin(context: typer.Context, ref: Ref, json: Json = False) -> None:
-    """Keep a version in memory."""
+    """Keep a version in memory. Needs a key with the scope admin."""
     with connect(context) as client:
         adapter = client.adapters.pin(ref)
     print_result(adapter, f"{ref} is pinned", json)
@@ -277,7 +277,7 @@ def pin(context: typer.Context, ref: Ref, json: Json = False) -> None:
 
 @app.command()
 def unpin(context: typer.Context, ref: Ref, json: Json = False) -> None:
-    """Let a pinned version leave memory when others need it."""
+    """Let a pinned version leave memory when others need it. Needs a key with the scope admin."""
     with connect(context) as client:
         adapter = client.adapters.unpin(ref)
     print_result(adapter, f"{ref} is no longer pinned", json)

@@ -19,20 +19,19 @@ from ...store.adapters.refs import check_new_name, parse_ref
 from ...text.conversation import Report, read_template_kwargs
 
 
-def check_result_name(name: str, principal: Principal, field: str = "name") -> str:
-    """``name`` if the caller may publish under it.
+def check_result_name(name: str, principal: Principal) -> None:
+    """Refuse a name under which the caller may not publish.
 
     Raises INVALID_ARGUMENT for what is no new name, PERMISSION_DENIED for one that is not on the key's list, whether
     there is such an adapter or not.
     """
-    check_new_name(name, field)
+    check_new_name(name)
     if not principal.may_use(name):
         raise Error(
             Code.PERMISSION_DENIED,
-            f"{field}: {name!r} is none of the adapters that the key may use; choose one of these, or use another key",
+            f"name: {name!r} is none of the adapters that the key may use; choose one of these, or use another key",
             reason="ADAPTER_NOT_ALLOWED",
         )
-    return name
 
 
 def violations_to(found: list[FieldViolation]) -> Report:
