@@ -27,7 +27,7 @@ import uvloop
 from loramux import AsyncClient
 from loramux_server.config import Address
 from loramux_server.core.backend import EngineInfo, EngineStats, GenerateCommand, TokenEvent
-from loramux_server.core.principal import LOCAL
+from loramux_server.core.principal import LOCAL, Principal
 from loramux_server.core.types import FinishReason, SamplingParams
 from loramux_server.engine.transport.client import EngineClient, Link
 from loramux_server.engine.transport.protocol import AbortCommand, Command, Output, StatsCommand, command_id
@@ -35,7 +35,7 @@ from loramux_server.engine.transport.wire import HEADER, decode, encode
 from loramux_server.host.resources import usable_cpus
 from loramux_server.rpc.server import RpcServer
 from loramux_server.services.access.access import Access
-from loramux_server.services.access.authenticator import Open
+from loramux_server.services.access.credentials import Credentials
 from loramux_server.services.availability import Availability, Readiness, Services
 from loramux_server.services.common.calls import Calls, GenerationLimit
 from loramux_server.services.common.context import Context
@@ -124,12 +124,19 @@ async def services(link: Link, tokenizer: Path) -> AsyncIterator[tuple[Generatio
     await backend.close()
 
 
+class Anybody:
+    """Takes every caller for the default tenant, as a server without keys does."""
+
+    async def authenticate(self, credentials: Credentials) -> Principal:
+        return LOCAL
+
+
 @contextlib.asynccontextmanager
 async def door(link: Link, tokenizer: Path) -> AsyncIterator[tuple[RpcServer, Metrics]]:
     """A server over a scripted engine."""
     async with services(link, tokenizer) as (generation, metrics):
         availability = Availability("bench")
-        calls = Calls(metrics, GenerationLimit(1088), Access(Open()))
+        calls = Calls(metrics, GenerationLimit(1088), Access(Anybody()))
         server = RpcServer(availability, calls, Address("127.0.0.1", 0))
         await server.start()
         availability.services = Services(generation, None, None)  # type: ignore[arg-type]

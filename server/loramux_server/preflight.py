@@ -7,6 +7,7 @@ from .host.certificates import read_certificate
 from .host.ports import cannot_listen, cannot_serve_metrics, why_not
 from .model.base.source import check
 from .services.access.exposure import check_listen, check_metrics_listen
+from .services.access.key_file import read_key
 from .store.state_dir import StateDir
 from .telemetry.endpoint import read_token
 
@@ -26,8 +27,6 @@ def preflight(settings: Settings) -> None:
         read_token(settings.metrics_token)
     StateDir.open(settings.state_dir).close()
     if settings.bootstrap_key is not None:
-        from .services.access.bootstrap import read_key  # brings the database's packages
-
         read_key(settings.bootstrap_key)
     if settings.metrics_listen and (why := why_not(*settings.metrics_listen)):
         raise cannot_serve_metrics(*settings.metrics_listen, why)

@@ -42,6 +42,7 @@ def heavy_modules(home: Path, *flags: str) -> tuple[list[str], list[str], int]:
             (("--state-dir", "/dev/null/s"), 1, "--state-dir"),
             (("--listen", "203.0.113.1:1"), 1, "203.0.113.1:1"),
             (("--metrics-listen", "203.0.113.1:1"), 1, "--metrics-listen"),
+            (("--bootstrap-key", "/no/such/file"), 1, "--bootstrap-key"),
             (("--max-running", "0"), 2, "--max-running"),
             (("--no-such-flag",), 2, "--no-such-flag"),
         ]

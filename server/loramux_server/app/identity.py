@@ -14,6 +14,7 @@ from ..services.access.authenticator import Authenticator
 from ..services.access.bearer import BearerAuthenticator
 from ..services.access.certificates import Certificates
 from ..services.access.exposure import check_listen, may_be_open
+from ..services.access.key_file import read_key
 from ..services.access.keys import KeyRing
 from ..store.keys import KeyTable
 from ..telemetry.audit.entry import Entry
@@ -37,7 +38,7 @@ class Identity:
     async def open(cls, settings: Settings, table: KeyTable, audit: AuditLog | None) -> Self:
         """Create the bootstrap key, read the keys and follow them. Raises ``Error`` for what must be mended first."""
         if settings.bootstrap_key is not None:
-            key = await asyncio.to_thread(bootstrap.read_key, settings.bootstrap_key)
+            key = await asyncio.to_thread(read_key, settings.bootstrap_key)
             made = await asyncio.to_thread(bootstrap.ensure, key, table)
             if made is not None and audit is not None:
                 entry = Entry("keys create", made.id, tenant=made.tenant, peer=bootstrap.CREATOR)

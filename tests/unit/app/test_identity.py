@@ -17,7 +17,7 @@ from loramux_server.core.errors import Code, Error
 from loramux_server.core.keys import ApiKey
 from loramux_server.core.principal import DEFAULT_TENANT, SERVER_TENANT, Scope
 from loramux_server.preflight import preflight
-from loramux_server.services.access.bootstrap import read_key
+from loramux_server.services.access.key_file import read_key
 from loramux_server.store.keys import KeyRecord
 from loramux_server.store.store import Store
 from tests.unit.services.fakes import FakeBackend, Script, engine_info

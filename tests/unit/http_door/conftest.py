@@ -14,7 +14,6 @@ from loramux_server.core.types import SamplingParams
 from loramux_server.http.exchange import Limits as HttpLimits
 from loramux_server.http.server import HttpServer
 from loramux_server.services.access.access import Access
-from loramux_server.services.access.authenticator import Open
 from loramux_server.services.adapters.service import AdapterService
 from loramux_server.services.availability import Availability, Readiness, Services
 from loramux_server.services.common.calls import Calls, GenerationLimit
@@ -22,7 +21,7 @@ from loramux_server.services.common.context import Context
 from loramux_server.services.inference.service import GenerationService
 from tests.unit.rpc.scripted import Counted
 from tests.unit.services.conftest import backend, context, info, limits, text
-from tests.unit.services.fakes import FakeBackend, Script
+from tests.unit.services.fakes import FakeBackend, Open, Script
 
 __all__ = ["backend", "context", "info", "limits", "text"]
 

@@ -18,12 +18,13 @@ from loramux_server.core.types import AdapterVersion, Chunk, FinishReason, Sampl
 from loramux_server.host.certificates import CertificateFiles
 from loramux_server.rpc.server import RpcServer
 from loramux_server.services.access.access import Access
-from loramux_server.services.access.authenticator import Authenticator, Open
+from loramux_server.services.access.authenticator import Authenticator
 from loramux_server.services.availability import Availability, Readiness, Services
 from loramux_server.services.common.calls import Calls, GenerationLimit
 from loramux_server.services.common.context import Context
 from loramux_server.services.common.limits import Limits
 from loramux_server.services.inference.types import Choice, Completion, GenerateRequest
+from tests.unit.services.fakes import Open
 
 INFO = EngineInfo("tiny", "f00d", "Llama", 10, 256, (2,), "cpu", "float32", 4, {}, "")
 ACME = StackEntry(AdapterVersion("acme", 3, "d1", 8), 0.5)

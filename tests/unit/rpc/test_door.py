@@ -32,10 +32,10 @@ from loramux_server.core.principal import LOCAL
 from loramux_server.core.types import Chunk
 from loramux_server.rpc.server import SERVICES, RpcServer, check_free
 from loramux_server.services.access.access import Access
-from loramux_server.services.access.authenticator import Open
 from loramux_server.services.availability import Readiness
 from loramux_server.services.common.calls import Calls, GenerationLimit
 from loramux_server.services.inference.types import GenerateRequest
+from tests.unit.services.fakes import Open
 
 from .scripted import Counted, Door, open_door
 

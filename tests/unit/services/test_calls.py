@@ -13,11 +13,11 @@ from loramux_server.core.principal import Principal, Scope
 from loramux_server.core.quota import Quota, Quotas
 from loramux_server.rpc.server import METHODS as RPC_METHODS
 from loramux_server.services.access.access import Access, Incoming
-from loramux_server.services.access.authenticator import Open
 from loramux_server.services.access.credentials import Credentials
 from loramux_server.services.access.methods import METHODS, require_all
 from loramux_server.services.access.quotas import QuotaMeter
 from loramux_server.services.common.calls import Calls, GenerationLimit, request_id
+from tests.unit.services.fakes import Open
 
 
 class Sink:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from ...core.principal import LOCAL, Principal
+from ...core.principal import Principal
 from .credentials import Credentials
 
 
@@ -14,11 +14,3 @@ class Authenticator(Protocol):
     async def authenticate(self, credentials: Credentials) -> Principal:
         """Who shows these credentials. Raises UNAUTHENTICATED, the same words for all that is unknown or over."""
         ...
-
-
-class Open:
-    """Takes everybody for the default tenant: a server without keys, on loopback."""
-
-    async def authenticate(self, credentials: Credentials) -> Principal:
-        """The local principal, whatever is shown."""
-        return LOCAL
