@@ -13,6 +13,7 @@ from ..core.errors import Error
 from ..services.access.access import Incoming
 from ..services.access.credentials import Credentials
 from ..services.common.calls import Calls, request_id
+from .certificates import certificate_names
 from .errors import error_headers, error_object, status_of
 from .exchange import Exchange, Limits
 
@@ -37,7 +38,9 @@ class Endpoint:
         incoming = Incoming(
             method=self._method,
             request_id=id,
-            credentials=Credentials(tuple(headers.getlist("authorization")), peer=f"{host}:{port}" if host else ""),
+            credentials=Credentials(
+                tuple(headers.getlist("authorization")), certificate_names(scope), f"{host}:{port}" if host else ""
+            ),
         )
         try:
             await self._calls.answer(incoming, lambda: self._handler(exchange), gone=lambda: exchange.disconnected)

@@ -17,6 +17,7 @@ from ..host.tls import TlsContext, following
 from ..services.access.methods import require_all
 from ..services.availability import Availability
 from ..services.common.calls import Calls
+from .certificates import NamedProtocol
 from .exchange import Limits
 from .routes import METHODS, Application, full_name
 
@@ -76,7 +77,7 @@ class HttpServer:
         tls = self._tls
         config = uvicorn.Config(
             self._application,
-            http="h11",
+            http=NamedProtocol,
             ws="none",
             lifespan="off",
             log_config=None,

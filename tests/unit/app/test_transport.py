@@ -69,12 +69,16 @@ async def test_both_doors_ask_clients_for_certificates(tmp_path: Path) -> None:
     cert, key = SERVER.write(tmp_path)
     clients = new_ca()
     (tmp_path / "clients.crt").write_bytes(clients.cert)
-    own = {"acme": clients.issue("acme.tenants"), "stranger": new_ca().issue("acme.tenants")}
+    own = {
+        "acme": clients.issue("monitor.test", "acme.tenants"),
+        "nobody": clients.issue("spiffe://acme.tenants", "acme.tenants@test", "127.0.0.1"),
+        "stranger": new_ca().issue("acme.tenants"),
+    }
     tls = TlsSettings(cert=cert, key=key, client_ca=tmp_path / "clients.crt", tenant_from_san="{tenant}.tenants")
     app = server(tmp_path, tls=tls)
     await app.start()
     try:
-        for name in ("", "stranger", "acme"):
+        for name in ("", "stranger", "nobody", "acme"):
             context = ssl.create_default_context(cadata=CA.cert.decode())
             shown: tuple[bytes, ...] = ()
             if name:
@@ -83,7 +87,9 @@ async def test_both_doors_ask_clients_for_certificates(tmp_path: Path) -> None:
             credentials = grpc.ssl_channel_credentials(CA.cert, *shown)
             if name == "acme":
                 assert await grpc_status(app, credentials) is grpc.StatusCode.OK
-                # HTTP sees no names: a key must be shown beside the certificate.
+                assert await asyncio.to_thread(http_status, app, context) == {"/health/live": 200, "/v1/models": 200}
+            elif name == "nobody":
+                assert await grpc_status(app, credentials) is grpc.StatusCode.UNAUTHENTICATED
                 assert await asyncio.to_thread(http_status, app, context) == {"/health/live": 200, "/v1/models": 401}
             else:
                 assert await grpc_status(app, credentials) is grpc.StatusCode.UNAVAILABLE
