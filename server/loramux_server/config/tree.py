@@ -123,6 +123,16 @@ class Settings(LimitSettings, BaseSettings):
     max_batch_tokens: int = setting(512, "Serving", "N", "tokens per serve step", ge=1, le=1_048_576)
     max_running: int = setting(64, "Serving", "N", "generations in the batch at once", ge=1, le=65_536)
     max_queue: int = setting(1024, "Serving", "N", "generations that may wait; more are refused", ge=0, le=1_048_576)
+    tenant_slowdown: float = setting(
+        1.2,
+        "Serving",
+        "N",
+        "how many times longer than alone the steps of the tenant with least to do may be beside others'; more gives "
+        "these more tokens, 0 is no bound",
+        ge=0,
+        le=1000,
+        allow_inf_nan=False,
+    )
     default_max_tokens: int = setting(
         SamplingParams().max_tokens,
         "Serving",
@@ -173,6 +183,7 @@ class Settings(LimitSettings, BaseSettings):
             max_batch_tokens=self.max_batch_tokens,
             max_running=self.max_running,
             max_queue=self.max_queue,
+            tenant_slowdown=self.tenant_slowdown,
             training_share=self.training.share,
             training_slice_ms=self.training.slice_ms,
             training_activation_memory=_plain(self.training.activation_memory),

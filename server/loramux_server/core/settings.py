@@ -34,6 +34,8 @@ class EngineSettings:
     """Tokens per serve step, prefill and decode together."""
     max_running: int = 64
     max_queue: int = 1024
+    tenant_slowdown: float = 1.2
+    """How many times longer than alone the steps of the lightest tenant may be beside others'; 0: no bound."""
     training_share: float = 0.3
     """Share of the engine's time that training gets while requests wait, 0 to 1."""
     training_slice_ms: int = 100

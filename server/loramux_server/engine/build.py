@@ -98,7 +98,7 @@ def build_engine(
     base_id = f"{base.fingerprint}/{base.dtype}"
     scheduler = Scheduler(
         PagePool(plan.kv_pages, shape.page_size),
-        StepLimits(settings.max_batch_tokens, settings.max_running, settings.max_queue),
+        StepLimits(settings.max_batch_tokens, settings.max_running, settings.max_queue, settings.tenant_slowdown),
         residency,
         lambda seq: prefix_root(base_id, salt(seq.tenant), seq.stack),
         ready=grammars.ready,

@@ -245,7 +245,9 @@ class EngineLoop:
         self.scheduler.advance(plan)
         self._selector.select([self._live(w.id) for w in plan.work if w.samples], output.next_token)
         self._scores.collect(plan, output.scores)
-        self._stats.step(plan.kind, time.monotonic() - started)
+        seconds = time.monotonic() - started
+        self.scheduler.contention.measured(seconds)
+        self._stats.step(plan.kind, seconds)
 
     def _live(self, id: str) -> Sequence:
         seq = self.scheduler.get(id)

@@ -7,6 +7,8 @@ from the pages. So a wrong page, a stale prefix, a skipped token or another's ad
 
 from __future__ import annotations
 
+import itertools
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from random import Random
@@ -132,11 +134,21 @@ def make_scheduler(
     *,
     bank: FakeBank | None = None,
     salt: Callable[[str], bytes] = str.encode,
+    clock: Callable[[], float] | None = None,
+    tenant_slowdown: float = 1.2,
     **limits: int,
 ) -> Scheduler:
     bank = bank or FakeBank()
     pool = PagePool(pages, size)
-    return Scheduler(pool, StepLimits(**limits), bank, lambda seq: prefix_root("base", salt(seq.tenant), seq.stack))
+    seconds = itertools.count()  # who does not run is away at once
+    root = lambda seq: prefix_root("base", salt(seq.tenant), seq.stack)  # noqa: E731
+    return Scheduler(
+        pool,
+        StepLimits(**limits, tenant_slowdown=tenant_slowdown),
+        bank,
+        root,
+        clock=clock or (lambda: float(next(seconds))),
+    )
 
 
 @dataclass
@@ -177,6 +189,7 @@ class Machine:
                 self.kv[places[position]] = hidden(key_of(seq), token, position, before)
             chosen[work.id] = hash(tuple(self.kv[p] for p in places)) % VOCAB
         self.scheduler.advance(plan)
+        self.scheduler.contention.measured(1 + 0.1 * plan.tokens)
         self.steps += bool(plan.work)
         for work in plan.work:
             seq = self.scheduler.get(work.id)
@@ -191,7 +204,9 @@ class Machine:
         scheduler, pool = self.scheduler, self.scheduler.pages
         pool.check()
         assert plan.tokens <= scheduler.limits.max_batch_tokens
-        assert scheduler.num_running <= scheduler.limits.max_running
+        assert len(plan.work) <= scheduler.limits.max_running
+        by_tenant = Counter(s.tenant for s in scheduler.sequences if s.state is State.RUNNING)
+        assert all(count <= scheduler.limits.max_running for count in by_tenant.values())
         ids = [w.id for w in plan.work]
         assert len(set(ids)) == len(ids), "a sequence is twice in a step"
         assert not set(ids) & set(plan.preempted)
@@ -284,10 +299,13 @@ def simulate(seed: int, steps: int = 60) -> Machine:
     bank = FakeBank(draw.choice([17, 25, 1 << 20]))
     size = draw.choice([1, 2, 4])
     pages = draw.randint(24 // size, 80 // size)
+    training = FakeTraining()
     scheduler = make_scheduler(
         pages,
         size,
         bank=bank,
+        clock=lambda: training.now,
+        tenant_slowdown=draw.choice([0.0, 1.2, 3.0]),
         max_batch_tokens=draw.choice([1, 3, 8, 32]),
         max_running=draw.choice([1, 3, 16]),
         max_queue=draw.choice([3, 1000]),
@@ -295,7 +313,6 @@ def simulate(seed: int, steps: int = 60) -> Machine:
     machine = Machine(scheduler, bank)
     asked: dict[str, Sequence] = {}
     prompts = [[draw.randrange(3) for _ in range(draw.randint(1, 14))] for _ in range(4)]
-    training = FakeTraining()
     share = TrainingShare(
         training, draw.choice([0.0, 0.3, 0.9]), 1.5, lambda job, _: training.ended.append(job), lambda: training.now
     )
@@ -363,7 +380,10 @@ def _arrive(machine: Machine, asked: dict[str, Sequence], draw: Random, prompts:
         deadline=now + draw.randint(1, 40) if draw.random() < 0.2 else None,
     )
     room = machine.scheduler.pages.pages * machine.scheduler.pages.page_size
-    if machine.scheduler.num_waiting >= machine.scheduler.limits.max_queue or seq.limit > room:
+    waiting = Counter(s.tenant for s in machine.scheduler.sequences if s.state is State.WAITING)
+    tenants = len({s.tenant for s in machine.scheduler.sequences} | {seq.tenant})
+    most = machine.scheduler.limits.max_queue
+    if (waiting.total() >= most and waiting[seq.tenant] * tenants >= most) or seq.limit > room:
         with pytest.raises(Error) as refused:
             machine.scheduler.add(seq)
         assert refused.value.code is Code.RESOURCE_EXHAUSTED

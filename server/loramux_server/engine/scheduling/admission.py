@@ -8,6 +8,7 @@ from typing import Protocol
 from ...core.errors import Code, Error
 from ...core.types import Stack
 from ...lora.slots import Entries, Swap
+from .fairness import FairQueue
 from .pages import PagePool
 from .plan import Admission, StepLimits
 from .sequence import Sequence
@@ -16,8 +17,11 @@ PATIENCE = 32
 """Requests with adapters that may start before one whose own do not fit; then those in use are let run out."""
 
 
-def check_capacity(seq: Sequence, pages: PagePool, limits: StepLimits, num_waiting: int) -> None:
-    """Raise RESOURCE_EXHAUSTED for a request that the KV cache could never hold, or that the queue has no place for."""
+def check_capacity(seq: Sequence, pages: PagePool, limits: StepLimits, queue: FairQueue) -> None:
+    """Raise RESOURCE_EXHAUSTED for a request that the KV cache could never hold, or that the queue has no place for.
+
+    A full queue still has a place for a tenant that has less than its even share of it.
+    """
     if pages.needed(seq.limit) > pages.pages:
         raise Error(
             Code.RESOURCE_EXHAUSTED,
@@ -25,7 +29,8 @@ def check_capacity(seq: Sequence, pages: PagePool, limits: StepLimits, num_waiti
             "lower max_tokens or raise --kv-cache-memory",
             reason="KV_CACHE_TOO_SMALL",
         )
-    if num_waiting >= limits.max_queue:
+    tenants = len(queue.live.keys() | {seq.tenant})
+    if len(queue) >= limits.max_queue and queue.waiting(seq.tenant) * tenants >= limits.max_queue:
         raise Error(
             Code.RESOURCE_EXHAUSTED,
             f"the queue is full ({limits.max_queue} requests wait)",
@@ -73,6 +78,8 @@ class AdmissionControl:
     def admit(self, waiting: Iterable[Sequence], start: Callable[[Sequence], bool]) -> Iterator[Sequence]:
         """Start waiting sequences one at a time, in their order; ``start`` gives False when pages are short.
 
+        ``waiting`` then ends, or goes on with those that may overtake.
+
         A sequence whose adapters are not loaded holds up nobody: those whose adapters are resident overtake it,
         PATIENCE of them at most where the adapters just do not fit now.
         """
@@ -90,7 +97,7 @@ class AdmissionControl:
             if not start(seq):
                 if seq.stack:
                     self._adapters.release(seq.stack)
-                return  # overtaken for want of pages, a large request might wait for ever
+                continue
             seq.num_overtaken = 0
             for other in full if seq.stack else ():
                 other.num_overtaken += 1

@@ -8,7 +8,7 @@ one to leave where nobody is there. A counter that would be lifted anyway is not
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from .sequence import Sequence
 
@@ -33,6 +33,20 @@ class FairQueue:
         """Waiting sequences, those of the least served tenant first. They may be started on the way."""
         for tenant in sorted(self._waiting, key=lambda t: self._served[t]):
             yield from list(self._waiting[tenant])
+
+    @property
+    def live(self) -> Mapping[str, int]:
+        """Waiting and running sequences of each tenant."""
+        return self._live
+
+    @property
+    def served(self) -> Mapping[str, float]:
+        """The virtual token counters."""
+        return self._served
+
+    def waiting(self, tenant: str) -> int:
+        """Waiting sequences of a tenant."""
+        return len(self._waiting.get(tenant, ()))
 
     @property
     def tenants(self) -> int:

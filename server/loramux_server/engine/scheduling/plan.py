@@ -93,6 +93,8 @@ class StepLimits:
     max_batch_tokens: int = 512
     max_running: int = 64
     max_queue: int = 1024
+    tenant_slowdown: float = 1.2
+    """How many times longer than alone the steps of the lightest tenant may be beside others'; 0: no bound."""
 
     def at_most(self, max_batch_tokens: int) -> StepLimits:
         """The same for steps of no more than ``max_batch_tokens``."""

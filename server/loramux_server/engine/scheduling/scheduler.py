@@ -2,16 +2,20 @@
 
 No phases: a sequence has tokens and a count of those computed, and a step makes the counts catch up within a token
 budget. Running sequences come first (each needs one token when it generates), then half-done prompts, then new
-requests in the order of :mod:`.fairness`, as far as :mod:`.admission` lets them. When pages run out the youngest
-running sequence is preempted and computed again later.
+requests in the order of :mod:`.fairness`, as far as :mod:`.admission` lets them. Beside tenants with less to do, those
+with more get the part of a step that :mod:`.contention` leaves them. When pages run out, the youngest running sequence
+of the tenant that has most of them is preempted and computed again later.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 
 from ...core.errors import Code, Error
 from .admission import Adapters, AdmissionControl, check_capacity
+from .contention import Contention
 from .fairness import FairQueue
 from .pages import PagePool
 from .plan import StepLimits, StepPlan, Work
@@ -32,21 +36,25 @@ class Scheduler:
         adapters: Adapters,
         prefix_root: Callable[[Sequence], bytes],
         ready: Callable[[Sequence], bool] = lambda seq: True,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.pages, self.limits, self.preemptions = pages, limits, 0
         self._adapters, self._prefix_root = adapters, prefix_root
         self.admission = AdmissionControl(adapters, ready)
+        self.contention = Contention(limits.tenant_slowdown, clock)
         self._all: dict[str, Sequence] = {}
         self._running: list[Sequence] = []  # oldest first
         self._queue = FairQueue()
+        self._steps = 0
 
     def add(self, seq: Sequence) -> None:
         """Queue a sequence. RESOURCE_EXHAUSTED when the queue is full or the cache could never hold it."""
         if seq.id in self._all:
             raise Error(Code.ALREADY_EXISTS, f"request id {seq.id!r} is in use")
-        check_capacity(seq, self.pages, self.limits, self.num_waiting)
+        check_capacity(seq, self.pages, self.limits, self._queue)
         self._all[seq.id] = seq
         self._queue.add(seq)
+        self.contention.seen(seq.tenant)
 
     def get(self, id: str) -> Sequence | None:
         return self._all.get(id)
@@ -83,28 +91,44 @@ class Scheduler:
     def schedule(self) -> StepPlan:
         """Choose the next step and hand out the pages that it writes to."""
         budget = self.limits.max_batch_tokens
+        self._steps += 1
+        shares = self.contention.shares(
+            self._queue.live,
+            self._queue.served,
+            running={seq.tenant for seq in self._running},
+            decoding={seq.tenant for seq in self._running if seq.num_left == 1},
+        )
         preempted: list[str] = []
         chosen: list[tuple[Sequence, int]] = []
-        # sorted: those that generate first, so that a long prompt never takes a token from a running answer.
-        for seq in sorted(self._running, key=lambda s: s.num_left > 1):
-            if seq.state is not State.RUNNING or budget == 0 or seq.num_left == 0:
-                continue  # none left: its next token waits for something other than the model
-            length = min(seq.num_left, budget)
-            if self._grow(seq, length, preempted, chosen):
+
+        def take(seq: Sequence) -> None:
+            nonlocal budget
+            length = min(seq.num_left, budget, shares.get(seq.tenant, budget))
+            if length > 0 and self._grow(seq, length, preempted, chosen):
                 chosen.append((seq, length))
                 budget -= length
+                if seq.tenant in shares:
+                    shares[seq.tenant] -= length
+
+        # sorted: those that generate first, so that a long prompt never takes a token from a running answer; where a
+        # tenant has a share only, its sequences take turns.
+        for seq in sorted(self._running, key=lambda s: (s.last_step,) if s.tenant in shares else (s.num_left > 1,)):
+            # None left: its next token waits for something other than the model.
+            if seq.state is State.RUNNING and seq.num_left and len(chosen) < self.limits.max_running:
+                take(seq)
         started: list[str] = []
-        admitted = iter(()) if preempted else self.admission.admit(self._queue, self._start)
-        while budget > 0 and len(self._running) < self.limits.max_running and (new := next(admitted, None)) is not None:
+        blocked: set[str] = set()
+        waiting = self._admissible(shares, preempted, blocked)
+        admitted = self.admission.admit(waiting, lambda seq: self._start(seq, preempted, chosen, blocked))
+        while budget > 0 and len(chosen) < self.limits.max_running and (new := next(admitted, None)) is not None:
             if not new.admitted:
                 new.num_cached, new.admitted = new.num_computed, True
                 started.append(new.id)
-            length = min(new.num_left, budget)
-            self._grow(new, length, preempted, chosen)
-            chosen.append((new, length))
-            budget -= length
+            take(new)
         for seq, length in chosen:
+            seq.last_step = self._steps
             self._queue.charge(seq, length)
+        self.contention.planned([(seq.tenant, length) for seq, length in chosen])
         # Now that all are admitted: a swap for one of them may have moved the slots of another.
         work = [Work.of(seq, length, self._adapters.entries(seq.stack)) for seq, length in chosen]
         work.sort(key=lambda w: (w.length > 1, not w.stack))
@@ -122,7 +146,7 @@ class Scheduler:
         """After an out-of-memory step: preempt everything, and make no larger steps any more."""
         self.limits = self.limits.at_most(max_batch_tokens)
         for seq in reversed(list(self._running)):
-            self._preempt(seq)
+            self._preempt(seq, [], [])
 
     def idle_state(self) -> dict[str, int]:
         """What is held, by kind: all counts are 0 when no sequence lives. Raises AssertionError if a page is lost."""
@@ -134,30 +158,69 @@ class Scheduler:
         """Give ``seq`` pages for ``length`` more tokens, preempting younger ones. False if it is itself preempted."""
         missing = self.pages.needed(seq.num_computed + length) - len(seq.pages)
         while missing > self.pages.available:
-            victim = self._running[-1]
-            self._preempt(victim)
-            preempted.append(victim.id)
-            chosen[:] = [c for c in chosen if c[0] is not victim]
+            victim = self._victim(above=0) or self._running[-1]
+            self._preempt(victim, preempted, chosen)
             if victim is seq:
                 return False
         seq.pages += [self.pages.allocate() for _ in range(missing)]
         return True
 
-    def _start(self, seq: Sequence) -> bool:
-        """Give a waiting sequence the pages of its known prefix and let it run; False if pages are short."""
+    def _admissible(self, shares: Mapping[str, int], preempted: list[str], blocked: set[str]) -> Iterator[Sequence]:
+        """Waiting sequences whose tenants have room in the step and are not ``blocked``, in their order.
+
+        Once something was preempted, or as many run as may, that is only tenants with less than their even share.
+        """
+        tenants, most = len(self._queue.live), self.limits.max_running
+        for seq in self._queue:
+            if seq.tenant in blocked or seq.id in preempted or shares.get(seq.tenant, 1) <= 0:
+                continue
+            running = sum(s.tenant == seq.tenant for s in self._running)
+            if (not preempted and len(self._running) < most) or (tenants > 1 and running * tenants < most):
+                yield seq
+
+    def _held(self, tenant: str) -> int:
+        """Pages of a tenant's running sequences."""
+        return sum(len(seq.pages) for seq in self._running if seq.tenant == tenant)
+
+    def _victim(self, above: int) -> Sequence | None:
+        """The youngest sequence of the tenant with most pages, more than ``above``, among those that run several."""
+        running = Counter(seq.tenant for seq in self._running)
+        held = {tenant: self._held(tenant) for tenant, count in running.items() if count > 1}
+        most = max(held, key=lambda tenant: held[tenant], default="")
+        if held.get(most, 0) <= above:
+            return None
+        return next(seq for seq in reversed(self._running) if seq.tenant == most)
+
+    def _start(
+        self, seq: Sequence, preempted: list[str], chosen: list[tuple[Sequence, int]], blocked: set[str]
+    ) -> bool:
+        """Give a waiting sequence the pages of its known prefix and let it run; False if pages are short.
+
+        A tenant that stays within its even share of the pages gets them from one that has more. Of those that must
+        wait for pages, one whose tenant has less than its share is overtaken by nobody: it might wait for ever.
+        """
         root = self._prefix_root(seq)
         # Scores need the logits of every position, which cached pages do not hold.
         hit = self.pages.match(root, seq.tokens) if seq.score_from is None else []
-        if not self.pages.fits(self.pages.needed(min(len(seq.tokens) + 1, seq.limit)) - len(hit), hit):
-            return False
+        needed = self.pages.needed(min(len(seq.tokens) + 1, seq.limit))
+        share = self.pages.pages // max(1, len(self._queue.live))
+        while not self.pages.fits(needed - len(hit), hit):
+            held, victim = self._held(seq.tenant), self._victim(above=share)
+            if victim is None or held + needed > share:
+                blocked.update([seq.tenant] if held >= share else self._queue.live)
+                return False
+            self._preempt(victim, preempted, chosen)
         self._queue.remove(seq)
         self.pages.begin(seq.id, root, seq.tokens, hit)
         seq.pages, seq.num_computed, seq.state = list(hit), len(hit) * self.pages.page_size, State.RUNNING
         self._running.append(seq)
         return True
 
-    def _preempt(self, seq: Sequence) -> None:
+    def _preempt(self, seq: Sequence, preempted: list[str], chosen: list[tuple[Sequence, int]]) -> None:
+        """Stop a sequence, to be computed again later, and take it out of the step."""
         self._stop(seq)
+        preempted.append(seq.id)
+        chosen[:] = [c for c in chosen if c[0] is not seq]
         seq.state, seq.num_computed = State.WAITING, 0
         seq.num_preempted += 1
         self.preemptions += 1

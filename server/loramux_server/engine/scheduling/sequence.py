@@ -44,6 +44,8 @@ class Sequence:
     num_cached: int = 0
     """Prompt tokens that the prefix cache gave at the first admission."""
     admitted: bool = False
+    last_step: int = 0
+    """Number of the step that last had tokens of it."""
     num_preempted: int = 0
     num_overtaken: int = 0
     """Requests with adapters that started while this one's did not fit."""
