@@ -98,6 +98,10 @@ bench-coserve: $(READY) ## Measure what training and serving cost each other
 bench-busy: $(READY) ## Measure beside busy processes: ten minutes; a trial with BENCH_ARGS=--quick
 	@$(BIN)/python -m benchmarks.busy $(BENCH_ARGS)
 
+.PHONY: bench-tenants
+bench-tenants: $(READY) ## Measure one tenant beside another that floods: three minutes; less with BENCH_ARGS=--quick
+	@$(BIN)/python -m benchmarks.tenants $(BENCH_ARGS)
+
 .PHONY: bench-validation
 bench-validation: $(READY) ## Measure streams while 200,000 rows are checked; a trial with BENCH_ARGS=--quick
 	@$(BIN)/python -m benchmarks.validation $(BENCH_ARGS)
