@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from loramux_server.core.principal import SERVER_TENANT
-from loramux_server.engine.scheduling.contention import BAND, GRACE, PROBE, Contention
+from loramux_server.engine.scheduling.contention import BAND, GRACE, LONGEST, PROBE, RECENT, Contention
 from loramux_server.engine.scheduling.plan import StepPlan
 from loramux_server.engine.scheduling.scheduler import Scheduler
 from loramux_server.engine.scheduling.sequence import State
@@ -102,9 +102,21 @@ def test_alone_nothing_is_held_back() -> None:
     scheduler.add(sequence("q", 50, 3, tenant="quiet"))
     scheduler.add(sequence("s", 50, 3, tenant=SERVER_TENANT))  # the server's own trial of an adapter
     run(scheduler, clock, 40)
-    clock.now += GRACE
+    clock.now += RECENT
     assert scheduler.schedule().tokens == 64
-    scheduler.advance(scheduler.schedule())
+
+
+def test_steps_stay_short_while_a_tenant_may_come_back() -> None:
+    clock = Clock()
+    scheduler = flooded(clock)
+    scheduler.add(sequence("q", 50, 3, tenant="quiet"))
+    run(scheduler, clock, 50)
+    clock.now += GRACE
+    steps = run(scheduler, clock, 100)[50:]
+    assert max(seconds for _, seconds in steps) <= 1.2 * LONGEST
+    assert sum(plan.tokens for plan, _ in steps) / sum(s for _, s in steps) > 0.75 * 64 / on_cpu(64)
+    quick = run(scheduler, clock, 100, on_gpu)[99]
+    assert quick[0].tokens == 64
 
 
 def test_without_a_bound_steps_take_all_that_there_is() -> None:
@@ -137,7 +149,7 @@ def test_between_two_requests_of_a_tenant_no_long_step_begins() -> None:
 
 
 def test_a_tenant_that_fell_behind_becomes_the_first() -> None:
-    contention = Contention(1.2, Clock())
+    contention = Contention(1.2, 512, Clock())
     sequences = {"a": 1, "b": 9}
     assert "b" in contention.shares(sequences, {"a": 0.0, "b": 0.0}, "ab", "ab")
     behind = {"a": BAND + 1, "b": 0.0}
@@ -145,7 +157,7 @@ def test_a_tenant_that_fell_behind_becomes_the_first() -> None:
 
 
 def test_every_so_often_the_lightest_are_measured_alone() -> None:
-    contention = Contention(1.2, Clock())
+    contention = Contention(1.2, 512, Clock())
     given = []
     for _ in range(3 * PROBE):
         shares = contention.shares({"a": 1, "b": 9}, {}, "ab", "ab")

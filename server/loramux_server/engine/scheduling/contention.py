@@ -4,7 +4,7 @@ A step is as long as all that is in it, so a tenant with 64 sequences would make
 sequence wait for 64. While several tenants are here, the lightest get all that they can use of each step. Each of the
 others gets as many tokens as the lightest has sequences, and above that what lengthens steps by no more than the
 setting allows, found by measuring steps with and without them. A tenant that falls far behind in tokens served becomes
-the lightest.
+the lightest. Where others were here a while ago, steps are kept short for them to come back to.
 """
 
 from __future__ import annotations
@@ -16,6 +16,10 @@ from ...core.principal import SERVER_TENANT
 
 GRACE = 0.5
 """Seconds that a tenant counts as here after its last token, so that its next request finds no long step under way."""
+RECENT = 60.0
+"""Seconds that a tenant which is away counts as one that may come back."""
+LONGEST = 0.1
+"""Seconds that steps are kept under while others may come back."""
 PROBE = 32
 """One of so many shared steps is left to the lightest, to know how long theirs take alone."""
 MOST_ROWS = 64
@@ -29,9 +33,12 @@ GAIN, WEIGHT = 0.5, 0.1
 
 
 class Contention:
-    """Shares of steps among tenants. ``slowdown``: how many times longer than alone a step may be; 0: no bound."""
+    """Shares of steps among tenants. ``slowdown``: how many times longer than alone a step may be; 0: no bound.
 
-    def __init__(self, slowdown: float, clock: Callable[[], float] = time.monotonic) -> None:
+    ``max_tokens``: of a step.
+    """
+
+    def __init__(self, slowdown: float, max_tokens: int, clock: Callable[[], float] = time.monotonic) -> None:
         self.extra = 0.0
         """Tokens of a step that the tenants with more to do have above an equal share."""
         self._target = 1 + AIM * (slowdown - 1)
@@ -41,6 +48,8 @@ class Contention:
         self._alone: dict[int, float] = {}  # mean seconds of a step with so many decoding sequences and nothing else
         self._light: frozenset[str] = frozenset()
         self._shared = 0
+        self._cap = float(max_tokens)
+        self._most, self._capped = float(max_tokens), False
         self._step: tuple[int, bool] | None = None
         self._in_step: frozenset[str] = frozenset()
 
@@ -63,8 +72,11 @@ class Contention:
         self._light = frozenset()
         now = self._clock()
         # One that only waits, such as for an adapter, holds nobody up for longer.
-        self._seen = {tenant: at for tenant, at in self._seen.items() if now - at < GRACE}
-        here = (self._seen.keys() | set(running)) - {SERVER_TENANT}
+        self._seen = {tenant: at for tenant, at in self._seen.items() if now - at < RECENT}
+        here = ({t for t, at in self._seen.items() if now - at < GRACE} | set(running)) - {SERVER_TENANT}
+        self._capped = self._bounded and len(here) == 1 and len(self._seen.keys() | here) > 1
+        if self._capped:
+            return dict.fromkeys(here, int(self._cap))
         if not self._bounded or len(here) < 2:
             return {}
         least = min(served.get(tenant, 0.0) for tenant in here)
@@ -91,6 +103,8 @@ class Contention:
     def measured(self, seconds: float) -> None:
         """How long the step took that was planned last."""
         self.seen(*self._in_step)
+        if self._capped and seconds > 0:
+            self._cap = min(max(1.0, self._cap * min(max(LONGEST / seconds, 0.5), 1.1)), self._most)
         step, self._step = self._step, None
         if step is None or seconds <= 0:
             return

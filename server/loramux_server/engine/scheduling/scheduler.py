@@ -41,7 +41,7 @@ class Scheduler:
         self.pages, self.limits, self.preemptions = pages, limits, 0
         self._adapters, self._prefix_root = adapters, prefix_root
         self.admission = AdmissionControl(adapters, ready)
-        self.contention = Contention(limits.tenant_slowdown, clock)
+        self.contention = Contention(limits.tenant_slowdown, limits.max_batch_tokens, clock)
         self._all: dict[str, Sequence] = {}
         self._running: list[Sequence] = []  # oldest first
         self._queue = FairQueue()
