@@ -26,6 +26,8 @@ from loramux_server.services.jobs.service import TrainingService
 from loramux_server.services.jobs.trouble import MAX_ENGINE_LOSSES
 from loramux_server.store.records import AdapterMeta, EventRecord, JobRecord
 from loramux_server.store.store import Store
+from loramux_server.telemetry.audit import AuditLog
+from loramux_server.telemetry.audit.reading import read
 from loramux_server.text import TextTokenizer
 
 from .adapter_files import write_adapter
@@ -64,7 +66,7 @@ class Server:
         backend, training, recorder = FakeBackend(info), ScriptedTraining(info), Recorder()
         backend.training = training
         board = JobBoard(store, recorder)
-        context = Context(store, text, info, Limits(), backend)
+        context = Context(store, text, info, Limits(), backend, audit=AuditLog(store.state.path / "audit.jsonl"))
         service = TrainingService(context, board)
         runner = JobRunner(context, board, retry_seconds=0.0001)
         return cls(context, store, backend, training, service, runner, recorder)
@@ -124,6 +126,10 @@ async def test_a_job_from_upload_to_publishing(server: Server, info: EngineInfo)
     assert job.metrics["eval_loss"] == 0.25
     assert job.started
     assert job.finished
+    (entry,) = read(server.store.state.path / "audit.jsonl")
+    assert entry is not None
+    assert (entry.action, entry.object, entry.tenant) == ("publish", "acme@1", "default")
+    assert entry.details == {"job": job.id, "current": "yes"}
     meta = server.store.adapters.get_version("acme", "default").meta
     assert meta.job_id == job.id
     assert meta.dataset_digest == hashlib.sha256(jsonl(ROWS)).hexdigest()  # type: ignore[arg-type]

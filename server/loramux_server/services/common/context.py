@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from ...core.backend import Backend, EngineInfo
 from ...store.store import Store
+from ...telemetry.audit import AuditLog
 from ...text import TextTokenizer
 from ..access.quotas import QuotaMeter
 from .limits import Limits
@@ -25,6 +26,8 @@ class Context:
     backend: Backend
     meter: QuotaMeter = field(default_factory=QuotaMeter)
     """Counts what callers use; shared with ``Access``."""
+    audit: AuditLog | None = None
+    """For what the server does by itself; None: there is none. Calls are written down by the doors."""
     unused: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when there may be files that nothing names any more: they are collected then."""
     stacks: StackResolver = field(init=False)

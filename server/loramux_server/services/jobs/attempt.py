@@ -17,6 +17,8 @@ from ...host.failpoints import reach
 from ...host.files import storage_errors, sync_folder, write_durable
 from ...peft.schema import CARD_FILE, AdapterConfig
 from ...store.records import AdapterMeta, JobRecord, VersionRecord
+from ...telemetry.audit import Entry
+from ..access.audit import write_down
 from ..adapters.publish import candidate, publish, verify_trained
 from ..common.context import Context
 from ..common.stacks import pinned_items
@@ -39,6 +41,7 @@ class TrainingRun:
         self._context = context
         self._store, self._text, self._backend = context.store, context.text, context.backend
         self._info, self._limits = context.info, context.limits
+        self._audit = context.audit
         self._board = board
         self._job = job
         self._rows = rows
@@ -132,8 +135,14 @@ class TrainingRun:
                 self._job.id, folder, meta, gate_result=result, fence=self._job.fence
             ),
         )
+        await write_down(self._audit, self._published(version, promoted=not result))
         self._board.moved(self._job.id, JobState.PUBLISHING, JobState.SUCCEEDED)
         return version
+
+    def _published(self, version: VersionRecord, promoted: bool) -> Entry:
+        """What the audit log has of a job's end: nobody called, and a name may mean something else now."""
+        details = {"job": self._job.id, "current": "yes" if promoted else "no"}
+        return Entry("publish", version.ref, tenant=self._job.request.tenant, peer="this server", details=details)
 
     async def _take(self, event: TrainEvent) -> None:
         self.begun = True
