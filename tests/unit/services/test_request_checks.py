@@ -246,12 +246,13 @@ def test_limits_of_the_operator_hold() -> None:
     limits = limits_from(load(settings).settings)
     wanted = GenerateRequest(
         messages=(Message("user", "x" * 30),),
-        tools="[" + " " * 20 + "]",
         n=3,
         response_format={"type": "regex", "regex": "a{1,1000}"},
         principal=LOCAL,
     )
     with pytest.raises(Error) as refused:
         check_generation(wanted, limits, VOCAB)
-    assert {v.field for v in refused.value.violations} == {"tools", "messages", "n", "response_format.regex"}
+    assert {v.field for v in refused.value.violations} == {"messages", "n", "response_format.regex"}
+    with pytest.raises(Error, match="tools: has 22 bytes, at most 10"):
+        check_generation(dataclasses.replace(wanted, tools="[" + " " * 20 + "]"), limits, VOCAB)
     assert limits_from(load({}).settings) == Limits()

@@ -85,8 +85,11 @@ def message_violations(request: Asked, limits: Limits) -> Iterator[FieldViolatio
     if len(request.messages) > limits.max_messages:
         yield from too_many("messages", len(request.messages), limits.max_messages, "messages")
         return
-    yield from too_many("tools", utf8_size(request.tools) or 0, limits.max_tools_bytes, "bytes")
-    beside = sum(utf8_size(text) or 0 for text in (request.tools, request.chat_template_kwargs))
+    tools = utf8_size(request.tools) or 0
+    if tools > limits.max_tools_bytes:
+        yield from too_many("tools", tools, limits.max_tools_bytes, "bytes")
+        return
+    beside = tools + (utf8_size(request.chat_template_kwargs) or 0)
     total = beside
     found: list[FieldViolation] = []
     for i, message in enumerate(request.messages):
