@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
 import typer
 
@@ -14,7 +14,7 @@ class Connection:
     """What was given of it. The client reads the variables itself: what is given in words wins over them."""
 
     address: str | None = None
-    api_key: str | None = None
+    api_key: str | None = field(default=None, repr=False)
     ca_file: str | None = None
     cert_file: str | None = None
     key_file: str | None = None
