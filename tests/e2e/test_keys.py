@@ -63,12 +63,18 @@ def test_keys_open_and_close_a_running_server(
         found = acme.info()
         assert (found.tenant, found.key_id, found.scopes) == ("acme", made["id"], ("adapters:read", "infer"))
 
+        short = keys(state, tmp_path, "create", "--tenant", "acme", "--expires", "15s")
+        brief = Client(server.address, api_key=short["key"])
+        assert not refused(brief)
+        time.sleep(max(0.0, short["expires"] - time.time()))
+        assert refused(brief)
+
         (gone,) = keys(state, tmp_path, "revoke", made["id"])
         assert gone["state"] == "revoked"
         within_two_seconds(lambda: refused(acme))
         assert refused(anybody)  # a revoked key does not open it again
 
-        for client in (anybody, acme):
+        for client in (anybody, acme, brief):
             client.close()
     finally:
         kill(server)
