@@ -6,6 +6,7 @@ import gc
 import os
 import shutil
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -33,8 +34,10 @@ gc.disable()
 
 # Stores wait for their disk at every commit, and most tests have one: in memory, where there is enough, nobody waits.
 with suppress(OSError):
-    if shutil.disk_usage("/dev/shm").free > 8 << 30:
+    memory = os.statvfs("/dev/shm")
+    if memory.f_bavail * memory.f_frsize > 8 << 30 and not memory.f_flag & os.ST_NOEXEC:
         os.environ.setdefault("TMPDIR", "/dev/shm")
+        tempfile.tempdir = None  # pytest has looked already
 
 # As the server logs: structlog's own default draws a traceback in colours with all variables, for seconds.
 structlog.configure(
