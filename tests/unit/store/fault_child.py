@@ -44,7 +44,8 @@ class Round:
 
 
 def publish(r: Round) -> None:
-    assert r.store.adapters.publish("new", "t", r.source, META).ref == "new@1"
+    record = r.store.adapters.publish("new", "t", r.source, META)
+    assert record.ref == "new@1"
 
 
 def published(r: Round, done: bool) -> None:
