@@ -52,6 +52,7 @@ def _add_set(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     text = """Set limits of everybody, a tenant or a key.
 
     Those that are not named stay as they are; the word none in place of a number removes one.
+    A database is made where there is none, so that limits hold from the first call on.
     """
     parser = make_parser("loramux quotas set", text, of=commands, name="set")
     whose = parser.add_mutually_exclusive_group(required=True)
@@ -77,7 +78,7 @@ def _set(arguments: argparse.Namespace) -> int:
     if not changes:
         raise invalid_field("limits", f"name one at least, such as {_flag(LIMITS[0])} 60")
     settings = state_settings(arguments)
-    with closing(open_database(settings)) as database:
+    with closing(open_database(settings, make=True)) as database:
         quota = QuotaTable(database).set(subject, changes)
     said = {limit: "none" if value is None else str(value) for limit, value in changes.items()}
     record_command(settings, "quotas set", _shown(subject), tenant=arguments.tenant or "", **said)

@@ -28,8 +28,9 @@ BAND = 1024.0
 """Served tokens by which tenants may differ before sequences matter less than what was served."""
 AIM = 0.5
 """Share of what steps may be lengthened that is aimed at: the rest is for the steps above the mean."""
-GAIN, WEIGHT = 0.5, 0.1
-"""How fast the extra tokens follow a measurement, and the weight of one step in the mean of those alone."""
+GAIN, WEIGHT, FASTER = 0.5, 0.1, 0.5
+"""How fast the extra tokens follow a measurement; the weight of a step in the mean of those alone, and of a faster one:
+what disturbs a step makes it longer."""
 
 
 class Contention:
@@ -111,7 +112,8 @@ class Contention:
         rows, shared = step
         alone = self._alone.get(rows)
         if not shared:
-            self._alone[rows] = seconds if alone is None else alone + WEIGHT * (seconds - alone)
+            weight = 1.0 if alone is None else WEIGHT if seconds > alone else FASTER
+            self._alone[rows] = (alone or 0.0) + weight * (seconds - (alone or 0.0))
         elif alone is not None:
             off = max(self._target - seconds / alone, -0.5)
             self.extra = max(0.0, self.extra + GAIN * off * (1 + self.extra))
