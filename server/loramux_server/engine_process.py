@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, NoReturn
 import msgspec
 
 from .core.errors import Error
-from .engine.transport.protocol import Failure
-from .engine.transport.wire import Broken, Progress, Ready, Start, Stop, encode, read_frames
+from .engine.transport.process import LOST_FRAMING
+from .engine.transport.protocol import Command, Failure
+from .engine.transport.wire import Broken, Progress, Ready, Start, Stop, Unreadable, encode, read_frames
 from .host.signals import leave_to_the_front
 from .telemetry.logs import configure_child
 
@@ -39,17 +40,20 @@ def main(fd: int) -> int:
     def read() -> None:
         try:
             for message in messages:
-                if not isinstance(message, Stop):
-                    running.result().submit(message)
-                elif running.done():
-                    running.result().stop()
-                    return
-                else:
-                    break  # there is nothing to wait for yet
+                match message:
+                    case Stop() if running.done():
+                        running.result().stop()
+                        return
+                    case Stop():
+                        break  # there is nothing to wait for yet
+                    case _ if isinstance(message, Command | Unreadable):
+                        running.result().submit(message)
+                    case _:
+                        print(f"loramux engine: {type(message).__name__} is no command", file=sys.stderr, flush=True)
         except msgspec.MsgspecError as error:
             # What came after it cannot be told apart: the front starts another process.
-            print(f"loramux engine: a message that cannot be read: {error}", file=sys.stderr, flush=True)
-            os._exit(4)
+            print(f"loramux engine: the commands cannot be read any more: {error}", file=sys.stderr, flush=True)
+            os._exit(LOST_FRAMING)
         except OSError:
             pass  # a reset: the front died and had not read all that it was sent
         _alone()

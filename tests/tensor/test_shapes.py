@@ -18,7 +18,7 @@ from loramux_server.core.backend import GenerateCommand, TokenEvent
 from loramux_server.core.types import FinishReason, SamplingParams
 from loramux_server.engine.execution.token_selection import TokenSelector
 from loramux_server.engine.grammar.masks import GrammarMasks
-from loramux_server.engine.scheduling.checks import make_sequence
+from loramux_server.engine.scheduling.new_sequence import make_sequence
 from loramux_server.engine.scheduling.sequence import Sequence
 from loramux_server.engine.transport.protocol import Output
 from loramux_server.services.inference.choice import ChoiceDecoder

@@ -172,6 +172,7 @@ class Settings(LimitSettings, BaseSettings):
         return EngineSettings(
             model=self.model,
             state_dir=str(self.state_dir),
+            folders=(str(self.state_dir),),
             device=self.device,
             dtype=self.dtype,
             cpu_weights=self.cpu_weights,

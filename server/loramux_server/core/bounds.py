@@ -17,6 +17,10 @@ MAX_STACK = 8
 MAX_STOPS, MAX_STOP_CHARS, MAX_STOP_TOKENS = 16, 512, 64
 MAX_METADATA, MAX_METADATA_BYTES = 64, 4096
 """Most entries of metadata, and most bytes of one, its key included."""
+GREEDY_BELOW = 1e-4
+"""Temperatures under this are greedy: dividing by them would overflow."""
+MAX_GRAMMAR_BYTES = 1 << 20
+"""Longest text of a grammar that the engine takes; callers may send far less."""
 NOT_UNICODE = "is not valid Unicode (lone surrogate)"
 
 

@@ -20,6 +20,8 @@ class EngineSettings:
     """Holds the NF4 cache and the folders of jobs."""
     blobs: str = ""
     """Folder with the adapters' files by digest, as a ``BlobReader`` takes it."""
+    folders: tuple[str, ...] | None = None
+    """Where jobs may write results and checkpoints; None: anywhere."""
     device: Device = "auto"
     dtype: Dtype = "auto"
     cpu_weights: CpuWeights = "auto"

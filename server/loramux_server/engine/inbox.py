@@ -6,6 +6,7 @@ import queue
 from dataclasses import dataclass
 
 from .transport.protocol import Command
+from .transport.wire import Unreadable
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,5 +26,5 @@ class StopLoop:
     """The loop ends after the turn in progress."""
 
 
-Message = Command | AdapterRead | MaskReady | StopLoop
+Message = Command | Unreadable | AdapterRead | MaskReady | StopLoop
 Inbox = queue.SimpleQueue[Message]

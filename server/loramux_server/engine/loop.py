@@ -14,16 +14,18 @@ from ..core.background import Background
 from ..core.errors import Code, Error
 from ..core.jobs import TrainCommand
 from ..core.settings import EngineSettings
+from ..core.types import Stack, StackEntry
 from ..cpu.heap import give_back
 from ..model.out_of_memory import out_of_memory
 from ..peft.folder import naming
+from .checks import adapter_violations, refuse, train_violations
 from .execution.model_runner import ModelRunner
 from .execution.scores import ScoreCollector
 from .execution.token_selection import TokenSelector
 from .grammar.masks import GrammarMasks
 from .inbox import AdapterRead, Inbox, MaskReady, Message, StopLoop
 from .residency.manager import ResidencyManager
-from .scheduling.checks import make_sequence
+from .scheduling.new_sequence import make_sequence
 from .scheduling.plan import StepPlan
 from .scheduling.scheduler import Scheduler
 from .scheduling.sequence import Sequence, State
@@ -40,6 +42,7 @@ from .transport.protocol import (
     UnloadCommand,
     command_id,
 )
+from .transport.wire import Unreadable
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +70,7 @@ class EngineLoop:
         self._inbox, self._residency, self._grammars = inbox, residency, grammars
         share, slice_seconds = settings.training_share, settings.training_slice_ms / 1000
         self._training = TrainingShare(background, share, slice_seconds, done=self._job_done)
-        self._info, self._send, self._memory = info, emit, memory
+        self._info, self._send, self._memory, self._folders = info, emit, memory, settings.folders
         self._stats = StatsCollector()
         self._scores = ScoreCollector(scheduler.get, self._finish, self._end, self._emit)
         self._selector = TokenSelector(grammars, info.eos_token_ids, self._finish, self._end, self._emit)
@@ -76,7 +79,7 @@ class EngineLoop:
         self._stopping = False
         self._stalled = True  # the last turn found nothing to compute
 
-    def submit(self, command: Command) -> None:
+    def submit(self, command: Command | Unreadable) -> None:
         """Hand in a command; its outputs come through ``emit``, a list a turn, from the loop's thread."""
         self._inbox.put(command)
 
@@ -148,21 +151,42 @@ class EngineLoop:
                 pass  # the turn looks for masks anyway
             case AdapterRead(digest):
                 self._read_ended(digest)
+            case Unreadable(id, why):
+                log.error("a command %s that cannot be read: %s", id or "without an id", why)
+                if id and not self._lives(id):
+                    self._fail(id, Error(Code.INVALID_ARGUMENT, f"the command cannot be read: {why}"))
+            case AbortCommand(id):
+                self._abort(id)
             case command:
-                try:
-                    self._execute(command)
-                except Error as error:
-                    self._fail(command_id(command), error)
+                self._begin(command)
+
+    def _begin(self, command: Command) -> None:
+        id = command_id(command)
+        if self._lives(id):
+            # An answer under this id would end the first command in the eyes of whoever waits for it.
+            log.error("a second command under the id %r, which is in use, is dropped", id)
+            return
+        try:
+            self._execute(command)
+        except Error as error:
+            self._fail(id, error)
+
+    def _lives(self, id: str) -> bool:
+        """Whether answers under this id are still to come."""
+        return self.scheduler.get(id) is not None or id in self._training.jobs or self._residency.answers(id)
 
     def _execute(self, command: Command) -> None:
         match command:
             case GenerateCommand() | ScoreCommand():
                 self._add(command)
             case TrainCommand():
+                refuse(train_violations(command, self._info, self._folders))
                 self._residency.check(*command.stacks)
                 job = command.job_id
                 self._training.add(command, lambda event: self._emit(Output(job, event)))
             case LoadCommand():
+                refuse(adapter_violations("adapter", command.adapter))
+                self._residency.check(Stack((StackEntry(command.adapter),)))
                 if self._residency.load(command.id, command.adapter):
                     self._emit(Output(command.id, done=True))
             case UnloadCommand():
@@ -172,8 +196,6 @@ class EngineLoop:
                 self._pin(command)
             case StatsCommand():
                 self._emit(Output(command.id, self._read_stats(), done=True))
-            case AbortCommand():
-                self._abort(command.id)
 
     def _add(self, command: GenerateCommand | ScoreCommand) -> None:
         seq = make_sequence(command, self._info.vocab_size, self._info.max_context)
@@ -191,6 +213,7 @@ class EngineLoop:
             self._give_back()
 
     def _pin(self, command: PinCommand) -> None:
+        refuse(v for i, a in enumerate(command.adapters) for v in adapter_violations(f"adapters[{i}]", a))
         self._residency.pin(command.adapters)
         for seq in [s for s in self.scheduler.sequences if s.state is State.WAITING]:
             # What is pinned now may leave no capacity for it, ever.

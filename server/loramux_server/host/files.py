@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -53,6 +53,17 @@ def read_buffer(path: Path) -> bytearray:
         while filled < len(data) and (count := file.readinto(memoryview(data)[filled:])):
             filled += count
     return data if filled == len(data) else data[:filled]
+
+
+def lies_under(path: str, folders: Sequence[str] | None) -> bool:
+    """Whether a path, all links followed, lies in one of ``folders``; None: anywhere. It need not exist."""
+    if folders is None:
+        return True
+    try:
+        place = Path(path).resolve()
+        return any(place.is_relative_to(Path(folder).resolve()) for folder in folders)
+    except (OSError, ValueError, RuntimeError):  # too long, a NUL, links in a circle
+        return False
 
 
 def write_durable(path: Path, data: bytes | memoryview) -> None:

@@ -5,17 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from ..core.errors import invalid_field
 from ..core.jobs import TrainCommand, TrainRow, TrainSpec
 from ..core.types import AdapterVersion
-from ..data.rows_file import HELD_OUT, TRAIN, assign_stacks, read_rows
+from ..data.rows_file import HELD_OUT, NO_STACK, TRAIN, RowTable, assign_stacks, read_rows
 from ..host.resources import host_available
 from ..lora.bank import AdapterBank, HostAdapter
 from ..lora.routed_linear import LinearGroup
 from ..lora.slots import Entries
 from ..lora.trainable import TrainableAdapter
+from ..model.base.context_length import max_context
 from ..model.resident import ResidentBase
 from ..peft.folder import read_adapter
 from ..peft.lora_config import LoraConfig
@@ -41,6 +43,9 @@ def set_up(
     where no linear is adapted or ``init`` does not fit, and what reading an adapter raises.
     """
     tables = (yield from read_rows(jobs_dir, command.rows, PAUSE)).tables
+    for table in tables.values():
+        _check_rows(table, int(base.model.config.vocab_size), max_context(base.model), len(command.row_stacks))
+        yield PAUSE
     rows, held_out = (tables[name].assigned(command) for name in (TRAIN, HELD_OUT))
     separate = _separate_current(command) if held_out else None
     bank, stacks = yield from _frozen_stacks(base, blobs, command, separate)
@@ -85,6 +90,19 @@ def set_up(
         current=current,
         initial=initial,
     )
+
+
+def _check_rows(table: RowTable, vocab_size: int, longest: int, stacks: int) -> None:
+    """Raise INVALID_ARGUMENT for rows that a pass could not compute: on a GPU, one such id ends the whole engine."""
+    ends = np.asarray(table.ends, dtype=np.int64)
+    lengths = np.diff(ends, prepend=0)
+    if lengths.size and not (lengths.min() >= 1 and lengths.max() <= longest and ends[-1] == len(table.ids)):
+        raise invalid_field("rows", f"have texts that are not of 1 to {longest} tokens, the model's context")
+    if len(table.ids) and (most := int(np.asarray(table.ids, dtype=np.uint32).max())) >= vocab_size:
+        raise invalid_field("rows", f"have token id {most}; ids go from 0 to {vocab_size - 1}")
+    named = np.asarray(table.stacks, dtype=np.int32)
+    if named.size and not (named.min() >= NO_STACK and named.max() < stacks):
+        raise invalid_field("rows", f"name a stack that is none of the {stacks} of the command")
 
 
 def new_adapter(base: ResidentBase, spec: TrainSpec) -> TrainableAdapter:

@@ -21,6 +21,9 @@ from ..scheduling.sequence import Sequence
 CANDIDATES = 1024
 """Tokens that top_k/top_p/min_p look at before a full sort is needed."""
 
+LARGEST = 1e30
+"""Of an adjusted logit: a tiny penalty makes an infinite one, and differences of those are no numbers."""
+
 _NO_MASKS: Mapping[int, bytes] = {}
 
 
@@ -52,6 +55,7 @@ def sample(
                 _forbid(work[at], masks[i])
             if _adjusts(seqs[i]):
                 _adjust(work[at], seqs[i], eos)
+                work[at].clamp_(max=LARGEST)
             if i in masks or _adjusts(seqs[i]):
                 chosen[i] = int(work[at].argmax())
         at_random = [at for at, i in enumerate(rows) if seqs[i].sampling.temperature > 0]
@@ -138,6 +142,7 @@ def _draw_truncated(scaled: Tensor, seq: Sequence) -> int:
         before = weights.cumsum(0) - weights
         inside &= before < s.top_p * whole
         inside &= weights >= s.min_p
+        inside[0] = True  # the most likely token, whatever the numbers
         if count == vocabulary or not bool(inside[-1]) or k <= count:
             break
         count = vocabulary

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
-from ...core.errors import Code, Error
+from ...core.errors import Code, Error, invalid_field
 from ...core.types import AdapterVersion
 from ...lora.bank import HostAdapter
 from ...peft.folder import read_content
@@ -101,6 +101,8 @@ class HostCache:
             # Errors name no version: tenants with the same content wait for one read.
             pairs = read_content(self._blobs, version.digest, self._modules, self._fingerprint, dtype=self._dtype)
             result = HostAdapter(version.digest, pairs)
+            if result.rank > version.rank:  # it might wait for ever for rows that its request did not ask for
+                raise invalid_field("rank", f"is {version.rank}; the adapter's files have rank {result.rank}")
         except Error as error:
             result = error.with_traceback(None)
         except OSError as error:

@@ -37,7 +37,7 @@ class ResidencyManager:
     def check(self, *stacks: Stack) -> None:
         """Raise RESOURCE_EXHAUSTED for a stack that can never be resident at once."""
         for stack in stacks:
-            needed = sum(e.adapter.rank for e in stack.entries if e.adapter.digest not in self._pinned)
+            needed = sum(self._rank(e.adapter) for e in stack.entries if e.adapter.digest not in self._pinned)
             capacity = self._bank.rows - sum(self._pinned.values())
             if needed > capacity:
                 beside = " beside the pinned adapters" if self._pinned else ""
@@ -47,6 +47,11 @@ class ResidencyManager:
                     "use fewer or smaller adapters, or raise --adapter-memory",
                     reason="STACK_TOO_LARGE",
                 )
+
+    def _rank(self, adapter: AdapterVersion) -> int:
+        """What an adapter takes: the rank of its files once they were read, whatever a command says."""
+        held = self._bank.get(adapter.digest) or self._cache.get(adapter.digest)
+        return adapter.rank if held is None else held.rank
 
     def pin(self, adapters: Iterable[AdapterVersion]) -> None:
         """Never evict these, and only these. RESOURCE_EXHAUSTED if the largest known adapter did not fit beside."""
@@ -167,6 +172,10 @@ class ResidencyManager:
         self._cache.drop(digest)
         if not self._bank.drop(digest):
             self._unloading.add(digest)
+
+    def answers(self, id: str) -> bool:
+        """Whether a load command of this id waits for its adapter."""
+        return any(id in callers for callers in self._callers.values())
 
     def collect(self, digest: str) -> tuple[Error | None, list[str]]:
         """Take in a finished read: its error, and the load commands that waited for it."""

@@ -33,6 +33,8 @@ STOP_SECONDS = 10.0
 """How long a child may take to end by itself."""
 CRASHES, CRASH_WINDOW = 5, 300.0
 """So many crashes within so many seconds, and the engine is given up."""
+LOST_FRAMING = 4
+"""Exit status of a child that cannot tell where the next command begins: no fault of its own, and no crash."""
 
 
 class ProcessLink:
@@ -132,7 +134,9 @@ class ProcessLink:
             client.fail_all(_restarting())
             client.report(EngineState(EnginePhase.RESTARTING))
             now = time.monotonic()
-            crashes = [t for t in crashes if now - t < CRASH_WINDOW] + [now]
+            crashes = [t for t in crashes if now - t < CRASH_WINDOW]
+            if self._child is None or self._child.returncode != LOST_FRAMING:
+                crashes.append(now)
             while True:
                 if len(crashes) > CRASHES:
                     self._give_up(client, len(crashes))

@@ -66,7 +66,7 @@ Payload = TokenEvent | ScoreResult | TrainEvent | EngineStats
 class Failure:
     """An ``Error`` on its way to the front."""
 
-    code: str
+    code: Code
     message: str
     reason: str
     retry_after: float | None = None
@@ -74,11 +74,11 @@ class Failure:
 
     @classmethod
     def of(cls, error: Error) -> Failure:
-        return cls(error.code.value, error.message, error.reason, error.retry_after, error.violations)
+        return cls(error.code, error.message, error.reason, error.retry_after, error.violations)
 
     def error(self) -> Error:
         return Error(
-            Code(self.code),
+            self.code,
             self.message,
             reason=cast("Reason", self.reason),
             violations=self.violations,

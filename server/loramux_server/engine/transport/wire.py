@@ -8,6 +8,7 @@ from __future__ import annotations
 import socket
 import struct
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,6 +58,14 @@ class Broken:
 @dataclass(frozen=True, slots=True)
 class Stop:
     """Last message to the engine."""
+
+
+@dataclass(frozen=True, slots=True)
+class Unreadable:
+    """Stands for a frame whose body is no message. ``id``: of the command that it may have been; empty: unknown."""
+
+    id: str
+    why: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +123,13 @@ def _wrap(output: Output) -> _Envelope:
 
 def decode(body: bytes) -> Any:
     """The message in a frame's body. Raises ``msgspec.DecodeError`` for anything that is not one."""
+    try:
+        return _decode(body)
+    except (ValueError, RecursionError) as error:  # text that is not UTF-8, and arrays nested without end
+        raise msgspec.DecodeError(str(error)) from None
+
+
+def _decode(body: bytes) -> Any:
     kind, fields = _FRAME.decode(body)
     if kind == "outputs":
         return [
@@ -125,15 +141,30 @@ def decode(body: bytes) -> Any:
     return _DECODERS[kind].decode(fields)
 
 
+def _unreadable(body: bytes, why: str) -> Unreadable:
+    id = None
+    with suppress(ValueError, RecursionError, TypeError):
+        fields = msgspec.msgpack.decode(_FRAME.decode(body)[1])
+        if isinstance(fields, dict):
+            id = fields.get("id", fields.get("job_id"))
+    return Unreadable(id if isinstance(id, str) else "", why[:500])
+
+
 def read_frames(connection: socket.socket) -> Iterator[Any]:
-    """Messages from a blocking socket until the other side closes it."""
+    """Messages from a blocking socket until the other side closes it. A body that is none is an ``Unreadable``.
+
+    Raises ``msgspec.DecodeError`` for a length that no frame has: where the next one begins cannot be known.
+    """
     with connection.makefile("rb") as stream:
         while len(header := stream.read(HEADER.size)) == HEADER.size:
             size = frame_size(header)
             body = stream.read(size)
             if len(body) < size:
                 return
-            yield decode(body)
+            try:
+                yield decode(body)
+            except msgspec.DecodeError as error:
+                yield _unreadable(body, str(error))
 
 
 def frame_size(header: bytes) -> int:

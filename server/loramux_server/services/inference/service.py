@@ -10,6 +10,7 @@ from contextlib import aclosing
 from dataclasses import replace
 
 from ...core.backend import GenerateCommand
+from ...core.bounds import GREEDY_BELOW
 from ...core.errors import invalid
 from ...core.observer import NullObserver, Observer
 from ...core.types import Chunk, FinishReason, SamplingParams, Usage
@@ -24,9 +25,6 @@ from .choice import ChoiceDecoder
 from .prompts import check_context, encode_prompt
 from .scoring import Scorer
 from .types import Choice, Completion, GenerateRequest, Score, ScoreRequest, TokenizeRequest, Tokens
-
-GREEDY_BELOW = 1e-4
-"""Temperatures under this are greedy: dividing by them would overflow."""
 
 
 class GenerationService:

@@ -9,20 +9,24 @@ from __future__ import annotations
 import math
 import secrets
 import time
-from collections.abc import Iterator
 
 from ...core.backend import GenerateCommand, ScoreCommand
-from ...core.bounds import MAX_STACK, WEIGHT, sampling_violations, too_many
-from ...core.errors import FieldViolation, invalid
-from ...core.types import SamplingParams, Stack
+from ...core.bounds import GREEDY_BELOW, MAX_GRAMMAR_BYTES, sampling_violations, text_violations
+from ...core.errors import FieldViolation
+from ...core.types import SamplingParams
+from ..checks import name_violations, refuse, stack_violations, token_violations
 from .sequence import Sequence
+
+MAX_LOGPROBS = 1024
 
 
 def make_sequence(command: GenerateCommand | ScoreCommand, vocab_size: int, max_context: int) -> Sequence:
     """The sequence of a request, not queued yet. Raises INVALID_ARGUMENT that names every field at fault."""
     violations = [
-        *_id_violations("prompt_ids", command.prompt_ids, vocab_size),
-        *_stack_violations(command.stack),
+        *name_violations("id", command.id),
+        *name_violations("tenant", command.tenant),
+        *token_violations("prompt_ids", command.prompt_ids, vocab_size),
+        *stack_violations("stack", command.stack),
     ]
     if not command.prompt_ids:
         violations.append(FieldViolation("prompt_ids", "is empty; give at least one token"))
@@ -31,16 +35,20 @@ def make_sequence(command: GenerateCommand | ScoreCommand, vocab_size: int, max_
             command.sampling,
             vocab_size,
             max_tokens=max_context,
-            max_logprobs=vocab_size,
+            max_logprobs=min(MAX_LOGPROBS, vocab_size),
             max_logit_bias=vocab_size,
         )
+        if 0 < command.sampling.temperature < GREEDY_BELOW:
+            violations.append(FieldViolation("temperature", "is too small to divide by; 0 is greedy"))
+        if command.grammar is not None:
+            violations += text_violations("grammar", command.grammar.text, MAX_GRAMMAR_BYTES)
         if command.seconds_left is not None and not math.isfinite(command.seconds_left):
             violations.append(
                 FieldViolation("seconds_left", f"is {command.seconds_left}; leave it out for no deadline")
             )
         added = command.sampling.max_tokens
     else:
-        violations += _id_violations("continuation_ids", command.continuation_ids, vocab_size)
+        violations += token_violations("continuation_ids", command.continuation_ids, vocab_size)
         if not command.continuation_ids:
             violations.append(FieldViolation("continuation_ids", "is empty; give at least one token"))
         added = len(command.continuation_ids)
@@ -49,8 +57,7 @@ def make_sequence(command: GenerateCommand | ScoreCommand, vocab_size: int, max_
         violations.append(
             FieldViolation("prompt_ids", f"{what}; the model's context is {max_context} tokens. Shorten one of them")
         )
-    if violations:
-        raise invalid(violations)
+    refuse(violations)
     seq = Sequence(
         id=command.id,
         tokens=list(command.prompt_ids),
@@ -70,19 +77,3 @@ def make_sequence(command: GenerateCommand | ScoreCommand, vocab_size: int, max_
         seq.deadline = None if command.seconds_left is None else seq.arrived + command.seconds_left
         seq.seed = secrets.randbits(63) if command.sampling.seed is None else command.sampling.seed
     return seq
-
-
-def _id_violations(field: str, ids: tuple[int, ...], vocab_size: int) -> Iterator[FieldViolation]:
-    if ids and not (min(ids) >= 0 and max(ids) < vocab_size):
-        at, bad = next((i, t) for i, t in enumerate(ids) if not 0 <= t < vocab_size)
-        yield FieldViolation(f"{field}[{at}]", f"is {bad}; ids go from 0 to {vocab_size - 1}")
-
-
-def _stack_violations(stack: Stack) -> Iterator[FieldViolation]:
-    yield from too_many("stack", len(stack.entries), MAX_STACK, "entries")
-    if len({e.adapter.digest for e in stack.entries}) < len(stack.entries):
-        yield FieldViolation("stack", "has an adapter version twice; add its weights up instead")
-    for i, entry in enumerate(stack.entries):
-        if entry.adapter.rank < 1:
-            yield FieldViolation(f"stack[{i}].adapter", f"has rank {entry.adapter.rank}; it must be at least 1")
-        yield from WEIGHT.violations(f"stack[{i}].weight", entry.weight)
