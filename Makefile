@@ -114,6 +114,10 @@ bench-front: $(READY) ## Measure 2,000 calls at once: who is refused, and how fa
 bench-stacking: $(READY) ## Train donors, styles and tenants anew and ask their stacks; goes on where it was
 	@$(BIN)/python -m benchmarks.stacking $(BENCH_ARGS)
 
+.PHONY: fuzz
+fuzz: $(READY) ## Fuzz readers, door and engine, a minute (longer: make fuzz FUZZ_SECONDS=600, or FUZZ_INPUTS=100000)
+	@$(BIN)/python -m tests.fuzz --seconds "$(or $(FUZZ_SECONDS),$(if $(FUZZ_INPUTS),86400,8))" --inputs "$(or $(FUZZ_INPUTS),1000000000000)"
+
 .PHONY: drawing
 drawing: ## Draw docs/architecture.svg anew from architecture.dot (needs Graphviz)
 	@dot -Tsvg docs/architecture.dot -o docs/architecture.svg

@@ -16,7 +16,14 @@ from loramux_server.core.backend import GenerateCommand, ScoreCommand, ScoreResu
 from loramux_server.core.errors import Code
 from loramux_server.core.jobs import TrainRow, TrainSpec
 from loramux_server.engine.residency.cache import HostCache
-from loramux_server.engine.transport.protocol import AbortCommand
+from loramux_server.engine.transport.protocol import (
+    AbortCommand,
+    LoadCommand,
+    PinCommand,
+    StatsCommand,
+    UnloadCommand,
+)
+from loramux_server.engine.transport.wire import Unreadable
 from tests.engine import Engine, check_tokens, command, prompts
 from tests.rows import train_command
 from tests.tensor.engine_cases import STACKS, Case, Cases, check_empty, make_cases
@@ -224,15 +231,18 @@ def test_a_full_queue_refuses_and_leaves_nothing(cases: Cases) -> None:
     check_empty(engine)
 
 
-def test_an_id_in_use_is_refused_and_its_owner_goes_on(cases: Cases, tight: Engine) -> None:
+def test_a_second_command_under_an_id_in_use_is_dropped_and_the_first_goes_on(cases: Cases, tight: Engine) -> None:
+    """Whatever the second one is: an answer to it would be taken for the end of the first."""
     score = ScoreCommand("twice", cases.prompts[0], cases.prompts[1], tenant="default")
-    tight.submit(score, score)
+    load = LoadCommand("twice", cases.versions["all"])
+    tight.submit(score, score, StatsCommand("twice"), load, UnloadCommand("twice", load.adapter.digest))
+    tight.submit(PinCommand("twice", ()), Unreadable("twice", "nonsense"))
     tight.finish("twice")
     for _ in range(5):
         tight.loop.turn() if tight.scheduler.sequences else None
-    failures = [o.failure.code for o in tight.outputs["twice"] if o.failure]
-    (result,) = [o.payload for o in tight.outputs["twice"] if isinstance(o.payload, ScoreResult)]
-    assert failures == [Code.ALREADY_EXISTS.value]
+    (only,) = tight.outputs["twice"]
+    result = only.payload
+    assert isinstance(result, ScoreResult)
     alone = cases.reference.score(score.prompt_ids, score.continuation_ids)
     assert result.logprobs == pytest.approx(alone.logprobs, abs=1e-4)
     check_empty(tight)

@@ -33,8 +33,8 @@ def parse_format(value: Mapping[str, Any], max_bytes: int = MAX_BYTES) -> Gramma
     if kind == "json_object":
         return ANY_OBJECT
     if kind == "choice":
-        return _choices(value.get("choice") or (), max_bytes)
-    if kind not in _KINDS:
+        return _choices(value.get("choice"), max_bytes)
+    if not isinstance(kind, str) or kind not in _KINDS:
         raise invalid_field(FIELD, f"has no known kind; use {', '.join(_KINDS)}, choice or json_object")
     text = value.get(kind)
     if not isinstance(text, str) or not text:
@@ -43,8 +43,10 @@ def parse_format(value: Mapping[str, Any], max_bytes: int = MAX_BYTES) -> Gramma
     return Grammar(_KINDS[kind], text)
 
 
-def _choices(items: Sequence[str], max_bytes: int) -> Grammar:
+def _choices(items: object, max_bytes: int) -> Grammar:
     field = f"{FIELD}.choice"
+    if not isinstance(items, Sequence) or isinstance(items, str):
+        raise invalid_field(field, "must be a list of texts")
     if not 1 <= len(items) <= MAX_CHOICES:
         raise invalid_field(field, f"has {len(items)} texts; it must have 1 to {MAX_CHOICES}")
     for i, item in enumerate(items):

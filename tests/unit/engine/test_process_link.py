@@ -61,6 +61,27 @@ def test_a_message_that_cannot_be_read_is_a_crash(what: str, tmp_path: Path) -> 
     assert len(secrets) == 64
 
 
+def test_lost_frames_start_the_child_again_and_use_up_no_budget(tmp_path: Path) -> None:
+    """Three times, where two crashes are the end: what came down the socket was no fault of the child's."""
+
+    async def life() -> int:
+        backend = backend_of("lost:", tmp_path)
+        up = asyncio.Event()
+        backend.subscribe(lambda state: up.set() if state.phase is EnginePhase.READY else None)
+        await backend.start()
+        try:
+            for _ in range(3):
+                up.clear()
+                with pytest.raises(Error, match="starting again"):
+                    await backend.stats()
+                await asyncio.wait_for(up.wait(), 60)
+            return (await backend.stats()).running
+        finally:
+            await backend.close()
+
+    assert asyncio.run(life()) == 5
+
+
 def test_an_engine_that_is_given_up_says_so(tmp_path: Path) -> None:
     """No caller is asked to try again, and the failure is reported once."""
 

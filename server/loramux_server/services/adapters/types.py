@@ -35,8 +35,8 @@ class AdapterInfo:
 class ComposeRequest:
     """A stack to merge into the next version of ``name``; None leaves a setting to its default."""
 
-    name: str
-    adapters: tuple[StackItem, ...]
+    name: str = ""
+    adapters: tuple[StackItem, ...] = ()
     method: ComposeMethod = ComposeMethod.CAT
     rank: int | None = None
     density: float | None = None

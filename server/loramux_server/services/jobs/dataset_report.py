@@ -54,6 +54,8 @@ class DatasetChecks:
         bad settings, NOT_FOUND for the dataset, or for an adapter that a row names.
         """
         violations = [*spec_violations(spec, self._info, self._limits)]
+        if not dataset_id:
+            violations.append(FieldViolation("dataset_id", "is empty; name a dataset that was uploaded"))
         if not 0 <= show <= MAX_SHOWN:
             violations.append(FieldViolation("show_rows", f"is {show}; it must be between 0 and {MAX_SHOWN}"))
         if from_line < 0:
