@@ -14,8 +14,9 @@ from loramux_server.core.errors import Code, Error
 from loramux_server.core.keys import ApiKey
 from loramux_server.core.principal import LOCAL
 from loramux_server.core.types import (
+    CONFIG_FILE,
+    WEIGHTS_FILE,
     AdapterVersion,
-    GenerateRequest,
     Grammar,
     GrammarKind,
     Message,
@@ -23,13 +24,14 @@ from loramux_server.core.types import (
     Stack,
     StackEntry,
 )
-from loramux_server.data.dataset import DatasetLimits, load_dataset
+from loramux_server.data.dataset import DatasetLimits, check_dataset
 from loramux_server.engine.transport.protocol import AbortCommand, LoadCommand, PinCommand, StatsCommand
 from loramux_server.engine.transport.wire import HEADER, decode, encode
-from loramux_server.peft.schema import CONFIG_FILE, WEIGHTS_FILE, check_files
+from loramux_server.peft.schema import check_files
 from loramux_server.services.access.bearer import _shown
 from loramux_server.services.access.credentials import Credentials
 from loramux_server.services.inference.prompts import encode_prompt
+from loramux_server.services.inference.types import GenerateRequest
 from loramux_server.text import TextTokenizer
 from loramux_server.text.chat_template import ChatTemplate
 from loramux_server.text.response_format import parse_format
@@ -101,7 +103,7 @@ def datasets() -> Target:
     limits = DatasetLimits(max_bytes=1 << 20, max_rows=1000)
 
     def run(data: bytes) -> None:
-        load_dataset(data, tokenizer, max_length=256, limits=limits, held_out=bool(data) and data[0] % 2 == 0)
+        check_dataset(data, tokenizer, max_length=256, limits=limits, held_out=bool(data) and data[0] % 2 == 0)
 
     turns = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo", "weight": 0}]
     call = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
