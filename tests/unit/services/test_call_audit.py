@@ -158,9 +158,9 @@ async def test_what_was_left_out_is_told_at_the_end(place: Place) -> None:
 async def test_a_change_that_cannot_be_written_down_is_not_acknowledged(place: Place) -> None:
     place.log.path.symlink_to("/dev/full")
     with pytest.raises(Error) as refused:
-        await place.call("AdapterService/PinAdapter", "writer")
+        await place.call("AdapterService/SetAlias", "writer")
     with pytest.raises(Error) as failed:
-        await place.call("AdapterService/PinAdapter", "writer", _fails(Code.NOT_FOUND))
+        await place.call("AdapterService/SetAlias", "writer", _fails(Code.NOT_FOUND))
     await place.call("InferenceService/GenerateOnce", "reader")
     assert refused.value.reason == "STORAGE_FULL"
     assert failed.value.code is Code.NOT_FOUND
