@@ -74,7 +74,14 @@ class App:
             return self._calls[-1]
 
         self.doors: list[Door] = [
-            RpcServer(self.availability, calls(), settings.listen, certificate=certificate),
+            RpcServer(
+                self.availability,
+                calls(),
+                settings.listen,
+                certificate=certificate,
+                reflects=self._reflects,
+                max_connection_age=settings.max_connection_age,
+            ),
         ]
         if settings.http_listen is not None:
             self.doors.append(HttpServer(self.availability, calls(), settings.http_listen, certificate=certificate))
@@ -99,6 +106,12 @@ class App:
     def metrics_port(self) -> int | None:
         """Port of the metrics; None: they are off."""
         return self._endpoint.port if self._endpoint else None
+
+    def _reflects(self) -> bool:
+        """Whether strangers may ask which services there are."""
+        if self.settings.reflection == "auto":
+            return self._identity is not None and self._identity.anyone
+        return self.settings.reflection == "on"
 
     @property
     def readiness(self) -> Readiness:

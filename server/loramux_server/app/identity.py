@@ -55,6 +55,11 @@ class Identity:
         authenticator = Certificates(SanPattern.parse(pattern), bearer) if pattern else bearer
         return cls(authenticator, _summary(settings, bearer), keys, provider)
 
+    @property
+    def anyone(self) -> bool:
+        """Whether whoever reaches the server may call, just now."""
+        return isinstance(self.authenticator, BearerAuthenticator) and self.authenticator.open
+
     async def close(self) -> None:
         """Follow nothing more. Harmless twice."""
         await self.keys.stop()

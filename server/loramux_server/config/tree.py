@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from pydantic import BaseModel, ByteSize, SecretStr
 from pydantic.fields import FieldInfo
@@ -66,6 +67,19 @@ class Settings(LimitSettings, BaseSettings):
         "Network",
         "",
         "listen beyond loopback although there is no TLS, or no key that callers must show",
+    )
+    reflection: Literal["auto", "on", "off"] = setting(
+        "auto", "Network", "MODE", "gRPC server reflection: on, off, or auto, which is on while no key is needed"
+    )
+    max_connection_age: float = setting(
+        0.0,
+        "Network",
+        "SECONDS",
+        "age at which a client is asked to connect anew once its calls are over, so that load balancers can spread "
+        "clients; 0 is none",
+        ge=0,
+        le=86_400,
+        allow_inf_nan=False,
     )
     drain_timeout: float = setting(
         30.0,

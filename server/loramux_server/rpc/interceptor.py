@@ -42,8 +42,8 @@ class CallInterceptor(aio.ServerInterceptor):
     of an upload.
     """
 
-    def __init__(self, calls: Calls, stall_timeout: float) -> None:
-        self._calls = calls
+    def __init__(self, calls: Calls, stall_timeout: float, reflects: Callable[[], bool]) -> None:
+        self._calls, self._reflects = calls, reflects
         self._stall_timeout = stall_timeout
 
     async def intercept_service(
@@ -53,6 +53,8 @@ class CallInterceptor(aio.ServerInterceptor):
     ) -> Handler | None:
         handler = await continuation(handler_call_details)
         path = str(handler_call_details.method)
+        if path.startswith("/grpc.reflection.") and not self._reflects():
+            return None  # UNIMPLEMENTED, as from a server that has none
         if handler is None or not path.startswith("/loramux."):
             return handler
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Callable
 
 from grpc import aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -91,13 +92,18 @@ class RpcServer:
         *,
         certificate: CertificateFiles | None = None,
         stall_timeout: float = 60.0,
+        reflects: Callable[[], bool] = lambda: True,
+        max_connection_age: float = 0.0,
     ) -> None:
+        """``reflects`` is asked with each call of reflection. ``max_connection_age``: seconds, 0 for none."""
         require_all(METHODS)
+        # Calls on a connection that is too old go on: without a bound on the grace, none of them is cut.
+        self._age = (("grpc.max_connection_age_ms", round(max_connection_age * 1000)),) if max_connection_age else ()
         self._address = address
         self._certificate = certificate
         self._availability = availability
         self._calls = calls
-        self._interceptor = CallInterceptor(calls, stall_timeout)
+        self._interceptor = CallInterceptor(calls, stall_timeout, reflects)
         self._health = health.aio.HealthServicer()
         self._server: aio.Server | None = None
         self._stopping = False
@@ -116,7 +122,7 @@ class RpcServer:
         Raises FAILED_PRECONDITION when the port is taken or the host is not ours.
         """
         check_free(self._address)
-        server = aio.server(interceptors=(self._interceptor,), options=OPTIONS)
+        server = aio.server(interceptors=(self._interceptor,), options=(*OPTIONS, *self._age))
         await self._health.set(LIVENESS, SERVING)
         await self.set_serving(False)
         inference_pb2_grpc.add_InferenceServiceServicer_to_server(InferenceServicer(self._availability), server)

@@ -165,6 +165,8 @@ async def open_door(
     stall_timeout: float = 60.0,
     max_generations: int = 1088,
     authenticator: Authenticator | None = None,
+    reflects: bool = True,
+    max_connection_age: float = 0.0,
     certificate: CertificateFiles | None = None,
     credentials: grpc.ChannelCredentials | None = None,
 ) -> AsyncIterator[Door]:
@@ -172,7 +174,13 @@ async def open_door(
     generation, adapters, training = Generation(), Adapters(), Training()
     calls = Calls(counted, GenerationLimit(max_generations), Access(authenticator or Open()))
     server = RpcServer(
-        availability, calls, Address("127.0.0.1", 0), certificate=certificate, stall_timeout=stall_timeout
+        availability,
+        calls,
+        Address("127.0.0.1", 0),
+        certificate=certificate,
+        stall_timeout=stall_timeout,
+        reflects=lambda: reflects,
+        max_connection_age=max_connection_age,
     )
     await server.start()
     try:

@@ -330,6 +330,35 @@ async def test_reflection_lists_the_services() -> None:
         assert set(SERVICES) < {s.name for s in answer.list_services_response.service}
 
 
+async def test_reflection_can_be_off() -> None:
+    async with open_door(reflects=False) as door:
+        for version in ("v1", "v1alpha"):
+            path = f"/grpc.reflection.{version}.ServerReflection/ServerReflectionInfo"
+            with pytest.raises(grpc.RpcError) as caught:
+                await door.channel.stream_stream(path)(iter([b""])).read()
+            assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
+        assert (await inference(door).GenerateOnce(REQUEST)).choices
+
+
+async def test_an_old_connection_is_left_when_its_calls_are_over() -> None:
+    """The stream outlives the age of its connection by far, and is whole; the next call goes over another one."""
+
+    async def slow(request: GenerateRequest) -> AsyncIterator[Chunk]:
+        for number in range(8):
+            yield Chunk(text=str(number))
+            await asyncio.sleep(0.1)
+
+    async with open_door(max_connection_age=0.1) as door:
+        door.generation.answer = slow
+        pieces = [piece.text async for piece in inference(door).Generate(REQUEST)]
+        assert pieces == [str(number) for number in range(8)]
+        async with asyncio.timeout(10):
+            while (state := door.channel.get_state()) is grpc.ChannelConnectivity.READY:
+                await door.channel.wait_for_state_change(state)
+        door.generation.answer = None
+        assert (await inference(door).GenerateOnce(REQUEST)).choices
+
+
 async def test_draining_refuses_new_calls_and_finishes_running_ones() -> None:
     finish = asyncio.Event()
 
