@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import grpc
 import pytest
 
 from loramux import AsyncClient, Unauthenticated
@@ -115,6 +116,24 @@ async def test_a_bootstrap_key_that_was_revoked_stays_revoked(state: Path, file:
     store.close()
     _, (found,) = await started(state, bootstrap_key=file)
     assert found.revoked is not None
+
+
+@pytest.mark.parametrize(("reflection", "code"), [("auto", "UNIMPLEMENTED"), ("on", "OK")])
+async def test_reflection_is_for_strangers_only_where_asked(
+    state: Path, file: Path, reflection: Literal["auto", "on"], code: str
+) -> None:
+    info = engine_info(400, tokenizer_path=str(write_tokenizer(state.parent / "tokenizer")))
+    settings = Settings(
+        state_dir=state, listen="127.0.0.1:0", metrics_listen="off", bootstrap_key=file, reflection=reflection
+    )
+    app = App(settings, FakeBackend(info))
+    try:
+        await app.start()
+        async with grpc.aio.insecure_channel(app.address) as channel:
+            ask = channel.stream_stream("/grpc.reflection.v1.ServerReflection/ServerReflectionInfo")(iter([]))
+            assert (await ask.code()).name == code
+    finally:
+        await app.stop()
 
 
 async def test_a_stream_of_a_key_ends_when_the_key_is_revoked(state: Path, file: Path) -> None:
