@@ -10,8 +10,8 @@ import pytest
 from transformers import AutoTokenizer
 
 from loramux_server.core.jobs import TrainRow, TrainSpec
-from loramux_server.data.dataset import load_dataset
 from loramux_server.text import TextTokenizer
+from tests.datasets import load_dataset
 from tests.engine import Engine, command, stack_of, version_of
 from tests.oracle import Oracle
 from tests.peft_loop import initial_adapter, peft_losses
