@@ -9,7 +9,7 @@ from pathlib import Path
 from ..core.watch import Watch
 from .resources import usable_cpus
 
-NICENESS = 19
+NICENESS = 10
 SHARE = 0.3
 """Part of the time that such work takes while others compute: that of training beside requests, by default."""
 STRETCH = 0.005
@@ -19,13 +19,10 @@ LONGEST_PAUSE = 0.1
 
 
 def give_way() -> None:
-    """Leave the processor at once to whoever wakes: niceness alone would keep it until the end of a time slice.
-
-    Children and threads inherit it.
-    """
+    """Take a small share of the processor while others want it, in long slices. Children and threads inherit it."""
     os.nice(NICENESS)
-    if hasattr(os, "SCHED_IDLE"):
-        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+    if hasattr(os, "SCHED_BATCH"):
+        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
 
 
 class Pacer(Watch):
