@@ -9,6 +9,7 @@ TESTS ?= tests
 PYTEST_ARGS ?=
 WORKERS ?= 2
 BENCH_ARGS ?=
+SOAK_ARGS ?=
 
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
@@ -109,6 +110,10 @@ bench-validation: $(READY) ## Measure streams while 200,000 rows are checked; a 
 .PHONY: bench-front
 bench-front: $(READY) ## Measure 2,000 calls at once: who is refused, and how fast; a trial with BENCH_ARGS=--quick
 	@$(BIN)/python -m benchmarks.overload $(BENCH_ARGS)
+
+.PHONY: soak
+soak: $(READY) ## Put random load of several tenants on a server, then check it (ten minutes; SOAK_ARGS=--help)
+	@$(BIN)/python -m tests.soak $(SOAK_ARGS)
 
 .PHONY: bench-stacking
 bench-stacking: $(READY) ## Train donors, styles and tenants anew and ask their stacks; goes on where it was
