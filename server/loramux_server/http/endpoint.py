@@ -59,8 +59,13 @@ class Endpoint:
 
 
 async def send_error(exchange: Exchange, error: Error) -> None:
-    """The error as the whole answer, or as the last event of a stream that has begun."""
+    """The error as the whole answer, or as the last event of a stream that has begun.
+
+    Any other answer that has begun is cut short: the connection ends before all announced bytes have come.
+    """
     if exchange.started:
+        if not exchange.sends_events:
+            return
         await exchange.send_event(error_object(error))
         await exchange.end()
         return

@@ -54,8 +54,8 @@ def error_headers(error: Error) -> dict[str, str]:
     if error.retry_after is not None:
         headers["retry-after"] = str(max(1, math.ceil(error.retry_after)))
         headers["retry-after-ms"] = str(math.ceil(error.retry_after * 1000))
-    elif error.code in (Code.RESOURCE_EXHAUSTED, Code.ABORTED):
-        headers["x-should-retry"] = "false"  # OpenAI's clients would try 429 and 409 again
+    elif error.code in (Code.RESOURCE_EXHAUSTED, Code.ABORTED, Code.ALREADY_EXISTS, Code.UNIMPLEMENTED):
+        headers["x-should-retry"] = "false"  # OpenAI's clients would try 429, 409 and 501 again
     if error.code is Code.UNAUTHENTICATED:
         headers["www-authenticate"] = "Bearer"
     return headers

@@ -18,6 +18,8 @@ from .exchange import Exchange, Limits
 from .openai.chat import ChatCompletions
 from .openai.completions import Completions
 from .openai.models import Models
+from .openai.tuning.files import Files
+from .openai.tuning.jobs import FineTuningJobs
 
 METHODS = {
     "createChatCompletion": ("POST", "/v1/chat/completions"),
@@ -25,9 +27,24 @@ METHODS = {
     "listModels": ("GET", "/v1/models"),
     "retrieveModel": ("GET", "/v1/models/{model:path}"),
     "deleteModel": ("DELETE", "/v1/models/{model:path}"),
+    "createFile": ("POST", "/v1/files"),
+    "listFiles": ("GET", "/v1/files"),
+    "retrieveFile": ("GET", "/v1/files/{file_id}"),
+    "deleteFile": ("DELETE", "/v1/files/{file_id}"),
+    "downloadFile": ("GET", "/v1/files/{file_id}/content"),
+    "createFineTuningJob": ("POST", "/v1/fine_tuning/jobs"),
+    "listPaginatedFineTuningJobs": ("GET", "/v1/fine_tuning/jobs"),
+    "retrieveFineTuningJob": ("GET", "/v1/fine_tuning/jobs/{job_id}"),
+    "listFineTuningEvents": ("GET", "/v1/fine_tuning/jobs/{job_id}/events"),
+    "listFineTuningJobCheckpoints": ("GET", "/v1/fine_tuning/jobs/{job_id}/checkpoints"),
+    "cancelFineTuningJob": ("POST", "/v1/fine_tuning/jobs/{job_id}/cancel"),
+    "pauseFineTuningJob": ("POST", "/v1/fine_tuning/jobs/{job_id}/pause"),
+    "resumeFineTuningJob": ("POST", "/v1/fine_tuning/jobs/{job_id}/resume"),
 }
 """Operations by the names that OpenAI gives them."""
 SERVICE = "openai.v1"
+FOLLOWS_A_JOB = ("listFineTuningEvents",)
+"""Operations that may last as long as a job does: they are not waited for when the server stops."""
 
 
 def full_name(operation: str) -> str:
@@ -43,12 +60,26 @@ class Application:
         self._limits = limits
         self.serving = False
         chat, texts, models = ChatCompletions(availability), Completions(availability), Models(availability)
+        files, jobs = Files(availability), FineTuningJobs(availability)
         handlers: dict[str, Handler] = {
             "createChatCompletion": chat.create,
             "createCompletion": texts.create,
             "listModels": models.list,
             "retrieveModel": models.retrieve,
             "deleteModel": models.delete,
+            "createFile": files.create,
+            "listFiles": files.list,
+            "retrieveFile": files.retrieve,
+            "deleteFile": files.delete,
+            "downloadFile": files.content,
+            "createFineTuningJob": jobs.create,
+            "listPaginatedFineTuningJobs": jobs.list,
+            "retrieveFineTuningJob": jobs.retrieve,
+            "listFineTuningEvents": jobs.events,
+            "listFineTuningJobCheckpoints": jobs.checkpoints,
+            "cancelFineTuningJob": jobs.cancel,
+            "pauseFineTuningJob": jobs.pause,
+            "resumeFineTuningJob": jobs.resume,
         }
         applications: dict[str, dict[str, ASGIApp]] = {}
         for operation, (method, path) in METHODS.items():

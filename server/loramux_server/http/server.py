@@ -19,7 +19,7 @@ from ..services.availability import Availability
 from ..services.common.calls import Calls
 from .certificates import NamedProtocol
 from .exchange import Limits
-from .routes import METHODS, Application, full_name
+from .routes import FOLLOWS_A_JOB, METHODS, Application, full_name
 
 MOST_CONNECTIONS = 4096
 """Connections at once; more are answered 503."""
@@ -101,6 +101,7 @@ class HttpServer:
     async def drain(self, timeout: float) -> int:
         """Wait up to ``timeout`` seconds for the running calls, then end the rest; gives their number."""
         self._application.serving = False
+        self._calls.fail_running(FOLLOWS_A_JOB)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout):
                 await self._calls.wait_idle()

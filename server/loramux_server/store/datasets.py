@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy import Connection, Row
@@ -15,6 +17,7 @@ from sqlalchemy import Connection, Row
 from ..core.errors import MISSING, Code, Error, is_damage
 from ..host.files import open_regular, storage_errors
 from .blobs.blobs import BlobStore
+from .blobs.files import damaged
 from .damage import DamageCount, Kind
 from .database import Database, read_row
 from .paging import check_page_size, make_token, read_token, unknown_token
@@ -69,31 +72,49 @@ class DatasetTable:
         with self._db.read() as connection:
             found = _row(connection, dataset_id, tenant)
         if found is None:
-            raise Error(
-                Code.NOT_FOUND, f"dataset {dataset_id[:80]!r} not found; upload it first", reason="DATASET_NOT_FOUND"
-            )
+            raise _not_found(dataset_id)
         return read_row(found, DatasetRecord)
 
-    def list(self, tenant: str, *, page_size: int = 100, page_token: str = "") -> tuple[tuple[DatasetRecord, ...], str]:
-        """A page of a tenant's datasets, newest first, and the token of the next page (empty: none)."""
+    def list(
+        self, tenant: str, *, page_size: int = 100, page_token: str = "", after: str = "", oldest_first: bool = False
+    ) -> tuple[tuple[DatasetRecord, ...], str]:
+        """A page of a tenant's datasets, newest first, and the token of the next page (empty: none).
+
+        Without a token the page may begin behind the dataset ``after``. Raises NOT_FOUND when there is no such one.
+        """
         check_page_size(page_size)
-        query = sa.select(d).where(d.c.owner == tenant).order_by(d.c.seq.desc()).limit(page_size + 1)
+        order = d.c.seq.asc() if oldest_first else d.c.seq.desc()
+        query = sa.select(d).where(d.c.owner == tenant).order_by(order).limit(page_size + 1)
         last = read_token(page_token)
         with self._db.read() as connection:
-            if last is not None:
-                if (row := _row(connection, last, tenant)) is None:
-                    raise unknown_token()
-                query = query.where(d.c.seq < row.seq)
+            if last is not None or after:
+                if (row := _row(connection, last or after, tenant)) is None:
+                    raise unknown_token() if last else _not_found(after)
+                query = query.where(d.c.seq > row.seq if oldest_first else d.c.seq < row.seq)
             found = connection.execute(query).all()
         page = found[:page_size]
         records = tuple(read_row(row, DatasetRecord) for row in page)
         return records, make_token(page[-1].id) if len(found) > page_size else ""
 
-    def open(self, dataset_id: str, tenant: str) -> BinaryIO:
+    def open(self, dataset_id: str, tenant: str) -> BufferedReader:
         """The file of a dataset to look at, unchecked: who takes rows from it checks all of its bytes."""
         digest = self.get(dataset_id, tenant).digest
         with self._telling(digest), storage_errors("cannot read the dataset"):
             return os.fdopen(open_regular(self._blobs.local_path(digest)), "rb")
+
+    def open_checked(self, dataset_id: str, tenant: str) -> BufferedReader:
+        """The file of a dataset to hand out: all of its bytes are what was stored. Blocking; errors as ``read``."""
+        digest = self.get(dataset_id, tenant).digest
+        file = self.open(dataset_id, tenant)
+        try:
+            with self._telling(digest), storage_errors("cannot read the dataset"):
+                if hashlib.file_digest(file, "sha256").hexdigest() != digest:
+                    raise damaged(digest)
+                file.seek(0)
+        except BaseException:
+            file.close()
+            raise
+        return file
 
     def read(self, digest: str) -> bytes:
         """The bytes of a stored dataset, checked against its digest; blocking.
@@ -123,6 +144,10 @@ class DatasetTable:
         """Blobs of all datasets."""
         with self._db.read() as connection:
             return frozenset(connection.scalars(sa.select(d.c.digest)))
+
+
+def _not_found(dataset_id: str) -> Error:
+    return Error(Code.NOT_FOUND, f"dataset {dataset_id[:80]!r} not found; upload it first", reason="DATASET_NOT_FOUND")
 
 
 def _row(connection: Connection, dataset_id: str, owner: str) -> Row[Any] | None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 import httpx2
@@ -19,9 +21,13 @@ from loramux_server.services.availability import Availability, Readiness, Servic
 from loramux_server.services.common.calls import Calls, GenerationLimit
 from loramux_server.services.common.context import Context
 from loramux_server.services.inference.service import GenerationService
+from loramux_server.services.jobs.board import JobBoard
+from loramux_server.services.jobs.runner import JobRunner
+from loramux_server.services.jobs.service import TrainingService
 from tests.unit.rpc.scripted import Counted
 from tests.unit.services.conftest import backend, context, info, limits, text
 from tests.unit.services.fakes import FakeBackend, Open, Script
+from tests.unit.services.scripted_training import ScriptedTraining
 
 __all__ = ["backend", "context", "info", "limits", "text"]
 
@@ -38,6 +44,8 @@ class Http:
     access: Access
     openai: openai.AsyncOpenAI
     raw: httpx2.AsyncClient
+    training: ScriptedTraining
+    runner: JobRunner
 
     def answers(self, *texts: str, **script: object) -> None:
         """The engine answers each generation with the next of these texts, then with the last of them."""
@@ -49,16 +57,29 @@ class Http:
 
         self.backend.script = play
 
+    @asynccontextmanager
+    async def working(self) -> AsyncIterator[None]:
+        """Jobs run meanwhile."""
+        task = asyncio.create_task(self.runner.run())
+        try:
+            yield
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
 
 @pytest.fixture
 async def http(context: Context, backend: FakeBackend) -> AsyncIterator[Http]:
     availability, counted, access = Availability("1.2.3"), Counted(), Access(Open())
     availability.context = context
+    board = JobBoard(context.store)
+    backend.training = training = ScriptedTraining(context.info)
     availability.services = Services(
         GenerationService(context, None, SamplingParams(max_tokens=64)),
         AdapterService(context),
-        None,  # type: ignore[arg-type]
+        TrainingService(context, board),
     )
+    runner = JobRunner(context, board, retry_seconds=0.0001)
     calls = Calls(counted, GenerationLimit(4), access)
     server = HttpServer(availability, calls, Address("127.0.0.1", 0), limits=HttpLimits(stall_timeout=5.0))
     await server.start()
@@ -70,7 +91,7 @@ async def http(context: Context, backend: FakeBackend) -> AsyncIterator[Http]:
             openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=20) as client,
             httpx2.AsyncClient(base_url=url, timeout=20) as raw,
         ):
-            yield Http(server, availability, backend, context, counted, access, client, raw)
+            yield Http(server, availability, backend, context, counted, access, client, raw, training, runner)
     finally:
         await server.drain(0)
         await server.stop()

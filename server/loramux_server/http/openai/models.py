@@ -9,7 +9,7 @@ from ...core.errors import adapter_not_found, invalid_field
 from ...services.adapters.types import AdapterInfo
 from ...services.availability import Availability
 from ..exchange import Exchange
-from .names import BASE
+from .names import BASE, adapter_named
 
 PAGE = 1000
 
@@ -39,6 +39,7 @@ class Models:
         if name == BASE:
             await exchange.send_json(self._base())
             return
+        name = adapter_named(name)
         info = await self._availability.open().adapters.get(name, calls.principal())
         wanted = info.current if "@" not in name else next(iter(info.versions), None)
         if wanted is None:
@@ -50,7 +51,7 @@ class Models:
         name = exchange.path_params["model"]
         if name == BASE:
             raise invalid_field("model", "is the base, which cannot be deleted")
-        await self._availability.open().adapters.delete(name, calls.principal())
+        await self._availability.open().adapters.delete(adapter_named(name), calls.principal())
         await exchange.send_json({"id": name, "object": "model", "deleted": True})
 
     def _base(self) -> dict[str, Any]:

@@ -9,6 +9,8 @@ from ...core.types import StackEntry, StackItem
 
 BASE = "base"
 """The name of the base alone; no adapter can have it."""
+FINE_TUNED = "ft:"
+"""How OpenAI's names of fine-tuned models begin."""
 
 
 def parse_model(model: str, adapters: Sequence[StackItem] = ()) -> tuple[StackItem, ...]:
@@ -20,7 +22,19 @@ def parse_model(model: str, adapters: Sequence[StackItem] = ()) -> tuple[StackIt
         return tuple(adapters)
     if adapters:
         raise invalid_field("adapters", f"must be left out where model names a stack; set model to {BASE!r}")
+    if model.startswith(FINE_TUNED):
+        return (StackItem(adapter_named(model)),)
     return tuple(_entry(part) for part in model.split("+"))
+
+
+def adapter_named(model: str) -> str:
+    """The adapter that OpenAI's form of a name, ``ft:base:loramux:acme:3``, means: ``acme@3``; any other as it is."""
+    if not model.startswith(FINE_TUNED):
+        return model
+    base, *rest = model.removeprefix(FINE_TUNED).split(":")
+    if base != BASE or len(rest) not in (2, 3) or not all(rest[1:]):
+        raise invalid_field("model", f"must be such as '{FINE_TUNED}{BASE}:loramux:acme:3', or the adapter: 'acme@3'")
+    return "@".join(rest[1:])
 
 
 def _entry(text: str) -> StackItem:

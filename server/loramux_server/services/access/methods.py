@@ -57,6 +57,19 @@ METHODS: Mapping[str, Method] = MappingProxyType(
         "openai.v1/listModels": Method(Scope.INFER),
         "openai.v1/retrieveModel": Method(Scope.INFER),
         "openai.v1/deleteModel": Method(Scope.WRITE_ADAPTERS, audited=True),
+        "openai.v1/createFile": Method(Scope.TRAIN, audited=True),
+        "openai.v1/listFiles": Method(Scope.TRAIN),
+        "openai.v1/retrieveFile": Method(Scope.TRAIN),
+        "openai.v1/deleteFile": Method(Scope.TRAIN, audited=True),
+        "openai.v1/downloadFile": Method(Scope.TRAIN),
+        "openai.v1/createFineTuningJob": Method(Scope.TRAIN, audited=True),
+        "openai.v1/listPaginatedFineTuningJobs": Method(Scope.TRAIN),
+        "openai.v1/retrieveFineTuningJob": Method(Scope.TRAIN),
+        "openai.v1/listFineTuningEvents": Method(Scope.TRAIN),
+        "openai.v1/listFineTuningJobCheckpoints": Method(Scope.TRAIN),
+        "openai.v1/cancelFineTuningJob": Method(Scope.TRAIN, audited=True),
+        "openai.v1/pauseFineTuningJob": Method(Scope.TRAIN, audited=True),
+        "openai.v1/resumeFineTuningJob": Method(Scope.TRAIN, audited=True),
     }
 )
 """By full name, ``package.Service/Method``, the same for all doors."""

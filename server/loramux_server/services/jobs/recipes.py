@@ -14,7 +14,7 @@ from ...core.errors import FieldViolation, invalid_field
 from ...core.jobs import JobRequest, TrainSpec
 from ...core.types import StackItem
 from ..datasets.replay import DEFAULT
-from .defaults import automatic_learning_rate
+from .defaults import DPO_SHARE, automatic_learning_rate
 
 FACTS, STYLE = "facts", "style"
 STYLE_SHARE = 2 / 3
@@ -48,6 +48,13 @@ def _style(info: EngineInfo) -> dict[str, Any]:
 
 
 RECIPES: dict[str, Callable[[EngineInfo], dict[str, Any]]] = {FACTS: _facts, STYLE: _style}
+
+
+def chosen_rate(method: str, recipe: str, info: EngineInfo) -> float:
+    """The learning rate of a job whose maker leaves it open, by its method and recipe."""
+    if recipe in RECIPES:
+        return float(RECIPES[recipe](info)["learning_rate"])
+    return automatic_learning_rate(info, DPO_SHARE if method == "dpo" else 1.0)
 
 
 def with_recipe(request: JobRequest, info: EngineInfo) -> JobRequest:

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from dataclasses import replace
+from typing import BinaryIO
 from weakref import WeakValueDictionary
 
 from ...core.bounds import NOT_UNICODE, utf8_size
@@ -65,12 +66,33 @@ class TrainingService:
         about(dataset.id)
         return dataset
 
+    async def get_dataset(self, dataset_id: str, principal: Principal) -> DatasetRecord:
+        """A stored dataset."""
+        return await asyncio.to_thread(self._store.datasets.get, dataset_id, principal.tenant)
+
+    async def open_dataset(self, dataset_id: str, principal: Principal) -> BinaryIO:
+        """The bytes of a stored dataset, checked. Raises DATA_LOSS when they are not what was stored."""
+        return await asyncio.to_thread(self._store.datasets.open_checked, dataset_id, principal.tenant)
+
     async def list_datasets(
-        self, principal: Principal, *, page_size: int = 100, page_token: str = ""
+        self,
+        principal: Principal,
+        *,
+        page_size: int = 100,
+        page_token: str = "",
+        after: str = "",
+        oldest_first: bool = False,
     ) -> Page[DatasetRecord]:
-        """Datasets, newest first."""
-        tenant, list_datasets = principal.tenant, self._store.datasets.list
-        return Page(*await asyncio.to_thread(list_datasets, tenant, page_size=page_size, page_token=page_token))
+        """Datasets, newest first, those behind the dataset ``after`` where it is given."""
+        found = await asyncio.to_thread(
+            self._store.datasets.list,
+            principal.tenant,
+            page_size=page_size,
+            page_token=page_token,
+            after=after,
+            oldest_first=oldest_first,
+        )
+        return Page(*found)
 
     async def validate_dataset(
         self,
@@ -132,8 +154,9 @@ class TrainingService:
         name: str = "",
         page_size: int = 100,
         page_token: str = "",
+        after: str = "",
     ) -> Page[JobRecord]:
-        """Jobs, newest first, in one of ``states`` and for adapter ``name`` where these are given."""
+        """Jobs, newest first, in one of ``states``, for adapter ``name`` and behind the job ``after`` where given."""
         found, token = await asyncio.to_thread(
             self._store.jobs.list,
             principal,
@@ -141,6 +164,7 @@ class TrainingService:
             name=name,
             page_size=page_size,
             page_token=page_token,
+            after=after,
         )
         return Page(await asyncio.to_thread(lambda: tuple(map(self._with_version, found))), token)
 
@@ -178,6 +202,21 @@ class TrainingService:
         if job.state in (JobState.PAUSED, JobState.FAILED):
             job = await self._board.move(job_id, JobState.QUEUED, message="resumed by request", viewer=principal)
         return await self._shown(job)
+
+    async def list_events(
+        self, job_id: str, principal: Principal, *, before: int | None = None, limit: int = 100
+    ) -> tuple[EventRecord, ...]:
+        """The newest ``limit`` events of a job, of those with numbers below ``before``; newest first."""
+
+        def read() -> tuple[EventRecord, ...]:
+            self._store.jobs.flush()
+            last = self._store.jobs.get(job_id, principal).last_sequence
+            end = last + 1 if before is None else max(1, min(before, last + 1))
+            first = max(0, end - 1 - limit)
+            found = self._store.jobs.events(job_id, first, viewer=principal, limit=limit)
+            return tuple(reversed([record for record in found if record.sequence < end]))
+
+        return await asyncio.to_thread(read)
 
     async def watch_job(
         self, job_id: str, principal: Principal, *, after_sequence: int = 0

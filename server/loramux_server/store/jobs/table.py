@@ -112,10 +112,12 @@ class JobTable:
         name: str = "",
         page_size: int = 100,
         page_token: str = "",
+        after: str = "",
     ) -> tuple[tuple[JobRecord, ...], str]:
         """A page of jobs, newest first, and the token of the next page (empty: none).
 
-        Only those in one of ``states`` and for adapter ``name``, where these are given.
+        Only those in one of ``states`` and for adapter ``name``, where these are given. Without a token the page may
+        begin behind the job ``after``.
         """
         check_page_size(page_size)
         last = read_token(page_token)
@@ -129,6 +131,8 @@ class JobTable:
                 if (row := rows.by_id(connection, last, viewer)) is None:
                     raise unknown_token()
                 query = query.where(j.c.seq < row.seq)
+            elif after:
+                query = query.where(j.c.seq < _need(connection, after, viewer).seq)
             found = connection.execute(query).all()
         page = found[:page_size]
         return tuple(rows.record(row) for row in page), make_token(page[-1].id) if len(found) > page_size else ""

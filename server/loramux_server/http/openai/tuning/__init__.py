@@ -1,0 +1,1 @@
+"""OpenAI's files and fine-tuning jobs over the datasets and jobs of the training service."""
