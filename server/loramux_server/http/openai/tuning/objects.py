@@ -67,7 +67,6 @@ def job_object(job: JobRecord, info: EngineInfo) -> dict[str, Any]:
         "metadata": request.metadata or None,
         "integrations": [],
         "organization_id": request.tenant,
-        "user_provided_suffix": request.name,
         "loramux": {
             "name": request.name,
             "state": job.state.value,
