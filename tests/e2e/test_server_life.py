@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 import time
 import urllib.request
@@ -76,6 +77,43 @@ def test_a_stop_signal_lets_running_requests_finish(model: Path, home: Path) -> 
                 pass
             assert stream.completion.usage.completion_tokens == 150
         assert server.finish() == 0
+
+
+async def test_none_of_64_streams_is_cut_within_the_grace_and_a_job_goes_on_later(model: Path, home: Path) -> None:
+    rows = [{"prompt": f"Where is shop {i}?", "completion": f" In street {i}."} for i in range(64)]
+    with server_process(home, *flags(model, home, "--metrics-listen", "off", "--drain-timeout", "120")) as server:
+        await asyncio.to_thread(server.wait_for, "Ctrl-C")
+        async with loramux.AsyncClient(server.address) as client:
+            job = await client.train("shops", rows, max_steps=100_000, rank=2)
+            async for seen in job.events():
+                if seen.type == "step":
+                    break
+            began, go = 0, asyncio.Event()
+
+            async def one(number: int) -> int:
+                nonlocal began
+                tokens = 0
+                async for chunk in client.stream(f"hello {number}", max_tokens=60, ignore_eos=True):
+                    began += not tokens
+                    tokens += len(chunk.token_ids)
+                    if began == 64:
+                        go.set()
+                return tokens
+
+            streams = [asyncio.create_task(one(i)) for i in range(64)]
+            await go.wait()
+            server.process.send_signal(signal.SIGTERM)
+            assert await asyncio.gather(*streams) == [60] * 64
+        assert await asyncio.to_thread(server.finish) == 0
+    with server_process(home, *flags(model, home, "--metrics-listen", "off")) as again:
+        await asyncio.to_thread(again.wait_for, "Ctrl-C")
+        async with loramux.AsyncClient(again.address) as client:
+            found = await client.jobs.get(job.id)
+            async for event in found.events(after_sequence=seen.sequence):
+                if event.type == "step":
+                    assert event.step > seen.step  # from where it was, not from the beginning
+                    break
+            await found.cancel()
 
 
 def test_the_drain_timeout_ends_what_is_left(model: Path, home: Path) -> None:

@@ -10,8 +10,15 @@ from loramux.v1 import inference_pb2, inference_pb2_grpc
 from .scripted import Door, open_door
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-PING, GOAWAY, SETTINGS = 0x6, 0x7, 0x4
-ENHANCE_YOUR_CALM = 0xB
+HEADERS, RST_STREAM, SETTINGS, PING, GOAWAY = 0x1, 0x3, 0x4, 0x6, 0x7
+END_HEADERS = 0x4
+CANCEL, ENHANCE_YOUR_CALM = 0x8, 0xB
+PATH = b"/loramux.v1.InferenceService/Generate"
+# By HPACK's static table: two whole fields, then literals under its names.
+CALL = b"\x83\x86" + b"".join(
+    bytes((name, len(value))) + value
+    for name, value in ((0x44, PATH), (0x41, b"localhost"), (0x5F, b"application/grpc"))
+)
 
 
 def frame(kind: int, payload: bytes = b"", flags: int = 0, stream: int = 0) -> bytes:
@@ -54,9 +61,27 @@ async def test_a_ping_flood_is_told_to_calm_down() -> None:
         assert await answers(door)
 
 
+async def test_calls_that_are_begun_and_reset_hold_nothing() -> None:
+    async with open_door() as door:
+        assert await answers(door)
+        reset = struct.pack(">I", CANCEL)
+        calls = (
+            frame(HEADERS, CALL, END_HEADERS, stream) + frame(RST_STREAM, reset, 0, stream)
+            for stream in range(1, 20_001, 2)
+        )
+        _, writer = await asyncio.open_connection(*door.server.address)
+        writer.write(PREFACE + frame(SETTINGS) + b"".join(calls))
+        assert await answers(door)  # meanwhile
+        writer.close()
+        assert await answers(door)
+        async with asyncio.timeout(20):
+            while door.server.running:  # noqa: ASYNC110 - a turn of the loop, not a time
+                await asyncio.sleep(0)
+
+
 async def test_bytes_that_are_no_http2_hurt_nobody_else() -> None:
     async with open_door() as door:
-        headers = frame(0x1, b"\xff" * 400, flags=0x4, stream=1)
+        headers = frame(HEADERS, b"\xff" * 400, END_HEADERS, stream=1)
         for garbage in (b"\x00" * 5000, b"\xff" * 5000, PREFACE + b"\xff" * 5000, PREFACE + headers):
             _, writer = await asyncio.open_connection(*door.server.address)
             writer.write(garbage)
