@@ -16,6 +16,10 @@ READY := $(VENV)/.ready
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --no-compile
 # Nothing whose content is not known: every file is compared with the hashes of its pin.
 PINNED := $(PIP) --no-deps --require-hashes
+# First fetched, then installed by content: asked for hashes, pip would pass over a folder's build for the CPU, whose hash
+# it does not know beforehand, and take the index's for CUDA with gigabytes of libraries.
+FETCH_TORCH = rm -rf "$(VENV)/torch" && $(BIN)/python -m pip download --disable-pip-version-check --quiet --no-deps \
+	--dest "$(VENV)/torch" "$(TORCH)" && sed -n '/^torch==/,/[^\\]$$/p' constraints.txt > "$(VENV)/torch.txt"
 TORCH = $(shell grep -o '^torch==[^ ]*' constraints.txt)
 # Tests find everything on this machine; a test that reaches for a model hub is a defect, and fails at once.
 PYTEST := HF_HUB_OFFLINE=1 $(BIN)/python -m pytest --durations=15
@@ -159,7 +163,7 @@ $(READY): pyproject.toml constraints.txt requirements/development.txt requiremen
 	  { echo "[1/5] making $(VENV)" ; "$$(tools/find-python $(PYTHON))" -m venv --clear "$(VENV)" ; }
 	@echo "[2/5] installing $(TORCH), the largest piece"
 	@$(if $(TORCH_INDEX),$(PIP) --no-deps --index-url $(TORCH_INDEX) "$(TORCH)", \
-	  sed -n '/^torch==/,/[^\\]$$/p' constraints.txt > "$(VENV)/torch.txt" && $(PINNED) -r "$(VENV)/torch.txt")
+	  $(FETCH_TORCH) && $(PINNED) --no-index --find-links "$(VENV)/torch" -r "$(VENV)/torch.txt" && rm -r "$(VENV)/torch")
 	@echo "[3/5] installing loramux with the extras server and dev, as pinned in constraints.txt"
 	@$(PINNED) -r constraints.txt -r requirements/development.txt
 	@$(PIP) --no-build-isolation --editable '.[dev]'
