@@ -35,7 +35,9 @@ class Server:
         backend = FakeBackend(
             engine_info(400, tokenizer_path=str(tokenizer)), lambda _: Script((5, 6), finish=FinishReason.STOP)
         )
-        settings = Settings(state_dir=root / "state", listen="127.0.0.1:0", metrics_listen="off", drain_timeout=0.01)
+        settings = Settings(
+            state_dir=root / "state", listen="127.0.0.1:0", http_listen="off", metrics_listen="off", drain_timeout=0.01
+        )
         ready: Future[str] = Future()
         threading.Thread(target=lambda: asyncio.run(self._serve(App(settings, backend), ready)), daemon=True).start()
         self.channel = grpc.insecure_channel(ready.result(60))

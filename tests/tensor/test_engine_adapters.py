@@ -233,7 +233,7 @@ def test_an_adapter_that_says_less_rank_than_it_has_is_refused_each_time(cases: 
         engine.run(command(id, cases.prompts[0], 3, stack_of((liar, 1.0))))
         failure = engine.failure(id)
         assert failure is not None
-        assert failure.code == Code.RESOURCE_EXHAUSTED.value
+        assert failure.code == Code.INVALID_ARGUMENT.value
     cases.try_in(engine, [Case(cases.prompts[0], cases.stack([("all", 1.0)]))])
 
 

@@ -60,7 +60,11 @@ async def started(state: Path, key: ApiKey | None = None, **settings: Any) -> tu
     tokenizer = write_tokenizer(state.parent / "tokenizer")
     backend = FakeBackend(engine_info(400, tokenizer_path=str(tokenizer)))
     heard = Heard()
-    app = App(Settings(state_dir=state, listen="127.0.0.1:0", metrics_listen="off", **settings), backend, heard)
+    app = App(
+        Settings(state_dir=state, listen="127.0.0.1:0", http_listen="off", metrics_listen="off", **settings),
+        backend,
+        heard,
+    )
     try:
         await app.start()
         if key is not None:
@@ -124,7 +128,12 @@ async def test_reflection_is_for_strangers_only_where_asked(
 ) -> None:
     info = engine_info(400, tokenizer_path=str(write_tokenizer(state.parent / "tokenizer")))
     settings = Settings(
-        state_dir=state, listen="127.0.0.1:0", metrics_listen="off", bootstrap_key=file, reflection=reflection
+        state_dir=state,
+        listen="127.0.0.1:0",
+        http_listen="off",
+        metrics_listen="off",
+        bootstrap_key=file,
+        reflection=reflection,
     )
     app = App(settings, FakeBackend(info))
     try:
@@ -141,7 +150,10 @@ async def test_a_stream_of_a_key_ends_when_the_key_is_revoked(state: Path, file:
     info = engine_info(400, tokenizer_path=str(tokenizer))
     # The server's own first request ends, all others go on for ever.
     backend = FakeBackend(info, lambda command: Script((5,), hang=command.tenant != SERVER_TENANT))
-    app = App(Settings(state_dir=state, listen="127.0.0.1:0", metrics_listen="off", bootstrap_key=file), backend)
+    app = App(
+        Settings(state_dir=state, listen="127.0.0.1:0", http_listen="off", metrics_listen="off", bootstrap_key=file),
+        backend,
+    )
     try:
         await app.start()
         assert app._store is not None
@@ -189,7 +201,9 @@ async def test_another_secret_under_a_known_id_stops_the_start(state: Path, file
 def test_a_file_without_a_key_is_refused_unread_aloud(state: Path, file: Path, content: bytes, told: str) -> None:
     file.write_bytes(content)
     with pytest.raises(Error, match=told) as refused:
-        preflight(Settings(state_dir=state, listen="127.0.0.1:0", metrics_listen="off", bootstrap_key=file))
+        preflight(
+            Settings(state_dir=state, listen="127.0.0.1:0", http_listen="off", metrics_listen="off", bootstrap_key=file)
+        )
     assert refused.value.violations[0].field == "--bootstrap-key"
     assert not content.strip() or content.decode("latin-1").strip() not in refused.value.message
 

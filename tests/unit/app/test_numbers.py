@@ -192,7 +192,13 @@ async def wrong(channel: grpc.aio.Channel, number: Number, value: float) -> str:
 async def test_a_number_beyond_its_bounds_is_refused_and_one_within_is_not(tmp_path: Path) -> None:
     """A whole server, whose engine is scripted."""
     info = engine_info(VOCABULARY, tokenizer_path=str(write_tokenizer(tmp_path / "tokenizer")))
-    settings = Settings(state_dir=tmp_path / "state", listen="127.0.0.1:0", metrics_listen="off", audit={"log": "off"})
+    settings = Settings(
+        state_dir=tmp_path / "state",
+        listen="127.0.0.1:0",
+        http_listen="off",
+        metrics_listen="off",
+        audit={"log": "off"},
+    )
     async with (
         running_app(settings, FakeBackend(info, lambda _: Script((5,)))) as app,
         grpc.aio.insecure_channel(app.address) as channel,
