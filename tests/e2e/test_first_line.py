@@ -141,8 +141,9 @@ def test_field_14_no_home_and_no_user(tmp_path: Path) -> None:
         assert refused.returncode == 2
         last = refused.stderr.splitlines()[-1]
         assert last == "loramux: --state-dir: must be given: there is no home folder here (HOME is not set)"
+    doors_off = ("--http-listen", "off", "--metrics-listen", "off")
     for flags in (["--state-dir", "~/s"], ["--state-dir", str(tmp_path / "s"), "--model", "~nobody-at-all/m"]):
-        refused = as_nobody(loramux, "serve", "--listen", "127.0.0.1:0", "--metrics-listen", "off", *flags)
+        refused = as_nobody(loramux, "serve", "--listen", "127.0.0.1:0", *doors_off, *flags)
         assert refused.returncode in (1, 2)
         assert "write it out" in refused.stderr.splitlines()[-1]
     assert "no server answers" in as_nobody(loramux, "info", "--address", "127.0.0.1:1").stderr
