@@ -1,6 +1,6 @@
 """kill -9 at random moments under traffic, again and again: nothing acknowledged is lost, nothing is half there.
 
-For speed the engine only pretends. ``TEST_KILLS`` says how often (200).
+For speed the engine only pretends. ``TEST_KILLS`` says how often (100).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from tests.e2e import kill_child
 from tests.e2e.kills import KINDS, Start, kills
 from tests.unit.services.tiny_tokenizer import write_tokenizer
 
-KILLS = int(os.environ.get("TEST_KILLS", "200"))
+KILLS = int(os.environ.get("TEST_KILLS", "100"))
 
 _PROCESSES = multiprocessing.get_context("forkserver")
 _PROCESSES.set_forkserver_preload(["tests.e2e.kill_child"])

@@ -31,7 +31,7 @@ def test_life(seed: int) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(600)  # two minutes where other processes want the processors
 @given(SEEDS)
-@examples(4000)
+@examples(2000)
 def test_long_life(seed: int) -> None:
     simulate(seed, steps=150)
 
