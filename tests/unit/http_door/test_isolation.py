@@ -21,7 +21,13 @@ REQUESTS = {
     "deleteModel": None,
 }
 """Bodies without their model; None: the model is in the path."""
+BY_FILE = ("retrieveFile", "downloadFile", "deleteFile")
+BY_JOB = (
+    *("retrieveFineTuningJob", "listFineTuningEvents", "listFineTuningJobCheckpoints"),
+    *("cancelFineTuningJob", "pauseFineTuningJob", "resumeFineTuningJob"),
+)
 THEIRS, ABSENT = "anns", "nobd"
+ROWS = b'{"prompt": "Where?", "completion": " Here."}\n' * 8
 
 
 @pytest.fixture
@@ -54,7 +60,8 @@ async def answer_to(client: httpx2.AsyncClient, caller: str, operation: str, mod
 
 
 def test_every_operation_is_looked_at() -> None:
-    assert REQUESTS.keys() | {"listModels"} == METHODS.keys()
+    looked_at = {*REQUESTS, *BY_FILE, *BY_JOB, "listModels", "listFiles", "listPaginatedFineTuningJobs"}
+    assert looked_at | {"createFile", "createFineTuningJob"} == METHODS.keys()
 
 
 @pytest.mark.parametrize("looker", ["bob", "ann's narrow key", "operator"])
@@ -88,3 +95,49 @@ async def test_models_are_the_callers_own_and_the_shared_ones(door: tuple[World,
     await world.availability.services.adapters.share("ours", CALLERS["operator"])  # type: ignore[union-attr]
     assert await models("bob") == ["base", "ours"]
     assert await models("ann's narrow key") == ["base", "mine"]
+
+
+def without(text: str, id: str) -> str:
+    """A text without an id, and without the one of ours that it stands for."""
+    return text.replace(id, "<id>").replace(id.removeprefix("file-").removeprefix("ft"), "<id>")
+
+
+async def by_id(client: httpx2.AsyncClient, caller: str, operation: str, id: str) -> tuple[int, str, str]:
+    """As ``answer_to``, of an operation that has an id in its path."""
+    method, path = METHODS[operation]
+    headers = {"authorization": caller, "x-request-id": "the-same"}
+    answer = await client.request(method, path.replace("{file_id}", id).replace("{job_id}", id), headers=headers)
+    told = sorted((key, value) for key, value in answer.headers.items() if key != "date")
+    return answer.status_code, str(told), without(answer.text, id)
+
+
+async def test_files_and_jobs_of_another_tenant_answer_as_absent_ones(door: tuple[World, httpx2.AsyncClient]) -> None:
+    world, client = door
+    file = f"file-{(await world.caller('ann').dataset(ROWS)).id}"
+
+    async def create(caller: str, file: str) -> httpx2.Response:
+        headers = {"authorization": caller, "x-request-id": "the-same"}
+        body = {"model": "base", "training_file": file, "suffix": "theirs"}
+        return await client.post("/v1/fine_tuning/jobs", json=body, headers=headers)
+
+    made = await create("ann", file)
+    job = made.json()["id"]
+    assert made.status_code == 200
+    for id, operations, lookers in (
+        (file, BY_FILE, ("bob", "operator")),
+        (job, BY_JOB, ("bob", "operator", "ann's narrow key")),
+    ):
+        absent = id[:-4] + ("0000" if id[-4:] != "0000" else "1111")
+        for looker in lookers:
+            for operation in operations:
+                theirs = await by_id(client, looker, operation, id)
+                assert theirs == await by_id(client, looker, operation, absent), operation
+                assert theirs[0] in (404, 501), operation
+    refused = [await create("bob", id) for id in (file, file[:-4] + "0000")]
+    assert [answer.status_code for answer in refused] == [404, 404]
+    assert without(refused[0].text, file) == without(refused[1].text, file[:-4] + "0000")
+    for path in ("/v1/files", "/v1/fine_tuning/jobs"):
+        for caller, count in (("ann", 1), ("bob", 0), ("operator", 0)):
+            answer = await client.get(path, headers={"authorization": caller})
+            assert len(answer.json()["data"]) == count, (path, caller)
+    assert (await by_id(client, "ann", "cancelFineTuningJob", job))[0] == 200
