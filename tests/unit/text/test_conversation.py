@@ -245,9 +245,9 @@ HOSTILE = {
 @pytest.mark.parametrize("kind", HOSTILE)
 def test_tools_with_too_many_values_are_refused_after_one_bounded_walk(kind: str) -> None:
     found: list[str] = []
-    began = time.process_time()
+    began = time.thread_time()  # other threads of the tests have work of their own
     assert read_tools(HOSTILE[kind], "tools", lambda path, what: found.append(what)) is None
-    assert time.process_time() - began < 0.5  # reading it all and walking over it thrice took seconds
+    assert time.thread_time() - began < 1  # reading it all and walking over it thrice took seconds
     assert found == ["has more than 16384 values; that many are allowed"]
 
 
