@@ -101,7 +101,7 @@ def adapter_config(size: int, _: Path) -> Callable[[], object]:
 
 
 def page_token(size: int, _: Path) -> Callable[[], object]:
-    return lambda: read_token("W1tb" * size, str)
+    return lambda: read_token("W1tb" * size)
 
 
 def table(header: Callable[[int], str]) -> Work:
