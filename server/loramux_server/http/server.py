@@ -16,7 +16,7 @@ from ..host.ports import cannot_listen, why_not
 from ..host.tls import TlsContext, following
 from ..services.access.methods import require_all
 from ..services.availability import Availability
-from ..services.common.calls import Calls
+from ..services.common.calls import LAST_WORDS, Calls
 from .certificates import NamedProtocol
 from .exchange import Limits
 from .routes import FOLLOWS_A_JOB, METHODS, Application, full_name
@@ -26,8 +26,6 @@ MOST_CONNECTIONS = 4096
 MOST_HEADER_BYTES = 32 << 10
 KEEP_ALIVE = 75
 """Seconds that a connection may be silent between two requests."""
-LAST_WORDS = 3.0
-"""Seconds at most for calls that are ended to say why."""
 
 
 class HttpServer:
@@ -101,17 +99,7 @@ class HttpServer:
     async def drain(self, timeout: float) -> int:
         """Wait up to ``timeout`` seconds for the running calls, then end the rest; gives their number."""
         self._application.serving = False
-        self._calls.fail_running(FOLLOWS_A_JOB)
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(timeout):
-                await self._calls.wait_idle()
-        left = self.running
-        if left:
-            self._calls.fail_running()
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(LAST_WORDS):
-                    await self._calls.wait_idle()
-        return left
+        return await self._calls.drain(timeout, FOLLOWS_A_JOB)
 
     async def stop(self) -> None:
         """Stop listening and close all connections. Fine to call twice, and when ``start`` failed."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 from collections.abc import Callable
 
 from grpc import aio
@@ -25,7 +23,7 @@ from ..host.certificates import CertificateFiles
 from ..host.ports import cannot_listen, why_not
 from ..services.access.methods import require_all
 from ..services.availability import Availability
-from ..services.common.calls import Calls
+from ..services.common.calls import LAST_WORDS, Calls
 from .adapters import AdapterServicer
 from .inference import InferenceServicer
 from .interceptor import CallInterceptor
@@ -72,9 +70,6 @@ OPTIONS = (
 
 FOLLOWS_A_JOB = ("WatchJob",)
 """Calls that last as long as a job does: they are not waited for when the server stops."""
-
-LAST_WORDS = 3.0
-"""Seconds at most for calls that are ended to say why; callers that read nothing hold the stop up for so long."""
 
 
 class RpcServer:
@@ -156,17 +151,7 @@ class RpcServer:
         """
         await self.set_serving(False)
         self._stopping = True
-        self._calls.fail_running(FOLLOWS_A_JOB)
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(timeout):
-                await self._calls.wait_idle()
-        left = self.running
-        if left:
-            self._calls.fail_running()
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(LAST_WORDS):
-                    await self._calls.wait_idle()
-        return left
+        return await self._calls.drain(timeout, FOLLOWS_A_JOB)
 
     async def stop(self) -> None:
         """Stop listening and close all connections. Fine to call twice, and when ``start`` failed."""

@@ -8,7 +8,7 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, TypeVar
 
@@ -26,6 +26,9 @@ from .shielding import to_the_end
 logger = get_logger(__name__)
 
 R = TypeVar("R")
+
+LAST_WORDS = 3.0
+"""Seconds at most for calls that are ended to say why; callers that read nothing hold the stop up for so long."""
 
 _REQUEST_ID = re.compile(r"[!-~]{1,128}")
 
@@ -98,6 +101,24 @@ class Calls:
     async def wait_idle(self) -> None:
         """Return when no call is being answered."""
         await self._idle.wait()
+
+    async def drain(self, timeout: float, at_once: Iterable[str] = ()) -> int:
+        """Wait up to ``timeout`` seconds for the calls, then end the rest with UNAVAILABLE; gives their number.
+
+        Those of the methods ``at_once`` are not waited for. New calls must be refused by then.
+        """
+        self.fail_running(at_once)
+        await self._idle_within(timeout)
+        left = self.running
+        if left:
+            self.fail_running()
+            await self._idle_within(LAST_WORDS)
+        return left
+
+    async def _idle_within(self, seconds: float) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self.wait_idle()
 
     def fail_running(self, methods: Iterable[str] | None = None) -> None:
         """End calls (all, or those of ``methods``) with UNAVAILABLE because the server stops."""
