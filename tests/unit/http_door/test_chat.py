@@ -10,6 +10,8 @@ import openai
 import pytest
 
 from loramux_server.core.types import FinishReason
+from loramux_server.services.common.context import Context
+from loramux_server.text.chat_template import ChatTemplate
 
 from .conftest import Http
 
@@ -208,3 +210,20 @@ async def test_shapes(http: Http) -> None:
         assert http.backend.commands[-1].grammar is not None
     await http.openai.chat.completions.create(model="base", messages=CHAT, response_format={"type": "text"})
     assert http.backend.commands[-1].grammar is None
+
+
+async def test_thoughts_that_the_prompt_opens(context: Context, http: Http) -> None:
+    """The template decides, by the arguments that it is given; those that are none are refused before."""
+    source = "{% for m in messages %}{{ m['content'] }}{% endfor %}{% if thinking %}<think>\n{% endif %}{# </think> #}"
+    context.text.chat_template, kept = ChatTemplate(source + "{{ '</think>' if never }}"), context.text.chat_template
+    try:
+        http.answers("hm, 9</think>Nine.", finish=STOP)
+        body: dict[str, Any] = {"model": "base", "messages": CHAT}
+        for kwargs, thoughts, content in (({"thinking": True}, "hm, 9", "Nine."), ({}, None, "hm, 9</think>Nine.")):
+            answer = await http.raw.post("/v1/chat/completions", json={**body, "chat_template_kwargs": kwargs})
+            message = answer.json()["choices"][0]["message"]
+            assert (message.get("reasoning_content"), message["content"]) == (thoughts, content)
+        answer = await http.raw.post("/v1/chat/completions", json={**body, "chat_template_kwargs": {"messages": []}})
+        assert (answer.status_code, answer.json()["error"]["type"]) == (400, "invalid_request_error")
+    finally:
+        context.text.chat_template = kept

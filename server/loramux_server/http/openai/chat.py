@@ -8,10 +8,9 @@ from contextlib import aclosing
 from typing import Any
 
 from ...core import call as calls
-from ...core.types import Chunk
+from ...core.types import Chunk, Message
 from ...services.availability import Availability
-from ...services.inference.types import GenerateRequest
-from ...text import TextTokenizer
+from ...services.inference.types import GenerateRequest, TokenizeRequest
 from ...text.reasoning import OPEN, thinks
 from ...text.tool_calls import tool_format
 from ..exchange import Exchange
@@ -32,7 +31,7 @@ class ChatCompletions:
         asked = read(ChatRequest, await exchange.json())
         service = self._availability.open().generation
         request = chat_request(asked, calls.current(), service.defaults)
-        made = _Answers(request, self._format(asked))
+        made = _Answers(request, await self._format(asked, request))
         async with exchange.ended_by_disconnect():
             chunks = service.generate(request)
             if asked.stream:
@@ -41,7 +40,7 @@ class ChatCompletions:
             else:
                 await exchange.send_json(await made.whole(chunks))
 
-    def _format(self, asked: ChatRequest) -> AnswerFormat:
+    async def _format(self, asked: ChatRequest, request: GenerateRequest) -> AnswerFormat:
         context = self._availability.context
         assert context is not None
         template = context.text.chat_template
@@ -52,17 +51,21 @@ class ChatCompletions:
         return AnswerFormat(
             tools=tool_format(template.literals) if wants_calls else None,
             reasoning=reasoning,
-            opened=reasoning and _opens_thoughts(context.text, asked.chat_template_kwargs),
+            opened=reasoning and await self._opens_thoughts(request),
         )
 
+    async def _opens_thoughts(self, request: GenerateRequest) -> bool:
+        """Whether the template's opening of an assistant's turn has the opening mark at its end.
 
-def _opens_thoughts(text: TextTokenizer, kwargs: dict[str, Any] | None) -> bool:
-    """Whether the template's opening of an assistant's turn has the opening mark at its end."""
-    template = text.chat_template
-    assert template is not None
-    probe = [{"role": "user", "content": "x"}]
-    rendered = template.render(probe, add_generation_prompt=True, chat_template_kwargs=kwargs)
-    return rendered.rstrip().endswith(OPEN)
+        Asked of the service, which checks the template's arguments, and renders off the loop and in time.
+        """
+        probe = TokenizeRequest(
+            messages=(Message("user", "x"),),
+            chat_template_kwargs=request.chat_template_kwargs,
+            deadline=request.deadline,
+        )
+        tokens = await self._availability.open().generation.tokenize(probe)
+        return tokens.text.rstrip().endswith(OPEN)
 
 
 class _Answers:
