@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from .marks import begun
+
 OPEN, CLOSE = "<think>", "</think>"
 
 
@@ -49,10 +51,9 @@ class ReasoningReader:
                 yield from self._give(thought.rstrip())
                 self._inside, self._over, self._begun, self._held = False, True, False, rest
             else:
-                keep = _begun(self._held)
-                self._held, kept = self._held[: len(self._held) - keep], self._held[len(self._held) - keep :]
-                yield from self._give(self._held)
-                self._held = kept
+                keep = _undecided(self._held)
+                thought, self._held = self._held[: len(self._held) - keep], self._held[len(self._held) - keep :]
+                yield from self._give(thought)
                 return
         text, self._held = self._held, ""
         yield from self._give(text)
@@ -70,8 +71,8 @@ class ReasoningReader:
             yield Thought(text) if self._inside else text
 
 
-def _begun(text: str) -> int:
+def _undecided(text: str) -> int:
     """Characters at the end of the text that may be the beginning of the closing mark, or space before it."""
-    mark = next((size for size in range(min(len(CLOSE) - 1, len(text)), 0, -1) if text.endswith(CLOSE[:size])), 0)
+    mark = begun(text, CLOSE)
     before = text[: len(text) - mark]
     return mark + len(before) - len(before.rstrip())

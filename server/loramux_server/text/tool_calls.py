@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
+from .marks import begun
+
 
 class ToolFormat(StrEnum):
     """How a family of models writes a call."""
@@ -95,7 +97,7 @@ class ToolCallReader:
             before, found, rest = self._held.partition(mark)
             if not found:
                 # Space before a call is no text, nor is what may be the beginning of its mark.
-                kept = before[: len(before) - _begun(before, mark)].rstrip()
+                kept = before[: len(before) - begun(before, mark)].rstrip()
                 self._held = before[len(kept) :]
                 if kept:
                     yield kept
@@ -112,11 +114,6 @@ class ToolCallReader:
             yield from calls
         elif held:
             yield held
-
-
-def _begun(text: str, mark: str) -> int:
-    """Characters at the end of the text that may be the beginning of the mark."""
-    return next((size for size in range(min(len(mark) - 1, len(text)), 0, -1) if text.endswith(mark[:size])), 0)
 
 
 def _objects(text: str) -> list[str]:
