@@ -66,7 +66,7 @@ async def send_error(exchange: Exchange, error: Error) -> None:
     if exchange.started:
         if not exchange.sends_events:
             return
-        await exchange.send_event(error_object(error))
+        await exchange.send_event(exchange.error_event(error))
         await exchange.end()
         return
     exchange.headers.update(error_headers(error))

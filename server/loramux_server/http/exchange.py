@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, BinaryIO
@@ -14,6 +14,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.types import Message, Receive, Scope, Send
 
 from ..core.errors import Code, Error, invalid_field
+from .errors import error_object
 
 MAX_BODY = 8 << 20
 """Bytes of the largest body taken; files come in parts of their own."""
@@ -37,7 +38,7 @@ class Exchange:
     """A request and the answer to it. Headers of the answer may be added to ``headers`` until it has ``started``.
 
     ``sends_events``: the answer that has started is a stream of events. ``disconnected``: the client has left while
-    its answer was made.
+    its answer was made. ``error_event`` makes the last event of a stream that an error ends.
     """
 
     def __init__(self, scope: Scope, receive: Receive, send: Send, limits: Limits) -> None:
@@ -46,6 +47,8 @@ class Exchange:
         self.started = False
         self.sends_events = False
         self.disconnected = False
+        self.error_event: Callable[[Error], Any] = error_object
+        self._names_events = False
         self._receive, self._send, self._limits = receive, send, limits
 
     @property
@@ -114,8 +117,12 @@ class Exchange:
             await self._write({"type": "http.response.body", "body": piece, "more_body": True})
         await self.end()
 
-    async def send_events(self, events: AsyncGenerator[Any]) -> None:
-        """Server-sent events, started by the first one: what fails before it is answered with a status of its own."""
+    async def send_events(self, events: AsyncGenerator[Any], *, named: bool = False) -> None:
+        """Server-sent events, started by the first one: what fails before it is answered with a status of its own.
+
+        ``named``: every event has its ``type`` as its name too.
+        """
+        self._names_events = named
         async with aclosing(events):
             async for event in events:
                 if not self.started:
@@ -127,7 +134,8 @@ class Exchange:
     async def send_event(self, event: Any) -> None:
         """One event: JSON, or a text as it is."""
         data = event if isinstance(event, str) else json.dumps(event, ensure_ascii=False, allow_nan=False)
-        await self._write({"type": "http.response.body", "body": f"data: {data}\n\n".encode(), "more_body": True})
+        name = f"event: {event['type']}\n" if self._names_events else ""
+        await self._write({"type": "http.response.body", "body": f"{name}data: {data}\n\n".encode(), "more_body": True})
 
     async def end(self) -> None:
         """Nothing more comes."""
