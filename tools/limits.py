@@ -9,6 +9,7 @@ from pathlib import Path
 
 from pydantic import ByteSize
 
+from loramux_server.api import entries
 from loramux_server.config.limits import LimitSettings
 from loramux_server.config.tree import Leaf, leaves
 from loramux_server.core import bounds, json_values
@@ -17,7 +18,7 @@ from loramux_server.engine.grammar import host as grammar_host
 from loramux_server.engine.grammar import process as grammar_process
 from loramux_server.peft.config import MAX_CONFIG_BYTES
 from loramux_server.peft.weights_header import MAX_HEADER_BYTES
-from loramux_server.rpc import entries, server
+from loramux_server.rpc import server
 from loramux_server.services.jobs.checks import MAX_STACKS
 from loramux_server.services.jobs.dataset_report import MAX_SHOWN
 from loramux_server.services.jobs.service import MAX_KEY_BYTES

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import grpc
 
+from loramux_server.api.methods import METHODS
 from loramux_server.app.app import App
 from loramux_server.config import Settings
 from loramux_server.core.types import FinishReason
-from loramux_server.rpc.server import METHODS
 from tests.unit.services.fakes import FakeBackend, Script, engine_info
 from tests.unit.services.tiny_tokenizer import write_tokenizer
 

@@ -11,7 +11,7 @@ from google.protobuf.message_factory import GetMessageClass
 from hypothesis import strategies as st
 
 from loramux.v1 import adapters_pb2, inference_pb2, server_pb2, training_pb2
-from loramux_server.rpc.server import METHODS
+from loramux_server.api.methods import METHODS
 
 STREAMED = ("UploadAdapter", "UploadDataset")
 """Methods whose request is a stream."""

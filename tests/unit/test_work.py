@@ -18,12 +18,12 @@ from loramux._rows.json_rows import json_rows
 from loramux._wire.files import upload_dataset
 from loramux.convert import convert
 from loramux.v1 import inference_pb2 as pb
+from loramux_server.api.convert.inference import generate_from_proto
 from loramux_server.core.call import Call
 from loramux_server.core.errors import Error
 from loramux_server.core.principal import LOCAL
 from loramux_server.core.types import SamplingParams
 from loramux_server.peft.config import parse_config
-from loramux_server.rpc.convert.inference import generate_from_proto
 from loramux_server.services.common.limits import Limits
 from loramux_server.services.inference.checks import check_generation
 from loramux_server.store.paging import read_token

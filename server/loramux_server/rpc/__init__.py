@@ -1,1 +1,1 @@
-"""The gRPC door: servicers, conversion, one interceptor, one table from error to status. No logic of its own."""
+"""The gRPC door: the methods of the API under one interceptor. No logic of its own."""

@@ -15,15 +15,17 @@ import grpc
 from google.protobuf.message import Message
 from grpc import aio
 
-from ..core.errors import Code, Error, invalid_field
+from ..api.entries import check_entries
+from ..api.status import to_status
+from ..core.errors import Code, Error
 from ..services.access.access import Incoming
 from ..services.access.credentials import Credentials
-from ..services.common.calls import Calls, is_request_id, rename, request_id
+from ..services.common.calls import Calls, rename, request_id
 from ..services.common.shielding import to_the_end
-from .entries import check_entries
-from .status import DETAILS_KEY, STATUS, to_status
 from .tls import certificate_names
 
+STATUS: dict[Code, grpc.StatusCode] = {code: grpc.StatusCode[code.name] for code in Code}
+DETAILS_KEY = "grpc-status-details-bin"
 REQUEST_ID_KEY = "x-request-id"
 AUTHORIZATION_KEY = "authorization"
 NO_DEADLINE = 10 * 365 * 86400.0
@@ -90,8 +92,6 @@ class CallInterceptor(aio.ServerInterceptor):
         else:
             request = _read(data, handler.request_deserializer)
             if own := getattr(request, "request_id", ""):
-                if not is_request_id(own):
-                    raise invalid_field("request_id", "must be at most 128 printable ASCII characters without spaces")
                 named.append(rename(own).request_id)
         context.set_trailing_metadata(((REQUEST_ID_KEY, named[-1]),))
         if not handler.response_streaming:

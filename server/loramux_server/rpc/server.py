@@ -7,40 +7,18 @@ from collections.abc import Callable
 from grpc import aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-from loramux.v1 import (
-    adapters_pb2,
-    adapters_pb2_grpc,
-    inference_pb2,
-    inference_pb2_grpc,
-    server_pb2,
-    server_pb2_grpc,
-    training_pb2,
-    training_pb2_grpc,
-)
-
+from ..api.methods import FOLLOWS_A_JOB, METHODS, SERVICES, methods_of
 from ..config import Address
 from ..host.certificates import CertificateFiles
 from ..host.ports import cannot_listen, why_not
 from ..services.access.methods import require_all
 from ..services.availability import Availability
 from ..services.common.calls import LAST_WORDS, Calls
-from .adapters import AdapterServicer
-from .inference import InferenceServicer
+from .handlers import handlers_of
 from .interceptor import CallInterceptor
 from .reflection import enable_reflection
-from .server_info import ServerServicer
 from .tls import server_credentials
-from .training import TrainingServicer
 
-_DESCRIPTORS = (
-    inference_pb2.DESCRIPTOR.services_by_name["InferenceService"],
-    adapters_pb2.DESCRIPTOR.services_by_name["AdapterService"],
-    training_pb2.DESCRIPTOR.services_by_name["TrainingService"],
-    server_pb2.DESCRIPTOR.services_by_name["ServerService"],
-)
-SERVICES = tuple(service.full_name for service in _DESCRIPTORS)
-METHODS = tuple(f"{service.full_name}/{method.name}" for service in _DESCRIPTORS for method in service.methods)
-"""All that the door answers beside health and reflection."""
 LIVENESS = "liveness"
 """The name in the health service that is SERVING as long as the process lives; the others tell readiness."""
 SERVING = health_pb2.HealthCheckResponse.SERVING
@@ -67,9 +45,6 @@ OPTIONS = (
     ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
     ("grpc.http2.max_ping_strikes", 3),
 )
-
-FOLLOWS_A_JOB = ("WatchJob",)
-"""Calls that last as long as a job does: they are not waited for when the server stops."""
 
 
 class RpcServer:
@@ -120,10 +95,7 @@ class RpcServer:
         server = aio.server(interceptors=(self._interceptor,), options=(*OPTIONS, *self._age))
         await self._health.set(LIVENESS, SERVING)
         await self.set_serving(False)
-        inference_pb2_grpc.add_InferenceServiceServicer_to_server(InferenceServicer(self._availability), server)
-        adapters_pb2_grpc.add_AdapterServiceServicer_to_server(AdapterServicer(self._availability), server)
-        training_pb2_grpc.add_TrainingServiceServicer_to_server(TrainingServicer(self._availability), server)
-        server_pb2_grpc.add_ServerServiceServicer_to_server(ServerServicer(self._availability), server)
+        server.add_generic_rpc_handlers(handlers_of(methods_of(self._availability)))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         enable_reflection((*SERVICES, health.SERVICE_NAME), server)
         try:

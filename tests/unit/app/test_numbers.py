@@ -14,11 +14,11 @@ from google.protobuf import descriptor_pool, message_factory
 from google.protobuf.descriptor import Descriptor, FieldDescriptor, MethodDescriptor
 from google.protobuf.message import Message
 
+from loramux_server.api.methods import METHODS
 from loramux_server.app.embedded import running_app
 from loramux_server.config import Settings
 from loramux_server.core.bounds import LOGIT_BIAS, SAMPLING, SEED, WEIGHT, Bound
 from loramux_server.core.jobs import BOUNDS
-from loramux_server.rpc.server import METHODS
 from loramux_server.services.common.limits import Limits
 from tests.unit.services.fakes import FakeBackend, Script, engine_info
 from tests.unit.services.tiny_tokenizer import write_tokenizer

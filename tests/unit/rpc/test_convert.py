@@ -8,6 +8,7 @@ import pytest
 from google.protobuf.message import Message as ProtoMessage
 
 from loramux.v1 import adapters_pb2, common_pb2, inference_pb2, server_pb2, training_pb2
+from loramux_server.api.convert import adapters, common, inference, training
 from loramux_server.core.call import Call
 from loramux_server.core.compose import ComposeMethod
 from loramux_server.core.errors import Error
@@ -35,7 +36,6 @@ from loramux_server.core.types import (
     Usage,
 )
 from loramux_server.data.label_masks import MarkedText
-from loramux_server.rpc.convert import adapters, common, inference, training
 from loramux_server.services.adapters.types import AdapterInfo, ComposeRequest
 from loramux_server.services.availability import Readiness
 from loramux_server.services.inference.types import Choice, Completion, GenerateRequest, Score

@@ -25,12 +25,13 @@ from loramux.v1 import (
     training_pb2,
     training_pb2_grpc,
 )
+from loramux_server.api.methods import SERVICES
 from loramux_server.config import Address
 from loramux_server.core.backend import EngineStats
 from loramux_server.core.errors import Code, Error, invalid_field
 from loramux_server.core.principal import LOCAL
 from loramux_server.core.types import Chunk
-from loramux_server.rpc.server import SERVICES, RpcServer, check_free
+from loramux_server.rpc.server import RpcServer, check_free
 from loramux_server.services.access.access import Access
 from loramux_server.services.availability import Readiness
 from loramux_server.services.common.calls import Calls, GenerationLimit

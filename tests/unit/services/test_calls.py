@@ -7,11 +7,11 @@ from dataclasses import replace
 
 import pytest
 
+from loramux_server.api.methods import METHODS as RPC_METHODS
 from loramux_server.core.call import current
 from loramux_server.core.errors import Code, Error
 from loramux_server.core.principal import Principal, Scope
 from loramux_server.core.quota import Quota, Quotas
-from loramux_server.rpc.server import METHODS as RPC_METHODS
 from loramux_server.services.access.access import Access, Incoming
 from loramux_server.services.access.credentials import Credentials
 from loramux_server.services.access.methods import METHODS, require_all

@@ -15,8 +15,8 @@ from google.rpc import status_pb2
 from prometheus_client import generate_latest
 
 from loramux.v1 import adapters_pb2, common_pb2, inference_pb2, server_pb2, training_pb2
-from loramux_server.rpc.server import METHODS
-from loramux_server.rpc.status import DETAILS_KEY
+from loramux_server.api.methods import METHODS
+from loramux_server.rpc.interceptor import DETAILS_KEY
 from loramux_server.services.common.context import Context
 from loramux_server.store.paging import make_token
 

@@ -15,7 +15,7 @@ from typing import Any, Protocol, TypeVar
 import structlog
 
 from ...core.call import Call, current, enter, known
-from ...core.errors import Code, Error, internal_error, shutting_down
+from ...core.errors import Code, Error, internal_error, invalid_field, shutting_down
 from ...core.principal import Principal
 from ...telemetry.logs import get_logger
 from ..access.access import Access, Incoming
@@ -226,7 +226,9 @@ class Calls:
 
 
 def rename(request_id: str) -> Call:
-    """The current call under the id that its request names."""
+    """The current call under the id that its request names. Raises INVALID_ARGUMENT for one that cannot be used."""
+    if not is_request_id(request_id):
+        raise invalid_field("request_id", "must be at most 128 printable ASCII characters without spaces")
     call = replace(current(), request_id=request_id)
     enter(call)
     structlog.contextvars.bind_contextvars(request_id=request_id)

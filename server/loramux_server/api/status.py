@@ -1,19 +1,16 @@
-"""Errors as gRPC statuses, with ``google.rpc`` details for programs."""
+"""Errors as ``google.rpc.Status``, with details for programs: the same over every door."""
 
 from __future__ import annotations
 
-import grpc
 from google.protobuf import any_pb2
 from google.protobuf.message import Message
-from google.rpc import error_details_pb2, status_pb2
+from google.rpc import code_pb2, error_details_pb2, status_pb2
 
 from ..core.errors import Code, Error
 
-STATUS: dict[Code, grpc.StatusCode] = {code: grpc.StatusCode[code.name] for code in Code}
 DOMAIN = "loramux"
-DETAILS_KEY = "grpc-status-details-bin"
 
-# A client drops trailers of more than 8 KiB, and message and details travel in them, encoded.
+# A client of gRPC drops trailers of more than 8 KiB, and message and details travel in them, encoded.
 MAX_MESSAGE = 1000
 MAX_DETAILS = 3500
 MAX_VIOLATIONS = 20
@@ -28,7 +25,7 @@ def to_status(error: Error, request_id: str = "") -> status_pb2.Status:
         retry = error_details_pb2.RetryInfo()
         retry.retry_delay.FromNanoseconds(round(error.retry_after * 1e9))
         details.append(retry)
-    status = status_pb2.Status(code=STATUS[error.code].value[0], message=_cut(error.message, MAX_MESSAGE))
+    status = status_pb2.Status(code=code_pb2.Code.Value(error.code.name), message=_cut(error.message, MAX_MESSAGE))
     for detail in details:
         _pack(status, detail)
     if error.violations:

@@ -11,10 +11,9 @@ from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 
 from loramux.v1 import adapters_pb2, adapters_pb2_grpc, inference_pb2, inference_pb2_grpc, training_pb2
+from loramux_server.api.entries import MAX_ENTRIES, check_entries
 from loramux_server.core.errors import Code, Error
-from loramux_server.rpc.entries import MAX_ENTRIES, check_entries
-
-from .scripted import open_door
+from tests.unit.rpc.scripted import open_door
 
 REQUESTS = {
     method.input_type.full_name: method.input_type

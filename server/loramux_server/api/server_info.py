@@ -1,27 +1,20 @@
-"""What this server is, over gRPC."""
+"""What this server is,."""
 
 from __future__ import annotations
 
-from typing import Any
-
-from grpc import aio
-
 from loramux.v1 import server_pb2 as pb
-from loramux.v1 import server_pb2_grpc
 
 from ..core import call as calls
 from ..services.availability import Availability
 from .convert.server import server_info_to_proto
 
-Context = aio.ServicerContext[Any, Any]
 
-
-class ServerServicer(server_pb2_grpc.ServerServiceServicer):
+class ServerMethods:
     """``loramux.v1.ServerService``. It answers while the server loads, too."""
 
     def __init__(self, availability: Availability) -> None:
         self._availability = availability
 
-    async def GetServerInfo(self, request: pb.GetServerInfoRequest, context: Context) -> pb.ServerInfo:
+    async def GetServerInfo(self, request: pb.GetServerInfoRequest) -> pb.ServerInfo:
         caller = calls.principal()
         return server_info_to_proto(await self._availability.describe(caller), caller)

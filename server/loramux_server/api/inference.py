@@ -1,15 +1,11 @@
-"""Generation over gRPC."""
+"""Generation."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from typing import Any
-
-from grpc import aio
 
 from loramux.v1 import inference_pb2 as pb
-from loramux.v1 import inference_pb2_grpc
 
 from ..core import call as calls
 from ..services.availability import Availability
@@ -23,16 +19,14 @@ from .convert.inference import (
     tokens_to_proto,
 )
 
-Context = aio.ServicerContext[Any, Any]
 
-
-class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
+class InferenceMethods:
     """``loramux.v1.InferenceService``."""
 
     def __init__(self, availability: Availability) -> None:
         self._open = availability.open
 
-    async def Generate(self, request: pb.GenerateRequest, context: Context) -> AsyncGenerator[pb.GenerateResponse]:
+    async def Generate(self, request: pb.GenerateRequest) -> AsyncGenerator[pb.GenerateResponse]:
         service, call = self._open().generation, calls.current()
         wanted = generate_from_proto(request, call, service.defaults)
         request_id = call.request_id
@@ -42,15 +36,15 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
                 response.request_id, request_id = request_id, ""
                 yield response
 
-    async def GenerateOnce(self, request: pb.GenerateRequest, context: Context) -> pb.GenerateResult:
+    async def GenerateOnce(self, request: pb.GenerateRequest) -> pb.GenerateResult:
         service = self._open().generation
         wanted = generate_from_proto(request, calls.current(), service.defaults)
         return completion_to_proto(await service.generate_once(wanted), service.token_text)
 
-    async def Score(self, request: pb.ScoreRequest, context: Context) -> pb.ScoreResponse:
+    async def Score(self, request: pb.ScoreRequest) -> pb.ScoreResponse:
         service = self._open().generation
         return score_to_proto(await service.score(score_from_proto(request, calls.current())))
 
-    async def Tokenize(self, request: pb.TokenizeRequest, context: Context) -> pb.TokenizeResponse:
+    async def Tokenize(self, request: pb.TokenizeRequest) -> pb.TokenizeResponse:
         service = self._open().generation
         return tokens_to_proto(await service.tokenize(tokenize_from_proto(request, calls.current())))

@@ -9,9 +9,10 @@ import grpc
 from google.rpc import error_details_pb2
 
 import loramux_server
+from loramux_server.api.status import to_status
 from loramux_server.core.errors import Code, Error, FieldViolation, Reason, invalid, invalid_field
 from loramux_server.core.quota import exceeded
-from loramux_server.rpc.status import STATUS, to_status
+from loramux_server.rpc.interceptor import STATUS
 from loramux_server.store.jobs.table import MAX_REASON
 
 SERVER = Path(loramux_server.__file__).parent

@@ -1,15 +1,11 @@
-"""Training over gRPC."""
+"""Training."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
-from typing import Any
-
-from grpc import aio
 
 from loramux.v1 import training_pb2 as pb
-from loramux.v1 import training_pb2_grpc
 
 from ..core import call as calls
 from ..core.errors import invalid_field
@@ -25,18 +21,14 @@ from .convert.training import (
     states_from_proto,
 )
 
-Context = aio.ServicerContext[Any, Any]
 
-
-class TrainingServicer(training_pb2_grpc.TrainingServiceServicer):
+class TrainingMethods:
     """``loramux.v1.TrainingService``."""
 
     def __init__(self, availability: Availability) -> None:
         self._open = availability.open
 
-    async def UploadDataset(
-        self, request_iterator: AsyncIterator[pb.UploadDatasetRequest], context: Context
-    ) -> pb.Dataset:
+    async def UploadDataset(self, request_iterator: AsyncIterator[pb.UploadDatasetRequest]) -> pb.Dataset:
         service = self._open().training
         first = await anext(request_iterator, None)
         if first is None or first.WhichOneof("payload") != "header":
@@ -48,14 +40,14 @@ class TrainingServicer(training_pb2_grpc.TrainingServiceServicer):
         dataset = await service.upload_dataset(pieces, calls.principal(), name=header.name, sha256=header.sha256)
         return dataset_to_proto(dataset)
 
-    async def ListDatasets(self, request: pb.ListDatasetsRequest, context: Context) -> pb.ListDatasetsResponse:
+    async def ListDatasets(self, request: pb.ListDatasetsRequest) -> pb.ListDatasetsResponse:
         page = await self._open().training.list_datasets(
             calls.principal(), page_size=request.page_size or 100, page_token=request.page_token
         )
         datasets = map(dataset_to_proto, page.items)
         return pb.ListDatasetsResponse(datasets=datasets, next_page_token=page.next_page_token)
 
-    async def ValidateDataset(self, request: pb.ValidateDatasetRequest, context: Context) -> pb.ValidateDatasetResponse:
+    async def ValidateDataset(self, request: pb.ValidateDatasetRequest) -> pb.ValidateDatasetResponse:
         report = await self._open().training.validate_dataset(
             request.dataset_id,
             calls.principal(),
@@ -68,15 +60,15 @@ class TrainingServicer(training_pb2_grpc.TrainingServiceServicer):
         )
         return report_to_proto(report)
 
-    async def CreateJob(self, request: pb.CreateJobRequest, context: Context) -> pb.Job:
+    async def CreateJob(self, request: pb.CreateJobRequest) -> pb.Job:
         service = self._open().training
         call = calls.current()
         return job_to_proto(await service.create_job(job_from_proto(request, call), call.principal))
 
-    async def GetJob(self, request: pb.GetJobRequest, context: Context) -> pb.Job:
+    async def GetJob(self, request: pb.GetJobRequest) -> pb.Job:
         return job_to_proto(await self._open().training.get_job(request.job_id, calls.principal()))
 
-    async def ListJobs(self, request: pb.ListJobsRequest, context: Context) -> pb.ListJobsResponse:
+    async def ListJobs(self, request: pb.ListJobsRequest) -> pb.ListJobsResponse:
         page = await self._open().training.list_jobs(
             calls.principal(),
             states=states_from_proto(request.states),
@@ -86,16 +78,16 @@ class TrainingServicer(training_pb2_grpc.TrainingServiceServicer):
         )
         return pb.ListJobsResponse(jobs=[job_to_proto(j) for j in page.items], next_page_token=page.next_page_token)
 
-    async def CancelJob(self, request: pb.CancelJobRequest, context: Context) -> pb.Job:
+    async def CancelJob(self, request: pb.CancelJobRequest) -> pb.Job:
         return job_to_proto(await self._open().training.cancel_job(request.job_id, calls.principal()))
 
-    async def PauseJob(self, request: pb.PauseJobRequest, context: Context) -> pb.Job:
+    async def PauseJob(self, request: pb.PauseJobRequest) -> pb.Job:
         return job_to_proto(await self._open().training.pause_job(request.job_id, calls.principal()))
 
-    async def ResumeJob(self, request: pb.ResumeJobRequest, context: Context) -> pb.Job:
+    async def ResumeJob(self, request: pb.ResumeJobRequest) -> pb.Job:
         return job_to_proto(await self._open().training.resume_job(request.job_id, calls.principal()))
 
-    async def WatchJob(self, request: pb.WatchJobRequest, context: Context) -> AsyncGenerator[pb.JobEvent]:
+    async def WatchJob(self, request: pb.WatchJobRequest) -> AsyncGenerator[pb.JobEvent]:
         events = self._open().training.watch_job(
             request.job_id, calls.principal(), after_sequence=request.after_sequence
         )

@@ -1,14 +1,11 @@
-"""The adapter registry over gRPC."""
+"""The adapter registry."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator
-from typing import Any
-
-from grpc import aio
 
 from loramux.v1 import adapters_pb2 as pb
-from loramux.v1 import adapters_pb2_grpc, common_pb2
+from loramux.v1 import common_pb2
 
 from ..core import call as calls
 from ..core.errors import invalid_field
@@ -17,16 +14,14 @@ from ..services.common.types import FileSpec
 from .convert.adapters import adapter_to_proto, compose_from_proto, version_to_proto
 from .convert.common import from_proto, to_proto
 
-Context = aio.ServicerContext[Any, Any]
 
-
-class AdapterServicer(adapters_pb2_grpc.AdapterServiceServicer):
+class AdapterMethods:
     """``loramux.v1.AdapterService``."""
 
     def __init__(self, availability: Availability) -> None:
         self._open = availability.open
 
-    async def ListAdapters(self, request: pb.ListAdaptersRequest, context: Context) -> pb.ListAdaptersResponse:
+    async def ListAdapters(self, request: pb.ListAdaptersRequest) -> pb.ListAdaptersResponse:
         page = await self._open().adapters.list(
             calls.principal(),
             prefix=request.prefix,
@@ -37,12 +32,10 @@ class AdapterServicer(adapters_pb2_grpc.AdapterServiceServicer):
             adapters=[adapter_to_proto(a) for a in page.items], next_page_token=page.next_page_token
         )
 
-    async def GetAdapter(self, request: pb.GetAdapterRequest, context: Context) -> pb.Adapter:
+    async def GetAdapter(self, request: pb.GetAdapterRequest) -> pb.Adapter:
         return adapter_to_proto(await self._open().adapters.get(request.adapter, calls.principal()))
 
-    async def UploadAdapter(
-        self, request_iterator: AsyncIterator[pb.UploadAdapterRequest], context: Context
-    ) -> pb.AdapterVersion:
+    async def UploadAdapter(self, request_iterator: AsyncIterator[pb.UploadAdapterRequest]) -> pb.AdapterVersion:
         service = self._open().adapters
         first = await anext(request_iterator, None)
         if first is None or first.WhichOneof("payload") != "header":
@@ -58,9 +51,7 @@ class AdapterServicer(adapters_pb2_grpc.AdapterServiceServicer):
         )
         return version_to_proto(version)
 
-    async def DownloadAdapter(
-        self, request: pb.DownloadAdapterRequest, context: Context
-    ) -> AsyncGenerator[pb.DownloadAdapterResponse]:
+    async def DownloadAdapter(self, request: pb.DownloadAdapterRequest) -> AsyncGenerator[pb.DownloadAdapterResponse]:
         download = await self._open().adapters.download(request.adapter, calls.principal())
         yield pb.DownloadAdapterResponse(
             header=to_proto(pb.DownloadAdapterHeader, download, version=version_to_proto(download.version))
@@ -68,29 +59,29 @@ class AdapterServicer(adapters_pb2_grpc.AdapterServiceServicer):
         async for name, data in download.chunks:
             yield pb.DownloadAdapterResponse(chunk=common_pb2.FileChunk(name=name, data=data))
 
-    async def DeleteAdapter(self, request: pb.DeleteAdapterRequest, context: Context) -> pb.DeleteAdapterResponse:
+    async def DeleteAdapter(self, request: pb.DeleteAdapterRequest) -> pb.DeleteAdapterResponse:
         gone = await self._open().adapters.delete(request.adapter, calls.principal())
         return pb.DeleteAdapterResponse(versions_deleted=gone)
 
-    async def SetAlias(self, request: pb.SetAliasRequest, context: Context) -> pb.Adapter:
+    async def SetAlias(self, request: pb.SetAliasRequest) -> pb.Adapter:
         service = self._open().adapters
         adapter = await service.set_alias(request.name, request.version, calls.principal(), alias=request.alias)
         return adapter_to_proto(adapter)
 
-    async def PinAdapter(self, request: pb.PinAdapterRequest, context: Context) -> pb.Adapter:
+    async def PinAdapter(self, request: pb.PinAdapterRequest) -> pb.Adapter:
         return adapter_to_proto(await self._open().adapters.pin(request.adapter, calls.principal()))
 
-    async def UnpinAdapter(self, request: pb.UnpinAdapterRequest, context: Context) -> pb.Adapter:
+    async def UnpinAdapter(self, request: pb.UnpinAdapterRequest) -> pb.Adapter:
         return adapter_to_proto(await self._open().adapters.unpin(request.adapter, calls.principal()))
 
-    async def ComposeAdapter(self, request: pb.ComposeAdapterRequest, context: Context) -> pb.ComposeAdapterResponse:
+    async def ComposeAdapter(self, request: pb.ComposeAdapterRequest) -> pb.ComposeAdapterResponse:
         wanted = compose_from_proto(request, calls.principal())
         return pb.ComposeAdapterResponse(version=version_to_proto(await self._open().adapters.compose(wanted)))
 
-    async def ShareAdapter(self, request: pb.ShareAdapterRequest, context: Context) -> pb.Adapter:
+    async def ShareAdapter(self, request: pb.ShareAdapterRequest) -> pb.Adapter:
         return adapter_to_proto(await self._open().adapters.share(request.adapter, calls.principal()))
 
-    async def UnshareAdapter(self, request: pb.UnshareAdapterRequest, context: Context) -> pb.UnshareAdapterResponse:
+    async def UnshareAdapter(self, request: pb.UnshareAdapterRequest) -> pb.UnshareAdapterResponse:
         gone = await self._open().adapters.unshare(request.name, calls.principal())
         return pb.UnshareAdapterResponse(versions_unshared=gone)
 
