@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from starlette.types import Receive, Scope, Send
 
@@ -20,13 +20,17 @@ from .exchange import Exchange, Limits
 REQUEST_ID = "x-request-id"
 
 Handler: TypeAlias = Callable[[Exchange], Awaitable[None]]
+ErrorBody: TypeAlias = Callable[[Error, str], Any]
+"""Makes the JSON of an error and the id of its request, as the clients of an API read it."""
 
 
 class Endpoint:
     """Answers one method of the table of methods; an ASGI application of its own."""
 
-    def __init__(self, method: str, handler: Handler, calls: Calls, limits: Limits) -> None:
-        self._method, self._handler = method, handler
+    def __init__(
+        self, method: str, handler: Handler, calls: Calls, limits: Limits, errors: ErrorBody = error_object
+    ) -> None:
+        self._method, self._handler, self._errors = method, handler, errors
         self._calls, self._limits = calls, limits
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -34,6 +38,7 @@ class Endpoint:
         headers = exchange.request_headers
         id = request_id(headers.get(REQUEST_ID, ""))
         exchange.headers[REQUEST_ID] = id
+        exchange.error_body = exchange.error_event = lambda error: self._errors(error, exchange.headers[REQUEST_ID])
         host, port = scope.get("client") or ("", 0)
         incoming = Incoming(
             method=self._method,
@@ -70,4 +75,4 @@ async def send_error(exchange: Exchange, error: Error) -> None:
         await exchange.end()
         return
     exchange.headers.update(error_headers(error))
-    await exchange.send_json(error_object(error), status_of(error))
+    await exchange.send_json(exchange.error_body(error), status_of(error))

@@ -35,8 +35,11 @@ def status_of(error: Error) -> int:
     return STATUSES.get(error.reason, error.code.http)
 
 
-def error_object(error: Error) -> dict[str, Any]:
-    """``{"error": {...}}`` as OpenAI's clients read it; ``violations`` has all bad fields, ``param`` the first."""
+def error_object(error: Error, request_id: str = "") -> dict[str, Any]:
+    """``{"error": {...}}`` as OpenAI's clients read it; ``violations`` has all bad fields, ``param`` the first.
+
+    OpenAI tells the id of the request in a header alone.
+    """
     body: dict[str, Any] = {
         "message": error.message,
         "type": TYPES.get(error.code, "invalid_request_error"),

@@ -38,7 +38,8 @@ class Exchange:
     """A request and the answer to it. Headers of the answer may be added to ``headers`` until it has ``started``.
 
     ``sends_events``: the answer that has started is a stream of events. ``disconnected``: the client has left while
-    its answer was made. ``error_event`` makes the last event of a stream that an error ends.
+    its answer was made. ``error_body`` makes the answer of an error, ``error_event`` the last event of a stream that an
+    error ends.
     """
 
     def __init__(self, scope: Scope, receive: Receive, send: Send, limits: Limits) -> None:
@@ -47,6 +48,7 @@ class Exchange:
         self.started = False
         self.sends_events = False
         self.disconnected = False
+        self.error_body: Callable[[Error], Any] = error_object
         self.error_event: Callable[[Error], Any] = error_object
         self._names_events = False
         self._receive, self._send, self._limits = receive, send, limits
