@@ -7,21 +7,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ...core.types import Chunk, FinishReason, TokenLogprob, Usage
-from ...text.reasoning import ReasoningReader, Thought
-from ...text.tool_calls import ToolCall, ToolCallReader, ToolFormat
+from ...text.reasoning import Thought
+from ...text.tool_calls import ToolCall
+from ..parts import AnswerFormat, PartReader
 
 FINISH = {FinishReason.STOP: "stop", FinishReason.LENGTH: "length", FinishReason.CANCELLED: "stop"}
-
-
-@dataclass(frozen=True, slots=True)
-class AnswerFormat:
-    """What a chat's answers may hold beside content."""
-
-    tools: ToolFormat | None = None
-    """None: calls are not looked for."""
-    reasoning: bool = False
-    opened: bool = False
-    """Whether the prompt ends inside the thoughts."""
 
 
 @dataclass
@@ -37,13 +27,12 @@ class ChoiceAnswer:
     finish_reason: str | None = None
 
     def __post_init__(self) -> None:
-        self._reasoning = ReasoningReader(self.format.opened) if self.format.reasoning else None
-        self._tools = ToolCallReader(self.format.tools) if self.format.tools is not None else None
+        self._reader = PartReader(self.format)
 
     def add(self, chunk: Chunk) -> Iterator[dict[str, Any]]:
         """The deltas that a chunk makes; there may be none yet."""
         self.logprobs += [logprob_of(entry) for entry in chunk.logprobs]
-        for part in self._parts(chunk):
+        for part in self._reader.push(chunk):
             match part:
                 case Thought(text):
                     self.thoughts += text
@@ -72,24 +61,6 @@ class ChoiceAnswer:
         if self.calls:
             message["tool_calls"] = self.calls
         return message
-
-    def _parts(self, chunk: Chunk) -> Iterator[str | Thought | ToolCall]:
-        done = chunk.finish_reason is not None
-        if self._reasoning is None:
-            yield from self._called([chunk.text] if chunk.text else [], done)
-            return
-        parts = [*self._reasoning.push(chunk.text), *(self._reasoning.finish() if done else ())]
-        yield from (part for part in parts if isinstance(part, Thought))
-        yield from self._called([part for part in parts if isinstance(part, str)], done)
-
-    def _called(self, texts: list[str], done: bool) -> Iterator[str | ToolCall]:
-        if self._tools is None:
-            yield from texts
-            return
-        for text in texts:
-            yield from self._tools.push(text)
-        if done:
-            yield from self._tools.finish()
 
 
 def logprob_of(entry: TokenLogprob) -> dict[str, Any]:

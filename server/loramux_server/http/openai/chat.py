@@ -8,16 +8,16 @@ from contextlib import aclosing
 from typing import Any
 
 from ...core import call as calls
-from ...core.types import Chunk, Message
+from ...core.types import Chunk
 from ...services.availability import Availability
-from ...services.inference.types import GenerateRequest, TokenizeRequest
-from ...text.reasoning import OPEN, thinks
-from ...text.tool_calls import tool_format
+from ...services.inference.types import GenerateRequest
 from ..exchange import Exchange
-from .answer import AnswerFormat, ChoiceAnswer, usage_of
+from ..fields import read
+from ..names import model_name
+from ..parts import AnswerFormat, answer_format
+from .answer import ChoiceAnswer, usage_of
 from .convert import chat_request
-from .names import model_name
-from .schema import ChatRequest, read
+from .schema import ChatRequest
 
 
 class ChatCompletions:
@@ -31,7 +31,7 @@ class ChatCompletions:
         asked = read(ChatRequest, await exchange.json())
         service = self._availability.open().generation
         request = chat_request(asked, calls.current(), service.defaults)
-        made = _Answers(request, await self._format(asked, request))
+        made = _Answers(request, await answer_format(self._availability, request))
         async with exchange.ended_by_disconnect():
             chunks = service.generate(request)
             if asked.stream:
@@ -39,33 +39,6 @@ class ChatCompletions:
                 await exchange.send_events(made.stream(chunks, usage))
             else:
                 await exchange.send_json(await made.whole(chunks))
-
-    async def _format(self, asked: ChatRequest, request: GenerateRequest) -> AnswerFormat:
-        context = self._availability.context
-        assert context is not None
-        template = context.text.chat_template
-        if template is None:
-            return AnswerFormat()
-        wants_calls = bool(asked.tools) and asked.tool_choice != "none" and not asked.response_format
-        reasoning = thinks(template.literals) and not asked.continue_final_message
-        return AnswerFormat(
-            tools=tool_format(template.literals) if wants_calls else None,
-            reasoning=reasoning,
-            opened=reasoning and await self._opens_thoughts(request),
-        )
-
-    async def _opens_thoughts(self, request: GenerateRequest) -> bool:
-        """Whether the template's opening of an assistant's turn has the opening mark at its end.
-
-        Asked of the service, which checks the template's arguments, and renders off the loop and in time.
-        """
-        probe = TokenizeRequest(
-            messages=(Message("user", "x"),),
-            chat_template_kwargs=request.chat_template_kwargs,
-            deadline=request.deadline,
-        )
-        tokens = await self._availability.open().generation.tokenize(probe)
-        return tokens.text.rstrip().endswith(OPEN)
 
 
 class _Answers:

@@ -14,10 +14,11 @@ from ...services.availability import Availability
 from ...services.inference.service import GenerationService
 from ...services.inference.types import GenerateRequest
 from ..exchange import Exchange
+from ..fields import read
+from ..names import model_name
 from .answer import FINISH, usage_of
 from .convert import completion_requests
-from .names import model_name
-from .schema import CompletionRequest, read
+from .schema import CompletionRequest
 
 MOST_PROMPTS = 16
 

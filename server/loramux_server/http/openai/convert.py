@@ -9,7 +9,8 @@ from ...core.call import Call
 from ...core.errors import invalid_field
 from ...core.types import Message, SamplingParams, StackItem
 from ...services.inference.types import GenerateRequest
-from .names import parse_model
+from ..fields import as_text
+from ..names import parse_model
 from .schema import (
     ChatMessage,
     ChatRequest,
@@ -18,7 +19,6 @@ from .schema import (
     Sampling,
     StructuredOutputs,
     TextFormat,
-    as_text,
 )
 
 _SAME = (
@@ -35,7 +35,7 @@ def chat_request(asked: ChatRequest, call: Call, defaults: SamplingParams) -> Ge
         raise invalid_field("max_tokens", "must be left out beside max_completion_tokens")
     if asked.top_logprobs is not None and not asked.logprobs:
         raise invalid_field("top_logprobs", "needs logprobs: true")
-    shown = asked.tools if asked.tool_choice != "none" else None
+    shown = (asked.tools or None) if asked.tool_choice != "none" else None
     sampling = _sampling(asked, defaults)
     if asked.max_completion_tokens is not None:
         sampling = replace(sampling, max_tokens=asked.max_completion_tokens)

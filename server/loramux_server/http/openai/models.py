@@ -9,7 +9,7 @@ from ...core.errors import adapter_not_found, invalid_field
 from ...services.adapters.types import AdapterInfo
 from ...services.availability import Availability
 from ..exchange import Exchange
-from .names import BASE, adapter_named
+from ..names import BASE, adapter_named
 
 PAGE = 1000
 

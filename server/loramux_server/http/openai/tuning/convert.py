@@ -14,8 +14,8 @@ from ....core.errors import Error, FieldViolation, invalid_field
 from ....core.jobs import MIN_ACCURACY, Gate, JobRequest, TrainSpec
 from ....core.types import StackItem
 from ....services.jobs.recipes import chosen_rate
-from ..names import parse_model
-from ..schema import as_text
+from ...fields import as_text
+from ...names import parse_model
 from .ids import dataset_id
 from .requests import CreateJob, Hyperparameters, Loramux, MinAccuracy
 

@@ -10,8 +10,8 @@ from ....core.errors import Code, Error, invalid_field
 from ....services.availability import Availability
 from ....store.records import DatasetRecord
 from ...exchange import Exchange
+from ...fields import read
 from ...multipart import OVERHEAD, Form, Part
-from ..schema import read
 from .ids import dataset_id
 from .objects import PURPOSE, file_object
 from .queries import FilesQuery, given, listed

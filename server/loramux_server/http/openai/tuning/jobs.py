@@ -13,7 +13,7 @@ from ....services.availability import Availability
 from ....services.jobs.service import TrainingService
 from ....store.records import EventRecord, JobRecord
 from ...exchange import Exchange
-from ..schema import read
+from ...fields import read
 from .convert import AskedJob
 from .ids import own_job_id, sequence_of
 from .objects import checkpoint_object, event_object, job_object

@@ -9,7 +9,7 @@ from ....core.backend import EngineInfo
 from ....core.jobs import JobState, TrainEvent, TrainEventType
 from ....services.jobs.recipes import chosen_rate
 from ....store.records import DatasetRecord, EventRecord, JobRecord
-from ..names import BASE
+from ...names import BASE
 from .ids import event_id, file_id, job_id
 
 PURPOSE = "fine-tune"

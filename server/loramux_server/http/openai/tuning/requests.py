@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import StrictBool, StrictInt, StrictStr
 
-from ..schema import Number, Strict
+from ...fields import Number, Strict
 
 Auto = Literal["auto"]
 

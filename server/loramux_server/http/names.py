@@ -1,11 +1,11 @@
-"""Models of OpenAI's requests: ``base``, an adapter, or a stack written ``acme+json:0.5``."""
+"""Models as requests name them: ``base``, an adapter, or a stack written ``acme+json:0.5``."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from ...core.errors import invalid_field
-from ...core.types import StackEntry, StackItem
+from ..core.errors import invalid_field
+from ..core.types import StackEntry, StackItem
 
 BASE = "base"
 """The name of the base alone; no adapter can have it."""
