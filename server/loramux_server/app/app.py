@@ -84,7 +84,10 @@ class App:
             ),
         ]
         if settings.http_listen is not None:
-            self.doors.append(HttpServer(self.availability, calls(), settings.http_listen, certificate=certificate))
+            console = settings.console == "on"
+            self.doors.append(
+                HttpServer(self.availability, calls(), settings.http_listen, certificate=certificate, console=console)
+            )
         """What clients speak to. The first one is gRPC."""
         self._endpoint = metrics_endpoint(settings, self._metrics, certificate)
         self._store: Store | None = None

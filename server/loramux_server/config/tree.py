@@ -54,6 +54,9 @@ class Settings(LimitSettings, BaseSettings):
     http_listen: OptionalAddress = setting(
         Address("127.0.0.1", 8000), "Network", "HOST:PORT", "where OpenAI's API is served over HTTP, or off"
     )
+    console: Literal["on", "off"] = setting(
+        "on", "Network", "on|off", "whether the HTTP door has the console, a page for browsers, at /"
+    )
     metrics_listen: OptionalAddress = setting(
         Address("127.0.0.1", 9464), "Network", "HOST:PORT", "where Prometheus metrics are served, or off"
     )

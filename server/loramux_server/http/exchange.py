@@ -112,6 +112,11 @@ class Exchange:
         await self._start(status, {"content-type": content_type, "content-length": str(len(body))})
         await self._write({"type": "http.response.body", "body": body})
 
+    async def send_nothing(self, status: int) -> None:
+        """An answer that has no body."""
+        await self._start(status, {})
+        await self._write({"type": "http.response.body", "body": b""})
+
     async def send_file(self, file: BinaryIO, size: int, content_type: str) -> None:
         """A whole file of ``size`` bytes, a piece at a time."""
         await self._start(200, {"content-type": content_type, "content-length": str(size)})

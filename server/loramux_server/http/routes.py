@@ -13,6 +13,7 @@ from loramux import __version__
 from ..core.errors import Code, Error
 from ..services.availability import Availability, Readiness
 from ..services.common.calls import Calls, request_id
+from .console.files import ConsoleFiles
 from .endpoint import REQUEST_ID, Endpoint, Handler, send_error
 from .exchange import Exchange, Limits
 from .openai.chat import ChatCompletions
@@ -55,7 +56,7 @@ def full_name(operation: str) -> str:
 class Application:
     """The door as an ASGI application. ``serving`` is what health says beside the server's own life."""
 
-    def __init__(self, availability: Availability, calls: Calls, limits: Limits) -> None:
+    def __init__(self, availability: Availability, calls: Calls, limits: Limits, *, console: bool) -> None:
         self._availability = availability
         self._limits = limits
         self.serving = False
@@ -92,6 +93,10 @@ class Application:
             ("/version", self._version),
         ):
             applications[path] = {"GET": _Open(handler, limits)}
+        if console:
+            console_files = ConsoleFiles()
+            page = _Open(console_files.send, limits)
+            applications |= {path: {"GET": page, "HEAD": page} for path in console_files}
         routes = [Route(path, _ByMethod(by_method, limits)) for path, by_method in applications.items()]
         self._router = Router(routes, redirect_slashes=False, default=_Open(self._unknown, limits))
 

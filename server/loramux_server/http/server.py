@@ -39,12 +39,13 @@ class HttpServer:
         *,
         certificate: CertificateFiles | None = None,
         limits: Limits | None = None,
+        console: bool = True,
     ) -> None:
         require_all(map(full_name, METHODS))
         self._address = address
         self._calls = calls
         self._tls = None if certificate is None else TlsContext(certificate, ask_clients=True)
-        self._application = Application(availability, calls, limits or Limits())
+        self._application = Application(availability, calls, limits or Limits(), console=console)
         self._server: _Server | None = None
         self._task: asyncio.Task[None] | None = None
 
