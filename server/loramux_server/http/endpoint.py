@@ -1,50 +1,43 @@
-"""What every request gets, whatever its route: an id, the one decision about calls, errors as OpenAI has them."""
+"""What every request gets, whatever its route: an id, the one decision about calls, errors as its API has them."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
+from starlette.datastructures import Headers
 from starlette.types import Receive, Scope, Send
 
 from ..core.errors import Error
 from ..services.access.access import Incoming
 from ..services.access.credentials import Credentials
-from ..services.common.calls import Calls, request_id
+from ..services.common.calls import Calls
 from .certificates import certificate_names
-from .errors import error_headers, error_object, status_of
+from .errors import OPENAI, Convention, error_headers
 from .exchange import Exchange, Limits
 
-REQUEST_ID = "x-request-id"
-
 Handler: TypeAlias = Callable[[Exchange], Awaitable[None]]
-ErrorBody: TypeAlias = Callable[[Error, str], Any]
-"""Makes the JSON of an error and the id of its request, as the clients of an API read it."""
 
 
 class Endpoint:
     """Answers one method of the table of methods; an ASGI application of its own."""
 
     def __init__(
-        self, method: str, handler: Handler, calls: Calls, limits: Limits, errors: ErrorBody = error_object
+        self, method: str, handler: Handler, calls: Calls, limits: Limits, convention: Convention = OPENAI
     ) -> None:
-        self._method, self._handler, self._errors = method, handler, errors
-        self._calls, self._limits = calls, limits
+        self._method, self._handler = method, handler
+        self._calls, self._limits, self._convention = calls, limits, convention
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        exchange = Exchange(scope, receive, send, self._limits)
-        headers = exchange.request_headers
-        id = request_id(headers.get(REQUEST_ID, ""))
-        exchange.headers[REQUEST_ID] = id
-        exchange.error_body = exchange.error_event = lambda error: self._errors(error, exchange.headers[REQUEST_ID])
+        exchange = Exchange(scope, receive, send, self._limits, self._convention)
         host, port = scope.get("client") or ("", 0)
         incoming = Incoming(
             method=self._method,
-            request_id=id,
+            request_id=exchange.request_id,
             credentials=Credentials(
-                tuple(headers.getlist("authorization")), certificate_names(scope), f"{host}:{port}" if host else ""
+                _shown(exchange.request_headers), certificate_names(scope), f"{host}:{port}" if host else ""
             ),
         )
         try:
@@ -63,6 +56,13 @@ class Endpoint:
                 raise
 
 
+def _shown(headers: Headers) -> tuple[str, ...]:
+    """What the caller shows: ``authorization``, and each ``x-api-key`` that is not the same key once more."""
+    shown = headers.getlist("authorization")
+    keys = [f"Bearer {key}" for key in headers.getlist("x-api-key") if key]
+    return (*shown, *(key for key in keys if key not in shown))
+
+
 async def send_error(exchange: Exchange, error: Error) -> None:
     """The error as the whole answer, or as the last event of a stream that has begun.
 
@@ -75,4 +75,4 @@ async def send_error(exchange: Exchange, error: Error) -> None:
         await exchange.end()
         return
     exchange.headers.update(error_headers(error))
-    await exchange.send_json(exchange.error_body(error), status_of(error))
+    await exchange.send_json(exchange.error_body(error), exchange.convention.status_of(error))

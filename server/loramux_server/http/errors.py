@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from ..core.errors import Code, Error, Reason
+
+REQUEST_ID = "x-request-id"
 
 TYPES = {
     Code.UNAUTHENTICATED: "authentication_error",
@@ -49,6 +53,20 @@ def error_object(error: Error, request_id: str = "") -> dict[str, Any]:
     if error.violations:
         body["violations"] = [{"field": v.field, "description": v.description} for v in error.violations]
     return {"error": body}
+
+
+@dataclass(frozen=True, slots=True)
+class Convention:
+    """How the answers of an API say what went wrong, and with which request."""
+
+    error_object: Callable[[Error, str], Any]
+    """Makes the JSON of an error and the id of its request."""
+    status_of: Callable[[Error], int] = status_of
+    id_headers: tuple[str, ...] = (REQUEST_ID,)
+    """Headers that tell the id of the request."""
+
+
+OPENAI = Convention(error_object)
 
 
 def error_headers(error: Error) -> dict[str, str]:

@@ -14,7 +14,8 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.types import Message, Receive, Scope, Send
 
 from ..core.errors import Code, Error, invalid_field
-from .errors import error_object
+from ..services.common.calls import request_id
+from .errors import OPENAI, REQUEST_ID, Convention
 
 MAX_BODY = 8 << 20
 """Bytes of the largest body taken; files come in parts of their own."""
@@ -38,18 +39,20 @@ class Exchange:
     """A request and the answer to it. Headers of the answer may be added to ``headers`` until it has ``started``.
 
     ``sends_events``: the answer that has started is a stream of events. ``disconnected``: the client has left while
-    its answer was made. ``error_body`` makes the answer of an error, ``error_event`` the last event of a stream that an
-    error ends.
+    its answer was made. ``error_event`` makes the last event of a stream that an error ends.
     """
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send, limits: Limits) -> None:
+    def __init__(
+        self, scope: Scope, receive: Receive, send: Send, limits: Limits, convention: Convention = OPENAI
+    ) -> None:
         self.request = Request(scope, receive)
-        self.headers: dict[str, str] = {}
+        self.request_id = request_id(self.request.headers.get(REQUEST_ID, ""))
+        self.convention = convention
+        self.headers: dict[str, str] = dict.fromkeys(convention.id_headers, self.request_id)
         self.started = False
         self.sends_events = False
         self.disconnected = False
-        self.error_body: Callable[[Error], Any] = error_object
-        self.error_event: Callable[[Error], Any] = error_object
+        self.error_event: Callable[[Error], Any] = self.error_body
         self._names_events = False
         self._receive, self._send, self._limits = receive, send, limits
 
@@ -60,6 +63,10 @@ class Exchange:
     @property
     def path_params(self) -> dict[str, Any]:
         return self.request.path_params
+
+    def error_body(self, error: Error) -> Any:
+        """The answer of an error."""
+        return self.convention.error_object(error, self.request_id)
 
     async def json(self) -> Any:
         """The body as JSON. Raises INVALID_ARGUMENT for what is none, RESOURCE_EXHAUSTED for one that is too large."""

@@ -12,9 +12,9 @@ from loramux import __version__
 
 from ..core.errors import Code, Error
 from ..services.availability import Availability, Readiness
-from ..services.common.calls import Calls, request_id
+from ..services.common.calls import Calls
 from .console.files import ConsoleFiles
-from .endpoint import REQUEST_ID, Endpoint, Handler, send_error
+from .endpoint import Endpoint, Handler, send_error
 from .exchange import Exchange, Limits
 from .openai.chat import ChatCompletions
 from .openai.completions import Completions
@@ -145,7 +145,6 @@ class _Open:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         exchange = Exchange(scope, receive, send, self._limits)
-        exchange.headers[REQUEST_ID] = request_id(exchange.request_headers.get(REQUEST_ID, ""))
         try:
             await self._handler(exchange)
         except Error as error:

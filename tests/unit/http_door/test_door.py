@@ -60,6 +60,27 @@ async def test_nothing_is_answered_without_a_key_but_health(http: Http) -> None:
         await client.models.delete("acme")
 
 
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ([("x-api-key", "reader")], 200),
+        ([("x-api-key", "reader"), ("authorization", "Bearer reader")], 200),
+        ([("x-api-key", ""), ("authorization", "Bearer reader")], 200),
+        ([("x-api-key", "")], 401),
+        ([("x-api-key", "wrong")], 401),
+        ([("x-api-key", "owner"), ("authorization", "Bearer reader")], 401),
+        ([("x-api-key", "wrong"), ("authorization", "Bearer reader")], 401),
+        ([("x-api-key", "reader"), ("authorization", "Basic reader")], 401),
+        ([("x-api-key", "reader"), ("x-api-key", "reader")], 401),
+        ([("x-api-key", "reader"), ("x-api-key", "owner")], 401),
+    ],
+)
+async def test_a_key_in_a_header_of_its_own(http: Http, headers: list[tuple[str, str]], status: int) -> None:
+    """It is the same bearer, and two that differ are none."""
+    http.access.authenticator = Keys()
+    assert (await http.raw.get("/v1/models", headers=headers)).status_code == status
+
+
 async def test_paths_and_methods_that_do_not_exist(http: Http) -> None:
     answer = await http.raw.get("/v1/nothing")
     assert (answer.status_code, answer.json()["error"]["code"]) == (404, "not_found")
