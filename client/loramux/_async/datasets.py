@@ -33,6 +33,12 @@ class AsyncDatasets:
         found = await self._transport.items(self._stub.ListDatasets, request, "datasets", limit)
         return [responses.dataset(message) for message in found]
 
+    async def delete(self, dataset: Dataset | str) -> None:
+        """Delete a dataset, given as such or by its id. FailedPrecondition while a job that may still run has it."""
+        request = training_pb2.DeleteDatasetRequest()
+        assign(request, {"dataset_id": dataset.id if isinstance(dataset, Dataset) else dataset})
+        await self._transport.unary(self._stub.DeleteDataset, request)
+
     async def validate(
         self,
         data: Data | Dataset,

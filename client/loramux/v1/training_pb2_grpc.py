@@ -45,6 +45,11 @@ class TrainingServiceStub:
                 request_serializer=loramux_dot_v1_dot_training__pb2.ListDatasetsRequest.SerializeToString,
                 response_deserializer=loramux_dot_v1_dot_training__pb2.ListDatasetsResponse.FromString,
                 _registered_method=True)
+        self.DeleteDataset = channel.unary_unary(
+                '/loramux.v1.TrainingService/DeleteDataset',
+                request_serializer=loramux_dot_v1_dot_training__pb2.DeleteDatasetRequest.SerializeToString,
+                response_deserializer=loramux_dot_v1_dot_training__pb2.DeleteDatasetResponse.FromString,
+                _registered_method=True)
         self.ValidateDataset = channel.unary_unary(
                 '/loramux.v1.TrainingService/ValidateDataset',
                 request_serializer=loramux_dot_v1_dot_training__pb2.ValidateDatasetRequest.SerializeToString,
@@ -100,6 +105,13 @@ class TrainingServiceServicer:
 
     def ListDatasets(self, request, context):
         """Lists the caller's stored datasets, newest first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteDataset(self, request, context):
+        """Deletes a stored dataset. FAILED_PRECONDITION while a job that may still run has it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -173,6 +185,11 @@ def add_TrainingServiceServicer_to_server(servicer, server):
                     servicer.ListDatasets,
                     request_deserializer=loramux_dot_v1_dot_training__pb2.ListDatasetsRequest.FromString,
                     response_serializer=loramux_dot_v1_dot_training__pb2.ListDatasetsResponse.SerializeToString,
+            ),
+            'DeleteDataset': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteDataset,
+                    request_deserializer=loramux_dot_v1_dot_training__pb2.DeleteDatasetRequest.FromString,
+                    response_serializer=loramux_dot_v1_dot_training__pb2.DeleteDatasetResponse.SerializeToString,
             ),
             'ValidateDataset': grpc.unary_unary_rpc_method_handler(
                     servicer.ValidateDataset,
@@ -270,6 +287,33 @@ class TrainingService:
             '/loramux.v1.TrainingService/ListDatasets',
             loramux_dot_v1_dot_training__pb2.ListDatasetsRequest.SerializeToString,
             loramux_dot_v1_dot_training__pb2.ListDatasetsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteDataset(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/loramux.v1.TrainingService/DeleteDataset',
+            loramux_dot_v1_dot_training__pb2.DeleteDatasetRequest.SerializeToString,
+            loramux_dot_v1_dot_training__pb2.DeleteDatasetResponse.FromString,
             options,
             channel_credentials,
             insecure,

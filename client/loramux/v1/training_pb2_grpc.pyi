@@ -37,6 +37,8 @@ class TrainingServiceStub:
     """Stores a dataset as it is, named by its content. First message: `header`; then the bytes in order."""
     ListDatasets: _grpc.UnaryUnaryMultiCallable[_training_pb2.ListDatasetsRequest, _training_pb2.ListDatasetsResponse]
     """Lists the caller's stored datasets, newest first."""
+    DeleteDataset: _grpc.UnaryUnaryMultiCallable[_training_pb2.DeleteDatasetRequest, _training_pb2.DeleteDatasetResponse]
+    """Deletes a stored dataset. FAILED_PRECONDITION while a job that may still run has it."""
     ValidateDataset: _grpc.UnaryUnaryMultiCallable[_training_pb2.ValidateDatasetRequest, _training_pb2.ValidateDatasetResponse]
     """Checks all rows of a stored dataset and tells what training on it would cost."""
     CreateJob: _grpc.UnaryUnaryMultiCallable[_training_pb2.CreateJobRequest, _training_pb2.Job]
@@ -63,6 +65,8 @@ class TrainingServiceAsyncStub(TrainingServiceStub):
     """Stores a dataset as it is, named by its content. First message: `header`; then the bytes in order."""
     ListDatasets: _aio.UnaryUnaryMultiCallable[_training_pb2.ListDatasetsRequest, _training_pb2.ListDatasetsResponse]  # type: ignore[assignment]
     """Lists the caller's stored datasets, newest first."""
+    DeleteDataset: _aio.UnaryUnaryMultiCallable[_training_pb2.DeleteDatasetRequest, _training_pb2.DeleteDatasetResponse]  # type: ignore[assignment]
+    """Deletes a stored dataset. FAILED_PRECONDITION while a job that may still run has it."""
     ValidateDataset: _aio.UnaryUnaryMultiCallable[_training_pb2.ValidateDatasetRequest, _training_pb2.ValidateDatasetResponse]  # type: ignore[assignment]
     """Checks all rows of a stored dataset and tells what training on it would cost."""
     CreateJob: _aio.UnaryUnaryMultiCallable[_training_pb2.CreateJobRequest, _training_pb2.Job]  # type: ignore[assignment]
@@ -98,6 +102,14 @@ class TrainingServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_training_pb2.ListDatasetsResponse, _abc.Awaitable[_training_pb2.ListDatasetsResponse]]:
         """Lists the caller's stored datasets, newest first."""
+
+    @_abc_1.abstractmethod
+    def DeleteDataset(
+        self,
+        request: _training_pb2.DeleteDatasetRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_training_pb2.DeleteDatasetResponse, _abc.Awaitable[_training_pb2.DeleteDatasetResponse]]:
+        """Deletes a stored dataset. FAILED_PRECONDITION while a job that may still run has it."""
 
     @_abc_1.abstractmethod
     def ValidateDataset(

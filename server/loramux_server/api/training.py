@@ -47,6 +47,10 @@ class TrainingMethods:
         datasets = map(dataset_to_proto, page.items)
         return pb.ListDatasetsResponse(datasets=datasets, next_page_token=page.next_page_token)
 
+    async def DeleteDataset(self, request: pb.DeleteDatasetRequest) -> pb.DeleteDatasetResponse:
+        await self._open().training.delete_dataset(request.dataset_id, calls.principal())
+        return pb.DeleteDatasetResponse()
+
     async def ValidateDataset(self, request: pb.ValidateDatasetRequest) -> pb.ValidateDatasetResponse:
         report = await self._open().training.validate_dataset(
             request.dataset_id,

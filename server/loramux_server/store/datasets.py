@@ -15,11 +15,13 @@ import sqlalchemy as sa
 from sqlalchemy import Connection, Row
 
 from ..core.errors import MISSING, Code, Error, is_damage
+from ..core.principal import Viewer, names_of, tenant_of
 from ..host.files import open_regular, storage_errors
 from .blobs.blobs import BlobStore
 from .blobs.files import damaged
 from .damage import DamageCount, Kind
 from .database import Database, read_row
+from .jobs.rows import using_dataset
 from .paging import check_page_size, make_token, read_token, unknown_token
 from .quotas import check_dataset
 from .records import DatasetRecord
@@ -95,6 +97,28 @@ class DatasetTable:
         page = found[:page_size]
         records = tuple(read_row(row, DatasetRecord) for row in page)
         return records, make_token(page[-1].id) if len(found) > page_size else ""
+
+    def delete(self, dataset_id: str, viewer: Viewer) -> DatasetRecord:
+        """Forget a dataset; gives what it was. Its file stays until it is collected.
+
+        Raises FAILED_PRECONDITION while a job that may still run has it: its rows are read again where the job's own
+        are damaged. Jobs that ended keep their record, and a failed one keeps its own rows.
+        """
+        tenant, names = tenant_of(viewer), names_of(viewer)
+        with self._db.write("dataset.delete") as connection:
+            found = _row(connection, dataset_id, tenant)
+            if found is None:
+                raise _not_found(dataset_id)
+            if (job := using_dataset(connection, dataset_id, tenant)) is not None:
+                seen = names is None or job.name in names
+                who = f"job {job.id}, which is {job.state}" if seen else "a job that this key does not see"
+                raise Error(
+                    Code.FAILED_PRECONDITION,
+                    f"dataset {dataset_id} is used by {who}; wait until it has ended, or cancel it",
+                    reason="DATASET_IN_USE",
+                )
+            connection.execute(d.delete().where(d.c.seq == found.seq))
+        return read_row(found, DatasetRecord)
 
     def open(self, dataset_id: str, tenant: str) -> BufferedReader:
         """The file of a dataset to look at, unchecked: who takes rows from it checks all of its bytes."""

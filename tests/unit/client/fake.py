@@ -275,6 +275,9 @@ class Training(training_pb2_grpc.TrainingServiceServicer):
         answer = self.fake.take("ListDatasets", request, context)
         return answer or training_pb2.ListDatasetsResponse(datasets=[training_pb2.Dataset(id="ds-1", name="a.jsonl")])
 
+    def DeleteDataset(self, request: Any, context: Any) -> Any:
+        return self.fake.take("DeleteDataset", request, context) or training_pb2.DeleteDatasetResponse()
+
     def ValidateDataset(self, request: Any, context: Any) -> Any:
         self.fake.take("ValidateDataset", request, context)
         return training_pb2.ValidateDatasetResponse(

@@ -285,6 +285,15 @@ def test_datasets_are_listed(fake: Fake, shell: Shell) -> None:
     assert (shell("datasets", "ls"), "no datasets" in shell.out) == (0, True)
 
 
+def test_datasets_are_deleted(fake: Fake, shell: Shell) -> None:
+    asked: list[str] = []
+    fake.handlers["DeleteDataset"] = lambda request, *_: asked.append(request.dataset_id)
+    assert shell("datasets", "rm", "ds-1", "ds-2") == 0
+    assert (asked, shell.out) == (["ds-1", "ds-2"], "deleted ds-1, ds-2\n")
+    assert shell("datasets", "delete", "ds-3", "--json") == 0
+    assert (asked[2:], json.loads(shell.out)) == (["ds-3"], {"deleted": ["ds-3"]})
+
+
 def test_jobs(fake: Fake, shell: Shell) -> None:
     fake.job.metrics["loss"] = 0.5
     assert shell("jobs", "ls", "--state", "running") == 0

@@ -205,6 +205,13 @@ def test_datasets(fake: Fake, client: Client, tmp_path: Path) -> None:
     assert (row.line, row.text[1].text, row.text[1].trained, row.tokens) == (4, "Here.<end>", True, 9)
 
 
+def test_datasets_are_deleted(fake: Fake, client: Client) -> None:
+    (stored,) = client.datasets.list()
+    for named in (stored, "ds-1"):
+        client.datasets.delete(named)
+        assert fake.last("DeleteDataset").dataset_id == "ds-1"
+
+
 def test_training_on_pairs_and_with_replay(fake: Fake, client: Client) -> None:
     pairs = [{"prompt": "a", "chosen": " b", "rejected": " c"}]
     client.train("polite", data=pairs, method="dpo", beta=0.2)

@@ -8,7 +8,7 @@ from typing import Any
 
 import openai
 import pytest
-from openai.types import FileObject
+from openai.types import FileDeleted, FileObject
 
 from loramux_server.core.principal import Principal, Scope
 from loramux_server.services.access.credentials import Credentials
@@ -46,9 +46,24 @@ async def test_a_file_is_a_dataset(http: Http) -> None:
     (dataset,), _ = http.context.store.datasets.list("default")
     assert (f"file-{dataset.id}", dataset.rows) == (stored.id, 12)
     assert (await http.openai.files.retrieve(dataset.id)).id == stored.id
-    with pytest.raises(openai.APIStatusError, match="cannot be deleted") as caught:
+
+
+async def test_a_file_is_deleted_when_no_job_has_it(http: Http) -> None:
+    stored = await upload(http)
+    job = await http.openai.fine_tuning.jobs.create(model="base", training_file=stored.id)
+    with pytest.raises(openai.BadRequestError, match=job.id.removeprefix("ft")) as caught:
         await http.openai.files.delete(stored.id)
-    assert (caught.value.status_code, caught.value.code) == (501, "unimplemented")
+    assert caught.value.code == "dataset_in_use"
+    await http.openai.fine_tuning.jobs.cancel(job.id)
+    gone = await http.openai.files.delete(stored.id)
+    FileDeleted.model_validate(gone.model_dump(), strict=True)
+    assert (gone.id, gone.deleted) == (stored.id, True)
+    assert http.context.unused.is_set()  # its bytes are collected
+    for call in (http.openai.files.retrieve, http.openai.files.content, http.openai.files.delete):
+        with pytest.raises(openai.NotFoundError):
+            await call(stored.id)
+    assert (await http.openai.fine_tuning.jobs.retrieve(job.id)).training_file == stored.id
+    assert (await upload(http)).id == stored.id
 
 
 async def test_lists_of_files_have_pages(http: Http) -> None:

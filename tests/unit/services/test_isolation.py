@@ -33,9 +33,11 @@ class Objects:
     adapter: str
     dataset: str
     job: str
+    unused_dataset: str
+    """One that no job has."""
 
 
-ABSENT = Objects("nobodys", f"ds-{'0' * 16}", f"job-{'0' * 20}")
+ABSENT = Objects("nobodys", f"ds-{'0' * 16}", f"job-{'0' * 20}", f"ds-{'0' * 15}1")
 ROWS = [{"prompt": f"Where is shop {i}?", "completion": f" In street {i}."} for i in range(4)]
 PROMPT = "Where is shop 1?"
 
@@ -120,6 +122,9 @@ CASES = {
     "pause": Case("TrainingService/PauseJob", lambda o, own: training_pb2.PauseJobRequest(job_id=o.job)),
     "resume": Case("TrainingService/ResumeJob", lambda o, own: training_pb2.ResumeJobRequest(job_id=o.job)),
     "cancel": Case("TrainingService/CancelJob", lambda o, own: training_pb2.CancelJobRequest(job_id=o.job)),
+    "delete a dataset": Case(
+        "TrainingService/DeleteDataset", lambda o, own: training_pb2.DeleteDatasetRequest(dataset_id=o.unused_dataset)
+    ),
     "merge": Case(
         "AdapterService/ComposeAdapter",
         lambda o, own: adapters_pb2.ComposeAdapterRequest(name="mine", adapters=_stack(o.adapter)),
@@ -160,7 +165,8 @@ async def make_objects(owner: Caller, context: Context, name: str) -> Objects:
     await owner.one("AdapterService/SetAlias", alias)
     dataset = (await owner.dataset(jsonl(ROWS))).id
     job = await owner.one("TrainingService/CreateJob", _job(dataset, name=name, idempotency_key=f"once {name}"))
-    return Objects(name, dataset, job.id)
+    unused = (await owner.dataset(jsonl([{**ROWS[0], "completion": f" For {name}."}]))).id
+    return Objects(name, dataset, job.id, unused)
 
 
 async def answer_to(caller: Caller, case: Case, objects: Objects, own: str) -> tuple[object, ...]:
@@ -186,7 +192,7 @@ async def test_what_is_not_for_the_caller_answers_as_what_does_not_exist(context
         own = (await other.dataset(jsonl(ROWS[:3]))).id
         answers = {}
         for name, case in CASES.items():
-            if looker == "ann's narrow key" and "dataset" in _named_by(case):
+            if looker == "ann's narrow key" and _named_by(case) & {"dataset", "unused_dataset"}:
                 continue  # datasets are the tenant's, whatever the key
             answers[name] = (
                 await answer_to(other, case, theirs, own),
@@ -207,7 +213,7 @@ async def test_what_is_not_for_the_caller_answers_as_what_does_not_exist(context
 
 def _named_by(case: Case) -> set[str]:
     """The kinds of objects that a case's request names."""
-    text = str(case.make(Objects("<adapter>", "<dataset>", "<job>"), "own"))
+    text = str(case.make(Objects("<adapter>", "<dataset>", "<job>", "<unused_dataset>"), "own"))
     return {field.name for field in fields(Objects) if f"<{field.name}>" in text}
 
 
@@ -267,7 +273,7 @@ async def test_lists_and_counts_hold_the_callers_own(context: Context) -> None:
         adapters, _, datasets, jobs, _ = [await narrow.one(*one) for one in lists]
         assert [adapter.name for adapter in adapters.adapters] == ["mine"]
         assert [job.name for job in jobs.jobs] == ["mine"]
-        assert len(datasets.datasets) == 1
+        assert len(datasets.datasets) == 3
         seen = await narrow.one("ServerService/GetServerInfo", server_pb2.GetServerInfoRequest())
         assert (seen.adapters_total, dict(seen.jobs)) == (1, {"queued": 1})
 

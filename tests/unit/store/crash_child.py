@@ -39,6 +39,10 @@ def act(store: Store, source: Path, action: str) -> str:
     if action == "unalias":
         store.adapters.remove_alias("old", "t", "first")
         return "removed"
+    if action == "delete a dataset":
+        (dataset,) = store.datasets.list("t")[0]
+        store.datasets.delete(dataset.id, "t")
+        return str(store.collect_orphans())
     if action == "backup":
         return str(backup(store.state.path, source.parent / "backup").created)
     if action == "create":

@@ -204,6 +204,30 @@ def test_delete_and_collect(state: Path, tmp_path: Path, failpoint: str, there: 
 
 
 @pytest.mark.parametrize(
+    ("failpoint", "there"),
+    [
+        ("dataset.delete.before_commit", True),
+        ("dataset.delete.committed", False),
+        ("collect.before_rename", False),
+        ("collect.renamed", False),
+    ],
+)
+def test_delete_a_dataset(state: Path, tmp_path: Path, failpoint: str, there: bool) -> None:
+    source = tmp_path / "rows.jsonl"
+    source.write_text("rows")
+    store = Store.open(state)
+    dataset = store.datasets.put(source, "t")
+    store.close()
+    crash(state, tmp_path, "delete a dataset", failpoint)
+    store = Store.open(state)
+    assert store.datasets.list("t")[0] == ((dataset,) if there else ())
+    if there:
+        store.datasets.delete(dataset.id, "t")
+    sound(store)
+    store.close()
+
+
+@pytest.mark.parametrize(
     ("failpoint", "jobs"), [("job.folder_kept", 1), ("job.create.before_commit", 1), ("job.create.committed", 2)]
 )
 def test_create_job(state: Path, tmp_path: Path, failpoint: str, jobs: int) -> None:

@@ -7,7 +7,16 @@ from pathlib import Path
 import pytest
 
 from loramux_server.core.errors import Code, Error
+from loramux_server.core.jobs import JobRequest, JobState, TrainSpec
+from loramux_server.core.principal import Principal
+from loramux_server.store.records import DatasetRecord
 from loramux_server.store.store import Store
+
+
+def put(store: Store, tmp_path: Path, content: bytes, tenant: str = "t") -> DatasetRecord:
+    source = tmp_path / "rows.jsonl"
+    source.write_bytes(content)
+    return store.datasets.put(source, tenant)
 
 
 def test_the_same_bytes_are_one_dataset(store: Store, tmp_path: Path) -> None:
@@ -56,3 +65,43 @@ def test_unknown_ids(store: Store, dataset_id: str) -> None:
         store.datasets.get(dataset_id, "t")
     assert caught.value.code is Code.NOT_FOUND
     assert len(caught.value.message) < 200
+
+
+def test_what_is_deleted_is_gone(store: Store, tmp_path: Path) -> None:
+    one, other = put(store, tmp_path, b"1"), put(store, tmp_path, b"1", "u")
+    assert store.datasets.delete(one.id, "t") == one
+    with pytest.raises(Error) as caught:
+        store.datasets.delete(one.id, "t")
+    assert (caught.value.code, caught.value.reason) == (Code.NOT_FOUND, "DATASET_NOT_FOUND")
+    assert store.collect_orphans() == ()  # another tenant has the same bytes
+    assert store.datasets.list("u")[0] == (other,)
+    store.datasets.delete(other.id, "u")
+    assert store.collect_orphans() == (one.digest,)
+    assert put(store, tmp_path, b"1").id == one.id
+
+
+@pytest.mark.parametrize("use", ["rows", "held-out", "replay"])
+def test_what_an_unfinished_job_has_is_not_deleted(store: Store, tmp_path: Path, use: str) -> None:
+    one, other = put(store, tmp_path, b"1"), put(store, tmp_path, b"2")
+    theirs = put(store, tmp_path, b"1", "u")
+    request = JobRequest(
+        name="acme",
+        dataset_id=one.id if use == "rows" else other.id,
+        tenant="t",
+        validation_dataset_id=one.id if use == "held-out" else "",
+        spec=TrainSpec(replay=one.id if use == "replay" else ""),
+    )
+    job = store.jobs.create(request)
+    for state in (None, JobState.RUNNING, JobState.PAUSED, JobState.QUEUED):
+        if state is not None:
+            store.jobs.move(job.id, state)
+        with pytest.raises(Error, match=job.id) as caught:
+            store.datasets.delete(one.id, "t")
+        assert (caught.value.code, caught.value.reason) == (Code.FAILED_PRECONDITION, "DATASET_IN_USE")
+    with pytest.raises(Error) as caught:  # a key that must not know of the job
+        store.datasets.delete(one.id, Principal("t", frozenset(), "k", frozenset({"other"})))
+    assert job.id not in caught.value.message
+    assert store.datasets.delete(theirs.id, "u") == theirs
+    store.jobs.move(job.id, JobState.CANCELLED)
+    assert store.datasets.delete(one.id, "t") == one
+    assert store.jobs.get(job.id).request == request

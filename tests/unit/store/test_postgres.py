@@ -21,7 +21,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 
 from loramux_server.core.errors import Code, Error
-from loramux_server.core.jobs import JobRequest, JobState, TrainEvent, TrainEventType
+from loramux_server.core.jobs import JobRequest, JobState, TrainEvent, TrainEventType, TrainSpec
 from loramux_server.core.keys import ApiKey
 from loramux_server.core.principal import Principal, Scope
 from loramux_server.core.types import StackItem
@@ -195,6 +195,17 @@ def test_the_doctor_mends_here_too(store: Store, folder: Make) -> None:
     assert [f.subject for f in found] == ["a@1"]
     repair(store.database, store.blobs, found)
     assert examine(store.database, store.blobs) == []
+
+
+def test_datasets_that_jobs_have(store: Store, tmp_path: Path) -> None:
+    source = tmp_path / "rows.jsonl"
+    source.write_text("rows")
+    one = store.datasets.put(source, "t")
+    job = store.jobs.create(JobRequest("acme", "ds-0", "t", TrainSpec(replay=one.id)))
+    with pytest.raises(Error, match=job.id):
+        store.datasets.delete(one.id, "t")
+    store.jobs.move(job.id, JobState.CANCELLED)
+    assert store.datasets.delete(one.id, "t") == one
 
 
 def test_a_server_that_is_not_there(tmp_path: Path) -> None:

@@ -107,7 +107,10 @@ def test_bytes_are_those_of_adapters_and_datasets_together(store: Store, folder:
     dataset(store, tmp_path, "x" * 9)
     dataset(store, tmp_path, "y")
     store.adapters.delete("one", "t")
-    dataset(store, tmp_path, "z" * size)
+    gone = dataset(store, tmp_path, "z" * size)
+    refused(lambda: dataset(store, tmp_path, "y" * 2))
+    store.datasets.delete(gone, "t")
+    dataset(store, tmp_path, "y" * size)
 
 
 def test_uploads_at_once_do_not_slip_under_a_limit_together(store: Store, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from ..common import (
     print_fields,
     print_json,
     print_notes,
+    print_result,
     settings_of,
     size,
     template_args,
@@ -34,13 +35,13 @@ if TYPE_CHECKING:
 
 File = Annotated[Path, typer.Argument(help="File of rows: .jsonl, .json, .csv, .tsv or .parquet.")]
 
-app = typer.Typer(name="datasets", help="List, check, show and convert training data.", no_args_is_help=True)
+app = typer.Typer(name="datasets", help="List, check, show, convert and delete training data.", no_args_is_help=True)
 convert.register(app)
 
 
 @app.callback()
 def _group() -> None:
-    """List, check, show and convert training data."""
+    """List, check, show, convert and delete training data."""
 
 
 @app.command("ls")
@@ -55,6 +56,20 @@ def list_datasets(context: typer.Context, json: Json = False) -> None:
     else:
         rows = ([d.id, d.name, d.rows, size(d.size_bytes), when(d.created_at)] for d in found)
         print_table(["DATASET", "NAME", "ROWS>", "SIZE>", "CREATED"], rows)
+
+
+@app.command("rm")
+@app.command("delete", hidden=True)
+def delete(
+    context: typer.Context,
+    datasets: Annotated[list[str], typer.Argument(metavar="DATASET...", help="Ids, as ls prints them.")],
+    json: Json = False,
+) -> None:
+    """Delete stored datasets. What a job that may still run has is refused; adapters that were trained stay."""
+    with connect(context) as client:
+        for dataset in datasets:
+            client.datasets.delete(dataset)
+    print_result({"deleted": datasets}, f"deleted {', '.join(datasets)}", json)
 
 
 @app.command()

@@ -43,6 +43,7 @@ METHODS: Mapping[str, Method] = MappingProxyType(
         "loramux.v1.AdapterService/UnshareAdapter": Method(Scope.ADMIN, audited=True),
         "loramux.v1.TrainingService/UploadDataset": Method(Scope.TRAIN, audited=True),
         "loramux.v1.TrainingService/ListDatasets": Method(Scope.TRAIN),
+        "loramux.v1.TrainingService/DeleteDataset": Method(Scope.TRAIN, audited=True),
         "loramux.v1.TrainingService/ValidateDataset": Method(Scope.TRAIN),
         "loramux.v1.TrainingService/CreateJob": Method(Scope.TRAIN, audited=True),
         "loramux.v1.TrainingService/GetJob": Method(Scope.TRAIN),

@@ -46,6 +46,7 @@ class TrainingService:
         self._store, self._text = context.store, context.text
         self._info, self._limits = context.info, context.limits
         self._board = board
+        self._unused = context.unused
         self._worker = DatasetWorker(context)
         self._checks = DatasetChecks(context, self._worker)
         self._stacks = context.stacks
@@ -73,6 +74,13 @@ class TrainingService:
     async def open_dataset(self, dataset_id: str, principal: Principal) -> BinaryIO:
         """The bytes of a stored dataset, checked. Raises DATA_LOSS when they are not what was stored."""
         return await asyncio.to_thread(self._store.datasets.open_checked, dataset_id, principal.tenant)
+
+    async def delete_dataset(self, dataset_id: str, principal: Principal) -> DatasetRecord:
+        """Forget a dataset; gives what it was. FAILED_PRECONDITION while a job that may still run has it."""
+        about(dataset_id)
+        gone = await asyncio.to_thread(self._store.datasets.delete, dataset_id, principal)
+        self._unused.set()
+        return gone
 
     async def list_datasets(
         self,

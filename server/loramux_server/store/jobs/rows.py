@@ -92,6 +92,18 @@ def unfinished(connection: Connection) -> list[tuple[str, dict[str, str]]]:
     return [(row.id, row.donors or {}) for row in connection.execute(query.order_by(j.c.seq)).all()]
 
 
+def using_dataset(connection: Connection, dataset_id: str, owner: str) -> Row[Any] | None:
+    """The oldest job of an owner that may still run and reads a dataset."""
+    request = j.c.request
+    uses = sa.or_(
+        request["dataset_id"].as_string() == dataset_id,
+        request["validation_dataset_id"].as_string() == dataset_id,
+        request[("spec", "replay")].as_string() == dataset_id,
+    )
+    unfinished = j.c.state.not_in([s.value for s in JobState if s.final])
+    return connection.execute(JOBS.where(j.c.owner == owner, unfinished, uses).order_by(j.c.seq).limit(1)).first()
+
+
 def donor_digests(connection: Connection) -> frozenset[str]:
     """Blobs that some unfinished job needs."""
     return frozenset(digest for _, donors in unfinished(connection) for digest in donors.values())

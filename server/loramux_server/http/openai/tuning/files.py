@@ -6,13 +6,13 @@ from collections.abc import AsyncIterator
 from contextlib import aclosing
 
 from ....core import call as calls
-from ....core.errors import Code, Error, invalid_field
+from ....core.errors import invalid_field
 from ....services.availability import Availability
 from ....store.records import DatasetRecord
 from ...exchange import Exchange
 from ...fields import read
 from ...multipart import OVERHEAD, Form, Part
-from .ids import dataset_id
+from .ids import dataset_id, file_id
 from .objects import PURPOSE, file_object
 from .queries import FilesQuery, given, listed
 
@@ -69,12 +69,9 @@ class Files:
                 await exchange.send_file(file, stored.size_bytes, "application/octet-stream")
 
     async def delete(self, exchange: Exchange) -> None:
-        """Not yet possible."""
-        stored = await self._availability.open().training.get_dataset(_asked_for(exchange), calls.principal())
-        raise Error(
-            Code.UNIMPLEMENTED,
-            f"dataset {stored.id} cannot be deleted: this server keeps the datasets that it was given",
-        )
+        """Forget one."""
+        gone = await self._availability.open().training.delete_dataset(_asked_for(exchange), calls.principal())
+        await exchange.send_json({"id": file_id(gone.id), "object": "file", "deleted": True})
 
 
 def _asked_for(exchange: Exchange) -> str:
