@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
+from functools import cached_property
+from typing import Any
 
 from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from loramux import __version__
-
 from ..core.errors import Code, Error
-from ..services.availability import Availability, Readiness
+from ..services.access.methods import METHODS as ASKED
+from ..services.availability import Availability
 from ..services.common.calls import Calls
 from .console.files import ConsoleFiles
+from .describe import describe
 from .endpoint import Endpoint, Handler, send_error
 from .exchange import Exchange, Limits
+from .health import Health
 from .openai.chat import ChatCompletions
 from .openai.completions import Completions
 from .openai.models import Models
 from .openai.tuning.files import Files
 from .openai.tuning.jobs import FineTuningJobs
+from .openapi import Operation, document
 
 METHODS = {
     "createChatCompletion": ("POST", "/v1/chat/completions"),
@@ -42,7 +45,19 @@ METHODS = {
     "pauseFineTuningJob": ("POST", "/v1/fine_tuning/jobs/{job_id}/pause"),
     "resumeFineTuningJob": ("POST", "/v1/fine_tuning/jobs/{job_id}/resume"),
 }
-"""Operations by the names that OpenAI gives them."""
+"""Operations by the names that OpenAI gives them.
+
+A new one has its line here, its handler below, its scope in ``services/access/methods.py``, and what it takes and gives
+in ``@describe`` above its handler; ``/openapi.json`` follows.
+"""
+OPEN = {
+    "getHealth": "/health",
+    "getReadiness": "/health/ready",
+    "getLiveness": "/health/live",
+    "getVersion": "/version",
+    "getOpenapi": "/openapi.json",
+}
+"""What anybody may get, by operation. It tells nothing about tenants."""
 SERVICE = "openai.v1"
 FOLLOWS_A_JOB = ("listFineTuningEvents",)
 """Operations that may last as long as a job does: they are not waited for when the server stops."""
@@ -54,12 +69,12 @@ def full_name(operation: str) -> str:
 
 
 class Application:
-    """The door as an ASGI application. ``serving`` is what health says beside the server's own life."""
+    """The door as an ASGI application."""
 
     def __init__(self, availability: Availability, calls: Calls, limits: Limits, *, console: bool) -> None:
         self._availability = availability
         self._limits = limits
-        self.serving = False
+        self.health = Health(availability)
         chat, texts, models = ChatCompletions(availability), Completions(availability), Models(availability)
         files, jobs = Files(availability), FineTuningJobs(availability)
         handlers: dict[str, Handler] = {
@@ -86,13 +101,19 @@ class Application:
         for operation, (method, path) in METHODS.items():
             endpoint = Endpoint(full_name(operation), handlers[operation], calls, limits)
             applications.setdefault(path, {})[method] = endpoint
-        for path, handler in (
-            ("/health", self._ready),
-            ("/health/ready", self._ready),
-            ("/health/live", self._live),
-            ("/version", self._version),
-        ):
-            applications[path] = {"GET": _Open(handler, limits)}
+        open_handlers: dict[str, Handler] = {
+            "getHealth": self.health.ready,
+            "getReadiness": self.health.ready,
+            "getLiveness": self.health.live,
+            "getVersion": self.health.version,
+            "getOpenapi": self._openapi,
+        }
+        for operation, path in OPEN.items():
+            applications[path] = {"GET": _Open(open_handlers[operation], limits)}
+        self._operations = [
+            *(Operation(id, *METHODS[id], handlers[id], ASKED[full_name(id)]) for id in METHODS),
+            *(Operation(id, "GET", OPEN[id], open_handlers[id], None) for id in OPEN),
+        ]
         if console:
             console_files = ConsoleFiles()
             page = _Open(console_files.send, limits)
@@ -104,17 +125,15 @@ class Application:
         if scope["type"] == "http":
             await self._router(scope, receive, send)
 
-    async def _ready(self, exchange: Exchange) -> None:
-        readiness = self._availability.readiness
-        up = self.serving and readiness is Readiness.READY
-        away = self.serving and not up
-        await exchange.send_json({"status": "unavailable" if away else readiness.value}, 200 if up else 503)
+    @describe(answer=dict[str, Any])
+    async def _openapi(self, exchange: Exchange) -> None:
+        """OpenAPI's document of this door."""
+        await exchange.send_json(self.openapi)
 
-    async def _live(self, exchange: Exchange) -> None:
-        await exchange.send_json({"status": "alive", "time": int(time.time())})
-
-    async def _version(self, exchange: Exchange) -> None:
-        await exchange.send_json({"version": __version__})
+    @cached_property
+    def openapi(self) -> dict[str, Any]:
+        """OpenAPI's document of this door."""
+        return document(self._operations)
 
     async def _unknown(self, exchange: Exchange) -> None:
         raise Error(Code.NOT_FOUND, f"there is no {exchange.request.method} {exchange.request.url.path[:200]} here")

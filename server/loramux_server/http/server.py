@@ -7,6 +7,7 @@ import contextlib
 import logging
 import socket
 from collections.abc import Iterator
+from typing import Any
 
 import uvicorn
 
@@ -54,6 +55,11 @@ class HttpServer:
         return self._address
 
     @property
+    def openapi(self) -> dict[str, Any]:
+        """OpenAPI's document of this door."""
+        return self._application.openapi
+
+    @property
     def running(self) -> int:
         return self._calls.running
 
@@ -95,11 +101,11 @@ class HttpServer:
 
     async def set_serving(self, serving: bool) -> None:
         """What health says."""
-        self._application.serving = serving
+        self._application.health.serving = serving
 
     async def drain(self, timeout: float) -> int:
         """Wait up to ``timeout`` seconds for the running calls, then end the rest; gives their number."""
-        self._application.serving = False
+        self._application.health.serving = False
         return await self._calls.drain(timeout, FOLLOWS_A_JOB)
 
     async def stop(self) -> None:

@@ -1,4 +1,7 @@
-"""The HTTP door on loopback over real services and a scripted engine, and OpenAI's client in front of it."""
+"""The HTTP door on loopback over real services and a scripted engine, and OpenAI's client in front of it.
+
+Every answer that these clients get is compared with ``/openapi.json``.
+"""
 
 from __future__ import annotations
 
@@ -28,6 +31,8 @@ from tests.unit.rpc.scripted import Counted
 from tests.unit.services.conftest import backend, context, info, limits, text
 from tests.unit.services.fakes import FakeBackend, Open, Script
 from tests.unit.services.scripted_training import ScriptedTraining
+
+from .conforming import Conforming
 
 __all__ = ["backend", "context", "info", "limits", "text"]
 
@@ -86,10 +91,12 @@ async def http(context: Context, backend: FakeBackend) -> AsyncIterator[Http]:
     availability.readiness = Readiness.READY
     await server.set_serving(True)
     url = f"http://{server.address}"
+    hooks = {"response": [Conforming(server.openapi).check]}
+    inner = openai.DefaultAsyncHttpxClient(event_hooks=hooks, timeout=20)
     try:
         async with (
-            openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=20) as client,
-            httpx2.AsyncClient(base_url=url, timeout=20) as raw,
+            openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, http_client=inner) as client,
+            httpx2.AsyncClient(base_url=url, timeout=20, event_hooks=hooks) as raw,
         ):
             yield Http(server, availability, backend, context, counted, access, client, raw, training, runner)
     finally:

@@ -11,6 +11,7 @@ from ...core import call as calls
 from ...core.types import Chunk
 from ...services.availability import Availability
 from ...services.inference.types import GenerateRequest
+from ..describe import describe
 from ..exchange import Exchange
 from ..fields import read
 from ..names import model_name
@@ -18,6 +19,7 @@ from ..parts import AnswerFormat, answer_format
 from .answer import ChoiceAnswer, usage_of
 from .convert import chat_request
 from .schema import ChatRequest
+from .shapes import ChatCompletion, ChatCompletionChunk
 
 
 class ChatCompletions:
@@ -26,6 +28,7 @@ class ChatCompletions:
     def __init__(self, availability: Availability) -> None:
         self._availability = availability
 
+    @describe(body=ChatRequest, answer=ChatCompletion, events=ChatCompletionChunk)
     async def create(self, exchange: Exchange) -> None:
         """Answer one chat, at once or piece by piece."""
         asked = read(ChatRequest, await exchange.json())

@@ -13,12 +13,14 @@ from ...core.types import Chunk, TokenLogprob, Usage
 from ...services.availability import Availability
 from ...services.inference.service import GenerationService
 from ...services.inference.types import GenerateRequest
+from ..describe import describe
 from ..exchange import Exchange
 from ..fields import read
 from ..names import model_name
 from .answer import FINISH, usage_of
 from .convert import completion_requests
 from .schema import CompletionRequest
+from .shapes import TextCompletion
 
 MOST_PROMPTS = 16
 
@@ -29,6 +31,7 @@ class Completions:
     def __init__(self, availability: Availability) -> None:
         self._availability = availability
 
+    @describe(body=CompletionRequest, answer=TextCompletion, events=TextCompletion)
     async def create(self, exchange: Exchange) -> None:
         """Answer one request, at once or piece by piece."""
         asked = read(CompletionRequest, await exchange.json())

@@ -8,8 +8,10 @@ from ...core import call as calls
 from ...core.errors import adapter_not_found, invalid_field
 from ...services.adapters.types import AdapterInfo
 from ...services.availability import Availability
+from ..describe import describe
 from ..exchange import Exchange
 from ..names import BASE, adapter_named
+from .shapes import DeletedModel, Model, ModelList
 
 PAGE = 1000
 
@@ -20,6 +22,7 @@ class Models:
     def __init__(self, availability: Availability) -> None:
         self._availability = availability
 
+    @describe(answer=ModelList)
     async def list(self, exchange: Exchange) -> None:
         """All of them."""
         service, principal = self._availability.open().adapters, calls.principal()
@@ -33,6 +36,7 @@ class Models:
                 break
         await exchange.send_json({"object": "list", "data": found})
 
+    @describe(answer=Model)
     async def retrieve(self, exchange: Exchange) -> None:
         """One: the base, an adapter, ``name@version`` or ``name@alias``."""
         name = exchange.path_params["model"]
@@ -46,6 +50,7 @@ class Models:
             raise adapter_not_found(name)
         await exchange.send_json(_model(name, wanted.created, wanted.ref))
 
+    @describe(answer=DeletedModel)
     async def delete(self, exchange: Exchange) -> None:
         """Delete an adapter with all its versions, or one version."""
         name = exchange.path_params["model"]

@@ -4,19 +4,29 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import aclosing
+from typing import Literal
 
 from ....core import call as calls
 from ....core.errors import invalid_field
 from ....services.availability import Availability
 from ....store.records import DatasetRecord
+from ...describe import describe
 from ...exchange import Exchange
-from ...fields import read
+from ...fields import Strict, read
 from ...multipart import OVERHEAD, Form, Part
+from ..shapes import DeletedFile, File, FilePage
 from .ids import dataset_id, file_id
 from .objects import PURPOSE, file_object
 from .queries import FilesQuery, given, listed
 
 PAGE = 1000
+
+
+class FileForm(Strict):
+    """The parts of ``POST /v1/files``."""
+
+    purpose: Literal["fine-tune"]
+    file: bytes
 
 
 class Files:
@@ -25,6 +35,7 @@ class Files:
     def __init__(self, availability: Availability) -> None:
         self._availability = availability
 
+    @describe(form=FileForm, answer=File)
     async def create(self, exchange: Exchange) -> None:
         """Store a file as it comes; nothing is stored unless the whole form is as it must be."""
         service, context = self._availability.open().training, self._availability.context
@@ -35,6 +46,7 @@ class Files:
             stored = await service.upload_dataset(upload.content(), calls.principal(), name=filename)
         await exchange.send_json(file_object(stored))
 
+    @describe(query=FilesQuery, answer=FilePage)
     async def list(self, exchange: Exchange) -> None:
         """A page of files, newest first unless asked otherwise."""
         query = read(FilesQuery, given(exchange.request.query_params))
@@ -55,11 +67,13 @@ class Files:
                 break
         await exchange.send_json(listed([*map(file_object, found[:most])], len(found) > most))
 
+    @describe(answer=File)
     async def retrieve(self, exchange: Exchange) -> None:
         """One."""
         stored = await self._availability.open().training.get_dataset(_asked_for(exchange), calls.principal())
         await exchange.send_json(file_object(stored))
 
+    @describe(media="application/octet-stream")
     async def content(self, exchange: Exchange) -> None:
         """The bytes of one."""
         service, principal, id = self._availability.open().training, calls.principal(), _asked_for(exchange)
@@ -68,6 +82,7 @@ class Files:
             async with exchange.ended_by_disconnect():
                 await exchange.send_file(file, stored.size_bytes, "application/octet-stream")
 
+    @describe(answer=DeletedFile)
     async def delete(self, exchange: Exchange) -> None:
         """Forget one."""
         gone = await self._availability.open().training.delete_dataset(_asked_for(exchange), calls.principal())

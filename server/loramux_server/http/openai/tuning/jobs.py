@@ -12,12 +12,14 @@ from ....core.errors import Error
 from ....services.availability import Availability
 from ....services.jobs.service import TrainingService
 from ....store.records import EventRecord, JobRecord
+from ...describe import describe
 from ...exchange import Exchange
 from ...fields import read
+from ..shapes import CheckpointPage, EventPage, FineTuningEvent, FineTuningJob, JobPage
 from .convert import AskedJob
 from .ids import own_job_id, sequence_of
 from .objects import checkpoint_object, event_object, job_object
-from .queries import MOST_ITEMS, EventsQuery, ItemsQuery, given, jobs_query, listed
+from .queries import MOST_ITEMS, EventsQuery, ItemsQuery, JobsQuery, given, jobs_query, listed
 from .requests import CreateJob
 
 IDEMPOTENCY_KEY = "idempotency-key"
@@ -29,6 +31,7 @@ class FineTuningJobs:
     def __init__(self, availability: Availability) -> None:
         self._availability = availability
 
+    @describe(body=CreateJob, answer=FineTuningJob, headers=(IDEMPOTENCY_KEY,))
     async def create(self, exchange: Exchange) -> None:
         """Check everything, then queue a job."""
         body, service = await exchange.json(), self._service
@@ -41,6 +44,7 @@ class FineTuningJobs:
             raise asked.named(error) from error
         await self._send(exchange, job)
 
+    @describe(query=JobsQuery, answer=JobPage)
     async def list(self, exchange: Exchange) -> None:
         """A page of jobs, newest first, with the metadata that are asked for."""
         query = jobs_query(exchange.request.query_params)
@@ -57,22 +61,27 @@ class FineTuningJobs:
         data = [job_object(job, self._info) for job in found[: query.limit]]
         await exchange.send_json(listed(data, len(found) > query.limit))
 
+    @describe(answer=FineTuningJob)
     async def retrieve(self, exchange: Exchange) -> None:
         """One."""
         await self._send(exchange, await self._job(exchange))
 
+    @describe(answer=FineTuningJob)
     async def cancel(self, exchange: Exchange) -> None:
         """End one for good."""
         await self._send(exchange, await self._service.cancel_job(_asked_for(exchange), calls.principal()))
 
+    @describe(answer=FineTuningJob)
     async def pause(self, exchange: Exchange) -> None:
         """Stop one until it is resumed."""
         await self._send(exchange, await self._service.pause_job(_asked_for(exchange), calls.principal()))
 
+    @describe(answer=FineTuningJob)
     async def resume(self, exchange: Exchange) -> None:
         """Queue one that was paused or has failed again."""
         await self._send(exchange, await self._service.resume_job(_asked_for(exchange), calls.principal()))
 
+    @describe(query=EventsQuery, answer=EventPage, events=FineTuningEvent)
     async def events(self, exchange: Exchange) -> None:
         """A page of events, newest first; or all behind ``after`` as they come, oldest first."""
         query = read(EventsQuery, given(exchange.request.query_params))
@@ -86,6 +95,7 @@ class FineTuningJobs:
         has_more = bool(found) and found[-1].sequence > 1
         await exchange.send_json(listed([*map(event_object, found)], has_more))
 
+    @describe(query=ItemsQuery, answer=CheckpointPage)
     async def checkpoints(self, exchange: Exchange) -> None:
         """The published version, once there is one."""
         query = read(ItemsQuery, given(exchange.request.query_params))

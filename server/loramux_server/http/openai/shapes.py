@@ -1,0 +1,285 @@
+"""OpenAI's answers by type, as the clients read them and ``/openapi.json`` tells them."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, NotRequired
+
+from typing_extensions import TypedDict
+
+Finish = Literal["stop", "length", "tool_calls"]
+
+
+class PromptDetails(TypedDict):
+    """Of the tokens of a prompt."""
+
+    cached_tokens: int
+
+
+class TokenUsage(TypedDict):
+    """Tokens of a request."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: PromptDetails
+
+
+class TopLogprob(TypedDict):
+    """A token with its log-probability."""
+
+    token: str
+    logprob: float
+    bytes: list[int]
+
+
+class ContentLogprob(TopLogprob):
+    """A token of an answer, and those that were as likely."""
+
+    top_logprobs: list[TopLogprob]
+
+
+class ChatLogprobs(TypedDict):
+    """Log-probabilities of a message."""
+
+    content: list[ContentLogprob]
+    refusal: None
+
+
+class CalledFunction(TypedDict):
+    """``arguments`` is JSON in a text."""
+
+    name: str
+    arguments: str
+
+
+class AnsweredToolCall(TypedDict):
+    """A call of a tool; ``index`` in streams alone."""
+
+    id: str
+    type: Literal["function"]
+    function: CalledFunction
+    index: NotRequired[int]
+
+
+class AnsweredMessage(TypedDict):
+    """The assistant's turn."""
+
+    role: Literal["assistant"]
+    content: str | None
+    refusal: None
+    reasoning_content: NotRequired[str]
+    tool_calls: NotRequired[list[AnsweredToolCall]]
+
+
+class ChatChoice(TypedDict):
+    """One answer."""
+
+    index: int
+    message: AnsweredMessage
+    logprobs: ChatLogprobs | None
+    finish_reason: Finish | None
+
+
+class ChatCompletion(TypedDict):
+    """All answers to a chat."""
+
+    id: str
+    object: Literal["chat.completion"]
+    created: int
+    model: str
+    choices: list[ChatChoice]
+    usage: TokenUsage | None
+
+
+class Delta(TypedDict, total=False):
+    """What a piece adds to a message."""
+
+    role: Literal["assistant"]
+    content: str
+    reasoning_content: str
+    tool_calls: list[AnsweredToolCall]
+
+
+class ChunkChoice(TypedDict):
+    """What a piece adds to one answer."""
+
+    index: int
+    delta: Delta
+    logprobs: ChatLogprobs | None
+    finish_reason: Finish | None
+
+
+class ChatCompletionChunk(TypedDict):
+    """A piece of a stream."""
+
+    id: str
+    object: Literal["chat.completion.chunk"]
+    created: int
+    model: str
+    choices: list[ChunkChoice]
+    usage: NotRequired[TokenUsage | None]
+
+
+class TextLogprobs(TypedDict):
+    """Lists beside each other, a token each."""
+
+    tokens: list[str]
+    token_logprobs: list[float]
+    top_logprobs: list[dict[str, float] | None]
+    text_offset: list[int]
+
+
+class TextChoice(TypedDict):
+    """One answer, or a piece of it."""
+
+    index: int
+    text: str
+    logprobs: TextLogprobs | None
+    finish_reason: Finish | None
+
+
+class TextCompletion(TypedDict):
+    """All answers to plain prompts, or a piece of a stream."""
+
+    id: str
+    object: Literal["text_completion"]
+    created: int
+    model: str
+    choices: list[TextChoice]
+    usage: NotRequired[TokenUsage | None]
+
+
+class Model(TypedDict):
+    """The base, an adapter or an alias; ``root`` is what it means now."""
+
+    id: str
+    object: Literal["model"]
+    created: int
+    owned_by: str
+    root: str
+    parent: str | None
+
+
+class ModelList(TypedDict):
+    """All models that a key may use."""
+
+    object: Literal["list"]
+    data: list[Model]
+
+
+class DeletedModel(TypedDict):
+    """A model that is gone."""
+
+    id: str
+    object: Literal["model"]
+    deleted: Literal[True]
+
+
+class File(TypedDict):
+    """A dataset as a file."""
+
+    id: str
+    object: Literal["file"]
+    bytes: int
+    created_at: int
+    expires_at: None
+    filename: str
+    purpose: str
+    status: str
+    status_details: None
+
+
+class DeletedFile(TypedDict):
+    """A file that is gone."""
+
+    id: str
+    object: Literal["file"]
+    deleted: Literal[True]
+
+
+class JobError(TypedDict):
+    """Why a job failed."""
+
+    code: str
+    message: str
+    param: str | None
+
+
+class FineTuningJob(TypedDict):
+    """A job as it stands; ``loramux`` has what OpenAI has no field for."""
+
+    id: str
+    object: Literal["fine_tuning.job"]
+    created_at: int
+    finished_at: int | None
+    estimated_finish: int | None
+    status: Literal["queued", "running", "paused", "succeeded", "failed", "cancelled"]
+    model: str
+    fine_tuned_model: str | None
+    trained_tokens: int | None
+    error: JobError | None
+    training_file: str
+    validation_file: str | None
+    result_files: list[str]
+    method: dict[str, Any]
+    hyperparameters: dict[str, Any]
+    seed: int
+    metadata: dict[str, str] | None
+    integrations: list[Any] | None
+    organization_id: str
+    loramux: dict[str, Any]
+
+
+class FineTuningEvent(TypedDict):
+    """An event of a job."""
+
+    id: str
+    object: Literal["fine_tuning.job.event"]
+    created_at: int
+    level: Literal["info", "warn", "error"]
+    type: Literal["message", "metrics"]
+    message: str
+    data: dict[str, Any]
+
+
+class Checkpoint(TypedDict):
+    """A version that a job published."""
+
+    id: str
+    object: Literal["fine_tuning.job.checkpoint"]
+    created_at: int
+    fine_tuned_model_checkpoint: str
+    fine_tuning_job_id: str
+    step_number: int
+    metrics: dict[str, float]
+
+
+class _Page(TypedDict):
+    object: Literal["list"]
+    has_more: bool
+    first_id: str | None
+    last_id: str | None
+
+
+class FilePage(_Page):
+    """Files."""
+
+    data: list[File]
+
+
+class JobPage(_Page):
+    """Jobs, newest first."""
+
+    data: list[FineTuningJob]
+
+
+class EventPage(_Page):
+    """Events, newest first."""
+
+    data: list[FineTuningEvent]
+
+
+class CheckpointPage(_Page):
+    """Checkpoints."""
+
+    data: list[Checkpoint]
