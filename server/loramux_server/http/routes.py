@@ -21,6 +21,7 @@ from .health import Health
 from .openai.chat import ChatCompletions
 from .openai.completions import Completions
 from .openai.models import Models
+from .openai.responses.responses import Responses
 from .openai.tuning.files import Files
 from .openai.tuning.jobs import FineTuningJobs
 from .openapi import Operation, document
@@ -28,6 +29,11 @@ from .openapi import Operation, document
 METHODS = {
     "createChatCompletion": ("POST", "/v1/chat/completions"),
     "createCompletion": ("POST", "/v1/completions"),
+    "createResponse": ("POST", "/v1/responses"),
+    "getResponse": ("GET", "/v1/responses/{response_id}"),
+    "deleteResponse": ("DELETE", "/v1/responses/{response_id}"),
+    "cancelResponse": ("POST", "/v1/responses/{response_id}/cancel"),
+    "listInputItems": ("GET", "/v1/responses/{response_id}/input_items"),
     "listModels": ("GET", "/v1/models"),
     "retrieveModel": ("GET", "/v1/models/{model:path}"),
     "deleteModel": ("DELETE", "/v1/models/{model:path}"),
@@ -76,10 +82,16 @@ class Application:
         self._limits = limits
         self.health = Health(availability)
         chat, texts, models = ChatCompletions(availability), Completions(availability), Models(availability)
+        responses = Responses(availability)
         files, jobs = Files(availability), FineTuningJobs(availability)
         handlers: dict[str, Handler] = {
             "createChatCompletion": chat.create,
             "createCompletion": texts.create,
+            "createResponse": responses.create,
+            "getResponse": responses.absent,
+            "deleteResponse": responses.absent,
+            "cancelResponse": responses.absent,
+            "listInputItems": responses.absent,
             "listModels": models.list,
             "retrieveModel": models.retrieve,
             "deleteModel": models.delete,

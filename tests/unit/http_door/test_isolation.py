@@ -17,10 +17,12 @@ from tests.unit.services.tenants import CALLERS, World, adapter_files, open_worl
 REQUESTS = {
     "createChatCompletion": {"messages": [{"role": "user", "content": "Where?"}], "max_tokens": 2},
     "createCompletion": {"prompt": "Where?", "max_tokens": 2},
+    "createResponse": {"input": "Where?", "max_output_tokens": 2},
     "retrieveModel": None,
     "deleteModel": None,
 }
 """Bodies without their model; None: the model is in the path."""
+BY_RESPONSE = ("getResponse", "deleteResponse", "cancelResponse", "listInputItems")
 BY_FILE = ("retrieveFile", "downloadFile", "deleteFile")
 BY_JOB = (
     *("retrieveFineTuningJob", "listFineTuningEvents", "listFineTuningJobCheckpoints"),
@@ -60,7 +62,7 @@ async def answer_to(client: httpx2.AsyncClient, caller: str, operation: str, mod
 
 
 def test_every_operation_is_looked_at() -> None:
-    looked_at = {*REQUESTS, *BY_FILE, *BY_JOB, "listModels", "listFiles", "listPaginatedFineTuningJobs"}
+    looked_at = {*REQUESTS, *BY_RESPONSE, *BY_FILE, *BY_JOB, "listModels", "listFiles", "listPaginatedFineTuningJobs"}
     assert looked_at | {"createFile", "createFineTuningJob"} == METHODS.keys()
 
 
@@ -76,6 +78,19 @@ async def test_what_is_not_for_the_caller_answers_as_what_does_not_exist(
             assert theirs == absent
             assert theirs[0] == 404
         assert (await answer_to(client, "ann", operation, THEIRS))[0] == 200
+
+
+async def test_an_answer_is_nobodys_afterwards(door: tuple[World, httpx2.AsyncClient]) -> None:
+    """Not even of whoever had it: nothing is kept that an id could lead to."""
+    _, client = door
+    body = {**REQUESTS["createResponse"], "model": "base"}  # type: ignore[dict-item]
+    made = await client.post("/v1/responses", json=body, headers={"authorization": "ann"})
+    id = made.json()["id"]
+    for operation in BY_RESPONSE:
+        for looker in ("ann", "bob", "operator"):
+            theirs = await by_id(client, looker, operation, id)
+            assert theirs == await by_id(client, looker, operation, id[:-4] + "zzzz"), operation
+            assert theirs[0] == 404
 
 
 async def test_models_are_the_callers_own_and_the_shared_ones(door: tuple[World, httpx2.AsyncClient]) -> None:
@@ -106,7 +121,9 @@ async def by_id(client: httpx2.AsyncClient, caller: str, operation: str, id: str
     """As ``answer_to``, of an operation that has an id in its path."""
     method, path = METHODS[operation]
     headers = {"authorization": caller, "x-request-id": "the-same"}
-    answer = await client.request(method, path.replace("{file_id}", id).replace("{job_id}", id), headers=headers)
+    for placeholder in ("{response_id}", "{file_id}", "{job_id}"):
+        path = path.replace(placeholder, id)
+    answer = await client.request(method, path, headers=headers)
     told = sorted((key, value) for key, value in answer.headers.items() if key != "date")
     return answer.status_code, str(told), without(answer.text, id)
 

@@ -1,0 +1,1 @@
+"""OpenAI's responses, without anything kept between two of them."""
