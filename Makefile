@@ -23,7 +23,7 @@ FETCH_TORCH = rm -rf "$(VENV)/torch" && $(BIN)/python -m pip download --disable-
 TORCH = $(shell grep -o '^torch==[^ ]*' constraints.txt)
 # Tests find everything on this machine; a test that reaches for a model hub is a defect, and fails at once.
 PYTEST := HF_HUB_OFFLINE=1 $(BIN)/python -m pytest --durations=15
-# Hypothesis draws all its examples for these, a quarter of them otherwise (tests/examples.py).
+# Hypothesis draws all its examples for these, a sixth of them otherwise (tests/examples.py).
 PYTEST_ALL := TEST_EXAMPLES=all $(PYTEST)
 
 # Set where bytecode is not wanted, as in some containers, it would make every server started from here import slowly.

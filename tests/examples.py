@@ -13,8 +13,8 @@ ALL = os.environ.get("TEST_EXAMPLES") == "all"
 
 
 def examples(number: int, **more: Any) -> settings:
-    """Up to ``number`` examples of Hypothesis without a deadline, or a quarter; ``more`` goes to its ``settings``."""
-    return settings(max_examples=number if ALL else -(-number // 4), deadline=None, **more)
+    """Up to ``number`` examples of Hypothesis without a deadline, or a sixth; ``more`` goes to its ``settings``."""
+    return settings(max_examples=number if ALL else -(-number // 6), deadline=None, **more)
 
 
 def few(cases: Iterable[Any], default: int = 1) -> list[Any]:

@@ -41,6 +41,7 @@ def test_a_merge_answers_as_its_stack(client: Client) -> None:
     assert client.adapters.delete("e2e-mix") == 2
 
 
+@pytest.mark.slow
 def test_field_18_weights_too_large_for_the_model_are_refused(client: Client, tmp_path: Path) -> None:
     """Finite, of the right shapes, and with them no logit is a number."""
     source = shipped()[0]

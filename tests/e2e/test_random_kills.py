@@ -49,6 +49,7 @@ def start(tmp_path: Path) -> Start:
 
 
 @pytest.mark.e2e
+@pytest.mark.slow
 def test_a_few_kills(tmp_path: Path, start: Start, kill_seed: random.Random) -> None:
     assert kills(4, tmp_path, start, kill_seed)[0] > 0
 

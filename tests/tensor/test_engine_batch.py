@@ -52,6 +52,7 @@ def test_any_batch_gives_what_its_requests_give_alone(cases: Cases, engines: dic
     try_everywhere(cases, engines, seed)
 
 
+@pytest.mark.slow
 def test_a_batch_of_32_mixed_stacks(cases: Cases, engines: dict[str, Engine]) -> None:
     """All of them in one step, which the engine is seen to do."""
     engine, together = engines["roomy"], []
@@ -108,6 +109,7 @@ def cached_tokens(engine: Engine, id: str) -> int:
     return payload.cached_tokens
 
 
+@pytest.mark.slow
 def test_samples_depend_on_their_seed_alone(cases: Cases, engines: dict[str, Engine]) -> None:
     """Seeded requests alone, then in a batch with greedy mates, in chunks and after preemption: the same tokens."""
     sampling = [

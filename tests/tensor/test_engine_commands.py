@@ -260,6 +260,7 @@ def test_any_generation_is_answered_or_refused(
 
 @given(sampling=GOOD_SAMPLING)
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@pytest.mark.slow
 def test_every_pair_of_sampling_options_is_answered(engine: Engine, sampling: SamplingParams) -> None:
     """A tiny penalty makes an infinite logit, whose difference from itself is no number."""
     id = f"pair-{next(NUMBERS)}"

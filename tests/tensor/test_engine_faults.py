@@ -144,6 +144,7 @@ def out_of_memory(
 
 
 @pytest.mark.parametrize("fail", [on_device, on_host])
+@pytest.mark.slow
 def test_a_step_without_memory_is_tried_again_with_less(
     cases: Cases, monkeypatch: pytest.MonkeyPatch, fail: Callable[[], None]
 ) -> None:

@@ -119,6 +119,7 @@ def test_an_answer_is_the_same_alone_and_in_a_batch(engine: Engine) -> None:
         assert engine.tokens(alone.id) == engine.tokens(c.id)
 
 
+@pytest.mark.slow
 def test_preemption_changes_nothing(engine: Engine, tiny_base, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     commands = [ask(f"tight-{i}", SHAPE, p, seed=i) for i, p in enumerate(prompts(8, seed=7))]
     engine.run(*commands)

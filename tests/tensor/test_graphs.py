@@ -187,6 +187,7 @@ def test_a_broken_adapter_fails_alone(cases: Cases) -> None:
     check_empty(engine)
 
 
+@pytest.mark.slow
 def test_steps_of_one_token_that_sample_nothing(cases: Cases) -> None:
     """With room for one token a step, prompts and scores are decode steps too, most of which want no logits."""
     engine, capture = cases.engine(max_batch_tokens=1), TapeCapture()
@@ -216,6 +217,7 @@ def test_rows_kept_from_one_step_to_another(cases: Cases, monkeypatch: pytest.Mo
     assert all(torch.equal(logits, then) for logits, then in kept)
 
 
+@pytest.mark.slow
 def test_prepared_at_the_start_and_bounded(cases: Cases, monkeypatch: pytest.MonkeyPatch) -> None:
     engine, capture = cases.engine(max_batch_tokens=64), TapeCapture()
     graphs = add_graphs(engine, capture, rows=6)
@@ -232,6 +234,7 @@ def test_prepared_at_the_start_and_bounded(cases: Cases, monkeypatch: pytest.Mon
     assert set(graphs._graphs) == {(1, 0), (2, 0), (4, 0), (6, 0), (6, 16)}
 
 
+@pytest.mark.slow
 def test_a_capture_that_fails_is_told_once(cases: Cases, caplog: pytest.LogCaptureFixture) -> None:
     engine, capture = cases.engine(max_batch_tokens=64), NoCapture(able=2)
     graphs = add_graphs(engine, capture)
@@ -246,6 +249,7 @@ def test_a_capture_that_fails_is_told_once(cases: Cases, caplog: pytest.LogCaptu
     ]
 
 
+@pytest.mark.slow
 def test_a_model_that_waits_for_the_device_runs_without(cases: Cases, caplog, monkeypatch) -> None:  # type: ignore[no-untyped-def]
     """As some do, to stretch their positions for long contexts."""
     engine = cases.engine(max_batch_tokens=64)

@@ -147,6 +147,7 @@ def test_field_08_a_version_that_did_not_change_is_no_better(engine: Engine, tmp
     assert failed_because(Gate("improves"), measured)
 
 
+@pytest.mark.slow
 def test_a_reference_is_computed_once(engine: Engine, tmp_path: Path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
     """Five epochs and two evaluations: each pair goes through the model without the adapter once."""
     seen: list[TrainRow] = []

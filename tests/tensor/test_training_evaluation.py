@@ -53,6 +53,7 @@ def test_the_best_evaluation_is_what_is_kept(engine: Engine, tmp_path: Path) -> 
     assert measured["current_loss"] == pytest.approx(min(losses), rel=1e-4)
 
 
+@pytest.mark.slow
 def test_the_best_survives_an_interruption(engine: Engine, tmp_path: Path) -> None:
     spec = replace(SPEC, learning_rate=5e-2, epochs=20, eval_steps=2, early_stopping_patience=2)
     command = train_command("cut", spec, rows(8), rows(4, seed=6), output=str(tmp_path / "out"))
@@ -69,6 +70,7 @@ def test_the_best_survives_an_interruption(engine: Engine, tmp_path: Path) -> No
     assert rest[-1].metrics == pytest.approx(whole[-1].metrics, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_patience_alone_evaluates_once_an_epoch(engine: Engine, tmp_path: Path) -> None:
     spec = replace(SPEC, early_stopping_patience=5)
     events = engine.train(train_command("epochs", spec, rows(8), rows(2, seed=6), output=str(tmp_path / "out")))
@@ -122,6 +124,7 @@ def test_out_of_memory_is_tried_again_in_smaller_parts(engine: Engine, tmp_path:
     assert sum(size > 50 for size in sizes) == 1
 
 
+@pytest.mark.slow
 def test_out_of_memory_again_fails_the_job_and_nothing_else(engine: Engine, tmp_path: Path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
     prompt = prompts(1, seed=8)[0]
     alone = engine.generate(prompt, 10)

@@ -62,6 +62,7 @@ def test_trained_adapter_serves_as_in_peft(setup):  # type: ignore[no-untyped-de
     )
 
 
+@pytest.mark.slow
 def test_evaluation_equals_oracle(setup):  # type: ignore[no-untyped-def]
     """Validation loss with the adapter and without it, against the oracle's logits."""
     engine, base, root = setup
@@ -99,6 +100,7 @@ def test_serving_goes_on_while_training(setup):  # type: ignore[no-untyped-def]
     assert losses == pytest.approx([e.metrics["loss"] for e in quiet if e.type == "step"], rel=1e-3)
 
 
+@pytest.mark.slow
 def test_base_memory_stays(setup):  # type: ignore[no-untyped-def]
     """No second copy of the base: its bytes are the same before, during and after a job."""
     engine, _, root = setup
@@ -117,6 +119,7 @@ def test_base_memory_stays(setup):  # type: ignore[no-untyped-def]
     assert {id(g.base) for g in engine.base.groups} == weights
 
 
+@pytest.mark.slow
 def test_layers_below_the_first_adapted_one_run_once_a_row(setup, monkeypatch) -> None:  # type: ignore[no-untyped-def]
     """Three epochs over eight rows, evaluated too: layer 0 sees each row once, in the first epoch."""
     engine, _, root = setup

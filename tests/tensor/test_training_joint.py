@@ -64,6 +64,7 @@ def together(engine: Engine, *jobs: TrainCommand) -> None:
 
 
 @pytest.mark.parametrize("max_steps", few([8, 30]))
+@pytest.mark.slow
 def test_three_jobs_in_one_pass_equal_three_peft_loops(  # type: ignore[no-untyped-def]
     engine: Engine, tiny_base, make_adapter, tmp_path, passes, max_steps: int
 ) -> None:
@@ -150,6 +151,7 @@ def test_activations_computed_again_are_those_of_the_pass(engine: Engine, tmp_pa
         assert losses(engine, id) == pytest.approx(losses(engine, f"{id}-dense"), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_jobs_that_start_at_another_layer_have_passes_of_their_own(engine: Engine, tmp_path: Path, passes) -> None:  # type: ignore[no-untyped-def]
     high = replace(WIDE, layers=(1, 2), max_steps=4)
     jobs = [
@@ -223,6 +225,7 @@ def test_jobs_come_and_go_between_passes(engine: Engine, tmp_path: Path, passes)
     assert told + losses(engine, "paused") == pytest.approx(losses(engine, "paused-quiet"), rel=1e-4)
 
 
+@pytest.mark.slow
 def test_a_pass_is_put_down_after_any_layer(engine: Engine, tmp_path: Path, passes) -> None:  # type: ignore[no-untyped-def]
     """Rows of 200 tokens, a unit at a time, requests in between: the losses and the answers are those of quiet runs."""
     text = prompts(4, lengths=(200, 201), seed=4)

@@ -125,6 +125,7 @@ def test_an_aborted_job_loses_no_step(engine: Engine, whole, job, monkeypatch) -
     assert {**told, **losses(rest)} == pytest.approx(losses(whole[0]), rel=1e-6)
 
 
+@pytest.mark.slow
 def test_two_checkpoints_are_kept_and_told(engine: Engine, job) -> None:  # type: ignore[no-untyped-def]
     done = job("kept")
     events = engine.train(done)
@@ -175,6 +176,7 @@ def test_damaged_foreign_and_planted_files_are_passed_over(engine: Engine, whole
     few([{"rows": rows_file(rows(12, seed=5))}, {"spec": replace(SPEC, learning_rate=1e-3)}]),
     ids=["rows", "settings"],
 )
+@pytest.mark.slow
 def test_a_checkpoint_of_another_run_is_not_taken_up(engine: Engine, job, change: dict[str, object]) -> None:  # type: ignore[no-untyped-def]
     made = job("mine")
     engine.train(made)
@@ -222,6 +224,7 @@ def test_dropout_does_not_depend_on_how_a_batch_is_split(engine: Engine, whole, 
 
 @pytest.mark.parametrize("name", ["state.json", "state.safetensors"])
 @pytest.mark.parametrize("harm", few(HARMS.values()), ids=HARMS)
+@pytest.mark.slow
 def test_field_09_checkpoint_that_is_passed_over_is_an_event_with_its_reason(  # type: ignore[no-untyped-def]
     engine: Engine, whole, job, harm: Callable[[Path], None], name: str
 ) -> None:
@@ -245,6 +248,7 @@ def test_field_09_checkpoint_that_is_passed_over_is_an_event_with_its_reason(  #
     assert len(kept) == 2
 
 
+@pytest.mark.slow
 def test_field_09_checkpoint_with_no_older_one_begins_anew_and_says_so(engine: Engine, job) -> None:  # type: ignore[no-untyped-def]
     made = job("no-older")
     engine.train(made)
@@ -258,6 +262,7 @@ def test_field_09_checkpoint_with_no_older_one_begins_anew_and_says_so(engine: E
     assert len(lost) == len(kept) >= 1, (lost, kept)
 
 
+@pytest.mark.slow
 def test_field_09_checkpoint_of_another_run_is_told_with_its_reason(engine: Engine, job) -> None:  # type: ignore[no-untyped-def]
     made = job("another")
     engine.train(made)
@@ -276,6 +281,7 @@ def steps(events: list[TrainEvent]) -> list[int]:
 
 @pytest.mark.skipif(DEVICE != "cpu", reason="CUDA does not survive a fork")
 @pytest.mark.parametrize("stored", few([1, 0, 2, 3, 4, 6]))
+@pytest.mark.slow
 def test_field_19_steps_are_told_once_whatever_was_stored(engine: Engine, whole, job, stored: int) -> None:  # type: ignore[no-untyped-def]
     """The process dies with a checkpoint after step 2, and the front has stored more, or less, of what it reported."""
     interrupted = job(f"stored-{stored}")
@@ -288,6 +294,7 @@ def test_field_19_steps_are_told_once_whatever_was_stored(engine: Engine, whole,
     assert max(e.step for e in rest) == 6  # also where all steps were told
 
 
+@pytest.mark.slow
 def test_field_19_evaluations_are_told_once_too(engine: Engine, job) -> None:  # type: ignore[no-untyped-def]
     made = job("evaluated", spec=replace(SPEC, eval_steps=2))
     engine.train(made)
@@ -298,6 +305,7 @@ def test_field_19_evaluations_are_told_once_too(engine: Engine, job) -> None:  #
     assert told == [4, 6, 6]  # the last is the measurement at the end, which is done again
 
 
+@pytest.mark.slow
 def test_a_damaged_rows_file_is_not_trained_on(engine: Engine, job, whole) -> None:  # type: ignore[no-untyped-def]
     """The job fails before its first step with the file's name, and trains once the file is whole."""
     made = job("spoilt")

@@ -60,6 +60,7 @@ def expected_row(tokenizer: Any, turns: list[dict[str, Any]]) -> TrainRow:
     return TrainRow(tuple(ids), tuple(labels))
 
 
+@pytest.mark.slow
 def test_rows_of_tools_equal_a_peft_loop(tiny_base, tmp_path: Path, tokenizer_folder: Path) -> None:  # type: ignore[no-untyped-def]
     plain = AutoTokenizer.from_pretrained(tokenizer_folder)
     expected = [expected_row(plain, messages(number)) for number in range(4)]

@@ -42,6 +42,7 @@ async def limit(app: App, *words: str) -> None:
         assert time.monotonic() - began < 2 + 5  # two seconds are promised; a busy machine gets more
 
 
+@pytest.mark.slow
 async def test_limits_set_beside_a_running_server_hold_and_go(app: App, tmp_path: Path) -> None:
     async with AsyncClient(app.address) as client:
         await client.generate("the end", max_tokens=8)

@@ -84,6 +84,7 @@ def test_styles_go_on_over_what_small_donors_say() -> None:
     assert not {a.name for a in other.styles.values()} & {a.name for a in made.styles.values()}
 
 
+@pytest.mark.slow
 def test_every_variant_can_be_planned_and_differs_from_the_documented_one() -> None:
     keys = {name: plan(variant, 0, SCOPE).key for name, variant in VARIANTS.items()}
     assert len(set(keys.values())) == len(keys)

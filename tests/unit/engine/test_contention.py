@@ -82,6 +82,7 @@ def test_a_quiet_tenant_gets_a_token_in_every_step_and_steps_stay_short() -> Non
     assert len(set(served)) > 60, "its sequences take turns"
 
 
+@pytest.mark.slow
 def test_where_tokens_cost_nothing_more_the_flood_keeps_its_speed() -> None:
     clock = Clock()
     scheduler = flooded(clock)

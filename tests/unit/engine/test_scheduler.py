@@ -36,6 +36,7 @@ def test_long_life(seed: int) -> None:
     simulate(seed, steps=150)
 
 
+@pytest.mark.slow
 def test_the_simulation_reaches_what_it_is_for() -> None:
     """Preemption, prefix hits and every way to end happen in it."""
     ends: Counter[str] = Counter()

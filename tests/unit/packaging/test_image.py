@@ -87,6 +87,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
     return zipfile.ZipFile(path)
 
 
+@pytest.mark.slow
 def test_the_wheel_holds_all_that_runs(wheel: zipfile.ZipFile) -> None:
     names = set(wheel.namelist())
     for package in ("client/loramux", "server/loramux_server"):

@@ -113,6 +113,7 @@ def test_the_image_installs_nothing_for_developers() -> None:
 
 
 @pytest.mark.parametrize("right", [True, False])
+@pytest.mark.slow
 def test_pip_refuses_a_file_with_another_hash(right: bool, tmp_path: Path) -> None:
     """The lines as tools/pins.py writes them, the options as the Makefile gives them."""
     wheel = tmp_path / "pinned-1.0-py3-none-any.whl"

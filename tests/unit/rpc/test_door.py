@@ -452,6 +452,7 @@ async def test_info_is_answered_while_the_engine_is_away() -> None:
         assert not described.memory_bytes
 
 
+@pytest.mark.slow
 async def test_field_03_thousands_of_calls_at_once_get_a_reason_and_are_counted() -> None:
     most, calls = 40, 3000
     release = asyncio.Event()

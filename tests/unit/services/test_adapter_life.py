@@ -97,6 +97,7 @@ async def test_a_stream_that_is_left_lets_go_of_its_files(
     assert len(store.collect_orphans()) == 1
 
 
+@pytest.mark.slow
 async def test_hundreds_of_streams_while_names_move(
     adapters: AdapterService,
     generation: GenerationService,

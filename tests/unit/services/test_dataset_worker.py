@@ -117,6 +117,7 @@ async def test_a_process_writes_the_rows_that_are_written_here(
     assert len(here.content.tables["prompted"]) == len(here.summary.asked)
 
 
+@pytest.mark.slow
 async def test_field_01_a_process_refuses_as_here(context: Context, tmp_path: Path) -> None:
     dataset = stored(context, [{"text": "word"}], LARGER, tmp_path)
     small = DatasetWorker(replace(context, limits=Limits(max_dataset_rows=5)))
@@ -193,6 +194,7 @@ async def test_a_check_that_dies_is_told(
 
 
 @pytest.mark.parametrize("size", [100, LARGER], ids=["small", "large"])
+@pytest.mark.slow
 async def test_a_file_that_was_not_written_is_none(
     size: int, context: Context, worker: DatasetWorker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -193,6 +193,7 @@ async def test_a_key_expires_while_it_is_known(callers: BearerAuthenticator, tab
     assert (await refused(callers, show(key))).reason == "KEY_INVALID"
 
 
+@pytest.mark.slow
 async def test_random_keys_cost_neither_queries_nor_memory(
     callers: BearerAuthenticator, ring: KeyRing, table: CountedTable
 ) -> None:

@@ -79,6 +79,7 @@ async def job(server: Server, name: str, tenant: str = "default") -> JobRecord:
     return await server.service.create_job(JobRequest(name, data.id, tenant), caller(tenant))
 
 
+@pytest.mark.slow
 async def test_as_many_as_may_run_at_a_time(server: Server) -> None:
     engine = SlowEngine(server)
     jobs = [await job(server, f"j{i}") for i in range(5)]

@@ -287,6 +287,7 @@ async def test_an_engine_that_is_away_is_waited_for(server: Server) -> None:
     assert states(events)[-1] is JobState.SUCCEEDED
 
 
+@pytest.mark.slow
 async def test_a_job_that_gets_further_each_time_is_not_to_blame(server: Server) -> None:
     """The engine dies at every step, but a checkpoint keeps each one."""
     total, done = 3 * MAX_ENGINE_LOSSES, 0
@@ -321,6 +322,7 @@ async def test_a_stopped_server_takes_the_job_up_again(server: Server, text: Tex
     assert states(events) == [JobState.QUEUED, JobState.RUNNING, JobState.QUEUED, *SUCCESS[1:]]
 
 
+@pytest.mark.slow
 async def test_a_killed_server_takes_the_job_up_again(tmp_path: Path, text: TextTokenizer, info: EngineInfo) -> None:
     store = Store.open(tmp_path / "killed")
     server = Server.over(store, text, info)
@@ -355,6 +357,7 @@ async def test_cancel_while_queued_and_while_running(server: Server) -> None:
     assert caught.value.code is Code.FAILED_PRECONDITION
 
 
+@pytest.mark.slow
 async def test_a_full_disk_while_publishing_fails_the_job(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is half there, the reason is told, and with room again the job can be resumed."""
     put = server.store.blobs.put_folder
@@ -583,6 +586,7 @@ async def test_uploads_are_checked_and_bounded(server: Server, store: Store) -> 
     assert not any(store.state.tmp.iterdir())
 
 
+@pytest.mark.slow
 async def test_two_runners_share_the_queue_and_no_job(server: Server, info: EngineInfo) -> None:
     backend = FakeBackend(info, training=ScriptedTraining(info))
     board = server.runner._board
