@@ -50,7 +50,7 @@ POINTS = [
 ]
 
 
-@pytest.mark.parametrize("point", few(POINTS, 2))
+@pytest.mark.parametrize("point", few(POINTS))
 async def test_a_job_survives_kill(point: str, tmp_path: Path, text: TextTokenizer, info: EngineInfo) -> None:
     state, tokenizer = tmp_path / "state", write_tokenizer(tmp_path / "tokenizer")
     code = (
