@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from contextlib import aclosing
+from typing import Any
 
 from ....core import call as calls
 from ....core.errors import Code, Error
 from ....services.availability import Availability
+from ...describe import describe
 from ...exchange import Exchange
 from ...fields import read
 from ...parts import answer_format
@@ -24,6 +26,7 @@ class Responses:
     def __init__(self, availability: Availability) -> None:
         self._availability = availability
 
+    @describe(body=ResponseRequest, answer=dict[str, Any], events=dict[str, Any])
     async def create(self, exchange: Exchange) -> None:
         """Answer one, at once or event by event."""
         asked = read(ResponseRequest, await exchange.json())
@@ -33,6 +36,7 @@ class Responses:
         except Error as error:
             raise chat.told(error) from None
 
+    @describe(answer=dict[str, Any])
     async def absent(self, exchange: Exchange) -> None:
         """No answer is kept, so there is none to be had later."""
         id = exchange.path_params["response_id"]
