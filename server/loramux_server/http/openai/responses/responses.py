@@ -18,6 +18,7 @@ from .convert import Chat, chat_of
 from .events import Events
 from .objects import ResponseObject
 from .schema import ResponseRequest
+from .shapes import AnyEvent, Response
 
 
 class Responses:
@@ -26,7 +27,7 @@ class Responses:
     def __init__(self, availability: Availability) -> None:
         self._availability = availability
 
-    @describe(body=ResponseRequest, answer=dict[str, Any], events=dict[str, Any])
+    @describe(body=ResponseRequest, answer=Response, events=AnyEvent)
     async def create(self, exchange: Exchange) -> None:
         """Answer one, at once or event by event."""
         asked = read(ResponseRequest, await exchange.json())
