@@ -15,6 +15,7 @@ from ..core.errors import Error
 from ..core.principal import SERVER_TENANT
 from ..core.types import SamplingParams
 from ..engine.transport.process import ProcessBackend
+from ..http.pages import Pages
 from ..http.server import HttpServer
 from ..rpc.server import RpcServer
 from ..services.access.access import Access
@@ -43,7 +44,7 @@ from .audit import audit_log
 from .door import Door
 from .identity import Identity
 from .scrape import stats_from_thread
-from .tls import metrics_endpoint, open_certificate
+from .tls import metrics_endpoint, metrics_page, open_certificate
 
 logger = get_logger(__name__)
 
@@ -83,12 +84,20 @@ class App:
                 max_connection_age=settings.max_connection_age,
             ),
         ]
-        if settings.http_listen is not None:
-            console = settings.console == "on"
-            self.doors.append(
-                HttpServer(self.availability, calls(), settings.http_listen, certificate=certificate, console=console)
-            )
         """What clients speak to. The first one is gRPC."""
+        if settings.http_listen is not None:
+            self.doors.append(
+                HttpServer(
+                    self.availability,
+                    calls(),
+                    settings.http_listen,
+                    certificate=certificate,
+                    console=settings.console == "on",
+                    metrics=metrics_page(settings, self._metrics),
+                    pages=Pages(settings.http_cors_origin, (settings.http_listen.host, *settings.http_allowed_host)),
+                    takes_everybody=self._takes_everybody,
+                )
+            )
         self._endpoint = metrics_endpoint(settings, self._metrics, certificate)
         self._store: Store | None = None
         self._identity: Identity | None = None
@@ -113,8 +122,12 @@ class App:
     def _reflects(self) -> bool:
         """Whether strangers may ask which services there are."""
         if self.settings.reflection == "auto":
-            return self._identity is not None and self._identity.anyone
+            return self._takes_everybody()
         return self.settings.reflection == "on"
+
+    def _takes_everybody(self) -> bool:
+        """Whether whoever reaches the server may call, just now."""
+        return self._identity is not None and self._identity.anyone
 
     @property
     def readiness(self) -> Readiness:

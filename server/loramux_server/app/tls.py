@@ -5,7 +5,8 @@ from __future__ import annotations
 from ..config import Settings, TlsSettings
 from ..core.errors import Error
 from ..host.certificates import CertificateFiles
-from ..telemetry.endpoint import MetricsEndpoint
+from ..http.metrics import MetricsPage
+from ..telemetry.endpoint import MetricsEndpoint, ScrapeToken
 from ..telemetry.logs import get_logger
 from ..telemetry.metrics import Metrics
 
@@ -42,3 +43,10 @@ def metrics_endpoint(
         certificate=certificate if settings.metrics_tls else None,
         token=settings.metrics_token,
     )
+
+
+def metrics_page(settings: Settings, metrics: Metrics) -> MetricsPage | None:
+    """The metrics at the HTTP door; None: it has none. Raises FAILED_PRECONDITION for a token that cannot be used."""
+    if not settings.http_metrics or settings.metrics_token is None:
+        return None
+    return MetricsPage(metrics.registry, ScrapeToken(settings.metrics_token))

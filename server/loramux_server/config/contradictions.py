@@ -29,5 +29,7 @@ def _found(settings: Settings) -> Iterator[tuple[str, str]]:
         yield "--oidc-audience", "must be given too: tokens of --oidc-issuer for others must open nothing here"
     if settings.oidc.audience and not settings.oidc.issuer:
         yield "--oidc-issuer", "must be given too: who makes the tokens for --oidc-audience"
+    if settings.http_metrics and settings.metrics_token is None:
+        yield "--metrics-token", "must be given too: --http-metrics shows the metrics to nobody else"
     if settings.metrics_tls and not (tls.cert or tls.key):
         yield "--metrics-tls", "needs a certificate: give --tls-cert and --tls-key too"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, cast
 
@@ -13,6 +14,9 @@ from ..core.errors import invalid_field
 from ..core.san import SanPattern
 from ..host.home import expand, home
 from ..host.urls import why_not_trusted
+
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(\[[0-9a-f:]+\]|[a-z0-9._-]+)(:[0-9]{1,5})?", re.ASCII)
+_HOST_NAME = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*", re.ASCII)
 
 
 class Address(NamedTuple):
@@ -76,8 +80,27 @@ def _trusted(url: str) -> str:
     return url
 
 
+def _words(value: object) -> object:
+    """Commas divide the words of a variable; flags are given again, and TOML has lists."""
+    return [word.strip() for word in value.split(",") if word.strip()] if isinstance(value, str) else value
+
+
+def _origin(text: str) -> str:
+    if not _ORIGIN.fullmatch(text):
+        raise ValueError("must be the exact origin of a site, such as https://chat.example.org, without a path or *")
+    return text
+
+
+def _host(text: str) -> str:
+    if not _HOST_NAME.fullmatch(text):
+        raise ValueError("must be a host's name without a port, such as gpu.example.org")
+    return text.lower()
+
+
 _as_text = PlainSerializer(str, return_type=str)
 # NoDecode: pydantic-settings would read a tuple's environment variable as JSON.
+Origins = Annotated[tuple[Annotated[str, AfterValidator(_origin)], ...], NoDecode, BeforeValidator(_words)]
+HostNames = Annotated[tuple[Annotated[str, AfterValidator(_host)], ...], NoDecode, BeforeValidator(_words)]
 ListenAddress = Annotated[Address, NoDecode, BeforeValidator(_address), _as_text]
 OptionalAddress = Annotated[
     Address | None, NoDecode, BeforeValidator(_optional_address), PlainSerializer(lambda a: str(a) if a else "off")

@@ -42,6 +42,8 @@ def build_parser(prog: str, description: str) -> argparse.ArgumentParser:
         options: dict[str, Any] = {"dest": leaf.name, "default": argparse.SUPPRESS, "help": _help(leaf)}
         if leaf.info.annotation is bool:
             options["action"] = argparse.BooleanOptionalAction
+        elif get_origin(leaf.info.annotation) is tuple:
+            options |= {"action": "append", "metavar": str(extra["metavar"])}
         else:
             options["metavar"] = "|".join(_choices(leaf)) or str(extra["metavar"])
         group.add_argument(leaf.flag, **options)
@@ -85,9 +87,15 @@ def show(loaded: Loaded, *, as_json: bool = False) -> str:
     rows = [(leaf.name, loaded.value(leaf), loaded.sources[leaf.name]) for leaf in leaves()]
     if as_json:
         return json.dumps({name: {"value": value, "source": source} for name, value, source in rows}, indent=2)
-    texts = [("setting", "value", "source"), *((n, "-" if v is None else str(v), s) for n, v, s in rows)]
+    texts = [("setting", "value", "source"), *((n, _shown(v), s) for n, v, s in rows)]
     widths = [max(len(row[i]) for row in texts) for i in (0, 1)]
     return "\n".join(f"{n:<{widths[0]}}  {v:<{widths[1]}}  {s}" for n, v, s in texts)
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, tuple):
+        return ", ".join(value) or "-"
+    return "-" if value is None else str(value)
 
 
 def _choices(leaf: Leaf) -> tuple[str, ...]:
@@ -105,7 +113,7 @@ def _help(leaf: Leaf) -> str:
         default = leaf.info.get_default(call_default_factory=True)
     except Error as error:  # there is none on this machine, and the flag must be given
         return f"{text}  [{error.violations[0].description}]"
-    if default is None or "(default" in text:
+    if default is None or default == () or "(default" in text:
         return text
     words = {True: "on", False: "off"}[default] if isinstance(default, bool) else str(default)
     return f"{text}  [default: {short(default) if isinstance(default, Path) else words}]"

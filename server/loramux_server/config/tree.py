@@ -13,7 +13,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 from ..core.settings import CpuWeights, Device, Dtype, EngineSettings
 from ..core.types import SamplingParams
-from .fields import Address, ListenAddress, LocalPath, OptionalAddress, Size, setting, state_home
+from .fields import Address, HostNames, ListenAddress, LocalPath, OptionalAddress, Origins, Size, setting, state_home
 from .groups import AuditSettings, LogSettings, OidcSettings, TlsSettings, TrainingSettings
 from .limits import LimitSettings
 
@@ -56,6 +56,28 @@ class Settings(LimitSettings, BaseSettings):
     )
     console: Literal["on", "off"] = setting(
         "on", "Network", "on|off", "whether the HTTP door has the console, a page for browsers, at /"
+    )
+    http_cors_origin: Origins = setting(
+        (),
+        "Network",
+        "ORIGIN",
+        "origin of a site whose pages may call the HTTP door, such as https://chat.example.org; may be given again",
+    )
+    http_allowed_host: HostNames = setting(
+        (),
+        "Network",
+        "HOST",
+        "name that the HTTP door may be called by while it takes everybody, beside localhost and addresses; may be "
+        "given again",
+    )
+    http_metrics: bool = setting(
+        False, "Network", "", "serve the metrics at /metrics of the HTTP door too, to who shows --metrics-token"
+    )
+    lora_root: LocalPath | None = setting(
+        None,
+        "Network",
+        "DIR",
+        "folder below which /v1/load_lora_adapter may read adapters, with the scope admin (default: none)",
     )
     metrics_listen: OptionalAddress = setting(
         Address("127.0.0.1", 9464), "Network", "HOST:PORT", "where Prometheus metrics are served, or off"

@@ -17,6 +17,7 @@ from ..services.common.calls import Calls
 from .certificates import certificate_names
 from .errors import OPENAI, Convention, error_headers
 from .exchange import Exchange, Limits
+from .rates import rate_headers
 
 Handler: TypeAlias = Callable[[Exchange], Awaitable[None]]
 
@@ -32,6 +33,7 @@ class Endpoint:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         exchange = Exchange(scope, receive, send, self._limits, self._convention)
+        exchange.late_headers = lambda: rate_headers(self._calls.rates())
         host, port = scope.get("client") or ("", 0)
         incoming = Incoming(
             method=self._method,

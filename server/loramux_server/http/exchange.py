@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, BinaryIO
@@ -39,7 +39,8 @@ class Exchange:
     """A request and the answer to it. Headers of the answer may be added to ``headers`` until it has ``started``.
 
     ``sends_events``: the answer that has started is a stream of events. ``disconnected``: the client has left while
-    its answer was made. ``error_event`` makes the last event of a stream that an error ends.
+    its answer was made. ``error_event`` makes the last event of a stream that an error ends. ``late_headers`` gives
+    headers that are true only once the answer starts.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class Exchange:
         self.sends_events = False
         self.disconnected = False
         self.error_event: Callable[[Error], Any] = self.error_body
+        self.late_headers: Callable[[], Mapping[str, str]] = dict
         self._names_events = False
         self._receive, self._send, self._limits = receive, send, limits
 
@@ -156,7 +158,10 @@ class Exchange:
         await self._write({"type": "http.response.body", "body": b""})
 
     async def _start(self, status: int, headers: dict[str, str]) -> None:
-        pairs = [(k.encode("latin-1"), v.encode("latin-1")) for k, v in {**self.headers, **headers}.items()]
+        pairs = [
+            (k.encode("latin-1"), v.encode("latin-1"))
+            for k, v in {**self.late_headers(), **self.headers, **headers}.items()
+        ]
         self.started = True
         await self._write({"type": "http.response.start", "status": status, "headers": pairs})
 

@@ -18,6 +18,7 @@ from .describe import describe
 from .endpoint import Endpoint, Handler, send_error
 from .exchange import Exchange, Limits
 from .health import Health
+from .metrics import MetricsPage
 from .openai.chat import ChatCompletions
 from .openai.completions import Completions
 from .openai.models import Models
@@ -77,7 +78,15 @@ def full_name(operation: str) -> str:
 class Application:
     """The door as an ASGI application."""
 
-    def __init__(self, availability: Availability, calls: Calls, limits: Limits, *, console: bool) -> None:
+    def __init__(
+        self,
+        availability: Availability,
+        calls: Calls,
+        limits: Limits,
+        *,
+        console: bool,
+        metrics: MetricsPage | None = None,
+    ) -> None:
         self._availability = availability
         self._limits = limits
         self.health = Health(availability)
@@ -126,6 +135,8 @@ class Application:
             *(Operation(id, *METHODS[id], handlers[id], ASKED[full_name(id)]) for id in METHODS),
             *(Operation(id, "GET", OPEN[id], open_handlers[id], None) for id in OPEN),
         ]
+        if metrics is not None:
+            applications["/metrics"] = {"GET": _Open(metrics.send, limits)}
         if console:
             console_files = ConsoleFiles()
             page = _Open(console_files.send, limits)

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import uvicorn
@@ -20,6 +20,8 @@ from ..services.availability import Availability
 from ..services.common.calls import LAST_WORDS, Calls
 from .certificates import NamedProtocol
 from .exchange import Limits
+from .metrics import MetricsPage
+from .pages import PageGuard, Pages
 from .routes import FOLLOWS_A_JOB, METHODS, Application, full_name
 
 MOST_CONNECTIONS = 4096
@@ -30,7 +32,7 @@ KEEP_ALIVE = 75
 
 
 class HttpServer:
-    """The HTTP door."""
+    """The HTTP door. ``takes_everybody`` tells whether no key is needed just now."""
 
     def __init__(
         self,
@@ -41,12 +43,17 @@ class HttpServer:
         certificate: CertificateFiles | None = None,
         limits: Limits | None = None,
         console: bool = True,
+        metrics: MetricsPage | None = None,
+        pages: Pages | None = None,
+        takes_everybody: Callable[[], bool] = lambda: False,
     ) -> None:
         require_all(map(full_name, METHODS))
         self._address = address
         self._calls = calls
         self._tls = None if certificate is None else TlsContext(certificate, ask_clients=True)
-        self._application = Application(availability, calls, limits or Limits(), console=console)
+        limits = limits or Limits()
+        self._application = Application(availability, calls, limits, console=console, metrics=metrics)
+        self._guard = PageGuard(self._application, pages or Pages(), takes_everybody, limits)
         self._server: _Server | None = None
         self._task: asyncio.Task[None] | None = None
 
@@ -81,7 +88,7 @@ class HttpServer:
         self._address = Address(self._address.host, listener.getsockname()[1])
         tls = self._tls
         config = uvicorn.Config(
-            self._application,
+            self._guard,
             http=NamedProtocol,
             ws="none",
             lifespan="off",

@@ -42,7 +42,7 @@ class MetricsEndpoint:
         self._host = host
         self.port = port
         self._certificate = certificate
-        self._token = None if token is None else _Token(token)
+        self._token = None if token is None else ScrapeToken(token)
         self._running: tuple[ScrapeServer, Thread] | None = None
 
     def start(self) -> None:
@@ -73,8 +73,8 @@ class MetricsEndpoint:
         return self._metrics(environ, start)
 
 
-class _Token:
-    """The token in a file, as last read."""
+class ScrapeToken:
+    """The token in a file, as last read. Raises ``Error`` FAILED_PRECONDITION for one that cannot be used."""
 
     def __init__(self, path: Path) -> None:
         self._path = path

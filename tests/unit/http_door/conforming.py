@@ -30,8 +30,7 @@ class Conforming:
         """Fail unless the answer is as the document says. An event hook of a client."""
         operation = self._operation(answer.request)
         if operation is None:
-            assert answer.status_code in (400, 403, 404, 405), answer.request.url
-            return
+            return  # a page of the console, or a path that is none
         told = operation["responses"].get(str(answer.status_code))
         told = told or operation["responses"][f"{answer.status_code // 100}XX"]
         kind = answer.headers["content-type"].partition(";")[0]

@@ -75,7 +75,7 @@ class Http:
 
 @pytest.fixture
 async def http(context: Context, backend: FakeBackend) -> AsyncIterator[Http]:
-    availability, counted, access = Availability("1.2.3"), Counted(), Access(Open())
+    availability, counted, access = Availability("1.2.3"), Counted(), Access(Open(), context.meter)
     availability.context = context
     board = JobBoard(context.store)
     backend.training = training = ScriptedTraining(context.info)

@@ -10,7 +10,7 @@ from ...core.principal import Principal
 from .authenticator import Authenticator
 from .credentials import Credentials
 from .methods import METHODS, Method
-from .quotas import Admission, QuotaMeter
+from .quotas import Admission, QuotaMeter, Rate
 from .refusals import unavailable
 
 
@@ -64,6 +64,10 @@ class Access:
         if scope is not None and scope not in principal.scopes:
             message = f"{incoming.short_method} needs the scope {scope.value!r}, which the key has not"
             raise Error(Code.PERMISSION_DENIED, message, reason="SCOPE_MISSING")
+
+    def rates(self, principal: Principal) -> list[Rate]:
+        """What a caller has left of its quotas of a minute."""
+        return self._meter.rates(principal)
 
     def admit(self, incoming: Incoming, principal: Principal) -> Admission:
         """Count a call until the context ends. Raises RESOURCE_EXHAUSTED over a quota."""

@@ -11,6 +11,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
@@ -64,6 +65,18 @@ class Bucket:
         return self._level
 
 
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """What a caller has left of a rate, under the strictest of its limits."""
+
+    limit: Limit
+    size: int
+    """What the limit grants in a minute."""
+    left: int
+    seconds: float
+    """Until all of it is back."""
+
+
 class Use:
     """What one subject, a tenant or a key, uses now."""
 
@@ -104,6 +117,14 @@ class Use:
         """Take from a rate (below 0), or give back."""
         if (bucket := self._rates.get(limit)) is not None:
             bucket.add(amount, now)
+
+    def rate(self, limit: Limit, now: float) -> Rate | None:
+        """What is left of a rate; None: it is not limited."""
+        if (bucket := self._rates.get(limit)) is None:
+            return None
+        used = bucket.used(now)
+        left = max(0, math.floor(bucket.size - used + 1e-9))
+        return Rate(limit, bucket.size, left, max(0.0, used) * 60.0 / max(bucket.size, 1))
 
     def idle(self, now: float) -> bool:
         """Whether nothing would be lost by forgetting it."""
@@ -202,6 +223,13 @@ class QuotaMeter:
         for use in uses:
             use.add("tokens_per_minute", -tokens, now)
         return Reservation(uses, tokens, self._clock)
+
+    def rates(self, principal: Principal) -> list[Rate]:
+        """What a caller has left of each rate that is limited for it."""
+        now = self._clock()
+        uses = tuple(self._of(principal, now))
+        found = ([rate for use in uses if (rate := use.rate(limit, now)) is not None] for limit in _RATES)
+        return [min(rates, key=lambda rate: rate.left) for rates in found if rates]
 
     @property
     def subjects(self) -> int:

@@ -20,6 +20,7 @@ from ...core.principal import Principal
 from ...telemetry.logs import get_logger
 from ..access.access import Access, Incoming
 from ..access.audit import CallAudit
+from ..access.quotas import Rate
 from ..access.refusals import invalid
 from .shielding import to_the_end
 
@@ -97,6 +98,11 @@ class Calls:
     def running(self) -> int:
         """Calls that are being answered."""
         return len(self._tasks)
+
+    def rates(self) -> list[Rate]:
+        """What the caller of the task's call has left of its quotas of a minute; nothing while it is unknown."""
+        call = known()
+        return [] if call is None else self._access.rates(call.principal)
 
     async def wait_idle(self) -> None:
         """Return when no call is being answered."""
