@@ -210,6 +210,33 @@ def test_field_c_a_file_of_odd_values_is_refused(tmp_path: Path, text: str, fiel
     assert [violation.field for violation in caught.value.violations] == [field]
 
 
+def test_lists_are_flags_given_again_words_of_a_variable_or_lists_of_a_file(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    one, two = "https://a.example", "http://localhost:5173"
+    wanted = (one, two)
+    flags = ["--http-cors-origin", one, "--http-cors-origin", two]
+    assert parse(flags, prog="loramux", description="").settings.http_cors_origin == wanted
+    (file := tmp_path / "c.toml").write_text(f'http_cors_origin = ["{one}", "{two}"]')
+    assert load({}, str(file)).settings.http_cors_origin == wanted
+    monkeypatch.setenv("LORAMUX_HTTP_CORS_ORIGIN", f"{one}, {two}")
+    loaded = load({})
+    assert loaded.settings.http_cors_origin == wanted
+    assert f"{one}, {two}" in show(loaded)
+
+
+@pytest.mark.parametrize("origin", ["*", "null", "https://a.example/", "a.example", "https://*.example", "https://a b"])
+def test_origins_are_exact(origin: str) -> None:
+    with pytest.raises(Error, match="--http-cors-origin: must be the exact origin"):
+        load({"http_cors_origin": [origin]})
+
+
+def test_metrics_over_http_need_their_token(tmp_path: Path) -> None:
+    with pytest.raises(Error, match="--metrics-token: must be given too"):
+        load({"http_metrics": "true"})
+    assert load({"http_metrics": "true", "metrics_token": str(tmp_path / "token")}).settings.http_metrics
+
+
 def test_settings_are_frozen() -> None:
     with pytest.raises(ValueError, match="frozen"):
         Settings().max_running = 3  # type: ignore[misc]
