@@ -7,6 +7,7 @@ into other servers. What is no call stays text.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
@@ -34,13 +35,13 @@ class ToolCall:
     arguments: str
 
 
-_MARKS = {ToolFormat.HERMES: "<tool_call>", ToolFormat.MISTRAL: "[TOOL_CALLS]", ToolFormat.LLAMA3: "<|python_tag|>"}
-_HERMES_END = "</tool_call>"
+MARKS = {ToolFormat.HERMES: "<tool_call>", ToolFormat.MISTRAL: "[TOOL_CALLS]", ToolFormat.LLAMA3: "<|python_tag|>"}
+HERMES_END = "</tool_call>"
 
 
 def tool_format(literals: str) -> ToolFormat | None:
     """The format of a base from what its chat template may write; None: its family is not known."""
-    for format, mark in _MARKS.items():
+    for format, mark in MARKS.items():
         if mark in literals:
             return format
     return ToolFormat.LLAMA3 if '"parameters"' in literals and "ipython" in literals else None
@@ -60,7 +61,7 @@ class ToolCallReader:
         self._held += text
         if not self._decided:
             start = self._held.lstrip()
-            opening = (_MARKS[self._format], "[" if self._format is ToolFormat.MISTRAL else "{")
+            opening = (MARKS[self._format], "[" if self._format is ToolFormat.MISTRAL else "{")
             if not start or any(start.startswith(o) or o.startswith(start) for o in opening):
                 return  # held to the end: only all of it tells
             self._decided = True
@@ -75,7 +76,7 @@ class ToolCallReader:
         held, self._held = self._held, ""
         if self._inside:
             calls = _calls([held])
-            yield from calls or (_MARKS[ToolFormat.HERMES] + held,)
+            yield from calls or (MARKS[ToolFormat.HERMES] + held,)
         elif self._decided:
             if held.strip() or (held and not self._called):
                 yield held
@@ -83,16 +84,17 @@ class ToolCallReader:
             yield from self._whole(held)
 
     def _hermes(self) -> Iterator[str | ToolCall]:
-        mark = _MARKS[ToolFormat.HERMES]
+        mark = MARKS[ToolFormat.HERMES]
         while True:
             if self._inside:
-                body, end, rest = self._held.partition(_HERMES_END)
-                if not end:
+                end = _hermes_end(self._held)
+                if end < 0:
                     return
+                body, rest = self._held[:end], self._held[end + len(HERMES_END) :]
                 self._inside, self._held = False, rest
                 calls = _calls([body])
                 self._called = self._called or bool(calls)
-                yield from calls or (mark + body + end,)
+                yield from calls or (mark + body + HERMES_END,)
                 continue
             before, found, rest = self._held.partition(mark)
             if not found:
@@ -107,13 +109,21 @@ class ToolCallReader:
             self._inside, self._held = True, rest
 
     def _whole(self, held: str) -> Iterator[str | ToolCall]:
-        body = held.strip().removeprefix(_MARKS[self._format]).strip()
+        body = held.strip().removeprefix(MARKS[self._format]).strip()
         parts = [body] if self._format is ToolFormat.MISTRAL else _objects(body)
         calls = _calls(parts)
         if calls:
             yield from calls
         elif held:
             yield held
+
+
+def _hermes_end(text: str) -> int:
+    """Where the mark after a call begins, which is in no string of its JSON; -1: not yet."""
+    end = text.find(HERMES_END)
+    while end >= 0 and re.sub(r"\\.", "", text[:end], flags=re.DOTALL).count('"') % 2:
+        end = text.find(HERMES_END, end + 1)
+    return end
 
 
 def _objects(text: str) -> list[str]:

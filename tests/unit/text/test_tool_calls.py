@@ -24,6 +24,11 @@ CASES: dict[str, tuple[ToolFormat, str, list[str | ToolCall]]] = {
         f'<tool_call>{CALL}</tool_call>\n<tool_call>{{"name": "time", "arguments": {{}}}}</tool_call>',
         [WEATHER, TIME],
     ),
+    "hermes mark in a string": (
+        ToolFormat.HERMES,
+        '<tool_call>{"name": "say", "arguments": {"text": "a \\"</tool_call>"}}</tool_call>',
+        [ToolCall("say", '{"text": "a \\"</tool_call>"}')],
+    ),
     "hermes unclosed": (ToolFormat.HERMES, f"<tool_call>{CALL}", [WEATHER]),
     "hermes broken": (ToolFormat.HERMES, "<tool_call>nothing</tool_call> x", ["<tool_call>nothing</tool_call> x"]),
     "hermes no call": (ToolFormat.HERMES, "a < b and <tool", ["a < b and <tool"]),
