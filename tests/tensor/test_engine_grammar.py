@@ -14,7 +14,9 @@ from loramux_server.core.backend import GenerateCommand
 from loramux_server.core.types import FinishReason, Grammar, GrammarKind
 from loramux_server.engine.grammar import masks as grammars
 from loramux_server.engine.transport.protocol import AbortCommand
-from loramux_server.text.response_format import parse_format
+from loramux_server.text.forced_calls import ToolChoice, ToolMode, forced_calls
+from loramux_server.text.response_format import MAX_BYTES, parse_format
+from loramux_server.text.tool_calls import ToolCall, ToolCallReader, ToolFormat
 from tests.engine import Engine, command, prompts
 from tests.tiny import tokenizer
 
@@ -96,6 +98,25 @@ def test_each_kind_of_grammar(engine: Engine, ignore_eos: bool) -> None:
     for id in commands:
         assert re.fullmatch(wanted[id.split("-")[0]], text(engine, id)), text(engine, id)
         assert engine.reason(id) is FinishReason.STOP
+
+
+@pytest.mark.parametrize("format", ToolFormat)
+def test_forced_calls_are_read_back(engine: Engine, format: ToolFormat) -> None:
+    """Any base writes calls that its own family's reader finds, and arguments that fit; sampled and greedy."""
+    tools = [{"name": name, "parameters": {k: v for k, v in SCHEMA.items() if k != "x-guidance"}} for name in "fg"]
+    grammar = forced_calls(ToolChoice(ToolMode.REQUIRED, single=True), tools, format, max_bytes=MAX_BYTES)
+    commands = [
+        ask(f"{format}-{i}", grammar, p, max_tokens=160, seed=i, temperature=float(i % 3))
+        for i, p in enumerate(prompts(6, seed=8))
+    ]
+    engine.run(*commands)
+    for c in commands:
+        reader = ToolCallReader(format)
+        (call,) = [*reader.push(text(engine, c.id)), *reader.finish()]
+        assert isinstance(call, ToolCall)
+        assert call.name in ("f", "g")
+        check(call.arguments)
+        assert engine.reason(c.id) is FinishReason.STOP
 
 
 def test_batch_mates_are_unchanged(engine: Engine) -> None:
@@ -200,6 +221,7 @@ def test_a_bad_grammar_fails_alone(engine: Engine) -> None:
         "unsupported": Grammar(GrammarKind.JSON_SCHEMA, '{"type": "array", "uniqueItems": true}'),
         "remote": Grammar(GrammarKind.JSON_SCHEMA, '{"$ref": "http://localhost/x"}'),
         "lark": Grammar(GrammarKind.LARK, "start: x"),
+        "tools": Grammar(GrammarKind.LARK, 'start: %json {"uniqueItems": true}', origin="tools"),
     }
     engine.run(command("beside-bad", [5, 6, 7], 12), *(ask(f"bad-{n}", g) for n, g in bad.items()))
     said = {"regex": "unclosed group", "type": "objec", "unsupported": "uniqueItems", "lark": "unknown name"}
@@ -207,7 +229,7 @@ def test_a_bad_grammar_fails_alone(engine: Engine) -> None:
         failure = engine.failure(f"bad-{name}")
         assert failure is not None
         assert failure.code == "invalid_argument"
-        assert [v.field for v in failure.violations] == ["response_format"]
+        assert [v.field for v in failure.violations] == [bad[name].origin]
         assert said.get(name, "") in failure.message
         assert engine.tokens(f"bad-{name}") == []
     assert len(engine.tokens("beside-bad")) == 12

@@ -99,6 +99,8 @@ class Client:
         writing that turn. They are dicts as OpenAI has them, with ``tool_calls``, ``tool_call_id`` and ``name`` where
         tools are used. ``tools`` (a list of schemas) and ``chat_template_kwargs`` (such as
         ``{"enable_thinking": False}``) go to the model's chat template, as they do in training rows.
+        ``tool_choice="required"``, or ``{"type": "function", "function": {"name": ...}}``, makes the answer calls of
+        them and nothing else; ``parallel_tool_calls=False`` makes it one.
         """
         request = requests.generate(prompt, messages, adapters, options)
         return responses.completion(self._transport.unary(self._transport.inference.GenerateOnce, request, timeout))

@@ -38,6 +38,8 @@ class GenerateOptions(TypedDict, total=False):
     continue_final_message: bool | None
     tools: Sequence[Mapping[str, Any]] | None
     chat_template_kwargs: Mapping[str, Any] | None
+    tool_choice: str | Mapping[str, Any] | None
+    parallel_tool_calls: bool | None
 
 
 def generate(
@@ -57,6 +59,9 @@ def generate(
         shape = response_format(given.pop("response_format"))
         if shape is not None:
             request.response_format.CopyFrom(shape)
+    if given.keys() & {"tool_choice", "parallel_tool_calls"}:
+        choice = tool_choice(given.pop("tool_choice", "auto"), given.pop("parallel_tool_calls", True))
+        request.tool_choice.CopyFrom(choice)
     assign(request, given)
     return request
 
@@ -115,6 +120,27 @@ def response_format(value: Mapping[str, Any]) -> inference_pb2.ResponseFormat | 
         message.json_object.SetInParent()
     else:
         raise invalid(f"response_format.{kind}", "is unknown; use json_schema, regex, choice, grammar or json_object")
+    return message
+
+
+def tool_choice(value: str | Mapping[str, Any], parallel: bool) -> inference_pb2.ToolChoice:
+    """Which tools are called: ``"auto"``, ``"none"``, ``"required"``, or the one that must be, as OpenAI writes it.
+
+    That is ``{"type": "function", "function": {"name": "weather"}}``. ``parallel``: perhaps several in one answer.
+    """
+    message = inference_pb2.ToolChoice()
+    if not isinstance(parallel, bool):
+        raise invalid("parallel_tool_calls", f"must be True or False, not {shown(parallel)}")
+    message.single = not parallel
+    modes = {m.removeprefix("TOOL_MODE_").lower(): n for m, n in inference_pb2.ToolMode.items() if n}
+    if isinstance(value, str) and value in modes:
+        message.mode = modes[value]
+        return message
+    function = value.get("function") if isinstance(value, Mapping) else None
+    if not isinstance(function, Mapping) or not isinstance(name := function.get("name"), str) or not name:
+        wanted = f"must be one of {', '.join(modes)}, or {{'type': 'function', 'function': {{'name': ...}}}}"
+        raise invalid("tool_choice", f"is {shown(value)}; it {wanted}")
+    assign(message, {"mode": inference_pb2.TOOL_MODE_REQUIRED, "name": name}, "tool_choice.")
     return message
 
 

@@ -85,6 +85,10 @@ def generate(
         ),
     ] = None,
     tools: Tools = None,
+    tool_choice: Annotated[
+        str | None,
+        typer.Option(help="auto, none, required, or the name of the tool that must be called.", show_default="auto"),
+    ] = None,
     template_arg: TemplateArg = None,
     max_tokens: MaxTokens = None,
     temperature: Temperature = None,
@@ -117,6 +121,7 @@ def generate(
       loramux generate -m "Is the sky blue?" --choice yes --choice no
       loramux generate - --system "Summarise this." --json < letter.txt
       loramux generate --messages chat.json --tools tools.json
+      loramux generate -m "Is it warm in Rome?" --tools tools.json --tool-choice required
       loramux generate -m "Is the sky blue?" --template-arg enable_thinking=false
     """  # noqa: D301
     shown, given_args = json_list(tools, "--tools"), template_args(template_arg)
@@ -136,6 +141,7 @@ def generate(
         "ignore_eos": ignore_eos or None,
         "continue_final_message": prefill is not None or None,
         "tools": shown,
+        "tool_choice": _tool_choice(tool_choice),
         "chat_template_kwargs": given_args,
         "response_format": _format(json_schema, regex, choice),
     }
@@ -172,6 +178,13 @@ def _format(json_schema: Path | None, regex: str | None, choice: list[str] | Non
     if len(given) > 1:
         raise invalid("response_format", "can be one of --json-schema, --regex and --choice")
     return given or None
+
+
+def _tool_choice(given: str | None) -> str | dict[str, Any] | None:
+    """What is no mode is the name of a tool."""
+    if given is None or given in ("auto", "none", "required"):
+        return given
+    return {"type": "function", "function": {"name": given}}
 
 
 def _show(completion: Completion, json: bool) -> None:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import Any, Literal
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -83,6 +83,8 @@ class Grammar:
 
     kind: GrammarKind
     text: str = field(repr=False)
+    origin: Literal["response_format", "tools"] = "response_format"
+    """Field of the request that it was made from, for messages."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from typing import TypeAlias
 from ..core.types import Chunk, Message
 from ..services.availability import Availability
 from ..services.inference.types import GenerateRequest, TokenizeRequest
+from ..text.forced_calls import ToolMode
 from ..text.reasoning import OPEN, ReasoningReader, Thought, thinks
 from ..text.tool_calls import ToolCall, ToolCallReader, ToolFormat, tool_format
 
@@ -21,6 +22,8 @@ class AnswerFormat:
 
     tools: ToolFormat | None = None
     """None: calls are not looked for."""
+    named: bool = False
+    """Whether the request names the tool that must be called."""
     reasoning: bool = False
     opened: bool = False
     """Whether the prompt ends inside the thoughts."""
@@ -33,10 +36,13 @@ async def answer_format(availability: Availability, request: GenerateRequest) ->
     template = context.text.chat_template
     if template is None:
         return AnswerFormat()
-    calls = bool(request.tools) and request.response_format is None
-    reasoning = thinks(template.literals) and not request.continue_final_message
+    choice = request.tool_choice
+    required = choice.mode is ToolMode.REQUIRED
+    calls = bool(request.tools) and choice.mode is not ToolMode.NONE and (required or request.response_format is None)
+    reasoning = thinks(template.literals) and not request.continue_final_message and not required
     return AnswerFormat(
         tools=tool_format(template.literals) if calls else None,
+        named=bool(choice.name),
         reasoning=reasoning,
         opened=reasoning and await _opens_thoughts(availability, request),
     )

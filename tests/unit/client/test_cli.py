@@ -20,7 +20,7 @@ from loramux.cli.common import stack
 from loramux.cli.training.datasets import marked
 from loramux.comparison import Comparison, Side
 from loramux.types import MarkedText
-from loramux.v1 import adapters_pb2, training_pb2
+from loramux.v1 import adapters_pb2, inference_pb2, training_pb2
 
 from .fake import FAILED, RUNNING, SUCCEEDED, Fake, details, moved, refuse, step, version
 
@@ -214,6 +214,10 @@ def test_tools_and_whole_chats_from_files(fake: Fake, shell: Shell, tmp_path: Pa
         assert [(m.role, m.content) for m in request.messages] == [("user", "hi")]
         assert json.loads(request.tools) == tools
         assert json.loads(request.chat_template_kwargs) == {"enable_thinking": False}
+    for called, wanted in (("required", ("REQUIRED", "")), ("none", ("NONE", "")), ("f", ("REQUIRED", "f"))):
+        assert shell("generate", "hi", "--tools", files["tools"], "--tool-choice", called) == 0
+        choice = fake.last("Generate").tool_choice
+        assert (inference_pb2.ToolMode.Name(choice.mode), choice.name) == (f"TOOL_MODE_{wanted[0]}", wanted[1])
     assert shell("generate", "--messages", files["chat"], "--system", "Be brief.", "--prefill", "It is") == 0
     assert [m.role for m in fake.last("Generate").messages] == ["system", "user", "assistant"]
     for wrong in (

@@ -8,7 +8,7 @@ import pytest
 
 from loramux import InvalidArgument, StackItem
 from loramux._wire import requests, stacks, train_requests
-from loramux.v1 import training_pb2
+from loramux.v1 import inference_pb2, training_pb2
 
 
 def spelled(adapters: object) -> list[tuple[str, float | None]]:
@@ -204,6 +204,24 @@ def test_tools_go_as_openai_has_them() -> None:
         assert json.loads(request.chat_template_kwargs) == kwargs
     plain = requests.generate(None, chat[:1], None, {"tools": None, "chat_template_kwargs": None})
     assert (plain.tools, plain.chat_template_kwargs) == ("", "")
+
+
+def test_which_tools_are_called() -> None:
+    def sent(**options: object) -> inference_pb2.ToolChoice:
+        return requests.generate("a", None, None, options).tool_choice
+
+    named = {"type": "function", "function": {"name": "f"}}
+    assert sent(tool_choice="none").mode == inference_pb2.TOOL_MODE_NONE
+    assert sent(tool_choice="required", parallel_tool_calls=False) == inference_pb2.ToolChoice(
+        mode=inference_pb2.TOOL_MODE_REQUIRED, single=True
+    )
+    assert sent(tool_choice=named) == inference_pb2.ToolChoice(mode=inference_pb2.TOOL_MODE_REQUIRED, name="f")
+    assert not requests.generate("a", None, None, {"tool_choice": None}).HasField("tool_choice")
+    for bad in ("any", {"type": "function"}, {"function": {"name": ""}}, 1):
+        with pytest.raises(InvalidArgument, match="tool_choice"):
+            sent(tool_choice=bad)
+    with pytest.raises(InvalidArgument, match="parallel_tool_calls"):
+        sent(parallel_tool_calls="no")
 
 
 def test_arguments_of_the_chat_template_are_sent_as_json() -> None:

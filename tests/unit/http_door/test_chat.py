@@ -116,6 +116,11 @@ async def test_what_every_field_becomes(http: Http) -> None:
         ({"unknown": 1}, "unknown"),
         ({"store": True}, "store"),
         ({"tool_choice": "required"}, "tool_choice"),
+        ({"tool_choice": "required", "tools": []}, "tool_choice"),
+        ({"tool_choice": "any", "tools": [{"name": "a"}]}, "tool_choice"),
+        ({"tool_choice": {"type": "function"}, "tools": [{"name": "a"}]}, "tool_choice"),
+        # The base's template has no form of calls.
+        ({"tool_choice": "required", "tools": [{"name": "a"}]}, "tool_choice"),
         ({"chat_template_kwargs": {"chat_template": "{{ 1 }}"}}, "chat_template_kwargs"),
         ({"top_logprobs": 3}, "top_logprobs"),
         ({"max_tokens": 1, "max_completion_tokens": 1}, "max_tokens"),

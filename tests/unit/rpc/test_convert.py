@@ -49,6 +49,7 @@ from loramux_server.store.records import (
     VersionRecord,
     VersionState,
 )
+from loramux_server.text.forced_calls import ToolChoice, ToolMode
 from tests.unit.services.fakes import caller
 
 CALL = Call("Generate", "r1", LOCAL, 12.5)
@@ -217,6 +218,19 @@ def test_messages_carry_calls_and_parts() -> None:
     with pytest.raises(Error) as caught:
         common.messages_from_proto([common_pb2.Message(role="user", content="a", content_parts=parts)])
     assert caught.value.violations[0].field == "messages[0].content"
+
+
+def test_which_tools_are_called() -> None:
+    def made(**choice: object) -> ToolChoice:
+        request = inference_pb2.GenerateRequest(tool_choice=inference_pb2.ToolChoice(**choice))  # type: ignore[arg-type]
+        return inference.generate_from_proto(request, CALL, SamplingParams()).tool_choice
+
+    assert made() == ToolChoice(ToolMode.AUTO)
+    assert made(mode=inference_pb2.TOOL_MODE_NONE) == ToolChoice(ToolMode.NONE)
+    required = made(mode=inference_pb2.TOOL_MODE_REQUIRED, name="f", single=True)
+    assert required == ToolChoice(ToolMode.REQUIRED, "f", single=True)
+    with pytest.raises(Error, match=r"tool_choice\.mode: is 9"):
+        made(mode=9)
 
 
 def test_response_formats() -> None:

@@ -13,7 +13,8 @@ from ...core.call import Call
 from ...core.errors import invalid_field
 from ...core.types import Chunk, SamplingParams, TokenLogprob, Usage
 from ...services.inference.types import Completion, GenerateRequest, Score, ScoreRequest, TokenizeRequest, Tokens
-from .common import applied_to_proto, messages_from_proto, numbers, set_fields, stack_from_proto, to_proto
+from ...text.forced_calls import ToolChoice, ToolMode
+from .common import applied_to_proto, messages_from_proto, numbers, set_fields, stack_from_proto, to_proto, word
 
 TokenText = Callable[[int], str]
 
@@ -49,6 +50,7 @@ def generate_from_proto(request: pb.GenerateRequest, call: Call, defaults: Sampl
         request_id=call.request_id,
         deadline=call.deadline,
         response_format=format_from_proto(request.response_format) if request.HasField("response_format") else None,
+        tool_choice=tool_choice_from_proto(request.tool_choice),
     )
 
 
@@ -73,6 +75,12 @@ def format_from_proto(shape: pb.ResponseFormat) -> dict[str, Any]:
         return {"type": kind}
     value = list(shape.choice.choices) if kind == "choice" else getattr(shape, kind)
     return {"type": kind, kind: value}
+
+
+def tool_choice_from_proto(choice: pb.ToolChoice) -> ToolChoice:
+    """Which tools are called. Raises INVALID_ARGUMENT for a mode that is none."""
+    mode = word(pb.ToolMode.DESCRIPTOR, choice.mode, "tool_choice.mode")
+    return ToolChoice(ToolMode(mode or "auto"), choice.name, choice.single)
 
 
 def chunk_to_proto(chunk: Chunk, token_text: TokenText) -> pb.GenerateResponse:

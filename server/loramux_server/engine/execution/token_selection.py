@@ -45,7 +45,8 @@ class TokenSelector:
         """End the sequences whose grammar is complete or broken, and select the tokens that waited for their masks."""
         for seq, mask in self._grammars.news():
             if mask.code is not None:
-                self._end(seq, grammar_error(mask))
+                assert seq.grammar is not None
+                self._end(seq, grammar_error(seq.grammar, mask))
             elif mask.complete or seq.num_output >= seq.sampling.max_tokens:
                 self._finish(seq)
                 reason = FinishReason.STOP if mask.complete else FinishReason.LENGTH

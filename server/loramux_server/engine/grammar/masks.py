@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from ...core.errors import Code, Error, FieldViolation, Reason
+from ...core.types import Grammar
 from ..scheduling.sequence import Sequence, State
 from .host import GrammarHost
 from .wire import Mask, Setup
@@ -23,7 +24,6 @@ from .wire import Mask, Setup
 if TYPE_CHECKING:
     from torch import Tensor
 
-FIELD = "response_format"
 GRACE_SECONDS = 0.005
 """How long a step waits for masks that are not there yet, in all."""
 
@@ -144,8 +144,9 @@ class GrammarMasks:
             self._news.append(entry)
 
 
-def grammar_error(mask: Mask) -> Error:
+def grammar_error(grammar: Grammar, mask: Mask) -> Error:
     """Why a sequence with a grammar cannot go on, as its caller is told."""
     code = mask.code or Code.INTERNAL
-    violations = [FieldViolation(FIELD, mask.error)] if code is Code.INVALID_ARGUMENT else []
-    return Error(code, f"{FIELD}: {mask.error}", reason=cast("Reason", f"GRAMMAR_{code.name}"), violations=violations)
+    field, reason = grammar.origin, cast("Reason", f"GRAMMAR_{code.name}")
+    violations = [FieldViolation(field, mask.error)] if code is Code.INVALID_ARGUMENT else []
+    return Error(code, f"{field}: {mask.error}", reason=reason, violations=violations)

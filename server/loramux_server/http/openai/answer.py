@@ -49,7 +49,9 @@ class ChoiceAnswer:
                     self.content += text
                     yield {"content": text}
         if chunk.finish_reason is not None:
-            self.finish_reason = "tool_calls" if self.calls else FINISH.get(chunk.finish_reason, "stop")
+            # OpenAI says "stop" where the request names the function.
+            called = bool(self.calls) and not self.format.named and chunk.finish_reason is FinishReason.STOP
+            self.finish_reason = "tool_calls" if called else FINISH.get(chunk.finish_reason, "stop")
 
     @property
     def message(self) -> dict[str, Any]:

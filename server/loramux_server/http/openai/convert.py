@@ -9,6 +9,7 @@ from ...core.call import Call
 from ...core.errors import invalid_field
 from ...core.types import Message, SamplingParams, StackItem
 from ...services.inference.types import GenerateRequest
+from ...text.forced_calls import ToolChoice, ToolMode
 from ..fields import as_text
 from ..names import parse_model
 from .schema import (
@@ -16,6 +17,7 @@ from .schema import (
     ChatRequest,
     CompletionRequest,
     JsonSchemaFormat,
+    NamedTool,
     Sampling,
     StructuredOutputs,
     TextFormat,
@@ -35,7 +37,6 @@ def chat_request(asked: ChatRequest, call: Call, defaults: SamplingParams) -> Ge
         raise invalid_field("max_tokens", "must be left out beside max_completion_tokens")
     if asked.top_logprobs is not None and not asked.logprobs:
         raise invalid_field("top_logprobs", "needs logprobs: true")
-    shown = (asked.tools or None) if asked.tool_choice != "none" else None
     sampling = _sampling(asked, defaults)
     if asked.max_completion_tokens is not None:
         sampling = replace(sampling, max_tokens=asked.max_completion_tokens)
@@ -43,7 +44,8 @@ def chat_request(asked: ChatRequest, call: Call, defaults: SamplingParams) -> Ge
         sampling = replace(sampling, logprobs=asked.top_logprobs or 0)
     return GenerateRequest(
         messages=tuple(_message(message) for message in asked.messages),
-        tools=as_text(shown),
+        tools=as_text(asked.tools or None),
+        tool_choice=_tool_choice(asked),
         chat_template_kwargs=as_text(asked.chat_template_kwargs),
         continue_final_message=asked.continue_final_message,
         **_shared(asked, call, sampling),
@@ -106,6 +108,13 @@ def _message(message: ChatMessage) -> Message:
         tool_call_id=message.tool_call_id or "",
         name=message.name or "",
     )
+
+
+def _tool_choice(asked: ChatRequest) -> ToolChoice:
+    given, single = asked.tool_choice, asked.parallel_tool_calls is False
+    if isinstance(given, NamedTool):
+        return ToolChoice(ToolMode.REQUIRED, given.function.name, single)
+    return ToolChoice(ToolMode(given or "auto"), single=single)
 
 
 def _shape(asked: ChatRequest | CompletionRequest) -> dict[str, Any] | None:

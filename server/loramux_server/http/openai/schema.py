@@ -134,6 +134,19 @@ class StructuredOutputs(Strict):
     grammar: StrictStr | None = None
 
 
+class ToolName(Strict):
+    """The function that must be called."""
+
+    name: StrictStr = Field(min_length=1)
+
+
+class NamedTool(Strict):
+    """The tool that must be called."""
+
+    type: Literal["function"]
+    function: ToolName
+
+
 class ChatRequest(Sampling):
     """``POST /v1/chat/completions``."""
 
@@ -144,7 +157,7 @@ class ChatRequest(Sampling):
     response_format: ResponseFormat | None = None
     structured_outputs: StructuredOutputs | None = None
     tools: list[dict[str, Any]] | None = None
-    tool_choice: Literal["none", "auto"] | None = None
+    tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
     parallel_tool_calls: StrictBool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     continue_final_message: StrictBool = False

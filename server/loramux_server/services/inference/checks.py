@@ -17,6 +17,7 @@ from ...core.bounds import (
 from ...core.errors import Error, FieldViolation, invalid
 from ...core.types import Grammar
 from ...text.conversation import read_content
+from ...text.forced_calls import ToolMode
 from ...text.response_format import parse_format
 from ...text.tokenizer import ROLES
 from ..common.checks import shown, stack_violations, violations_to
@@ -40,6 +41,7 @@ def check_generation(request: GenerateRequest, limits: Limits, vocab_size: int) 
             max_logit_bias=limits.max_logit_bias,
         ),
         *stop_violations(request.stop),
+        *tool_choice_violations(request),
     ]
     found += Bound(1, limits.max_choices).violations("n", request.n)
     grammar = None
@@ -78,6 +80,15 @@ def prompt_violations(request: Asked, limits: Limits, *, answered: bool = True) 
             "is not set, and messages end with an assistant's turn: set it to go on writing that turn, or end with a "
             "turn to be answered",
         )
+
+
+def tool_choice_violations(request: GenerateRequest) -> Iterator[FieldViolation]:
+    """Calls can be required of a chat with tools; a tool is named where calls are required."""
+    choice = request.tool_choice
+    if choice.name and choice.mode is not ToolMode.REQUIRED:
+        yield FieldViolation("tool_choice", "names a tool, which is for required calls")
+    if choice.mode is ToolMode.REQUIRED and not request.tools:
+        yield FieldViolation("tool_choice", "requires a call, but there are no tools: give tools or leave it out")
 
 
 def message_violations(request: Asked, limits: Limits) -> Iterator[FieldViolation]:

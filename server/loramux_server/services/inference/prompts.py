@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from ...core.errors import FieldViolation, invalid, invalid_field
+from ...core.types import Grammar
 from ...text import TextTokenizer
 from ...text.conversation import read_message, read_template_kwargs, read_tools
+from ...text.forced_calls import ToolMode, forced_calls
+from ...text.tool_calls import MARKS, tool_format
 from ..common.checks import context_violation, violations_to
-from .types import Asked
+from .types import Asked, GenerateRequest
 
 
 def encode_prompt(text: TextTokenizer, request: Asked) -> tuple[list[int], str]:
@@ -39,6 +42,23 @@ def _rendered(text: TextTokenizer, request: Asked) -> str:
         tools=tools,
         chat_template_kwargs=kwargs,
     )
+
+
+def required_calls(text: TextTokenizer, request: GenerateRequest, max_bytes: int) -> Grammar | None:
+    """The grammar of the tool calls that a request requires; None: it requires none.
+
+    Plain computation: call it off the event loop, after :func:`encode_prompt`. Raises INVALID_ARGUMENT.
+    """
+    if request.tool_choice.mode is not ToolMode.REQUIRED:
+        return None
+    found: list[FieldViolation] = []
+    tools = read_tools(request.tools, "tools", violations_to(found)) or ()
+    if found or not tools:
+        raise invalid(found or [FieldViolation("tools", "is empty, and a call is required")])
+    format = None if text.chat_template is None else tool_format(text.chat_template.literals)
+    mark = MARKS[format] if format is not None else ""
+    mark_id = next((id for id in text.special_ids if text.spelling(id) == mark), None)
+    return forced_calls(request.tool_choice, tools, format, max_bytes=max_bytes, mark_id=mark_id)
 
 
 def check_context(prompt: str | None, prompt_tokens: int, max_context: int) -> None:

@@ -13,8 +13,9 @@ from ...core.backend import GenerateCommand
 from ...core.bounds import GREEDY_BELOW
 from ...core.errors import invalid
 from ...core.observer import NullObserver, Observer
-from ...core.types import Chunk, FinishReason, SamplingParams, Usage
+from ...core.types import Chunk, FinishReason, Grammar, SamplingParams, Usage
 from ...text import StopMatcher
+from ...text.forced_calls import ToolMode
 from ..common.context import Context
 from ..common.deadlines import Preparation
 from ..common.stacks import active
@@ -22,7 +23,7 @@ from ..common.workers import prepare
 from .answer import Answer, Prepared
 from .checks import check_generation, prompt_violations
 from .choice import ChoiceDecoder
-from .prompts import check_context, encode_prompt
+from .prompts import check_context, encode_prompt, required_calls
 from .scoring import Scorer
 from .types import Choice, Completion, GenerateRequest, Score, ScoreRequest, TokenizeRequest, Tokens
 
@@ -94,11 +95,14 @@ class GenerationService:
     async def _prepare(self, request: GenerateRequest) -> Prepared:
         """Check everything that can be checked, and pin what the request will use."""
         started = time.monotonic()
-        grammar = check_generation(request, self._limits, self._info.vocab_size)
+        shape = check_generation(request, self._limits, self._info.vocab_size)
+        if request.tool_choice.mode is ToolMode.NONE:
+            request = replace(request, tools="")
         async with self._preparation.turn(request.deadline) as deadline:
-            ids, _ = await prepare(lambda: encode_prompt(self._text, request))
+            ids, calls = await prepare(lambda: self._read(request))
             check_context(request.prompt, len(ids), self._info.max_context)
             stack = await self._stacks.resolve(request.adapters, request.principal)
+        grammar = calls or shape
         sampling = self._sampling(request.sampling, left=self._info.max_context - len(ids))
         run = uuid.uuid4().hex
         ends = sampling.end_ids(self._info.eos_token_ids, grammar is not None)
@@ -136,6 +140,11 @@ class GenerationService:
             deadline=deadline,
             started=started,
         )
+
+    def _read(self, request: GenerateRequest) -> tuple[list[int], Grammar | None]:
+        """The prompt's ids, and the grammar of the calls that are required."""
+        ids, _ = encode_prompt(self._text, request)
+        return ids, required_calls(self._text, request, self._limits.max_grammar_bytes)
 
     @staticmethod
     def _sampling(sampling: SamplingParams, left: int) -> SamplingParams:

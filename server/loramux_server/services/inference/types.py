@@ -7,6 +7,7 @@ from typing import Any
 
 from ...core.principal import Principal
 from ...core.types import FinishReason, Message, SamplingParams, StackEntry, StackItem, TokenLogprob, Usage
+from ...text.forced_calls import MODEL_CHOOSES, ToolChoice
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +59,8 @@ class GenerateRequest(Asked):
     n: int = 1
     response_format: dict[str, Any] | None = None
     """``{"type": kind, kind: value}``; see ``text.response_format``."""
+    tool_choice: ToolChoice = MODEL_CHOOSES
+    """Calls that are required shape the answer in place of ``response_format``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
