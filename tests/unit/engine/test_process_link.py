@@ -6,6 +6,7 @@ import asyncio
 from pathlib import Path
 
 import pytest
+import uvloop
 
 from loramux_server.core.backend import EnginePhase, EngineState
 from loramux_server.core.errors import Code, Error
@@ -59,6 +60,26 @@ def test_a_message_that_cannot_be_read_is_a_crash(what: str, tmp_path: Path) -> 
     secrets = (tmp_path / "secrets").read_bytes()
     assert len({secrets[:32], secrets[32:]}) == 2
     assert len(secrets) == 64
+
+
+def test_a_command_for_a_child_that_is_dying_is_unavailable(tmp_path: Path) -> None:
+    """Its connection is closed while nobody has read yet that it ended; uvloop, as servers have it, then raises."""
+
+    async def life() -> Error:
+        backend = backend_of("good:", tmp_path)
+        await backend.start()
+        try:
+            assert backend.link._writer is not None
+            backend.link._writer.transport.abort()
+            with pytest.raises(Error) as failed:
+                await backend.stats()
+            return failed.value
+        finally:
+            await backend.close()
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        error = runner.run(life())
+    assert (error.code, error.reason) == (Code.UNAVAILABLE, "ENGINE_RESTARTING")
 
 
 def test_lost_frames_start_the_child_again_and_use_up_no_budget(tmp_path: Path) -> None:

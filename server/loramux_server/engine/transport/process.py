@@ -60,13 +60,14 @@ class ProcessLink:
         return info
 
     def send(self, command: Command) -> None:
-        if self._writer is None:
+        # A child that died closes the connection before its last outputs are read and the end is known.
+        if self._writer is None or self._writer.is_closing():
             raise _stopping() if self._closing else self._failure or _restarting()
         self._writer.write(encode(command))
 
     async def close(self) -> None:
         self._closing = True
-        if self._writer is not None:
+        if self._writer is not None and not self._writer.is_closing():
             self._writer.write(encode(Stop()))
         if self._child is not None:
             with contextlib.suppress(TimeoutError):
