@@ -14,9 +14,10 @@ from ..core.errors import Error
 from ..services.access.access import Incoming
 from ..services.access.credentials import Credentials
 from ..services.common.calls import Calls
-from .certificates import certificate_names
+from .connection import certificate_names
 from .errors import OPENAI, Convention, error_headers
-from .exchange import Exchange, Limits
+from .exchange import Exchange
+from .limits import Limits
 from .rates import rate_headers
 
 Handler: TypeAlias = Callable[[Exchange], Awaitable[None]]

@@ -30,7 +30,7 @@ CODES: dict[Reason, str] = {
     "PROMPT_TOO_LONG": "context_length_exceeded",
 }
 """``code`` of the error object where OpenAI has a word for a reason; any other is the reason in lower case."""
-STATUSES: dict[Reason, int] = {"UPLOAD_TOO_LARGE": 413, "METHOD_NOT_ALLOWED": 405}
+STATUSES: dict[Reason, int] = {"UPLOAD_TOO_LARGE": 413, "HEADERS_TOO_LARGE": 431, "METHOD_NOT_ALLOWED": 405}
 """Statuses of HTTP that are more exact than the code's."""
 
 

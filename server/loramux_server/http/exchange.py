@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import aclosing, asynccontextmanager, suppress
-from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 from starlette.datastructures import Headers
@@ -16,23 +16,13 @@ from starlette.types import Message, Receive, Scope, Send
 from ..core.errors import Code, Error, invalid_field
 from ..services.common.calls import request_id
 from .errors import OPENAI, REQUEST_ID, Convention
+from .limits import MIN_RATE, Limits
 
-MAX_BODY = 8 << 20
-"""Bytes of the largest body taken; files come in parts of their own."""
 FILE_PIECE = 256 << 10
 """Bytes of a file that are read and sent at once."""
 JSON_TYPE = "application/json"
 EVENTS = {"content-type": "text/event-stream; charset=utf-8", "cache-control": "no-cache"}
 """Headers of a stream of server-sent events."""
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What a client may take. Times in seconds."""
-
-    stall_timeout: float = 60.0
-    """Longest time for the next piece of a body to come, or of an answer to be taken."""
-    max_body: int = MAX_BODY
 
 
 class Exchange:
@@ -89,15 +79,19 @@ class Exchange:
             return b"".join([piece async for piece in pieces])
 
     async def pieces(self, most: int) -> AsyncGenerator[bytes]:
-        """The body as it comes. Raises RESOURCE_EXHAUSTED beyond ``most`` bytes, DEADLINE_EXCEEDED when it stalls."""
+        """The body as it comes.
+
+        Raises RESOURCE_EXHAUSTED beyond ``most`` bytes, DEADLINE_EXCEEDED when it stalls or only trickles.
+        """
         announced = self.request.headers.get("content-length", "0")
         if announced.isdecimal() and int(announced) > most:
             raise _too_large(most)
-        size = 0
+        size, started = 0, time.monotonic()
         async with aclosing(self.request.stream()) as stream:
             while True:
+                late = started + size / MIN_RATE - time.monotonic()
                 try:
-                    async with asyncio.timeout(self._limits.stall_timeout):
+                    async with asyncio.timeout(self._limits.stall_timeout + min(late, 0.0)):
                         part = await anext(stream, None)
                 except ClientDisconnect:
                     self.disconnected = True

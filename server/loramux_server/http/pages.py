@@ -17,7 +17,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ..core.errors import Code, Error
 from .endpoint import send_error
-from .exchange import Exchange, Limits
+from .exchange import Exchange
+from .limits import Limits
 
 PREFLIGHT_SECONDS = 600
 """How long a browser may remember the answer to a preflight."""

@@ -16,8 +16,9 @@ from ..services.common.calls import Calls
 from .console.files import ConsoleFiles
 from .describe import describe
 from .endpoint import Endpoint, Handler, send_error
-from .exchange import Exchange, Limits
+from .exchange import Exchange
 from .health import Health
+from .limits import Limits
 from .metrics import MetricsPage
 from .openai.chat import ChatCompletions
 from .openai.completions import Completions

@@ -18,17 +18,12 @@ from ..host.tls import TlsContext, following
 from ..services.access.methods import require_all
 from ..services.availability import Availability
 from ..services.common.calls import LAST_WORDS, Calls
-from .certificates import NamedProtocol
-from .exchange import Limits
+from .connection import connection
+from .heads import HeadGuard
+from .limits import Limits
 from .metrics import MetricsPage
 from .pages import PageGuard, Pages
 from .routes import FOLLOWS_A_JOB, METHODS, Application, full_name
-
-MOST_CONNECTIONS = 4096
-"""Connections at once; more are answered 503."""
-MOST_HEADER_BYTES = 32 << 10
-KEEP_ALIVE = 75
-"""Seconds that a connection may be silent between two requests."""
 
 
 class HttpServer:
@@ -51,9 +46,10 @@ class HttpServer:
         self._address = address
         self._calls = calls
         self._tls = None if certificate is None else TlsContext(certificate, ask_clients=True)
-        limits = limits or Limits()
+        self._limits = limits = limits or Limits()
         self._application = Application(availability, calls, limits, console=console, metrics=metrics)
-        self._guard = PageGuard(self._application, pages or Pages(), takes_everybody, limits)
+        guarded = PageGuard(self._application, pages or Pages(), takes_everybody, limits)
+        self._guard = HeadGuard(guarded, limits)
         self._server: _Server | None = None
         self._task: asyncio.Task[None] | None = None
 
@@ -89,16 +85,16 @@ class HttpServer:
         tls = self._tls
         config = uvicorn.Config(
             self._guard,
-            http=NamedProtocol,
+            http=connection(self._limits),
             ws="none",
             lifespan="off",
             log_config=None,
             access_log=False,
             server_header=False,
             proxy_headers=False,
-            limit_concurrency=MOST_CONNECTIONS,
-            h11_max_incomplete_event_size=MOST_HEADER_BYTES,
-            timeout_keep_alive=KEEP_ALIVE,
+            limit_concurrency=self._limits.max_connections,
+            h11_max_incomplete_event_size=self._limits.max_head,
+            timeout_keep_alive=self._limits.keepalive_timeout,
             timeout_graceful_shutdown=int(LAST_WORDS),
             ssl_context_factory=None if tls is None else lambda *_: following(tls),
         )
@@ -129,7 +125,8 @@ class _Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config) -> None:
         super().__init__(config)
         self.listening = asyncio.Event()
-        logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
+        # Its warnings tell of requests that are none: whoever sends them would fill the log.
+        logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:

@@ -7,7 +7,8 @@ from typing import Any
 
 from loramux_server.core.errors import Code, Error
 from loramux_server.http.endpoint import send_error
-from loramux_server.http.exchange import Exchange, Limits
+from loramux_server.http.exchange import Exchange
+from loramux_server.http.limits import Limits
 
 
 async def test_named_events_have_their_type_as_name_the_last_error_too() -> None:
