@@ -34,9 +34,17 @@ def environment(home: Path) -> dict[str, str]:
 class ServerProcess:
     """A running ``python -m loramux_server``; what it says is collected line by line."""
 
-    def __init__(self, home: Path, *flags: str, failpoint: str = "", variables: Mapping[str, str] = NO_MORE) -> None:
+    def __init__(
+        self,
+        home: Path,
+        *flags: str,
+        failpoint: str = "",
+        variables: Mapping[str, str] = NO_MORE,
+        module: str = "loramux_server",
+    ) -> None:
+        """``module`` is what runs the server's command line."""
         self.address = f"127.0.0.1:{free_port()}"
-        command = [sys.executable, "-m", "loramux_server", "serve", "--listen", self.address, *flags]
+        command = [sys.executable, "-m", module, "serve", "--listen", self.address, *flags]
         env = {**environment(home), **({VARIABLE: failpoint} if failpoint else {}), **variables}
         self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=env)
         self.lines: list[str] = []
@@ -88,9 +96,13 @@ class ServerProcess:
 
 @contextmanager
 def server_process(
-    home: Path, *flags: str, failpoint: str = "", variables: Mapping[str, str] = NO_MORE
+    home: Path,
+    *flags: str,
+    failpoint: str = "",
+    variables: Mapping[str, str] = NO_MORE,
+    module: str = "loramux_server",
 ) -> Iterator[ServerProcess]:
-    server = ServerProcess(home, *flags, failpoint=failpoint, variables=variables)
+    server = ServerProcess(home, *flags, failpoint=failpoint, variables=variables, module=module)
     try:
         yield server
     finally:

@@ -29,10 +29,12 @@ from tests.e2e.server_process import ServerProcess, server_process
 from tests.e2e.test_random_kills_real import Real
 from tests.tiny import write_model
 
-from . import actors, operator
+from . import actors, http_actors, operator
 from .actors import Soak, Tenant
-from .invariants import Resources, check_running, check_stopped
+from .invariants import Resources, check_running, check_stopped, memory
 from .ledger import Ledger
+from .traced import FOLDER
+from .traces import begin, held
 
 TENANTS = ("acme", "globex", "initech")
 SCOPES = ("infer", "adapters:read", "adapters:write", "train")
@@ -48,30 +50,38 @@ FLAGS = (
     "--max-queue",
     "64",
 )
+LISTEN = ("--metrics-listen", "127.0.0.1:0", "--http-listen", "127.0.0.1:0")
+EVERY = 5.0
+"""Seconds between two samples of the front's memory."""
 WARM = 0.3
 """Part of the run after which the server's memory counts as warm."""
 
 
-async def run(minutes: float, seed: int, folder: Path) -> tuple[Ledger, dict[str, Any]]:
-    """One soak; gives what was acknowledged and violated, and the server's resources warm and at rest."""
+async def run(minutes: float, seed: int, folder: Path, *, trace: bool) -> tuple[Ledger, dict[str, Any]]:
+    """One soak; gives what was acknowledged and violated, and the server's resources warm, over time and at rest."""
     home, state = folder / "home", folder / "state"
     home.mkdir()
     model = write_model(folder / "model", "llama")
+    flags = (*FLAGS, "--model", str(model), "--state-dir", str(state), *LISTEN)
     with server_process(
-        home, *FLAGS, "--model", str(model), "--state-dir", str(state), "--metrics-listen", "127.0.0.1:0"
+        home, *flags, module="tests.soak.traced" if trace else "loramux_server", variables={FOLDER: str(folder)}
     ) as server:
         await asyncio.to_thread(server.wait_for, "is ready")
         tenants = [Tenant(name, (await operator.create_key(home, state, name, *SCOPES))["key"]) for name in TENANTS]
         await _closed(server.address)
-        soak = Soak(server.address, Real.info, tenants, Ledger(), folder / "folders")
+        soak = Soak(server.address, server.http_address, Real.info, tenants, Ledger(), folder / "folders")
         soak.folder.mkdir()
-        warm = await _load(soak, server, home, state, minutes * 60, random.Random(seed))
+        warm, samples = await _load(
+            soak, server, home, state, minutes * 60, random.Random(seed), folder if trace else None
+        )
         rest = await check_running(soak, server, warm)
+        if trace:
+            print(*await held(folder), sep="\n")
         server.process.send_signal(signal.SIGTERM)
         if code := await asyncio.to_thread(server.finish):
             soak.ledger.violate(f"the server ended with exit code {code}")
     check_stopped(soak, server, state, [tenant.key for tenant in tenants])
-    return soak.ledger, {"warm": asdict(warm), "rest": asdict(rest)}
+    return soak.ledger, {"warm": asdict(warm), "rest": asdict(rest), "memory": samples}
 
 
 async def _closed(address: str) -> None:
@@ -82,9 +92,9 @@ async def _closed(address: str) -> None:
 
 
 async def _load(
-    soak: Soak, server: ServerProcess, home: Path, state: Path, seconds: float, draw: random.Random
-) -> Resources:
-    """Run all actors for so long; gives the resources once the server was warm."""
+    soak: Soak, server: ServerProcess, home: Path, state: Path, seconds: float, draw: random.Random, trace: Path | None
+) -> tuple[Resources, list[tuple[float, int]]]:
+    """Run all actors for so long; gives the resources once the server was warm, and its memory over time."""
 
     def one() -> random.Random:
         return random.Random(draw.random())
@@ -96,10 +106,12 @@ async def _load(
     ]
     for tenant in soak.tenants:
         work += [actors.asker(soak, tenant, one()) for _ in range(6)]
+        work += [http_actors.asker(soak, tenant, one()) for _ in range(3)]
         work += [actors.publisher(soak, tenant, name, one()) for name in ("a", "b")]
         work.append(actors.trainer(soak, tenant, one()))
-    begin = time.monotonic()
+    started = time.monotonic()
     warm: Resources | None = None
+    samples: list[tuple[float, int]] = []
     with Progress(
         *Progress.get_default_columns()[:2], TimeRemainingColumn(), TextColumn("{task.fields[said]}"), transient=True
     ) as progress:
@@ -107,28 +119,33 @@ async def _load(
         async with asyncio.TaskGroup() as group:
             for each in work:
                 group.create_task(each)
-            while (passed := time.monotonic() - begin) < seconds:
+            while (passed := time.monotonic() - started) < seconds:
                 await soak.pause(1.0)
+                if passed >= EVERY * len(samples):
+                    samples.append((round(passed, 1), memory(server)))
                 if warm is None and passed > WARM * seconds:
                     warm = await asyncio.to_thread(Resources.of, server)
+                    if trace is not None:
+                        await begin(trace)
                 said = f"{sum(soak.ledger.counts.values())} calls, {len(soak.ledger.violations)} violations"
                 progress.update(bar, completed=passed, said=said)
             soak.stop.set()
     assert warm is not None
-    return warm
+    return warm, samples
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.soak", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--minutes", type=float, default=10.0, help="of load (default: 10)")
     parser.add_argument("--seed", type=int, help="of what is drawn (default: another one each time)")
+    parser.add_argument("--trace", action="store_true", help="say where the front allocated what it did not let go")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the outcome there")
     options = parser.parse_args(arguments)
     seed = random.SystemRandom().getrandbits(32) if options.seed is None else options.seed
     console = Console(highlight=False)
     console.print(f"seed {seed}, {options.minutes:g} minutes")
     with tempfile.TemporaryDirectory(prefix="loramux-soak-") as folder:
-        ledger, resources = asyncio.run(run(options.minutes, seed, Path(folder)))
+        ledger, resources = asyncio.run(run(options.minutes, seed, Path(folder), trace=options.trace))
     for what, count in sorted(ledger.counts.items()):
         console.print(f"  {count:8}  {what}")
     console.print(f"resources {resources}", soft_wrap=True)

@@ -38,6 +38,7 @@ class Soak:
     """What all actors share."""
 
     address: str
+    http_address: str
     info: EngineInfo
     tenants: list[Tenant]
     ledger: Ledger
@@ -72,14 +73,14 @@ async def asker(soak: Soak, tenant: Tenant, draw: random.Random) -> None:
     async with soak.client(tenant) as client:
         while not soak.stop.is_set():
             (kind,) = draw.choices([*kinds], [30, 15, 2, 25, 10, 10, 8])
-            error: loramux.LoramuxError | None = None
+            code, said = "OK", ""
             try:
                 await kinds[kind](client, tenant, draw, soak)
-            except loramux.LoramuxError as caught:
-                error = caught
+            except loramux.LoramuxError as error:
+                code, said = error.code, str(error)
             # Its own adapters come and go; who reads slowly is given up.
-            soak.ledger.note(kind, error, *({"slow": ("ABORTED", "NOT_FOUND")}.get(kind, ("NOT_FOUND",))))
-            if error is not None:
+            soak.ledger.note(kind, code, "NOT_FOUND", *(("ABORTED",) if kind == "slow" else ()), said=said)
+            if code != "OK":
                 await soak.pause(draw.uniform(0.05, 0.5))
 
 
@@ -160,14 +161,14 @@ async def publisher(soak: Soak, tenant: Tenant, name: str, draw: random.Random) 
     tenant.mine[name] = known
     async with soak.client(tenant) as client:
         while not soak.stop.is_set():
-            error: loramux.LoramuxError | None = None
+            code, said = "OK", ""
             kind = "delete" if len(known) > 3 else draw.choice(["upload", "upload", "compose"]) if known else "upload"
             try:
                 await _change(soak, client, name, kind, known, draw)
-            except loramux.LoramuxError as caught:
-                error = caught
+            except loramux.LoramuxError as error:
+                code, said = error.code, str(error)
                 await _settle(soak, client, name, known)
-            soak.ledger.note(kind, error)
+            soak.ledger.note(kind, code, said=said)
             await soak.pause(draw.uniform(0.1, 1.5))
 
 
@@ -216,7 +217,7 @@ async def trainer(soak: Soak, tenant: Tenant, draw: random.Random) -> None:
     rows = [{"prompt": text(draw, 4), "completion": " " + text(draw, 3)} for _ in range(24)]
     async with soak.client(tenant) as client:
         while not soak.stop.is_set():
-            error: loramux.LoramuxError | None = None
+            code, said = "OK", ""
             kind = draw.choice(["train", "train", "cancel a job", "leave a job"])
             try:
                 data = [*rows, {"prompt": text(draw, 6), "completion": " yes"}]
@@ -229,7 +230,7 @@ async def trainer(soak: Soak, tenant: Tenant, draw: random.Random) -> None:
                 elif kind == "cancel a job":
                     await soak.pause(draw.uniform(0, 3))
                     await job.cancel()
-            except loramux.LoramuxError as caught:
-                error = caught
-            soak.ledger.note(kind, error, "FAILED_PRECONDITION", "ABORTED")
+            except loramux.LoramuxError as error:
+                code, said = error.code, str(error)
+            soak.ledger.note(kind, code, "FAILED_PRECONDITION", "ABORTED", said=said)
             await soak.pause(draw.uniform(0.5, 4))

@@ -23,6 +23,11 @@ MORE_FILES, MORE_THREADS = 16, 16
 FINAL = {"succeeded", "failed", "cancelled"}
 
 
+def memory(server: ServerProcess) -> int:
+    """Resident bytes of the front."""
+    return int(Path(f"/proc/{server.process.pid}/statm").read_text().split()[1]) << 12
+
+
 @dataclass(frozen=True)
 class Resources:
     """What the front's process holds."""
@@ -35,9 +40,8 @@ class Resources:
     @classmethod
     def of(cls, server: ServerProcess) -> Resources:
         process = Path(f"/proc/{server.process.pid}")
-        pages = int((process / "statm").read_text().split()[1])
         series = sum(not line.startswith("#") for line in server.metrics().splitlines())
-        return cls(pages << 12, len([*(process / "fd").iterdir()]), len([*(process / "task").iterdir()]), series)
+        return cls(memory(server), len([*(process / "fd").iterdir()]), len([*(process / "task").iterdir()]), series)
 
 
 async def check_running(soak: Soak, server: ServerProcess, warm: Resources) -> Resources:

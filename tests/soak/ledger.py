@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
-import loramux
-
-FINE = {"UNAVAILABLE", "RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED", "CANCELLED"}
+FINE = {"OK", "UNAVAILABLE", "RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED", "CANCELLED"}
 """Codes that a good request may get here: the engine is killed, quotas are low, deadlines short."""
 
 
@@ -24,12 +22,11 @@ class Ledger:
     counts: Counter[str] = field(default_factory=Counter)
     violations: list[str] = field(default_factory=list)
 
-    def note(self, what: str, error: loramux.LoramuxError | None, *also: str) -> None:
-        """Count how a call ended. Beside the fine codes, ``also`` may be its end."""
-        code = "OK" if error is None else error.code
+    def note(self, what: str, code: str = "OK", *also: str, said: object = "") -> None:
+        """Count how a call ended, and what its error ``said``. Beside the fine codes, ``also`` may be its end."""
         self.counts[f"{what}: {code}"] += 1
-        if error is not None and code not in FINE and code not in also:
-            self.violate(f"{what} ended with {code}: {error}")
+        if code not in FINE and code not in also:
+            self.violate(f"{what} ended with {code}: {said}")
 
     def violate(self, what: str) -> None:
         """Something that must never happen happened."""

@@ -58,7 +58,7 @@ async def keys(soak: Soak, home: Path, state: Path, draw: random.Random) -> None
                     soak.ledger.violate(f"a key works {time.monotonic() - revoked:.1f} s after it was revoked")
                     break
                 await soak.pause(0.05)
-        soak.ledger.note("create and revoke a key", None)
+        soak.ledger.note("create and revoke a key")
         await soak.pause(draw.uniform(2, 8))
 
 
@@ -90,7 +90,7 @@ async def quotas(soak: Soak, home: Path, state: Path, draw: random.Random) -> No
         for limit in (str(draw.randint(60, 600)), "none"):
             words = ("--requests-per-minute", limit, "--concurrent", limit)
             await command(home, state, "quotas", "set", "--tenant", tenant, *words)
-            soak.ledger.note("set a quota", None)
+            soak.ledger.note("set a quota")
             await soak.pause(draw.uniform(3, 8))
 
 
@@ -101,4 +101,4 @@ async def kills(soak: Soak, server: ServerProcess, draw: random.Random) -> None:
         if soak.stop.is_set():
             return
         os.kill(engine_pid(server), signal.SIGKILL)
-        soak.ledger.note("kill the engine", None)
+        soak.ledger.note("kill the engine")

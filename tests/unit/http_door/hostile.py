@@ -35,6 +35,7 @@ class Case:
     statuses: tuple[int, ...]
     ends: bool = True
 
+
 SIZE = b"%x" % len(BODY)
 CASES = {
     "content-length beside chunks": Case(chunked(HIDDEN, b"Content-Length: 5"), (400,)),
