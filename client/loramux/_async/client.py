@@ -15,7 +15,7 @@ from .._wire.stacks import Adapters as Stack
 from .._wire.tls import File
 from .._wire.train_requests import Gate, TrainOptions
 from ..convert import As
-from ..types import Chunk, Completion, Score, ServerInfo, Tokens
+from ..types import Chunk, Completion, Score, ServerInfo, ServerStats, Tokens
 from ..v1 import inference_pb2, server_pb2
 from .adapters import AsyncAdapters
 from .datasets import AsyncDatasets
@@ -217,6 +217,14 @@ class AsyncClient:
         """What the server is and has."""
         method = self._transport.server.GetServerInfo
         return responses.server_info(await self._transport.unary(method, server_pb2.GetServerInfoRequest(), timeout))
+
+    async def stats(self, window_seconds: int = 0, *, timeout: float | None = None) -> ServerStats:
+        """What the server did in the last seconds (0: 10, at most 60), without Prometheus.
+
+        A key without the scope ``admin`` is told of its own tenant alone.
+        """
+        request = server_pb2.GetStatsRequest(window_seconds=window_seconds)
+        return responses.server_stats(await self._transport.unary(self._transport.server.GetStats, request, timeout))
 
     async def health(self, service: str = "", *, timeout: float = 5.0) -> str:
         """``SERVING`` or ``NOT_SERVING`` in the words of grpc.health.v1; Unavailable when nothing answers.

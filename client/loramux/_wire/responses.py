@@ -154,6 +154,10 @@ def server_info(message: server_pb2.ServerInfo) -> types.ServerInfo:
     )
 
 
+def server_stats(message: server_pb2.ServerStats) -> types.ServerStats:
+    return read(types.ServerStats, message)
+
+
 def ordered(values: Mapping[str, V]) -> dict[str, V]:
     """A protobuf map as a dict in order of keys (protobuf's own order is random)."""
     return {key: values[key] for key in sorted(values)}

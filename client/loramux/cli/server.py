@@ -1,14 +1,21 @@
-"""``loramux info`` and ``loramux health``."""
+"""``loramux info``, once or every second, and ``loramux health``."""
 
 from __future__ import annotations
 
+import itertools
+import time
+from collections.abc import Iterator
 from typing import Annotated
 
 import typer
 
 from ..errors import LoramuxError
 from ..progress import clock
-from .common import Json, connect, print_fields, print_json, print_result, size
+from ..types import Latency, ServerStats
+from .common import Json, connect, json_text, print_fields, print_json, print_result, size
+
+HEADER_EVERY = 20
+"""Lines after which ``info --live`` repeats what its columns are."""
 
 
 def register(app: typer.Typer) -> None:
@@ -17,9 +24,21 @@ def register(app: typer.Typer) -> None:
     app.command()(health)
 
 
-def info(context: typer.Context, json: Json = False) -> None:
+def info(
+    context: typer.Context,
+    json: Json = False,
+    live: Annotated[
+        bool, typer.Option("--live", help="Show a line each second: tokens, requests and latencies; Ctrl-C ends it.")
+    ] = False,
+) -> None:
     """Show the server: base, device, memory, adapters, jobs, limits."""
     with connect(context) as client:
+        if live:
+            for number in itertools.count():
+                stats = client.stats(timeout=30)
+                lines = [json_text(stats)] if json else stats_lines(stats, header=number % HEADER_EVERY == 0)
+                print(*lines, sep="\n", flush=True)
+                time.sleep(1)
         found, address = client.info(timeout=30), client.address
     if json:
         print_json(found)
@@ -51,6 +70,26 @@ def info(context: typer.Context, json: Json = False) -> None:
             ("limits", ", ".join(f"{name} {value}" for name, value in found.limits.items())),
         ]
     )
+
+
+def stats_lines(stats: ServerStats, header: bool) -> Iterator[str]:
+    """What was done lately in one line: of all tenants where the key may know that, else of its own."""
+    shown = stats.total or stats.own
+    waiting = str(stats.requests_waiting) if stats.total else "-"
+    columns = (
+        ("tokens/s", f"{shown.generated_tokens_per_second:.1f}"),
+        ("prompt/s", f"{shown.prompt_tokens_per_second:.1f}"),
+        ("running", str(shown.requests_running)),
+        ("waiting", waiting),
+        ("first p50/p99", _latency(shown.time_to_first_token)),
+        ("token p50/p99", _latency(shown.inter_token_latency)),
+    )
+    for row in (0, 1) if header else (1,):
+        yield "  ".join(column[row].rjust(max(len(column[0]), 8)) for column in columns)
+
+
+def _latency(latency: Latency) -> str:
+    return f"{latency.p50_seconds * 1000:.0f}/{latency.p99_seconds * 1000:.0f} ms" if latency.count else "-"
 
 
 def health(

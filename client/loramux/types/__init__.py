@@ -4,7 +4,7 @@ from .adapters import Adapter, AdapterVersion, Composition, StackItem
 from .datasets import Dataset, DatasetNote, DatasetProblem, DatasetReport, MarkedRow, MarkedText
 from .inference import AppliedAdapter, Choice, Chunk, Completion, Score, TokenLogprob, Tokens, TopLogprob, Usage
 from .jobs import FINAL_STATES, SETTLED_STATES, JobEvent, JobInfo, JudgedAnswer, JudgedRow
-from .server import ServerInfo
+from .server import Latency, ServerInfo, ServerStats, TenantActivity
 
 __all__ = [
     "FINAL_STATES",
@@ -24,11 +24,14 @@ __all__ = [
     "JobInfo",
     "JudgedAnswer",
     "JudgedRow",
+    "Latency",
     "MarkedRow",
     "MarkedText",
     "Score",
     "ServerInfo",
+    "ServerStats",
     "StackItem",
+    "TenantActivity",
     "TokenLogprob",
     "Tokens",
     "TopLogprob",

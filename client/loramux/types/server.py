@@ -44,3 +44,53 @@ class ServerInfo:
     scopes: tuple[str, ...] = ()
     allowed_adapters: tuple[str, ...] = ()
     """Those that the key is limited to; empty: it is not limited."""
+
+
+@dataclass(frozen=True, slots=True)
+class Latency:
+    """How long something took, in seconds. ``count`` 0: the others say nothing."""
+
+    count: int = 0
+    p50_seconds: float = 0.0
+    p90_seconds: float = 0.0
+    p99_seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class TenantActivity:
+    """What was done for one tenant, or for all where ``tenant`` is empty. Rates are means over the window."""
+
+    tenant: str = ""
+    requests_running: int = 0
+    """Generations and scores that are being answered, those that wait included."""
+    requests_per_second: float = 0.0
+    prompt_tokens_per_second: float = 0.0
+    generated_tokens_per_second: float = 0.0
+    time_to_first_token: Latency = Latency()
+    inter_token_latency: Latency = Latency()
+
+
+@dataclass(frozen=True, slots=True)
+class ServerStats:
+    """What a server did in the last seconds. All but ``own`` is empty for a key without the scope ``admin``."""
+
+    window_seconds: int
+    """Seconds that rates and latencies are of."""
+    own: TenantActivity = TenantActivity()
+    """For the client's tenant."""
+    total: TenantActivity | None = None
+    tenants: tuple[TenantActivity, ...] = ()
+    """Those that had something, the busiest first, at most 100."""
+    requests_running: int = 0
+    """Generations in the batch, each choice by itself."""
+    requests_waiting: int = 0
+    kv_pages_used: int = 0
+    kv_pages_total: int = 0
+    memory_bytes: dict[str, int] = field(default_factory=dict)
+    """By kind: base, adapters, kv_cache, training, free, total."""
+    adapters_resident: dict[str, int] = field(default_factory=dict)
+    """Adapter versions by tier: device, host."""
+    adapter_bytes: dict[str, int] = field(default_factory=dict)
+    """Bytes of these, by tier."""
+    training_jobs: int = 0
+    """Jobs that train now."""

@@ -395,3 +395,247 @@ class ServerInfo(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ServerInfo: _TypeAlias = ServerInfo  # noqa: Y015
+
+@_typing.final
+class GetStatsRequest(_message.Message):
+    """Asks what was done in the last seconds."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WINDOW_SECONDS_FIELD_NUMBER: _builtins.int
+    window_seconds: _builtins.int
+    """Seconds to look back, at most 60. 0: 10."""
+    def __init__(
+        self,
+        *,
+        window_seconds: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["window_seconds", b"window_seconds"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetStatsRequest: _TypeAlias = GetStatsRequest  # noqa: Y015
+
+@_typing.final
+class Latency(_message.Message):
+    """How long something took."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COUNT_FIELD_NUMBER: _builtins.int
+    P50_SECONDS_FIELD_NUMBER: _builtins.int
+    P90_SECONDS_FIELD_NUMBER: _builtins.int
+    P99_SECONDS_FIELD_NUMBER: _builtins.int
+    count: _builtins.int
+    """How often it happened; 0: the other fields say nothing."""
+    p50_seconds: _builtins.float
+    """Half were shorter than this, in seconds."""
+    p90_seconds: _builtins.float
+    """Nine of ten were shorter than this, in seconds."""
+    p99_seconds: _builtins.float
+    """99 of 100 were shorter than this, in seconds."""
+    def __init__(
+        self,
+        *,
+        count: _builtins.int = ...,
+        p50_seconds: _builtins.float = ...,
+        p90_seconds: _builtins.float = ...,
+        p99_seconds: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "p50_seconds", b"p50_seconds", "p90_seconds", b"p90_seconds", "p99_seconds", b"p99_seconds"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Latency: _TypeAlias = Latency  # noqa: Y015
+
+@_typing.final
+class TenantActivity(_message.Message):
+    """What was done for one tenant, or for all of them. Rates are means over the window."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TENANT_FIELD_NUMBER: _builtins.int
+    REQUESTS_RUNNING_FIELD_NUMBER: _builtins.int
+    REQUESTS_PER_SECOND_FIELD_NUMBER: _builtins.int
+    PROMPT_TOKENS_PER_SECOND_FIELD_NUMBER: _builtins.int
+    GENERATED_TOKENS_PER_SECOND_FIELD_NUMBER: _builtins.int
+    TIME_TO_FIRST_TOKEN_FIELD_NUMBER: _builtins.int
+    INTER_TOKEN_LATENCY_FIELD_NUMBER: _builtins.int
+    tenant: _builtins.str
+    """Name of the tenant. Empty: all of them."""
+    requests_running: _builtins.int
+    """Generations and scores that are being answered, those that wait included."""
+    requests_per_second: _builtins.float
+    """Generations and scores that began, a second."""
+    prompt_tokens_per_second: _builtins.float
+    """Prompt tokens taken in, a second."""
+    generated_tokens_per_second: _builtins.float
+    """Tokens generated, a second."""
+    @_builtins.property
+    def time_to_first_token(self) -> Global___Latency:
+        """From calls to their first token."""
+
+    @_builtins.property
+    def inter_token_latency(self) -> Global___Latency:
+        """Between the tokens of one choice."""
+
+    def __init__(
+        self,
+        *,
+        tenant: _builtins.str = ...,
+        requests_running: _builtins.int = ...,
+        requests_per_second: _builtins.float = ...,
+        prompt_tokens_per_second: _builtins.float = ...,
+        generated_tokens_per_second: _builtins.float = ...,
+        time_to_first_token: Global___Latency | None = ...,
+        inter_token_latency: Global___Latency | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["inter_token_latency", b"inter_token_latency", "time_to_first_token", b"time_to_first_token"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["generated_tokens_per_second", b"generated_tokens_per_second", "inter_token_latency", b"inter_token_latency", "prompt_tokens_per_second", b"prompt_tokens_per_second", "requests_per_second", b"requests_per_second", "requests_running", b"requests_running", "tenant", b"tenant", "time_to_first_token", b"time_to_first_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TenantActivity: _TypeAlias = TenantActivity  # noqa: Y015
+
+@_typing.final
+class ServerStats(_message.Message):
+    """What a server did in the last seconds. All but `own` is for operators: unset for callers without the scope `admin`."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class MemoryBytesEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class AdaptersResidentEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class AdapterBytesEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    WINDOW_SECONDS_FIELD_NUMBER: _builtins.int
+    OWN_FIELD_NUMBER: _builtins.int
+    TOTAL_FIELD_NUMBER: _builtins.int
+    TENANTS_FIELD_NUMBER: _builtins.int
+    REQUESTS_RUNNING_FIELD_NUMBER: _builtins.int
+    REQUESTS_WAITING_FIELD_NUMBER: _builtins.int
+    KV_PAGES_USED_FIELD_NUMBER: _builtins.int
+    KV_PAGES_TOTAL_FIELD_NUMBER: _builtins.int
+    MEMORY_BYTES_FIELD_NUMBER: _builtins.int
+    ADAPTERS_RESIDENT_FIELD_NUMBER: _builtins.int
+    ADAPTER_BYTES_FIELD_NUMBER: _builtins.int
+    TRAINING_JOBS_FIELD_NUMBER: _builtins.int
+    window_seconds: _builtins.int
+    """Seconds that rates and latencies are of."""
+    requests_running: _builtins.int
+    """Generations in the batch, each choice by itself."""
+    requests_waiting: _builtins.int
+    """Generations that wait for a place in the batch."""
+    kv_pages_used: _builtins.int
+    """Pages of the key-value cache in use."""
+    kv_pages_total: _builtins.int
+    """Pages of the key-value cache in all."""
+    training_jobs: _builtins.int
+    """Jobs that train now."""
+    @_builtins.property
+    def own(self) -> Global___TenantActivity:
+        """For the caller's tenant."""
+
+    @_builtins.property
+    def total(self) -> Global___TenantActivity:
+        """For all tenants."""
+
+    @_builtins.property
+    def tenants(self) -> _containers.RepeatedCompositeFieldContainer[Global___TenantActivity]:
+        """For each tenant that had something, the busiest first, at most 100."""
+
+    @_builtins.property
+    def memory_bytes(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
+        """Memory in bytes by kind: base, adapters, kv_cache, training, free, total."""
+
+    @_builtins.property
+    def adapters_resident(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
+        """Adapter versions by tier: device, host."""
+
+    @_builtins.property
+    def adapter_bytes(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
+        """Bytes of these, by tier."""
+
+    def __init__(
+        self,
+        *,
+        window_seconds: _builtins.int = ...,
+        own: Global___TenantActivity | None = ...,
+        total: Global___TenantActivity | None = ...,
+        tenants: _abc.Iterable[Global___TenantActivity] | None = ...,
+        requests_running: _builtins.int = ...,
+        requests_waiting: _builtins.int = ...,
+        kv_pages_used: _builtins.int = ...,
+        kv_pages_total: _builtins.int = ...,
+        memory_bytes: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+        adapters_resident: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+        adapter_bytes: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+        training_jobs: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["own", b"own", "total", b"total"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter_bytes", b"adapter_bytes", "adapters_resident", b"adapters_resident", "kv_pages_total", b"kv_pages_total", "kv_pages_used", b"kv_pages_used", "memory_bytes", b"memory_bytes", "own", b"own", "requests_running", b"requests_running", "requests_waiting", b"requests_waiting", "tenants", b"tenants", "total", b"total", "training_jobs", b"training_jobs", "window_seconds", b"window_seconds"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ServerStats: _TypeAlias = ServerStats  # noqa: Y015

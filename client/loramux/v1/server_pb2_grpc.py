@@ -40,6 +40,11 @@ class ServerServiceStub:
                 request_serializer=loramux_dot_v1_dot_server__pb2.GetServerInfoRequest.SerializeToString,
                 response_deserializer=loramux_dot_v1_dot_server__pb2.ServerInfo.FromString,
                 _registered_method=True)
+        self.GetStats = channel.unary_unary(
+                '/loramux.v1.ServerService/GetStats',
+                request_serializer=loramux_dot_v1_dot_server__pb2.GetStatsRequest.SerializeToString,
+                response_deserializer=loramux_dot_v1_dot_server__pb2.ServerStats.FromString,
+                _registered_method=True)
 
 
 class ServerServiceServicer:
@@ -53,6 +58,13 @@ class ServerServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetStats(self, request, context):
+        """Tells what was done in the last seconds: for the caller's tenant, and for all to operators.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ServerServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -60,6 +72,11 @@ def add_ServerServiceServicer_to_server(servicer, server):
                     servicer.GetServerInfo,
                     request_deserializer=loramux_dot_v1_dot_server__pb2.GetServerInfoRequest.FromString,
                     response_serializer=loramux_dot_v1_dot_server__pb2.ServerInfo.SerializeToString,
+            ),
+            'GetStats': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetStats,
+                    request_deserializer=loramux_dot_v1_dot_server__pb2.GetStatsRequest.FromString,
+                    response_serializer=loramux_dot_v1_dot_server__pb2.ServerStats.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -90,6 +107,33 @@ class ServerService:
             '/loramux.v1.ServerService/GetServerInfo',
             loramux_dot_v1_dot_server__pb2.GetServerInfoRequest.SerializeToString,
             loramux_dot_v1_dot_server__pb2.ServerInfo.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetStats(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/loramux.v1.ServerService/GetStats',
+            loramux_dot_v1_dot_server__pb2.GetStatsRequest.SerializeToString,
+            loramux_dot_v1_dot_server__pb2.ServerStats.FromString,
             options,
             channel_credentials,
             insecure,

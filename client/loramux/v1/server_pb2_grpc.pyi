@@ -35,6 +35,8 @@ class ServerServiceStub:
     def __new__(cls, channel: _aio.Channel) -> ServerServiceAsyncStub: ...
     GetServerInfo: _grpc.UnaryUnaryMultiCallable[_server_pb2.GetServerInfoRequest, _server_pb2.ServerInfo]
     """Describes the base, the device, the limits and what is going on."""
+    GetStats: _grpc.UnaryUnaryMultiCallable[_server_pb2.GetStatsRequest, _server_pb2.ServerStats]
+    """Tells what was done in the last seconds: for the caller's tenant, and for all to operators."""
 
 @_typing.type_check_only
 class ServerServiceAsyncStub(ServerServiceStub):
@@ -43,6 +45,8 @@ class ServerServiceAsyncStub(ServerServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     GetServerInfo: _aio.UnaryUnaryMultiCallable[_server_pb2.GetServerInfoRequest, _server_pb2.ServerInfo]  # type: ignore[assignment]
     """Describes the base, the device, the limits and what is going on."""
+    GetStats: _aio.UnaryUnaryMultiCallable[_server_pb2.GetStatsRequest, _server_pb2.ServerStats]  # type: ignore[assignment]
+    """Tells what was done in the last seconds: for the caller's tenant, and for all to operators."""
 
 class ServerServiceServicer(metaclass=_abc_1.ABCMeta):
     """Tells about the server."""
@@ -54,5 +58,13 @@ class ServerServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_server_pb2.ServerInfo, _abc.Awaitable[_server_pb2.ServerInfo]]:
         """Describes the base, the device, the limits and what is going on."""
+
+    @_abc_1.abstractmethod
+    def GetStats(
+        self,
+        request: _server_pb2.GetStatsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_server_pb2.ServerStats, _abc.Awaitable[_server_pb2.ServerStats]]:
+        """Tells what was done in the last seconds: for the caller's tenant, and for all to operators."""
 
 def add_ServerServiceServicer_to_server(servicer: ServerServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -1,4 +1,4 @@
-"""What this server is,."""
+"""What this server is, and what it does now."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from loramux.v1 import server_pb2 as pb
 
 from ..core import call as calls
 from ..services.availability import Availability
-from .convert.server import server_info_to_proto
+from .convert.server import server_info_to_proto, stats_to_proto
 
 
 class ServerMethods:
@@ -18,3 +18,6 @@ class ServerMethods:
     async def GetServerInfo(self, request: pb.GetServerInfoRequest) -> pb.ServerInfo:
         caller = calls.principal()
         return server_info_to_proto(await self._availability.describe(caller), caller)
+
+    async def GetStats(self, request: pb.GetStatsRequest) -> pb.ServerStats:
+        return stats_to_proto(await self._availability.stats(calls.principal(), request.window_seconds))

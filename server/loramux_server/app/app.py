@@ -261,7 +261,7 @@ class App:
         if info.base_damage:
             store.damage.found(Kind.BASE)
         backend = CheckedBackend(backend, store.adapters.files)
-        context = Context(store, text, info, limits, backend, self._meter, self._audit_log)
+        context = Context(store, text, info, limits, backend, self._meter, metrics.activity, self._audit_log)
         board = JobBoard(store, metrics)
         adapters = AdapterService(context, observer=metrics)
         services = Services(

@@ -34,8 +34,6 @@ class RequestFinished:
     completion_tokens: int
     cached_tokens: int
     duration: float
-    time_to_first_token: float | None
-    """From the call to the first token of any choice; None: there was none."""
     finish_reasons: tuple[FinishReason, ...]
     """One per choice that ended by itself."""
     code: str
@@ -46,6 +44,10 @@ class Observer(Protocol):
     """Callbacks, called on the event loop: they must be quick and must not raise."""
 
     def request_started(self, event: RequestStarted) -> None: ...
+
+    def answered(self, tenant: str, seconds: float) -> None:
+        """The first token of any choice came, so many seconds after the call."""
+        ...
 
     def tokens(self, tenant: str, stack: Stack, count: int, interval: float | None) -> None:
         """``count`` tokens came for one choice, ``interval`` seconds after its previous ones (None: its first)."""
@@ -70,6 +72,8 @@ class NullObserver:
     """An observer that looks away."""
 
     def request_started(self, event: RequestStarted) -> None: ...
+
+    def answered(self, tenant: str, seconds: float) -> None: ...
 
     def tokens(self, tenant: str, stack: Stack, count: int, interval: float | None) -> None: ...
 

@@ -16,6 +16,7 @@ from ..core.backend import EngineInfo, EngineStats
 from ..core.jobs import JobState, TrainEvent, TrainEventType
 from ..core.observer import RequestFinished, RequestStarted
 from ..core.types import Stack
+from .activity import ActivityRecorder
 from .engine import EngineCollector
 from .labels import BoundedLabels
 from .stacks import StackSeries
@@ -39,10 +40,12 @@ class Metrics:
     It is the services' observer and may be called from the event loop only; scrapes come from another thread.
     """
 
-    def __init__(self, version: str) -> None:
+    def __init__(self, version: str, activity: ActivityRecorder | None = None) -> None:
         # Prometheus has its own way to tell when a series began; these would double the page.
         disable_created_metrics()
         self.registry = CollectorRegistry()
+        self.activity = activity or ActivityRecorder()
+        """The last minute of what is counted here, for those who watch without Prometheus."""
         self._version = version
         self._tenants = BoundedLabels(MAX_TENANTS)
         self._losses: set[str] = set()
@@ -173,9 +176,15 @@ class Metrics:
     # The services' observer.
 
     def request_started(self, event: RequestStarted) -> None:
+        self.activity.request_started(event)
         self.prompt_tokens.labels(*self._stacks.started(event.tenant, event.stack)).inc(event.prompt_tokens)
 
+    def answered(self, tenant: str, seconds: float) -> None:
+        self.activity.answered(tenant, seconds)
+        self.first_token.observe(seconds)
+
     def tokens(self, tenant: str, stack: Stack, count: int, interval: float | None) -> None:
+        self.activity.tokens(tenant, stack, count, interval)
         self.generated_tokens.labels(*self._stacks.labels(tenant, stack)).inc(count)
         if interval is not None and count > 0:
             # Tokens that came together share the time since the ones before them.
@@ -183,9 +192,8 @@ class Metrics:
                 self.between_tokens.observe(interval / count)
 
     def request_finished(self, event: RequestFinished) -> None:
+        self.activity.request_finished(event)
         self._stacks.finished(event.tenant, event.stack)
-        if event.time_to_first_token is not None:
-            self.first_token.observe(event.time_to_first_token)
 
     def job_event(self, job_id: str, name: str, tenant: str, event: TrainEvent) -> None:
         if event.type is TrainEventType.CHECKPOINT_LOST:

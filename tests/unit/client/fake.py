@@ -351,6 +351,10 @@ class Server(server_pb2_grpc.ServerServiceServicer):
             limits=server_pb2.Limits(max_stack=8),
         )
 
+    def GetStats(self, request: Any, context: Any) -> Any:
+        answer = self.fake.take("GetStats", request, context)
+        return answer or server_pb2.ServerStats(window_seconds=10, own=server_pb2.TenantActivity(tenant="acme"))
+
 
 def start(fake: Fake, credentials: grpc.ServerCredentials | None = None) -> grpc.Server:
     """Run ``fake`` on a free port, with TLS if there are ``credentials``."""

@@ -20,7 +20,7 @@ from loramux.cli.common import stack
 from loramux.cli.training.datasets import marked
 from loramux.comparison import Comparison, Side
 from loramux.types import MarkedText
-from loramux.v1 import adapters_pb2, inference_pb2, training_pb2
+from loramux.v1 import adapters_pb2, inference_pb2, server_pb2, training_pb2
 
 from .fake import FAILED, RUNNING, SUCCEEDED, Fake, details, moved, refuse, step, version
 
@@ -152,6 +152,27 @@ def test_info(shell: Shell) -> None:
     assert shell("info") == 0
     assert "adapters 1 B, base 1.0 MiB" in shell.out
     assert (shell("info", "--json"), json.loads(shell.out)["limits"]) == (0, {"max_stack": 8})
+
+
+def test_info_every_second(fake: Fake, shell: Shell) -> None:
+    first = server_pb2.Latency(count=2, p50_seconds=0.02, p99_seconds=0.2)
+    total = server_pb2.TenantActivity(requests_running=3, generated_tokens_per_second=12.34, time_to_first_token=first)
+    operators = server_pb2.ServerStats(own=total, total=total, requests_running=4, requests_waiting=2)
+    answers = [operators, server_pb2.ServerStats(own=total)]
+
+    def answer(request: object, context: grpc.ServicerContext) -> server_pb2.ServerStats:
+        if not answers:
+            context.abort(grpc.StatusCode.UNAVAILABLE, "the server is shutting down")
+        return answers.pop(0)
+
+    fake.handlers["GetStats"] = answer
+    assert shell("info", "--live") == 1
+    columns, of_all, own = shell.out.splitlines()
+    assert columns.split()[:4] == ["tokens/s", "prompt/s", "running", "waiting"]
+    assert of_all.split() == ["12.3", "0.0", "3", "2", "20/200", "ms", "-"]
+    assert own.split() == ["12.3", "0.0", "3", "-", "20/200", "ms", "-"]
+    answers.append(operators)
+    assert (shell("info", "--live", "--json"), json.loads(shell.out)["requests_waiting"]) == (1, 2)
 
 
 def test_adapters(fake: Fake, shell: Shell, tmp_path: Path) -> None:

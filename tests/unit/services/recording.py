@@ -14,6 +14,7 @@ from loramux_server.core.types import Stack
 class Recorder:
     started: list[RequestStarted] = field(default_factory=list)
     finished: list[RequestFinished] = field(default_factory=list)
+    first: list[tuple[str, float]] = field(default_factory=list)
     counts: list[tuple[int, float | None]] = field(default_factory=list)
     events: list[TrainEvent] = field(default_factory=list)
     states: list[tuple[JobState | None, JobState]] = field(default_factory=list)
@@ -21,6 +22,9 @@ class Recorder:
 
     def request_started(self, event: RequestStarted) -> None:
         self.started.append(event)
+
+    def answered(self, tenant: str, seconds: float) -> None:
+        self.first.append((tenant, seconds))
 
     def tokens(self, tenant: str, stack: Stack, count: int, interval: float | None) -> None:
         self.counts.append((count, interval))

@@ -145,7 +145,7 @@ class World:
 @asynccontextmanager
 async def open_world(context: Context) -> AsyncIterator[World]:
     """``context.backend`` must be a :class:`FakeBackend`. Jobs stay queued, and a merge gives a fixed adapter."""
-    backend, metrics = context.backend, Metrics("1.2.3")
+    backend, metrics = context.backend, Metrics("1.2.3", context.activity)
     assert isinstance(backend, FakeBackend)
 
     async def composer(command: ComposeCommand) -> ComposeResult:

@@ -19,6 +19,8 @@ from loramux_server.api.methods import METHODS
 from loramux_server.rpc.interceptor import DETAILS_KEY
 from loramux_server.services.common.context import Context
 from loramux_server.store.paging import make_token
+from loramux_server.telemetry.activity import ActivityRecorder
+from tests.unit.telemetry.test_activity import Clock
 
 from .fakes import Script
 from .tenants import Caller, adapter_files, adapter_upload, open_world
@@ -149,6 +151,7 @@ ELSEWHERE = {
     "TrainingService/ListDatasets",
     "TrainingService/ListJobs",
     "ServerService/GetServerInfo",
+    "ServerService/GetStats",
 }
 """Methods that name no object which must be there; the tests below look at what they tell."""
 
@@ -289,6 +292,27 @@ async def test_only_an_operator_is_told_how_busy_the_server_is(context: Context)
         assert not told & {"memory_bytes", "adapters_resident", "requests_running", "requests_waiting"}
         assert not told & {"kv_pages_used", "kv_pages_total"}
         assert {"base", "limits", "state", "version"} <= told
+
+
+async def test_a_tenant_is_told_what_it_did_itself(context: Context) -> None:
+    clock = Clock()
+    async with open_world(replace(context, activity=ActivityRecorder(clock))) as world:
+        world.backend.script = lambda _: Script((5, 6, 7))
+        said = inference_pb2.GenerateRequest(prompt="Hello")
+        await world.caller("ann").one("InferenceService/GenerateOnce", said)
+        asked = server_pb2.GetStatsRequest(window_seconds=60)
+        clock.now += 1
+        anns = await world.caller("ann").one("ServerService/GetStats", asked)
+        assert anns.own.tenant == "ann"
+        assert {field.name for field, _ in anns.ListFields()} == {"window_seconds", "own"}
+        bobs = await world.caller("bob").one("ServerService/GetStats", asked)
+        assert (bobs.own.tenant, bobs.own.requests_per_second) == ("bob", 0)
+        assert not bobs.tenants
+        assert not bobs.HasField("total")
+        operators = await world.caller("operator").one("ServerService/GetStats", asked)
+        assert [each.tenant for each in operators.tenants] == ["ann"]
+        assert operators.total.generated_tokens_per_second == anns.own.generated_tokens_per_second > 0
+        assert operators.adapters_resident["device"] == 0
 
 
 async def test_page_tokens_of_another_tenant_are_as_good_as_invented_ones(context: Context) -> None:

@@ -104,7 +104,8 @@ def test_asking_who_the_server_is_never_counts() -> None:
     error = refused(quotas, LIST)
     assert error.retry_after is None
     assert [name for name, method in METHODS.items() if not method.counted] == [
-        "loramux.v1.ServerService/GetServerInfo"
+        "loramux.v1.ServerService/GetServerInfo",
+        "loramux.v1.ServerService/GetStats",
     ]
 
 

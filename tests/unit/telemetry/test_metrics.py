@@ -49,7 +49,6 @@ class Ended:
     stack: Stack = BASE
     prompt_tokens: int = 5
     completion_tokens: int = 3
-    time_to_first_token: float | None = 0.03
 
 
 def stack(*names: str) -> Stack:
@@ -85,8 +84,7 @@ def test_tokens_count_by_tenant_and_stack_and_sum_up() -> None:
 
 def test_first_token_and_calls() -> None:
     metrics = Metrics("0")
-    metrics.request_finished(Ended())
-    metrics.request_finished(Ended(time_to_first_token=None))
+    metrics.answered("default", 0.03)
     metrics.call_finished("Generate", "OK", 0.4)
     assert value(metrics, "loramux_time_to_first_token_seconds_count") == 1
     assert value(metrics, "loramux_time_to_first_token_seconds_bucket", le="0.04") == 1

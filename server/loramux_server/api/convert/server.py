@@ -6,9 +6,10 @@ from typing import Any
 
 from loramux.v1 import server_pb2 as pb
 
+from ...core.backend import EngineStats
 from ...core.bounds import MAX_STACK
 from ...core.principal import Principal
-from ...services.availability import ServerInfo
+from ...services.availability import ServerInfo, ServerStats
 from .common import to_proto
 
 
@@ -27,12 +28,26 @@ def server_info_to_proto(info: ServerInfo, caller: Principal) -> pb.ServerInfo:
         )
         given |= {"base": base, "tokenizer": to_proto(pb.TokenizerInfo, engine, info)}
     if (stats := info.stats) is not None:
-        given |= {
-            "memory_bytes": stats.memory,
-            "adapters_resident": {tier: len(digests) for tier, digests in stats.resident.items()},
-            "requests_running": stats.running,
-            "requests_waiting": stats.waiting,
-        }
+        given |= _engine(stats)
     limits = None if info.limits is None else to_proto(pb.Limits, info.limits, max_stack=MAX_STACK)
     sources = (each for each in (info, engine, stats) if each is not None)
     return to_proto(pb.ServerInfo, *sources, limits=limits, **given)
+
+
+def stats_to_proto(stats: ServerStats) -> pb.ServerStats:
+    """What the server did in the last seconds; what the caller may not know stays unset."""
+    engine = stats.engine
+    if engine is None:
+        return to_proto(pb.ServerStats, stats)
+    given = {**_engine(engine), "adapter_bytes": engine.resident_bytes, "training_jobs": len(engine.training_jobs)}
+    return to_proto(pb.ServerStats, stats, engine, **given)
+
+
+def _engine(stats: EngineStats) -> dict[str, Any]:
+    """Figures of the engine that have other names there."""
+    return {
+        "memory_bytes": stats.memory,
+        "adapters_resident": {tier: len(digests) for tier, digests in stats.resident.items()},
+        "requests_running": stats.running,
+        "requests_waiting": stats.waiting,
+    }

@@ -53,6 +53,7 @@ METHODS: Mapping[str, Method] = MappingProxyType(
         "loramux.v1.TrainingService/ResumeJob": Method(Scope.TRAIN, audited=True),
         "loramux.v1.TrainingService/WatchJob": Method(Scope.TRAIN),
         "loramux.v1.ServerService/GetServerInfo": Method(None, counted=False),
+        "loramux.v1.ServerService/GetStats": Method(None, counted=False),
         "openai.v1/createChatCompletion": Method(Scope.INFER, generates=True),
         "openai.v1/createCompletion": Method(Scope.INFER, generates=True),
         "openai.v1/createResponse": Method(Scope.INFER, generates=True),

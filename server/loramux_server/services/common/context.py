@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from ...core.backend import Backend, EngineInfo
 from ...store.store import Store
+from ...telemetry.activity import ActivityRecorder
 from ...telemetry.audit import AuditLog
 from ...text import TextTokenizer
 from ..access.quotas import QuotaMeter
@@ -26,6 +27,8 @@ class Context:
     backend: Backend
     meter: QuotaMeter = field(default_factory=QuotaMeter)
     """Counts what callers use; shared with ``Access``."""
+    activity: ActivityRecorder = field(default_factory=ActivityRecorder)
+    """What was done in the last minute."""
     audit: AuditLog | None = None
     """For what the server does by itself; None: there is none. Calls are written down by the doors."""
     unused: asyncio.Event = field(default_factory=asyncio.Event)

@@ -106,6 +106,7 @@ class Answer:
         if self._first_token is None:
             self._first_token = now
             self._reservation.answered()
+            self._observer.answered(self._prepared.tenant, now - self._prepared.started)
         interval = None if before is None else now - before
         self._observer.tokens(self._prepared.tenant, self._prepared.stack, len(event.token_ids), interval)
 
@@ -132,7 +133,6 @@ class Answer:
             completion_tokens=usage.completion_tokens,
             cached_tokens=usage.cached_tokens,
             duration=time.monotonic() - p.started,
-            time_to_first_token=None if self._first_token is None else self._first_token - p.started,
             finish_reasons=tuple(d.finish_reason for d in p.decoders if d.finish_reason is not None),
             code=self._code,
         )

@@ -109,7 +109,6 @@ class Scorer:
                     completion_tokens=len(command.continuation_ids) if code == "ok" else 0,
                     cached_tokens=0,
                     duration=time.monotonic() - started,
-                    time_to_first_token=None,
                     finish_reasons=(),
                     code=code,
                 )
