@@ -2,4 +2,5 @@
 
 export const pages = [
   { path: "chat", title: "Chat", element: "lm-chat", scope: "infer", load: () => import("./chat/page.js") },
+  { path: "live", title: "Live", element: "lm-live", scope: "", load: () => import("./live/page.js") },
 ];

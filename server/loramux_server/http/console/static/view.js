@@ -34,6 +34,11 @@ export function empty(title, next) {
   return html`<div class="notice empty"><p><strong>${title}</strong></p><p>${next}</p></div>`;
 }
 
+/** What may be wider than the page, such as a table: it scrolls by itself, with the keyboard too. */
+export function scrolling(label, content) {
+  return html`<div class="scroll" role="region" tabindex="0" aria-label=${label}>${content}</div>`;
+}
+
 /** Something is on its way. */
 export function waiting(what) {
   return html`<p class="waiting" role="status">${what}</p>`;
