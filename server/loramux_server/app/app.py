@@ -33,6 +33,7 @@ from ..services.inference.service import GenerationService
 from ..services.jobs.board import JobBoard
 from ..services.jobs.runner import JobRunner
 from ..services.jobs.service import TrainingService
+from ..services.jobs.uploads import UploadService
 from ..store.blobs.places import CACHE_BYTES
 from ..store.damage import Kind
 from ..store.store import Store
@@ -103,6 +104,7 @@ class App:
         self._identity: Identity | None = None
         self._jobs: asyncio.Task[None] | None = None
         self._collector: asyncio.Task[None] | None = None
+        self._uploads: asyncio.Task[None] | None = None
         self._quotas: asyncio.Task[None] | None = None
         self._health: asyncio.Task[None] | None = None
         self._engine_started = False
@@ -187,7 +189,7 @@ class App:
         """Close everything, in the opposite order. Fine after a failed ``start``, and twice."""
         self.availability.readiness = Readiness.DRAINING
         await self._stop_jobs()
-        for task in filter(None, (self._collector, self._quotas)):
+        for task in filter(None, (self._collector, self._uploads, self._quotas)):
             task.cancel()
             await asyncio.wait((task,))
         await self._drain_doors(0)
@@ -264,10 +266,12 @@ class App:
         context = Context(store, text, info, limits, backend, self._meter, metrics.activity, self._audit_log)
         board = JobBoard(store, metrics)
         adapters = AdapterService(context, observer=metrics)
+        training = TrainingService(context, board)
         services = Services(
             generation=GenerationService(context, metrics, SamplingParams(max_tokens=self.settings.default_max_tokens)),
             adapters=adapters,
-            training=TrainingService(context, board),
+            training=training,
+            uploads=UploadService(context, training),
         )
         self.availability.context, self.availability.services = context, services
         await adapters.load_pinned()
@@ -289,6 +293,8 @@ class App:
         self._quotas.add_done_callback(_report_defect)
         self._collector = asyncio.create_task(Collector(store, context.unused).run(), name="collector")
         self._collector.add_done_callback(_report_defect)
+        self._uploads = asyncio.create_task(services.uploads.run(), name="uploads")
+        self._uploads.add_done_callback(_report_defect)
         self.availability.readiness = Readiness.READY
         for door in self.doors:
             await door.set_serving(True)
@@ -325,9 +331,12 @@ def limits_from(settings: Settings) -> Limits:
 
 def _report_defect(task: asyncio.Task[None]) -> None:
     if not task.cancelled() and (error := task.exception()) is not None:
-        what = {"jobs": "training jobs are run", "collector": "unused files are removed", "quotas": "quotas change"}[
-            task.get_name()
-        ]
+        what = {
+            "jobs": "training jobs are run",
+            "collector": "unused files are removed",
+            "uploads": "uploads expire",
+            "quotas": "quotas change",
+        }[task.get_name()]
         logger.critical(f"no more {what} until the server is started again", exc_info=error)
 
 

@@ -48,6 +48,20 @@ class LimitSettings(BaseModel):
         ByteSize(512 * MIB), "Limits", "SIZE", "memory of the process of a grammar", ge=64 * MIB
     )
     max_upload_size: Size = setting(ByteSize(2048 * MIB), "Limits", "SIZE", "largest adapter folder that is taken")
+    max_part_size: Size = setting(ByteSize(64 * MIB), "Limits", "SIZE", "largest part of a dataset that comes in parts")
+    max_upload_parts: int = setting(1000, "Limits", "N", "most parts of a dataset", ge=1, le=100_000)
+    max_pending_uploads: int = setting(
+        16, "Limits", "N", "most datasets of a tenant that are coming in parts at once", ge=1, le=10_000
+    )
+    max_upload_seconds: float = setting(
+        3600.0,
+        "Limits",
+        "SECONDS",
+        "time for all parts of a dataset to come; what is not completed then is dropped",
+        gt=0,
+        le=86_400,
+        allow_inf_nan=False,
+    )
     max_rank: int = setting(256, "Limits", "N", "largest rank that is trained, merged or uploaded", ge=1, le=4096)
     max_epochs: float = setting(
         1000.0, "Limits", "N", "most passes of a training job over its rows", gt=0, le=1_000_000, allow_inf_nan=False

@@ -26,6 +26,7 @@ from .openai.models import Models
 from .openai.responses.responses import Responses
 from .openai.tuning.files import Files
 from .openai.tuning.jobs import FineTuningJobs
+from .openai.tuning.uploads import Uploads
 from .openapi import Operation, document
 
 METHODS = {
@@ -44,6 +45,10 @@ METHODS = {
     "retrieveFile": ("GET", "/v1/files/{file_id}"),
     "deleteFile": ("DELETE", "/v1/files/{file_id}"),
     "downloadFile": ("GET", "/v1/files/{file_id}/content"),
+    "createUpload": ("POST", "/v1/uploads"),
+    "addUploadPart": ("POST", "/v1/uploads/{upload_id}/parts"),
+    "completeUpload": ("POST", "/v1/uploads/{upload_id}/complete"),
+    "cancelUpload": ("POST", "/v1/uploads/{upload_id}/cancel"),
     "createFineTuningJob": ("POST", "/v1/fine_tuning/jobs"),
     "listPaginatedFineTuningJobs": ("GET", "/v1/fine_tuning/jobs"),
     "retrieveFineTuningJob": ("GET", "/v1/fine_tuning/jobs/{job_id}"),
@@ -93,7 +98,7 @@ class Application:
         self.health = Health(availability)
         chat, texts, models = ChatCompletions(availability), Completions(availability), Models(availability)
         responses = Responses(availability)
-        files, jobs = Files(availability), FineTuningJobs(availability)
+        files, uploads, jobs = Files(availability), Uploads(availability), FineTuningJobs(availability)
         handlers: dict[str, Handler] = {
             "createChatCompletion": chat.create,
             "createCompletion": texts.create,
@@ -110,6 +115,10 @@ class Application:
             "retrieveFile": files.retrieve,
             "deleteFile": files.delete,
             "downloadFile": files.content,
+            "createUpload": uploads.create,
+            "addUploadPart": uploads.add_part,
+            "completeUpload": uploads.complete,
+            "cancelUpload": uploads.cancel,
             "createFineTuningJob": jobs.create,
             "listPaginatedFineTuningJobs": jobs.list,
             "retrieveFineTuningJob": jobs.retrieve,

@@ -18,6 +18,7 @@ from .common.context import Context
 from .common.limits import Limits
 from .inference.service import GenerationService
 from .jobs.service import TrainingService
+from .jobs.uploads import UploadService
 
 WINDOW = 10
 """Seconds that stats look back unless one says otherwise."""
@@ -44,6 +45,7 @@ class Services:
     generation: GenerationService
     adapters: AdapterService
     training: TrainingService
+    uploads: UploadService
 
 
 @dataclass(frozen=True, slots=True)

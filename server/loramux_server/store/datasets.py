@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -18,7 +17,6 @@ from ..core.errors import MISSING, Code, Error, is_damage
 from ..core.principal import Viewer, names_of, tenant_of
 from ..host.files import open_regular, storage_errors
 from .blobs.blobs import BlobStore
-from .blobs.files import damaged
 from .damage import DamageCount, Kind
 from .database import Database, read_row
 from .jobs.rows import using_dataset
@@ -26,6 +24,7 @@ from .paging import check_page_size, make_token, read_token, unknown_token
 from .quotas import check_dataset
 from .records import DatasetRecord
 from .schema import datasets as d
+from .uploads import complete
 
 
 class DatasetTable:
@@ -42,16 +41,26 @@ class DatasetTable:
         self._damage = damage or DamageCount()
 
     def put(
-        self, source: Path, owner: str, *, filename: str = "", format: str = "jsonl", rows: int | None = None
+        self,
+        source: Path,
+        owner: str,
+        *,
+        filename: str = "",
+        format: str = "jsonl",
+        rows: int | None = None,
+        upload_id: str = "",
     ) -> DatasetRecord:
         """Store a file; durable on return. Bytes that the owner stored before give the record they have.
 
-        Raises RESOURCE_EXHAUSTED over the owner's quota.
+        ``upload_id`` is the upload in parts that it comes from, which is completed in the same transaction. Raises
+        RESOURCE_EXHAUSTED over the owner's quota.
         """
         with self._blobs.publishing():
             blob = self._blobs.put_file(source)
             with self._db.write("dataset") as connection:
                 identity = f"ds-{blob.digest[:16]}"
+                if upload_id:
+                    complete(connection, upload_id, owner, identity, self._now())
                 found = _row(connection, identity, owner)
                 if found is not None:
                     return read_row(found, DatasetRecord)
@@ -129,16 +138,8 @@ class DatasetTable:
     def open_checked(self, dataset_id: str, tenant: str) -> BufferedReader:
         """The file of a dataset to hand out: all of its bytes are what was stored. Blocking; errors as ``read``."""
         digest = self.get(dataset_id, tenant).digest
-        file = self.open(dataset_id, tenant)
-        try:
-            with self._telling(digest), storage_errors("cannot read the dataset"):
-                if hashlib.file_digest(file, "sha256").hexdigest() != digest:
-                    raise damaged(digest)
-                file.seek(0)
-        except BaseException:
-            file.close()
-            raise
-        return file
+        with self._telling(digest):
+            return self._blobs.open_file(digest)
 
     def read(self, digest: str) -> bytes:
         """The bytes of a stored dataset, checked against its digest; blocking.

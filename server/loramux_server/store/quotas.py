@@ -14,13 +14,14 @@ from ..core.jobs import JobState
 from ..core.quota import EVERYBODY, Limit, Quota, Quotas, check_changes, exceeded, tenant_subject
 from .database import Database, read_values
 from .keys import exists, key_not_found
-from .records import SHARED, VersionState
+from .records import SHARED, UploadState, VersionState
 from .schema import adapter_versions as v
 from .schema import adapters as a
 from .schema import datasets as d
 from .schema import jobs as j
 from .schema import quotas as q
 from .schema import training_use as u
+from .schema import uploads as up
 
 _LIVE = v.c.state != VersionState.DELETED.value
 _WAITING = (JobState.QUEUED.value, JobState.PAUSED.value)
@@ -161,7 +162,10 @@ def _check_bytes(connection: Connection, tenant: str, quota: Quota, size: int) -
         sa.select(sa.func.sum(v.c.size_bytes)).join(a, a.c.id == v.c.adapter_id).where(a.c.owner == tenant, _LIVE)
     )
     data = sa.select(sa.func.sum(d.c.size_bytes)).where(d.c.owner == tenant)
-    used = int(connection.scalar(versions) or 0) + int(connection.scalar(data) or 0)
+    coming = sa.select(sa.func.sum(up.c.size_bytes)).where(
+        up.c.owner == tenant, up.c.state == UploadState.PENDING.value
+    )
+    used = sum(int(connection.scalar(query) or 0) for query in (versions, data, coming))
     _refuse_above(tenant, "stored_bytes", quota.stored_bytes, used, size)
 
 

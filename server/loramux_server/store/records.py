@@ -161,6 +161,41 @@ class DatasetRecord:
     rows: int | None = None
 
 
+class UploadState(StrEnum):
+    """Where an upload in parts is. One that has expired is forgotten."""
+
+    PENDING = "pending"
+    COMPLETED = "completed"
+    CANCELLED = "cancelled"
+
+
+@dataclass(frozen=True, slots=True)
+class UploadRecord:
+    """A dataset that comes in parts."""
+
+    id: str
+    owner: str
+    filename: str
+    size_bytes: int
+    """As it was announced."""
+    state: UploadState
+    created: float
+    expires: float
+    dataset_id: str = ""
+    """What it became; empty: nothing yet."""
+
+
+@dataclass(frozen=True, slots=True)
+class PartRecord:
+    """A part of an upload. ``id`` is ``part_`` and 32 digits of ``digest``."""
+
+    upload_id: str
+    id: str
+    digest: str
+    size_bytes: int
+    created: float
+
+
 @dataclass(frozen=True, slots=True)
 class JobRecord:
     """A job as it stands. ``request`` never changes; the rest follows the events."""

@@ -24,7 +24,7 @@ from sqlalchemy import (
 
 from .portable_json import MetricsJSON
 
-REVISION = "0011"
+REVISION = "0012"
 """The newest migration: what a database must be at for this code."""
 
 metadata = MetaData(
@@ -100,6 +100,29 @@ datasets = Table(
     Column("size_bytes", BigInteger, nullable=False),
     Column("created", Float, nullable=False),
     UniqueConstraint("id", "owner", name="uq_datasets_id"),
+)
+
+uploads = Table(
+    "uploads",
+    metadata,
+    Column("id", String(40), primary_key=True),
+    Column("owner", String(64), nullable=False, index=True),
+    Column("filename", String(255), nullable=False),
+    Column("size_bytes", BigInteger, nullable=False),  # as announced
+    Column("state", String(16), nullable=False),
+    Column("created", Float, nullable=False),
+    Column("expires", Float, nullable=False),
+    Column("dataset_id", String(32), nullable=False),  # what it became; empty: nothing yet
+)
+
+upload_parts = Table(
+    "upload_parts",
+    metadata,
+    Column("upload_id", ForeignKey("uploads.id"), primary_key=True),
+    Column("id", String(40), primary_key=True),  # by its bytes
+    Column("digest", String(64), nullable=False),
+    Column("size_bytes", BigInteger, nullable=False),
+    Column("created", Float, nullable=False),
 )
 
 jobs = Table(

@@ -24,6 +24,7 @@ from .keys import KeyTable
 from .quotas import QuotaTable
 from .records import AdapterMeta, JobRecord, VersionRecord
 from .state_dir import StateDir
+from .uploads import UploadTable
 
 CACHE = "cache"
 """The folder of a state directory with copies of blobs that are stored elsewhere."""
@@ -41,6 +42,7 @@ class Store:
         self.damage = DamageCount()
         self.adapters = AdapterRegistry(database, self.blobs, now, self.damage)
         self.datasets = DatasetTable(database, self.blobs, now, self.damage)
+        self.uploads = UploadTable(database, self.blobs, now)
         self.jobs = JobTable(database, now)
         self.keys = KeyTable(database, now)
         self.quotas = QuotaTable(database, now)
@@ -144,8 +146,9 @@ class Store:
         return found - self._referenced()
 
     def _referenced(self) -> frozenset[str]:
-        # Jobs last: one that was created meanwhile names what the adapters' rows still named.
-        named = self.adapters.referenced_digests() | self.datasets.referenced_digests()
+        # Datasets after uploads, and jobs last: what came to be meanwhile names what the rows before still named.
+        named = self.adapters.referenced_digests() | self.uploads.referenced_digests()
+        named |= self.datasets.referenced_digests()
         return named | self.jobs.referenced_digests()
 
     def sweep_job_folders(self) -> None:

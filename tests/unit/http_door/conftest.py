@@ -27,6 +27,7 @@ from loramux_server.services.inference.service import GenerationService
 from loramux_server.services.jobs.board import JobBoard
 from loramux_server.services.jobs.runner import JobRunner
 from loramux_server.services.jobs.service import TrainingService
+from loramux_server.services.jobs.uploads import UploadService
 from tests.unit.rpc.scripted import Counted
 from tests.unit.services.conftest import backend, context, info, limits, text
 from tests.unit.services.fakes import FakeBackend, Open, Script
@@ -79,10 +80,12 @@ async def http(context: Context, backend: FakeBackend) -> AsyncIterator[Http]:
     availability.context = context
     board = JobBoard(context.store)
     backend.training = training = ScriptedTraining(context.info)
+    service = TrainingService(context, board)
     availability.services = Services(
         GenerationService(context, None, SamplingParams(max_tokens=64)),
         AdapterService(context),
-        TrainingService(context, board),
+        service,
+        UploadService(context, service),
     )
     runner = JobRunner(context, board, retry_seconds=0.0001)
     calls = Calls(counted, GenerationLimit(4), access)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from typing import Any
 
 import httpx2
 import pytest
@@ -28,8 +29,14 @@ BY_JOB = (
     *("retrieveFineTuningJob", "listFineTuningEvents", "listFineTuningJobCheckpoints"),
     *("cancelFineTuningJob", "pauseFineTuningJob", "resumeFineTuningJob"),
 )
-THEIRS, ABSENT = "anns", "nobd"
 ROWS = b'{"prompt": "Where?", "completion": " Here."}\n' * 8
+BY_UPLOAD: dict[str, dict[str, Any]] = {
+    "addUploadPart": {"files": {"data": ROWS}},
+    "completeUpload": {"json": {"part_ids": ["part_0"]}},
+    "cancelUpload": {},
+}
+"""Bodies of requests that have an upload in their path."""
+THEIRS, ABSENT = "anns", "nobd"
 
 
 @pytest.fixture
@@ -63,7 +70,8 @@ async def answer_to(client: httpx2.AsyncClient, caller: str, operation: str, mod
 
 def test_every_operation_is_looked_at() -> None:
     looked_at = {*REQUESTS, *BY_RESPONSE, *BY_FILE, *BY_JOB, "listModels", "listFiles", "listPaginatedFineTuningJobs"}
-    assert looked_at | {"createFile", "createFineTuningJob"} == METHODS.keys()
+    looked_at |= BY_UPLOAD.keys()
+    assert looked_at | {"createFile", "createUpload", "createFineTuningJob"} == METHODS.keys()
 
 
 @pytest.mark.parametrize("looker", ["bob", "ann's narrow key", "operator"])
@@ -158,3 +166,35 @@ async def test_files_and_jobs_of_another_tenant_answer_as_absent_ones(door: tupl
             answer = await client.get(path, headers={"authorization": caller})
             assert len(answer.json()["data"]) == count, (path, caller)
     assert (await by_id(client, "ann", "cancelFineTuningJob", job))[0] == 200
+
+
+@pytest.mark.parametrize("looker", ["bob", "operator"])
+async def test_uploads_of_another_tenant_answer_as_absent_ones(
+    door: tuple[World, httpx2.AsyncClient], looker: str
+) -> None:
+    _, client = door
+
+    async def ask(caller: str, operation: str, id: str) -> httpx2.Response:
+        method, path = METHODS[operation]
+        headers = {"authorization": caller, "x-request-id": "the-same"}
+        return await client.request(
+            method, path.replace("{upload_id}", id), headers=headers, **BY_UPLOAD.get(operation, {})
+        )
+
+    body = {"bytes": len(ROWS), "filename": "a", "mime_type": "text/jsonl", "purpose": "fine-tune"}
+    made = await client.post("/v1/uploads", json=body, headers={"authorization": "ann"})
+    id = made.json()["id"]
+    absent = f"upload_{'0' * 32}"
+    for operation in BY_UPLOAD:
+        answers = [await ask(looker, operation, one) for one in (id, absent)]
+        assert [answer.status_code for answer in answers] == [404, 404]
+        assert answers[0].text.replace(id, "<id>") == answers[1].text.replace(absent, "<id>")
+    part = await ask("ann", "addUploadPart", id)
+    assert part.status_code == 200
+    for caller, one, status in ((looker, id, 404), (looker, absent, 404), ("ann", id, 200)):
+        answer = await client.post(
+            f"/v1/uploads/{one}/complete",
+            json={"part_ids": [part.json()["id"]]},
+            headers={"authorization": caller},
+        )
+        assert answer.status_code == status

@@ -34,6 +34,7 @@ from loramux_server.services.common.context import Context
 from loramux_server.services.inference.service import GenerationService
 from loramux_server.services.jobs.board import JobBoard
 from loramux_server.services.jobs.service import TrainingService
+from loramux_server.services.jobs.uploads import UploadService
 from loramux_server.telemetry.metrics import Metrics
 
 from .adapter_files import CONFIG, WEIGHTS, config_bytes, weights_bytes, write_adapter
@@ -153,10 +154,12 @@ async def open_world(context: Context) -> AsyncIterator[World]:
         return ComposeResult(0.0)
 
     availability = Availability("1.2.3")
+    training = TrainingService(context, JobBoard(context.store, metrics))
     availability.services = Services(
         generation=GenerationService(context, metrics),
         adapters=AdapterService(context, composer, metrics),
-        training=TrainingService(context, JobBoard(context.store, metrics)),
+        training=training,
+        uploads=UploadService(context, training),
     )
     availability.context, availability.readiness = context, Readiness.READY
     calls = Calls(metrics, GenerationLimit(100), Access(Known()))

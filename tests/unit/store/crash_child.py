@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import sqlalchemy as sa
+
 from loramux_server.core.jobs import JobRequest, JobState
 from loramux_server.host.failpoints import VARIABLE
 from loramux_server.store.maintenance.backup import backup, restore
 from loramux_server.store.records import AdapterMeta
+from loramux_server.store.schema import uploads
 from loramux_server.store.store import Store
 
 
@@ -19,6 +22,12 @@ def main(state: Path, work: Path, action: str, failpoint: str) -> None:
         (work / "answer").write_text(str(restore(work / "backup", work / "new").created))
         return
     (work / "answer").write_text(act(Store.open(state), work / "source", action))
+
+
+def uploads_of(store: Store) -> list[str]:
+    """The ids of all uploads in parts."""
+    with store.database.read() as connection:
+        return list(connection.scalars(sa.select(uploads.c.id)))
 
 
 def act(store: Store, source: Path, action: str) -> str:
@@ -42,6 +51,18 @@ def act(store: Store, source: Path, action: str) -> str:
     if action == "delete a dataset":
         (dataset,) = store.datasets.list("t")[0]
         store.datasets.delete(dataset.id, "t")
+        return str(store.collect_orphans())
+    if action == "add a part":
+        (source / "part").write_text("rows")
+        (upload,) = uploads_of(store)
+        return store.uploads.add_part(upload, "t", source / "part", most=9).id
+    if action == "complete":
+        (source / "whole").write_text("rowsrows")
+        (upload,) = uploads_of(store)
+        return store.datasets.put(source / "whole", "t", upload_id=upload).id
+    if action == "cancel":
+        (upload,) = uploads_of(store)
+        store.uploads.cancel(upload, "t")
         return str(store.collect_orphans())
     if action == "backup":
         return str(backup(store.state.path, source.parent / "backup").created)

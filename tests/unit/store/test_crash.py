@@ -13,7 +13,7 @@ from loramux_server.core.jobs import JobRequest, JobState
 from loramux_server.host.failpoints import VARIABLE, FailpointError, reach
 from loramux_server.store.maintenance.backup import backup, restore, verify
 from loramux_server.store.maintenance.doctor import examine
-from loramux_server.store.records import AdapterMeta
+from loramux_server.store.records import AdapterMeta, UploadState
 from loramux_server.store.store import Store
 from tests.unit.store import crash_child
 
@@ -56,7 +56,8 @@ def sound(store: Store) -> None:
         store.blobs.verify(digest)
     assert examine(store.database, store.blobs, orphans=False) == []
     store.collect_orphans()
-    assert set(store.blobs.digests()) == store.adapters.referenced_digests()
+    named = store.adapters.referenced_digests() | store.datasets.referenced_digests()
+    assert set(store.blobs.digests()) == named | store.uploads.referenced_digests()
     assert examine(store.database, store.blobs) == []
 
 
@@ -224,6 +225,71 @@ def test_delete_a_dataset(state: Path, tmp_path: Path, failpoint: str, there: bo
     if there:
         store.datasets.delete(dataset.id, "t")
     sound(store)
+    store.close()
+
+
+@pytest.fixture
+def uploading(state: Path, tmp_path: Path) -> str:
+    """An upload of eight bytes, of which four are there."""
+    source = tmp_path / "part"
+    source.write_text("rows")
+    store = Store.open(state)
+    upload = store.uploads.create("t", "rows.jsonl", 8, seconds=60, most=9).id
+    store.uploads.add_part(upload, "t", source, most=9)
+    store.close()
+    return upload
+
+
+@pytest.mark.parametrize(
+    ("failpoint", "there"),
+    [
+        ("blob.written", False),
+        ("blob.renamed", False),
+        ("upload.part.before_commit", False),
+        ("upload.part.committed", True),
+    ],
+)
+def test_a_part(state: Path, tmp_path: Path, failpoint: str, there: bool) -> None:
+    store = Store.open(state)
+    upload = store.uploads.create("t", "rows.jsonl", 8, seconds=60, most=9)
+    store.close()
+    crash(state, tmp_path, "add a part", failpoint)
+    store = Store.open(state)
+    sound(store)
+    assert store.uploads.get(upload.id, "t") == upload
+    assert len(store.uploads.parts(upload.id, "t")) == there
+    # the client who got no answer sends it again: one part, whichever way it went
+    (tmp_path / "again").write_text("rows")
+    part = store.uploads.add_part(upload.id, "t", tmp_path / "again", most=9)
+    assert store.uploads.parts(upload.id, "t") == {part.id: part}
+    store.close()
+
+
+@pytest.mark.parametrize(
+    ("failpoint", "complete"),
+    [("blob.durable", False), ("dataset.before_commit", False), ("dataset.committed", True)],
+)
+def test_complete_an_upload(state: Path, tmp_path: Path, uploading: str, failpoint: str, complete: bool) -> None:
+    crash(state, tmp_path, "complete", failpoint)
+    store = Store.open(state)
+    sound(store)
+    upload, parts = store.uploads.get(uploading, "t"), store.uploads.parts(uploading, "t")
+    datasets, _ = store.datasets.list("t")
+    assert (upload.state is UploadState.COMPLETED, len(parts), len(datasets)) == (complete, not complete, complete)
+    assert [dataset.id for dataset in datasets] == ([upload.dataset_id] if complete else [])
+    store.close()
+
+
+@pytest.mark.parametrize(
+    ("failpoint", "pending"),
+    [("upload.cancel.before_commit", True), ("upload.cancel.committed", False), ("collect.renamed", False)],
+)
+def test_cancel_an_upload(state: Path, tmp_path: Path, uploading: str, failpoint: str, pending: bool) -> None:
+    crash(state, tmp_path, "cancel", failpoint)
+    store = Store.open(state)
+    sound(store)
+    assert store.uploads.get(uploading, "t").state is (UploadState.PENDING if pending else UploadState.CANCELLED)
+    assert len(store.uploads.parts(uploading, "t")) == pending
     store.close()
 
 

@@ -208,6 +208,21 @@ def test_datasets_that_jobs_have(store: Store, tmp_path: Path) -> None:
     assert store.datasets.delete(one.id, "t") == one
 
 
+def test_datasets_in_parts(store: Store, tmp_path: Path) -> None:
+    source = tmp_path / "rows.jsonl"
+    source.write_text("rows")
+    store.quotas.set("tenant:t", {"stored_bytes": 4})
+    upload = store.uploads.create("t", "rows.jsonl", 4, seconds=60, most=1)
+    part = store.uploads.add_part(upload.id, "t", source, most=1)
+    assert store.uploads.parts(upload.id, "t") == {part.id: part}
+    with pytest.raises(Error, match="stored bytes is limited to 4"):
+        store.datasets.put(source, "t")
+    one = store.datasets.put(source, "t", upload_id=upload.id)
+    assert store.uploads.get(upload.id, "t").dataset_id == one.id
+    assert store.uploads.drop_expired() == 0
+    assert store.collect_orphans() == ()
+
+
 def test_a_server_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(Error) as caught:
         Store.open(tmp_path / "state", f"postgresql+psycopg://x@/x?host={tmp_path}")

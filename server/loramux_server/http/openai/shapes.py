@@ -197,6 +197,29 @@ class DeletedFile(TypedDict):
     deleted: Literal[True]
 
 
+class Upload(TypedDict):
+    """A file that comes in parts; ``file`` is what it became."""
+
+    id: str
+    object: Literal["upload"]
+    bytes: int
+    created_at: int
+    expires_at: int
+    filename: str
+    purpose: str
+    status: Literal["pending", "completed", "cancelled"]
+    file: File | None
+
+
+class UploadPart(TypedDict):
+    """A part of an upload."""
+
+    id: str
+    object: Literal["upload.part"]
+    created_at: int
+    upload_id: str
+
+
 class JobError(TypedDict):
     """Why a job failed."""
 

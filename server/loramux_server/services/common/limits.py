@@ -26,6 +26,13 @@ class Limits:
     max_upload_bytes: int = 2 << 30
     """Largest adapter folder that may be uploaded."""
     max_dataset_bytes: int = 256 << 20
+    max_part_bytes: int = 64 << 20
+    """Largest part of a dataset that comes in parts."""
+    max_upload_parts: int = 1000
+    max_pending_uploads: int = 16
+    """Uploads in parts of one tenant at once."""
+    max_upload_seconds: float = 3600.0
+    """Time that an upload in parts has to be completed."""
     max_dataset_rows: int = 200_000
     max_row_tokens: int = 1 << 20
     """Longest training row in tokens, where the model's context and ``max_length`` do not bound it further."""

@@ -54,16 +54,27 @@ class TrainingService:
         self._creating: WeakValueDictionary[tuple[str, str], asyncio.Lock] = WeakValueDictionary()
 
     async def upload_dataset(
-        self, chunks: AsyncIterator[bytes], principal: Principal, *, name: str = "", sha256: str = ""
+        self,
+        chunks: AsyncIterator[bytes],
+        principal: Principal,
+        *,
+        name: str = "",
+        sha256: str = "",
+        upload_id: str = "",
     ) -> DatasetRecord:
-        """Store the bytes of a JSONL file. Rows are counted but not looked at yet; a given ``sha256`` is checked."""
+        """Store the bytes of a JSONL file. Rows are counted but not looked at yet; a given ``sha256`` is checked.
+
+        ``upload_id`` is the upload in parts that they come from, which is completed with it.
+        """
         if utf8_size(name) is None:
             raise invalid([FieldViolation("header.name", NOT_UNICODE)])
         async with temporary_folder(self._store, "dataset") as folder:
             path = folder / "data"
             rows = await receive_file(chunks, path, self._limits.max_dataset_bytes, sha256)
             put = self._store.datasets.put
-            dataset = await to_the_end(asyncio.to_thread(put, path, principal.tenant, filename=name, rows=rows))
+            dataset = await to_the_end(
+                asyncio.to_thread(put, path, principal.tenant, filename=name, rows=rows, upload_id=upload_id)
+            )
         about(dataset.id)
         return dataset
 

@@ -7,6 +7,7 @@ local folder (``local_blobs.py``) or anywhere that fsspec reaches, with a local 
 from __future__ import annotations
 
 import hashlib
+import os
 import time
 from abc import ABC, abstractmethod
 from collections import Counter
@@ -14,11 +15,12 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
+from io import BufferedReader
 from pathlib import Path
 from threading import Condition, Lock
 
 from ...core.errors import Code, Error, is_damage
-from ...host.files import read_regular, storage_errors
+from ...host.files import open_regular, read_regular, storage_errors
 from .files import Damage, FileEntry, damaged, find_damage, missing
 from .reader import BlobReader
 
@@ -109,6 +111,22 @@ class BlobStore(ABC):
                 found = damaged(digest)
             if not self.forget_copy(digest):
                 raise found
+
+    def open_file(self, digest: str) -> BufferedReader:
+        """A single file to read from its beginning, all of its bytes checked; errors as ``read_file``."""
+        with storage_errors("cannot read the file"):
+            try:
+                file = os.fdopen(open_regular(self.local_path(digest)), "rb")
+            except FileNotFoundError:
+                raise missing(digest) from None
+            try:
+                if hashlib.file_digest(file, "sha256").hexdigest() != digest:
+                    raise damaged(digest)
+                file.seek(0)
+            except BaseException:
+                file.close()
+                raise
+            return file
 
     def forget_copy(self, digest: str) -> bool:
         """Drop a local copy that is damaged; whether there was one, so that asking again brings another."""

@@ -26,6 +26,8 @@ from ..schema import aliases as al
 from ..schema import datasets as d
 from ..schema import job_events as e
 from ..schema import jobs as j
+from ..schema import upload_parts as p
+from ..uploads import part_digests
 
 
 class Check(StrEnum):
@@ -38,6 +40,7 @@ class Check(StrEnum):
     SIZE = "size"
     ALIAS = "alias"
     DATASET = "dataset"
+    UPLOAD = "upload"
     JOB = "job"
     EVENTS = "events"
     ORPHAN = "orphan"
@@ -68,6 +71,7 @@ def examine(database: Database, blobs: BlobStore, *, orphans: bool = True) -> li
             *_check_versions(connection, blobs),
             *_check_aliases(connection),
             *_check_datasets(connection, blobs),
+            *_check_uploads(connection, blobs),
             *_check_jobs(connection),
             *_check_donors(connection, blobs),
             *_check_events(connection),
@@ -99,7 +103,8 @@ def referenced_digests(database: Database) -> frozenset[str]:
 
 def _referenced(connection: Connection) -> frozenset[str]:
     datasets = frozenset(connection.scalars(sa.select(d.c.digest)))
-    return adapter_rows.live_digests(connection) | datasets | job_rows.donor_digests(connection)
+    named = adapter_rows.live_digests(connection) | datasets | part_digests(connection)
+    return named | job_rows.donor_digests(connection)
 
 
 def given_up_digests(database: Database) -> frozenset[str]:
@@ -110,7 +115,7 @@ def given_up_digests(database: Database) -> frozenset[str]:
         damaged = {row.digest for row in live if row.reason.startswith(DAMAGED)}
         needed = {row.digest for row in live if not row.reason.startswith(DAMAGED)}
         datasets = set(connection.scalars(sa.select(d.c.digest)))
-        return frozenset(damaged - needed - datasets - job_rows.donor_digests(connection))
+        return frozenset(damaged - needed - datasets - part_digests(connection) - job_rows.donor_digests(connection))
 
 
 def _check_database(connection: Connection) -> Iterator[Finding]:
@@ -227,6 +232,16 @@ def _check_datasets(connection: Connection, blobs: BlobStore) -> Iterator[Findin
                 trouble,
                 "forget the dataset; upload it again",
                 _run(d.delete().where(d.c.seq == row.seq)),
+            )
+
+
+def _check_uploads(connection: Connection, blobs: BlobStore) -> Iterator[Finding]:
+    for row in connection.execute(sa.select(p).order_by(p.c.upload_id, p.c.created)).all():
+        if trouble := _trouble(blobs, row.digest):
+            mine = sa.and_(p.c.upload_id == row.upload_id, p.c.id == row.id)
+            words = f"has the part {row.id}, and {trouble}"
+            yield Finding(
+                Check.UPLOAD, row.upload_id, words, "forget the part; send it again", _run(p.delete().where(mine))
             )
 
 

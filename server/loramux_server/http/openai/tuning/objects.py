@@ -8,7 +8,7 @@ from typing import Any
 from ....core.backend import EngineInfo
 from ....core.jobs import JobState, TrainEvent, TrainEventType
 from ....services.jobs.recipes import chosen_rate
-from ....store.records import DatasetRecord, EventRecord, JobRecord
+from ....store.records import DatasetRecord, EventRecord, JobRecord, PartRecord, UploadRecord
 from ...names import BASE
 from .ids import event_id, file_id, job_id
 
@@ -38,6 +38,31 @@ def file_object(dataset: DatasetRecord) -> dict[str, Any]:
         "purpose": PURPOSE,
         "status": "processed",
         "status_details": None,
+    }
+
+
+def upload_object(upload: UploadRecord, dataset: DatasetRecord | None = None) -> dict[str, Any]:
+    """A dataset that comes in parts, with the file that it became."""
+    return {
+        "id": upload.id,
+        "object": "upload",
+        "bytes": upload.size_bytes,
+        "created_at": int(upload.created),
+        "expires_at": int(upload.expires),
+        "filename": upload.filename,
+        "purpose": PURPOSE,
+        "status": upload.state.value,
+        "file": None if dataset is None else file_object(dataset),
+    }
+
+
+def part_object(part: PartRecord) -> dict[str, Any]:
+    """A part of an upload."""
+    return {
+        "id": part.id,
+        "object": "upload.part",
+        "created_at": int(part.created),
+        "upload_id": part.upload_id,
     }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import StrictBool, StrictInt, StrictStr
+from pydantic import Field, StrictBool, StrictInt, StrictStr
 
 from ...fields import Number, Strict
 
@@ -90,6 +90,24 @@ class Loramux(Strict):
     beta: Number | None = None
     replay_rows: StrictInt | None = None
     chat_template_kwargs: dict[StrictStr, Any] | None = None
+
+
+class CreateUpload(Strict):
+    """``POST /v1/uploads``."""
+
+    bytes: StrictInt
+    filename: StrictStr
+    mime_type: StrictStr
+    """Ignored: rows are JSON lines."""
+    purpose: StrictStr
+    expires_after: Any = None
+
+
+class CompleteUpload(Strict):
+    """``POST /v1/uploads/{id}/complete``."""
+
+    part_ids: list[StrictStr] = Field(min_length=1)
+    md5: StrictStr | None = None
 
 
 class CreateJob(Strict):
