@@ -272,6 +272,7 @@ class App:
             adapters=adapters,
             training=training,
             uploads=UploadService(context, training),
+            lora_root=self.settings.lora_root,
         )
         self.availability.context, self.availability.services = context, services
         await adapters.load_pinned()

@@ -73,6 +73,12 @@ class Settings(LimitSettings, BaseSettings):
     http_metrics: bool = setting(
         False, "Network", "", "serve the metrics at /metrics of the HTTP door too, to who shows --metrics-token"
     )
+    lora_root: LocalPath | None = setting(
+        None,
+        "Network",
+        "DIR",
+        "folder below which /v1/load_lora_adapter may read adapters, with the scope admin (default: none)",
+    )
     metrics_listen: OptionalAddress = setting(
         Address("127.0.0.1", 9464), "Network", "HOST:PORT", "where Prometheus metrics are served, or off"
     )

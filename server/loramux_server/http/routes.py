@@ -22,6 +22,7 @@ from .limits import Limits
 from .metrics import MetricsPage
 from .openai.chat import ChatCompletions
 from .openai.completions import Completions
+from .openai.loading import LoadedFolders
 from .openai.models import Models
 from .openai.responses.responses import Responses
 from .openai.tuning.files import Files
@@ -40,6 +41,8 @@ METHODS = {
     "listModels": ("GET", "/v1/models"),
     "retrieveModel": ("GET", "/v1/models/{model:path}"),
     "deleteModel": ("DELETE", "/v1/models/{model:path}"),
+    "loadLoraAdapter": ("POST", "/v1/load_lora_adapter"),
+    "unloadLoraAdapter": ("POST", "/v1/unload_lora_adapter"),
     "createFile": ("POST", "/v1/files"),
     "listFiles": ("GET", "/v1/files"),
     "retrieveFile": ("GET", "/v1/files/{file_id}"),
@@ -99,6 +102,7 @@ class Application:
         chat, texts, models = ChatCompletions(availability), Completions(availability), Models(availability)
         responses = Responses(availability)
         files, uploads, jobs = Files(availability), Uploads(availability), FineTuningJobs(availability)
+        folders = LoadedFolders(availability)
         handlers: dict[str, Handler] = {
             "createChatCompletion": chat.create,
             "createCompletion": texts.create,
@@ -110,6 +114,8 @@ class Application:
             "listModels": models.list,
             "retrieveModel": models.retrieve,
             "deleteModel": models.delete,
+            "loadLoraAdapter": folders.load,
+            "unloadLoraAdapter": folders.unload,
             "createFile": files.create,
             "listFiles": files.list,
             "retrieveFile": files.retrieve,

@@ -7,12 +7,14 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
+from pathlib import Path
 
 from ..core.backend import EngineInfo, EngineStats
 from ..core.errors import Code, Error, invalid_field, shutting_down
 from ..core.principal import Principal, Scope
 from ..store.store import Store
 from ..telemetry.activity import LONGEST, Activity
+from .adapters.folders import FolderService
 from .adapters.service import AdapterService
 from .common.context import Context
 from .common.limits import Limits
@@ -46,6 +48,13 @@ class Services:
     adapters: AdapterService
     training: TrainingService
     uploads: UploadService
+    lora_root: Path | None = None
+    """Below it are the folders that may be loaded."""
+
+    @property
+    def folders(self) -> FolderService:
+        """Adapters from folders of this machine."""
+        return FolderService(self.adapters, self.lora_root)
 
 
 @dataclass(frozen=True, slots=True)

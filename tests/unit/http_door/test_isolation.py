@@ -29,6 +29,8 @@ BY_JOB = (
     *("retrieveFineTuningJob", "listFineTuningEvents", "listFineTuningJobCheckpoints"),
     *("cancelFineTuningJob", "pauseFineTuningJob", "resumeFineTuningJob"),
 )
+FOLDERS = ("loadLoraAdapter", "unloadLoraAdapter")
+"""Looked at in ``test_loading.py``."""
 ROWS = b'{"prompt": "Where?", "completion": " Here."}\n' * 8
 BY_UPLOAD: dict[str, dict[str, Any]] = {
     "addUploadPart": {"files": {"data": ROWS}},
@@ -70,7 +72,7 @@ async def answer_to(client: httpx2.AsyncClient, caller: str, operation: str, mod
 
 def test_every_operation_is_looked_at() -> None:
     looked_at = {*REQUESTS, *BY_RESPONSE, *BY_FILE, *BY_JOB, "listModels", "listFiles", "listPaginatedFineTuningJobs"}
-    looked_at |= BY_UPLOAD.keys()
+    looked_at |= BY_UPLOAD.keys() | set(FOLDERS)
     assert looked_at | {"createFile", "createUpload", "createFineTuningJob"} == METHODS.keys()
 
 

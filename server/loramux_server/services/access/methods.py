@@ -64,6 +64,9 @@ METHODS: Mapping[str, Method] = MappingProxyType(
         "openai.v1/listModels": Method(Scope.INFER),
         "openai.v1/retrieveModel": Method(Scope.INFER),
         "openai.v1/deleteModel": Method(Scope.WRITE_ADAPTERS, audited=True),
+        # Folders of the server's machine are the operator's.
+        "openai.v1/loadLoraAdapter": Method(Scope.ADMIN, audited=True),
+        "openai.v1/unloadLoraAdapter": Method(Scope.ADMIN, audited=True),
         "openai.v1/createFile": Method(Scope.TRAIN, audited=True),
         "openai.v1/listFiles": Method(Scope.TRAIN),
         "openai.v1/retrieveFile": Method(Scope.TRAIN),
