@@ -18,7 +18,6 @@ from loramux_server.engine.grammar import host as grammar_host
 from loramux_server.engine.grammar import process as grammar_process
 from loramux_server.peft.config import MAX_CONFIG_BYTES
 from loramux_server.peft.weights_header import MAX_HEADER_BYTES
-from loramux_server.rpc import server
 from loramux_server.services.jobs.checks import MAX_STACKS
 from loramux_server.services.jobs.dataset_report import MAX_SHOWN
 from loramux_server.services.jobs.service import MAX_KEY_BYTES
@@ -74,7 +73,6 @@ def _size(value: int) -> str:
 def fixed() -> str:
     """The table of the bounds that are no settings."""
     rows = [
-        ("one message of gRPC", _size(server.MAX_RECEIVED)),
         ("entries in all lists and maps of a request", shown(entries.MAX_ENTRIES)),
         ("adapters of a stack; its weights", f"{bounds.MAX_STACK}; {bounds.WEIGHT.low:g} to {bounds.WEIGHT.high:g}"),
         ("`stop`", f"{bounds.MAX_STOPS} texts of {bounds.MAX_STOP_CHARS} characters"),

@@ -43,6 +43,7 @@ from ..text import TextTokenizer
 from .announce import Announcer, Silent
 from .audit import audit_log
 from .door import Door
+from .door_limits import http_limits, rpc_limits
 from .identity import Identity
 from .scrape import stats_from_thread
 from .tls import metrics_endpoint, metrics_page, open_certificate
@@ -82,7 +83,7 @@ class App:
                 settings.listen,
                 certificate=certificate,
                 reflects=self._reflects,
-                max_connection_age=settings.max_connection_age,
+                limits=rpc_limits(settings),
             ),
         ]
         """What clients speak to. The first one is gRPC."""
@@ -93,6 +94,7 @@ class App:
                     calls(),
                     settings.http_listen,
                     certificate=certificate,
+                    limits=http_limits(settings),
                     console=settings.console == "on",
                     metrics=metrics_page(settings, self._metrics),
                     pages=Pages(settings.http_cors_origin, (settings.http_listen.host, *settings.http_allowed_host)),

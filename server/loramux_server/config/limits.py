@@ -47,6 +47,53 @@ class LimitSettings(BaseModel):
     max_grammar_memory: Size = setting(
         ByteSize(512 * MIB), "Limits", "SIZE", "memory of the process of a grammar", ge=64 * MIB
     )
+    stall_timeout: float = setting(
+        60.0,
+        "Limits",
+        "SECONDS",
+        "time for a caller to take the next part of an answer, or to send the next part of a request",
+        ge=1,
+        le=86_400,
+        allow_inf_nan=False,
+    )
+    grpc_max_message: Size = setting(
+        ByteSize(8 * MIB), "Limits", "SIZE", "largest message of a gRPC request", ge=2 * MIB, le=64 * MIB
+    )
+    grpc_max_metadata: Size = setting(
+        ByteSize(16 * KIB),
+        "Limits",
+        "SIZE",
+        "metadata of a gRPC call; more is refused at random, and always from twice as much on",
+        ge=4 * KIB,
+        le=MIB,
+    )
+    grpc_keepalive_time: float = setting(
+        30.0,
+        "Limits",
+        "SECONDS",
+        "silence after which a gRPC client is asked whether it is still there",
+        ge=1,
+        le=86_400,
+        allow_inf_nan=False,
+    )
+    grpc_keepalive_timeout: float = setting(
+        20.0, "Limits", "SECONDS", "time for it to say so", ge=1, le=86_400, allow_inf_nan=False
+    )
+    http_max_body: Size = setting(
+        ByteSize(8 * MIB), "Limits", "SIZE", "largest body of an HTTP request that is no upload", ge=MIB, le=64 * MIB
+    )
+    http_max_headers: Size = setting(
+        ByteSize(32 * KIB), "Limits", "SIZE", "longest line and headers of an HTTP request", ge=4 * KIB, le=MIB
+    )
+    http_header_timeout: float = setting(
+        20.0, "Limits", "SECONDS", "time for the headers of an HTTP request to come", ge=1, le=3600, allow_inf_nan=False
+    )
+    http_keepalive_timeout: int = setting(
+        75, "Limits", "SECONDS", "longest silence between two requests of an HTTP connection", ge=1, le=86_400
+    )
+    http_max_connections: int = setting(
+        4096, "Limits", "N", "HTTP connections at once; requests on more are refused", ge=1, le=1_000_000
+    )
     max_upload_size: Size = setting(ByteSize(2048 * MIB), "Limits", "SIZE", "largest adapter folder that is taken")
     max_part_size: Size = setting(ByteSize(64 * MIB), "Limits", "SIZE", "largest part of a dataset that comes in parts")
     max_upload_parts: int = setting(1000, "Limits", "N", "most parts of a dataset", ge=1, le=100_000)

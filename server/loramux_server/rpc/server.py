@@ -16,6 +16,7 @@ from ..services.availability import Availability
 from ..services.common.calls import LAST_WORDS, Calls
 from .handlers import handlers_of
 from .interceptor import CallInterceptor
+from .limits import RpcLimits
 from .reflection import enable_reflection
 from .tls import server_credentials
 
@@ -24,34 +25,11 @@ LIVENESS = "liveness"
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
-MAX_RECEIVED = 8 << 20
-"""Bytes of the largest message taken: prompts are limited to less, and uploads come in pieces of 1 MiB."""
-MAX_SENT = 64 << 20
-
-OPTIONS = (
-    # Without it a second server would share the port and take half of the calls.
-    ("grpc.so_reuseport", 0),
-    ("grpc.max_receive_message_length", MAX_RECEIVED),
-    ("grpc.max_send_message_length", MAX_SENT),
-    ("grpc.max_metadata_size", 16 << 10),
-    ("grpc.absolute_max_metadata_size", 32 << 10),
-    # Calls that were not looked at yet: gRPC ends those beyond the bound without a reason, and nothing counts them.
-    ("grpc.server.max_pending_requests", 100_000),
-    ("grpc.server.max_pending_requests_hard_limit", 100_000),
-    # A client that vanished without a word is noticed within a minute.
-    ("grpc.keepalive_time_ms", 30_000),
-    ("grpc.keepalive_timeout_ms", 20_000),
-    ("grpc.keepalive_permit_without_calls", 1),
-    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
-    ("grpc.http2.max_ping_strikes", 3),
-)
-
 
 class RpcServer:
     """The gRPC door.
 
-    ``certificate`` is for TLS; None: plain text. ``stall_timeout``: seconds that a caller may neither read nor send the
-    next message.
+    ``certificate`` is for TLS; None: plain text.
     """
 
     def __init__(
@@ -61,19 +39,18 @@ class RpcServer:
         address: Address,
         *,
         certificate: CertificateFiles | None = None,
-        stall_timeout: float = 60.0,
         reflects: Callable[[], bool] = lambda: True,
-        max_connection_age: float = 0.0,
+        limits: RpcLimits | None = None,
     ) -> None:
-        """``reflects`` is asked with each call of reflection. ``max_connection_age``: seconds, 0 for none."""
+        """``reflects`` is asked with each call of reflection."""
         require_all(METHODS)
-        # Calls on a connection that is too old go on: without a bound on the grace, none of them is cut.
-        self._age = (("grpc.max_connection_age_ms", round(max_connection_age * 1000)),) if max_connection_age else ()
+        limits = limits or RpcLimits()
+        self._options = limits.options()
         self._address = address
         self._certificate = certificate
         self._availability = availability
         self._calls = calls
-        self._interceptor = CallInterceptor(calls, stall_timeout, reflects)
+        self._interceptor = CallInterceptor(calls, limits.stall_timeout, reflects)
         self._health = health.aio.HealthServicer()
         self._server: aio.Server | None = None
         self._stopping = False
@@ -92,7 +69,7 @@ class RpcServer:
         Raises FAILED_PRECONDITION when the port is taken or the host is not ours.
         """
         check_free(self._address)
-        server = aio.server(interceptors=(self._interceptor,), options=(*OPTIONS, *self._age))
+        server = aio.server(interceptors=(self._interceptor,), options=self._options)
         await self._health.set(LIVENESS, SERVING)
         await self.set_serving(False)
         server.add_generic_rpc_handlers(handlers_of(methods_of(self._availability)))

@@ -11,8 +11,10 @@ import pytest
 from loramux import AsyncClient
 from loramux_server.app.app import App
 from loramux_server.app.door import Door
+from loramux_server.app.door_limits import http_limits, rpc_limits
 from loramux_server.config import Address, Settings
 from loramux_server.core.errors import Error
+from loramux_server.http.limits import Limits
 from loramux_server.services.availability import Availability, Readiness
 from tests.unit.services.fakes import FakeBackend, engine_info
 from tests.unit.services.tiny_tokenizer import write_tokenizer
@@ -123,3 +125,29 @@ async def test_a_door_that_cannot_listen_stops_the_start(app: App) -> None:
     await taken.stop()
     with pytest.raises(OSError):
         await asyncio.open_connection(*app.doors[0].address)
+
+
+def test_settings_reach_the_doors(tmp_path: Path) -> None:
+    """Each limit by its own name, so that none is another one's."""
+    given = {
+        "stall_timeout": 11,
+        "grpc_max_message": 3 << 20,
+        "grpc_max_metadata": 5000,
+        "max_connection_age": 12,
+        "grpc_keepalive_time": 13,
+        "grpc_keepalive_timeout": 14,
+        "http_max_body": 2 << 20,
+        "http_max_headers": 6000,
+        "http_header_timeout": 15,
+        "http_keepalive_timeout": 16,
+        "http_max_connections": 17,
+    }
+    settings = Settings(state_dir=tmp_path, **given)  # type: ignore[arg-type]
+    options = dict(rpc_limits(settings).options())
+    assert options["grpc.max_receive_message_length"] == 3 << 20
+    assert options["grpc.max_metadata_size"] == 5000
+    assert options["grpc.absolute_max_metadata_size"] == 10_000
+    ages = ("max_connection_age_ms", "keepalive_time_ms", "keepalive_timeout_ms")
+    assert [options[f"grpc.{name}"] for name in ages] == [12_000, 13_000, 14_000]
+    assert rpc_limits(settings).stall_timeout == 11
+    assert http_limits(settings) == Limits(11, 2 << 20, 6000, 15, 16, 17)

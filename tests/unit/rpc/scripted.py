@@ -16,6 +16,7 @@ from loramux_server.core.backend import EngineInfo, EngineStats
 from loramux_server.core.jobs import JobState
 from loramux_server.core.types import AdapterVersion, Chunk, FinishReason, SamplingParams, StackEntry, Usage
 from loramux_server.host.certificates import CertificateFiles
+from loramux_server.rpc.limits import RpcLimits
 from loramux_server.rpc.server import RpcServer
 from loramux_server.services.access.access import Access
 from loramux_server.services.access.authenticator import Authenticator
@@ -162,11 +163,10 @@ async def open_door(
     *,
     ready: bool = True,
     stats: Callable[[], Awaitable[EngineStats]] = _stats,
-    stall_timeout: float = 60.0,
     max_generations: int = 1088,
     authenticator: Authenticator | None = None,
     reflects: bool = True,
-    max_connection_age: float = 0.0,
+    limits: RpcLimits | None = None,
     certificate: CertificateFiles | None = None,
     credentials: grpc.ChannelCredentials | None = None,
 ) -> AsyncIterator[Door]:
@@ -178,9 +178,8 @@ async def open_door(
         calls,
         Address("127.0.0.1", 0),
         certificate=certificate,
-        stall_timeout=stall_timeout,
         reflects=lambda: reflects,
-        max_connection_age=max_connection_age,
+        limits=limits or RpcLimits(),
     )
     await server.start()
     try:

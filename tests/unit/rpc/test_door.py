@@ -31,6 +31,7 @@ from loramux_server.core.backend import EngineStats
 from loramux_server.core.errors import Code, Error, invalid_field
 from loramux_server.core.principal import LOCAL
 from loramux_server.core.types import Chunk
+from loramux_server.rpc.limits import RpcLimits
 from loramux_server.rpc.server import RpcServer, check_free
 from loramux_server.services.access.access import Access
 from loramux_server.services.availability import Readiness
@@ -169,7 +170,7 @@ async def test_a_client_that_reads_nothing_is_let_go_and_hurts_no_one() -> None:
             yield Chunk(text="x" * 65536)
         yield Chunk(text="done")
 
-    async with open_door(stall_timeout=0.3) as door:
+    async with open_door(limits=RpcLimits(stall_timeout=0.3)) as door:
         door.generation.answer = flood
         slow = inference(door).Generate(inference_pb2.GenerateRequest(prompt="flood"))
         await slow.read()
@@ -201,6 +202,20 @@ async def test_unknown_methods_and_too_large_messages() -> None:
             await inference(door).GenerateOnce(inference_pb2.GenerateRequest(prompt="x" * (9 << 20)))
         assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
         assert door.calls.ended == []
+
+
+async def test_messages_and_metadata_are_as_large_as_the_operator_says() -> None:
+    async with open_door(limits=RpcLimits(max_message=1000, max_metadata=1000)) as door:
+        stub = inference_pb2_grpc.InferenceServiceStub(door.channel)
+        small = inference_pb2.GenerateRequest(prompt="x" * 500)
+        assert (await stub.GenerateOnce(small, metadata=(("x-a", "v" * 100),))).choices
+        for request, metadata in (
+            (inference_pb2.GenerateRequest(prompt="x" * 1500), ()),
+            (small, (("x-a", "v" * 2500),)),
+        ):
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await stub.GenerateOnce(request, metadata=metadata)
+            assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
 async def test_uploads() -> None:
@@ -238,7 +253,7 @@ async def test_dataset_sizes_are_held_to() -> None:
 
 
 async def test_a_stalled_upload_ends() -> None:
-    async with open_door(stall_timeout=0.2) as door:
+    async with open_door(limits=RpcLimits(stall_timeout=0.2)) as door:
         call = training(door).UploadDataset()
         await call.write(training_pb2.UploadDatasetRequest(header=training_pb2.UploadDatasetHeader(name="x")))
         with pytest.raises(grpc.RpcError) as caught:
@@ -349,7 +364,7 @@ async def test_an_old_connection_is_left_when_its_calls_are_over() -> None:
             yield Chunk(text=str(number))
             await asyncio.sleep(0.1)
 
-    async with open_door(max_connection_age=0.1) as door:
+    async with open_door(limits=RpcLimits(max_connection_age=0.1)) as door:
         door.generation.answer = slow
         pieces = [piece.text async for piece in inference(door).Generate(REQUEST)]
         assert pieces == [str(number) for number in range(8)]

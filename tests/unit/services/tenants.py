@@ -24,6 +24,7 @@ from loramux_server.config import Address
 from loramux_server.core.compose import ComposeCommand, ComposeResult
 from loramux_server.core.errors import Code, Error
 from loramux_server.core.principal import Principal, Scope
+from loramux_server.rpc.limits import RpcLimits
 from loramux_server.rpc.server import RpcServer
 from loramux_server.services.access.access import Access
 from loramux_server.services.access.credentials import Credentials
@@ -163,7 +164,7 @@ async def open_world(context: Context) -> AsyncIterator[World]:
     )
     availability.context, availability.readiness = context, Readiness.READY
     calls = Calls(metrics, GenerationLimit(100), Access(Known()))
-    server = RpcServer(availability, calls, Address("127.0.0.1", 0), stall_timeout=30)
+    server = RpcServer(availability, calls, Address("127.0.0.1", 0), limits=RpcLimits(stall_timeout=30))
     await server.start()
     try:
         async with grpc.aio.insecure_channel(str(server.address)) as channel:
