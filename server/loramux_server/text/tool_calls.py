@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
@@ -45,6 +46,12 @@ def tool_format(literals: str) -> ToolFormat | None:
         if mark in literals:
             return format
     return ToolFormat.LLAMA3 if '"parameters"' in literals and "ipython" in literals else None
+
+
+def new_call_id(format: ToolFormat | None) -> str:
+    """An id that no call of another answer has either. Mistral's templates take nine letters and digits alone."""
+    unique = uuid.uuid4().hex
+    return unique[:9] if format is ToolFormat.MISTRAL else f"call_{unique[:24]}"
 
 
 class ToolCallReader:

@@ -364,6 +364,33 @@ async def test_no_answer_is_kept(http: Http) -> None:
             await ask(id)
 
 
+async def test_tokens_are_counted_as_they_are_used(http: Http, template: None) -> None:
+    http.answers("x")
+    for more in ({}, {"tools": [WEATHER]}, {"instructions": "Be brief.", "tools": [WEATHER], "tool_choice": "none"}):
+        counted = await http.openai.responses.input_tokens.count(**ASKED, **more)
+        assert counted.input_tokens == (await post(http, **more))["usage"]["input_tokens"]
+    with pytest.raises(openai.NotFoundError):
+        await http.openai.responses.input_tokens.count(model="nobody", input="x")
+    with pytest.raises(openai.BadRequestError, match="input: "):
+        await http.openai.responses.input_tokens.count(model="base", input=[])
+    with pytest.raises(openai.NotFoundError, match="not compacted"):
+        await http.openai.responses.compact(model="base", input="x")
+
+
+async def test_forced_calls(http: Http, template: None) -> None:
+    """A choice of tool reaches the services as that of a chat does."""
+    http.answers(CALL, finish=STOP)
+    for choice in ("required", {"type": "function", "name": "weather"}):
+        made = await post(http, tools=[WEATHER], tool_choice=choice, parallel_tool_calls=False)
+        assert [item["type"] for item in made["output"]] == ["function_call"]
+        assert made["tool_choice"] == choice
+        assert http.backend.commands[-1].grammar is not None
+    answer = await http.raw.post(
+        "/v1/responses", json={**ASKED, "tools": [WEATHER], "tool_choice": {"type": "function", "name": "time"}}
+    )
+    assert (answer.status_code, answer.json()["error"]["param"].partition(".")[0]) == (400, "tool_choice")
+
+
 async def test_an_error_after_the_first_piece_fails_the_response(http: Http) -> None:
     http.answers("The office", raises=Error(Code.UNAVAILABLE, "the engine is starting again", retry_after=5))
     *_, last = await stream(http)

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from loramux_server.text.reasoning import ReasoningReader, Thought, thinks
-from loramux_server.text.tool_calls import ToolCall, ToolCallReader, ToolFormat, tool_format
+from loramux_server.text.tool_calls import ToolCall, ToolCallReader, ToolFormat, new_call_id, tool_format
 from tests.examples import examples
 
 CALL = '{"name": "weather", "arguments": {"city": "Köln"}}'
@@ -114,3 +114,11 @@ def test_thoughts_are_parted_from_the_answer(
 def test_which_bases_think() -> None:
     assert thinks("<think>\n\n</think>")
     assert not thinks("<|im_start|>")
+
+
+def test_ids_of_calls_are_what_templates_take() -> None:
+    """Mistral's template refuses any id that is not nine letters and digits."""
+    ids = [new_call_id(ToolFormat.MISTRAL) for _ in range(20)]
+    assert len(set(ids)) == 20
+    assert all(len(id) == 9 and id.isalnum() for id in ids)
+    assert new_call_id(ToolFormat.HERMES) != new_call_id(ToolFormat.HERMES)

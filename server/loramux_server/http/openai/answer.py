@@ -8,7 +8,7 @@ from typing import Any
 
 from ...core.types import Chunk, FinishReason, TokenLogprob, Usage
 from ...text.reasoning import Thought
-from ...text.tool_calls import ToolCall
+from ...text.tool_calls import ToolCall, new_call_id
 from ..parts import AnswerFormat, PartReader
 
 FINISH = {FinishReason.STOP: "stop", FinishReason.LENGTH: "length", FinishReason.CANCELLED: "stop"}
@@ -39,7 +39,7 @@ class ChoiceAnswer:
                     yield {"reasoning_content": text}
                 case ToolCall():
                     call = {
-                        "id": f"call_{self.index}_{len(self.calls)}",
+                        "id": new_call_id(self.format.tools),
                         "type": "function",
                         "function": {"name": part.name, "arguments": part.arguments},
                     }

@@ -57,6 +57,8 @@ METHODS: Mapping[str, Method] = MappingProxyType(
         "openai.v1/createChatCompletion": Method(Scope.INFER, generates=True),
         "openai.v1/createCompletion": Method(Scope.INFER, generates=True),
         "openai.v1/createResponse": Method(Scope.INFER, generates=True),
+        "openai.v1/countInputTokens": Method(Scope.INFER),
+        "openai.v1/compactConversation": Method(Scope.INFER),
         "openai.v1/getResponse": Method(Scope.INFER),
         "openai.v1/deleteResponse": Method(Scope.INFER),
         "openai.v1/cancelResponse": Method(Scope.INFER),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import AsyncGenerator, Iterable, Iterator
 from contextlib import aclosing
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 from ....core.errors import Error
 from ....core.types import Chunk, FinishReason
 from ....text.reasoning import Thought
-from ....text.tool_calls import ToolCall
+from ....text.tool_calls import ToolCall, new_call_id
 from ...names import model_name
 from ...parts import AnswerFormat, PartReader
 from ..answer import logprob_of
@@ -22,7 +21,7 @@ class Events:
     """Takes the chunks of an answer; ``response`` grows with its events."""
 
     def __init__(self, response: ResponseObject, format: AnswerFormat) -> None:
-        self._response = response
+        self._response, self._format = response, format
         self._reader = PartReader(format)
         self._text: TextItem | None = None
         """The item that is being written."""
@@ -97,7 +96,7 @@ class Events:
 
     def _called(self, call: ToolCall) -> Iterator[Told]:
         output = self._response.output
-        output.append(call_item(call, self._response.item_id("fc"), f"call_{uuid.uuid4().hex[:24]}"))
+        output.append(call_item(call, self._response.item_id("fc"), new_call_id(self._format.tools)))
         yield from call_told(output[-1], len(output) - 1)
 
     def _numbered(self, told: Iterable[Told]) -> Iterator[dict[str, Any]]:

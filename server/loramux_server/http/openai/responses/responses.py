@@ -1,24 +1,27 @@
-"""``POST /v1/responses``, and what is asked of an answer that is not kept."""
+"""``POST /v1/responses``, the tokens of one, and what is asked of an answer that is not kept."""
 
 from __future__ import annotations
 
-from contextlib import aclosing
+from collections.abc import Iterator
+from contextlib import aclosing, contextmanager
 from typing import Any
 
 from ....core import call as calls
 from ....core.errors import Code, Error
 from ....services.availability import Availability
+from ....services.inference.types import GenerateRequest, TokenizeRequest
+from ....text.forced_calls import ToolMode
 from ...describe import describe
 from ...exchange import Exchange
 from ...fields import read
 from ...parts import answer_format
 from ..convert import chat_request
 from ..schema import ChatRequest
-from .convert import Chat, chat_of
+from .convert import chat_of
 from .events import Events
 from .objects import ResponseObject
 from .schema import ResponseRequest
-from .shapes import AnyEvent, Response
+from .shapes import AnyEvent, InputTokens, Response
 
 
 class Responses:
@@ -31,29 +34,55 @@ class Responses:
     async def create(self, exchange: Exchange) -> None:
         """Answer one, at once or event by event."""
         asked = read(ResponseRequest, await exchange.json())
-        chat = chat_of(asked)
-        try:
-            await self._answer(exchange, asked, chat)
-        except Error as error:
-            raise chat.told(error) from None
+        with self._as_chat(asked) as request:
+            response = ResponseObject(asked, request)
+            events = Events(response, await answer_format(self._availability, request))
+            exchange.error_event = events.failed
+            chunks = self._availability.open().generation.generate(request)
+            async with exchange.ended_by_disconnect(), aclosing(events.of(chunks)) as told:
+                if asked.stream:
+                    await exchange.send_events(told, named=True)
+                    return
+                async for _ in told:
+                    pass
+                await exchange.send_json(response.shown())
+
+    @describe(body=ResponseRequest, answer=InputTokens)
+    async def count(self, exchange: Exchange) -> None:
+        """Count the tokens of a prompt, tools included."""
+        asked = read(ResponseRequest, await exchange.json())
+        with self._as_chat(asked) as request:
+            service, context = self._availability.open().generation, self._availability.context
+            assert context is not None
+            await context.stacks.resolve(request.adapters, request.principal)  # an unknown model is 404 here too
+            probe = TokenizeRequest(
+                messages=request.messages,
+                tools=request.tools if request.tool_choice.mode is not ToolMode.NONE else "",
+                chat_template_kwargs=request.chat_template_kwargs,
+                continue_final_message=request.continue_final_message,
+                deadline=request.deadline,
+            )
+            tokens = await service.tokenize(probe)
+        await exchange.send_json({"object": "response.input_tokens", "input_tokens": len(tokens.ids)})
 
     @describe(answer=dict[str, Any])
     async def absent(self, exchange: Exchange) -> None:
-        """No answer is kept, so there is none to be had later."""
+        """Always 404: no answer is kept, so there is none to be had later."""
         id = exchange.path_params["response_id"]
         what = f"there is no response {id[:80]!r}: answers are not kept; send all items of the conversation as input"
         raise Error(Code.NOT_FOUND, what)
 
-    async def _answer(self, exchange: Exchange, asked: ResponseRequest, chat: Chat) -> None:
-        service = self._availability.open().generation
-        request = chat_request(read(ChatRequest, chat.body), calls.current(), service.defaults)
-        response = ResponseObject(asked, request)
-        events = Events(response, await answer_format(self._availability, request))
-        exchange.error_event = events.failed
-        async with exchange.ended_by_disconnect(), aclosing(events.of(service.generate(request))) as told:
-            if asked.stream:
-                await exchange.send_events(told, named=True)
-                return
-            async for _ in told:
-                pass
-            await exchange.send_json(response.shown())
+    @describe(body=dict[str, Any], answer=dict[str, Any])
+    async def compact(self, exchange: Exchange) -> None:
+        """Always 404: no conversation is made shorter here."""
+        raise Error(Code.NOT_FOUND, "conversations are not compacted here; send fewer items as input")
+
+    @contextmanager
+    def _as_chat(self, asked: ResponseRequest) -> Iterator[GenerateRequest]:
+        """The same chat. Its errors name the fields of the response that was asked for."""
+        chat = chat_of(asked)
+        try:
+            defaults = self._availability.open().generation.defaults
+            yield chat_request(read(ChatRequest, chat.body), calls.current(), defaults)
+        except Error as error:
+            raise chat.told(error) from None

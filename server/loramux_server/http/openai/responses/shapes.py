@@ -135,6 +135,13 @@ class Response(TypedDict):
     prompt_cache_key: str | None
 
 
+class InputTokens(TypedDict):
+    """Tokens of a prompt."""
+
+    object: Literal["response.input_tokens"]
+    input_tokens: int
+
+
 class _Event(TypedDict):
     sequence_number: int
 
