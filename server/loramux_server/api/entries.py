@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 from google.protobuf.message import Message
 
-from ..core.errors import invalid_field
+from ..core.errors import Error, invalid_field
 
 MAX_ENTRIES = 16_384
 """Most entries in all lists and maps of a request together."""
@@ -19,6 +19,11 @@ MAX_ENTRIES = 16_384
 def check_entries(request: Message) -> None:
     """Raise INVALID_ARGUMENT, naming the list that is too long. Costs no more than the bound, whatever the request."""
     _left(request, MAX_ENTRIES, "")
+
+
+def too_many(name: str, count: int) -> Error:
+    """The error about a list or map that is too long."""
+    return invalid_field(name, f"has {count} entries; the lists of a request may hold {MAX_ENTRIES} together")
 
 
 def _left(message: Message, budget: int, path: str) -> int:
@@ -30,9 +35,7 @@ def _left(message: Message, budget: int, path: str) -> int:
         elif not isinstance(value, str | bytes | int | float):
             budget -= len(value)
             if budget < 0:
-                raise invalid_field(
-                    name, f"has {len(value)} entries; the lists of a request may hold {MAX_ENTRIES} together"
-                )
+                raise too_many(name, len(value))
             if field.message_type is not None and not isinstance(value, Mapping):
                 for number, each in enumerate(value):
                     budget = _left(each, budget, f"{name}[{number}].")

@@ -65,14 +65,7 @@ class Exchange:
         kind = self.request.headers.get("content-type", JSON_TYPE).partition(";")[0].strip().lower()
         if kind != JSON_TYPE:
             raise invalid_field("content-type", f"is {kind[:80]!r}; send {JSON_TYPE}")
-        body = await self._body()
-        try:
-            value = json.loads(body, parse_constant=_no_constant)
-            if b"\\ud" in body or b"\\uD" in body:  # halves of characters can be written in JSON, and stored nowhere
-                json.dumps(value, ensure_ascii=False).encode()
-            return value
-        except (ValueError, RecursionError):
-            raise invalid_field("", "the body is not JSON", reason="MALFORMED") from None
+        return json_of(await self._body())
 
     async def _body(self) -> bytes:
         async with aclosing(self.pieces(self._limits.max_body)) as pieces:
@@ -127,6 +120,15 @@ class Exchange:
             await self._write({"type": "http.response.body", "body": piece, "more_body": True})
         await self.end()
 
+    async def send_pieces(self, pieces: AsyncGenerator[bytes], content_type: str) -> None:
+        """A body whose size is not known before it has ended, started by the first piece as ``send_events`` is."""
+        async with aclosing(pieces):
+            async for piece in pieces:
+                if not self.started:
+                    await self._start(200, {"content-type": content_type})
+                await self._write({"type": "http.response.body", "body": piece, "more_body": True})
+        await self.end()
+
     async def send_events(self, events: AsyncGenerator[Any], *, named: bool = False) -> None:
         """Server-sent events, started by the first one: what fails before it is answered with a status of its own.
 
@@ -139,6 +141,8 @@ class Exchange:
                     self.sends_events = True
                     await self._start(200, EVENTS)
                 await self.send_event(event)
+        if not self.started:
+            await self._start(200, EVENTS)
         await self.end()
 
     async def send_event(self, event: Any) -> None:
@@ -187,6 +191,17 @@ class Exchange:
             watching.cancel()
             with suppress(asyncio.CancelledError):
                 await watching
+
+
+def json_of(body: bytes) -> Any:
+    """The JSON in ``body``. Raises INVALID_ARGUMENT for what is none."""
+    try:
+        value = json.loads(body, parse_constant=_no_constant)
+        if b"\\ud" in body or b"\\uD" in body:  # halves of characters can be written in JSON, and stored nowhere
+            json.dumps(value, ensure_ascii=False).encode()
+        return value
+    except (ValueError, RecursionError):
+        raise invalid_field("", "the body is not JSON", reason="MALFORMED") from None
 
 
 def _too_large(most: int) -> Error:

@@ -63,10 +63,10 @@ class Form:
         async for piece in self._before(self._delimiter):
             yield piece
 
-    async def value(self, name: str) -> str:
-        """The text of the current part, which is called ``name``."""
+    async def value(self, name: str, most: int = MOST_VALUE_BYTES) -> str:
+        """The text of the current part, which is called ``name`` and may have ``most`` bytes."""
         try:
-            return (await self._upto(self._delimiter, MOST_VALUE_BYTES)).decode()
+            return (await self._upto(self._delimiter, most)).decode()
         except UnicodeDecodeError:
             raise invalid_field(name, "is not text in UTF-8") from None
 

@@ -9,6 +9,7 @@ from typing import Any
 from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from ..api.methods import methods_of
 from ..core.errors import Code, Error
 from ..services.access.methods import METHODS as ASKED
 from ..services.availability import Availability
@@ -20,6 +21,8 @@ from .exchange import Exchange
 from .health import Health
 from .limits import Limits
 from .metrics import MetricsPage
+from .native.calls import NativeCall
+from .native.errors import CONNECT
 from .openai.chat import ChatCompletions
 from .openai.completions import Completions
 from .openai.loading import LoadedFolders
@@ -155,6 +158,11 @@ class Application:
             *(Operation(id, *METHODS[id], handlers[id], ASKED[full_name(id)]) for id in METHODS),
             *(Operation(id, "GET", OPEN[id], open_handlers[id], None) for id in OPEN),
         ]
+        for native in methods_of(availability):
+            call = NativeCall(native, availability)
+            applications[f"/{native.full_name}"] = {
+                "POST": Endpoint(native.full_name, call.answer, calls, limits, CONNECT)
+            }
         if metrics is not None:
             applications["/metrics"] = {"GET": _Open(metrics.send, limits)}
         if console:

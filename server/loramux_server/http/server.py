@@ -11,6 +11,8 @@ from typing import Any
 
 import uvicorn
 
+from ..api.methods import FOLLOWS_A_JOB as NATIVE_FOLLOWS_A_JOB
+from ..api.methods import METHODS as NATIVE_METHODS
 from ..config import Address
 from ..host.certificates import CertificateFiles
 from ..host.ports import cannot_listen, why_not
@@ -42,7 +44,7 @@ class HttpServer:
         pages: Pages | None = None,
         takes_everybody: Callable[[], bool] = lambda: False,
     ) -> None:
-        require_all(map(full_name, METHODS))
+        require_all((*map(full_name, METHODS), *NATIVE_METHODS))
         self._address = address
         self._calls = calls
         self._tls = None if certificate is None else TlsContext(certificate, ask_clients=True)
@@ -109,7 +111,7 @@ class HttpServer:
     async def drain(self, timeout: float) -> int:
         """Wait up to ``timeout`` seconds for the running calls, then end the rest; gives their number."""
         self._application.health.serving = False
-        return await self._calls.drain(timeout, FOLLOWS_A_JOB)
+        return await self._calls.drain(timeout, (*FOLLOWS_A_JOB, *NATIVE_FOLLOWS_A_JOB))
 
     async def stop(self) -> None:
         """Stop listening and close all connections. Fine to call twice, and when ``start`` failed."""

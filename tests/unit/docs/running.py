@@ -23,8 +23,8 @@ def run_page(blocks: Iterable[Block], address: str, folder: Path, http: str = ""
     """Write the page's files to ``folder``, run its ``test: e2e`` blocks there, and say how many ran.
 
     Python blocks share one namespace, so a later one may use what an earlier one made. In shell blocks the ``loramux``
-    lines are run. ``address`` and ``http`` stand in for the addresses that examples name. Raises what an example
-    raises, CalledProcessError for a command that fails.
+    and ``curl`` lines are run. ``address`` and ``http`` stand in for the addresses that examples name. Raises what an
+    example raises, CalledProcessError for a command that fails.
     """
     names: dict[str, Any] = {"__name__": "__main__"}
     ran = 0
@@ -33,7 +33,7 @@ def run_page(blocks: Iterable[Block], address: str, folder: Path, http: str = ""
         if kind == "file":
             (folder / value).write_text(block.text)
         elif block.mark == "test: e2e" and block.language in SHELLS:
-            _run_shell(block, address, folder)
+            _run_shell(block, address, http, folder)
             ran += 1
         elif block.mark == "test: e2e":
             _run_python(block, names, {DOCUMENTED: address, DOCUMENTED_HTTP: http}, folder)
@@ -53,9 +53,13 @@ def _run_python(block: Block, names: dict[str, Any], addresses: Mapping[str, str
             exec(code, names)
 
 
-def _run_shell(block: Block, address: str, folder: Path) -> None:
+def _run_shell(block: Block, address: str, http: str, folder: Path) -> None:
     environment = os.environ | {"LORAMUX_ADDRESS": address, "NO_COLOR": "1"}
     for words in commands(block):
         if Path(words[0]).name == "loramux":
             command = [sys.executable, "-m", "loramux", *(w.replace(DOCUMENTED, address) for w in words[1:])]
-            subprocess.run(command, cwd=folder, env=environment, check=True, stdin=subprocess.DEVNULL, timeout=300)
+        elif words[0] == "curl":
+            command = ["curl", "--fail-with-body", *(w.replace(DOCUMENTED_HTTP, http) for w in words[1:])]
+        else:
+            continue
+        subprocess.run(command, cwd=folder, env=environment, check=True, stdin=subprocess.DEVNULL, timeout=300)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -138,10 +138,11 @@ class World:
     calls: Calls
     metrics: Metrics
     channel: grpc.aio.Channel
+    make: Callable[[str, grpc.aio.Channel], Caller] = Caller
 
     def caller(self, name: str) -> Caller:
         """One of :data:`CALLERS`."""
-        return Caller(name, self.channel)
+        return self.make(name, self.channel)
 
 
 @asynccontextmanager

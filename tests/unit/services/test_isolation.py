@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, fields, replace
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import grpc
 import pytest
@@ -23,9 +24,18 @@ from loramux_server.telemetry.activity import ActivityRecorder
 from tests.unit.telemetry.test_activity import Clock
 
 from .fakes import Script
-from .tenants import Caller, adapter_files, adapter_upload, open_world
+from .json_caller import JsonRefused, open_json_world
+from .tenants import Caller, World, adapter_files, adapter_upload, open_world
 
 Request: TypeAlias = Message | list[Message]
+Worlds: TypeAlias = Callable[[Context], AbstractAsyncContextManager[World]]
+
+
+@pytest.fixture(params=[open_world, open_json_world], ids=["gRPC", "HTTP"])
+def worlds(request: pytest.FixtureRequest) -> Worlds:
+    """Opens a server and callers who use one of its doors."""
+    found: Worlds = request.param
+    return found
 
 
 @dataclass(frozen=True)
@@ -176,20 +186,30 @@ async def answer_to(caller: Caller, case: Case, objects: Objects, own: str) -> t
     """How a call ends: its code, words and details as bytes, each name that was asked for replaced by its kind."""
     try:
         await caller.call(case.method, case.make(objects, own), first=1)
-    except grpc.aio.AioRpcError as error:
-        trailing = {str(key): value for key, value in error.trailing_metadata() or ()}
-        status = status_pb2.Status.FromString(bytes(trailing.pop(DETAILS_KEY)))
-        said = (str(error.details()), str(status), str(sorted(trailing.items())))
+    except (grpc.aio.AioRpcError, JsonRefused) as error:
+        code, *said = _said(error)
         for field in fields(objects):
-            said = tuple(text.replace(getattr(objects, field.name), f"<{field.name}>") for text in said)
-        return (error.code(), *said)
+            said = [text.replace(getattr(objects, field.name), f"<{field.name}>") for text in said]
+        return (code, *said)
     return (grpc.StatusCode.OK,)
 
 
+def _said(error: grpc.aio.AioRpcError | JsonRefused) -> tuple[Any, ...]:
+    """All that an error tells: its code, its words, its details, and what travels beside them."""
+    if isinstance(error, JsonRefused):
+        beside = f"{error.http} {error.headers}"
+        return grpc.StatusCode[error.code], error.body["message"], str(error.status()), beside
+    trailing = {str(key): value for key, value in error.trailing_metadata() or ()}
+    status = status_pb2.Status.FromString(bytes(trailing.pop(DETAILS_KEY)))
+    return error.code(), str(error.details()), str(status), str(sorted(trailing.items()))
+
+
 @pytest.mark.parametrize("looker", ["bob", "ann's narrow key", "operator"])
-async def test_what_is_not_for_the_caller_answers_as_what_does_not_exist(context: Context, looker: str) -> None:
+async def test_what_is_not_for_the_caller_answers_as_what_does_not_exist(
+    worlds: Worlds, context: Context, looker: str
+) -> None:
     """Code, words and details are compared as they cross the wire. Its owner's same call goes well."""
-    async with open_world(context) as world:
+    async with worlds(context) as world:
         ann, other = world.caller("ann"), world.caller(looker)
         theirs = await make_objects(ann, context, "anns")
         own = (await other.dataset(jsonl(ROWS[:3]))).id
@@ -220,8 +240,10 @@ def _named_by(case: Case) -> set[str]:
     return {field.name for field in fields(Objects) if f"<{field.name}>" in text}
 
 
-async def test_rows_that_name_anothers_adapter_are_told_as_if_it_were_not_there(context: Context) -> None:
-    async with open_world(context) as world:
+async def test_rows_that_name_anothers_adapter_are_told_as_if_it_were_not_there(
+    worlds: Worlds, context: Context
+) -> None:
+    async with worlds(context) as world:
         ann, bob = world.caller("ann"), world.caller("bob")
         theirs = await make_objects(ann, context, "anns")
         answers = []
@@ -235,9 +257,9 @@ async def test_rows_that_name_anothers_adapter_are_told_as_if_it_were_not_there(
         assert {answer[0] for answer in answers} == {grpc.StatusCode.NOT_FOUND}
 
 
-async def test_what_others_have_changes_nothing_that_a_tenant_makes(context: Context) -> None:
+async def test_what_others_have_changes_nothing_that_a_tenant_makes(worlds: Worlds, context: Context) -> None:
     """The same names, bytes and idempotency keys as another tenant's: answered as by a server that has nothing."""
-    async with open_world(context) as world:
+    async with worlds(context) as world:
         told = []
         for name in ("ann", "bob"):
             caller = world.caller(name)
@@ -254,7 +276,7 @@ async def test_what_others_have_changes_nothing_that_a_tenant_makes(context: Con
         assert told[0] == told[1]
 
 
-async def test_lists_and_counts_hold_the_callers_own(context: Context) -> None:
+async def test_lists_and_counts_hold_the_callers_own(worlds: Worlds, context: Context) -> None:
     lists: list[tuple[str, Message]] = [
         ("AdapterService/ListAdapters", adapters_pb2.ListAdaptersRequest()),
         ("AdapterService/ListAdapters", adapters_pb2.ListAdaptersRequest(prefix="ann")),
@@ -262,7 +284,7 @@ async def test_lists_and_counts_hold_the_callers_own(context: Context) -> None:
         ("TrainingService/ListJobs", training_pb2.ListJobsRequest()),
         ("TrainingService/ListJobs", training_pb2.ListJobsRequest(name="anns")),
     ]
-    async with open_world(context) as world:
+    async with worlds(context) as world:
         ann, bob, narrow = (world.caller(name) for name in ("ann", "bob", "ann's narrow key"))
         empty = [await bob.one(*one) for one in lists]
         info = await bob.one("ServerService/GetServerInfo", server_pb2.GetServerInfoRequest())
@@ -281,8 +303,8 @@ async def test_lists_and_counts_hold_the_callers_own(context: Context) -> None:
         assert (seen.adapters_total, dict(seen.jobs)) == (1, {"queued": 1})
 
 
-async def test_only_an_operator_is_told_how_busy_the_server_is(context: Context) -> None:
-    async with open_world(context) as world:
+async def test_only_an_operator_is_told_how_busy_the_server_is(worlds: Worlds, context: Context) -> None:
+    async with worlds(context) as world:
         await make_objects(world.caller("ann"), context, "anns")
         asked = server_pb2.GetServerInfoRequest()
         operators = await world.caller("operator").one("ServerService/GetServerInfo", asked)
@@ -294,9 +316,9 @@ async def test_only_an_operator_is_told_how_busy_the_server_is(context: Context)
         assert {"base", "limits", "state", "version"} <= told
 
 
-async def test_a_tenant_is_told_what_it_did_itself(context: Context) -> None:
+async def test_a_tenant_is_told_what_it_did_itself(worlds: Worlds, context: Context) -> None:
     clock = Clock()
-    async with open_world(replace(context, activity=ActivityRecorder(clock))) as world:
+    async with worlds(replace(context, activity=ActivityRecorder(clock))) as world:
         world.backend.script = lambda _: Script((5, 6, 7))
         said = inference_pb2.GenerateRequest(prompt="Hello")
         await world.caller("ann").one("InferenceService/GenerateOnce", said)
@@ -315,8 +337,8 @@ async def test_a_tenant_is_told_what_it_did_itself(context: Context) -> None:
         assert operators.adapters_resident["device"] == 0
 
 
-async def test_page_tokens_of_another_tenant_are_as_good_as_invented_ones(context: Context) -> None:
-    async with open_world(context) as world:
+async def test_page_tokens_of_another_tenant_are_as_good_as_invented_ones(worlds: Worlds, context: Context) -> None:
+    async with worlds(context) as world:
         ann, bob = world.caller("ann"), world.caller("bob")
         for caller in (ann, bob):
             for name in ("a", "b", "c"):
@@ -342,7 +364,7 @@ async def test_page_tokens_of_another_tenant_are_as_good_as_invented_ones(contex
         assert [(adapter.name, adapter.tenant) for adapter in found.adapters] == [("b", "bob"), ("c", "bob")]
 
 
-async def test_a_key_with_a_list_publishes_under_its_names_alone(context: Context) -> None:
+async def test_a_key_with_a_list_publishes_under_its_names_alone(worlds: Worlds, context: Context) -> None:
     """What it may not publish is refused alike, whether the tenant has such an adapter or not."""
     requests: dict[str, Callable[[str, str], tuple[str, Request]]] = {
         "upload": lambda name, own: (
@@ -355,7 +377,7 @@ async def test_a_key_with_a_list_publishes_under_its_names_alone(context: Contex
             adapters_pb2.ComposeAdapterRequest(name=name, adapters=_stack("mine")),
         ),
     }
-    async with open_world(context) as world:
+    async with worlds(context) as world:
         ann, narrow = world.caller("ann"), world.caller("ann's narrow key")
         await make_objects(ann, context, "anns")
         await make_objects(ann, context, "mine")
@@ -377,9 +399,9 @@ async def until(true: Callable[[], bool]) -> None:
             await asyncio.sleep(0.001)
 
 
-async def test_the_same_request_id_belongs_to_each_ones_own_call(context: Context) -> None:
+async def test_the_same_request_id_belongs_to_each_ones_own_call(worlds: Worlds, context: Context) -> None:
     """All callers here give the same id. One that leaves ends its own call and no other's."""
-    async with open_world(context) as world:
+    async with worlds(context) as world:
         world.backend.script = lambda command: Script((5, 6), hang=command.prompt_ids[-1:] != (5,))
         asked = inference_pb2.GenerateRequest(prompt=PROMPT, max_tokens=4)
         calls = {
@@ -397,8 +419,8 @@ async def test_the_same_request_id_belongs_to_each_ones_own_call(context: Contex
         await asyncio.gather(*calls.values(), return_exceptions=True)
 
 
-async def test_series_are_labelled_with_tenants_and_go_with_their_adapters(context: Context) -> None:
-    async with open_world(context) as world:
+async def test_series_are_labelled_with_tenants_and_go_with_their_adapters(worlds: Worlds, context: Context) -> None:
+    async with worlds(context) as world:
         world.backend.script = lambda command: Script((5,))
         ann, bob = world.caller("ann"), world.caller("bob")
         for caller in (ann, bob):
@@ -414,8 +436,8 @@ async def test_series_are_labelled_with_tenants_and_go_with_their_adapters(conte
         assert {line.split('tenant="')[1][:3] for line in series()} == {"bob"}
 
 
-async def test_a_shared_adapter_is_everybodys_to_use_and_nobodys_to_change(context: Context) -> None:
-    async with open_world(context) as world:
+async def test_a_shared_adapter_is_everybodys_to_use_and_nobodys_to_change(worlds: Worlds, context: Context) -> None:
+    async with worlds(context) as world:
         world.backend.script = lambda command: Script((5,))
         operator, bob, narrow = (world.caller(name) for name in ("operator", "bob", "ann's narrow key"))
         await operator.upload("mine", adapter_files(context))
@@ -438,9 +460,9 @@ async def test_a_shared_adapter_is_everybodys_to_use_and_nobodys_to_change(conte
         assert after == await answer_to(bob, CASES["get"], ABSENT, "")
 
 
-async def test_errors_about_content_name_no_adapter_of_another_tenant(context: Context) -> None:
+async def test_errors_about_content_name_no_adapter_of_another_tenant(worlds: Worlds, context: Context) -> None:
     """The same bytes are damaged for both; each hears of its own name alone."""
-    async with open_world(context) as world:
+    async with worlds(context) as world:
         ann, bob = world.caller("ann"), world.caller("bob")
         digest = (await ann.upload("secret-name", adapter_files(context))).digest
         assert (await bob.upload("twin", adapter_files(context))).digest == digest
