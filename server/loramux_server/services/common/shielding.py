@@ -15,13 +15,19 @@ R = TypeVar("R")
 
 
 async def to_the_end(work: Coroutine[Any, Any, R]) -> R:
-    """Await ``work``; a cancellation is passed on only when it is done."""
+    """Await ``work``; a cancellation, and any more of them, are passed on only when it is done."""
     task = asyncio.ensure_future(work)
-    try:
-        return await asyncio.shield(task)
-    except asyncio.CancelledError:
-        await asyncio.gather(task, return_exceptions=True)
-        raise
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.wait([task])
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is None:
+        return task.result()
+    if not task.cancelled():
+        task.exception()  # nobody is there to be told
+    raise cancelled
 
 
 @asynccontextmanager
@@ -35,8 +41,11 @@ async def nothing_collected(store: Store) -> AsyncIterator[None]:
 @asynccontextmanager
 async def temporary_folder(store: Store, prefix: str) -> AsyncIterator[Path]:
     """A folder of the state directory that is gone afterwards, whatever happens."""
-    folder = await to_the_end(asyncio.to_thread(store.state.new_tmp, prefix))
+    made: list[Path] = []
     try:
-        yield folder
+        # A cancellation that comes meanwhile finds the folder made.
+        await to_the_end(asyncio.to_thread(lambda: made.append(store.state.new_tmp(prefix))))
+        yield made[0]
     finally:
-        await to_the_end(asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True))
+        for folder in made:
+            await to_the_end(asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True))
