@@ -31,7 +31,7 @@ from tests.tiny import write_model
 
 from . import actors, http_actors, operator
 from .actors import Soak, Tenant
-from .invariants import Resources, check_running, check_stopped, memory
+from .invariants import EVERY, Resources, check_running, check_stopped, memory
 from .ledger import Ledger
 from .traced import FOLDER
 from .traces import begin, held
@@ -51,8 +51,6 @@ FLAGS = (
     "64",
 )
 LISTEN = ("--metrics-listen", "127.0.0.1:0", "--http-listen", "127.0.0.1:0")
-EVERY = 5.0
-"""Seconds between two samples of the front's memory."""
 WARM = 0.3
 """Part of the run after which the server's memory counts as warm."""
 
@@ -74,7 +72,7 @@ async def run(minutes: float, seed: int, folder: Path, *, trace: bool) -> tuple[
         warm, samples = await _load(
             soak, server, home, state, minutes * 60, random.Random(seed), folder if trace else None
         )
-        rest = await check_running(soak, server, warm)
+        rest = await check_running(soak, server, warm, samples)
         if trace:
             print(*await held(folder), sep="\n")
         server.process.send_signal(signal.SIGTERM)
@@ -122,9 +120,9 @@ async def _load(
             while (passed := time.monotonic() - started) < seconds:
                 await soak.pause(1.0)
                 if passed >= EVERY * len(samples):
-                    samples.append((round(passed, 1), memory(server)))
+                    samples.append((round(passed, 1), memory(server.process.pid)))
                 if warm is None and passed > WARM * seconds:
-                    warm = await asyncio.to_thread(Resources.of, server)
+                    warm = Resources.of(server.process.pid, await asyncio.to_thread(server.metrics))
                     if trace is not None:
                         await begin(trace)
                 said = f"{sum(soak.ledger.counts.values())} calls, {len(soak.ledger.violations)} violations"
