@@ -187,6 +187,10 @@ class Chunk:
     token_ids: tuple[int, ...] = ()
     logprobs: tuple[TokenLogprob, ...] = ()
     finish_reason: FinishReason | None = None
+    stop: str = ""
+    """The stop string that ended the choice; empty: none did."""
     usage: Usage | None = None
+    usage_so_far: Usage | None = None
+    """What was counted up to the first chunk, which has it."""
     adapters: tuple[StackEntry, ...] = ()
     """The versions that answered, in the first chunk and the last."""

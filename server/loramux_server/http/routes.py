@@ -14,9 +14,12 @@ from ..core.errors import Code, Error
 from ..services.access.methods import METHODS as ASKED
 from ..services.availability import Availability
 from ..services.common.calls import Calls
+from .anthropic.errors import ANTHROPIC
+from .anthropic.messages import Messages
 from .console.files import ConsoleFiles
 from .describe import describe
 from .endpoint import Endpoint, Handler, send_error
+from .errors import OPENAI, Convention
 from .exchange import Exchange
 from .health import Health
 from .limits import Limits
@@ -43,6 +46,8 @@ METHODS = {
     "deleteResponse": ("DELETE", "/v1/responses/{response_id}"),
     "cancelResponse": ("POST", "/v1/responses/{response_id}/cancel"),
     "listInputItems": ("GET", "/v1/responses/{response_id}/input_items"),
+    "createMessage": ("POST", "/v1/messages"),
+    "countMessageTokens": ("POST", "/v1/messages/count_tokens"),
     "listModels": ("GET", "/v1/models"),
     "retrieveModel": ("GET", "/v1/models/{model:path}"),
     "deleteModel": ("DELETE", "/v1/models/{model:path}"),
@@ -66,7 +71,7 @@ METHODS = {
     "pauseFineTuningJob": ("POST", "/v1/fine_tuning/jobs/{job_id}/pause"),
     "resumeFineTuningJob": ("POST", "/v1/fine_tuning/jobs/{job_id}/resume"),
 }
-"""Operations by the names that OpenAI gives them.
+"""Operations by the names that the makers of their APIs give them.
 
 A new one has its line here, its handler below, its scope in ``services/access/methods.py``, and what it takes and gives
 in ``@describe`` above its handler; ``/openapi.json`` follows.
@@ -79,14 +84,15 @@ OPEN = {
     "getOpenapi": "/openapi.json",
 }
 """What anybody may get, by operation. It tells nothing about tenants."""
-SERVICE = "openai.v1"
+OF_ANTHROPIC = ("createMessage", "countMessageTokens")
+"""Operations of Anthropic's API; all others are OpenAI's."""
 FOLLOWS_A_JOB = ("listFineTuningEvents",)
 """Operations that may last as long as a job does: they are not waited for when the server stops."""
 
 
 def full_name(operation: str) -> str:
     """The operation in the table of methods."""
-    return f"{SERVICE}/{operation}"
+    return f"{'anthropic' if operation in OF_ANTHROPIC else 'openai'}.v1/{operation}"
 
 
 class Application:
@@ -106,6 +112,7 @@ class Application:
         self.health = Health(availability)
         chat, texts, models = ChatCompletions(availability), Completions(availability), Models(availability)
         responses = Responses(availability)
+        messages = Messages(availability)
         files, uploads, jobs = Files(availability), Uploads(availability), FineTuningJobs(availability)
         folders = LoadedFolders(availability)
         handlers: dict[str, Handler] = {
@@ -118,6 +125,8 @@ class Application:
             "deleteResponse": responses.absent,
             "cancelResponse": responses.absent,
             "listInputItems": responses.absent,
+            "createMessage": messages.create,
+            "countMessageTokens": messages.count_tokens,
             "listModels": models.list,
             "retrieveModel": models.retrieve,
             "deleteModel": models.delete,
@@ -142,8 +151,10 @@ class Application:
             "resumeFineTuningJob": jobs.resume,
         }
         applications: dict[str, dict[str, ASGIApp]] = {}
+        conventions: dict[str, Convention] = {}
         for operation, (method, path) in METHODS.items():
-            endpoint = Endpoint(full_name(operation), handlers[operation], calls, limits)
+            conventions[path] = ANTHROPIC if operation in OF_ANTHROPIC else OPENAI
+            endpoint = Endpoint(full_name(operation), handlers[operation], calls, limits, conventions[path])
             applications.setdefault(path, {})[method] = endpoint
         open_handlers: dict[str, Handler] = {
             "getHealth": self.health.ready,
@@ -169,7 +180,10 @@ class Application:
             console_files = ConsoleFiles()
             page = _Open(console_files.send, limits)
             applications |= {path: {"GET": page, "HEAD": page} for path in console_files}
-        routes = [Route(path, _ByMethod(by_method, limits)) for path, by_method in applications.items()]
+        routes = [
+            Route(path, _ByMethod(by_method, limits, conventions.get(path, OPENAI)))
+            for path, by_method in applications.items()
+        ]
         self._router = Router(routes, redirect_slashes=False, default=_Open(self._unknown, limits))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -193,9 +207,9 @@ class Application:
 class _ByMethod:
     """Picks what answers a method of HTTP at a path."""
 
-    def __init__(self, applications: Mapping[str, ASGIApp], limits: Limits) -> None:
+    def __init__(self, applications: Mapping[str, ASGIApp], limits: Limits, convention: Convention) -> None:
         self._applications = applications
-        self._refusal = _Open(self._refuse, limits)
+        self._refusal = _Open(self._refuse, limits, convention)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await self._applications.get(scope["method"], self._refusal)(scope, receive, send)
@@ -210,11 +224,11 @@ class _ByMethod:
 class _Open:
     """A route that anybody may ask, whoever it is: it tells nothing about tenants."""
 
-    def __init__(self, handler: Handler, limits: Limits) -> None:
-        self._handler, self._limits = handler, limits
+    def __init__(self, handler: Handler, limits: Limits, convention: Convention = OPENAI) -> None:
+        self._handler, self._limits, self._convention = handler, limits, convention
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        exchange = Exchange(scope, receive, send, self._limits)
+        exchange = Exchange(scope, receive, send, self._limits, self._convention)
         try:
             await self._handler(exchange)
         except Error as error:

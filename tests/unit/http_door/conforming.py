@@ -13,6 +13,7 @@ import jsonschema
 
 EVENTS = "text/event-stream"
 ALWAYS = {"content-type", "content-length", "transfer-encoding", "date", "connection", "cache-control", "vary"}
+OF_ALL = {"x-request-id", "request-id"}
 OF_REFUSALS = {"retry-after-ms", "x-should-retry", "www-authenticate", "allow"}
 
 
@@ -36,7 +37,7 @@ class Conforming:
         kind = answer.headers["content-type"].partition(";")[0]
         assert kind in told["content"], (kind, operation["operationId"])
         unknown = set(answer.headers) - told["headers"].keys() - ALWAYS
-        assert unknown <= ({"x-request-id"} if answer.is_success else {"x-request-id", *OF_REFUSALS}), unknown
+        assert unknown <= (OF_ALL if answer.is_success else OF_ALL | OF_REFUSALS), unknown
         schema = told["content"][kind].get("schema", {})
         if kind == EVENTS:
             answer.stream = _Checked(answer.stream, self, schema["x-event"])

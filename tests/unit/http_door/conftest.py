@@ -1,4 +1,4 @@
-"""The HTTP door on loopback over real services and a scripted engine, and OpenAI's client in front of it.
+"""The HTTP door on loopback over real services and a scripted engine, OpenAI's and Anthropic's clients before it.
 
 Every answer that these clients get is compared with ``/openapi.json``.
 """
@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
+import anthropic
 import httpx2
 import openai
 import pytest
@@ -49,6 +50,7 @@ class Http:
     calls: Counted
     access: Access
     openai: openai.AsyncOpenAI
+    anthropic: anthropic.AsyncAnthropic
     raw: httpx2.AsyncClient
     training: ScriptedTraining
     runner: JobRunner
@@ -96,12 +98,14 @@ async def http(context: Context, backend: FakeBackend) -> AsyncIterator[Http]:
     url = f"http://{server.address}"
     hooks = {"response": [Conforming(server.openapi).check]}
     inner = openai.DefaultAsyncHttpxClient(event_hooks=hooks, timeout=20)
+    other = anthropic.DefaultAsyncHttpxClient(event_hooks=hooks, timeout=20)
     try:
         async with (
             openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, http_client=inner) as client,
+            anthropic.AsyncAnthropic(base_url=url, api_key="none", max_retries=0, http_client=other) as messages,
             httpx2.AsyncClient(base_url=url, timeout=20, event_hooks=hooks) as raw,
         ):
-            yield Http(server, availability, backend, context, counted, access, client, raw, training, runner)
+            yield Http(server, availability, backend, context, counted, access, client, messages, raw, training, runner)
     finally:
         await server.drain(0)
         await server.stop()

@@ -20,6 +20,8 @@ REQUESTS = {
     "createCompletion": {"prompt": "Where?", "max_tokens": 2},
     "createResponse": {"input": "Where?", "max_output_tokens": 2},
     "countInputTokens": {"input": "Where?"},
+    "createMessage": {"messages": [{"role": "user", "content": "Where?"}], "max_tokens": 2},
+    "countMessageTokens": {"messages": [{"role": "user", "content": "Where?"}]},
     "retrieveModel": None,
     "deleteModel": None,
 }

@@ -8,6 +8,9 @@ from ...core import call as calls
 from ...core.errors import adapter_not_found, invalid_field
 from ...services.adapters.types import AdapterInfo
 from ...services.availability import Availability
+from ...services.common.context import Context
+from ..anthropic.models import ANTHROPIC_VERSION, asks_as_anthropic, model_info, model_page
+from ..anthropic.shapes import ModelInfo, ModelPage
 from ..describe import describe
 from ..exchange import Exchange
 from ..names import BASE, adapter_named
@@ -22,7 +25,7 @@ class Models:
     def __init__(self, availability: Availability) -> None:
         self._availability = availability
 
-    @describe(answer=ModelList)
+    @describe(answer=ModelList | ModelPage, headers=(ANTHROPIC_VERSION,))
     async def list(self, exchange: Exchange) -> None:
         """All of them."""
         service, principal = self._availability.open().adapters, calls.principal()
@@ -34,21 +37,24 @@ class Models:
             token = page.next_page_token
             if not token:
                 break
-        await exchange.send_json({"object": "list", "data": found})
+        if asks_as_anthropic(exchange):
+            await exchange.send_json(model_page(found, self._context))
+        else:
+            await exchange.send_json({"object": "list", "data": found})
 
-    @describe(answer=Model)
+    @describe(answer=Model | ModelInfo, headers=(ANTHROPIC_VERSION,))
     async def retrieve(self, exchange: Exchange) -> None:
         """One: the base, an adapter, ``name@version`` or ``name@alias``."""
         name = exchange.path_params["model"]
         if name == BASE:
-            await exchange.send_json(self._base())
+            await self._send(exchange, self._base())
             return
         name = adapter_named(name)
         info = await self._availability.open().adapters.get(name, calls.principal())
         wanted = info.current if "@" not in name else next(iter(info.versions), None)
         if wanted is None:
             raise adapter_not_found(name)
-        await exchange.send_json(_model(name, wanted.created, wanted.ref))
+        await self._send(exchange, _model(name, wanted.created, wanted.ref))
 
     @describe(answer=DeletedModel)
     async def delete(self, exchange: Exchange) -> None:
@@ -59,11 +65,18 @@ class Models:
         await self._availability.open().adapters.delete(adapter_named(name), calls.principal())
         await exchange.send_json({"id": name, "object": "model", "deleted": True})
 
+    async def _send(self, exchange: Exchange, model: dict[str, Any]) -> None:
+        await exchange.send_json(model_info(model, self._context) if asks_as_anthropic(exchange) else model)
+
     def _base(self) -> dict[str, Any]:
+        return {**_model(BASE, 0.0, self._context.info.base_name), "parent": None}
+
+    @property
+    def _context(self) -> Context:
         self._availability.open()
         context = self._availability.context
         assert context is not None
-        return {**_model(BASE, 0.0, context.info.base_name), "parent": None}
+        return context
 
 
 def _models(info: AdapterInfo) -> list[dict[str, Any]]:

@@ -63,6 +63,8 @@ METHODS: Mapping[str, Method] = MappingProxyType(
         "openai.v1/deleteResponse": Method(Scope.INFER),
         "openai.v1/cancelResponse": Method(Scope.INFER),
         "openai.v1/listInputItems": Method(Scope.INFER),
+        "anthropic.v1/createMessage": Method(Scope.INFER, generates=True),
+        "anthropic.v1/countMessageTokens": Method(Scope.INFER),
         "openai.v1/listModels": Method(Scope.INFER),
         "openai.v1/retrieveModel": Method(Scope.INFER),
         "openai.v1/deleteModel": Method(Scope.WRITE_ADAPTERS, audited=True),

@@ -56,7 +56,7 @@ class Answer:
         p = self._prepared
         self._observer.request_started(RequestStarted(p.request_id, "generate", p.tenant, p.stack, p.prompt_tokens))
         merge = read_together([self._backend.generate(command) for command in p.commands])
-        adapters = p.stack.entries
+        begun = False
         unfinished = len(p.commands)
         failure: Error | None = None
         try:
@@ -74,6 +74,8 @@ class Answer:
                 if chunk.finish_reason is not None:
                     unfinished -= 1
                     await merge.stop(index)
+                if not begun:
+                    chunk = replace(chunk, usage_so_far=self._usage(), adapters=p.stack.entries)
                 if not unfinished:
                     if failure is not None and self._all_failed():
                         raise failure
@@ -81,8 +83,8 @@ class Answer:
                     self._code = "ok"
                     yield replace(chunk, usage=self._usage(), adapters=p.stack.entries)
                 elif chunk.text or chunk.token_ids or chunk.finish_reason is not None:
-                    yield replace(chunk, adapters=adapters) if adapters else chunk
-                    adapters = ()
+                    yield chunk
+                    begun = True
         except Error as error:
             self._code = error.code.value
             raise

@@ -29,6 +29,7 @@ class ChoiceDecoder:
         """Tokens so far, those after a stop string not counted."""
         self.cached_tokens = 0
         self.finish_reason: FinishReason | None = None
+        self._ended_by = ""
 
     def push(self, event: TokenEvent) -> Chunk:
         """The chunk that an event makes (perhaps without text). Must not be called once the choice has ended."""
@@ -60,6 +61,7 @@ class ChoiceDecoder:
             token_ids=event.token_ids[:used],
             logprobs=tuple(logprobs),
             finish_reason=self.finish_reason,
+            stop=self._ended_by,
         )
 
     def _take(self, piece: str, text: list[str], *, hidden: bool = False) -> None:
@@ -67,7 +69,7 @@ class ChoiceDecoder:
         result = self._stop.push(piece, hidden=hidden, counts=self.tokens > self._min_tokens)
         text.append(result.text)
         if result.stop is not None:
-            self.finish_reason = FinishReason.STOP
+            self.finish_reason, self._ended_by = FinishReason.STOP, result.stop
 
     def _flush(self, text: list[str], ended_by: int | None) -> None:
         """Add what is still held back; a stop string may yet be complete, perhaps with the token that ended it all."""

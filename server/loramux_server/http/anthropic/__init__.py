@@ -1,0 +1,1 @@
+"""Anthropic's requests and answers: shapes and streams, and nothing that decides."""

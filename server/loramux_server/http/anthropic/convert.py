@@ -1,0 +1,135 @@
+"""From Anthropic's requests to the generation that every door asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from typing import Any
+
+from ...core import types as core
+from ...core.call import Call
+from ...core.errors import invalid_field
+from ...core.types import SamplingParams, StackItem
+from ...services.inference.types import GenerateRequest, TokenizeRequest
+from ..fields import as_text
+from ..names import parse_model
+from .blocks import TextBlock, ToolResultBlock, ToolUseBlock
+from .schema import CountRequest, JsonFormat, Message, MessageRequest, Tool
+
+_SAME = ("max_tokens", "temperature", "top_p", "top_k", "min_p", "seed")
+_BETWEEN = "\n"
+"""What is between two texts of one turn: blocks are paragraphs."""
+
+
+def generate_request(asked: MessageRequest, call: Call, defaults: SamplingParams) -> GenerateRequest:
+    """Messages as a generation."""
+    given = {name: value for name in _SAME if (value := getattr(asked, name)) is not None}
+    shape = _shape(asked)
+    return GenerateRequest(
+        **_prompt(asked, call),
+        adapters=stack_of(asked),
+        sampling=replace(defaults, **given),
+        stop=tuple(asked.stop_sequences or ()),
+        principal=call.principal,
+        request_id=call.request_id,
+        response_format=None if shape is None else {"type": "json_schema", "json_schema": as_text(shape.schema_)},
+    )
+
+
+def tokenize_request(asked: CountRequest, call: Call) -> TokenizeRequest:
+    """The prompt of the same messages."""
+    return TokenizeRequest(**_prompt(asked, call))
+
+
+def stack_of(asked: CountRequest) -> tuple[StackItem, ...]:
+    """The stack that is asked."""
+    return parse_model(asked.model, [StackItem(a.name, float(a.weight)) for a in asked.adapters])
+
+
+def _prompt(asked: CountRequest, call: Call) -> dict[str, Any]:
+    system = _text(asked.system)
+    messages = [core.Message("system", system)] if system else []
+    for turn in _turns(asked.messages):
+        last = messages[-1] if messages else turn
+        if last is not turn and _joins(last, turn):
+            messages[-1] = replace(turn, content=f"{last.content}{_BETWEEN}{turn.content}")
+        else:
+            messages.append(turn)
+    goes_on = asked.messages[-1].role == "assistant"
+    if goes_on and messages[-1].tool_calls:
+        raise invalid_field("messages", "end with tool_use: send a tool_result for each of its calls after them")
+    return {
+        "messages": tuple(messages),
+        "tools": as_text([_tool(tool) for tool in asked.tools] if asked.tools and _shows_tools(asked) else None),
+        "chat_template_kwargs": as_text(_template_kwargs(asked) or None),
+        "continue_final_message": goes_on,
+        "deadline": call.deadline,
+    }
+
+
+def _joins(last: core.Message, turn: core.Message) -> bool:
+    """Whether two turns are one: clients may send several of one role, which many templates refuse."""
+    return last.role == turn.role and turn.role in ("user", "assistant") and not last.tool_calls
+
+
+def _turns(messages: Iterable[Message]) -> Iterator[core.Message]:
+    """Turns as chat templates have them: what tools answered is a turn of its own."""
+    names: dict[str, str] = {}
+    for number, message in enumerate(messages):
+        blocks = [] if isinstance(message.content, str) else message.content
+        texts = [message.content] if isinstance(message.content, str) else []
+        calls: list[dict[str, Any]] = []
+        for index, block in enumerate(blocks):
+            where = f"messages[{number}].content[{index}]"
+            if isinstance(block, TextBlock):
+                texts.append(block.text)
+            elif isinstance(block, ToolUseBlock):
+                if message.role != "assistant":
+                    raise invalid_field(where, "is tool_use, which only a turn of the assistant may have")
+                names[block.id] = block.name
+                function = {"name": block.name, "arguments": block.input}
+                calls.append({"id": block.id, "type": "function", "function": function})
+            elif isinstance(block, ToolResultBlock):
+                if message.role != "user":
+                    raise invalid_field(where, "is tool_result, which only a turn of the user may have")
+                if texts:
+                    yield core.Message("user", _BETWEEN.join(texts))
+                    texts = []
+                name = names.get(block.tool_use_id, "")
+                yield core.Message("tool", _text(block.content), tool_call_id=block.tool_use_id, name=name)
+        if texts or not any(isinstance(block, ToolResultBlock) for block in blocks):
+            yield core.Message(message.role, _BETWEEN.join(texts), tool_calls=as_text(calls or None))
+
+
+def _text(content: str | list[TextBlock]) -> str:
+    return content if isinstance(content, str) else _BETWEEN.join(block.text for block in content)
+
+
+def _tool(tool: Tool) -> dict[str, Any]:
+    described = {} if tool.description is None else {"description": tool.description}
+    return {"type": "function", "function": {"name": tool.name, **described, "parameters": tool.input_schema}}
+
+
+def _shows_tools(asked: CountRequest) -> bool:
+    given = asked.tool_choice
+    if given is not None and (given.type == "tool") != bool(given.name):
+        raise invalid_field("tool_choice.name", "must be given with type 'tool', and with no other type")
+    if given is not None and given.type in ("any", "tool"):
+        raise invalid_field("tool_choice.type", f"is {given.type!r}; calls cannot be forced: use 'auto' or 'none'")
+    return given is None or given.type != "none"
+
+
+def _template_kwargs(asked: CountRequest) -> dict[str, Any]:
+    """``thinking`` under the names that chat templates have for it; what the caller names itself goes first."""
+    given = asked.chat_template_kwargs or {}
+    if asked.thinking is None:
+        return given
+    thinks = asked.thinking.type != "disabled"
+    return {"enable_thinking": thinks, "thinking": thinks, **given}
+
+
+def _shape(asked: MessageRequest) -> JsonFormat | None:
+    configured = asked.output_config.format if asked.output_config is not None else None
+    if configured is not None and asked.output_format is not None:
+        raise invalid_field("output_format", "must be left out beside output_config.format")
+    return configured or asked.output_format
