@@ -179,6 +179,23 @@ async def test_tools_that_are_not_to_be_called_are_not_shown(agent: Http) -> Non
     assert counted.input_tokens == done.usage.input_tokens
 
 
+@pytest.mark.parametrize("choice", [{"type": "any"}, {"type": "tool", "name": "weather"}])
+async def test_calls_that_are_forced(agent: Http, choice: Any) -> None:
+    agent.answers('<tool_call>\n{"name": "weather", "arguments": {"city": "Rome"}}\n</tool_call>', finish=STOP)
+    asked: Any = {"model": "base", "messages": CHAT, "max_tokens": 200, "tools": [WEATHER]}
+    done = await agent.anthropic.messages.create(**asked, tool_choice={**choice, "disable_parallel_tool_use": True})
+    grammar = agent.backend.commands[-1].grammar
+    assert grammar is not None
+    assert "weather" in grammar.text
+    assert "start: call\n" in grammar.text  # one alone
+    (block,) = done.content
+    assert block.type == "tool_use"
+    assert block.input == {"city": "Rome"}
+    assert done.stop_reason == "tool_use"
+    with pytest.raises(anthropic.BadRequestError, match="tool_choice"):
+        await agent.anthropic.messages.create(**{**asked, "tools": []}, tool_choice=choice)
+
+
 async def test_thoughts(agent: Http) -> None:
     """The template decides by ``thinking``; in a later turn they are ignored."""
     agent.answers("hm, 9</think>Nine.", finish=STOP)
@@ -307,6 +324,7 @@ def turn(*blocks: Any, role: str = "user") -> dict[str, Any]:
         ({"tools": [{"name": "a"}]}, "tools[0].input_schema: is missing"),
         ({"tool_choice": {"type": "tool"}}, "tool_choice.name: "),
         ({"tool_choice": {"type": "auto", "name": "a"}}, "tool_choice.name: "),
+        ({"tools": [WEATHER], "tool_choice": {"type": "tool", "name": "none"}}, "tool_choice: "),
         ({"thinking": {"type": "maximal"}}, "thinking.type: "),
         ({"output_config": {"format": {"type": "json_object"}}}, "output_config.format"),
         ({"stop_sequences": [""]}, "stop"),

@@ -11,12 +11,14 @@ from ...core.call import Call
 from ...core.errors import invalid_field
 from ...core.types import SamplingParams, StackItem
 from ...services.inference.types import GenerateRequest, TokenizeRequest
+from ...text.forced_calls import MODEL_CHOOSES, ToolChoice, ToolMode
 from ..fields import as_text
 from ..names import parse_model
 from .blocks import TextBlock, ToolResultBlock, ToolUseBlock
 from .schema import CountRequest, JsonFormat, Message, MessageRequest, Tool
 
 _SAME = ("max_tokens", "temperature", "top_p", "top_k", "min_p", "seed")
+_MODES = {"auto": ToolMode.AUTO, "any": ToolMode.REQUIRED, "tool": ToolMode.REQUIRED, "none": ToolMode.NONE}
 _BETWEEN = "\n"
 """What is between two texts of one turn: blocks are paragraphs."""
 
@@ -33,12 +35,14 @@ def generate_request(asked: MessageRequest, call: Call, defaults: SamplingParams
         principal=call.principal,
         request_id=call.request_id,
         response_format=None if shape is None else {"type": "json_schema", "json_schema": as_text(shape.schema_)},
+        tool_choice=_tool_choice(asked),
     )
 
 
 def tokenize_request(asked: CountRequest, call: Call) -> TokenizeRequest:
     """The prompt of the same messages."""
-    return TokenizeRequest(**_prompt(asked, call))
+    prompt = _prompt(asked, call)
+    return TokenizeRequest(**prompt if _tool_choice(asked).mode is not ToolMode.NONE else {**prompt, "tools": ""})
 
 
 def stack_of(asked: CountRequest) -> tuple[StackItem, ...]:
@@ -60,7 +64,7 @@ def _prompt(asked: CountRequest, call: Call) -> dict[str, Any]:
         raise invalid_field("messages", "end with tool_use: send a tool_result for each of its calls after them")
     return {
         "messages": tuple(messages),
-        "tools": as_text([_tool(tool) for tool in asked.tools] if asked.tools and _shows_tools(asked) else None),
+        "tools": as_text([_tool(tool) for tool in asked.tools] if asked.tools else None),
         "chat_template_kwargs": as_text(_template_kwargs(asked) or None),
         "continue_final_message": goes_on,
         "deadline": call.deadline,
@@ -110,13 +114,13 @@ def _tool(tool: Tool) -> dict[str, Any]:
     return {"type": "function", "function": {"name": tool.name, **described, "parameters": tool.input_schema}}
 
 
-def _shows_tools(asked: CountRequest) -> bool:
+def _tool_choice(asked: CountRequest) -> ToolChoice:
     given = asked.tool_choice
-    if given is not None and (given.type == "tool") != bool(given.name):
+    if given is None:
+        return MODEL_CHOOSES
+    if (given.type == "tool") != bool(given.name):
         raise invalid_field("tool_choice.name", "must be given with type 'tool', and with no other type")
-    if given is not None and given.type in ("any", "tool"):
-        raise invalid_field("tool_choice.type", f"is {given.type!r}; calls cannot be forced: use 'auto' or 'none'")
-    return given is None or given.type != "none"
+    return ToolChoice(_MODES[given.type], given.name or "", bool(given.disable_parallel_tool_use))
 
 
 def _template_kwargs(asked: CountRequest) -> dict[str, Any]:

@@ -155,7 +155,6 @@ class MessageStop(TypedDict):
     type: Literal["message_stop"]
 
 
-
 class TokenCount(TypedDict):
     """Tokens of a prompt."""
 
