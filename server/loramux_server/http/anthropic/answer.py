@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import uuid
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,7 +10,7 @@ from ...core.json_values import BadJson, decode, why_unusable
 from ...core.types import Chunk, FinishReason, Usage
 from ...services.inference.types import GenerateRequest
 from ...text.reasoning import Thought
-from ...text.tool_calls import ToolCall
+from ...text.tool_calls import ToolCall, new_call_id
 from ..fields import as_text
 from ..names import model_name
 from ..parts import AnswerFormat, Part, PartReader
@@ -34,6 +33,7 @@ class MessageAnswer:
     def __init__(self, request: GenerateRequest, format: AnswerFormat, *, shows_thoughts: bool = True) -> None:
         self._most_tokens = request.sampling.max_tokens
         self._shows_thoughts = shows_thoughts
+        self._tools = format.tools
         self._reader = PartReader(format)
         self._open = False
         self._content: list[dict[str, Any]] = []
@@ -90,7 +90,7 @@ class MessageAnswer:
             yield from self._go_on("text", json.dumps({"name": call.name, "arguments": call.arguments}))
             return
         yield from self._stop()
-        block = {"type": "tool_use", "id": f"toolu_{uuid.uuid4().hex}", "name": call.name, "input": {}}
+        block = {"type": "tool_use", "id": new_call_id(self._tools), "name": call.name, "input": {}}
         yield self._start({**block, "caller": {"type": "direct"}})
         self._content[-1]["input"] = given
         yield self._delta({"type": "input_json_delta", "partial_json": as_text(given)})
