@@ -112,7 +112,11 @@ bench-validation: $(READY) ## Measure streams while 200,000 rows are checked; a 
 	@$(BIN)/python -m benchmarks.validation $(BENCH_ARGS)
 
 .PHONY: bench-front
-bench-front: $(READY) ## Measure 2,000 calls at once: who is refused, and how fast; a trial with BENCH_ARGS=--quick
+bench-front: $(READY) ## Measure what HTTP costs beside gRPC: four minutes; a trial with BENCH_ARGS=--quick
+	@$(BIN)/python -m benchmarks.doors $(BENCH_ARGS)
+
+.PHONY: bench-overload
+bench-overload: $(READY) ## Measure 2,000 calls at once: who is refused, and how fast; a trial with BENCH_ARGS=--quick
 	@$(BIN)/python -m benchmarks.overload $(BENCH_ARGS)
 
 .PHONY: soak

@@ -1,8 +1,8 @@
 """Thousands of calls at once: which are refused, how fast, and what the others wait.
 
-    make bench-front                            # 2,000 calls over 8 connections, from a process of their own: a minute
-    make bench-front BENCH_ARGS=--quick         # fewer calls, to see that it runs
-    make bench-front BENCH_ARGS='--calls 5000 --json FILE'
+    make bench-overload                         # 2,000 calls over 8 connections, from a process of their own: a minute
+    make bench-overload BENCH_ARGS=--quick      # fewer calls, to see that it runs
+    make bench-overload BENCH_ARGS='--calls 5000 --json FILE'
 
 The engine is scripted: it runs 64 requests at a time, a token each per step of 20 ms, holds 1,024 more and refuses what
 comes beyond, as the real one does by default. What is measured is the front; the times are those of the client. Beside
