@@ -6,7 +6,8 @@
     coserve.py       what training and serving cost each other                               make bench-coserve
     stacking.py      tenants under styles that never saw them, by recipe and seed             make bench-stacking
     load.py          load on one loramux server, at several levels of concurrency             make bench
-    overload.py      thousands of calls at once, over an engine that plays a script           make bench-front
+    doors.py         HTTP beside gRPC, and connections that wait                              make bench-front
+    overload.py      thousands of calls at once, over an engine that plays a script           make bench-overload
     front.py         what the front costs per token, over an engine that plays a script
     profile_step.py  where the time of a decode step goes
 
