@@ -30,6 +30,7 @@ class Ignored(Strict):
     safety_identifier: StrictStr | None = None
     prompt_cache_key: StrictStr | None = None
     prompt_cache_retention: StrictStr | None = None
+    prompt_cache_options: Any = None
 
 
 class Sampling(Ignored):
@@ -164,6 +165,8 @@ class ChatRequest(Sampling):
     modalities: list[Literal["text"]] | None = None
     reasoning_effort: StrictStr | None = None
     verbosity: StrictStr | None = None
+    prediction: Any = None
+    """Ignored: a guess at the answer makes none faster here."""
 
 
 class CompletionRequest(Sampling):

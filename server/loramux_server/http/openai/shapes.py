@@ -280,11 +280,14 @@ class Checkpoint(TypedDict):
 class _Page(TypedDict):
     object: Literal["list"]
     has_more: bool
+
+
+class _PageWithIds(_Page):
     first_id: str | None
     last_id: str | None
 
 
-class FilePage(_Page):
+class FilePage(_PageWithIds):
     """Files."""
 
     data: list[File]
@@ -302,7 +305,7 @@ class EventPage(_Page):
     data: list[FineTuningEvent]
 
 
-class CheckpointPage(_Page):
+class CheckpointPage(_PageWithIds):
     """Checkpoints."""
 
     data: list[Checkpoint]

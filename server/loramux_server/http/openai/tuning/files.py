@@ -17,7 +17,7 @@ from ...multipart import OVERHEAD, Form, Part
 from ..shapes import DeletedFile, File, FilePage
 from .ids import dataset_id, file_id
 from .objects import PURPOSE, file_object
-from .queries import FilesQuery, given, listed
+from .queries import FilesQuery, given, listed_with_ids
 
 PAGE = 1000
 
@@ -65,7 +65,7 @@ class Files:
             token = page.next_page_token
             if not token:
                 break
-        await exchange.send_json(listed([*map(file_object, found[:most])], len(found) > most))
+        await exchange.send_json(listed_with_ids([*map(file_object, found[:most])], len(found) > most))
 
     @describe(answer=File)
     async def retrieve(self, exchange: Exchange) -> None:

@@ -19,7 +19,7 @@ from ..shapes import CheckpointPage, EventPage, FineTuningEvent, FineTuningJob, 
 from .convert import AskedJob
 from .ids import own_job_id, sequence_of
 from .objects import checkpoint_object, event_object, job_object
-from .queries import MOST_ITEMS, EventsQuery, ItemsQuery, JobsQuery, given, jobs_query, listed
+from .queries import MOST_ITEMS, EventsQuery, ItemsQuery, JobsQuery, given, jobs_query, listed, listed_with_ids
 from .requests import CreateJob
 
 IDEMPOTENCY_KEY = "idempotency-key"
@@ -101,7 +101,7 @@ class FineTuningJobs:
         query = read(ItemsQuery, given(exchange.request.query_params))
         job = await self._job(exchange)
         found = [checkpoint_object(job)] if job.adapter and not query.after else []
-        await exchange.send_json(listed(found, has_more=False))
+        await exchange.send_json(listed_with_ids(found, has_more=False))
 
     @property
     def _service(self) -> TrainingService:

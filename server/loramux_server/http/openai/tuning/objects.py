@@ -72,6 +72,7 @@ def job_object(job: JobRecord, info: EngineInfo) -> dict[str, Any]:
     eta = job.metrics.get("eta_seconds") if job.state is JobState.RUNNING else None
     succeeded = job.state is JobState.SUCCEEDED
     method = _method(job, info)
+    numbers = method[method["type"]]["hyperparameters"]
     return {
         "id": job_id(job.id),
         "object": "fine_tuning.job",
@@ -87,7 +88,7 @@ def job_object(job: JobRecord, info: EngineInfo) -> dict[str, Any]:
         "validation_file": file_id(request.validation_dataset_id) if request.validation_dataset_id else None,
         "result_files": [],
         "method": method,
-        "hyperparameters": method[method["type"]]["hyperparameters"],
+        "hyperparameters": {name: value for name, value in numbers.items() if name != "beta"},
         "seed": request.spec.seed,
         "metadata": request.metadata or None,
         "integrations": [],
@@ -95,6 +96,7 @@ def job_object(job: JobRecord, info: EngineInfo) -> dict[str, Any]:
         "loramux": {
             "name": request.name,
             "state": job.state.value,
+            "epochs": request.spec.epochs,
             "step": job.step,
             "total_steps": job.total_steps,
             "metrics": _finite(job.metrics),
@@ -147,7 +149,7 @@ def _method(job: JobRecord, info: EngineInfo) -> dict[str, Any]:
     spec = job.request.spec
     rate = chosen_rate(spec.method, job.request.recipe, info)
     numbers: dict[str, Any] = {
-        "n_epochs": int(spec.epochs) if spec.epochs == int(spec.epochs) else spec.epochs,
+        "n_epochs": math.ceil(spec.epochs),
         "batch_size": spec.batch_size,
         "learning_rate_multiplier": float(f"{spec.learning_rate / rate:.6g}"),
     }

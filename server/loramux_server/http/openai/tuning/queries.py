@@ -74,6 +74,11 @@ def jobs_query(parameters: QueryParams) -> JobsQuery:
 
 
 def listed(data: Sequence[dict[str, Any]], has_more: bool) -> dict[str, Any]:
-    """A list as OpenAI has it."""
+    """A list of jobs or events as OpenAI has it."""
+    return {"object": "list", "data": list(data), "has_more": has_more}
+
+
+def listed_with_ids(data: Sequence[dict[str, Any]], has_more: bool) -> dict[str, Any]:
+    """A list of files or checkpoints, which also names the first and the last of them."""
     first, last = (data[0]["id"], data[-1]["id"]) if data else (None, None)
-    return {"object": "list", "data": list(data), "has_more": has_more, "first_id": first, "last_id": last}
+    return {**listed(data, has_more), "first_id": first, "last_id": last}
