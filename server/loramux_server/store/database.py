@@ -187,7 +187,8 @@ def _check_sound(connection: Connection) -> None:
         return
     found = [row[0] for row in connection.exec_driver_sql("PRAGMA quick_check(3)")]
     if found != ["ok"]:
-        raise _damaged("; ".join(found))
+        # One problem may be told in several lines, and a refusal is one.
+        raise _damaged("; ".join(line for text in found for line in text.splitlines()))
 
 
 def _check_current(connection: Connection) -> None:
