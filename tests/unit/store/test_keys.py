@@ -11,7 +11,7 @@ import pytest
 from loramux_server.core.errors import Code, Error
 from loramux_server.core.keys import ApiKey
 from loramux_server.core.principal import Scope
-from loramux_server.store.database import Database, sqlite_url
+from loramux_server.store.database import Database
 from loramux_server.store.keys import KeyState, KeyTable
 from loramux_server.store.store import Store
 
@@ -100,7 +100,7 @@ def test_who_follows_the_table_reads_changes_only(table: KeyTable) -> None:
 
 def test_changes_made_at_once_have_numbers_of_their_own(store: Store) -> None:
     """Two processes write; a reader that follows meanwhile misses nothing."""
-    with closing(Database.open(sqlite_url(store.state.db))) as other:
+    with closing(Database.open(store.database._engine.url)) as other:
         tables = KeyTable(store.database), KeyTable(other)
         threads = [threading.Thread(target=_create, args=(tables[i % 2], 10)) for i in range(4)]
         for thread in threads:

@@ -29,11 +29,13 @@ from loramux_server.services.access.keys import KeyRing
 from loramux_server.services.access.refusals import Refused
 from loramux_server.services.common.stacks import StackResolver
 from loramux_server.store import database
+from loramux_server.store.keys import KeyTable
 from loramux_server.store.maintenance.doctor import examine, repair
 from loramux_server.store.records import AdapterMeta, Composition
 from loramux_server.store.schema import metadata
 from loramux_server.store.store import Store
 from tests.adapter_files import folder_of
+from tests.unit.store import test_keys, test_quotas, test_sharing
 
 Make = Callable[[str], Path]
 META = AdapterMeta(4, 8.0, metrics={"loss": math.nan, "worst": -math.inf, "best": 0.5})
@@ -119,6 +121,16 @@ def store(url: str, tmp_path: Path) -> Iterator[Store]:
     opened = Store.open(tmp_path / "state", url)
     yield opened
     opened.close()
+
+
+@pytest.fixture
+def table(store: Store) -> KeyTable:
+    return KeyTable(store.database, lambda: 100.0)
+
+
+# What holds of keys, quotas and shared adapters in SQLite holds here: the same tests, over the store of this module.
+for _module in (test_keys, test_quotas, test_sharing):
+    globals().update({name: test for name, test in vars(_module).items() if name.startswith("test_")})
 
 
 def test_the_tables_are_those_that_the_code_uses(store: Store) -> None:
