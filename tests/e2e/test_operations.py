@@ -57,7 +57,7 @@ def answers(server: ServerProcess) -> bool:
     return bool(done.json()["choices"][0]["text"] == said)
 
 
-async def test_field_52_ten_thousand_calls_at_once(server: ServerProcess) -> None:
+async def test_ten_thousand_calls_at_once(server: ServerProcess) -> None:
     """Each is answered or refused with a time to try again; memory stays bounded, and then there is room again."""
     assert await asyncio.to_thread(answers, server)
     before = memory(server.process.pid)
@@ -83,7 +83,7 @@ async def test_field_52_ten_thousand_calls_at_once(server: ServerProcess) -> Non
     assert await asyncio.to_thread(answers, server)
 
 
-async def test_field_52_a_thousand_requests_over_http_at_once(server: ServerProcess) -> None:
+async def test_a_thousand_requests_over_http_at_once(server: ServerProcess) -> None:
     limits = httpx2.Limits(max_connections=1000)
     async with httpx2.AsyncClient(base_url=f"http://{server.http_address}", limits=limits, timeout=300) as client:
         asked = [client.post("/v1/completions", json={**ASK, "max_tokens": 16}) for _ in range(1000)]
@@ -94,7 +94,7 @@ async def test_field_52_a_thousand_requests_over_http_at_once(server: ServerProc
     assert await asyncio.to_thread(answers, server)
 
 
-def test_field_76_descriptors_that_run_out(server: ServerProcess) -> None:
+def test_descriptors_that_run_out(server: ServerProcess) -> None:
     """Connections beyond the limit of the process wait or fail; calls on open ones go on, and both doors recover."""
     pid = server.process.pid
     usual = resource.prlimit(pid, resource.RLIMIT_NOFILE)
@@ -137,7 +137,7 @@ def _newer(path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [_cut, _scribble, _replace, _newer])
-def test_field_72_a_damaged_database_is_refused_and_left_alone(
+def test_a_damaged_database_is_refused_and_left_alone(
     model: Path, tmp_path: Path, damage: Callable[[Path], None]
 ) -> None:
     state = tmp_path / "state"
@@ -152,7 +152,7 @@ def test_field_72_a_damaged_database_is_refused_and_left_alone(
     assert (state / DATABASE).read_bytes() == found
 
 
-def test_field_72_a_start_without_the_journal_of_a_crash(model: Path, tmp_path: Path) -> None:
+def test_a_start_without_the_journal_of_a_crash(model: Path, tmp_path: Path) -> None:
     """What only the lost journal held is gone; what is there is whole, and nothing is made up."""
     flags = (*FLAGS, "--metrics-listen", "off", "--model", str(model), "--state-dir", str(tmp_path / "state"))
     with server_process(tmp_path, *flags) as first:
@@ -170,7 +170,7 @@ def test_field_72_a_start_without_the_journal_of_a_crash(model: Path, tmp_path: 
             assert client.generate("x", max_tokens=2).choices
 
 
-def test_field_72_a_database_that_somebody_holds_is_waited_for(model: Path, tmp_path: Path) -> None:
+def test_a_database_that_somebody_holds_is_waited_for(model: Path, tmp_path: Path) -> None:
     """A change meanwhile is UNAVAILABLE and asks to be tried again; what needs no change is answered."""
     flags = (*FLAGS, "--metrics-listen", "off", "--model", str(model), "--state-dir", str(tmp_path / "state"))
     with server_process(tmp_path, *flags) as server:
@@ -188,7 +188,7 @@ def test_field_72_a_database_that_somebody_holds_is_waited_for(model: Path, tmp_
 
 
 @pytest.mark.skipif(shutil.which("chattr") is None, reason="needs chattr")
-def test_field_72_a_state_directory_that_cannot_be_written(model: Path, tmp_path: Path) -> None:
+def test_a_state_directory_that_cannot_be_written(model: Path, tmp_path: Path) -> None:
     state = tmp_path / "state"
     Store.open(state).close()
     flags = ("--listen", "127.0.0.1:0", "--metrics-listen", "off", "--state-dir", str(state), "--model", str(model))

@@ -37,7 +37,13 @@ class TrainingMethods:
         if header.format not in ("", "jsonl"):
             raise invalid_field("header.format", "must be jsonl: tables are read by the client")
         pieces = _pieces(request_iterator, header.size)
-        dataset = await service.upload_dataset(pieces, calls.principal(), name=header.name, sha256=header.sha256)
+        dataset = await service.upload_dataset(
+            pieces,
+            calls.principal(),
+            name=header.name,
+            sha256=header.sha256,
+            announced=(header.size, header.size),
+        )
         return dataset_to_proto(dataset)
 
     async def ListDatasets(self, request: pb.ListDatasetsRequest) -> pb.ListDatasetsResponse:

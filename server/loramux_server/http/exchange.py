@@ -53,6 +53,12 @@ class Exchange:
         return self.request.headers
 
     @property
+    def announced(self) -> int:
+        """Bytes that the body has by its header; 0: unknown."""
+        length = self.request.headers.get("content-length", "0")
+        return int(length) if length.isdecimal() else 0
+
+    @property
     def path_params(self) -> dict[str, Any]:
         return self.request.path_params
 
@@ -76,8 +82,7 @@ class Exchange:
 
         Raises RESOURCE_EXHAUSTED beyond ``most`` bytes, DEADLINE_EXCEEDED when it stalls or only trickles.
         """
-        announced = self.request.headers.get("content-length", "0")
-        if announced.isdecimal() and int(announced) > most:
+        if self.announced > most:
             raise _too_large(most)
         size, started = 0, time.monotonic()
         async with aclosing(self.request.stream()) as stream:

@@ -68,6 +68,23 @@ class QuotaTable:
             rows = connection.execute(sa.select(q)).all() if now != revision else []
         return now, Quotas({row.subject: quota for row in rows if (quota := _quota(row.limits)).limits})
 
+    def check_announced(self, tenant: str, least: int, most: int) -> None:
+        """Raise RESOURCE_EXHAUSTED unless a tenant may store an upload that has ``least`` to ``most`` bytes.
+
+        It is only a first look, before any byte has come. What has the size of something stored may be that very
+        thing, which takes nothing: it is let through to the check that knows.
+        """
+        with self._db.read() as connection:
+            quota = held(connection, tenant)
+            if quota.stored_bytes is None:
+                return
+            versions = sa.select(v.c.id).join(a, a.c.id == v.c.adapter_id).where(a.c.owner == tenant, _LIVE)
+            data = sa.select(d.c.id).where(d.c.owner == tenant)
+            for query, size in ((versions, v.c.size_bytes), (data, d.c.size_bytes)):
+                if connection.execute(query.where(size.between(least, most)).limit(1)).first() is not None:
+                    return
+            _check_bytes(connection, tenant, quota, least)
+
     def spent(self, tenant: str) -> str:
         """Why no job of a tenant may train before tomorrow; empty: they may."""
         with self._db.read() as connection:

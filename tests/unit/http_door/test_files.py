@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import AsyncGenerator
 from typing import Any
 
 import openai
 import pytest
 from openai.types import FileDeleted, FileObject
 
-from loramux_server.core.principal import Principal, Scope
+from loramux_server.core.errors import Error
+from loramux_server.core.principal import LOCAL, Principal, Scope
+from loramux_server.http.multipart import OVERHEAD
 from loramux_server.services.access.credentials import Credentials
+from loramux_server.services.common.types import FileSpec
 
 from .conftest import Http
 
@@ -193,3 +197,38 @@ async def test_a_damaged_file_is_not_given_out(http: Http) -> None:
     answer = await http.raw.get(f"/v1/files/{stored.id}/content")
     assert (answer.status_code, answer.json()["error"]["code"]) == (500, "blob_damaged")
     assert json.loads(answer.text)["error"]["message"].endswith("upload the same file again, which heals it")
+
+
+async def test_a_file_over_the_quota_is_refused_before_its_bytes_come(http: Http) -> None:
+    stored = await upload(http)
+    http.context.store.quotas.set("tenant:default", {"stored_bytes": len(ROWS) + 10})
+    head = form(("name=purpose", b"fine-tune"), ('name=file; filename="x.jsonl"', b""))[: -len(b"\r\n--b--\r\n")]
+    reader, writer = await asyncio.open_connection(*http.server.address)
+    lines = (
+        "POST /v1/files HTTP/1.1",
+        "Host: x",
+        "Content-Type: multipart/form-data; boundary=b",
+        f"Content-Length: {OVERHEAD + len(ROWS) + 1000}",
+    )
+    writer.write("\r\n".join(lines).encode() + b"\r\n\r\n" + head)
+    async with asyncio.timeout(20):
+        assert b" 429 " in await reader.readline()
+        assert b"quota_exceeded" in await reader.readuntil(b"quota_exceeded")
+    writer.close()
+    assert (await upload(http)).id == stored.id  # what is stored takes nothing more
+
+
+async def test_an_upload_over_the_quota_is_refused_unread(http: Http) -> None:
+    """As both doors ask the services, with the sizes that a caller announces."""
+    services = http.availability.open()
+    http.context.store.quotas.set("tenant:default", {"stored_bytes": 1000})
+
+    async def unread() -> AsyncGenerator[Any]:
+        raise AssertionError("it was read")
+        yield
+
+    with pytest.raises(Error, match="stored bytes is limited to 1000, and this asks for 1001"):
+        await services.training.upload_dataset(unread(), LOCAL, announced=(1001, 1001))
+    files = (FileSpec("adapter_config.json", 1), FileSpec("adapter_model.safetensors", 1000))
+    with pytest.raises(Error, match="stored bytes is limited to 1000"):
+        await services.adapters.upload("acme", unread(), LOCAL, files=files)

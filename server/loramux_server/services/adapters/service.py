@@ -87,6 +87,8 @@ class AdapterService:
         check_result_name(name, principal)
         if violations := [*metadata_violations(metadata or {})]:
             raise invalid(violations)
+        if size := sum(file.size for file in files):
+            await asyncio.to_thread(self._store.quotas.check_announced, principal.tenant, size, size)
         async with temporary_folder(self._store, "upload") as folder:
             await receive_adapter(chunks, folder, files, self._limits.max_upload_bytes)
             config = await asyncio.to_thread(self._check, folder)

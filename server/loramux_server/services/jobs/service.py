@@ -61,13 +61,17 @@ class TrainingService:
         name: str = "",
         sha256: str = "",
         upload_id: str = "",
+        announced: tuple[int, int] = (0, 0),
     ) -> DatasetRecord:
         """Store the bytes of a JSONL file. Rows are counted but not looked at yet; a given ``sha256`` is checked.
 
-        ``upload_id`` is the upload in parts that they come from, which is completed with it.
+        ``announced`` is the least and the most bytes that will come: what is over the tenant's quota is refused
+        before it comes. ``upload_id`` is the upload in parts that they come from, which is completed with it.
         """
         if utf8_size(name) is None:
             raise invalid([FieldViolation("header.name", NOT_UNICODE)])
+        if announced != (0, 0):
+            await asyncio.to_thread(self._store.quotas.check_announced, principal.tenant, *announced)
         async with temporary_folder(self._store, "dataset") as folder:
             path = folder / "data"
             rows = await receive_file(chunks, path, self._limits.max_dataset_bytes, sha256)

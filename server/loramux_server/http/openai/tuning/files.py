@@ -43,7 +43,9 @@ class Files:
         async with aclosing(exchange.pieces(context.limits.max_dataset_bytes + OVERHEAD)) as pieces:
             upload = _Upload(Form(pieces, exchange.request_headers.get("content-type", "")))
             filename = await upload.filename()
-            stored = await service.upload_dataset(upload.content(), calls.principal(), name=filename)
+            stored = await service.upload_dataset(
+                upload.content(), calls.principal(), name=filename, announced=_announced(exchange)
+            )
         await exchange.send_json(file_object(stored))
 
     @describe(query=FilesQuery, answer=FilePage)
@@ -91,6 +93,11 @@ class Files:
 
 def _asked_for(exchange: Exchange) -> str:
     return dataset_id(exchange.path_params["file_id"])
+
+
+def _announced(exchange: Exchange) -> tuple[int, int]:
+    """The least and the most bytes that the file of a form has, by the length of the body; 0 and 0: unknown."""
+    return max(exchange.announced - OVERHEAD, 0), exchange.announced
 
 
 class _Upload:
