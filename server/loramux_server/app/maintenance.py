@@ -27,6 +27,7 @@ from ..store.maintenance import backup as backups
 from ..store.maintenance.doctor import Finding, examine, repair
 from ..store.state_dir import LOCK_FILE
 from ..store.store import Store, blobs_of
+from .audit import record_command
 
 
 def backup_command(argv: Sequence[str]) -> int:
@@ -65,6 +66,7 @@ def restore_command(argv: Sequence[str]) -> int:
         _say(arguments.json),
         lambda state, identity: blobs_of(state, identity, url),
     )
+    record_command(settings, "restore", str(arguments.folder), blobs=str(len(made.blobs)))
     _tell(
         arguments.json, _described(made), f"restored {len(made.blobs)} blobs and the database to {settings.state_dir}"
     )
@@ -81,7 +83,7 @@ def doctor_command(argv: Sequence[str]) -> int:
     if not settings.state_dir.is_dir():
         raise Error(Code.FAILED_PRECONDITION, f"{settings.state_dir} is no state directory", reason="NO_STORE")
     if arguments.repair:
-        return _repair(settings.state_dir, url, blobs_url, arguments.json)
+        return _repair(settings, url, blobs_url, arguments.json)
     found, running = check(settings.state_dir, url, blobs_url)
     beside = " (a server is running: files on their way were not looked at)" if running else ""
     _report(arguments.json, found, f"{settings.state_dir} is sound{beside}")
@@ -132,11 +134,15 @@ def _secret(value: SecretStr | None) -> str | None:
     return None if value is None else value.get_secret_value()
 
 
-def _repair(state_dir: Path, url: str | None, blobs_url: str | None, as_json: bool) -> int:
+def _repair(settings: Settings, url: str | None, blobs_url: str | None, as_json: bool) -> int:
+    state_dir = settings.state_dir
     with closing(Store.open(state_dir, url, blobs_url)) as store:
         found = examine(store.database, store.blobs)
         repair(store.database, store.blobs, found)
         left = examine(store.database, store.blobs)
+    for finding in found:
+        if finding not in left:
+            record_command(settings, "doctor --repair", finding.subject, remedy=finding.remedy)
     if not as_json:
         for finding in found:
             print(f"{'left' if finding in left else finding.remedy}: {_line(finding)}")

@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -34,6 +35,11 @@ def serving(state: Path) -> Iterator[Store]:
     store.close()
 
 
+def audited(state: Path) -> list[dict[str, Any]]:
+    """The lines of the audit log."""
+    return [json.loads(line) for line in (state / "audit" / "audit.jsonl").read_text().splitlines()]
+
+
 def run(*words: object) -> int:
     return main([str(word) for word in words])
 
@@ -47,6 +53,9 @@ def test_backup_beside_a_server_verify_restore(
     assert run("restore", "--verify", tmp_path / "b") == 0
     assert "is sound: 1 blobs" in capsys.readouterr().out
     assert run("restore", tmp_path / "b", "--state-dir", tmp_path / "new") == 0
+    (restored,) = audited(tmp_path / "new")
+    assert (restored["action"], restored["object"]) == ("restore", str(tmp_path / "b"))
+    assert restored["peer"].startswith("command line of ")
     assert run("doctor", "--state-dir", tmp_path / "new") == 0
     assert "is sound" in capsys.readouterr().out
     assert run("restore", tmp_path / "b", "--state-dir", tmp_path / "new") == 1
@@ -69,6 +78,9 @@ def test_doctor_looks_beside_a_server_but_mends_only_without(
     assert [f["check"] for f in json.loads(capsys.readouterr().out)] == ["files"]
     assert run("doctor", "--repair", "--state-dir", state) == 0
     assert "quarantine the version" in capsys.readouterr().out
+    (mended,) = audited(state)
+    assert (mended["action"], mended["object"]) == ("doctor --repair", "acme@1")
+    assert mended["details"] == {"remedy": "quarantine the version"}
     assert run("doctor", "--state-dir", state) == 0
 
 
