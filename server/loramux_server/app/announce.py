@@ -148,6 +148,7 @@ def ready_lines(
         f"loramux {version} is ready.",
         f"  gRPC      {grpc}{', TLS' if settings.tls.cert else ''}",
         f"  HTTP      {f'{secure}://{http[0]}/v1' if http else 'off'}",
+        *([f"  console   {secure}://{_reachable(http[0])}/"] if http and settings.console == "on" else []),
         f"  metrics   {metrics}",
         f"  base      {engine.base_name}",
         f"            {engine.architecture}, {engine.num_layers} layers, context of {engine.max_context} tokens",
@@ -158,9 +159,8 @@ def ready_lines(
         "Try, in another terminal:",
     ]
     if settings.tls.cert or str(grpc) != DEFAULT_ADDRESS:
-        host = "127.0.0.1" if grpc.host in ("0.0.0.0", "::") else grpc.host
         scheme = "https://" if settings.tls.cert else ""
-        lines.append(f"  export LORAMUX_ADDRESS={scheme}{Address(host, grpc.port)}")
+        lines.append(f"  export LORAMUX_ADDRESS={scheme}{_reachable(grpc)}")
     return [
         *lines,
         '  loramux generate -m "What is the capital of France?"',
@@ -169,6 +169,11 @@ def ready_lines(
         "",
         "Ctrl-C stops the server.",
     ]
+
+
+def _reachable(listen: Address) -> Address:
+    """Where a program on this machine finds what listens."""
+    return Address("127.0.0.1", listen.port) if listen.host in ("0.0.0.0", "::") else listen
 
 
 def human_size(size: float) -> str:

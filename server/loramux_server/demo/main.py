@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -85,15 +86,28 @@ def run(show: Show, material: Material, state: Path) -> int:
         ask_again(show, client, facts)
         mixed_batch(show, client, server, facts, material.facts(NEIGHBOUR))
         metrics(show, at_start, server.metrics(), during, base_key)
+        seconds = time.monotonic() - began
+        look_around(show, server.console)
     show.console.print()
-    seconds = time.monotonic() - began
     if show.failed:
         show.text(f"The demo failed after {seconds:.0f} s. What did not hold:")
         for text in show.failed:
             show.text(f"- {text}")
         return 1
     show.text(f"All of it held, in {seconds:.0f} s. The server is stopped. Yours starts with: loramux serve")
+    show.text("Its console is then at http://127.0.0.1:8000/ in a browser.")
     return 0
+
+
+def look_around(show: Show, page: str) -> None:
+    """Keep the server while somebody at a terminal looks at it in a browser."""
+    if not (sys.stdin.isatty() and show.console.is_terminal):
+        return
+    show.step("Look around")
+    show.text(f"The server's console is at {page} in a browser: chat with a stack, watch it live.")
+    show.text("Press Enter to stop the server.")
+    with suppress(Stopped):  # Ctrl-C is an answer, too
+        sys.stdin.readline()
 
 
 def ask(client: Client, fact: Fact, stack: Stack) -> str:

@@ -33,9 +33,11 @@ class ServerFailed(Exception):
 class DemoServer:
     """Addresses of a running server, and its metrics."""
 
-    def __init__(self, address: str, metrics: str) -> None:
+    def __init__(self, address: str, metrics: str, http: str) -> None:
         self.address = address
         self.metrics_address = metrics
+        self.console = f"http://{http}/"
+        """The page for browsers."""
 
     def metrics(self) -> dict[str, float]:
         """Every sample now, named as Prometheus writes it: ``name{label="value"}``."""
@@ -52,9 +54,9 @@ class DemoServer:
 @contextmanager
 def demo_server(state_dir: Path, show: Callable[[str], None]) -> Iterator[DemoServer]:
     """Start a server, give it once it is ready, stop it in the end. ``show`` gets the lines it says until then."""
-    address, metrics = (f"127.0.0.1:{port}" for port in _free_ports(2))
+    address, metrics, http = (f"127.0.0.1:{port}" for port in _free_ports(3))
     command = [sys.executable, "-m", "loramux_server", "serve", "--listen", address, "--metrics-listen", metrics]
-    command += ["--http-listen", "off"]
+    command += ["--http-listen", http]
     environment = {k: v for k, v in os.environ.items() if not k.startswith("LORAMUX_")}
     last: deque[str] = deque(maxlen=8)
     process = subprocess.Popen(
@@ -78,7 +80,7 @@ def demo_server(state_dir: Path, show: Callable[[str], None]) -> Iterator[DemoSe
             raise ServerFailed("\n".join(last))
         # Nobody reads what it says from now on, and a full pipe would stop it.
         threading.Thread(target=deque, args=(process.stderr, 0), daemon=True).start()
-        yield DemoServer(address, metrics)
+        yield DemoServer(address, metrics, http)
     finally:
         process.send_signal(signal.SIGTERM)
         try:

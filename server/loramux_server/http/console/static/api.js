@@ -91,7 +91,13 @@ async function refusalOf(answer) {
 function refusal(error, answer) {
   const message = error.message || `the server answered ${answer.status}`;
   const retryAfter = Number(answer.headers.get("retry-after") ?? 0);
-  return new Refusal(message, { status: answer.status, code: error.code, violations: error.violations, retryAfter });
+  return new Refusal(message, { status: answer.status, code: error.code, violations: violationsOf(error), retryAfter });
+}
+
+/** The bad fields: OpenAI's operations list them, loramux's own have them in a detail. */
+function violationsOf(error) {
+  const own = error.details?.find(({ type }) => type === "google.rpc.BadRequest");
+  return error.violations ?? own?.debug?.fieldViolations ?? [];
 }
 
 function sentence(text) {

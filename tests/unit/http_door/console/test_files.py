@@ -11,8 +11,8 @@ from loramux_server.config import Address
 from loramux_server.http.console.files import STATIC, ConsoleFiles
 from loramux_server.http.server import HttpServer
 
-from .conftest import Http
-from .test_door import Keys
+from ..conftest import Http
+from ..test_door import Keys
 
 MOST_BYTES = 300_000
 VENDOR = STATIC / "vendor"
