@@ -80,7 +80,7 @@ def test_doctor_looks_beside_a_server_but_mends_only_without(
     assert "quarantine the version" in capsys.readouterr().out
     (mended,) = audited(state)
     assert (mended["action"], mended["object"]) == ("doctor --repair", "acme@1")
-    assert mended["details"] == {"remedy": "quarantine the version"}
+    assert mended["details"]["remedy"].startswith("quarantine the version")
     assert run("doctor", "--state-dir", state) == 0
 
 
