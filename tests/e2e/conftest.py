@@ -14,6 +14,14 @@ from tests.e2e.server_process import ServerProcess, kill
 from tools.measure_adapters import shipped
 
 StateDir = Callable[[str], Path]
+HERMES = """\
+{% if tools %}{{ '<|im_start|>system\nTools:\n' }}{% for tool in tools %}{{ tool | tojson }}{{ '\n' }}{% endfor %}
+{{- 'Call one as <tool_call>{"name": ..., "arguments": ...}</tool_call><|im_end|>\n' }}{% endif %}
+{%- for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content }}
+{%- for call in m.tool_calls or [] %}{{ '<tool_call>\n' }}{{ call.function | tojson }}{{ '\n</tool_call>' }}{% endfor %}
+{{- '<|im_end|>\n' }}{% endfor %}
+{%- if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"""
+"""A chat template that shows tools and calls as the Hermes family does."""
 
 
 @pytest.fixture(scope="session")
@@ -29,12 +37,12 @@ def state_with_base(default_base: Path, tmp_path_factory: pytest.TempPathFactory
 
 
 @pytest.fixture(scope="session")
-def start_server(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], ServerProcess]:
+def start_server(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., ServerProcess]:
     """``start_server(state_dir)``: a ready server process in float32; whoever starts it ends it."""
 
-    def start(state: Path) -> ServerProcess:
+    def start(state: Path, *more: str) -> ServerProcess:
         flags = ("--state-dir", str(state), "--dtype", "float32", "--device", "cpu", "--metrics-listen", "127.0.0.1:0")
-        flags = (*flags, "--http-listen", "127.0.0.1:0")
+        flags = (*flags, "--http-listen", "127.0.0.1:0", *more)
         server = ServerProcess(tmp_path_factory.mktemp("home"), *flags)
         server.wait_for("is ready")
         return server
@@ -43,13 +51,30 @@ def start_server(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], S
 
 
 @pytest.fixture(scope="session")
-def server(state_with_base: StateDir, start_server: Callable[[Path], ServerProcess]) -> Iterator[ServerProcess]:
+def server(state_with_base: StateDir, start_server: Callable[..., ServerProcess]) -> Iterator[ServerProcess]:
     """The suite's server, with the ready-made adapters."""
     running = start_server(state_with_base("state"))
     try:
         with Client(running.address) as client:
             for folder in shipped():
                 client.adapters.upload(folder.name, folder)
+        yield running
+    finally:
+        kill(running)
+
+
+@pytest.fixture(scope="session")
+def server_with_tools(
+    default_base: Path, tmp_path_factory: pytest.TempPathFactory, start_server: Callable[..., ServerProcess]
+) -> Iterator[ServerProcess]:
+    """A server on the same weights, whose chat template knows tools; the default base's own knows none."""
+    base = tmp_path_factory.mktemp("base")
+    for file in default_base.iterdir():
+        if file.name not in ("chat_template.jinja", "loramux.json"):
+            (base / file.name).symlink_to(file)
+    (base / "chat_template.jinja").write_text(HERMES)
+    running = start_server(tmp_path_factory.mktemp("state"), "--model", str(base))
+    try:
         yield running
     finally:
         kill(running)

@@ -6,6 +6,7 @@ import asyncio
 import json
 from typing import Any
 
+import agents
 import httpx2
 import openai
 import pytest
@@ -79,3 +80,41 @@ def test_from_a_file_to_a_served_model(server: ServerProcess) -> None:
             messages: Any = [{"role": "user", "content": ask}]
             done = http.chat.completions.create(model=job.fine_tuned_model, messages=messages, max_tokens=12)
             assert done.choices[0].message.content == answer
+
+
+@pytest.mark.slow
+def test_responses_answer_as_grpc(server: ServerProcess, client: Client) -> None:
+    with openai.OpenAI(base_url=f"http://{server.http_address}/v1", api_key="none") as http:
+        wanted = client.generate(messages=CHAT, max_tokens=12)
+        done = http.responses.create(model="base", input=CHAT, max_output_tokens=12)
+        assert done.output_text == wanted.choices[0].text
+        assert done.usage is not None
+        assert done.usage.input_tokens == wanted.usage.prompt_tokens
+        events = list(http.responses.create(model="base", input=CHAT, max_output_tokens=12, stream=True))
+        assert "".join(e.delta for e in events if e.type == "response.output_text.delta") == wanted.choices[0].text
+        assert events[-1].type == f"response.{done.status}"
+
+
+@pytest.mark.slow
+async def test_an_agent_calls_a_tool(server_with_tools: ServerProcess) -> None:
+    """A whole run: the model is made to call, the tool is run, and its output is answered."""
+    asked: list[str] = []
+
+    @agents.function_tool
+    def weather(city: str) -> str:
+        """The weather in a city."""
+        asked.append(city)
+        return "rain"
+
+    async with openai.AsyncOpenAI(base_url=f"http://{server_with_tools.http_address}/v1", api_key="none") as http:
+        provider = agents.OpenAIProvider(openai_client=http)
+        settings = agents.ModelSettings(tool_choice="required", max_tokens=80, parallel_tool_calls=False)
+        agent = agents.Agent(name="Guide", model="base", tools=[weather], model_settings=settings)
+        config = agents.RunConfig(model_provider=provider, tracing_disabled=True)
+        result = await agents.Runner.run(agent, "What is the weather in Oslo?", run_config=config)
+        streamed = agents.Runner.run_streamed(agent, "What is the weather in Oslo?", run_config=config)
+        async for _ in streamed.stream_events():
+            pass
+    assert len(asked) == 2
+    assert [type(item).__name__ for item in result.new_items][:2] == ["ToolCallItem", "ToolCallOutputItem"]
+    assert streamed.final_output == result.final_output
