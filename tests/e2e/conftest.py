@@ -55,19 +55,23 @@ def server(state_with_base: StateDir, start_server: Callable[..., ServerProcess]
     """The suite's server, with the ready-made adapters."""
     running = start_server(state_with_base("state"))
     try:
-        with Client(running.address) as client:
-            for folder in shipped():
-                client.adapters.upload(folder.name, folder)
+        _upload_shipped(running)
         yield running
     finally:
         kill(running)
+
+
+def _upload_shipped(server: ServerProcess) -> None:
+    with Client(server.address) as client:
+        for folder in shipped():
+            client.adapters.upload(folder.name, folder)
 
 
 @pytest.fixture(scope="session")
 def server_with_tools(
     default_base: Path, tmp_path_factory: pytest.TempPathFactory, start_server: Callable[..., ServerProcess]
 ) -> Iterator[ServerProcess]:
-    """A server on the same weights, whose chat template knows tools; the default base's own knows none."""
+    """A server on the same weights and adapters, whose chat template knows tools; the default base's own knows none."""
     base = tmp_path_factory.mktemp("base")
     for file in default_base.iterdir():
         if file.name not in ("chat_template.jinja", "loramux.json"):
@@ -75,6 +79,7 @@ def server_with_tools(
     (base / "chat_template.jinja").write_text(HERMES)
     running = start_server(tmp_path_factory.mktemp("state"), "--model", str(base))
     try:
+        _upload_shipped(running)
         yield running
     finally:
         kill(running)

@@ -8,9 +8,13 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, StrictFloat, StrictInt, StrictStr, ValidationError
 
-from ..core.errors import FieldViolation, invalid
+from ..core.errors import FieldViolation, invalid, invalid_field
 
 MOST_VIOLATIONS = 20
+MOST_PROBLEMS = 1000
+"""Fields of a wrong kind that are looked at one by one: all of millions would hold everybody up."""
+MOST_VALUES = 500_000
+"""Values in one request, over all its lists and objects."""
 
 Number = StrictFloat | StrictInt
 M = TypeVar("M", bound="Strict")
@@ -31,12 +35,28 @@ class Adapter(Strict):
 
 def read(model: type[M], body: Any) -> M:
     """The request in ``body``. Raises INVALID_ARGUMENT naming fields that are unknown, missing or of a wrong type."""
+    _check_size(body)
     try:
         return model.model_validate(body)
     except ValidationError as error:
+        if error.error_count() > MOST_PROBLEMS:
+            what = f"the body has {error.error_count()} fields that are unknown, missing or of a wrong type"
+            raise invalid_field("", what) from None
         found = error.errors(include_url=False, include_context=False, include_input=False)
         listed = [FieldViolation(_path(e["loc"]), _words(e["type"], e["msg"])) for e in found[:MOST_VIOLATIONS]]
         raise invalid(dict.fromkeys(listed)) from None
+
+
+def _check_size(body: Any) -> None:
+    """Raise INVALID_ARGUMENT for more values than any request needs, before each of them is looked at."""
+    left, waiting = MOST_VALUES, [body]
+    while waiting:
+        value = waiting.pop()
+        items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+        left -= len(items)
+        if left < 0:
+            raise invalid_field("", f"the body has more than {MOST_VALUES} values; send less at once")
+        waiting += [item for item in items if isinstance(item, dict | list)]
 
 
 def _path(parts: Sequence[str | int]) -> str:

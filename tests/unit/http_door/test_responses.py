@@ -327,6 +327,8 @@ BAD: list[tuple[dict[str, Any], str, str]] = [
     ({"text": {"format": {"type": "grammar"}}}, "text.format", "'grammar'"),
     ({"chat_template_kwargs": {"chat_template": "{{ 1 }}"}}, "chat_template_kwargs", ""),
     ({"metadata": "x"}, "metadata", ""),
+    ({"metadata": {"a": 1}}, "metadata.a", ""),
+    ({"include": ["everything"]}, "include[0]", ""),
     ({"max_tokens": 3}, "max_tokens", "no field"),
     ({"messages": []}, "messages", "no field"),
     ({"model": "base+x"}, "model", ""),

@@ -77,7 +77,14 @@ class Chat:
         found = [FieldViolation(self._field(v.field), v.description) for v in error.violations]
         if error.message == invalid(error.violations).message:
             return invalid(found, reason=error.reason)
-        return Error(error.code, error.message, reason=error.reason, violations=found)
+        return Error(
+            error.code,
+            error.message,
+            reason=error.reason,
+            violations=found,
+            retry_after=error.retry_after,
+            exceeded=error.exceeded,
+        )
 
     def _append(self, source: str, **message: Any) -> None:
         self.messages.append(message)

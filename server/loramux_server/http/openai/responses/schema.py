@@ -11,6 +11,17 @@ from ...fields import Adapter, Number, Strict
 from ..schema import Ignored, JsonObjectFormat, StreamOptions, TextFormat
 
 LOGPROBS = "message.output_text.logprobs"
+Include = Literal[
+    "message.output_text.logprobs",
+    "reasoning.encrypted_content",
+    "message.input_image.image_url",
+    "file_search_call.results",
+    "web_search_call.results",
+    "web_search_call.action.sources",
+    "code_interpreter_call.outputs",
+    "computer_call_output.output.image_url",
+]
+"""What OpenAI can add to an answer. All but the log-probabilities is of things that no answer has here."""
 _SEND_AGAIN = "no answer is kept here, so send all items of the conversation as input"
 
 
@@ -61,6 +72,7 @@ class TextPart(Strict):
     logprobs: list[Any] | None = None
 
 
+# Items are looked at up to the first bad one: each costs Python's time, and a body has room for millions.
 Texts = Annotated[
     list[
         Annotated[
@@ -68,6 +80,7 @@ Texts = Annotated[
             _of_type("only input_text and output_text can be read here: leave it out", "input_text", "output_text"),
         ]
     ],
+    Field(fail_fast=True),
     BeforeValidator(_as_part),
 ]
 
@@ -139,6 +152,9 @@ class FunctionTool(Strict):
     strict: StrictBool | None = None
 
 
+Tool = Annotated[FunctionTool, _of_type("only tools of the type function can be called here: leave it out", "function")]
+
+
 class NamedChoice(Strict):
     """The function that must be called."""
 
@@ -176,20 +192,12 @@ class ResponseRequest(Ignored):
     """``POST /v1/responses``."""
 
     model: StrictStr
-    input: Annotated[list[Item], BeforeValidator(_as_item)]
+    input: Annotated[list[Item], Field(fail_fast=True), BeforeValidator(_as_item)]
     instructions: StrictStr | None = None
-    tools: (
-        list[
-            Annotated[
-                FunctionTool,
-                _of_type("only tools of the type function can be called here: leave it out", "function"),
-            ]
-        ]
-        | None
-    ) = None
+    tools: Annotated[list[Tool], Field(fail_fast=True)] | None = None
     tool_choice: Literal["none", "auto", "required"] | NamedChoice | None = None
     text: TextConfig | None = None
-    include: list[StrictStr] | None = None
+    include: Annotated[list[Include], Field(fail_fast=True)] | None = None
     top_logprobs: StrictInt | None = None
     max_output_tokens: StrictInt | None = None
     temperature: Number | None = None
@@ -209,6 +217,7 @@ class ResponseRequest(Ignored):
         Literal["disabled"] | None, _must("must be 'disabled': no item is left out for you; send fewer", "disabled")
     ] = None
 
+    metadata: dict[StrictStr, StrictStr] | None = None
     reasoning: dict[str, Any] | None = None
     max_tool_calls: StrictInt | None = None
     client_metadata: dict[str, Any] | None = None
