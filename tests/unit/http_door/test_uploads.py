@@ -68,6 +68,7 @@ async def test_parts_in_any_order_and_some_twice(http: Http) -> None:
     complete = http.openai.uploads.complete
     for part_ids, param in (
         ([first, last], "part_ids"),
+        ([last] * (http.context.limits.max_upload_parts + 1), "part_ids"),
         ([first, first, last, last], "part_ids"),
         ([first, "part_0", last], "part_ids[1]"),
         ([], "part_ids"),

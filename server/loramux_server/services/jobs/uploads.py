@@ -132,6 +132,8 @@ class UploadService:
         self, upload: UploadRecord, part_ids: Sequence[str], principal: Principal, md5: str
     ) -> None:
         check_pending(upload)
+        if len(part_ids) > (most := self._limits.max_upload_parts):
+            raise invalid_field("part_ids", f"has {len(part_ids)} ids; at most {most} are allowed")
         known = await asyncio.to_thread(self._store.uploads.parts, upload.id, principal.tenant)
         if unknown := [(i, id) for i, id in enumerate(part_ids) if id not in known]:
             raise invalid(
