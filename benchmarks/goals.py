@@ -18,6 +18,7 @@ class Goal:
     """Whether the bound is the most that the figure may be, not the least."""
     percent: bool = False
     """Whether to write shares as percentages."""
+    unit: str = "x"
 
     @property
     def met(self) -> bool:
@@ -29,7 +30,7 @@ class Goal:
         return f"{self.what}: {self._write(self.value)} (goal: {side} {self._write(self.bound)}): {self._verdict()}"
 
     def _write(self, value: float) -> str:
-        return f"{value:.1%}" if self.percent else f"{value:.2f}x"
+        return f"{value:.1%}" if self.percent else f"{value:.2f}{self.unit}"
 
     def _verdict(self) -> str:
         return "met" if self.met else "NOT met"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections import defaultdict
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -17,12 +16,10 @@ from ...store.jobs.table import Move
 from ...store.records import EventRecord, JobRecord
 from ...store.store import Store
 from ..common.shielding import to_the_end
+from .watchers import Watchers
 
 STEP_SECONDS = 0.25
 """Watchers hear of steps this often at most: each look at the store writes what waits there."""
-
-LOOK_SECONDS = 5.0
-"""A watcher that hears nothing looks at the store this often."""
 
 
 class JobBoard:
@@ -31,7 +28,7 @@ class JobBoard:
     def __init__(self, store: Store, observer: Observer | None = None) -> None:
         self._store = store
         self._observer = observer or NullObserver()
-        self._watchers: defaultdict[str, set[asyncio.Event]] = defaultdict(set)
+        self._watchers = Watchers(store.jobs.newest_events)
         self._late: dict[str, asyncio.TimerHandle] = {}
         self._running: dict[str, Callable[[], object]] = {}
         self.queued = asyncio.Event()
@@ -90,9 +87,7 @@ class JobBoard:
 
     async def watch(self, job_id: str, viewer: Viewer, after: int) -> AsyncGenerator[EventRecord]:
         """Events with numbers above ``after``: those stored, then live ones; ends after one with a final state."""
-        news = asyncio.Event()
-        self._watchers[job_id].add(news)
-        try:
+        with self._watchers.watching(job_id) as news:
             while True:
                 news.clear()
                 # Asked before the events are: the event of a state that is final by then is among them.
@@ -105,15 +100,7 @@ class JobBoard:
                     continue
                 if final:
                     return
-                # Another server on the same database may run the job: that news does not come this way.
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(LOOK_SECONDS):
-                        await news.wait()
-        finally:
-            watchers = self._watchers[job_id]
-            watchers.discard(news)
-            if not watchers:
-                del self._watchers[job_id]
+                await news.wait()
 
     def _move(self, job_id: str, new: JobState, given: Move) -> tuple[JobState, JobRecord]:
         self._store.jobs.flush()
@@ -132,5 +119,4 @@ class JobBoard:
             return
         with suppress(KeyError):
             self._late.pop(job_id).cancel()
-        for news in self._watchers[job_id]:
-            news.set()
+        self._watchers.tell(job_id)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Final, TypedDict, Unpack
 
 import sqlalchemy as sa
@@ -19,6 +19,7 @@ from ..database import Database
 from ..paging import check_page_size, make_token, read_token, unknown_token
 from ..quotas import check_job, resting
 from ..records import EventRecord, JobRecord
+from ..schema import job_events as e
 from ..schema import jobs as j
 from . import rows as rows
 from .events import EventLog
@@ -203,6 +204,13 @@ class JobTable:
         with self._db.read() as connection:
             row = _need(connection, job_id, viewer)
             return self._log.read(connection, row.seq, job_id, after, limit)
+
+    def newest_events(self, jobs: Collection[str]) -> dict[str, int]:
+        """The number of the last written event of each of these jobs; those that have none are left out."""
+        last = sa.select(sa.func.max(e.c.sequence)).where(e.c.job_seq == j.c.seq).scalar_subquery()
+        with self._db.read() as connection:
+            rows = connection.execute(sa.select(j.c.id, last).where(j.c.id.in_(jobs)))
+            return {id: sequence for id, sequence in rows if sequence is not None}
 
     def stored(self, job_id: str) -> Stored:
         """How far the stored events of a job report its steps and evaluations."""
