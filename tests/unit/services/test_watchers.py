@@ -37,7 +37,7 @@ async def looked(store: Store, times: int = 2) -> None:
     """Return after so many further looks."""
     until = store.looks + times
     async with asyncio.timeout(10):
-        while store.looks < until:
+        while store.looks < until:  # noqa: ASYNC110
             await asyncio.sleep(0.005)
 
 
