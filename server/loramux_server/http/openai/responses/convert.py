@@ -51,7 +51,7 @@ class Chat:
         """The item as a message, or as part of the last one."""
         match item:
             case MessageItem(role=role) if role in _SYSTEM and all(m["role"] in _SYSTEM for m in self.messages):
-                self.instruct("".join(part.text for part in item.content), source)
+                self.instruct(item.content, source)
             case MessageItem():
                 self._append(source, role=item.role, content=_parts(item.content))
             case CallItem():
@@ -63,12 +63,12 @@ class Chat:
             case OutputItem():
                 self._append(source, role="tool", content=_parts(item.output), tool_call_id=item.call_id)
 
-    def instruct(self, text: str, source: str) -> None:
+    def instruct(self, texts: list[TextPart], source: str) -> None:
         """What the model is told first is one message: many templates take no second one."""
         if self.messages:
-            self.messages[0]["content"] += f"\n\n{text}"
+            self.messages[0]["content"] += [_part("\n\n"), *_parts(texts)]
         else:
-            self._append(source, role="system", content=text)
+            self._append(source, role="system", content=_parts(texts))
 
     def told(self, error: Error) -> Error:
         """An error about the chat in words of the response that was asked for."""
@@ -115,7 +115,7 @@ def chat_of(asked: ResponseRequest) -> Chat:
     }
     chat = Chat({**body, **{name: value for name, value in given.items() if value is not None}})
     if asked.instructions:
-        chat.instruct(asked.instructions, "instructions")
+        chat.instruct([TextPart(type="input_text", text=asked.instructions)], "instructions")
     for i, item in enumerate(asked.input):
         chat.add(item, f"input[{i}]")
     chat.body["messages"] = chat.messages
@@ -123,7 +123,11 @@ def chat_of(asked: ResponseRequest) -> Chat:
 
 
 def _parts(texts: list[TextPart]) -> list[dict[str, Any]]:
-    return [{"type": "text", "text": part.text} for part in texts]
+    return [_part(part.text) for part in texts]
+
+
+def _part(text: str) -> dict[str, Any]:
+    return {"type": "text", "text": text}
 
 
 def _tool(tool: FunctionTool) -> dict[str, Any]:
