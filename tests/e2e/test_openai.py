@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from typing import Any
 
 import agents
-import httpx2
 import openai
 import pytest
 
@@ -52,34 +50,6 @@ async def test_a_client_that_leaves_frees_the_batch(server: ServerProcess) -> No
     async with asyncio.timeout(20):
         while "loramux_requests_running 0.0" not in await asyncio.to_thread(server.metrics):  # noqa: ASYNC110
             await asyncio.sleep(0.05)
-
-
-@pytest.mark.slow
-def test_from_a_file_to_a_served_model(server: ServerProcess) -> None:
-    rows = [("Where is the shop?", "In Harbour Street."), ("When does the shop open?", "At nine.")]
-    turns = [[{"role": "user", "content": ask}, {"role": "assistant", "content": answer}] for ask, answer in rows]
-    data = "\n".join(json.dumps({"messages": messages}) for messages in turns).encode()
-    with openai.OpenAI(base_url=f"http://{server.http_address}/v1", api_key="none") as http:
-        file = http.files.create(file=("shops.jsonl", data), purpose="fine-tune")
-        hyperparameters: Any = {"n_epochs": 15, "batch_size": 2}
-        job = http.fine_tuning.jobs.create(
-            model="base",
-            training_file=file.id,
-            suffix="Shop streets",
-            method={"type": "supervised", "supervised": {"hyperparameters": hyperparameters}},
-            extra_body={"loramux": {"rank": 8}},
-        )
-        url = f"http://{server.http_address}/v1/fine_tuning/jobs/{job.id}/events?stream=true"
-        assert httpx2.get(url, timeout=300).text.endswith("data: [DONE]\n\n")
-        events = [event.type for event in http.fine_tuning.jobs.list_events(job.id, limit=10)]
-        assert events.count("metrics") == 15
-        job = http.fine_tuning.jobs.retrieve(job.id)
-        assert (job.status, job.fine_tuned_model) == ("succeeded", "shop-streets@1")
-        assert job.trained_tokens
-        for ask, answer in rows:
-            messages: Any = [{"role": "user", "content": ask}]
-            done = http.chat.completions.create(model=job.fine_tuned_model, messages=messages, max_tokens=12)
-            assert done.choices[0].message.content == answer
 
 
 @pytest.mark.slow

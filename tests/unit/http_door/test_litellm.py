@@ -18,6 +18,11 @@ from tests.unit.services.adapter_files import write_adapter
 from .conftest import Http
 from .test_files import Tenants
 
+pytestmark = [
+    pytest.mark.slow,  # importing LiteLLM takes longer than the tests
+    pytest.mark.filterwarnings("ignore:.*ReadOnly. qualifier:UserWarning"),
+]
+
 
 @pytest.fixture
 def base_url(http: Http, info: EngineInfo, tmp_path: Path) -> str:
