@@ -36,6 +36,7 @@ def test_items_of_a_response_are_looked_at_up_to_the_first_bad_one() -> None:
         {"model": "x", "input": [{}] * 10_000},
         {"model": "x", "input": [{"role": "user", "content": [{"type": "input_image"}] * 10_000}]},
         {"model": "x", "input": "x", "tools": [{"type": "web_search"}] * 10_000},
+        {"model": "x", "input": [{"role": "user", "content": "x"}] * 10_001},
     ):
         with pytest.raises(Error) as caught:
             read(ResponseRequest, body)

@@ -22,6 +22,8 @@ Include = Literal[
     "computer_call_output.output.image_url",
 ]
 """What OpenAI can add to an answer. All but the log-probabilities is of things that no answer has here."""
+MOST_ITEMS = 10_000
+"""Items of a conversation that are read; the services take fewer messages."""
 _SEND_AGAIN = "no answer is kept here, so send all items of the conversation as input"
 
 
@@ -192,7 +194,7 @@ class ResponseRequest(Ignored):
     """``POST /v1/responses``."""
 
     model: StrictStr
-    input: Annotated[list[Item], Field(fail_fast=True), BeforeValidator(_as_item)]
+    input: Annotated[list[Item], Field(fail_fast=True, max_length=MOST_ITEMS), BeforeValidator(_as_item)]
     instructions: StrictStr | None = None
     tools: Annotated[list[Tool], Field(fail_fast=True)] | None = None
     tool_choice: Literal["none", "auto", "required"] | NamedChoice | None = None
