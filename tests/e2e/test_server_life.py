@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import signal
 import time
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import grpc
+import httpx2
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 import loramux
 from loramux_server.__main__ import SAME_SIGNAL
+from loramux_server.model.base.quantize import SETTINGS
+from loramux_server.model.base.source import locate
 from tests.tiny import write_model
 
 from .server_process import free_port, server_process
@@ -161,3 +167,34 @@ def test_a_second_signal_does_not_wait(model: Path, home: Path) -> None:
         assert code == 128 + signal.SIGTERM
     with server_process(home, *flags(model, home, "--metrics-listen", "off")) as again:
         again.wait_for("Ctrl-C")
+
+
+def test_probes_while_a_base_is_converted(model: Path, tmp_path: Path) -> None:
+    """It may take minutes, and a liveness probe that failed meanwhile would start it over for ever."""
+    base = tmp_path / "state" / "base"
+    base.mkdir(parents=True)
+    held = (base / f".{locate(str(model)).key(SETTINGS)}.lock").open("w")
+    fcntl.flock(held, fcntl.LOCK_EX)  # the conversion waits, as if another server made the same copy
+    http = f"127.0.0.1:{free_port()}"
+    with server_process(tmp_path, *flags(model, tmp_path), "--http-listen", http) as server:
+        url = f"http://{http}/health"
+        with grpc.insecure_channel(server.address) as channel:
+            grpc.channel_ready_future(channel).result(timeout=60)
+            check = health_pb2_grpc.HealthStub(channel).Check
+
+            def probe() -> tuple[bool, bool, int, int]:
+                alive, ready = (
+                    check(health_pb2.HealthCheckRequest(service=name), timeout=10).status
+                    == health_pb2.HealthCheckResponse.SERVING
+                    for name in ("liveness", "")
+                )
+                live, serving = (httpx2.get(f"{url}/{name}", timeout=10).status_code for name in ("live", "ready"))
+                return alive, ready, live, serving
+
+            server.wait_for("importing PyTorch")
+            for _ in range(20):
+                assert probe() == (True, False, 200, 503)
+            assert any("converting" in line for line in server.lines)
+            held.close()
+            server.wait_for("is ready")
+            assert probe() == (True, True, 200, 200)
