@@ -52,6 +52,7 @@ def server_with_keys(state: Path, key: str, tmp_path_factory: pytest.TempPathFac
 def test_every_operation_keeps_to_the_document(server_with_keys: ServerProcess, key: str, tmp_path: Path) -> None:
     command = [str(Path(sys.executable).with_name("schemathesis")), "run"]
     command += [f"http://{server_with_keys.http_address}/openapi.json", "-H", f"Authorization: Bearer {key}"]
+    command += ["--exclude-path-regex", "^/loramux"]  # protobuf's JSON takes more than a schema can say; see tests/fuzz
     command += ["--checks", "all", "--exclude-checks", "positive_data_acceptance", "--continue-on-failure"]
     command += ["--seed", "1", "--max-time", str(SECONDS), "--generation-database", "none", "--no-color"]
     done = subprocess.run(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -13,10 +13,12 @@ from typing_extensions import TypedDict
 
 from loramux import __version__
 
+from ..api.methods import Method as NativeMethod
 from ..services.access.methods import Method
 from .describe import Shape, shape_of
 from .exchange import EVENTS, JSON_TYPE
 from .multipart import FORM_TYPE
+from .native.schema import native_paths
 
 SCHEMAS = "#/components/schemas/"
 INTRODUCTION = (
@@ -77,19 +79,20 @@ class Operation:
         object.__setattr__(self, "shape", shape_of(self.handler))
 
 
-def document(operations: list[Operation]) -> dict[str, Any]:
-    """The whole document. Raises LookupError for an operation of which nothing was said."""
+def document(operations: list[Operation], native: Sequence[NativeMethod] = ()) -> dict[str, Any]:
+    """The whole document."""
     schemas = _Schemas(operations)
     paths: dict[str, dict[str, Any]] = {}
     for operation in operations:
         path = _PARAMETER.sub(r"{\1}", operation.path)
         paths.setdefault(path, {})[operation.method.lower()] = _operation(operation, schemas)
+    native_operations, native_schemas = native_paths(native)
     return {
         "openapi": "3.1.0",
         "info": {"title": "loramux", "version": __version__, "description": INTRODUCTION},
-        "paths": paths,
+        "paths": paths | native_operations,
         "components": {
-            "schemas": schemas.definitions,
+            "schemas": schemas.definitions | native_schemas,
             "securitySchemes": {"bearer": {"type": "http", "scheme": "bearer", "description": "an API key"}},
             "headers": {
                 name: {"description": text, "schema": {"type": "string"}} for name, text in _ANSWER_HEADERS.items()

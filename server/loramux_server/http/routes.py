@@ -169,7 +169,8 @@ class Application:
             *(Operation(id, *METHODS[id], handlers[id], ASKED[full_name(id)]) for id in METHODS),
             *(Operation(id, "GET", OPEN[id], open_handlers[id], None) for id in OPEN),
         ]
-        for native in methods_of(availability):
+        self._native = methods_of(availability)
+        for native in self._native:
             call = NativeCall(native, availability)
             applications[f"/{native.full_name}"] = {
                 "POST": Endpoint(native.full_name, call.answer, calls, limits, CONNECT)
@@ -198,7 +199,7 @@ class Application:
     @cached_property
     def openapi(self) -> dict[str, Any]:
         """OpenAPI's document of this door."""
-        return document(self._operations)
+        return document(self._operations, self._native)
 
     async def _unknown(self, exchange: Exchange) -> None:
         raise Error(Code.NOT_FOUND, f"there is no {exchange.request.method} {exchange.request.url.path[:200]} here")

@@ -9,8 +9,6 @@ from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
 
-from loramux.v1.common_pb2 import FileChunk
-
 from ...api.methods import Method
 from ...core import call as calls
 from ...core.errors import Code, Error, invalid_field
@@ -21,7 +19,7 @@ from ..exchange import Exchange
 from ..multipart import OVERHEAD, Form
 from .errors import error_event
 from .files import MOST_HEADER_BYTES, archive, upload_requests
-from .messages import as_json, message_of
+from .messages import as_json, gives_files, message_of
 
 TIMEOUT = "connect-timeout-ms"
 MOST_TIMEOUT_DIGITS = 10
@@ -37,8 +35,7 @@ class NativeCall:
 
     def __init__(self, method: Method, availability: Availability) -> None:
         self._method, self._availability = method, availability
-        chunk = method.descriptor.output_type.fields_by_name.get("chunk")
-        self._gives_files = chunk is not None and chunk.message_type is FileChunk.DESCRIPTOR
+        self._gives_files = gives_files(method.descriptor.output_type)
 
     async def answer(self, exchange: Exchange) -> None:
         """Answer within the time that the caller gives."""

@@ -11,6 +11,8 @@ from google.protobuf.json_format import MessageToDict, ParseDict
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 
+from loramux.v1.common_pb2 import FileChunk
+
 from ...api.entries import MAX_ENTRIES, check_entries, too_many
 from ...core.errors import Error, invalid_field
 
@@ -56,7 +58,7 @@ def _check(descriptor: Descriptor, value: Mapping[str, Any], budget: int, path: 
         name = f"{path}{key[:80]}"
         if (field := _fields(descriptor).get(key)) is None:
             raise invalid_field(name, "is no field of this request; leave it out")
-        if isinstance(given, list) or (_is_map(field) and isinstance(given, dict)):
+        if isinstance(given, list) or (is_map(field) and isinstance(given, dict)):
             budget -= len(given)
             if budget < 0:
                 raise too_many(name, len(given))
@@ -91,7 +93,7 @@ def _parses(descriptor: Descriptor, value: Mapping[str, Any]) -> bool:
 def _messages(field: FieldDescriptor, given: Any, name: str) -> Iterator[tuple[Descriptor, Any, str]]:
     """What is to be a message in a field, with its kind and path."""
     kind = field.message_type
-    if kind is None or _is_map(field) or given is None:
+    if kind is None or is_map(field) or given is None:
         return
     if not field.is_repeated:
         yield kind, given, name
@@ -100,7 +102,7 @@ def _messages(field: FieldDescriptor, given: Any, name: str) -> Iterator[tuple[D
 
 
 def _wanted(field: FieldDescriptor) -> str:
-    if field.message_type is not None and _is_map(field):
+    if field.message_type is not None and is_map(field):
         return f"an object whose values are each {_wanted(field.message_type.fields_by_name['value'])}"
     if field.enum_type is not None:
         one = f"one of {', '.join(value.name for value in field.enum_type.values)}"
@@ -111,7 +113,14 @@ def _wanted(field: FieldDescriptor) -> str:
     return f"a list, each of it {one}" if field.is_repeated else one
 
 
-def _is_map(field: FieldDescriptor) -> bool:
+def gives_files(descriptor: Descriptor) -> bool:
+    """Whether a message holds a piece of a named file."""
+    chunk = descriptor.fields_by_name.get("chunk")
+    return chunk is not None and chunk.message_type is FileChunk.DESCRIPTOR
+
+
+def is_map(field: FieldDescriptor) -> bool:
+    """Whether a field is an object of any keys."""
     return field.message_type is not None and field.message_type.GetOptions().map_entry
 
 
