@@ -13,10 +13,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from loramux_server.core.backend import EngineStats, GenerateCommand, ScoreCommand, ScoreResult, TokenEvent
+from loramux_server.core.backend import (
+    EmbedCommand,
+    EmbedResult,
+    EngineStats,
+    GenerateCommand,
+    ScoreCommand,
+    ScoreResult,
+    TokenEvent,
+)
 from loramux_server.core.jobs import TrainCommand, TrainEvent, TrainRow
 from loramux_server.core.settings import EngineSettings
-from loramux_server.core.types import BASE, AdapterVersion, FinishReason, SamplingParams, Stack, StackEntry
+from loramux_server.core.types import BASE, AdapterVersion, FinishReason, Pooling, SamplingParams, Stack, StackEntry
 from loramux_server.engine.build import build_engine
 from loramux_server.engine.scheduling.pages import tenant_salt
 from loramux_server.engine.transport.protocol import Command, Failure, Output, StatsCommand, command_id
@@ -128,6 +136,12 @@ class Engine:
         assert isinstance(result, ScoreResult), self.failure(id)
         return result
 
+    def embedding(self, id: str) -> Tensor:
+        """The embedding [hidden] that ``id`` was answered with."""
+        result = self.outputs[id][-1].payload
+        assert isinstance(result, EmbedResult), self.failure(id)
+        return torch.frombuffer(bytearray(result.values), dtype=torch.float32)
+
     def stats(self) -> EngineStats:
         id = f"stats-{len(self.outputs)}"
         self.run(StatsCommand(id))
@@ -150,6 +164,12 @@ def command(
 ) -> GenerateCommand:
     params = SamplingParams(max_tokens=max_tokens, ignore_eos=True)
     return GenerateCommand(id, tuple(prompt), stack, replace(params, **sampling), tenant="default")  # type: ignore[arg-type]
+
+
+def embedding(
+    id: str, prompt: Sequence[int], stack: Stack = BASE, pooling: Pooling = Pooling.MEAN, normalize: bool = True
+) -> EmbedCommand:
+    return EmbedCommand(id, tuple(prompt), stack, pooling, normalize, tenant="default")
 
 
 def prompts(count: int, *, lengths: tuple[int, int] = (3, 40), vocab: int = 384, seed: int = 0) -> list[list[int]]:

@@ -59,6 +59,12 @@ class Oracle:
             out: Tensor = model(input_ids=torch.tensor([list(input_ids)]), use_cache=False).logits[0]
         return out.float()
 
+    def states(self, input_ids: Sequence[int], stack: StackSpec = ()) -> Tensor:
+        """[len(input_ids), hidden] in float32: the hidden states after the final norm."""
+        with self._stacked(stack), torch.no_grad():  # PEFT's layers are inside the plain model
+            out: Tensor = self.plain.base_model(input_ids=torch.tensor([list(input_ids)]), use_cache=False)[0][0]
+        return out.float()
+
     def greedy(
         self, input_ids: Sequence[int], max_new: int, stack: StackSpec = (), eos: int | Sequence[int] | None = None
     ) -> list[int]:

@@ -13,7 +13,7 @@ from typing import Protocol
 
 from .errors import Error
 from .jobs import TrainCommand, TrainEvent
-from .types import BASE, AdapterVersion, FinishReason, Grammar, SamplingParams, Stack, TokenLogprob
+from .types import BASE, AdapterVersion, FinishReason, Grammar, Pooling, SamplingParams, Stack, TokenLogprob
 
 QUEUE_WAIT_BOUNDS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
 """Upper bounds of the waits that ``EngineStats.queue_waits`` counts apart, seconds."""
@@ -70,6 +70,26 @@ class ScoreResult:
 
 
 @dataclass(frozen=True, slots=True)
+class EmbedCommand:
+    """Pool the hidden states of ``prompt_ids`` under a stack, those after the model's final norm."""
+
+    id: str
+    prompt_ids: tuple[int, ...]
+    stack: Stack = BASE
+    pooling: Pooling = Pooling.MEAN
+    normalize: bool = True
+    """Scale the embedding to length 1."""
+    tenant: str = field(kw_only=True)
+
+
+@dataclass(frozen=True, slots=True)
+class EmbedResult:
+    """An embedding: ``EngineInfo.hidden_size`` float32, little-endian."""
+
+    values: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class EngineInfo:
     """What is fixed once the engine is up."""
 
@@ -89,6 +109,8 @@ class EngineInfo:
     """Folder with tokenizer.json, tokenizer_config.json and the chat template."""
     base_revision: str = ""
     """Commit of the hub's repository that the base is from; empty: from elsewhere."""
+    hidden_size: int = 0
+    """Dimensions of a hidden state, and so of an embedding."""
     base_damage: str = ""
     """What was wrong with the stored copy of the base, which was made again; empty: nothing."""
 
@@ -169,6 +191,8 @@ class Backend(Protocol):
     def generate(self, command: GenerateCommand) -> AsyncIterator[TokenEvent]: ...
 
     async def score(self, command: ScoreCommand) -> ScoreResult: ...
+
+    async def embed(self, command: EmbedCommand) -> EmbedResult: ...
 
     async def load(self, adapter: AdapterVersion) -> None:
         """Make an adapter version resident, checking that it fits the base."""

@@ -87,6 +87,15 @@ class Grammar:
     """Field of the request that it was made from, for messages."""
 
 
+class Pooling(StrEnum):
+    """How the hidden states of a text become its embedding."""
+
+    MEAN = "mean"
+    """Their mean over all tokens."""
+    LAST = "last"
+    """That of the last token."""
+
+
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
     """How tokens are chosen. ``temperature`` 0 is greedy; ``top_k`` 0 and ``min_p`` 0 are off; lengths in tokens."""

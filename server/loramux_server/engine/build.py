@@ -138,6 +138,7 @@ def build_engine(
         linear_modules=dict(base.modules),
         tokenizer_path=str(folder),
         base_revision=base.revision,
+        hidden_size=int(base.model.get_output_embeddings().weight.shape[1]),
         base_damage=prepared.damage,
     )
     loop = EngineLoop(

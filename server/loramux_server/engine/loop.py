@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection
 
 import torch
 
-from ..core.backend import EngineInfo, EngineStats, GenerateCommand, ScoreCommand
+from ..core.backend import EmbedCommand, EngineInfo, EngineStats, GenerateCommand, ScoreCommand
 from ..core.background import Background
 from ..core.errors import Code, Error
 from ..core.jobs import TrainCommand
@@ -19,6 +19,7 @@ from ..cpu.heap import give_back
 from ..model.out_of_memory import out_of_memory
 from ..peft.folder import naming
 from .checks import adapter_violations, refuse, train_violations
+from .execution.embeddings import EmbeddingCollector
 from .execution.model_runner import ModelRunner
 from .execution.scores import ScoreCollector
 from .execution.token_selection import TokenSelector
@@ -73,6 +74,7 @@ class EngineLoop:
         self._info, self._send, self._memory, self._folders = info, emit, memory, settings.folders
         self._stats = StatsCollector()
         self._scores = ScoreCollector(scheduler.get, self._finish, self._end, self._emit)
+        self._embeddings = EmbeddingCollector(scheduler.get, self._finish, self._end, self._emit)
         self._selector = TokenSelector(grammars, info.eos_token_ids, self._finish, self._end, self._emit)
         self._outbox: list[Output] = []
         self._next_read: float | None = None
@@ -116,6 +118,7 @@ class EngineLoop:
             **self._residency.idle_state(),
             "grammars": len(self._grammars),
             "scores": len(self._scores),
+            "embeddings": len(self._embeddings),
             "outputs": len(self._outbox),
             "messages": self._inbox.qsize(),
         }
@@ -177,7 +180,7 @@ class EngineLoop:
 
     def _execute(self, command: Command) -> None:
         match command:
-            case GenerateCommand() | ScoreCommand():
+            case GenerateCommand() | ScoreCommand() | EmbedCommand():
                 self._add(command)
             case TrainCommand():
                 refuse(train_violations(command, self._info, self._folders))
@@ -197,7 +200,7 @@ class EngineLoop:
             case StatsCommand():
                 self._emit(Output(command.id, self._read_stats(), done=True))
 
-    def _add(self, command: GenerateCommand | ScoreCommand) -> None:
+    def _add(self, command: GenerateCommand | ScoreCommand | EmbedCommand) -> None:
         seq = make_sequence(command, self._info.vocab_size, self._info.max_context)
         self._residency.check(seq.stack)
         self.scheduler.add(seq)
@@ -268,6 +271,7 @@ class EngineLoop:
         self.scheduler.advance(plan)
         self._selector.select([self._live(w.id) for w in plan.work if w.samples], output.next_token)
         self._scores.collect(plan, output.scores)
+        self._embeddings.collect(plan, output.states)
         seconds = time.monotonic() - started
         self.scheduler.contention.measured(seconds)
         self._stats.step(plan.kind, seconds)
@@ -294,6 +298,7 @@ class EngineLoop:
         self.scheduler.finish(seq)
         self._grammars.close(seq.id)
         self._scores.close(seq.id)
+        self._embeddings.close(seq.id)
         self._residency.forget(seq)
 
     def _fail(self, id: str, error: Error) -> None:

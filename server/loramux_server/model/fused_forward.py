@@ -83,8 +83,16 @@ class FusedDecoder:
         """Logits [len(wanted), vocabulary] of packed tokens ``ids`` [T]; routing comes from the context."""
         return self.run(self._embed(ids), positions, attention, wanted)
 
+    def states(self, ids: Tensor, positions: Tensor, attention: Attention) -> Tensor:
+        """Hidden states [T, hidden] of packed tokens ``ids`` [T] after the final norm."""
+        return self._states(self._embed(ids), positions, attention)
+
     def run(self, x: Tensor, positions: Tensor, attention: Attention, wanted: Tensor) -> Tensor:
         """As :meth:`forward`, from embeddings [T, hidden], whose type all activations have."""
+        logits: Tensor = self._head(self._states(x, positions, attention)[wanted])
+        return logits
+
+    def _states(self, x: Tensor, positions: Tensor, attention: Attention) -> Tensor:
         kernels = self.kernels if self.kernels is not None and x.dtype == self.kernels.dtype else None
         cos, sin = (part[0].contiguous() for part in self._rotary(x, positions[None]))  # [T, head_dim]
         # rotate_half(x) is x rolled by half with its first half negated: the sign goes into the sine.
@@ -111,8 +119,7 @@ class FusedDecoder:
                 gate, up = (gate_up[:, columns] for columns in layer.gate_up.columns)
                 h = layer.activation(gate) * up
             delta = layer.down.forward(h)
-        logits: Tensor = self._head(self._add_norm(kernels, x, delta, self.norm)[1][wanted])
-        return logits
+        return self._add_norm(kernels, x, delta, self.norm)[1]
 
     @staticmethod
     def _add_norm(kernels: DecodeKernels | None, x: Tensor, delta: Tensor | None, norm: _Norm) -> tuple[Tensor, Tensor]:

@@ -93,6 +93,22 @@ class ResidentBase:
         )
         return out.logits[0]
 
+    def states(
+        self,
+        positions: Tensor,  # [T]
+        attention: Attention,
+        routing: Routing | None,
+        *,
+        ids: Tensor,  # [T]
+    ) -> Tensor:
+        """Hidden states [T, hidden] of packed tokens after the final norm: :meth:`forward` without the head."""
+        self.context.attention, self.context.routing = attention, routing
+        if self.fused is not None and not torch.is_grad_enabled():
+            return self.fused.states(ids, positions, attention)
+        out = self.model.base_model(input_ids=ids[None], position_ids=positions[None], use_cache=False)
+        states: Tensor = out.last_hidden_state[0]
+        return states
+
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits [n, vocabulary] of final hidden states [n, hidden], by the model's own code.
 

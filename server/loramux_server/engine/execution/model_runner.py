@@ -19,10 +19,11 @@ from .graphs import DecodeGraphs
 
 @dataclass(frozen=True, slots=True)
 class StepOutput:
-    """What a step computed: one row per sampling work of the plan, and the rows of what is scored."""
+    """What a step computed: one row per sampling work of the plan, and the rows of what is scored or pooled."""
 
     next_token: Tensor  # [sampling works, vocabulary]
     scores: Mapping[str, Tensor]  # id -> [positions, vocabulary]
+    states: Mapping[str, Tensor]  # id -> [positions, hidden]
 
 
 class ModelRunner:
@@ -40,6 +41,7 @@ class ModelRunner:
         positions: list[int] = []
         sampled: list[int] = []
         scored: dict[str, list[int]] = {}
+        pooled: dict[str, slice] = {}
         for work in plan.work:
             first = len(ids)
             ids += work.tokens
@@ -48,24 +50,30 @@ class ModelRunner:
                 sampled.append(len(ids) - 1)
             if work.scored:
                 scored[work.id] = [first + position - work.start for position in work.scored]
+            if work.pooled:
+                pooled[work.id] = slice(first + work.pooled.start - work.start, first + work.pooled.stop - work.start)
         wanted = sampled + [row for rows in scored.values() for row in rows]
         spans = [Span(w.start, w.length, w.pages) for w in plan.work]
         segments = tuple(RowSegment(w.length, w.stack) for w in plan.work)
         self._clear_begun(plan.work)
         logits = None
-        if self.graphs is not None and plan.kind == "decode":
+        states: Tensor | None = None
+        if self.graphs is not None and plan.kind == "decode" and not pooled:
             logits = self.graphs.run(ids, wanted, spans, segments)
         if logits is None:
             device = self.base.device
-            logits = self.base.forward(
-                torch.tensor(positions, device=device),
-                PagedAttention(self.kv, spans),
-                self._route(segments),
-                torch.tensor(wanted or [0], device=device),  # a step that only fills pages still projects one row
-                ids=torch.tensor(ids, device=device),
-            )[: len(wanted)]
+            given = torch.tensor(positions, device=device), PagedAttention(self.kv, spans), self._route(segments)
+            rows = torch.tensor(wanted or [0], device=device)  # a step that only fills pages still projects one row
+            tokens = torch.tensor(ids, device=device)
+            if pooled:
+                states = self.base.states(*given, ids=tokens)
+                logits = self.base.logits(states[rows]) if wanted else states.new_empty(0, 1)
+            else:
+                logits = self.base.forward(*given, rows, ids=tokens)
+            logits = logits[: len(wanted)]
         parts = logits.split([len(sampled), *map(len, scored.values())])
-        return StepOutput(parts[0], dict(zip(scored, parts[1:], strict=True)))
+        kept = {} if states is None else {id: states[where] for id, where in pooled.items()}
+        return StepOutput(parts[0], dict(zip(scored, parts[1:], strict=True)), kept)
 
     def _clear_begun(self, works: tuple[Work, ...]) -> None:
         """Zero the pages that the step begins and does not fill.

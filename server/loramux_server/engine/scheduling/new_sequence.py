@@ -10,7 +10,7 @@ import math
 import secrets
 import time
 
-from ...core.backend import GenerateCommand, ScoreCommand
+from ...core.backend import EmbedCommand, GenerateCommand, ScoreCommand
 from ...core.bounds import GREEDY_BELOW, MAX_GRAMMAR_BYTES, sampling_violations, text_violations
 from ...core.errors import FieldViolation
 from ...core.types import SamplingParams
@@ -20,7 +20,9 @@ from .sequence import Sequence
 MAX_LOGPROBS = 1024
 
 
-def make_sequence(command: GenerateCommand | ScoreCommand, vocab_size: int, max_context: int) -> Sequence:
+def make_sequence(
+    command: GenerateCommand | ScoreCommand | EmbedCommand, vocab_size: int, max_context: int
+) -> Sequence:
     """The sequence of a request, not queued yet. Raises INVALID_ARGUMENT that names every field at fault."""
     violations = [
         *name_violations("id", command.id),
@@ -47,11 +49,13 @@ def make_sequence(command: GenerateCommand | ScoreCommand, vocab_size: int, max_
                 FieldViolation("seconds_left", f"is {command.seconds_left}; leave it out for no deadline")
             )
         added = command.sampling.max_tokens
-    else:
+    elif isinstance(command, ScoreCommand):
         violations += token_violations("continuation_ids", command.continuation_ids, vocab_size)
         if not command.continuation_ids:
             violations.append(FieldViolation("continuation_ids", "is empty; give at least one token"))
         added = len(command.continuation_ids)
+    else:
+        added = 0
     if len(command.prompt_ids) + added > max_context:
         what = f"has {len(command.prompt_ids)} tokens and {added} are to follow"
         violations.append(
@@ -72,6 +76,8 @@ def make_sequence(command: GenerateCommand | ScoreCommand, vocab_size: int, max_
         seq.score_from = len(seq.tokens)
         seq.tokens += command.continuation_ids
         seq.prompt_length = len(seq.tokens)
+    elif isinstance(command, EmbedCommand):
+        seq.pooling, seq.normalize = command.pooling, command.normalize
     else:
         seq.sampling, seq.grammar = command.sampling, command.grammar
         seq.deadline = None if command.seconds_left is None else seq.arrived + command.seconds_left

@@ -6,6 +6,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, replace
 from enum import Enum, auto
 
+from ...core.types import Pooling
 from ...lora.slots import Entries, Swap
 from .sequence import Sequence
 
@@ -26,12 +27,17 @@ class Work:
     """Whether a new token is chosen from the logits of the last of these."""
     scored: range = NO_POSITIONS
     """Positions whose logits score the token that follows."""
+    pooled: range = NO_POSITIONS
+    """Positions whose hidden states become part of an embedding."""
 
     @classmethod
     def of(cls, seq: Sequence, length: int, stack: Entries) -> Work:
         """The next ``length`` tokens of a sequence that has the pages for them."""
         start, end = seq.num_computed, seq.num_computed + length
         tokens, pages = tuple(seq.tokens[start:end]), tuple(seq.pages)
+        if seq.pooling is not None:
+            first = start if seq.pooling is Pooling.MEAN else max(start, len(seq.tokens) - 1)
+            return cls(seq.id, start, tokens, pages, stack, pooled=range(first, end))
         if seq.score_from is None:
             return cls(seq.id, start, tokens, pages, stack, samples=end == len(seq.tokens))
         scored = range(max(start, seq.score_from - 1), min(end, len(seq.tokens) - 1))

@@ -140,7 +140,8 @@ class Scheduler:
             seq = self._all.get(work.id)
             if seq is not None and seq.state is State.RUNNING:
                 seq.num_computed = work.end
-                self.pages.extend(seq.id, seq.tokens, seq.num_computed, seq.pages)
+                if seq.pooling is None:  # nobody goes on from a text that is embedded
+                    self.pages.extend(seq.id, seq.tokens, seq.num_computed, seq.pages)
 
     def shrink(self, max_batch_tokens: int) -> None:
         """After an out-of-memory step: preempt everything, and make no larger steps any more."""
@@ -200,8 +201,8 @@ class Scheduler:
         wait for pages, one whose tenant has less than its share is overtaken by nobody: it might wait for ever.
         """
         root = self._prefix_root(seq)
-        # Scores need the logits of every position, which cached pages do not hold.
-        hit = self.pages.match(root, seq.tokens) if seq.score_from is None else []
+        # Scores and embeddings need what follows from every position, which cached pages do not hold.
+        hit = self.pages.match(root, seq.tokens) if seq.generates else []
         needed = self.pages.needed(min(len(seq.tokens) + 1, seq.limit))
         share = self.pages.pages // max(1, len(self._queue.live))
         while not self.pages.fits(needed - len(hit), hit):

@@ -1,11 +1,11 @@
-"""One generation, from prompt to last token."""
+"""One request, from its first token to the last."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
-from ...core.types import Grammar, SamplingParams, Stack
+from ...core.types import Grammar, Pooling, SamplingParams, Stack
 
 
 class State(Enum):
@@ -35,6 +35,9 @@ class Sequence:
     """Seconds on this process's monotonic clock."""
     score_from: int | None = None
     """Set on a scoring request: log-probabilities are wanted of the tokens from this position on."""
+    pooling: Pooling | None = None
+    """Set on a request for an embedding, which is of length 1 where ``normalize`` is set."""
+    normalize: bool = False
     grammar: Grammar | None = None
     arrived: float = 0.0
     """When it came, seconds on the monotonic clock."""
@@ -60,6 +63,11 @@ class Sequence:
         return len(self.tokens) - self.num_computed
 
     @property
+    def generates(self) -> bool:
+        """Whether tokens are to be chosen; else all that there will be are known."""
+        return self.score_from is None and self.pooling is None
+
+    @property
     def limit(self) -> int:
         """Most tokens that this sequence can ever hold."""
-        return self.prompt_length + (0 if self.score_from is not None else self.sampling.max_tokens)
+        return self.prompt_length + (self.sampling.max_tokens if self.generates else 0)

@@ -13,7 +13,17 @@ from contextlib import aclosing, suppress
 from dataclasses import replace
 from typing import Protocol, TypeVar
 
-from ...core.backend import EngineInfo, EngineState, EngineStats, GenerateCommand, ScoreCommand, ScoreResult, TokenEvent
+from ...core.backend import (
+    EmbedCommand,
+    EmbedResult,
+    EngineInfo,
+    EngineState,
+    EngineStats,
+    GenerateCommand,
+    ScoreCommand,
+    ScoreResult,
+    TokenEvent,
+)
 from ...core.errors import Code, Error
 from ...core.jobs import TrainCommand, TrainEvent
 from ...core.types import AdapterVersion
@@ -84,6 +94,11 @@ class EngineClient:
     async def score(self, command: ScoreCommand) -> ScoreResult:
         result = await self._once(command)
         assert isinstance(result, ScoreResult)
+        return result
+
+    async def embed(self, command: EmbedCommand) -> EmbedResult:
+        result = await self._once(command)
+        assert isinstance(result, EmbedResult)
         return result
 
     async def load(self, adapter: AdapterVersion) -> None:

@@ -5,7 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import cast
 
-from ...core.backend import EngineStats, GenerateCommand, ScoreCommand, ScoreResult, TokenEvent
+from ...core.backend import (
+    EmbedCommand,
+    EmbedResult,
+    EngineStats,
+    GenerateCommand,
+    ScoreCommand,
+    ScoreResult,
+    TokenEvent,
+)
 from ...core.errors import Code, Error, FieldViolation, Reason
 from ...core.jobs import TrainCommand, TrainEvent
 from ...core.types import AdapterVersion
@@ -52,6 +60,7 @@ class AbortCommand:
 Command = (
     GenerateCommand
     | ScoreCommand
+    | EmbedCommand
     | TrainCommand
     | LoadCommand
     | UnloadCommand
@@ -59,7 +68,7 @@ Command = (
     | StatsCommand
     | AbortCommand
 )
-Payload = TokenEvent | ScoreResult | TrainEvent | EngineStats
+Payload = TokenEvent | ScoreResult | EmbedResult | TrainEvent | EngineStats
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,16 @@ from typing import Any
 
 import msgspec
 
-from ...core.backend import EngineInfo, EngineStats, GenerateCommand, ScoreCommand, ScoreResult, TokenEvent
+from ...core.backend import (
+    EmbedCommand,
+    EmbedResult,
+    EngineInfo,
+    EngineStats,
+    GenerateCommand,
+    ScoreCommand,
+    ScoreResult,
+    TokenEvent,
+)
 from ...core.errors import Code, Error
 from ...core.jobs import TrainCommand, TrainEvent
 from ...core.settings import EngineSettings
@@ -89,6 +98,7 @@ _MESSAGES: dict[str, type] = {
         Stop,
         GenerateCommand,
         ScoreCommand,
+        EmbedCommand,
         TrainCommand,
         LoadCommand,
         UnloadCommand,
@@ -97,7 +107,7 @@ _MESSAGES: dict[str, type] = {
         AbortCommand,
     )
 }
-_PAYLOADS: dict[str, type] = {t.__name__: t for t in (TokenEvent, ScoreResult, TrainEvent, EngineStats)}
+_PAYLOADS: dict[str, type] = {t.__name__: t for t in (TokenEvent, ScoreResult, EmbedResult, TrainEvent, EngineStats)}
 _DECODERS: dict[str, Any] = {name: msgspec.msgpack.Decoder(t) for name, t in {**_MESSAGES, **_PAYLOADS}.items()}
 _OUTPUTS = msgspec.msgpack.Decoder(list[_Envelope])
 _FRAME = msgspec.msgpack.Decoder(tuple[str, msgspec.Raw])

@@ -9,6 +9,8 @@ from typing import Any, TypeVar, cast
 
 from ...core.backend import (
     Backend,
+    EmbedCommand,
+    EmbedResult,
     EngineInfo,
     EngineState,
     EngineStats,
@@ -55,6 +57,9 @@ class CheckedBackend:
 
     async def score(self, command: ScoreCommand) -> ScoreResult:
         return await self._once(lambda: self._backend.score(command), stacked(command.stack))
+
+    async def embed(self, command: EmbedCommand) -> EmbedResult:
+        return await self._once(lambda: self._backend.embed(command), stacked(command.stack))
 
     async def load(self, adapter: AdapterVersion) -> None:
         await self._once(lambda: self._backend.load(adapter), [adapter])
