@@ -62,6 +62,7 @@ def test_exports() -> None:
         "DatasetProblem",
         "DatasetReport",
         "DeadlineExceeded",
+        "Embeddings",
         "FailedPrecondition",
         "InternalError",
         "InvalidArgument",

@@ -39,6 +39,26 @@ def test_http_answers_as_grpc(server: ServerProcess, client: Client) -> None:
             http.chat.completions.create(model="nobody", messages=CHAT)
 
 
+def test_embeddings_are_the_same_through_both_doors(server: ServerProcess, client: Client) -> None:
+    texts = ["When does the shop open?", "At what time is the shop opened?", "def f(x): return x + 1"]
+    with openai.OpenAI(base_url=f"http://{server.http_address}/v1", api_key="none") as http:
+        (name, *_) = [adapter.name for adapter in client.adapters.list()]
+        for model, stack, pooling in (("base", None, "mean"), (f"{name}:0.5", {name: 0.5}, "last")):
+            wanted = client.embed(texts, adapters=stack, pooling=pooling)
+            for encoding in ({}, {"encoding_format": "float"}):
+                found = http.embeddings.create(model=model, input=texts, extra_body={"pooling": pooling}, **encoding)  # type: ignore[arg-type]
+                for one, vector in zip(found.data, wanted.vectors, strict=True):
+                    assert one.embedding == pytest.approx(list(vector), abs=1e-5)
+            assert found.model == ("base" if stack is None else f"{name}@1:0.5")
+            assert found.usage.prompt_tokens == wanted.usage.prompt_tokens
+        like, unlike = (
+            sum(a * b for a, b in zip(wanted.vectors[0], other, strict=True)) for other in wanted.vectors[1:]
+        )
+        assert like > unlike
+        with pytest.raises(openai.BadRequestError, match="dimensions"):
+            http.embeddings.create(model="base", input="x", dimensions=2)
+
+
 async def test_a_client_that_leaves_frees_the_batch(server: ServerProcess) -> None:
     async with openai.AsyncOpenAI(base_url=f"http://{server.http_address}/v1", api_key="none") as http:
         stream = await http.completions.create(

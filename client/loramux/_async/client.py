@@ -15,7 +15,7 @@ from .._wire.stacks import Adapters as Stack
 from .._wire.tls import File
 from .._wire.train_requests import Gate, TrainOptions
 from ..convert import As
-from ..types import Chunk, Completion, Score, ServerInfo, ServerStats, Tokens
+from ..types import Chunk, Completion, Embeddings, Score, ServerInfo, ServerStats, Tokens
 from ..v1 import inference_pb2, server_pb2
 from .adapters import AsyncAdapters
 from .datasets import AsyncDatasets
@@ -139,6 +139,24 @@ class AsyncClient:
             prompt, messages, continuation, adapters, continue_final_message, tools, chat_template_kwargs
         )
         return responses.score(await self._transport.unary(self._transport.inference.Score, request, timeout))
+
+    async def embed(
+        self,
+        input: str | Iterable[str | Sequence[int]],
+        *,
+        adapters: Stack | None = None,
+        pooling: str | None = None,
+        normalize: bool | None = None,
+        dimensions: int | None = None,
+        timeout: float | None = None,
+    ) -> Embeddings:
+        """Embeddings of a text or several, each a text or a list of token ids, with a stack of adapters.
+
+        ``pooling`` is ``"mean"`` (the default) or ``"last"``, of the hidden states after the final norm. They are of
+        length 1 unless ``normalize`` is False, and have as many ``dimensions`` as the base.
+        """
+        request = requests.embed(input, adapters, pooling, normalize, dimensions)
+        return responses.embeddings(await self._transport.unary(self._transport.inference.Embed, request, timeout))
 
     async def tokenize(
         self,

@@ -83,6 +83,33 @@ def score(
     return request
 
 
+def embed(
+    input: str | Iterable[str | Sequence[int]],
+    adapters: Adapters | None,
+    pooling: str | None,
+    normalize: bool | None,
+    dimensions: int | None,
+) -> inference_pb2.EmbedRequest:
+    """Texts to embed, or their token ids."""
+    request = inference_pb2.EmbedRequest(adapters=stack(adapters))
+    texts = [input] if isinstance(input, str) else items("input", input, "a text or a list of texts or of lists of ids")
+    for i, given in enumerate(texts):
+        entry = request.input.add()
+        if isinstance(given, str):
+            assign(entry, {"text": given}, f"input[{i}].")
+        else:
+            ids = items(f"input[{i}]", given, "a text or a list of token ids")
+            entry.token_ids.SetInParent()
+            assign(entry.token_ids, {"ids": ids}, f"input[{i}].")
+    if pooling is not None:
+        words = {w.removeprefix("POOLING_").lower(): n for w, n in inference_pb2.Pooling.items() if n}
+        if not isinstance(pooling, str) or pooling not in words:
+            raise invalid("pooling", f"is {shown(pooling)}; it must be one of {', '.join(words)}")
+        request.pooling = words[pooling]
+    assign(request, {k: v for k, v in {"normalize": normalize, "dimensions": dimensions}.items() if v is not None})
+    return request
+
+
 def tokenize(
     prompt: str | None,
     messages: Iterable[ChatMessage] | None,

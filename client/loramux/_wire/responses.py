@@ -80,6 +80,10 @@ def score(message: inference_pb2.ScoreResponse) -> types.Score:
     return read(types.Score, message)
 
 
+def embeddings(message: inference_pb2.EmbedResponse) -> types.Embeddings:
+    return read(types.Embeddings, message, vectors=tuple(tuple(found.values) for found in message.embeddings))
+
+
 def tokens(message: inference_pb2.TokenizeResponse) -> types.Tokens:
     return read(types.Tokens, message)
 

@@ -2,7 +2,18 @@
 
 from .adapters import Adapter, AdapterVersion, Composition, StackItem
 from .datasets import Dataset, DatasetNote, DatasetProblem, DatasetReport, MarkedRow, MarkedText
-from .inference import AppliedAdapter, Choice, Chunk, Completion, Score, TokenLogprob, Tokens, TopLogprob, Usage
+from .inference import (
+    AppliedAdapter,
+    Choice,
+    Chunk,
+    Completion,
+    Embeddings,
+    Score,
+    TokenLogprob,
+    Tokens,
+    TopLogprob,
+    Usage,
+)
 from .jobs import FINAL_STATES, SETTLED_STATES, JobEvent, JobInfo, JudgedAnswer, JudgedRow
 from .server import Latency, ServerInfo, ServerStats, TenantActivity
 
@@ -20,6 +31,7 @@ __all__ = [
     "DatasetNote",
     "DatasetProblem",
     "DatasetReport",
+    "Embeddings",
     "JobEvent",
     "JobInfo",
     "JudgedAnswer",

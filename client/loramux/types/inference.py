@@ -134,6 +134,15 @@ class Score:
 
 
 @dataclass(frozen=True, slots=True)
+class Embeddings:
+    """An embedding for each text, in their order; ``usage`` counts the tokens of all."""
+
+    vectors: tuple[tuple[float, ...], ...]
+    usage: Usage = Usage()
+    adapters: tuple[AppliedAdapter, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Tokens:
     """Token ids, the vocabulary's spelling of each, and the text that was tokenised."""
 

@@ -50,6 +50,11 @@ class InferenceServiceStub:
                 request_serializer=loramux_dot_v1_dot_inference__pb2.ScoreRequest.SerializeToString,
                 response_deserializer=loramux_dot_v1_dot_inference__pb2.ScoreResponse.FromString,
                 _registered_method=True)
+        self.Embed = channel.unary_unary(
+                '/loramux.v1.InferenceService/Embed',
+                request_serializer=loramux_dot_v1_dot_inference__pb2.EmbedRequest.SerializeToString,
+                response_deserializer=loramux_dot_v1_dot_inference__pb2.EmbedResponse.FromString,
+                _registered_method=True)
         self.Tokenize = channel.unary_unary(
                 '/loramux.v1.InferenceService/Tokenize',
                 request_serializer=loramux_dot_v1_dot_inference__pb2.TokenizeRequest.SerializeToString,
@@ -82,6 +87,13 @@ class InferenceServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Embed(self, request, context):
+        """Gives embeddings of texts: the hidden states of the base under a stack, pooled.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Tokenize(self, request, context):
         """Shows the tokens that a prompt or chat becomes.
         """
@@ -106,6 +118,11 @@ def add_InferenceServiceServicer_to_server(servicer, server):
                     servicer.Score,
                     request_deserializer=loramux_dot_v1_dot_inference__pb2.ScoreRequest.FromString,
                     response_serializer=loramux_dot_v1_dot_inference__pb2.ScoreResponse.SerializeToString,
+            ),
+            'Embed': grpc.unary_unary_rpc_method_handler(
+                    servicer.Embed,
+                    request_deserializer=loramux_dot_v1_dot_inference__pb2.EmbedRequest.FromString,
+                    response_serializer=loramux_dot_v1_dot_inference__pb2.EmbedResponse.SerializeToString,
             ),
             'Tokenize': grpc.unary_unary_rpc_method_handler(
                     servicer.Tokenize,
@@ -195,6 +212,33 @@ class InferenceService:
             '/loramux.v1.InferenceService/Score',
             loramux_dot_v1_dot_inference__pb2.ScoreRequest.SerializeToString,
             loramux_dot_v1_dot_inference__pb2.ScoreResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Embed(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/loramux.v1.InferenceService/Embed',
+            loramux_dot_v1_dot_inference__pb2.EmbedRequest.SerializeToString,
+            loramux_dot_v1_dot_inference__pb2.EmbedResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -39,6 +39,8 @@ class InferenceServiceStub:
     """Generates text and sends it when all choices are done."""
     Score: _grpc.UnaryUnaryMultiCallable[_inference_pb2.ScoreRequest, _inference_pb2.ScoreResponse]
     """Gives the log-probability of each token of a continuation that the caller already has."""
+    Embed: _grpc.UnaryUnaryMultiCallable[_inference_pb2.EmbedRequest, _inference_pb2.EmbedResponse]
+    """Gives embeddings of texts: the hidden states of the base under a stack, pooled."""
     Tokenize: _grpc.UnaryUnaryMultiCallable[_inference_pb2.TokenizeRequest, _inference_pb2.TokenizeResponse]
     """Shows the tokens that a prompt or chat becomes."""
 
@@ -53,6 +55,8 @@ class InferenceServiceAsyncStub(InferenceServiceStub):
     """Generates text and sends it when all choices are done."""
     Score: _aio.UnaryUnaryMultiCallable[_inference_pb2.ScoreRequest, _inference_pb2.ScoreResponse]  # type: ignore[assignment]
     """Gives the log-probability of each token of a continuation that the caller already has."""
+    Embed: _aio.UnaryUnaryMultiCallable[_inference_pb2.EmbedRequest, _inference_pb2.EmbedResponse]  # type: ignore[assignment]
+    """Gives embeddings of texts: the hidden states of the base under a stack, pooled."""
     Tokenize: _aio.UnaryUnaryMultiCallable[_inference_pb2.TokenizeRequest, _inference_pb2.TokenizeResponse]  # type: ignore[assignment]
     """Shows the tokens that a prompt or chat becomes."""
 
@@ -82,6 +86,14 @@ class InferenceServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_inference_pb2.ScoreResponse, _abc.Awaitable[_inference_pb2.ScoreResponse]]:
         """Gives the log-probability of each token of a continuation that the caller already has."""
+
+    @_abc_1.abstractmethod
+    def Embed(
+        self,
+        request: _inference_pb2.EmbedRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_inference_pb2.EmbedResponse, _abc.Awaitable[_inference_pb2.EmbedResponse]]:
+        """Gives embeddings of texts: the hidden states of the base under a stack, pooled."""
 
     @_abc_1.abstractmethod
     def Tokenize(

@@ -9,9 +9,12 @@ from loramux.v1 import inference_pb2 as pb
 
 from ..core import call as calls
 from ..services.availability import Availability
+from ..services.common.workers import prepare
 from .convert.inference import (
     chunk_to_proto,
     completion_to_proto,
+    embed_from_proto,
+    embeddings_to_proto,
     generate_from_proto,
     score_from_proto,
     score_to_proto,
@@ -44,6 +47,11 @@ class InferenceMethods:
     async def Score(self, request: pb.ScoreRequest) -> pb.ScoreResponse:
         service = self._open().generation
         return score_to_proto(await service.score(score_from_proto(request, calls.current())))
+
+    async def Embed(self, request: pb.EmbedRequest) -> pb.EmbedResponse:
+        service = self._open().generation
+        found = await service.embed(embed_from_proto(request, calls.current()))
+        return await prepare(lambda: embeddings_to_proto(found))  # many numbers: off the event loop
 
     async def Tokenize(self, request: pb.TokenizeRequest) -> pb.TokenizeResponse:
         service = self._open().generation

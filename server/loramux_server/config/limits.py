@@ -21,6 +21,7 @@ class LimitSettings(BaseModel):
         32_768, "Limits", "N", "largest max_tokens that a request may name", ge=1, le=1_048_576
     )
     max_choices: int = setting(16, "Limits", "N", "most choices of one request", ge=1, le=1024)
+    max_embed_inputs: int = setting(2048, "Limits", "N", "most texts of one request for embeddings", ge=1, le=16_384)
     max_logprobs: int = setting(20, "Limits", "N", "most alternatives in logprobs of a token", ge=0, le=1024)
     max_logit_bias: int = setting(1024, "Limits", "N", "most entries of logit_bias", ge=0, le=16_384)
     max_request_seconds: float = setting(

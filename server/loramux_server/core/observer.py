@@ -12,11 +12,11 @@ from .types import FinishReason, Stack
 
 @dataclass(frozen=True, slots=True)
 class RequestStarted:
-    """A generation or score passed its checks and goes to the engine."""
+    """A generation, score or embedding passed its checks and goes to the engine."""
 
     request_id: str
     method: str
-    """``generate`` or ``score``."""
+    """``generate``, ``score`` or ``embed``."""
     tenant: str
     stack: Stack
     prompt_tokens: int

@@ -28,6 +28,7 @@ from .native.calls import NativeCall
 from .native.errors import CONNECT
 from .openai.chat import ChatCompletions
 from .openai.completions import Completions
+from .openai.embeddings import EmbeddingsOf
 from .openai.loading import LoadedFolders
 from .openai.models import Models
 from .openai.responses.responses import Responses
@@ -39,6 +40,7 @@ from .openapi import Operation, document
 METHODS = {
     "createChatCompletion": ("POST", "/v1/chat/completions"),
     "createCompletion": ("POST", "/v1/completions"),
+    "createEmbedding": ("POST", "/v1/embeddings"),
     "createResponse": ("POST", "/v1/responses"),
     "countInputTokens": ("POST", "/v1/responses/input_tokens"),
     "compactConversation": ("POST", "/v1/responses/compact"),
@@ -118,6 +120,7 @@ class Application:
         handlers: dict[str, Handler] = {
             "createChatCompletion": chat.create,
             "createCompletion": texts.create,
+            "createEmbedding": EmbeddingsOf(availability).create,
             "createResponse": responses.create,
             "countInputTokens": responses.count,
             "compactConversation": responses.compact,

@@ -52,6 +52,17 @@ def with_entries(descriptor: Descriptor, count: int) -> Iterator[tuple[str, Mess
                 yield f"{field.name}.{name}", made
 
 
+def test_token_ids_cost_less_than_entries() -> None:
+    def asked(texts: int, ids: int) -> inference_pb2.EmbedRequest:
+        entry = inference_pb2.EmbedInput(token_ids=inference_pb2.TokenIds(ids=[5] * ids))
+        return inference_pb2.EmbedRequest(input=[entry] * texts)
+
+    check_entries(asked(2000, 400))
+    for too_many in (asked(1, 64 * (MAX_ENTRIES + 1)), asked(2000, 1000), asked(MAX_ENTRIES + 1, 1)):
+        with pytest.raises(Error, match="entries"):
+            check_entries(too_many)
+
+
 @pytest.mark.parametrize("name", REQUESTS)
 def test_field_01_no_list_of_a_request_is_longer_than_the_bound(name: str) -> None:
     for _, request in with_entries(REQUESTS[name], MAX_ENTRIES):

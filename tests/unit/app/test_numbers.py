@@ -20,6 +20,7 @@ from loramux_server.config import Settings
 from loramux_server.core.bounds import LOGIT_BIAS, SAMPLING, SEED, WEIGHT, Bound
 from loramux_server.core.jobs import BOUNDS
 from loramux_server.services.common.limits import Limits
+from loramux_server.telemetry.activity import LONGEST
 from tests.unit.services.fakes import FakeBackend, Script, engine_info
 from tests.unit.services.tiny_tokenizer import write_tokenizer
 
@@ -48,7 +49,10 @@ OF_REQUESTS: dict[str, Bound] = {
     "logit_bias.key": Bound(0, VOCABULARY - 1),
     "logit_bias.value": LOGIT_BIAS,
     "stop_token_ids": Bound(0, VOCABULARY - 1),
+    "EmbedRequest.input.token_ids.ids": Bound(0, VOCABULARY - 1),
+    "EmbedRequest.dimensions": Bound(4, 4),  # those of the scripted base
     "page_size": PAGE,
+    "window_seconds": Bound(0, LONGEST),
     "files.size": Bound(0, LIMITS["max_upload_bytes"]),
     "header.size": Bound(0, 0),  # what is announced must come, and nothing comes here
     "version": Bound(1, 999_999_999),
@@ -114,6 +118,7 @@ BASIS: dict[str, dict[str, Any]] = {
     "GenerateRequest": {"prompt": "hello", "max_tokens": LIMITS["max_new_tokens"]},
     "ScoreRequest": {"prompt": "hello", "continuation": " there"},
     "TokenizeRequest": {"prompt": "hello"},
+    "EmbedRequest": {"input": [{"text": "hello"}]},
     "UploadAdapterRequest": {"header": {"name": "acme"}},
     "SetAliasRequest": {"name": "acme"},
     "ComposeAdapterRequest": {"name": "acme", "adapters": [{"adapter": "other"}]},
@@ -176,7 +181,7 @@ async def outcome(channel: grpc.aio.Channel, number: Number, value: float) -> tu
 
 async def wrong(channel: grpc.aio.Channel, number: Number, value: float) -> str:
     """What is wrong with the answer to a value of a field; empty: nothing."""
-    name = "logit_bias" if "logit_bias" in number.path else number.path[-1]
+    name = next((whole for whole in ("logit_bias", "input") if whole in number.path), number.path[-1])
     code, words = await outcome(channel, number, value)
     named = re.search(rf"\b{name}\b[^:]*: ", words) is not None
     too_large = code is grpc.StatusCode.RESOURCE_EXHAUSTED

@@ -149,6 +149,11 @@ class Inference(inference_pb2_grpc.InferenceServiceServicer):
             token_bytes=[b"a", b"b"],
         )
 
+    def Embed(self, request: Any, context: Any) -> Any:
+        self.fake.take("Embed", request, context)
+        found = [inference_pb2.Embedding(values=[0.5, float(i)]) for i in range(len(request.input))]
+        return inference_pb2.EmbedResponse(embeddings=found, usage=common_pb2.Usage(prompt_tokens=3, total_tokens=3))
+
     def Tokenize(self, request: Any, context: Any) -> Any:
         self.fake.take("Tokenize", request, context)
         return inference_pb2.TokenizeResponse(token_ids=[5, 6], tokens=["a", "b"], text="ab", token_bytes=[b"a", b"b"])

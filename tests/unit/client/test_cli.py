@@ -253,6 +253,17 @@ def test_tools_and_whole_chats_from_files(fake: Fake, shell: Shell, tmp_path: Pa
         assert shell(*wrong) == 2, wrong
 
 
+def test_embed(fake: Fake, shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert shell("embed", "a", "b", "-a", "acme:0.5", "--pooling", "last", "--no-normalize") == 0
+    assert shell.out == "[0.5, 0.0]\n[0.5, 1.0]\n"
+    request = fake.last("Embed")
+    assert ([i.text for i in request.input], request.normalize) == (["a", "b"], False)
+    monkeypatch.setattr("sys.stdin", io.StringIO("one\ntwo\n"))
+    assert shell("embed", "-", "--json") == 0
+    assert [i.text for i in fake.last("Embed").input] == ["one", "two"]
+    assert json.loads(shell.out)["vectors"] == [[0.5, 0.0], [0.5, 1.0]]
+
+
 def test_chat_gives_the_template_tools_and_arguments(
     fake: Fake, shell: Shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

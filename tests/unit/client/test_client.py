@@ -62,6 +62,32 @@ def test_wrong_arguments_send_nothing(fake: Fake, client: Client) -> None:
     assert fake.requests == []
 
 
+def test_embed(fake: Fake, client: Client) -> None:
+    found = client.embed(["a", (5, 6)], adapters={"acme": 0.5}, pooling="last", normalize=False, dimensions=2)
+    assert found.vectors == ((0.5, 0.0), (0.5, 1.0))
+    assert found.usage.prompt_tokens == 3
+    request = fake.last("Embed")
+    assert [(i.text, list(i.token_ids.ids), i.WhichOneof("content")) for i in request.input] == [
+        ("a", [], "text"),
+        ("", [5, 6], "token_ids"),
+    ]
+    assert (request.pooling, request.normalize, request.dimensions) == (inference_pb2.POOLING_LAST, False, 2)
+    assert [(e.adapter, e.weight) for e in request.adapters] == [("acme", 0.5)]
+    assert client.embed("a").vectors == ((0.5, 0.0),)
+    plain = fake.last("Embed")
+    assert (plain.pooling, plain.HasField("normalize"), plain.HasField("dimensions")) == (0, False, False)
+    wrong: list[tuple[Any, dict[str, Any], str]] = [
+        (5, {}, "input"),
+        ([5], {}, r"input\[0\]"),
+        ([["a"]], {}, r"input\[0\]"),
+        ("a", {"pooling": "cls"}, "pooling"),
+        ("a", {"dimensions": "x"}, "dimensions"),
+    ]
+    for given, options, field in wrong:
+        with pytest.raises(loramux.InvalidArgument, match=field):
+            client.embed(given, **options)
+
+
 def test_score_tokenize_info_health(fake: Fake, client: Client) -> None:
     score = client.score("a", "b", adapters=["acme"])
     assert (score.total, score.greedy) == (-1.5, (True, False))

@@ -18,6 +18,7 @@ from tests.unit.services.tenants import CALLERS, World, adapter_files, open_worl
 REQUESTS = {
     "createChatCompletion": {"messages": [{"role": "user", "content": "Where?"}], "max_tokens": 2},
     "createCompletion": {"prompt": "Where?", "max_tokens": 2},
+    "createEmbedding": {"input": ["Where?"]},
     "createResponse": {"input": "Where?", "max_output_tokens": 2},
     "countInputTokens": {"input": "Where?"},
     "createMessage": {"messages": [{"role": "user", "content": "Where?"}], "max_tokens": 2},

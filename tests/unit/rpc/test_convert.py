@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from dataclasses import fields, replace
 
 import pytest
@@ -29,6 +30,7 @@ from loramux_server.core.types import (
     Chunk,
     FinishReason,
     Message,
+    Pooling,
     SamplingParams,
     StackEntry,
     StackItem,
@@ -38,7 +40,14 @@ from loramux_server.core.types import (
 from loramux_server.data.label_masks import MarkedText
 from loramux_server.services.adapters.types import AdapterInfo, ComposeRequest
 from loramux_server.services.availability import Readiness
-from loramux_server.services.inference.types import Choice, Completion, GenerateRequest, Score
+from loramux_server.services.inference.types import (
+    Choice,
+    Completion,
+    Embeddings,
+    EmbedRequest,
+    GenerateRequest,
+    Score,
+)
 from loramux_server.services.jobs.types import DatasetReport, MarkedRow, RowProblem
 from loramux_server.store.records import (
     AdapterMeta,
@@ -276,6 +285,30 @@ def test_completion_and_score() -> None:
     score = inference.score_to_proto(Score((1, 2), ("a", "b"), (-1.0, -2.0), (True, False), 4, ()))
     assert (list(score.greedy), list(score.tokens)) == ([True, False], ["a", "b"])
     assert (score.usage.prompt_tokens, score.usage.completion_tokens, score.usage.total_tokens) == (4, 2, 6)
+
+
+def test_embeddings() -> None:
+    ids = inference_pb2.EmbedInput(token_ids=inference_pb2.TokenIds(ids=[5, 6]))
+    entry = common_pb2.StackEntry(adapter="acme")
+    request = inference_pb2.EmbedRequest(input=[inference_pb2.EmbedInput(text="a"), ids], adapters=[entry])
+    found = inference.embed_from_proto(request, CALL)
+    assert found == EmbedRequest(
+        input=("a", (5, 6)), adapters=STACK[:1], principal=LOCAL, request_id="r1", deadline=12.5
+    )
+    request.pooling, request.normalize, request.dimensions = inference_pb2.POOLING_LAST, False, 4
+    assert inference.embed_from_proto(request, CALL) == replace(
+        found, pooling=Pooling.LAST, normalize=False, dimensions=4
+    )
+    request.input.add()
+    with pytest.raises(Error, match=r"input\[2\]: has no content"):
+        inference.embed_from_proto(request, CALL)
+    with pytest.raises(Error, match="pooling: is 9"):
+        inference.embed_from_proto(inference_pb2.EmbedRequest(pooling=9), CALL)  # type: ignore[arg-type]
+    vectors = (struct.pack("<2f", 0.5, 2.0**-126), struct.pack("<2f", -1.0, 3.0))
+    message = inference.embeddings_to_proto(Embeddings(vectors, 2, 7, (StackEntry(AdapterVersion("a", 1, "d", 2)),)))
+    assert [list(each.values) for each in message.embeddings] == [[0.5, 2.0**-126], [-1.0, 3.0]]
+    assert (message.usage.prompt_tokens, message.usage.completion_tokens) == (7, 0)
+    assert [(a.name, a.version, a.weight) for a in message.adapters] == [("a", 1, 1.0)]
 
 
 def test_adapter_versions_carry_every_field() -> None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import struct
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from loramux_server.core.backend import (
+    EmbedCommand,
+    EmbedResult,
     EngineInfo,
     EngineState,
     EngineStats,
@@ -49,6 +52,7 @@ def engine_info(vocab_size: int, *, tokenizer_path: str = "", max_context: int =
         num_layers=4,
         linear_modules=linear_modules(),
         tokenizer_path=tokenizer_path,
+        hidden_size=4,
     )
 
 
@@ -76,6 +80,8 @@ class FakeBackend:
     training: Callable[[TrainCommand], AsyncIterator[TrainEvent]] | None = None
     commands: list[GenerateCommand] = field(default_factory=list)
     scores: list[ScoreCommand] = field(default_factory=list)
+    embedded: list[EmbedCommand] = field(default_factory=list)
+    embed_error: Error | None = None
     trained: list[TrainCommand] = field(default_factory=list)
     rows: list[JobRows] = field(default_factory=list)
     """Those of the commands in ``trained``."""
@@ -126,6 +132,13 @@ class FakeBackend:
             raise Error(Code.FAILED_PRECONDITION, "the logits are not finite", reason=LOGITS_NOT_FINITE)
         count = len(command.continuation_ids)
         return ScoreResult(tuple(-float(i) for i in range(count)), tuple(i == 0 for i in range(count)))
+
+    async def embed(self, command: EmbedCommand) -> EmbedResult:
+        self.embedded.append(command)
+        if self.embed_error is not None:
+            raise self.embed_error
+        values = (float(len(command.prompt_ids)), 0.5, -1.0, 2.0**-126)
+        return EmbedResult(struct.pack("<4f", *values))
 
     async def load(self, adapter: AdapterVersion) -> None:
         if self.load_error is not None:

@@ -91,6 +91,12 @@ CASES = {
         "InferenceService/Score",
         lambda o, own: inference_pb2.ScoreRequest(prompt=PROMPT, continuation=" In", adapters=_stack(o.adapter)),
     ),
+    "embed": Case(
+        "InferenceService/Embed",
+        lambda o, own: inference_pb2.EmbedRequest(
+            input=[inference_pb2.EmbedInput(text=PROMPT)], adapters=_stack(o.adapter)
+        ),
+    ),
     "get": Case("AdapterService/GetAdapter", lambda o, own: adapters_pb2.GetAdapterRequest(adapter=o.adapter)),
     "get a version": Case(
         "AdapterService/GetAdapter", lambda o, own: adapters_pb2.GetAdapterRequest(adapter=f"{o.adapter}@1")

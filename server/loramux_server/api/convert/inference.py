@@ -1,4 +1,4 @@
-"""Generation, scoring, tokenisation."""
+"""Generation, scoring, embeddings, tokenisation."""
 
 from __future__ import annotations
 
@@ -11,8 +11,17 @@ from loramux.v1 import inference_pb2 as pb
 
 from ...core.call import Call
 from ...core.errors import invalid_field
-from ...core.types import Chunk, SamplingParams, TokenLogprob, Usage
-from ...services.inference.types import Completion, GenerateRequest, Score, ScoreRequest, TokenizeRequest, Tokens
+from ...core.types import Chunk, Pooling, SamplingParams, TokenLogprob, Usage
+from ...services.inference.types import (
+    Completion,
+    Embeddings,
+    EmbedRequest,
+    GenerateRequest,
+    Score,
+    ScoreRequest,
+    TokenizeRequest,
+    Tokens,
+)
 from ...text.forced_calls import ToolChoice, ToolMode
 from .common import applied_to_proto, messages_from_proto, numbers, set_fields, stack_from_proto, to_proto, word
 
@@ -132,6 +141,35 @@ def score_from_proto(request: pb.ScoreRequest, call: Call) -> ScoreRequest:
         principal=call.principal,
         request_id=call.request_id,
         deadline=call.deadline,
+    )
+
+
+def embed_from_proto(request: pb.EmbedRequest, call: Call) -> EmbedRequest:
+    """Texts to embed. Raises INVALID_ARGUMENT for an input without content, and a pooling that is none."""
+    return EmbedRequest(
+        input=tuple(_input(given, f"input[{i}]") for i, given in enumerate(request.input)),
+        adapters=stack_from_proto(request.adapters),
+        pooling=Pooling(word(pb.Pooling.DESCRIPTOR, request.pooling, "pooling") or "mean"),
+        normalize=request.normalize if request.HasField("normalize") else True,
+        dimensions=request.dimensions if request.HasField("dimensions") else None,
+        principal=call.principal,
+        request_id=call.request_id,
+        deadline=call.deadline,
+    )
+
+
+def _input(given: pb.EmbedInput, path: str) -> str | tuple[int, ...]:
+    if given.WhichOneof("content") is None:
+        raise invalid_field(path, "has no content; set text or token_ids")
+    return given.text if given.HasField("text") else tuple(given.token_ids.ids)
+
+
+def embeddings_to_proto(found: Embeddings) -> pb.EmbedResponse:
+    """Embeddings, and what they cost."""
+    return pb.EmbedResponse(
+        embeddings=[pb.Embedding(values=found.values(i)) for i in range(len(found.vectors))],
+        usage=to_proto(common_pb2.Usage, Usage(found.prompt_tokens)),
+        adapters=applied_to_proto(found.adapters),
     )
 
 

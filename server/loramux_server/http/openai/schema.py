@@ -179,3 +179,16 @@ class CompletionRequest(Sampling):
     echo: Literal[False] | None = False
     best_of: Literal[1] | None = None
     suffix: None = None
+
+
+class EmbeddingRequest(Strict):
+    """``POST /v1/embeddings``."""
+
+    model: StrictStr
+    adapters: list[Adapter] = Field(default_factory=list)
+    input: StrictStr | list[StrictStr] | list[StrictInt] | list[list[StrictInt]]
+    encoding_format: Literal["float", "base64"] | None = None
+    dimensions: StrictInt | None = None
+    pooling: Literal["mean", "last"] = "mean"
+    normalize: StrictBool = True
+    user: StrictStr | None = None

@@ -309,3 +309,27 @@ class CheckpointPage(_PageWithIds):
     """Checkpoints."""
 
     data: list[Checkpoint]
+
+
+class Embedding(TypedDict):
+    """The embedding of one text: numbers, or float32 in little-endian order as base64."""
+
+    object: Literal["embedding"]
+    index: int
+    embedding: list[float] | str
+
+
+class EmbeddingUsage(TypedDict):
+    """Tokens of all texts."""
+
+    prompt_tokens: int
+    total_tokens: int
+
+
+class EmbeddingList(TypedDict):
+    """Embeddings, in the order of the texts."""
+
+    object: Literal["list"]
+    data: list[Embedding]
+    model: str
+    usage: EmbeddingUsage

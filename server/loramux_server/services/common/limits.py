@@ -17,6 +17,8 @@ class Limits:
     max_new_tokens: int = 32_768
     """Largest ``max_tokens`` a request may name; within it, a request is clamped to what its context has left."""
     max_choices: int = 16
+    max_embed_inputs: int = 2048
+    """Most texts of one request for embeddings."""
     max_logprobs: int = 20
     max_logit_bias: int = 1024
     max_request_seconds: float = 600.0

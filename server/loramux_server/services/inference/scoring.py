@@ -5,17 +5,17 @@ from __future__ import annotations
 import time
 import uuid
 
-from ...core.backend import ScoreCommand, ScoreResult
+from ...core.backend import ScoreCommand
 from ...core.bounds import text_violations
-from ...core.errors import Code, Error, FieldViolation, invalid, invalid_field
-from ...core.observer import Observer, RequestFinished, RequestStarted
-from ...core.types import Stack
+from ...core.errors import FieldViolation, invalid, invalid_field
+from ...core.observer import Observer, RequestStarted
 from ..common.checks import stack_violations
 from ..common.context import Context
 from ..common.deadlines import Preparation, until
 from ..common.stacks import StackResolver, active
 from ..common.workers import prepare
 from .checks import prompt_violations
+from .observed import observed
 from .prompts import check_context, encode_prompt
 from .types import Score, ScoreRequest
 
@@ -55,7 +55,12 @@ class Scorer:
         with self._meter.reserve(request.principal, tokens) as reservation:
             reservation.spent = tokens
             async with self._stacks.held(stack):
-                result = await self._run(request.request_id or command.id, command, stack, deadline, started)
+                begun = RequestStarted(
+                    request.request_id or command.id, "score", command.tenant, stack, len(prompt_ids)
+                )
+                with observed(self._observer, begun, started, completion_tokens=len(ids)):
+                    async with until(deadline):
+                        result = await self._backend.score(command)
         return Score(
             token_ids=command.continuation_ids,
             tokens=tuple(self._text.token_text(id) for id in ids),
@@ -80,36 +85,3 @@ class Scorer:
             )
             raise invalid([FieldViolation("continuation", description)], reason="PROMPT_TOO_LONG")
         return prompt_ids, ids
-
-    async def _run(
-        self, request_id: str, command: ScoreCommand, stack: Stack, deadline: float, started: float
-    ) -> ScoreResult:
-        prompt_tokens = len(command.prompt_ids)
-        self._observer.request_started(RequestStarted(request_id, "score", command.tenant, stack, prompt_tokens))
-        code = Code.CANCELLED.value
-        try:
-            async with until(deadline):
-                result = await self._backend.score(command)
-            code = "ok"
-            return result
-        except Error as error:
-            code = error.code.value
-            raise
-        except Exception:
-            code = Code.INTERNAL.value
-            raise
-        finally:
-            self._observer.request_finished(
-                RequestFinished(
-                    request_id=request_id,
-                    method="score",
-                    tenant=command.tenant,
-                    stack=stack,
-                    prompt_tokens=prompt_tokens,
-                    completion_tokens=len(command.continuation_ids) if code == "ok" else 0,
-                    cached_tokens=0,
-                    duration=time.monotonic() - started,
-                    finish_reasons=(),
-                    code=code,
-                )
-            )

@@ -1,4 +1,4 @@
-"""Generation, scoring and tokenisation."""
+"""Generation, scoring, embedding and tokenisation."""
 
 from __future__ import annotations
 
@@ -23,9 +23,20 @@ from ..common.workers import prepare
 from .answer import Answer, Prepared
 from .checks import check_generation, prompt_violations
 from .choice import ChoiceDecoder
+from .embedding import Embedder
 from .prompts import check_context, encode_prompt, required_calls
 from .scoring import Scorer
-from .types import Choice, Completion, GenerateRequest, Score, ScoreRequest, TokenizeRequest, Tokens
+from .types import (
+    Choice,
+    Completion,
+    Embeddings,
+    EmbedRequest,
+    GenerateRequest,
+    Score,
+    ScoreRequest,
+    TokenizeRequest,
+    Tokens,
+)
 
 
 class GenerationService:
@@ -45,6 +56,7 @@ class GenerationService:
         self._stacks = context.stacks
         self._preparation = Preparation(context.limits.max_request_seconds)
         self._scorer = Scorer(context, self._stacks, self._observer, self._preparation)
+        self._embedder = Embedder(context, self._stacks, self._observer, self._preparation)
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[Chunk]:
         """Stream an answer.
@@ -80,6 +92,10 @@ class GenerationService:
     async def score(self, request: ScoreRequest) -> Score:
         """Log-probabilities of a given continuation. Raises as ``generate`` does."""
         return await self._scorer.score(request)
+
+    async def embed(self, request: EmbedRequest) -> Embeddings:
+        """An embedding of each text. Raises as ``generate`` does."""
+        return await self._embedder.embed(request)
 
     async def tokenize(self, request: TokenizeRequest) -> Tokens:
         """Token ids of exactly one of a plain prompt and messages, as ``generate`` would feed them to the model."""

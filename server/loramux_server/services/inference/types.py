@@ -1,12 +1,13 @@
-"""What a generation, a score or a tokenisation takes and answers."""
+"""What a generation, a score, a tokenisation or an embedding takes and answers."""
 
 from __future__ import annotations
 
+import struct
 from dataclasses import dataclass
 from typing import Any
 
 from ...core.principal import Principal
-from ...core.types import FinishReason, Message, SamplingParams, StackEntry, StackItem, TokenLogprob, Usage
+from ...core.types import FinishReason, Message, Pooling, SamplingParams, StackEntry, StackItem, TokenLogprob, Usage
 from ...text.forced_calls import MODEL_CHOOSES, ToolChoice
 
 
@@ -76,6 +77,37 @@ class ScoreRequest(Asked):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenizeRequest(Asked):
     """Show the tokens of what is asked."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EmbedRequest:
+    """Texts, or their token ids, whose embeddings under a stack are wanted."""
+
+    principal: Principal
+    request_id: str = ""
+    input: tuple[str | tuple[int, ...], ...]
+    adapters: tuple[StackItem, ...] = ()
+    pooling: Pooling = Pooling.MEAN
+    normalize: bool = True
+    """Scale each embedding to length 1."""
+    dimensions: int | None = None
+    """Must be all that the base has."""
+    deadline: float | None = None
+    """Seconds on the monotonic clock after which the answer is of no use."""
+
+
+@dataclass(frozen=True, slots=True)
+class Embeddings:
+    """An embedding for each input: ``dimensions`` float32, little-endian."""
+
+    vectors: tuple[bytes, ...]
+    dimensions: int
+    prompt_tokens: int
+    adapters: tuple[StackEntry, ...]
+
+    def values(self, index: int) -> tuple[float, ...]:
+        """The numbers of one embedding."""
+        return struct.unpack(f"<{len(self.vectors[index]) // 4}f", self.vectors[index])
 
 
 @dataclass(frozen=True, slots=True)

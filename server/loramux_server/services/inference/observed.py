@@ -1,0 +1,44 @@
+"""Requests that are answered at once, as the observer is told of them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from ...core.errors import Code, Error
+from ...core.observer import Observer, RequestFinished, RequestStarted
+
+
+@contextmanager
+def observed(observer: Observer, request: RequestStarted, came: float, *, completion_tokens: int = 0) -> Iterator[None]:
+    """Tell of a request that the block answers, whichever way it ends.
+
+    ``came``: when it came, on the monotonic clock. ``completion_tokens`` count if it is answered.
+    """
+    observer.request_started(request)
+    code = Code.CANCELLED.value
+    try:
+        yield
+        code = "ok"
+    except Error as error:
+        code = error.code.value
+        raise
+    except Exception:
+        code = Code.INTERNAL.value
+        raise
+    finally:
+        observer.request_finished(
+            RequestFinished(
+                request_id=request.request_id,
+                method=request.method,
+                tenant=request.tenant,
+                stack=request.stack,
+                prompt_tokens=request.prompt_tokens,
+                completion_tokens=completion_tokens if code == "ok" else 0,
+                cached_tokens=0,
+                duration=time.monotonic() - came,
+                finish_reasons=(),
+                code=code,
+            )
+        )
