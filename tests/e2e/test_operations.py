@@ -8,6 +8,7 @@ import resource
 import shutil
 import socket
 import sqlite3
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,8 +23,13 @@ import loramux
 from loramux.v1 import inference_pb2, inference_pb2_grpc
 from loramux_server.store.store import Store
 from tests.e2e.server_process import ServerProcess, kill, run_server, server_process
+from tests.e2e.test_random_kills_real import Real
 from tests.soak.invariants import memory
 from tests.tiny import write_model
+from tests.unit.services.adapter_files import write_adapter
+from tests.unit.store.test_postgres import BIN, Postgres, postgres, url
+
+__all__ = ["postgres", "url"]
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
@@ -200,3 +206,34 @@ def test_a_state_directory_that_cannot_be_written(model: Path, tmp_path: Path) -
         os.system(f"chattr -i {state} {state}/*")
     assert code == 1, lines
     assert str(state) in lines[-1]
+
+
+@pytest.mark.skipif(BIN is None, reason="no PostgreSQL server is installed (apt install postgresql)")
+def test_a_database_that_is_away_for_a_while(model: Path, tmp_path: Path, postgres: Postgres, url: str) -> None:
+    """Adapters in use go on, all else is UNAVAILABLE, and nobody starts the server again."""
+    flags = (*FLAGS, "--metrics-listen", "off", "--model", str(model), "--state-dir", str(tmp_path / "state"))
+    with server_process(tmp_path, *flags, "--database-url", url) as server:
+        server.wait_for("is ready")
+        with loramux.Client(server.address, timeout=60) as client:
+            for name, b in (("warm", 0.25), ("cold", 0.5)):
+                client.adapters.upload(name, write_adapter(tmp_path / name, Real.info, b=b))
+            said = client.generate("x", adapters=["warm"], max_tokens=4).choices[0].token_ids
+            postgres.stop()
+            try:
+                for _ in range(5):
+                    assert client.generate("x", adapters=["warm"], max_tokens=4).choices[0].token_ids == said
+                with pytest.raises(loramux.Unavailable):
+                    client.generate("x", adapters=["cold"], max_tokens=4)
+                with pytest.raises(loramux.Unavailable):
+                    client.datasets.upload([{"prompt": "a", "completion": "b"}])
+            finally:
+                postgres.start()
+            deadline = time.monotonic() + 60
+            while True:
+                try:
+                    assert client.generate("x", adapters=["cold"], max_tokens=4).choices
+                    assert client.datasets.upload([{"prompt": "a", "completion": "b"}]).id
+                    break
+                except loramux.Unavailable:
+                    assert time.monotonic() < deadline
+        assert not [line for line in server.lines if "Traceback" in line]
