@@ -22,6 +22,7 @@ MODEL = "json"
 """An adapter: its answers come to an end, where the small base may go on until it is cut."""
 STAYS = {
     "open-responses": ("docs/openai.md", {"image-input"}),
+    "anthropic": ("docs/anthropic.md", {"anth-image-input"}),
 }
 """By format: the page that says why, and the checks that fail."""
 

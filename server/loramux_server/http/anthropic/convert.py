@@ -53,12 +53,7 @@ def stack_of(asked: CountRequest) -> tuple[StackItem, ...]:
 def _prompt(asked: CountRequest, call: Call) -> dict[str, Any]:
     system = _text(asked.system)
     messages = [core.Message("system", system)] if system else []
-    for turn in _turns(asked.messages):
-        last = messages[-1] if messages else turn
-        if last is not turn and _joins(last, turn):
-            messages[-1] = replace(turn, content=f"{last.content}{_BETWEEN}{turn.content}")
-        else:
-            messages.append(turn)
+    messages += _joined(_turns(asked.messages))
     goes_on = asked.messages[-1].role == "assistant"
     if goes_on and messages[-1].tool_calls:
         raise invalid_field("messages", "end with tool_use: send a tool_result for each of its calls after them")
@@ -69,6 +64,16 @@ def _prompt(asked: CountRequest, call: Call) -> dict[str, Any]:
         "continue_final_message": goes_on,
         "deadline": call.deadline,
     }
+
+
+def _joined(turns: Iterable[core.Message]) -> list[core.Message]:
+    """Turns, those of one role that follow each other as one."""
+    found: list[tuple[core.Message, list[str]]] = []
+    for turn in turns:
+        texts = found.pop()[1] if found and _joins(found[-1][0], turn) else []
+        texts.append(str(turn.content))
+        found.append((turn, texts))
+    return [replace(turn, content=_BETWEEN.join(texts)) for turn, texts in found]
 
 
 def _joins(last: core.Message, turn: core.Message) -> bool:
