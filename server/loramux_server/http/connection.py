@@ -17,7 +17,7 @@ _KEY = "loramux.certificate_names"
 
 
 class Connection(H11Protocol):
-    """Each request knows the names in the client's certificate, and a connection without one does not stay."""
+    """Each request knows the names in the client's certificate; a connection that brings no request is ended."""
 
     def __init__(self, limits: Limits, **given: Any) -> None:
         super().__init__(**given)
