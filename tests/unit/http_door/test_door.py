@@ -159,6 +159,23 @@ async def test_adapters_are_models(http: Http, info: EngineInfo, tmp_path: Path)
     done = await http.openai.completions.create(model="base", prompt="x", extra_body=body)
     assert done.model == "json@1:0.5+acme@1"
     assert [e.weight for e in http.backend.commands[-1].stack.entries] == [0.5, 1.0]
+    lora: Any = [{"id": "json", "scale": 0.5}, {"id": "acme"}]
+    for path, asked in (
+        ("completions", {"prompt": "x"}),
+        ("chat/completions", {"messages": [{"role": "user", "content": "x"}]}),
+    ):
+        answer = await http.raw.post(f"/v1/{path}", json={"model": "base", **asked, "lora": lora})
+        assert answer.json()["model"] == "json@1:0.5+acme@1"
+    listed_there = (await http.raw.get("/lora-adapters")).json()
+    assert listed_there == [{"id": n, "path": f"{n}@1", "scale": 0.0} for n in ("acme", "json")]
+    for changes, param in (
+        ({"adapters": [{"name": "acme"}]}, "lora"),
+        ({"model": "acme"}, "lora"),
+        ({"lora": [{"id": 0, "scale": 1.0}]}, "lora[0].id"),
+        ({"lora": [{"name": "acme"}]}, "lora[0].id"),
+    ):
+        answer = await http.raw.post("/v1/completions", json={"model": "base", "prompt": "x", "lora": lora, **changes})
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, param), answer.text
     assert (await http.openai.models.delete("json")).deleted
     with pytest.raises(openai.NotFoundError):
         await http.openai.models.retrieve("json")

@@ -75,7 +75,8 @@ async def answer_to(client: httpx2.AsyncClient, caller: str, operation: str, mod
 
 
 def test_every_operation_is_looked_at() -> None:
-    looked_at = {*REQUESTS, *BY_RESPONSE, *BY_FILE, *BY_JOB, "listModels", "listFiles", "listPaginatedFineTuningJobs"}
+    looked_at = {*REQUESTS, *BY_RESPONSE, *BY_FILE, *BY_JOB, "listFiles", "listPaginatedFineTuningJobs"}
+    looked_at |= {"listModels", "listLoraAdapters"}
     looked_at |= BY_UPLOAD.keys() | set(FOLDERS)
     of_the_caller = {"createFile", "createUpload", "createFineTuningJob", "compactConversation"}
     assert looked_at | of_the_caller == METHODS.keys()

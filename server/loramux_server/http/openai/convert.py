@@ -11,7 +11,7 @@ from ...core.types import Message, SamplingParams, StackItem
 from ...services.inference.types import GenerateRequest
 from ...text.forced_calls import ToolChoice, ToolMode
 from ..fields import as_text
-from ..names import parse_model
+from ..names import BASE, parse_model
 from .schema import (
     ChatMessage,
     ChatRequest,
@@ -66,7 +66,7 @@ def completion_requests(asked: CompletionRequest, call: Call, defaults: Sampling
 def _shared(asked: ChatRequest | CompletionRequest, call: Call, sampling: SamplingParams) -> dict[str, Any]:
     stop = asked.stop if asked.stop is not None else []
     return {
-        "adapters": parse_model(asked.model, [StackItem(a.name, float(a.weight)) for a in asked.adapters]),
+        "adapters": _stack(asked),
         "sampling": sampling,
         "stop": (stop,) if isinstance(stop, str) else tuple(stop),
         "n": 1 if asked.n is None else asked.n,
@@ -75,6 +75,25 @@ def _shared(asked: ChatRequest | CompletionRequest, call: Call, sampling: Sampli
         "deadline": call.deadline,
         "response_format": _shape(asked),
     }
+
+
+def _stack(asked: Sampling) -> tuple[StackItem, ...]:
+    """The stack, in whichever of three ways it is written."""
+    if asked.lora is None:
+        return parse_model(asked.model, [StackItem(a.name, float(a.weight)) for a in asked.adapters])
+    if asked.adapters or asked.model != BASE:
+        what = f"must be left out beside adapters, and where model names a stack; set model to {BASE!r}"
+        raise invalid_field("lora", what)
+    return tuple(StackItem(_named(a.id, f"lora[{i}].id"), float(a.scale)) for i, a in enumerate(asked.lora))
+
+
+def _named(id: str | int, field: str) -> str:
+    """An adapter's name: its place in a list changes when others come and go, and would silently mean another."""
+    if isinstance(id, int):
+        raise invalid_field(
+            field, f"is {id}; adapters have names here: send an id of GET /lora-adapters, such as 'acme'"
+        )
+    return id
 
 
 def _sampling(asked: Sampling, defaults: SamplingParams) -> SamplingParams:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from ...core import call as calls
@@ -14,7 +15,7 @@ from ..anthropic.shapes import ModelInfo, ModelPage
 from ..describe import describe
 from ..exchange import Exchange
 from ..names import BASE, adapter_named
-from .shapes import DeletedModel, Model, ModelList
+from .shapes import DeletedModel, LoraAdapters, Model, ModelList
 
 PAGE = 1000
 
@@ -28,19 +29,18 @@ class Models:
     @describe(answer=ModelList | ModelPage, headers=(ANTHROPIC_VERSION,))
     async def list(self, exchange: Exchange) -> None:
         """All of them."""
-        service, principal = self._availability.open().adapters, calls.principal()
-        found, token = [self._base()], ""
-        while True:
-            page = await service.list(principal, page_size=PAGE, page_token=token)
-            for info in page.items:
-                found += _models(info)
-            token = page.next_page_token
-            if not token:
-                break
+        found = [self._base(), *(model for info in await self._adapters() for model in _models(info))]
         if asks_as_anthropic(exchange):
             await exchange.send_json(model_page(found, self._context))
         else:
             await exchange.send_json({"object": "list", "data": found})
+
+    @describe(answer=LoraAdapters)
+    async def scales(self, exchange: Exchange) -> None:
+        """The adapters as llama.cpp lists them: what ``lora`` of a request may name. None acts unless it is named."""
+        infos = [info for info in await self._adapters() if info.current is not None]
+        shown = [{"id": i.name, "path": i.current.ref if i.current else "", "scale": 0.0} for i in infos]
+        await exchange.send_json(shown)
 
     @describe(answer=Model | ModelInfo, headers=(ANTHROPIC_VERSION,))
     async def retrieve(self, exchange: Exchange) -> None:
@@ -67,6 +67,18 @@ class Models:
 
     async def _send(self, exchange: Exchange, model: dict[str, Any]) -> None:
         await exchange.send_json(model_info(model, self._context) if asks_as_anthropic(exchange) else model)
+
+    async def _adapters(self) -> Sequence[AdapterInfo]:
+        """Those that the caller may use."""
+        service, principal = self._availability.open().adapters, calls.principal()
+        found: tuple[AdapterInfo, ...] = ()
+        token = ""
+        while True:
+            page = await service.list(principal, page_size=PAGE, page_token=token)
+            found += tuple(page.items)
+            token = page.next_page_token
+            if not token:
+                return found
 
     def _base(self) -> dict[str, Any]:
         return {**_model(BASE, 0.0, self._context.info.base_name), "parent": None}

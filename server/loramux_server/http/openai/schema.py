@@ -33,11 +33,19 @@ class Ignored(Strict):
     prompt_cache_options: Any = None
 
 
+class Scaled(Strict):
+    """One adapter of a stack as llama.cpp writes it; ``id`` is its name."""
+
+    id: StrictStr | StrictInt
+    scale: Number = 1.0
+
+
 class Sampling(Ignored):
     """What chat and plain completions share."""
 
     model: StrictStr
     adapters: list[Adapter] = Field(default_factory=list)
+    lora: list[Scaled] | None = None
     max_tokens: StrictInt | None = None
     temperature: Number | None = None
     top_p: Number | None = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, NotRequired
+from typing import Any, Literal, NotRequired, TypeAlias
 
 from typing_extensions import TypedDict
 
@@ -158,6 +158,17 @@ class Model(TypedDict):
     owned_by: str
     root: str
     parent: str | None
+
+
+class LoraAdapter(TypedDict):
+    """An adapter as llama.cpp lists it: ``id`` is its name, ``path`` its current version."""
+
+    id: str
+    path: str
+    scale: float
+
+
+LoraAdapters: TypeAlias = list[LoraAdapter]
 
 
 class ModelList(TypedDict):

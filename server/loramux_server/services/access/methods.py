@@ -67,6 +67,7 @@ METHODS: Mapping[str, Method] = MappingProxyType(
         "openai.v1/createEmbedding": Method(Scope.INFER, generates=True),
         "anthropic.v1/createMessage": Method(Scope.INFER, generates=True),
         "anthropic.v1/countMessageTokens": Method(Scope.INFER),
+        "openai.v1/listLoraAdapters": Method(Scope.INFER),
         "openai.v1/listModels": Method(Scope.INFER),
         "openai.v1/retrieveModel": Method(Scope.INFER),
         "openai.v1/deleteModel": Method(Scope.WRITE_ADAPTERS, audited=True),
