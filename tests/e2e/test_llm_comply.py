@@ -16,13 +16,14 @@ import pytest
 from tests.e2e.server_process import ServerProcess
 from tests.unit.docs.markdown import ROOT
 
-pytestmark = [pytest.mark.e2e, pytest.mark.slow]
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(900)]
 
 MODEL = "json"
 """An adapter: its answers come to an end, where the small base may go on until it is cut."""
 STAYS = {
     "open-responses": ("docs/openai.md", {"image-input"}),
     "anthropic": ("docs/anthropic.md", {"anth-image-input"}),
+    "openai-chat": ("docs/openai.md", {"chat-image-input"}),
 }
 """By format: the page that says why, and the checks that fail."""
 
