@@ -27,8 +27,6 @@ class Shape:
     """The JSON that it takes; None: it takes no body."""
     form: Any = None
     """The parts of the form that it takes, as a model; a part of ``bytes`` is a file."""
-    binary: bool = False
-    """Whether it takes bytes of any kind as its body."""
     query: Any = None
     """A model of its query's parameters."""
     headers: tuple[str, ...] = ()

@@ -195,8 +195,6 @@ def _content_taken(shape: Shape, schemas: _Schemas) -> dict[str, Any]:
         content[JSON_TYPE] = {"schema": schemas.taken(shape.body)}
     if shape.form is not None:
         content[FORM_TYPE] = {"schema": schemas.taken(shape.form)}
-    if shape.binary:
-        content["application/octet-stream"] = {}
     return content
 
 

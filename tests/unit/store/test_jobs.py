@@ -140,6 +140,16 @@ def test_events_are_numbered_in_order_without_gaps(store: Store) -> None:
     assert now.metrics == {"loss": 0.25, "eval_loss": 0.5}
 
 
+def test_the_number_of_the_last_event_is_found_for_many_jobs_at_once(store: Store) -> None:
+    jobs = [to(store, JobState.RUNNING) for _ in range(2)]
+    last = {job: store.jobs.events(job)[-1].sequence for job in jobs}
+    assert store.jobs.newest_events([*jobs, "job-none"]) == last
+    store.jobs.append_event(jobs[0], step(1))
+    store.jobs.flush()
+    assert store.jobs.newest_events(jobs) == {**last, jobs[0]: last[jobs[0]] + 1}
+    assert store.jobs.newest_events([]) == {}
+
+
 def test_steps_wait_and_all_else_is_written_at_once(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(events_module, "BATCH_SECONDS", 1e9)
     job = store.jobs.create(NEW)
