@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from loramux_server.demo.main import main
+from loramux_server.demo.main import look_around, main
 from loramux_server.demo.material import NEIGHBOUR, STYLE, TENANT, Fact, Material, Missing, inside_json
 from loramux_server.demo.show import Show
 
@@ -77,6 +77,22 @@ def test_output_fits_80_columns_without_a_terminal_and_keeps_failed_claims() -> 
     assert "[bold]" in text
     assert max(map(len, text.splitlines())) <= 80
     assert show.failed == ["wrong"]
+
+
+class Keyboard(io.StringIO):
+    """A terminal at which somebody presses Enter."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_server_that_somebody_looks_at_is_kept_until_enter(terminal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    out, keyboard = io.StringIO(), Keyboard("\nmore")
+    monkeypatch.setattr("sys.stdin", keyboard)
+    look_around(Show(Console(file=out, force_terminal=terminal)), "http://127.0.0.1:8123/")
+    assert ("http://127.0.0.1:8123/" in out.getvalue()) is terminal
+    assert keyboard.read() == ("more" if terminal else "\nmore")
 
 
 def test_flags(capsys: pytest.CaptureFixture[str]) -> None:

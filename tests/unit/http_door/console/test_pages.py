@@ -42,6 +42,7 @@ async def console(http: Http) -> AsyncIterator[Watched]:
         yield watched
 
 
+@pytest.mark.slow
 async def test_an_open_server_asks_for_nothing(http: Http, console: Watched) -> None:
     await console.goto()
     await expect(console.page.get_by_role("heading", name="Chat")).to_be_visible()
@@ -110,6 +111,7 @@ async def test_hostile_texts_are_shown_as_texts(http: Http, console: Watched) ->
     assert await page.locator("main script").count() == 0
 
 
+@pytest.mark.slow
 async def test_stop_ends_the_work_behind_an_answer(http: Http, console: Watched) -> None:
     http.backend.script = lambda _: Script((5, 6, 7), hang=True)
     await console.goto()
@@ -124,6 +126,7 @@ async def test_stop_ends_the_work_behind_an_answer(http: Http, console: Watched)
     await console.check_accessibility()
 
 
+@pytest.mark.slow
 async def test_a_refusal_says_why_and_what_to_do(http: Http, console: Watched) -> None:
     console.refused = {400, 404}
     http.answers("Hello back.")

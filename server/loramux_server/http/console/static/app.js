@@ -49,6 +49,7 @@ class App extends View {
   }
 
   #signIn(error) {
+    for (const element of this.#elements.values()) element.close?.();
     this.#elements.clear();
     this.shown = null;
     this.error = error;

@@ -31,6 +31,11 @@ class Chat extends View {
     this.#list();
   }
 
+  /** The reader signs out. */
+  close() {
+    this.#stop();
+  }
+
   async #list() {
     try {
       const { data } = await ask("GET", "v1/models");
@@ -90,7 +95,7 @@ class Chat extends View {
     return html`<section class="column" aria-label=${name}>
       <lm-stack class="card" label=${name} .stack=${conversation.stack} .models=${this.models}
         .most=${this.info.limits?.maxStack ?? 8} @wanted=${this.#list}
-        @change=${({ detail }) => this.#stacked(conversation, detail)}></lm-stack>
+        @stacked=${({ detail }) => this.#stacked(conversation, detail)}></lm-stack>
       ${conversation.turns.length
         ? html`<lm-transcript .turns=${[...conversation.turns]} .label=${conversation.label}
             .again=${() => this.#again(conversation)}></lm-transcript>`

@@ -147,7 +147,7 @@ class Stack extends View {
 
   #change(stack) {
     this.stack = stack;
-    this.dispatchEvent(new CustomEvent("change", { detail: stack }));
+    this.dispatchEvent(new CustomEvent("stacked", { detail: stack }));
   }
 }
 

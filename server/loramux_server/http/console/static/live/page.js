@@ -10,13 +10,26 @@ const EVERY = 1000; // milliseconds
 const WINDOW = 5; // seconds that rates and latencies are of
 const MEMORY = ["base", "adapters", "kv_cache", "training", "graphs", "other", "free"];
 const NAMES = { kv_cache: "KV cache" };
-const TIERS = ["device", "host"];
+const TIERS = { device: "ADAPTER_TIER_DEVICE", host: "ADAPTER_TIER_HOST" };
+const LIST_EVERY = 10; // questions for stats between two for the adapters, which count against quotas
+const MOST_NAMED = 12;
 
 class Live extends View {
-  static properties = { info: { attribute: false }, stats: { state: true }, error: { state: true } };
+  static properties = {
+    info: { attribute: false },
+    stats: { state: true },
+    error: { state: true },
+    versions: { state: true }, // current versions of the adapters that the key may read
+  };
 
   #history = new History();
   #timer = null;
+  #asked = 0;
+
+  constructor() {
+    super();
+    this.versions = [];
+  }
 
   connectedCallback() {
     super.connectedCallback();
@@ -34,12 +47,19 @@ class Live extends View {
       try {
         this.stats = await call("ServerService", "GetStats", { windowSeconds: WINDOW });
         this.#history.add(performance.now() / 1000, figuresOf(this.stats));
+        if (this.stats.total && this.#asked++ % LIST_EVERY === 0) await this.#list();
         this.error = null;
       } catch (error) {
         this.error = error;
       }
     }
     if (this.isConnected) this.#timer = setTimeout(() => this.#ask(), EVERY);
+  }
+
+  async #list() {
+    if (!this.info.caller?.scopes?.includes("adapters:read")) return;
+    const { adapters = [] } = await call("AdapterService", "ListAdapters", { pageSize: 1000 });
+    this.versions = adapters.map(({ current }) => current).filter(Boolean);
   }
 
   render() {
@@ -118,19 +138,27 @@ class Live extends View {
     return html`<section class="card">
       ${scrolling("Resident adapters", html`<table>
         <caption>Resident adapters</caption>
-        <thead><tr><th scope="col">Tier</th><th scope="col" class="number">Versions</th><th scope="col" class="number">Size</th></tr></thead>
+        <thead><tr><th scope="col">Tier</th><th scope="col" class="number">Versions</th><th scope="col" class="number">Size</th><th scope="col">Of yours</th></tr></thead>
         <tbody>
-          ${TIERS.map(
-            (tier) => html`<tr>
+          ${Object.entries(TIERS).map(
+            ([tier, word]) => html`<tr>
               <th scope="row">${tier}</th>
               <td class="number">${number(adaptersResident[tier] ?? 0)}</td>
               <td class="number">${bytes(adapterBytes[tier] ?? 0)}</td>
+              <td>${this.#named(word)}</td>
             </tr>`,
           )}
         </tbody>
       </table>`)}
       <p class="hint">${trainingJobs ? `${number(trainingJobs)} training now.` : "No job trains now."}</p>
     </section>`;
+  }
+
+  /** Current versions in a tier, a few of them by name. */
+  #named(tier) {
+    const names = this.versions.filter((each) => each.tier === tier).map(({ name, version }) => `${name}@${version}`);
+    const more = names.length - MOST_NAMED;
+    return names.slice(0, MOST_NAMED).join(", ") + (more > 0 ? ` and ${number(more)} more` : "");
   }
 
   #tenants({ tenants = [] }) {
@@ -188,7 +216,7 @@ function latency(found) {
 }
 
 function ago(seconds) {
-  return seconds > -1 ? "now" : `−${duration(-seconds)}`;
+  return seconds > -0.5 ? "now" : `−${duration(-seconds)}`;
 }
 
 customElements.define("lm-live", Live);
