@@ -11,7 +11,7 @@ import openai
 import pytest
 from langchain_core.messages import HumanMessage, ToolMessage
 from langchain_core.tools import tool
-from langchain_openai import ChatOpenAI
+from langchain_openai import ChatOpenAI, OpenAIEmbeddings
 from pydantic import BaseModel
 
 from loramux_server.core.backend import EngineInfo
@@ -106,3 +106,17 @@ async def test_structured_output(hermes: None, http: Http, method: Any) -> None:
     grammar = http.backend.commands[-1].grammar
     assert grammar is not None  # the answer could be nothing else
     assert "street" in grammar.text
+
+
+async def test_embeddings(http: Http) -> None:
+    """Of texts as they are: unless told otherwise, LangChain cuts them into OpenAI's own tokens first."""
+    model = OpenAIEmbeddings(
+        model="base",
+        base_url=f"http://{http.server.address}/v1",
+        api_key="none",  # type: ignore[arg-type]
+        check_embedding_ctx_length=False,
+    )
+    texts = ["Where is the shop?", "x"]
+    counts = [float(len(http.context.text.encode(text))) for text in texts]
+    assert [vector[0] for vector in await model.aembed_documents(texts)] == counts
+    assert (await model.aembed_query(texts[0]))[0] == counts[0]
