@@ -45,6 +45,24 @@ export function stream(service, method, message = {}, options = {}) {
   return events("POST", path(service, method), { json: message, ...options });
 }
 
+/** One of loramux's own operations that takes files: `header` is the message before them. */
+export function upload(service, method, header, files, options = {}) {
+  const form = new FormData();
+  form.append("header", JSON.stringify(header));
+  for (const file of files) form.append("file", file, file.name);
+  return ask("POST", path(service, method), { form, ...options });
+}
+
+/** Keep the files of one of loramux's own operations, a zip archive, under `name`. */
+export async function download(service, method, message, name) {
+  const answer = await send("POST", path(service, method), { json: message });
+  const link = document.createElement("a");
+  link.href = URL.createObjectURL(await answer.blob());
+  link.download = name;
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 60_000); // browsers do not tell when they have it
+}
+
 /** The server-sent events of an answer, each as the JSON that it holds. */
 export async function* events(method, path, options) {
   const answer = await send(method, path, options);

@@ -4,6 +4,7 @@ import uPlot from "./vendor/uplot/uPlot.js";
 import { number } from "./format.js";
 import { View, html } from "./view.js";
 
+const FEW = 25; // values of a line that are dots
 const DARK = matchMedia("(prefers-color-scheme: dark)");
 
 class Chart extends View {
@@ -13,6 +14,7 @@ class Chart extends View {
     label: {}, // what screen readers are told in place of the picture
     height: { type: Number },
     zero: { type: Boolean }, // the axis begins at 0
+    spans: { type: Boolean }, // lines go on over gaps, and a few values are dots too
     x: { attribute: false }, // writes a value of the horizontal axis, (value) => text
     y: { attribute: false }, // writes a value of the vertical axis
   };
@@ -89,7 +91,8 @@ class Chart extends View {
             label,
             stroke: colour(`--series-${i + 1}`),
             width: 2,
-            points: { show: false },
+            spanGaps: this.spans,
+            points: { show: (plot, at) => this.spans && plot.data[at].filter((value) => value !== null).length < FEW },
           })),
         ],
       },

@@ -2,5 +2,7 @@
 
 export const pages = [
   { path: "chat", title: "Chat", element: "lm-chat", scope: "infer", load: () => import("./chat/page.js") },
+  { path: "adapters", title: "Adapters", element: "lm-adapters", scope: "adapters:read", load: () => import("./adapters/page.js") },
+  { path: "training", title: "Training", element: "lm-training", scope: "train", load: () => import("./training/page.js") },
   { path: "live", title: "Live", element: "lm-live", scope: "", load: () => import("./live/page.js") },
 ];
