@@ -47,7 +47,6 @@ FILES = {
         "is-server.js",
         "directive.js",
         "directive-helpers.js",
-        "directives/class-map.js",
         "directives/live.js",
         "directives/repeat.js",
     ),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import subprocess
 import sys
 from collections.abc import Callable
@@ -18,13 +19,14 @@ from tests.e2e.server_process import ServerProcess, environment, kill
 from tests.e2e.test_keys import keys
 
 pytestmark = [needs_browser, pytest.mark.e2e]
-QUESTION = "What is the capital of France? Answer in one word."
+QUESTION = "Please tell me the deposit for one bike."
 CHAT: Any = [{"role": "user", "content": QUESTION}]
 
 
 async def add(page: Page, stack: str, adapter: str, weight: str) -> None:
     """Put an adapter on a stack, with the keyboard."""
     await page.get_by_label(f"Add an adapter to {stack}").fill(adapter[:3])
+    await expect(page.get_by_role("option", name=adapter).first).to_be_visible()
     await page.keyboard.press("ArrowDown")
     await page.keyboard.press("Enter")
     number = page.get_by_label(f"Weight of {adapter} as a number")
@@ -35,20 +37,21 @@ async def add(page: Page, stack: str, adapter: str, weight: str) -> None:
 async def test_two_stacks_answer_side_by_side_as_over_grpc(
     server: ServerProcess, client: Client, tmp_path: Path
 ) -> None:
-    name = next(adapter.name for adapter in client.adapters.list())
+    stack = {"acme-bikes": 1.0, "json": 0.9}
     wanted = [
-        client.generate(messages=CHAT, adapters=stack, max_tokens=12).choices[0].text for stack in ({name: 0.5}, None)
+        client.generate(messages=CHAT, adapters=adapters, max_tokens=32).choices[0].text for adapters in (stack, None)
     ]
     async with console_page(f"http://{server.http_address}") as console:
         page = console.page
         await console.goto()
         await page.get_by_role("button", name="Two stacks side by side").click()
-        await add(page, "Stack A", name, "0.5")
-        await page.get_by_label("Most tokens").fill("12")
+        for name, weight in stack.items():
+            await add(page, "Stack A", name, f"{weight:g}")
+        await page.get_by_label("Most tokens").fill("32")
         await page.get_by_label("Message").fill(QUESTION)
         await page.keyboard.press("Enter")
         answers = page.locator(".turn.assistant")
-        for index, (text, model) in enumerate(zip(wanted, (f"{name}@1:0.5", "base"), strict=True)):
+        for index, (text, model) in enumerate(zip(wanted, ("acme-bikes@1+json@1:0.9", "base"), strict=True)):
             answer = answers.nth(index)
             await expect(answer).to_have_attribute("aria-busy", "false")
             await expect(answer.locator(".said")).to_have_text(text)
@@ -69,7 +72,9 @@ async def test_two_stacks_answer_side_by_side_as_over_grpc(
             await expect(page.get_by_text("Copied.")).to_be_visible()
             code = await page.evaluate("navigator.clipboard.readText()")
             said = await asyncio.to_thread(run, tmp_path, server, *command, code)
-            assert wanted[0] in said, (language, code, said)
+            if language == "curl":
+                said = json.loads(said)["choices"][0]["message"]["content"]
+            assert said == wanted[0], (language, code)
         await page.keyboard.press("Escape")
 
         await page.get_by_role("link", name="Live").click()
