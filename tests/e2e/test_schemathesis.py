@@ -18,7 +18,7 @@ from tests.e2e.conftest import StateDir
 from tests.e2e.server_process import ServerProcess, environment, kill
 from tests.e2e.test_keys import keys
 
-pytestmark = [pytest.mark.e2e, pytest.mark.slow]
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(900)]
 
 SCOPES = ("infer", "train", "adapters:read", "adapters:write", "admin")
 SECONDS = 90

@@ -15,6 +15,8 @@ MOST_PROBLEMS = 1000
 """Fields of a wrong kind that are looked at one by one: all of millions would hold everybody up."""
 MOST_VALUES = 100_000
 """Values in one request, over all its lists and objects."""
+LARGEST = 10**300
+"""Of a whole number, without its sign: those beyond it are no floats either, and no field says so by name."""
 
 Number = StrictFloat | StrictInt
 M = TypeVar("M", bound="Strict")
@@ -48,7 +50,7 @@ def read(model: type[M], body: Any) -> M:
 
 
 def _check_size(body: Any) -> None:
-    """Raise INVALID_ARGUMENT for more values than any request needs, before each of them is looked at."""
+    """Raise INVALID_ARGUMENT for more values than any request needs, and for numbers that no field can hold."""
     left, waiting = MOST_VALUES, [body]
     while waiting:
         value = waiting.pop()
@@ -56,6 +58,8 @@ def _check_size(body: Any) -> None:
         left -= len(items)
         if left < 0:
             raise invalid_field("", f"the body has more than {MOST_VALUES} values; send less at once")
+        if any(isinstance(item, int) and abs(item) > LARGEST for item in items):
+            raise invalid_field("", "the body has a whole number of more than 300 digits")
         waiting += [item for item in items if isinstance(item, dict | list)]
 
 

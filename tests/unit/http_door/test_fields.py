@@ -21,6 +21,8 @@ MANY: Any = [{}] * (MOST_VALUES + 1)
         ({"messages": [{"role": "user", "content": MANY}]}, "more than"),
         ({str(i): [[]] for i in range(MOST_VALUES // 2 + 1)}, "more than"),
         ({"messages": [{}] * (MOST_PROBLEMS + 1)}, f"{MOST_PROBLEMS + 2} fields"),
+        ({"messages": [], "adapters": [{"name": "a", "weight": 10**400}]}, "more than 300 digits"),
+        ({"messages": [], "logit_bias": {"1": -(10**400)}}, "more than 300 digits"),
         ({"model": "x", "messages": [{}, {}]}, r"messages\[0\].role: is missing; messages\[1\].role: is missing"),
     ],
 )

@@ -13,7 +13,8 @@ from ....core.errors import invalid_field
 from ...fields import Strict, read
 
 MOST_FILES, MOST_ITEMS = 10_000, 1000
-_METADATA = re.compile(r"metadata\[(.+)\]", re.DOTALL)
+_METADATA = re.compile(r"metadata\[([^\[\]]+)\]")
+"""One level deep: ``metadata[a][b]`` is a value of metadata that no job can have."""
 
 
 class FilesQuery(Strict):
