@@ -12,8 +12,9 @@ import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
+from typing import Any, NoReturn
 
+from ..core.json_values import why_unusable
 from .marks import begun
 
 
@@ -36,6 +37,7 @@ class ToolCall:
     arguments: str
 
 
+LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 MARKS = {ToolFormat.HERMES: "<tool_call>", ToolFormat.MISTRAL: "[TOOL_CALLS]", ToolFormat.LLAMA3: "<|python_tag|>"}
 HERMES_END = "</tool_call>"
 
@@ -136,10 +138,9 @@ def _hermes_end(text: str) -> int:
 def _objects(text: str) -> list[str]:
     """JSON objects parted by semicolons."""
     found: list[str] = []
-    decoder = json.JSONDecoder()
     while text:
         try:
-            _, end = decoder.raw_decode(text)
+            _, end = _DECODER.raw_decode(text)
         except (ValueError, RecursionError):
             return []
         found.append(text[:end])
@@ -150,23 +151,48 @@ def _objects(text: str) -> list[str]:
 def _calls(parts: list[str]) -> list[ToolCall]:
     """The calls that the parts are; empty unless every part is one, or a list of some."""
     found: list[ToolCall] = []
-    for part in parts:
-        try:
-            value = json.loads(part)
-        except (ValueError, RecursionError):
-            return []
-        for each in value if isinstance(value, list) else [value]:
-            call = _call(each)
-            if call is None:
-                return []
-            found.append(call)
+    try:
+        for part in parts:
+            value = _DECODER.decode(part)
+            for each in value if isinstance(value, list) else [value]:
+                call = _call(each)
+                if call is None:
+                    return []
+                found.append(call)
+    except (ValueError, RecursionError):
+        return []
     return found
 
 
 def _call(value: Any) -> ToolCall | None:
+    """The call that a JSON value is; None: it is none, or no next turn could send it back.
+
+    Raises RecursionError for arguments that are nested too deeply.
+    """
     if not isinstance(value, dict) or not isinstance(value.get("name"), str):
         return None
-    arguments = value.get("arguments", value.get("parameters", {}))
+    name, arguments = _as_text(value["name"]), value.get("arguments", value.get("parameters", {}))
     if isinstance(arguments, str):
-        return ToolCall(value["name"], arguments)
-    return ToolCall(value["name"], json.dumps(arguments, ensure_ascii=False)) if isinstance(arguments, dict) else None
+        given = arguments
+        try:
+            arguments = _DECODER.decode(given)
+        except ValueError:
+            arguments = None
+        if not isinstance(arguments, dict):  # the client is to see what its tool would be given
+            return ToolCall(name, _as_text(given))
+    if not isinstance(arguments, dict):
+        return None
+    written = _as_text(json.dumps(arguments, ensure_ascii=False))
+    return None if why_unusable(json.loads(written)) else ToolCall(name, written)
+
+
+def _as_text(written: str) -> str:
+    """``written`` with U+FFFD in place of lone surrogates: JSON can spell them as escapes, and UTF-8 has none."""
+    return LONE_SURROGATE.sub("\ufffd", written)
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no JSON")
+
+
+_DECODER = json.JSONDecoder(parse_constant=_refuse_constant)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 from typing import Any
 
 import openai
 import pytest
 
-from loramux_server.core.types import FinishReason
+from loramux_server.core.types import FinishReason, TokenLogprob
+from loramux_server.http.openai.answer import LEAST_LOGPROB, logprob_of
+from loramux_server.http.openai.completions import logprobs_of
 from loramux_server.services.common.context import Context
 from loramux_server.text.chat_template import ChatTemplate
 
@@ -68,6 +71,13 @@ async def test_logprobs_have_bytes(http: Http) -> None:
     (command,) = http.backend.commands
     assert command.sampling.logprobs == 2
     assert done.choices[0].logprobs is not None
+
+
+def test_logprobs_of_what_cannot_come_are_json() -> None:
+    """Logits of a 16-bit base can overflow to minus infinity, which JSON has no number for."""
+    entry = TokenLogprob(1, 0.0, ((1, 0.0), (2, -math.inf)), (b"a", b"a", b"b"))
+    assert [top["logprob"] for top in logprob_of(entry)["top_logprobs"]] == [0.0, LEAST_LOGPROB]
+    assert logprobs_of([entry])["top_logprobs"] == [{"a": 0.0, "b": LEAST_LOGPROB}]
 
 
 async def test_what_every_field_becomes(http: Http) -> None:

@@ -137,3 +137,22 @@ async def test_what_cannot_be_forced(hermes: None, http: Http, changes: dict[str
     assert answer.json()["error"]["param"] == param
     assert words in answer.json()["error"]["message"]
     assert http.backend.commands == []
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("path", ["chat/completions", "responses", "messages"])
+async def test_what_no_text_can_hold_fails_no_answer(hermes: None, http: Http, path: str, stream: bool) -> None:
+    """A model may write half of a character as an escape, in a name as well as in arguments."""
+    http.answers(r'<tool_call>{"name": "a\udfff", "arguments": {"zone": "\ud800"}}</tool_call>', finish=STOP)
+    chat = {"model": "base", "max_tokens": 60, "messages": CHAT}
+    bodies: Any = {
+        "chat/completions": {**chat, "tools": TOOLS},
+        "responses": {"model": "base", "input": "Is it warm?", "tools": [{"type": "function", "name": "time"}]},
+        "messages": {**chat, "tools": [{"name": "time", "input_schema": {"type": "object"}}]},
+    }
+    answer = await http.raw.post(f"/v1/{path}", json={**bodies[path], "stream": stream})
+    assert answer.status_code == 200, answer.text
+    assert "error" not in [line.partition(": ")[2] for line in answer.text.splitlines() if line.startswith("event")]
+    assert "a\ufffd" in answer.text
+    assert "zone" in answer.text
+    assert (await http.calls.next())[1] == "OK"

@@ -16,6 +16,7 @@ from tests.examples import examples
 CALL = '{"name": "weather", "arguments": {"city": "Köln"}}'
 WEATHER = ToolCall("weather", '{"city": "Köln"}')
 TIME = ToolCall("time", "{}")
+BAD = '<tool_call>{"name": "say", "arguments": {"n": %s}}</tool_call>'
 CASES: dict[str, tuple[ToolFormat, str, list[str | ToolCall]]] = {
     "hermes": (ToolFormat.HERMES, f"<tool_call>\n{CALL}\n</tool_call>", [WEATHER]),
     "hermes after text": (ToolFormat.HERMES, f"Let me look.<tool_call>{CALL}</tool_call>", ["Let me look.", WEATHER]),
@@ -39,6 +40,28 @@ CASES: dict[str, tuple[ToolFormat, str, list[str | ToolCall]]] = {
     "llama JSON": (ToolFormat.LLAMA3, '{"warm": true}', ['{"warm": true}']),
     "mistral": (ToolFormat.MISTRAL, f'[TOOL_CALLS][{CALL}, {{"name": "time", "arguments": {{}}}}]', [WEATHER, TIME]),
     "mistral unmarked": (ToolFormat.MISTRAL, f" [{CALL}]", [WEATHER]),
+    "a lone surrogate": (
+        ToolFormat.HERMES,
+        '<tool_call>{"name": "say\\udfff", "arguments": {"text": "a\\ud800b\\ud83d\\ude00"}}</tool_call>',
+        [ToolCall("say\ufffd", '{"text": "a\ufffdb\U0001f600"}')],
+    ),
+    "a lone surrogate in JSON as text": (
+        ToolFormat.HERMES,
+        r'<tool_call>{"name": "say", "arguments": "{\"text\": \"\\ud800\"}"}</tool_call>',
+        [ToolCall("say", '{"text": "\ufffd"}')],
+    ),
+    "a lone surrogate in arguments that are no JSON": (
+        ToolFormat.HERMES,
+        r'<tool_call>{"name": "say", "arguments": "\ud800"}</tool_call>',
+        [ToolCall("say", "\ufffd")],
+    ),
+    "a constant that is no JSON": (ToolFormat.HERMES, BAD % "NaN", [BAD % "NaN"]),
+    "a number beyond every float": (ToolFormat.LLAMA3, BAD % "1e999", [BAD % "1e999"]),
+    "nested deeper than a turn may be": (
+        ToolFormat.HERMES,
+        BAD % ("[" * 101 + "]" * 101),
+        [BAD % ("[" * 101 + "]" * 101)],
+    ),
     "mistral text": (ToolFormat.MISTRAL, "[1] is a list", ["[1] is a list"]),
 }
 

@@ -11,6 +11,9 @@ from ...text.reasoning import Thought
 from ...text.tool_calls import ToolCall, new_call_id
 from ..parts import AnswerFormat, PartReader
 
+LEAST_LOGPROB = -9999.0
+"""What OpenAI writes for a token that is very unlikely: JSON has no infinity."""
+
 FINISH = {FinishReason.STOP: "stop", FinishReason.LENGTH: "length", FinishReason.CANCELLED: "stop"}
 
 
@@ -75,7 +78,11 @@ def logprob_of(entry: TokenLogprob) -> dict[str, Any]:
 
 
 def _token(spelt: bytes, logprob: float) -> dict[str, Any]:
-    return {"token": spelt.decode(errors="replace"), "logprob": logprob, "bytes": list(spelt)}
+    return {
+        "token": spelt.decode(errors="replace"),
+        "logprob": max(logprob, LEAST_LOGPROB),
+        "bytes": list(spelt),
+    }
 
 
 def usage_of(usage: Usage) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from ..describe import describe
 from ..exchange import Exchange
 from ..fields import read
 from ..names import model_name
-from .answer import FINISH, usage_of
+from .answer import FINISH, LEAST_LOGPROB, usage_of
 from .convert import completion_requests
 from .schema import CompletionRequest
 from .shapes import TextCompletion
@@ -77,7 +77,7 @@ class _Texts:
             {
                 "index": index,
                 "text": texts[index],
-                "logprobs": _logprobs(logprobs[index]) if self._logprobs else None,
+                "logprobs": logprobs_of(logprobs[index]) if self._logprobs else None,
                 "finish_reason": reasons.get(index),
             }
             for index in sorted(texts)
@@ -92,7 +92,7 @@ class _Texts:
                 choice = {
                     "index": index,
                     "text": chunk.text,
-                    "logprobs": _logprobs(chunk.logprobs, offsets.get(index, 0)) if self._logprobs else None,
+                    "logprobs": logprobs_of(chunk.logprobs, offsets.get(index, 0)) if self._logprobs else None,
                     "finish_reason": chunk.finish_reason and FINISH.get(chunk.finish_reason, "stop"),
                 }
                 offsets[index] = offsets.get(index, 0) + len(chunk.text)
@@ -116,7 +116,7 @@ class _Texts:
                     yield number * request.n + chunk.index, chunk
 
 
-def _logprobs(entries: list[TokenLogprob] | tuple[TokenLogprob, ...], offset: int = 0) -> dict[str, Any]:
+def logprobs_of(entries: list[TokenLogprob] | tuple[TokenLogprob, ...], offset: int = 0) -> dict[str, Any]:
     """The older form: lists beside each other. ``offset`` is where in the text the first token begins."""
     tokens, offsets, tops = [], [], []
     for entry in entries:
@@ -124,10 +124,12 @@ def _logprobs(entries: list[TokenLogprob] | tuple[TokenLogprob, ...], offset: in
         tokens.append(spelt)
         offsets.append(offset)
         offset += len(spelt)
-        tops.append({text: logprob for text, (_, logprob) in zip(of_top, entry.top, strict=False)} or None)
+        tops.append(
+            {text: max(logprob, LEAST_LOGPROB) for text, (_, logprob) in zip(of_top, entry.top, strict=False)} or None
+        )
     return {
         "tokens": tokens,
-        "token_logprobs": [entry.logprob for entry in entries],
+        "token_logprobs": [max(entry.logprob, LEAST_LOGPROB) for entry in entries],
         "top_logprobs": tops,
         "text_offset": offsets,
     }
