@@ -52,7 +52,7 @@ class Settings(LimitSettings, BaseSettings):
         Address("127.0.0.1", 50051), "Network", "HOST:PORT", "where the gRPC API listens; port 0: any free port"
     )
     http_listen: OptionalAddress = setting(
-        Address("127.0.0.1", 8000), "Network", "HOST:PORT", "where OpenAI's API is served over HTTP, or off"
+        Address("127.0.0.1", 8000), "Network", "HOST:PORT", "where the HTTP APIs and the console are served, or off"
     )
     console: Literal["on", "off"] = setting(
         "on", "Network", "on|off", "whether the HTTP door has the console, a page for browsers, at /"

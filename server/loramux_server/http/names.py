@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from ..core.errors import invalid_field
 from ..core.types import StackEntry, StackItem
+from .fields import Adapter
 
 BASE = "base"
 """The name of the base alone; no adapter can have it."""
@@ -13,13 +14,13 @@ FINE_TUNED = "ft:"
 """How OpenAI's names of fine-tuned models begin."""
 
 
-def parse_model(model: str, adapters: Sequence[StackItem] = ()) -> tuple[StackItem, ...]:
+def parse_model(model: str, adapters: Sequence[Adapter] = ()) -> tuple[StackItem, ...]:
     """The stack of a request. ``adapters`` are those that the request lists beside a model that must be the base.
 
     Raises INVALID_ARGUMENT for what cannot be read; whether the names exist is not asked here.
     """
     if model == BASE:
-        return tuple(adapters)
+        return tuple(StackItem(each.name, float(each.weight)) for each in adapters)
     if adapters:
         raise invalid_field("adapters", f"must be left out where model names a stack; set model to {BASE!r}")
     if model.startswith(FINE_TUNED):

@@ -18,9 +18,8 @@ from ..services.access.methods import Method
 from .describe import Shape, shape_of
 from .exchange import EVENTS, JSON_TYPE
 from .multipart import FORM_TYPE
-from .native.schema import native_paths
+from .native.schema import SCHEMAS, native_paths
 
-SCHEMAS = "#/components/schemas/"
 INTRODUCTION = (
     "One base and a stack of LoRA adapters per request. A server without keys takes all calls without one. Field names"
     " are checked by these schemas, values and limits by the server, which answers 400 and names the field."

@@ -31,9 +31,7 @@ class AnswerFormat:
 
 async def answer_format(availability: Availability, request: GenerateRequest) -> AnswerFormat:
     """The format of the answers to ``request``. Raises as tokenising does."""
-    context = availability.context
-    assert context is not None
-    template = context.text.chat_template
+    template = availability.open_context().text.chat_template
     if template is None:
         return AnswerFormat()
     choice = request.tool_choice

@@ -122,6 +122,12 @@ class Availability:
         what = f"the server is not ready yet ({self.step or self.readiness.value})"
         raise Error(Code.UNAVAILABLE, what, reason="NOT_READY", retry_after=START_RETRY if self.step else 1.0)
 
+    def open_context(self) -> Context:
+        """What the services share. Raises as :meth:`open` does."""
+        self.open()
+        assert self.context is not None
+        return self.context
+
     async def describe(self, principal: Principal) -> ServerInfo:
         """What the server is now; also while it starts and stops."""
         uptime, context = time.monotonic() - self._started, self.context

@@ -47,7 +47,7 @@ def tokenize_request(asked: CountRequest, call: Call) -> TokenizeRequest:
 
 def stack_of(asked: CountRequest) -> tuple[StackItem, ...]:
     """The stack that is asked."""
-    return parse_model(asked.model, [StackItem(a.name, float(a.weight)) for a in asked.adapters])
+    return parse_model(asked.model, asked.adapters)
 
 
 def _prompt(asked: CountRequest, call: Call) -> dict[str, Any]:

@@ -47,8 +47,7 @@ class Messages:
     async def count_tokens(self, exchange: Exchange) -> None:
         """Count the tokens of a prompt, tools included."""
         asked = read(CountRequest, await exchange.json())
-        service, context = self._availability.open().generation, self._availability.context
-        assert context is not None
+        service, context = self._availability.open().generation, self._availability.open_context()
         request = tokenize_request(asked, calls.current())
         await context.stacks.resolve(stack_of(asked), calls.principal())  # an unknown model is 404 here too
         tokens = await service.tokenize(request)

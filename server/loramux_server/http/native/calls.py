@@ -67,10 +67,7 @@ class NativeCall:
                 await exchange.send_json(as_json(await answer))
 
     async def _upload(self, exchange: Exchange) -> None:
-        self._availability.open()
-        context = self._availability.context
-        assert context is not None
-        limits = context.limits
+        limits = self._availability.open_context().limits
         most = max(limits.max_upload_bytes, limits.max_dataset_bytes) + MOST_HEADER_BYTES + OVERHEAD
         async with aclosing(exchange.pieces(most)) as pieces:
             form = Form(pieces, exchange.request_headers.get("content-type", ""))

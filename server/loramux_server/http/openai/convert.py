@@ -80,7 +80,7 @@ def _shared(asked: ChatRequest | CompletionRequest, call: Call, sampling: Sampli
 def _stack(asked: Sampling) -> tuple[StackItem, ...]:
     """The stack, in whichever of three ways it is written."""
     if asked.lora is None:
-        return parse_model(asked.model, [StackItem(a.name, float(a.weight)) for a in asked.adapters])
+        return parse_model(asked.model, asked.adapters)
     if asked.adapters or asked.model != BASE:
         what = f"must be left out beside adapters, and where model names a stack; set model to {BASE!r}"
         raise invalid_field("lora", what)

@@ -9,7 +9,7 @@ from typing import Any
 from ...core import call as calls
 from ...core.call import Call
 from ...core.errors import invalid_field
-from ...core.types import Pooling, StackItem
+from ...core.types import Pooling
 from ...services.availability import Availability
 from ...services.common.workers import prepare
 from ...services.inference.types import Embeddings, EmbedRequest
@@ -42,7 +42,7 @@ def embed_request(asked: EmbeddingRequest, call: Call) -> EmbedRequest:
     """Texts to embed as every door asks for them. Raises INVALID_ARGUMENT for texts and tokens in one list."""
     return EmbedRequest(
         input=_input(asked.input),
-        adapters=parse_model(asked.model, [StackItem(a.name, float(a.weight)) for a in asked.adapters]),
+        adapters=parse_model(asked.model, asked.adapters),
         pooling=Pooling(asked.pooling),
         normalize=asked.normalize,
         dimensions=asked.dimensions,

@@ -85,10 +85,7 @@ class Models:
 
     @property
     def _context(self) -> Context:
-        self._availability.open()
-        context = self._availability.context
-        assert context is not None
-        return context
+        return self._availability.open_context()
 
 
 def _models(info: AdapterInfo) -> list[dict[str, Any]]:

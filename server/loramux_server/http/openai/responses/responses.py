@@ -52,8 +52,7 @@ class Responses:
         """Count the tokens of a prompt, tools included."""
         asked = read(ResponseRequest, await exchange.json())
         with self._as_chat(asked) as request:
-            service, context = self._availability.open().generation, self._availability.context
-            assert context is not None
+            service, context = self._availability.open().generation, self._availability.open_context()
             await context.stacks.resolve(request.adapters, request.principal)  # an unknown model is 404 here too
             probe = TokenizeRequest(
                 messages=request.messages,

@@ -14,10 +14,10 @@ from ...describe import describe
 from ...exchange import Exchange
 from ...fields import Strict, read
 from ...multipart import OVERHEAD, Form, Part
-from ..shapes import DeletedFile, File, FilePage
 from .ids import dataset_id, file_id
 from .objects import PURPOSE, file_object
 from .queries import FilesQuery, given, listed_with_ids
+from .shapes import DeletedFile, File, FilePage
 
 PAGE = 1000
 
@@ -38,9 +38,8 @@ class Files:
     @describe(form=FileForm, answer=File)
     async def create(self, exchange: Exchange) -> None:
         """Store a file as it comes; nothing is stored unless the whole form is as it must be."""
-        service, context = self._availability.open().training, self._availability.context
-        assert context is not None
-        async with aclosing(exchange.pieces(context.limits.max_dataset_bytes + OVERHEAD)) as pieces:
+        service, limits = self._availability.open().training, self._availability.open_context().limits
+        async with aclosing(exchange.pieces(limits.max_dataset_bytes + OVERHEAD)) as pieces:
             upload = _Upload(Form(pieces, exchange.request_headers.get("content-type", "")))
             filename = await upload.filename()
             stored = await service.upload_dataset(

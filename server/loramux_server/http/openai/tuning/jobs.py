@@ -15,12 +15,12 @@ from ....store.records import EventRecord, JobRecord
 from ...describe import describe
 from ...exchange import Exchange
 from ...fields import read
-from ..shapes import CheckpointPage, EventPage, FineTuningEvent, FineTuningJob, JobPage
 from .convert import AskedJob
 from .ids import own_job_id, sequence_of
 from .objects import checkpoint_object, event_object, job_object
 from .queries import MOST_ITEMS, EventsQuery, ItemsQuery, JobsQuery, given, jobs_query, listed, listed_with_ids
 from .requests import CreateJob
+from .shapes import CheckpointPage, EventPage, FineTuningEvent, FineTuningJob, JobPage
 
 IDEMPOTENCY_KEY = "idempotency-key"
 

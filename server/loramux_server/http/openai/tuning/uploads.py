@@ -13,9 +13,9 @@ from ...describe import describe
 from ...exchange import Exchange
 from ...fields import Strict, read
 from ...multipart import OVERHEAD, Form
-from ..shapes import Upload, UploadPart
 from .objects import PURPOSE, part_object, upload_object
 from .requests import CompleteUpload, CreateUpload
+from .shapes import Upload, UploadPart
 
 
 class PartForm(Strict):
@@ -44,9 +44,8 @@ class Uploads:
     @describe(form=PartForm, answer=UploadPart)
     async def add_part(self, exchange: Exchange) -> None:
         """Store a part as it comes; nothing is stored unless the whole form is as it must be."""
-        service, context = self._service, self._availability.context
-        assert context is not None
-        async with aclosing(exchange.pieces(context.limits.max_part_bytes + OVERHEAD)) as pieces:
+        service, limits = self._service, self._availability.open_context().limits
+        async with aclosing(exchange.pieces(limits.max_part_bytes + OVERHEAD)) as pieces:
             form = Form(pieces, exchange.request_headers.get("content-type", ""))
             part = await service.add_part(_asked_for(exchange), _data(form), calls.principal())
         await exchange.send_json(part_object(part))
