@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 DOCS = Path(__file__).parents[3] / "docs"
 SERVER = DOCS.parent / "server" / "loramux_server"
 LABELS = re.findall(r'label="([^"]+)"', (DOCS / "architecture.dot").read_text())
-OUTSIDE = {"clients", "Prometheus"}
+OUTSIDE = {"clients", "clients over HTTP", "Prometheus"}
 
 
 def test_the_drawing_shows_what_its_source_says() -> None:
