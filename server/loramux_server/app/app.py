@@ -315,7 +315,12 @@ class App:
 
 def _open_store(settings: Settings) -> Store:
     urls = (url.get_secret_value() if url else None for url in (settings.database_url, settings.blobs_url))
-    return Store.open(settings.state_dir, *urls, cache_bytes=settings.blobs_cache or CACHE_BYTES)
+    return Store.open(
+        settings.state_dir,
+        *urls,
+        cache_bytes=settings.blobs_cache or CACHE_BYTES,
+        job_events=settings.max_job_events,
+    )
 
 
 def limits_from(settings: Settings) -> Limits:

@@ -19,6 +19,7 @@ from .blobs.places import CACHE_BYTES, open_blobs
 from .damage import DamageCount
 from .database import Database, sqlite_url
 from .datasets import DatasetTable
+from .jobs.events import MOST_EVENTS
 from .jobs.table import REPLACED, JobTable, new_job_id
 from .keys import KeyTable
 from .quotas import QuotaTable
@@ -35,7 +36,14 @@ KEEP_FAILED_SECONDS = 7 * 86_400.0
 class Store:
     """Everything that must survive. Thread-safe; its calls block, so loops use ``asyncio.to_thread``."""
 
-    def __init__(self, state: StateDir, database: Database, blobs: BlobStore, now: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        state: StateDir,
+        database: Database,
+        blobs: BlobStore,
+        now: Callable[[], float],
+        job_events: int = MOST_EVENTS,
+    ) -> None:
         self.state = state
         self.database = database
         self.blobs = blobs
@@ -43,7 +51,7 @@ class Store:
         self.adapters = AdapterRegistry(database, self.blobs, now, self.damage)
         self.datasets = DatasetTable(database, self.blobs, now, self.damage)
         self.uploads = UploadTable(database, self.blobs, now)
-        self.jobs = JobTable(database, now)
+        self.jobs = JobTable(database, now, job_events)
         self.keys = KeyTable(database, now)
         self.quotas = QuotaTable(database, now)
 
@@ -55,11 +63,12 @@ class Store:
         blobs_url: str | None = None,
         *,
         cache_bytes: int = CACHE_BYTES,
+        job_events: int = MOST_EVENTS,
         now: Callable[[], float] = time.time,
     ) -> Self:
         """Open or make the state directory ``path``, its database and its blobs (in it, unless a URL is given).
 
-        ``cache_bytes`` bounds the local copies of blobs that are elsewhere. Raises FAILED_PRECONDITION (directory in
+        ``cache_bytes`` bounds the local copies of blobs that are elsewhere; ``job_events`` are kept of a job. Raises FAILED_PRECONDITION (directory in
         use or not writable, newer or foreign database, database gone, another store's blobs), DATA_LOSS (database
         damaged) and INVALID_ARGUMENT (a URL); nothing that is there is ever overwritten.
         """
@@ -69,7 +78,7 @@ class Store:
                 _refuse_lost_database(state)
             database = Database.open(database_url or sqlite_url(state.db))
             try:
-                return cls(state, database, blobs_of(state, database.identity, blobs_url, cache_bytes), now)
+                return cls(state, database, blobs_of(state, database.identity, blobs_url, cache_bytes), now, job_events)
             except BaseException:
                 database.close()
                 raise

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import threading
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -138,6 +139,19 @@ def test_events_are_numbered_in_order_without_gaps(store: Store) -> None:
     now = store.jobs.get(job.id)
     assert (now.step, now.total_steps) == (4, 9)
     assert now.metrics == {"loss": 0.25, "eval_loss": 0.5}
+
+
+def test_the_last_events_are_kept_and_the_last_of_each_type(tmp_path: Path) -> None:
+    with closing(Store.open(tmp_path / "state", job_events=3)) as store:
+        job = store.jobs.create(NEW)
+        store.jobs.append_event(job.id, TrainEvent(TrainEventType.MESSAGE, "first"))
+        store.jobs.append_event(job.id, TrainEvent(TrainEventType.MESSAGE, "second"))
+        for n in range(1, 9):
+            store.jobs.append_event(job.id, step(n))
+        assert store.jobs.stored(job.id).step == 8
+        told = [(event.sequence, event.event.type.value) for event in store.jobs.events(job.id)]
+        assert told == [(1, "state"), (3, "message"), *((n, "step") for n in (9, 10, 11))]
+        assert store.jobs.events(job.id, after=10)[0].event == step(8)
 
 
 def test_the_number_of_the_last_event_is_found_for_many_jobs_at_once(store: Store) -> None:

@@ -19,16 +19,19 @@ from ..schema import job_events as e
 from ..schema import jobs as j
 
 BATCH_SECONDS = 0.25
+MOST_EVENTS = 100_000
+"""Events that are kept of a job."""
 
 
 class EventLog:
     """The event table and the step events that are not in it yet. Thread-safe.
 
-    Numbers are given when events are written, inside the transaction, so they have no gaps whatever fails.
+    Numbers are given when events are written, inside the transaction, so they have no gaps whatever fails. Of each job
+    the last ``most`` events are kept, and the last one of each type.
     """
 
-    def __init__(self, database: Database, now: Callable[[], float]) -> None:
-        self._db, self._now = database, now
+    def __init__(self, database: Database, now: Callable[[], float], most: int = MOST_EVENTS) -> None:
+        self._db, self._now, self._most = database, now, most
         self._lock = Lock()
         self._waiting: list[tuple[str, int | None, float, TrainEvent]] = []
         self._written = float("-inf")  # on the monotonic clock
@@ -96,6 +99,10 @@ class EventLog:
                 for i, (at, event) in enumerate(events, start=1)
             ],
         )
+        if (oldest := last + len(events) - self._most) > 0:
+            of_job = e.c.job_seq == job_seq
+            newest = sa.select(sa.func.max(e.c.sequence)).where(of_job).group_by(e.c.type)
+            connection.execute(e.delete().where(of_job, e.c.sequence <= oldest, e.c.sequence.not_in(newest)))
 
     def _note_progress(self, connection: Connection, job_seq: int, events: Sequence[tuple[float, TrainEvent]]) -> None:
         """Keep the latest numbers in the job's row, so that a list of jobs needs no events."""

@@ -22,7 +22,7 @@ from ..records import EventRecord, JobRecord
 from ..schema import job_events as e
 from ..schema import jobs as j
 from . import rows as rows
-from .events import EventLog
+from .events import MOST_EVENTS, EventLog
 from .idempotency import same_job
 
 _AT_WORK = (JobState.RUNNING, JobState.EVALUATING, JobState.PUBLISHING)
@@ -64,9 +64,11 @@ class JobTable:
     it, and is refused (ABORTED, LEASE_LOST) once the job has changed hands: two runners never both write.
     """
 
-    def __init__(self, database: Database, now: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self, database: Database, now: Callable[[], float] = time.time, most_events: int = MOST_EVENTS
+    ) -> None:
         self._db, self._now = database, now
-        self._log = EventLog(database, now)
+        self._log = EventLog(database, now, most_events)
 
     def create(
         self,
