@@ -114,9 +114,7 @@ class LimitSettings(BaseModel):
     max_epochs: float = setting(
         1000.0, "Limits", "N", "most passes of a training job over its rows", gt=0, le=1_000_000, allow_inf_nan=False
     )
-    max_steps: int = setting(
-        1_000_000, "Limits", "N", "most steps of a training job", ge=1, le=2**31 - 1
-    )
+    max_steps: int = setting(1_000_000, "Limits", "N", "most steps of a training job", ge=1, le=2**31 - 1)
     max_job_events: int = setting(
         100_000, "Limits", "N", "events kept of a training job; the oldest go first", ge=100, le=2**31 - 1
     )

@@ -68,9 +68,10 @@ class Store:
     ) -> Self:
         """Open or make the state directory ``path``, its database and its blobs (in it, unless a URL is given).
 
-        ``cache_bytes`` bounds the local copies of blobs that are elsewhere; ``job_events`` are kept of a job. Raises FAILED_PRECONDITION (directory in
-        use or not writable, newer or foreign database, database gone, another store's blobs), DATA_LOSS (database
-        damaged) and INVALID_ARGUMENT (a URL); nothing that is there is ever overwritten.
+        ``cache_bytes`` bounds the local copies of blobs that are elsewhere; ``job_events`` are kept of a job. Raises
+        FAILED_PRECONDITION (directory in use or not writable, newer or foreign database, database gone, another
+        store's blobs), DATA_LOSS (database damaged) and INVALID_ARGUMENT (a URL); nothing that is there is ever
+        overwritten.
         """
         state = StateDir.open(path)
         try:
