@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator, Iterator
 from itertools import pairwise
 from typing import Any
@@ -14,10 +15,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from loramux_server.core.backend import EngineInfo
+from loramux_server.core.call import Call
 from loramux_server.core.errors import Code, Error
 from loramux_server.core.principal import LOCAL, Principal, Scope
 from loramux_server.core.types import Chunk, FinishReason, SamplingParams, Usage
 from loramux_server.http.anthropic.answer import MessageAnswer
+from loramux_server.http.anthropic.convert import tokenize_request
+from loramux_server.http.anthropic.schema import CountRequest
 from loramux_server.http.parts import AnswerFormat
 from loramux_server.services.common.context import Context
 from loramux_server.services.inference.types import GenerateRequest
@@ -529,3 +533,14 @@ def test_events_tell_the_whole_message(
     gathered = json.loads(snapshot.to_json())
     json.dumps(whole, ensure_ascii=False, allow_nan=False).encode()
     assert gathered == json.loads(json.dumps(whole))
+
+
+def test_turns_of_one_role_are_joined_in_a_time_that_grows_with_their_length() -> None:
+    """Each is copied once: a copy for every further turn would take minutes."""
+    texts = [f"{i} {'x' * 190}" for i in range(30_000)]
+    turns = [{"role": "user", "content": text} for text in texts] + [{"role": "assistant", "content": "so"}]
+    asked = CountRequest.model_validate({"model": "base", "messages": turns})
+    started = time.process_time()
+    made = tokenize_request(asked, Call("countMessageTokens", "1", LOCAL)).messages
+    assert time.process_time() - started < 2
+    assert [(message.role, message.content) for message in made] == [("user", "\n".join(texts)), ("assistant", "so")]
