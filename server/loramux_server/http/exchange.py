@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import aclosing, asynccontextmanager, suppress
+from itertools import islice
 from typing import Any, BinaryIO
 
 from starlette.datastructures import Headers
@@ -21,6 +23,12 @@ from .limits import MIN_RATE, Limits
 FILE_PIECE = 256 << 10
 """Bytes of a file that are read and sent at once."""
 JSON_TYPE = "application/json"
+MOST_VALUES = 100_000
+"""Values in one body, over all its lists and objects."""
+MOST_DIGITS = 300
+"""Of a whole number: those with more are no floats either, and to read each takes the square of its length."""
+_UP_TO_A_VALUE = re.compile(rb'[^",\[{]*+(?:"[^"\\]*+(?:\\.[^"\\]*+)*+"?[^",\[{]*+)*+(?:([,\[{])|\Z)', re.DOTALL)
+"""Bytes, and whole texts among them, before the next value of a list or an object; each byte is looked at once."""
 EVENTS = {"content-type": "text/event-stream; charset=utf-8", "cache-control": "no-cache"}
 """Headers of a stream of server-sent events."""
 
@@ -199,14 +207,27 @@ class Exchange:
 
 
 def json_of(body: bytes) -> Any:
-    """The JSON in ``body``. Raises INVALID_ARGUMENT for what is none."""
+    """The JSON in ``body``, which is UTF-8. Raises INVALID_ARGUMENT for what is none, and for more than any asks for.
+
+    Values are counted before any is made: to make millions of them would hold everybody up for seconds.
+    """
+    found = islice(_UP_TO_A_VALUE.finditer(body), MOST_VALUES + 1)
+    if sum(1 for each in found if each.lastindex) > MOST_VALUES:
+        raise invalid_field("", f"the body has more than {MOST_VALUES} values; send less at once")
     try:
-        value = json.loads(body, parse_constant=_no_constant)
+        # Decoded here: the parser would take other encodings too, and halves of characters in all of them.
+        value = json.loads(body.decode("utf-8-sig"), parse_constant=_no_constant, parse_int=_integer)
         if b"\\ud" in body or b"\\uD" in body:  # halves of characters can be written in JSON, and stored nowhere
             json.dumps(value, ensure_ascii=False).encode()
         return value
     except (ValueError, RecursionError):
         raise invalid_field("", "the body is not JSON", reason="MALFORMED") from None
+
+
+def _integer(digits: str) -> int:
+    if len(digits.lstrip("-")) > MOST_DIGITS:
+        raise invalid_field("", f"the body has a whole number of more than {MOST_DIGITS} digits")
+    return int(digits)
 
 
 def _too_large(most: int) -> Error:

@@ -13,10 +13,6 @@ from ..core.errors import FieldViolation, invalid, invalid_field
 MOST_VIOLATIONS = 20
 MOST_PROBLEMS = 1000
 """Fields of a wrong kind that are looked at one by one: all of millions would hold everybody up."""
-MOST_VALUES = 100_000
-"""Values in one request, over all its lists and objects."""
-LARGEST = 10**300
-"""Of a whole number, without its sign: those beyond it are no floats either, and no field says so by name."""
 
 Number = StrictFloat | StrictInt
 M = TypeVar("M", bound="Strict")
@@ -37,7 +33,6 @@ class Adapter(Strict):
 
 def read(model: type[M], body: Any) -> M:
     """The request in ``body``. Raises INVALID_ARGUMENT naming fields that are unknown, missing or of a wrong type."""
-    _check_size(body)
     try:
         return model.model_validate(body)
     except ValidationError as error:
@@ -47,20 +42,6 @@ def read(model: type[M], body: Any) -> M:
         found = error.errors(include_url=False, include_context=False, include_input=False)
         listed = [FieldViolation(_path(e["loc"]), _words(e["type"], e["msg"])) for e in found[:MOST_VIOLATIONS]]
         raise invalid(dict.fromkeys(listed)) from None
-
-
-def _check_size(body: Any) -> None:
-    """Raise INVALID_ARGUMENT for more values than any request needs, and for numbers that no field can hold."""
-    left, waiting = MOST_VALUES, [body]
-    while waiting:
-        value = waiting.pop()
-        items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-        left -= len(items)
-        if left < 0:
-            raise invalid_field("", f"the body has more than {MOST_VALUES} values; send less at once")
-        if any(isinstance(item, int) and abs(item) > LARGEST for item in items):
-            raise invalid_field("", "the body has a whole number of more than 300 digits")
-        waiting += [item for item in items if isinstance(item, dict | list)]
 
 
 def _path(parts: Sequence[str | int]) -> str:

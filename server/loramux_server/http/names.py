@@ -10,6 +10,8 @@ from .fields import Adapter
 
 BASE = "base"
 """The name of the base alone; no adapter can have it."""
+MOST_CHARACTERS = 2048
+"""Of a model's name: more than a stack of the most adapters with the longest names has."""
 FINE_TUNED = "ft:"
 """How OpenAI's names of fine-tuned models begin."""
 
@@ -19,6 +21,8 @@ def parse_model(model: str, adapters: Sequence[Adapter] = ()) -> tuple[StackItem
 
     Raises INVALID_ARGUMENT for what cannot be read; whether the names exist is not asked here.
     """
+    if len(model) > MOST_CHARACTERS:
+        raise invalid_field("model", f"has {len(model)} characters, at most {MOST_CHARACTERS} are allowed")
     if model == BASE:
         return tuple(StackItem(each.name, float(each.weight)) for each in adapters)
     if adapters:
