@@ -86,6 +86,10 @@ def test_silence_is_broken_before_the_settings_are_known(capfd: pytest.CaptureFi
     opening.say()  # said already
     line = capfd.readouterr().err
     assert json.loads(line)["event"] == "loramux 9.9 starts"
+    helped = Opening("9.9", ["--help"], silence=0.01)
+    helped._timer.join(10)
+    helped.say()
+    assert capfd.readouterr().err == ""
     refused = Opening("9.9", [], silence=60)
     refused.silence()
     refused.say()

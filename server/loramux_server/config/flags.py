@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NoReturn, get_args, get_origin
 
+from pydantic import ByteSize
+
 from ..core.errors import Error, invalid_field
 from ..host.home import short
 from .help import make_parser
@@ -115,5 +117,18 @@ def _help(leaf: Leaf) -> str:
         return f"{text}  [{error.violations[0].description}]"
     if default is None or default == () or "(default" in text:
         return text
-    words = {True: "on", False: "off"}[default] if isinstance(default, bool) else str(default)
-    return f"{text}  [default: {short(default) if isinstance(default, Path) else words}]"
+    return f"{text}  [default: {_words(default)}]"
+
+
+def _words(default: object) -> str:
+    """A default as it would be given."""
+    match default:
+        case bool():
+            return "on" if default else "off"
+        case ByteSize():
+            return default.human_readable().replace(".0", "")
+        case float():
+            return f"{default:g}"
+        case Path():
+            return short(default)
+    return str(default)

@@ -14,6 +14,9 @@ MOST_VIOLATIONS = 20
 MOST_PROBLEMS = 1000
 """Fields of a wrong kind that are looked at one by one: all of millions would hold everybody up."""
 
+SHOULD_BE = "Input should be "
+"""How pydantic begins most of its messages."""
+
 Number = StrictFloat | StrictInt
 M = TypeVar("M", bound="Strict")
 
@@ -60,6 +63,10 @@ def _words(kind: str, message: str) -> str:
         return "is no field of this request; leave it out"
     if kind == "missing":
         return "is missing"
+    if kind == "none_required":
+        return "is not taken here; leave it out"
+    if message.startswith(SHOULD_BE):
+        return "must be " + message.removeprefix(SHOULD_BE)
     return message[:1].lower() + message[1:]
 
 

@@ -13,6 +13,7 @@ from contextlib import suppress
 
 SILENCE = 0.55
 """Seconds of silence after which the line comes even before the flags are checked."""
+HELP = {"-h", "--help"}
 
 
 def tell(line: str) -> None:
@@ -24,7 +25,8 @@ def tell(line: str) -> None:
 class Opening:
     """Says once that the server starts: when asked to, or by itself when nothing was said for a moment.
 
-    So a refusal that comes at once, such as a bad flag, stays the only line. May be used from any thread.
+    So a refusal that comes at once, such as a bad flag, stays the only line, and ``--help`` starts nothing, however
+    slow the machine. May be used from any thread.
     """
 
     def __init__(self, version: str, argv: Sequence[str], silence: float = SILENCE) -> None:
@@ -32,7 +34,7 @@ class Opening:
         self._line = f"loramux {version} starts"
         self._json = wants_json(argv)
         self._lock = threading.Lock()
-        self._over = False
+        self._over = not HELP.isdisjoint(argv)
         self._timer = threading.Timer(silence, self.say)
         self._timer.daemon = True
         self._timer.start()

@@ -172,6 +172,8 @@ def test_every_setting_has_a_flag_a_variable_and_a_sentence(capsys: pytest.Captu
         assert leaf.flag in text
         assert leaf.info.description
         assert leaf.variable.startswith("LORAMUX_")
+    for default in ("256MiB", "16KiB", "127.0.0.1:8000", "default: on", "default: 30]"):
+        assert default in text, "defaults are told as they would be given"
 
 
 def test_field_c_every_wrong_line_of_a_file_is_told(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from loramux_server.http.exchange import MOST_DIGITS, MOST_VALUES, json_of
 from loramux_server.http.fields import MOST_PROBLEMS, read
 from loramux_server.http.names import MOST_CHARACTERS, parse_model
 from loramux_server.http.openai.responses.schema import ResponseRequest
-from loramux_server.http.openai.schema import ChatRequest
+from loramux_server.http.openai.schema import ChatRequest, CompletionRequest
 
 
 @pytest.mark.parametrize(
@@ -26,6 +26,16 @@ def test_bad_fields_are_counted_before_they_are_listed(body: Any, words: str) ->
     with pytest.raises(Error, match=words) as caught:
         read(ChatRequest, body)
     assert len(caught.value.message) < 200
+
+
+def test_what_is_wrong_is_told_without_words_of_python() -> None:
+    with pytest.raises(Error) as caught:
+        read(CompletionRequest, {"model": 5, "prompt": "x", "suffix": "y", "echo": True})
+    assert {v.field: v.description for v in caught.value.violations} == {
+        "model": "must be a valid string",
+        "suffix": "is not taken here; leave it out",
+        "echo": "must be False",
+    }
 
 
 @pytest.mark.parametrize("unit", [b"[]", b"0", b'""', b'",[{"', b'"\\\\"', b'{"a":[1,"b\\""]}', b"1e1"])
