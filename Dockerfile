@@ -3,7 +3,8 @@
 # wants TLS and keys: deploy/compose.network.yaml, deploy/kubernetes.yaml.
 #   docker build -t loramux .                         CUDA, from the torch wheel (needs the NVIDIA container toolkit to run)
 #   docker build -t loramux:cpu --build-arg TORCH=cpu .
-#   docker run --gpus all -e LORAMUX_INSECURE=true -p 127.0.0.1:50051:50051 -v loramux:/var/lib/loramux loramux
+#   docker run --gpus all -e LORAMUX_INSECURE=true -p 127.0.0.1:50051:50051 -p 127.0.0.1:8000:8000 \
+#     -v loramux:/var/lib/loramux loramux
 ARG PYTHON=3.11
 
 # The package as a wheel: nothing of the checkout but its contents reaches the image.

@@ -50,7 +50,7 @@ demo: $(READY) ## Watch a server: ask, train an adapter live, ask again, stack t
 	@$(BIN)/loramux demo
 
 .PHONY: serve
-serve: $(READY) ## Serve the default base on 127.0.0.1:50051 (more flags: .venv/bin/loramux serve --help)
+serve: $(READY) ## Serve the default base: gRPC on port 50051, HTTP on 8000 (more flags: .venv/bin/loramux serve --help)
 	@$(BIN)/loramux serve
 
 ##@ Change it
