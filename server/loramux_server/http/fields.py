@@ -65,6 +65,8 @@ def _words(kind: str, message: str) -> str:
         return "is missing"
     if kind == "none_required":
         return "is not taken here; leave it out"
+    if kind == "literal_error":
+        message = message.replace("True", "true").replace("False", "false")
     if message.startswith(SHOULD_BE):
         return "must be " + message.removeprefix(SHOULD_BE)
     return message[:1].lower() + message[1:]

@@ -34,7 +34,7 @@ def test_what_is_wrong_is_told_without_words_of_python() -> None:
     assert {v.field: v.description for v in caught.value.violations} == {
         "model": "must be a valid string",
         "suffix": "is not taken here; leave it out",
-        "echo": "must be False",
+        "echo": "must be false",
     }
 
 
