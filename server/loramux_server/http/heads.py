@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ..core.errors import Code, Error
@@ -11,16 +13,24 @@ from .limits import Limits
 
 FRAMING = {b"content-length", b"transfer-encoding"}
 BETWEEN = len(": \r\n")
+LIVENESS = "/health/live"
+"""Answered in any crowd: whoever opens connections must not have the server restarted."""
 
 
 class HeadGuard:
-    """Refuses headers that no request of good will has, and ends the connection: what follows is not to be trusted."""
+    """Refuses headers that no request of good will has, and ends the connection: what follows is not to be trusted.
 
-    def __init__(self, application: ASGIApp, limits: Limits) -> None:
-        self._application, self._limits = application, limits
+    ``connections`` gives how many there are; requests on more than the limit are refused, but for liveness.
+    """
+
+    def __init__(self, application: ASGIApp, limits: Limits, connections: Callable[[], int]) -> None:
+        self._application, self._limits, self._connections = application, limits, connections
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
+            if self._connections() > self._limits.max_connections and scope["path"] != LIVENESS:
+                what = f"the server has more than {self._limits.max_connections} connections; try again soon"
+                raise Error(Code.UNAVAILABLE, what, reason="TOO_MANY_CONNECTIONS", retry_after=1.0)
             check_head(scope, self._limits.max_head)
         except Error as error:
             exchange = Exchange(scope, receive, send, self._limits)

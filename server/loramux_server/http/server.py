@@ -51,7 +51,7 @@ class HttpServer:
         self._limits = limits = limits or Limits()
         self._application = Application(availability, calls, limits, console=console, metrics=metrics)
         guarded = PageGuard(self._application, pages or Pages(), takes_everybody, limits)
-        self._guard = HeadGuard(guarded, limits)
+        self._guard = HeadGuard(guarded, limits, self._connections)
         self._server: _Server | None = None
         self._task: asyncio.Task[None] | None = None
 
@@ -94,7 +94,6 @@ class HttpServer:
             access_log=False,
             server_header=False,
             proxy_headers=False,
-            limit_concurrency=self._limits.max_connections,
             h11_max_incomplete_event_size=self._limits.max_head,
             timeout_keep_alive=self._limits.keepalive_timeout,
             timeout_graceful_shutdown=int(LAST_WORDS),
@@ -107,6 +106,9 @@ class HttpServer:
     async def set_serving(self, serving: bool) -> None:
         """What health says."""
         self._application.health.serving = serving
+
+    def _connections(self) -> int:
+        return 0 if self._server is None else len(self._server.server_state.connections)
 
     async def drain(self, timeout: float) -> int:
         """Wait up to ``timeout`` seconds for the running calls, then end the rest; gives their number."""

@@ -118,7 +118,8 @@ async def test_a_body_that_trickles_is_given_up(http: Http) -> None:
 async def test_connections_are_bounded_and_a_crowd_goes_home(http: Http) -> None:
     async with strict(http, Limits(max_connections=8)) as address:
         crowd = [await asyncio.open_connection(*address) for _ in range(20)]
-        assert await talk(*address, post(b"Connection: close")) == [503]
+        assert await talk(*address, post()) == [503]  # and the connection is closed
+        assert await talk(*address, get(b"/health/live", b"Connection: close")) == [200]
         for _, writer in crowd:
             writer.transport.abort()
         async with asyncio.timeout(20):
