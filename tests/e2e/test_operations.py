@@ -11,6 +11,7 @@ import sqlite3
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import grpc
@@ -120,6 +121,48 @@ def test_descriptors_that_run_out(server: ServerProcess) -> None:
             resource.prlimit(pid, resource.RLIMIT_NOFILE, usual)
     assert answers(server)
     assert len(server.lines) < 200, "the log is full of it"
+
+
+@pytest.fixture
+def group() -> Iterator[Path]:
+    """A control group of version 1 that limits memory, for whoever is moved into it."""
+    folder = Path("/sys/fs/cgroup/memory") / f"loramux-test-{os.getpid()}"
+    try:
+        folder.mkdir()
+        (folder / "memory.limit_in_bytes").write_text(str(8 << 30))
+    except OSError:
+        pytest.skip("control groups of version 1 cannot be made here")
+    yield folder
+    while folder.exists():  # until the last process has left
+        with suppress(OSError):
+            folder.rmdir()
+
+
+def test_memory_that_is_nearly_used_up(group: Path, model: Path, tmp_path: Path) -> None:
+    """The server is not ready, tells why, goes on with what comes, and is ready again once there is memory."""
+    limit = group / "memory.limit_in_bytes"
+    with server_process(tmp_path, *FLAGS, *DOORS, "--model", str(model), "--state-dir", str(tmp_path / "s")) as server:
+        (group / "cgroup.procs").write_text(str(server.process.pid))
+        server.wait_for("is ready")
+
+        def ready() -> bool:
+            return httpx2.get(f"http://{server.http_address}/health/ready", timeout=60).status_code == 200
+
+        assert ready()
+        stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        files = int(stat["total_inactive_file"]) + int(stat["total_active_file"])
+        held = int((group / "memory.usage_in_bytes").read_text()) - files
+        limit.write_text(str(round(held / 0.97)))
+        server.wait_for("memory is nearly used up")
+        with loramux.Client(server.address, timeout=60) as client:
+            assert client.health() == "NOT_SERVING"
+            assert not ready()
+            assert httpx2.get(f"http://{server.http_address}/health/live", timeout=60).status_code == 200
+            assert client.generate("x", max_tokens=2).choices
+            limit.write_text(str(8 << 30))
+            server.wait_for("there is memory again")
+            assert client.health() == "SERVING"
+            assert ready()
 
 
 def _cut(path: Path) -> None:

@@ -15,6 +15,7 @@ from ..core.errors import Error
 from ..core.principal import SERVER_TENANT
 from ..core.types import SamplingParams
 from ..engine.transport.process import ProcessBackend
+from ..host.resources import memory_share
 from ..http.pages import Pages
 from ..http.server import HttpServer
 from ..rpc.server import RpcServer
@@ -45,6 +46,7 @@ from .audit import audit_log
 from .door import Door
 from .door_limits import http_limits, rpc_limits
 from .identity import Identity
+from .memory_watch import MemoryWatch
 from .scrape import stats_from_thread
 from .tls import metrics_endpoint, metrics_page, open_certificate
 
@@ -108,6 +110,8 @@ class App:
         self._collector: asyncio.Task[None] | None = None
         self._uploads: asyncio.Task[None] | None = None
         self._quotas: asyncio.Task[None] | None = None
+        self._memory: asyncio.Task[None] | None = None
+        self._memory_watch = MemoryWatch(memory_share, settings.max_memory_share, self._health_changed)
         self._health: asyncio.Task[None] | None = None
         self._engine_started = False
         self._engine_away = False
@@ -191,7 +195,7 @@ class App:
         """Close everything, in the opposite order. Fine after a failed ``start``, and twice."""
         self.availability.readiness = Readiness.DRAINING
         await self._stop_jobs()
-        for task in filter(None, (self._collector, self._uploads, self._quotas)):
+        for task in filter(None, (self._collector, self._uploads, self._quotas, self._memory)):
             task.cancel()
             await asyncio.wait((task,))
         await self._drain_doors(0)
@@ -249,13 +253,16 @@ class App:
 
     def _engine_moved(self, up: bool) -> None:
         self._metrics.engine_moved(up)
-        if self.availability.readiness is Readiness.READY:
-            self._health = asyncio.create_task(self._set_serving(up))
+        self._health_changed(load_pinned=up)
 
-    async def _set_serving(self, up: bool) -> None:
+    def _health_changed(self, *, load_pinned: bool = False) -> None:
+        if self.availability.readiness is Readiness.READY:
+            self._health = asyncio.create_task(self._tell_health(load_pinned))
+
+    async def _tell_health(self, load_pinned: bool) -> None:
         for door in self.doors:
-            await door.set_serving(up)
-        if up and self.availability.services is not None:
+            await door.set_serving(not self._engine_away and not self._memory_watch.full)
+        if load_pinned and self.availability.services is not None:
             with suppress(Error):  # gone again already; the next start loads them
                 await self.availability.services.adapters.load_pinned()
 
@@ -298,9 +305,10 @@ class App:
         self._collector.add_done_callback(_report_defect)
         self._uploads = asyncio.create_task(services.uploads.run(), name="uploads")
         self._uploads.add_done_callback(_report_defect)
+        self._memory = asyncio.create_task(self._memory_watch.run(), name="memory")
+        self._memory.add_done_callback(_report_defect)
         self.availability.readiness = Readiness.READY
-        for door in self.doors:
-            await door.set_serving(True)
+        await self._tell_health(load_pinned=False)
 
     async def _drain_doors(self, timeout: float) -> int:
         """Let the calls of all doors finish; gives how many were ended at the timeout."""
@@ -344,6 +352,7 @@ def _report_defect(task: asyncio.Task[None]) -> None:
             "collector": "unused files are removed",
             "uploads": "uploads expire",
             "quotas": "quotas change",
+            "memory": "memory is watched",
         }[task.get_name()]
         logger.critical(f"no more {what} until the server is started again", exc_info=error)
 

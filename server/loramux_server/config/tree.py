@@ -96,6 +96,15 @@ class Settings(LimitSettings, BaseSettings):
     reflection: Literal["auto", "on", "off"] = setting(
         "auto", "Network", "MODE", "gRPC server reflection: on, off, or auto, which is on while no key is needed"
     )
+    max_memory_share: float = setting(
+        0.95,
+        "Network",
+        "SHARE",
+        "part of the memory limit of the control groups beyond which the server is not ready; 1 is never",
+        gt=0,
+        le=1,
+        allow_inf_nan=False,
+    )
     max_connection_age: float = setting(
         0.0,
         "Network",

@@ -25,7 +25,16 @@ class MemoryLevel:
     @property
     def room(self) -> int:
         """Bytes that may still be taken: page cache and reclaimable slabs give way to whoever asks for memory."""
-        return max(0, self.limit - max(0, self.used - self.reclaimable))
+        return max(0, self.limit - self._held)
+
+    @property
+    def share(self) -> float:
+        """The part of the limit that is in use and cannot be reclaimed."""
+        return self._held / max(1, self.limit)
+
+    @property
+    def _held(self) -> int:
+        return max(0, self.used - self.reclaimable)
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,11 @@ def host_total(root: Path = ROOT) -> int:
     return min([total, *(level.limit for level in memory_levels(root))])
 
 
+def memory_share(root: Path = ROOT) -> float:
+    """The part of the tightest memory limit of the control groups that is in use; 0 where none limits it."""
+    return max((level.share for level in memory_levels(root)), default=0.0)
+
+
 def process_memory(root: Path = ROOT) -> int:
     """Resident bytes of this process."""
     fields = read(root / "proc/self/statm").split()
