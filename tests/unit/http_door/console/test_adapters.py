@@ -136,7 +136,9 @@ async def test_stacks_are_merged(http: Http, console: Watched) -> None:
     await page.get_by_role("button", name="Merge a stack").click()
     for name in ("acme", "json"):
         await page.get_by_role("combobox", name="Add an adapter").fill(name)
+        await expect(page.get_by_role("option", name=name)).to_be_visible()  # the list has come
         await page.keyboard.press("Enter")
+        await expect(page.get_by_role("button", name=f"Remove {name}")).to_be_visible()
     await page.get_by_label("Name of the result").fill("both")
     await page.get_by_label("Method").select_option("SVD")
     await page.get_by_label("Rank", exact=True).fill("0")

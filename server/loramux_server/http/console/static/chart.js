@@ -13,6 +13,7 @@ class Chart extends View {
     lines: { attribute: false }, // names of the lines
     label: {}, // what screen readers are told in place of the picture
     height: { type: Number },
+    least: { type: Number }, // how much of the horizontal axis is shown at least, before the last value
     zero: { type: Boolean }, // the axis begins at 0
     spans: { type: Boolean }, // lines go on over gaps, and a few values are dots too
     x: { attribute: false }, // writes a value of the horizontal axis, (value) => text
@@ -26,7 +27,7 @@ class Chart extends View {
 
   constructor() {
     super();
-    Object.assign(this, { data: [[]], lines: [], height: 120, x: (value) => number(value), y: (value) => number(value, 2) });
+    Object.assign(this, { data: [[]], lines: [], height: 120, least: 0, x: (value) => number(value), y: (value) => number(value, 2) });
   }
 
   connectedCallback() {
@@ -80,7 +81,7 @@ class Chart extends View {
         padding: [8, 18, 0, 0],
         legend: { show: false },
         cursor: { show: false },
-        scales: { x: { time: false }, y: this.zero ? { range: (_, __, most) => [0, most > 0 ? most * 1.05 : 1] } : {} },
+        scales: { x: { time: false, range: (_, from, to) => [Math.min(from, to - this.least), to] }, y: this.zero ? { range: (_, __, most) => [0, most > 0 ? most * 1.05 : 1] } : {} },
         axes: [
           { ...axis, size: 22, space: 70, values: (_, splits) => splits.map((value) => this.x(value)) },
           { ...axis, size: 52, space: 30, values: (_, splits) => splits.map((value) => this.y(value)) },

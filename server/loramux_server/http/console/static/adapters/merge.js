@@ -49,7 +49,7 @@ class Merge extends View {
       <h2>Merge a stack</h2>
       <p class="hint">A new version that answers as the stack does, alone. The adapters stay as they are.</p>
       <lm-stack label="Stack to merge" .stack=${this.stack} .models=${this.models} .most=${this.info.limits?.maxStack ?? 8}
-        @wanted=${this.#list} @change=${({ detail }) => (this.stack = detail)}></lm-stack>
+        @wanted=${this.#list} @stacked=${({ detail }) => (this.stack = detail)}></lm-stack>
       <div class="fields">
         <div><label for="merge-name">Name of the result</label>
           <input id="merge-name" name="name" required autocomplete="off" spellcheck="false" pattern="[a-z0-9][a-z0-9._\\-]*" maxlength="64"></div>

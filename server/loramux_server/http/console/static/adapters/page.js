@@ -96,7 +96,8 @@ class Adapters extends View {
         <thead>
           <tr>
             <th scope="col">Name</th><th scope="col">Current</th><th scope="col" class="number">Rank</th>
-            <th scope="col" class="number">Size</th><th scope="col">Where</th><th scope="col">Changed</th>
+            <th scope="col" class="number">Size</th><th scope="col">Where</th>
+            ${this.chosen ? nothing : html`<th scope="col">Changed</th>`}
           </tr>
         </thead>
         <tbody>${this.adapters.map((adapter) => this.#row(adapter))}</tbody>
@@ -116,7 +117,7 @@ class Adapters extends View {
       <td class="number">${current ? number(current.rank) : "–"}</td>
       <td class="number">${current ? bytes(current.sizeBytes) : "–"}</td>
       <td>${current ? word(current.tier, "ADAPTER_TIER") || "–" : "–"}${current?.pinned ? ", pinned" : ""}</td>
-      <td class="when">${moment(date(updatedAt))}</td>
+      ${this.chosen ? nothing : html`<td class="when">${moment(date(updatedAt))}</td>`}
     </tr>`;
   }
 

@@ -92,7 +92,7 @@ class Live extends View {
     return html`<section class="card tile" aria-label=${title}>
       <h2>${title}</h2>
       <p class="value number">${value}</p>
-      <lm-chart zero .label="${title} over the last minutes, now ${value}" .lines=${lines}
+      <lm-chart zero least="60" .label="${title} over the last minutes, now ${value}" .lines=${lines}
         .data=${this.#history.columns(...lines)} .x=${ago} .y=${written}></lm-chart>
     </section>`;
   }

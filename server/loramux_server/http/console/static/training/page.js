@@ -79,7 +79,8 @@ class Training extends View {
         <thead>
           <tr>
             <th scope="col">Adapter</th><th scope="col">State</th><th scope="col" class="number">Steps</th>
-            <th scope="col" class="number">Loss</th><th scope="col">Left</th><th scope="col">Made</th>
+            <th scope="col" class="number">Loss</th><th scope="col">Left</th>
+            ${this.chosen ? nothing : html`<th scope="col">Made</th>`}
           </tr>
         </thead>
         <tbody>${this.jobs.map((job) => this.#row(job))}</tbody>
@@ -95,7 +96,7 @@ class Training extends View {
       <td class="number">${totalSteps ? `${number(step)}/${number(totalSteps)}` : "–"}</td>
       <td class="number">${typeof metrics.loss === "number" ? number(metrics.loss, 3) : "–"}</td>
       <td>${running && typeof metrics.eta_seconds === "number" ? duration(metrics.eta_seconds) : "–"}</td>
-      <td class="when">${moment(date(createdAt))}</td>
+      ${this.chosen ? nothing : html`<td class="when">${moment(date(createdAt))}</td>`}
     </tr>`;
   }
 
