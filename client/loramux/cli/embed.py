@@ -27,7 +27,7 @@ def embed(
     timeout: Annotated[float | None, typer.Option(help="Seconds after which to give up.")] = None,
     json: Json = False,
 ) -> None:
-    """Print the embedding of each text, a list of numbers a line, with a stack of adapters.
+    """Print the embeddings of texts, each a list of numbers on a line.
 
     \b
     Examples:

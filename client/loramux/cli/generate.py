@@ -121,7 +121,7 @@ def generate(
       loramux generate -m "Is the sky blue?" --choice yes --choice no
       loramux generate - --system "Summarise this." --json < letter.txt
       loramux generate --messages chat.json --tools tools.json
-      loramux generate -m "Is it warm in Rome?" --tools tools.json --tool-choice required
+      loramux generate -m "Rome?" --tools tools.json --tool-choice required
       loramux generate -m "Is the sky blue?" --template-arg enable_thinking=false
     """  # noqa: D301
     shown, given_args = json_list(tools, "--tools"), template_args(template_arg)
