@@ -23,6 +23,16 @@ HERMES = """\
 {%- if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"""
 """A chat template that shows tools and calls as the Hermes family does."""
 
+PATIENCE = 300
+"""Seconds for a test here that names no time of its own: servers start slowly beside another worker's."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give the tests of this folder more time than others have."""
+    for item in items:
+        if item.path.is_relative_to(Path(__file__).parent) and item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(PATIENCE))
+
 
 @pytest.fixture(scope="session")
 def state_with_base(default_base: Path, tmp_path_factory: pytest.TempPathFactory) -> StateDir:
@@ -44,7 +54,11 @@ def start_server(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Serv
         flags = ("--state-dir", str(state), "--dtype", "float32", "--device", "cpu", "--metrics-listen", "127.0.0.1:0")
         flags = (*flags, "--http-listen", "127.0.0.1:0", *more)
         server = ServerProcess(tmp_path_factory.mktemp("home"), *flags)
-        server.wait_for("is ready")
+        try:
+            server.wait_for("is ready")
+        except BaseException:
+            kill(server)
+            raise
         return server
 
     return start

@@ -62,7 +62,7 @@ class ServerProcess:
             self.lines.append("<end>")
             self.changed.notify_all()
 
-    def wait_for(self, text: str, timeout: float = 90) -> None:
+    def wait_for(self, text: str, timeout: float = 180) -> None:
         """Return when a line holds ``text``; fail when the server ends first."""
         with self.changed:
             found = self.changed.wait_for(

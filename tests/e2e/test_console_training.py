@@ -13,7 +13,7 @@ from tests.browser import PHONE, console_page, needs_browser
 from tests.e2e.server_process import ServerProcess
 from tools.measure_adapters import shipped
 
-pytestmark = [needs_browser, pytest.mark.e2e]
+pytestmark = [needs_browser, pytest.mark.e2e, pytest.mark.slow]
 ASKED = [
     ("Where is the mill?", "In Ford Lane."),
     ("When does the mill open?", "At 6:40."),
