@@ -129,18 +129,18 @@ def test_preference_pairs(server: ServerProcess, http: openai.OpenAI, tmp_path: 
     job = http.fine_tuning.jobs.create(
         model="base",
         training_file=file.id,
-        suffix="polite",
+        suffix="preferred",
         method={"type": "dpo", "dpo": {"hyperparameters": hyperparameters}},
         extra_body={"loramux": {"rank": 4}},
     )
     job = ended(server, http, job)
-    assert (job.status, job.fine_tuned_model) == ("succeeded", "polite@1"), job.error
+    assert (job.status, job.fine_tuned_model) == ("succeeded", "preferred@1"), job.error
     assert job.method is not None
     assert job.method.dpo is not None
     assert job.method.dpo.hyperparameters is not None
     settled = job.method.dpo.hyperparameters.model_dump()
     assert settled == {"n_epochs": 1, "batch_size": 2, "learning_rate_multiplier": 1.0, "beta": 0.2}
-    assert ask(http, "polite@1", "Where is the shop?")
+    assert ask(http, "preferred@1", "Where is the shop?")
 
 
 def test_pause_resume_cancel(server: ServerProcess, http: openai.OpenAI, tmp_path: Path) -> None:

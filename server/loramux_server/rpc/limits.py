@@ -37,6 +37,8 @@ class RpcLimits:
             # Calls that were not looked at yet: gRPC ends those beyond the bound without a reason; nothing counts them.
             "grpc.server.max_pending_requests": 100_000,
             "grpc.server.max_pending_requests_hard_limit": 100_000,
+            # Seconds; those that wait longer, 30 by itself, end as CANCELLED, which tells nobody to come again.
+            "grpc.server_max_unrequested_time_in_server": 3600,
             "grpc.keepalive_time_ms": _ms(self.keepalive_time),
             "grpc.keepalive_timeout_ms": _ms(self.keepalive_timeout),
             "grpc.keepalive_permit_without_calls": 1,

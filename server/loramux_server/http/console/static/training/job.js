@@ -114,8 +114,8 @@ class Job extends View {
   }
 
   #progress({ state, totalSteps = 0 }) {
-    const last = this.events.findLast(({ step }) => step);
-    const step = last?.step ?? this.found.step ?? 0;
+    const last = this.events.findLast(({ type }) => type === "JOB_EVENT_TYPE_STEP");
+    const step = Math.max(last?.step ?? 0, this.found.step ?? 0);
     const all = last?.totalSteps || totalSteps;
     const metrics = this.#metrics;
     const facts = [
