@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Coroutine
 from contextlib import suppress
 from dataclasses import fields, replace
+from typing import Any
 
 from loramux import __version__
 
@@ -107,10 +109,7 @@ class App:
         self._store: Store | None = None
         self._identity: Identity | None = None
         self._jobs: asyncio.Task[None] | None = None
-        self._collector: asyncio.Task[None] | None = None
-        self._uploads: asyncio.Task[None] | None = None
-        self._quotas: asyncio.Task[None] | None = None
-        self._memory: asyncio.Task[None] | None = None
+        self._background: list[asyncio.Task[None]] = []
         self._memory_watch = MemoryWatch(memory_share, settings.max_memory_share, self._health_changed)
         self._health: asyncio.Task[None] | None = None
         self._engine_started = False
@@ -195,7 +194,8 @@ class App:
         """Close everything, in the opposite order. Fine after a failed ``start``, and twice."""
         self.availability.readiness = Readiness.DRAINING
         await self._stop_jobs()
-        for task in filter(None, (self._collector, self._uploads, self._quotas, self._memory)):
+        while self._background:
+            task = self._background.pop()
             task.cancel()
             await asyncio.wait((task,))
         await self._drain_doors(0)
@@ -297,16 +297,13 @@ class App:
         if interrupted := await runner.recover():
             self._say.progress(f"resuming {interrupted} interrupted training job(s)")
         metrics.seed_jobs(await asyncio.to_thread(store.jobs.counts))
-        self._jobs = asyncio.create_task(runner.run(), name="jobs")
-        self._jobs.add_done_callback(_report_defect)
-        self._quotas = asyncio.create_task(self._meter.follow(store.quotas, board.queued.set), name="quotas")
-        self._quotas.add_done_callback(_report_defect)
-        self._collector = asyncio.create_task(Collector(store, context.unused).run(), name="collector")
-        self._collector.add_done_callback(_report_defect)
-        self._uploads = asyncio.create_task(services.uploads.run(), name="uploads")
-        self._uploads.add_done_callback(_report_defect)
-        self._memory = asyncio.create_task(self._memory_watch.run(), name="memory")
-        self._memory.add_done_callback(_report_defect)
+        self._jobs = _task("jobs", runner.run())
+        self._background += [
+            _task("collector", Collector(store, context.unused).run()),
+            _task("uploads", services.uploads.run()),
+            _task("quotas", self._meter.follow(store.quotas, board.queued.set)),
+            _task("memory", self._memory_watch.run()),
+        ]
         self.availability.readiness = Readiness.READY
         await self._tell_health(load_pinned=False)
 
@@ -343,6 +340,13 @@ def limits_from(settings: Settings) -> Limits:
         max_activation_bytes=training.activation_memory,
         **longest,
     )
+
+
+def _task(name: str, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+    """Work that goes on until it is cancelled; a defect that ends it is logged."""
+    task = asyncio.create_task(work, name=name)
+    task.add_done_callback(_report_defect)
+    return task
 
 
 def _report_defect(task: asyncio.Task[None]) -> None:
