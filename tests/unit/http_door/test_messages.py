@@ -20,7 +20,7 @@ from loramux_server.core.errors import Code, Error
 from loramux_server.core.principal import LOCAL, Principal, Scope
 from loramux_server.core.types import Chunk, FinishReason, SamplingParams, Usage
 from loramux_server.http.anthropic.answer import MessageAnswer
-from loramux_server.http.anthropic.convert import tokenize_request
+from loramux_server.http.anthropic.convert import prompt_request
 from loramux_server.http.anthropic.schema import CountRequest
 from loramux_server.http.parts import AnswerFormat
 from loramux_server.services.common.context import Context
@@ -541,6 +541,6 @@ def test_turns_of_one_role_are_joined_in_a_time_that_grows_with_their_length() -
     turns = [{"role": "user", "content": text} for text in texts] + [{"role": "assistant", "content": "so"}]
     asked = CountRequest.model_validate({"model": "base", "messages": turns})
     started = time.process_time()
-    made = tokenize_request(asked, Call("countMessageTokens", "1", LOCAL)).messages
+    made = prompt_request(asked, Call("countMessageTokens", "1", LOCAL)).messages
     assert time.process_time() - started < 2
     assert [(message.role, message.content) for message in made] == [("user", "\n".join(texts)), ("assistant", "so")]

@@ -9,8 +9,8 @@ from typing import Any
 from ...core import types as core
 from ...core.call import Call
 from ...core.errors import invalid_field
-from ...core.types import SamplingParams, StackItem
-from ...services.inference.types import GenerateRequest, TokenizeRequest
+from ...core.types import SamplingParams
+from ...services.inference.types import GenerateRequest
 from ...text.forced_calls import MODEL_CHOOSES, ToolChoice, ToolMode
 from ..fields import as_text
 from ..names import parse_model
@@ -27,43 +27,33 @@ def generate_request(asked: MessageRequest, call: Call, defaults: SamplingParams
     """Messages as a generation."""
     given = {name: value for name in _SAME if (value := getattr(asked, name)) is not None}
     shape = _shape(asked)
-    return GenerateRequest(
-        **_prompt(asked, call),
-        adapters=stack_of(asked),
+    return replace(
+        prompt_request(asked, call),
         sampling=replace(defaults, **given),
         stop=tuple(asked.stop_sequences or ()),
-        principal=call.principal,
-        request_id=call.request_id,
         response_format=None if shape is None else {"type": "json_schema", "json_schema": as_text(shape.schema_)},
-        tool_choice=_tool_choice(asked),
     )
 
 
-def tokenize_request(asked: CountRequest, call: Call) -> TokenizeRequest:
-    """The prompt of the same messages."""
-    prompt = _prompt(asked, call)
-    return TokenizeRequest(**prompt if _tool_choice(asked).mode is not ToolMode.NONE else {**prompt, "tools": ""})
-
-
-def stack_of(asked: CountRequest) -> tuple[StackItem, ...]:
-    """The stack that is asked."""
-    return parse_model(asked.model, asked.adapters)
-
-
-def _prompt(asked: CountRequest, call: Call) -> dict[str, Any]:
+def prompt_request(asked: CountRequest, call: Call) -> GenerateRequest:
+    """What is asked of whom, without how it is to be answered."""
     system = _text(asked.system)
     messages = [core.Message("system", system)] if system else []
     messages += _joined(_turns(asked.messages))
     goes_on = asked.messages[-1].role == "assistant"
     if goes_on and messages[-1].tool_calls:
         raise invalid_field("messages", "end with tool_use: send a tool_result for each of its calls after them")
-    return {
-        "messages": tuple(messages),
-        "tools": as_text([_tool(tool) for tool in asked.tools] if asked.tools else None),
-        "chat_template_kwargs": as_text(_template_kwargs(asked) or None),
-        "continue_final_message": goes_on,
-        "deadline": call.deadline,
-    }
+    return GenerateRequest(
+        messages=tuple(messages),
+        tools=as_text([_tool(tool) for tool in asked.tools] if asked.tools else None),
+        chat_template_kwargs=as_text(_template_kwargs(asked) or None),
+        continue_final_message=goes_on,
+        deadline=call.deadline,
+        principal=call.principal,
+        request_id=call.request_id,
+        adapters=parse_model(asked.model, asked.adapters),
+        tool_choice=_tool_choice(asked),
+    )
 
 
 def _joined(turns: Iterable[core.Message]) -> list[core.Message]:

@@ -14,7 +14,7 @@ from ..exchange import Exchange
 from ..fields import read
 from ..parts import answer_format
 from .answer import MessageAnswer
-from .convert import generate_request, stack_of, tokenize_request
+from .convert import generate_request, prompt_request
 from .schema import CountRequest, MessageRequest
 from .shapes import AnsweredMessages, MessageEvent, MessagesError, TokenCount
 
@@ -47,11 +47,8 @@ class Messages:
     async def count_tokens(self, exchange: Exchange) -> None:
         """Count the tokens of a prompt, tools included."""
         asked = read(CountRequest, await exchange.json())
-        service, context = self._availability.open().generation, self._availability.open_context()
-        request = tokenize_request(asked, calls.current())
-        await context.stacks.resolve(stack_of(asked), calls.principal())  # an unknown model is 404 here too
-        tokens = await service.tokenize(request)
-        await exchange.send_json({"input_tokens": len(tokens.ids)})
+        service = self._availability.open().generation
+        await exchange.send_json({"input_tokens": await service.count(prompt_request(asked, calls.current()))})
 
 
 async def _events(answer: MessageAnswer, chunks: AsyncGenerator[Chunk]) -> AsyncGenerator[dict[str, Any]]:

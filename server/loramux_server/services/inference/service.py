@@ -27,6 +27,7 @@ from .embedding import Embedder
 from .prompts import check_context, encode_prompt, required_calls
 from .scoring import Scorer
 from .types import (
+    Asked,
     Choice,
     Completion,
     Embeddings,
@@ -34,7 +35,6 @@ from .types import (
     GenerateRequest,
     Score,
     ScoreRequest,
-    TokenizeRequest,
     Tokens,
 )
 
@@ -97,12 +97,17 @@ class GenerationService:
         """An embedding of each text. Raises as ``generate`` does."""
         return await self._embedder.embed(request)
 
-    async def tokenize(self, request: TokenizeRequest) -> Tokens:
+    async def tokenize(self, request: Asked) -> Tokens:
         """Token ids of exactly one of a plain prompt and messages, as ``generate`` would feed them to the model."""
         if violations := [*prompt_violations(request, self._limits, answered=False)]:
             raise invalid(violations)
         async with self._preparation.turn(request.deadline):
             return await prepare(lambda: self._tokens(request))
+
+    async def count(self, request: GenerateRequest) -> int:
+        """Tokens of the prompt of a generation, tools included. An adapter that is unknown is NOT_FOUND here too."""
+        await self._stacks.resolve(request.adapters, request.principal)
+        return len((await self.tokenize(_with_tools_shown(request))).ids)
 
     def token_text(self, token_id: int) -> str:
         """The text of one token, for log-probabilities (bytes that are no character by themselves become U+FFFD)."""
@@ -112,8 +117,7 @@ class GenerationService:
         """Check everything that can be checked, and pin what the request will use."""
         started = time.monotonic()
         shape = check_generation(request, self._limits, self._info.vocab_size)
-        if request.tool_choice.mode is ToolMode.NONE:
-            request = replace(request, tools="")
+        request = _with_tools_shown(request)
         async with self._preparation.turn(request.deadline) as deadline:
             ids, calls = await prepare(lambda: self._read(request))
             check_context(request.prompt, len(ids), self._info.max_context)
@@ -175,7 +179,7 @@ class GenerationService:
             seed=secrets.randbits(62) if sampling.seed is None and temperature else sampling.seed,
         )
 
-    def _tokens(self, request: TokenizeRequest) -> Tokens:
+    def _tokens(self, request: Asked) -> Tokens:
         ids, shown = encode_prompt(self._text, request)
         return Tokens(
             ids=tuple(ids),
@@ -183,6 +187,11 @@ class GenerationService:
             text=shown,
             token_bytes=tuple(self._text.token_bytes(id) for id in ids),
         )
+
+
+def _with_tools_shown(request: GenerateRequest) -> GenerateRequest:
+    """The request without its tools where none may be called."""
+    return replace(request, tools="") if request.tool_choice.mode is ToolMode.NONE else request
 
 
 def _seed(seed: int | None, index: int) -> int | None:

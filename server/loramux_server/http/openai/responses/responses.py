@@ -9,8 +9,7 @@ from typing import Any
 from ....core import call as calls
 from ....core.errors import Code, Error
 from ....services.availability import Availability
-from ....services.inference.types import GenerateRequest, TokenizeRequest
-from ....text.forced_calls import ToolMode
+from ....services.inference.types import GenerateRequest
 from ...describe import describe
 from ...exchange import Exchange
 from ...fields import read
@@ -52,17 +51,8 @@ class Responses:
         """Count the tokens of a prompt, tools included."""
         asked = read(ResponseRequest, await exchange.json())
         with self._as_chat(asked) as request:
-            service, context = self._availability.open().generation, self._availability.open_context()
-            await context.stacks.resolve(request.adapters, request.principal)  # an unknown model is 404 here too
-            probe = TokenizeRequest(
-                messages=request.messages,
-                tools=request.tools if request.tool_choice.mode is not ToolMode.NONE else "",
-                chat_template_kwargs=request.chat_template_kwargs,
-                continue_final_message=request.continue_final_message,
-                deadline=request.deadline,
-            )
-            tokens = await service.tokenize(probe)
-        await exchange.send_json({"object": "response.input_tokens", "input_tokens": len(tokens.ids)})
+            tokens = await self._availability.open().generation.count(request)
+        await exchange.send_json({"object": "response.input_tokens", "input_tokens": tokens})
 
     @describe(answer=dict[str, Any])
     async def absent(self, exchange: Exchange) -> None:
