@@ -152,6 +152,9 @@ def test_the_last_events_are_kept_and_the_last_of_each_type(tmp_path: Path) -> N
         told = [(event.sequence, event.event.type.value) for event in store.jobs.events(job.id)]
         assert told == [(1, "state"), (3, "message"), *((n, "step") for n in (9, 10, 11))]
         assert store.jobs.events(job.id, after=10)[0].event == step(8)
+        back = [record.sequence for record in store.jobs.events_back(job.id)]
+        assert back == [11, 10, 9, 3, 1]
+        assert [record.sequence for record in store.jobs.events_back(job.id, 9, limit=1)] == [3]
 
 
 def test_the_number_of_the_last_event_is_found_for_many_jobs_at_once(store: Store) -> None:

@@ -230,16 +230,8 @@ class TrainingService:
         self, job_id: str, principal: Principal, *, before: int | None = None, limit: int = 100
     ) -> tuple[EventRecord, ...]:
         """The newest ``limit`` events of a job, of those with numbers below ``before``; newest first."""
-
-        def read() -> tuple[EventRecord, ...]:
-            self._store.jobs.flush()
-            last = self._store.jobs.get(job_id, principal).last_sequence
-            end = last + 1 if before is None else max(1, min(before, last + 1))
-            first = max(0, end - 1 - limit)
-            found = self._store.jobs.events(job_id, first, viewer=principal, limit=limit)
-            return tuple(reversed([record for record in found if record.sequence < end]))
-
-        return await asyncio.to_thread(read)
+        find = self._store.jobs.events_back
+        return await asyncio.to_thread(find, job_id, before, viewer=principal, limit=limit)
 
     async def watch_job(
         self, job_id: str, principal: Principal, *, after_sequence: int = 0

@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 import sqlalchemy as sa
-from sqlalchemy import Connection
+from sqlalchemy import Connection, Row
 
 from ...core.jobs import TrainEvent, TrainEventType
 from ..database import Database, read_values
@@ -27,7 +27,8 @@ class EventLog:
     """The event table and the step events that are not in it yet. Thread-safe.
 
     Numbers are given when events are written, inside the transaction, so they have no gaps whatever fails. Of each job
-    the last ``most`` events are kept, and the last one of each type.
+    the last ``most`` events are kept, and the last one of each type. A hundredth goes at a time, so that what is
+    too old is not looked for with every write.
     """
 
     def __init__(self, database: Database, now: Callable[[], float], most: int = MOST_EVENTS) -> None:
@@ -57,11 +58,18 @@ class EventLog:
     def read(
         self, connection: Connection, job_seq: int, job_id: str, after: int, limit: int
     ) -> tuple[EventRecord, ...]:
-        """Written events with numbers above ``after``."""
-        query = sa.select(e).where(e.c.job_seq == job_seq, e.c.sequence > after).order_by(e.c.sequence).limit(limit)
-        return tuple(
-            EventRecord(job_id, row.sequence, row.at, _event(row.type, row.body)) for row in connection.execute(query)
-        )
+        """Written events with numbers above ``after``, oldest first."""
+        query = sa.select(e).where(e.c.job_seq == job_seq, e.c.sequence > after).order_by(e.c.sequence)
+        return tuple(_record(job_id, row) for row in connection.execute(query.limit(limit)))
+
+    def read_back(
+        self, connection: Connection, job_seq: int, job_id: str, before: int | None, limit: int
+    ) -> tuple[EventRecord, ...]:
+        """Written events with numbers below ``before``, of all that there are if it is None; newest first."""
+        query = sa.select(e).where(e.c.job_seq == job_seq).order_by(e.c.sequence.desc())
+        if before is not None:
+            query = query.where(e.c.sequence < before)
+        return tuple(_record(job_id, row) for row in connection.execute(query.limit(limit)))
 
     def latest(self, connection: Connection, job_seq: int, kind: TrainEventType) -> TrainEvent | None:
         """The last written event of a kind."""
@@ -99,10 +107,11 @@ class EventLog:
                 for i, (at, event) in enumerate(events, start=1)
             ],
         )
-        if (oldest := last + len(events) - self._most) > 0:
+        newest, few = last + len(events), self._most // 100
+        if (oldest := newest - self._most + few) > 0 and newest // max(1, few) != last // max(1, few):
             of_job = e.c.job_seq == job_seq
-            newest = sa.select(sa.func.max(e.c.sequence)).where(of_job).group_by(e.c.type)
-            connection.execute(e.delete().where(of_job, e.c.sequence <= oldest, e.c.sequence.not_in(newest)))
+            kept = sa.select(sa.func.max(e.c.sequence)).where(of_job).group_by(e.c.type)
+            connection.execute(e.delete().where(of_job, e.c.sequence <= oldest, e.c.sequence.not_in(kept)))
 
     def _note_progress(self, connection: Connection, job_seq: int, events: Sequence[tuple[float, TrainEvent]]) -> None:
         """Keep the latest numbers in the job's row, so that a list of jobs needs no events."""
@@ -122,6 +131,10 @@ class EventLog:
 
 def _body(event: TrainEvent) -> dict[str, Any]:
     return {name: value for name, value in msgspec.to_builtins(event).items() if value and name != "type"}
+
+
+def _record(job_id: str, row: Row[Any]) -> EventRecord:
+    return EventRecord(job_id, row.sequence, row.at, _event(row.type, row.body))
 
 
 def _event(kind: str, body: dict[str, Any]) -> TrainEvent:

@@ -207,6 +207,15 @@ class JobTable:
             row = _need(connection, job_id, viewer)
             return self._log.read(connection, row.seq, job_id, after, limit)
 
+    def events_back(
+        self, job_id: str, before: int | None = None, *, viewer: Viewer | None = None, limit: int = 1000
+    ) -> tuple[EventRecord, ...]:
+        """The events of a job before a sequence number, newest first, those that still wait included."""
+        self._log.flush()
+        with self._db.read() as connection:
+            row = _need(connection, job_id, viewer)
+            return self._log.read_back(connection, row.seq, job_id, before, limit)
+
     def newest_events(self, jobs: Collection[str]) -> dict[str, int]:
         """The number of the last written event of each of these jobs; those that have none are left out."""
         last = sa.select(sa.func.max(e.c.sequence)).where(e.c.job_seq == j.c.seq).scalar_subquery()

@@ -91,9 +91,8 @@ class FineTuningJobs:
             async with exchange.ended_by_disconnect():
                 await exchange.send_events(_stream(service.watch_job(id, principal, after_sequence=last or 0)))
             return
-        found = await service.list_events(id, principal, before=last, limit=query.limit)
-        has_more = bool(found) and found[-1].sequence > 1
-        await exchange.send_json(listed([*map(event_object, found)], has_more))
+        found = await service.list_events(id, principal, before=last, limit=query.limit + 1)
+        await exchange.send_json(listed([*map(event_object, found[: query.limit])], len(found) > query.limit))
 
     @describe(query=ItemsQuery, answer=CheckpointPage)
     async def checkpoints(self, exchange: Exchange) -> None:
