@@ -31,7 +31,12 @@ async def add(page: Page, stack: str, adapter: str, weight: str) -> None:
     await page.keyboard.press("Enter")
     number = page.get_by_label(f"Weight of {adapter} as a number")
     await number.fill(weight)
+    # A list of models that arrives while somebody types draws the stack anew, and leaves what is typed alone.
+    await number.evaluate(
+        "field => { const stack = field.closest('lm-stack'); stack.models = [...stack.models]; return stack.updateComplete; }"
+    )
     await number.blur()
+    await expect(number).to_have_value(weight)
 
 
 async def test_two_stacks_answer_side_by_side_as_over_grpc(

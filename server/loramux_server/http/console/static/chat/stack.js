@@ -52,9 +52,9 @@ class Stack extends View {
         ({ name, weight }, i) => html`<li>
           <span class="name">${name}</span>
           <input type="range" min=${SLIDER.min} max=${SLIDER.max} step=${SLIDER.step} .value=${live(String(weight))}
-            aria-label="Weight of ${name}" @input=${(event) => this.#weigh(i, event.target.value)}>
-          <input type="number" min=${-LIMIT} max=${LIMIT} step="any" .value=${live(String(weight))}
-            aria-label="Weight of ${name} as a number" @change=${(event) => this.#weigh(i, event.target.value)}>
+            aria-label="Weight of ${name}" @input=${(event) => this.#weigh(i, Number(event.target.value))}>
+          <input type="number" min=${-LIMIT} max=${LIMIT} step="any" .value=${String(weight)}
+            aria-label="Weight of ${name} as a number" @change=${(event) => this.#write(i, event.target)}>
           <button type="button" class="plain small" aria-label="Remove ${name}" @click=${() => this.#remove(i)}>✕</button>
         </li>`,
       )}
@@ -139,10 +139,15 @@ class Stack extends View {
     this.updateComplete.then(() => this.querySelector("[role=combobox]")?.focus());
   }
 
-  #weigh(at, text) {
-    const weight = Number(text);
-    if (text === "" || !(Math.abs(weight) <= LIMIT)) return this.requestUpdate(); // what it was before
+  #weigh(at, weight) {
     this.#change(this.stack.map((entry, i) => (i === at ? { ...entry, weight } : entry)));
+  }
+
+  // The field keeps what is being typed until it is left, whatever is drawn meanwhile: its value is not `live`.
+  #write(at, field) {
+    const weight = Number(field.value);
+    if (field.value === "" || !(Math.abs(weight) <= LIMIT)) field.value = String(this.stack[at].weight);
+    else this.#weigh(at, weight);
   }
 
   #change(stack) {
