@@ -14,6 +14,7 @@ from ..config import Settings
 from ..config.limits import LimitSettings
 from ..core.backend import Backend, EngineInfo, EnginePhase, EngineState, GenerateCommand
 from ..core.errors import Error
+from ..core.observer import Observers
 from ..core.principal import SERVER_TENANT
 from ..core.types import SamplingParams
 from ..engine.transport.process import ProcessBackend
@@ -40,6 +41,7 @@ from ..services.jobs.uploads import UploadService
 from ..store.blobs.places import CACHE_BYTES
 from ..store.damage import Kind
 from ..store.store import Store
+from ..telemetry.activity import ActivityRecorder
 from ..telemetry.logs import get_logger
 from ..telemetry.metrics import Metrics
 from ..text import TextTokenizer
@@ -68,6 +70,7 @@ class App:
         self._backend = backend
         self.availability = Availability(__version__)
         self._metrics = Metrics(__version__)
+        self._activity = ActivityRecorder()
         certificate = open_certificate(settings.tls, self._metrics)
         self._meter = QuotaMeter()
         limit, self._access = GenerationLimit(settings.max_running + settings.max_queue), Access(meter=self._meter)
@@ -272,12 +275,15 @@ class App:
         if info.base_damage:
             store.damage.found(Kind.BASE)
         backend = CheckedBackend(backend, store.adapters.files)
-        context = Context(store, text, info, limits, backend, self._meter, metrics.activity, self._audit_log)
-        board = JobBoard(store, metrics)
-        adapters = AdapterService(context, observer=metrics)
+        context = Context(store, text, info, limits, backend, self._meter, self._activity, self._audit_log)
+        observer = Observers(metrics, self._activity)
+        board = JobBoard(store, observer)
+        adapters = AdapterService(context, observer=observer)
         training = TrainingService(context, board)
         services = Services(
-            generation=GenerationService(context, metrics, SamplingParams(max_tokens=self.settings.default_max_tokens)),
+            generation=GenerationService(
+                context, observer, SamplingParams(max_tokens=self.settings.default_max_tokens)
+            ),
             adapters=adapters,
             training=training,
             uploads=UploadService(context, training),

@@ -45,7 +45,7 @@ class Observer(Protocol):
 
     def request_started(self, event: RequestStarted) -> None: ...
 
-    def answered(self, tenant: str, seconds: float) -> None:
+    def answered(self, tenant: str, stack: Stack, seconds: float) -> None:
         """The first token of any choice came, so many seconds after the call."""
         ...
 
@@ -73,7 +73,7 @@ class NullObserver:
 
     def request_started(self, event: RequestStarted) -> None: ...
 
-    def answered(self, tenant: str, seconds: float) -> None: ...
+    def answered(self, tenant: str, stack: Stack, seconds: float) -> None: ...
 
     def tokens(self, tenant: str, stack: Stack, count: int, interval: float | None) -> None: ...
 
@@ -84,3 +84,38 @@ class NullObserver:
     def job_state(self, job_id: str, old: JobState | None, new: JobState) -> None: ...
 
     def adapter_deleted(self, name: str, keeps: Collection[str]) -> None: ...
+
+
+class Observers:
+    """Several observers as one: each is told everything, in their order."""
+
+    def __init__(self, *observers: Observer) -> None:
+        self._observers = observers
+
+    def request_started(self, event: RequestStarted) -> None:
+        for observer in self._observers:
+            observer.request_started(event)
+
+    def answered(self, tenant: str, stack: Stack, seconds: float) -> None:
+        for observer in self._observers:
+            observer.answered(tenant, stack, seconds)
+
+    def tokens(self, tenant: str, stack: Stack, count: int, interval: float | None) -> None:
+        for observer in self._observers:
+            observer.tokens(tenant, stack, count, interval)
+
+    def request_finished(self, event: RequestFinished) -> None:
+        for observer in self._observers:
+            observer.request_finished(event)
+
+    def job_event(self, job_id: str, name: str, tenant: str, event: TrainEvent) -> None:
+        for observer in self._observers:
+            observer.job_event(job_id, name, tenant, event)
+
+    def job_state(self, job_id: str, old: JobState | None, new: JobState) -> None:
+        for observer in self._observers:
+            observer.job_state(job_id, old, new)
+
+    def adapter_deleted(self, name: str, keeps: Collection[str]) -> None:
+        for observer in self._observers:
+            observer.adapter_deleted(name, keeps)

@@ -74,7 +74,7 @@ class ActivityRecorder(NullObserver):
         second.prompt += event.prompt_tokens
         self._tenants[event.tenant].running += 1
 
-    def answered(self, tenant: str, seconds: float) -> None:
+    def answered(self, tenant: str, stack: Stack, seconds: float) -> None:
         self._second(tenant).first[_bin(seconds)] += 1
 
     def tokens(self, tenant: str, stack: Stack, count: int, interval: float | None) -> None:

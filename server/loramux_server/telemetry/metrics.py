@@ -16,7 +16,6 @@ from ..core.backend import EngineInfo, EngineStats
 from ..core.jobs import JobState, TrainEvent, TrainEventType
 from ..core.observer import RequestFinished, RequestStarted
 from ..core.types import Stack
-from .activity import ActivityRecorder
 from .engine import EngineCollector
 from .labels import BoundedLabels
 from .stacks import StackSeries
@@ -37,15 +36,13 @@ MAX_JOBS = 64
 class Metrics:
     """The metrics, and what the services and the doors report to them.
 
-    It is the services' observer and may be called from the event loop only; scrapes come from another thread.
+    It is an observer of the services and may be called from the event loop only; scrapes come from another thread.
     """
 
-    def __init__(self, version: str, activity: ActivityRecorder | None = None) -> None:
+    def __init__(self, version: str) -> None:
         # Prometheus has its own way to tell when a series began; these would double the page.
         disable_created_metrics()
         self.registry = CollectorRegistry()
-        self.activity = activity or ActivityRecorder()
-        """The last minute of what is counted here, for those who watch without Prometheus."""
         self._version = version
         self._tenants = BoundedLabels(MAX_TENANTS)
         self._losses: set[str] = set()
@@ -176,15 +173,12 @@ class Metrics:
     # The services' observer.
 
     def request_started(self, event: RequestStarted) -> None:
-        self.activity.request_started(event)
         self.prompt_tokens.labels(*self._stacks.started(event.tenant, event.stack)).inc(event.prompt_tokens)
 
-    def answered(self, tenant: str, seconds: float) -> None:
-        self.activity.answered(tenant, seconds)
+    def answered(self, tenant: str, stack: Stack, seconds: float) -> None:
         self.first_token.observe(seconds)
 
     def tokens(self, tenant: str, stack: Stack, count: int, interval: float | None) -> None:
-        self.activity.tokens(tenant, stack, count, interval)
         self.generated_tokens.labels(*self._stacks.labels(tenant, stack)).inc(count)
         if interval is not None and count > 0:
             # Tokens that came together share the time since the ones before them.
@@ -192,7 +186,6 @@ class Metrics:
                 self.between_tokens.observe(interval / count)
 
     def request_finished(self, event: RequestFinished) -> None:
-        self.activity.request_finished(event)
         self._stacks.finished(event.tenant, event.stack)
 
     def job_event(self, job_id: str, name: str, tenant: str, event: TrainEvent) -> None:

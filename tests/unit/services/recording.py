@@ -23,7 +23,7 @@ class Recorder:
     def request_started(self, event: RequestStarted) -> None:
         self.started.append(event)
 
-    def answered(self, tenant: str, seconds: float) -> None:
+    def answered(self, tenant: str, stack: Stack, seconds: float) -> None:
         self.first.append((tenant, seconds))
 
     def tokens(self, tenant: str, stack: Stack, count: int, interval: float | None) -> None:

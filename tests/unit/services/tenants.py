@@ -23,6 +23,7 @@ from loramux.v1 import (
 from loramux_server.config import Address
 from loramux_server.core.compose import ComposeCommand, ComposeResult
 from loramux_server.core.errors import Code, Error
+from loramux_server.core.observer import Observers
 from loramux_server.core.principal import Principal, Scope
 from loramux_server.rpc.limits import RpcLimits
 from loramux_server.rpc.server import RpcServer
@@ -148,7 +149,8 @@ class World:
 @asynccontextmanager
 async def open_world(context: Context) -> AsyncIterator[World]:
     """``context.backend`` must be a :class:`FakeBackend`. Jobs stay queued, and a merge gives a fixed adapter."""
-    backend, metrics = context.backend, Metrics("1.2.3", context.activity)
+    backend, metrics = context.backend, Metrics("1.2.3")
+    observer = Observers(metrics, context.activity)
     assert isinstance(backend, FakeBackend)
 
     async def composer(command: ComposeCommand) -> ComposeResult:
@@ -156,10 +158,10 @@ async def open_world(context: Context) -> AsyncIterator[World]:
         return ComposeResult(0.0)
 
     availability = Availability("1.2.3")
-    training = TrainingService(context, JobBoard(context.store, metrics))
+    training = TrainingService(context, JobBoard(context.store, observer))
     availability.services = Services(
-        generation=GenerationService(context, metrics),
-        adapters=AdapterService(context, composer, metrics),
+        generation=GenerationService(context, observer),
+        adapters=AdapterService(context, composer, observer),
         training=training,
         uploads=UploadService(context, training),
     )

@@ -51,7 +51,7 @@ def test_a_tenants_figures_are_its_own(activity: ActivityRecorder, clock: Clock)
     for tenant, tokens in (("a", 10), ("b", 30), ("c", 20)):
         activity.request_started(Ended(tenant=tenant))
         activity.tokens(tenant, BASE, tokens, None)
-        activity.answered(tenant, tokens / 100)
+        activity.answered(tenant, BASE, tokens / 100)
         if tenant != "b":
             activity.request_finished(Ended(tenant=tenant))
     clock.now += 1
@@ -77,7 +77,7 @@ def test_percentiles_are_near_those_of_the_sample(latencies: list[float]) -> Non
     clock = Clock()
     activity = ActivityRecorder(clock)
     for seconds in latencies:
-        activity.answered("a", seconds)
+        activity.answered("a", BASE, seconds)
     clock.now += 1
     found = activity.of("a", 1).time_to_first_token
     assert found.count == len(latencies)

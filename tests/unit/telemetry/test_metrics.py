@@ -84,7 +84,7 @@ def test_tokens_count_by_tenant_and_stack_and_sum_up() -> None:
 
 def test_first_token_and_calls() -> None:
     metrics = Metrics("0")
-    metrics.answered("default", 0.03)
+    metrics.answered("default", BASE, 0.03)
     metrics.call_finished("Generate", "OK", 0.4)
     assert value(metrics, "loramux_time_to_first_token_seconds_count") == 1
     assert value(metrics, "loramux_time_to_first_token_seconds_bucket", le="0.04") == 1

@@ -108,7 +108,7 @@ class Answer:
         if self._first_token is None:
             self._first_token = now
             self._reservation.answered()
-            self._observer.answered(self._prepared.tenant, now - self._prepared.started)
+            self._observer.answered(self._prepared.tenant, self._prepared.stack, now - self._prepared.started)
         interval = None if before is None else now - before
         self._observer.tokens(self._prepared.tenant, self._prepared.stack, len(event.token_ids), interval)
 
