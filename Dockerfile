@@ -33,7 +33,7 @@ RUN python -m pip install --no-deps --require-hashes --requirement /build/base-m
 RUN python -m pip install --no-deps --require-hashes --requirement /build/constraints.txt
 COPY --from=wheel /wheels /wheels
 # Adds what torch names for a GPU, and nothing else.
-RUN python -m pip install "loramux[server,curves,oidc] @ file://$(ls /wheels/loramux-*.whl)"
+RUN python -m pip install "loramux[server,curves,oidc,otel] @ file://$(ls /wheels/loramux-*.whl)"
 
 FROM python:${PYTHON}-slim-bookworm
 # bitsandbytes' processor library needs the OpenMP runtime; the compiler is for adapters on a CPU (cpu/routed.py).

@@ -33,7 +33,11 @@ async def add(page: Page, stack: str, adapter: str, weight: str) -> None:
     await number.fill(weight)
     # A list of models that arrives while somebody types draws the stack anew, and leaves what is typed alone.
     await number.evaluate(
-        "field => { const stack = field.closest('lm-stack'); stack.models = [...stack.models]; return stack.updateComplete; }"
+        """field => {
+            const stack = field.closest("lm-stack");
+            stack.models = [...stack.models];
+            return stack.updateComplete;
+        }"""
     )
     await number.blur()
     await expect(number).to_have_value(weight)

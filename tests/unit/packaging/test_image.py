@@ -179,4 +179,4 @@ def test_the_image_installs_nothing_but_what_is_pinned_by_content() -> None:
     *others, own = installs
     assert len(others) == 2
     assert all("--no-deps --require-hashes" in rest for rest in others)
-    assert "loramux[server,curves,oidc] @ file://" in own
+    assert "loramux[server,curves,oidc,otel] @ file://" in own
