@@ -20,6 +20,7 @@ from loramux_server.core.backend import (
     GenerateCommand,
     ScoreCommand,
     ScoreResult,
+    SequenceTimes,
     TokenEvent,
 )
 from loramux_server.core.jobs import TrainCommand, TrainEvent, TrainRow
@@ -114,6 +115,13 @@ class Engine:
 
     def tokens(self, id: str) -> list[int]:
         return [t for o in self.outputs[id] if isinstance(o.payload, TokenEvent) for t in o.payload.token_ids]
+
+    def times(self, id: str) -> SequenceTimes:
+        """Where the time of a request went that is over."""
+        last = self.outputs[id][-1].payload
+        assert isinstance(last, TokenEvent | ScoreResult | EmbedResult), self.failure(id)
+        assert last.times is not None
+        return last.times
 
     def reason(self, id: str) -> FinishReason | None:
         last = self.outputs[id][-1].payload

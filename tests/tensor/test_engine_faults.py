@@ -24,7 +24,7 @@ from loramux_server.engine.transport.protocol import (
     UnloadCommand,
 )
 from loramux_server.engine.transport.wire import Unreadable
-from tests.engine import Engine, check_tokens, command, prompts
+from tests.engine import Engine, check_tokens, command, embedding, prompts
 from tests.rows import train_command
 from tests.tensor.engine_cases import STACKS, Case, Cases, check_empty, make_cases
 
@@ -341,6 +341,34 @@ def test_the_wait_is_from_arrival_to_the_first_step(cases: Cases) -> None:
     stats = engine.stats()
     assert sum(stats.queue_waits) == 2
     assert waited <= stats.queue_wait_seconds <= waited + 60
+    first, second = engine.times("r0"), engine.times("r1")
+    assert (first.preempted, second.preempted) == (0, 1)
+    assert first.waiting + first.prefill + first.decode <= second.waiting <= stats.queue_wait_seconds
+    assert min(first.prefill, first.decode, second.prefill, second.decode) > 0
+    assert first.loading == second.loading == 0
+
+
+def test_the_first_token_and_the_last_event_have_times(cases: Cases) -> None:
+    engine = cases.engine(max_running=1)
+    came = time.monotonic()
+    engine.run(command("g", cases.prompts[0], 3))
+    passed = time.monotonic() - came
+    first, between, last = (output.payload.times for output in engine.outputs["g"])  # type: ignore[union-attr]
+    assert between is None
+    assert first == replace(last, decode=0.0)
+    assert 0 < last.waiting + last.prefill + last.decode <= passed
+
+
+def test_a_request_waits_for_the_adapters_that_it_is_the_first_to_use(cases: Cases) -> None:
+    engine, stack = cases.engine(), cases.stack([("all", 1.0), ("rs", 1.0)])
+    engine.submit(embedding("first", cases.prompts[0], stack))
+    engine.finish("first")
+    engine.run(ScoreCommand("second", cases.prompts[0], cases.prompts[1], stack, tenant="default"))
+    first, second = engine.times("first"), engine.times("second")
+    assert 0 < first.loading <= first.waiting
+    assert second.loading == 0 < second.waiting
+    assert (first.decode, second.decode) == (0, 0)
+    assert min(first.prefill, second.prefill) > 0
 
 
 # -- leaving early ----------------------------------------------------------------------------------------------------

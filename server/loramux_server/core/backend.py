@@ -35,10 +35,27 @@ class GenerateCommand:
 
 
 @dataclass(frozen=True, slots=True)
+class SequenceTimes:
+    """Where the time of one sequence went in the engine, in seconds. A preemption lengthens what it interrupts."""
+
+    waiting: float
+    """From its arrival to its first step."""
+    loading: float
+    """Of ``waiting``: until the last of its adapters that were in no memory had been read; 0: none had to be."""
+    prefill: float
+    """From its first step to its first token, or to the result of a score or an embedding."""
+    decode: float = 0.0
+    """From its first token to its last."""
+    preempted: int = 0
+    """How often it was preempted, and computed again."""
+
+
+@dataclass(frozen=True, slots=True)
 class TokenEvent:
     """Tokens that one step (or several, when the reader lags) added to a generation.
 
     The last event has a ``finish_reason``; with ERROR, ``error_code`` (a ``Code`` value) and ``error`` say why.
+    The first token and the last event have ``times`` as of then.
     """
 
     id: str
@@ -48,6 +65,7 @@ class TokenEvent:
     error_code: str = ""
     error: str = ""
     cached_tokens: int = 0
+    times: SequenceTimes | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +85,7 @@ class ScoreResult:
 
     logprobs: tuple[float, ...]
     greedy: tuple[bool, ...]
+    times: SequenceTimes | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +106,7 @@ class EmbedResult:
     """An embedding: ``EngineInfo.hidden_size`` float32, little-endian."""
 
     values: bytes
+    times: SequenceTimes | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,8 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Protocol
 
+from .backend import SequenceTimes
+from .call import Call
 from .jobs import JobState, TrainEvent
 from .types import FinishReason, Stack
 
@@ -20,6 +22,8 @@ class RequestStarted:
     tenant: str
     stack: Stack
     prompt_tokens: int
+    call: Call | None = None
+    """The call that asked for it; None: the server itself did, such as to evaluate a job."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,10 +38,19 @@ class RequestFinished:
     completion_tokens: int
     cached_tokens: int
     duration: float
+    """From the call to the end of the answer."""
     finish_reasons: tuple[FinishReason, ...]
     """One per choice that ended by itself."""
     code: str
     """``ok`` or a ``core.errors.Code`` value (``cancelled`` when the caller went away)."""
+    preparation: float = 0.0
+    """Of ``duration``: from the call until the request went to the engine, checked and tokenised."""
+    time_to_first_token: float | None = None
+    """From the call to the first token of any choice; None: none came, or none was asked for."""
+    times: SequenceTimes | None = None
+    """Of the choice (of the text, for embeddings) that ended last; None: it ended before its first token."""
+    call: Call | None = None
+    """As in ``RequestStarted``."""
 
 
 class Observer(Protocol):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import queue
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 
 import torch
 
@@ -14,7 +14,7 @@ from ..core.background import Background
 from ..core.errors import Code, Error
 from ..core.jobs import TrainCommand
 from ..core.settings import EngineSettings
-from ..core.types import Stack, StackEntry
+from ..core.types import AdapterVersion, Stack, StackEntry
 from ..cpu.heap import give_back
 from ..model.out_of_memory import out_of_memory
 from ..peft.folder import naming
@@ -234,18 +234,24 @@ class EngineLoop:
             self._emit(Output(id, failure=None if error is None else Failure.of(error), done=True))
         if error is None:
             self.scheduler.admission.adapter_loaded(digest)
+            now = time.monotonic()
+            for seq, _ in self._users({digest}):
+                seq.loaded = seq.loaded if seq.started else now
         else:
             self._end_users({digest}, error)
 
     def _end_users(self, digests: Collection[str], error: Error) -> set[str]:
         """End all sequences with one of these adapters in their stack, which each calls by its own name; their ids."""
-        ended: set[str] = set()
+        users = list(self._users(digests))
+        for seq, adapter in users:
+            self._end(seq, naming(adapter, error))
+        return {seq.id for seq, _ in users}
+
+    def _users(self, digests: Collection[str]) -> Iterator[tuple[Sequence, AdapterVersion]]:
+        """All sequences with one of these adapters in their stack, and the first one that is."""
         for seq in self.scheduler.sequences:
-            used = [e.adapter for e in seq.stack.entries if e.adapter.digest in digests]
-            if used:
-                self._end(seq, naming(used[0], error))
-                ended.add(seq.id)
-        return ended
+            if used := next((e.adapter for e in seq.stack.entries if e.adapter.digest in digests), None):
+                yield seq, used
 
     def _expire(self, now: float) -> None:
         for seq in self.scheduler.expired(now):
@@ -259,8 +265,9 @@ class EngineLoop:
 
     def _serve(self, plan: StepPlan) -> None:
         started = time.monotonic()
-        for id in plan.started:
-            self._stats.started(started - self._live(id).arrived)
+        for seq in map(self._live, plan.started):
+            seq.started = started
+            self._stats.started(started - seq.arrived)
         try:
             output = self.runner.run(plan)
         except (RuntimeError, MemoryError) as error:

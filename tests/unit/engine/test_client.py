@@ -9,7 +9,15 @@ from random import Random
 
 import pytest
 
-from loramux_server.core.backend import EngineInfo, EngineStats, GenerateCommand, ScoreCommand, ScoreResult, TokenEvent
+from loramux_server.core.backend import (
+    EngineInfo,
+    EngineStats,
+    GenerateCommand,
+    ScoreCommand,
+    ScoreResult,
+    SequenceTimes,
+    TokenEvent,
+)
 from loramux_server.core.errors import Code, Error
 from loramux_server.core.jobs import TrainCommand, TrainEvent, TrainEventType, TrainSpec
 from loramux_server.core.types import AdapterVersion, FinishReason, TokenLogprob
@@ -84,7 +92,8 @@ async def test_a_stream_ends_after_its_last_event() -> None:
 
 
 async def test_tokens_that_came_while_the_reader_was_busy_are_one_event() -> None:
-    first = Output("g", TokenEvent("g", (5,), (TokenLogprob(5, -0.5),), cached_tokens=16))
+    times = SequenceTimes(waiting=0.1, loading=0.0, prefill=0.2)
+    first = Output("g", TokenEvent("g", (5,), (TokenLogprob(5, -0.5),), cached_tokens=16, times=times))
     second = Output("g", TokenEvent("g", (6, 7), (TokenLogprob(6, -1.0), TokenLogprob(7, -2.0))))
     client, link = await started(lambda c: [first, second, token("g", 8, last=True)])
     (event,) = [e async for e in client.generate(GENERATE)]
@@ -94,6 +103,7 @@ async def test_tokens_that_came_while_the_reader_was_busy_are_one_event() -> Non
         (TokenLogprob(5, -0.5), TokenLogprob(6, -1.0), TokenLogprob(7, -2.0)),
         FinishReason.LENGTH,
         cached_tokens=16,
+        times=times,
     )
     assert link.aborted == []
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import struct
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from loramux_server.core.backend import (
     EmbedCommand,
@@ -16,6 +16,7 @@ from loramux_server.core.backend import (
     GenerateCommand,
     ScoreCommand,
     ScoreResult,
+    SequenceTimes,
     TokenEvent,
 )
 from loramux_server.core.errors import LOGITS_NOT_FINITE, Code, Error
@@ -69,6 +70,8 @@ class Script:
     """Raised instead of a last event, as a dead engine does."""
     hang: bool = False
     """Wait for ever after the tokens."""
+    times: SequenceTimes | None = None
+    """Those of the whole answer."""
 
 
 @dataclass
@@ -183,7 +186,9 @@ def events(id: str, script: Script) -> Iterable[TokenEvent]:
                 id, group, finish_reason=FinishReason.ERROR, error_code=script.error.code, error=script.error.message
             )
         else:
-            yield TokenEvent(id, group, finish_reason=script.finish if last else None)
+            times = script.times and replace(script.times, decode=script.times.decode if last else 0.0)
+            finish = script.finish if last else None
+            yield TokenEvent(id, group, finish_reason=finish, times=times if last or i == 0 else None)
 
 
 class Open:

@@ -8,11 +8,13 @@ import dataclasses
 import threading
 import time
 from contextlib import aclosing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from loramux_server.core.backend import EngineInfo, GenerateCommand
+from loramux_server.core.backend import EngineInfo, GenerateCommand, SequenceTimes
+from loramux_server.core.call import Call, enter
 from loramux_server.core.errors import Code, Error
 from loramux_server.core.principal import LOCAL
 from loramux_server.core.types import (
@@ -386,6 +388,51 @@ async def test_the_observer_hears_of_every_token_once(
     assert [count for count, _ in recorder.counts] == [2, 1]
     assert recorder.counts[0][1] is None
     assert recorder.counts[1][1] is not None
+
+
+TIMES = SequenceTimes(waiting=0.5, loading=0.25, prefill=2.0, decode=3.0, preempted=1)
+
+
+async def test_a_request_tells_where_its_time_went(
+    service: GenerationService, backend: FakeBackend, recorder: Recorder, text: TextTokenizer
+) -> None:
+    """The call that asks, the time before the engine, and the engine's times of the choice that ended last."""
+
+    def script(command: GenerateCommand) -> Script:
+        last = command.id.endswith("-1")
+        return Script((5, 6, 7) if last else (5,), times=TIMES if last else replace(TIMES, decode=1.0))
+
+    backend.script = script
+    call = Call(method="Generate", request_id="mine", principal=LOCAL)
+    enter(call)
+    await collect(service, GenerateRequest(prompt="x", n=2, principal=LOCAL))
+    (started,), (finished,) = recorder.started, recorder.finished
+    assert started.call is finished.call is call
+    assert finished.times == TIMES
+    assert finished.time_to_first_token == recorder.first[0][1]
+    assert 0 < finished.preparation <= finished.time_to_first_token <= finished.duration
+
+
+async def test_the_times_of_an_answer_that_a_stop_string_ends_are_of_what_was_sent(
+    service: GenerationService, backend: FakeBackend, recorder: Recorder, text: TextTokenizer
+) -> None:
+    backend.script = lambda _: answering(text, "nine and five END of it", hang=True, times=TIMES)
+    await collect(service, GenerateRequest(prompt="when", stop=(" END",), principal=LOCAL))
+    (finished,) = recorder.finished
+    assert finished.times is not None
+    assert replace(finished.times, decode=3.0) == TIMES
+    assert finished.time_to_first_token is not None
+    assert 0 < finished.times.decode <= finished.duration - finished.time_to_first_token
+
+
+async def test_a_request_that_ends_before_its_first_token_has_no_times(
+    service: GenerationService, backend: FakeBackend, recorder: Recorder
+) -> None:
+    backend.script = lambda _: Script(raises=Error(Code.UNAVAILABLE, "gone"))
+    assert (await refused(service, GenerateRequest(prompt="x", principal=LOCAL))).code is Code.UNAVAILABLE
+    (finished,) = recorder.finished
+    assert (finished.code, finished.times, finished.time_to_first_token) == ("unavailable", None, None)
+    assert 0 < finished.preparation <= finished.duration
 
 
 async def test_score_counts_the_continuation_only(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -74,4 +75,5 @@ class EmbeddingCollector:
             self._end(seq, not_finite(seq.stack))
             return
         self._finish(seq)
-        self._emit(Output(seq.id, EmbedResult(found.numpy().astype("<f4").tobytes()), done=True))
+        result = EmbedResult(found.numpy().astype("<f4").tobytes(), seq.times(time.monotonic()))
+        self._emit(Output(seq.id, result, done=True))

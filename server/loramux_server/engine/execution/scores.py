@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 
 import torch
@@ -71,7 +72,8 @@ class ScoreCollector:
                 continue
             if seq.num_computed == len(seq.tokens):
                 found = self._found[seq.id]
-                result = ScoreResult(tuple(p for p, _ in found), tuple(g for _, g in found))
+                logprobs, greedy = tuple(p for p, _ in found), tuple(g for _, g in found)
+                result = ScoreResult(logprobs, greedy, seq.times(time.monotonic()))
                 self._finish(seq)
                 self._emit(Output(seq.id, result, done=True))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
 
@@ -50,7 +51,9 @@ class TokenSelector:
             elif mask.complete or seq.num_output >= seq.sampling.max_tokens:
                 self._finish(seq)
                 reason = FinishReason.STOP if mask.complete else FinishReason.LENGTH
-                self._emit(Output(seq.id, TokenEvent(seq.id, (), (), reason, cached_tokens=seq.num_cached), done=True))
+                times = seq.times(time.monotonic())
+                event = TokenEvent(seq.id, (), (), reason, cached_tokens=seq.num_cached, times=times)
+                self._emit(Output(seq.id, event, done=True))
         if due := self._grammars.due():
             seqs, rows = zip(*due, strict=True)
             self._extend(seqs, torch.stack(rows))
@@ -67,6 +70,8 @@ class TokenSelector:
 
     def _emit_token(self, seq: Sequence, token: int, logprob: TokenLogprob | None) -> None:
         s = seq.sampling
+        now = time.monotonic()
+        first, seq.answered = not seq.answered, seq.answered or now
         stopped = token in s.end_ids(self._eos, seq.grammar is not None)
         # With a grammar the last token may complete the answer; the mask after it tells.
         full = seq.num_output >= s.max_tokens and seq.grammar is None
@@ -75,5 +80,7 @@ class TokenSelector:
             self._finish(seq)
         else:
             self._grammars.step(seq, token)
-        event = TokenEvent(seq.id, (token,), (logprob,) if logprob else (), reason, cached_tokens=seq.num_cached)
+        times = seq.times(now) if first or reason is not None else None
+        logprobs = () if logprob is None else (logprob,)
+        event = TokenEvent(seq.id, (token,), logprobs, reason, cached_tokens=seq.num_cached, times=times)
         self._emit(Output(seq.id, event, done=reason is not None))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
+from ...core.backend import SequenceTimes
 from ...core.types import Grammar, Pooling, SamplingParams, Stack
 
 
@@ -40,7 +41,13 @@ class Sequence:
     normalize: bool = False
     grammar: Grammar | None = None
     arrived: float = 0.0
-    """When it came, seconds on the monotonic clock."""
+    """When it came; this and the moments below in seconds on the monotonic clock, 0 where they have not come."""
+    loaded: float = 0.0
+    """When the last of its adapters that were in no memory had been read."""
+    started: float = 0.0
+    """When its first step began."""
+    answered: float = 0.0
+    """When its first token came."""
     state: State = State.WAITING
     num_computed: int = 0
     pages: list[int] = field(default_factory=list)
@@ -52,6 +59,18 @@ class Sequence:
     num_preempted: int = 0
     num_overtaken: int = 0
     """Requests with adapters that started while this one's did not fit."""
+
+    def times(self, now: float) -> SequenceTimes:
+        """Where its time went until ``now``, when its last token or its result came."""
+        answered = self.answered or now
+        started = self.started or answered
+        return SequenceTimes(
+            waiting=started - self.arrived,
+            loading=max(0.0, self.loaded - self.arrived),
+            prefill=answered - started,
+            decode=now - answered,
+            preempted=self.num_preempted,
+        )
 
     @property
     def num_output(self) -> int:

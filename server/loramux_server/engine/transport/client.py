@@ -191,4 +191,5 @@ def _join(events: Sequence[Payload | None]) -> TokenEvent:
         token_ids=tuple(token for part in parts for token in part.token_ids),
         logprobs=tuple(entry for part in parts for entry in part.logprobs),
         cached_tokens=max(part.cached_tokens for part in parts),
+        times=next((part.times for part in reversed(parts) if part.times is not None), None),
     )

@@ -6,7 +6,8 @@ import time
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass, replace
 
-from ...core.backend import Backend, GenerateCommand, TokenEvent
+from ...core.backend import Backend, GenerateCommand, SequenceTimes, TokenEvent
+from ...core.call import Call
 from ...core.errors import Code, Error
 from ...core.observer import Observer, RequestFinished, RequestStarted
 from ...core.types import Chunk, FinishReason, Stack, Usage
@@ -32,6 +33,8 @@ class Prepared:
     deadline: float
     started: float
     """When the request came, on the monotonic clock."""
+    call: Call | None = None
+    """The call that asks; None: the server itself does."""
 
     @property
     def most_tokens(self) -> int:
@@ -47,14 +50,19 @@ class Answer:
         self._prepared = prepared
         self._observer = observer
         self._reservation = reservation
+        self._begun = prepared.started
         self._first_token: float | None = None
-        self._last_token: list[float | None] = [None] * len(prepared.commands)
+        self._tokens = [_TokenTimes() for _ in prepared.commands]
+        self._latest = self._tokens[0]
         self._code = Code.CANCELLED.value
 
     async def chunks(self) -> AsyncGenerator[Chunk]:
         """Chunks of all choices. Closing this early aborts what the engine still does for it."""
         p = self._prepared
-        self._observer.request_started(RequestStarted(p.request_id, "generate", p.tenant, p.stack, p.prompt_tokens))
+        self._begun = time.monotonic()
+        self._observer.request_started(
+            RequestStarted(p.request_id, "generate", p.tenant, p.stack, p.prompt_tokens, p.call)
+        )
         merge = read_together([self._backend.generate(command) for command in p.commands])
         begun = False
         unfinished = len(p.commands)
@@ -101,10 +109,12 @@ class Answer:
                 self._observer.request_finished(self._finished())
 
     def _note(self, index: int, event: TokenEvent) -> None:
+        choice = self._latest = self._tokens[index]
+        choice.engine = event.times or choice.engine
         if not event.token_ids:
             return
         now = time.monotonic()
-        before, self._last_token[index] = self._last_token[index], now
+        before = choice.add(now)
         if self._first_token is None:
             self._first_token = now
             self._reservation.answered()
@@ -137,7 +147,32 @@ class Answer:
             duration=time.monotonic() - p.started,
             finish_reasons=tuple(d.finish_reason for d in p.decoders if d.finish_reason is not None),
             code=self._code,
+            preparation=self._begun - p.started,
+            time_to_first_token=None if self._first_token is None else self._first_token - p.started,
+            times=self._latest.times(),
+            call=p.call,
         )
+
+
+@dataclass(slots=True)
+class _TokenTimes:
+    """When the tokens of one choice came here, on the monotonic clock, and what the engine says about it."""
+
+    first: float | None = None
+    last: float | None = None
+    engine: SequenceTimes | None = None
+
+    def add(self, now: float) -> float | None:
+        """Tokens came; gives when the ones before them did."""
+        before, self.last = self.last, now
+        self.first = now if self.first is None else self.first
+        return before
+
+    def times(self) -> SequenceTimes | None:
+        """Where its time went. The engine's word on ``decode`` is missing where the front ended the choice."""
+        if self.engine is None or self.engine.decode or self.first is None or self.last is None:
+            return self.engine
+        return replace(self.engine, decode=self.last - self.first)
 
 
 def _failure(event: TokenEvent) -> Error:

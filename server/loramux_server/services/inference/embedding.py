@@ -10,6 +10,7 @@ from itertools import islice
 
 from ...core.backend import EmbedCommand
 from ...core.bounds import text_violations, too_many
+from ...core.call import known
 from ...core.errors import FieldViolation, invalid
 from ...core.observer import Observer, RequestStarted
 from ..common.checks import stack_violations
@@ -17,7 +18,7 @@ from ..common.context import Context
 from ..common.deadlines import Preparation, until
 from ..common.stacks import StackResolver, active
 from ..common.workers import prepare
-from .observed import observed
+from .observed import Observed, observed
 from .types import Embeddings, EmbedRequest
 
 AT_ONCE = 16
@@ -62,10 +63,11 @@ class Embedder:
         with self._meter.reserve(request.principal, tokens) as reservation:
             reservation.spent = tokens
             async with self._stacks.held(stack):
-                begun = RequestStarted(request.request_id or run, "embed", request.principal.tenant, stack, tokens)
-                with observed(self._observer, begun, started):
+                tenant = request.principal.tenant
+                begun = RequestStarted(request.request_id or run, "embed", tenant, stack, tokens, known())
+                with observed(self._observer, begun, started) as seen:
                     async with until(deadline):
-                        vectors = await self._all(commands)
+                        vectors = await self._all(commands, seen)
         return Embeddings(vectors, self._info.hidden_size, tokens, stack.entries)
 
     def _violations(self, request: EmbedRequest) -> Iterator[FieldViolation]:
@@ -105,13 +107,15 @@ class Embedder:
             raise invalid(found[:MAX_VIOLATIONS], reason="PROMPT_TOO_LONG" if all(prompts) else "INVALID_ARGUMENT")
         return prompts
 
-    async def _all(self, commands: list[EmbedCommand]) -> tuple[bytes, ...]:
+    async def _all(self, commands: list[EmbedCommand], seen: Observed) -> tuple[bytes, ...]:
         """What the engine gives for each, a few at a time; the first failure ends them all."""
         few = asyncio.Semaphore(AT_ONCE)
 
         async def one(command: EmbedCommand) -> bytes:
             async with few:
-                return (await self._backend.embed(command)).values
+                result = await self._backend.embed(command)
+                seen.times = result.times
+                return result.values
 
         try:
             async with asyncio.TaskGroup() as group:

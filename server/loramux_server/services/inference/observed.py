@@ -5,21 +5,34 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
+from ...core.backend import SequenceTimes
 from ...core.errors import Code, Error
 from ...core.observer import Observer, RequestFinished, RequestStarted
 
 
+@dataclass(slots=True)
+class Observed:
+    """What the engine says about a request while it answers: the times of the sequence that ended last."""
+
+    times: SequenceTimes | None = None
+
+
 @contextmanager
-def observed(observer: Observer, request: RequestStarted, came: float, *, completion_tokens: int = 0) -> Iterator[None]:
+def observed(
+    observer: Observer, request: RequestStarted, came: float, *, completion_tokens: int = 0
+) -> Iterator[Observed]:
     """Tell of a request that the block answers, whichever way it ends.
 
     ``came``: when it came, on the monotonic clock. ``completion_tokens`` count if it is answered.
     """
+    begun = time.monotonic()
     observer.request_started(request)
     code = Code.CANCELLED.value
+    found = Observed()
     try:
-        yield
+        yield found
         code = "ok"
     except Error as error:
         code = error.code.value
@@ -40,5 +53,8 @@ def observed(observer: Observer, request: RequestStarted, came: float, *, comple
                 duration=time.monotonic() - came,
                 finish_reasons=(),
                 code=code,
+                preparation=begun - came,
+                times=found.times,
+                call=request.call,
             )
         )

@@ -7,6 +7,7 @@ import uuid
 
 from ...core.backend import ScoreCommand
 from ...core.bounds import text_violations
+from ...core.call import known
 from ...core.errors import FieldViolation, invalid, invalid_field
 from ...core.observer import Observer, RequestStarted
 from ..common.checks import stack_violations
@@ -56,11 +57,12 @@ class Scorer:
             reservation.spent = tokens
             async with self._stacks.held(stack):
                 begun = RequestStarted(
-                    request.request_id or command.id, "score", command.tenant, stack, len(prompt_ids)
+                    request.request_id or command.id, "score", command.tenant, stack, len(prompt_ids), known()
                 )
-                with observed(self._observer, begun, started, completion_tokens=len(ids)):
+                with observed(self._observer, begun, started, completion_tokens=len(ids)) as seen:
                     async with until(deadline):
                         result = await self._backend.score(command)
+                    seen.times = result.times
         return Score(
             token_ids=command.continuation_ids,
             tokens=tuple(self._text.token_text(id) for id in ids),

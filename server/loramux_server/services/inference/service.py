@@ -11,6 +11,7 @@ from dataclasses import replace
 
 from ...core.backend import GenerateCommand
 from ...core.bounds import GREEDY_BELOW
+from ...core.call import known
 from ...core.errors import invalid
 from ...core.observer import NullObserver, Observer
 from ...core.types import Chunk, FinishReason, Grammar, SamplingParams, Usage
@@ -159,6 +160,7 @@ class GenerationService:
             ),
             deadline=deadline,
             started=started,
+            call=known(),
         )
 
     def _read(self, request: GenerateRequest) -> tuple[list[int], Grammar | None]:
