@@ -28,8 +28,6 @@ _SERVICES: dict[Any, Callable[[Availability], object]] = {
 SERVICES = tuple(service.full_name for service in _SERVICES)
 METHODS = tuple(f"{service.full_name}/{method.name}" for service in _SERVICES for method in service.methods)
 """Full names, ``package.Service/Method``."""
-FOLLOWS_A_JOB = ("WatchJob",)
-"""Calls that last as long as a job does: they are not waited for when the server stops."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -53,6 +53,54 @@ class RequestFinished:
     """As in ``RequestStarted``."""
 
 
+@dataclass(frozen=True, slots=True)
+class CallFinished:
+    """A call of a door ended, whichever way. A generation is a call too, and may hold several requests."""
+
+    door: str
+    """``grpc`` or ``http``."""
+    method: str
+    """Name of the method without its service, such as ``Generate``."""
+    request_id: str
+    """The id that the caller was told."""
+    call: Call | None
+    """None: it was refused before it was known who made it."""
+    peer: str
+    """Address of the client as its door names it; empty: unknown."""
+    code: str
+    """``OK`` or the name of a ``core.errors.Code``."""
+    reason: str
+    """Reason of the error; empty: there was none."""
+    seconds: float
+    of_the_server: bool = False
+    """It asked for what the server is or does, as consoles do every second."""
+    follows_a_job: bool = False
+    """It lasts as long as a job may."""
+
+
+class CallSink(Protocol):
+    """What doors report to telemetry. Called on the event loop: it must be quick and must not raise."""
+
+    def call_finished(self, event: CallFinished) -> None: ...
+
+    def quota_refused(self, tenant: str, limit: str) -> None: ...
+
+
+class CallSinks:
+    """Several sinks as one: each is told everything, in their order."""
+
+    def __init__(self, *sinks: CallSink) -> None:
+        self._sinks = sinks
+
+    def call_finished(self, event: CallFinished) -> None:
+        for sink in self._sinks:
+            sink.call_finished(event)
+
+    def quota_refused(self, tenant: str, limit: str) -> None:
+        for sink in self._sinks:
+            sink.quota_refused(tenant, limit)
+
+
 class Observer(Protocol):
     """Callbacks, called on the event loop: they must be quick and must not raise."""
 

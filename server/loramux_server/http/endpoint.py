@@ -42,6 +42,7 @@ class Endpoint:
             credentials=Credentials(
                 _shown(exchange.request_headers), certificate_names(scope), f"{host}:{port}" if host else ""
             ),
+            door="http",
         )
         try:
             await self._calls.answer(incoming, lambda: self._handler(exchange), gone=lambda: exchange.disconnected)

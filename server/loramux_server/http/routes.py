@@ -89,8 +89,6 @@ OPEN = {
 """What anybody may get, by operation. It tells nothing about tenants."""
 OF_ANTHROPIC = ("createMessage", "countMessageTokens")
 """Operations of Anthropic's API; all others are OpenAI's."""
-FOLLOWS_A_JOB = ("listFineTuningEvents",)
-"""Operations that may last as long as a job does: they are not waited for when the server stops."""
 
 
 def full_name(operation: str) -> str:

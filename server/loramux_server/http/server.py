@@ -11,7 +11,6 @@ from typing import Any
 
 import uvicorn
 
-from ..api.methods import FOLLOWS_A_JOB as NATIVE_FOLLOWS_A_JOB
 from ..api.methods import METHODS as NATIVE_METHODS
 from ..config import Address
 from ..host.certificates import CertificateFiles
@@ -25,7 +24,7 @@ from .heads import HeadGuard
 from .limits import Limits
 from .metrics import MetricsPage
 from .pages import PageGuard, Pages
-from .routes import FOLLOWS_A_JOB, METHODS, Application, full_name
+from .routes import METHODS, Application, full_name
 
 
 class HttpServer:
@@ -113,7 +112,7 @@ class HttpServer:
     async def drain(self, timeout: float) -> int:
         """Wait up to ``timeout`` seconds for the running calls, then end the rest; gives their number."""
         self._application.health.serving = False
-        return await self._calls.drain(timeout, (*FOLLOWS_A_JOB, *NATIVE_FOLLOWS_A_JOB))
+        return await self._calls.drain(timeout)
 
     async def stop(self) -> None:
         """Stop listening and close all connections. Fine to call twice, and when ``start`` failed."""

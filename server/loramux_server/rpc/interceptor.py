@@ -69,6 +69,7 @@ class CallInterceptor(aio.ServerInterceptor):
                     _values(metadata, AUTHORIZATION_KEY), certificate_names(context), context.peer()
                 ),
                 deadline=_deadline(context, time.monotonic()),
+                door="grpc",
             )
             named = [incoming.request_id]
             try:

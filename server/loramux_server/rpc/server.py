@@ -7,7 +7,7 @@ from collections.abc import Callable
 from grpc import aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-from ..api.methods import FOLLOWS_A_JOB, METHODS, SERVICES, methods_of
+from ..api.methods import METHODS, SERVICES, methods_of
 from ..config import Address
 from ..host.certificates import CertificateFiles
 from ..host.ports import cannot_listen, why_not
@@ -100,7 +100,7 @@ class RpcServer:
         """
         await self.set_serving(False)
         self._stopping = True
-        return await self._calls.drain(timeout, FOLLOWS_A_JOB)
+        return await self._calls.drain(timeout)
 
     async def stop(self) -> None:
         """Stop listening and close all connections. Fine to call twice, and when ``start`` failed."""

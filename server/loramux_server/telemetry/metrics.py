@@ -14,7 +14,7 @@ from prometheus_client.process_collector import ProcessCollector
 
 from ..core.backend import EngineInfo, EngineStats
 from ..core.jobs import JobState, TrainEvent, TrainEventType
-from ..core.observer import RequestFinished, RequestStarted
+from ..core.observer import CallFinished, RequestFinished, RequestStarted
 from ..core.types import Stack
 from .engine import EngineCollector
 from .labels import BoundedLabels
@@ -157,10 +157,10 @@ class Metrics:
         for state in JobState:
             self.jobs.labels(state.value).set(counts.get(state, 0))
 
-    def call_finished(self, method: str, code: str, seconds: float) -> None:
-        """A call of a door ended. ``method`` must be the name of a method that exists."""
-        self.requests.labels(method, code).inc()
-        self.request_duration.labels(method).observe(seconds)
+    def call_finished(self, event: CallFinished) -> None:
+        """A call of a door ended. Its method must be the name of one that exists."""
+        self.requests.labels(event.method, event.code).inc()
+        self.request_duration.labels(event.method).observe(event.seconds)
 
     def quota_refused(self, tenant: str, limit: str) -> None:
         """A call was refused by a quota. ``limit`` must be the name of one."""

@@ -14,6 +14,7 @@ import grpc
 from loramux_server.config import Address
 from loramux_server.core.backend import EngineInfo, EngineStats
 from loramux_server.core.jobs import JobState
+from loramux_server.core.observer import CallFinished
 from loramux_server.core.types import AdapterVersion, Chunk, FinishReason, SamplingParams, StackEntry, Usage
 from loramux_server.host.certificates import CertificateFiles
 from loramux_server.rpc.limits import RpcLimits
@@ -107,9 +108,9 @@ class Counted:
     refused: list[tuple[str, str]] = field(default_factory=list)
     more: asyncio.Event = field(default_factory=asyncio.Event)
 
-    def call_finished(self, method: str, code: str, seconds: float) -> None:
-        assert seconds >= 0
-        self.ended.append((method, code))
+    def call_finished(self, event: CallFinished) -> None:
+        assert event.seconds >= 0
+        self.ended.append((event.method, event.code))
         self.more.set()
 
     def quota_refused(self, tenant: str, limit: str) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from loramux_server.core.call import about
 from loramux_server.core.errors import Code, Error
+from loramux_server.core.observer import CallFinished
 from loramux_server.core.principal import Principal, Scope
 from loramux_server.services.access.access import Access, Incoming
 from loramux_server.services.access.audit import REFUSALS, WINDOW, CallAudit
@@ -34,8 +35,8 @@ class Sink:
     def __init__(self) -> None:
         self.ended: list[str] = []
 
-    def call_finished(self, method: str, code: str, seconds: float) -> None:
-        self.ended.append(code)
+    def call_finished(self, event: CallFinished) -> None:
+        self.ended.append(event.code)
 
 
 class Place:

@@ -10,6 +10,7 @@ import pytest
 from loramux_server.api.methods import METHODS as RPC_METHODS
 from loramux_server.core.call import current
 from loramux_server.core.errors import Code, Error
+from loramux_server.core.observer import CallFinished
 from loramux_server.core.principal import Principal, Scope
 from loramux_server.core.quota import Quota, Quotas
 from loramux_server.services.access.access import Access, Incoming
@@ -25,8 +26,8 @@ class Sink:
         self.ended: list[tuple[str, str]] = []
         self.refused: list[tuple[str, str]] = []
 
-    def call_finished(self, method: str, code: str, seconds: float) -> None:
-        self.ended.append((method, code))
+    def call_finished(self, event: CallFinished) -> None:
+        self.ended.append((event.method, event.code))
 
     def quota_refused(self, tenant: str, limit: str) -> None:
         self.refused.append((tenant, limit))
@@ -69,14 +70,16 @@ async def test_doors_share_the_limit_of_generations() -> None:
 async def test_calls_that_are_ended_and_defects_have_a_reason() -> None:
     sink = Sink()
     calls = Calls(sink, GenerationLimit(2), ACCESS)
-    ended = [asyncio.create_task(calls.answer(call(m), asyncio.Event().wait)) for m in ("Generate", "Score")]
+    watch = call("WatchJob", "TrainingService")
+    ended = [asyncio.create_task(calls.answer(each, asyncio.Event().wait)) for each in (watch, call("Score"))]
     await asyncio.sleep(0)
-    calls.fail_running(["Generate"])
+    draining = asyncio.create_task(calls.drain(60))
     with pytest.raises(Error, match="shutting down"):
         await ended[0]
     ended[1].cancel()
     await asyncio.wait(ended)
     assert ended[1].cancelled()
+    assert await draining == 0
 
     async def broken() -> None:
         raise KeyError("/secret/path")
@@ -85,7 +88,7 @@ async def test_calls_that_are_ended_and_defects_have_a_reason() -> None:
         await calls.answer(call("Tokenize"), broken)
     assert defect.value.code is Code.INTERNAL
     assert "secret" not in defect.value.message
-    assert sink.ended == [("Generate", "UNAVAILABLE"), ("Score", "CANCELLED"), ("Tokenize", "INTERNAL")]
+    assert sink.ended == [("WatchJob", "UNAVAILABLE"), ("Score", "CANCELLED"), ("Tokenize", "INTERNAL")]
     assert calls.running == 0
 
 

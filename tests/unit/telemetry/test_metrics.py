@@ -15,6 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from loramux_server.core.backend import EngineInfo, EngineStats
 from loramux_server.core.errors import Code, Error
 from loramux_server.core.jobs import JobState, TrainEvent, TrainEventType
+from loramux_server.core.observer import CallFinished
 from loramux_server.core.types import BASE, AdapterVersion, Stack, StackEntry
 from loramux_server.store.adapters.refs import check_new_name
 from loramux_server.store.damage import Kind
@@ -85,7 +86,7 @@ def test_tokens_count_by_tenant_and_stack_and_sum_up() -> None:
 def test_first_token_and_calls() -> None:
     metrics = Metrics("0")
     metrics.answered("default", BASE, 0.03)
-    metrics.call_finished("Generate", "OK", 0.4)
+    metrics.call_finished(CallFinished("grpc", "Generate", "r1", None, "", "OK", "", 0.4))
     assert value(metrics, "loramux_time_to_first_token_seconds_count") == 1
     assert value(metrics, "loramux_time_to_first_token_seconds_bucket", le="0.04") == 1
     assert value(metrics, "loramux_time_to_first_token_seconds_bucket", le="0.02") == 0

@@ -24,6 +24,8 @@ class Incoming:
     credentials: Credentials
     deadline: float | None = None
     """Seconds on the monotonic clock; None: the client set none."""
+    door: str = ""
+    """``grpc`` or ``http``."""
 
     @property
     def asks_for(self) -> Method:

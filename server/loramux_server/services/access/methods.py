@@ -20,7 +20,9 @@ class Method:
     audited: bool = False
     """Changes what is stored or resident, and so is in the audit log."""
     counted: bool = True
-    """Whether it counts against the requests of its caller."""
+    """Whether it counts against the requests of its caller. What asks about the server itself does not."""
+    follows_a_job: bool = False
+    """May last as long as a job does: a server that stops does not wait for it."""
 
 
 METHODS: Mapping[str, Method] = MappingProxyType(
@@ -52,7 +54,7 @@ METHODS: Mapping[str, Method] = MappingProxyType(
         "loramux.v1.TrainingService/CancelJob": Method(Scope.TRAIN, audited=True),
         "loramux.v1.TrainingService/PauseJob": Method(Scope.TRAIN, audited=True),
         "loramux.v1.TrainingService/ResumeJob": Method(Scope.TRAIN, audited=True),
-        "loramux.v1.TrainingService/WatchJob": Method(Scope.TRAIN),
+        "loramux.v1.TrainingService/WatchJob": Method(Scope.TRAIN, follows_a_job=True),
         "loramux.v1.ServerService/GetServerInfo": Method(None, counted=False),
         "loramux.v1.ServerService/GetStats": Method(None, counted=False),
         "openai.v1/createChatCompletion": Method(Scope.INFER, generates=True),
@@ -86,7 +88,7 @@ METHODS: Mapping[str, Method] = MappingProxyType(
         "openai.v1/createFineTuningJob": Method(Scope.TRAIN, audited=True),
         "openai.v1/listPaginatedFineTuningJobs": Method(Scope.TRAIN),
         "openai.v1/retrieveFineTuningJob": Method(Scope.TRAIN),
-        "openai.v1/listFineTuningEvents": Method(Scope.TRAIN),
+        "openai.v1/listFineTuningEvents": Method(Scope.TRAIN, follows_a_job=True),
         "openai.v1/listFineTuningJobCheckpoints": Method(Scope.TRAIN),
         "openai.v1/cancelFineTuningJob": Method(Scope.TRAIN, audited=True),
         "openai.v1/pauseFineTuningJob": Method(Scope.TRAIN, audited=True),

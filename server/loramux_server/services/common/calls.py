@@ -7,19 +7,21 @@ import re
 import time
 import uuid
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import structlog
 
 from ...core.call import Call, current, enter, known
 from ...core.errors import Code, Error, internal_error, invalid_field, shutting_down
+from ...core.observer import CallFinished, CallSink
 from ...core.principal import Principal
 from ...telemetry.logs import get_logger
 from ..access.access import Access, Incoming
 from ..access.audit import CallAudit
+from ..access.methods import Method
 from ..access.quotas import Rate
 from ..access.refusals import invalid
 from .shielding import to_the_end
@@ -32,14 +34,6 @@ LAST_WORDS = 3.0
 """Seconds at most for calls that are ended to say why; callers that read nothing hold the stop up for so long."""
 
 _REQUEST_ID = re.compile(r"[!-~]{1,128}")
-
-
-class CallSink(Protocol):
-    """Where calls are counted."""
-
-    def call_finished(self, method: str, code: str, seconds: float) -> None: ...
-
-    def quota_refused(self, tenant: str, limit: str) -> None: ...
 
 
 @dataclass(slots=True)
@@ -76,14 +70,14 @@ class GenerationLimit:
 class _Running:
     """A call that is being answered."""
 
-    method: str
+    asks_for: Method
     key_id: str = ""
     ended: Error | None = None
     """Why the server ends it, once it does."""
 
 
 class Calls:
-    """The calls of one door. ``sink`` counts them; the other parts are shared with the other doors."""
+    """The calls of one door. ``sink`` is told of each; the other parts are shared with the other doors."""
 
     def __init__(self, sink: CallSink, limit: GenerationLimit, access: Access, audit: CallAudit | None = None) -> None:
         self.limit = limit
@@ -108,12 +102,12 @@ class Calls:
         """Return when no call is being answered."""
         await self._idle.wait()
 
-    async def drain(self, timeout: float, at_once: Iterable[str] = ()) -> int:
+    async def drain(self, timeout: float) -> int:
         """Wait up to ``timeout`` seconds for the calls, then end the rest with UNAVAILABLE; gives their number.
 
-        Those of the methods ``at_once`` are not waited for. New calls must be refused by then.
+        Those that follow a job are not waited for. New calls must be refused by then.
         """
-        self.fail_running(at_once)
+        self._end(shutting_down(), lambda running: running.asks_for.follows_a_job)
         await self._idle_within(timeout)
         left = self.running
         if left:
@@ -126,10 +120,9 @@ class Calls:
             async with asyncio.timeout(seconds):
                 await self.wait_idle()
 
-    def fail_running(self, methods: Iterable[str] | None = None) -> None:
-        """End calls (all, or those of ``methods``) with UNAVAILABLE because the server stops."""
-        chosen = None if methods is None else frozenset(methods)
-        self._end(shutting_down(), lambda running: chosen is None or running.method in chosen)
+    def fail_running(self) -> None:
+        """End all calls with UNAVAILABLE because the server stops."""
+        self._end(shutting_down(), lambda running: True)
 
     def fail_key(self, key_id: str) -> None:
         """End the calls of a key with UNAUTHENTICATED because it was revoked."""
@@ -153,7 +146,7 @@ class Calls:
         structlog.contextvars.bind_contextvars(request_id=incoming.request_id)
         task = asyncio.current_task()
         assert task is not None
-        self._tasks[task] = _Running(incoming.short_method)
+        self._tasks[task] = _Running(incoming.asks_for)
         self._idle.clear()
         try:
             return await self._counted(incoming, work, task, gone)
@@ -188,7 +181,7 @@ class Calls:
             if code != "OK" and self._audit is not None and self._audit.wants(incoming, code):
                 await to_the_end(self._audit.failed(incoming, known(), code, reason))
             seconds = time.monotonic() - started
-            self._sink.call_finished(incoming.short_method, code, seconds)
+            self._sink.call_finished(_finished(incoming, known(), code, reason, seconds))
             logger.debug("call", method=incoming.short_method, code=code, seconds=round(seconds, 4))
 
     async def _answered(
@@ -250,6 +243,21 @@ def request_id(*given: str) -> str:
 def is_request_id(text: str) -> bool:
     """Whether ``text`` can be the id of a request: at most 128 printable ASCII characters without spaces."""
     return _REQUEST_ID.fullmatch(text) is not None
+
+
+def _finished(incoming: Incoming, call: Call | None, code: str, reason: str, seconds: float) -> CallFinished:
+    return CallFinished(
+        door=incoming.door,
+        method=incoming.short_method,
+        request_id=incoming.request_id if call is None else call.request_id,
+        call=call,
+        peer=incoming.credentials.peer,
+        code=code,
+        reason=reason,
+        seconds=seconds,
+        of_the_server=not incoming.asks_for.counted,
+        follows_a_job=incoming.asks_for.follows_a_job,
+    )
 
 
 def _code_of_cancelled(deadline: float | None) -> str:
