@@ -60,10 +60,12 @@ def resolve_device(device: str) -> torch.device:
 
 
 def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
-    """``auto`` is bfloat16 on CUDA and on processors that multiply it natively, float32 elsewhere."""
+    """``auto`` is bfloat16 where the device multiplies it natively; else float16 on CUDA and float32 on processors."""
     if dtype == "auto":
-        native = torch.cuda.is_bf16_supported() if device.type == "cuda" else _cpu_has_bf16()
-        return torch.bfloat16 if native else torch.float32
+        if device.type == "cuda":
+            # What torch emulates in float32 (before Ampere) is slow, and no attention kernel takes it.
+            return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+        return torch.bfloat16 if _cpu_has_bf16() else torch.float32
     if dtype not in DTYPES:
         raise invalid_field("dtype", f"{dtype!r} is not one of auto, {', '.join(DTYPES)}")
     return DTYPES[dtype]
