@@ -34,6 +34,8 @@ def plan_memory(
     budget is 85 % of what is free on a GPU (the rest is for activations and training) less the ``graphs`` bytes that
     CUDA graphs may take, and 2 GiB but at most a quarter of what is free on a host, whose memory others use too.
     """
+    if device.type == "cuda":
+        torch.cuda.empty_cache()  # what loading the base, or converting it, left in torch's cache is free too
     free = device_memory(device)[0]
     budget = max(int(free * 0.85) - graphs, 0) if device.type == "cuda" else min(2048 * MiB, free // 4)
     adapters = settings.adapter_memory
