@@ -13,7 +13,7 @@ import torch
 from ..core.background import Ended, Report
 from ..core.errors import Code, Error, internal_error
 from ..core.jobs import TrainCommand, TrainEvent, TrainEventType
-from ..model.out_of_memory import out_of_memory
+from ..model.out_of_memory import device_lost, out_of_memory
 from ..model.resident import ResidentBase
 from ..store.blobs.reader import BlobReader
 from .backprop.micro_batch_size import IDLE_SECONDS, MicroBatchSizer
@@ -166,9 +166,9 @@ class JobScheduler:
         failure: Exception
         try:
             yield from self._sizer.timed(tokens, accumulate_gradients(self._base, selection))
-        except torch.AcceleratorError:
-            raise  # the device is lost, and the whole engine with it
         except Exception as error:  # a defect of one job must not stop serving
+            if device_lost(error):
+                raise
             failure = error.with_traceback(None)
         else:
             for job, batch in sharing:
@@ -214,9 +214,9 @@ class JobScheduler:
                 signal = next(job.training) if error is None else job.training.throw(error)
             except StopIteration:
                 reason = None
-            except torch.AcceleratorError:
-                raise
             except Exception as failure:  # a defect of one job must not stop serving or the other jobs
+                if device_lost(failure):
+                    raise
                 reason = _reason(job.id, failure)
             else:
                 error = None
