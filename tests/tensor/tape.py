@@ -6,7 +6,7 @@ run, only what lies in the tensors is new. And as there, what would wait for the
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -58,16 +58,16 @@ class TapeCapture:
         return replay
 
 
-class NoCapture(TapeCapture):
-    """Captures ``able`` times, then no more."""
+class FailingCapture(TapeCapture):
+    """Captures, but for those tries (counted from 1) that ``errors`` names an error for."""
 
-    def __init__(self, able: int = 0) -> None:
+    def __init__(self, errors: Mapping[int, RuntimeError]) -> None:
         super().__init__()
-        self.able = able
+        self.errors = errors
         self.tries = 0
 
     def capture(self, step: Callable[[], object]) -> Callable[[], None]:
         self.tries += 1
-        if self.tries > self.able:
-            raise torch.OutOfMemoryError("no memory for another graph")
+        if (error := self.errors.get(self.tries)) is not None:
+            raise error
         return super().capture(step)

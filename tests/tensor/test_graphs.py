@@ -21,6 +21,7 @@ from loramux_server.core.settings import EngineSettings
 from loramux_server.cpu import native
 from loramux_server.engine import memory
 from loramux_server.engine.execution import graphs as graphs_module
+from loramux_server.engine.execution.capture import CaptureBroken, pool_bytes
 from loramux_server.engine.execution.graphs import DecodeGraphs, graph_bytes
 from loramux_server.engine.memory import plan_memory
 from loramux_server.lora.bank import HostAdapter, LoraPair
@@ -31,7 +32,7 @@ from tests.engine import Engine, check_tokens, command
 from tests.examples import few
 from tests.tensor.engine_cases import RANKS, STACKS, Case, Cases, check_empty, make_cases
 from tests.tensor.graph_checks import compute_both_ways
-from tests.tensor.tape import NoCapture, TapeCapture
+from tests.tensor.tape import FailingCapture, TapeCapture
 from tests.tensor.test_engine_routing import GROUPS, adapter, make_bank
 
 TOLERANCE = 1e-4
@@ -234,19 +235,79 @@ def test_prepared_at_the_start_and_bounded(cases: Cases, monkeypatch: pytest.Mon
     assert set(graphs._graphs) == {(1, 0), (2, 0), (4, 0), (6, 0), (6, 16)}
 
 
-@pytest.mark.slow
-def test_a_capture_that_fails_is_told_once(cases: Cases, caplog: pytest.LogCaptureFixture) -> None:
-    engine, capture = cases.engine(max_batch_tokens=64), NoCapture(able=2)
-    graphs = add_graphs(engine, capture)
+def serve_twice(engine: Engine, cases: Cases) -> None:
+    """Two requests without an adapter one after the other: decode steps of one row, fourteen tokens in all."""
+    for i in range(2):
+        cases.try_in(engine, [Case(cases.prompts[i], cases.stack([]), 7)])
+
+
+def test_a_bucket_that_finds_no_memory_is_tried_again_and_the_others_stay(
+    cases: Cases, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(graphs_module, "PATIENCE", 3)
+    engine = cases.engine(max_batch_tokens=64)
+    none = torch.OutOfMemoryError("no memory for another graph")
+    capture = FailingCapture({3: none, 4: none})
+    graphs = add_graphs(engine, capture, rows=4)
+    graphs.prepare()  # for four and for two rows; for one it fails
+    assert sorted(graphs._graphs) == [(2, 0), (4, 0)]
     with caplog.at_level(logging.WARNING):
-        for seed in range(3):
-            cases.try_in(engine, cases.draw(Random(seed), 8))
-    assert capture.tries == 3
-    assert graphs.count == 0
-    assert engine.stats().cuda_graphs == graphs.nbytes == 0
-    assert [r.message for r in caplog.records if "CUDA graphs" in r.message] == [
-        "CUDA graphs are off from now on; decode steps run without them: no memory for another graph"
+        serve_twice(engine, cases)
+    # Again after three steps and after six more; until then the next larger graph served them.
+    assert capture.tries == 5
+    assert capture.steps == engine.kinds.count("decode") == 12
+    assert sorted(graphs._graphs) == [(1, 0), (2, 0), (4, 0)]
+    stats = engine.stats()
+    assert (stats.cuda_graphs, stats.cuda_graph_failures) == (3, 2)
+
+
+def test_a_bucket_without_memory_is_given_up_after_some_tries(
+    cases: Cases, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(graphs_module, "PATIENCE", 1)
+    engine = cases.engine(max_batch_tokens=64)
+    capture = FailingCapture(dict.fromkeys(range(2, 99), torch.OutOfMemoryError("no memory for another graph")))
+    graphs = add_graphs(engine, capture, rows=2)
+    with caplog.at_level(logging.WARNING):
+        graphs.prepare()
+        serve_twice(engine, cases)
+    assert capture.tries == 1 + graphs_module.TRIES
+    assert list(graphs._graphs) == [(2, 0)]
+    assert [r.message for r in caplog.records if "CUDA graph" in r.message] == [
+        "no CUDA graph for steps of 1 rows and 0 rank rows; it is tried again later: no memory for another graph"
     ]
+
+
+@pytest.mark.parametrize(
+    ("error", "tries"), [(RuntimeError("it cannot be captured"), 4), (CaptureBroken("half-way"), 3)]
+)
+def test_a_bucket_that_cannot_be_captured_is_given_up(
+    cases: Cases, error: RuntimeError, tries: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What broke half-way ends all captures, but no graph that there is."""
+    engine = cases.engine(max_batch_tokens=64)
+    capture = FailingCapture({3: error})
+    graphs = add_graphs(engine, capture, rows=4)
+    with caplog.at_level(logging.WARNING):
+        graphs.prepare()
+        serve_twice(engine, cases)
+        cases.try_in(engine, [Case(cases.prompts[0], cases.stack([("rs", 1.0)]), 5)])
+    assert capture.tries == tries
+    assert {(2, 0), (4, 0)} == {key for key in graphs._graphs if not key[1]}
+    assert any(ranks for _, ranks in graphs._graphs) == (tries == 4)
+    assert capture.steps >= 12
+    assert len([r for r in caplog.records if "CUDA graph" in r.message]) == 1
+
+
+def test_only_the_segments_of_a_pool_count_as_its_memory() -> None:
+    """What other pools and processes take while graphs are captured is not theirs."""
+    segments = [
+        {"segment_pool_id": (0, 0), "total_size": 1 << 30},
+        {"segment_pool_id": (0, 3), "total_size": 2 << 20},
+        {"segment_pool_id": (0, 4), "total_size": 1 << 22},
+        {"segment_pool_id": (0, 3), "total_size": 5 << 20},
+    ]
+    assert pool_bytes(segments, (0, 3)) == 7 << 20
 
 
 @pytest.mark.slow
@@ -262,6 +323,7 @@ def test_a_model_that_waits_for_the_device_runs_without(cases: Cases, caplog, mo
     monkeypatch.setattr(engine.base, "forward", looks)
     cases.try_in(engine, cases.draw(Random(1), 5))
     assert graphs.count == 0
+    assert graphs.failures == len(graphs._failed)
     assert "waits for the device" in caplog.text
 
 
@@ -274,6 +336,15 @@ def test_memory_for_graphs_is_left_before_the_cache_is_sized(cases: Cases, monke
     without, with_ = (plan_memory(EngineSettings(), gpu, 1000, 100, graphs) for graphs in (0, wanted))
     assert (without.kv_pages - with_.kv_pages) * 1000 == pytest.approx(wanted, abs=wanted / 4 + 2000)
     assert without.kv_pages > with_.kv_pages
+
+
+def test_what_torch_keeps_cached_is_free_for_the_kv_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A first start converts the base, and has as large a cache as the next."""
+    free = {"now": 1 << 30}
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: free.update(now=8 << 30))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free["now"], 16 << 30))
+    plan = plan_memory(EngineSettings(adapter_memory=0), torch.device("cuda"), 1 << 20, 1 << 10)
+    assert plan.kv_pages == int((8 << 30) * 0.85) >> 20
 
 
 def test_no_graphs_on_a_host(cases: Cases) -> None:

@@ -170,7 +170,9 @@ class EngineStats:
     grammars: dict[str, int] = field(default_factory=dict)
     """Since start: ``compiled``; ``refused``; ``lost``, whose process died; ``restarts`` of their parent process."""
     cuda_graphs: int | None = None
-    """Graphs of decode steps that are kept; None where the engine makes none, 0 where it gave up."""
+    """Graphs of decode steps that are kept; None where the engine makes none, 0 where none could be captured."""
+    cuda_graph_failures: int = 0
+    """Captures of graphs that failed since start; steps that needed them ran without."""
 
 
 class EnginePhase(StrEnum):

@@ -61,6 +61,7 @@ class StatsCollector:
             steps=steps,
             training_jobs=training.jobs,
             cuda_graphs=None if runner.graphs is None else runner.graphs.count,
+            cuda_graph_failures=0 if runner.graphs is None else runner.graphs.failures,
             queue_waits=tuple(self._waits),
             queue_wait_seconds=self._waited,
             grammars=grammars.counts,

@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
+
+from ...model.out_of_memory import out_of_memory
+
+
+class CaptureBroken(RuntimeError):
+    """A capture broke half-way: nothing else may be captured in this process. Earlier captures go on."""
 
 
 class Capture(Protocol):
     """Turns a step into its replay."""
 
     nbytes: int
-    """Memory that captures hold, so far."""
+    """Memory that torch's allocator holds for captures, so far."""
 
     def capture(self, step: Callable[[], object]) -> Callable[[], None]:
         """Run ``step`` and give a function that does the same again on the same tensors.
 
         ``step`` may be run any number of times here, and what it decides in Python is decided once. Raises
-        RuntimeError when it cannot be captured; then nothing else may be captured in this process.
+        RuntimeError when it cannot be captured, or not now because memory ran out, and :class:`CaptureBroken`.
         """
         ...
 
@@ -42,7 +48,7 @@ class CudaCapture:
         self._pool = torch.cuda.graph_pool_handle()
 
     def capture(self, step: Callable[[], object]) -> Callable[[], None]:
-        before, current = self._free(), torch.cuda.current_stream(self._device)
+        current = torch.cuda.current_stream(self._device)
         # Leaving this context brings the old stream back, which torch.cuda.graph alone does not when a capture breaks.
         with torch.cuda.stream(self._stream):
             self._stream.wait_stream(current)
@@ -50,16 +56,22 @@ class CudaCapture:
             with _no_waiting():
                 step()
             graph = torch.cuda.CUDAGraph()
-            # thread_local: the threads that read adapters' files may use CUDA as they like.
-            with torch.cuda.graph(graph, self._pool, self._stream, capture_error_mode="thread_local"):
-                step()
-        self.nbytes += max(before - self._free(), 0)
+            try:
+                # thread_local: the threads that read adapters' files may use CUDA as they like.
+                with torch.cuda.graph(graph, self._pool, self._stream, capture_error_mode="thread_local"):
+                    step()
+            except RuntimeError as error:
+                if out_of_memory(error):
+                    raise  # the allocator found none, and the driver ended the capture as it should
+                raise CaptureBroken(str(error)) from error
+        # Of this pool alone: what is free on the device changes with other processes too.
+        self.nbytes = pool_bytes(torch.cuda.memory_snapshot(), self._pool)
         return graph.replay
 
-    def _free(self) -> int:
-        torch.cuda.synchronize(self._device)
-        torch.cuda.empty_cache()
-        return int(torch.cuda.mem_get_info(self._device)[0])
+
+def pool_bytes(segments: Iterable[Mapping[str, Any]], pool: tuple[int, int]) -> int:
+    """Bytes of the segments, as ``torch.cuda.memory_snapshot`` lists them, that a private pool has."""
+    return sum(int(segment["total_size"]) for segment in segments if tuple(segment["segment_pool_id"]) == tuple(pool))
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -20,8 +21,9 @@ from ...lora.buffers import upload
 from ...lora.routing import Routing, RowSegment, StaticBlock, used_ranks
 from ...model.base.context_length import max_context
 from ...model.kv import DecodeAttention, KVPool, Span
+from ...model.out_of_memory import out_of_memory
 from ...model.resident import ResidentBase
-from .capture import Capture
+from .capture import Capture, CaptureBroken
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +35,12 @@ MOST = 48
 """Graphs kept. Further buckets are served by a larger one that there is."""
 NODE_BYTES = 256 << 10
 """Assumed memory of one graph's nodes, per layer of the model."""
+PATIENCE = 256
+"""Steps that need a bucket before it is tried again, after its capture ran out of memory for the first time."""
+TRIES = 4
+
+Bucket = tuple[int, int]
+"""Rows and rank rows of a graph."""
 
 
 def graph_bytes(base: ResidentBase, max_rows: int) -> int:
@@ -49,7 +57,9 @@ def graph_bytes(base: ResidentBase, max_rows: int) -> int:
 class DecodeGraphs:
     """The graphs of one engine. It belongs to the thread that owns the model.
 
-    When a capture fails, all graphs are dropped, the reason is logged once, and every step runs eagerly for good.
+    A bucket that cannot be captured is given up, and its steps run in a larger one or eagerly. Where only memory was
+    missing, it is tried again after ``PATIENCE`` of its steps, and then after twice as many, ``TRIES`` times in all.
+    The first failure is logged; ``failures`` counts them.
     """
 
     def __init__(self, base: ResidentBase, kv: KVPool, bank: AdapterBank, max_rows: int, capture: Capture) -> None:
@@ -59,8 +69,11 @@ class DecodeGraphs:
         self._width = min(-(-max_context(base.model) // kv.shape.page_size), kv.pages)
         # All graphs write their logits here: outputs of their own would be kept for each.
         self._logits = torch.zeros(self._rows[-1], _vocabulary(base), device=base.device)
-        self._graphs: dict[tuple[int, int], _Graph] = {}
-        self._failed = False
+        self._graphs: dict[Bucket, _Graph] = {}
+        self._failed: dict[Bucket, _Failed] = {}
+        self._broken = False  # nothing may be captured any more
+        self.failures = 0
+        """Captures that failed."""
 
     @property
     def count(self) -> int:
@@ -69,14 +82,14 @@ class DecodeGraphs:
 
     @property
     def nbytes(self) -> int:
-        return self._logits.nbytes + self._capture.nbytes if self._graphs else 0
+        return self._logits.nbytes + self._capture.nbytes
 
     @torch.inference_mode()
     def prepare(self) -> None:
         """Capture the base's own graphs. Largest first: the smaller ones then find room in the memory of that one."""
         for rows in reversed(self._rows):
-            if not self._failed:
-                self._add(rows, 0)
+            if not self._broken:
+                self._add((rows, 0))
 
     def run(
         self, ids: Sequence[int], wanted: Sequence[int], spans: Sequence[Span], segments: tuple[RowSegment, ...]
@@ -95,22 +108,48 @@ class DecodeGraphs:
         if rows > self._rows[-1] or ranks > self._ranks[-1]:
             return None
         key = self._rows[bisect_left(self._rows, rows)], self._ranks[bisect_left(self._ranks, ranks)]
-        if key not in self._graphs and len(self._graphs) < MOST and not self._failed:
-            self._add(*key)
+        if key not in self._graphs and len(self._graphs) < MOST and self._may_capture(key):
+            self._add(key)
         fitting = [k for k in self._graphs if k[0] >= rows and k[1] >= ranks]
         return self._graphs[min(fitting)] if fitting else None
 
-    def _add(self, rows: int, ranks: int) -> None:
+    def _may_capture(self, key: Bucket) -> bool:
+        """Whether a bucket that a step needs may be captured now. Each call counts as one such step."""
+        failed = self._failed.get(key)
+        if failed is None or self._broken:
+            return not self._broken
+        failed.wait -= 1
+        return failed.wait == 0
+
+    def _add(self, key: Bucket) -> None:
         try:
-            graph = _Graph(self._base, self._kv, self._bank, (rows, ranks), self._width, self._logits[:rows])
+            graph = _Graph(self._base, self._kv, self._bank, key, self._width, self._logits[: key[0]])
             graph.replay = self._capture.capture(graph.compute)
         except RuntimeError as error:  # out of memory, and all that CUDA or torch cannot capture
-            log.warning("CUDA graphs are off from now on; decode steps run without them: %s", error)
-            self._failed = True
-            self._graphs.clear()
-            self._logits = self._logits[:0].clone()
-            return
-        self._graphs[rows, ranks] = graph
+            self._note(key, error)
+        else:
+            self._graphs[key] = graph
+            self._failed.pop(key, None)
+
+    def _note(self, key: Bucket, error: RuntimeError) -> None:
+        """Decide whether and when a bucket that could not be captured is tried again."""
+        failed = self._failed.setdefault(key, _Failed())
+        failed.tries += 1
+        again = out_of_memory(error) and failed.tries < TRIES
+        failed.wait = PATIENCE << failed.tries - 1 if again else 0
+        self._broken = self._broken or isinstance(error, CaptureBroken)
+        self.failures += 1
+        level = logging.WARNING if self.failures == 1 else logging.DEBUG
+        then = "captures end" if self._broken else "it is tried again later" if again else "it is given up"
+        log.log(level, "no CUDA graph for steps of %d rows and %d rank rows; %s: %s", *key, then, error)
+
+
+@dataclass(slots=True)
+class _Failed:
+    """A bucket that was tried in vain. ``wait``: its steps until the next try; 0 or less: there is none."""
+
+    tries: int = 0
+    wait: int = 0
 
 
 class _Graph:
@@ -119,7 +158,7 @@ class _Graph:
     replay: Callable[[], None]
 
     def __init__(
-        self, base: ResidentBase, kv: KVPool, bank: AdapterBank, size: tuple[int, int], width: int, logits: Tensor
+        self, base: ResidentBase, kv: KVPool, bank: AdapterBank, size: Bucket, width: int, logits: Tensor
     ) -> None:
         rows, ranks = size
         self._base, self._logits = base, logits
