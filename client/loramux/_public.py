@@ -25,6 +25,7 @@ from .errors import (
 )
 from .types import (
     Adapter,
+    AdapterActivity,
     AdapterVersion,
     AppliedAdapter,
     Choice,
@@ -35,6 +36,7 @@ from .types import (
     DatasetProblem,
     DatasetReport,
     Embeddings,
+    JobActivity,
     JobEvent,
     JobInfo,
     Latency,
@@ -54,6 +56,7 @@ from .types import (
 __all__ = [
     "Aborted",
     "Adapter",
+    "AdapterActivity",
     "AdapterVersion",
     "AlreadyExists",
     "AppliedAdapter",
@@ -77,6 +80,7 @@ __all__ = [
     "InternalError",
     "InvalidArgument",
     "Job",
+    "JobActivity",
     "JobEvent",
     "JobFailed",
     "JobInfo",

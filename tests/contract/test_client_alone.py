@@ -44,6 +44,7 @@ def test_exports() -> None:
     assert sorted(loramux.__all__) == [
         "Aborted",
         "Adapter",
+        "AdapterActivity",
         "AdapterVersion",
         "AlreadyExists",
         "AppliedAdapter",
@@ -67,6 +68,7 @@ def test_exports() -> None:
         "InternalError",
         "InvalidArgument",
         "Job",
+        "JobActivity",
         "JobEvent",
         "JobFailed",
         "JobInfo",

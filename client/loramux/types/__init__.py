@@ -15,12 +15,13 @@ from .inference import (
     Usage,
 )
 from .jobs import FINAL_STATES, SETTLED_STATES, JobEvent, JobInfo, JudgedAnswer, JudgedRow
-from .server import Latency, ServerInfo, ServerStats, TenantActivity
+from .server import AdapterActivity, JobActivity, Latency, ServerInfo, ServerStats, TenantActivity
 
 __all__ = [
     "FINAL_STATES",
     "SETTLED_STATES",
     "Adapter",
+    "AdapterActivity",
     "AdapterVersion",
     "AppliedAdapter",
     "Choice",
@@ -32,6 +33,7 @@ __all__ = [
     "DatasetProblem",
     "DatasetReport",
     "Embeddings",
+    "JobActivity",
     "JobEvent",
     "JobInfo",
     "JudgedAnswer",

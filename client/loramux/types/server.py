@@ -71,8 +71,55 @@ class TenantActivity:
 
 
 @dataclass(frozen=True, slots=True)
+class AdapterActivity:
+    """What was done lately with an adapter version that is resident or was used. Rates are means over the window.
+
+    The tokens of a stack count for each of its adapters.
+    """
+
+    adapter: str
+    """``name@version``; empty: it was deleted."""
+    tenant: str = ""
+    """Who owns it; empty: it is shared."""
+    digest: str = ""
+    other_versions: int = 0
+    """Versions of the same content, which share its place and its figures."""
+    tier: str | None = None
+    """device, host or disk; None: not told."""
+    pinned: bool = False
+    rank: int = 0
+    size_bytes: int = 0
+    requests_running: int = 0
+    requests_per_second: float = 0.0
+    prompt_tokens_per_second: float = 0.0
+    generated_tokens_per_second: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class JobActivity:
+    """How far a training job is that has not ended."""
+
+    job_id: str
+    name: str
+    """Of the adapter that it trains."""
+    tenant: str = ""
+    state: str = ""
+    """queued, running, paused, evaluating or publishing."""
+    step: int = 0
+    total_steps: int = 0
+    loss: float | None = None
+    eta_seconds: float | None = None
+    losses: tuple[float, ...] = ()
+    """Since the server started, oldest first, at most 64 means of stretches of equal length."""
+    tokens_per_second: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class ServerStats:
-    """What a server did in the last seconds. All but ``own`` is empty for a key without the scope ``admin``."""
+    """What a server did in the last seconds.
+
+    A key without the scope ``admin`` is told of its tenant alone: ``own``, and the ``adapters`` and ``jobs`` of it.
+    """
 
     window_seconds: int
     """Seconds that rates and latencies are of."""
@@ -94,3 +141,9 @@ class ServerStats:
     """Bytes of these, by tier."""
     training_jobs: int = 0
     """Jobs that train now."""
+    adapters: tuple[AdapterActivity, ...] = ()
+    """Those that are resident or were used, the busiest first, at most 100."""
+    jobs: tuple[JobActivity, ...] = ()
+    """Those that have not ended, those at work first, at most 50."""
+    jobs_by_state: dict[str, int] = field(default_factory=dict)
+    """How many have not ended, by state."""

@@ -8,6 +8,8 @@ from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from loramux.v1 import adapters_pb2 as _adapters_pb2
+from loramux.v1 import training_pb2 as _training_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -503,8 +505,145 @@ class TenantActivity(_message.Message):
 Global___TenantActivity: _TypeAlias = TenantActivity  # noqa: Y015
 
 @_typing.final
+class AdapterActivity(_message.Message):
+    """What was done lately with one adapter version that is resident, or was used. The tokens of a stack count for each of
+    its adapters, so figures of several adapters do not add up. Rates are means over the window.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ADAPTER_FIELD_NUMBER: _builtins.int
+    TENANT_FIELD_NUMBER: _builtins.int
+    DIGEST_FIELD_NUMBER: _builtins.int
+    OTHER_VERSIONS_FIELD_NUMBER: _builtins.int
+    TIER_FIELD_NUMBER: _builtins.int
+    PINNED_FIELD_NUMBER: _builtins.int
+    RANK_FIELD_NUMBER: _builtins.int
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    REQUESTS_RUNNING_FIELD_NUMBER: _builtins.int
+    REQUESTS_PER_SECOND_FIELD_NUMBER: _builtins.int
+    PROMPT_TOKENS_PER_SECOND_FIELD_NUMBER: _builtins.int
+    GENERATED_TOKENS_PER_SECOND_FIELD_NUMBER: _builtins.int
+    adapter: _builtins.str
+    """The version, as `name@version`. Empty: it was deleted."""
+    tenant: _builtins.str
+    """Tenant that owns it. Empty: it is shared with all of them, or was deleted."""
+    digest: _builtins.str
+    """Content hash. Versions with the same content have one place in memory, and are one entry here."""
+    other_versions: _builtins.int
+    """Other versions that have this content."""
+    tier: _adapters_pb2.AdapterTier.ValueType
+    """Where its weights are."""
+    pinned: _builtins.bool
+    """Whether it, or another version of this content, is kept resident."""
+    rank: _builtins.int
+    """Largest rank of its modules."""
+    size_bytes: _builtins.int
+    """Size of its files in bytes."""
+    requests_running: _builtins.int
+    """Generations and scores with it that are being answered, those that wait included."""
+    requests_per_second: _builtins.float
+    """Generations and scores with it that began, a second."""
+    prompt_tokens_per_second: _builtins.float
+    """Prompt tokens taken in with it, a second."""
+    generated_tokens_per_second: _builtins.float
+    """Tokens generated with it, a second."""
+    def __init__(
+        self,
+        *,
+        adapter: _builtins.str = ...,
+        tenant: _builtins.str = ...,
+        digest: _builtins.str = ...,
+        other_versions: _builtins.int = ...,
+        tier: _adapters_pb2.AdapterTier.ValueType = ...,
+        pinned: _builtins.bool = ...,
+        rank: _builtins.int = ...,
+        size_bytes: _builtins.int = ...,
+        requests_running: _builtins.int = ...,
+        requests_per_second: _builtins.float = ...,
+        prompt_tokens_per_second: _builtins.float = ...,
+        generated_tokens_per_second: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "digest", b"digest", "generated_tokens_per_second", b"generated_tokens_per_second", "other_versions", b"other_versions", "pinned", b"pinned", "prompt_tokens_per_second", b"prompt_tokens_per_second", "rank", b"rank", "requests_per_second", b"requests_per_second", "requests_running", b"requests_running", "size_bytes", b"size_bytes", "tenant", b"tenant", "tier", b"tier"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AdapterActivity: _TypeAlias = AdapterActivity  # noqa: Y015
+
+@_typing.final
+class JobActivity(_message.Message):
+    """How far a training job is that has not ended."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JOB_ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    TENANT_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    STEP_FIELD_NUMBER: _builtins.int
+    TOTAL_STEPS_FIELD_NUMBER: _builtins.int
+    LOSS_FIELD_NUMBER: _builtins.int
+    ETA_SECONDS_FIELD_NUMBER: _builtins.int
+    LOSSES_FIELD_NUMBER: _builtins.int
+    TOKENS_PER_SECOND_FIELD_NUMBER: _builtins.int
+    job_id: _builtins.str
+    """Identifier of the job."""
+    name: _builtins.str
+    """Name of the adapter that it trains."""
+    tenant: _builtins.str
+    """Tenant that owns it."""
+    state: _training_pb2.JobState.ValueType
+    """Where it stands."""
+    step: _builtins.int
+    """Optimiser steps done."""
+    total_steps: _builtins.int
+    """Optimiser steps in all. 0: not known yet."""
+    loss: _builtins.float
+    """Latest training loss. Unset: there is none yet."""
+    eta_seconds: _builtins.float
+    """Seconds until its last step, at the pace of this attempt. Unset: not known, or it does not run."""
+    tokens_per_second: _builtins.float
+    """Tokens trained on, a second. 0: not known, or it does not run."""
+    @_builtins.property
+    def losses(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """Training losses since the server started: means of stretches of equal length, oldest first, at most 64."""
+
+    def __init__(
+        self,
+        *,
+        job_id: _builtins.str = ...,
+        name: _builtins.str = ...,
+        tenant: _builtins.str = ...,
+        state: _training_pb2.JobState.ValueType = ...,
+        step: _builtins.int = ...,
+        total_steps: _builtins.int = ...,
+        loss: _builtins.float | None = ...,
+        eta_seconds: _builtins.float | None = ...,
+        losses: _abc.Iterable[_builtins.float] | None = ...,
+        tokens_per_second: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_eta_seconds", b"_eta_seconds", "_loss", b"_loss", "eta_seconds", b"eta_seconds", "loss", b"loss"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_eta_seconds", b"_eta_seconds", "_loss", b"_loss", "eta_seconds", b"eta_seconds", "job_id", b"job_id", "loss", b"loss", "losses", b"losses", "name", b"name", "state", b"state", "step", b"step", "tenant", b"tenant", "tokens_per_second", b"tokens_per_second", "total_steps", b"total_steps"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__eta_seconds: _TypeAlias = _typing.Literal["eta_seconds"]  # noqa: Y015
+    _WhichOneofArgType__eta_seconds: _TypeAlias = _typing.Literal["_eta_seconds", b"_eta_seconds"]  # noqa: Y015
+    _WhichOneofReturnType__loss: _TypeAlias = _typing.Literal["loss"]  # noqa: Y015
+    _WhichOneofArgType__loss: _TypeAlias = _typing.Literal["_loss", b"_loss"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__eta_seconds) -> _WhichOneofReturnType__eta_seconds | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__loss) -> _WhichOneofReturnType__loss | None: ...
+
+Global___JobActivity: _TypeAlias = JobActivity  # noqa: Y015
+
+@_typing.final
 class ServerStats(_message.Message):
-    """What a server did in the last seconds. All but `own` is for operators: unset for callers without the scope `admin`."""
+    """What a server did in the last seconds. Callers without the scope `admin` are told of `own`, of the adapters that
+    their tenant used, and with the scope `train` of its jobs; what else there is, is for operators, and unset for others.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -568,6 +707,26 @@ class ServerStats(_message.Message):
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
+    @_typing.final
+    class JobsByStateEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     WINDOW_SECONDS_FIELD_NUMBER: _builtins.int
     OWN_FIELD_NUMBER: _builtins.int
     TOTAL_FIELD_NUMBER: _builtins.int
@@ -580,6 +739,9 @@ class ServerStats(_message.Message):
     ADAPTERS_RESIDENT_FIELD_NUMBER: _builtins.int
     ADAPTER_BYTES_FIELD_NUMBER: _builtins.int
     TRAINING_JOBS_FIELD_NUMBER: _builtins.int
+    ADAPTERS_FIELD_NUMBER: _builtins.int
+    JOBS_FIELD_NUMBER: _builtins.int
+    JOBS_BY_STATE_FIELD_NUMBER: _builtins.int
     window_seconds: _builtins.int
     """Seconds that rates and latencies are of."""
     requests_running: _builtins.int
@@ -616,6 +778,18 @@ class ServerStats(_message.Message):
     def adapter_bytes(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
         """Bytes of these, by tier."""
 
+    @_builtins.property
+    def adapters(self) -> _containers.RepeatedCompositeFieldContainer[Global___AdapterActivity]:
+        """Adapters that are resident or were used, the busiest first, at most 100; others see what their tenant used."""
+
+    @_builtins.property
+    def jobs(self) -> _containers.RepeatedCompositeFieldContainer[Global___JobActivity]:
+        """Jobs that have not ended, those at work first, at most 50; others see their tenant's."""
+
+    @_builtins.property
+    def jobs_by_state(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
+        """Jobs that have not ended, by state, such as `queued`."""
+
     def __init__(
         self,
         *,
@@ -631,10 +805,13 @@ class ServerStats(_message.Message):
         adapters_resident: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
         adapter_bytes: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
         training_jobs: _builtins.int = ...,
+        adapters: _abc.Iterable[Global___AdapterActivity] | None = ...,
+        jobs: _abc.Iterable[Global___JobActivity] | None = ...,
+        jobs_by_state: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["own", b"own", "total", b"total"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter_bytes", b"adapter_bytes", "adapters_resident", b"adapters_resident", "kv_pages_total", b"kv_pages_total", "kv_pages_used", b"kv_pages_used", "memory_bytes", b"memory_bytes", "own", b"own", "requests_running", b"requests_running", "requests_waiting", b"requests_waiting", "tenants", b"tenants", "total", b"total", "training_jobs", b"training_jobs", "window_seconds", b"window_seconds"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter_bytes", b"adapter_bytes", "adapters", b"adapters", "adapters_resident", b"adapters_resident", "jobs", b"jobs", "jobs_by_state", b"jobs_by_state", "kv_pages_total", b"kv_pages_total", "kv_pages_used", b"kv_pages_used", "memory_bytes", b"memory_bytes", "own", b"own", "requests_running", b"requests_running", "requests_waiting", b"requests_waiting", "tenants", b"tenants", "total", b"total", "training_jobs", b"training_jobs", "window_seconds", b"window_seconds"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -13,7 +13,7 @@ from ..core.backend import EngineInfo, EngineStats
 from ..core.errors import Code, Error, invalid_field, shutting_down
 from ..core.principal import Principal, Scope
 from ..store.store import Store
-from ..telemetry.activity import LONGEST, Activity
+from ..telemetry.activity import LONGEST
 from .adapters.folders import FolderService
 from .adapters.service import AdapterService
 from .common.context import Context
@@ -21,10 +21,10 @@ from .common.limits import Limits
 from .inference.service import GenerationService
 from .jobs.service import TrainingService
 from .jobs.uploads import UploadService
+from .stats import ServerStats, read_stats
 
 WINDOW = 10
 """Seconds that stats look back unless one says otherwise."""
-MOST_TENANTS = 100
 START_RETRY = 5.0
 """Seconds after which to ask again while a slow step of the start is under way."""
 
@@ -76,22 +76,6 @@ class ServerInfo:
     """Adapter names that the caller may use."""
     jobs: dict[str, int] = field(default_factory=dict)
     """The caller's jobs by state."""
-
-
-@dataclass(frozen=True, slots=True)
-class ServerStats:
-    """What the server did in the last seconds. What is for operators is None or empty for others.
-
-    ``engine`` is None while the engine restarts, too.
-    """
-
-    window_seconds: int
-    own: Activity
-    """Of the caller's tenant."""
-    total: Activity | None = None
-    tenants: list[Activity] = field(default_factory=list)
-    """Those that had something, the busiest first, at most ``MOST_TENANTS``."""
-    engine: EngineStats | None = None
 
 
 class Availability:
@@ -160,14 +144,7 @@ class Availability:
         if (context := self.context) is None:
             self.open()
             raise AssertionError("unreachable: services are open only with a context")
-        window, activity = window_seconds or WINDOW, context.activity
-        own = activity.of(principal.tenant, window)
-        if Scope.ADMIN not in principal.scopes:  # what the others do is not for everybody
-            return ServerStats(window, own)
-        engine = None
-        with suppress(Error):  # it is starting again; everything else is known
-            engine = await context.backend.stats()
-        return ServerStats(window, own, activity.of_all(window), activity.by_tenant(window, MOST_TENANTS), engine)
+        return await read_stats(context, principal, window_seconds or WINDOW)
 
 
 def _count(store: Store, principal: Principal) -> tuple[int, dict[str, int]]:

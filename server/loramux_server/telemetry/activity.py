@@ -1,15 +1,17 @@
-"""What the server did in the last seconds, by tenant: for whoever watches it without Prometheus."""
+"""What the server did in the last seconds, by tenant and adapter: for whoever watches it without Prometheus."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
+from ..core.jobs import JobState, TrainEvent
 from ..core.observer import NullObserver, RequestFinished, RequestStarted
 from ..core.types import Stack
+from .losses import LossCurves
 
 LONGEST = 60
 """Seconds that are remembered."""
@@ -42,6 +44,25 @@ class Activity:
     inter_token_latency: Latency = Latency()
 
 
+@dataclass(frozen=True, slots=True)
+class AdapterUse:
+    """What was done with one adapter version, alone or in a stack. Rates are means over the window."""
+
+    requests_running: int = 0
+    requests_per_second: float = 0.0
+    prompt_tokens_per_second: float = 0.0
+    generated_tokens_per_second: float = 0.0
+
+
+@dataclass(slots=True)
+class _Counts:
+    """Of the requests with one adapter within a second."""
+
+    requests: int = 0
+    prompt: int = 0
+    generated: int = 0
+
+
 @dataclass(slots=True)
 class _Second:
     """What happened within one second of the clock."""
@@ -52,11 +73,15 @@ class _Second:
     generated: int = 0
     first: Counter[int] = field(default_factory=Counter)
     between: Counter[int] = field(default_factory=Counter)
+    adapters: defaultdict[str, _Counts] = field(default_factory=lambda: defaultdict(_Counts))
+    """By digest."""
 
 
 @dataclass(slots=True)
 class _Tenant:
     running: int = 0
+    using: Counter[str] = field(default_factory=Counter)
+    """Requests that run with an adapter, by digest."""
     seconds: deque[_Second] = field(default_factory=deque)
 
 
@@ -67,12 +92,19 @@ class ActivityRecorder(NullObserver):
         self._clock = clock
         self._tenants: dict[str, _Tenant] = {}
         self._swept = clock()
+        self.losses = LossCurves()
 
     def request_started(self, event: RequestStarted) -> None:
         second = self._second(event.tenant)
         second.requests += 1
         second.prompt += event.prompt_tokens
-        self._tenants[event.tenant].running += 1
+        tenant = self._tenants[event.tenant]
+        tenant.running += 1
+        for entry in event.stack.entries:
+            counts = second.adapters[entry.adapter.digest]
+            counts.requests += 1
+            counts.prompt += event.prompt_tokens
+            tenant.using[entry.adapter.digest] += 1
 
     def answered(self, tenant: str, stack: Stack, seconds: float) -> None:
         self._second(tenant).first[_bin(seconds)] += 1
@@ -80,12 +112,25 @@ class ActivityRecorder(NullObserver):
     def tokens(self, tenant: str, stack: Stack, count: int, interval: float | None) -> None:
         second = self._second(tenant)
         second.generated += count
+        for entry in stack.entries:
+            second.adapters[entry.adapter.digest].generated += count
         if interval is not None and count > 0:
             second.between[_bin(interval / count)] += count
 
     def request_finished(self, event: RequestFinished) -> None:
         self._second(event.tenant)
-        self._tenants[event.tenant].running -= 1
+        tenant = self._tenants[event.tenant]
+        tenant.running -= 1
+        for entry in event.stack.entries:
+            tenant.using[entry.adapter.digest] -= 1
+            if not tenant.using[entry.adapter.digest]:
+                del tenant.using[entry.adapter.digest]
+
+    def job_event(self, job_id: str, name: str, tenant: str, event: TrainEvent) -> None:
+        self.losses.job_event(job_id, event)
+
+    def job_state(self, job_id: str, old: JobState | None, new: JobState) -> None:
+        self.losses.job_state(job_id, new)
 
     def of(self, tenant: str, window: int) -> Activity:
         """What one tenant had in the last ``window`` seconds, at most ``LONGEST``."""
@@ -101,6 +146,31 @@ class ActivityRecorder(NullObserver):
         found = (self._sum(name, (known,), window) for name, known in self._tenants.items())
         busy = [each for each in found if each.requests_running or each.requests_per_second or _tokens(each)]
         return sorted(busy, key=lambda each: (-_tokens(each), -each.requests_running, each.tenant))[:most]
+
+    def adapters(self, window: int, tenant: str | None = None) -> dict[str, AdapterUse]:
+        """What was done with each adapter version, by digest: for one tenant, or for all."""
+        end = int(self._clock())
+        found: defaultdict[str, _Counts] = defaultdict(_Counts)
+        running: Counter[str] = Counter()
+        tenants = self._tenants.values() if tenant is None else filter(None, [self._tenants.get(tenant)])
+        for known in tenants:
+            running += known.using
+            for second in known.seconds:
+                if end - window <= second.at < end:
+                    for digest, counts in second.adapters.items():
+                        total = found[digest]
+                        total.requests += counts.requests
+                        total.prompt += counts.prompt
+                        total.generated += counts.generated
+        return {
+            digest: AdapterUse(
+                running[digest],
+                found[digest].requests / window,
+                found[digest].prompt / window,
+                found[digest].generated / window,
+            )
+            for digest in [*found, *(running.keys() - found.keys())]
+        }
 
     def _second(self, tenant: str) -> _Second:
         """The current second of a tenant."""

@@ -158,7 +158,7 @@ def same(message: Any) -> Message:
             message.ClearField(field.name)
         elif field.name in ("adapters_resident", "memory_bytes"):
             value.clear()
-        elif field.name in ("total", "own", "tenants"):
+        elif message.DESCRIPTOR.name == "ServerStats" and field.name in ("total", "own", "tenants", "adapters"):
             message.ClearField(field.name)  # what was done in the last seconds
         elif field.message_type is not None and not field.message_type.GetOptions().map_entry:
             for each in value if field.is_repeated else [value]:

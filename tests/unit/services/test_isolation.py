@@ -343,6 +343,39 @@ async def test_a_tenant_is_told_what_it_did_itself(worlds: Worlds, context: Cont
         assert operators.adapters_resident["device"] == 0
 
 
+async def test_a_tenant_is_told_of_its_own_adapters_and_jobs(worlds: Worlds, context: Context) -> None:
+    """Both have an adapter of one name and the same content, and use it: each sees its own name and its own use."""
+    clock = Clock()
+    async with worlds(replace(context, activity=ActivityRecorder(clock))) as world:
+        world.backend.script = lambda _: Script((5, 6, 7))
+        ann, bob, narrow, operator = (world.caller(n) for n in ("ann", "bob", "ann's narrow key", "operator"))
+        for caller, name, uses in ((ann, "anns", 1), (bob, "bobs", 3)):
+            await caller.upload(name, adapter_files(context))
+            for _ in range(uses):
+                await caller.call("InferenceService/GenerateOnce", _generate(name))
+        job = await ann.one("TrainingService/CreateJob", _job((await ann.dataset(jsonl(ROWS))).id, name="anns"))
+        clock.now += 1
+        told = {c.name: await c.one("ServerService/GetStats", server_pb2.GetStatsRequest()) for c in (ann, bob, narrow)}
+        assert [(a.adapter, a.tenant, a.other_versions, a.tier) for a in told["ann"].adapters] == [
+            ("anns@1", "ann", 0, 0)
+        ]
+        assert [a.adapter for a in told["bob"].adapters] == ["bobs@1"]
+        mine, theirs = (told[name].adapters[0].requests_per_second for name in ("ann", "bob"))
+        assert theirs == pytest.approx(3 * mine)
+        assert [(j.job_id, j.name, j.tenant) for j in told["ann"].jobs] == [(job.id, "anns", "ann")]
+        assert dict(told["ann"].jobs_by_state) == {"queued": 1}
+        assert not told["bob"].jobs
+        assert not told["bob"].jobs_by_state
+        assert not told["ann's narrow key"].adapters  # it may use another one
+        assert not told["ann's narrow key"].jobs
+        all_of_it = await operator.one("ServerService/GetStats", server_pb2.GetStatsRequest())
+        (both,) = all_of_it.adapters  # one content, one place in memory
+        assert (both.adapter, both.tenant, both.other_versions) == ("anns@1", "ann", 1)
+        assert both.requests_per_second == pytest.approx(mine + theirs)
+        assert adapters_pb2.AdapterTier.Name(both.tier) == "ADAPTER_TIER_DEVICE"
+        assert [j.job_id for j in all_of_it.jobs] == [job.id]
+
+
 async def test_page_tokens_of_another_tenant_are_as_good_as_invented_ones(worlds: Worlds, context: Context) -> None:
     async with worlds(context) as world:
         ann, bob = world.caller("ann"), world.caller("bob")

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from loramux_server.core.types import BASE
-from loramux_server.telemetry.activity import LONGEST, ActivityRecorder, Latency
-from tests.unit.telemetry.test_metrics import Ended
+from loramux_server.telemetry.activity import LONGEST, ActivityRecorder, AdapterUse, Latency
+from tests.unit.telemetry.test_metrics import Ended, stack
 
 
 @dataclass
@@ -95,3 +95,19 @@ def test_tokens_that_came_together_share_the_time(activity: ActivityRecorder, cl
     assert found.count == 4
     assert found.p99_seconds == pytest.approx(0.05, rel=0.026)
     assert activity.of("a", 1).time_to_first_token == Latency()
+
+
+def test_tokens_of_a_stack_count_for_each_of_its_adapters(activity: ActivityRecorder, clock: Clock) -> None:
+    both = Ended(tenant="t", stack=stack("a", "b"), prompt_tokens=6)
+    activity.request_started(both)
+    activity.tokens("t", both.stack, 3, None)
+    activity.request_started(Ended(tenant="u", stack=stack("a"), prompt_tokens=4))
+    activity.request_finished(Ended(tenant="u", stack=stack("a")))
+    clock.now += 1
+    assert activity.adapters(1) == {"a": AdapterUse(1, 2.0, 10.0, 3.0), "b": AdapterUse(1, 1.0, 6.0, 3.0)}
+    assert activity.adapters(2, "u") == {"a": AdapterUse(0, 0.5, 2.0, 0.0)}
+    assert activity.adapters(1, "nobody") == {}
+    clock.now += LONGEST + 1
+    assert activity.adapters(LONGEST) == {"a": AdapterUse(1), "b": AdapterUse(1)}
+    activity.request_finished(both)
+    assert activity.adapters(LONGEST) == {}

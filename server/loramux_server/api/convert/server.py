@@ -8,8 +8,10 @@ from loramux.v1 import server_pb2 as pb
 
 from ...core.backend import EngineStats
 from ...core.bounds import MAX_STACK
+from ...core.jobs import JobState
 from ...core.principal import Principal
-from ...services.availability import ServerInfo, ServerStats
+from ...services.availability import ServerInfo
+from ...services.stats import AdapterActivity, JobActivity, ServerStats
 from .common import to_proto
 
 
@@ -36,11 +38,28 @@ def server_info_to_proto(info: ServerInfo, caller: Principal) -> pb.ServerInfo:
 
 def stats_to_proto(stats: ServerStats) -> pb.ServerStats:
     """What the server did in the last seconds; what the caller may not know stays unset."""
+    given: dict[str, Any] = {"adapters": map(_adapter, stats.adapters), "jobs": map(_job, stats.jobs)}
     engine = stats.engine
     if engine is None:
-        return to_proto(pb.ServerStats, stats)
-    given = {**_engine(engine), "adapter_bytes": engine.resident_bytes, "training_jobs": len(engine.training_jobs)}
+        return to_proto(pb.ServerStats, stats, **given)
+    given |= {**_engine(engine), "adapter_bytes": engine.resident_bytes, "training_jobs": len(engine.training_jobs)}
     return to_proto(pb.ServerStats, stats, engine, **given)
+
+
+def _adapter(adapter: AdapterActivity) -> pb.AdapterActivity:
+    if (version := adapter.version) is None:
+        return to_proto(pb.AdapterActivity, adapter, adapter.use)
+    named = {"adapter": version.ref, "tenant": version.owner, "rank": version.meta.rank}
+    return to_proto(pb.AdapterActivity, adapter, adapter.use, version, **named)
+
+
+def _job(job: JobActivity) -> pb.JobActivity:
+    record, metrics = job.record, job.record.metrics
+    given: dict[str, Any] = {"job_id": record.id, "name": record.request.name, "tenant": record.request.tenant}
+    given["loss"] = metrics.get("loss")
+    if record.state is JobState.RUNNING:
+        given |= {name: metrics.get(name) for name in ("eta_seconds", "tokens_per_second")}
+    return to_proto(pb.JobActivity, job, record, **given)
 
 
 def _engine(stats: EngineStats) -> dict[str, Any]:

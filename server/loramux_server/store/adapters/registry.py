@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -234,6 +234,11 @@ class AdapterRegistry:
         """Every pinned version of every tenant."""
         with self._db.read() as connection:
             return tuple(rows.version_record(row) for row in rows.pinned(connection))
+
+    def versions_with(self, digests: Collection[str]) -> tuple[VersionRecord, ...]:
+        """Every version of every tenant that has one of these contents, oldest first."""
+        with self._db.read() as connection:
+            return tuple(rows.version_record(row) for row in rows.versions_with(connection, digests))
 
     def touch(self, digests: Sequence[str], tenant: str) -> None:
         """Note that a tenant used versions now. Cheap: kept in memory and written now and then."""

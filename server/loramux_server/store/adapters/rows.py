@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import msgspec
@@ -103,6 +103,11 @@ def version(connection: Connection, adapter: int, number: int) -> Row[Any] | Non
 def version_with_digest(connection: Connection, adapter: int, digest: str) -> Row[Any] | None:
     """The version of an adapter that has this content and is not deleted."""
     return connection.execute(_VERSION.where(v.c.adapter_id == adapter, v.c.digest == digest)).first()
+
+
+def versions_with(connection: Connection, digests: Collection[str]) -> Sequence[Row[Any]]:
+    """Versions of all owners that have one of these contents and are not deleted, oldest first."""
+    return connection.execute(_VERSION.where(v.c.digest.in_(digests)).order_by(v.c.id)).all()
 
 
 def donor(connection: Connection, name: str, number: int | None, digest: str, viewer: Viewer) -> Row[Any] | None:
