@@ -6,6 +6,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 
 from .principal import Principal
+from .tracing import TraceContext
 
 
 @dataclass(slots=True)
@@ -30,6 +31,8 @@ class Call:
     peer: str = ""
     """Address of the client as its door names it; empty: unknown."""
     subject: Subject = field(default_factory=Subject, compare=False)
+    trace: TraceContext | None = None
+    """The span that it is answered under: the server's own, or the caller's where the server makes none."""
 
 
 _current: ContextVar[Call | None] = ContextVar("loramux_call", default=None)
@@ -51,6 +54,12 @@ def current() -> Call:
 def principal() -> Principal:
     """Who made it."""
     return current().principal
+
+
+def trace() -> TraceContext | None:
+    """The span that the current call is answered under; None: it is not traced, or there is no call."""
+    call = _current.get()
+    return None if call is None else call.trace
 
 
 def about(name: str, **details: str) -> None:

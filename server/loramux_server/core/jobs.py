@@ -8,6 +8,7 @@ from typing import Annotated, get_origin, get_type_hints
 
 from .bounds import SEED, Bound, OneOf
 from .errors import Code, Error
+from .tracing import TraceContext
 from .types import BASE, AdapterVersion, Stack, StackItem
 
 
@@ -166,6 +167,8 @@ class JobRequest:
     """Named settings for what the caller did not give; empty: none."""
     given: frozenset[str] | None = field(default=None, compare=False)
     """Names of the settings in ``spec`` that the caller chose; None: all. The others are the server's to choose."""
+    trace: TraceContext | None = field(default=None, compare=False)
+    """Of the call that asks, where that is traced."""
 
     def gave(self, setting: str) -> bool:
         """Whether the caller chose a setting."""

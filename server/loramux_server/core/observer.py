@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from .backend import SequenceTimes
 from .call import Call
 from .jobs import JobState, TrainEvent
+from .tracing import TraceContext
 from .types import FinishReason, Stack
 
 
@@ -78,6 +79,35 @@ class CallFinished:
     """It lasts as long as a job may."""
 
 
+@dataclass(frozen=True, slots=True)
+class JobMoved:
+    """A job came into being, or moved to another state. Moments in seconds since the epoch."""
+
+    job_id: str
+    name: str
+    """The adapter whose next version it trains."""
+    tenant: str
+    old: JobState | None
+    """None: it came into being."""
+    new: JobState
+    at: float
+    created: float
+    attempt: int = 0
+    """Number of the attempt that is under way, or was the last; 0: none has begun."""
+    step: int = 0
+    total_steps: int = 0
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    """The latest value of each number that it reported."""
+    adapter: str = ""
+    """``name@version`` once published."""
+    error_code: str = ""
+    """Reason of the error that it failed with; empty: it did not."""
+    trace: TraceContext | None = None
+    """Of the call that created it, where that was traced."""
+    validation: float = 0.0
+    """Of a new job: the seconds that it took to read, check and tokenise its rows."""
+
+
 class CallSink(Protocol):
     """What doors report to telemetry. Called on the event loop: it must be quick and must not raise."""
 
@@ -120,9 +150,7 @@ class Observer(Protocol):
         """A job reported something (a step, an evaluation)."""
         ...
 
-    def job_state(self, job_id: str, old: JobState | None, new: JobState) -> None:
-        """A job came into being (``old`` None) or moved."""
-        ...
+    def job_moved(self, event: JobMoved) -> None: ...
 
     def adapter_deleted(self, name: str, keeps: Collection[str]) -> None:
         """An adapter of this name was deleted; the tenants that may use one of the name still are in ``keeps``."""
@@ -142,7 +170,7 @@ class NullObserver:
 
     def job_event(self, job_id: str, name: str, tenant: str, event: TrainEvent) -> None: ...
 
-    def job_state(self, job_id: str, old: JobState | None, new: JobState) -> None: ...
+    def job_moved(self, event: JobMoved) -> None: ...
 
     def adapter_deleted(self, name: str, keeps: Collection[str]) -> None: ...
 
@@ -173,9 +201,9 @@ class Observers:
         for observer in self._observers:
             observer.job_event(job_id, name, tenant, event)
 
-    def job_state(self, job_id: str, old: JobState | None, new: JobState) -> None:
+    def job_moved(self, event: JobMoved) -> None:
         for observer in self._observers:
-            observer.job_state(job_id, old, new)
+            observer.job_moved(event)
 
     def adapter_deleted(self, name: str, keeps: Collection[str]) -> None:
         for observer in self._observers:

@@ -11,6 +11,7 @@ from starlette.datastructures import Headers
 from starlette.types import Receive, Scope, Send
 
 from ..core.errors import Error
+from ..core.tracing import TraceContext
 from ..services.access.access import Incoming
 from ..services.access.credentials import Credentials
 from ..services.common.calls import Calls
@@ -35,14 +36,14 @@ class Endpoint:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         exchange = Exchange(scope, receive, send, self._limits, self._convention)
         exchange.late_headers = lambda: rate_headers(self._calls.rates())
+        headers = exchange.request_headers
         host, port = scope.get("client") or ("", 0)
         incoming = Incoming(
             method=self._method,
             request_id=exchange.request_id,
-            credentials=Credentials(
-                _shown(exchange.request_headers), certificate_names(scope), f"{host}:{port}" if host else ""
-            ),
+            credentials=Credentials(_shown(headers), certificate_names(scope), f"{host}:{port}" if host else ""),
             door="http",
+            trace=TraceContext.parse(headers.getlist("traceparent"), headers.getlist("tracestate")),
         )
         try:
             await self._calls.answer(incoming, lambda: self._handler(exchange), gone=lambda: exchange.disconnected)

@@ -18,6 +18,7 @@ from grpc import aio
 from ..api.entries import check_entries
 from ..api.status import to_status
 from ..core.errors import Code, Error
+from ..core.tracing import TraceContext
 from ..services.access.access import Incoming
 from ..services.access.credentials import Credentials
 from ..services.common.calls import Calls, rename, request_id
@@ -70,6 +71,7 @@ class CallInterceptor(aio.ServerInterceptor):
                 ),
                 deadline=_deadline(context, time.monotonic()),
                 door="grpc",
+                trace=TraceContext.parse(_values(metadata, "traceparent"), _values(metadata, "tracestate")),
             )
             named = [incoming.request_id]
             try:

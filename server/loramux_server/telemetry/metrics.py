@@ -14,7 +14,7 @@ from prometheus_client.process_collector import ProcessCollector
 
 from ..core.backend import EngineInfo, EngineStats
 from ..core.jobs import JobState, TrainEvent, TrainEventType
-from ..core.observer import CallFinished, RequestFinished, RequestStarted
+from ..core.observer import CallFinished, JobMoved, RequestFinished, RequestStarted
 from ..core.types import Stack
 from .engine import EngineCollector
 from .labels import BoundedLabels
@@ -199,13 +199,13 @@ class Metrics:
             self._losses.add(job_id)
             self.training_loss.labels(job_id).set(event.metrics["loss"])
 
-    def job_state(self, job_id: str, old: JobState | None, new: JobState) -> None:
-        if old is not None:
-            self.jobs.labels(old.value).dec()
-        self.jobs.labels(new.value).inc()
-        if new.final and job_id in self._losses:
-            self._losses.discard(job_id)
-            self.training_loss.remove(job_id)
+    def job_moved(self, event: JobMoved) -> None:
+        if event.old is not None:
+            self.jobs.labels(event.old.value).dec()
+        self.jobs.labels(event.new.value).inc()
+        if event.new.final and event.job_id in self._losses:
+            self._losses.discard(event.job_id)
+            self.training_loss.remove(event.job_id)
 
     def adapter_deleted(self, name: str, keeps: Collection[str]) -> None:
         self._stacks.adapter_deleted(name, keeps)

@@ -6,7 +6,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from loramux_server.core.jobs import JobState, TrainEvent
-from loramux_server.core.observer import RequestFinished, RequestStarted
+from loramux_server.core.observer import JobMoved, RequestFinished, RequestStarted
 from loramux_server.core.types import Stack
 
 
@@ -17,8 +17,13 @@ class Recorder:
     first: list[tuple[str, float]] = field(default_factory=list)
     counts: list[tuple[int, float | None]] = field(default_factory=list)
     events: list[TrainEvent] = field(default_factory=list)
-    states: list[tuple[JobState | None, JobState]] = field(default_factory=list)
+    moves: list[JobMoved] = field(default_factory=list)
     deleted: list[tuple[str, frozenset[str]]] = field(default_factory=list)
+
+    @property
+    def states(self) -> list[tuple[JobState | None, JobState]]:
+        """The moves of jobs, from state to state."""
+        return [(move.old, move.new) for move in self.moves]
 
     def request_started(self, event: RequestStarted) -> None:
         self.started.append(event)
@@ -35,8 +40,8 @@ class Recorder:
     def job_event(self, job_id: str, name: str, tenant: str, event: TrainEvent) -> None:
         self.events.append(event)
 
-    def job_state(self, job_id: str, old: JobState | None, new: JobState) -> None:
-        self.states.append((old, new))
+    def job_moved(self, event: JobMoved) -> None:
+        self.moves.append(event)
 
     def adapter_deleted(self, name: str, keeps: Collection[str]) -> None:
         self.deleted.append((name, frozenset(keeps)))

@@ -138,6 +138,14 @@ async def test_a_job_from_upload_to_publishing(server: Server, info: EngineInfo)
     assert meta.metrics == {"loss": pytest.approx(1 / 3), "trained_tokens": 30.0, "eval_loss": 0.25, "base_loss": 2.0}
     assert not any(server.store.state.tmp.iterdir())
     assert server.recorder.states == list(zip([None, *SUCCESS], SUCCESS, strict=False))
+    moves = server.recorder.moves
+    assert {(move.job_id, move.name, move.tenant, move.created) for move in moves} == {
+        (job.id, "acme", "default", job.created)
+    }
+    assert sorted(move.at for move in moves) == [move.at for move in moves]
+    assert (moves[0].at, moves[0].attempt, moves[0].validation > 0) == (job.created, 0, True)
+    assert [(move.attempt, move.validation) for move in moves[1:]] == [(1, 0.0)] * (len(moves) - 1)
+    assert (moves[-1].adapter, moves[-1].metrics["loss"]) == ("acme@1", pytest.approx(1 / 3))
 
 
 async def test_the_engine_gets_the_tokenised_rows(server: Server, text: TextTokenizer) -> None:

@@ -15,7 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from loramux_server.core.backend import EngineInfo, EngineStats
 from loramux_server.core.errors import Code, Error
 from loramux_server.core.jobs import JobState, TrainEvent, TrainEventType
-from loramux_server.core.observer import CallFinished
+from loramux_server.core.observer import CallFinished, JobMoved
 from loramux_server.core.types import BASE, AdapterVersion, Stack, StackEntry
 from loramux_server.store.adapters.refs import check_new_name
 from loramux_server.store.damage import Kind
@@ -198,8 +198,9 @@ def test_engine_figures_are_read_at_each_scrape() -> None:
 def test_jobs_by_state_and_losses_of_running_jobs_only() -> None:
     metrics = Metrics("0")
     metrics.seed_jobs({JobState.SUCCEEDED: 3})
-    metrics.job_state("j", None, JobState.QUEUED)
-    metrics.job_state("j", JobState.QUEUED, JobState.RUNNING)
+    move = JobMoved("j", "acme", "default", None, JobState.QUEUED, at=1.0, created=1.0)
+    metrics.job_moved(move)
+    metrics.job_moved(replace(move, old=JobState.QUEUED, new=JobState.RUNNING))
     assert value(metrics, "loramux_training_jobs", state="running") == 1
     assert value(metrics, "loramux_training_jobs", state="queued") == 0
     metrics.job_event("j", "acme", "default", TrainEvent(TrainEventType.STEP, metrics={"loss": 1.5, "tokens": 40}))
@@ -207,7 +208,7 @@ def test_jobs_by_state_and_losses_of_running_jobs_only() -> None:
     assert value(metrics, "loramux_training_loss", job="j") == 1.5
     assert value(metrics, "loramux_training_steps_total") == 1
     assert value(metrics, "loramux_training_tokens_total") == 40
-    metrics.job_state("j", JobState.RUNNING, JobState.FAILED)
+    metrics.job_moved(replace(move, old=JobState.RUNNING, new=JobState.FAILED))
     assert not any(name == "loramux_training_loss" for name, _ in samples(metrics))
     assert value(metrics, "loramux_training_jobs", state="succeeded") == 3
     for i in range(2 * MAX_JOBS):

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from ...core.call import Call
 from ...core.errors import Code, Error
 from ...core.principal import Principal
+from ...core.tracing import TraceContext
 from .authenticator import Authenticator
 from .credentials import Credentials
 from .methods import METHODS, Method
@@ -26,6 +27,8 @@ class Incoming:
     """Seconds on the monotonic clock; None: the client set none."""
     door: str = ""
     """``grpc`` or ``http``."""
+    trace: TraceContext | None = None
+    """The span that the caller names as the parent; later the one that the call is answered under."""
 
     @property
     def asks_for(self) -> Method:
@@ -58,6 +61,7 @@ class Access:
             principal=await self.authenticator.authenticate(incoming.credentials),
             deadline=incoming.deadline,
             peer=incoming.credentials.peer,
+            trace=incoming.trace,
         )
 
     def authorise(self, incoming: Incoming, principal: Principal) -> None:

@@ -144,6 +144,9 @@ class Calls:
         beside CancelledError; a defect is INTERNAL with an id that the log has beside the traceback.
         """
         structlog.contextvars.bind_contextvars(request_id=incoming.request_id)
+        if incoming.trace is not None:
+            trace = incoming.trace
+            structlog.contextvars.bind_contextvars(trace_id=trace.trace_id, span_id=trace.span_id)
         task = asyncio.current_task()
         assert task is not None
         self._tasks[task] = _Running(incoming.asks_for)

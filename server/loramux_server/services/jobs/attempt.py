@@ -125,7 +125,7 @@ class TrainingRun:
         await asyncio.to_thread(self._write_extras, folder, command, result)
         meta = self._meta(command, config, result)
         reach("job.before_publish")
-        version, _ = await publish(
+        version, record = await publish(
             self._backend,
             self._store,
             self._job.request.name,
@@ -136,7 +136,7 @@ class TrainingRun:
             ),
         )
         await write_down(self._audit, self._published(version, promoted=not result))
-        self._board.moved(self._job.id, JobState.PUBLISHING, JobState.SUCCEEDED)
+        self._board.moved(JobState.PUBLISHING, record)
         return version
 
     def _published(self, version: VersionRecord, promoted: bool) -> Entry:

@@ -10,7 +10,7 @@ from typing import Unpack
 
 from ...core.jobs import JobRequest, JobState, TrainEvent, TrainEventType
 from ...core.notes import Note
-from ...core.observer import NullObserver, Observer
+from ...core.observer import JobMoved, NullObserver, Observer
 from ...core.principal import Viewer
 from ...store.jobs.table import Move
 from ...store.records import EventRecord, JobRecord
@@ -35,11 +35,17 @@ class JobBoard:
         """Set whenever a job came into the queue; the runner clears it."""
 
     async def create(
-        self, request: JobRequest, donors: Mapping[str, str], notes: Sequence[Note], folder: Path
+        self,
+        request: JobRequest,
+        donors: Mapping[str, str],
+        notes: Sequence[Note],
+        folder: Path,
+        *,
+        validation: float = 0.0,
     ) -> JobRecord:
-        """Queue a job, whose own ``folder`` becomes; durable on return."""
+        """Queue a job, whose own ``folder`` becomes; durable on return. ``validation``: seconds that its rows took."""
         record = await to_the_end(asyncio.to_thread(self._store.create_job, request, donors, notes, folder))
-        self._observer.job_state(record.id, None, record.state)
+        self._observer.job_moved(_move(None, record, validation))
         self.queued.set()
         return record
 
@@ -47,7 +53,7 @@ class JobBoard:
         """Take the next job for this server, if one waits: it is RUNNING then, and the record has its fence."""
         record = await asyncio.to_thread(self._store.jobs.claim, self._store.state.id, lease_seconds)
         if record is not None:
-            self.moved(record.id, JobState.QUEUED, JobState.RUNNING)
+            self.moved(JobState.QUEUED, record)
         return record
 
     async def append(self, job: JobRecord, event: TrainEvent) -> None:
@@ -62,14 +68,14 @@ class JobBoard:
         Raises FAILED_PRECONDITION for a move that is not legal, ABORTED for a runner (``fence``) that lost the job.
         """
         old, record = await asyncio.to_thread(self._move, job_id, new, given)
-        self.moved(job_id, old, new)
+        self.moved(old, record)
         return record
 
-    def moved(self, job_id: str, old: JobState, new: JobState) -> None:
-        """Report a move that another caller wrote."""
-        self._observer.job_state(job_id, old, new)
-        self._tell(job_id)
-        if new is JobState.QUEUED:
+    def moved(self, old: JobState, record: JobRecord) -> None:
+        """Report a move from ``old`` that another caller wrote."""
+        self._observer.job_moved(_move(old, record))
+        self._tell(record.id)
+        if record.state is JobState.QUEUED:
             self.queued.set()
 
     def running(self, job_id: str, stop: Callable[[], object]) -> None:
@@ -120,3 +126,23 @@ class JobBoard:
         with suppress(KeyError):
             self._late.pop(job_id).cancel()
         self._watchers.tell(job_id)
+
+
+def _move(old: JobState | None, record: JobRecord, validation: float = 0.0) -> JobMoved:
+    return JobMoved(
+        job_id=record.id,
+        name=record.request.name,
+        tenant=record.request.tenant,
+        old=old,
+        new=record.state,
+        at=record.updated,
+        created=record.created,
+        attempt=record.attempts,
+        step=record.step,
+        total_steps=record.total_steps,
+        metrics=record.metrics,
+        adapter=record.adapter,
+        error_code=record.error_code,
+        trace=record.request.trace,
+        validation=validation,
+    )

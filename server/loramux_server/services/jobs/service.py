@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from dataclasses import replace
@@ -10,7 +11,7 @@ from typing import BinaryIO
 from weakref import WeakValueDictionary
 
 from ...core.bounds import NOT_UNICODE, utf8_size
-from ...core.call import about
+from ...core.call import about, trace
 from ...core.errors import Code, Error, FieldViolation, invalid
 from ...core.jobs import JobRequest, JobState, TrainSpec
 from ...core.principal import Principal
@@ -249,16 +250,18 @@ class TrainingService:
         first = await self._stacks.resolve_many(start, principal)
         donors = Stack(tuple(entry for stack in (*first, *stacks) for entry in stack.entries))
         async with temporary_folder(self._store, "job") as folder:
+            started = time.monotonic()
             rows = await self._worker.make_rows(request, folder)
+            validation = time.monotonic() - started
             await self._stacks.resolve_many(rows.row_stacks, principal)
             if violations := [*donor_violations(request, rows.row_stacks)]:
                 raise invalid(violations)
             gate = request.gate.settled(rows.held_out is not None and not rows.by_heart)
-            request = replace(request, gate=gate, on_top_of=tuple(map(pinned_items, stacks)), given=None)
+            request = replace(request, gate=gate, on_top_of=tuple(map(pinned_items, stacks)), given=None, trace=trace())
             notes = how_to_ask(rows.train, self._text, request.name) + rows.notes
             digests = {entry.adapter.ref: entry.adapter.digest for entry in donors.entries}
             async with nothing_collected(self._store), self._stacks.held(donors):
-                job = await self._board.create(request, digests, notes, folder)
+                job = await self._board.create(request, digests, notes, folder, validation=validation)
         about(job.id)
         return await self._shown(job)
 
