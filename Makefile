@@ -135,6 +135,10 @@ fuzz: $(READY) ## Fuzz readers, door and engine, a minute (longer: make fuzz FUZ
 drawing: ## Draw docs/architecture.svg anew from architecture.dot (needs Graphviz)
 	@dot -Tsvg docs/architecture.dot -o docs/architecture.svg
 
+.PHONY: dashboard
+dashboard: $(READY) ## Make Grafana's dashboard anew from the panels in tools/dashboard
+	@$(BIN)/python -m tools.dashboard
+
 .PHONY: protos
 protos: $(READY) ## Make the generated code of protos/ anew
 	@$(BIN)/python tools/protos.py

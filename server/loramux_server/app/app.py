@@ -25,6 +25,7 @@ from ..rpc.server import RpcServer
 from ..services.access.access import Access
 from ..services.access.audit import CallAudit
 from ..services.access.exposure import check_metrics_listen
+from ..services.access.methods import METHODS, short_name
 from ..services.access.quotas import QuotaMeter
 from ..services.adapters.checked_backend import CheckedBackend
 from ..services.adapters.collector import Collector
@@ -70,6 +71,7 @@ class App:
         self._backend = backend
         self.availability = Availability(__version__)
         self._metrics = Metrics(__version__)
+        self._metrics.seed_methods(map(short_name, METHODS))
         self._activity = ActivityRecorder()
         certificate = open_certificate(settings.tls, self._metrics)
         self._meter = QuotaMeter()

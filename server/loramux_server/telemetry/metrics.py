@@ -7,12 +7,13 @@ names that the registry of adapters already knows, and those are bounded on top.
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
 from prometheus_client.process_collector import ProcessCollector
 
 from ..core.backend import EngineInfo, EngineStats
+from ..core.errors import Code
 from ..core.jobs import JobState, TrainEvent, TrainEventType
 from ..core.observer import CallFinished, JobMoved, RequestFinished, RequestStarted
 from ..core.types import Stack
@@ -81,6 +82,14 @@ class Metrics:
         self.jobs = Gauge("loramux_training_jobs", "Training jobs by state.", ["state"], registry=registry)
         for state in JobState:
             self.jobs.labels(state.value)
+        self.jobs_ended = Counter(
+            "loramux_training_jobs_ended_total",
+            "Training jobs that came to their end, by its state.",
+            ["state"],
+            registry=registry,
+        )
+        for state in filter(lambda state: state.final, JobState):
+            self.jobs_ended.labels(state.value)
         self.training_steps = Counter("loramux_training_steps_total", "Optimiser steps.", registry=registry)
         self.training_tokens = Counter("loramux_training_tokens_total", "Tokens trained on.", registry=registry)
         self.training_loss = Gauge(
@@ -157,6 +166,11 @@ class Metrics:
         for state in JobState:
             self.jobs.labels(state.value).set(counts.get(state, 0))
 
+    def seed_methods(self, methods: Iterable[str]) -> None:
+        """Begin at 0 with what alerts look for: Prometheus sees no increase in a series that begins at 1."""
+        for method in methods:
+            self.requests.labels(method, Code.INTERNAL.name)
+
     def call_finished(self, event: CallFinished) -> None:
         """A call of a door ended. Its method must be the name of one that exists."""
         self.requests.labels(event.method, event.code).inc()
@@ -203,6 +217,8 @@ class Metrics:
         if event.old is not None:
             self.jobs.labels(event.old.value).dec()
         self.jobs.labels(event.new.value).inc()
+        if event.new.final:
+            self.jobs_ended.labels(event.new.value).inc()
         if event.new.final and event.job_id in self._losses:
             self._losses.discard(event.job_id)
             self.training_loss.remove(event.job_id)

@@ -10,7 +10,7 @@ from ...core.principal import Principal
 from ...core.tracing import TraceContext
 from .authenticator import Authenticator
 from .credentials import Credentials
-from .methods import METHODS, Method
+from .methods import METHODS, Method, short_name
 from .quotas import Admission, QuotaMeter, Rate
 from .refusals import unavailable
 
@@ -38,7 +38,7 @@ class Incoming:
     @property
     def short_method(self) -> str:
         """The method's name without its service."""
-        return self.method.rpartition("/")[2]
+        return short_name(self.method)
 
 
 class Access:

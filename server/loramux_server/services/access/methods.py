@@ -98,6 +98,11 @@ METHODS: Mapping[str, Method] = MappingProxyType(
 """By full name, ``package.Service/Method``, the same for all doors."""
 
 
+def short_name(method: str) -> str:
+    """A method's name without its service, as metrics and messages have it."""
+    return method.rpartition("/")[2]
+
+
 def require_all(methods: Iterable[str]) -> None:
     """Raise ``LookupError`` naming the methods that a door has and the table has not."""
     if missing := sorted(set(methods) - METHODS.keys()):
