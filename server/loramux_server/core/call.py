@@ -7,15 +7,18 @@ from dataclasses import dataclass, field
 
 from .principal import Principal
 from .tracing import TraceContext
+from .types import Stack
 
 
 @dataclass(slots=True)
 class Subject:
-    """What a call is about, for the audit log."""
+    """What a call is about, for the audit log and the metrics."""
 
     name: str = ""
     """An adapter version, a job, a dataset. Empty: none was named yet."""
     details: dict[str, str] = field(default_factory=dict)
+    stack: Stack | None = None
+    """With which it computes. None: with none, or its names were not resolved yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,3 +74,10 @@ def about(name: str, **details: str) -> None:
     if call is not None:
         call.subject.name = name
         call.subject.details.update(details)
+
+
+def computes_with(stack: Stack) -> None:
+    """Note the stack of the current call, as soon as its names are resolved. Outside a call it does nothing."""
+    call = _current.get()
+    if call is not None:
+        call.subject.stack = stack

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from itertools import accumulate
 
-from prometheus_client.core import (
-    CounterMetricFamily,
-    GaugeMetricFamily,
-    HistogramMetricFamily,
-    Metric,
-    SummaryMetricFamily,
-)
+from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
-from ..core.backend import QUEUE_WAIT_BOUNDS, EngineStats
+from ..core.backend import EngineStats
+from . import catalog
+from .declarations import CounterMetric, GaugeMetric, SummaryMetric
+
+Simple = CounterMetric | GaugeMetric
+GRAMMAR_RESULTS = ("compiled", "refused", "lost")
 
 
 class EngineCollector(Collector):
@@ -40,72 +39,50 @@ class EngineCollector(Collector):
 
 def engine_metrics(stats: EngineStats, device: str) -> Iterator[Metric]:
     """The metrics of one reading, in base units."""
-    yield GaugeMetricFamily("loramux_requests_running", "Generations in the batch.", value=stats.running)
-    yield GaugeMetricFamily("loramux_requests_waiting", "Generations that wait for a place.", value=stats.waiting)
-    usage = stats.kv_pages_used / stats.kv_pages_total if stats.kv_pages_total else 0.0
-    yield GaugeMetricFamily("loramux_kv_cache_usage_ratio", "Share of the key-value pages in use, 0 to 1.", value=usage)
-    memory = GaugeMetricFamily(
-        "loramux_vram_bytes", "Memory by kind: of the GPU, or of the host on a CPU.", labels=["device", "kind"]
-    )
-    for kind, size in sorted(stats.memory.items()):
-        memory.add_metric([device, kind], size)
-    yield memory
-    resident = GaugeMetricFamily("loramux_adapters_resident", "Adapter versions in memory.", labels=["tier"])
-    for tier, digests in sorted(stats.resident.items()):
-        resident.add_metric([tier], len(digests))
-    yield resident
-    sizes = GaugeMetricFamily("loramux_adapter_bytes", "Bytes of the adapter versions in memory.", labels=["tier"])
-    for tier, size in sorted(stats.resident_bytes.items()):
-        sizes.add_metric([tier], size)
-    yield sizes
-    loads = SummaryMetricFamily(
-        "loramux_adapter_load_duration_seconds",
-        "Loads of adapter versions: from disk to the host, from the host to the device.",
-        labels=["tier"],
-    )
-    for tier, (count, seconds) in sorted(stats.adapter_loads.items()):
-        loads.add_metric([tier], count_value=count, sum_value=seconds)
-    yield loads
-    hits = CounterMetricFamily(
-        "loramux_adapter_hits", "Where the adapters of requests were when these came.", labels=["tier"]
-    )
-    for tier, found in sorted(stats.adapter_hits.items()):
-        hits.add_metric([tier], found)
-    yield hits
-    yield CounterMetricFamily(
-        "loramux_adapter_evictions", "Adapter versions dropped to make room.", value=stats.adapter_evictions
-    )
-    yield CounterMetricFamily("loramux_preemptions", "Generations put back to be recomputed.", value=stats.preemptions)
-    yield CounterMetricFamily(
-        "loramux_prefix_cache_hit_tokens", "Prompt tokens taken from the prefix cache.", value=stats.prefix_hit_tokens
-    )
-    steps = SummaryMetricFamily("loramux_step_duration_seconds", "Engine steps and their time.", labels=["kind"])
-    for step_kind, (count, seconds) in sorted(stats.steps.items()):
-        steps.add_metric([step_kind], count_value=count, sum_value=seconds)
-    yield steps
-    waits = HistogramMetricFamily(
-        "loramux_queue_wait_seconds", "From a generation's arrival in the engine to its first step."
-    )
-    if stats.queue_waits:
-        bounds = [*map(floatToGoString, QUEUE_WAIT_BOUNDS), "+Inf"]
-        waits.add_metric(
-            [], list(zip(bounds, accumulate(stats.queue_waits), strict=True)), sum_value=stats.queue_wait_seconds
-        )
-    yield waits
-    grammars = CounterMetricFamily(
-        "loramux_grammars",
-        "Grammars of structured output: compiled, refused, or lost with the process that held them.",
-        labels=["result"],
-    )
-    for result in ("compiled", "refused", "lost"):
-        grammars.add_metric([result], stats.grammars.get(result, 0))
-    yield grammars
-    yield CounterMetricFamily(
-        "loramux_grammar_restarts",
-        "New starts of the process that grammars are forked from.",
-        value=stats.grammars.get("restarts", 0),
-    )
+    yield _one(catalog.RUNNING, stats.running)
+    yield _one(catalog.WAITING, stats.waiting)
+    yield _one(catalog.PREEMPTIONS, stats.preemptions)
+    yield _queue_waits(stats)
+    yield _sums(catalog.STEPS, stats.steps)
+    yield _one(catalog.KV_USAGE, stats.kv_pages_used / stats.kv_pages_total if stats.kv_pages_total else 0.0)
+    yield _one(catalog.PREFIX_HITS, stats.prefix_hit_tokens)
     if stats.cuda_graphs is not None:
-        yield GaugeMetricFamily(
-            "loramux_cuda_graphs", "Decode graphs kept; 0: capturing failed.", value=stats.cuda_graphs
-        )
+        yield _one(catalog.CUDA_GRAPHS, stats.cuda_graphs)
+    yield _each(catalog.GRAMMARS, {result: stats.grammars.get(result, 0) for result in GRAMMAR_RESULTS})
+    yield _one(catalog.GRAMMAR_RESTARTS, stats.grammars.get("restarts", 0))
+    yield _each(catalog.MEMORY, stats.memory, device)
+    yield _each(catalog.ADAPTERS, {tier: len(digests) for tier, digests in stats.resident.items()})
+    yield _each(catalog.ADAPTER_BYTES, stats.resident_bytes)
+    yield _sums(catalog.ADAPTER_LOADS, stats.adapter_loads)
+    yield _each(catalog.ADAPTER_HITS, stats.adapter_hits)
+    yield _one(catalog.ADAPTER_EVICTIONS, stats.adapter_evictions)
+
+
+def _one(metric: Simple, value: float) -> Metric:
+    family = metric.family()
+    family.add_metric([], value)
+    return family
+
+
+def _each(metric: Simple, values: Mapping[str, float], *before: str) -> Metric:
+    """By the last label; ``before``: values of those before it."""
+    family = metric.family()
+    for label, value in sorted(values.items()):
+        family.add_metric([*before, label], value)
+    return family
+
+
+def _sums(metric: SummaryMetric, values: Mapping[str, tuple[int, float]]) -> Metric:
+    family = metric.family()
+    for label, (count, total) in sorted(values.items()):
+        family.add_metric([label], count_value=count, sum_value=total)
+    return family
+
+
+def _queue_waits(stats: EngineStats) -> Metric:
+    family = catalog.QUEUE_WAIT.family()
+    if stats.queue_waits:
+        bounds = [*map(floatToGoString, catalog.QUEUE_WAIT.bounds), "+Inf"]
+        buckets = list(zip(bounds, accumulate(stats.queue_waits), strict=True))
+        family.add_metric([], buckets, sum_value=stats.queue_wait_seconds)
+    return family

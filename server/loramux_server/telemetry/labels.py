@@ -1,13 +1,17 @@
-"""Bounded label values: what clients name must never decide how many time series there are."""
+"""Label values: words of the server's own, and how a stack is written."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from ..core.types import Stack
 
 OTHER = "_other"
-"""No name of an adapter or a tenant begins with an underscore."""
+"""All that have no label of their own. No name of an adapter or a tenant begins with an underscore."""
+NONE = "_none"
+"""Of calls that compute with no stack, or were refused before theirs was known."""
 BARE = "base"
-"""The stack of nothing but the base. No adapter may be published under this name."""
+"""The empty stack. No adapter may be published under this name."""
+_CALLED_BASE = f"adapter:{BARE}"
+"""An adapter that was published as ``base`` before the word was the server's own."""
 
 
 class BoundedLabels:
@@ -24,11 +28,18 @@ class BoundedLabels:
             self._known.add(value)
         return value
 
-    def forget(self, value: str) -> None:
-        """Make room for another value; no series has this one any more."""
-        self._known.discard(value)
+
+def stack_label(stack: Stack) -> str:
+    """One value for a whole stack, whatever the order of its adapters: ``acme+formal``, ``base`` for none.
+
+    So sums over stacks count each token once.
+    """
+    label = "+".join(sorted(entry.adapter.name for entry in stack.entries))
+    return (_CALLED_BASE if label == BARE else label) or BARE
 
 
-def stack_label(names: Iterable[str]) -> str:
-    """One value for a whole stack (``acme+formal``, ``base`` for none), so that sums over adapters stay right."""
-    return "+".join(names) or BARE
+def names_in(label: str) -> frozenset[str]:
+    """Names of the adapters behind a label of :func:`stack_label`."""
+    if label == BARE:
+        return frozenset()
+    return frozenset({BARE} if label == _CALLED_BASE else label.split("+"))

@@ -1,40 +1,30 @@
-"""Every Prometheus metric of the server, in one registry per server.
-
-Names follow vLLM's where it has the metric. Labels come only from closed sets (methods, codes, states) or from
-names that the registry of adapters already knows, and those are bounded on top. To add a metric, add it here.
-"""
+"""The Prometheus metrics of one server, in one registry: what its doors, services and engine report."""
 
 from __future__ import annotations
 
 import platform
 from collections.abc import Callable, Collection, Iterable, Mapping
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
+from prometheus_client import CollectorRegistry, disable_created_metrics
 from prometheus_client.process_collector import ProcessCollector
 
 from ..core.backend import EngineInfo, EngineStats
 from ..core.errors import Code
 from ..core.jobs import JobState, TrainEvent, TrainEventType
-from ..core.observer import CallFinished, JobMoved, RequestFinished, RequestStarted
+from ..core.observer import CallFinished, JobMoved, NullObserver, RequestStarted
 from ..core.types import Stack
+from . import catalog
 from .engine import EngineCollector
 from .labels import BoundedLabels
 from .stacks import StackSeries
 
-DURATION = (0.05, 0.1, 0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 60.0, 120.0, 240.0, 600.0)
-FIRST_TOKEN = (
-    *(0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75),
-    *(1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0),
-)
-BETWEEN_TOKENS = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5, 5.0, 10.0)
-
 CORRUPT_KINDS = ("adapter", "dataset", "checkpoint", "base")
-MAX_TENANTS = 100
-MAX_STACKS = 500
+MAX_REFUSED = 100
+"""Tenants that the refusals of quotas name."""
 MAX_JOBS = 64
 
 
-class Metrics:
+class Metrics(NullObserver):
     """The metrics, and what the services and the doors report to them.
 
     It is an observer of the services and may be called from the event loop only; scrapes come from another thread.
@@ -45,78 +35,33 @@ class Metrics:
         disable_created_metrics()
         self.registry = CollectorRegistry()
         self._version = version
-        self._tenants = BoundedLabels(MAX_TENANTS)
+        self._refused = BoundedLabels(MAX_REFUSED)
         self._losses: set[str] = set()
         self._device = "cpu"
         self._fetch: Callable[[], EngineStats | None] = lambda: None
         registry = self.registry
-        self.requests = Counter(
-            "loramux_requests_total", "Calls that ended, by status.", ["method", "code"], registry=registry
-        )
-        self.request_duration = Histogram(
-            "loramux_request_duration_seconds", "Whole calls.", ["method"], buckets=DURATION, registry=registry
-        )
-        self.first_token = Histogram(
-            "loramux_time_to_first_token_seconds",
-            "From the call to its first token.",
-            buckets=FIRST_TOKEN,
-            registry=registry,
-        )
-        self.between_tokens = Histogram(
-            "loramux_inter_token_latency_seconds",
-            "Between the tokens of one choice.",
-            buckets=BETWEEN_TOKENS,
-            registry=registry,
-        )
-        by_adapter = ["tenant", "adapter"]
-        self.prompt_tokens = Counter(
-            "loramux_prompt_tokens_total", "Prompt tokens taken in.", by_adapter, registry=registry
-        )
-        self.generated_tokens = Counter(
-            "loramux_generated_tokens_total", "Tokens generated.", by_adapter, registry=registry
-        )
-        self.quota_refusals = Counter(
-            "loramux_quota_refusals_total", "Calls refused by a quota.", ["tenant", "limit"], registry=registry
-        )
-        self._stacks = StackSeries((self.prompt_tokens, self.generated_tokens), self._tenants, MAX_STACKS)
-        self.jobs = Gauge("loramux_training_jobs", "Training jobs by state.", ["state"], registry=registry)
+        self.requests = catalog.REQUESTS.register(registry)
+        self.between_tokens = catalog.INTER_TOKEN.register(registry)
+        self.quota_refusals = catalog.QUOTA_REFUSALS.register(registry)
+        self._stacks = StackSeries()
+        registry.register(self._stacks)
+        self.jobs = catalog.JOBS.register(registry)
         for state in JobState:
             self.jobs.labels(state.value)
-        self.jobs_ended = Counter(
-            "loramux_training_jobs_ended_total",
-            "Training jobs that came to their end, by its state.",
-            ["state"],
-            registry=registry,
-        )
+        self.jobs_ended = catalog.JOBS_ENDED.register(registry)
         for state in filter(lambda state: state.final, JobState):
             self.jobs_ended.labels(state.value)
-        self.training_steps = Counter("loramux_training_steps_total", "Optimiser steps.", registry=registry)
-        self.training_tokens = Counter("loramux_training_tokens_total", "Tokens trained on.", registry=registry)
-        self.training_loss = Gauge(
-            "loramux_training_loss", "Latest loss of each running job.", ["job"], registry=registry
-        )
-        self.corrupt_objects = Counter(
-            "loramux_corrupt_objects_total",
-            "Stored content that was found damaged or gone when it was read: adapter, dataset, checkpoint, base.",
-            ["kind"],
-            registry=registry,
-        )
+        self.training_steps = catalog.TRAINING_STEPS.register(registry)
+        self.training_tokens = catalog.TRAINING_TOKENS.register(registry)
+        self.training_loss = catalog.TRAINING_LOSS.register(registry)
+        self.corrupt_objects = catalog.CORRUPT_OBJECTS.register(registry)
         for kind in CORRUPT_KINDS:
             self.corrupt_objects.labels(kind)
-        self.build_info = Gauge(
-            "loramux_build_info",
-            "Always 1; the labels tell what runs here.",
-            ["version", "python", "base", "fingerprint", "device", "dtype"],
-            registry=registry,
-        )
-        self.registry.register(EngineCollector(lambda: self._fetch(), lambda: self._device))
+        self.build_info = catalog.BUILD_INFO.register(registry)
+        registry.register(EngineCollector(lambda: self._fetch(), lambda: self._device))
         # After the collector: what it finds out by asking shows on the same page.
-        self.engine_up = Gauge(
-            "loramux_engine_up", "1 while the engine answers, 0 while it starts or is gone.", registry=registry
-        )
-        self.engine_restarts = Counter(
-            "loramux_engine_restarts_total", "New starts of an engine that had died.", registry=registry
-        )
+        self.engine_up = catalog.ENGINE_UP.register(registry)
+        self.engine_restarts = catalog.ENGINE_RESTARTS.register(registry)
         ProcessCollector(namespace="loramux", registry=registry)
 
     def engine_ready(self, info: EngineInfo, fetch: Callable[[], EngineStats | None]) -> None:
@@ -146,18 +91,8 @@ class Metrics:
 
     def certificate(self, expires: Callable[[], float]) -> Callable[[bool], None]:
         """Show when the server's certificate ends; gives what counts its renewals, True for those that are used."""
-        gauge = Gauge(
-            "loramux_tls_certificate_expiry_timestamp_seconds",
-            "When the server's certificate ends, in seconds since the epoch.",
-            registry=self.registry,
-        )
-        gauge.set_function(expires)
-        reloads = Counter(
-            "loramux_tls_reloads_total",
-            "Changes of the TLS files, by whether they are used: ok, failed.",
-            ["result"],
-            registry=self.registry,
-        )
+        catalog.CERTIFICATE_EXPIRY.register(self.registry).set_function(expires)
+        reloads = catalog.TLS_RELOADS.register(self.registry)
         results = {True: reloads.labels("ok"), False: reloads.labels("failed")}
         return lambda used: results[used].inc()
 
@@ -174,11 +109,12 @@ class Metrics:
     def call_finished(self, event: CallFinished) -> None:
         """A call of a door ended. Its method must be the name of one that exists."""
         self.requests.labels(event.method, event.code).inc()
-        self.request_duration.labels(event.method).observe(event.seconds)
+        tenant, stack = ("", None) if event.call is None else (event.call.principal.tenant, event.call.subject.stack)
+        self._stacks.observe(catalog.REQUEST_DURATION, tenant, stack, event.seconds, event.method)
 
     def quota_refused(self, tenant: str, limit: str) -> None:
         """A call was refused by a quota. ``limit`` must be the name of one."""
-        self.quota_refusals.labels(self._tenants(tenant), limit).inc()
+        self.quota_refusals.labels(self._refused(tenant), limit).inc()
 
     def corrupt_object(self, kind: str) -> None:
         """Stored content was found damaged. May be called from any thread."""
@@ -187,20 +123,18 @@ class Metrics:
     # The services' observer.
 
     def request_started(self, event: RequestStarted) -> None:
-        self.prompt_tokens.labels(*self._stacks.started(event.tenant, event.stack)).inc(event.prompt_tokens)
+        self._stacks.used(event.tenant, event.stack)
+        self._stacks.add(catalog.PROMPT_TOKENS, event.tenant, event.stack, event.prompt_tokens)
 
     def answered(self, tenant: str, stack: Stack, seconds: float) -> None:
-        self.first_token.observe(seconds)
+        self._stacks.observe(catalog.FIRST_TOKENS, tenant, stack, seconds)
 
     def tokens(self, tenant: str, stack: Stack, count: int, interval: float | None) -> None:
-        self.generated_tokens.labels(*self._stacks.labels(tenant, stack)).inc(count)
+        self._stacks.add(catalog.GENERATED_TOKENS, tenant, stack, count)
         if interval is not None and count > 0:
             # Tokens that came together share the time since the ones before them.
             for _ in range(count):
                 self.between_tokens.observe(interval / count)
-
-    def request_finished(self, event: RequestFinished) -> None:
-        self._stacks.finished(event.tenant, event.stack)
 
     def job_event(self, job_id: str, name: str, tenant: str, event: TrainEvent) -> None:
         if event.type is TrainEventType.CHECKPOINT_LOST:

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loramux_server.core.types import BASE
+from loramux_server.core.types import BASE, Stack
 from loramux_server.telemetry.activity import LONGEST, ActivityRecorder, AdapterUse, Latency
-from tests.unit.telemetry.test_metrics import Ended, stack
+from tests.unit.telemetry.test_metrics import stack
 
 
 @dataclass
@@ -19,6 +19,15 @@ class Clock:
 
     def __call__(self) -> float:
         return self.now
+
+
+@dataclass(frozen=True)
+class Ended:
+    """What the recorder reads of a request."""
+
+    tenant: str = "default"
+    stack: Stack = BASE
+    prompt_tokens: int = 5
 
 
 @pytest.fixture

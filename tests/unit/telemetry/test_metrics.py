@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import socket
 import urllib.request
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import pytest
 from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from loramux_server.core.backend import EngineInfo, EngineStats
+from loramux_server.core.call import Call
 from loramux_server.core.errors import Code, Error
 from loramux_server.core.jobs import JobState, TrainEvent, TrainEventType
-from loramux_server.core.observer import CallFinished, JobMoved
+from loramux_server.core.observer import CallFinished, JobMoved, RequestStarted
+from loramux_server.core.principal import LOCAL, Principal
 from loramux_server.core.types import BASE, AdapterVersion, Stack, StackEntry
-from loramux_server.store.adapters.refs import check_new_name
+from loramux_server.store.adapters.refs import check_name, check_new_name
 from loramux_server.store.damage import Kind
 from loramux_server.telemetry.endpoint import MetricsEndpoint
-from loramux_server.telemetry.labels import BARE, OTHER, BoundedLabels, stack_label
-from loramux_server.telemetry.metrics import MAX_JOBS, MAX_STACKS, Metrics
+from loramux_server.telemetry.labels import BARE, NONE, OTHER, BoundedLabels, names_in, stack_label
+from loramux_server.telemetry.metrics import MAX_JOBS, Metrics
 
 INFO = EngineInfo("base", "f00d", "Llama", 10, 20, (1,), "cuda:0", "float32", 1, {}, "")
 STATS = EngineStats(
@@ -41,17 +43,23 @@ STATS = EngineStats(
 )
 
 
-@dataclass(frozen=True)
-class Ended:
-    method: str = "generate"
-    tenant: str = "default"
-    stack: Stack = BASE
-    prompt_tokens: int = 5
-    completion_tokens: int = 3
-
-
 def stack(*names: str) -> Stack:
     return Stack(tuple(StackEntry(AdapterVersion(n, 1, n, 8)) for n in names))
+
+
+def begin(metrics: Metrics, used: Stack, tenant: str = "default", tokens: int = 5) -> None:
+    metrics.request_started(RequestStarted("r", "generate", tenant, used, tokens))
+
+
+def ended(method: str, seconds: float, call: Call | None) -> CallFinished:
+    return CallFinished("grpc", method, "r1", call, "", "OK", "", seconds)
+
+
+def call(used: Stack | None, tenant: str = "default") -> Call:
+    """A call that has come as far as its stack, or not."""
+    call = Call("Generate", "r", Principal(tenant, LOCAL.scopes))
+    call.subject.stack = used
+    return call
 
 
 def samples(metrics: Metrics) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
@@ -69,9 +77,10 @@ def value(metrics: Metrics, name: str, **labels: str) -> float:
 
 def test_tokens_count_by_tenant_and_stack_and_sum_up() -> None:
     metrics = Metrics("0")
-    metrics.request_started(Ended(stack=stack("acme", "formal")))
+    begin(metrics, stack("acme", "formal"))
     metrics.tokens("default", stack("acme", "formal"), 1, None)
     metrics.tokens("default", stack("acme", "formal"), 4, 0.2)
+    begin(metrics, BASE)
     metrics.tokens("default", BASE, 1, None)
     assert value(metrics, "loramux_prompt_tokens_total", tenant="default", adapter="acme+formal") == 5
     assert value(metrics, "loramux_generated_tokens_total", tenant="default", adapter="acme+formal") == 5
@@ -81,15 +90,22 @@ def test_tokens_count_by_tenant_and_stack_and_sum_up() -> None:
     assert value(metrics, "loramux_inter_token_latency_seconds_sum") == pytest.approx(0.2)
 
 
-def test_first_token_and_calls() -> None:
+def test_times_by_tenant_and_stack() -> None:
     metrics = Metrics("0")
-    metrics.answered("default", BASE, 0.03)
-    metrics.call_finished(CallFinished("grpc", "Generate", "r1", None, "", "OK", "", 0.4))
-    assert value(metrics, "loramux_time_to_first_token_seconds_count") == 1
-    assert value(metrics, "loramux_time_to_first_token_seconds_bucket", le="0.04") == 1
-    assert value(metrics, "loramux_time_to_first_token_seconds_bucket", le="0.02") == 0
+    acme = {"tenant": "ann", "adapter": "acme"}
+    begin(metrics, stack("acme"), "ann")
+    metrics.answered("ann", stack("acme"), 0.03)
+    metrics.call_finished(ended("Generate", 0.4, call(stack("acme"), "ann")))
+    first = "loramux_time_to_first_token_seconds"
+    assert value(metrics, f"{first}_count", **acme) == 1
+    assert [value(metrics, f"{first}_bucket", le=le, **acme) for le in ("0.02", "0.04", "+Inf")] == [0, 1, 1]
     assert value(metrics, "loramux_requests_total", method="Generate", code="OK") == 1
-    assert value(metrics, "loramux_request_duration_seconds_sum", method="Generate") == pytest.approx(0.4)
+    duration = "loramux_request_duration_seconds"
+    assert value(metrics, f"{duration}_sum", method="Generate", **acme) == pytest.approx(0.4)
+    # The bound is part of its bucket.
+    metrics.call_finished(ended("Score", 0.5, call(stack("acme"), "ann")))
+    assert value(metrics, f"{duration}_bucket", method="Score", le="0.5", **acme) == 1
+    assert value(metrics, f"{duration}_bucket", method="Score", le="0.3", **acme) == 0
 
 
 def test_the_first_internal_error_is_an_increase() -> None:
@@ -100,69 +116,30 @@ def test_the_first_internal_error_is_an_increase() -> None:
     assert value(metrics, "loramux_requests_total", method="Score", code="INTERNAL") == 1
 
 
-def test_ten_thousand_names_make_a_bounded_number_of_series() -> None:
+def test_calls_without_a_stack_have_a_word_of_their_own() -> None:
+    """Of those that need none, that were refused before theirs was known, and of callers that are not known."""
     metrics = Metrics("0")
-    for i in range(10_000):
-        metrics.tokens(f"tenant{i}", stack(f"adapter{i}"), 1, None)
-    series = [k for k in samples(metrics) if k[0] == "loramux_generated_tokens_total"]
-    assert len(series) <= MAX_STACKS + 1
-    assert value(metrics, "loramux_generated_tokens_total", tenant="_other", adapter="_other") == 10_000 - MAX_STACKS
-
-
-def series_of(metrics: Metrics) -> set[tuple[str, str]]:
-    """Tenant and stack of every series by tenant and stack."""
-    labels = [dict(labels) for name, labels in samples(metrics) if name.endswith("_tokens_total")]
-    return {(one["tenant"], one["adapter"]) for one in labels if "adapter" in one}
-
-
-def test_series_go_with_the_adapter_that_they_name() -> None:
-    metrics = Metrics("0")
-    for tenant in ("ann", "bob"):
-        for names in (("acme",), ("acme", "json"), ("json",), ()):
-            asked = Ended(tenant=tenant, stack=stack(*names))
-            metrics.request_started(asked)  # type: ignore[arg-type]
-            metrics.tokens(tenant, asked.stack, 1, None)
-            metrics.request_finished(asked)  # type: ignore[arg-type]
-    metrics.adapter_deleted("acme", {"bob"})
-    bobs = {("bob", name) for name in ("acme", "acme+json", "json", "base")}
-    assert series_of(metrics) == bobs | {("ann", "json"), ("ann", "base")}
-    metrics.adapter_deleted("acme", ())
-    metrics.adapter_deleted("json", ())
-    assert series_of(metrics) == {("ann", "base"), ("bob", "base")}
-
-
-def test_a_request_under_way_brings_no_series_back_for_good() -> None:
-    metrics, asked = Metrics("0"), Ended(stack=stack("acme"))
-    for _ in range(2):
-        metrics.request_started(asked)  # type: ignore[arg-type]
-    metrics.adapter_deleted("acme", ())
-    metrics.tokens("default", asked.stack, 3, None)
-    metrics.request_finished(asked)  # type: ignore[arg-type]
-    assert value(metrics, "loramux_generated_tokens_total", tenant="default", adapter="acme") == 3
-    metrics.request_finished(asked)  # type: ignore[arg-type]
-    assert series_of(metrics) == set()
-    # What is published again under the name counts anew, and stays.
-    metrics.request_started(asked)  # type: ignore[arg-type]
-    metrics.request_finished(asked)  # type: ignore[arg-type]
-    assert series_of(metrics) == {("default", "acme")}
-
-
-def test_deleted_adapters_make_room_for_new_ones() -> None:
-    metrics = Metrics("0")
-    for i in range(3 * MAX_STACKS):
-        asked = Ended(stack=stack(f"adapter{i}"))
-        metrics.request_started(asked)  # type: ignore[arg-type]
-        metrics.request_finished(asked)  # type: ignore[arg-type]
-        metrics.adapter_deleted(f"adapter{i}", ())
-    assert series_of(metrics) == set()
+    for known in (call(None), call(None, "ann"), None):
+        metrics.call_finished(ended("ListAdapters", 0.1, known))
+    none = {"tenant": NONE, "adapter": NONE}
+    assert value(metrics, "loramux_request_duration_seconds_count", method="ListAdapters", **none) == 3
 
 
 def test_field_23_words_of_the_servers_own_are_no_names() -> None:
     """What stands in labels for the bare base and for the rest cannot be published, so it never means an adapter."""
-    for word in (OTHER, BARE):
+    for word in (OTHER, NONE, BARE):
         with pytest.raises(Error):
             check_new_name(word)
-    assert stack_label([]) == BARE
+    assert stack_label(BASE) == BARE
+    # One that was published before the word was the server's own.
+    assert stack_label(stack(BARE)) == "adapter:base"
+    with pytest.raises(Error):
+        check_name("adapter:base")
+    assert [sorted(names_in(label)) for label in ("adapter:base", BARE, "a+b")] == [["base"], [], ["a", "b"]]
+
+
+def test_a_stack_has_one_label_whatever_its_order() -> None:
+    assert stack_label(stack("b", "a")) == stack_label(stack("a", "b")) == "a+b"
 
 
 def test_bounded_labels_keep_the_first_ones() -> None:

@@ -10,7 +10,7 @@ from itertools import islice
 
 from ...core.backend import EmbedCommand
 from ...core.bounds import text_violations, too_many
-from ...core.call import known
+from ...core.call import computes_with, known
 from ...core.errors import FieldViolation, invalid
 from ...core.observer import Observer, RequestStarted
 from ..common.checks import stack_violations
@@ -47,6 +47,7 @@ class Embedder:
         async with self._preparation.turn(request.deadline) as deadline:
             prompts = await prepare(lambda: self._encode(request))
             stack = await self._stacks.resolve(request.adapters, request.principal)
+        computes_with(stack)
         run = uuid.uuid4().hex
         commands = [
             EmbedCommand(

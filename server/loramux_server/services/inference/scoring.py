@@ -7,7 +7,7 @@ import uuid
 
 from ...core.backend import ScoreCommand
 from ...core.bounds import text_violations
-from ...core.call import known
+from ...core.call import computes_with, known
 from ...core.errors import FieldViolation, invalid, invalid_field
 from ...core.observer import Observer, RequestStarted
 from ..common.checks import stack_violations
@@ -45,6 +45,7 @@ class Scorer:
         async with self._preparation.turn(request.deadline) as deadline:
             prompt_ids, ids = await prepare(lambda: self._encode(request))
             stack = await self._stacks.resolve(request.adapters, request.principal)
+        computes_with(stack)
         command = ScoreCommand(
             id=uuid.uuid4().hex,
             prompt_ids=tuple(prompt_ids),

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from ...core.backend import GenerateCommand
 from ...core.bounds import GREEDY_BELOW
-from ...core.call import known
+from ...core.call import computes_with, known
 from ...core.errors import invalid
 from ...core.observer import NullObserver, Observer
 from ...core.types import Chunk, FinishReason, Grammar, SamplingParams, Usage
@@ -123,6 +123,7 @@ class GenerationService:
             ids, calls = await prepare(lambda: self._read(request))
             check_context(request.prompt, len(ids), self._info.max_context)
             stack = await self._stacks.resolve(request.adapters, request.principal)
+        computes_with(stack)
         grammar = calls or shape
         sampling = self._sampling(request.sampling, left=self._info.max_context - len(ids))
         run = uuid.uuid4().hex
