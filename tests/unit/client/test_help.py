@@ -7,7 +7,19 @@ import pytest
 from loramux.cli import main
 
 COMMANDS = [
-    *("", "generate", "chat", "train", "info", "health", "adapters", "adapters merge", "jobs watch", "datasets show"),
+    *(
+        "",
+        "generate",
+        "chat",
+        "train",
+        "info",
+        "top",
+        "health",
+        "adapters",
+        "adapters merge",
+        "jobs watch",
+        "datasets show",
+    ),
     *(
         "keys",
         "keys create",
