@@ -8,8 +8,8 @@ from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-from ..core.jobs import JobState, TrainEvent
-from ..core.observer import NullObserver, RequestFinished, RequestStarted
+from ..core.jobs import TrainEvent
+from ..core.observer import JobMoved, NullObserver, RequestFinished, RequestStarted
 from ..core.types import Stack
 from .losses import LossCurves
 
@@ -129,8 +129,8 @@ class ActivityRecorder(NullObserver):
     def job_event(self, job_id: str, name: str, tenant: str, event: TrainEvent) -> None:
         self.losses.job_event(job_id, event)
 
-    def job_state(self, job_id: str, old: JobState | None, new: JobState) -> None:
-        self.losses.job_state(job_id, new)
+    def job_moved(self, event: JobMoved) -> None:
+        self.losses.job_moved(event.job_id, event.new)
 
     def of(self, tenant: str, window: int) -> Activity:
         """What one tenant had in the last ``window`` seconds, at most ``LONGEST``."""

@@ -56,7 +56,7 @@ class LossCurves:
         if event.type is TrainEventType.STEP and "loss" in event.metrics:
             self._curves.setdefault(job_id, _Curve()).add(event.step, event.metrics["loss"])
 
-    def job_state(self, job_id: str, new: JobState) -> None:
+    def job_moved(self, job_id: str, new: JobState) -> None:
         """A job moved."""
         if new.final:
             self._curves.pop(job_id, None)

@@ -20,8 +20,12 @@ def register(app: typer.Typer) -> None:
 
 def top(
     context: typer.Context,
-    interval: Annotated[float, typer.Option(min=0.1, max=3600, metavar="SECONDS", help="Seconds between two questions.")] = 1.0,
-    window: Annotated[int, typer.Option(min=1, max=60, metavar="SECONDS", help="Seconds that rates and latencies are of.")] = 10,
+    interval: Annotated[
+        float, typer.Option(min=0.1, max=3600, metavar="SECONDS", help="Seconds between two questions.")
+    ] = 1.0,
+    window: Annotated[
+        int, typer.Option(min=1, max=60, metavar="SECONDS", help="Seconds that rates and latencies are of.")
+    ] = 10,
     once: Annotated[bool, typer.Option("--once", help="Print one frame and end, as without a terminal.")] = False,
     json: Json = False,
 ) -> None:
