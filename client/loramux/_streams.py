@@ -4,7 +4,27 @@ from __future__ import annotations
 
 import codecs
 import io
+import os
 import sys
+from contextlib import suppress
+
+
+def open_standard_streams() -> None:
+    """Open the null device in place of standard streams that this process was started without, as ``<&-`` does.
+
+    Without it the next files that are opened, such as a database, get the numbers of those streams: what is printed
+    would go into them, and libraries abort. Call it before anything else is opened.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            with suppress(OSError):  # without a null device either there is nothing to open
+                opened = os.open(os.devnull, os.O_RDWR)  # the lowest free number, which is this one
+                os.set_inheritable(opened, True)
+        if getattr(sys, name) is None:
+            with suppress(OSError):
+                setattr(sys, name, open(number, "w" if number else "r", closefd=False))  # noqa: SIM115
 
 
 def tolerate_encodings() -> None:

@@ -14,7 +14,7 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from loramux import __version__
-from loramux._streams import tolerate_encodings
+from loramux._streams import open_standard_streams, tolerate_encodings
 
 from .core.errors import Error
 from .host.signals import to_stop
@@ -38,6 +38,7 @@ SAME_SIGNAL = 0.5
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run ``serve`` (the default) or another command with its flags; gives the exit code."""
+    open_standard_streams()
     tolerate_encodings()
     command, arguments = _split(sys.argv[1:] if argv is None else argv)
     try:

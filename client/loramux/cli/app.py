@@ -13,7 +13,7 @@ import typer
 
 from loramux import __version__
 
-from .._streams import tolerate_encodings
+from .._streams import open_standard_streams, tolerate_encodings
 from ..errors import LoramuxError
 from . import chat, embed, generate, serve, server, top
 from .adapters import commands as adapters
@@ -100,6 +100,7 @@ def command_tree() -> Any:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; gives the exit code: 0 done, 1 failed, 2 not understood, 130 interrupted."""
+    open_standard_streams()
     tolerate_encodings()
     arguments = hoist(list(sys.argv[1:] if argv is None else argv))
     try:
