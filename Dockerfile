@@ -50,9 +50,9 @@ ENV PATH=/opt/loramux/bin:$PATH \
     MPLCONFIGDIR=/var/lib/loramux/cache/matplotlib \
     HF_HOME=/var/lib/loramux/hub \
     LORAMUX_ADDRESS=127.0.0.1:50051 \
-    LORAMUX_LISTEN=0.0.0.0:50051 \
-    LORAMUX_HTTP_LISTEN=0.0.0.0:8000 \
-    LORAMUX_METRICS_LISTEN=0.0.0.0:9464 \
+    LORAMUX_LISTEN=[::]:50051 \
+    LORAMUX_HTTP_LISTEN=[::]:8000 \
+    LORAMUX_METRICS_LISTEN=[::]:9464 \
     LORAMUX_STATE_DIR=/var/lib/loramux
 USER loramux
 WORKDIR /var/lib/loramux

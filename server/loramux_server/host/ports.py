@@ -10,16 +10,41 @@ from ..core.errors import Code, Error
 
 def why_not(host: str, port: int) -> str:
     """Why nobody can listen there now; empty: one can. Port 0 is any free one."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-            # Two sockets may be bound with that option as long as none listens.
+    try:
+        with bound_socket(host, port) as probe:
+            # Two sockets may be bound with SO_REUSEADDR as long as none listens.
             probe.listen()
-        except OSError as error:
-            return error.strerror or str(error)
+    except OSError as error:
+        return error.strerror or str(error)
     return ""
+
+
+def bound_socket(host: str, port: int) -> socket.socket:
+    """A TCP socket that is bound and does not listen yet. Raises OSError where that cannot be.
+
+    ``::`` is every address of the host, of IPv4 too, and IPv4 alone where the host has no IPv6: as gRPC takes it.
+    """
+    if host == "::" and not _has_ipv6():
+        host = "0.0.0.0"
+    made = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
+    try:
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if host == "::":
+            made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        made.bind((host, port))
+    except BaseException:
+        made.close()
+        raise
+    return made
+
+
+def _has_ipv6() -> bool:
+    """Whether this host knows IPv6 at all. A kernel may be without, as with ``ipv6.disable=1``."""
+    try:
+        socket.socket(socket.AF_INET6, socket.SOCK_STREAM).close()
+    except OSError:
+        return False
+    return True
 
 
 def is_loopback(host: str) -> bool:

@@ -14,7 +14,7 @@ import uvicorn
 from ..api.methods import METHODS as NATIVE_METHODS
 from ..config import Address
 from ..host.certificates import CertificateFiles
-from ..host.ports import cannot_listen, why_not
+from ..host.ports import bound_socket, cannot_listen, why_not
 from ..host.tls import TlsContext, following
 from ..services.access.methods import require_all
 from ..services.availability import Availability
@@ -74,13 +74,9 @@ class HttpServer:
         """
         if why := why_not(*self._address):
             raise cannot_listen(*self._address, why, flag="--http-listen")
-        family = socket.AF_INET6 if ":" in self._address.host else socket.AF_INET
-        listener = socket.socket(family, socket.SOCK_STREAM)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            listener.bind(tuple(self._address))
+            listener = bound_socket(*self._address)
         except OSError as error:
-            listener.close()
             raise cannot_listen(*self._address, error.strerror or str(error), flag="--http-listen") from error
         self._address = Address(self._address.host, listener.getsockname()[1])
         tls = self._tls

@@ -10,6 +10,7 @@ from socketserver import ThreadingMixIn
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
+from ..host.ports import bound_socket
 from ..host.tls import TlsContext
 from .logs import get_logger
 
@@ -30,11 +31,17 @@ class ScrapeServer(ThreadingMixIn, WSGIServer):
 
     def __init__(self, host: str, port: int, app: Any, context: TlsContext | None) -> None:
         """Listen. Raises OSError where that cannot be."""
-        self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        self._context = context
+        self._host, self._context = host, context
         self._open: dict[Any, tuple[float, socket.socket]] = {}
         super().__init__((host, port), _Handler)
         self.set_app(app)
+
+    def server_bind(self) -> None:
+        self.socket.close()
+        self.socket = bound_socket(self._host, self.server_address[1])
+        self.server_address = self.socket.getsockname()
+        self.server_name, self.server_port = self._host, self.server_address[1]  # without asking DNS for a name
+        self.setup_environ()
 
     def process_request(self, request: Any, client_address: Any) -> None:
         if len(self._open) >= MOST_CONNECTIONS:

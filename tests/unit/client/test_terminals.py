@@ -133,3 +133,24 @@ def test_field_21_a_dataset_in_a_pipe_is_shown_as_it_is(fake: Fake, tmp_path: Pa
     data.write_text('{"text": "a"}\n')
     done = run(fake, "datasets", "show", str(data), "--rows", "1", encoding="utf-8")
     assert "\ufffd" not in done.stdout.decode()
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_no_file_takes_the_place_of_a_stream_that_is_closed(closed: str, tmp_path: Path) -> None:
+    """As supervisors start servers; the file stands for the database."""
+    code = """
+import os, sys
+from loramux._streams import open_standard_streams
+open_standard_streams()
+with open(sys.argv[1], "w") as database:
+    assert database.fileno() > 2
+    print("to nobody", flush=True)
+    print("to nobody", file=sys.stderr, flush=True)
+    sys.stdin.read()
+    os.system("echo to nobody; echo to nobody >&2")
+    database.write("safe")
+"""
+    file = tmp_path / "database"
+    command = f'exec "$@" {closed}'
+    subprocess.run(["sh", "-c", command, "sh", sys.executable, "-c", code, file], stdin=subprocess.DEVNULL, check=True)
+    assert file.read_text() == "safe"

@@ -143,7 +143,7 @@ def test_every_variable_of_the_image_is_a_setting(monkeypatch: pytest.MonkeyPatc
     assert loaded.unknown_variables == ()
     addresses = [loaded.settings.listen, loaded.settings.http_listen, loaded.settings.metrics_listen]
     assert [str(address.port) for address in addresses if address] == rest_of("EXPOSE")[0].split()
-    assert {address.host for address in addresses if address} == {"0.0.0.0"}
+    assert {address.host for address in addresses if address} == {"::"}, "IPv6 pods have no address of IPv4"
 
 
 @pytest.mark.parametrize(("torch", "code"), [("cpu", 0), ("cuda", 0), ("rocm", 2)])
