@@ -17,6 +17,7 @@ from loramux import __version__
 from loramux._streams import open_standard_streams, tolerate_encodings
 
 from .core.errors import Error
+from .host.service_manager import ServiceManager
 from .host.signals import to_stop
 from .telemetry.opening import Opening, tell
 
@@ -92,12 +93,13 @@ def _run(loaded: Loaded, opening: Opening) -> int:
         get_logger("loramux_server").warning("unknown variable ignored; misspelt?", variable=name)
     import uvloop
 
-    from .app.announce import Logged, Plain
+    from .app.announce import Logged, Plain, Reported
 
-    announcer: Announcer = Logged() if settings.log.format == "json" else Plain(__version__, began=opening.began)
+    manager = ServiceManager()
+    spoken: Announcer = Logged() if settings.log.format == "json" else Plain(__version__, began=opening.began)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         try:
-            code = runner.run(_serve(settings, announcer))
+            code = runner.run(_serve(settings, Reported(spoken, manager), manager))
         except Error as error:
             tell(f"loramux: {error.message}")
             code = 1
@@ -128,7 +130,7 @@ def _leave_threads(code: int) -> None:
         os._exit(code)
 
 
-async def _serve(settings: Settings, announcer: Announcer) -> int:
+async def _serve(settings: Settings, announcer: Announcer, manager: ServiceManager) -> int:
     from .app import App
 
     app = App(settings, announcer=announcer)
@@ -154,6 +156,7 @@ async def _serve(settings: Settings, announcer: Announcer) -> int:
 
     for number in to_stop():
         loop.add_signal_handler(number, on_signal, number)
+    watchdog = asyncio.create_task(manager.keep_watchdog())
     starting = asyncio.create_task(app.start())
     stopping = asyncio.create_task(stop.wait())
     try:
@@ -168,6 +171,7 @@ async def _serve(settings: Settings, announcer: Announcer) -> int:
         if watching.done():
             await watching  # raises: whoever runs the server starts it again
         watching.cancel()
+        manager.stopping()
         announcer.say("Stopping.")
         await app.drain()
         return 0
@@ -176,6 +180,7 @@ async def _serve(settings: Settings, announcer: Announcer) -> int:
         with suppress(asyncio.CancelledError):
             await stopping
         await app.stop()
+        watchdog.cancel()
         threads.shutdown(wait=False, cancel_futures=True)
 
 

@@ -11,6 +11,7 @@ from typing import Protocol, TextIO
 from ..config import Address, Settings
 from ..core.backend import EngineInfo, EngineStats
 from ..host.home import short
+from ..host.service_manager import ServiceManager
 from ..telemetry.logs import get_logger
 
 logger = get_logger(__name__)
@@ -82,6 +83,32 @@ class Logged:
 
     def say(self, text: str) -> None:
         logger.info(text)
+
+
+class Reported:
+    """Says it as another announcer does, and tells the service manager."""
+
+    def __init__(self, inner: Announcer, manager: ServiceManager) -> None:
+        self._inner, self._manager = inner, manager
+
+    def progress(self, step: str, fraction: float | None = None) -> None:
+        self._inner.progress(step, fraction)
+        self._manager.status(f"Starting: {step}" if fraction is None else f"Starting: {step}, {fraction:.0%}")
+
+    def ready(
+        self,
+        settings: Settings,
+        listen: Sequence[Address],
+        metrics_port: int | None,
+        engine: EngineInfo,
+        stats: EngineStats,
+    ) -> None:
+        self._inner.ready(settings, listen, metrics_port, engine, stats)
+        self._manager.status(f"Serving {engine.base_name} on {', '.join(map(str, listen))}")
+        self._manager.ready()
+
+    def say(self, text: str) -> None:
+        self._inner.say(text)
 
 
 class Plain:
