@@ -19,7 +19,8 @@ from loramux._streams import open_standard_streams, tolerate_encodings
 from .core.errors import Error
 from .host.service_manager import ServiceManager
 from .host.signals import to_stop
-from .telemetry.opening import Opening, tell
+from .telemetry.opening import Opening
+from .telemetry.stderr import flush, tell
 
 if TYPE_CHECKING:
     from .app.announce import Announcer
@@ -32,7 +33,7 @@ USAGE_ERROR, INTERRUPTED = 2, 130
 STOPPED_EARLY = "Stopped before it was ready."
 MAINTENANCE = ("audit", "backup", "restore", "doctor", "keys", "quotas")
 LAST_STEPS = 0.5
-"""Seconds that threads get to end once everything is closed."""
+"""Seconds that threads get to end once everything is closed, and that the last lines get to be written."""
 SAME_SIGNAL = 0.5
 """Seconds within which a second signal is the first one again: some tools send it to the process and to its group."""
 
@@ -116,6 +117,7 @@ def _keep_fonts_in(cache: Path) -> None:
 
 def _stop_at_once(number: int, frame: FrameType | None) -> None:
     tell(STOPPED_EARLY)
+    flush(LAST_STEPS)
     os._exit(0)
 
 
@@ -125,7 +127,7 @@ def _leave_threads(code: int) -> None:
 
     if not threads_ended(LAST_STEPS):
         sys.stdout.flush()
-        sys.stderr.flush()
+        flush(LAST_STEPS)
         # Everything acknowledged is on disk already.
         os._exit(code)
 
@@ -143,6 +145,7 @@ async def _serve(settings: Settings, announcer: Announcer, manager: ServiceManag
     def leave(code: int) -> None:
         """End at once. Everything acknowledged is on disk already; the engine goes first, whatever it does."""
         app.abandon()
+        flush(LAST_STEPS)
         os._exit(code)
 
     def on_signal(number: signal.Signals) -> None:

@@ -12,6 +12,16 @@ import pytest
 if TYPE_CHECKING:
     from loramux_server.store.store import Store
     from loramux_server.text import TextTokenizer
+    from tests.unit.logged import Logged
+
+
+@pytest.fixture
+def logged(capfd: pytest.CaptureFixture[str]) -> Iterator[Logged]:
+    """The log of this process, once the test starts it."""
+    from tests.unit.logged import logging_here
+
+    with logging_here(capfd) as log:
+        yield log
 
 
 @pytest.fixture(scope="session")

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Sequence
-from contextlib import suppress
-from typing import Protocol, TextIO
+from typing import Protocol
 
 from ..config import Address, Settings
 from ..core.backend import EngineInfo, EngineStats
 from ..host.home import short
 from ..host.service_manager import ServiceManager
 from ..telemetry.logs import get_logger
+from ..telemetry.stderr import tell
 
 logger = get_logger(__name__)
 
@@ -114,9 +113,8 @@ class Reported:
 class Plain:
     """Says it in plain lines on standard error."""
 
-    def __init__(self, version: str, out: TextIO | None = None, began: float | None = None) -> None:
+    def __init__(self, version: str, began: float | None = None) -> None:
         self._version = version
-        self._out = out or sys.stderr
         self._started = time.monotonic() if began is None else began
         self._step = ""
         self._shown = 0.0
@@ -127,7 +125,7 @@ class Plain:
             return
         self._step, self._shown = step, now
         done = "" if fraction is None else f" {fraction:4.0%}"
-        self._print(f"[{now - self._started:5.1f} s] {step}{done}")
+        tell(f"[{now - self._started:5.1f} s] {step}{done}")
 
     def ready(
         self,
@@ -138,14 +136,10 @@ class Plain:
         stats: EngineStats,
     ) -> None:
         for line in ready_lines(self._version, settings, listen, metrics_port, engine, stats):
-            self._print(line)
+            tell(line)
 
     def say(self, text: str) -> None:
-        self._print(text)
-
-    def _print(self, line: str) -> None:
-        with suppress(OSError, ValueError):  # the terminal was closed: a stop goes on without it
-            print(line, file=self._out, flush=True)
+        tell(text)
 
 
 def ready_lines(

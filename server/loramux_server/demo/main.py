@@ -17,7 +17,7 @@ from loramux.progress import progress_display
 
 from ..config.help import make_parser
 from ..host.signals import Stopped, stopping_raises
-from ..telemetry.opening import tell
+from ..telemetry.stderr import tell
 from .material import NEIGHBOUR, STYLE, TENANT, Fact, Material, Missing, inside_json
 from .server import DemoServer, ServerFailed, demo_server
 from .show import Show

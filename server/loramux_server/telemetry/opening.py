@@ -4,22 +4,17 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 import threading
 import time
 import tomllib
 from collections.abc import Sequence
 from contextlib import suppress
 
+from .stderr import tell
+
 SILENCE = 0.55
 """Seconds of silence after which the line comes even before the flags are checked."""
 HELP = {"-h", "--help"}
-
-
-def tell(line: str) -> None:
-    """A line on standard error; nothing where that is gone, as with the terminal that was closed."""
-    with suppress(OSError, ValueError):
-        print(f"{line}\n", end="", file=sys.stderr, flush=True)  # in one piece, beside other threads'
 
 
 class Opening:
