@@ -14,7 +14,7 @@ from ..config import Settings
 from ..config.limits import LimitSettings
 from ..core.backend import Backend, EngineInfo, EnginePhase, EngineState, GenerateCommand
 from ..core.errors import Error
-from ..core.observer import Observers
+from ..core.observer import CallSinks, Observers
 from ..core.principal import SERVER_TENANT
 from ..core.types import SamplingParams
 from ..engine.transport.process import ProcessBackend
@@ -44,6 +44,8 @@ from ..store.damage import Kind
 from ..store.store import Store
 from ..telemetry.activity import ActivityRecorder
 from ..telemetry.logs import get_logger
+from ..telemetry.logs.jobs import JobLog
+from ..telemetry.logs.requests import RequestLog
 from ..telemetry.metrics import Metrics
 from ..text import TextTokenizer
 from .announce import Announcer, Silent
@@ -73,6 +75,11 @@ class App:
         self._metrics = Metrics(__version__)
         self._metrics.seed_methods(map(short_name, METHODS))
         self._activity = ActivityRecorder()
+        self._request_log = RequestLog(
+            every=settings.log.requests == "on",
+            slow_seconds=settings.log.slow_seconds,
+            addresses=settings.log.client_address == "on",
+        )
         certificate = open_certificate(settings.tls, self._metrics)
         self._meter = QuotaMeter()
         limit, self._access = GenerationLimit(settings.max_running + settings.max_queue), Access(meter=self._meter)
@@ -82,7 +89,7 @@ class App:
         self._calls: list[Calls] = []
 
         def calls() -> Calls:
-            self._calls.append(Calls(self._metrics, limit, self._access, self._audit))
+            self._calls.append(Calls(CallSinks(self._metrics, self._request_log), limit, self._access, self._audit))
             return self._calls[-1]
 
         self.doors: list[Door] = [
@@ -206,6 +213,7 @@ class App:
         await self._drain_doors(0)
         for door in reversed(self.doors):
             await door.stop()
+        self._request_log.close()
         if self._audit is not None and self._store is not None:
             await self._audit.close()
         self._metrics.engine_gone()
@@ -278,7 +286,7 @@ class App:
             store.damage.found(Kind.BASE)
         backend = CheckedBackend(backend, store.adapters.files)
         context = Context(store, text, info, limits, backend, self._meter, self._activity, self._audit_log)
-        observer = Observers(metrics, self._activity)
+        observer = Observers(metrics, self._activity, self._request_log, JobLog())
         board = JobBoard(store, observer)
         adapters = AdapterService(context, observer=observer)
         training = TrainingService(context, board)

@@ -106,6 +106,22 @@ class LogSettings(BaseModel):
 
     level: Literal["debug", "info", "warning", "error"] = setting("info", "Logs", "LEVEL", "least level to log")
     format: Literal["console", "json"] = setting("console", "Logs", "FORMAT", "for people or for programs")
+    requests: Literal["on", "off"] = setting(
+        "on", "Logs", "on|off", "a line for each call when it ends, at the level info; never its content"
+    )
+    slow_seconds: float = setting(
+        30.0,
+        "Logs",
+        "SECONDS",
+        "a call that takes as long is logged as a warning with where its time went, also with --log-requests off; "
+        "0 is never",
+        ge=0,
+        le=86_400,
+        allow_inf_nan=False,
+    )
+    client_address: Literal["on", "off"] = setting(
+        "off", "Logs", "on|off", "whether the lines of calls have the client's address"
+    )
 
 
 class AuditSettings(BaseModel):

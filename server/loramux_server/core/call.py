@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from .principal import Principal
 from .tracing import TraceContext
 from .types import Stack
+
+if TYPE_CHECKING:
+    from .observer import RequestFinished
 
 
 @dataclass(slots=True)
@@ -19,6 +26,16 @@ class Subject:
     details: dict[str, str] = field(default_factory=dict)
     stack: Stack | None = None
     """With which it computes. None: with none, or its names were not resolved yet."""
+
+
+@dataclass(slots=True)
+class Work:
+    """What was done for a call, for its line in the log."""
+
+    requests: list[RequestFinished] = field(default_factory=list)
+    """Generations, scores and embeddings that it asked for, as they ended."""
+    sending: float = 0.0
+    """Seconds that pieces of its answer waited for the client to read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +53,7 @@ class Call:
     subject: Subject = field(default_factory=Subject, compare=False)
     trace: TraceContext | None = None
     """The span that it is answered under: the server's own, or the caller's where the server makes none."""
+    work: Work = field(default_factory=Work, compare=False)
 
 
 _current: ContextVar[Call | None] = ContextVar("loramux_call", default=None)
@@ -52,6 +70,17 @@ def current() -> Call:
     if call is None:
         raise LookupError("no call is being answered here")
     return call
+
+
+@contextmanager
+def sending() -> Iterator[None]:
+    """Note for the current call, if there is one, the time that the block waits for the client to read."""
+    call, began = _current.get(), time.monotonic()
+    try:
+        yield
+    finally:
+        if call is not None:
+            call.work.sending += time.monotonic() - began
 
 
 def principal() -> Principal:

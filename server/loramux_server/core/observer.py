@@ -102,10 +102,26 @@ class JobMoved:
     """``name@version`` once published."""
     error_code: str = ""
     """Reason of the error that it failed with; empty: it did not."""
+    error: str = ""
+    """Message of that error."""
     trace: TraceContext | None = None
     """Of the call that created it, where that was traced."""
     validation: float = 0.0
     """Of a new job: the seconds that it took to read, check and tokenise its rows."""
+
+
+@dataclass(frozen=True, slots=True)
+class RequestRefused:
+    """What came to a door was refused before it was a call of any method: an unknown path, a page of another site."""
+
+    door: str
+    request_id: str
+    path: str
+    """As the client wrote it, of any length."""
+    peer: str
+    code: str
+    """Name of a ``core.errors.Code``."""
+    reason: str
 
 
 class CallSink(Protocol):
@@ -114,6 +130,8 @@ class CallSink(Protocol):
     def call_finished(self, event: CallFinished) -> None: ...
 
     def quota_refused(self, tenant: str, limit: str) -> None: ...
+
+    def request_refused(self, event: RequestRefused) -> None: ...
 
 
 class CallSinks:
@@ -129,6 +147,10 @@ class CallSinks:
     def quota_refused(self, tenant: str, limit: str) -> None:
         for sink in self._sinks:
             sink.quota_refused(tenant, limit)
+
+    def request_refused(self, event: RequestRefused) -> None:
+        for sink in self._sinks:
+            sink.request_refused(event)
 
 
 class Observer(Protocol):

@@ -11,6 +11,7 @@ from starlette.datastructures import Headers
 from starlette.types import Receive, Scope, Send
 
 from ..core.errors import Error
+from ..core.observer import RequestRefused
 from ..core.tracing import TraceContext
 from ..services.access.access import Incoming
 from ..services.access.credentials import Credentials
@@ -37,11 +38,10 @@ class Endpoint:
         exchange = Exchange(scope, receive, send, self._limits, self._convention)
         exchange.late_headers = lambda: rate_headers(self._calls.rates())
         headers = exchange.request_headers
-        host, port = scope.get("client") or ("", 0)
         incoming = Incoming(
             method=self._method,
             request_id=exchange.request_id,
-            credentials=Credentials(_shown(headers), certificate_names(scope), f"{host}:{port}" if host else ""),
+            credentials=Credentials(_shown(headers), certificate_names(scope), exchange.peer),
             door="http",
             trace=TraceContext.parse(headers.getlist("traceparent"), headers.getlist("tracestate")),
         )
@@ -66,6 +66,13 @@ def _shown(headers: Headers) -> tuple[str, ...]:
     shown = headers.getlist("authorization")
     keys = [f"Bearer {key}" for key in headers.getlist("x-api-key") if key]
     return (*shown, *(key for key in keys if key not in shown))
+
+
+async def refuse(exchange: Exchange, error: Error, calls: Calls) -> None:
+    """Answer what is no call of any method."""
+    code, path = error.code.name, exchange.request.url.path
+    calls.refused(RequestRefused("http", exchange.request_id, path, exchange.peer, code, error.reason))
+    await send_error(exchange, error)
 
 
 async def send_error(exchange: Exchange, error: Error) -> None:

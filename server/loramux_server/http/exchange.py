@@ -15,6 +15,7 @@ from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import Message, Receive, Scope, Send
 
+from ..core.call import sending
 from ..core.errors import Code, Error, invalid_field
 from ..services.common.calls import request_id
 from .errors import OPENAI, REQUEST_ID, Convention
@@ -59,6 +60,12 @@ class Exchange:
     @property
     def request_headers(self) -> Headers:
         return self.request.headers
+
+    @property
+    def peer(self) -> str:
+        """Address of the client; empty: unknown."""
+        client = self.request.client
+        return f"{client.host}:{client.port}" if client is not None and client.host else ""
 
     @property
     def announced(self) -> int:
@@ -178,8 +185,9 @@ class Exchange:
 
     async def _write(self, message: Message) -> None:
         try:
-            async with asyncio.timeout(self._limits.stall_timeout):
-                await self._send(message)
+            with sending():
+                async with asyncio.timeout(self._limits.stall_timeout):
+                    await self._send(message)
         except TimeoutError:
             raise Error(
                 Code.ABORTED, f"nothing was read for {self._limits.stall_timeout:g} s", reason="SLOW_READER"

@@ -7,7 +7,8 @@ from collections.abc import Callable
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ..core.errors import Code, Error
-from .endpoint import send_error
+from ..services.common.calls import Calls
+from .endpoint import refuse
 from .exchange import Exchange
 from .limits import Limits
 
@@ -23,8 +24,9 @@ class HeadGuard:
     ``connections`` gives how many there are; requests on more than the limit are refused, but for liveness.
     """
 
-    def __init__(self, application: ASGIApp, limits: Limits, connections: Callable[[], int]) -> None:
+    def __init__(self, application: ASGIApp, limits: Limits, connections: Callable[[], int], calls: Calls) -> None:
         self._application, self._limits, self._connections = application, limits, connections
+        self._calls = calls
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -35,7 +37,7 @@ class HeadGuard:
         except Error as error:
             exchange = Exchange(scope, receive, send, self._limits)
             exchange.headers["connection"] = "close"
-            await send_error(exchange, error)
+            await refuse(exchange, error, self._calls)
         else:
             await self._application(scope, receive, send)
 

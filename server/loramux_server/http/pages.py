@@ -16,7 +16,8 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ..core.errors import Code, Error
-from .endpoint import send_error
+from ..services.common.calls import Calls
+from .endpoint import refuse
 from .exchange import Exchange
 from .limits import Limits
 
@@ -40,8 +41,10 @@ class PageGuard:
     machine's address would then open the server to a page, so it must be one that is known.
     """
 
-    def __init__(self, application: ASGIApp, pages: Pages, takes_everybody: Callable[[], bool], limits: Limits) -> None:
-        self._pages, self._takes_everybody, self._limits = pages, takes_everybody, limits
+    def __init__(
+        self, application: ASGIApp, pages: Pages, takes_everybody: Callable[[], bool], limits: Limits, calls: Calls
+    ) -> None:
+        self._pages, self._takes_everybody, self._limits, self._calls = pages, takes_everybody, limits, calls
         self._application = application
         if pages.origins:
             self._application = CORSMiddleware(
@@ -60,7 +63,7 @@ class PageGuard:
         if refusal is None:
             await self._application(scope, receive, send)
         else:
-            await send_error(Exchange(scope, receive, send, self._limits), refusal)
+            await refuse(Exchange(scope, receive, send, self._limits), refusal, self._calls)
 
     def _refusal(self, headers: Headers) -> Error | None:
         host = headers.get("host", "").lower()

@@ -18,7 +18,7 @@ from .anthropic.errors import ANTHROPIC
 from .anthropic.messages import Messages
 from .console.files import ConsoleFiles
 from .describe import describe
-from .endpoint import Endpoint, Handler, send_error
+from .endpoint import Endpoint, Handler, refuse
 from .errors import OPENAI, Convention
 from .exchange import Exchange
 from .health import Health
@@ -167,7 +167,7 @@ class Application:
             "getOpenapi": self._openapi,
         }
         for operation, path in OPEN.items():
-            applications[path] = {"GET": _Open(open_handlers[operation], limits)}
+            applications[path] = {"GET": _Open(open_handlers[operation], limits, calls)}
         self._operations = [
             *(Operation(id, *METHODS[id], handlers[id], ASKED[full_name(id)]) for id in METHODS),
             *(Operation(id, "GET", OPEN[id], open_handlers[id], None) for id in OPEN),
@@ -179,16 +179,16 @@ class Application:
                 "POST": Endpoint(native.full_name, call.answer, calls, limits, CONNECT)
             }
         if metrics is not None:
-            applications["/metrics"] = {"GET": _Open(metrics.send, limits)}
+            applications["/metrics"] = {"GET": _Open(metrics.send, limits, calls)}
         if console:
             console_files = ConsoleFiles()
-            page = _Open(console_files.send, limits)
+            page = _Open(console_files.send, limits, calls)
             applications |= {path: {"GET": page, "HEAD": page} for path in console_files}
         routes = [
-            Route(path, _ByMethod(by_method, limits, conventions.get(path, OPENAI)))
+            Route(path, _ByMethod(by_method, limits, calls, conventions.get(path, OPENAI)))
             for path, by_method in applications.items()
         ]
-        self._router = Router(routes, redirect_slashes=False, default=_Open(self._unknown, limits))
+        self._router = Router(routes, redirect_slashes=False, default=_Open(self._unknown, limits, calls))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
@@ -211,9 +211,11 @@ class Application:
 class _ByMethod:
     """Picks what answers a method of HTTP at a path."""
 
-    def __init__(self, applications: Mapping[str, ASGIApp], limits: Limits, convention: Convention) -> None:
+    def __init__(
+        self, applications: Mapping[str, ASGIApp], limits: Limits, calls: Calls, convention: Convention
+    ) -> None:
         self._applications = applications
-        self._refusal = _Open(self._refuse, limits, convention)
+        self._refusal = _Open(self._refuse, limits, calls, convention)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await self._applications.get(scope["method"], self._refusal)(scope, receive, send)
@@ -228,12 +230,12 @@ class _ByMethod:
 class _Open:
     """A route that anybody may ask, whoever it is: it tells nothing about tenants."""
 
-    def __init__(self, handler: Handler, limits: Limits, convention: Convention = OPENAI) -> None:
-        self._handler, self._limits, self._convention = handler, limits, convention
+    def __init__(self, handler: Handler, limits: Limits, calls: Calls, convention: Convention = OPENAI) -> None:
+        self._handler, self._limits, self._calls, self._convention = handler, limits, calls, convention
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         exchange = Exchange(scope, receive, send, self._limits, self._convention)
         try:
             await self._handler(exchange)
         except Error as error:
-            await send_error(exchange, error)
+            await refuse(exchange, error, self._calls)

@@ -49,8 +49,8 @@ class HttpServer:
         self._tls = None if certificate is None else TlsContext(certificate, ask_clients=True)
         self._limits = limits = limits or Limits()
         self._application = Application(availability, calls, limits, console=console, metrics=metrics)
-        guarded = PageGuard(self._application, pages or Pages(), takes_everybody, limits)
-        self._guard = HeadGuard(guarded, limits, self._connections)
+        guarded = PageGuard(self._application, pages or Pages(), takes_everybody, limits, calls)
+        self._guard = HeadGuard(guarded, limits, self._connections, calls)
         self._server: _Server | None = None
         self._task: asyncio.Task[None] | None = None
 

@@ -17,6 +17,7 @@ from grpc import aio
 
 from ..api.entries import check_entries
 from ..api.status import to_status
+from ..core.call import sending
 from ..core.errors import Code, Error
 from ..core.tracing import TraceContext
 from ..services.access.access import Incoming
@@ -111,8 +112,9 @@ class CallInterceptor(aio.ServerInterceptor):
                     await to_the_end(context.send_initial_metadata(()))
                     begun = True
                 try:
-                    async with asyncio.timeout(self._stall_timeout):
-                        await context.write(response)
+                    with sending():
+                        async with asyncio.timeout(self._stall_timeout):
+                            await context.write(response)
                 except TimeoutError:
                     raise Error(
                         Code.ABORTED, f"nothing was read for {self._stall_timeout:g} s", reason="SLOW_READER"

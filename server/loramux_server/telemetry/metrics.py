@@ -11,7 +11,7 @@ from prometheus_client.process_collector import ProcessCollector
 from ..core.backend import EngineInfo, EngineStats
 from ..core.errors import Code
 from ..core.jobs import JobState, TrainEvent, TrainEventType
-from ..core.observer import CallFinished, JobMoved, NullObserver, RequestStarted
+from ..core.observer import CallFinished, JobMoved, NullObserver, RequestRefused, RequestStarted
 from ..core.types import Stack
 from . import catalog
 from .engine import EngineCollector
@@ -115,6 +115,9 @@ class Metrics(NullObserver):
     def quota_refused(self, tenant: str, limit: str) -> None:
         """A call was refused by a quota. ``limit`` must be the name of one."""
         self.quota_refusals.labels(self._refused(tenant), limit).inc()
+
+    def request_refused(self, event: RequestRefused) -> None:
+        """Not counted: it was no call of any method."""
 
     def corrupt_object(self, kind: str) -> None:
         """Stored content was found damaged. May be called from any thread."""

@@ -14,7 +14,7 @@ import grpc
 from loramux_server.config import Address
 from loramux_server.core.backend import EngineInfo, EngineStats
 from loramux_server.core.jobs import JobState
-from loramux_server.core.observer import CallFinished
+from loramux_server.core.observer import CallFinished, RequestRefused
 from loramux_server.core.types import AdapterVersion, Chunk, FinishReason, SamplingParams, StackEntry, Usage
 from loramux_server.host.certificates import CertificateFiles
 from loramux_server.rpc.limits import RpcLimits
@@ -115,6 +115,8 @@ class Counted:
 
     def quota_refused(self, tenant: str, limit: str) -> None:
         self.refused.append((tenant, limit))
+
+    def request_refused(self, event: RequestRefused) -> None: ...
 
     async def next(self) -> tuple[str, str]:
         """The code of the next call that ends (or that has ended and was not asked for)."""

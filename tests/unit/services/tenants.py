@@ -23,7 +23,7 @@ from loramux.v1 import (
 from loramux_server.config import Address
 from loramux_server.core.compose import ComposeCommand, ComposeResult
 from loramux_server.core.errors import Code, Error
-from loramux_server.core.observer import Observers
+from loramux_server.core.observer import CallSinks, Observers
 from loramux_server.core.principal import Principal, Scope
 from loramux_server.rpc.limits import RpcLimits
 from loramux_server.rpc.server import RpcServer
@@ -37,6 +37,8 @@ from loramux_server.services.inference.service import GenerationService
 from loramux_server.services.jobs.board import JobBoard
 from loramux_server.services.jobs.service import TrainingService
 from loramux_server.services.jobs.uploads import UploadService
+from loramux_server.telemetry.logs.jobs import JobLog
+from loramux_server.telemetry.logs.requests import RequestLog
 from loramux_server.telemetry.metrics import Metrics
 
 from .adapter_files import CONFIG, WEIGHTS, config_bytes, weights_bytes, write_adapter
@@ -150,7 +152,8 @@ class World:
 async def open_world(context: Context) -> AsyncIterator[World]:
     """``context.backend`` must be a :class:`FakeBackend`. Jobs stay queued, and a merge gives a fixed adapter."""
     backend, metrics = context.backend, Metrics("1.2.3")
-    observer = Observers(metrics, context.activity)
+    request_log = RequestLog()
+    observer = Observers(metrics, context.activity, request_log, JobLog())
     assert isinstance(backend, FakeBackend)
 
     async def composer(command: ComposeCommand) -> ComposeResult:
@@ -166,7 +169,8 @@ async def open_world(context: Context) -> AsyncIterator[World]:
         uploads=UploadService(context, training),
     )
     availability.context, availability.readiness = context, Readiness.READY
-    calls = Calls(metrics, GenerationLimit(100), Access(Known()))
+    sinks = CallSinks(metrics, request_log)
+    calls = Calls(sinks, GenerationLimit(100), Access(Known(), context.meter))
     server = RpcServer(availability, calls, Address("127.0.0.1", 0), limits=RpcLimits(stall_timeout=30))
     await server.start()
     try:
@@ -174,3 +178,4 @@ async def open_world(context: Context) -> AsyncIterator[World]:
             yield World(context, backend, availability, calls, metrics, channel)
     finally:
         await server.stop()
+        request_log.close()

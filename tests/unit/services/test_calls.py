@@ -10,7 +10,7 @@ import pytest
 from loramux_server.api.methods import METHODS as RPC_METHODS
 from loramux_server.core.call import current
 from loramux_server.core.errors import Code, Error
-from loramux_server.core.observer import CallFinished
+from loramux_server.core.observer import CallFinished, RequestRefused
 from loramux_server.core.principal import Principal, Scope
 from loramux_server.core.quota import Quota, Quotas
 from loramux_server.services.access.access import Access, Incoming
@@ -31,6 +31,8 @@ class Sink:
 
     def quota_refused(self, tenant: str, limit: str) -> None:
         self.refused.append((tenant, limit))
+
+    def request_refused(self, event: RequestRefused) -> None: ...
 
 
 ACCESS = Access(Open())

@@ -16,7 +16,7 @@ import structlog
 
 from ...core.call import Call, current, enter, known
 from ...core.errors import Code, Error, internal_error, invalid_field, shutting_down
-from ...core.observer import CallFinished, CallSink
+from ...core.observer import CallFinished, CallSink, RequestRefused
 from ...core.principal import Principal
 from ...telemetry.logs import get_logger
 from ..access.access import Access, Incoming
@@ -97,6 +97,10 @@ class Calls:
         """What the caller of the task's call has left of its quotas of a minute; nothing while it is unknown."""
         call = known()
         return [] if call is None else self._access.rates(call.principal)
+
+    def refused(self, event: RequestRefused) -> None:
+        """What came to the door was refused before it was a call."""
+        self._sink.request_refused(event)
 
     async def wait_idle(self) -> None:
         """Return when no call is being answered."""
@@ -185,7 +189,6 @@ class Calls:
                 await to_the_end(self._audit.failed(incoming, known(), code, reason))
             seconds = time.monotonic() - started
             self._sink.call_finished(_finished(incoming, known(), code, reason, seconds))
-            logger.debug("call", method=incoming.short_method, code=code, seconds=round(seconds, 4))
 
     async def _answered(
         self,

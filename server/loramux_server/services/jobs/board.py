@@ -143,6 +143,7 @@ def _move(old: JobState | None, record: JobRecord, validation: float = 0.0) -> J
         metrics=record.metrics,
         adapter=record.adapter,
         error_code=record.error_code,
+        error=record.error,
         trace=record.request.trace,
         validation=validation,
     )
