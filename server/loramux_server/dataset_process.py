@@ -14,12 +14,14 @@ from .host.priority import Pacer, give_way
 from .host.signals import leave_to_the_front
 from .services.datasets.orders import Answer, Delivery, Refused
 from .services.datasets.preparation import carry_out
+from .telemetry.logs import configure_child
 from .text import TextTokenizer
 
 
 def main() -> int:
     """Carry out the order on standard input; the answer goes to standard output."""
     leave_to_the_front()
+    configure_child()
     give_way()
     delivery = msgspec.msgpack.decode(sys.stdin.buffer.read(), type=Delivery)
     answer: Answer

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,13 +15,14 @@ from ..core.jobs import TrainCommand, TrainEvent, TrainEventType
 from ..model.out_of_memory import device_lost, out_of_memory
 from ..model.resident import ResidentBase
 from ..store.blobs.reader import BlobReader
+from ..telemetry.logs import get_logger
 from .backprop.micro_batch_size import IDLE_SECONDS, MicroBatchSizer
 from .gradient_check import gradient_fault
 from .gradients import Batch, NeedsGradients, accumulate_gradients, select_rows
 from .trainer import Training, train
 from .work import PAUSE, Held, Interruptible, Pause
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 OUT_OF_MEMORY: Final = "OUT_OF_MEMORY"
 
@@ -246,7 +246,7 @@ def _reason(job: str, failure: Exception) -> Error:
             reason=OUT_OF_MEMORY,
         )
     id, error = internal_error()
-    log.error("training job %s failed with internal error %s", job, id, exc_info=failure)
+    log.error("job failed by a defect", job_id=job, error_id=id, exc_info=failure)
     return error
 
 
@@ -259,5 +259,5 @@ def make_job_scheduler(
     """
     fault = gradient_fault(base)
     if fault is not None:
-        log.error("training is not possible: %s", fault.message)
+        log.error("training is not possible", error=fault.message)
     return JobScheduler(base, jobs_dir, blobs, fault, activation_memory)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import sys
 from collections.abc import Awaitable, Callable
 from typing import cast
@@ -13,7 +12,7 @@ import msgspec
 
 from ...core.compose import ComposeCommand, ComposeResult
 from ...core.errors import Code, Error, Reason
-from ...telemetry.logs import get_logger
+from ...telemetry.logs import child_environment, get_logger
 
 log = get_logger(__name__)
 
@@ -37,7 +36,7 @@ async def run_composer(command: ComposeCommand) -> ComposeResult:
         *(sys.executable, "-m", MODULE),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
-        env={"OMP_NUM_THREADS": "1", **os.environ},
+        env={"OMP_NUM_THREADS": "1", **child_environment()},
         start_new_session=True,  # a Ctrl-C in the terminal is the server's to handle
     )
     try:

@@ -19,7 +19,7 @@ from ...core.jobs import MIN_ACCURACY, JobRequest, TrainSpec
 from ...core.watch import Watch
 from ...data.dataset import DatasetLimits
 from ...store.records import DatasetRecord
-from ...telemetry.logs import get_logger
+from ...telemetry.logs import child_environment, get_logger
 from ..common.context import Context
 from ..common.damage import retried
 from ..common.workers import compute
@@ -118,6 +118,7 @@ def _in_process(order: Order, tokenizer: str, watch: Watch) -> Checked | RowsSum
         [sys.executable, "-m", MODULE],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
+        env=child_environment(),
         start_new_session=True,  # a Ctrl-C in the terminal is the server's to handle
     ) as child:
         try:

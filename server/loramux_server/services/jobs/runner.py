@@ -8,6 +8,8 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
+import structlog
+
 from ...core.errors import ROWS_DAMAGED, Code, Error, internal_error
 from ...core.jobs import JobState, TrainCommand, TrainEvent, TrainEventType
 from ...core.outage import Outage
@@ -68,7 +70,10 @@ class JobRunner:
     async def recover(self) -> int:
         """Queue again what ran when the server died; gives how many jobs that were."""
         await asyncio.to_thread(self._store.sweep_job_folders)
-        return len(await asyncio.to_thread(self._store.jobs.requeue_interrupted, self._store.state.id))
+        found = await asyncio.to_thread(self._store.jobs.requeue_interrupted, self._store.state.id)
+        for job in found:
+            log.info("interrupted job queued again", job_id=job.id, tenant=job.request.tenant, adapter=job.request.name)
+        return len(found)
 
     async def run(self) -> None:
         """Work until cancelled."""
@@ -98,7 +103,8 @@ class JobRunner:
             await asyncio.to_thread(self._store.jobs.requeue_interrupted, "")
             return
         self._board.queued.set()  # there may be more, and others who look for it
-        await self._attempt(job)
+        with structlog.contextvars.bound_contextvars(job_id=job.id):
+            await self._attempt(job)
 
     async def _attempt(self, job: JobRecord) -> None:
         """Run a job to a final state, or back into the queue when the engine was lost."""
@@ -137,16 +143,16 @@ class JobRunner:
                 self._store_answers()
             except Error as error:
                 if error.reason == LEASE_LOST:
-                    log.warning("lease lost to another server, job stopped here", job=job.id)
+                    log.warning("lease lost to another server, job stopped here")
                     work.cancel()
                     return
-                self._store_failed("lease of a job not renewed", error, job=job.id)
+                self._store_failed("lease of a job not renewed", error)
 
     async def _settle(self, job: JobRecord, error: BaseException, begun: bool) -> None:
         """Decide what a failed attempt means for the job; ``begun``: the engine was at work on it."""
         if not isinstance(error, Error):
             id, internal = internal_error()
-            log.error("job failed by a defect", job=job.id, error_id=id, exc_info=error)
+            log.error("job failed by a defect", error_id=id, exc_info=error)
             error = internal
         now = await asyncio.to_thread(self._store.jobs.get, job.id)
         state = now.state
@@ -157,13 +163,12 @@ class JobRunner:
             if trouble.again(now.step, begun):
                 delay = trouble.delay(self._retry_seconds)
                 self._away_until = asyncio.get_running_loop().time() + delay
-                log.warning("engine away, jobs wait", job=job.id, retry_in_seconds=delay)
+                log.warning("engine away, jobs wait", retry_in_seconds=delay)
                 await self._insist(job, JobState.QUEUED, message=f"{error.message}; queued again")
                 return
             words = f"the engine died {trouble.deaths} times at the work on this job, which got no further in between"
             error = Error(error.code, f"{words}; it may be too large for this machine", reason="ENGINE_LOST")
         self._troubles.pop(job.id, None)
-        log.warning("job failed", job=job.id, code=error.code.value, error=error.message)
         await self._insist(job, JobState.FAILED, error=error)
 
     async def _insist(self, job: JobRecord, state: JobState, *, message: str = "", error: Error | None = None) -> None:
@@ -174,7 +179,7 @@ class JobRunner:
                 self._store_answers()
                 return
             except Error as failure:
-                self._store_failed("state of a job not stored yet", failure, job=job.id, state=state.value)
+                self._store_failed("state of a job not stored yet", failure, state=state.value)
                 await asyncio.sleep(self._retry_seconds)
 
     def _store_failed(self, what: str, error: Error, **about: str) -> None:
@@ -255,7 +260,7 @@ class JobRunner:
                     raise
                 lost = error
         words = f"{lost.message}; the dataset is read again"
-        log.warning("the rows of a job are made anew", job=job.id, error=lost.message)
+        log.warning("the rows of a job are made anew", error=lost.message)
         await self._board.append(job, TrainEvent(TrainEventType.MESSAGE, words))
         await asyncio.to_thread(discard_rows, place)
         await self._worker.make_rows(job.request, place)
