@@ -60,6 +60,7 @@ class Engine:
     def __init__(self, folder: Path, state_dir: Path, **settings: object) -> None:
         self.outputs: dict[str, list[Output]] = defaultdict(list)
         self.logits: dict[str, list[Tensor]] = defaultdict(list)
+        self._rows: dict[str, list[Tensor]] = {}
         self.kinds: list[str] = []
         chosen = EngineSettings(model=str(folder), state_dir=str(state_dir), device=DEVICE, dtype="float32", **ROOM)
         chosen = replace(chosen, blobs=str(BLOBS.reader.folder))
@@ -79,6 +80,11 @@ class Engine:
     def _take(self, outputs: list[Output]) -> None:
         for output in outputs:
             self.outputs[output.id].append(output)
+            if isinstance(output.payload, TokenEvent) and output.payload.token_ids:
+                # Rows after a token of a draft that was wrong belong to no token.
+                count = len(output.payload.token_ids)
+                self.logits[output.id] += self._rows[output.id][:count]
+                del self._rows[output.id][:count]
 
     def _make_jobs(self, *given: Any, **more: Any) -> JobScheduler:
         self.jobs = make_job_scheduler(*given, jobs_dir=JOBS, **more)
@@ -90,9 +96,11 @@ class Engine:
         def watched(plan):  # type: ignore[no-untyped-def]
             output = run(plan)
             self.kinds.append(plan.kind)
-            sampling = [w.id for w in plan.work if w.samples]
-            for id, row in zip(sampling, output.next_token, strict=True):
-                self.logits[id].append(row.to("cpu", copy=True))
+            rows = iter(output.next_token)
+            for work in plan.work:
+                if work.samples:
+                    self._rows[work.id] = [next(rows).to("cpu", copy=True) for _ in range(1 + len(work.draft))]
+            assert next(rows, None) is None
             return output
 
         self.runner.run = watched  # type: ignore[method-assign]

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ByteSize, SecretStr
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
-from ..core.settings import CpuWeights, Device, Dtype, EngineSettings
+from ..core.settings import CpuWeights, Device, Dtype, EngineSettings, Speculate
 from ..core.types import SamplingParams
 from .fields import Address, HostNames, ListenAddress, LocalPath, OptionalAddress, Origins, Size, setting, state_home
 from .groups import AuditSettings, LogSettings, OidcSettings, TlsSettings, TrainingSettings
@@ -189,6 +189,9 @@ class Settings(LimitSettings, BaseSettings):
         ge=1,
         le=1_048_576,
     )
+    speculate: Speculate = setting(
+        "ngram", "Serving", "off|ngram", "compute on trial what followed the last tokens where they stood before"
+    )
     cuda_graphs: bool = setting(True, "Serving", "", "replay decode steps as CUDA graphs, on a GPU and in 16-bit types")
 
     max_training_jobs: int = setting(4, "Training", "N", "training jobs at work at a time", ge=1, le=64)
@@ -237,6 +240,7 @@ class Settings(LimitSettings, BaseSettings):
             training_slice_ms=self.training.slice_ms,
             training_activation_memory=_plain(self.training.activation_memory),
             cuda_graphs=self.cuda_graphs,
+            speculate=self.speculate,
             grammar_seconds=self.max_grammar_seconds,
             grammar_memory=int(self.max_grammar_memory),
         )

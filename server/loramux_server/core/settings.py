@@ -8,6 +8,7 @@ from typing import Literal
 Device = Literal["auto", "cpu", "cuda"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 CpuWeights = Literal["auto", "packed", "unpacked"]
+Speculate = Literal["off", "ngram"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +47,8 @@ class EngineSettings:
     """Bytes of a micro-batch's activations before gradient checkpointing starts; None: a
     quarter of what is free when a job starts."""
     cuda_graphs: bool = True
+    speculate: Speculate = "ngram"
+    """Whether steps also compute what followed the last tokens where they stood before, on trial."""
     grammar_seconds: float = 2.0
     """Processor time that compiling a caller's grammar may take."""
     grammar_memory: int = 512 << 20

@@ -31,6 +31,7 @@ from .memory import device_memory, plan_memory
 from .residency.cache import HostCache
 from .residency.load_quota import LoadQuota
 from .residency.manager import ResidencyManager
+from .scheduling.drafts import ROW_COST, NgramDrafter
 from .scheduling.pages import PagePool, prefix_root
 from .scheduling.plan import StepLimits
 from .scheduling.scheduler import Scheduler
@@ -102,6 +103,7 @@ def build_engine(
         residency,
         lambda seq: prefix_root(base_id, salt(seq.tenant), seq.stack),
         ready=grammars.ready,
+        drafter=NgramDrafter(ROW_COST[base.device.type]) if settings.speculate == "ngram" else None,
     )
 
     def memory(training: int) -> dict[str, int]:

@@ -276,7 +276,12 @@ class EngineLoop:
             self._shed(plan)
             return
         self.scheduler.advance(plan)
-        self._selector.select([self._live(w.id) for w in plan.work if w.samples], output.next_token)
+        sampling = [w for w in plan.work if w.samples]
+        accepted = self._selector.select(
+            [self._live(w.id) for w in sampling], output.next_token, [w.draft for w in sampling]
+        )
+        for work, count in zip(sampling, accepted, strict=True):
+            self.scheduler.verified(work, count)
         self._scores.collect(plan, output.scores)
         self._embeddings.collect(plan, output.states)
         seconds = time.monotonic() - started

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from random import Random
 
@@ -19,6 +19,7 @@ from loramux_server.core.background import Ended, Report
 from loramux_server.core.errors import Code, Error
 from loramux_server.core.jobs import TrainCommand, TrainSpec
 from loramux_server.core.types import AdapterVersion, SamplingParams, Stack, StackEntry
+from loramux_server.engine.scheduling.drafts import NgramDrafter
 from loramux_server.engine.scheduling.pages import PagePool, prefix_root
 from loramux_server.engine.scheduling.plan import Admission, StepLimits, StepPlan
 from loramux_server.engine.scheduling.scheduler import Scheduler
@@ -136,6 +137,7 @@ def make_scheduler(
     salt: Callable[[str], bytes] = str.encode,
     clock: Callable[[], float] | None = None,
     tenant_slowdown: float = 1.2,
+    drafter: NgramDrafter | None = None,
     **limits: int,
 ) -> Scheduler:
     bank = bank or FakeBank()
@@ -148,7 +150,25 @@ def make_scheduler(
         bank,
         root,
         clock=clock or (lambda: float(next(seconds))),
+        drafter=drafter,
     )
+
+
+class Guesser(NgramDrafter):
+    """Knows what requests give alone, and drafts it with a fault here and there."""
+
+    def __init__(self, draw: Random) -> None:
+        super().__init__(row_cost=0.1)
+        self._draw = draw
+
+    def draft(self, seqs: Collection[Sequence], rows: int, most: Mapping[str, int]) -> dict[str, tuple[int, ...]]:
+        drafts = {}
+        for seq in seqs:
+            super().draft([seq], rows, most)
+            right = solo(key_of(seq), seq.tokens[: seq.prompt_length], seq.sampling.max_tokens)[seq.num_output :]
+            length = self._draw.randint(0, most[seq.id])
+            drafts[seq.id] = tuple(t if self._draw.random() < 0.8 else VOCAB for t in right[:length])
+        return drafts
 
 
 @dataclass
@@ -179,15 +199,16 @@ class Machine:
 
     def compute(self, plan: StepPlan) -> None:
         size = self.scheduler.pages.page_size
-        chosen: dict[str, int] = {}
+        chosen: dict[str, list[int]] = {}  # by row of a work that samples
         for work in plan.work:
             seq = self.scheduler.get(work.id)
             assert seq is not None
-            places = [(work.pages[p // size], p % size) for p in range(work.end)]
-            for position, token in enumerate(work.tokens, work.start):
+            places = [(work.pages[p // size], p % size) for p in range(work.start + work.rows)]
+            for position, token in enumerate(work.tokens + work.draft, work.start):
                 before = self.kv[places[position - 1]] if position else 0
                 self.kv[places[position]] = hidden(key_of(seq), token, position, before)
-            chosen[work.id] = hash(tuple(self.kv[p] for p in places)) % VOCAB
+            ends = range(work.end, work.start + work.rows + 1)
+            chosen[work.id] = [hash(tuple(self.kv[p] for p in places[:end])) % VOCAB for end in ends]
         self.scheduler.advance(plan)
         self.scheduler.contention.measured(1 + 0.1 * plan.tokens)
         self.steps += bool(plan.work)
@@ -195,9 +216,15 @@ class Machine:
             seq = self.scheduler.get(work.id)
             assert seq is not None
             if work.samples:
-                seq.tokens.append(chosen[work.id])
+                tokens = chosen[work.id]
+                right = 0
+                while right < len(work.draft) and tokens[right] == work.draft[right]:
+                    right += 1
+                seq.tokens += tokens[: right + 1]
+                seq.num_computed += right
                 if seq.num_output == seq.sampling.max_tokens:
                     self.end(seq, "done")
+                self.scheduler.verified(work, right)
 
     def check(self, plan: StepPlan) -> None:
         """What must hold of every plan."""
@@ -221,7 +248,9 @@ class Machine:
             assert work.start == seq.num_computed
             assert list(work.tokens) == seq.tokens[work.start : work.end]
             assert work.samples == (work.end == len(seq.tokens))
-            assert len(work.pages) == pool.needed(work.end)
+            assert len(work.pages) == pool.needed(work.start + work.rows)
+            assert not work.draft or (work.samples and work.length == 1)
+            assert len(seq.tokens) + len(work.draft) < seq.limit or not work.draft
             wanted = [(e.adapter.digest, e.weight) for e in seq.stack.entries if e.weight]
             assert [(slot.digest, weight) for slot, weight in work.stack] == wanted
             for slot, _ in work.stack:
@@ -309,6 +338,7 @@ def simulate(seed: int, steps: int = 60) -> Machine:
         max_batch_tokens=draw.choice([1, 3, 8, 32]),
         max_running=draw.choice([1, 3, 16]),
         max_queue=draw.choice([3, 1000]),
+        drafter=draw.choice([None, Guesser(draw)]),
     )
     machine = Machine(scheduler, bank)
     asked: dict[str, Sequence] = {}
@@ -342,7 +372,7 @@ def simulate(seed: int, steps: int = 60) -> Machine:
             machine.check(plan)
             if plan.tokens > 1:  # the step ran out of memory, perhaps after it wrote rubbish to its pages
                 for work in plan.work:
-                    for position in range(work.start, work.end):
+                    for position in range(work.start, work.start + work.rows):
                         machine.kv[work.pages[position // size], position % size] = -1
                 scheduler.shrink(max(1, plan.tokens // 2))
                 scheduler.pages.check()

@@ -19,9 +19,9 @@ from .graphs import DecodeGraphs
 
 @dataclass(frozen=True, slots=True)
 class StepOutput:
-    """What a step computed: one row per sampling work of the plan, and the rows of what is scored or pooled."""
+    """What a step computed: rows of the sampling works, and of what is scored or pooled."""
 
-    next_token: Tensor  # [sampling works, vocabulary]
+    next_token: Tensor  # [sampling works and tokens of their drafts, vocabulary], a work's rows together
     scores: Mapping[str, Tensor]  # id -> [positions, vocabulary]
     states: Mapping[str, Tensor]  # id -> [positions, hidden]
 
@@ -44,17 +44,17 @@ class ModelRunner:
         pooled: dict[str, slice] = {}
         for work in plan.work:
             first = len(ids)
-            ids += work.tokens
-            positions += range(work.start, work.end)
+            ids += work.tokens + work.draft
+            positions += range(work.start, work.start + work.rows)
             if work.samples:
-                sampled.append(len(ids) - 1)
+                sampled += range(len(ids) - 1 - len(work.draft), len(ids))
             if work.scored:
                 scored[work.id] = [first + position - work.start for position in work.scored]
             if work.pooled:
                 pooled[work.id] = slice(first + work.pooled.start - work.start, first + work.pooled.stop - work.start)
         wanted = sampled + [row for rows in scored.values() for row in rows]
-        spans = [Span(w.start, w.length, w.pages) for w in plan.work]
-        segments = tuple(RowSegment(w.length, w.stack) for w in plan.work)
+        spans = [span for w in plan.work for span in _spans(w)]
+        segments = tuple(RowSegment(w.rows, w.stack) for w in plan.work)
         self._clear_begun(plan.work)
         logits = None
         states: Tensor | None = None
@@ -82,7 +82,8 @@ class ModelRunner:
         pass through the mask.
         """
         size = self.kv.shape.page_size
-        begun = [w.pages[-1] for w in works if w.start <= (len(w.pages) - 1) * size and w.end % size]
+        ends = [(w, w.start + w.rows) for w in works]
+        begun = [w.pages[end // size] for w, end in ends if w.start <= end // size * size < end]
         for page in begun:
             self.kv.keys[:, page].zero_()
             self.kv.values[:, page].zero_()
@@ -90,3 +91,13 @@ class ModelRunner:
     def _plan_routing(self, segments: tuple[RowSegment, ...]) -> Routing | None:
         blocks = plan_blocks(self.bank, segments)
         return Routing(tuple(blocks)) if blocks else None
+
+
+def _spans(work: Work) -> list[Span]:
+    """A work's spans: one, or one a row where there is a draft, so that it is computed as decoding is.
+
+    All keys and values are written before any row attends, so a row finds those of the rows before it.
+    """
+    if not work.draft:
+        return [Span(work.start, work.length, work.pages)]
+    return [Span(work.start + row, 1, work.pages) for row in range(work.rows)]

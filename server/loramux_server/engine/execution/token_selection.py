@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -13,7 +14,7 @@ from ...core.backend import TokenEvent
 from ...core.errors import Error
 from ...core.types import FinishReason, TokenLogprob
 from ..grammar.masks import GrammarMasks, grammar_error
-from ..scheduling.sequence import Sequence
+from ..scheduling.sequence import Sequence, State
 from ..transport.protocol import Output
 from .sampler import sample
 from .scores import not_finite
@@ -33,14 +34,32 @@ class TokenSelector:
         self._grammars, self._eos = grammars, eos
         self._finish, self._end, self._emit = finish, end, emit
 
-    def select(self, seqs: Seq[Sequence], logits: Tensor) -> None:
-        """Sample a token for each row of ``logits`` [sequences, vocabulary]; where a mask is late, in a later step."""
-        self._grammars.wait(seqs)
-        late = [i for i, s in enumerate(seqs) if not self._grammars.ready(s)]
-        for i in late:
-            self._grammars.hold(seqs[i], logits[i])
-        rows = [i for i in range(len(seqs)) if i not in late]
-        self._extend([seqs[i] for i in rows], logits[rows] if late else logits)
+    def select(self, seqs: Seq[Sequence], logits: Tensor, drafts: Seq[Seq[int]]) -> list[int]:
+        """Sample tokens from ``logits`` [rows, vocabulary], where sequence i has ``1 + len(drafts[i])`` rows.
+
+        A row after the first counts only where the one before selected what the draft says, so the tokens are those
+        that steps without drafts select. Where a mask is late, its token is selected in a later step. Gives how many
+        tokens of each draft were right.
+        """
+        accepted = [0] * len(seqs)
+        firsts = list(accumulate((1 + len(draft) for draft in drafts), initial=0))
+        going = list(range(len(seqs)))
+        while going:
+            now = [seqs[i] for i in going]
+            self._grammars.wait(now)
+            ready = [i for i in going if self._grammars.ready(seqs[i])]
+            rows = [firsts[i] + accepted[i] for i in ready]
+            for i in set(going).difference(ready):
+                self._grammars.hold(seqs[i], logits[firsts[i] + accepted[i]])
+            chosen = self._extend([seqs[i] for i in ready], logits if len(rows) == len(logits) else logits[rows])
+            going = []
+            for i, token in zip(ready, chosen, strict=True):
+                if accepted[i] < len(drafts[i]) and token == drafts[i][accepted[i]]:
+                    accepted[i] += 1
+                    if seqs[i].state is State.RUNNING:
+                        seqs[i].num_computed += 1
+                        going.append(i)
+        return accepted
 
     def handle_masks(self) -> None:
         """End the sequences whose grammar is complete or broken, and select the tokens that waited for their masks."""
@@ -58,15 +77,17 @@ class TokenSelector:
             seqs, rows = zip(*due, strict=True)
             self._extend(seqs, torch.stack(rows))
 
-    def _extend(self, seqs: Seq[Sequence], logits: Tensor) -> None:
-        """Select a token from each row of ``logits`` [sequences, vocabulary]."""
+    def _extend(self, seqs: Seq[Sequence], logits: Tensor) -> list[int | None]:
+        """Select a token from each row of ``logits`` [sequences, vocabulary]; None where they are not finite."""
         masks = {i: bits for i, s in enumerate(seqs) if (bits := self._grammars.bits(s)) is not None}
-        for seq, found in zip(seqs, sample(logits, seqs, self._eos, masks), strict=True):
+        sampled = sample(logits, seqs, self._eos, masks)
+        for seq, found in zip(seqs, sampled, strict=True):
             if found.token is None:
                 self._end(seq, not_finite(seq.stack))
                 continue
             seq.tokens.append(found.token)
             self._emit_token(seq, found.token, found.logprob)
+        return [found.token for found in sampled]
 
     def _emit_token(self, seq: Sequence, token: int, logprob: TokenLogprob | None) -> None:
         s = seq.sampling

@@ -29,17 +29,19 @@ class Work:
     """Positions whose logits score the token that follows."""
     pooled: range = NO_POSITIONS
     """Positions whose hidden states become part of an embedding."""
+    draft: tuple[int, ...] = ()
+    """Tokens that may follow ``tokens``, computed with them: each has a row of logits too."""
 
     @classmethod
-    def of(cls, seq: Sequence, length: int, stack: Entries) -> Work:
-        """The next ``length`` tokens of a sequence that has the pages for them."""
+    def of(cls, seq: Sequence, length: int, stack: Entries, draft: tuple[int, ...] = ()) -> Work:
+        """The next ``length`` tokens of a sequence, and a draft of those after, for which it has the pages."""
         start, end = seq.num_computed, seq.num_computed + length
         tokens, pages = tuple(seq.tokens[start:end]), tuple(seq.pages)
         if seq.pooling is not None:
             first = start if seq.pooling is Pooling.MEAN else max(start, len(seq.tokens) - 1)
             return cls(seq.id, start, tokens, pages, stack, pooled=range(first, end))
         if seq.score_from is None:
-            return cls(seq.id, start, tokens, pages, stack, samples=end == len(seq.tokens))
+            return cls(seq.id, start, tokens, pages, stack, samples=end == len(seq.tokens), draft=draft)
         scored = range(max(start, seq.score_from - 1), min(end, len(seq.tokens) - 1))
         return cls(seq.id, start, tokens, pages, stack, scored=scored)
 
@@ -49,8 +51,13 @@ class Work:
 
     @property
     def end(self) -> int:
-        """The position after the last token."""
+        """The position after the last token, before the draft."""
         return self.start + len(self.tokens)
+
+    @property
+    def rows(self) -> int:
+        """Tokens to compute, those of the draft included."""
+        return len(self.tokens) + len(self.draft)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,11 +73,12 @@ class StepPlan:
 
     @property
     def tokens(self) -> int:
-        return sum(w.length for w in self.work)
+        """Rows of the step."""
+        return sum(w.rows for w in self.work)
 
     @property
     def kind(self) -> str:
-        """``decode`` when every sequence adds one token, else ``prefill``."""
+        """``decode`` when every sequence adds one token and what its draft gave, else ``prefill``."""
         return "decode" if all(w.length == 1 for w in self.work) else "prefill"
 
     def without(self, ids: Collection[str]) -> StepPlan:

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from ...core.errors import Code, Error
 from .admission import Adapters, AdmissionControl, check_capacity
 from .contention import Contention
+from .drafts import NgramDrafter
 from .fairness import FairQueue
 from .pages import PagePool
 from .plan import StepLimits, StepPlan, Work
@@ -26,7 +27,8 @@ class Scheduler:
     """Owns all live sequences and their pages.
 
     A sequence's adapters are acquired when it starts and released exactly once, when it stops running. Sequences of
-    one ``prefix_root`` share pages; ``ready`` tells whether a waiting one may start at all.
+    one ``prefix_root`` share pages; ``ready`` tells whether a waiting one may start at all. ``drafter`` proposes tokens
+    that a step computes on trial.
     """
 
     def __init__(
@@ -37,8 +39,10 @@ class Scheduler:
         prefix_root: Callable[[Sequence], bytes],
         ready: Callable[[Sequence], bool] = lambda seq: True,
         clock: Callable[[], float] = time.monotonic,
+        drafter: NgramDrafter | None = None,
     ) -> None:
         self.pages, self.limits, self.preemptions = pages, limits, 0
+        self.drafter = drafter
         self._adapters, self._prefix_root = adapters, prefix_root
         self.admission = AdmissionControl(adapters, ready)
         self.contention = Contention(limits.tenant_slowdown, limits.max_batch_tokens, clock)
@@ -70,6 +74,8 @@ class Scheduler:
         seq.state = State.FINISHED
         self.admission.forget(seq)
         self._queue.leave(seq)
+        if self.drafter is not None:
+            self.drafter.forget(seq.id)
         del self._all[seq.id]
 
     def expired(self, now: float) -> list[Sequence]:
@@ -125,12 +131,16 @@ class Scheduler:
                 new.num_cached, new.admitted = new.num_computed, True
                 started.append(new.id)
             take(new)
-        for seq, length in chosen:
-            seq.last_step = self._steps
-            self._queue.charge(seq, length)
-        self.contention.planned([(seq.tenant, length) for seq, length in chosen])
+        # Where tenants compete, the time that drafts take is not one tenant's to give.
+        drafts = {} if shares else self._draft(chosen, budget)
         # Now that all are admitted: a swap for one of them may have moved the slots of another.
-        work = [Work.of(seq, length, self._adapters.entries(seq.stack)) for seq, length in chosen]
+        work = [
+            Work.of(seq, length, self._adapters.entries(seq.stack), drafts.get(seq.id, ())) for seq, length in chosen
+        ]
+        for (seq, _), part in zip(chosen, work, strict=True):
+            seq.last_step = self._steps
+            self._queue.charge(seq, part.rows)
+        self.contention.planned([(seq.tenant, part.rows) for (seq, _), part in zip(chosen, work, strict=True)])
         work.sort(key=lambda w: (w.length > 1, not w.stack))
         return StepPlan(tuple(work), tuple(preempted), tuple(started), self._adapters.drain_swaps())
 
@@ -143,6 +153,17 @@ class Scheduler:
                 if seq.pooling is None:  # nobody goes on from a text that is embedded
                     self.pages.extend(seq.id, seq.tokens, seq.num_computed, seq.pages)
 
+    def verified(self, work: Work, accepted: int) -> None:
+        """Note that so many tokens of a work's draft were right. Pages that only the others need are given back."""
+        if self.drafter is None or not work.draft:
+            return
+        self.drafter.verified(work.id, len(work.draft), accepted)
+        seq = self._all.get(work.id)
+        if seq is not None and seq.state is State.RUNNING:
+            needed = self.pages.needed(seq.num_computed + 1)
+            self.pages.release(seq.pages[needed:])
+            del seq.pages[needed:]
+
     def shrink(self, max_batch_tokens: int) -> None:
         """After an out-of-memory step: preempt everything, and make no larger steps any more."""
         self.limits = self.limits.at_most(max_batch_tokens)
@@ -153,6 +174,7 @@ class Scheduler:
         """What is held, by kind: all counts are 0 when no sequence lives. Raises AssertionError if a page is lost."""
         self.pages.check()
         held = {"sequences": len(self._all), "running": len(self._running), "waiting": len(self._queue)}
+        held["drafts"] = 0 if self.drafter is None else len(self.drafter)
         return held | {"refusals": len(self.admission), "pages": self.pages.held}
 
     def _grow(self, seq: Sequence, length: int, preempted: list[str], chosen: list[tuple[Sequence, int]]) -> bool:
@@ -165,6 +187,25 @@ class Scheduler:
                 return False
         seq.pages += [self.pages.allocate() for _ in range(missing)]
         return True
+
+    def _draft(self, chosen: list[tuple[Sequence, int]], budget: int) -> dict[str, tuple[int, ...]]:
+        """Drafts for those that decode, within the step's ``budget`` and the pages that nobody holds."""
+        if self.drafter is None or budget < 1:
+            return {}
+        decoding = [seq for seq, length in chosen if length == seq.num_left == 1 and seq.generates]
+        rows = self.limits.max_batch_tokens - budget
+        most = {seq.id: seq.sampling.max_tokens - seq.num_output - 1 for seq in decoding}
+        drafts = self.drafter.draft(decoding, rows, most)
+        for seq in decoding:
+            draft = drafts.get(seq.id, ())[:budget]
+            budget -= len(draft)
+            end = seq.num_computed + 1 + len(draft)
+            missing = max(0, self.pages.needed(end) - len(seq.pages))
+            lent = min(missing, self.pages.available)
+            seq.pages += [self.pages.allocate() for _ in range(lent)]
+            fitting = len(seq.pages) * self.pages.page_size - seq.num_computed - 1
+            drafts[seq.id] = draft[:fitting]
+        return drafts
 
     def _admissible(self, shares: Mapping[str, int], preempted: list[str], blocked: set[str]) -> Iterator[Sequence]:
         """Waiting sequences whose tenants have room in the step and are not ``blocked``, in their order.
