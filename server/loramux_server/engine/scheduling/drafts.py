@@ -26,7 +26,7 @@ LEARN = 0.2
 """Weight of a draft's token in that chance."""
 ROW_COST = {"cpu": 0.1, "cuda": 0.01}
 """Time of one row more in a step, as part of that of a step with one row."""
-RECOVER = 0.01
+RECOVER = 0.003
 """Part of the way back to the prior that the chance goes with each step without a draft: so it is tried again."""
 
 
