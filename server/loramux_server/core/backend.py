@@ -159,6 +159,10 @@ class EngineStats:
     """tier -> adapters of requests that were there when the request came; ``disk``: in no memory."""
     adapter_evictions: int = 0
     preemptions: int = 0
+    draft_tokens: int = 0
+    """Tokens that steps computed on trial."""
+    accepted_tokens: int = 0
+    """Those of them that became part of answers."""
     prefix_hit_tokens: int = 0
     steps: dict[str, tuple[int, float]] = field(default_factory=dict)
     """kind (prefill, decode, train) -> (steps, seconds) since start."""

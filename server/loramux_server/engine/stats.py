@@ -57,6 +57,8 @@ class StatsCollector:
             adapter_hits=dict(residency.hits),
             adapter_evictions=runner.bank.evictions,
             preemptions=scheduler.preemptions,
+            draft_tokens=scheduler.drafter.drafted if scheduler.drafter is not None else 0,
+            accepted_tokens=scheduler.drafter.accepted if scheduler.drafter is not None else 0,
             prefix_hit_tokens=pages.hit_tokens,
             steps=steps,
             training_jobs=training.jobs,

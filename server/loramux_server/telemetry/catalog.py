@@ -65,6 +65,16 @@ WAITING = GaugeMetric(
 PREEMPTIONS = CounterMetric(
     name="loramux_preemptions_total", meaning="Generations put back to be computed again.", unit="generations"
 )
+DRAFT_TOKENS = CounterMetric(
+    name="loramux_spec_decode_num_draft_tokens_total",
+    meaning="Tokens that steps computed on trial (`--speculate`).",
+    unit="tokens",
+)
+ACCEPTED_TOKENS = CounterMetric(
+    name="loramux_spec_decode_num_accepted_tokens_total",
+    meaning="Tokens computed on trial that became part of answers.",
+    unit="tokens",
+)
 QUEUE_WAIT = HistogramMetric(
     name="loramux_queue_wait_seconds",
     meaning="From a generation's arrival in the engine to its first step.",

@@ -42,6 +42,8 @@ def engine_metrics(stats: EngineStats, device: str) -> Iterator[Metric]:
     yield _one(catalog.RUNNING, stats.running)
     yield _one(catalog.WAITING, stats.waiting)
     yield _one(catalog.PREEMPTIONS, stats.preemptions)
+    yield _one(catalog.DRAFT_TOKENS, stats.draft_tokens)
+    yield _one(catalog.ACCEPTED_TOKENS, stats.accepted_tokens)
     yield _queue_waits(stats)
     yield _sums(catalog.STEPS, stats.steps)
     yield _one(catalog.KV_USAGE, stats.kv_pages_used / stats.kv_pages_total if stats.kv_pages_total else 0.0)
