@@ -73,11 +73,15 @@ class ServerProcess:
 
     def metrics(self) -> str:
         """The metrics page, once the server has said where it is."""
+        with urllib.request.urlopen(self.metrics_url, timeout=10) as answer:
+            return str(answer.read().decode())
+
+    @property
+    def metrics_url(self) -> str:
+        """Where the metrics are, once the server has said so."""
         self.wait_for("/metrics")
         with self.changed:
-            line = next(line for line in self.lines if "/metrics" in line)
-        with urllib.request.urlopen(line.split()[-1], timeout=10) as answer:
-            return str(answer.read().decode())
+            return next(line for line in self.lines if "/metrics" in line).split()[-1]
 
     @property
     def http_address(self) -> str:

@@ -7,17 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from .panel import SOURCE, Json
-from .queries import SERVER, TENANT
+from .queries import VARIABLES
 from .rows import ROWS
 
 FILE = Path(__file__).parents[2] / "deploy" / "monitoring" / "grafana" / "dashboards" / "loramux.json"
 COLUMNS = 24
-
-VARIABLES = {
-    "instance": "label_values(loramux_engine_up, instance)",
-    "tenant": f"label_values(loramux_generated_tokens_total{{{SERVER}}}, tenant)",
-    "adapter": f"label_values(loramux_generated_tokens_total{{{TENANT}}}, adapter)",
-}
 
 
 def dashboard() -> Json:

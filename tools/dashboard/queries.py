@@ -8,6 +8,14 @@ from __future__ import annotations
 SERVER = 'instance=~"$instance"'
 TENANT = f'{SERVER}, tenant=~"$tenant"'
 STACK = f'{TENANT}, adapter=~"$adapter"'
+COMPUTED = f'{STACK}, adapter!="_none"'
+"""Calls that computed with a stack."""
+VARIABLES = {
+    "instance": "label_values(loramux_engine_up, instance)",
+    "tenant": f"label_values(loramux_generated_tokens_total{{{SERVER}}}, tenant)",
+    "adapter": f"label_values(loramux_generated_tokens_total{{{TENANT}}}, adapter)",
+}
+"""What may be chosen above the panels."""
 
 
 def rate(metric: str, where: str = SERVER, by: str = "") -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from .panel import TOKENS, Panel, above, number
-from .queries import SERVER, STACK, TENANT, p95, per_hour, quantile, quantiles, rate, ratio, split
+from .queries import COMPUTED, SERVER, STACK, TENANT, p95, per_hour, quantile, quantiles, rate, ratio, split
 
 FIRST_TOKEN, BUDGET, LEAST_FREE, MOST_KV = 2.5, 0.01, 0.05, 0.95
 """The objective of recording.yml, its budget, and where alerts on memory begin."""
@@ -129,7 +129,13 @@ OVERVIEW = [
 TENANTS = [
     Panel("Generated tokens by tenant", "", TOKENS, split("generated_tokens_total", "tenant", STACK), stacked=True),
     Panel("Prompt tokens by tenant", "", TOKENS, split("prompt_tokens_total", "tenant", STACK), stacked=True),
-    Panel("Calls by tenant", "", "reqps", split("request_duration_seconds_count", "tenant", STACK), stacked=True),
+    Panel(
+        "Calls by tenant",
+        "Calls that computed something: answers, scores, embeddings.",
+        "reqps",
+        split("request_duration_seconds_count", "tenant", COMPUTED),
+        stacked=True,
+    ),
     Panel(
         "Time to first token by tenant, p95",
         "",
@@ -137,7 +143,7 @@ TENANTS = [
         p95("time_to_first_token_seconds", "tenant"),
         above(FIRST_TOKEN),
     ),
-    Panel("Call duration by tenant, p95", "", "s", p95("request_duration_seconds", "tenant")),
+    Panel("Call duration by tenant, p95", "", "s", p95("request_duration_seconds", "tenant", COMPUTED)),
     Panel(
         "Refusals by quota",
         "Calls that a quota refused.",
@@ -156,7 +162,7 @@ ADAPTERS = [
         p95("time_to_first_token_seconds", "adapter"),
         above(FIRST_TOKEN),
     ),
-    Panel("Call duration by adapter, p95", "", "s", p95("request_duration_seconds", "adapter")),
+    Panel("Call duration by adapter, p95", "", "s", p95("request_duration_seconds", "adapter", COMPUTED)),
     Panel(
         "Where adapters were found",
         "The adapters of requests when these came: on the device, in host memory, or on the disk alone.",
