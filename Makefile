@@ -115,6 +115,10 @@ bench-validation: $(READY) ## Measure streams while 200,000 rows are checked; a 
 bench-front: $(READY) ## Measure what HTTP costs beside gRPC: four minutes; a trial with BENCH_ARGS=--quick
 	@$(BIN)/python -m benchmarks.doors $(BENCH_ARGS)
 
+.PHONY: bench-speculation
+bench-speculation: $(READY) ## Measure what drafts give: six minutes; a trial with BENCH_ARGS=--quick
+	@$(BIN)/python -m benchmarks.speculation $(BENCH_ARGS)
+
 .PHONY: bench-overload
 bench-overload: $(READY) ## Measure 2,000 calls at once: who is refused, and how fast; a trial with BENCH_ARGS=--quick
 	@$(BIN)/python -m benchmarks.overload $(BENCH_ARGS)
