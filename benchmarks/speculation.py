@@ -40,8 +40,8 @@ REPEATS = {
     '    return width * height\n\n\ndef perimeter(width, height):\n    """Perimeter of a rectangle."""\n'
     "    return 2 * (width + height)\n```",
     "quote": 'Repeat the text word for word: "The harbour town wakes slowly. Fishing boats come back before six, and'
-    " the baker on the quay opens at seven. By eight the first ferry leaves for the island, and the school children cross"
-    ' the bridge. At nine the market opens, and the harbour is loud until noon."',
+    " the baker on the quay opens at seven. By eight the first ferry leaves for the island, and the children cross the"
+    ' bridge. At nine the market opens, and the harbour is loud until noon."',
 }
 OPEN = {
     "sky": "Explain in simple words why the sky is blue.",
