@@ -40,7 +40,7 @@ def settings() -> str:
     """The table of the limits that are settings."""
     named = {leaf.name: leaf for leaf in leaves()}
     rows = [(f"`{leaf.flag}`", shown(leaf.info.default), text(leaf)) for leaf in _limits(named)]
-    return _table(("Setting", "Default", ""), rows)
+    return tables.table(("Setting", "Default", ""), rows)
 
 
 def _limits(named: dict[str, Leaf]) -> list[Leaf]:
@@ -111,26 +111,15 @@ def fixed() -> str:
         ("`page_size`; rows to show", f"{MAX_PAGE:,}; {MAX_SHOWN}"),
         ("stacks of `on_top_of`; `replay_rows`", f"{MAX_STACKS}; {MAX_REPLAY_ROWS:,}"),
     ]
-    return _table(("What", "At most"), rows)
-
-
-def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
-    lines = [head, ("---",) * len(head), *rows]
-    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines).replace("| --- ", "|---").replace("---|", "---|")
+    return tables.table(("What", "At most"), rows)
 
 
 TABLES = {"limits": settings, "bounds": fixed}
 
 
 def with_tables(page: str) -> str:
-    """``page`` with the tables between their markers. Raises ValueError for a page that lacks some."""
-    for name, make in TABLES.items():
-        place = re.compile(rf"(<!-- table: {name} -->\n).*?(<!-- table: end -->)", re.DOTALL)
-        if not place.search(page):
-            raise ValueError(f"the page has no markers for the table of {name}")
-        made = make()
-        page = place.sub(lambda found, made=made: f"{found[1]}\n{made}\n{found[2]}", page)  # type: ignore[misc]
-    return page
+    """``page`` with both tables anew. Raises ValueError for a page that lacks a place for one."""
+    return tables.placed(page, {name: make() for name, make in TABLES.items()})
 
 
 def main() -> int:

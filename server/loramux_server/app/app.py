@@ -54,7 +54,7 @@ from .door import Door
 from .door_limits import http_limits, rpc_limits
 from .identity import Identity
 from .memory_watch import MemoryWatch
-from .scrape import stats_from_thread
+from .scrape import names_from_thread, stats_from_thread
 from .tls import metrics_endpoint, metrics_page, open_certificate
 
 logger = get_logger(__name__)
@@ -180,7 +180,8 @@ class App:
         self.availability.step = ""
         self._say.progress("reading the tokenizer")
         text = await asyncio.to_thread(TextTokenizer.load, info.tokenizer_path)
-        self._metrics.engine_ready(info, stats_from_thread(backend, asyncio.get_running_loop()))
+        loop = asyncio.get_running_loop()
+        self._metrics.engine_ready(info, stats_from_thread(backend, loop), names_from_thread(store, loop))
         await self._open_services(backend, store, info, text)
         addresses = [door.address for door in self.doors]
         self._say.ready(settings, addresses, self.metrics_port, info, await backend.stats())

@@ -39,6 +39,7 @@ def metrics_endpoint(
         return None
     return MetricsEndpoint(
         metrics.registry,
+        metrics.for_routers,
         *settings.metrics_listen,
         certificate=certificate if settings.metrics_tls else None,
         token=settings.metrics_token,
@@ -49,4 +50,4 @@ def metrics_page(settings: Settings, metrics: Metrics) -> MetricsPage | None:
     """The metrics at the HTTP door; None: it has none. Raises FAILED_PRECONDITION for a token that cannot be used."""
     if not settings.http_metrics or settings.metrics_token is None:
         return None
-    return MetricsPage(metrics.registry, ScrapeToken(settings.metrics_token))
+    return MetricsPage(metrics.registry, metrics.for_routers, ScrapeToken(settings.metrics_token))

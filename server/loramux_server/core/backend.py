@@ -131,8 +131,24 @@ class EngineInfo:
     """Commit of the hub's repository that the base is from; empty: from elsewhere."""
     hidden_size: int = 0
     """Dimensions of a hidden state, and so of an embedding."""
+    kv_page_tokens: int = 0
+    """Token positions of a KV page."""
     base_damage: str = ""
     """What was wrong with the stored copy of the base, which was made again; empty: nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class GpuStats:
+    """What torch's allocator and NVML tell of the GPU. Sizes in bytes."""
+
+    allocated: int
+    """Of tensors, as torch's allocator counts them."""
+    reserved: int
+    """What torch's allocator holds of the GPU: tensors, and what it keeps for the next ones."""
+    other_processes: int | None = None
+    """What other processes hold; None where NVML is missing, or does not show them and this one, as in a container."""
+    utilization: float | None = None
+    """Share of the last moment in which the GPU was busy, 0 to 1; None where NVML is missing or cannot tell."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,9 +164,19 @@ class EngineStats:
     memory: dict[str, int] = field(default_factory=dict)
     """kind -> bytes: base, adapters, kv_cache, training, other, free, total, process; graphs where there are any.
 
-    On the host the first five make up ``process``, and ``kv_cache`` is what of it has been written to."""
+    ``adapters`` is what is allocated for them. On the host the first five make up ``process``, the resident memory,
+    and of ``adapters`` and ``kv_cache`` what has been written to. On a GPU all up to ``free`` make up ``total``."""
+    gpu: GpuStats | None = None
+    """None on the host."""
     resident: dict[str, tuple[str, ...]] = field(default_factory=dict)
     """tier -> digests of the adapter versions there (``device``, ``host``)."""
+    adapters_running: dict[str, int] = field(default_factory=dict)
+    """digest -> sequences in the batch that use it."""
+    adapters_waiting: dict[str, int] = field(default_factory=dict)
+    """digest -> sequences that wait for a place and use it."""
+    adapter_rows_used: int = 0
+    """Rank rows of the device that resident adapters take."""
+    adapter_rows_total: int = 0
     resident_bytes: dict[str, int] = field(default_factory=dict)
     """tier -> bytes that the adapters there take."""
     adapter_loads: dict[str, tuple[int, float]] = field(default_factory=dict)

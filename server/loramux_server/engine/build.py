@@ -12,8 +12,6 @@ from ..core.backend import EngineInfo
 from ..core.background import Background
 from ..core.settings import EngineSettings
 from ..cpu import native
-from ..cpu.heap import resident_bytes
-from ..host.resources import process_memory
 from ..lora.bank import AdapterBank
 from ..model.base.context_length import max_context
 from ..model.base.quantize import Prepared
@@ -27,7 +25,8 @@ from .execution.model_runner import ModelRunner
 from .grammar.masks import GrammarMasks
 from .inbox import AdapterRead, Inbox, MaskReady
 from .loop import EngineLoop
-from .memory import device_memory, plan_memory
+from .memory import plan_memory
+from .memory_kinds import MemoryKinds
 from .residency.cache import HostCache
 from .residency.load_quota import LoadQuota
 from .residency.manager import ResidencyManager
@@ -106,26 +105,6 @@ def build_engine(
         drafter=NgramDrafter(ROW_COST[base.device.type]) if settings.speculate == "ngram" else None,
     )
 
-    def memory(training: int) -> dict[str, int]:
-        free, total = device_memory(base.device)
-        process = process_memory()
-        on_host = base.device.type == "cpu"
-        adapters = bank.used_bytes + (cache.nbytes if on_host else 0)
-        kv_bytes = resident_bytes(kv.keys) + resident_bytes(kv.values) if on_host else kv.nbytes
-        graph_pool = 0 if graphs is None else graphs.nbytes
-        known = base.nbytes + adapters + kv_bytes + graph_pool + training
-        return {
-            "base": base.nbytes,
-            "adapters": adapters,
-            "kv_cache": kv_bytes,
-            **({} if graphs is None else {"graphs": graph_pool}),
-            "training": training,
-            "other": max(0, (process if on_host else total - free) - known),
-            "free": free,
-            "total": total,
-            "process": process,
-        }
-
     config = base.model.config
     info = EngineInfo(
         base_name=base.name,
@@ -141,6 +120,7 @@ def build_engine(
         tokenizer_path=str(folder),
         base_revision=base.revision,
         hidden_size=int(base.model.get_output_embeddings().weight.shape[1]),
+        kv_page_tokens=shape.page_size,
         base_damage=prepared.damage,
     )
     loop = EngineLoop(
@@ -153,6 +133,6 @@ def build_engine(
         make_background(base, blobs, settings.training_activation_memory),
         info,
         emit,
-        memory,
+        MemoryKinds(base, bank, cache, kv, graphs).read,
     )
     return loop, info

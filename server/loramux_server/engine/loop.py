@@ -23,6 +23,7 @@ from .execution.embeddings import EmbeddingCollector
 from .execution.model_runner import ModelRunner
 from .execution.scores import ScoreCollector
 from .execution.token_selection import TokenSelector
+from .gpu import Gpu
 from .grammar.masks import GrammarMasks
 from .inbox import AdapterRead, Inbox, MaskReady, Message, StopLoop
 from .residency.manager import ResidencyManager
@@ -72,7 +73,7 @@ class EngineLoop:
         share, slice_seconds = settings.training_share, settings.training_slice_ms / 1000
         self._training = TrainingShare(background, share, slice_seconds, done=self._job_done)
         self._info, self._send, self._memory, self._folders = info, emit, memory, settings.folders
-        self._stats = StatsCollector()
+        self._stats = StatsCollector(Gpu(runner.base.device) if runner.base.device.type == "cuda" else None)
         self._scores = ScoreCollector(scheduler.get, self._finish, self._end, self._emit)
         self._embeddings = EmbeddingCollector(scheduler.get, self._finish, self._end, self._emit)
         self._selector = TokenSelector(grammars, info.eos_token_ids, self._finish, self._end, self._emit)

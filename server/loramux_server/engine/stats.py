@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections import Counter
 
 from ..core.backend import QUEUE_WAIT_BOUNDS, EngineStats
 from .execution.model_runner import ModelRunner
+from .gpu import Gpu
 from .grammar.masks import GrammarMasks
 from .residency.manager import ResidencyManager
 from .scheduling.scheduler import Scheduler
+from .scheduling.sequence import State
 from .training_share import TrainingShare
 
 
 class StatsCollector:
     """Counts steps and waits, and reads the counters of the engine's parts."""
 
-    def __init__(self) -> None:
+    def __init__(self, gpu: Gpu | None = None) -> None:
+        self._gpu = gpu
         self._steps: dict[str, tuple[int, float]] = {}
         self._waits = [0] * (len(QUEUE_WAIT_BOUNDS) + 1)
         self._waited = 0.0
@@ -41,6 +45,11 @@ class StatsCollector:
     ) -> EngineStats:
         """Everything as of now."""
         pages = scheduler.pages
+        running: Counter[str] = Counter()
+        waiting: Counter[str] = Counter()
+        for seq in scheduler.sequences:
+            digests = (entry.adapter.digest for entry in seq.stack.entries)
+            (waiting if seq.state is State.WAITING else running).update(digests)
         steps = dict(self._steps)
         if training.stretches:
             steps["train"] = training.stretches, training.seconds
@@ -52,6 +61,11 @@ class StatsCollector:
             kv_bytes_total=runner.kv.nbytes,
             memory=memory,
             resident=residency.resident,
+            gpu=None if self._gpu is None else self._gpu.read(),
+            adapters_running=dict(running),
+            adapters_waiting=dict(waiting),
+            adapter_rows_used=runner.bank.used_rows,
+            adapter_rows_total=runner.bank.rows,
             resident_bytes={"device": runner.bank.used_bytes, "host": residency.host_bytes},
             adapter_loads=residency.loads,
             adapter_hits=dict(residency.hits),

@@ -14,6 +14,7 @@ from ..core.errors import Code, Error
 from ..services.access.methods import METHODS as ASKED
 from ..services.availability import Availability
 from ..services.common.calls import Calls
+from ..telemetry.endpoint import FOR_ROUTERS
 from .anthropic.errors import ANTHROPIC
 from .anthropic.messages import Messages
 from .console.files import ConsoleFiles
@@ -180,6 +181,7 @@ class Application:
             }
         if metrics is not None:
             applications["/metrics"] = {"GET": _Open(metrics.send, limits, calls)}
+            applications[FOR_ROUTERS] = {"GET": _Open(metrics.send_for_routers, limits, calls)}
         if console:
             console_files = ConsoleFiles()
             page = _Open(console_files.send, limits, calls)

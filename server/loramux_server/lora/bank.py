@@ -62,7 +62,7 @@ class AdapterBank(SlotTable):
         self.weights = [GroupWeights(g, a, bs) for g, a, bs in zip(groups, self.a, self.b, strict=True)]
         """The same, as the kernel wants it."""
         self._where = {name: (g.index, j) for g in groups for j, name in enumerate(g.names)}
-        self._row_bytes = sum(t.nbytes for t in [*self.a, *(t for bs in self.b for t in bs)]) // max(rows, 1)
+        self._row_bytes = sum(t.nbytes for t in self.buffers) // max(rows, 1)
 
     @staticmethod
     def row_bytes(groups: Sequence[LinearGroup], dtype: torch.dtype) -> int:
@@ -70,7 +70,13 @@ class AdapterBank(SlotTable):
         return sum(len(g.names) * g.in_features + sum(g.out_features) for g in groups) * dtype.itemsize
 
     @property
+    def buffers(self) -> list[Tensor]:
+        """All that is allocated for adapters on the device."""
+        return [*self.a, *(b for bs in self.b for b in bs)]
+
+    @property
     def used_bytes(self) -> int:
+        """Bytes of the rank rows of resident adapters."""
         return self.nbytes_of(self.used_rows)
 
     def nbytes_of(self, rank: int) -> int:
@@ -99,7 +105,7 @@ class AdapterBank(SlotTable):
         """Make the buffers agree with a swap. Only the copy of ``adapter`` itself may run out of memory."""
         for move in swap.moves:
             by = move.lo - move.to
-            for tensor in [*self.a, *(b for bs in self.b for b in bs)]:
+            for tensor in self.buffers:
                 # In blocks that do not overlap with where they go, so that no memory is needed.
                 for lo in range(move.lo, move.hi, by):
                     hi = min(lo + by, move.hi)

@@ -97,8 +97,13 @@ PREFIX_HITS = CounterMetric(
 )
 CUDA_GRAPHS = GaugeMetric(
     name="loramux_cuda_graphs",
-    meaning="Decode graphs kept; 0: capturing failed. Only where the engine makes them.",
+    meaning="Decode graphs kept; 0: none could be captured. Only where the engine makes them.",
     unit="graphs",
+)
+CUDA_GRAPH_FAILURES = CounterMetric(
+    name="loramux_cuda_graph_failures_total",
+    meaning="Captures of decode graphs that failed: steps that needed them ran without. Only where there are graphs.",
+    unit="captures",
 )
 GRAMMARS = CounterMetric(
     name="loramux_grammars_total",
@@ -115,16 +120,44 @@ GRAMMAR_RESTARTS = CounterMetric(
 # Memory and adapters.
 MEMORY = GaugeMetric(
     name="loramux_vram_bytes",
-    meaning="Memory by kind: of the GPU, or of the host on a CPU.",
+    meaning="Memory of the GPU, or of the host on a CPU, by kind: `base`, `adapters`, `kv_cache`, `graphs`, "
+    "`training`, `other`, `free`, `total`.",
     labels=("device", "kind"),
     unit="bytes",
+)
+ENGINE_MEMORY = GaugeMetric(
+    name="loramux_engine_resident_memory_bytes", meaning="Resident memory of the engine's process.", unit="bytes"
+)
+GPU_ALLOCATOR = GaugeMetric(
+    name="loramux_gpu_allocator_bytes",
+    meaning="What torch's allocator has given to tensors (`allocated`), and holds of the GPU (`reserved`).",
+    labels=("device", "state"),
+    unit="bytes",
+)
+GPU_OTHERS = GaugeMetric(
+    name="loramux_gpu_other_processes_bytes",
+    meaning="What other processes hold of the GPU. Only where NVML shows them and the engine: seldom in a container.",
+    labels=("device",),
+    unit="bytes",
+)
+GPU_UTILIZATION = GaugeMetric(
+    name="loramux_gpu_utilization_ratio",
+    meaning="Share of the last moment in which the GPU was busy, 0 to 1. Only where NVML tells it.",
+    labels=("device",),
+    unit="ratio",
 )
 ADAPTERS = GaugeMetric(
     name="loramux_adapters_resident", meaning="Adapter versions in memory.", labels=("tier",), unit="versions"
 )
+RESIDENT = GaugeMetric(
+    name="loramux_adapter_resident",
+    meaning="1 while a version of this adapter is in memory, of whichever tenant; `_other`: how many versions have no "
+    "name here.",
+    labels=("adapter", "tier"),
+)
 ADAPTER_BYTES = GaugeMetric(
     name="loramux_adapter_bytes",
-    meaning="Bytes of the adapter versions in memory.",
+    meaning="What the adapter versions in memory use; `adapters` of `loramux_vram_bytes` is what is allocated.",
     labels=("tier",),
     unit="bytes",
 )

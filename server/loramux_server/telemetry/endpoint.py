@@ -17,13 +17,16 @@ from ..host.ports import cannot_serve_metrics
 from ..host.tls import TlsContext
 from .scrapes import ScrapeServer
 
+FOR_ROUTERS = "/metrics/vllm"
+"""Path of the gauges that routers read."""
 LEAST_TOKEN = 16
 """Characters."""
 
 
 class MetricsEndpoint:
-    """An HTTP server for one registry. Port 0 takes a free port; ``port`` then tells which.
+    """An HTTP server for the metrics, and at ``/metrics/vllm`` for the gauges that routers read.
 
+    Port 0 takes a free port; ``port`` then tells which.
     With ``certificate`` it speaks TLS, and with ``token``, the file of a bearer token, it answers 401 to whoever does
     not show it. The files are read again when they change.
     """
@@ -31,6 +34,7 @@ class MetricsEndpoint:
     def __init__(
         self,
         registry: CollectorRegistry,
+        for_routers: CollectorRegistry,
         host: str,
         port: int,
         *,
@@ -38,7 +42,7 @@ class MetricsEndpoint:
         token: Path | None = None,
     ) -> None:
         """Raises ``Error`` FAILED_PRECONDITION for a token that cannot be used."""
-        self._metrics = make_wsgi_app(registry)
+        self._metrics, self._for_routers = make_wsgi_app(registry), make_wsgi_app(for_routers)
         self._host = host
         self.port = port
         self._certificate = certificate
@@ -70,7 +74,8 @@ class MetricsEndpoint:
         if self._token is not None and not self._token.is_shown(environ.get("HTTP_AUTHORIZATION", "")):
             start("401 Unauthorized", [("WWW-Authenticate", "Bearer"), ("Content-Type", "text/plain")])
             return [b"The metrics ask for the bearer token of --metrics-token.\n"]
-        return self._metrics(environ, start)
+        page = self._for_routers if environ.get("PATH_INFO") == FOR_ROUTERS else self._metrics
+        return page(environ, start)
 
 
 class ScrapeToken:

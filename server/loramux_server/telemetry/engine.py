@@ -12,33 +12,32 @@ from prometheus_client.utils import floatToGoString
 from ..core.backend import EngineStats
 from . import catalog
 from .declarations import CounterMetric, GaugeMetric, SummaryMetric
+from .labels import OTHER, adapter_label
+from .reading import Reading, used_last
 
 Simple = CounterMetric | GaugeMetric
 GRAMMAR_RESULTS = ("compiled", "refused", "lost")
 
 
 class EngineCollector(Collector):
-    """Turns the latest :class:`EngineStats` into metrics. ``fetch`` gives None while there is no engine.
+    """Turns readings into metrics. ``read`` is called on the scrape's thread, and gives None without an engine."""
 
-    ``fetch`` is called on the thread that serves the scrape.
-    """
-
-    def __init__(self, fetch: Callable[[], EngineStats | None], device: Callable[[], str]) -> None:
-        self._fetch = fetch
-        self._device = device
+    def __init__(self, read: Callable[[], Reading | None]) -> None:
+        self._read = read
 
     def describe(self) -> Iterator[Metric]:
         # Registration asks for the names; an empty answer keeps it from collecting before there is an engine.
         return iter(())
 
     def collect(self) -> Iterator[Metric]:
-        stats = self._fetch()
-        if stats is not None:
-            yield from engine_metrics(stats, self._device())
+        reading = self._read()
+        if reading is not None:
+            yield from engine_metrics(reading)
 
 
-def engine_metrics(stats: EngineStats, device: str) -> Iterator[Metric]:
+def engine_metrics(reading: Reading) -> Iterator[Metric]:
     """The metrics of one reading, in base units."""
+    stats, device = reading.stats, reading.info.device
     yield _one(catalog.RUNNING, stats.running)
     yield _one(catalog.WAITING, stats.waiting)
     yield _one(catalog.PREEMPTIONS, stats.preemptions)
@@ -50,14 +49,40 @@ def engine_metrics(stats: EngineStats, device: str) -> Iterator[Metric]:
     yield _one(catalog.PREFIX_HITS, stats.prefix_hit_tokens)
     if stats.cuda_graphs is not None:
         yield _one(catalog.CUDA_GRAPHS, stats.cuda_graphs)
+        yield _one(catalog.CUDA_GRAPH_FAILURES, stats.cuda_graph_failures)
     yield _each(catalog.GRAMMARS, {result: stats.grammars.get(result, 0) for result in GRAMMAR_RESULTS})
     yield _one(catalog.GRAMMAR_RESTARTS, stats.grammars.get("restarts", 0))
-    yield _each(catalog.MEMORY, stats.memory, device)
+    yield from _memory(stats, device)
     yield _each(catalog.ADAPTERS, {tier: len(digests) for tier, digests in stats.resident.items()})
+    yield _residents(reading)
     yield _each(catalog.ADAPTER_BYTES, stats.resident_bytes)
     yield _sums(catalog.ADAPTER_LOADS, stats.adapter_loads)
     yield _each(catalog.ADAPTER_HITS, stats.adapter_hits)
     yield _one(catalog.ADAPTER_EVICTIONS, stats.adapter_evictions)
+
+
+def _memory(stats: EngineStats, device: str) -> Iterator[Metric]:
+    kinds = {kind: size for kind, size in stats.memory.items() if kind != "process"}
+    yield _each(catalog.MEMORY, kinds, device)
+    if "process" in stats.memory:
+        yield _one(catalog.ENGINE_MEMORY, stats.memory["process"])
+    if (gpu := stats.gpu) is not None:
+        yield _each(catalog.GPU_ALLOCATOR, {"allocated": gpu.allocated, "reserved": gpu.reserved}, device)
+        if gpu.other_processes is not None:
+            yield _each(catalog.GPU_OTHERS, {device: gpu.other_processes})
+        if gpu.utilization is not None:
+            yield _each(catalog.GPU_UTILIZATION, {device: gpu.utilization})
+
+
+def _residents(reading: Reading) -> Metric:
+    family = catalog.RESIDENT.family()
+    for tier, digests in sorted(reading.stats.resident.items()):
+        named = {digest: reading.names.get(digest, ()) for digest in used_last(reading.stats, tier)}
+        for name in sorted({version.name for versions in named.values() for version in versions}):
+            family.add_metric([adapter_label(name), tier], 1)
+        if nameless := len(digests) - sum(map(bool, named.values())):
+            family.add_metric([OTHER, tier], nameless)
+    return family
 
 
 def _one(metric: Simple, value: float) -> Metric:

@@ -29,13 +29,17 @@ class BoundedLabels:
         return value
 
 
+def adapter_label(name: str) -> str:
+    """The value for an adapter, which never is the one for the empty stack."""
+    return _CALLED_BASE if name == BARE else name
+
+
 def stack_label(stack: Stack) -> str:
     """One value for a whole stack, whatever the order of its adapters: ``acme+formal``, ``base`` for none.
 
     So sums over stacks count each token once.
     """
-    label = "+".join(sorted(entry.adapter.name for entry in stack.entries))
-    return (_CALLED_BASE if label == BARE else label) or BARE
+    return adapter_label("+".join(sorted(entry.adapter.name for entry in stack.entries))) if stack else BARE
 
 
 def names_in(label: str) -> frozenset[str]:

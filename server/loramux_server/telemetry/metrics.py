@@ -16,7 +16,9 @@ from ..core.types import Stack
 from . import catalog
 from .engine import EngineCollector
 from .labels import BoundedLabels
+from .reading import EngineReader, Names, Reading
 from .stacks import StackSeries
+from .vllm import VllmCollector
 
 CORRUPT_KINDS = ("adapter", "dataset", "checkpoint", "base")
 MAX_REFUSED = 100
@@ -37,8 +39,7 @@ class Metrics(NullObserver):
         self._version = version
         self._refused = BoundedLabels(MAX_REFUSED)
         self._losses: set[str] = set()
-        self._device = "cpu"
-        self._fetch: Callable[[], EngineStats | None] = lambda: None
+        self._reader: EngineReader | None = None
         registry = self.registry
         self.requests = catalog.REQUESTS.register(registry)
         self.between_tokens = catalog.INTER_TOKEN.register(registry)
@@ -58,16 +59,23 @@ class Metrics(NullObserver):
         for kind in CORRUPT_KINDS:
             self.corrupt_objects.labels(kind)
         self.build_info = catalog.BUILD_INFO.register(registry)
-        registry.register(EngineCollector(lambda: self._fetch(), lambda: self._device))
+        registry.register(EngineCollector(self._read))
         # After the collector: what it finds out by asking shows on the same page.
         self.engine_up = catalog.ENGINE_UP.register(registry)
         self.engine_restarts = catalog.ENGINE_RESTARTS.register(registry)
         ProcessCollector(namespace="loramux", registry=registry)
+        self.for_routers = CollectorRegistry()
+        """The gauges that routers read, on a page of their own."""
+        self.for_routers.register(VllmCollector(self._read))
 
-    def engine_ready(self, info: EngineInfo, fetch: Callable[[], EngineStats | None]) -> None:
-        """Name the base, and read the engine's stats through ``fetch`` from now on."""
-        self._device = info.device
-        self._fetch = fetch
+    def engine_ready(
+        self,
+        info: EngineInfo,
+        fetch: Callable[[], EngineStats | None],
+        look_up: Callable[[Collection[str]], Names] = lambda digests: {},
+    ) -> None:
+        """Name the base, and read the engine's stats and the names of its adapters through these from now on."""
+        self._reader = EngineReader(info, fetch, look_up)
         self.engine_up.set(1)
         self.build_info.labels(
             self._version,
@@ -86,8 +94,12 @@ class Metrics(NullObserver):
 
     def engine_gone(self) -> None:
         """Stop reading the engine's stats."""
-        self._fetch = lambda: None
+        self._reader = None
         self.engine_up.set(0)
+
+    def _read(self) -> Reading | None:
+        reader = self._reader
+        return None if reader is None else reader.read()
 
     def certificate(self, expires: Callable[[], float]) -> Callable[[bool], None]:
         """Show when the server's certificate ends; gives what counts its renewals, True for those that are used."""

@@ -44,7 +44,7 @@ def test_field_10_metrics_while_the_engine_restarts(tmp_path: Path, monkeypatch:
                 up.set()
 
         backend.subscribe(changed)
-        endpoint = MetricsEndpoint(metrics.registry, "127.0.0.1", 0)
+        endpoint = MetricsEndpoint(metrics.registry, metrics.for_routers, "127.0.0.1", 0)
         endpoint.start()
         try:
             before = await asyncio.to_thread(page, endpoint.port)

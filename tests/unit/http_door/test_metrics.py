@@ -23,7 +23,8 @@ async def test_the_token_opens_the_metrics_and_no_key_does(http: Http, tmp_path:
     registry = CollectorRegistry()
     Counter("answers", "Answers.", registry=registry).inc(3)
     (file := tmp_path / "token").write_text(TOKEN)
-    page = MetricsPage(registry, ScrapeToken(file))
+    Counter("routed", "What routers read.", registry=(for_routers := CollectorRegistry()))
+    page = MetricsPage(registry, for_routers, ScrapeToken(file))
     server = HttpServer(http.availability, http.server._calls, Address("127.0.0.1", 0), metrics=page)
     await server.start()
     try:
@@ -32,10 +33,15 @@ async def test_the_token_opens_the_metrics_and_no_key_does(http: Http, tmp_path:
                 answer = await client.get("/metrics", headers=shown)
                 assert answer.status_code == 401
                 assert "answers" not in answer.text
+                answer = await client.get("/metrics/vllm", headers=shown)
+                assert (answer.status_code, "routed" in answer.text) == (401, False)
             right = {"authorization": f"Bearer {TOKEN}"}
             answer = await client.get("/metrics", headers=right)
             assert (answer.status_code, "answers_total 3.0" in answer.text) == (200, True)
             assert answer.headers["content-type"].startswith("text/plain")
+            answer = await client.get("/metrics/vllm", headers=right)
+            assert (answer.status_code, "routed_total" in answer.text) == (200, True)
+            assert "answers" not in answer.text
             answer = await client.get("/metrics", headers={**right, "accept": "application/openmetrics-text"})
             assert answer.headers["content-type"].startswith("application/openmetrics-text")
             file.write_text("another-token-since-then")
@@ -45,4 +51,5 @@ async def test_the_token_opens_the_metrics_and_no_key_does(http: Http, tmp_path:
 
 
 async def test_the_metrics_are_off_by_default(http: Http) -> None:
-    assert (await http.raw.get("/metrics")).status_code == 404
+    for path in ("/metrics", "/metrics/vllm"):
+        assert (await http.raw.get(path)).status_code == 404

@@ -41,7 +41,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def plain(registry: CollectorRegistry, folder: Path) -> Iterator[MetricsEndpoint]:
     """Without TLS, with a token."""
-    endpoint = MetricsEndpoint(registry, "127.0.0.1", 0, token=folder / "token")
+    endpoint = MetricsEndpoint(registry, CollectorRegistry(), "127.0.0.1", 0, token=folder / "token")
     endpoint.start()
     yield endpoint
     endpoint.stop()
@@ -51,7 +51,7 @@ def plain(registry: CollectorRegistry, folder: Path) -> Iterator[MetricsEndpoint
 def secured(registry: CollectorRegistry, folder: Path) -> Iterator[MetricsEndpoint]:
     """With TLS, without a token."""
     files = CertificateFiles(folder / "tls.crt", folder / "tls.key")
-    endpoint = MetricsEndpoint(registry, "127.0.0.1", 0, certificate=files)
+    endpoint = MetricsEndpoint(registry, CollectorRegistry(), "127.0.0.1", 0, certificate=files)
     endpoint.start()
     yield endpoint
     endpoint.stop()
@@ -109,11 +109,11 @@ def test_tokens_that_are_none(registry: CollectorRegistry, tmp_path: Path, conte
     path = tmp_path / "token"
     path.write_bytes(content)
     with pytest.raises(Error, match="--metrics-token") as caught:
-        MetricsEndpoint(registry, "127.0.0.1", 0, token=path)
+        MetricsEndpoint(registry, CollectorRegistry(), "127.0.0.1", 0, token=path)
     assert caught.value.code is Code.FAILED_PRECONDITION
     path.unlink()
     with pytest.raises(Error, match="No such file"):
-        MetricsEndpoint(registry, "127.0.0.1", 0, token=path)
+        MetricsEndpoint(registry, CollectorRegistry(), "127.0.0.1", 0, token=path)
 
 
 def test_tls(secured: MetricsEndpoint) -> None:

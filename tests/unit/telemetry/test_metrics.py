@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import socket
 import urllib.request
+from collections.abc import Collection
 from dataclasses import replace
 
 import pytest
 from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from loramux_server.core.backend import EngineInfo, EngineStats
+from loramux_server.core.backend import EngineInfo, EngineStats, GpuStats
 from loramux_server.core.call import Call
 from loramux_server.core.errors import Code, Error
 from loramux_server.core.jobs import JobState, TrainEvent, TrainEventType
@@ -22,6 +23,7 @@ from loramux_server.store.damage import Kind
 from loramux_server.telemetry.endpoint import MetricsEndpoint
 from loramux_server.telemetry.labels import BARE, NONE, OTHER, BoundedLabels, names_in, stack_label
 from loramux_server.telemetry.metrics import MAX_JOBS, Metrics
+from loramux_server.telemetry.reading import MAX_RESIDENT, NamedVersion, Names
 
 INFO = EngineInfo("base", "f00d", "Llama", 10, 20, (1,), "cuda:0", "float32", 1, {}, "")
 STATS = EngineStats(
@@ -29,14 +31,16 @@ STATS = EngineStats(
     waiting=1,
     kv_pages_used=3,
     kv_pages_total=12,
-    memory={"base": 1000, "free": 5},
-    resident={"device": ("a", "b"), "host": ("c",)},
+    memory={"base": 1000, "free": 5, "process": 4000},
+    gpu=GpuStats(allocated=1200, reserved=1500, other_processes=300, utilization=0.75),
+    resident={"device": ("a", "b"), "host": ("b", "c", "d")},
     adapter_evictions=4,
     resident_bytes={"device": 100, "host": 200},
     adapter_loads={"device": (3, 0.5), "host": (2, 1.5)},
     adapter_hits={"device": 7, "host": 1, "disk": 2},
     steps={"decode": (7, 1.5)},
     cuda_graphs=9,
+    cuda_graph_failures=2,
     queue_waits=(2, *[0] * 13, 1, 3),
     queue_wait_seconds=700.5,
     grammars={"compiled": 4, "refused": 1, "lost": 2, "restarts": 3},
@@ -167,6 +171,11 @@ def test_engine_figures_are_read_at_each_scrape() -> None:
     assert (value(metrics, f"{waits}_count"), value(metrics, f"{waits}_sum")) == (6, 700.5)
     assert value(metrics, "loramux_grammars_total", result="lost") == 2
     assert value(metrics, "loramux_cuda_graphs") == 9
+    assert value(metrics, "loramux_cuda_graph_failures_total") == 2
+    assert value(metrics, "loramux_engine_resident_memory_bytes") == 4000
+    assert value(metrics, "loramux_gpu_allocator_bytes", device="cuda:0", state="reserved") == 1500
+    assert value(metrics, "loramux_gpu_other_processes_bytes", device="cuda:0") == 300
+    assert value(metrics, "loramux_gpu_utilization_ratio", device="cuda:0") == 0.75
     assert value(metrics, "loramux_grammar_restarts_total") == 3
     assert value(metrics, "loramux_step_duration_seconds_count", kind="decode") == 7
     assert value(metrics, "loramux_step_duration_seconds_sum", kind="decode") == 1.5
@@ -176,6 +185,45 @@ def test_engine_figures_are_read_at_each_scrape() -> None:
     assert value(metrics, "loramux_requests_running") == 9
     metrics.engine_gone()
     assert not any(name == "loramux_requests_running" for name, _ in samples(metrics))
+
+
+def test_which_adapters_are_resident() -> None:
+    """One series by name, whatever tenant or version it is of; contents without a name are counted."""
+    metrics = Metrics("0")
+    acme, theirs, old = (NamedVersion("acme", v, 8, current=True, pinned=False) for v in (2, 2, 1))
+    names = {"a": (acme,), "b": (theirs, NamedVersion("base", 1, 8, current=True, pinned=False)), "c": (old,)}
+    asked: list[set[str]] = []
+
+    def look_up(digests: Collection[str]) -> Names:
+        asked.append(set(digests))
+        return names
+
+    metrics.engine_ready(INFO, lambda: STATS, look_up)
+    found = {
+        labels: number for (name, labels), number in samples(metrics).items() if name == "loramux_adapter_resident"
+    }
+    assert {(dict(labels)["adapter"], dict(labels)["tier"]): number for labels, number in found.items()} == {
+        ("acme", "device"): 1,
+        ("adapter:base", "device"): 1,
+        ("acme", "host"): 1,
+        ("adapter:base", "host"): 1,
+        (OTHER, "host"): 1,
+    }
+    assert asked == [{"a", "b", "c", "d"}]
+
+
+def test_resident_adapters_are_bounded_to_those_that_were_used_last() -> None:
+    metrics = Metrics("0")
+    digests = tuple(f"d{i}" for i in range(5 * MAX_RESIDENT))
+    stats = replace(STATS, resident={"host": digests})
+
+    def look_up(asked: Collection[str]) -> Names:
+        return {digest: [NamedVersion(f"of-{digest}", 1, 8, current=True, pinned=False)] for digest in asked}
+
+    metrics.engine_ready(INFO, lambda: stats, look_up)
+    assert sum(name == "loramux_adapter_resident" for name, _ in samples(metrics)) == MAX_RESIDENT + 1
+    assert value(metrics, "loramux_adapter_resident", adapter=f"of-{digests[-1]}", tier="host") == 1
+    assert value(metrics, "loramux_adapter_resident", adapter=OTHER, tier="host") == 4 * MAX_RESIDENT
 
 
 def test_jobs_by_state_and_losses_of_running_jobs_only() -> None:
@@ -211,7 +259,7 @@ def test_every_name_has_the_prefix() -> None:
 
 def test_the_endpoint_serves_and_stops() -> None:
     metrics = Metrics("0")
-    endpoint = MetricsEndpoint(metrics.registry, "127.0.0.1", 0)
+    endpoint = MetricsEndpoint(metrics.registry, metrics.for_routers, "127.0.0.1", 0)
     endpoint.start()
     with urllib.request.urlopen(f"http://127.0.0.1:{endpoint.port}/metrics", timeout=5) as answer:
         assert b"loramux_training_jobs" in answer.read()
@@ -227,7 +275,7 @@ def test_a_taken_port_is_one_clear_line() -> None:
         taken.listen()
         port = taken.getsockname()[1]
         with pytest.raises(Error, match=f"127.0.0.1:{port}.*--metrics-listen") as caught:
-            MetricsEndpoint(Metrics("0").registry, "127.0.0.1", port).start()
+            MetricsEndpoint(Metrics("0").registry, Metrics("0").for_routers, "127.0.0.1", port).start()
     assert caught.value.code is Code.FAILED_PRECONDITION
 
 
