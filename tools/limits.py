@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 from pydantic import ByteSize
@@ -23,6 +22,8 @@ from loramux_server.services.jobs.dataset_report import MAX_SHOWN
 from loramux_server.services.jobs.service import MAX_KEY_BYTES
 from loramux_server.store.paging import MAX_PAGE
 from loramux_server.text import chat_template, conversation, response_format
+
+from . import tables
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "operations.md"
 ELSEWHERE = (
