@@ -8,6 +8,9 @@ import socket
 from collections.abc import Mapping
 from contextlib import suppress
 
+PATIENCE = 1.0
+"""Seconds that a manager gets to take what it must not miss; what comes again is dropped at once."""
+
 
 class ServiceManager:
     """Told over the datagram socket that NOTIFY_SOCKET names; without one nobody is told. May be used in any thread."""
@@ -26,10 +29,10 @@ class ServiceManager:
 
     def ready(self) -> None:
         """Requests are taken: what was ordered after this service may start."""
-        self._tell("READY=1")
+        self._tell("READY=1", PATIENCE)
 
     def stopping(self) -> None:
-        self._tell("STOPPING=1")
+        self._tell("STOPPING=1", PATIENCE)
 
     async def keep_watchdog(self) -> None:
         """Say twice in each time of the watchdog that the event loop runs. Ends at once where nobody watches."""
@@ -37,9 +40,9 @@ class ServiceManager:
             self._tell("WATCHDOG=1")
             await asyncio.sleep(self.watchdog_seconds / 2)
 
-    def _tell(self, line: str) -> None:
+    def _tell(self, line: str, patience: float = 0.0) -> None:
         if not self._address:
             return
         with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as out:
-            out.setblocking(False)  # a manager that does not read must not hold up the server
+            out.settimeout(patience)  # a manager that does not read must not hold up the server
             out.sendto(line.encode(), self._address)
