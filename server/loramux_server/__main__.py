@@ -17,6 +17,7 @@ from loramux import __version__
 from loramux._streams import open_standard_streams, tolerate_encodings
 
 from .core.errors import Error
+from .host.resources import take_open_files
 from .host.service_manager import ServiceManager
 from .host.signals import to_stop
 from .telemetry.opening import Opening
@@ -90,6 +91,7 @@ def _run(loaded: Loaded, opening: Opening) -> int:
 
     configure(settings.log.level, settings.log.format)
     _keep_fonts_in(settings.state_dir / "cache")
+    take_open_files()
     for name in loaded.unknown_variables:
         get_logger("loramux_server").warning("unknown variable ignored; misspelt?", variable=name)
     import uvloop

@@ -3,9 +3,25 @@
 from __future__ import annotations
 
 import os
+import resource
+from contextlib import suppress
 from pathlib import Path
 
 from .control_groups import ROOT, cpu_quota, memory_levels, read
+
+MOST_OPEN_FILES = 65_536
+
+
+def take_open_files() -> None:
+    """Let this process and its children open as many files as the hard limit allows, ``MOST_OPEN_FILES`` at most.
+
+    systemd and shells begin with 1,024, fewer than clients may have connections.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MOST_OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, MOST_OPEN_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with suppress(OSError, ValueError):  # where the system refuses, the limit stays
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def host_available(root: Path = ROOT) -> int:

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import os
+import resource
+import subprocess
+import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -180,3 +184,17 @@ def test_threads_follow_the_affinity_of_this_process() -> None:
 def test_this_machine_tells_what_it_has() -> None:
     assert 0 < host_available() <= host_total()
     assert 0 < process_memory() < host_total()
+
+
+@pytest.mark.parametrize(
+    ("soft", "hard", "after"), [(256, 4096, 4096), (1024, 524_288, 65_536), (70_000, 80_000, 70_000), (512, 512, 512)]
+)
+def test_as_many_files_may_be_open_as_the_hard_limit_allows(soft: int, hard: int, after: int) -> None:
+    code = "import resource; from loramux_server.host.resources import take_open_files; take_open_files();"
+    code += "print(*resource.getrlimit(resource.RLIMIT_NOFILE))"
+    command = [sys.executable, "-c", code]
+    if resource.getrlimit(resource.RLIMIT_NOFILE)[1] < hard:
+        pytest.skip(f"this machine allows fewer than {hard} open files")
+    limit = partial(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
+    said = subprocess.run(command, preexec_fn=limit, capture_output=True, text=True, check=True).stdout
+    assert said.split() == [str(after), str(hard)]

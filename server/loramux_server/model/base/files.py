@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from ...host.resources import usable_cpus
 from .fingerprint import fingerprint
 from .source import MARKER, read_marker, write_marker
 
@@ -40,7 +40,7 @@ def find_damage(folder: Path) -> str:
     if files is None:
         return _adopt(folder, made)
     names = sorted(files)
-    with ThreadPoolExecutor(min(MAX_THREADS, os.cpu_count() or 1), thread_name_prefix="base-check") as threads:
+    with ThreadPoolExecutor(min(MAX_THREADS, usable_cpus()), thread_name_prefix="base-check") as threads:
         found = threads.map(lambda name: _damage(folder / name, files[name]), names)
     return "; ".join(words for words in found if words)
 
