@@ -128,6 +128,21 @@ def test_offline_says_so() -> None:
     assert "HF_HUB_OFFLINE" in _message("org/absent", Code.UNAVAILABLE)
 
 
+@pytest.mark.parametrize("name", ["https_proxy", "ALL_PROXY"])
+def test_a_proxy_that_cannot_be_reached_is_named(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for other in ("https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY", "no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(other, raising=False)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setenv(name, "http://user:secret@127.0.0.1:9")
+    huggingface_hub.close_session()  # it has read the environment already
+    try:
+        message = _message("org/absent", Code.UNAVAILABLE)
+    finally:
+        huggingface_hub.close_session()
+    assert f"(by the proxy of {name})" in message
+    assert "secret" not in message
+
+
 @contextmanager
 def _hub_that(answer: Callable[[BaseHTTPRequestHandler], None], monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     class Handler(BaseHTTPRequestHandler):

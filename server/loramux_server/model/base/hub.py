@@ -130,7 +130,7 @@ def _probe(repo: str, revision: str | None) -> tuple[str | None, str]:
     if answer and answer[0]:
         return answer[0], ""
     if not failure:
-        return None, f"no answer in {_PROBE_SECONDS:g} s"
+        return None, f"no answer in {_PROBE_SECONDS:g} s{by_proxy()}"
     error = failure[0]
     if isinstance(error, RepositoryNotFoundError):
         raise error
@@ -138,4 +138,11 @@ def _probe(repo: str, revision: str | None) -> tuple[str | None, str]:
         raise invalid_field("model", f"{repo} has no revision {revision!r} on the hub") from error
     if isinstance(error, HfHubHTTPError) and error.response is not None:
         return None, f"it answered HTTP {error.response.status_code}"
-    return None, str(error).splitlines()[0] if str(error) else type(error).__name__
+    return None, (str(error).splitlines()[0] if str(error) else type(error).__name__) + by_proxy()
+
+
+def by_proxy() -> str:
+    """Names the variable with the proxy by which the hub is asked, after what went wrong; empty: there is none."""
+    names = ("https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY")
+    found = next((name for name in names if os.environ.get(name)), "")
+    return f" (by the proxy of {found})" if found else ""
