@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -41,10 +41,11 @@ class ServerProcess:
         failpoint: str = "",
         variables: Mapping[str, str] = NO_MORE,
         module: str = "loramux_server",
+        wrapper: Sequence[str] = (),
     ) -> None:
-        """``module`` is what runs the server's command line."""
+        """``module`` is what runs the server's command line, ``wrapper`` the command that runs that."""
         self.address = f"127.0.0.1:{free_port()}"
-        command = [sys.executable, "-m", module, "serve", "--listen", self.address, *flags]
+        command = [*wrapper, sys.executable, "-m", module, "serve", "--listen", self.address, *flags]
         env = {**environment(home), **({VARIABLE: failpoint} if failpoint else {}), **variables}
         self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=env)
         self.lines: list[str] = []
