@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime, timedelta
 
 import msgspec
 import sqlalchemy as sa
@@ -12,6 +11,7 @@ from sqlalchemy import Connection
 
 from ..core.jobs import JobState
 from ..core.quota import EVERYBODY, Limit, Quota, Quotas, check_changes, exceeded, tenant_subject
+from ..core.usage import day_of
 from .database import Database, read_values
 from .keys import exists, key_not_found
 from .records import SHARED, UploadState, VersionState
@@ -20,13 +20,11 @@ from .schema import adapters as a
 from .schema import datasets as d
 from .schema import jobs as j
 from .schema import quotas as q
-from .schema import training_use as u
 from .schema import uploads as up
+from .schema import usage as u
 
 _LIVE = v.c.state != VersionState.DELETED.value
 _WAITING = (JobState.QUEUED.value, JobState.PAUSED.value)
-KEEP_DAYS = 40
-"""How long the tokens of a day are kept: a month can be looked back on."""
 
 
 class QuotaTable:
@@ -152,24 +150,14 @@ def spent(connection: Connection, tenant: str, quota: Quota, now: float) -> str:
     limit = quota.training_tokens_per_day
     if limit is None or (tokens := trained_today(connection, tenant, now)) < limit:
         return ""
-    tomorrow = (datetime.fromtimestamp(now, UTC) + timedelta(days=1)).strftime("%Y-%m-%d")
+    tomorrow = day_of(now + 86_400)
     return f"waits until {tomorrow} (UTC): {tokens} tokens were trained on today, and the tenant's quota is {limit}"
-
-
-def note_training(connection: Connection, tenant: str, tokens: int, at: float) -> None:
-    """Count tokens that were trained on at a time."""
-    if tokens <= 0:
-        return
-    day = _day(at)
-    mine = sa.and_(u.c.tenant == tenant, u.c.day == day)
-    if connection.execute(u.update().where(mine).values(tokens=u.c.tokens + tokens)).rowcount == 0:
-        connection.execute(u.insert().values(tenant=tenant, day=day, tokens=tokens))
-        connection.execute(u.delete().where(u.c.tenant == tenant, u.c.day < _day(at - KEEP_DAYS * 86_400)))
 
 
 def trained_today(connection: Connection, tenant: str, now: float) -> int:
     """Tokens that a tenant's jobs were trained on in the day of UTC that ``now`` is in."""
-    return int(connection.scalar(sa.select(u.c.tokens).where(u.c.tenant == tenant, u.c.day == _day(now))) or 0)
+    query = sa.select(sa.func.sum(u.c.trained_tokens)).where(u.c.day == day_of(now), u.c.tenant == tenant)
+    return int(connection.scalar(query) or 0)
 
 
 def _check_bytes(connection: Connection, tenant: str, quota: Quota, size: int) -> None:
@@ -206,7 +194,3 @@ def _revision(connection: Connection) -> int:
 
 def _quota(limits: Mapping[str, int]) -> Quota:
     return read_values(dict(limits), Quota)
-
-
-def _day(at: float) -> str:
-    return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%d")

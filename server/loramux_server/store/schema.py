@@ -22,9 +22,10 @@ from sqlalchemy import (
     text,
 )
 
+from ..core.usage import AMOUNTS
 from .portable_json import MetricsJSON
 
-REVISION = "0012"
+REVISION = "0013"
 """The newest migration: what a database must be at for this code."""
 
 metadata = MetaData(
@@ -66,6 +67,7 @@ adapter_versions = Table(
     Column("reason", Text, nullable=False),  # why it is quarantined
     Column("created", Float, nullable=False),
     Column("last_used", Float),
+    Column("deleted", Float),  # also NULL where that was not noted yet
     UniqueConstraint("adapter_id", "version", name="uq_adapter_versions_version"),
 )
 # The same content is one version of a name, however many publish it at once.
@@ -191,10 +193,20 @@ quotas = Table(
     Column("limits", JSON, nullable=False),  # a Quota
 )
 
-training_use = Table(
-    "training_use",
+usage = Table(
+    "usage",
     metadata,
-    Column("tenant", String(64), primary_key=True),
     Column("day", String(10), primary_key=True),  # YYYY-MM-DD of UTC
-    Column("tokens", BigInteger, nullable=False),
+    Column("tenant", String(64), primary_key=True),
+    Column("adapter", String(640), primary_key=True),  # label of the stack
+    Column("method", String(16), primary_key=True),
+    *(Column(name, BigInteger, nullable=False) for name in AMOUNTS),
+)
+
+usage_flushes = Table(
+    "usage_flushes",
+    metadata,
+    Column("run", String(32), primary_key=True),  # of a server: one life of its process
+    Column("sequence", BigInteger, nullable=False),  # of the last flush that is in ``usage``
+    Column("at", Float, nullable=False),
 )

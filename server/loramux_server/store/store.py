@@ -26,6 +26,7 @@ from .quotas import QuotaTable
 from .records import AdapterMeta, JobRecord, VersionRecord
 from .state_dir import StateDir
 from .uploads import UploadTable
+from .usage import UsageTable
 
 CACHE = "cache"
 """The folder of a state directory with copies of blobs that are stored elsewhere."""
@@ -54,6 +55,7 @@ class Store:
         self.jobs = JobTable(database, now, job_events)
         self.keys = KeyTable(database, now)
         self.quotas = QuotaTable(database, now)
+        self.usage = UsageTable(database, now)
 
     @classmethod
     def open(

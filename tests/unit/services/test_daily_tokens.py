@@ -10,9 +10,10 @@ from loramux_server.core.backend import EngineInfo
 from loramux_server.core.jobs import JobState
 from loramux_server.core.principal import LOCAL
 from loramux_server.core.quota import Limit
+from loramux_server.core.usage import Amounts, UsageKey, UsageMethod, day_of
 from loramux_server.services.jobs import daily_tokens
-from loramux_server.store.quotas import note_training
 from loramux_server.store.store import Store
+from loramux_server.store.usage import add_usage
 from loramux_server.text import TextTokenizer
 
 from .scripted_training import ScriptedTraining
@@ -39,7 +40,8 @@ async def test_a_running_job_is_queued_again_and_goes_on(server: Server, monkeyp
     async with server.working():
         await server.training.waiting.wait()
         with server.store.database.write() as connection:
-            note_training(connection, "default", 1000, server.store.jobs._now())
+            key = UsageKey(day_of(server.store.jobs._now()), "default", "acme", UsageMethod.TRAIN)
+            add_usage(connection, {key: Amounts(trained_tokens=1000)})
         await server.training.gone.wait()
         waiting = await asyncio.to_thread(server.store.jobs.get, job.id)
         assert waiting.state is JobState.QUEUED

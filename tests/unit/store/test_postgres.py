@@ -34,8 +34,9 @@ from loramux_server.store.maintenance.doctor import examine, repair
 from loramux_server.store.records import AdapterMeta, Composition
 from loramux_server.store.schema import metadata
 from loramux_server.store.store import Store
+from loramux_server.store.usage import UsageTable
 from tests.adapter_files import folder_of
-from tests.unit.store import test_keys, test_quotas, test_sharing
+from tests.unit.store import test_keys, test_quotas, test_sharing, test_usage
 
 Make = Callable[[str], Path]
 META = AdapterMeta(4, 8.0, metrics={"loss": math.nan, "worst": -math.inf, "best": 0.5})
@@ -128,8 +129,13 @@ def table(store: Store) -> KeyTable:
     return KeyTable(store.database, lambda: 100.0)
 
 
-# What holds of keys, quotas and shared adapters in SQLite holds here: the same tests, over the store of this module.
-for _module in (test_keys, test_quotas, test_sharing):
+@pytest.fixture
+def usage(store: Store) -> UsageTable:
+    return UsageTable(store.database, lambda: test_usage.NOON + 40 * test_usage.DAY)
+
+
+# What holds of keys, quotas, shared adapters and usage in SQLite holds here: the same tests, over this module's store.
+for _module in (test_keys, test_quotas, test_sharing, test_usage):
     globals().update({name: test for name, test in vars(_module).items() if name.startswith("test_")})
 
 

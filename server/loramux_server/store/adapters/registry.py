@@ -103,7 +103,7 @@ class AdapterRegistry:
             if shared is None:
                 raise Error(Code.NOT_FOUND, f"no adapter {name!r} is shared", reason="ADAPTER_NOT_FOUND")
             gone = self._whole(connection, [shared])[0].versions
-            rows.delete_versions(connection, shared.id, [version.version for version in gone])
+            rows.delete_versions(connection, shared.id, [version.version for version in gone], self._now())
         return gone
 
     def resolve(self, ref: str, viewer: Viewer, donors: Mapping[str, str] = _NO_DONORS) -> AdapterVersion:
@@ -218,7 +218,7 @@ class AdapterRegistry:
                     "or delete the whole adapter by its bare name",
                     reason="ADAPTER_IS_CURRENT",
                 )
-            rows.delete_versions(connection, adapter.id, [v.version for v in gone])
+            rows.delete_versions(connection, adapter.id, [v.version for v in gone], self._now())
         return gone
 
     def pin(self, ref: str, viewer: Viewer, pinned: bool = True) -> VersionRecord:

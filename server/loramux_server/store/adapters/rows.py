@@ -218,12 +218,12 @@ def drop_alias(connection: Connection, adapter: int, alias: str) -> bool:
     return bool(connection.execute(al.delete().where(al.c.adapter_id == adapter, al.c.alias == alias)).rowcount)
 
 
-def delete_versions(connection: Connection, adapter: int, numbers: Sequence[int]) -> None:
+def delete_versions(connection: Connection, adapter: int, numbers: Sequence[int], now: float) -> None:
     """Mark versions deleted and drop the aliases that meant them."""
     connection.execute(
         v.update()
         .where(v.c.adapter_id == adapter, v.c.version.in_(numbers))
-        .values(state=VersionState.DELETED.value, pinned=False)
+        .values(state=VersionState.DELETED.value, pinned=False, deleted=now)
     )
     connection.execute(al.delete().where(al.c.adapter_id == adapter, al.c.version.in_(numbers)))
 

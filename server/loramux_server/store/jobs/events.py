@@ -12,11 +12,13 @@ import sqlalchemy as sa
 from sqlalchemy import Connection, Row
 
 from ...core.jobs import TrainEvent, TrainEventType
+from ...core.usage import Amounts, UsageKey, UsageMethod, day_of
+from ...telemetry.labels import adapter_label
 from ..database import Database, read_values
-from ..quotas import note_training
 from ..records import EventRecord
 from ..schema import job_events as e
 from ..schema import jobs as j
+from ..usage import add_usage
 
 BATCH_SECONDS = 0.25
 MOST_EVENTS = 100_000
@@ -87,14 +89,14 @@ class EventLog:
             by_job.setdefault(job_id, []).append((fence, at, event))
         with self._db.write("job.events") as connection:
             for job_id, waiting in by_job.items():
-                row = connection.execute(sa.select(j.c.seq, j.c.owner, j.c.fence).where(j.c.id == job_id)).first()
+                row = connection.execute(
+                    sa.select(j.c.seq, j.c.owner, j.c.name, j.c.fence).where(j.c.id == job_id)
+                ).first()
                 events = [(at, event) for fence, at, event in waiting if row and fence in (None, row.fence)]
                 if row is not None and events:
                     self._insert(connection, row.seq, events)
                     self._note_progress(connection, row.seq, events)
-                    for at, event in events:
-                        if event.type is TrainEventType.STEP:
-                            note_training(connection, row.owner, int(event.metrics.get("tokens", 0)), at)
+                    add_usage(connection, _trained(row.owner, row.name, events))
         self._waiting = []
         self._written = time.monotonic()
 
@@ -127,6 +129,16 @@ class EventLog:
             .where(j.c.seq == job_seq)
             .values(metrics=metrics, step=step, total_steps=total, updated=events[-1][0])
         )
+
+
+def _trained(tenant: str, adapter: str, events: Sequence[tuple[float, TrainEvent]]) -> dict[UsageKey, Amounts]:
+    """The tokens of the steps among the events. A step that is computed again after a crash has no second event."""
+    found: dict[UsageKey, Amounts] = {}
+    for at, event in events:
+        if event.type is TrainEventType.STEP and (tokens := int(event.metrics.get("tokens", 0))) > 0:
+            key = UsageKey(day_of(at), tenant, adapter_label(adapter), UsageMethod.TRAIN)
+            found[key] = found.get(key, Amounts()) + Amounts(trained_tokens=tokens)
+    return found
 
 
 def _body(event: TrainEvent) -> dict[str, Any]:
