@@ -139,7 +139,7 @@ async def door(link: Link, tokenizer: Path) -> AsyncIterator[tuple[RpcServer, Me
         calls = Calls(metrics, GenerationLimit(1088), Access(Anybody()))
         server = RpcServer(availability, calls, Address("127.0.0.1", 0))
         await server.start()
-        availability.services = Services(generation, None, None, None)  # type: ignore[arg-type]
+        availability.services = Services(generation, None, None, None, None)  # type: ignore[arg-type]
         availability.readiness = Readiness.READY
         yield server, metrics
         await server.stop()

@@ -51,6 +51,7 @@ from .types import (
     Tokens,
     TopLogprob,
     Usage,
+    UsageRow,
 )
 
 __all__ = [
@@ -103,5 +104,6 @@ __all__ = [
     "Unavailable",
     "Unimplemented",
     "Usage",
+    "UsageRow",
     "Violation",
 ]

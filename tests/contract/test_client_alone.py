@@ -91,6 +91,7 @@ def test_exports() -> None:
         "Unavailable",
         "Unimplemented",
         "Usage",
+        "UsageRow",
         "Violation",
         "__version__",
     ]

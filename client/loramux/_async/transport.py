@@ -13,7 +13,7 @@ from .._wire.channel import Target
 from .._wire.fields import count, filled, seconds
 from .._wire.io_async import sent
 from ..errors import NotFound, from_rpc_error, translated
-from ..v1 import adapters_pb2_grpc, inference_pb2_grpc, server_pb2_grpc, training_pb2_grpc
+from ..v1 import adapters_pb2_grpc, inference_pb2_grpc, server_pb2_grpc, training_pb2_grpc, usage_pb2_grpc
 
 Q = TypeVar("Q")
 R = TypeVar("R")
@@ -42,6 +42,7 @@ class AsyncTransport:
         self.adapters = adapters_pb2_grpc.AdapterServiceStub(self._channel)
         self.training = training_pb2_grpc.TrainingServiceStub(self._channel)
         self.server = server_pb2_grpc.ServerServiceStub(self._channel)
+        self.usage = usage_pb2_grpc.UsageServiceStub(self._channel)
         self._health = health_pb2_grpc.HealthStub(self._channel)
 
     async def close(self) -> None:

@@ -11,12 +11,12 @@ from .._wire import requests, responses
 from .._wire.assemble import Assembler
 from .._wire.channel import target
 from .._wire.files import Data
-from .._wire.requests import ChatMessage, GenerateOptions
+from .._wire.requests import ChatMessage, Day, GenerateOptions
 from .._wire.stacks import Adapters as Stack
 from .._wire.tls import File
 from .._wire.train_requests import Gate, TrainOptions
 from ..convert import As
-from ..types import Chunk, Completion, Embeddings, Score, ServerInfo, ServerStats, Tokens
+from ..types import Chunk, Completion, Embeddings, Score, ServerInfo, ServerStats, Tokens, UsageRow
 from ..v1 import inference_pb2, server_pb2
 from .adapters import Adapters
 from .datasets import Datasets
@@ -240,6 +240,26 @@ class Client:
         """
         request = server_pb2.GetStatsRequest(window_seconds=window_seconds)
         return responses.server_stats(self._transport.unary(self._transport.server.GetStats, request, timeout))
+
+    def usage(
+        self,
+        since: Day | None = None,
+        until: Day | None = None,
+        *,
+        group_by: str | Iterable[str] | None = None,
+        tenant: str = "",
+        adapter: str = "",
+        limit: int | None = None,
+    ) -> list[UsageRow]:
+        """What was used from the day ``since`` (of UTC; None: the first of this month) up to today.
+
+        ``until`` is the first day that is left out, at most 366 days later. ``group_by`` names dimensions: day,
+        tenant, adapter, method; None: the first three. ``adapter`` also finds stacks with it. A key without the scope
+        ``admin`` is told of its own tenant alone.
+        """
+        request = requests.usage(since, until, group_by, tenant, adapter)
+        found = self._transport.items(self._transport.usage.GetUsage, request, "rows", limit)
+        return [responses.usage_row(message) for message in found]
 
     def health(self, service: str = "", *, timeout: float = 5.0) -> str:
         """``SERVING`` or ``NOT_SERVING`` in the words of grpc.health.v1; Unavailable when nothing answers.

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import date, datetime
 from typing import Any, TypeAlias, TypedDict
 
 from ..errors import invalid
-from ..v1 import adapters_pb2, inference_pb2
-from .fields import assign, items, shown, strings
+from ..v1 import adapters_pb2, inference_pb2, usage_pb2
+from .fields import assign, filled, items, shown, strings
 from .options import check_known, chosen, json_objects, json_text
 from .stacks import Adapters, stack
 
 ChatMessage: TypeAlias = "Mapping[str, Any]"
+Day: TypeAlias = "date | str"
+"""A day of UTC; as text ``YYYY-MM-DD``."""
 
 
 class GenerateOptions(TypedDict, total=False):
@@ -245,3 +248,23 @@ def compose(
     given = {key: value for key, value in settings.items() if value is not None}
     assign(request, {"name": name, "metadata": {} if metadata is None else metadata, **given})
     return request
+
+
+def usage(
+    since: Day | None, until: Day | None, group_by: str | Iterable[str] | None, tenant: str, adapter: str
+) -> usage_pb2.GetUsageRequest:
+    """Usage of a time, grouped by dimensions such as ``day``."""
+    request = usage_pb2.GetUsageRequest(since=_day("since", since), until=_day("until", until))
+    for dimension in strings("group_by", group_by or ()):
+        if dimension not in ("day", "tenant", "adapter", "method"):
+            raise invalid("group_by", f"is {shown(dimension)}; it must be day, tenant, adapter or method")
+        request.group_by.append(usage_pb2.UsageDimension.Value(f"USAGE_DIMENSION_{dimension.upper()}"))
+    return filled(request, tenant=tenant, adapter=adapter)
+
+
+def _day(field: str, value: Day | None) -> str:
+    if value is None or isinstance(value, str):
+        return value or ""
+    if isinstance(value, date) and not isinstance(value, datetime):
+        return value.isoformat()
+    raise invalid(field, f"must be a date or text such as '2026-11-30', a day of UTC, not {shown(value)}")

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from google.protobuf.message import Message as ProtoMessage
 
 from .. import types
-from ..v1 import adapters_pb2, common_pb2, inference_pb2, server_pb2, training_pb2
+from ..v1 import adapters_pb2, common_pb2, inference_pb2, server_pb2, training_pb2, usage_pb2
 
 T = TypeVar("T")
 V = TypeVar("V")
@@ -160,6 +160,10 @@ def server_info(message: server_pb2.ServerInfo) -> types.ServerInfo:
 
 def server_stats(message: server_pb2.ServerStats) -> types.ServerStats:
     return read(types.ServerStats, message)
+
+
+def usage_row(message: usage_pb2.UsageRow) -> types.UsageRow:
+    return read(types.UsageRow, message)
 
 
 def ordered(values: Mapping[str, V]) -> dict[str, V]:

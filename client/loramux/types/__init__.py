@@ -16,6 +16,7 @@ from .inference import (
 )
 from .jobs import FINAL_STATES, SETTLED_STATES, JobEvent, JobInfo, JudgedAnswer, JudgedRow
 from .server import AdapterActivity, JobActivity, Latency, ServerInfo, ServerStats, TenantActivity
+from .usage import UsageRow
 
 __all__ = [
     "FINAL_STATES",
@@ -50,4 +51,5 @@ __all__ = [
     "Tokens",
     "TopLogprob",
     "Usage",
+    "UsageRow",
 ]

@@ -10,19 +10,21 @@ from google.protobuf.descriptor import MethodDescriptor
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 
-from loramux.v1 import adapters_pb2, inference_pb2, server_pb2, training_pb2
+from loramux.v1 import adapters_pb2, inference_pb2, server_pb2, training_pb2, usage_pb2
 
 from ..services.availability import Availability
 from .adapters import AdapterMethods
 from .inference import InferenceMethods
 from .server_info import ServerMethods
 from .training import TrainingMethods
+from .usage import UsageMethods
 
 _SERVICES: dict[Any, Callable[[Availability], object]] = {
     inference_pb2.DESCRIPTOR.services_by_name["InferenceService"]: InferenceMethods,
     adapters_pb2.DESCRIPTOR.services_by_name["AdapterService"]: AdapterMethods,
     training_pb2.DESCRIPTOR.services_by_name["TrainingService"]: TrainingMethods,
     server_pb2.DESCRIPTOR.services_by_name["ServerService"]: ServerMethods,
+    usage_pb2.DESCRIPTOR.services_by_name["UsageService"]: UsageMethods,
 }
 """What answers a service: an object with a method for each of its own, of the same name."""
 SERVICES = tuple(service.full_name for service in _SERVICES)

@@ -39,6 +39,8 @@ from ..services.jobs.board import JobBoard
 from ..services.jobs.runner import JobRunner
 from ..services.jobs.service import TrainingService
 from ..services.jobs.uploads import UploadService
+from ..services.usage.recorder import UsageRecorder
+from ..services.usage.service import UsageService
 from ..store.blobs.places import CACHE_BYTES
 from ..store.damage import Kind
 from ..store.store import Store
@@ -120,6 +122,7 @@ class App:
         self._endpoint = metrics_endpoint(settings, self._metrics, certificate)
         self._store: Store | None = None
         self._identity: Identity | None = None
+        self._usage: UsageRecorder | None = None
         self._jobs: asyncio.Task[None] | None = None
         self._background: list[asyncio.Task[None]] = []
         self._memory_watch = MemoryWatch(memory_share, settings.max_memory_share, self._health_changed)
@@ -217,6 +220,9 @@ class App:
         self._request_log.close()
         if self._audit is not None and self._store is not None:
             await self._audit.close()
+        usage, self._usage = self._usage, None
+        if usage is not None:
+            await usage.close()
         self._metrics.engine_gone()
         if self._endpoint is not None:
             await asyncio.to_thread(self._endpoint.stop)
@@ -287,7 +293,8 @@ class App:
             store.damage.found(Kind.BASE)
         backend = CheckedBackend(backend, store.adapters.files)
         context = Context(store, text, info, limits, backend, self._meter, self._activity, self._audit_log)
-        observer = Observers(metrics, self._activity, self._request_log, JobLog())
+        self._usage = usage = UsageRecorder(store.usage)
+        observer = Observers(metrics, self._activity, usage, self._request_log, JobLog())
         board = JobBoard(store, observer)
         adapters = AdapterService(context, observer=observer)
         training = TrainingService(context, board)
@@ -298,6 +305,7 @@ class App:
             adapters=adapters,
             training=training,
             uploads=UploadService(context, training),
+            usage=UsageService(context, usage),
             lora_root=self.settings.lora_root,
         )
         self.availability.context, self.availability.services = context, services
@@ -320,6 +328,7 @@ class App:
             _task("uploads", services.uploads.run()),
             _task("quotas", self._meter.follow(store.quotas, board.queued.set)),
             _task("memory", self._memory_watch.run()),
+            _task("usage", usage.follow(self.settings.usage_flush_seconds)),
         ]
         self.availability.readiness = Readiness.READY
         await self._tell_health(load_pinned=False)
@@ -374,6 +383,7 @@ def _report_defect(task: asyncio.Task[None]) -> None:
             "uploads": "uploads expire",
             "quotas": "quotas change",
             "memory": "memory is watched",
+            "usage": "usage is written",
         }[task.get_name()]
         logger.critical(f"no more {what} until the server is started again", exc_info=error)
 

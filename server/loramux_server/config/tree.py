@@ -150,6 +150,16 @@ class Settings(LimitSettings, BaseSettings):
         None, "State", "SIZE", "disk for local copies of files that are kept at --blobs-url (default: 8GiB)"
     )
 
+    usage_flush_seconds: float = setting(
+        5.0,
+        "State",
+        "SECONDS",
+        "how often usage is written to the database; a crash loses what was used since then",
+        ge=0.1,
+        le=3600,
+        allow_inf_nan=False,
+    )
+
     kv_cache_memory: Size | None = setting(
         None, "Serving", "SIZE", "memory for keys and values, such as 512MiB (default: the engine chooses)"
     )

@@ -22,6 +22,7 @@ from .inference.service import GenerationService
 from .jobs.service import TrainingService
 from .jobs.uploads import UploadService
 from .stats import ServerStats, read_stats
+from .usage.service import UsageService
 
 WINDOW = 10
 """Seconds that stats look back unless one says otherwise."""
@@ -48,6 +49,7 @@ class Services:
     adapters: AdapterService
     training: TrainingService
     uploads: UploadService
+    usage: UsageService
     lora_root: Path | None = None
     """Below it are the folders that may be loaded."""
 

@@ -29,6 +29,8 @@ from loramux_server.services.jobs.board import JobBoard
 from loramux_server.services.jobs.runner import JobRunner
 from loramux_server.services.jobs.service import TrainingService
 from loramux_server.services.jobs.uploads import UploadService
+from loramux_server.services.usage.recorder import UsageRecorder
+from loramux_server.services.usage.service import UsageService
 from tests.unit.rpc.scripted import Counted
 from tests.unit.services.conftest import backend, context, info, limits, text
 from tests.unit.services.fakes import FakeBackend, Open, Script
@@ -80,14 +82,15 @@ class Http:
 async def http(context: Context, backend: FakeBackend) -> AsyncIterator[Http]:
     availability, counted, access = Availability("1.2.3"), Counted(), Access(Open(), context.meter)
     availability.context = context
-    board = JobBoard(context.store)
+    board, usage = JobBoard(context.store), UsageRecorder(context.store.usage)
     backend.training = training = ScriptedTraining(context.info)
     service = TrainingService(context, board)
     availability.services = Services(
-        GenerationService(context, None, SamplingParams(max_tokens=64)),
+        GenerationService(context, usage, SamplingParams(max_tokens=64)),
         AdapterService(context),
         service,
         UploadService(context, service),
+        UsageService(context, usage),
     )
     runner = JobRunner(context, board, retry_seconds=0.0001)
     calls = Calls(counted, GenerationLimit(4), access)

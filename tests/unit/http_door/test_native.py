@@ -15,7 +15,7 @@ import httpx2
 import pytest
 from google.protobuf.message import Message
 
-from loramux.v1 import adapters_pb2, common_pb2, inference_pb2, server_pb2, training_pb2
+from loramux.v1 import adapters_pb2, common_pb2, inference_pb2, server_pb2, training_pb2, usage_pb2
 from loramux_server.api.methods import METHODS, methods_of
 from loramux_server.config import Address
 from loramux_server.core.errors import Code, Error
@@ -113,6 +113,7 @@ def script(files: dict[str, bytes]) -> list[tuple[str, Make]]:
             lambda a: training_pb2.DeleteDatasetRequest(dataset_id=a["TrainingService/UploadDataset"].id),
         ),
         ("AdapterService/DeleteAdapter", lambda a: adapters_pb2.DeleteAdapterRequest(adapter=adapter)),
+        ("UsageService/GetUsage", lambda a: usage_pb2.GetUsageRequest(group_by=[1, 4], tenant="nobody", page_size=5)),
     ]
 
 

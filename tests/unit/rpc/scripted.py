@@ -187,7 +187,7 @@ async def open_door(
     await server.start()
     try:
         if ready:
-            availability.services = Services(generation, adapters, training, None)  # type: ignore[arg-type]
+            availability.services = Services(generation, adapters, training, None, None)  # type: ignore[arg-type]
             availability.context = _context(stats)
             availability.readiness = Readiness.READY
             await server.set_serving(True)

@@ -19,6 +19,7 @@ from loramux.v1 import (
     server_pb2_grpc,
     training_pb2,
     training_pb2_grpc,
+    usage_pb2_grpc,
 )
 from loramux_server.config import Address
 from loramux_server.core.compose import ComposeCommand, ComposeResult
@@ -37,6 +38,8 @@ from loramux_server.services.inference.service import GenerationService
 from loramux_server.services.jobs.board import JobBoard
 from loramux_server.services.jobs.service import TrainingService
 from loramux_server.services.jobs.uploads import UploadService
+from loramux_server.services.usage.recorder import UsageRecorder
+from loramux_server.services.usage.service import UsageService
 from loramux_server.telemetry.logs.jobs import JobLog
 from loramux_server.telemetry.logs.requests import RequestLog
 from loramux_server.telemetry.metrics import Metrics
@@ -79,6 +82,7 @@ class Caller:
             "AdapterService": adapters_pb2_grpc.AdapterServiceStub(self.channel),
             "TrainingService": training_pb2_grpc.TrainingServiceStub(self.channel),
             "ServerService": server_pb2_grpc.ServerServiceStub(self.channel),
+            "UsageService": usage_pb2_grpc.UsageServiceStub(self.channel),
         }
 
     async def call(self, method: str, request: Message | list[Message], *, first: int | None = None) -> list[Message]:
@@ -153,7 +157,8 @@ async def open_world(context: Context) -> AsyncIterator[World]:
     """``context.backend`` must be a :class:`FakeBackend`. Jobs stay queued, and a merge gives a fixed adapter."""
     backend, metrics = context.backend, Metrics("1.2.3")
     request_log = RequestLog()
-    observer = Observers(metrics, context.activity, request_log, JobLog())
+    usage = UsageRecorder(context.store.usage)
+    observer = Observers(metrics, context.activity, usage, request_log, JobLog())
     assert isinstance(backend, FakeBackend)
 
     async def composer(command: ComposeCommand) -> ComposeResult:
@@ -167,6 +172,7 @@ async def open_world(context: Context) -> AsyncIterator[World]:
         adapters=AdapterService(context, composer, observer),
         training=training,
         uploads=UploadService(context, training),
+        usage=UsageService(context, usage),
     )
     availability.context, availability.readiness = context, Readiness.READY
     sinks = CallSinks(metrics, request_log)

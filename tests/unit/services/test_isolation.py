@@ -15,7 +15,7 @@ from google.protobuf.message import Message
 from google.rpc import status_pb2
 from prometheus_client import generate_latest
 
-from loramux.v1 import adapters_pb2, common_pb2, inference_pb2, server_pb2, training_pb2
+from loramux.v1 import adapters_pb2, common_pb2, inference_pb2, server_pb2, training_pb2, usage_pb2
 from loramux_server.api.methods import METHODS
 from loramux_server.rpc.interceptor import DETAILS_KEY
 from loramux_server.services.common.context import Context
@@ -168,6 +168,7 @@ ELSEWHERE = {
     "TrainingService/ListJobs",
     "ServerService/GetServerInfo",
     "ServerService/GetStats",
+    "UsageService/GetUsage",
 }
 """Methods that name no object which must be there; the tests below look at what they tell."""
 
@@ -374,6 +375,40 @@ async def test_a_tenant_is_told_of_its_own_adapters_and_jobs(worlds: Worlds, con
         assert both.requests_per_second == pytest.approx(mine + theirs)
         assert adapters_pb2.AdapterTier.Name(both.tier) == "ADAPTER_TIER_DEVICE"
         assert [j.job_id for j in all_of_it.jobs] == [job.id]
+
+
+async def test_usage_is_told_to_its_tenant_and_to_operators(worlds: Worlds, context: Context) -> None:
+    """With another's page token too. A tenant that does not exist answers as one that does."""
+    async with worlds(context) as world:
+        world.backend.script = lambda _: Script((5, 6, 7))
+        for name in ("ann", "operator"):
+            await make_objects(world.caller(name), context, "mine")
+            for stack in ([], _stack("mine")):
+                said = inference_pb2.GenerateRequest(prompt="Hello", adapters=stack)
+                await world.caller(name).one("InferenceService/GenerateOnce", said)
+
+        async def rows(caller: str, **asked: Any) -> list[tuple[str, str]]:
+            answer = await world.caller(caller).one("UsageService/GetUsage", usage_pb2.GetUsageRequest(**asked))
+            return [(row.tenant, row.adapter) for row in answer.rows]
+
+        anns = [("ann", "base"), ("ann", "mine")]
+        assert await rows("ann") == await rows("ann", tenant="ann") == anns
+        assert await rows("bob") == []
+        assert await rows("operator") == [*anns, ("operations", "base"), ("operations", "mine")]
+        assert await rows("operator", tenant="ann") == anns
+        assert await rows("operator", tenant="nobody") == []
+        page = usage_pb2.GetUsageRequest(page_size=2)
+        token = (await world.caller("operator").one("UsageService/GetUsage", page)).next_page_token
+        assert await rows("operator", page_token=token) == [("operations", "base"), ("operations", "mine")]
+        assert await rows("bob", page_token=token) == []
+        for caller, asked in (("bob", ("ann", "nobody")), ("ann's narrow key", ("", "ann", "nobody"))):
+            answers = []
+            for tenant in asked:
+                request = usage_pb2.GetUsageRequest(tenant=tenant)
+                case = Case("UsageService/GetUsage", lambda o, own, request=request: request)
+                answers.append(await answer_to(world.caller(caller), case, ABSENT, ""))
+            assert len(set(answers)) == 1
+            assert answers[0][0] is grpc.StatusCode.PERMISSION_DENIED
 
 
 async def test_page_tokens_of_another_tenant_are_as_good_as_invented_ones(worlds: Worlds, context: Context) -> None:

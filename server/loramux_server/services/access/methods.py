@@ -57,6 +57,8 @@ METHODS: Mapping[str, Method] = MappingProxyType(
         "loramux.v1.TrainingService/WatchJob": Method(Scope.TRAIN, follows_a_job=True),
         "loramux.v1.ServerService/GetServerInfo": Method(None, counted=False),
         "loramux.v1.ServerService/GetStats": Method(None, counted=False),
+        # Of the caller's tenant; the service asks for the scope admin beyond that.
+        "loramux.v1.UsageService/GetUsage": Method(None),
         "openai.v1/createChatCompletion": Method(Scope.INFER, generates=True),
         "openai.v1/createCompletion": Method(Scope.INFER, generates=True),
         "openai.v1/createResponse": Method(Scope.INFER, generates=True),
@@ -70,6 +72,8 @@ METHODS: Mapping[str, Method] = MappingProxyType(
         "anthropic.v1/createMessage": Method(Scope.INFER, generates=True),
         "anthropic.v1/countMessageTokens": Method(Scope.INFER),
         "openai.v1/listLoraAdapters": Method(Scope.INFER),
+        "openai.v1/usage-completions": Method(None),
+        "openai.v1/usage-embeddings": Method(None),
         "openai.v1/listModels": Method(Scope.INFER),
         "openai.v1/retrieveModel": Method(Scope.INFER),
         "openai.v1/deleteModel": Method(Scope.WRITE_ADAPTERS, audited=True),

@@ -1,0 +1,1 @@
+"""Usage: what a bill is written from, recorded and read."""
