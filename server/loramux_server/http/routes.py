@@ -36,6 +36,7 @@ from .openai.responses.responses import Responses
 from .openai.tuning.files import Files
 from .openai.tuning.jobs import FineTuningJobs
 from .openai.tuning.uploads import Uploads
+from .openai.usage import UsageOf
 from .openapi import Operation, document
 
 METHODS = {
@@ -74,6 +75,8 @@ METHODS = {
     "cancelFineTuningJob": ("POST", "/v1/fine_tuning/jobs/{job_id}/cancel"),
     "pauseFineTuningJob": ("POST", "/v1/fine_tuning/jobs/{job_id}/pause"),
     "resumeFineTuningJob": ("POST", "/v1/fine_tuning/jobs/{job_id}/resume"),
+    "usage-completions": ("GET", "/v1/organization/usage/completions"),
+    "usage-embeddings": ("GET", "/v1/organization/usage/embeddings"),
 }
 """Operations by the names that the makers of their APIs give them.
 
@@ -116,7 +119,7 @@ class Application:
         responses = Responses(availability)
         messages = Messages(availability)
         files, uploads, jobs = Files(availability), Uploads(availability), FineTuningJobs(availability)
-        folders = LoadedFolders(availability)
+        folders, usage = LoadedFolders(availability), UsageOf(availability)
         handlers: dict[str, Handler] = {
             "createChatCompletion": chat.create,
             "createCompletion": texts.create,
@@ -153,6 +156,8 @@ class Application:
             "cancelFineTuningJob": jobs.cancel,
             "pauseFineTuningJob": jobs.pause,
             "resumeFineTuningJob": jobs.resume,
+            "usage-completions": usage.completions,
+            "usage-embeddings": usage.embeddings,
         }
         applications: dict[str, dict[str, ASGIApp]] = {}
         conventions: dict[str, Convention] = {}

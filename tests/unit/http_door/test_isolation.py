@@ -35,6 +35,8 @@ BY_JOB = (
 )
 FOLDERS = ("loadLoraAdapter", "unloadLoraAdapter")
 """Looked at in ``test_loading.py``."""
+USAGE = ("usage-completions", "usage-embeddings")
+"""Looked at in ``test_usage.py``."""
 ROWS = b'{"prompt": "Where?", "completion": " Here."}\n' * 8
 BY_UPLOAD: dict[str, dict[str, Any]] = {
     "addUploadPart": {"files": {"data": ROWS}},
@@ -77,7 +79,7 @@ async def answer_to(client: httpx2.AsyncClient, caller: str, operation: str, mod
 def test_every_operation_is_looked_at() -> None:
     looked_at = {*REQUESTS, *BY_RESPONSE, *BY_FILE, *BY_JOB, "listFiles", "listPaginatedFineTuningJobs"}
     looked_at |= {"listModels", "listLoraAdapters"}
-    looked_at |= BY_UPLOAD.keys() | set(FOLDERS)
+    looked_at |= BY_UPLOAD.keys() | set(FOLDERS) | set(USAGE)
     of_the_caller = {"createFile", "createUpload", "createFineTuningJob", "compactConversation"}
     assert looked_at | of_the_caller == METHODS.keys()
 
