@@ -11,7 +11,7 @@ from pydantic import BaseModel, ByteSize, SecretStr
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
-from ..core.settings import CpuWeights, Device, Dtype, EngineSettings, Speculate
+from ..core.settings import Device, Dtype, EngineSettings, Speculate, Weights
 from ..core.types import SamplingParams
 from .fields import Address, HostNames, ListenAddress, LocalPath, OptionalAddress, Origins, Size, setting, state_home
 from .groups import AuditSettings, LogSettings, OidcSettings, TlsSettings, TrainingSettings
@@ -41,9 +41,10 @@ class Settings(LimitSettings, BaseSettings):
     )
     device: Device = setting("auto", "Model", "DEVICE", "where the model runs")
     dtype: Dtype = setting("auto", "Model", "DTYPE", "precision of the computation; float32 is the exact mode")
-    cpu_weights: CpuWeights = setting(
+    cpu_weights: Weights = setting(
         "auto", "Model", "HOW", "on a CPU, keep the 4-bit weights packed (less memory) or unpack them once (faster)"
     )
+    gpu_weights: Weights = setting("auto", "Model", "HOW", "the same on a GPU")
     threads: int | None = setting(
         None, "Model", "N", "processor threads of the engine (default: affinity and quota)", ge=1, le=1024
     )
@@ -237,6 +238,7 @@ class Settings(LimitSettings, BaseSettings):
             device=self.device,
             dtype=self.dtype,
             cpu_weights=self.cpu_weights,
+            gpu_weights=self.gpu_weights,
             threads=self.threads,
             kv_cache_memory=_plain(self.kv_cache_memory),
             adapter_memory=_plain(self.adapter_memory),

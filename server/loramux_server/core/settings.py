@@ -7,7 +7,7 @@ from typing import Literal
 
 Device = Literal["auto", "cpu", "cuda"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
-CpuWeights = Literal["auto", "packed", "unpacked"]
+Weights = Literal["auto", "packed", "unpacked"]
 Speculate = Literal["off", "ngram"]
 
 
@@ -25,7 +25,8 @@ class EngineSettings:
     """Where jobs may write results and checkpoints; None: anywhere."""
     device: Device = "auto"
     dtype: Dtype = "auto"
-    cpu_weights: CpuWeights = "auto"
+    cpu_weights: Weights = "auto"
+    gpu_weights: Weights = "auto"
     threads: int | None = None
     kv_cache_memory: int | None = None
     adapter_memory: int | None = None

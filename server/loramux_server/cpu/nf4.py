@@ -51,7 +51,7 @@ class PackedProduct:
         self._codes = torch.cat([w.data.flatten() for w in weights])
         for weight, codes in zip(weights, self._codes.split([w.numel() for w in weights]), strict=True):
             weight.data = codes.view(weight.shape)
-        self._scales = torch.cat([_scales(w.quant_state) for w in weights])
+        self._scales = torch.cat([block_scales(w.quant_state) for w in weights])
         self._values = weights[0].quant_state.code.float().contiguous()
         self._bias = None if bias is None else bias.float().contiguous()
         self.nbytes, self.packed_nbytes = self._scales.nbytes, self._codes.nbytes
@@ -86,7 +86,7 @@ class PackedProduct:
         return y
 
 
-def _scales(state: QuantState) -> Tensor:
+def block_scales(state: QuantState) -> Tensor:
     """A float32 for each block of weights."""
     scales = state.absmax
     if state.nested:

@@ -31,9 +31,10 @@ from .buffers import upload
 from .context import Group
 from .slots import Entries, Slot
 
-BLOCK_OVERHEAD = 2000
-"""Row-rank products that take about as long as the calls of one more block (measured on two AVX512 cores)."""
-GRADIENT_OVERHEAD = 20_000
+BLOCK_OVERHEAD = {"cpu": 2000, "cuda": 10_000_000}
+"""Row-rank products that take about as long as the calls of one more block. On a processor measured on two AVX512
+cores; on a GPU a block's launches outweigh any product of a step."""
+GRADIENT_OVERHEAD = {"cpu": 20_000, "cuda": 10_000_000}
 """The same where gradients are recorded: each block then adds to all rows, forward and backward."""
 
 KERNEL_OVERHEAD = 700
@@ -257,11 +258,7 @@ def _runs(segments: Sequence[RowSegment]) -> list[list[RowSegment]]:
 
 
 def _run_blocks(bank: AdapterBank, start: int, run: Sequence[RowSegment]) -> list[Block]:
-    slots = {slot for s in run for slot, _ in s.entries}
-    joint = sum(s.length for s in run) * sum(slot.rank for slot in slots)
-    overhead = GRADIENT_OVERHEAD if torch.is_grad_enabled() else BLOCK_OVERHEAD
-    apart = sum(s.length * slot.rank + overhead for s in run for slot, _ in s.entries)
-    if joint + overhead <= apart:
+    if one_block_pays(run, bank.a[0].device.type):
         return [_joint_block(bank, start, run)]
     blocks: list[Block] = []
     for segment in run:
@@ -271,6 +268,14 @@ def _run_blocks(bank: AdapterBank, start: int, run: Sequence[RowSegment]) -> lis
             blocks.append(BankBlock(bank, rows, [slot], lambda _, scale=scale: scale))  # type: ignore[misc]
         start += segment.length
     return blocks
+
+
+def one_block_pays(run: Sequence[RowSegment], device: str) -> bool:
+    """Whether all adapters of a run over all of its rows take less time than each over its own rows."""
+    slots = {slot for s in run for slot, _ in s.entries}
+    joint = sum(s.length for s in run) * sum(slot.rank for slot in slots)
+    overhead = (GRADIENT_OVERHEAD if torch.is_grad_enabled() else BLOCK_OVERHEAD)[device]
+    return joint + overhead <= sum(s.length * slot.rank + overhead for s in run for slot, _ in s.entries)
 
 
 def _joint_block(bank: AdapterBank, start: int, segments: Sequence[RowSegment]) -> Block:

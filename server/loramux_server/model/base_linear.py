@@ -1,8 +1,9 @@
 """The base's linears: NF4 values from bitsandbytes, multiplied by a path that we control.
 
-On CUDA that path is bitsandbytes' own 4-bit product. On CPU bitsandbytes may repack weights in place into a layout
-that loses gradients, so the values are dequantised here: once (``unpacked``: more memory, far fewer cycles) or at
-every use (``packed``). Both give bitsandbytes' values to the bit, and gradients reach the input in both.
+The values are dequantised once (``unpacked``: more memory, far less time) or at every use (``packed``). Both give
+bitsandbytes' values to the bit, and gradients reach the input in both. On CUDA the paths are those of
+:mod:`.gpu_linear`; on a CPU bitsandbytes may repack weights in place into a layout that loses gradients, so it is not
+asked for products.
 """
 
 from __future__ import annotations
@@ -18,23 +19,7 @@ from torch.nn.functional import linear
 from ..cpu.nf4 import WHERE_ALL_IS_PACKED, is_quantized, make_packed_product
 from ..cpu.prepack import PlainWeight, frozen_product, prepack
 from ..lora.routed_linear import BaseLinear
-
-
-def dense_weight(module: nn.Module) -> Tensor:
-    """The weight [out, in] of a linear as the product sees it: dequantised if NF4."""
-    weight: Any = module.weight
-    if is_quantized(module):
-        return dequantize_4bit(weight.data, weight.quant_state)
-    data: Tensor = weight.data
-    return data
-
-
-def _joined_bias(modules: Sequence[nn.Module], dtype: torch.dtype) -> Tensor | None:
-    biases: list[Any] = [m.bias for m in modules]
-    if all(b is None for b in biases):
-        return None
-    sizes = [int(m.out_features) for m in modules]  # type: ignore[arg-type]
-    return torch.cat([torch.zeros(n) if b is None else b.data for b, n in zip(biases, sizes, strict=True)]).to(dtype)
+from .gpu_linear import DenseLinear, JoinedLinear, can_join, dense_weight, joined_bias
 
 
 class UnpackedLinear:
@@ -50,7 +35,7 @@ class UnpackedLinear:
     def __init__(self, modules: Sequence[nn.Module], dtype: torch.dtype) -> None:
         self.out_features = tuple(int(m.out_features) for m in modules)  # type: ignore[arg-type]
         self._dtype = dtype
-        self._bias = _joined_bias(modules, dtype)
+        self._bias = joined_bias(modules, dtype)
         dense = torch.cat([dense_weight(m).to(dtype) for m in modules])
         self._few = make_packed_product(modules, dense, self._bias)
         self._weight = prepack(dense) or PlainWeight(dense)
@@ -85,7 +70,7 @@ class PackedLinear:
     def __init__(self, modules: Sequence[nn.Module], dtype: torch.dtype) -> None:
         self.out_features = tuple(int(m.out_features) for m in modules)  # type: ignore[arg-type]
         self._dtype = dtype
-        self._bias = _joined_bias(modules, dtype)
+        self._bias = joined_bias(modules, dtype)
         dense = torch.cat([dense_weight(m).to(dtype) for m in modules])
         self._few = make_packed_product(modules, dense, self._bias)
         self._weights = [_PackedWeight(m, dtype) for m in modules]
@@ -104,7 +89,7 @@ class PackedLinear:
 
 
 class ModuleLinear:
-    """The modules as they are: bitsandbytes' 4-bit linears on CUDA, and linears that were never quantised."""
+    """The modules as they are: on CUDA, linears that were never quantised or cannot be joined."""
 
     def __init__(self, modules: Sequence[nn.Module], dtype: torch.dtype) -> None:
         self.out_features = tuple(int(m.out_features) for m in modules)  # type: ignore[arg-type]
@@ -120,7 +105,9 @@ class ModuleLinear:
 def make_linear(modules: Sequence[nn.Module], dtype: torch.dtype, device: torch.device, packed: bool) -> BaseLinear:
     """The right linear for ``modules`` (which share an input) on ``device``."""
     if device.type != "cpu":
-        return ModuleLinear(modules, dtype)
+        if not packed:
+            return DenseLinear(modules, dtype)
+        return JoinedLinear(modules, dtype) if can_join(modules) else ModuleLinear(modules, dtype)
     if packed and all(is_quantized(m) for m in modules):
         return PackedLinear(modules, dtype)
     return UnpackedLinear(modules, dtype)

@@ -26,6 +26,8 @@ from .kv import KVShape
 from .page_size import find_page_size
 
 Progress = Callable[[str, float | None], None]
+UNPACKED_SHARE = {"cpu": 0.5, "cuda": 0.35}
+"""Most of the free memory that unpacked weights may take unless the settings ask for them."""
 
 
 class ResidentBase:
@@ -62,15 +64,12 @@ class ResidentBase:
 
     @classmethod
     def load(cls, settings: EngineSettings, folder: Path) -> ResidentBase:
-        """Load the NF4 folder. With ``cpu_weights="auto"`` unpack if that takes under half of the free memory."""
+        """Load the NF4 folder, and unpack its weights where the settings say so or the memory allows it."""
         device = resolve_device(settings.device)
         dtype = resolve_dtype(settings.dtype, device)
         base = load_base(folder, device, dtype, attn_implementation=NAME)
-        packed = settings.cpu_weights == "packed"
-        if settings.cpu_weights == "auto":
-            unpacked = sum(i * o for i, o in linear_modules(base.model).values()) * dtype.itemsize
-            packed = unpacked > host_available() // 2
-        return cls(base, packed)
+        unpacked = sum(i * o for i, o in linear_modules(base.model).values()) * dtype.itemsize
+        return cls(base, keeps_packed(settings, torch.device(device), unpacked))
 
     def forward(
         self,
@@ -171,6 +170,16 @@ class ResidentBase:
         if page_size is None:
             return KVShape(len(probe.layers), kv_heads, head_dim)
         return KVShape(len(probe.layers), kv_heads, head_dim, page_size, kernel=True)
+
+
+def keeps_packed(settings: EngineSettings, device: torch.device, unpacked: int) -> bool:
+    """Whether weights stay packed that would take ``unpacked`` bytes: what the settings say, or as memory allows."""
+    on_host = device.type == "cpu"
+    choice = settings.cpu_weights if on_host else settings.gpu_weights
+    if choice != "auto":
+        return choice == "packed"
+    free = host_available() if on_host else torch.cuda.mem_get_info(device)[0]
+    return unpacked > UNPACKED_SHARE[device.type] * free
 
 
 class _Probe:
