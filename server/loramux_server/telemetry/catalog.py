@@ -53,7 +53,7 @@ GENERATED_TOKENS = CounterMetric(
 QUOTA_REFUSALS = CounterMetric(
     name="loramux_quota_refusals_total",
     meaning="Calls refused by a quota, by the limit that was reached.",
-    labels=("tenant", "limit"),
+    labels=("limit", "tenant"),
     unit="calls",
 )
 

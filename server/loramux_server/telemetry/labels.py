@@ -14,21 +14,6 @@ _CALLED_BASE = f"adapter:{BARE}"
 """An adapter that was published as ``base`` before the word was the server's own."""
 
 
-class BoundedLabels:
-    """The first ``limit`` distinct values keep their own label; later ones share ``_other``."""
-
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self._known: set[str] = set()
-
-    def __call__(self, value: str) -> str:
-        if value not in self._known:
-            if len(self._known) >= self._limit:
-                return OTHER
-            self._known.add(value)
-        return value
-
-
 def adapter_label(name: str) -> str:
     """The value for an adapter, which never is the one for the empty stack."""
     return _CALLED_BASE if name == BARE else name
@@ -39,7 +24,10 @@ def stack_label(stack: Stack) -> str:
 
     So sums over stacks count each token once.
     """
-    return adapter_label("+".join(sorted(entry.adapter.name for entry in stack.entries))) if stack else BARE
+    names = [entry.adapter.name for entry in stack.entries]
+    if len(names) > 1:
+        return "+".join(sorted(names))
+    return adapter_label(names[0]) if names else BARE
 
 
 def names_in(label: str) -> frozenset[str]:

@@ -15,14 +15,12 @@ from ..core.observer import CallFinished, JobMoved, NullObserver, RequestRefused
 from ..core.types import Stack
 from . import catalog
 from .engine import EngineCollector
-from .labels import BoundedLabels
 from .reading import EngineReader, Names, Reading
+from .refusals import RefusalSeries
 from .stacks import StackSeries
 from .vllm import VllmCollector
 
 CORRUPT_KINDS = ("adapter", "dataset", "checkpoint", "base")
-MAX_REFUSED = 100
-"""Tenants that the refusals of quotas name."""
 MAX_JOBS = 64
 
 
@@ -37,13 +35,13 @@ class Metrics(NullObserver):
         disable_created_metrics()
         self.registry = CollectorRegistry()
         self._version = version
-        self._refused = BoundedLabels(MAX_REFUSED)
         self._losses: set[str] = set()
         self._reader: EngineReader | None = None
         registry = self.registry
         self.requests = catalog.REQUESTS.register(registry)
         self.between_tokens = catalog.INTER_TOKEN.register(registry)
-        self.quota_refusals = catalog.QUOTA_REFUSALS.register(registry)
+        self._refusals = RefusalSeries()
+        registry.register(self._refusals)
         self._stacks = StackSeries()
         registry.register(self._stacks)
         self.jobs = catalog.JOBS.register(registry)
@@ -126,7 +124,7 @@ class Metrics(NullObserver):
 
     def quota_refused(self, tenant: str, limit: str) -> None:
         """A call was refused by a quota. ``limit`` must be the name of one."""
-        self.quota_refusals.labels(self._refused(tenant), limit).inc()
+        self._refusals.refused(tenant, limit)
 
     def request_refused(self, event: RequestRefused) -> None:
         """Not counted: it was no call of any method."""

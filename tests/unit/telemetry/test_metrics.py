@@ -21,9 +21,10 @@ from loramux_server.core.types import BASE, AdapterVersion, Stack, StackEntry
 from loramux_server.store.adapters.refs import check_name, check_new_name
 from loramux_server.store.damage import Kind
 from loramux_server.telemetry.endpoint import MetricsEndpoint
-from loramux_server.telemetry.labels import BARE, NONE, OTHER, BoundedLabels, names_in, stack_label
+from loramux_server.telemetry.labels import BARE, NONE, OTHER, names_in, stack_label
 from loramux_server.telemetry.metrics import MAX_JOBS, Metrics
 from loramux_server.telemetry.reading import MAX_RESIDENT, NamedVersion, Names
+from loramux_server.telemetry.refusals import MAX_TENANTS
 
 INFO = EngineInfo("base", "f00d", "Llama", 10, 20, (1,), "cuda:0", "float32", 1, {}, "")
 STATS = EngineStats(
@@ -146,9 +147,18 @@ def test_a_stack_has_one_label_whatever_its_order() -> None:
     assert stack_label(stack("b", "a")) == stack_label(stack("a", "b")) == "a+b"
 
 
-def test_bounded_labels_keep_the_first_ones() -> None:
-    label = BoundedLabels(2)
-    assert [label(v) for v in ("a", "b", "c", "a", "c")] == ["a", "b", "_other", "a", "_other"]
+def test_refusals_name_the_tenants_that_are_refused_most() -> None:
+    metrics = Metrics("0")
+    for i in range(3 * MAX_TENANTS):
+        metrics.quota_refused(f"tenant{i}", "requests_per_minute")
+    name = "loramux_quota_refusals_total"
+    assert value(metrics, name, tenant=OTHER, limit="requests_per_minute") == 2 * MAX_TENANTS
+    for _ in range(9):
+        metrics.quota_refused("tenant150", "concurrency")
+    samples(metrics)  # a scrape, at which places change hands
+    metrics.quota_refused("tenant150", "concurrency")
+    assert value(metrics, name, tenant="tenant150", limit="concurrency") == 1
+    assert sum(each == name for each, _ in samples(metrics)) == MAX_TENANTS + 2
 
 
 def test_engine_figures_are_read_at_each_scrape() -> None:
