@@ -11,11 +11,11 @@ import torch
 
 from loramux_server.core.jobs import TrainEvent, TrainSpec
 from loramux_server.lora.routed_linear import LinearGroup
-from loramux_server.training import job_scheduler
-from loramux_server.training.backprop.micro_batch_size import MicroBatchSizer
+from loramux_server.training import evaluation, job_scheduler
 from loramux_server.training.gradient_check import gradient_fault
 from tests.engine import Engine, prompts, rows, version_of
 from tests.rows import train_command
+from tests.tensor.scarce import on_device
 
 SPEC = TrainSpec(rank=4, alpha=8, learning_rate=5e-3, epochs=3, batch_size=4, seed=3, layers=(1, 2))
 
@@ -124,6 +124,31 @@ def test_out_of_memory_is_tried_again_in_smaller_parts(engine: Engine, tmp_path:
     assert sum(size > 50 for size in sizes) == 1
 
 
+def test_an_evaluation_without_memory_is_done_in_smaller_parts(engine: Engine, tmp_path: Path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    spec = replace(SPEC, epochs=1)
+    command = train_command("calm", spec, rows(4), rows(6, seed=6), output=str(tmp_path / "calm"))
+    calm = engine.train(command)[-1]
+    measured, sizes = evaluation.row_logprobs, []
+
+    def tight(base, jobs):  # type: ignore[no-untyped-def]
+        sizes.append(sum(sum(job.lengths) for job in jobs))
+        found = yield from measured(base, jobs)
+        if sizes[-1] > 40:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return found
+
+    monkeypatch.setattr(evaluation, "row_logprobs", tight)
+    scarce = engine.train(replace(command, job_id="scarce", output=str(tmp_path / "scarce")))[-1]
+    assert scarce.metrics == pytest.approx(calm.metrics, rel=1e-5)
+    assert max(sizes) > 40
+    engine.outputs.clear()
+    monkeypatch.setattr(evaluation, "row_logprobs", lambda *_: on_device())
+    engine.run(replace(command, job_id="none", output=str(tmp_path / "none")))
+    failure = engine.failure("none")
+    assert failure is not None
+    assert (failure.code, failure.reason) == ("resource_exhausted", "OUT_OF_MEMORY")
+
+
 @pytest.mark.slow
 def test_out_of_memory_again_fails_the_job_and_nothing_else(engine: Engine, tmp_path: Path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
     prompt = prompts(1, seed=8)[0]
@@ -194,9 +219,3 @@ def test_an_engine_without_gradients_serves_and_refuses_jobs(tiny_base, tmp_path
     assert (failure.code, failure.reason) == ("failed_precondition", "GRADIENTS_VANISH")
     assert len(engine.generate(prompts(1)[0], 5)) == 5
     engine.close()
-
-
-def test_micro_batches_get_smaller() -> None:
-    found = MicroBatchSizer(1)
-    found.limit(50)
-    assert list(found.split([0, 1, 2, 3], [30, 15, 30, 30])) == [[0, 1], [2], [3]]

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 from ..core.jobs import TrainRow
 from ..data.rows_file import assign_stacks
 from ..lora.trainable import TrainableAdapter
+from ..model.out_of_memory import out_of_memory, release_cached
 from .backprop.frozen_model import FrozenModel
 from .backprop.micro_batch import JobRows, row_logprobs
 from .backprop.micro_batch_size import MicroBatchSizer
 from .run import TrainingRun
-from .work import Held, Tasks
+from .work import Held, Interruptible, Tasks
+
+T = TypeVar("T")
 
 
 def evaluate(run: TrainingRun, sizer: MicroBatchSizer, *, only_new: bool = False) -> Tasks[dict[str, float]]:
@@ -35,16 +39,22 @@ def evaluate(run: TrainingRun, sizer: MicroBatchSizer, *, only_new: bool = False
             models.append(("current", run.current, None))
     sums: dict[str, float] = {}
     lengths = rows.lengths
-    for indices in sizer.split(list(range(len(rows))), lengths, run.command.spec.batch_size):
+
+    def measure(indices: list[int]) -> Interruptible[dict[str, float]]:
         inputs = [(i, row) for i in indices for row in objective.inputs(rows[i])]
         reference = [run.reference(rows[i], stacks[i]) for i in indices]
+        found: dict[str, float] = {}
         for name, frozen, adapter in models:
             job_rows = JobRows(frozen, [row for _, row in inputs], [stacks[i] for i, _ in inputs], adapter)
             work = row_logprobs(run.base, [job_rows])
             (logprobs,) = yield from sizer.timed(sum(lengths[i] for i in indices), work)
-            for metric, value in objective.loss(logprobs, reference).metrics.items():
-                sums[f"{name}_{metric}"] = sums.get(f"{name}_{metric}", 0.0) + value
-        yield Held(run.nbytes)
+            found |= {
+                f"{name}_{metric}": value for metric, value in objective.loss(logprobs, reference).metrics.items()
+            }
+        return found
+
+    for part in (yield from _in_micro_batches(run, sizer, list(range(len(rows))), lengths, measure)):
+        sums = {name: sums.get(name, 0.0) + value for name, value in part.items()}
     denominator = sum(objective.denominator(row) for row in rows)
     means = {name: value / denominator for name, value in sums.items()}
     if run.command.current is not None and run.current is None:  # the job starts from the current version
@@ -63,12 +73,46 @@ def cache_references(
     if not run.objective.needs_reference:
         return
     missing = [i for i, key in enumerate(zip(rows, stacks, strict=True)) if key not in run.references]
-    for indices in sizer.split(missing, [run.length(row) for row in rows], run.command.spec.batch_size):
+    lengths = [run.length(row) for row in rows]
+
+    def measure(indices: list[int]) -> Interruptible[None]:
         inputs = [(i, row) for i in indices for row in run.objective.inputs(rows[i])]
         job_rows = JobRows(run.frozen, [row for _, row in inputs], [stacks[i] for i, _ in inputs], run.initial)
         work = row_logprobs(run.base, [job_rows])
-        (logprobs,) = yield from sizer.timed(sum(run.length(rows[i]) for i in indices), work)
+        (logprobs,) = yield from sizer.timed(sum(lengths[i] for i in indices), work)
         values = iter(logprobs.logprobs.tolist())
         for i in indices:
             run.references[rows[i], stacks[i]] = tuple(next(values) for _ in run.objective.inputs(rows[i]))
+
+    yield from _in_micro_batches(run, sizer, missing, lengths, measure)
+
+
+def _in_micro_batches(
+    run: TrainingRun,
+    sizer: MicroBatchSizer,
+    rows: Sequence[int],
+    lengths: Sequence[int],
+    measure: Callable[[list[int]], Interruptible[T]],
+) -> Tasks[list[T]]:
+    """``measure`` for all rows, a micro-batch a task; one that finds no memory is done again in halves of its size.
+
+    Raises the error of a single row that finds none.
+    """
+    left, found = list(rows), list[T]()
+    while left:
+        indices = sizer.first(left, lengths, run.command.spec.batch_size)
+        short = False
+        try:
+            found.append((yield from measure(indices)))
+        except (RuntimeError, MemoryError) as error:
+            short = out_of_memory(error) and len(indices) > 1
+            if not short:
+                raise
+        # Outside of the handler, so that what the failed micro-batch held is free.
+        if short:
+            release_cached()
+            sizer.limit(max(1, sum(lengths[i] for i in indices) // 2))
+        else:
+            del left[: len(indices)]
         yield Held(run.nbytes)
+    return found

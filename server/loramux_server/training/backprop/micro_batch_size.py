@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TypeVar
 
 from ..work import PAUSE, Interruptible
@@ -58,19 +58,16 @@ class MicroBatchSizer:
             return min(self.max_tokens, FIRST_TOKENS)
         return max(1, min(self.max_tokens, int(self._rate * WORK_ITEM_SECONDS * self.work_items)))
 
-    def split(self, rows: Sequence[int], lengths: Sequence[int], max_rows: int | None = None) -> Iterator[list[int]]:
-        """Split ``rows`` in order into micro-batches of at least one row; the size is looked up anew for each.
+    def first(self, rows: Sequence[int], lengths: Sequence[int], max_rows: int | None = None) -> list[int]:
+        """As many of the first ``rows`` as a micro-batch should have now, at least one.
 
         ``lengths[i]`` is the number of tokens of row i.
         """
-        left = list(rows)
-        while left:
-            count, aim = 1, self.tokens
-            most = min(len(left), max_rows or len(left))
-            while count < most and sum(lengths[i] for i in left[: count + 1]) <= aim:
-                count += 1
-            yield left[:count]
-            del left[:count]
+        count, aim = 1, self.tokens
+        most = min(len(rows), max_rows or len(rows))
+        while count < most and sum(lengths[i] for i in rows[: count + 1]) <= aim:
+            count += 1
+        return list(rows[:count])
 
     def timed(self, tokens: int, work: Interruptible[T]) -> Interruptible[T]:
         """Run the ``work`` of a micro-batch of ``tokens`` tokens and learn from its time, pauses left out."""
@@ -88,5 +85,9 @@ class MicroBatchSizer:
             yield PAUSE
 
     def limit(self, tokens: int) -> None:
-        """After memory ran out: micro-batches have at most ``tokens`` tokens from now on."""
+        """After memory ran out: micro-batches have at most ``tokens`` tokens, until :meth:`lift`."""
         self._limit = tokens
+
+    def lift(self) -> None:
+        """Memory suffices again."""
+        self._limit = None
