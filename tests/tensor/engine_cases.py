@@ -112,7 +112,7 @@ class Cases:
 def check_empty(engine: Engine) -> None:
     """Nothing is held by anybody."""
     held = {kind: count for kind, count in engine.loop.idle_state().items() if count}
-    assert not held
+    assert not held, held
 
 
 def make_cases(base: Path, root: Path, make_adapter: Callable[..., Path]) -> Cases:

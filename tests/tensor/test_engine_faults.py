@@ -12,9 +12,10 @@ from random import Random
 import pytest
 import torch
 
-from loramux_server.core.backend import GenerateCommand, ScoreCommand, ScoreResult
+from loramux_server.core.backend import EmbedCommand, GenerateCommand, ScoreCommand, ScoreResult
 from loramux_server.core.errors import Code
 from loramux_server.core.jobs import TrainRow, TrainSpec
+from loramux_server.engine.residency import cache
 from loramux_server.engine.residency.cache import HostCache
 from loramux_server.engine.transport.protocol import (
     AbortCommand,
@@ -27,6 +28,7 @@ from loramux_server.engine.transport.wire import Unreadable
 from tests.engine import Engine, check_tokens, command, embedding, prompts
 from tests.rows import train_command
 from tests.tensor.engine_cases import STACKS, Case, Cases, check_empty, make_cases
+from tests.tensor.scarce import Scarce, on_device, on_host
 
 STORMS = counted()
 """Numbers the requests of all storms."""
@@ -119,14 +121,6 @@ def test_scores_that_are_no_numbers_are_an_error(cases: Cases, tight: Engine) ->
 # -- memory -----------------------------------------------------------------------------------------------------------
 
 
-def on_device() -> None:
-    raise torch.OutOfMemoryError("pretended")
-
-
-def on_host() -> None:
-    torch.empty(1 << 50, dtype=torch.uint8)
-
-
 def out_of_memory(
     engine: Engine, monkeypatch: pytest.MonkeyPatch, *, above: int, fail: Callable[[], None] = on_device
 ) -> list[int]:
@@ -157,6 +151,9 @@ def test_a_step_without_memory_is_tried_again_with_less(
     before = len(failed)
     cases.try_in(engine, [Case(cases.prompts[i], cases.stack(s)) for i, s in enumerate(STACKS)])
     assert len(failed) == before
+    stats = engine.stats()
+    assert stats.out_of_memory == {"errors": before, "micro_batches": 0, "jobs": 0, "steps": before}
+    assert stats.step_limits["tokens"] == engine.scheduler.limits.max_batch_tokens
 
 
 def test_another_error_in_a_step_is_a_defect(cases: Cases, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -209,6 +206,99 @@ def test_a_token_that_alone_finds_no_memory_fails(cases: Cases, monkeypatch: pyt
     assert failure is not None
     assert failure.code == Code.RESOURCE_EXHAUSTED.value
     check_empty(engine)
+
+
+def run_with_hog(engine: Engine, cases: Cases, hog: GenerateCommand | ScoreCommand | EmbedCommand) -> None:
+    """The hog fails alone; four mates beside it give what they give alone."""
+    mates = [Case(cases.prompts[i], cases.stack(STACKS[i]), 8) for i in (0, 1, 4, 5)]
+    engine.outputs.clear()
+    for i, case in enumerate(mates[:2]):
+        engine.submit(command(f"mate{i}", case.prompt, case.max_tokens, case.stack))
+    engine.submit(hog)
+    for i, case in enumerate(mates[2:], start=2):
+        engine.submit(command(f"mate{i}", case.prompt, case.max_tokens, case.stack))
+    engine.finish(*(f"mate{i}" for i in range(4)), hog.id)
+    failure = engine.failure(hog.id)
+    assert failure is not None
+    assert (failure.code, failure.reason) == (Code.RESOURCE_EXHAUSTED.value, "OUT_OF_MEMORY")
+    assert "no memory left" in failure.message
+    for i, case in enumerate(mates):
+        check_tokens(engine.tokens(f"mate{i}"), cases.alone(case))
+    assert engine.scheduler.limits.max_batch_tokens > 1
+    check_empty(engine)
+
+
+@pytest.mark.parametrize("fail", [on_device, on_host])
+def test_sampling_without_memory_is_done_in_smaller_parts(cases: Cases, fail: Callable[[], None]) -> None:
+    """Five rows at a time are too many for the search of the largest; nothing is computed again."""
+    engine = cases.engine()
+    with Scarce("max", lambda logits, *_: logits.shape[0] > 2, fail) as scarce:
+        cases.try_in(engine, [Case(cases.prompts[i], cases.stack(s)) for i, s in enumerate(STACKS)])
+    assert scarce.failed
+    assert engine.scheduler.preemptions == 0
+    assert engine.stats().out_of_memory["steps"] == 0
+
+
+@pytest.mark.parametrize("fail", [on_device, on_host])
+def test_a_request_that_cannot_be_sampled_fails_alone(cases: Cases, fail: Callable[[], None]) -> None:
+    """The only one that asks for log-probabilities, of one row of logits."""
+    engine = cases.engine()
+    with Scarce("log_softmax", lambda *_: True, fail):
+        run_with_hog(engine, cases, command("hog", cases.prompts[2], 8, logprobs=3))
+
+
+def test_scores_without_memory_are_computed_in_smaller_parts(cases: Cases) -> None:
+    prompt, continuation = cases.prompts[0], cases.prompts[1]
+    engine = cases.engine()
+    with Scarce("log_softmax", lambda logits, *_: logits.shape[0] > 3) as scarce:
+        result = engine.score(prompt, continuation, cases.stack(STACKS[1]))
+        assert scarce.failed
+    expected = cases.reference.score(prompt, continuation, cases.stack(STACKS[1]))
+    assert result.logprobs == pytest.approx(expected.logprobs, abs=1e-5)
+    with Scarce("log_softmax", lambda *_: True):
+        run_with_hog(engine, cases, ScoreCommand("hog", prompt, continuation, tenant="default"))
+
+
+def test_an_embedding_without_memory_is_pooled_in_smaller_parts(cases: Cases) -> None:
+    prompt = cases.prompts[0]
+    engine = cases.engine()
+    with Scarce("sum", lambda states, *_: states.shape[0] > 3) as scarce:
+        engine.run(embedding("e", prompt))
+        assert scarce.failed
+    cases.reference.run(embedding("pooled", prompt))
+    torch.testing.assert_close(engine.embedding("e"), cases.reference.embedding("pooled"), rtol=1e-5, atol=1e-6)
+    with Scarce("sum", lambda *_: True):
+        run_with_hog(engine, cases, embedding("hog", prompt))
+    with Scarce("linalg_vector_norm", lambda *_: True):  # at the very end, to scale it
+        run_with_hog(engine, cases, embedding("hog", prompt))
+
+
+def test_an_adapter_that_finds_no_host_memory_is_no_defect(cases: Cases, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = cases.engine()
+    monkeypatch.setattr(cache, "read_content", lambda *_, **__: on_host())
+    engine.run(command("none", cases.prompts[0], 3, cases.stack([("all", 1.0)])))
+    failure = engine.failure("none")
+    assert failure is not None
+    assert failure.code == Code.RESOURCE_EXHAUSTED.value
+    assert "no memory to read" in failure.message
+    monkeypatch.undo()
+    cases.try_in(engine, [Case(cases.prompts[0], cases.stack([("all", 1.0)]), 3)])
+
+
+def test_a_command_that_finds_no_memory_fails_alone(cases: Cases, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever of it was begun is taken back."""
+    engine = cases.engine()
+    monkeypatch.setattr(engine.loop, "_memory", lambda training: on_host())
+    engine.run(StatsCommand("stats"))
+    monkeypatch.setattr(engine.loop._scores, "open", lambda seq: on_host())
+    engine.run(command("none", cases.prompts[0], 3, cases.stack([("all", 1.0)])))
+    for id in ("stats", "none"):
+        failure = engine.failure(id)
+        assert failure is not None
+        assert failure.reason == "OUT_OF_MEMORY"
+    monkeypatch.undo()
+    check_empty(engine)
+    cases.try_in(engine, [Case(cases.prompts[0], cases.stack([("all", 1.0)]), 3)])
 
 
 def test_a_request_larger_than_the_cache_is_refused_and_the_rest_goes_on(cases: Cases, tight: Engine) -> None:

@@ -193,6 +193,13 @@ class EngineStats:
     steps: dict[str, tuple[int, float]] = field(default_factory=dict)
     """kind (prefill, decode, train) -> (steps, seconds) since start."""
     training_jobs: tuple[str, ...] = ()
+    suspended_jobs: tuple[str, ...] = ()
+    """Those of ``training_jobs`` that gave their memory up to requests, and go on from their checkpoints later."""
+    step_limits: dict[str, int] = field(default_factory=dict)
+    """Most ``tokens`` and ``sequences`` of a step now: as configured, or less since memory ran out."""
+    out_of_memory: dict[str, int] = field(default_factory=dict)
+    """Since start: ``errors`` of computations for requests; what was given up for them: ``micro_batches`` dropped,
+    ``jobs`` suspended, ``steps`` halved."""
     queue_waits: tuple[int, ...] = ()
     """Requests that started, by their wait: one count for each of ``QUEUE_WAIT_BOUNDS``, one for those beyond."""
     queue_wait_seconds: float = 0.0

@@ -31,9 +31,29 @@ class Background(Protocol):
         """
         ...
 
+    def drop_activations(self) -> bool:
+        """Free what a micro-batch under way holds: it is computed again, in smaller ones. False if there is none."""
+        ...
+
+    def suspend(self) -> str | None:
+        """Suspend a job to its checkpoint until :meth:`resume`, which frees all that it holds. Returns its id.
+
+        None where there is no job that can go on from a checkpoint.
+        """
+        ...
+
+    def resume(self) -> None:
+        """Memory suffices again: suspended jobs go on, with micro-batches as large as before."""
+        ...
+
     @property
     def jobs(self) -> tuple[str, ...]:
-        """The ids of the jobs at work."""
+        """The ids of the jobs, those that are suspended last."""
+        ...
+
+    @property
+    def suspended(self) -> tuple[str, ...]:
+        """The ids of the jobs that are suspended."""
         ...
 
     @property

@@ -7,8 +7,6 @@ import queue
 import time
 from collections.abc import Callable, Collection, Iterator
 
-import torch
-
 from ..core.backend import EmbedCommand, EngineInfo, EngineStats, GenerateCommand, ScoreCommand
 from ..core.background import Background
 from ..core.errors import Code, Error
@@ -20,12 +18,14 @@ from ..model.out_of_memory import out_of_memory
 from ..peft.folder import naming
 from .checks import adapter_violations, refuse, train_violations
 from .execution.embeddings import EmbeddingCollector
+from .execution.failures import no_memory
 from .execution.model_runner import ModelRunner
 from .execution.scores import ScoreCollector
 from .execution.token_selection import TokenSelector
 from .gpu import Gpu
 from .grammar.masks import GrammarMasks
 from .inbox import AdapterRead, Inbox, MaskReady, Message, StopLoop
+from .memory_pressure import MemoryPressure
 from .residency.manager import ResidencyManager
 from .scheduling.new_sequence import make_sequence
 from .scheduling.plan import StepPlan
@@ -73,10 +73,11 @@ class EngineLoop:
         share, slice_seconds = settings.training_share, settings.training_slice_ms / 1000
         self._training = TrainingShare(background, share, slice_seconds, done=self._job_done)
         self._info, self._send, self._memory, self._folders = info, emit, memory, settings.folders
+        self.pressure = pressure = MemoryPressure(scheduler, self._training)
         self._stats = StatsCollector(Gpu(runner.base.device) if runner.base.device.type == "cuda" else None)
-        self._scores = ScoreCollector(scheduler.get, self._finish, self._end, self._emit)
-        self._embeddings = EmbeddingCollector(scheduler.get, self._finish, self._end, self._emit)
-        self._selector = TokenSelector(grammars, info.eos_token_ids, self._finish, self._end, self._emit)
+        self._scores = ScoreCollector(scheduler.get, self._finish, self._end, self._emit, pressure)
+        self._embeddings = EmbeddingCollector(scheduler.get, self._finish, self._end, self._emit, pressure)
+        self._selector = TokenSelector(grammars, info.eos_token_ids, self._finish, self._end, self._emit, pressure)
         self._outbox: list[Output] = []
         self._next_read: float | None = None
         self._stopping = False
@@ -100,6 +101,7 @@ class EngineLoop:
         """One turn: commands, one serve step, training. Waits for a command when there is nothing else to do."""
         self._take_commands()
         self._expire(time.monotonic())
+        self.pressure.recover()
         self._selector.handle_masks()
         plan = self.scheduler.schedule()
         self._stalled = not (plan.work or plan.swaps)
@@ -140,11 +142,16 @@ class EngineLoop:
             return
 
     def next_moment(self) -> float | None:
-        """Seconds until something must be done though no command comes: a deadline, an adapter that may be read."""
+        """Seconds until something must be done though no command comes.
+
+        That is a deadline, an adapter that may be read, or memory that is given back.
+        """
         now = time.monotonic()
         moments = [max(0.0, s.deadline - now) for s in self.scheduler.sequences if s.deadline is not None]
         if self._next_read is not None:
             moments.append(self._next_read)
+        if (recovery := self.pressure.moment()) is not None:
+            moments.append(recovery)
         return min(*moments, LONGEST_SLEEP) if moments else None
 
     def _handle(self, message: Message) -> None:
@@ -174,6 +181,12 @@ class EngineLoop:
             self._execute(command)
         except Error as error:
             self._fail(id, error)
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
+            if (seq := self.scheduler.get(id)) is not None:
+                self._finish(seq)
+            self._fail(id, no_memory())
 
     def _lives(self, id: str) -> bool:
         """Whether answers under this id are still to come."""
@@ -269,12 +282,12 @@ class EngineLoop:
         for seq in map(self._live, plan.started):
             seq.started = started
             self._stats.started(started - seq.arrived)
-        try:
-            output = self.runner.run(plan)
-        except (RuntimeError, MemoryError) as error:
-            if not out_of_memory(error):
-                raise
-            self._shed(plan)
+        output = self.pressure.attempt(lambda: self.runner.run(plan))
+        if output is None:
+            if plan.tokens == 1:
+                self._end(self._live(plan.work[0].id), no_memory())
+            else:
+                self.pressure.halve(plan.tokens)
             return
         self.scheduler.advance(plan)
         sampling = [w for w in plan.work if w.samples]
@@ -294,15 +307,6 @@ class EngineLoop:
         assert seq is not None
         return seq
 
-    def _shed(self, plan: StepPlan) -> None:
-        """Out of memory in a step: everything is preempted and steps get smaller; a lone token fails."""
-        torch.cuda.empty_cache()
-        if plan.tokens == 1:
-            self._end(self._live(plan.work[0].id), error=Error(Code.RESOURCE_EXHAUSTED, "out of memory"))
-            return
-        log.warning("out of memory in a step of %d tokens; steps are halved", plan.tokens)
-        self.scheduler.shrink(max(1, plan.tokens // 2))
-
     def _end(self, seq: Sequence, error: Error) -> None:
         self._finish(seq)
         self._fail(seq.id, error)
@@ -319,7 +323,9 @@ class EngineLoop:
 
     def _read_stats(self) -> EngineStats:
         memory = self._memory(self._training.nbytes)
-        return self._stats.read(self.scheduler, self._residency, self.runner, self._grammars, self._training, memory)
+        return self._stats.read(
+            self.scheduler, self._residency, self.runner, self._grammars, self._training, self.pressure, memory
+        )
 
     def _close(self) -> None:
         gone = Error(Code.UNAVAILABLE, "the server is stopping")

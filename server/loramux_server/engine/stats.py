@@ -9,6 +9,7 @@ from ..core.backend import QUEUE_WAIT_BOUNDS, EngineStats
 from .execution.model_runner import ModelRunner
 from .gpu import Gpu
 from .grammar.masks import GrammarMasks
+from .memory_pressure import MemoryPressure
 from .residency.manager import ResidencyManager
 from .scheduling.scheduler import Scheduler
 from .scheduling.sequence import State
@@ -41,6 +42,7 @@ class StatsCollector:
         runner: ModelRunner,
         grammars: GrammarMasks,
         training: TrainingShare,
+        pressure: MemoryPressure,
         memory: dict[str, int],
     ) -> EngineStats:
         """Everything as of now."""
@@ -76,6 +78,9 @@ class StatsCollector:
             prefix_hit_tokens=pages.hit_tokens,
             steps=steps,
             training_jobs=training.jobs,
+            suspended_jobs=training.suspended,
+            step_limits={"tokens": scheduler.limits.max_batch_tokens, "sequences": scheduler.limits.max_running},
+            out_of_memory=dict(pressure.counts),
             cuda_graphs=None if runner.graphs is None else runner.graphs.count,
             cuda_graph_failures=0 if runner.graphs is None else runner.graphs.failures,
             queue_waits=tuple(self._waits),

@@ -38,13 +38,18 @@ class TrainingShare:
 
     @property
     def busy(self) -> bool:
-        """Whether there are jobs at work."""
-        return bool(self._background.jobs)
+        """Whether there are jobs at work: some that are not suspended."""
+        return len(self._background.jobs) > len(self._background.suspended)
 
     @property
     def jobs(self) -> tuple[str, ...]:
-        """The ids of the jobs at work."""
+        """The ids of the jobs, those that are suspended included."""
         return self._background.jobs
+
+    @property
+    def suspended(self) -> tuple[str, ...]:
+        """The ids of the jobs that gave up their memory."""
+        return self._background.suspended
 
     @property
     def nbytes(self) -> int:
@@ -58,6 +63,18 @@ class TrainingShare:
     def remove(self, job: str) -> None:
         """Stop a job, if it is here; nothing is reported."""
         self._background.remove(job)
+
+    def drop_activations(self) -> bool:
+        """See :meth:`Background.drop_activations`."""
+        return self._background.drop_activations()
+
+    def suspend(self) -> str | None:
+        """See :meth:`Background.suspend`."""
+        return self._background.suspend()
+
+    def resume(self) -> None:
+        """See :meth:`Background.resume`."""
+        self._background.resume()
 
     def turn(self, serving: bool) -> None:
         """Called after every serve step (``serving``), and again and again while nothing is served."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from ..cpu.heap import give_back
+
 _MESSAGES = ("allocate memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
 """Of errors without a type of their own: torch's host allocator, the driver (graphs), cuBLAS (workspaces)."""
 
@@ -18,3 +20,9 @@ def out_of_memory(error: BaseException) -> bool:
 def device_lost(error: BaseException) -> bool:
     """Whether nothing can be computed on the device any more, by anybody."""
     return isinstance(error, torch.AcceleratorError) and not out_of_memory(error)
+
+
+def release_cached() -> None:
+    """Give what the allocators of torch and of this process keep for later back to the device and the system."""
+    torch.cuda.empty_cache()  # does nothing where CUDA is not in use
+    give_back()

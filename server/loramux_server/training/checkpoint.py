@@ -31,6 +31,7 @@ from ..core.errors import Error
 from ..core.jobs import TrainCommand, TrainEvent, TrainEventType, TrainRow
 from ..host.failpoints import reach
 from ..host.files import read_regular, storage_errors, sync_folder, write_durable
+from ..model.out_of_memory import out_of_memory
 from .work import Held
 
 log = logging.getLogger(__name__)
@@ -149,8 +150,10 @@ class Checkpoints:
             try:
                 self.begin(snapshot())
                 self.finished(wait=True)
-            except Error as error:
-                log.warning("the checkpoint of a stopped job was not written: %s", error.message)
+            except (Error, RuntimeError, MemoryError) as error:
+                if not isinstance(error, Error) and not out_of_memory(error):
+                    raise
+                log.warning("the checkpoint of a stopped job was not written: %s", error)
             raise
         finally:
             self._writer.shutdown(wait=True)

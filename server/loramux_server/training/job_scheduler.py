@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -11,14 +11,15 @@ import torch
 
 from ..core.background import Ended, Report
 from ..core.errors import Code, Error, internal_error
-from ..core.jobs import TrainCommand, TrainEvent, TrainEventType
-from ..model.out_of_memory import device_lost, out_of_memory
+from ..core.jobs import TrainCommand
+from ..model.out_of_memory import device_lost, out_of_memory, release_cached
 from ..model.resident import ResidentBase
 from ..store.blobs.reader import BlobReader
 from ..telemetry.logs import get_logger
 from .backprop.micro_batch_size import IDLE_SECONDS, MicroBatchSizer
 from .gradient_check import gradient_fault
 from .gradients import Batch, NeedsGradients, accumulate_gradients, select_rows
+from .reporter import ReportedProgress
 from .trainer import Training, train
 from .work import PAUSE, Held, Interruptible, Pause
 
@@ -31,13 +32,17 @@ OUT_OF_MEMORY: Final = "OUT_OF_MEMORY"
 class Job:
     """A job at work. It runs alone, or waits for the gradients of ``batch``."""
 
-    id: str
+    command: TrainCommand
     training: Training
-    report: Report
+    report: ReportedProgress
     sizer: MicroBatchSizer  # of the micro-batches that it runs alone
     batch: Batch | None = None
     nbytes: int = 0
     max_tokens: int | None = None  # of a micro-batch, once one failed: the job shares none from then on
+
+    @property
+    def id(self) -> str:
+        return self.command.job_id
 
 
 class JobScheduler:
@@ -45,7 +50,8 @@ class JobScheduler:
 
     A task is either something that one job does alone (reading adapters, evaluating, writing), or one micro-batch of
     rows of all jobs that wait for gradients. Jobs join between two tasks. When a job is removed in the middle of a
-    micro-batch that it shares, the micro-batch is dropped and the batches of the others begin anew.
+    micro-batch that it shares, the micro-batch is dropped and the batches of the others begin anew. A job that is
+    suspended keeps nothing but its command: it starts again as after a crash, and goes on from its checkpoint.
     """
 
     def __init__(
@@ -64,13 +70,19 @@ class JobScheduler:
         self._fault, self._activation_memory = fault, activation_memory
         self._sizer = MicroBatchSizer(1)  # of shared micro-batches
         self._jobs: dict[str, Job] = {}  # the next one's turn first
+        self._suspended: dict[str, tuple[TrainCommand, Report]] = {}
         self._micro_batch_next = False
         self._task: Interruptible[list[Ended]] | None = None  # under way
         self._participants: list[Job] = []  # of the task
+        self._tokens = 0  # of the last shared micro-batch
 
     @property
     def jobs(self) -> tuple[str, ...]:
-        return tuple(self._jobs)
+        return (*self._jobs, *self._suspended)
+
+    @property
+    def suspended(self) -> tuple[str, ...]:
+        return tuple(self._suspended)
 
     @property
     def nbytes(self) -> int:
@@ -80,23 +92,47 @@ class JobScheduler:
         """Start a job. Raises FAILED_PRECONDITION where gradients do not pass through the base."""
         if self._fault is not None:
             raise self._fault
+        self._start(command, report)
+
+    def _start(self, command: TrainCommand, report: Report) -> None:
+        progress = ReportedProgress(report, command.stored)
         # Alone a job runs forward, and through about half of the layers at least.
         sizer = MicroBatchSizer(len(self._base.layers) / 2)
-        training = train(self._base, command, self._jobs_dir, self._blobs, report, sizer, self._activation_memory)
-        self._jobs[command.job_id] = Job(command.job_id, training, report, sizer)
+        training = train(self._base, command, self._jobs_dir, self._blobs, progress, sizer, self._activation_memory)
+        self._jobs[command.job_id] = Job(command, training, progress, sizer)
 
     def remove(self, job_id: str) -> None:
         """Stop a job, if it is here: it leaves a checkpoint and reports nothing."""
+        self._suspended.pop(job_id, None)
         job = self._jobs.pop(job_id, None)
         if job is None:
             return
-        if self._task is not None and job in self._participants:
-            self._task.close()
-            self._task = None
-            for other in self._participants:
-                if other is not job and other.batch is not None:
-                    other.batch.restart()
+        if job in self._participants:
+            self._drop_task()
         job.training.close()
+
+    def drop_activations(self) -> bool:
+        if self._task is None or any(job.batch is None for job in self._participants):
+            return False  # a job that runs alone keeps the activations of one layer only
+        self._drop_task()
+        self._sizer.limit(max(1, self._tokens // 2))
+        return True
+
+    def suspend(self) -> str | None:
+        able = [job for job in self._jobs.values() if job.command.checkpoint_dir]
+        job = max(able, key=lambda job: job.nbytes, default=None)
+        if job is None:
+            return None
+        self.remove(job.id)
+        job.report.message("suspended, because requests need its memory; it goes on from here when they do not")
+        self._suspended[job.id] = replace(job.command, stored=job.report.stored), job.report.inner
+        return job.id
+
+    def resume(self) -> None:
+        self._sizer.lift()
+        suspended, self._suspended = self._suspended, {}
+        for command, report in suspended.values():
+            self._start(command, report)
 
     def advance(self, seconds: float | None) -> list[Ended]:
         """Run work items for about ``seconds``, at least one; None: for IDLE_SECONDS. Returns the jobs that ended."""
@@ -114,6 +150,16 @@ class JobScheduler:
                     return ended
         finally:
             self._base.release()
+
+    def _drop_task(self) -> None:
+        """End the task under way, if there is one: batches that it computed gradients for begin anew."""
+        if self._task is None:
+            return
+        self._task.close()
+        self._task = None
+        for job in self._participants:
+            if job.batch is not None:
+                job.batch.restart()
 
     def _run_work_item(self, *, serving: bool) -> list[Ended]:
         if self._task is None:
@@ -162,6 +208,7 @@ class JobScheduler:
         selection, tokens = select_rows([batch for _, batch in sharing], min(self._sizer.tokens, most), most)
         selected = {id(batch) for batch, _ in selection}
         sharing = [(job, batch) for job, batch in sharing if id(batch) in selected]
+        self._tokens = tokens
         self._participants = [job for job, _ in sharing]
         failure: Exception
         try:
@@ -194,15 +241,13 @@ class JobScheduler:
     ) -> Interruptible[list[Ended]]:
         """After a failed micro-batch: do the batch once more, alone and in halves of the size, or fail the job."""
         batch.restart()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        release_cached()
         memory = out_of_memory(error)
         if job.max_tokens is None and (memory or not alone):
             job.max_tokens = max(1, tokens // 2)
             job.sizer.limit(job.max_tokens)
             if memory:
-                message = "out of memory in an optimizer step: it is done again in smaller micro-batches"
-                job.report(TrainEvent(TrainEventType.MESSAGE, message, None, batch.run.step, batch.run.total))
+                job.report.message("out of memory in an optimizer step: it is done again in smaller micro-batches")
             return []
         return (yield from self._continue(job, error))
 
@@ -241,7 +286,7 @@ def _reason(job: str, failure: Exception) -> Error:
     if out_of_memory(failure):
         return Error(
             Code.RESOURCE_EXHAUSTED,
-            "out of memory in an optimizer step, also with smaller micro-batches; train on shorter rows, on fewer"
+            "out of memory, also with smaller micro-batches; train on shorter rows, on fewer"
             " layers or with a lower rank",
             reason=OUT_OF_MEMORY,
         )

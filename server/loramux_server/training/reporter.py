@@ -3,10 +3,34 @@
 from __future__ import annotations
 
 from collections import deque
+from dataclasses import replace
 
 from ..core.background import Report
 from ..core.jobs import Stored, TrainEvent, TrainEventType
 from .checkpoint import MAX_REPORTED
+
+
+class ReportedProgress:
+    """Passes reports on, and notes how far they tell that the job is."""
+
+    def __init__(self, report: Report, stored: Stored | None) -> None:
+        """``stored``: what the front has stored before this attempt."""
+        self.inner = report
+        self.stored = stored or Stored()
+        """The last steps that were reported, by this attempt or earlier ones."""
+        self._step, self._total = self.stored.step, 0
+
+    def __call__(self, event: TrainEvent) -> None:
+        self._step, self._total = event.step, event.total_steps
+        if event.type is TrainEventType.STEP:
+            self.stored = replace(self.stored, step=max(event.step, self.stored.step))
+        if event.type is TrainEventType.EVALUATION:
+            self.stored = replace(self.stored, evaluation=max(event.step, self.stored.evaluation))
+        self.inner(event)
+
+    def message(self, text: str) -> None:
+        """Report something that is worth telling at the present step."""
+        self(TrainEvent(TrainEventType.MESSAGE, text, None, self._step, self._total))
 
 
 class StepReporter:

@@ -288,6 +288,7 @@ class FakeTraining:
 
     now: float = 0.0  # the clock of the whole simulation
     left: dict[str, int] = field(default_factory=dict)
+    suspended: tuple[str, ...] = ()
     ended: list[str] = field(default_factory=list)
 
     @property

@@ -183,6 +183,10 @@ def test_after_an_out_of_memory_step_all_wait_in_their_old_order_and_steps_are_s
     assert [(w.id, w.length) for w in scheduler.schedule().work] == [("a", 6), ("b", 3)]
     scheduler.shrink(100)
     assert scheduler.limits.max_batch_tokens == 9
+    found = []
+    while scheduler.widen():
+        found.append((scheduler.limits.max_batch_tokens, scheduler.limits.max_running))
+    assert found == [(18, 18), (36, 36), (64, 64)]
 
 
 def test_finishing_twice_does_nothing() -> None:

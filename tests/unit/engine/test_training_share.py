@@ -27,6 +27,7 @@ class Work:
     def __init__(self, clock: Clock, whole: float = 2.0) -> None:
         self.clock, self.whole = clock, whole
         self.left: dict[str, int] = {}
+        self.suspended: tuple[str, ...] = ()
         self.asked: list[float | None] = []
 
     @property

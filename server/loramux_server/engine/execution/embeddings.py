@@ -11,10 +11,11 @@ from torch import Tensor
 
 from ...core.backend import EmbedResult
 from ...core.errors import Error
+from ..memory_pressure import MemoryPressure
 from ..scheduling.plan import StepPlan
 from ..scheduling.sequence import Sequence
 from ..transport.protocol import Output
-from .scores import not_finite
+from .failures import no_memory, not_finite
 
 
 @dataclass(slots=True)
@@ -37,8 +38,9 @@ class EmbeddingCollector:
         finish: Callable[[Sequence], None],
         end: Callable[[Sequence, Error], None],
         emit: Callable[[Output], None],
+        pressure: MemoryPressure,
     ) -> None:
-        self._get, self._finish, self._end, self._emit = get, finish, end, emit
+        self._get, self._finish, self._end, self._emit, self._pressure = get, finish, end, emit, pressure
         self._pooled: dict[str, _Pooled] = {}
 
     def __len__(self) -> int:
@@ -58,22 +60,39 @@ class EmbeddingCollector:
             if work.start == 0:
                 self._pooled[seq.id] = _Pooled()  # also after a preemption, which begins anew
             pooled = self._pooled[seq.id]
-            if work.pooled:
-                chunk = states[work.id].double().sum(0)
-                pooled.total = chunk if pooled.total is None else pooled.total + chunk
-                pooled.count += len(work.pooled)
-            if seq.num_computed == len(seq.tokens):
-                self._answer(seq, pooled)
+            try:
+                if work.pooled:
+                    self._add(pooled, states[work.id])
+                if seq.num_computed == len(seq.tokens):
+                    self._answer(seq, pooled)
+            except Error as error:
+                self._end(seq, error)
+
+    def _add(self, pooled: _Pooled, states: Tensor) -> None:
+        """Add ``states`` [positions, hidden] to a sum. Raises :func:`no_memory`."""
+        sums = self._pressure.in_halves(len(states), lambda rows: states[rows].double().sum(0))
+        for _, part in sums:
+            if part is None:
+                raise no_memory()
+            pooled.total = part if pooled.total is None else pooled.total + part
+        pooled.count += len(states)
 
     def _answer(self, seq: Sequence, pooled: _Pooled) -> None:
+        """Answer with what is pooled. Raises :func:`not_finite` and :func:`no_memory`."""
         assert pooled.total is not None
-        found = pooled.total / pooled.count
-        if seq.normalize:
-            found = found / found.norm().clamp_min(torch.finfo(torch.float32).tiny)
-        found = found.float().cpu()
+        mean = pooled.total / pooled.count
+        found = self._pressure.attempt(lambda: _embedding(mean, seq.normalize))
+        if found is None:
+            raise no_memory()
         if not bool(found.isfinite().all()):
-            self._end(seq, not_finite(seq.stack))
-            return
+            raise not_finite(seq.stack)
         self._finish(seq)
         result = EmbedResult(found.numpy().astype("<f4").tobytes(), seq.times(time.monotonic()))
         self._emit(Output(seq.id, result, done=True))
+
+
+def _embedding(mean: Tensor, normalize: bool) -> Tensor:
+    """The float32 embedding [hidden] on the host."""
+    if normalize:
+        mean = mean / mean.norm().clamp_min(torch.finfo(torch.float32).tiny)
+    return mean.float().cpu()

@@ -9,24 +9,12 @@ import torch
 from torch import Tensor
 
 from ...core.backend import ScoreResult
-from ...core.errors import LOGITS_NOT_FINITE, Code, Error
-from ...core.types import Stack
+from ...core.errors import Error
+from ..memory_pressure import MemoryPressure
 from ..scheduling.plan import StepPlan
 from ..scheduling.sequence import Sequence
 from ..transport.protocol import Output
-
-
-def not_finite(stack: Stack) -> Error:
-    """The failure of a request whose logits are not finite: of its adapters if it has any, else of the server."""
-    if not stack:
-        return Error(Code.INTERNAL, "the base gave logits that are not finite", reason=LOGITS_NOT_FINITE)
-    names = ", ".join(entry.adapter.ref for entry in stack.entries)
-    return Error(
-        Code.FAILED_PRECONDITION,
-        f"the logits are not finite with this stack ({names}): its values are too large for the model; give smaller"
-        " weights, or leave an adapter out",
-        reason=LOGITS_NOT_FINITE,
-    )
+from .failures import no_memory, not_finite
 
 
 class ScoreCollector:
@@ -41,8 +29,9 @@ class ScoreCollector:
         finish: Callable[[Sequence], None],
         end: Callable[[Sequence, Error], None],
         emit: Callable[[Output], None],
+        pressure: MemoryPressure,
     ) -> None:
-        self._get, self._finish, self._end, self._emit = get, finish, end, emit
+        self._get, self._finish, self._end, self._emit, self._pressure = get, finish, end, emit, pressure
         self._found: dict[str, list[tuple[float, bool]]] = {}
 
     def __len__(self) -> int:
@@ -66,7 +55,7 @@ class ScoreCollector:
                 continue
             try:
                 if work.scored:
-                    self._add(seq, work.scored.start + 1, logits[work.id].float())
+                    self._add(seq, work.scored.start + 1, logits[work.id])
             except Error as error:
                 self._end(seq, error)
                 continue
@@ -78,14 +67,26 @@ class ScoreCollector:
                 self._emit(Output(seq.id, result, done=True))
 
     def _add(self, seq: Sequence, position: int, logits: Tensor) -> None:
-        """Score the tokens from ``position`` on. Raises what :func:`not_finite` says."""
+        """Score the tokens from ``position`` on. Raises :func:`not_finite` and :func:`no_memory`."""
         assert seq.score_from is not None
-        targets = torch.tensor(seq.tokens[position : position + len(logits)], device=logits.device)
-        logprobs = logits.log_softmax(-1).gather(-1, targets[:, None]).flatten()
-        if bool(logprobs.isnan().any()):
+        targets = seq.tokens[position : position + len(logits)]
+        pairs: list[tuple[float, bool]] = []
+        for _, part in self._pressure.in_halves(
+            len(targets), lambda rows: _score_rows(logits[rows].float(), targets[rows])
+        ):
+            if part is None:
+                raise no_memory()
+            pairs += part
+        if any(logprob != logprob for logprob, _ in pairs):
             raise not_finite(seq.stack)
         # Preemption computes a chunk again: what is known already is not added twice.
         found = self._found[seq.id]
         known = len(found) - (position - seq.score_from)
-        pairs = zip(logprobs.tolist(), (logits.argmax(-1) == targets).tolist(), strict=True)
-        found += list(pairs)[max(known, 0) :]
+        found += pairs[max(known, 0) :]
+
+
+def _score_rows(logits: Tensor, tokens: list[int]) -> list[tuple[float, bool]]:
+    """Log-probability of each row's token in ``logits`` [rows, vocabulary], and whether it is the most likely one."""
+    targets = torch.tensor(tokens, device=logits.device)
+    logprobs = logits.log_softmax(-1).gather(-1, targets[:, None]).flatten()
+    return list(zip(logprobs.tolist(), (logits.argmax(-1) == targets).tolist(), strict=True))

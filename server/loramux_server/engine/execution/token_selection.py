@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
+from functools import partial
 from itertools import accumulate
 
 import torch
@@ -14,10 +15,11 @@ from ...core.backend import TokenEvent
 from ...core.errors import Error
 from ...core.types import FinishReason, TokenLogprob
 from ..grammar.masks import GrammarMasks, grammar_error
+from ..memory_pressure import MemoryPressure
 from ..scheduling.sequence import Sequence, State
 from ..transport.protocol import Output
-from .sampler import sample
-from .scores import not_finite
+from .failures import no_memory, not_finite
+from .sampler import SampledToken, sample
 
 
 class TokenSelector:
@@ -30,8 +32,9 @@ class TokenSelector:
         finish: Callable[[Sequence], None],
         end: Callable[[Sequence, Error], None],
         emit: Callable[[Output], None],
+        pressure: MemoryPressure,
     ) -> None:
-        self._grammars, self._eos = grammars, eos
+        self._grammars, self._eos, self._pressure = grammars, eos, pressure
         self._finish, self._end, self._emit = finish, end, emit
 
     def select(self, seqs: Seq[Sequence], logits: Tensor, drafts: Seq[Seq[int]]) -> list[int]:
@@ -50,8 +53,8 @@ class TokenSelector:
             ready = [i for i in going if self._grammars.ready(seqs[i])]
             rows = [firsts[i] + accepted[i] for i in ready]
             for i in set(going).difference(ready):
-                self._grammars.hold(seqs[i], logits[firsts[i] + accepted[i]])
-            chosen = self._extend([seqs[i] for i in ready], logits if len(rows) == len(logits) else logits[rows])
+                self._hold(seqs[i], logits[firsts[i] + accepted[i]])
+            chosen = self._extend([seqs[i] for i in ready], partial(_rows, logits, rows))
             going = []
             for i, token in zip(ready, chosen, strict=True):
                 if accepted[i] < len(drafts[i]) and token == drafts[i][accepted[i]]:
@@ -75,19 +78,39 @@ class TokenSelector:
                 self._emit(Output(seq.id, event, done=True))
         if due := self._grammars.due():
             seqs, rows = zip(*due, strict=True)
-            self._extend(seqs, torch.stack(rows))
+            self._extend(seqs, lambda part: torch.stack(rows[part]))
 
-    def _extend(self, seqs: Seq[Sequence], logits: Tensor) -> list[int | None]:
-        """Select a token from each row of ``logits`` [sequences, vocabulary]; None where they are not finite."""
-        masks = {i: bits for i, s in enumerate(seqs) if (bits := self._grammars.bits(s)) is not None}
-        sampled = sample(logits, seqs, self._eos, masks)
-        for seq, found in zip(seqs, sampled, strict=True):
-            if found.token is None:
-                self._end(seq, not_finite(seq.stack))
+    def _hold(self, seq: Sequence, logits: Tensor) -> None:
+        """Keep a copy of a row of logits [vocabulary] until its mask comes."""
+        if (row := self._pressure.attempt(logits.clone)) is None:
+            self._end(seq, no_memory())
+        else:
+            self._grammars.hold(seq, row)
+
+    def _extend(self, seqs: Seq[Sequence], logits: Callable[[slice], Tensor]) -> list[int | None]:
+        """Select a token for each sequence; None where its logits are not finite, or there is no memory to look at them.
+
+        ``logits(part)`` gives the rows [sequences, vocabulary] of a part of ``seqs``.
+        """
+
+        def sample_part(part: slice) -> list[SampledToken]:
+            masks = {i: bits for i, s in enumerate(seqs[part]) if (bits := self._grammars.bits(s)) is not None}
+            return sample(logits(part), seqs[part], self._eos, masks)
+
+        tokens: list[int | None] = []
+        for part, sampled in self._pressure.in_halves(len(seqs), sample_part):
+            if sampled is None:
+                self._end(seqs[part.start], no_memory())
+                tokens.append(None)
                 continue
-            seq.tokens.append(found.token)
-            self._emit_token(seq, found.token, found.logprob)
-        return [found.token for found in sampled]
+            for seq, found in zip(seqs[part], sampled, strict=True):
+                tokens.append(found.token)
+                if found.token is None:
+                    self._end(seq, not_finite(seq.stack))
+                    continue
+                seq.tokens.append(found.token)
+                self._emit_token(seq, found.token, found.logprob)
+        return tokens
 
     def _emit_token(self, seq: Sequence, token: int, logprob: TokenLogprob | None) -> None:
         s = seq.sampling
@@ -105,3 +128,8 @@ class TokenSelector:
         logprobs = () if logprob is None else (logprob,)
         event = TokenEvent(seq.id, (token,), logprobs, reason, cached_tokens=seq.num_cached, times=times)
         self._emit(Output(seq.id, event, done=reason is not None))
+
+
+def _rows(logits: Tensor, rows: list[int], part: slice) -> Tensor:
+    """A part of the ``rows`` of ``logits``, without a copy where these are all of them."""
+    return logits[part] if len(rows) == len(logits) else logits[rows[part]]

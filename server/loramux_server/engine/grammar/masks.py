@@ -101,8 +101,8 @@ class GrammarMasks:
             return
 
     def hold(self, seq: Sequence, logits: Tensor) -> None:
-        """Keep a row of logits [vocabulary] until its mask comes."""
-        self._entries[seq.id].logits = logits.clone()
+        """Keep a row of logits [vocabulary], which is the caller's no more, until its mask comes."""
+        self._entries[seq.id].logits = logits
 
     def due(self) -> list[tuple[Sequence, Tensor]]:
         """Kept rows whose masks have come. Those of sequences that were preempted are forgotten."""

@@ -13,6 +13,7 @@ import torch
 from ...core.errors import Code, Error, invalid_field
 from ...core.types import AdapterVersion
 from ...lora.bank import HostAdapter
+from ...model.out_of_memory import out_of_memory
 from ...peft.folder import read_content
 from ...store.blobs.reader import BlobReader
 
@@ -107,9 +108,12 @@ class HostCache:
             result = error.with_traceback(None)
         except OSError as error:
             result = Error(Code.DATA_LOSS, f"its files cannot be read: {error.strerror}")
-        except Exception:  # a defect; the requests that wait for the adapter must end
-            log.exception("reading adapter %s failed", version.ref)
-            result = Error(Code.INTERNAL, "its files cannot be read; the server's log says why")
+        except Exception as error:  # the requests that wait for the adapter must end
+            if out_of_memory(error):
+                result = Error(Code.RESOURCE_EXHAUSTED, "the host has no memory to read its files; try again later")
+            else:
+                log.exception("reading adapter %s failed", version.ref)
+                result = Error(Code.INTERNAL, "its files cannot be read; the server's log says why")
         self.loads, self.load_seconds = self.loads + 1, self.load_seconds + time.monotonic() - started
         self._done[version.digest] = result
         self._on_read(version.digest)

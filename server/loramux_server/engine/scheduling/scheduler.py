@@ -43,6 +43,7 @@ class Scheduler:
     ) -> None:
         self.pages, self.limits, self.preemptions = pages, limits, 0
         self.drafter = drafter
+        self._configured = limits
         self._adapters, self._prefix_root = adapters, prefix_root
         self.admission = AdmissionControl(adapters, ready)
         self.contention = Contention(limits.tenant_slowdown, limits.max_batch_tokens, clock)
@@ -165,10 +166,17 @@ class Scheduler:
             del seq.pages[needed:]
 
     def shrink(self, max_batch_tokens: int) -> None:
-        """After an out-of-memory step: preempt everything, and make no larger steps any more."""
+        """After an out-of-memory step: preempt everything, and make no larger steps until :meth:`widen`."""
         self.limits = self.limits.at_most(max_batch_tokens)
         for seq in reversed(list(self._running)):
             self._preempt(seq, [], [])
+
+    def widen(self) -> bool:
+        """Double the limits that :meth:`shrink` lowered, up to the configured ones; False if they are that already."""
+        if self.limits == self._configured:
+            return False
+        self.limits = self._configured.at_most(2 * self.limits.max_batch_tokens)
+        return True
 
     def idle_state(self) -> dict[str, int]:
         """What is held, by kind: all counts are 0 when no sequence lives. Raises AssertionError if a page is lost."""
