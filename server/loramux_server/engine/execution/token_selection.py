@@ -88,7 +88,7 @@ class TokenSelector:
             self._grammars.hold(seq, row)
 
     def _extend(self, seqs: Seq[Sequence], logits: Callable[[slice], Tensor]) -> list[int | None]:
-        """Select a token for each sequence; None where its logits are not finite, or there is no memory to look at them.
+        """Select a token for each sequence; None where its logits are not finite, or found no memory.
 
         ``logits(part)`` gives the rows [sequences, vocabulary] of a part of ``seqs``.
         """
