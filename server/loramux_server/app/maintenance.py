@@ -97,7 +97,10 @@ def check(state_dir: Path, url: str | None = None, blobs_url: str | None = None)
         where = url or sqlite_url(state_dir / backups.DATABASE)
         if url is None and not (state_dir / backups.DATABASE).is_file():
             raise Error(Code.DATA_LOSS, f"{state_dir} has no database", reason="DATABASE_MISSING")
-        with closing(Database.inspect(where)) as database, TemporaryDirectory() as scratch:
+        # Not in /tmp, which holds little in a container. The next start of a server empties it, and waits for `guard`.
+        beside = state_dir / "tmp"
+        place = TemporaryDirectory(prefix="doctor-", dir=beside if beside.is_dir() else None)
+        with closing(Database.inspect(where)) as database, place as scratch:
             blobs: BlobStore = LocalBlobs(state_dir / "blobs", state_dir / "tmp", look_only=True)
             if blobs_url is not None:
                 blobs = _look_at(blobs_url, database.identity, Path(scratch))

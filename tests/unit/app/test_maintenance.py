@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import tempfile
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +84,21 @@ def test_doctor_looks_beside_a_server_but_mends_only_without(
     assert (mended["action"], mended["object"]) == ("doctor --repair", "acme@1")
     assert mended["details"]["remedy"].startswith("quarantine the version")
     assert run("doctor", "--state-dir", state) == 0
+
+
+def test_doctor_copies_files_from_elsewhere_into_the_state_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A container's /tmp holds less than an adapter may be large."""
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source/adapter_model.safetensors").write_text("weights")
+    url = f"memory://{tmp_path.name}"
+    with closing(Store.open(tmp_path / "state", None, url)) as store:
+        store.adapters.publish("acme", "default", tmp_path / "source", AdapterMeta(4, 8.0))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "no such folder"))
+    assert run("doctor", "--state-dir", tmp_path / "state", "--blobs-url", url) == 0, capsys.readouterr()
+    assert "is sound" in capsys.readouterr().out
+    assert list((tmp_path / "state/tmp").iterdir()) == []
 
 
 def test_what_cannot_be_done_is_one_line(tmp_path: Path, state: Path, capsys: pytest.CaptureFixture[str]) -> None:
