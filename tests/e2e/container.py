@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -100,11 +100,6 @@ class Groups:
     def inner(self) -> tuple[Path, ...]:
         return tuple(folder / "box" for folder in self.outer)
 
-    def join(self, *command: str | Path) -> list[str | Path]:
-        """A command in these groups."""
-        script = 'for group in $GROUPS_TO_JOIN; do echo 0 > "$group/cgroup.procs"; done; exec "$@"'
-        return ["env", f"GROUPS_TO_JOIN={' '.join(map(str, self.inner))}", "sh", "-ec", script, "sh", *command]
-
 
 @contextmanager
 def control_groups(cpus: float, memory: int) -> Iterator[Groups | None]:
@@ -115,6 +110,7 @@ def control_groups(cpus: float, memory: int) -> Iterator[Groups | None]:
     try:
         for controller, (file, value) in limits.items():
             folder = Path("/sys/fs/cgroup") / controller / name
+            (folder.parent / "tasks").stat()  # of version 1 alone
             (folder / "box").mkdir(parents=True)
             made.append(folder)
             (folder / file).write_text(str(value))
@@ -132,15 +128,12 @@ def control_groups(cpus: float, memory: int) -> Iterator[Groups | None]:
 
 def _remove(group: Path) -> None:
     """Remove a control group once its last process is gone."""
-    for _ in range(100):
-        try:
+    deadline = time.monotonic() + 10
+    while group.exists() and time.monotonic() < deadline:
+        with suppress(OSError):
             group.rmdir()
-        except FileNotFoundError:
             return
-        except OSError:
-            time.sleep(0.1)
-        else:
-            return
+        time.sleep(0.05)  # the kernel tells nobody when the last one has gone
 
 
 class Container:

@@ -174,6 +174,17 @@ def test_a_temporary_folder_runs_nothing_and_holds_what_is_written_there() -> No
     assert environment()["LORAMUX_STATE_DIR"] != place
 
 
+def test_a_proxy_that_docker_gives_to_containers_is_never_between_services() -> None:
+    """``proxies`` in Docker's configuration sets HTTP_PROXY in each container, and wget and S3 follow it."""
+    found = services("compose.yaml", "compose.storage.yaml")
+    for name, asked in (("loramux", "minio"), ("bucket", "minio"), ("grafana", "prometheus")):
+        assert asked in found[name]["environment"]["NO_PROXY"].split(","), name
+    for name, service in found.items():
+        check = service.get("healthcheck", {}).get("test", [])
+        if "wget" in check:
+            assert check[2:4] == ["-Y", "off"], name
+
+
 def test_a_stop_waits_for_what_runs() -> None:
     grace = seconds(services("compose.yaml")["loramux"]["stop_grace_period"])
     assert grace >= settings({}).drain_timeout + MARGIN

@@ -137,7 +137,14 @@ def test_the_server_runs_as_an_ordinary_user_with_its_state_in_a_volume() -> Non
 def test_field_12_all_that_is_kept_lies_in_the_volume() -> None:
     """The root of the file system may be read-only, and code from a temporary folder may not run."""
     (volume,) = rest_of("VOLUME")
-    for name in ("XDG_CACHE_HOME", "MPLCONFIGDIR", "HF_HOME", "LORAMUX_STATE_DIR"):
+    for name in (
+        "XDG_CACHE_HOME",
+        "MPLCONFIGDIR",
+        "CUDA_CACHE_PATH",
+        "TRITON_CACHE_DIR",
+        "HF_HOME",
+        "LORAMUX_STATE_DIR",
+    ):
         assert Path(environment()[name]).is_relative_to(volume), name
 
 
