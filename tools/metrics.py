@@ -6,8 +6,8 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-from loramux_server.telemetry import catalog, vllm
-from loramux_server.telemetry.declarations import Declared
+from loramux_server.telemetry.metrics import catalog, vllm
+from loramux_server.telemetry.metrics.declarations import Declared
 
 from . import tables
 

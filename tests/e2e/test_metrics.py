@@ -14,8 +14,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 import loramux
 from loramux import Client
-from loramux_server.telemetry import catalog, vllm
-from loramux_server.telemetry.declarations import Declared
+from loramux_server.telemetry.metrics import catalog, vllm
+from loramux_server.telemetry.metrics.declarations import Declared
 from tests.e2e.server_process import ServerProcess
 from tools.measure_adapters import shipped
 

@@ -15,7 +15,7 @@ from ..core.outage import Outage
 from ..store.records import VersionRecord
 from ..store.store import Store
 from ..telemetry.logs import get_logger
-from ..telemetry.reading import NamedVersion, Names
+from ..telemetry.metrics.reading import NamedVersion, Names
 
 logger = get_logger(__name__)
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import yaml
 
-from loramux_server.telemetry.catalog import CATALOG
-from loramux_server.telemetry.declarations import Declared, HistogramMetric, SummaryMetric
+from loramux_server.telemetry.metrics.catalog import CATALOG
+from loramux_server.telemetry.metrics.declarations import Declared, HistogramMetric, SummaryMetric
 from tests.monitoring import plain, queries
 from tools.dashboard.layout import FILE, text
 

@@ -6,8 +6,8 @@ import re
 
 import pytest
 
-from loramux_server.telemetry import catalog, vllm
-from loramux_server.telemetry.declarations import CounterMetric, Declared
+from loramux_server.telemetry.metrics import catalog, vllm
+from loramux_server.telemetry.metrics.declarations import CounterMetric, Declared
 from tools import metrics as page
 
 EVERYTHING = (*catalog.CATALOG, *vllm.CATALOG)

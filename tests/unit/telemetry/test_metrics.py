@@ -22,9 +22,9 @@ from loramux_server.store.adapters.refs import check_name, check_new_name
 from loramux_server.store.damage import Kind
 from loramux_server.telemetry.endpoint import MetricsEndpoint
 from loramux_server.telemetry.labels import BARE, NONE, OTHER, names_in, stack_label
-from loramux_server.telemetry.metrics import MAX_JOBS, Metrics
-from loramux_server.telemetry.reading import MAX_RESIDENT, NamedVersion, Names
-from loramux_server.telemetry.refusals import MAX_TENANTS
+from loramux_server.telemetry.metrics.reading import MAX_RESIDENT, NamedVersion, Names
+from loramux_server.telemetry.metrics.refusals import MAX_TENANTS
+from loramux_server.telemetry.metrics.registry import MAX_JOBS, Metrics
 
 INFO = EngineInfo("base", "f00d", "Llama", 10, 20, (1,), "cuda:0", "float32", 1, {}, "")
 STATS = EngineStats(

@@ -9,11 +9,11 @@ from collections import defaultdict
 import pytest
 
 from loramux_server.core.types import AdapterVersion, Stack, StackEntry
-from loramux_server.telemetry import ranking
-from loramux_server.telemetry.catalog import FIRST_TOKENS, GENERATED_TOKENS, REQUEST_DURATION
 from loramux_server.telemetry.labels import OTHER
-from loramux_server.telemetry.ranking import Ranking
-from loramux_server.telemetry.stacks import MAX_PAIRS, MAX_STACKS, MAX_TENANTS, StackSeries
+from loramux_server.telemetry.metrics import ranking
+from loramux_server.telemetry.metrics.catalog import FIRST_TOKENS, GENERATED_TOKENS, REQUEST_DURATION
+from loramux_server.telemetry.metrics.ranking import Ranking
+from loramux_server.telemetry.metrics.stacks import MAX_PAIRS, MAX_STACKS, MAX_TENANTS, StackSeries
 
 Seen = dict[tuple[str, ...], float]
 GENERATED = GENERATED_TOKENS.name

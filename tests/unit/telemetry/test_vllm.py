@@ -8,8 +8,8 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from loramux_server.core.backend import EngineInfo, EngineStats
-from loramux_server.telemetry.reading import NamedVersion, Reading
-from loramux_server.telemetry.vllm import CATALOG, LIKELY_RANK, VllmCollector
+from loramux_server.telemetry.metrics.reading import NamedVersion, Reading
+from loramux_server.telemetry.metrics.vllm import CATALOG, LIKELY_RANK, VllmCollector
 
 INFO = EngineInfo("base", "f00d", "Llama", 10, 20, (1,), "cpu", "float32", 1, {}, "", kv_page_tokens=16)
 READING = Reading(

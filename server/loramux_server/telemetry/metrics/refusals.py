@@ -8,8 +8,8 @@ from threading import Lock
 from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
+from ..labels import OTHER
 from .catalog import QUOTA_REFUSALS
-from .labels import OTHER
 from .ranking import Ranking
 from .series import Labels, SeriesTable, families
 

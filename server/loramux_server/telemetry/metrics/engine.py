@@ -9,10 +9,10 @@ from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
-from ..core.backend import EngineStats
+from ...core.backend import EngineStats
+from ..labels import OTHER, adapter_label
 from . import catalog
 from .declarations import CounterMetric, GaugeMetric, SummaryMetric
-from .labels import OTHER, adapter_label
 from .reading import Reading, used_last
 
 Simple = CounterMetric | GaugeMetric

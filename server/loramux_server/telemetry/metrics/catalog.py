@@ -6,7 +6,7 @@ states), or are bounded: see :mod:`.stacks`.
 
 from __future__ import annotations
 
-from ..core.backend import QUEUE_WAIT_BOUNDS
+from ...core.backend import QUEUE_WAIT_BOUNDS
 from .declarations import CounterMetric, Declared, GaugeMetric, HistogramMetric, SummaryMetric
 
 BY_STACK = ("tenant", "adapter")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from ..core.backend import EngineInfo, EngineStats
+from ...core.backend import EngineInfo, EngineStats
 
 MAX_RESIDENT = 200
 """Adapter versions of a tier that have series of their own: those that were used last."""

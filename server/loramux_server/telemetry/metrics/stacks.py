@@ -8,10 +8,10 @@ from threading import Lock
 from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
-from ..core.types import Stack
+from ...core.types import Stack
+from ..labels import BARE, NONE, OTHER, names_in, stack_label
 from .catalog import FIRST_TOKENS, GENERATED_TOKENS, PROMPT_TOKENS, REQUEST_DURATION
 from .declarations import CounterMetric, HistogramMetric
-from .labels import BARE, NONE, OTHER, names_in, stack_label
 from .ranking import Ranking
 from .series import Labels, SeriesTable, families
 

@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterable, Iterator
 from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
+from ..labels import BARE
 from .declarations import GaugeMetric
-from .labels import BARE
 from .reading import Reading, used_last
 
 SERVED = ("model_name", "engine")

@@ -8,11 +8,11 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from prometheus_client import CollectorRegistry, disable_created_metrics
 from prometheus_client.process_collector import ProcessCollector
 
-from ..core.backend import EngineInfo, EngineStats
-from ..core.errors import Code
-from ..core.jobs import JobState, TrainEvent, TrainEventType
-from ..core.observer import CallFinished, JobMoved, NullObserver, RequestRefused, RequestStarted
-from ..core.types import Stack
+from ...core.backend import EngineInfo, EngineStats
+from ...core.errors import Code
+from ...core.jobs import JobState, TrainEvent, TrainEventType
+from ...core.observer import CallFinished, JobMoved, NullObserver, RequestRefused, RequestStarted
+from ...core.types import Stack
 from . import catalog
 from .engine import EngineCollector
 from .reading import EngineReader, Names, Reading
