@@ -13,6 +13,7 @@ import grpc
 from ..errors import invalid
 from .proxy import is_local
 from .tls import File, Trust
+from .tracing import trace_headers
 
 DEFAULT_ADDRESS = "localhost:50051"
 DEFAULT_PORT = 50051
@@ -61,14 +62,19 @@ OPTIONS: tuple[tuple[str, str | int], ...] = (
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Where to connect to and how. ``metadata`` goes with every call."""
+    """Where to connect to and how. ``authorization`` goes with every call."""
 
     address: str
-    metadata: tuple[tuple[str, str], ...] = field(default=(), repr=False)
+    authorization: tuple[tuple[str, str], ...] = field(default=(), repr=False)
     credentials: grpc.ChannelCredentials | None = None
     """None: plain text."""
     server_name: str | None = None
     """Name that the server's certificate must have; None: the host of the address."""
+
+    @property
+    def metadata(self) -> tuple[tuple[str, str], ...]:
+        """What goes with a call that is made now: who calls, and under which span of the application."""
+        return (*self.authorization, *trace_headers())
 
     @property
     def url(self) -> str:
@@ -125,10 +131,10 @@ def target(
             f"would cross the network to {host} in plain text; write https:// in front of the address (or tls=True) for"
             " TLS, or http:// (or tls=False) if all who can listen there may have it",
         )
-    metadata = (("authorization", f"Bearer {key}"),) if key else ()
+    authorization = (("authorization", f"Bearer {key}"),) if key else ()
     if not secure:
-        return Target(host, metadata)
-    return Target(host, metadata, trust.credentials(), trust.server_name)
+        return Target(host, authorization)
+    return Target(host, authorization, trust.credentials(), trust.server_name)
 
 
 def _parts(text: str) -> tuple[str, str]:
