@@ -58,6 +58,7 @@ from .identity import Identity
 from .memory_watch import MemoryWatch
 from .scrape import names_from_thread, stats_from_thread
 from .tls import metrics_endpoint, metrics_page, open_certificate
+from .tracing import open_tracing
 
 logger = get_logger(__name__)
 
@@ -82,6 +83,7 @@ class App:
             slow_seconds=settings.log.slow_seconds,
             addresses=settings.log.client_address == "on",
         )
+        self._tracing = open_tracing(settings)
         certificate = open_certificate(settings.tls, self._metrics)
         self._meter = QuotaMeter()
         limit, self._access = GenerationLimit(settings.max_running + settings.max_queue), Access(meter=self._meter)
@@ -91,7 +93,9 @@ class App:
         self._calls: list[Calls] = []
 
         def calls() -> Calls:
-            self._calls.append(Calls(CallSinks(self._metrics, self._request_log), limit, self._access, self._audit))
+            tracer = None if self._tracing is None else self._tracing.calls
+            sinks = CallSinks(self._metrics, self._request_log)
+            self._calls.append(Calls(sinks, limit, self._access, self._audit, tracer))
             return self._calls[-1]
 
         self.doors: list[Door] = [
@@ -231,6 +235,8 @@ class App:
             await self._backend.close()
         if self._identity is not None:
             await self._identity.close()
+        if self._tracing is not None:
+            await self._tracing.close()
         store, self._store = self._store, None
         if store is not None:
             await asyncio.to_thread(store.close)
@@ -294,7 +300,8 @@ class App:
         backend = CheckedBackend(backend, store.adapters.files)
         context = Context(store, text, info, limits, backend, self._meter, self._activity, self._audit_log)
         self._usage = usage = UsageRecorder(store.usage)
-        observer = Observers(metrics, self._activity, usage, self._request_log, JobLog())
+        spans = () if self._tracing is None else self._tracing.observers
+        observer = Observers(metrics, self._activity, usage, self._request_log, JobLog(), *spans)
         board = JobBoard(store, observer)
         adapters = AdapterService(context, observer=observer)
         training = TrainingService(context, board)

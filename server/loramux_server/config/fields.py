@@ -13,7 +13,7 @@ from pydantic_settings import NoDecode
 from ..core.errors import invalid_field
 from ..core.san import SanPattern
 from ..host.home import expand, home
-from ..host.urls import why_not_trusted
+from ..host.urls import why_no_endpoint, why_not_trusted
 
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(\[[0-9a-f:]+\]|[a-z0-9._-]+)(:[0-9]{1,5})?", re.ASCII)
 _HOST_NAME = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*", re.ASCII)
@@ -80,6 +80,12 @@ def _trusted(url: str) -> str:
     return url
 
 
+def _otlp(url: str) -> str:
+    if why := why_no_endpoint(url):
+        raise ValueError(why)
+    return url
+
+
 def _words(value: object) -> object:
     """Commas divide the words of a variable; flags are given again, and TOML has lists."""
     return [word.strip() for word in value.split(",") if word.strip()] if isinstance(value, str) else value
@@ -106,6 +112,7 @@ OptionalAddress = Annotated[
     Address | None, NoDecode, BeforeValidator(_optional_address), PlainSerializer(lambda a: str(a) if a else "off")
 ]
 PatternOfSan = Annotated[str, AfterValidator(_san_pattern)]
+OtlpUrl = Annotated[str, AfterValidator(_otlp)]
 TrustedUrl = Annotated[str, AfterValidator(_trusted)]
 Size = Annotated[ByteSize, Field(gt=0)]
 LocalPath = Annotated[Path, BeforeValidator(_path), _as_text]

@@ -13,7 +13,18 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 from ..core.settings import Device, Dtype, EngineSettings, Speculate, Weights
 from ..core.types import SamplingParams
-from .fields import Address, HostNames, ListenAddress, LocalPath, OptionalAddress, Origins, Size, setting, state_home
+from .fields import (
+    Address,
+    HostNames,
+    ListenAddress,
+    LocalPath,
+    OptionalAddress,
+    Origins,
+    OtlpUrl,
+    Size,
+    setting,
+    state_home,
+)
 from .groups import AuditSettings, LogSettings, OidcSettings, TlsSettings, TrainingSettings
 from .limits import LimitSettings
 
@@ -208,6 +219,30 @@ class Settings(LimitSettings, BaseSettings):
     max_training_jobs: int = setting(4, "Training", "N", "training jobs at work at a time", ge=1, le=64)
     training: TrainingSettings = TrainingSettings()
     log: LogSettings = LogSettings()
+    otlp_traces_endpoint: OtlpUrl | None = setting(
+        None,
+        "Traces",
+        "URL",
+        "OpenTelemetry collector that spans are sent to, such as grpc://collector:4317 or "
+        "http://collector:4318/v1/traces (default: what OTEL_EXPORTER_OTLP_ENDPOINT says, or none)",
+    )
+    otlp_traces_protocol: Literal["auto", "grpc", "http/protobuf"] = setting(
+        "auto",
+        "Traces",
+        "PROTOCOL",
+        "how spans are sent; auto: as OTEL_EXPORTER_OTLP_PROTOCOL says, else over HTTP to port 4318 or to /v1/traces, "
+        "else over gRPC",
+    )
+    trace_sample_ratio: float | None = setting(
+        None,
+        "Traces",
+        "SHARE",
+        "share of the traces that are recorded where the caller has not decided, 0 to 1 (default: what "
+        "OTEL_TRACES_SAMPLER says, or 1)",
+        ge=0,
+        le=1,
+        allow_inf_nan=False,
+    )
     audit: AuditSettings = AuditSettings()
 
     @classmethod

@@ -9,8 +9,8 @@ from typing import Protocol
 from .backend import SequenceTimes
 from .call import Call
 from .jobs import JobState, TrainEvent
-from .tracing import TraceContext
-from .types import FinishReason, Stack
+from .tracing import Arrival, Attributes, TraceContext
+from .types import FinishReason, SamplingParams, Stack
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +50,11 @@ class RequestFinished:
     """From the call to the first token of any choice; None: none came, or none was asked for."""
     times: SequenceTimes | None = None
     """Of the choice (of the text, for embeddings) that ended last; None: it ended before its first token."""
+    chat: bool = False
+    """A generation that was asked for with messages, not with a plain prompt."""
+    sampling: SamplingParams | None = None
+    """Of a generation: how its tokens are chosen."""
+    choices: int = 1
     call: Call | None = None
     """As in ``RequestStarted``."""
 
@@ -132,6 +137,21 @@ class CallSink(Protocol):
     def quota_refused(self, tenant: str, limit: str) -> None: ...
 
     def request_refused(self, event: RequestRefused) -> None: ...
+
+
+class CallSpan(Protocol):
+    """The span of a call that is being answered."""
+
+    @property
+    def context(self) -> TraceContext: ...
+
+    def end(self, event: CallFinished, answer: Attributes) -> None: ...
+
+
+class CallTracer(Protocol):
+    """Makes a span of each call. Called on the event loop: it must be quick and must not raise."""
+
+    def begin(self, arrival: Arrival, parent: TraceContext | None) -> CallSpan: ...
 
 
 class CallSinks:

@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+from .errors import Error
+
+Attributes: TypeAlias = Mapping[str, str | int]
+"""Of a span, by OpenTelemetry's names."""
 
 MOST_STATE = 512
 """Characters of a ``tracestate`` that is passed on; a longer one is left out."""
@@ -43,3 +49,21 @@ class TraceContext:
     def traceparent(self) -> str:
         """The header that names this span as a parent."""
         return f"00-{self.trace_id}-{self.span_id}-{int(self.sampled):02x}"
+
+
+def _nothing(code: str, error: Error | None) -> Attributes:
+    return {}
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """What a door tells of a call for its span."""
+
+    name: str = ""
+    attributes: Attributes = field(default_factory=dict)
+    answered: Callable[[str, Error | None], Attributes] = _nothing
+    """What the door tells of its answer to a call that ended with a code: ``OK``, or the name of a ``Code``."""
+
+
+UNSEEN = Arrival()
+"""Of a call that no door saw arrive."""

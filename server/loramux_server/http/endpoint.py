@@ -12,7 +12,7 @@ from starlette.types import Receive, Scope, Send
 
 from ..core.errors import Error
 from ..core.observer import RequestRefused
-from ..core.tracing import TraceContext
+from ..core.tracing import Arrival, Attributes, TraceContext
 from ..services.access.access import Incoming
 from ..services.access.credentials import Credentials
 from ..services.common.calls import Calls
@@ -26,12 +26,12 @@ Handler: TypeAlias = Callable[[Exchange], Awaitable[None]]
 
 
 class Endpoint:
-    """Answers one method of the table of methods; an ASGI application of its own."""
+    """Answers one method of the table of methods, at the path ``route``; an ASGI application of its own."""
 
     def __init__(
-        self, method: str, handler: Handler, calls: Calls, limits: Limits, convention: Convention = OPENAI
+        self, method: str, route: str, handler: Handler, calls: Calls, limits: Limits, convention: Convention = OPENAI
     ) -> None:
-        self._method, self._handler = method, handler
+        self._method, self._route, self._handler = method, route, handler
         self._calls, self._limits, self._convention = calls, limits, convention
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -43,6 +43,7 @@ class Endpoint:
             request_id=exchange.request_id,
             credentials=Credentials(_shown(headers), certificate_names(scope), exchange.peer),
             door="http",
+            arrival=self._arrival(exchange),
             trace=TraceContext.parse(headers.getlist("traceparent"), headers.getlist("tracestate")),
         )
         try:
@@ -59,6 +60,23 @@ class Endpoint:
         except Exception:
             if not exchange.disconnected:
                 raise
+
+    def _arrival(self, exchange: Exchange) -> Arrival:
+        scope = exchange.request.scope
+
+        def answered(code: str, error: Error | None) -> Attributes:
+            status = exchange.status or (None if error is None else self._convention.status_of(error))
+            return {} if status is None else {"http.response.status_code": status}
+
+        attributes = {
+            "http.request.method": scope["method"],
+            "http.route": self._route,
+            "url.path": scope["path"],
+            "url.scheme": scope["scheme"],
+            "network.protocol.version": scope["http_version"],
+            "user_agent.original": exchange.request_headers.get("user-agent", ""),
+        }
+        return Arrival(f"{scope['method']} {self._route}", attributes, answered)
 
 
 def _shown(headers: Headers) -> tuple[str, ...]:

@@ -49,13 +49,18 @@ class Exchange:
         self.request_id = request_id(self.request.headers.get(REQUEST_ID, ""))
         self.convention = convention
         self.headers: dict[str, str] = dict.fromkeys(convention.id_headers, self.request_id)
-        self.started = False
+        self.status: int | None = None
         self.sends_events = False
         self.disconnected = False
         self.error_event: Callable[[Error], Any] = self.error_body
         self.late_headers: Callable[[], Mapping[str, str]] = dict
         self._names_events = False
         self._receive, self._send, self._limits = receive, send, limits
+
+    @property
+    def started(self) -> bool:
+        """Whether the answer has begun: its ``status`` is known, and its headers are on their way."""
+        return self.status is not None
 
     @property
     def request_headers(self) -> Headers:
@@ -180,7 +185,7 @@ class Exchange:
             (k.encode("latin-1"), v.encode("latin-1"))
             for k, v in {**self.late_headers(), **self.headers, **headers}.items()
         ]
-        self.started = True
+        self.status = status
         await self._write({"type": "http.response.start", "status": status, "headers": pairs})
 
     async def _write(self, message: Message) -> None:

@@ -163,7 +163,7 @@ class Application:
         conventions: dict[str, Convention] = {}
         for operation, (method, path) in METHODS.items():
             conventions[path] = ANTHROPIC if operation in OF_ANTHROPIC else OPENAI
-            endpoint = Endpoint(full_name(operation), handlers[operation], calls, limits, conventions[path])
+            endpoint = Endpoint(full_name(operation), path, handlers[operation], calls, limits, conventions[path])
             applications.setdefault(path, {})[method] = endpoint
         open_handlers: dict[str, Handler] = {
             "getHealth": self.health.ready,
@@ -181,9 +181,8 @@ class Application:
         self._native = methods_of(availability)
         for native in self._native:
             call = NativeCall(native, availability)
-            applications[f"/{native.full_name}"] = {
-                "POST": Endpoint(native.full_name, call.answer, calls, limits, CONNECT)
-            }
+            path = f"/{native.full_name}"
+            applications[path] = {"POST": Endpoint(native.full_name, path, call.answer, calls, limits, CONNECT)}
         if metrics is not None:
             applications["/metrics"] = {"GET": _Open(metrics.send, limits, calls)}
             applications[FOR_ROUTERS] = {"GET": _Open(metrics.send_for_routers, limits, calls)}

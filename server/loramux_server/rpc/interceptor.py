@@ -19,7 +19,7 @@ from ..api.entries import check_entries
 from ..api.status import to_status
 from ..core.call import sending
 from ..core.errors import Code, Error
-from ..core.tracing import TraceContext
+from ..core.tracing import Arrival, TraceContext
 from ..services.access.access import Incoming
 from ..services.access.credentials import Credentials
 from ..services.common.calls import Calls, rename, request_id
@@ -30,6 +30,7 @@ STATUS: dict[Code, grpc.StatusCode] = {code: grpc.StatusCode[code.name] for code
 DETAILS_KEY = "grpc-status-details-bin"
 REQUEST_ID_KEY = "x-request-id"
 AUTHORIZATION_KEY = "authorization"
+STATUS_KEY = "rpc.response.status_code"
 NO_DEADLINE = 10 * 365 * 86400.0
 """Seconds; gRPC tells a missing deadline as one that is further away than this."""
 
@@ -72,6 +73,11 @@ class CallInterceptor(aio.ServerInterceptor):
                 ),
                 deadline=_deadline(context, time.monotonic()),
                 door="grpc",
+                arrival=Arrival(
+                    path[1:],
+                    {"rpc.system.name": "grpc", "rpc.method": path[1:]},
+                    lambda code, error: {STATUS_KEY: code},
+                ),
                 trace=TraceContext.parse(_values(metadata, "traceparent"), _values(metadata, "tracestate")),
             )
             named = [incoming.request_id]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from ...core.call import Call
 from ...core.errors import Code, Error
 from ...core.principal import Principal
-from ...core.tracing import TraceContext
+from ...core.tracing import UNSEEN, Arrival, TraceContext
 from .authenticator import Authenticator
 from .credentials import Credentials
 from .methods import METHODS, Method, short_name
@@ -29,6 +29,8 @@ class Incoming:
     """``grpc`` or ``http``."""
     trace: TraceContext | None = None
     """The span that the caller names as the parent; later the one that the call is answered under."""
+    arrival: Arrival = UNSEEN
+    """What the span of the call tells about it."""
 
     @property
     def asks_for(self) -> Method:

@@ -16,7 +16,7 @@ import structlog
 
 from ...core.call import Call, current, enter, known
 from ...core.errors import Code, Error, internal_error, invalid_field, shutting_down
-from ...core.observer import CallFinished, CallSink, RequestRefused
+from ...core.observer import CallFinished, CallSink, CallSpan, CallTracer, RequestRefused
 from ...core.principal import Principal
 from ...telemetry.logs import get_logger
 from ..access.access import Access, Incoming
@@ -77,10 +77,21 @@ class _Running:
 
 
 class Calls:
-    """The calls of one door. ``sink`` is told of each; the other parts are shared with the other doors."""
+    """The calls of one door. ``sink`` is told of each; the other parts are shared with the other doors.
 
-    def __init__(self, sink: CallSink, limit: GenerationLimit, access: Access, audit: CallAudit | None = None) -> None:
+    ``tracer`` makes a span of each; None: there are none.
+    """
+
+    def __init__(
+        self,
+        sink: CallSink,
+        limit: GenerationLimit,
+        access: Access,
+        audit: CallAudit | None = None,
+        tracer: CallTracer | None = None,
+    ) -> None:
         self.limit = limit
+        self._tracer = tracer
         self._sink = sink
         self._access = access
         self._audit = audit
@@ -148,15 +159,17 @@ class Calls:
         beside CancelledError; a defect is INTERNAL with an id that the log has beside the traceback.
         """
         structlog.contextvars.bind_contextvars(request_id=incoming.request_id)
-        if incoming.trace is not None:
-            trace = incoming.trace
+        span = None if self._tracer is None else self._tracer.begin(incoming.arrival, incoming.trace)
+        if span is not None:
+            incoming = replace(incoming, trace=span.context)
+        if (trace := incoming.trace) is not None:
             structlog.contextvars.bind_contextvars(trace_id=trace.trace_id, span_id=trace.span_id)
         task = asyncio.current_task()
         assert task is not None
         self._tasks[task] = _Running(incoming.asks_for)
         self._idle.clear()
         try:
-            return await self._counted(incoming, work, task, gone)
+            return await self._counted(incoming, span, work, task, gone)
         finally:
             del self._tasks[task]
             if not self._tasks:
@@ -165,12 +178,13 @@ class Calls:
     async def _counted(
         self,
         incoming: Incoming,
+        span: CallSpan | None,
         work: Callable[[], Awaitable[R]],
         task: asyncio.Task[Any],
         gone: Callable[[], bool],
     ) -> R:
         started = time.monotonic()
-        code, reason = "OK", ""
+        code, failure = "OK", None
         enter(None)
         try:
             result = await self._answered(incoming, work, task, gone)
@@ -179,16 +193,20 @@ class Calls:
                 await to_the_end(self._audit.done(incoming, current()))
             return result
         except Error as error:
-            code, reason = error.code.name, error.reason
+            code, failure = error.code.name, error
             raise
         except BaseException:  # the caller has left
             code = _code_of_cancelled(incoming.deadline)
             raise
         finally:
+            reason = "" if failure is None else failure.reason
             if code != "OK" and self._audit is not None and self._audit.wants(incoming, code):
                 await to_the_end(self._audit.failed(incoming, known(), code, reason))
             seconds = time.monotonic() - started
-            self._sink.call_finished(_finished(incoming, known(), code, reason, seconds))
+            event = _finished(incoming, known(), code, reason, seconds)
+            self._sink.call_finished(event)
+            if span is not None:
+                span.end(event, incoming.arrival.answered(code, failure))
 
     async def _answered(
         self,

@@ -33,6 +33,8 @@ class Prepared:
     deadline: float
     started: float
     """When the request came, on the monotonic clock."""
+    chat: bool = False
+    """It was asked for with messages."""
     call: Call | None = None
     """The call that asks; None: the server itself does."""
 
@@ -150,6 +152,9 @@ class Answer:
             preparation=self._begun - p.started,
             time_to_first_token=None if self._first_token is None else self._first_token - p.started,
             times=self._latest.times(),
+            chat=p.chat,
+            sampling=p.commands[0].sampling,
+            choices=len(p.commands),
             call=p.call,
         )
 

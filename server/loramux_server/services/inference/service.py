@@ -161,6 +161,7 @@ class GenerationService:
             ),
             deadline=deadline,
             started=started,
+            chat=bool(request.messages),
             call=known(),
         )
 
