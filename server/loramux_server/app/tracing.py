@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 logger = get_logger(__name__)
 
-NEEDED = "needs OpenTelemetry; install it with: pip install 'loramux[otel]'"
+NEEDED = "needs OpenTelemetry (the extra otel); install it with: pip install opentelemetry-exporter-otlp"
 
 
 def open_tracing(settings: Settings) -> Tracing | None:

@@ -146,13 +146,15 @@ def test_without_the_extra_the_flag_is_refused_and_a_variable_is_not(
         monkeypatch.delitem(sys.modules, name)
     for name in [name for name in sys.modules if name.startswith("opentelemetry")] or ["opentelemetry"]:
         monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(Error, match=r"--otlp-traces-endpoint: needs .* pip install 'loramux\[otel\]'"):
+    with pytest.raises(
+        Error, match=r"--otlp-traces-endpoint: needs .* \(the extra otel\).* pip install opentelemetry-exporter-otlp"
+    ):
         open_tracing(Settings(state_dir=tmp_path, otlp_traces_endpoint="grpc://c:4317"))
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://c:4317")
     with structlog.testing.capture_logs() as lines:
         assert open_tracing(Settings(state_dir=tmp_path)) is None
     (line,) = lines
-    assert "pip install 'loramux[otel]'" in line["event"]
+    assert "pip install opentelemetry-exporter-otlp" in line["event"]
 
 
 async def test_a_stop_does_not_wait_longer_for_the_collector_than_is_promised(
