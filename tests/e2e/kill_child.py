@@ -19,10 +19,10 @@ VOCABULARY = 64
 INFO = engine_info(VOCABULARY)
 
 
-def main(state: Path, tokenizer: Path, ready: Connection) -> None:
+def main(state: Path, tokenizer: Path, ready: Connection, usage_flush_seconds: float = 5.0) -> None:
     """Serve until killed; ``ready`` is told the address."""
     with patch("loramux_server.app.app.AdapterService", partial(AdapterService, composer=_compose)):
-        asyncio.run(_serve(state, tokenizer, ready))
+        asyncio.run(_serve(state, tokenizer, ready, usage_flush_seconds))
 
 
 async def _compose(command: ComposeCommand) -> ComposeResult:
@@ -31,8 +31,14 @@ async def _compose(command: ComposeCommand) -> ComposeResult:
     return ComposeResult(0.0)
 
 
-async def _serve(state: Path, tokenizer: Path, ready: Connection) -> None:
-    settings = Settings(state_dir=state, listen=Address("127.0.0.1", 0), http_listen=None, metrics_listen=None)
+async def _serve(state: Path, tokenizer: Path, ready: Connection, usage_flush_seconds: float) -> None:
+    settings = Settings(
+        state_dir=state,
+        listen=Address("127.0.0.1", 0),
+        http_listen=None,
+        metrics_listen=None,
+        usage_flush_seconds=usage_flush_seconds,
+    )
     info = engine_info(VOCABULARY, tokenizer_path=str(tokenizer))
     backend = FakeBackend(info, script=lambda command: Script(token_ids=(5, 6, 7)))
     async with running_app(settings, backend) as app:
