@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from datetime import UTC, date, datetime
 from pathlib import Path
 
 import pytest
@@ -17,13 +18,16 @@ from loramux_server.core.errors import Code, Error
 from loramux_server.core.jobs import Gate, JobRequest, TrainSpec
 from loramux_server.core.notes import Note
 from loramux_server.core.types import StackItem
+from loramux_server.core.usage import Dimension, UsageQuery, UsageRow
 from loramux_server.store import database as database_module
 from loramux_server.store.adapters import rows as adapter_rows
 from loramux_server.store.database import MIGRATIONS, Database, sqlite_url
 from loramux_server.store.jobs.table import JobTable
+from loramux_server.store.quotas import trained_today
 from loramux_server.store.records import AdapterMeta, Composition
 from loramux_server.store.schema import REVISION, adapters, aliases, jobs, metadata
 from loramux_server.store.store import Store
+from loramux_server.store.usage import UsageTable
 
 
 def refused(path: Path) -> Error:
@@ -119,6 +123,28 @@ def test_what_an_older_version_stored_is_read(tmp_path: Path) -> None:
         trained_on=((StackItem("pine@1", 1.3),),),
         metadata={"a": "b"},
     )
+    database.close()
+
+
+def test_tokens_that_were_trained_on_before_usage_are_usage(tmp_path: Path) -> None:
+    """Of an adapter that is not known. What a tenant trained today counts against its quota still."""
+    database = Database.open(sqlite_url(tmp_path / "db"))
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS))
+    with database.write() as connection:
+        for table in metadata.tables.values():
+            connection.exec_driver_sql(f"DROP TABLE IF EXISTS {table.name}")
+        connection.exec_driver_sql("DROP TABLE alembic_version")
+        config.attributes["connection"] = connection
+        command.upgrade(config, "0012")
+        connection.exec_driver_sql("INSERT INTO training_use (tenant, day, tokens) VALUES ('ann', '2026-11-01', 70)")
+        command.upgrade(config, REVISION)
+        assert compare_metadata(MigrationContext.configure(connection), metadata) == []
+        noon = datetime(2026, 11, 1, 12, tzinfo=UTC).timestamp()
+        assert [trained_today(connection, tenant, noon) for tenant in ("ann", "bob")] == [70, 0]
+    query = UsageQuery(since=date(2026, 11, 1), until=date(2026, 11, 2), group_by=tuple(Dimension))
+    expected = UsageRow("2026-11-01", "ann", "_other", "train", trained_tokens=70)
+    assert UsageTable(database, lambda: noon).read(query, 10) == ((expected,), "")
     database.close()
 
 

@@ -20,14 +20,18 @@ import structlog
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 
+from loramux_server.core.call import Call
 from loramux_server.core.errors import Code, Error
 from loramux_server.core.jobs import JobRequest, JobState, TrainEvent, TrainEventType, TrainSpec
 from loramux_server.core.keys import ApiKey
+from loramux_server.core.observer import RequestFinished
 from loramux_server.core.principal import Principal, Scope
-from loramux_server.core.types import StackItem
+from loramux_server.core.types import BASE, StackItem
+from loramux_server.core.usage import Amounts
 from loramux_server.services.access.keys import KeyRing
 from loramux_server.services.access.refusals import Refused
 from loramux_server.services.common.stacks import StackResolver
+from loramux_server.services.usage.recorder import UsageRecorder
 from loramux_server.store import database
 from loramux_server.store.keys import KeyTable
 from loramux_server.store.maintenance.doctor import examine, repair
@@ -353,3 +357,32 @@ def test_field_c_no_free_connection_is_a_database_that_is_away(url: str, monkeyp
     with opened.read():
         pass
     opened.close()
+
+
+async def test_usage_waits_while_the_server_is_away_and_is_added_once(postgres: Postgres, store: Store) -> None:
+    """Each of two servers; connections are cut in the middle of what they write."""
+    recorders = [UsageRecorder(store.usage, lambda: test_usage.NOON) for _ in range(2)]
+    event = RequestFinished(
+        "r", "generate", "ann", BASE, 10, 3, 4, 0.5, (), "ok", call=Call("Generate", "r", Principal("ann", frozenset()))
+    )
+
+    async def traffic(count: int) -> None:
+        for _ in range(count):
+            for recorder in recorders:
+                recorder.request_finished(event)
+            await asyncio.gather(*(recorder.flush() for recorder in recorders), return_exceptions=True)
+
+    writing = asyncio.create_task(traffic(60))
+    await asyncio.sleep(0.05)
+    await asyncio.to_thread(postgres.stop)
+    try:
+        await asyncio.wait({writing}, timeout=20)
+        with pytest.raises(Error) as caught:
+            await recorders[0].flush()
+        assert caught.value.code is Code.UNAVAILABLE
+    finally:
+        await asyncio.to_thread(postgres.start)
+    await writing
+    for recorder in recorders:
+        await recorder.close()
+    assert test_usage.totals(test_usage.rows(store.usage)) == Amounts(120, 1200, 480, 360)
