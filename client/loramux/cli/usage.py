@@ -50,9 +50,10 @@ def usage(
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV instead of a table.")] = False,
     json: Json = False,
 ) -> None:
-    """Show what was used: requests, tokens and hours of stored adapter versions, for a bill.
+    """Show what tenants used, for a bill.
 
-    A key with the scope admin sees all tenants, any other its own.
+    Requests, tokens, and hours of stored adapter versions. A key with the scope admin sees all tenants, any other
+    its own.
 
     \b
     Examples:
