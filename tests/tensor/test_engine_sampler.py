@@ -272,3 +272,57 @@ def test_a_row_of_minus_infinity_is_not_finite_and_some_of_it_is_fine() -> None:
 
 def test_no_rows() -> None:
     assert sample(torch.zeros(0, 30), [], EOS) == []
+
+
+GOLDEN = {
+    "plain": ({"temperature": 0.9}, [3160, 3257, 1623, 3880, 3050, 66, 2183, 1261, 467, 971, 2799, 1324]),
+    "top_k": (
+        {"temperature": 0.9, "top_k": 40},
+        [3160, 305, 807, 3119, 3559, 3681, 1481, 1261, 1389, 2232, 2892, 2491],
+    ),
+    "top_p": (
+        {"temperature": 1.1, "top_p": 0.9},
+        [2318, 346, 1623, 2020, 2550, 3681, 2531, 294, 1891, 1492, 1047, 2329],
+    ),
+    "min_p": ({"temperature": 1.3, "min_p": 0.02}, [765, 66, 3039, 3310, 3134, 3681, 717, 294, 1891, 108, 2978, 339]),
+    "penalties": (
+        {"temperature": 0.8, "repetition_penalty": 1.2, "frequency_penalty": 0.3, "presence_penalty": 0.1},
+        [2943, 3257, 1623, 3880, 2853, 66, 1936, 1261, 522, 971, 2771, 1479],
+    ),
+}
+"""What seeds gave when they were first recorded: an answer that somebody keeps a seed for must come again."""
+
+
+@pytest.mark.parametrize("name", list(GOLDEN))
+def test_a_seed_gives_what_it_always_gave(name: str) -> None:
+    settings, expected = GOLDEN[name]
+    logits = rows(12, 4000, seed=17)
+    seqs = [sequence(1000 + i, output=[5, 6, 5, *range(i)], **settings) for i in range(12)]
+    assert [found.token for found in sample(logits, seqs, EOS)] == expected
+
+
+def test_settings_of_every_kind_meet_in_one_batch() -> None:
+    """Each row is what it is alone: masks, penalties, ends that are banned, and every way to draw."""
+    logits = rows(8, 4000, seed=3)
+    allowed = np.zeros(4000, dtype=bool)
+    allowed[[7, 9, 2]] = True
+    masks = {i: np.packbits(allowed, bitorder="little").tobytes() for i in (1, 4, 6)}
+    seqs = [
+        sequence(1),
+        sequence(2, temperature=1.0),
+        sequence(3, temperature=1.0, top_p=0.5, output=[5, 5, 9], frequency_penalty=0.5),
+        sequence(4, temperature=1.0, top_k=2000, logit_bias=((3, 5.0), (4, -100.0))),
+        sequence(5, min_tokens=4, repetition_penalty=1.5),
+        sequence(6, temperature=0.7, min_p=0.1, logprobs=2),
+        sequence(7, temperature=2.0, top_k=3, logprobs=0),
+        sequence(8, temperature=1e-3, top_p=0.99, presence_penalty=1.0, output=[8]),
+    ]
+    together = sample(logits, seqs, EOS, masks)
+    for i, seq in enumerate(seqs):
+        alone = sample(logits[i : i + 1], [seq], EOS, {0: masks[i]} if i in masks else {})[0]
+        assert alone.token == together[i].token
+        assert (alone.logprob is None) == (together[i].logprob is None)
+        if i in masks:
+            assert alone.token in (7, 9, 2)
+    assert len(together[5].logprob.top) == 2  # type: ignore[union-attr]
+    assert together[6].logprob.top == ()  # type: ignore[union-attr]

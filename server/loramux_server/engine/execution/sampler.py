@@ -7,7 +7,7 @@ a sample is the same alone, in any batch, and after preemption. Log-probabilitie
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 
@@ -17,12 +17,10 @@ from torch import Tensor
 
 from ...core.types import TokenLogprob
 from ..scheduling.sequence import Sequence
+from .adjustments import adjust, adjusts, forbid
 
 CANDIDATES = 1024
-"""Tokens that top_k/top_p/min_p look at before a full sort is needed."""
-
-LARGEST = 1e30
-"""Of an adjusted logit: a tiny penalty makes an infinite one, and differences of those are no numbers."""
+"""Tokens that top_k, top_p and min_p look at before a full sort is needed."""
 
 _NO_MASKS: Mapping[int, bytes] = {}
 
@@ -40,85 +38,53 @@ def sample(
 ) -> list[SampledToken]:
     """Choose one token per row of ``logits`` [rows, vocabulary]; row i belongs to ``seqs[i]``.
 
-    ``masks[i]``, where there is one, has a bit for each token that row i may take, the lowest first.
+    ``masks[i]``, where there is one, has a bit for each token that row i may take, the lowest first. The device is
+    waited for once, and once more where a row's candidates do not suffice.
     """
-    best, tokens = logits.max(dim=-1)  # NaN wins every comparison, so a finite maximum vouches for the row
-    finite = torch.isfinite(best).tolist()
-    chosen: list[int] = tokens.tolist()
-    special = [i for i, s in enumerate(seqs) if finite[i] and (i in masks or _adjusts(s))]
-    random = [i for i, s in enumerate(seqs) if finite[i] and s.sampling.temperature > 0]
+    best, chosen = logits.max(dim=-1)  # NaN wins every comparison, so a finite maximum vouches for the row
+    special = [i for i, s in enumerate(seqs) if i in masks or adjusts(s)]
+    random = [i for i, s in enumerate(seqs) if s.sampling.temperature > 0]
     rows = sorted({*special, *random})
+    short: Tensor | None = None
     if rows:
+        at = {row: place for place, row in enumerate(rows)}
         work = logits[rows].float()
-        for at, i in enumerate(rows):
-            if i in masks:
-                _forbid(work[at], masks[i])
-            if _adjusts(seqs[i]):
-                _adjust(work[at], seqs[i], eos)
-                work[at].clamp_(max=LARGEST)
-            if i in masks or _adjusts(seqs[i]):
-                chosen[i] = int(work[at].argmax())
-        at_random = [at for at, i in enumerate(rows) if seqs[i].sampling.temperature > 0]
-        if at_random:
-            drawn = _draw(work[at_random], [seqs[rows[at]] for at in at_random])
-            for at, token in zip(at_random, drawn, strict=True):
-                chosen[rows[at]] = token
-    logprobs = _logprobs(logits, [i for i, s in enumerate(seqs) if finite[i]], seqs, chosen)
-    return [SampledToken(chosen[i] if finite[i] else None, logprobs.get(i)) for i in range(len(seqs))]
+        forbid(work, {at[i]: masks[i] for i in special if i in masks})
+        adjust(work, {at[i]: seqs[i] for i in special if adjusts(seqs[i])}, eos)
+        picked = work.argmax(dim=-1)
+        if random:
+            where = [at[i] for i in random]
+            drawn, short = _draw(work[where], [seqs[i] for i in random])
+            picked[where] = drawn
+        chosen[rows] = picked
+    tokens, finite = torch.stack((chosen, torch.isfinite(best).long())).tolist()
+    if short is not None and (again := [i for i, more in enumerate(short.tolist()) if more and finite[random[i]]]):
+        whole, _ = _draw(work[[at[random[i]] for i in again]], [seqs[random[i]] for i in again], logits.shape[-1])
+        for i, token in zip(again, whole.tolist(), strict=True):
+            tokens[random[i]] = token
+    logprobs = _logprobs(logits, [i for i in range(len(seqs)) if finite[i]], seqs, tokens)
+    return [SampledToken(tokens[i] if finite[i] else None, logprobs.get(i)) for i in range(len(seqs))]
 
 
-def _forbid(row: Tensor, mask: bytes) -> None:
-    """Take out of ``row`` [vocabulary] every token whose bit is not set, in place."""
-    bits = np.unpackbits(np.frombuffer(mask, dtype=np.uint8), count=len(row), bitorder="little")
-    row[torch.from_numpy(bits == 0).to(row.device)] = -torch.inf
-
-
-def _adjusts(seq: Sequence) -> bool:
-    s = seq.sampling
-    return (
-        s.repetition_penalty != 1.0
-        or s.presence_penalty != 0.0
-        or s.frequency_penalty != 0.0
-        or bool(s.logit_bias)
-        or seq.num_output < s.min_tokens
-    )
-
-
-def _adjust(row: Tensor, seq: Sequence, eos: Collection[int]) -> None:
-    """Apply minimum length, bias and penalties to ``row`` [vocabulary] in place."""
-    s = seq.sampling
-    if seq.num_output < s.min_tokens:
-        ends = list(s.end_ids(eos, seq.grammar is not None) | set(eos))
-        kept = row[ends]
-        row[ends] = -torch.inf
-        if row.max() == -torch.inf:  # the grammar leaves nothing else
-            row[ends] = kept
-    for token, bias in s.logit_bias:
-        row[token] += bias
-    if s.repetition_penalty != 1.0:
-        seen = torch.tensor(sorted(set(seq.tokens)), device=row.device)
-        values = row[seen]
-        row[seen] = torch.where(values > 0, values / s.repetition_penalty, values * s.repetition_penalty)
-    if s.presence_penalty or s.frequency_penalty:
-        output = torch.tensor(seq.tokens[seq.prompt_length :], dtype=torch.long, device=row.device)
-        ids, counts = output.unique(return_counts=True)
-        row[ids] -= s.presence_penalty + s.frequency_penalty * counts
-
-
-def _draw(logits: Tensor, seqs: Seq[Sequence]) -> list[int]:
-    """Sample each row of ``logits`` [rows, vocabulary] by inverse transform."""
-    temperature = torch.tensor([s.sampling.temperature for s in seqs], device=logits.device)[:, None]
-    scaled = (logits - logits.max(dim=-1, keepdim=True).values) / temperature  # first less, then divided: no overflow
-    tokens: list[int] = [0] * len(seqs)
-    plain = [i for i, s in enumerate(seqs) if not _truncates(s, logits.shape[-1])]
+def _draw(logits: Tensor, seqs: Seq[Sequence], candidates: int = CANDIDATES) -> tuple[Tensor, Tensor]:
+    """Sample each row of ``logits`` [rows, vocabulary] by inverse transform; True where more candidates are needed."""
+    device, vocabulary = logits.device, logits.shape[-1]
+    temperature, points = _column(seqs, lambda s: s.sampling.temperature, device), _column(seqs, _uniform, device)
+    scaled = (logits - logits.max(dim=-1, keepdim=True).values) / temperature.to(logits.dtype)  # so nothing overflows
+    tokens = torch.zeros(len(seqs), dtype=torch.long, device=device)
+    short = torch.zeros(len(seqs), dtype=torch.bool, device=device)
+    plain = [i for i, s in enumerate(seqs) if not _truncates(s, vocabulary)]
     if plain:
         mass = scaled[plain].double().exp().cumsum(-1)
-        for i, token in zip(plain, _invert(mass, [seqs[i] for i in plain]), strict=True):
-            tokens[i] = token
-    cut = [i for i in range(len(seqs)) if i not in set(plain)]
-    for i in cut:
-        tokens[i] = _draw_truncated(scaled[i], seqs[i])
-    return tokens
+        tokens[plain] = _invert(mass, points[plain], torch.full((len(plain),), vocabulary, device=device))
+    by_count: dict[int, list[int]] = {}
+    for i, s in enumerate(seqs):
+        if _truncates(s, vocabulary):
+            # A row's own number: how ties at the border are broken must not depend on its batch mates.
+            by_count.setdefault(min(max(candidates, s.sampling.top_k), vocabulary), []).append(i)
+    for count, rows in by_count.items():
+        tokens[rows], short[rows] = _draw_truncated(scaled[rows], [seqs[i] for i in rows], points[rows], count)
+    return tokens, short
 
 
 def _truncates(seq: Sequence, vocabulary: int) -> bool:
@@ -126,35 +92,36 @@ def _truncates(seq: Sequence, vocabulary: int) -> bool:
     return 0 < s.top_k < vocabulary or s.top_p < 1.0 or s.min_p > 0.0
 
 
-def _draw_truncated(scaled: Tensor, seq: Sequence) -> int:
-    """Sample one row [vocabulary] (largest value 0) after top_k, top_p and min_p."""
-    s = seq.sampling
-    vocabulary = scaled.shape[-1]
-    total = scaled.double().exp().sum()
-    count = min(max(CANDIDATES, s.top_k), vocabulary)
-    while True:
-        values, ids = scaled.topk(count)
-        weights = values.double().exp()
-        k = s.top_k if 0 < s.top_k < vocabulary else vocabulary
-        inside = torch.arange(count, device=scaled.device) < k
-        whole = weights[inside].sum() if k <= count else total
-        # A token stays while the mass before it is below top_p: the smallest set that reaches it.
-        before = weights.cumsum(0) - weights
-        inside &= before < s.top_p * whole
-        inside &= weights >= s.min_p
-        inside[0] = True  # the most likely token, whatever the numbers
-        if count == vocabulary or not bool(inside[-1]) or k <= count:
-            break
-        count = vocabulary
-    kept = weights[inside]
-    return int(ids[_invert(kept.cumsum(0)[None], [seq])[0]])
+def _draw_truncated(scaled: Tensor, seqs: Seq[Sequence], points: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Sample rows [rows, vocabulary] (largest value 0) after top_k, top_p and min_p, among ``count`` candidates."""
+    device, vocabulary = scaled.device, scaled.shape[-1]
+    values, ids = scaled.topk(count)
+    weights = values.double().exp()
+    k = _column(seqs, lambda s: s.sampling.top_k if 0 < s.sampling.top_k < vocabulary else vocabulary, device)
+    inside = torch.arange(count, device=device) < k
+    whole = (weights * inside).sum(-1, keepdim=True)
+    if any(s.sampling.top_p < 1.0 and not 0 < s.sampling.top_k <= count for s in seqs):
+        whole = torch.where(k <= count, whole, scaled.double().exp().sum(-1, keepdim=True))
+    # A token stays while the mass before it is below top_p: the smallest set that reaches it.
+    before = weights.cumsum(-1) - weights
+    top_p = _column(seqs, lambda s: s.sampling.top_p, device)
+    inside &= (top_p >= 1.0) | (before < top_p * whole)
+    inside &= weights >= _column(seqs, lambda s: s.sampling.min_p, device)
+    inside[:, 0] = True  # the most likely token, whatever the numbers
+    short = inside[:, -1] & (k.flatten() > count) if count < vocabulary else torch.zeros_like(inside[:, -1])
+    found = _invert((weights * inside).cumsum(-1), points, inside.sum(-1))
+    return ids.gather(-1, found[:, None]).flatten(), short
 
 
-def _invert(mass: Tensor, seqs: Seq[Sequence]) -> list[int]:
-    """Index per row of the cumulative, unnormalised ``mass`` [rows, n] at the row's own random point."""
-    points = torch.tensor([_uniform(s) for s in seqs], dtype=mass.dtype, device=mass.device)[:, None]
-    found = torch.searchsorted(mass, points * mass[:, -1:], right=True)
-    return [int(i) for i in found.clamp(max=mass.shape[-1] - 1).flatten()]
+def _invert(mass: Tensor, points: Tensor, counts: Tensor) -> Tensor:
+    """Index per row of the cumulative, unnormalised ``mass`` [rows, n] at ``points`` [rows, 1], below ``counts``."""
+    found = torch.searchsorted(mass, points * mass[:, -1:], right=True).flatten()
+    return torch.minimum(found, counts - 1)
+
+
+def _column(seqs: Seq[Sequence], of: Callable[[Sequence], float], device: torch.device) -> Tensor:
+    """A number of each sequence, float64 [rows, 1]."""
+    return torch.tensor([of(s) for s in seqs], dtype=torch.float64, device=device)[:, None]
 
 
 def _uniform(seq: Sequence) -> float:
@@ -163,12 +130,15 @@ def _uniform(seq: Sequence) -> float:
 
 
 def _logprobs(logits: Tensor, rows: Seq[int], seqs: Seq[Sequence], chosen: Seq[int]) -> dict[int, TokenLogprob]:
-    wanted = [i for i in rows if seqs[i].sampling.logprobs is not None]
-    found: dict[int, TokenLogprob] = {}
-    for i in wanted:
-        row = logits[i].float().log_softmax(-1)
-        count = seqs[i].sampling.logprobs or 0
-        values, ids = row.topk(count)
-        top = tuple(zip(ids.tolist(), values.tolist(), strict=True))
-        found[i] = TokenLogprob(chosen[i], float(row[chosen[i]]), top)
-    return found
+    wanted = {i: n for i in rows if (n := seqs[i].sampling.logprobs) is not None}
+    if not wanted:
+        return {}
+    where = list(wanted)
+    all_of = logits[where].float().log_softmax(-1)
+    values, ids = all_of.topk(max(wanted.values()))
+    own = all_of.gather(-1, torch.tensor([[chosen[i]] for i in where], device=logits.device)).flatten().tolist()
+    found = zip(where, own, ids.tolist(), values.tolist(), strict=True)
+    return {
+        i: TokenLogprob(chosen[i], logprob, tuple(zip(top, those, strict=True))[: wanted[i]])
+        for i, logprob, top, those in found
+    }
