@@ -78,6 +78,7 @@ def test_exports() -> None:
         "MarkedText",
         "NotFound",
         "PermissionDenied",
+        "Profile",
         "ResourceExhausted",
         "Score",
         "ServerInfo",

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Unpack
@@ -10,13 +11,16 @@ from typing import Any, Unpack
 from .._wire import requests, responses
 from .._wire.assemble import Assembler
 from .._wire.channel import target
+from .._wire.fields import filled
 from .._wire.files import Data
+from .._wire.io_sync import blocking
+from .._wire.profile_file import ProfileWriter
 from .._wire.requests import ChatMessage, Day, GenerateOptions
 from .._wire.stacks import Adapters as Stack
 from .._wire.tls import File
 from .._wire.train_requests import Gate, TrainOptions
 from ..convert import As
-from ..types import Chunk, Completion, Embeddings, Score, ServerInfo, ServerStats, Tokens, UsageRow
+from ..types import Chunk, Completion, Embeddings, Profile, Score, ServerInfo, ServerStats, Tokens, UsageRow
 from ..v1 import inference_pb2, server_pb2
 from .adapters import Adapters
 from .datasets import Datasets
@@ -260,6 +264,22 @@ class Client:
         request = requests.usage(since, until, group_by, tenant, adapter)
         found = self._transport.items(self._transport.usage.GetUsage, request, "rows", limit)
         return [responses.usage_row(message) for message in found]
+
+    def profile(
+        self, path: str | os.PathLike[str], seconds: float = 0, *, kernels: bool = True, timeout: float | None = None
+    ) -> Profile:
+        """Record what the engine does for ``seconds`` (0: 10) and write that to a file, which is replaced.
+
+        The file is a Chrome trace, compressed with gzip: open it at https://ui.perfetto.dev. Requests and jobs go on
+        meanwhile, a little slower; without ``kernels``, the operators and kernels of the model, hardly so. Needs the
+        scope ``admin``. Raises ResourceExhausted while another profile is taken.
+        """
+        request = filled(server_pb2.ProfileEngineRequest(without_kernels=not kernels), seconds=seconds)
+        method = self._transport.server.ProfileEngine
+        with ProfileWriter(path) as writer:
+            for message in self._transport.stream(method, request, timeout):
+                blocking(writer.write, message)
+            return writer.finish()
 
     def health(self, service: str = "", *, timeout: float = 5.0) -> str:
         """``SERVING`` or ``NOT_SERVING`` in the words of grpc.health.v1; Unavailable when nothing answers.

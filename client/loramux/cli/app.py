@@ -15,7 +15,7 @@ from loramux import __version__
 
 from .._streams import open_standard_streams, tolerate_encodings
 from ..errors import LoramuxError
-from . import chat, embed, generate, serve, server, top, usage
+from . import chat, embed, generate, profile, serve, server, top, usage
 from .adapters import commands as adapters
 from .common import error_lines
 from .connection import OPTIONS
@@ -31,7 +31,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for module in (serve, generate, embed, chat, train, server, top, usage):
+for module in (serve, generate, embed, chat, train, server, top, usage, profile):
     module.register(app)
 serve.register_demo(app)
 app.add_typer(adapters.app)

@@ -15,7 +15,7 @@ from .inference import (
     Usage,
 )
 from .jobs import FINAL_STATES, SETTLED_STATES, JobEvent, JobInfo, JudgedAnswer, JudgedRow
-from .server import AdapterActivity, JobActivity, Latency, ServerInfo, ServerStats, TenantActivity
+from .server import AdapterActivity, JobActivity, Latency, Profile, ServerInfo, ServerStats, TenantActivity
 from .usage import UsageRow
 
 __all__ = [
@@ -42,6 +42,7 @@ __all__ = [
     "Latency",
     "MarkedRow",
     "MarkedText",
+    "Profile",
     "Score",
     "ServerInfo",
     "ServerStats",

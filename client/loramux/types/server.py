@@ -115,6 +115,18 @@ class JobActivity:
 
 
 @dataclass(frozen=True, slots=True)
+class Profile:
+    """A profile of the engine that was written to a file."""
+
+    path: str
+    size: int
+    """Bytes of the file."""
+    events: int
+    events_dropped: int = 0
+    """Events that are not in it, since there were more than the server's limit."""
+
+
+@dataclass(frozen=True, slots=True)
 class ServerStats:
     """What a server did in the last seconds.
 

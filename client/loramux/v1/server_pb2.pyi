@@ -9,6 +9,7 @@ from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from loramux.v1 import adapters_pb2 as _adapters_pb2
+from loramux.v1 import common_pb2 as _common_pb2
 from loramux.v1 import training_pb2 as _training_pb2
 import builtins as _builtins
 import sys
@@ -816,3 +817,95 @@ class ServerStats(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ServerStats: _TypeAlias = ServerStats  # noqa: Y015
+
+@_typing.final
+class ProfileEngineRequest(_message.Message):
+    """Asks for a profile."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SECONDS_FIELD_NUMBER: _builtins.int
+    WITHOUT_KERNELS_FIELD_NUMBER: _builtins.int
+    seconds: _builtins.float
+    """Seconds to record. 0: 10. The server has a limit, by default 60."""
+    without_kernels: _builtins.bool
+    """Leave out what the operators and kernels of the model do. They are recorded a tenth of the time, which costs most of
+    what a profile costs.
+    """
+    def __init__(
+        self,
+        *,
+        seconds: _builtins.float = ...,
+        without_kernels: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["seconds", b"seconds", "without_kernels", b"without_kernels"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ProfileEngineRequest: _TypeAlias = ProfileEngineRequest  # noqa: Y015
+
+@_typing.final
+class ProfileEngineHeader(_message.Message):
+    """What the first message of a profile says."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FILES_FIELD_NUMBER: _builtins.int
+    EVENTS_FIELD_NUMBER: _builtins.int
+    EVENTS_DROPPED_FIELD_NUMBER: _builtins.int
+    events: _builtins.int
+    """Events in it."""
+    events_dropped: _builtins.int
+    """Events that are not in it, since there were more than the server's limit."""
+    @_builtins.property
+    def files(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.FileInfo]:
+        """The one file: a trace in Chrome's JSON, compressed with gzip, which Perfetto and chrome://tracing read."""
+
+    def __init__(
+        self,
+        *,
+        files: _abc.Iterable[_common_pb2.FileInfo] | None = ...,
+        events: _builtins.int = ...,
+        events_dropped: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["events", b"events", "events_dropped", b"events_dropped", "files", b"files"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ProfileEngineHeader: _TypeAlias = ProfileEngineHeader  # noqa: Y015
+
+@_typing.final
+class ProfileEngineResponse(_message.Message):
+    """A message of a profile."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HEADER_FIELD_NUMBER: _builtins.int
+    CHUNK_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def header(self) -> Global___ProfileEngineHeader:
+        """First message only."""
+
+    @_builtins.property
+    def chunk(self) -> _common_pb2.FileChunk:
+        """Every message after it."""
+
+    def __init__(
+        self,
+        *,
+        header: Global___ProfileEngineHeader | None = ...,
+        chunk: _common_pb2.FileChunk | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "header", b"header", "payload", b"payload"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "header", b"header", "payload", b"payload"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_payload: _TypeAlias = _typing.Literal["header", "chunk"]  # noqa: Y015
+    _WhichOneofArgType_payload: _TypeAlias = _typing.Literal["payload", b"payload"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_payload) -> _WhichOneofReturnType_payload | None: ...
+
+Global___ProfileEngineResponse: _TypeAlias = ProfileEngineResponse  # noqa: Y015

@@ -45,6 +45,11 @@ class ServerServiceStub:
                 request_serializer=loramux_dot_v1_dot_server__pb2.GetStatsRequest.SerializeToString,
                 response_deserializer=loramux_dot_v1_dot_server__pb2.ServerStats.FromString,
                 _registered_method=True)
+        self.ProfileEngine = channel.unary_stream(
+                '/loramux.v1.ServerService/ProfileEngine',
+                request_serializer=loramux_dot_v1_dot_server__pb2.ProfileEngineRequest.SerializeToString,
+                response_deserializer=loramux_dot_v1_dot_server__pb2.ProfileEngineResponse.FromString,
+                _registered_method=True)
 
 
 class ServerServiceServicer:
@@ -65,6 +70,14 @@ class ServerServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ProfileEngine(self, request, context):
+        """Records what the engine does for some seconds, and sends that as a file. First message: `header`; then the file. One
+        profile is taken at a time; requests and jobs go on meanwhile. For operators.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ServerServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -77,6 +90,11 @@ def add_ServerServiceServicer_to_server(servicer, server):
                     servicer.GetStats,
                     request_deserializer=loramux_dot_v1_dot_server__pb2.GetStatsRequest.FromString,
                     response_serializer=loramux_dot_v1_dot_server__pb2.ServerStats.SerializeToString,
+            ),
+            'ProfileEngine': grpc.unary_stream_rpc_method_handler(
+                    servicer.ProfileEngine,
+                    request_deserializer=loramux_dot_v1_dot_server__pb2.ProfileEngineRequest.FromString,
+                    response_serializer=loramux_dot_v1_dot_server__pb2.ProfileEngineResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -134,6 +152,33 @@ class ServerService:
             '/loramux.v1.ServerService/GetStats',
             loramux_dot_v1_dot_server__pb2.GetStatsRequest.SerializeToString,
             loramux_dot_v1_dot_server__pb2.ServerStats.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ProfileEngine(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/loramux.v1.ServerService/ProfileEngine',
+            loramux_dot_v1_dot_server__pb2.ProfileEngineRequest.SerializeToString,
+            loramux_dot_v1_dot_server__pb2.ProfileEngineResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -37,6 +37,10 @@ class ServerServiceStub:
     """Describes the base, the device, the limits and what is going on."""
     GetStats: _grpc.UnaryUnaryMultiCallable[_server_pb2.GetStatsRequest, _server_pb2.ServerStats]
     """Tells what was done in the last seconds: for the caller's tenant, and for all to operators."""
+    ProfileEngine: _grpc.UnaryStreamMultiCallable[_server_pb2.ProfileEngineRequest, _server_pb2.ProfileEngineResponse]
+    """Records what the engine does for some seconds, and sends that as a file. First message: `header`; then the file. One
+    profile is taken at a time; requests and jobs go on meanwhile. For operators.
+    """
 
 @_typing.type_check_only
 class ServerServiceAsyncStub(ServerServiceStub):
@@ -47,6 +51,10 @@ class ServerServiceAsyncStub(ServerServiceStub):
     """Describes the base, the device, the limits and what is going on."""
     GetStats: _aio.UnaryUnaryMultiCallable[_server_pb2.GetStatsRequest, _server_pb2.ServerStats]  # type: ignore[assignment]
     """Tells what was done in the last seconds: for the caller's tenant, and for all to operators."""
+    ProfileEngine: _aio.UnaryStreamMultiCallable[_server_pb2.ProfileEngineRequest, _server_pb2.ProfileEngineResponse]  # type: ignore[assignment]
+    """Records what the engine does for some seconds, and sends that as a file. First message: `header`; then the file. One
+    profile is taken at a time; requests and jobs go on meanwhile. For operators.
+    """
 
 class ServerServiceServicer(metaclass=_abc_1.ABCMeta):
     """Tells about the server."""
@@ -66,5 +74,15 @@ class ServerServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_server_pb2.ServerStats, _abc.Awaitable[_server_pb2.ServerStats]]:
         """Tells what was done in the last seconds: for the caller's tenant, and for all to operators."""
+
+    @_abc_1.abstractmethod
+    def ProfileEngine(
+        self,
+        request: _server_pb2.ProfileEngineRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_server_pb2.ProfileEngineResponse], _abc.AsyncIterator[_server_pb2.ProfileEngineResponse]]:
+        """Records what the engine does for some seconds, and sends that as a file. First message: `header`; then the file. One
+        profile is taken at a time; requests and jobs go on meanwhile. For operators.
+        """
 
 def add_ServerServiceServicer_to_server(servicer: ServerServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+
+from loramux.v1 import common_pb2
 from loramux.v1 import server_pb2 as pb
 
 from ..core import call as calls
 from ..services.availability import Availability
+from ..services.profiles import take_profile
+from .convert.common import to_proto
 from .convert.server import server_info_to_proto, stats_to_proto
 
 
@@ -21,3 +27,16 @@ class ServerMethods:
 
     async def GetStats(self, request: pb.GetStatsRequest) -> pb.ServerStats:
         return stats_to_proto(await self._availability.stats(calls.principal(), request.window_seconds))
+
+    async def ProfileEngine(self, request: pb.ProfileEngineRequest) -> AsyncGenerator[pb.ProfileEngineResponse]:
+        context = self._availability.open_context()
+        taken = take_profile(context, request.seconds, kernels=not request.without_kernels)
+        async with aclosing(taken):
+            name = ""
+            async for found in taken:
+                if isinstance(found, bytes):
+                    yield pb.ProfileEngineResponse(chunk=common_pb2.FileChunk(name=name, data=found))
+                    continue
+                name = found.files[0].name
+                header = to_proto(pb.ProfileEngineHeader, found, found.result)
+                yield pb.ProfileEngineResponse(header=header)

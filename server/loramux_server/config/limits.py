@@ -48,6 +48,12 @@ class LimitSettings(BaseModel):
     max_grammar_memory: Size = setting(
         ByteSize(512 * MIB), "Limits", "SIZE", "memory of the process of a grammar", ge=64 * MIB
     )
+    max_profile_seconds: float = setting(
+        60.0, "Limits", "SECONDS", "longest profile of the engine", gt=0, le=3600, allow_inf_nan=False
+    )
+    max_profile_events: int = setting(
+        200_000, "Limits", "N", "events kept of a profile of the engine", ge=1000, le=10_000_000
+    )
     stall_timeout: float = setting(
         60.0,
         "Limits",

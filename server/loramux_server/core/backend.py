@@ -110,6 +110,27 @@ class EmbedResult:
 
 
 @dataclass(frozen=True, slots=True)
+class ProfileCommand:
+    """Write a Chrome trace of the next ``seconds`` to the file ``output``, compressed with gzip."""
+
+    id: str
+    seconds: float
+    output: str
+    most_events: int
+    kernels: bool = True
+    """Whether operators and kernels are recorded too, a tenth of the time."""
+
+
+@dataclass(frozen=True, slots=True)
+class ProfileResult:
+    """What the file of a profile holds."""
+
+    events: int
+    events_dropped: int = 0
+    """Those beyond the most that were asked for."""
+
+
+@dataclass(frozen=True, slots=True)
 class EngineInfo:
     """What is fixed once the engine is up."""
 
@@ -273,3 +294,10 @@ class Backend(Protocol):
         ...
 
     async def stats(self) -> EngineStats: ...
+
+    async def profile(self, seconds: float, output: str, *, most_events: int, kernels: bool) -> ProfileResult:
+        """Write a Chrome trace of the next ``seconds`` to ``output``, compressed with gzip.
+
+        Raises RESOURCE_EXHAUSTED while another profile is taken.
+        """
+        ...

@@ -18,7 +18,8 @@ def engine_environment(given: Mapping[str, str]) -> dict[str, str]:
     a hub are code of strangers, which transformers never gets to load, whatever is given.
     """
     cpus = usable_cpus()
-    chosen = {"OMP_NUM_THREADS": str(cpus)}
+    # torch's profiler would tell of each segment on standard error.
+    chosen = {"OMP_NUM_THREADS": str(cpus), "KINETO_LOG_LEVEL": "6"}
     if "OMP_WAIT_POLICY" not in given:  # GOMP_SPINCOUNT would override it
         chosen["GOMP_SPINCOUNT"] = SPIN_COUNT if cpus == host_cpus() else "0"
     return {**chosen, **given, "USE_HUB_KERNELS": "NO"}

@@ -23,10 +23,11 @@ from .execution.capture import CudaCapture
 from .execution.graphs import DecodeGraphs, graph_bytes
 from .execution.model_runner import ModelRunner
 from .grammar.masks import GrammarMasks
-from .inbox import AdapterRead, Inbox, MaskReady
+from .inbox import AdapterRead, Inbox, MaskReady, ProfileWritten
 from .loop import EngineLoop
 from .memory import plan_memory
 from .memory_kinds import MemoryKinds
+from .profiling.profiler import Profiler
 from .residency.cache import HostCache
 from .residency.load_quota import LoadQuota
 from .residency.manager import ResidencyManager
@@ -134,5 +135,6 @@ def build_engine(
         info,
         emit,
         MemoryKinds(base, bank, cache, kv, graphs).read,
+        Profiler(base.device, f"engine of {base.name}", lambda id: inbox.put(ProfileWritten(id))),
     )
     return loop, info

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import PurePosixPath
 
-from ..core.backend import EngineInfo
+from ..core.backend import EngineInfo, ProfileCommand
 from ..core.bounds import MAX_STACK, WEIGHT, Bound, too_many
 from ..core.errors import FieldViolation, invalid
 from ..core.jobs import BOUNDS, TrainCommand
@@ -26,6 +26,7 @@ MAX_STACKS = 4096
 MAX_RANK = 4096
 COUNT = Bound(0, 2**31 - 1)
 SECONDS = Bound(0, 1e9)
+PROFILE_SECONDS = Bound(0, 3600, above=True)
 _JOB_LIMITS = {"max_rank": MAX_RANK, "max_epochs": 1e6, "max_steps": 10**9, "max_batch_size": 2**20}
 
 
@@ -88,6 +89,15 @@ def train_violations(
     for field, path in (("output", command.output), ("checkpoint_dir", command.checkpoint_dir)):
         if path and not lies_under(path, folders):
             yield FieldViolation(field, f"is {path[:200]!a}, which is in none of the folders that jobs may write to")
+
+
+def profile_violations(command: ProfileCommand, folders: Sequence[str] | None) -> Iterator[FieldViolation]:
+    """Everything of a profile that is out of bounds."""
+    yield from PROFILE_SECONDS.violations("seconds", command.seconds)
+    yield from Bound(2, COUNT.high).violations("most_events", command.most_events)
+    if not lies_under(command.output, folders):
+        path = command.output[:200]
+        yield FieldViolation("output", f"is {path!a}, which is in none of the folders that may be written to")
 
 
 def _file_violations(command: TrainCommand) -> Iterator[FieldViolation]:

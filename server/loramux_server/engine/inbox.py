@@ -22,9 +22,16 @@ class MaskReady:
 
 
 @dataclass(frozen=True, slots=True)
+class ProfileWritten:
+    """The file of a profile is written, well or not."""
+
+    id: str
+
+
+@dataclass(frozen=True, slots=True)
 class StopLoop:
     """The loop ends after the turn in progress."""
 
 
-Message = Command | Unreadable | AdapterRead | MaskReady | StopLoop
+Message = Command | Unreadable | AdapterRead | MaskReady | ProfileWritten | StopLoop
 Inbox = queue.SimpleQueue[Message]

@@ -7,16 +7,25 @@ import queue
 import time
 from collections.abc import Callable, Collection, Iterator
 
-from ..core.backend import EmbedCommand, EngineInfo, EngineStats, GenerateCommand, ScoreCommand
+from ..core.backend import (
+    EmbedCommand,
+    EngineInfo,
+    EngineStats,
+    GenerateCommand,
+    ProfileCommand,
+    ProfileResult,
+    ScoreCommand,
+)
 from ..core.background import Background
 from ..core.errors import Code, Error
 from ..core.jobs import TrainCommand
 from ..core.settings import EngineSettings
+from ..core.timeline import NOTHING, TIMELINE
 from ..core.types import AdapterVersion, Stack, StackEntry
 from ..cpu.heap import give_back
 from ..model.out_of_memory import out_of_memory
 from ..peft.folder import naming
-from .checks import adapter_violations, refuse, train_violations
+from .checks import adapter_violations, profile_violations, refuse, train_violations
 from .execution.embeddings import EmbeddingCollector
 from .execution.failures import no_memory
 from .execution.model_runner import ModelRunner
@@ -24,8 +33,9 @@ from .execution.scores import ScoreCollector
 from .execution.token_selection import TokenSelector
 from .gpu import Gpu
 from .grammar.masks import GrammarMasks
-from .inbox import AdapterRead, Inbox, MaskReady, Message, StopLoop
+from .inbox import AdapterRead, Inbox, MaskReady, Message, ProfileWritten, StopLoop
 from .memory_pressure import MemoryPressure
+from .profiling.profiler import Profiler
 from .residency.manager import ResidencyManager
 from .scheduling.new_sequence import make_sequence
 from .scheduling.plan import StepPlan
@@ -67,9 +77,10 @@ class EngineLoop:
         info: EngineInfo,
         emit: Callable[[list[Output]], object],
         memory: Callable[[int], dict[str, int]],
+        profiler: Profiler,
     ) -> None:
         self.runner, self.scheduler = runner, scheduler
-        self._inbox, self._residency, self._grammars = inbox, residency, grammars
+        self._inbox, self._residency, self._grammars, self._profiler = inbox, residency, grammars, profiler
         share, slice_seconds = settings.training_share, settings.training_slice_ms / 1000
         self._training = TrainingShare(background, share, slice_seconds, done=self._job_done)
         self._info, self._send, self._memory, self._folders = info, emit, memory, settings.folders
@@ -103,16 +114,21 @@ class EngineLoop:
         self._expire(time.monotonic())
         self.pressure.recover()
         self._selector.handle_masks()
-        plan = self.scheduler.schedule()
+        with TIMELINE.range("schedule"):
+            plan = self.scheduler.schedule()
         self._stalled = not (plan.work or plan.swaps)
         if plan.swaps:
             plan = self._swap(plan)
         self._next_read = self._residency.read_on()  # after scheduling: admissions change it
         if plan.work:
-            self._serve(plan)
+            counts = {"tokens": plan.tokens, "sequences": len(plan.work), "preempted": len(plan.preempted)}
+            with TIMELINE.range(plan.kind, **counts):
+                self._serve(plan)
+            TIMELINE.count("requests", running=self.scheduler.num_running, waiting=self.scheduler.num_waiting)
         self._flush()
         self._training.turn(serving=bool(plan.work))
         self._flush()
+        self._profiler.turn()
 
     def idle_state(self) -> dict[str, int]:
         """What is held, by kind: all counts are 0 when nothing is running, waiting or on its way out."""
@@ -124,6 +140,7 @@ class EngineLoop:
             "embeddings": len(self._embeddings),
             "outputs": len(self._outbox),
             "messages": self._inbox.qsize(),
+            "profiles": int(bool(self._profiler.open)),
         }
 
     def _take_commands(self) -> None:
@@ -134,7 +151,8 @@ class EngineLoop:
         self._flush()
         try:
             # A waiting sequence with a deadline must still be ended in time.
-            message = self._inbox.get(block=wait, timeout=self.next_moment() if wait else None)
+            with TIMELINE.range("wait for commands") if wait else NOTHING:
+                message = self._inbox.get(block=wait, timeout=self.next_moment() if wait else None)
             while True:
                 self._handle(message)
                 message = self._inbox.get_nowait()
@@ -148,10 +166,8 @@ class EngineLoop:
         """
         now = time.monotonic()
         moments = [max(0.0, s.deadline - now) for s in self.scheduler.sequences if s.deadline is not None]
-        if self._next_read is not None:
-            moments.append(self._next_read)
-        if (recovery := self.pressure.moment()) is not None:
-            moments.append(recovery)
+        others = (self._next_read, self.pressure.moment(), self._profiler.seconds_left)
+        moments += [moment for moment in others if moment is not None]
         return min(*moments, LONGEST_SLEEP) if moments else None
 
     def _handle(self, message: Message) -> None:
@@ -160,6 +176,8 @@ class EngineLoop:
                 self._stopping = True
             case MaskReady():
                 pass  # the turn looks for masks anyway
+            case ProfileWritten(id):
+                self._profile_written(id)
             case AdapterRead(digest):
                 self._read_ended(digest)
             case Unreadable(id, why):
@@ -190,7 +208,12 @@ class EngineLoop:
 
     def _lives(self, id: str) -> bool:
         """Whether answers under this id are still to come."""
-        return self.scheduler.get(id) is not None or id in self._training.jobs or self._residency.answers(id)
+        return (
+            self.scheduler.get(id) is not None
+            or id in self._training.jobs
+            or self._residency.answers(id)
+            or self._profiler.answers(id)
+        )
 
     def _execute(self, command: Command) -> None:
         match command:
@@ -213,6 +236,9 @@ class EngineLoop:
                 self._pin(command)
             case StatsCommand():
                 self._emit(Output(command.id, self._read_stats(), done=True))
+            case ProfileCommand():
+                refuse(profile_violations(command, self._folders))
+                self._profiler.start(command)
 
     def _add(self, command: GenerateCommand | ScoreCommand | EmbedCommand) -> None:
         seq = make_sequence(command, self._info.vocab_size, self._info.max_context)
@@ -228,6 +254,14 @@ class EngineLoop:
         if id in self._training.jobs:
             self._training.remove(id)
             self._give_back()
+        self._profiler.cancel(id)
+
+    def _profile_written(self, id: str) -> None:
+        match self._profiler.collect():
+            case Error() as error:
+                self._fail(id, error)
+            case ProfileResult() as result:
+                self._emit(Output(id, result, done=True))
 
     def _pin(self, command: PinCommand) -> None:
         refuse(v for i, a in enumerate(command.adapters) for v in adapter_violations(f"adapters[{i}]", a))
@@ -282,7 +316,8 @@ class EngineLoop:
         for seq in map(self._live, plan.started):
             seq.started = started
             self._stats.started(started - seq.arrived)
-        output = self.pressure.attempt(lambda: self.runner.run(plan))
+        with TIMELINE.range("forward"):
+            output = self.pressure.attempt(lambda: self.runner.run(plan))
         if output is None:
             if plan.tokens == 1:
                 self._end(self._live(plan.work[0].id), no_memory())
@@ -291,11 +326,12 @@ class EngineLoop:
             return
         self.scheduler.advance(plan)
         sampling = [w for w in plan.work if w.samples]
-        accepted = self._selector.select(
-            [self._live(w.id) for w in sampling], output.next_token, [w.draft for w in sampling]
-        )
-        for work, count in zip(sampling, accepted, strict=True):
-            self.scheduler.verified(work, count)
+        with TIMELINE.range("select tokens"):
+            accepted = self._selector.select(
+                [self._live(w.id) for w in sampling], output.next_token, [w.draft for w in sampling]
+            )
+            for work, count in zip(sampling, accepted, strict=True):
+                self.scheduler.verified(work, count)
         self._scores.collect(plan, output.scores)
         self._embeddings.collect(plan, output.states)
         seconds = time.monotonic() - started
@@ -334,6 +370,9 @@ class EngineLoop:
         for job in self._training.jobs:
             self._training.remove(job)
             self._fail(job, gone)
+        if id := self._profiler.open:
+            self._profiler.cancel(id)
+            self._fail(id, gone)
         self._residency.close()
         self._grammars.stop()
         self._flush()
@@ -352,5 +391,6 @@ class EngineLoop:
 
     def _flush(self) -> None:
         if self._outbox:
-            self._send(self._outbox)
+            with TIMELINE.range("send outputs", outputs=len(self._outbox)):
+                self._send(self._outbox)
             self._outbox = []

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from ..core.background import Background, Report
 from ..core.errors import Error
 from ..core.jobs import TrainCommand
+from ..core.timeline import TIMELINE
 
 
 class TrainingShare:
@@ -87,7 +88,8 @@ class TrainingShare:
 
     def _train(self, serving: bool) -> None:
         started = self._clock()
-        ended = self._background.advance(self._credit if serving else None)
+        with TIMELINE.range("train"):
+            ended = self._background.advance(self._credit if serving else None)
         taken = self._clock() - started
         self.stretches, self.seconds = self.stretches + 1, self.seconds + taken
         self._credit = self._credit - taken if serving else 0.0

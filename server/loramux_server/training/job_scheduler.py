@@ -12,6 +12,7 @@ import torch
 from ..core.background import Ended, Report
 from ..core.errors import Code, Error, internal_error
 from ..core.jobs import TrainCommand
+from ..core.timeline import TIMELINE
 from ..model.out_of_memory import device_lost, out_of_memory, release_cached
 from ..model.resident import ResidentBase
 from ..store.blobs.reader import BlobReader
@@ -75,6 +76,7 @@ class JobScheduler:
         self._task: Interruptible[list[Ended]] | None = None  # under way
         self._participants: list[Job] = []  # of the task
         self._tokens = 0  # of the last shared micro-batch
+        self._doing = ""  # what kind of task
 
     @property
     def jobs(self) -> tuple[str, ...]:
@@ -164,6 +166,7 @@ class JobScheduler:
     def _run_work_item(self, *, serving: bool) -> list[Ended]:
         if self._task is None:
             self._task = self._next_task(serving)
+        started = time.time_ns()
         try:
             next(self._task)
         except StopIteration as done:
@@ -173,6 +176,8 @@ class JobScheduler:
         except BaseException:
             self._task = None
             raise
+        finally:
+            TIMELINE.ended(self._doing, started, jobs=[job.id for job in self._participants])
         return []
 
     def _next_task(self, serving: bool) -> Interruptible[list[Ended]]:
@@ -180,11 +185,11 @@ class JobScheduler:
         waiting = any(job.batch is not None for job in self._jobs.values())
         alone = next((job for job in self._jobs.values() if job.batch is None), None)
         if alone is None or (self._micro_batch_next and waiting):
-            self._micro_batch_next = False
+            self._micro_batch_next, self._doing = False, "micro-batch"
             return self._shared_micro_batch(serving)
         alone.sizer.serving = serving
         self._jobs[alone.id] = self._jobs.pop(alone.id)  # its next turn is after the others'
-        self._participants = [alone]
+        self._participants, self._doing = [alone], "task of one job"
         return self._run_alone(alone)
 
     def _run_alone(self, job: Job) -> Interruptible[list[Ended]]:

@@ -73,6 +73,8 @@ class Fake:
     job: training_pb2.Job = field(default_factory=lambda: training_pb2.Job(id="job-1", name="acme", state=RUNNING))
     watches: list[list[training_pb2.JobEvent | grpc.StatusCode]] = field(default_factory=list)
     """What each WatchJob call in turn sends; a status code ends that call with it."""
+    profile: list[Any] = field(default_factory=list)
+    """What ProfileEngine sends; a status code ends the call with it."""
     uploaded: dict[str, bytes] = field(default_factory=dict)
     cancelled: threading.Event = field(default_factory=threading.Event)
     health: health.HealthServicer = field(default_factory=health.HealthServicer)
@@ -359,6 +361,13 @@ class Server(server_pb2_grpc.ServerServiceServicer):
     def GetStats(self, request: Any, context: Any) -> Any:
         answer = self.fake.take("GetStats", request, context)
         return answer or server_pb2.ServerStats(window_seconds=10, own=server_pb2.TenantActivity(tenant="acme"))
+
+    def ProfileEngine(self, request: Any, context: Any) -> Iterator[Any]:
+        self.fake.take("ProfileEngine", request, context)
+        for item in self.fake.profile:
+            if isinstance(item, grpc.StatusCode):
+                context.abort(item, "the script says so")
+            yield item
 
 
 def start(fake: Fake, credentials: grpc.ServerCredentials | None = None) -> grpc.Server:

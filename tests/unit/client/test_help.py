@@ -14,6 +14,7 @@ COMMANDS = [
         "train",
         "info",
         "top",
+        "profile",
         "health",
         "adapters",
         "adapters merge",

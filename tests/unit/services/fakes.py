@@ -6,6 +6,7 @@ import asyncio
 import struct
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 from loramux_server.core.backend import (
     EmbedCommand,
@@ -14,6 +15,7 @@ from loramux_server.core.backend import (
     EngineState,
     EngineStats,
     GenerateCommand,
+    ProfileResult,
     ScoreCommand,
     ScoreResult,
     SequenceTimes,
@@ -98,6 +100,11 @@ class FakeBackend:
     load_error: Error | None = None
     not_finite: set[str] = field(default_factory=set)
     """Digests of adapters whose logits are not finite."""
+    profiled: list[tuple[float, int, bool]] = field(default_factory=list)
+    """Seconds, most events, and whether kernels were wanted."""
+    profile_data: bytes = b"a profile" * 200_000
+    profile_error: Error | None = None
+    profile_hangs: bool = False
     on_load: Callable[[AdapterVersion], None] | None = None
     hanging: asyncio.Event = field(default_factory=asyncio.Event)
     """Set once a generation or job waits for ever."""
@@ -168,6 +175,16 @@ class FakeBackend:
             raise Error(Code.UNAVAILABLE, "the engine does not train")
         async for event in self.training(command):
             yield event
+
+    async def profile(self, seconds: float, output: str, *, most_events: int, kernels: bool) -> ProfileResult:
+        self.profiled.append((seconds, most_events, kernels))
+        await asyncio.to_thread(Path(output).write_bytes, self.profile_data)
+        if self.profile_error is not None:
+            raise self.profile_error
+        if self.profile_hangs:
+            self.hanging.set()
+            await asyncio.Event().wait()
+        return ProfileResult(7, 1)
 
     async def stats(self) -> EngineStats:
         return EngineStats(resident={"device": tuple(adapter.digest for adapter in self.loaded)})

@@ -18,7 +18,7 @@ from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 from google.rpc import status_pb2
 
-from loramux.v1 import adapters_pb2, common_pb2
+from loramux.v1 import common_pb2
 from loramux_server.config import Address
 from loramux_server.core.errors import Code
 from loramux_server.http.server import HttpServer
@@ -76,7 +76,7 @@ class JsonCaller(Caller):
                 await answer.aread()
                 raise JsonRefused(answer)
             if answer.headers["content-type"] == "application/zip":
-                return responses_of(await answer.aread())
+                return responses_of(await answer.aread(), kind)
             if descriptor.server_streaming:
                 return await events_of(answer, kind, first)
             return [ParseDict(json.loads(await answer.aread()), kind())]
@@ -110,14 +110,11 @@ def form_of(requests: Iterable[Any]) -> dict[str, Any]:
     return {"files": [*parts, *(("file", (name, data)) for name, data in named.items())]}
 
 
-def responses_of(archive: bytes) -> list[Message]:
+def responses_of(archive: bytes, kind: Any) -> list[Message]:
     """The files of an archive as messages of a download; the header is not in it."""
     with zipfile.ZipFile(io.BytesIO(archive)) as opened:
         assert opened.testzip() is None
-        return [
-            adapters_pb2.DownloadAdapterResponse(chunk=common_pb2.FileChunk(name=name, data=opened.read(name)))
-            for name in opened.namelist()
-        ]
+        return [kind(chunk=common_pb2.FileChunk(name=name, data=opened.read(name))) for name in opened.namelist()]
 
 
 async def events_of(answer: httpx2.Response, kind: type[Message], first: int | None = None) -> list[Message]:

@@ -169,6 +169,7 @@ ELSEWHERE = {
     "ServerService/GetServerInfo",
     "ServerService/GetStats",
     "UsageService/GetUsage",
+    "ServerService/ProfileEngine",  # for operators alone: test_profiles.py
 }
 """Methods that name no object which must be there; the tests below look at what they tell."""
 

@@ -29,7 +29,7 @@ def top(
     once: Annotated[bool, typer.Option("--once", help="Print one frame and end, as without a terminal.")] = False,
     json: Json = False,
 ) -> None:
-    """Watch the server: tokens, requests, memory, adapters, tenants and jobs.
+    """Watch requests, memory, adapters, tenants and jobs as they go.
 
     Of all tenants with the scope admin, else of the key's own. With --json each answer is a line of JSON; with --once
     there is one.

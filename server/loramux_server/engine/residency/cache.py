@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 
 from ...core.errors import Code, Error, invalid_field
+from ...core.timeline import TIMELINE
 from ...core.types import AdapterVersion
 from ...lora.bank import HostAdapter
 from ...model.out_of_memory import out_of_memory
@@ -100,8 +101,9 @@ class HostCache:
         started = time.monotonic()
         try:
             # Errors name no version: tenants with the same content wait for one read.
-            pairs = read_content(self._blobs, version.digest, self._modules, self._fingerprint, dtype=self._dtype)
-            result = HostAdapter(version.digest, pairs)
+            with TIMELINE.range("read adapter", digest=version.digest):
+                pairs = read_content(self._blobs, version.digest, self._modules, self._fingerprint, dtype=self._dtype)
+                result = HostAdapter(version.digest, pairs)
             if result.rank > version.rank:  # it might wait for ever for rows that its request did not ask for
                 raise invalid_field("rank", f"is {version.rank}; the adapter's files have rank {result.rank}")
         except Error as error:

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterable
 
 from ...core.errors import Code, Error
+from ...core.timeline import TIMELINE
 from ...core.types import AdapterVersion, Stack
 from ...lora.bank import AdapterBank, HostAdapter
 from ...lora.slots import Entries, Swap
@@ -142,7 +143,8 @@ class ResidencyManager:
         for swap in swaps:
             digest, started = swap.slot.digest, time.monotonic()
             try:
-                self._bank.apply(swap, self._sources[digest])
+                with TIMELINE.range("load adapter", digest=digest, evicted=len(swap.evicted)):
+                    self._bank.apply(swap, self._sources[digest])
             except (RuntimeError, MemoryError) as error:
                 if not out_of_memory(error):
                     raise

@@ -20,6 +20,8 @@ from ...core.backend import (
     EngineState,
     EngineStats,
     GenerateCommand,
+    ProfileCommand,
+    ProfileResult,
     ScoreCommand,
     ScoreResult,
     TokenEvent,
@@ -117,6 +119,11 @@ class EngineClient:
         stats = await self._once(StatsCommand(self._call_id()))
         assert isinstance(stats, EngineStats)
         return stats
+
+    async def profile(self, seconds: float, output: str, *, most_events: int, kernels: bool) -> ProfileResult:
+        result = await self._once(ProfileCommand(self._call_id(), seconds, output, most_events, kernels))
+        assert isinstance(result, ProfileResult)
+        return result
 
     def _call_id(self) -> str:
         return f"call-{next(self._calls)}"

@@ -10,6 +10,8 @@ from ...core.backend import (
     EmbedResult,
     EngineStats,
     GenerateCommand,
+    ProfileCommand,
+    ProfileResult,
     ScoreCommand,
     ScoreResult,
     TokenEvent,
@@ -66,9 +68,10 @@ Command = (
     | UnloadCommand
     | PinCommand
     | StatsCommand
+    | ProfileCommand
     | AbortCommand
 )
-Payload = TokenEvent | ScoreResult | EmbedResult | TrainEvent | EngineStats
+Payload = TokenEvent | ScoreResult | EmbedResult | TrainEvent | EngineStats | ProfileResult
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,8 @@ from ...core.backend import (
     EngineInfo,
     EngineStats,
     GenerateCommand,
+    ProfileCommand,
+    ProfileResult,
     ScoreCommand,
     ScoreResult,
     TokenEvent,
@@ -104,10 +106,13 @@ _MESSAGES: dict[str, type] = {
         UnloadCommand,
         PinCommand,
         StatsCommand,
+        ProfileCommand,
         AbortCommand,
     )
 }
-_PAYLOADS: dict[str, type] = {t.__name__: t for t in (TokenEvent, ScoreResult, EmbedResult, TrainEvent, EngineStats)}
+_PAYLOADS: dict[str, type] = {
+    t.__name__: t for t in (TokenEvent, ScoreResult, EmbedResult, TrainEvent, EngineStats, ProfileResult)
+}
 _DECODERS: dict[str, Any] = {name: msgspec.msgpack.Decoder(t) for name, t in {**_MESSAGES, **_PAYLOADS}.items()}
 _OUTPUTS = msgspec.msgpack.Decoder(list[_Envelope])
 _FRAME = msgspec.msgpack.Decoder(tuple[str, msgspec.Raw])

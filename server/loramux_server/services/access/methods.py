@@ -18,11 +18,11 @@ class Method:
     generates: bool = False
     """Waits for the engine, and counts against the limit of generations."""
     audited: bool = False
-    """Changes what is stored or resident, and so is in the audit log."""
+    """Changes what is stored or resident, or looks into what others do, and so is in the audit log."""
     counted: bool = True
     """Whether it counts against the requests of its caller. What asks about the server itself does not."""
     follows_a_job: bool = False
-    """May last as long as a job does: a server that stops does not wait for it."""
+    """Watches what goes on for as long as that, or the caller, likes: a server that stops does not wait for it."""
 
 
 METHODS: Mapping[str, Method] = MappingProxyType(
@@ -59,6 +59,8 @@ METHODS: Mapping[str, Method] = MappingProxyType(
         "loramux.v1.ServerService/GetStats": Method(None, counted=False),
         # Of the caller's tenant; the service asks for the scope admin beyond that.
         "loramux.v1.UsageService/GetUsage": Method(None),
+        # It shows what all tenants do, and slows them down a little.
+        "loramux.v1.ServerService/ProfileEngine": Method(Scope.ADMIN, audited=True, follows_a_job=True),
         "openai.v1/createChatCompletion": Method(Scope.INFER, generates=True),
         "openai.v1/createCompletion": Method(Scope.INFER, generates=True),
         "openai.v1/createResponse": Method(Scope.INFER, generates=True),

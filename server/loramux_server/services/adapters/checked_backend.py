@@ -15,6 +15,7 @@ from ...core.backend import (
     EngineState,
     EngineStats,
     GenerateCommand,
+    ProfileResult,
     ScoreCommand,
     ScoreResult,
     TokenEvent,
@@ -76,6 +77,9 @@ class CheckedBackend:
 
     async def stats(self) -> EngineStats:
         return await self._backend.stats()
+
+    async def profile(self, seconds: float, output: str, *, most_events: int, kernels: bool) -> ProfileResult:
+        return await self._backend.profile(seconds, output, most_events=most_events, kernels=kernels)
 
     async def _stream(self, call: Callable[[], AsyncIterator[T]], versions: list[AdapterVersion]) -> AsyncIterator[T]:
         answered = False

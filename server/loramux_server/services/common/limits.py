@@ -23,6 +23,10 @@ class Limits:
     max_logit_bias: int = 1024
     max_request_seconds: float = 600.0
     """Time a request gets when it has no deadline, or a later one."""
+    max_profile_seconds: float = 60.0
+    """Longest profile of the engine."""
+    max_profile_events: int = 200_000
+    """Most events of a profile."""
     max_grammar_bytes: int = 64 << 10
     """Longest schema, pattern, list of choices or grammar, in UTF-8 bytes."""
     max_upload_bytes: int = 2 << 30
