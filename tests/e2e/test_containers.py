@@ -168,9 +168,11 @@ def test_a_stop_by_the_container_engine(server: Container, told: Callable[[], li
     assert "READY=1" in others
 
 
-def test_first_process_without_ipv6_on_a_state_directory_without_exec(model: Path, tmp_path: Path) -> None:
+def test_first_process_without_ipv6_and_exec_with_the_system_calls_of_the_unit(model: Path) -> None:
     """The server is process 1 itself, its standard input is closed, and no code may be run from what it may write."""
-    before = ("python", "-m", "tests.unit.host.no_ipv6")
+    before = ["python", "-m", "tests.unit.host.no_ipv6"]
+    if shutil.which("systemd-analyze") and shutil.which("cc"):
+        before += ["python", "-m", "tests.e2e.system_calls"]
     with (
         tempfile.TemporaryDirectory(prefix="loramux-container-", dir="/var/tmp") as folder,
         container(
@@ -184,7 +186,7 @@ def test_first_process_without_ipv6_on_a_state_directory_without_exec(model: Pat
     ):
         assert running.run("cat", "/proc/1/comm").stdout.startswith("python")
         assert running.run("loramux", "health").stdout == "SERVING\n"
-        running.run("loramux", "generate", "hello", "--max-tokens", "4")
+        running.run("loramux", "generate", "hello", "--max-tokens", "4", "--choice", "a", "--choice", "b")
         said = "\n".join(running.server.lines)
         assert "compiled functions cannot be loaded" in said
         assert "Traceback" not in said
