@@ -1,21 +1,25 @@
-"""A scrape while the engine is away: its figures are left out, the rest stays."""
+"""A scrape while the engine or the database is away: what is not known is left out, the rest stays."""
 
 from __future__ import annotations
 
 import asyncio
+import threading
 import urllib.request
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import pytest
 
-from loramux_server.app.scrape import stats_from_thread
+from loramux_server.app.scrape import names_from_thread, stats_from_thread
 from loramux_server.core.backend import EnginePhase, EngineState, EngineStats
 from loramux_server.core.errors import Code, Error
 from loramux_server.core.settings import EngineSettings
 from loramux_server.engine.transport import process as process_backend
 from loramux_server.engine.transport.process import ProcessBackend
+from loramux_server.store.records import AdapterMeta, VersionRecord, VersionState
 from loramux_server.telemetry.endpoint import MetricsEndpoint
 from loramux_server.telemetry.metrics import Metrics
+from loramux_server.telemetry.metrics.reading import NamedVersion, Names
 from tests.unit.services.fakes import FakeBackend, engine_info
 
 
@@ -101,3 +105,61 @@ def test_a_busy_engine_leaves_the_last_figures_and_no_call_behind() -> None:
         return found
 
     assert [stats and stats.running for stats in asyncio.run(life())] == [7, 7]
+
+
+class Adapters:
+    """The registry of adapters as a scrape asks it: ``answer`` runs on a thread, as the database does."""
+
+    def __init__(self, answer: Callable[[], tuple[VersionRecord, ...]]) -> None:
+        self.adapters, self.answer, self.asked = self, answer, 0
+
+    def versions_with(self, digests: Collection[str]) -> tuple[VersionRecord, ...]:
+        self.asked += 1
+        return self.answer()
+
+
+def record(name: str, digest: str, **more: bool) -> VersionRecord:
+    return VersionRecord(name, "default", 3, digest, VersionState.READY, 1, AdapterMeta(16, 32.0), 0.0, **more)
+
+
+def test_names_outlast_an_outage_of_the_database() -> None:
+    def away() -> tuple[VersionRecord, ...]:
+        raise Error(Code.UNAVAILABLE, "the database does not answer")
+
+    async def life() -> list[Names]:
+        found = (record("acme", "a", current=True, pinned=True), record("copy", "a"), record("json", "b"))
+        store = Adapters(lambda: found)
+        look_up = names_from_thread(store, asyncio.get_running_loop())  # type: ignore[arg-type]
+        names = [await asyncio.to_thread(look_up, {"a", "b"})]
+        store.answer = away
+        return [*names, await asyncio.to_thread(look_up, {"a", "b"})]
+
+    before, during = asyncio.run(life())
+    assert before == during
+    assert before == {
+        "a": [NamedVersion("acme", 3, 16, current=True, pinned=True), NamedVersion("copy", 3, 16, False, False)],
+        "b": [NamedVersion("json", 3, 16, False, False)],
+    }
+
+
+def test_a_slow_database_holds_no_scrape_up_and_is_not_asked_twice() -> None:
+    async def life() -> tuple[Names, Names, int, Names]:
+        answer = threading.Event()
+
+        def slow() -> tuple[VersionRecord, ...]:
+            assert answer.wait(30)
+            return (record("acme", "a"),)
+
+        store = Adapters(slow)
+        look_up = names_from_thread(store, asyncio.get_running_loop(), 0.05)  # type: ignore[arg-type]
+        first, second = [await asyncio.to_thread(look_up, {"a"}) for _ in range(2)]
+        asked = store.asked
+        answer.set()
+        names: Names = {}
+        while not names:
+            names = await asyncio.to_thread(look_up, {"a"})
+        return first, second, asked, names
+
+    first, second, asked, names = asyncio.run(life())
+    assert (first, second, asked) == ({}, {}, 1)
+    assert [version.name for version in names["a"]] == ["acme"]

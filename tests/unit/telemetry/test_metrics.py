@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 import socket
+import subprocess
 import urllib.request
 from collections.abc import Collection
 from dataclasses import replace
@@ -265,6 +267,20 @@ def test_every_name_has_the_prefix() -> None:
     metrics = Metrics("0")
     metrics.engine_ready(INFO, lambda: STATS)
     assert all(name.startswith("loramux_") for name, _ in samples(metrics))
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="no promtool (apt install prometheus)")
+def test_promtool_finds_nothing_to_say() -> None:
+    metrics = Metrics("0")
+    metrics.engine_ready(INFO, lambda: STATS)
+    begin(metrics, stack("acme"))
+    metrics.answered("default", stack("acme"), 0.1)
+    metrics.tokens("default", stack("acme"), 2, 0.1)
+    metrics.call_finished(ended("Generate", 0.4, call(stack("acme"))))
+    metrics.quota_refused("default", "concurrency")
+    page = generate_latest(metrics.registry)
+    done = subprocess.run(["promtool", "check", "metrics"], input=page, capture_output=True, check=False)
+    assert (done.returncode, done.stdout + done.stderr) == (0, b"")
 
 
 def test_the_endpoint_serves_and_stops() -> None:
