@@ -8,20 +8,24 @@ import json
 import multiprocessing
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load, save
 
 from loramux_server.core.jobs import Stored, TrainCommand, TrainEvent, TrainRow, TrainSpec
 from loramux_server.core.types import BASE
 from loramux_server.data.rows_file import HELD_OUT, TRAIN, read_at_once
 from loramux_server.engine.transport.protocol import AbortCommand
 from loramux_server.host.failpoints import VARIABLE
-from loramux_server.training import checkpoint, job_scheduler
+from loramux_server.training import checkpoint, host_copy, job_scheduler, run
 from loramux_server.training.backprop import micro_batch_size
+from loramux_server.training.host_copy import copy_to_host
 from tests.damage import HARMS, flip_bit
 from tests.engine import DEVICE, Engine, command, prompts, rows
 from tests.examples import few
@@ -345,3 +349,83 @@ def test_rows_in_a_file_are_the_run_that_rows_by_value_were(job) -> None:  # typ
     tables = read_at_once(JOBS, job("plain").rows).tables
     assert key(tables[TRAIN], tables[HELD_OUT]) == key(rows(12), rows(3, seed=9))
     assert key(tables[HELD_OUT], tables[TRAIN]) != key(rows(12), rows(3, seed=9))
+
+
+# -- copies and memory ------------------------------------------------------------------------------------------------
+
+
+def test_copies_are_views_of_one_buffer_to_the_bit() -> None:
+    draw = torch.Generator().manual_seed(1)
+    tensors = {
+        "a": torch.randn(3, 5, generator=draw),
+        "step": torch.tensor(7.0),
+        "half": torch.randn(7, generator=draw).to(torch.bfloat16).requires_grad_(),
+        "turned": torch.randn(4, 6, generator=draw).T,
+        "bytes": torch.arange(5, dtype=torch.uint8),
+        "none": torch.empty(0, 3),
+    }
+    before = {name: tensor.detach().clone() for name, tensor in tensors.items()}
+    copies, copied = copy_to_host(tensors)
+    assert copied is None
+    for tensor in tensors.values():
+        tensor.detach().zero_()
+    assert len({copy.untyped_storage().data_ptr() for copy in copies.values()}) == 1
+    assert copies.keys() == before.keys()
+    for name, copy in copies.items():
+        assert (copy.dtype, copy.shape, copy.requires_grad) == (before[name].dtype, before[name].shape, False)
+        assert torch.equal(copy, before[name])
+    read = load(save(copies))
+    assert all(torch.equal(read[name], before[name]) for name in before)
+
+
+def test_what_cannot_be_pinned_is_copied_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    empty = torch.empty
+
+    def scarce(*size: int, pin_memory: bool = False, **options: Any) -> torch.Tensor:
+        if pin_memory:
+            raise RuntimeError("CUDA error: out of memory")
+        return empty(*size, **options)
+
+    monkeypatch.setattr(torch, "empty", scarce)
+    assert host_copy._buffer(100, pinned=True).nbytes == 100
+
+
+def test_the_thread_that_writes_waits_for_the_copies_and_no_other(job) -> None:  # type: ignore[no-untyped-def]
+    """As on a GPU: the values are there only once the event is."""
+    made, threads = job("copies"), []
+    values = torch.zeros(4)
+
+    class Copied:
+        def synchronize(self) -> None:
+            threads.append(threading.current_thread().name)
+            values.fill_(3.0)
+
+    checkpoints = checkpoint.Checkpoints(made, "identity")
+    checkpoints.begin(checkpoint.Snapshot(2, {"a": values}, {}, copied=Copied()))  # type: ignore[arg-type]
+    assert checkpoints.finished(wait=True) == 2
+    assert [name.startswith("checkpoint") for name in threads] == [True]
+    found = checkpoint.Checkpoints(made, "identity").latest()
+    assert found is not None
+    assert torch.equal(found.tensors["a"], torch.full((4,), 3.0))
+
+
+@pytest.mark.parametrize("where", ["copy", "write"])
+def test_a_checkpoint_without_memory_is_missed_and_the_job_goes_on(
+    engine: Engine, whole, job, where: str, monkeypatch
+) -> None:  # type: ignore[no-untyped-def]
+    calls = 0
+    module, name = (run, "copy_to_host") if where == "copy" else (checkpoint, "save_safetensors")
+    real = getattr(module, name)
+
+    def short(*given: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 1:
+            torch.empty(1 << 50, dtype=torch.uint8)
+        return real(*given)
+
+    monkeypatch.setattr(module, name, short)
+    events = engine.train(made := job(where, checkpoint_every=3))
+    assert losses(events) == pytest.approx(losses(whole[0]), rel=1e-6)
+    assert [e.step for e in events if e.type == "checkpoint"] in ([], [6])
+    assert [p.name for p in Path(made.checkpoint_dir).iterdir()] == ["step-00000006"]

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import safetensors
+import torch
 from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 from torch import Tensor
@@ -58,6 +59,8 @@ class Snapshot:
     numbers: dict[str, float]
     reported: tuple[TrainEvent, ...] = ()
     """The latest steps and evaluations that the job reported, oldest first."""
+    copied: torch.cuda.Event | None = None
+    """After which the tensors may be read; None: at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +90,8 @@ class Checkpoints:
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._writing: Future[None] | None = None
         self._step, self._at = 0, clock()
+        self._durable = 0  # step of the last checkpoint that was written
+        self._missed = 0  # step whose checkpoint found no memory
         self._useless: set[Path] = set()
         self.skipped: list[Skipped] = []
         """The checkpoints that ``latest`` could not use, newest first."""
@@ -106,7 +111,7 @@ class Checkpoints:
                 log.warning("checkpoint %s is not used: %s", place, reason)
                 self._useless.add(place)
                 continue
-            self._step = snapshot.step
+            self._step = self._durable = snapshot.step
             return snapshot
         return None
 
@@ -114,7 +119,7 @@ class Checkpoints:
         """Whether the state after ``step`` should be saved now; never while another checkpoint is being written."""
         if self._folder is None or self._writing is not None:
             return False
-        by_steps = self._every > 0 and step - self._step >= self._every
+        by_steps = self._every > 0 and step - max(self._step, self._missed) >= self._every
         return by_steps or (step > self._step and self._clock() - self._at >= self._seconds)
 
     def begin(self, snapshot: Snapshot) -> None:
@@ -127,13 +132,27 @@ class Checkpoints:
     def finished(self, *, wait: bool = False) -> int | None:
         """The step of the checkpoint that became durable since the last call, if one did.
 
-        Raises RESOURCE_EXHAUSTED where the disk is full, UNAVAILABLE for other failures of the storage.
+        One that found no memory is missed. Raises RESOURCE_EXHAUSTED where the disk is full, UNAVAILABLE for other
+        failures of the storage.
         """
         if self._writing is None or not (wait or self._writing.done()):
             return None
         writing, self._writing = self._writing, None
-        writing.result()
+        try:
+            writing.result()
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
+            self.miss(self._step)
+            self._step = self._durable
+            return None
+        self._durable = self._step
         return self._step
+
+    def miss(self, step: int) -> None:
+        """There is no memory for a checkpoint at ``step``: the next is due as if it had been written."""
+        log.warning("no memory for the checkpoint at step %d", step)
+        self._missed, self._at = step, self._clock()
 
     @contextmanager
     def saved_at_the_end(self, snapshot: Callable[[], Snapshot]) -> Iterator[None]:
@@ -184,6 +203,8 @@ class Checkpoints:
         return Snapshot(int(record["step"]), load_safetensors(data), numbers, tuple(reported))
 
     def _write(self, folder: Path, snapshot: Snapshot) -> None:
+        if snapshot.copied is not None:
+            snapshot.copied.synchronize()
         data = save_safetensors(snapshot.tensors)
         reported = [[e.type.value, e.step, e.total_steps, e.metrics] for e in snapshot.reported[-MAX_REPORTED:]]
         record: dict[str, Any] = {  # names of fields are those of the format, whatever the code calls them

@@ -15,6 +15,7 @@ from ..lora.trainable import TrainableAdapter
 from ..model.resident import ResidentBase
 from .backprop.frozen_model import FrozenModel
 from .checkpoint import Snapshot
+from .host_copy import copy_to_host
 from .objective import Objective
 from .schedule import Schedule
 
@@ -25,7 +26,7 @@ class Best:
 
     step: int
     loss: float
-    values: list[Tensor]  # the adapter's parameters, in order
+    values: list[Tensor]  # the adapter's parameters, in order; on the host once the device's stream got so far
     since: int = 0
 
 
@@ -82,7 +83,8 @@ class TrainingRun:
     def judge(self, loss: float) -> None:
         """Keep a copy of the weights if ``loss`` on the held-out rows is the least so far."""
         if self.best is None or loss < self.best.loss or self.best.loss != self.best.loss:
-            self.best = Best(self.step, loss, [_copy(p) for p in self.adapter.flat()])
+            copies, _ = copy_to_host({str(i): p for i, p in enumerate(self.adapter.flat())})
+            self.best = Best(self.step, loss, list(copies.values()))
         else:
             self.best.since += 1
 
@@ -95,16 +97,16 @@ class TrainingRun:
 
     def snapshot(self, seconds: float) -> Snapshot:
         """A copy of the state after ``step`` steps and ``seconds`` of training."""
-        tensors = {}
+        state: dict[str, Tensor] = {}
         for name, p in self._named_parameters():
-            tensors[name] = _copy(p)
-            for key, value in self.optimizer.state[p].items():
-                tensors[f"{name}.{key}"] = _copy(value)
+            state[name] = p
+            state |= {f"{name}.{key}": value for key, value in self.optimizer.state[p].items()}
+        tensors, copied = copy_to_host(state)
         numbers = {"trained": float(self.trained), "seconds": seconds}
         if self.best is not None:
             numbers |= {"best_step": self.best.step, "best_loss": self.best.loss, "best_since": self.best.since}
             tensors |= {f"best.{i}": value for i, value in enumerate(self.best.values)}
-        return Snapshot(self.step, tensors, numbers)
+        return Snapshot(self.step, tensors, numbers, copied=copied)
 
     def resume(self, snapshot: Snapshot | None) -> None:
         """Continue from a snapshot, if there is one."""
@@ -126,7 +128,3 @@ class TrainingRun:
         for name, (a, b) in self.adapter.parameters.items():
             yield f"{name}.A", a
             yield f"{name}.B", b
-
-
-def _copy(tensor: Tensor) -> Tensor:
-    return tensor.detach().to("cpu", copy=True)

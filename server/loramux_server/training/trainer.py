@@ -19,6 +19,7 @@ from ..core.background import Report
 from ..core.errors import Code, Error
 from ..core.jobs import JobState, TrainCommand, TrainEvent, TrainEventType
 from ..host.failpoints import reach
+from ..model.out_of_memory import out_of_memory
 from ..model.resident import ResidentBase
 from ..peft.folder import write_folder
 from ..store.blobs.reader import BlobReader
@@ -74,6 +75,14 @@ def train(
     def snapshot_now() -> Snapshot:
         return replace(run.snapshot(seconds_trained()), reported=reporter.events)
 
+    def begin_checkpoint() -> None:
+        try:
+            checkpoints.begin(snapshot_now())
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
+            checkpoints.miss(run.step)
+
     with checkpoints.saved_at_the_end(snapshot_now):
         while run.step < total and not run.stopped_early:
             batch = Batch(run)
@@ -108,10 +117,10 @@ def train(
                 run.judge(metrics["eval_loss"])
                 reporter.report(TrainEvent(TrainEventType.EVALUATION, "", None, run.step, total, metrics))
             if checkpoints.due(run.step):
-                checkpoints.begin(snapshot_now())
+                begin_checkpoint()
             if (saved := checkpoints.finished()) is not None:
                 report(TrainEvent(TrainEventType.CHECKPOINT, f"checkpoint at step {saved}", None, saved, total))
-        checkpoints.begin(snapshot_now())
+        begin_checkpoint()
         report(TrainEvent(TrainEventType.STATE, "measuring", JobState.EVALUATING, run.step, total))
         if run.best is not None and run.best.step != run.step:
             run.restore_best()
