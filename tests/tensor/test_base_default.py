@@ -9,7 +9,8 @@ import torch
 from transformers import AutoTokenizer
 
 from loramux_server.model.base.load import linear_modules, load_base
-from loramux_server.model.base.source import DEFAULT_MODEL
+from loramux_server.model.base.quantize import prepare_base
+from loramux_server.model.base.source import DEFAULT_MODEL, read_marker
 from tests.oracle import Oracle
 
 
@@ -35,3 +36,12 @@ def test_tokens(default_base: Path) -> None:
     assert tokenizer.eos_token == "<|im_end|>"
     assert tokenizer("<|im_start|>").input_ids == [1], "special tokens are known, and none is put in front"
     assert tokenizer.model_max_length == 8192
+
+
+@pytest.mark.slow
+def test_a_new_copy_is_the_base_that_adapters_were_trained_on(default_base: Path, tmp_path: Path) -> None:
+    """The shipped adapters name its fingerprint; another one would refuse them."""
+    card = (Path(__file__).parents[2] / "adapters/json/README.md").read_text()
+    made = read_marker(prepare_base(None, tmp_path))
+    assert f"fingerprint `{made['fingerprint']}`" in card
+    assert made["fingerprint"] == read_marker(default_base)["fingerprint"]

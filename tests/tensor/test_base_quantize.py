@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from loramux_server.core.errors import Code, Error
-from loramux_server.model.base import quantize, quiet, tokenizer_files
+from loramux_server.model.base import nf4, quantize, quiet, tokenizer_files
 from loramux_server.model.base.fingerprint import fingerprint
 from loramux_server.model.base.load import linear_modules, load_base
 from loramux_server.model.base.quantize import prepare_base
@@ -54,6 +54,43 @@ def test_every_linear_but_the_head_is_nf4_of_the_original(arch: str, tmp_path: P
     for name, parameter in original.named_parameters():
         if name.rpartition(".")[0] not in left:
             assert torch.equal(copy.get_parameter(name), parameter), name
+
+
+@pytest.mark.parametrize("shape", [(40, 64), (576, 1536), (1, 64 * 32_767)])
+def test_our_values_are_those_of_bitsandbytes_on_a_host(shape: tuple[int, int]) -> None:
+    """To the bit, up to the largest weight whose blocks torch sums on one thread. A block of zeros is among them."""
+    weight = torch.randn(shape, generator=torch.Generator().manual_seed(4)).to(torch.bfloat16).float()
+    weight.view(-1)[64 * 3 : 64 * 4] = 0
+    packed, state = quantize_4bit(weight, blocksize=64, compress_statistics=True, quant_type="nf4")
+    ours = nf4.quantise(weight, 64, CPU)
+    assert torch.equal(ours.data, packed)
+    expected, found = state.as_dict(packed=True), ours.quant_state.as_dict(packed=True)
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        assert torch.equal(found[name], value), name
+
+
+def test_the_copy_of_a_large_weight_does_not_depend_on_the_number_of_threads() -> None:
+    """torch splits sums of more values among threads; bitsandbytes' offset is such a sum."""
+    weight = torch.randn(2048, 4096, generator=torch.Generator().manual_seed(5))
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3, 4):
+            torch.set_num_threads(threads)
+            found.append(nf4.quantise(weight, 64, CPU).quant_state.as_dict(packed=True))
+    finally:
+        torch.set_num_threads(before)
+    for other in found[1:]:
+        assert all(torch.equal(found[0][name], value) for name, value in other.items())
+
+
+def test_the_mean_is_taken_on_the_host_in_a_fixed_order() -> None:
+    draw = torch.Generator().manual_seed(6)
+    for count in (1, 900, 13_824, 32_767):
+        values = torch.rand(count, generator=draw)
+        assert torch.equal(nf4._mean(values), values.mean())
+    large = torch.rand(200_000, generator=draw)
+    assert float(nf4._mean(large)) == pytest.approx(float(large.double().mean()), rel=1e-6)
 
 
 def test_the_copy_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

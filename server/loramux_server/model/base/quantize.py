@@ -241,13 +241,15 @@ def _read(source: Source, progress: Progress) -> PreTrainedModel:
 def _quantise(model: PreTrainedModel, progress: Progress) -> list[str]:
     """Replace linears by NF4 ones, one at a time so that only one is held twice. Returns what was left as it is."""
     import torch
-    from bitsandbytes.nn import Linear4bit, Params4bit
+    from bitsandbytes.nn import Linear4bit
     from torch import nn
+
+    from . import nf4
 
     head = model.get_output_embeddings()
     linears = [(n, m) for n, m in model.named_modules() if type(m) is nn.Linear]
     keep = [n for n, m in linears if m is head] or ["lm_head"]
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     for i, (name, module) in enumerate(linears):
         if module is not head and _fits(model, name, module):
             packed = Linear4bit(
@@ -257,14 +259,11 @@ def _quantise(model: PreTrainedModel, progress: Progress) -> list[str]:
                 quant_type="nf4",
                 device="meta",
             )
-            weight = module.weight.data.to(device=device, dtype=torch.float32)
-            packed.weight = Params4bit(weight, requires_grad=False, quant_type="nf4", blocksize=BLOCK).to(device)
-            packed.weight = packed.weight.to("cpu")
+            packed.weight = nf4.quantise(module.weight.data, BLOCK, device)
             packed.bias = module.bias
             packed.quant_state = packed.weight.quant_state
             model.set_submodule(name, packed)
             module.weight = None  # type: ignore[assignment]
-            del weight
         elif module is not head:
             keep.append(name)
         progress("quantising to NF4", (i + 1) / len(linears))
