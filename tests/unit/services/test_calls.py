@@ -6,6 +6,7 @@ import asyncio
 from dataclasses import replace
 
 import pytest
+import structlog
 
 from loramux_server.api.methods import METHODS as RPC_METHODS
 from loramux_server.core.call import current
@@ -13,6 +14,7 @@ from loramux_server.core.errors import Code, Error
 from loramux_server.core.observer import CallFinished, RequestRefused
 from loramux_server.core.principal import Principal, Scope
 from loramux_server.core.quota import Quota, Quotas
+from loramux_server.core.tracing import Arrival, Attributes, TraceContext
 from loramux_server.services.access.access import Access, Incoming
 from loramux_server.services.access.credentials import Credentials
 from loramux_server.services.access.methods import METHODS, require_all
@@ -188,3 +190,43 @@ async def test_quotas_refuse_a_call_unread_and_are_counted() -> None:
     assert await calls.answer(call("GetServerInfo", "ServerService"), method_of_the_call) == "GetServerInfo"
     assert sink.refused == [("default", "requests_per_minute")]
     assert sink.ended[1] == ("Generate", "RESOURCE_EXHAUSTED")
+
+
+CALLER = TraceContext("a" * 32, "b" * 16, sampled=True)
+OURS = TraceContext("a" * 32, "c" * 16, sampled=True)
+
+
+class OneSpan:
+    """A tracer that has one span, and the span itself."""
+
+    context = OURS
+
+    def __init__(self) -> None:
+        self.begun: list[tuple[str, TraceContext | None]] = []
+        self.ended: list[tuple[str, Attributes]] = []
+
+    def begin(self, arrival: Arrival, parent: TraceContext | None) -> OneSpan:
+        self.begun.append((arrival.name, parent))
+        return self
+
+    def end(self, event: CallFinished, answer: Attributes) -> None:
+        self.ended.append((event.code, answer))
+
+
+async def traced_as() -> tuple[TraceContext | None, str | None, str | None]:
+    bound = structlog.contextvars.get_contextvars()
+    return current().trace, bound.get("trace_id"), bound.get("span_id")
+
+
+async def test_log_lines_have_the_span_of_the_call_or_else_that_of_the_caller() -> None:
+    arrival = Arrival("one", answered=lambda code, error: {"told": code})
+    tracer = OneSpan()
+    calls = Calls(Sink(), GenerationLimit(1), ACCESS, tracer=tracer)
+    asked = replace(call(), trace=CALLER, arrival=arrival)
+    assert await calls.answer(asked, traced_as) == (OURS, OURS.trace_id, OURS.span_id)
+    assert (tracer.begun, tracer.ended) == ([("one", CALLER)], [("OK", {"told": "OK"})])
+
+    calls = Calls(Sink(), GenerationLimit(1), ACCESS)
+    assert await calls.answer(asked, traced_as) == (CALLER, CALLER.trace_id, CALLER.span_id)
+    structlog.contextvars.clear_contextvars()
+    assert await calls.answer(call(), traced_as) == (None, None, None)
