@@ -9,7 +9,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, MultipleLocator
 
 from tests.monitoring import plain
 from tests.prometheus import Prometheus
@@ -67,6 +67,7 @@ def _curves(axes: Axes, prometheus: Prometheus, panel: dict[str, Any], start: fl
             inner.axhline(limit, color="#f2495c", linestyle="--", linewidth=0.8)
             inner.set_ylim(top=max(inner.get_ylim()[1], 1.1 * limit))
     inner.set_xlim(0, end - start)
+    inner.xaxis.set_major_locator(MultipleLocator(60))
     inner.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value / 60:g} min"))
     inner.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _number(value, defaults["unit"])))
     inner.legend(loc="upper left", bbox_to_anchor=(-0.14, -0.2), ncols=4, fontsize=5, frameon=False, labelcolor=INK)

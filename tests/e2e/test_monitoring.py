@@ -75,7 +75,7 @@ class Load:
                     **shape,
                 )
             except loramux.ResourceExhausted as error:
-                self.stop.wait(min(error.retry_after or 0.1, 0.5))
+                self.stop.wait(min(error.retry_after or 1, 2))
             except loramux.DataLoss:
                 assert "torn" in stacks[number % len(stacks)]
 

@@ -90,7 +90,7 @@ OPTIONS: dict[str, Json] = {
         "reduceOptions": {"calcs": ["lastNotNull"], "fields": "", "values": False},
     },
     "timeseries": {
-        "legend": {"displayMode": "table", "placement": "bottom", "calcs": ["lastNotNull", "max"]},
+        "legend": {"showLegend": True, "displayMode": "table", "placement": "bottom", "calcs": ["lastNotNull", "max"]},
         "tooltip": {"mode": "multi", "sort": "desc"},
     },
     "table": {"showHeader": True},

@@ -2,129 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
-from .panel import TOKENS, Panel, above, number
-from .queries import COMPUTED, SERVER, STACK, TENANT, p95, per_hour, quantile, quantiles, rate, ratio, split
-
-FIRST_TOKEN, BUDGET, LEAST_FREE, MOST_KV = 2.5, 0.01, 0.05, 0.95
-"""The objective of recording.yml, its budget, and where alerts on memory begin."""
-
-OVERVIEW = [
-    replace(
-        number(
-            "Engine",
-            "Up while the engine of every server answers.",
-            "none",
-            f"min(loramux_engine_up{{{SERVER}}})",
-            (("red", None), ("green", 1)),
-        ),
-        values={"0": "down", "1": "up"},
-    ),
-    number(
-        "Alerts",
-        "Alerts of deploy/monitoring/alerts.yml that fire.",
-        "none",
-        'count(ALERTS{alertname=~"Loramux.+", alertstate="firing"}) or vector(0)',
-        (("green", None), ("red", 1)),
-    ),
-    number(
-        "Failed calls",
-        "Share of the calls of five minutes that ended with INTERNAL, UNAVAILABLE, DATA_LOSS or DEADLINE_EXCEEDED.",
-        "percentunit",
-        f"max(instance:loramux_requests_failed:ratio_rate5m{{{SERVER}}})",
-        (("green", None), ("yellow", 0.01), ("red", 0.05)),
-    ),
-    number(
-        "First token, p95",
-        "95 % of the requests had their first token within this time.",
-        "s",
-        quantile(0.95, "time_to_first_token_seconds"),
-        (("green", None), ("yellow", FIRST_TOKEN / 2), ("red", FIRST_TOKEN)),
-    ),
-    number("Generated tokens", "Tokens generated per second.", TOKENS, rate("generated_tokens_total")),
-    number(
-        "Waiting",
-        "Generations that wait for a place in the batch.",
-        "none",
-        f"sum(loramux_requests_waiting{{{SERVER}}})",
-        (("green", None), ("yellow", 1), ("red", 50)),
-    ),
-    number(
-        "Free memory",
-        "Share of the memory that is free: of the GPU, or of the host on a CPU.",
-        "percentunit",
-        f"min(instance:loramux_memory_free:ratio{{{SERVER}}})",
-        (("red", None), ("yellow", LEAST_FREE), ("green", 0.15)),
-    ),
-    number(
-        "Jobs at work",
-        "Training jobs that run, are evaluated or published.",
-        "none",
-        f'sum(loramux_training_jobs{{{SERVER}, state=~"running|evaluating|publishing"}})',
-    ),
-    Panel(
-        "Calls by status",
-        "Calls of all doors that ended.",
-        "reqps",
-        split("requests_total", "code"),
-        stacked=True,
-    ),
-    Panel(
-        "Tokens",
-        "Prompt tokens, those of them that the prefix cache had, and tokens generated.",
-        TOKENS,
-        {
-            "prompt": rate("prompt_tokens_total"),
-            "prompt, cached": rate("prefix_cache_hit_tokens_total"),
-            "generated": rate("generated_tokens_total"),
-        },
-    ),
-    Panel(
-        "Running and waiting",
-        "Generations in the batch, and those that wait for a place in it.",
-        "none",
-        {word: f"sum(loramux_requests_{word}{{{SERVER}}})" for word in ("running", "waiting")},
-    ),
-    Panel(
-        "Time to first token",
-        "From the call to its first token. The dashed line is the objective.",
-        "s",
-        quantiles("time_to_first_token_seconds"),
-        above(FIRST_TOKEN),
-    ),
-    Panel("Time between tokens", "Of one choice.", "s", quantiles("inter_token_latency_seconds")),
-    Panel(
-        "Queue wait",
-        "From a generation's arrival in the engine to its first step.",
-        "s",
-        quantiles("queue_wait_seconds"),
-    ),
-    Panel(
-        "Late first tokens",
-        "Share of the first tokens that missed the objective, over several windows. The dashed line is the budget.",
-        "percentunit",
-        {
-            window: f"max(instance:loramux_first_tokens_late:ratio_rate{window}{{{SERVER}}})"
-            for window in ("5m", "30m", "1h", "6h")
-        },
-        above(BUDGET),
-    ),
-    Panel(
-        "Call duration by method, p95",
-        "Whole calls; a stream ends with its last token.",
-        "s",
-        p95("request_duration_seconds", "method", SERVER),
-    ),
-    Panel(
-        "Engine time by kind of step",
-        "Share of the time that the engine spends in steps. The rest of 100 % it waits for work.",
-        "percentunit",
-        split("step_duration_seconds_sum", "kind"),
-        most=1,
-        stacked=True,
-    ),
-]
+from .limits import FIRST_TOKEN, LEAST_FREE, MOST_KV
+from .overview import OVERVIEW
+from .panel import TOKENS, Panel, above
+from .queries import COMPUTED, SERVER, STACK, TENANT, p95, per_hour, rate, ratio, split
 
 TENANTS = [
     Panel("Generated tokens by tenant", "", TOKENS, split("generated_tokens_total", "tenant", STACK), stacked=True),
@@ -191,6 +72,15 @@ ADAPTERS = [
         "none",
         {"{{tier}}": f"sum by (tier) (loramux_adapters_resident{{{SERVER}}})"},
     ),
+    Panel(
+        "Resident adapters",
+        "What is in memory now, and in which tier.",
+        "none",
+        {"": f'sum by (instance, adapter, tier) (loramux_adapter_resident{{{SERVER}, adapter=~"$adapter"}})'},
+        width=16,
+        kind="table",
+        hidden=("Value",),
+    ),
 ]
 
 TRAINING = [
@@ -224,9 +114,9 @@ TRAINING = [
 MEMORY = [
     Panel(
         "Memory by kind",
-        "Of the GPU, or of the host on a CPU.",
+        "Of the GPU, or of the host on a CPU: what is taken. What is free is beside it.",
         "bytes",
-        {"{{kind}}": f'sum by (kind) (loramux_vram_bytes{{{SERVER}, kind!~"total|process"}})'},
+        {"{{kind}}": f'sum by (kind) (loramux_vram_bytes{{{SERVER}, kind!~"total|free"}})'},
         stacked=True,
     ),
     Panel(
@@ -281,17 +171,39 @@ HEALTH = [
         split("grammars_total", "result"),
     ),
     Panel(
-        "Memory of the front",
-        "The process that talks to clients; the engine's own is in the row above.",
+        "Memory of the processes",
+        "The front talks to clients, the engine owns the model. On a GPU this is host memory.",
         "bytes",
-        {"{{instance}}": f"loramux_process_resident_memory_bytes{{{SERVER}}}"},
+        {
+            "front": f"sum(loramux_process_resident_memory_bytes{{{SERVER}}})",
+            "engine": f"sum(loramux_engine_resident_memory_bytes{{{SERVER}}})",
+        },
+    ),
+    Panel(
+        "Device busy",
+        "Share of the time in which the GPU is busy, as NVML tells it; without one, in which the engine computes.",
+        "percentunit",
+        {
+            "{{instance}}": f"max by (instance) (loramux_gpu_utilization_ratio{{{SERVER}}})"
+            f" or {rate('step_duration_seconds_sum', by='instance')}"
+        },
+        most=1,
+    ),
+    Panel(
+        "Open files of the front",
+        "Connections are open files too. Beyond the limit calls are refused.",
+        "none",
+        {
+            "open": f"max(loramux_process_open_fds{{{SERVER}}})",
+            "limit": f"min(loramux_process_max_fds{{{SERVER}}})",
+        },
     ),
     Panel(
         "Servers",
         "What runs where.",
         "none",
         {"": f"loramux_build_info{{{SERVER}}}"},
-        width=16,
+        width=24,
         kind="table",
         hidden=("Value", "__name__", "job"),
     ),

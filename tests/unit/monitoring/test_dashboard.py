@@ -11,10 +11,11 @@ from typing import Any
 
 import yaml
 
-from loramux_server.telemetry.metrics.catalog import CATALOG
+from loramux_server.telemetry.metrics.catalog import CATALOG, FIRST_TOKENS
 from loramux_server.telemetry.metrics.declarations import Declared, HistogramMetric, SummaryMetric
 from tests.monitoring import plain, queries
 from tools.dashboard.layout import FILE, text
+from tools.dashboard.limits import BUDGET, FIRST_TOKEN, LEAST_FREE, MOST_KV
 
 from .test_rules import MONITORING, needs_promtool
 
@@ -90,6 +91,15 @@ def test_panels_and_rules_ask_for_metrics_that_exist() -> None:
 def rules() -> list[dict[str, Any]]:
     files = [yaml.safe_load((MONITORING / name).read_text()) for name in ("recording.yml", "alerts.yml")]
     return [rule for file in files for group in file["groups"] for rule in group["rules"]]
+
+
+def test_dashed_lines_are_where_the_rules_have_them() -> None:
+    every = " ".join(rule["expr"] for rule in rules())
+    assert set(re.findall(r'le="([^"]+)"', every)) == {str(FIRST_TOKEN)}
+    assert set(re.findall(r"> [\d.]+ \* ([\d.]+)", every)) == {str(BUDGET)}
+    assert f"instance:loramux_memory_free:ratio < {LEAST_FREE}" in every
+    assert f"loramux_kv_cache_usage_ratio > {MOST_KV}" in every
+    assert FIRST_TOKEN in FIRST_TOKENS.bounds
 
 
 @needs_promtool
