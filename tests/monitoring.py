@@ -1,11 +1,17 @@
-"""The queries of Grafana's dashboard, as Prometheus gets them."""
+"""What deploy/monitoring has: the queries of the dashboard as Prometheus gets them, and the rules."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from typing import Any
 
+import yaml
+
+from tests.unit.docs.markdown import ROOT
 from tools.dashboard.layout import FILE
+
+MONITORING = ROOT / "deploy" / "monitoring"
 
 
 @dataclass(frozen=True)
@@ -36,3 +42,9 @@ def plain(expr: str, window: str = "1m") -> str:
     for variable in ("instance", "tenant", "adapter"):
         expr = expr.replace(f"${variable}", ".*")
     return expr
+
+
+def rules(*files: str) -> list[dict[str, Any]]:
+    """The rules of files in deploy/monitoring."""
+    read = [yaml.safe_load((MONITORING / file).read_text()) for file in files]
+    return [rule for each in read for group in each["groups"] for rule in group["rules"]]

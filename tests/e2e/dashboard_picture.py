@@ -84,7 +84,7 @@ def _value(axes: Axes, prometheus: Prometheus, panel: dict[str, Any], start: flo
 
 
 def _table(axes: Axes, prometheus: Prometheus, panel: dict[str, Any], start: float, end: float) -> None:
-    found = [series["metric"] for series in prometheus.query(plain(panel["targets"][0]["expr"]))]
+    found = [series["metric"] for series in _range(prometheus, panel["targets"][0]["expr"], end - 30, end)]
     hidden = panel["transformations"][0]["options"]["excludeByName"]
     columns = [name for name in sorted({name for each in found for name in each}) if name not in hidden]
     cells = [[each.get(name, "")[:24] for name in columns] for each in found[:9]]

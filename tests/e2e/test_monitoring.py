@@ -9,13 +9,12 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
-import yaml
 
 import loramux
 from loramux import Client
@@ -26,8 +25,8 @@ from loramux_server.store.store import Store
 from tests.browser import SCREENSHOTS
 from tests.certificates import LOOPBACK, new_ca
 from tests.damage import flip_bit
-from tests.monitoring import Query, plain, queries
-from tests.prometheus import MONITORING, Prometheus, needs_prometheus, prometheus
+from tests.monitoring import plain, queries, rules
+from tests.prometheus import Prometheus, needs_prometheus, prometheus
 from tools.dashboard.queries import VARIABLES
 from tools.measure_adapters import shipped
 
@@ -133,14 +132,13 @@ def monitored(
         kill(server)
 
 
-def until(ready: Callable[[], bool], what: str, seconds: float = PATIENCE) -> None:
+def until(ready: Callable[[], bool], what: Callable[[], str], seconds: float = PATIENCE) -> None:
     """Ask again and again; fails with ``what`` after so many seconds."""
-    never = threading.Event()
-    for _ in range(int(seconds / 0.5)):
-        if ready():
-            return
+    never, end = threading.Event(), time.monotonic() + seconds
+    while not ready():
+        if time.monotonic() > end:
+            pytest.fail(what())
         never.wait(0.5)
-    pytest.fail(what)
 
 
 def make_trouble(monitored: Monitored) -> None:
@@ -159,15 +157,30 @@ def make_trouble(monitored: Monitored) -> None:
         bob.adapters.download("torn", monitored.state / "down")
 
 
-def shows(found: list[dict[str, object]], query: Query) -> bool:
-    """Whether an answer is one that a panel can draw: a number, and not 0 where there is something to tell."""
-    values = [float(series["value"][1]) for series in found]  # type: ignore[index]
-    known = [value for value in values if not math.isnan(value)]
-    return any(value > 0 for value in known) or (bool(known) and query.panel in ZERO_IS_WELL)
+@dataclass(frozen=True)
+class Question:
+    """What Prometheus is asked, and whether 0 is an answer."""
+
+    of: str
+    expr: str
+    zero_is_well: bool
+
+    def is_answered(self, prometheus: Prometheus) -> bool:
+        values = [float(series["value"][1]) for series in prometheus.query(self.expr)]
+        known = [value for value in values if not math.isnan(value)]
+        return any(value > 0 for value in known) or (bool(known) and self.zero_is_well)
 
 
-def rules(name: str) -> list[dict[str, str]]:
-    return [rule for group in yaml.safe_load((MONITORING / name).read_text())["groups"] for rule in group["rules"]]
+def questions() -> Iterator[Question]:
+    """Those of every panel, and what every rule records and every alert compares."""
+    for query in queries():
+        yield Question(str(query), plain(query.expr), query.panel in ZERO_IS_WELL)
+    for rule in rules("recording.yml"):
+        yield Question(rule["record"], rule["record"], zero_is_well=True)
+    for rule in rules("alerts.yml"):
+        # With `bool` a comparison that does not hold is 0 rather than nothing.
+        compared = re.sub(r"( (?:==|>|<))(?= )", r"\1 bool", rule["expr"])
+        yield Question(rule["alert"], compared, zero_is_well=True)
 
 
 def test_no_panel_rule_or_alert_is_empty(monitored: Monitored) -> None:
@@ -175,31 +188,24 @@ def test_no_panel_rule_or_alert_is_empty(monitored: Monitored) -> None:
     for folder in shipped():
         clients["operator"].adapters.upload(folder.name, folder)
         clients["operator"].adapters.share(folder.name)
-    until(watching.is_ready, "Prometheus does not start")
+    until(watching.is_ready, lambda: "Prometheus does not start")
     # From here on what happens is an increase.
-    until(lambda: bool(watching.query("loramux_corrupt_objects_total")), "nothing is scraped")
+    until(lambda: bool(watching.query("loramux_corrupt_objects_total")), lambda: "nothing is scraped")
     began = time.time()
     make_trouble(monitored)
     with Load(clients).running():
         job = clients["ann"].train("hers", ROWS, rank=4, batch_size=2, max_steps=100_000, gate="none")
-        empty = queries()
+        unanswered = list(questions())
 
-        def all_shown() -> bool:
-            empty[:] = [query for query in empty if not shows(watching.query(plain(query.expr)), query)]
-            return not empty
+        def all_answered() -> bool:
+            unanswered[:] = [each for each in unanswered if not each.is_answered(watching)]
+            return not unanswered
 
-        with suppress(pytest.fail.Exception):
-            until(all_shown, "")
-        assert not empty, "\n".join(["these panels are empty or all 0:", *map(str, empty)])
-        for rule in rules("recording.yml"):
-            assert any(not math.isnan(float(each["value"][1])) for each in watching.query(rule["record"])), rule
-        for rule in rules("alerts.yml"):
-            # Compared with `bool`, what does not fire is 0 rather than nothing.
-            assert watching.query(re.sub(r"( (?:==|>|<))(?= )", r"\1 bool", rule["expr"])), rule
+        until(all_answered, lambda: f"nothing, or only 0, for {[each.of for each in unanswered]}")
         check_alerts(watching)
         check_variables(watching)
         if SCREENSHOTS:
-            until(lambda: time.time() > began + LONG_ENOUGH, "time stands still", 2 * LONG_ENOUGH)
+            until(lambda: time.time() > began + LONG_ENOUGH, lambda: "time stands still", 2 * LONG_ENOUGH)
             draw(watching, began, time.time(), Path(SCREENSHOTS) / "dashboard.png")
         job.cancel()
 
@@ -208,7 +214,8 @@ def check_alerts(watching: Prometheus) -> None:
     """Those that must fire do, after rules that are all well."""
     broken = [rule for group in watching.get("rules")["groups"] for rule in group["rules"] if rule["health"] != "ok"]
     assert not broken
-    firing = {alert["labels"]["alertname"] for alert in watching.get("alerts")["alerts"] if alert["state"] == "firing"}
+    alerts = watching.get("alerts")["alerts"]
+    firing = {alert["labels"]["alertname"] for alert in alerts if alert["state"] == "firing"}
     assert firing >= {"LoramuxJobFailed", "LoramuxCorruptObjects"}
     assert not firing & {"LoramuxInternalErrors", "LoramuxEngineRestarted", "LoramuxCertificateEnds"}
 

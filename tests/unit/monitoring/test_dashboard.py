@@ -13,13 +13,14 @@ import yaml
 
 from loramux_server.telemetry.metrics.catalog import CATALOG, FIRST_TOKENS
 from loramux_server.telemetry.metrics.declarations import Declared, HistogramMetric, SummaryMetric
-from tests.monitoring import plain, queries
+from tests.monitoring import MONITORING, plain, queries, rules
 from tools.dashboard.layout import FILE, text
 from tools.dashboard.limits import BUDGET, FIRST_TOKEN, LEAST_FREE, MOST_KV
 
-from .test_rules import MONITORING, needs_promtool
+from .test_rules import needs_promtool
 
 GRAFANA = MONITORING / "grafana"
+RULES = rules("recording.yml", "alerts.yml")
 
 
 def panels() -> list[dict[str, Any]]:
@@ -81,20 +82,15 @@ def series(metric: Declared) -> set[str]:
 
 def test_panels_and_rules_ask_for_metrics_that_exist() -> None:
     known = set().union(*map(series, CATALOG))
-    recorded = {rule["record"] for rule in rules() if "record" in rule}
-    asked = {query.expr for query in queries()} | {rule["expr"] for rule in rules()}
+    recorded = {rule["record"] for rule in RULES if "record" in rule}
+    asked = {query.expr for query in queries()} | {rule["expr"] for rule in RULES}
     for expr in asked:
         found = set(re.findall(r"\b(?:instance:)?loramux_\w+(?::\w+)?", expr))
         assert found <= known | recorded, expr
 
 
-def rules() -> list[dict[str, Any]]:
-    files = [yaml.safe_load((MONITORING / name).read_text()) for name in ("recording.yml", "alerts.yml")]
-    return [rule for file in files for group in file["groups"] for rule in group["rules"]]
-
-
 def test_dashed_lines_are_where_the_rules_have_them() -> None:
-    every = " ".join(rule["expr"] for rule in rules())
+    every = " ".join(rule["expr"] for rule in RULES)
     assert set(re.findall(r'le="([^"]+)"', every)) == {str(FIRST_TOKEN)}
     assert set(re.findall(r"> [\d.]+ \* ([\d.]+)", every)) == {str(BUDGET)}
     assert f"instance:loramux_memory_free:ratio < {LEAST_FREE}" in every

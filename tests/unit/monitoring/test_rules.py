@@ -6,23 +6,20 @@ import re
 import shutil
 import subprocess
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
 
+from tests.monitoring import MONITORING, rules
 from tests.unit.docs.markdown import ROOT
 
-MONITORING = ROOT / "deploy" / "monitoring"
 CASES = Path(__file__).parent / "alerts.test.yml"
 FIRING = re.compile(r'ALERTS\{alertname="(\w+)", alertstate="firing"\}')
 
 needs_promtool = pytest.mark.skipif(shutil.which("promtool") is None, reason="no promtool (apt install prometheus)")
 
 
-def alerts() -> list[dict[str, Any]]:
-    groups = yaml.safe_load((MONITORING / "alerts.yml").read_text())["groups"]
-    return [rule for group in groups for rule in group["rules"]]
+ALERTS = rules("alerts.yml")
 
 
 def promtool(*words: str) -> str:
@@ -49,14 +46,14 @@ def test_every_alert_has_a_time_at_which_it_fires_and_one_at_which_it_does_not()
         for asked in case["promql_expr_test"]:
             for name in FIRING.findall(asked["expr"]):
                 (fires if asked["exp_samples"] else quiet).add(name)
-    assert fires == quiet == {alert["alert"] for alert in alerts()}
+    assert fires == quiet == {alert["alert"] for alert in ALERTS}
 
 
 def test_every_alert_says_what_it_is_and_what_to_do() -> None:
     page = (ROOT / "docs" / "operations.md").read_text()
     told = set(re.findall(r"^\| `(Loramux\w+)` \|", page, re.MULTILINE))
-    assert told == {alert["alert"] for alert in alerts()}
-    for alert in alerts():
+    assert told == {alert["alert"] for alert in ALERTS}
+    for alert in ALERTS:
         assert alert["labels"]["severity"] in ("critical", "warning")
         assert alert["annotations"].keys() == {"summary", "description"}
 
