@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from loramux_server.core.backend import ProfileCommand, ProfileResult
 from loramux_server.core.timeline import TIMELINE
@@ -99,6 +100,27 @@ def test_an_idle_engine_tells_that_it_waited(engine: Engine, asked: ProfileComma
     waits = [e for e in trace(asked)["traceEvents"] if e["name"] == "wait for commands"]
     assert sum(e["dur"] for e in waits) > SECONDS * 0.5e6
     assert not [e for e in trace(asked)["traceEvents"] if e["name"].startswith("aten::")]
+
+
+@pytest.mark.parametrize("fails", ["__enter__", "__exit__"])
+def test_a_profile_goes_on_where_torchs_profiler_fails(
+    engine: Engine, asked: ProfileCommand, fails: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("the device is traced by another process")
+
+    (prompt,) = prompts(1)
+    alone = engine.generate(prompt, 8)
+    with monkeypatch.context() as patch:
+        patch.setattr(kernels.profile, fails, broken)
+        engine.submit(asked)
+        while not engine.outputs[asked.id]:
+            assert engine.generate(prompt, 8) == alone
+    if fails == "__exit__":  # it runs on
+        torch.autograd._disable_profiler()
+    names = {e["name"] for e in trace(asked)["traceEvents"]}
+    assert "decode" in names
+    assert not [name for name in names if name.startswith("aten::")]
 
 
 def test_one_at_a_time(engine: Engine, asked: ProfileCommand) -> None:

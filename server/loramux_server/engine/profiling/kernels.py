@@ -6,14 +6,18 @@ each second only, and no more once there are as many events as were asked for.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch.autograd.profiler import profile
 
 from ...core.timeline import Event
+
+log = logging.getLogger(__name__)
 
 SEGMENT, PERIOD = 0.1, 1.0
 """Seconds that are recorded, of so many."""
@@ -38,8 +42,10 @@ class KernelRecorder:
                 self._end()
         elif self._left and now - self._begun >= PERIOD:
             self._begun = now
-            self._profile = profile(use_device="cuda" if self._device.type == "cuda" else None)
-            self._profile.__enter__()
+            beginning = profile(use_device="cuda" if self._device.type == "cuda" else None)
+            with self._given_up_where_it_fails():
+                beginning.__enter__()
+                self._profile = beginning
 
     def stop(self) -> Iterator[Event]:
         """End; the events are made as they are taken, which another thread may do."""
@@ -50,11 +56,21 @@ class KernelRecorder:
 
     def _end(self) -> None:
         ending, self._profile = self._profile, None
-        ending.__exit__(None, None, None)
-        found = ending.kineto_results.events()
-        self.dropped += max(len(found) - self._left, 0)
-        self._found += found[: self._left]
-        self._left = max(self._left - len(found), 0)
+        with self._given_up_where_it_fails():
+            ending.__exit__(None, None, None)
+            found = ending.kineto_results.events()
+            self.dropped += max(len(found) - self._left, 0)
+            self._found += found[: self._left]
+            self._left = max(self._left - len(found), 0)
+
+    @contextmanager
+    def _given_up_where_it_fails(self) -> Iterator[None]:
+        """What torch's profiler cannot do, such as trace a device that another one traces, must not end the engine."""
+        try:
+            yield
+        except Exception:
+            log.exception("a profile goes on without kernels: torch's profiler failed")
+            self._left = 0
 
 
 def _event(found: Any) -> Event:
