@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields
 from datetime import UTC, date, datetime
 from enum import StrEnum
 from typing import Self
+
+_WORD = re.compile(r"[!-~]{1,640}", re.ASCII)
 
 
 class UsageMethod(StrEnum):
@@ -93,6 +96,11 @@ class UsageQuery:
     """Only rows with one of these labels; None: all."""
     methods: Collection[UsageMethod] | None = None
     """None: all."""
+
+
+def is_word(text: str) -> bool:
+    """Whether a text can be a tenant or a label: no database is asked for anything else."""
+    return _WORD.fullmatch(text) is not None
 
 
 def day_of(at: float) -> str:

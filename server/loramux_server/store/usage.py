@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from sqlalchemy import Connection
 from sqlalchemy.dialects import postgresql, sqlite
 
-from ..core.usage import AMOUNTS, Amounts, Dimension, UsageByKey, UsageKey, UsageMethod, UsageQuery, UsageRow
+from ..core.usage import AMOUNTS, Amounts, Dimension, UsageByKey, UsageKey, UsageMethod, UsageQuery, UsageRow, is_word
 from ..telemetry.labels import BARE, OTHER, adapter_label
 from .database import Database, read_row
 from .paging import check_page_size, make_token, read_token, unknown_token
@@ -184,7 +184,11 @@ def _read_token(token: str, count: int) -> list[str]:
         found = json.loads(text)
     except (ValueError, RecursionError):
         raise unknown_token() from None
-    if not isinstance(found, list) or len(found) != count or not all(isinstance(part, str) for part in found):
+    if (
+        not isinstance(found, list)
+        or len(found) != count
+        or not all(isinstance(part, str) and is_word(part) for part in found)
+    ):
         raise unknown_token()
     return found
 

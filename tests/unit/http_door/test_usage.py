@@ -138,6 +138,8 @@ async def test_pages_go_on_where_the_last_one_ended(used: Http, monkeypatch: pyt
         (f"start_time={at(3)}&end_time={at(5)}&page=2026-11-01", "page"),
         (f"start_time={at(1)}&start_time={at(2)}", "start_time"),
         (f"start_time={at(1)}&batch=true", "batch"),
+        (f"start_time={at(1)}&models=a%00", "models[0]"),
+        (f"start_time={at(1)}&project_ids[]=", "project_ids[0]"),
     ],
 )
 async def test_what_cannot_be_asked_is_refused_by_name(http: Http, query: str, param: str) -> None:

@@ -23,6 +23,7 @@ from loramux_server.services.common.context import Context
 from loramux_server.services.usage import recorder as recorder_module
 from loramux_server.services.usage.recorder import UsageRecorder
 from loramux_server.services.usage.service import LONGEST_DAYS, UsageRequest, UsageService
+from loramux_server.store.paging import make_token
 from loramux_server.store.store import Store
 from loramux_server.store.usage import UsageTable
 
@@ -217,6 +218,10 @@ def ask(context: Context, recorder: UsageRecorder) -> Callable[..., Any]:
         ({"page_size": 1001}, "page_size"),
         ({"page_size": -1}, "page_size"),
         ({"page_token": "x"}, "page_token"),
+        ({"page_token": make_token('["2026-11-01", "\\u0000", "a"]')}, "page_token"),
+        ({"adapter": "a\0b"}, "adapter"),
+        ({"adapter": "a" * 100_000}, "adapter"),
+        ({"tenant": "\ud800"}, "tenant"),
     ],
 )
 async def test_what_cannot_be_asked_is_refused_by_field(

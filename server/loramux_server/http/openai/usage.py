@@ -30,6 +30,9 @@ _DIMENSIONS = {"project_id": Dimension.TENANT, "model": Dimension.ADAPTER}
 _LISTS = ("group_by", "project_ids", "models")
 
 
+Word = Annotated[str, Field(pattern=r"^[!-~]{1,640}$")]
+
+
 class UsageQueryParameters(Strict):
     """Which usage; times are seconds since 1970, and the days that they are in count whole."""
 
@@ -38,8 +41,8 @@ class UsageQueryParameters(Strict):
     """The first second that is left out; None: now."""
     bucket_width: Literal["1d"] = "1d"
     group_by: tuple[Literal["project_id", "model"], ...] = ()
-    project_ids: list[str] | None = None
-    models: list[str] | None = None
+    project_ids: list[Word] | None = None
+    models: list[Word] | None = None
     limit: Annotated[int, Field(ge=1, le=31)] = 7
     page: str = ""
 

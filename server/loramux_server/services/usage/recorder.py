@@ -19,7 +19,6 @@ from ...telemetry.logs import get_logger
 
 log = get_logger(__name__)
 
-FLUSH_SECONDS = 5.0
 MOST_WAITING = 50_000
 """Keys that wait to be written. Beyond, while the database is away, new ones of a tenant and day share ``_other``."""
 LAST_SECONDS = 10.0
@@ -69,7 +68,7 @@ class UsageRecorder(NullObserver):
         await asyncio.to_thread(self._table.add, self._run, self._sequence, self._flushing)
         self._flushing = {}
 
-    async def follow(self, interval: float = FLUSH_SECONDS) -> None:
+    async def follow(self, interval: float) -> None:
         """Write what waits every ``interval`` seconds until cancelled, however long the database is away."""
         while True:
             await asyncio.sleep(interval)

@@ -10,7 +10,7 @@ from datetime import UTC, date, datetime, timedelta
 
 from ...core.errors import Code, Error, FieldViolation, invalid, invalid_field
 from ...core.principal import Principal, Scope
-from ...core.usage import Dimension, UsageQuery, UsageRow
+from ...core.usage import Dimension, UsageQuery, UsageRow, is_word
 from ..common.checks import shown
 from ..common.context import Context
 from ..common.types import Page
@@ -51,9 +51,12 @@ class UsageService:
     async def usage(self, request: UsageRequest) -> Page[UsageRow]:
         """A page of groups. What this server has recorded is among them.
 
-        Raises INVALID_ARGUMENT (days, page), PERMISSION_DENIED (another tenant without the scope ``admin``, a key that
-        is limited to some adapters).
+        Raises INVALID_ARGUMENT (days, names, page), PERMISSION_DENIED (another tenant without the scope ``admin``, a
+        key that is limited to some adapters).
         """
+        for field, text in (("tenant", request.tenant), ("adapter", request.adapter)):
+            if text and not is_word(text):
+                raise invalid_field(field, f"is {shown(text)}; it must be at most 640 printable ASCII characters")
         since, until = _days(request)
         query = UsageQuery(
             since=since,
