@@ -119,6 +119,10 @@ bench-front: $(READY) ## Measure what HTTP costs beside gRPC: four minutes; a tr
 bench-speculation: $(READY) ## Measure what drafts give: six minutes; a trial with BENCH_ARGS=--quick
 	@$(BIN)/python -m benchmarks.speculation $(BENCH_ARGS)
 
+.PHONY: bench-observability
+bench-observability: $(READY) ## Measure what metrics, usage, logs and traces cost; a trial with BENCH_ARGS=--quick
+	@$(BIN)/python -m benchmarks.observability $(BENCH_ARGS)
+
 .PHONY: bench-overload
 bench-overload: $(READY) ## Measure 2,000 calls at once: who is refused, and how fast; a trial with BENCH_ARGS=--quick
 	@$(BIN)/python -m benchmarks.overload $(BENCH_ARGS)

@@ -80,15 +80,18 @@ async def measure(address: str, stacks: Sequence[Adapters], levels: Sequence[int
 
 @asynccontextmanager
 async def own_server(
-    flags: Sequence[str], environment: Mapping[str, str] | None = None, output: int | IO[bytes] = 2
+    flags: Sequence[str],
+    environment: Mapping[str, str] | None = None,
+    output: int | IO[bytes] = 2,
+    module: str = "loramux_server",
 ) -> AsyncIterator[str]:
     """A server on a free port, its registry in a temporary folder unless the flags name one; gives its address.
 
-    ``environment`` comes on top of this process's; what the server says goes to ``output``.
+    ``environment`` comes on top of this process's; what the server says goes to ``output``. ``module`` is run.
     """
     address = f"127.0.0.1:{free_port()}"
     with ExitStack() as stack:
-        command = [*(sys.executable, "-m", "loramux_server", "serve"), "--listen", address]
+        command = [*(sys.executable, "-m", module, "serve"), "--listen", address]
         command += ["--http-listen", "off", "--metrics-listen", "off"]
         if "--state-dir" not in flags:
             command += ["--state-dir", stack.enter_context(TemporaryDirectory(prefix="loramux-bench-"))]
