@@ -54,7 +54,7 @@ def test_nothing_of_a_session_is_in_a_log(log_format: str, tmp_path: Path) -> No
     flags = ("--log-level", "debug", "--log-format", log_format, "--bootstrap-key", str(tmp_path / "bootstrap"))
     place = ("--model", str(model), "--state-dir", str(state), "--metrics-listen", "off", "--device", "cpu")
     with server_process(tmp_path, *place, *flags) as server:
-        server.wait_for("is ready" if log_format == "console" else '"event": "ready"')
+        server.wait_for("is ready" if log_format == "console" else '"event":"ready"')
         with Client(server.address, api_key=key.text) as client:
             lengths = {"max_tokens": 24, "min_tokens": 24}
             answers = [

@@ -202,6 +202,11 @@ CORRUPT_OBJECTS = CounterMetric(
     labels=("kind",),
     unit="objects",
 )
+LOG_LINES_DROPPED = CounterMetric(
+    name="loramux_log_lines_dropped_total",
+    meaning="Lines of the front's log that standard error did not take: nobody read them, or its disk was full.",
+    unit="lines",
+)
 CERTIFICATE_EXPIRY = GaugeMetric(
     name="loramux_tls_certificate_expiry_timestamp_seconds",
     meaning="When the server's certificate ends. Only with TLS.",

@@ -15,6 +15,7 @@ from ...core.observer import CallFinished, JobMoved, NullObserver, RequestRefuse
 from ...core.types import Stack
 from . import catalog
 from .engine import EngineCollector
+from .log_lines import LogCollector
 from .reading import EngineReader, Names, Reading
 from .refusals import RefusalSeries
 from .stacks import StackSeries
@@ -61,6 +62,7 @@ class Metrics(NullObserver):
         # After the collector: what it finds out by asking shows on the same page.
         self.engine_up = catalog.ENGINE_UP.register(registry)
         self.engine_restarts = catalog.ENGINE_RESTARTS.register(registry)
+        registry.register(LogCollector())
         ProcessCollector(namespace="loramux", registry=registry)
         self.for_routers = CollectorRegistry()
         """The gauges that routers read, on a page of their own."""
