@@ -95,6 +95,24 @@ PREFIX_HITS = CounterMetric(
     meaning="Prompt tokens taken from the prefix cache.",
     unit="tokens",
 )
+STEP_LIMITS = GaugeMetric(
+    name="loramux_step_limit",
+    meaning="Most `tokens` and `sequences` of a step now: as configured, or less since memory ran out.",
+    labels=("kind",),
+    unit="tokens or sequences",
+)
+OUT_OF_MEMORY = CounterMetric(
+    name="loramux_out_of_memory_total",
+    meaning="Computations for requests that found no memory (`errors`), and what was given up for them:"
+    " `micro_batches` dropped, `jobs` suspended, `steps` halved.",
+    labels=("kind",),
+    unit="events",
+)
+SUSPENDED_JOBS = GaugeMetric(
+    name="loramux_training_jobs_suspended",
+    meaning="Jobs that gave their memory up to requests, and go on from their checkpoints later.",
+    unit="jobs",
+)
 CUDA_GRAPHS = GaugeMetric(
     name="loramux_cuda_graphs",
     meaning="Decode graphs kept; 0: none could be captured. Only where the engine makes them.",

@@ -17,6 +17,7 @@ from .reading import Reading, used_last
 
 Simple = CounterMetric | GaugeMetric
 GRAMMAR_RESULTS = ("compiled", "refused", "lost")
+OUT_OF_MEMORY_KINDS = ("errors", "micro_batches", "jobs", "steps")
 
 
 class EngineCollector(Collector):
@@ -47,6 +48,9 @@ def engine_metrics(reading: Reading) -> Iterator[Metric]:
     yield _sums(catalog.STEPS, stats.steps)
     yield _one(catalog.KV_USAGE, stats.kv_pages_used / stats.kv_pages_total if stats.kv_pages_total else 0.0)
     yield _one(catalog.PREFIX_HITS, stats.prefix_hit_tokens)
+    yield _each(catalog.STEP_LIMITS, stats.step_limits)
+    yield _each(catalog.OUT_OF_MEMORY, {kind: stats.out_of_memory.get(kind, 0) for kind in OUT_OF_MEMORY_KINDS})
+    yield _one(catalog.SUSPENDED_JOBS, len(stats.suspended_jobs))
     if stats.cuda_graphs is not None:
         yield _one(catalog.CUDA_GRAPHS, stats.cuda_graphs)
         yield _one(catalog.CUDA_GRAPH_FAILURES, stats.cuda_graph_failures)
