@@ -140,7 +140,7 @@ def test_a_method_without_a_scope_cannot_be_served() -> None:
         require_all([*RPC_METHODS, "loramux.v1.InferenceService/Imagine"])
 
 
-UNCHANGING = ("get", "list", "retrieve", "watch", "download", "validate", "tokenize", "count")
+UNCHANGING = ("usage", "get", "list", "retrieve", "watch", "download", "validate", "tokenize", "count")
 NOTHING_KEPT = ("deleteResponse", "cancelResponse", "compactConversation")
 """Responses are not stored, so there is nothing that these could change."""
 
