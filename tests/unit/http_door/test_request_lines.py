@@ -58,7 +58,7 @@ async def test_every_method_has_one_line_over_each_door(world: World, logged: Lo
             assert (line["door"], line["method"], line["code"]) == (door, method.partition("/")[2], "OK")
             assert line["request_id"] == "the-same"
             assert line["tenant"] == {"grpc": "ann", "http": "operations"}[door]
-            assert line["level"] == ("debug" if method.startswith("ServerService") else "info")
+            assert line["level"] == ("debug" if method.startswith("ServerService/Get") else "info")
             assert ("prompt_tokens" in line) == method.endswith(("Generate", "GenerateOnce", "Score", "Embed"))
 
 
