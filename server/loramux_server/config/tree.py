@@ -55,7 +55,7 @@ class Settings(LimitSettings, BaseSettings):
     cpu_weights: Weights = setting(
         "auto", "Model", "HOW", "on a CPU, keep the 4-bit weights packed (less memory) or unpack them once (faster)"
     )
-    gpu_weights: Weights = setting("auto", "Model", "HOW", "the same on a GPU")
+    gpu_weights: Weights = setting("auto", "Model", "HOW", "on a GPU, as --cpu-weights on a CPU")
     threads: int | None = setting(
         None, "Model", "N", "processor threads of the engine (default: affinity and quota)", ge=1, le=1024
     )
@@ -212,7 +212,10 @@ class Settings(LimitSettings, BaseSettings):
         le=1_048_576,
     )
     speculate: Speculate = setting(
-        "ngram", "Serving", "off|ngram", "compute on trial what followed the last tokens where they stood before"
+        "ngram",
+        "Serving",
+        "off|ngram",
+        "drafts from the text (n-grams): several tokens a step where an answer repeats, the same ones as without",
     )
     cuda_graphs: bool = setting(True, "Serving", "", "replay decode steps as CUDA graphs, on a GPU and in 16-bit types")
 

@@ -207,7 +207,7 @@ class EngineStats:
     adapter_evictions: int = 0
     preemptions: int = 0
     draft_tokens: int = 0
-    """Tokens that steps computed on trial."""
+    """Tokens of drafts that steps computed."""
     accepted_tokens: int = 0
     """Those of them that became part of answers."""
     prefix_hit_tokens: int = 0

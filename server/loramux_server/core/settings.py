@@ -49,7 +49,7 @@ class EngineSettings:
     quarter of what is free when a job starts."""
     cuda_graphs: bool = True
     speculate: Speculate = "ngram"
-    """Whether steps also compute what followed the last tokens where they stood before, on trial."""
+    """Where drafts come from: ``ngram`` finds the last tokens earlier in the text; ``off``: there are none."""
     grammar_seconds: float = 2.0
     """Processor time that compiling a caller's grammar may take."""
     grammar_memory: int = 512 << 20

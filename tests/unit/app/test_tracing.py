@@ -143,7 +143,7 @@ def check_tree(collector: Collector, call: Span, operation: str) -> Span:
         "loramux.adapters": ["acme@1:1", "formal@1:0.5"],
         "loramux.tenant": "default",
         "loramux.code": "ok",
-        "loramux.preempted": 2,
+        "loramux.preemptions": 2,
     }
     assert attributes["gen_ai.usage.input_tokens"] > 0
     assert not any(span.failed for span in (call, request, *stretches.values()))

@@ -27,8 +27,8 @@ class Scheduler:
     """Owns all live sequences and their pages.
 
     A sequence's adapters are acquired when it starts and released exactly once, when it stops running. Sequences of
-    one ``prefix_root`` share pages; ``ready`` tells whether a waiting one may start at all. ``drafter`` proposes tokens
-    that a step computes on trial.
+    one ``prefix_root`` share pages; ``ready`` tells whether a waiting one may start at all. ``drafter`` gives drafts;
+    None: there are none.
     """
 
     def __init__(

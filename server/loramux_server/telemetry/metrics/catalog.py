@@ -67,12 +67,12 @@ PREEMPTIONS = CounterMetric(
 )
 DRAFT_TOKENS = CounterMetric(
     name="loramux_spec_decode_num_draft_tokens_total",
-    meaning="Tokens that steps computed on trial (`--speculate`).",
+    meaning="Tokens of drafts that steps computed (`--speculate`).",
     unit="tokens",
 )
 ACCEPTED_TOKENS = CounterMetric(
     name="loramux_spec_decode_num_accepted_tokens_total",
-    meaning="Tokens computed on trial that became part of answers.",
+    meaning="Tokens of drafts that became part of answers.",
     unit="tokens",
 )
 QUEUE_WAIT = HistogramMetric(

@@ -53,7 +53,7 @@ ON_DEVICE = _gauge("num_gpu_loaded_lora_adapters", "Adapter versions on the devi
 ON_HOST = _gauge("num_cpu_loaded_lora_adapters", "Adapter versions in host memory.", unit="versions")
 MOST_ON_DEVICE = _gauge(
     "max_gpu_lora_adapters",
-    "Adapter versions that the device has room for: those there, and as many more of the largest rank among them.",
+    "Adapter versions that the device has room for: those there, and as many more of the largest rank that is in use.",
     unit="versions",
 )
 CATALOG = (

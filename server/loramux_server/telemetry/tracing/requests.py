@@ -94,7 +94,7 @@ def _attributes(event: RequestFinished) -> Iterator[tuple[str, AttributeValue | 
     yield "loramux.tenant", event.tenant
     yield "loramux.code", event.code
     if event.times is not None:
-        yield "loramux.preempted", event.times.preempted or None
+        yield "loramux.preemptions", event.times.preempted or None
     if event.sampling is not None:
         yield from _sampling(event)
 
