@@ -17,6 +17,7 @@ from loramux_server.core.types import Grammar, GrammarKind, Stack
 from loramux_server.engine.scheduling.drafts import NgramDrafter
 from loramux_server.engine.scheduling.sequence import Sequence
 from tests.engine import Engine, check_tokens, command, prompts, stack_of, version_of
+from tests.tensor.scarce import Scarce
 
 PARTS: list[dict[str, Any]] = [
     {},
@@ -154,5 +155,22 @@ def test_a_grammar_holds_within_drafts(setup, seed: int) -> None:  # type: ignor
         )
         engine.run(one)
         found.append((engine.tokens(one.id), engine.reason(one.id)))
+        assert sum(output.done for output in engine.outputs[one.id]) == 1
     assert found[0] == found[1]
     assert drafter.accepted
+
+
+def test_selection_in_halves_keeps_drafts_with_their_rows(setup) -> None:  # type: ignore[no-untyped-def]
+    """Where memory suffices for two rows at a time, each token comes once, and is the same."""
+    engines, _, _ = setup
+    commands = [replace(c, id=f"halves-{c.id}") for c in requests([Stack()], tokens=20)]
+    whole = answers(engines["off"], commands)
+    engine = engines["ngram"]
+    known = {id: [*itertools.chain(*tokens)] for id, (tokens, _, _) in whole.items()}
+    engine.scheduler.drafter = drafter = Guesser(known, engine.info.vocab_size)
+    with Scarce("max", lambda logits, *_: logits.shape[0] > 2) as scarce:
+        halved = answers(engine, commands)
+    assert scarce.failed
+    assert drafter.accepted
+    assert {id: found[:2] for id, found in halved.items()} == {id: found[:2] for id, found in whole.items()}
+    assert not any(engine.scheduler.idle_state().values())

@@ -24,7 +24,9 @@ from loramux_server.core.backend import GenerateCommand
 from loramux_server.core.errors import Code, invalid_field
 from loramux_server.core.types import Grammar, GrammarKind
 from loramux_server.engine.grammar import host as grammar_host
+from loramux_server.engine.grammar import masks as grammar_masks
 from loramux_server.engine.grammar.host import GrammarHost
+from loramux_server.engine.grammar.masks import GrammarMasks
 from loramux_server.engine.grammar.wire import Compile, Compiled, Forked, Mask, Open, Setup, decode_reply, frame
 from loramux_server.engine.transport.protocol import Failure, Output
 from loramux_server.engine.transport.wire import HEADER, decode, encode, frame_size
@@ -32,6 +34,8 @@ from loramux_server.text import TextTokenizer
 from loramux_server.text.response_format import ANY_OBJECT, MAX_BYTES, parse_format
 from tests.examples import examples
 from tests.unit.services.tiny_tokenizer import write_tokenizer
+
+from .simulation import sequence
 
 EOS = 2
 SECONDS = 20.0
@@ -394,3 +398,22 @@ def test_a_tokenizer_that_cannot_be_used_is_told(tmp_path: Path, capfd: pytest.C
     host.stop()
     assert reply.code is Code.FAILED_PRECONDITION
     assert "tokenizer" in capfd.readouterr().err
+
+
+def test_a_step_waits_for_masks_once_however_long_its_drafts_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(grammar_masks, "GRACE_SECONDS", 0.05)
+    write_tokenizer(tmp_path)
+    masks = GrammarMasks(tmp_path, (0, EOS), lambda: None)
+    seq = sequence("late", [5, 6, 7], 8)
+    seq.grammar = regex("a+")
+    try:
+        masks.open(seq)  # its process takes longer to start
+        since = time.monotonic()
+        for _ in range(16):
+            masks.wait([seq], since)
+        assert time.monotonic() - since < 0.4
+    finally:
+        masks.close(seq.id)
+        masks.stop()

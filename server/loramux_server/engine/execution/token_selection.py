@@ -47,9 +47,9 @@ class TokenSelector:
         accepted = [0] * len(seqs)
         firsts = list(accumulate((1 + len(draft) for draft in drafts), initial=0))
         going = list(range(len(seqs)))
+        since = time.monotonic()
         while going:
-            now = [seqs[i] for i in going]
-            self._grammars.wait(now)
+            self._grammars.wait([seqs[i] for i in going], since)
             ready = [i for i in going if self._grammars.ready(seqs[i])]
             rows = [firsts[i] + accepted[i] for i in ready]
             for i in set(going).difference(ready):

@@ -90,10 +90,10 @@ class GrammarMasks:
             entry.mask = None
             self._host.step(entry.key, token)
 
-    def wait(self, seqs: Seq[Sequence]) -> None:
-        """Wait a moment for the masks of ``seqs`` that are not there."""
+    def wait(self, seqs: Seq[Sequence], since: float) -> None:
+        """Wait for the masks of ``seqs`` that are not there, until ``GRACE_SECONDS`` after ``since``."""
         missing = [e for s in seqs if (e := self._entries.get(s.id)) is not None and e.mask is None]
-        until = time.monotonic() + GRACE_SECONDS
+        until = since + GRACE_SECONDS
         try:
             while any(e.mask is None for e in missing):
                 self._file(self._mailbox.get(timeout=max(0.0, until - time.monotonic())))
@@ -118,12 +118,12 @@ class GrammarMasks:
         return found
 
     def news(self) -> list[tuple[Sequence, Mask]]:
-        """Masks that came since the last call, of sequences that still live."""
+        """The latest masks of sequences that still live and had any since the last call, once each."""
         try:
             while True:
                 self._file(self._mailbox.get_nowait())
         except queue.Empty:
-            news, self._news = self._news, []
+            news, self._news = dict.fromkeys(self._news), []
         return [(e.seq, e.mask) for e in news if e.key in self._by_key and e.mask is not None]
 
     @property
