@@ -67,6 +67,10 @@ test-slow: $(READY) ## Run only the slow tests
 test-all: $(READY) ## Run every test that needs no GPU, the slow ones too: half an hour on 2 cores
 	@$(PYTEST_ALL) -n $(WORKERS) "$(TESTS)" -m "not gpu" $(PYTEST_ARGS)
 
+.PHONY: gpu-check
+gpu-check: $(READY) ## On a GPU: run its tests, then measure what steps are made of; twelve minutes at most
+	@$(BIN)/python -m benchmarks.gpu.check $(BENCH_ARGS)
+
 .PHONY: test-gpu
 test-gpu: $(READY) ## Run the tests that need a CUDA device (.venv must hold a torch for CUDA)
 	@$(PYTEST_ALL) "$(TESTS)" -m gpu $(PYTEST_ARGS)

@@ -195,6 +195,7 @@ def settings_of(job: Job) -> EngineSettings:
         device=job.device,
         dtype=job.dtype,  # type: ignore[arg-type]
         threads=job.threads,
+        speculate="off",  # every system computes each token of the answers
     )
 
 

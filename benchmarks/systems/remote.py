@@ -58,6 +58,7 @@ async def open_server(job: Job) -> AsyncIterator[GrpcSystem]:
         "--dtype": job.dtype,
         "--threads": str(job.threads),
         "--device": job.device,
+        "--speculate": "off",  # every system computes each token of the answers
     }
     command = [sys.executable, "-m", "loramux_server", "serve", *(part for pair in flags.items() for part in pair)]
     server = start(command, {})

@@ -1,0 +1,1 @@
+"""What a GPU is checked and measured with, in one command: see :mod:`.check`."""
