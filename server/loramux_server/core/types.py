@@ -12,6 +12,8 @@ CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 COMPUTED_WITH = (CONFIG_FILE, WEIGHTS_FILE)
 """The files of an adapter that decide what it computes. A model card may be lost without harm to answers."""
+BASE_NAME = "base"
+"""What the base alone is called where a stack has a name. No adapter may be published under it."""
 _DIGEST = re.compile(r"[0-9a-f]{64}", re.ASCII)
 
 
@@ -42,6 +44,11 @@ class StackEntry:
     adapter: AdapterVersion
     weight: float = 1.0
 
+    @property
+    def text(self) -> str:
+        """``acme@3:0.5``: version and weight, as log lines and spans have them."""
+        return f"{self.adapter.ref}:{self.weight:g}"
+
 
 @dataclass(frozen=True, slots=True)
 class Stack:
@@ -67,6 +74,11 @@ class Stack:
 
 
 BASE = Stack()
+
+
+def model_name(entries: Iterable[StackEntry]) -> str:
+    """What answered, as the ``model`` of an answer: ``acme@3+json@1:0.5``, every adapter with its version."""
+    return "+".join(entry.adapter.ref if entry.weight == 1 else entry.text for entry in entries) or BASE_NAME
 
 
 class GrammarKind(StrEnum):

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from ..core.errors import invalid_field
-from ..core.types import StackEntry, StackItem
+from ..core.types import BASE_NAME, StackItem
 from .fields import Adapter
 
-BASE = "base"
-"""The name of the base alone; no adapter can have it."""
 MOST_CHARACTERS = 2048
 """Of a model's name: more than a stack of the most adapters with the longest names has."""
 FINE_TUNED = "ft:"
@@ -23,10 +21,10 @@ def parse_model(model: str, adapters: Sequence[Adapter] = ()) -> tuple[StackItem
     """
     if len(model) > MOST_CHARACTERS:
         raise invalid_field("model", f"has {len(model)} characters, at most {MOST_CHARACTERS} are allowed")
-    if model == BASE:
+    if model == BASE_NAME:
         return tuple(StackItem(each.name, float(each.weight)) for each in adapters)
     if adapters:
-        raise invalid_field("adapters", f"must be left out where model names a stack; set model to {BASE!r}")
+        raise invalid_field("adapters", f"must be left out where model names a stack; set model to {BASE_NAME!r}")
     if model.startswith(FINE_TUNED):
         return (StackItem(adapter_named(model)),)
     return tuple(_entry(part) for part in model.split("+"))
@@ -37,28 +35,20 @@ def adapter_named(model: str) -> str:
     if not model.startswith(FINE_TUNED):
         return model
     base, *rest = model.removeprefix(FINE_TUNED).split(":")
-    if base != BASE or len(rest) not in (2, 3) or not all(rest[1:]):
-        raise invalid_field("model", f"must be such as '{FINE_TUNED}{BASE}:loramux:acme:3', or the adapter: 'acme@3'")
+    if base != BASE_NAME or len(rest) not in (2, 3) or not all(rest[1:]):
+        raise invalid_field(
+            "model", f"must be such as '{FINE_TUNED}{BASE_NAME}:loramux:acme:3', or the adapter: 'acme@3'"
+        )
     return "@".join(rest[1:])
 
 
 def _entry(text: str) -> StackItem:
     name, colon, weight = text.strip().partition(":")
     if not name:
-        raise invalid_field("model", f"must be {BASE!r}, an adapter, or a stack such as 'acme+json:0.5'")
-    if name == BASE:
-        raise invalid_field("model", f"{BASE!r} is below every stack: leave it out")
+        raise invalid_field("model", f"must be {BASE_NAME!r}, an adapter, or a stack such as 'acme+json:0.5'")
+    if name == BASE_NAME:
+        raise invalid_field("model", f"{BASE_NAME!r} is below every stack: leave it out")
     try:
         return StackItem(name, float(weight) if colon else 1.0)
     except ValueError:
         raise invalid_field("model", f"the weight of {name[:80]!r} must be a number") from None
-
-
-def model_name(entries: Iterable[StackEntry]) -> str:
-    """What answered, every adapter with its version."""
-    return (
-        "+".join(
-            entry.adapter.ref if entry.weight == 1 else f"{entry.adapter.ref}:{entry.weight:g}" for entry in entries
-        )
-        or BASE
-    )

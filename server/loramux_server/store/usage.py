@@ -13,8 +13,9 @@ import sqlalchemy as sa
 from sqlalchemy import Connection
 from sqlalchemy.dialects import postgresql, sqlite
 
+from ..core.types import BASE_NAME
 from ..core.usage import AMOUNTS, Amounts, Dimension, UsageByKey, UsageKey, UsageMethod, UsageQuery, UsageRow, is_word
-from ..telemetry.labels import BARE, OTHER, adapter_label
+from ..telemetry.labels import OTHER, adapter_label
 from .database import Database, read_row
 from .paging import check_page_size, make_token, read_token, unknown_token
 from .records import SHARED, VersionState
@@ -138,7 +139,7 @@ def _stored(query: UsageQuery, now: float) -> sa.Select[Any] | None:
     named = {
         "day": days.c.day,
         "tenant": a.c.owner.label("tenant"),
-        "adapter": sa.case((a.c.name == BARE, adapter_label(BARE)), else_=a.c.name).label("adapter"),
+        "adapter": sa.case((a.c.name == BASE_NAME, adapter_label(BASE_NAME)), else_=a.c.name).label("adapter"),
         "method": sa.literal(UsageMethod.STORE.value).label("method"),
     }
     nothing = [sa.literal(0).label(name) for name in AMOUNTS]

@@ -19,11 +19,11 @@ from loramux_server.core.errors import Code, Error
 from loramux_server.core.jobs import JobState, TrainEvent, TrainEventType
 from loramux_server.core.observer import CallFinished, JobMoved, RequestStarted
 from loramux_server.core.principal import LOCAL, Principal
-from loramux_server.core.types import BASE, AdapterVersion, Stack, StackEntry
+from loramux_server.core.types import BASE, BASE_NAME, AdapterVersion, Stack, StackEntry
 from loramux_server.store.adapters.refs import check_name, check_new_name
 from loramux_server.store.damage import Kind
 from loramux_server.telemetry.endpoint import MetricsEndpoint
-from loramux_server.telemetry.labels import BARE, NONE, OTHER, names_in, stack_label
+from loramux_server.telemetry.labels import NONE, OTHER, names_in, stack_label
 from loramux_server.telemetry.metrics.reading import MAX_RESIDENT, NamedVersion, Names
 from loramux_server.telemetry.metrics.refusals import MAX_TENANTS
 from loramux_server.telemetry.metrics.registry import MAX_JOBS, Metrics
@@ -134,15 +134,15 @@ def test_calls_without_a_stack_have_a_word_of_their_own() -> None:
 
 def test_field_23_words_of_the_servers_own_are_no_names() -> None:
     """What stands in labels for the bare base and for the rest cannot be published, so it never means an adapter."""
-    for word in (OTHER, NONE, BARE):
+    for word in (OTHER, NONE, BASE_NAME):
         with pytest.raises(Error):
             check_new_name(word)
-    assert stack_label(BASE) == BARE
+    assert stack_label(BASE) == BASE_NAME
     # One that was published before the word was the server's own.
-    assert stack_label(stack(BARE)) == "adapter:base"
+    assert stack_label(stack(BASE_NAME)) == "adapter:base"
     with pytest.raises(Error):
         check_name("adapter:base")
-    assert [sorted(names_in(label)) for label in ("adapter:base", BARE, "a+b")] == [["base"], [], ["a", "b"]]
+    assert [sorted(names_in(label)) for label in ("adapter:base", BASE_NAME, "a+b")] == [["base"], [], ["a", "b"]]
 
 
 def test_a_stack_has_one_label_whatever_its_order() -> None:

@@ -7,12 +7,11 @@ from collections.abc import Iterator
 from typing import Any
 
 from ...core.json_values import BadJson, decode, why_unusable
-from ...core.types import Chunk, FinishReason, Usage
+from ...core.types import Chunk, FinishReason, Usage, model_name
 from ...services.inference.types import GenerateRequest
 from ...text.reasoning import Thought
 from ...text.tool_calls import ToolCall, new_call_id
 from ..fields import as_text
-from ..names import model_name
 from ..parts import AnswerFormat, Part, PartReader
 
 _EMPTY: dict[str, dict[str, Any]] = {

@@ -8,13 +8,12 @@ from contextlib import aclosing
 from typing import Any
 
 from ...core import call as calls
-from ...core.types import Chunk
+from ...core.types import Chunk, model_name
 from ...services.availability import Availability
 from ...services.inference.types import GenerateRequest
 from ..describe import describe
 from ..exchange import Exchange
 from ..fields import read
-from ..names import model_name
 from ..parts import AnswerFormat, answer_format
 from .answer import ChoiceAnswer, usage_of
 from .convert import chat_request

@@ -9,14 +9,13 @@ from typing import Any
 
 from ...core import call as calls
 from ...core.errors import invalid_field
-from ...core.types import Chunk, TokenLogprob, Usage
+from ...core.types import Chunk, TokenLogprob, Usage, model_name
 from ...services.availability import Availability
 from ...services.inference.service import GenerationService
 from ...services.inference.types import GenerateRequest
 from ..describe import describe
 from ..exchange import Exchange
 from ..fields import read
-from ..names import model_name
 from .answer import FINISH, LEAST_LOGPROB, usage_of
 from .convert import completion_requests
 from .schema import CompletionRequest

@@ -7,11 +7,11 @@ from typing import Any
 
 from ...core.call import Call
 from ...core.errors import invalid_field
-from ...core.types import Message, SamplingParams, StackItem
+from ...core.types import BASE_NAME, Message, SamplingParams, StackItem
 from ...services.inference.types import GenerateRequest
 from ...text.forced_calls import ToolChoice, ToolMode
 from ..fields import as_text
-from ..names import BASE, parse_model
+from ..names import parse_model
 from .schema import (
     ChatMessage,
     ChatRequest,
@@ -81,8 +81,8 @@ def _stack(asked: Sampling) -> tuple[StackItem, ...]:
     """The stack, in whichever of three ways it is written."""
     if asked.lora is None:
         return parse_model(asked.model, asked.adapters)
-    if asked.adapters or asked.model != BASE:
-        what = f"must be left out beside adapters, and where model names a stack; set model to {BASE!r}"
+    if asked.adapters or asked.model != BASE_NAME:
+        what = f"must be left out beside adapters, and where model names a stack; set model to {BASE_NAME!r}"
         raise invalid_field("lora", what)
     return tuple(StackItem(_named(a.id, f"lora[{i}].id"), float(a.scale)) for i, a in enumerate(asked.lora))
 

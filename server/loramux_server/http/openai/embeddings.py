@@ -9,14 +9,14 @@ from typing import Any
 from ...core import call as calls
 from ...core.call import Call
 from ...core.errors import invalid_field
-from ...core.types import Pooling
+from ...core.types import Pooling, model_name
 from ...services.availability import Availability
 from ...services.common.workers import prepare
 from ...services.inference.types import Embeddings, EmbedRequest
 from ..describe import describe
 from ..exchange import JSON_TYPE, Exchange
 from ..fields import read
-from ..names import model_name, parse_model
+from ..names import parse_model
 from .schema import EmbeddingRequest
 from .shapes import EmbeddingList
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from ...core import call as calls
 from ...core.errors import adapter_not_found, invalid_field
+from ...core.types import BASE_NAME
 from ...services.adapters.types import AdapterInfo
 from ...services.availability import Availability
 from ...services.common.context import Context
@@ -14,7 +15,7 @@ from ..anthropic.models import ANTHROPIC_VERSION, asks_as_anthropic, model_info,
 from ..anthropic.shapes import ModelInfo, ModelPage
 from ..describe import describe
 from ..exchange import Exchange
-from ..names import BASE, adapter_named
+from ..names import adapter_named
 from .shapes import DeletedModel, LoraAdapters, Model, ModelList
 
 PAGE = 1000
@@ -46,7 +47,7 @@ class Models:
     async def retrieve(self, exchange: Exchange) -> None:
         """One: the base, an adapter, ``name@version`` or ``name@alias``."""
         name = exchange.path_params["model"]
-        if name == BASE:
+        if name == BASE_NAME:
             await self._send(exchange, self._base())
             return
         name = adapter_named(name)
@@ -60,7 +61,7 @@ class Models:
     async def delete(self, exchange: Exchange) -> None:
         """Delete an adapter with all its versions, or one version."""
         name = exchange.path_params["model"]
-        if name == BASE:
+        if name == BASE_NAME:
             raise invalid_field("model", "is the base, which cannot be deleted")
         await self._availability.open().adapters.delete(adapter_named(name), calls.principal())
         await exchange.send_json({"id": name, "object": "model", "deleted": True})
@@ -81,7 +82,7 @@ class Models:
                 return found
 
     def _base(self) -> dict[str, Any]:
-        return {**_model(BASE, 0.0, self._context.info.base_name), "parent": None}
+        return {**_model(BASE_NAME, 0.0, self._context.info.base_name), "parent": None}
 
     @property
     def _context(self) -> Context:
@@ -99,4 +100,11 @@ def _models(info: AdapterInfo) -> list[dict[str, Any]]:
 
 
 def _model(id: str, created: float, root: str) -> dict[str, Any]:
-    return {"id": id, "object": "model", "created": int(created), "owned_by": "loramux", "root": root, "parent": BASE}
+    return {
+        "id": id,
+        "object": "model",
+        "created": int(created),
+        "owned_by": "loramux",
+        "root": root,
+        "parent": BASE_NAME,
+    }

@@ -6,11 +6,12 @@ import re
 from dataclasses import dataclass
 
 from ...core.errors import invalid_field
+from ...core.types import BASE_NAME
 
 LATEST = "latest"
 """The alias that a bare name means."""
 
-RESERVED = frozenset({"base"})
+RESERVED = frozenset({BASE_NAME})
 """What means the bare base in metrics and to clients. Names that are published already stay readable."""
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}", re.ASCII)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from ...core.call import Call
 from ...core.observer import CallFinished, NullObserver, RequestFinished, RequestRefused
-from ...core.types import Stack
+from ...core.types import BASE_NAME, Stack
 from . import is_logged, write
 from .lines import Event, cut
 from .storms import Storms
@@ -85,7 +85,7 @@ class RequestLog(NullObserver):
 
 def stack_text(stack: Stack) -> str:
     """The adapter versions of a stack with their weights: ``acme@3:0.5+sql@1:1``; ``base`` where there are none."""
-    return "+".join(f"{entry.adapter.ref}:{entry.weight:g}" for entry in stack.entries) or "base"
+    return "+".join(entry.text for entry in stack.entries) or BASE_NAME
 
 
 def _outcome(code: str, reason: str) -> Event:

@@ -8,8 +8,8 @@ from threading import Lock
 from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
-from ...core.types import Stack
-from ..labels import BARE, NONE, OTHER, names_in, stack_label
+from ...core.types import BASE_NAME, Stack
+from ..labels import NONE, OTHER, names_in, stack_label
 from .catalog import FIRST_TOKENS, GENERATED_TOKENS, PROMPT_TOKENS, REQUEST_DURATION
 from .declarations import CounterMetric, HistogramMetric
 from .ranking import Ranking
@@ -41,7 +41,7 @@ class StackSeries(Collector):
         """A request began: who is used most has labels."""
         label = stack_label(stack)
         with self._lock:
-            if label != BARE:
+            if label != BASE_NAME:
                 self._stacks.use(label)
             self._pairs.use((tenant, label))
             self._tenants.use(tenant)
@@ -89,7 +89,7 @@ class StackSeries(Collector):
         tenant, label = labels
         if labels == NOWHERE:
             return labels
-        if label != BARE and label not in self._stacks:
+        if label != BASE_NAME and label not in self._stacks:
             return (tenant if tenant in self._tenants else OTHER), OTHER
         return (tenant if labels in self._pairs else OTHER), label
 

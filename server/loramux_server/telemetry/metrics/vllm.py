@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
-from ..labels import BARE
+from ...core.types import BASE_NAME
 from .declarations import GaugeMetric
 from .reading import Reading, used_last
 
@@ -99,7 +99,7 @@ def gauges(reading: Reading, now: float) -> Iterator[Metric]:
 def _family(metric: GaugeMetric, samples: Iterable[tuple[tuple[str, ...], float]]) -> Metric:
     family = metric.family()
     for labels, value in samples:
-        family.add_metric((BARE, "0", *labels), value)
+        family.add_metric((BASE_NAME, "0", *labels), value)
     return family
 
 

@@ -17,12 +17,10 @@ from opentelemetry.util.types import AttributeValue
 
 from ...core.backend import SequenceTimes
 from ...core.observer import NullObserver, RequestFinished
-from ...core.types import StackEntry
+from ...core.types import BASE_NAME, model_name
 from .contexts import context_of, nanoseconds
 
 PROVIDER = "loramux"
-BASE = "base"
-"""What the base alone is called, as over HTTP."""
 OPERATIONS = {"score": "score", "embed": "embeddings"}
 """What methods are called; a generation is ``chat`` or ``text_completion``."""
 
@@ -82,15 +80,15 @@ def _attributes(event: RequestFinished) -> Iterator[tuple[str, AttributeValue | 
     entries = event.stack.entries
     yield "gen_ai.operation.name", OPERATIONS.get(event.method) or ("chat" if event.chat else "text_completion")
     yield "gen_ai.provider.name", PROVIDER
-    yield "gen_ai.request.model", "+".join(entry.adapter.name for entry in entries) or BASE
-    yield "gen_ai.response.model", "+".join(map(_written, entries)) or BASE
+    yield "gen_ai.request.model", "+".join(entry.adapter.name for entry in entries) or BASE_NAME
+    yield "gen_ai.response.model", model_name(entries)
     yield "gen_ai.response.id", event.request_id
     yield "gen_ai.usage.input_tokens", event.prompt_tokens
     yield "gen_ai.usage.output_tokens", event.completion_tokens
     yield "gen_ai.usage.cache_read.input_tokens", event.cached_tokens or None
     yield "gen_ai.response.finish_reasons", [str(reason) for reason in event.finish_reasons] or None
     yield "gen_ai.response.time_to_first_chunk", event.time_to_first_token
-    yield "loramux.adapters", [f"{entry.adapter.ref}:{entry.weight:g}" for entry in entries]
+    yield "loramux.adapters", [entry.text for entry in entries]
     yield "loramux.tenant", event.tenant
     yield "loramux.code", event.code
     if event.times is not None:
@@ -107,8 +105,3 @@ def _sampling(event: RequestFinished) -> Iterator[tuple[str, AttributeValue | No
     yield "gen_ai.request.top_p", sampling.top_p
     yield "gen_ai.request.top_k", sampling.top_k or None
     yield "gen_ai.request.choice.count", event.choices if event.choices > 1 else None
-
-
-def _written(entry: StackEntry) -> str:
-    """As the HTTP door writes it: ``acme@3``, with its weight where that is not 1."""
-    return entry.adapter.ref if entry.weight == 1 else f"{entry.adapter.ref}:{entry.weight:g}"

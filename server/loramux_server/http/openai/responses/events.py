@@ -7,10 +7,9 @@ from contextlib import aclosing
 from typing import Any
 
 from ....core.errors import Error
-from ....core.types import Chunk, FinishReason
+from ....core.types import Chunk, FinishReason, model_name
 from ....text.reasoning import Thought
 from ....text.tool_calls import ToolCall, new_call_id
-from ...names import model_name
 from ...parts import AnswerFormat, PartReader
 from ..answer import logprob_of
 from .items import TextItem, Told, call_item, call_told

@@ -7,9 +7,9 @@ from typing import Any
 
 from ....core.backend import EngineInfo
 from ....core.jobs import JobState, TrainEvent, TrainEventType
+from ....core.types import BASE_NAME
 from ....services.jobs.recipes import chosen_rate
 from ....store.records import DatasetRecord, EventRecord, JobRecord, PartRecord, UploadRecord
-from ...names import BASE
 from .ids import event_id, file_id, job_id
 
 PURPOSE = "fine-tune"
@@ -80,7 +80,7 @@ def job_object(job: JobRecord, info: EngineInfo) -> dict[str, Any]:
         "finished_at": None if job.finished is None else int(job.finished),
         "estimated_finish": int(job.updated + eta) if eta is not None and math.isfinite(eta) else None,
         "status": _STATUS.get(job.state, job.state.value),
-        "model": request.init_from or BASE,
+        "model": request.init_from or BASE_NAME,
         "fine_tuned_model": (job.adapter or None) if succeeded else None,
         "trained_tokens": int(job.metrics.get("trained_tokens", 0)) if succeeded else None,
         "error": {"code": job.error_code.lower(), "message": job.error, "param": None} if failed else None,
