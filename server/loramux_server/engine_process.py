@@ -20,10 +20,16 @@ from .engine.transport.process import LOST_FRAMING
 from .engine.transport.protocol import Command, Failure
 from .engine.transport.wire import Broken, Progress, Ready, Start, Stop, Unreadable, encode, read_frames
 from .host.signals import leave_to_the_front
-from .telemetry.logs import configure_child
+from .telemetry.logs import configure_child, get_logger
+from .telemetry.stderr import flush
 
 if TYPE_CHECKING:
     from .engine.loop import EngineLoop
+
+logger = get_logger(__name__)
+
+LAST_LINES = 0.5
+"""Seconds that the last lines get to be written."""
 
 
 def main(fd: int) -> int:
@@ -49,10 +55,11 @@ def main(fd: int) -> int:
                     case _ if isinstance(message, Command | Unreadable):
                         running.result().submit(message)
                     case _:
-                        print(f"loramux engine: {type(message).__name__} is no command", file=sys.stderr, flush=True)
+                        logger.error("a message that is no command is dropped", kind=type(message).__name__)
         except msgspec.MsgspecError as error:
             # What came after it cannot be told apart: the front starts another process.
-            print(f"loramux engine: the commands cannot be read any more: {error}", file=sys.stderr, flush=True)
+            logger.error("the commands cannot be read any more", error=str(error))
+            flush(LAST_LINES)
             os._exit(LOST_FRAMING)
         except OSError:
             pass  # a reset: the front died and had not read all that it was sent
