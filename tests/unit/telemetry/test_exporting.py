@@ -87,6 +87,25 @@ def test_what_contradicts_itself_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.parametrize(
+    ("url", "what"),
+    [
+        ("http://me:secret@c:4318", "must not hold a password"),
+        ("http://c:99999", "must be a URL such as"),
+        ("grpc://[", "must be a URL such as"),
+    ],
+)
+def test_variables_that_cannot_be(url: str, what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A password would be in the log as soon as the collector is away."""
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", url)
+    with pytest.raises(Error) as refused:
+        open_exporter(None, "auto")
+    (violation,) = refused.value.violations
+    assert violation.field == "OTEL_EXPORTER_OTLP_ENDPOINT"
+    assert what in violation.description
+    assert "secret" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
     ("given", "what"),
     [
         ({"otlp_traces_endpoint": "collector:4317"}, "must be a URL such as grpc://collector:4317"),

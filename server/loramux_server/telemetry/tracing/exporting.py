@@ -13,8 +13,9 @@ from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 
 from ...core.errors import invalid_field
 from ...core.outage import Outage
+from ...host.urls import why_no_endpoint
 from ..logs import get_logger
-from .variables import named_endpoint
+from .variables import ENDPOINTS, named_endpoint
 
 logger = get_logger(__name__)
 
@@ -36,6 +37,9 @@ def open_exporter(endpoint: str | None, protocol: str) -> WatchedExporter:
     INVALID_ARGUMENT.
     """
     named = endpoint or named_endpoint()
+    # A flag is checked already. Of variables gRPC's own forms are fine, such as collector:4317 and dns:///collector:4317.
+    if endpoint is None and named.partition("://")[0] in ENCRYPTED and (why := why_no_endpoint(named)):
+        raise invalid_field(next(name for name in ENDPOINTS if os.environ.get(name)), why)
     return WatchedExporter(_exporter(endpoint, named, _protocol(named, protocol, os.environ)), urlsplit(named).netloc)
 
 
