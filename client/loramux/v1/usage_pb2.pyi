@@ -124,7 +124,7 @@ class UsageRow(_message.Message):
     method: _builtins.str
     """What was used: `generate`, `score`, `embed`, `train` or `store`."""
     requests: _builtins.int
-    """Requests that were answered, or that their callers left after the first token."""
+    """Requests that were answered, or that ended after the first token by their caller, their grammar or their adapters."""
     input_tokens: _builtins.int
     """Tokens that the model read for them, `cached_tokens` included."""
     cached_tokens: _builtins.int

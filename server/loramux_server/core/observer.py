@@ -44,6 +44,8 @@ class RequestFinished:
     """One per choice that ended by itself."""
     code: str
     """``ok`` or a ``core.errors.Code`` value (``cancelled`` when the caller went away)."""
+    reason: str = ""
+    """Of a generation that failed: the reason that its caller was told."""
     preparation: float = 0.0
     """Of ``duration``: from the call until the request went to the engine, checked and tokenised."""
     time_to_first_token: float | None = None

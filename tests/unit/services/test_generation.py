@@ -362,6 +362,18 @@ async def test_a_dead_engine_fails_the_request_and_only_it(
     assert backend.open == 0
 
 
+async def test_a_failure_of_the_grammar_is_told_with_its_reason(
+    service: GenerationService, backend: FakeBackend, recorder: Recorder
+) -> None:
+    """What the usage of the tokens before it depends on."""
+    failure = Error(Code.RESOURCE_EXHAUSTED, "too complex", reason="GRAMMAR_RESOURCE_EXHAUSTED")
+    backend.script = lambda _: Script((5, 6), raises=failure)
+    await refused(service, GenerateRequest(prompt="x", principal=LOCAL))
+    (finished,) = recorder.finished
+    assert (finished.code, finished.reason) == (failure.code.value, failure.reason)
+    assert finished.completion_tokens == 2
+
+
 async def test_an_engine_that_stops_without_a_word_is_unavailable(
     service: GenerationService, backend: FakeBackend
 ) -> None:

@@ -56,7 +56,7 @@ class Answer:
         self._first_token: float | None = None
         self._tokens = [_TokenTimes() for _ in prepared.commands]
         self._latest = self._tokens[0]
-        self._code = Code.CANCELLED.value
+        self._code, self._reason = Code.CANCELLED.value, ""
 
     async def chunks(self) -> AsyncGenerator[Chunk]:
         """Chunks of all choices. Closing this early aborts what the engine still does for it."""
@@ -96,7 +96,7 @@ class Answer:
                     yield chunk
                     begun = True
         except Error as error:
-            self._code = error.code.value
+            self._code, self._reason = error.code.value, error.reason
             raise
         except Exception:
             self._code = Code.INTERNAL.value
@@ -149,6 +149,7 @@ class Answer:
             duration=time.monotonic() - p.started,
             finish_reasons=tuple(d.finish_reason for d in p.decoders if d.finish_reason is not None),
             code=self._code,
+            reason=self._reason,
             preparation=self._begun - p.started,
             time_to_first_token=None if self._first_token is None else self._first_token - p.started,
             times=self._latest.times(),

@@ -24,8 +24,10 @@ MOST_WAITING = 50_000
 LAST_SECONDS = 10.0
 """How long a server that stops goes on trying to write what waits."""
 RETRY_SECONDS = 0.5
-_BY_THE_CALLER = frozenset({Code.CANCELLED.value, Code.DEADLINE_EXCEEDED.value})
-"""How requests end before they are answered without a fault of the server's."""
+_BY_THE_CALLER = frozenset({Code.CANCELLED.value, Code.DEADLINE_EXCEEDED.value, Code.FAILED_PRECONDITION.value})
+"""How requests end before they are answered without a fault of the server's: the last one by their adapters."""
+_ITS_GRAMMAR = "GRAMMAR_RESOURCE_EXHAUSTED"
+"""Reason of requests that end so by their grammar. Were they free, every answer could be had for nothing."""
 
 
 class UsageRecorder(NullObserver):
@@ -108,9 +110,9 @@ def _told(error: Exception) -> dict[str, Any]:
 def _amounts(event: RequestFinished) -> Amounts:
     """What a request is charged with.
 
-    Nothing, where it was the server's own, where the server failed, or where its caller left before the first token.
+    Nothing, where it was the server's own, where the server failed, or where it ended before the first token.
     """
-    begun = event.code in _BY_THE_CALLER and event.completion_tokens
+    begun = (event.code in _BY_THE_CALLER or event.reason == _ITS_GRAMMAR) and event.completion_tokens
     if event.call is None or not (event.code == "ok" or begun):
         return Amounts()
     if event.method == UsageMethod.SCORE:  # its continuation is read, as the prompt is
