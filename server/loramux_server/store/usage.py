@@ -147,7 +147,7 @@ def _stored(query: UsageQuery, now: float) -> sa.Select[Any] | None:
     return (
         sa.select(*named.values(), *nothing, (end - begin).label("seconds"))
         .select_from(v.join(a, a.c.id == v.c.adapter_id).join(days, sa.and_(v.c.created < days.c.end, there)))
-        .where(a.c.owner != SHARED, *_wanted(replace(query, methods=None), named))
+        .where(a.c.owner != SHARED, begin < end, *_wanted(replace(query, methods=None), named))
     )
 
 

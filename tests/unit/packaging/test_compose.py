@@ -210,3 +210,14 @@ def test_prometheus_has_the_rules_that_its_configuration_names() -> None:
 def test_the_gpu_s_image_is_built_for_it() -> None:
     given = services("compose.gpu.yaml")["loramux"]
     assert (given["image"], given["build"]["args"]) == ("loramux:cuda", {"TORCH": "cuda"})
+
+
+@pytest.mark.parametrize("name", ["compose.network.yaml", "compose.storage.yaml"])
+def test_the_commands_of_a_file_leave_the_secrets_of_the_others_alone(name: str) -> None:
+    """Both files' secrets are in one folder: a password file that the group reads is none to PostgreSQL's clients."""
+    own = {Path(secret["file"]).name for secret in read(name)["secrets"].values()}
+    folder, owned = "deploy/secrets/", set()
+    commands = re.findall(r"\bch(?:mod|own) [\d:]+ ([^;\n]+)", (DEPLOY / name).read_text())
+    for files in map(str.split, commands):
+        owned |= {file.removeprefix(folder) for file in files if not file.startswith("deploy/tls/")}
+    assert owned == own

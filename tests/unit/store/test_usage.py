@@ -216,6 +216,18 @@ def test_hours_are_those_of_every_version_while_it_was_stored(store: Store, fold
     assert rows(table, page_size=2) == rows(table)
 
 
+def test_a_clock_that_went_back_takes_no_hours_away(store: Store, folder: Make) -> None:
+    """A version that was deleted before it was published, as far as the clocks of two servers tell."""
+    now = [NOON]
+    registry = AdapterRegistry(store.database, store.blobs, lambda: now[0], store.damage)
+    registry.publish("steady", "ann", folder("one"), META)
+    registry.publish("acme", "ann", folder("two"), META)
+    now[0] -= 2 * HOUR
+    registry.delete("acme", "ann")
+    table = UsageTable(store.database, lambda: NOON + HOUR)
+    assert hours(table, replace(ALL, group_by=(Dimension.TENANT,))) == {("", "ann", ""): 1}
+
+
 def test_versions_deleted_before_that_was_noted_have_no_hours(store: Store, folder: Make) -> None:
     table = UsageTable(store.database, lambda: NOON + DAY)
     registry = AdapterRegistry(store.database, store.blobs, lambda: NOON, store.damage)
