@@ -290,7 +290,7 @@ def test_a_command_that_finds_no_memory_fails_alone(cases: Cases, monkeypatch: p
     engine = cases.engine()
     monkeypatch.setattr(engine.loop, "_memory", lambda training: on_host())
     engine.run(StatsCommand("stats"))
-    monkeypatch.setattr(engine.loop._scores, "open", lambda seq: on_host())
+    monkeypatch.setattr(engine.loop._sequences.scores, "open", lambda seq: on_host())
     engine.run(command("none", cases.prompts[0], 3, cases.stack([("all", 1.0)])))
     for id in ("stats", "none"):
         failure = engine.failure(id)

@@ -248,7 +248,7 @@ def test_a_pass_is_put_down_after_any_layer(engine: Engine, tmp_path: Path, pass
             busy, share._background = share._background, job_scheduler.JobScheduler(engine.base, JOBS, BLOBS.reader)
             assert engine.generate(prompt, 6) == alone
             share._background = busy
-    engine.loop._flush()
+    engine.loop._outbox.flush()
     layers_ = len(engine.base.layers)
     assert units >= len(passes) * 2 * layers_
     assert losses(engine, "cut") == pytest.approx(losses(engine, "whole"), rel=1e-5)
