@@ -7,6 +7,7 @@ from datetime import date, datetime
 from typing import Any, TypeAlias, TypedDict
 
 from ..errors import invalid
+from ..types.usage import DIMENSIONS
 from ..v1 import adapters_pb2, inference_pb2, usage_pb2
 from .fields import assign, filled, items, shown, strings
 from .options import check_known, chosen, json_objects, json_text
@@ -256,7 +257,7 @@ def usage(
     """Usage of a time, grouped by dimensions such as ``day``."""
     request = usage_pb2.GetUsageRequest(since=_day("since", since), until=_day("until", until))
     for dimension in strings("group_by", group_by or ()):
-        if dimension not in ("day", "tenant", "adapter", "method"):
+        if dimension not in DIMENSIONS:
             raise invalid("group_by", f"is {shown(dimension)}; it must be day, tenant, adapter or method")
         request.group_by.append(usage_pb2.UsageDimension.Value(f"USAGE_DIMENSION_{dimension.upper()}"))
     return filled(request, tenant=tenant, adapter=adapter)

@@ -10,12 +10,11 @@ from typing import Annotated
 
 import typer
 
-from ..types import UsageRow
+from ..types.usage import DIMENSIONS, UsageRow
 from .common import Json, connect, jsonable, print_json
 from .completion import complete_adapter
 from .tables import print_table
 
-DIMENSIONS = ("day", "tenant", "adapter", "method")
 AMOUNTS = tuple(field.name for field in dataclasses.fields(UsageRow) if field.name not in DIMENSIONS)
 HEADINGS = ("REQUESTS>", "INPUT>", "CACHED>", "OUTPUT>", "TRAINED>", "ADAPTER HOURS>")
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+DIMENSIONS = ("day", "tenant", "adapter", "method")
+"""What usage can be grouped by, in the order of the rows."""
+
 
 @dataclass(frozen=True, slots=True)
 class UsageRow:

@@ -471,9 +471,9 @@ class TenantActivity(_message.Message):
     tenant: _builtins.str
     """Name of the tenant. Empty: all of them."""
     requests_running: _builtins.int
-    """Generations and scores that are being answered, those that wait included."""
+    """Generations, scores and embeddings that are being answered, those that wait included."""
     requests_per_second: _builtins.float
-    """Generations and scores that began, a second."""
+    """Generations, scores and embeddings that began, a second."""
     prompt_tokens_per_second: _builtins.float
     """Prompt tokens taken in, a second."""
     generated_tokens_per_second: _builtins.float
@@ -542,9 +542,9 @@ class AdapterActivity(_message.Message):
     size_bytes: _builtins.int
     """Size of its files in bytes."""
     requests_running: _builtins.int
-    """Generations and scores with it that are being answered, those that wait included."""
+    """Generations, scores and embeddings with it that are being answered, those that wait included."""
     requests_per_second: _builtins.float
-    """Generations and scores with it that began, a second."""
+    """Generations, scores and embeddings with it that began, a second."""
     prompt_tokens_per_second: _builtins.float
     """Prompt tokens taken in with it, a second."""
     generated_tokens_per_second: _builtins.float
@@ -598,9 +598,9 @@ class JobActivity(_message.Message):
     state: _training_pb2.JobState.ValueType
     """Where it stands."""
     step: _builtins.int
-    """Optimiser steps done."""
+    """Optimizer steps done."""
     total_steps: _builtins.int
-    """Optimiser steps in all. 0: not known yet."""
+    """Optimizer steps in all. 0: not known yet."""
     loss: _builtins.float
     """Latest training loss. Unset: there is none yet."""
     eta_seconds: _builtins.float

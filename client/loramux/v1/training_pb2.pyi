@@ -84,7 +84,7 @@ class _JobEventTypeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_JobEvent
     JOB_EVENT_TYPE_STATE: _JobEventType.ValueType  # 1
     """The job moved to `state`."""
     JOB_EVENT_TYPE_STEP: _JobEventType.ValueType  # 2
-    """An optimiser step was done."""
+    """An optimizer step was done."""
     JOB_EVENT_TYPE_EVALUATION: _JobEventType.ValueType  # 3
     """Held-out rows were measured."""
     JOB_EVENT_TYPE_MESSAGE: _JobEventType.ValueType  # 4
@@ -102,7 +102,7 @@ JOB_EVENT_TYPE_UNSPECIFIED: JobEventType.ValueType  # 0
 JOB_EVENT_TYPE_STATE: JobEventType.ValueType  # 1
 """The job moved to `state`."""
 JOB_EVENT_TYPE_STEP: JobEventType.ValueType  # 2
-"""An optimiser step was done."""
+"""An optimizer step was done."""
 JOB_EVENT_TYPE_EVALUATION: JobEventType.ValueType  # 3
 """Held-out rows were measured."""
 JOB_EVENT_TYPE_MESSAGE: JobEventType.ValueType  # 4
@@ -456,7 +456,7 @@ class DatasetSummary(_message.Message):
     duplicates: _builtins.int
     """Rows that are copies of another."""
     estimated_steps: _builtins.int
-    """Optimiser steps with the given settings."""
+    """Optimizer steps with the given settings."""
     estimated_seconds: _builtins.float
     """Seconds of training on this machine with nothing else to do, when it can be told."""
     estimated_memory_bytes: _builtins.int
@@ -673,9 +673,9 @@ class TrainSettings(_message.Message):
     epochs: _builtins.float
     """Passes over the data; may be a fraction. Default 3."""
     max_steps: _builtins.int
-    """Optimiser steps; overrides `epochs`, going through the rows as often as it takes. Unset: as `epochs` says."""
+    """Optimizer steps; overrides `epochs`, going through the rows as often as it takes. Unset: as `epochs` says."""
     batch_size: _builtins.int
-    """Rows per optimiser step. Default 8."""
+    """Rows per optimizer step. Default 8."""
     max_length: _builtins.int
     """Longest row in tokens; longer rows are refused, not cut. Unset: the model's context."""
     seed: _builtins.int
@@ -1145,9 +1145,9 @@ class Job(_message.Message):
     state: Global___JobState.ValueType
     """Where it stands."""
     step: _builtins.int
-    """Optimiser steps done."""
+    """Optimizer steps done."""
     total_steps: _builtins.int
-    """Optimiser steps in all. 0: not known yet."""
+    """Optimizer steps in all. 0: not known yet."""
     dataset_id: _builtins.str
     """Dataset that it trains on."""
     validation_dataset_id: _builtins.str
@@ -1533,9 +1533,9 @@ class JobEvent(_message.Message):
     state: Global___JobState.ValueType
     """New state, for STATE events."""
     step: _builtins.int
-    """Optimiser steps done."""
+    """Optimizer steps done."""
     total_steps: _builtins.int
-    """Optimiser steps in all. 0: not known yet."""
+    """Optimizer steps in all. 0: not known yet."""
     @_builtins.property
     def metrics(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
         """Figures, such as `loss`, `learning_rate`, `grad_norm`, `tokens_per_second`, `eta_seconds`, `eval_loss`."""

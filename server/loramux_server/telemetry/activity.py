@@ -36,7 +36,7 @@ class Activity:
 
     tenant: str = ""
     requests_running: int = 0
-    """Generations and scores that are being answered, those that wait included."""
+    """Generations, scores and embeddings that are being answered, those that wait included."""
     requests_per_second: float = 0.0
     prompt_tokens_per_second: float = 0.0
     generated_tokens_per_second: float = 0.0

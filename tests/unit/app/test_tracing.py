@@ -142,7 +142,7 @@ def check_tree(collector: Collector, call: Span, operation: str) -> Span:
         "gen_ai.response.finish_reasons": ["length"],
         "loramux.adapters": ["acme@1:1", "formal@1:0.5"],
         "loramux.tenant": "default",
-        "loramux.code": "ok",
+        "loramux.code": "OK",
         "loramux.preemptions": 2,
     }
     assert attributes["gen_ai.usage.input_tokens"] > 0
@@ -199,7 +199,7 @@ async def test_scores_and_embeddings_have_spans(collector: Collector, backend: F
         assert answer.status_code == 200
     score, embedding = collector.one("score acme"), collector.one("embeddings base")
     assert score.attributes["gen_ai.usage.output_tokens"] > 0
-    assert (embedding.attributes["loramux.adapters"], embedding.attributes["loramux.code"]) == ([], "ok")
+    assert (embedding.attributes["loramux.adapters"], embedding.attributes["loramux.code"]) == ([], "OK")
     assert collector.below(collector.one("POST /v1/embeddings")) == {embedding.name: embedding}
 
 

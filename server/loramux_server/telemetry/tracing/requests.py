@@ -46,7 +46,7 @@ class RequestSpans(NullObserver):
             start_time=begin,
         )
         if event.code != "ok":
-            span.set_attribute("error.type", event.code.upper())
+            span.set_attribute("error.type", attributes["loramux.code"])
             span.set_status(StatusCode.ERROR)
         if event.times is not None:
             # A generation is sent piece by piece, and its last may wait for a slow reader; other answers end at once.
@@ -90,7 +90,7 @@ def _attributes(event: RequestFinished) -> Iterator[tuple[str, AttributeValue | 
     yield "gen_ai.response.time_to_first_chunk", event.time_to_first_token
     yield "loramux.adapters", [entry.text for entry in entries]
     yield "loramux.tenant", event.tenant
-    yield "loramux.code", event.code
+    yield "loramux.code", event.code.upper()
     if event.times is not None:
         yield "loramux.preemptions", event.times.preempted or None
     if event.sampling is not None:
