@@ -270,6 +270,23 @@ async def test_a_deadline_ends_an_engine_that_hangs(
     assert recorder.finished[0].code == "deadline_exceeded"
 
 
+@pytest.mark.parametrize("late", [True, False])
+async def test_a_door_that_ends_a_call_at_its_deadline_is_no_caller_that_left(
+    service: GenerationService, backend: FakeBackend, recorder: Recorder, late: bool
+) -> None:
+    backend.script = lambda _: Script((5,), hang=True)
+    deadline = time.monotonic() + (0.2 if late else 60)
+    asked = GenerateRequest(prompt="x", deadline=deadline, principal=LOCAL)
+    task = asyncio.create_task(service.generate_once(asked))
+    await backend.hanging.wait()
+    while late and time.monotonic() < deadline:
+        pass  # without the loop, whose timer would end it first
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert [f.code for f in recorder.finished] == ["deadline_exceeded" if late else "cancelled"]
+
+
 async def test_without_a_deadline_the_servers_own_holds(context: Context, backend: FakeBackend) -> None:
     service = GenerationService(dataclasses.replace(context, limits=Limits(max_request_seconds=0.05)))
     backend.script = lambda _: Script((5,), hang=True)

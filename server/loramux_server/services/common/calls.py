@@ -24,6 +24,7 @@ from ..access.audit import CallAudit
 from ..access.methods import Method
 from ..access.quotas import Rate
 from ..access.refusals import invalid
+from .deadlines import code_of_cancelled
 from .shielding import to_the_end
 
 logger = get_logger(__name__)
@@ -196,7 +197,7 @@ class Calls:
             code, failure = error.code.name, error
             raise
         except BaseException:  # the caller has left
-            code = _code_of_cancelled(incoming.deadline)
+            code = code_of_cancelled(incoming.deadline).name
             raise
         finally:
             reason = "" if failure is None else failure.reason
@@ -282,11 +283,6 @@ def _finished(incoming: Incoming, call: Call | None, code: str, reason: str, sec
         of_the_server=not incoming.asks_for.counted,
         follows_a_job=incoming.asks_for.follows_a_job,
     )
-
-
-def _code_of_cancelled(deadline: float | None) -> str:
-    late = deadline is not None and time.monotonic() >= deadline
-    return (Code.DEADLINE_EXCEEDED if late else Code.CANCELLED).name
 
 
 def _queue_full(most: int) -> Error:

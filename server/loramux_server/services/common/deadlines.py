@@ -17,6 +17,12 @@ def bounded(deadline: float | None, max_seconds: float) -> float:
     return latest if deadline is None else min(deadline, latest)
 
 
+def code_of_cancelled(deadline: float | None) -> Code:
+    """Why a caller has left now: a door may notice the end of its time before :func:`until` does."""
+    late = deadline is not None and time.monotonic() >= deadline
+    return Code.DEADLINE_EXCEEDED if late else Code.CANCELLED
+
+
 @asynccontextmanager
 async def until(deadline: float) -> AsyncIterator[None]:
     """Run the block, but not beyond ``deadline``: then it is cancelled and DEADLINE_EXCEEDED raised."""

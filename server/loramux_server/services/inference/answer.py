@@ -12,7 +12,7 @@ from ...core.errors import Code, Error
 from ...core.observer import Observer, RequestFinished, RequestStarted
 from ...core.types import Chunk, FinishReason, Stack, Usage
 from ..access.quotas import Reservation
-from ..common.deadlines import until
+from ..common.deadlines import code_of_cancelled, until
 from .choice import ChoiceDecoder
 from .stream_mux import read_together
 
@@ -100,6 +100,10 @@ class Answer:
             raise
         except Exception:
             self._code = Code.INTERNAL.value
+            raise
+        except BaseException:  # the caller has left, with the whole answer or without
+            if self._code != "ok":
+                self._code = code_of_cancelled(p.deadline).value
             raise
         finally:
             try:

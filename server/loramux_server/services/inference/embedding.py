@@ -66,7 +66,7 @@ class Embedder:
             async with self._stacks.held(stack):
                 tenant = request.principal.tenant
                 begun = RequestStarted(request.request_id or run, "embed", tenant, stack, tokens, known())
-                with observed(self._observer, begun, started) as seen:
+                with observed(self._observer, begun, started, deadline) as seen:
                     async with until(deadline):
                         vectors = await self._all(commands, seen)
         return Embeddings(vectors, self._info.hidden_size, tokens, stack.entries)

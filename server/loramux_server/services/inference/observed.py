@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from ...core.backend import SequenceTimes
 from ...core.errors import Code, Error
 from ...core.observer import Observer, RequestFinished, RequestStarted
+from ..common.deadlines import code_of_cancelled
 
 
 @dataclass(slots=True)
@@ -21,15 +22,14 @@ class Observed:
 
 @contextmanager
 def observed(
-    observer: Observer, request: RequestStarted, came: float, *, completion_tokens: int = 0
+    observer: Observer, request: RequestStarted, came: float, deadline: float, *, completion_tokens: int = 0
 ) -> Iterator[Observed]:
     """Tell of a request that the block answers, whichever way it ends.
 
-    ``came``: when it came, on the monotonic clock. ``completion_tokens`` count if it is answered.
+    ``came`` and ``deadline`` on the monotonic clock. ``completion_tokens`` count if it is answered.
     """
     begun = time.monotonic()
     observer.request_started(request)
-    code = Code.CANCELLED.value
     found = Observed()
     try:
         yield found
@@ -39,6 +39,9 @@ def observed(
         raise
     except Exception:
         code = Code.INTERNAL.value
+        raise
+    except BaseException:  # the caller has left
+        code = code_of_cancelled(deadline).value
         raise
     finally:
         observer.request_finished(

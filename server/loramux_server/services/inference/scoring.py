@@ -60,7 +60,7 @@ class Scorer:
                 begun = RequestStarted(
                     request.request_id or command.id, "score", command.tenant, stack, len(prompt_ids), known()
                 )
-                with observed(self._observer, begun, started, completion_tokens=len(ids)) as seen:
+                with observed(self._observer, begun, started, deadline, completion_tokens=len(ids)) as seen:
                     async with until(deadline):
                         result = await self._backend.score(command)
                     seen.times = result.times
