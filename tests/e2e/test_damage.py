@@ -12,6 +12,7 @@ import loramux
 from loramux import Client
 from tests.damage import flip_bit
 from tests.e2e.server_process import ServerProcess, server_process
+from tests.metrics_page import read, value
 from tests.tiny import write_model
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(300)]
@@ -21,8 +22,9 @@ SETTINGS: dict[str, Any] = {"rank": 4, "learning_rate": 1e-2, "batch_size": 2, "
 WEIGHTS = "adapter_model.safetensors"
 
 
-def metric(server: ServerProcess, name: str) -> float:
-    return sum(float(line.rsplit(" ", 1)[1]) for line in server.metrics().splitlines() if line.startswith(name))
+def damaged(server: ServerProcess, kind: str) -> float:
+    """How many objects of a kind the server found damaged."""
+    return value(read(server.metrics()), "loramux_corrupt_objects_total", kind=kind)
 
 
 def test_field_02_a_server_answers_nothing_from_damaged_files(
@@ -49,13 +51,13 @@ def test_field_02_a_server_answers_nothing_from_damaged_files(
     with server_process(tmp_path, *flags) as server:
         server.wait_for("is ready")
         with Client(server.address) as client:
-            assert metric(server, 'loramux_corrupt_objects_total{kind="base"}') == 1
+            assert damaged(server, "base") == 1
             assert client.generate("where", max_tokens=4).text == bare
             with pytest.raises(loramux.DataLoss, match="acme@1"):
                 client.generate("where", adapters=["acme"], max_tokens=4)
             assert client.adapters.list()[0].current.state == "quarantined"
             assert WEIGHTS in client.adapters.get("acme@1").versions[0].state_reason
-            assert metric(server, 'loramux_corrupt_objects_total{kind="adapter"}') == 1
+            assert damaged(server, "adapter") == 1
             with pytest.raises(loramux.DataLoss, match=r"acme@1.*upload"):
                 client.adapters.download("acme@1", tmp_path / "down")
             assert not (tmp_path / "down" / WEIGHTS).exists()

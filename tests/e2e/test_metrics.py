@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import time
-from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,12 +16,12 @@ from loramux import Client
 from loramux_server.telemetry.metrics import catalog, vllm
 from loramux_server.telemetry.metrics.declarations import Declared
 from tests.e2e.server_process import ServerProcess
+from tests.metrics_page import Page, read, value
 from tools.measure_adapters import shipped
 
 pytestmark = pytest.mark.e2e
 
 MiB = 1 << 20
-Page = dict[str, dict[tuple[tuple[str, str], ...], float]]
 ADD_UP = ("base", "adapters", "kv_cache", "training", "other")
 ELSEWHERE = {
     catalog.CUDA_GRAPHS.name,
@@ -39,19 +38,6 @@ ELSEWHERE = {
 def routed_page(server: ServerProcess) -> str:
     """What routers read."""
     return httpx2.get(f"{server.metrics_url}/vllm", timeout=10).raise_for_status().text
-
-
-def scrape(text: str) -> Page:
-    """Samples by name and labels."""
-    found: Page = defaultdict(dict)
-    for family in text_string_to_metric_families(text):
-        for sample in family.samples:
-            found[sample.name][tuple(sorted(sample.labels.items()))] = sample.value
-    return found
-
-
-def value(page: Page, name: str, **labels: str) -> float:
-    return page[name][tuple(sorted(labels.items()))]
 
 
 def adapters_in(page: Page) -> dict[str, set[str]]:
@@ -89,7 +75,7 @@ def test_latency_by_adapter_over_both_doors(server: ServerProcess, client: Clien
     one, other = (folder.name for folder in shipped()[:2])
     ours = {"tenant": "default", "adapter": "+".join(sorted((one, other)))}
     client.generate("Hello", adapters={other: 1.0, one: 0.5}, max_tokens=2)
-    before = scrape(server.metrics())
+    before = read(server.metrics())
     for stack in ({one: 1.0, other: 0.5}, {other: 1.0, one: 0.5}):
         client.generate("Hello", adapters=stack, max_tokens=3, ignore_eos=True)
     asked = {"model": f"{other}+{one}", "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 2}
@@ -97,7 +83,7 @@ def test_latency_by_adapter_over_both_doors(server: ServerProcess, client: Clien
     client.adapters.list()
     with pytest.raises(loramux.NotFound):
         client.generate("Hello", adapters=["nobody"], max_tokens=2)
-    after = scrape(server.metrics())
+    after = read(server.metrics())
 
     def rise(name: str, **labels: str) -> float:
         return value(after, name, **labels) - before[name].get(tuple(sorted(labels.items())), 0)
@@ -125,7 +111,7 @@ def test_residency_is_the_servers_real_state(
     client.adapters.pin("seen")
     stream = client.stream("Count:", adapters=["seen", shipped()[0].name], max_tokens=200, ignore_eos=True)
     next(stream)
-    page, routed = scrape(server.metrics()), scrape(routed_page(server))
+    page, routed = read(server.metrics()), read(routed_page(server))
     [info] = routed["vllm:lora_requests_info"]
     assert {"seen", shipped()[0].name} <= set(dict(info)["running_lora_adapters"].split(","))
     assert routed["vllm:lora_requests_info"][info] == pytest.approx(time.time(), abs=60)
@@ -147,7 +133,7 @@ def test_residency_is_the_servers_real_state(
     client.adapters.delete("seen")
     assert not any(
         "seen" in adapter.split("+")
-        for adapters in adapters_in(scrape(server.metrics())).values()
+        for adapters in adapters_in(read(server.metrics())).values()
         for adapter in adapters
     )
     assert "seen" not in routed_page(server)
@@ -163,21 +149,21 @@ def test_the_kinds_of_memory_make_up_the_engine(
 ) -> None:
     """By the kernel's own count of the engine's process, with adapters loaded and a job at work."""
     engine = engine_of(server)
-    before = kinds(scrape(server.metrics()))
+    before = kinds(read(server.metrics()))
     rank, versions = 64, 3
     for seed in range(versions):
         folder = make_adapter(tmp_path / str(seed), default_base, rank=rank, seed=seed)
         client.adapters.upload("large", folder)
         client.generate("Hello", adapters=["large"], max_tokens=1)
     weights = sum(file.stat().st_size for file in tmp_path.rglob("adapter_model.safetensors"))
-    grown = kinds(scrape(server.metrics()))["adapters"] - before["adapters"]
+    grown = kinds(read(server.metrics()))["adapters"] - before["adapters"]
     # Each is in host memory and in the bank, whose rows of other owners may have been touched before.
     assert weights <= grown <= 2.5 * weights + 8 * MiB
     rows = [{"prompt": "The mill opens at", "completion": f" {hour}."} for hour in range(8)]
     job = client.train("weighed", data=rows, rank=8, max_steps=400, batch_size=4, gate="none")
     try:
         deadline = time.monotonic() + 120
-        while not (now := kinds(page := scrape(server.metrics())))["training"]:
+        while not (now := kinds(page := read(server.metrics())))["training"]:
             assert time.monotonic() < deadline, "the job never held memory"
             time.sleep(0.1)  # until the engine has begun; nothing tells of it but these numbers
         # Between the engine's reading and ours its process may take or return what a training step computes with.

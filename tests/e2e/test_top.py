@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from prometheus_client.parser import text_string_to_metric_families
 
 from loramux import Client
 from loramux.cli import main
 from tests.e2e.server_process import ServerProcess
+from tests.metrics_page import read, total
 
 pytestmark = pytest.mark.e2e
 
@@ -24,12 +24,7 @@ WINDOW = 60
 
 def metric(server: ServerProcess, name: str, **labels: str) -> float:
     """The sum of the series of a metric that have these labels."""
-    return sum(
-        sample.value
-        for family in text_string_to_metric_families(server.metrics())
-        for sample in family.samples
-        if sample.name == name and labels.items() <= sample.labels.items()
-    )
+    return total(read(server.metrics()), name, **labels)
 
 
 def test_what_top_tells_agrees_with_the_metrics(
