@@ -154,7 +154,7 @@ class ActivityRecorder(NullObserver):
         running: Counter[str] = Counter()
         tenants = self._tenants.values() if tenant is None else filter(None, [self._tenants.get(tenant)])
         for known in tenants:
-            running += known.using
+            running.update(known.using)  # not +=, which looks at all that there is each time
             for second in known.seconds:
                 if end - window <= second.at < end:
                     for digest, counts in second.adapters.items():

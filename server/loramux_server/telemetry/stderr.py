@@ -103,7 +103,9 @@ class LineWriter:
                 try:
                     done += os.write(self._fd, data[done:])
                 except BlockingIOError:  # another process that has the file as well wants it so
-                    select.select((), (self._fd,), ())
+                    waiting = select.poll()  # select() raises for descriptors from 1,024 on
+                    waiting.register(self._fd, select.POLLOUT)
+                    waiting.poll()
         except OSError as error:
             self._torn = self._torn if not done else data[done - 1] != ord("\n")
             ends = accumulate(map(len, lines), initial=len(begun))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 
 import pytest
@@ -120,3 +121,16 @@ def test_tokens_of_a_stack_count_for_each_of_its_adapters(activity: ActivityReco
     assert activity.adapters(LONGEST) == {"a": AdapterUse(1), "b": AdapterUse(1)}
     activity.request_finished(both)
     assert activity.adapters(LONGEST) == {}
+
+
+def test_many_tenants_cost_no_more_than_they_are(activity: ActivityRecorder, clock: Clock) -> None:
+    """The event loop waits for it."""
+    count = 10_000
+    for number in range(count):
+        activity.request_started(Ended(f"tenant-{number}", stack(f"adapter-{number}")))
+    clock.now += 1
+    began = time.process_time()
+    found = activity.adapters(10)
+    assert time.process_time() - began < 0.7
+    assert len(found) == count
+    assert {use.requests_running for use in found.values()} == {1}

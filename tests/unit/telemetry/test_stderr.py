@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from loramux_server.host.resources import take_open_files
 from loramux_server.telemetry.stderr import BEHIND, PIECE, LineWriter
 
 
@@ -126,8 +127,14 @@ def test_a_reader_that_is_gone_is_no_end(pipe: Pipe) -> None:
     assert pipe.lines("lost") == ["somebody", "lost 1: Broken pipe"]
 
 
-def test_a_file_that_others_do_not_want_to_wait_for(pipe: Pipe) -> None:
-    """Whoever shares the pipe may have made it non-blocking, such as a shell's terminal: nothing is lost by that."""
+@pytest.mark.parametrize("least", [0, 1100])
+def test_a_file_that_others_do_not_want_to_wait_for(pipe: Pipe, least: int) -> None:
+    """Whoever shares the pipe may have made it non-blocking, such as a shell's terminal: nothing is lost by that.
+
+    Nor where the number of the descriptor is beyond what select() takes.
+    """
+    take_open_files()
+    pipe.writer._fd = fcntl.fcntl(pipe.writer._fd, fcntl.F_DUPFD, least)
     fcntl.fcntl(pipe.write_end, fcntl.F_SETFL, os.O_NONBLOCK)
     for number in range(200):
         pipe.writer.write(b"%d %s\n" % (number, b"x" * 1000))
