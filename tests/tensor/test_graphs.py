@@ -131,8 +131,13 @@ def test_static_block_follows_the_bank() -> None:
         bank.put(host)
     block = StaticBlock(bank, 5, 20)
 
-    def check(*stacks: list[tuple[int, float]]) -> None:
-        segments = [RowSegment(1, tuple((bank.slot(hosts[i].digest), w) for i, w in stack)) for stack in stacks]
+    def check(*stacks: list[tuple[int, float]], last: int = 1) -> None:
+        """Rows by their stacks; the last has ``last`` rows, as a sequence with a draft has."""
+        lengths = [1] * (len(stacks) - 1) + [last]
+        segments = [
+            RowSegment(length, tuple((bank.slot(hosts[i].digest), w) for i, w in stack))
+            for length, stack in zip(lengths, stacks, strict=True)
+        ]
         block.fill(segments)
         for group in GROUPS:
             x = torch.randn(5, group.in_features).abs() + 1
@@ -141,11 +146,15 @@ def test_static_block_follows_the_bank() -> None:
             with torch.no_grad():
                 expected = Routing(tuple(plan_blocks(bank, segments))).add(group, x, y.clone())
             torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5, equal_nan=True)
-            assert got[[not any(i == HUGE for i, _ in s) for s in stacks] + [True] * (5 - len(stacks))].isfinite().all()
+            harmless = [
+                not any(i == HUGE for i, _ in s) for s, n in zip(stacks, lengths, strict=True) for _ in range(n)
+            ]
+            assert got[harmless + [True] * (5 - sum(lengths))].isfinite().all()
 
     with torch.inference_mode():
         check([(0, 1.0), (1, -0.5)], [(2, 2.0)], [(3, 0.25), (0, 1.5)])
         check([(1, 1.0)])
+        check([(0, 1.0), (1, -0.5)], [(2, 2.0)], last=3)
         places = [bank.slot(h.digest).lo for h in (hosts[1], hosts[3])]
         bank.drop("g0")
         bank.drop("g2")

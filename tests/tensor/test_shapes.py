@@ -18,13 +18,16 @@ from loramux_server.core.backend import GenerateCommand, TokenEvent
 from loramux_server.core.types import FinishReason, SamplingParams
 from loramux_server.engine.execution.token_selection import TokenSelector
 from loramux_server.engine.grammar.masks import GrammarMasks
+from loramux_server.engine.memory_pressure import MemoryPressure
 from loramux_server.engine.scheduling.new_sequence import make_sequence
 from loramux_server.engine.scheduling.sequence import Sequence
+from loramux_server.engine.training_share import TrainingShare
 from loramux_server.engine.transport.protocol import Output
 from loramux_server.services.inference.choice import ChoiceDecoder
 from loramux_server.text import StopMatcher, TextTokenizer
 from loramux_server.text.response_format import parse_format
 from tests.examples import examples, few
+from tests.unit.engine.simulation import FakeTraining, make_scheduler
 from tests.unit.text.text_models import CONTROL, sentencepiece_folder
 
 SECONDS = 10.0
@@ -42,6 +45,8 @@ class Shaper:
         self.woken = threading.Event()
         self.grammars = GrammarMasks(folder, self.eos, self.woken.set)
         self.count = 0
+        share = TrainingShare(FakeTraining(), 0.0, 1.0, lambda job, error: None)
+        self._pressure = MemoryPressure(make_scheduler(), share)
 
     def answer(self, shape: dict[str, Any], seed: int, **sampling: Any) -> tuple[str, FinishReason]:
         """Text and end of one answer, as the service hands it out."""
@@ -53,7 +58,7 @@ class Shaper:
         seq = make_sequence(command, self.vocab, 1000)
         events: list[TokenEvent] = []
         selector = TokenSelector(
-            self.grammars, self.eos, self._finish, self._fail, lambda output: self._take(output, events)
+            self.grammars, self.eos, self._finish, self._fail, lambda output: self._take(output, events), self._pressure
         )
         draw = torch.Generator().manual_seed(seed)
         self.grammars.open(seq)
@@ -64,7 +69,7 @@ class Shaper:
             while not (events and events[-1].finish_reason) and self.grammars.ready(seq):
                 logits = 4 * torch.randn(1, self.vocab, generator=draw)
                 logits[:, list(self.eos)] += 8.0
-                selector.select([seq], logits)
+                selector.select([seq], logits, [()])
         decoder = ChoiceDecoder(
             0, self.text.detokenizer(exact=True), StopMatcher(()), params.end_ids(self.eos, shaped=True)
         )

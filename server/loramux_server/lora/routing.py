@@ -145,7 +145,7 @@ class KernelBlock:
 
 
 class StaticBlock:
-    """Resident adapters over rows of length 1, in buffers whose shapes and addresses never change.
+    """Resident adapters over the rows of a decode step, in buffers whose shapes and addresses never change.
 
     What a captured graph replays: the bank's rows are gathered where the buffers say, so other adapters, weights and
     places in the bank change values only. Ranks and rows that :meth:`fill` leaves over have scale 0 and are masked.
@@ -158,17 +158,18 @@ class StaticBlock:
         self._unused = torch.ones(rows, ranks, dtype=torch.bool, device=device)
 
     def fill(self, segments: Sequence[RowSegment]) -> None:
-        """Route the first rows as ``segments``, which have length 1 and use no more ranks than there are."""
+        """Route the first rows as ``segments``, which have and use no more rows and ranks than there are."""
         index, scale = torch.zeros(self._index.shape, dtype=torch.long), torch.zeros(self._scale.shape)
         starts: dict[int, int] = {}  # first rank row of a slot -> its place in the index
-        used = 0
-        for row, segment in enumerate(segments):
+        used = row = 0
+        for segment in segments:
+            rows = slice(row, row := row + segment.length)
             for slot, weight in segment.entries:
                 if slot.lo not in starts:
                     starts[slot.lo] = used
                     index[used : used + slot.rank] = torch.arange(slot.lo, slot.hi)
                     used += slot.rank
-                scale[row, starts[slot.lo] : starts[slot.lo] + slot.rank] += weight * slot.scaling
+                scale[rows, starts[slot.lo] : starts[slot.lo] + slot.rank] += weight * slot.scaling
         upload(self._index, index)
         upload(self._scale, scale)
         upload(self._unused, scale == 0)

@@ -237,8 +237,8 @@ class Machine:
         ids = [w.id for w in plan.work]
         assert len(set(ids)) == len(ids), "a sequence is twice in a step"
         assert not set(ids) & set(plan.preempted)
-        kinds = [(w.length > 1, not w.stack) for w in plan.work]
-        assert kinds == sorted(kinds), "generating first, adapted before bare"
+        kinds = [(w.length > 1, w.rows > 1, not w.stack) for w in plan.work]
+        assert kinds == sorted(kinds), "single rows first, then drafts, then chunks; adapted before bare"
         written: list[int] = []
         for work in plan.work:
             seq = scheduler.get(work.id)

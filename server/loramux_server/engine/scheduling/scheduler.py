@@ -142,7 +142,7 @@ class Scheduler:
             seq.last_step = self._steps
             self._queue.charge(seq, part.rows)
         self.contention.planned([(seq.tenant, part.rows) for (seq, _), part in zip(chosen, work, strict=True)])
-        work.sort(key=lambda w: (w.length > 1, not w.stack))
+        work.sort(key=lambda w: (w.length > 1, w.rows > 1, not w.stack))
         return StepPlan(tuple(work), tuple(preempted), tuple(started), self._adapters.drain_swaps())
 
     def advance(self, plan: StepPlan) -> None:
