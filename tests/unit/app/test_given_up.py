@@ -14,6 +14,7 @@ from loramux_server.config import Settings
 from loramux_server.core.backend import EnginePhase, EngineState
 from loramux_server.core.errors import Code, Error
 from loramux_server.engine.transport.process import ProcessBackend
+from loramux_server.host.service_manager import ServiceManager
 from loramux_server.services.availability import Readiness
 
 LOST = Error(Code.UNAVAILABLE, "the engine died too often", reason="ENGINE_FAILED")
@@ -35,6 +36,6 @@ def test_the_process_ends_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> No
 
     monkeypatch.setattr(loramux_server.app, "App", Losing)
     with pytest.raises(Error) as ended:
-        asyncio.run(asyncio.wait_for(_serve(Settings(), Silent()), 60))
+        asyncio.run(asyncio.wait_for(_serve(Settings(), Silent(), ServiceManager()), 60))
     assert ended.value is LOST
     assert closed == [(LOST, Readiness.FAILED)]

@@ -53,6 +53,7 @@ OF_REQUESTS: dict[str, Bound] = {
     "EmbedRequest.dimensions": Bound(4, 4),  # those of the scripted base
     "page_size": PAGE,
     "window_seconds": Bound(0, LONGEST),
+    "ProfileEngineRequest.seconds": Bound(0, LIMITS["max_profile_seconds"]),
     "files.size": Bound(0, LIMITS["max_upload_bytes"]),
     "header.size": Bound(0, 0),  # what is announced must come, and nothing comes here
     "version": Bound(1, 999_999_999),
