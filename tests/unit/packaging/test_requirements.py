@@ -39,12 +39,24 @@ EXTRAS = {
 """What each extra adds beside other extras."""
 SERVER = BASE | declared(EXTRAS["server"] + EXTRAS["http"])
 TABLES = declared(PROJECT["optional-dependencies"]["tables"])
-GUARDED = TABLES | declared([t for extra in ("curves", "oidc") for t in PROJECT["optional-dependencies"][extra]])
-"""What is used only where it is installed: pyarrow by the client, matplotlib and joserfc by the server."""
+OTEL = declared(PROJECT["optional-dependencies"]["otel"])
+GUARDED = TABLES | declared(
+    [t for extra in ("curves", "oidc", "otel") for t in PROJECT["optional-dependencies"][extra]]
+)
+"""What is used only where it is installed: by the client pyarrow and OpenTelemetry, by the server matplotlib too."""
+NAMESPACES = {
+    "google.protobuf": "protobuf",
+    "google.rpc": "googleapis-common-protos",
+    "opentelemetry.sdk": "opentelemetry-sdk",
+    "opentelemetry.exporter.otlp.proto.grpc": "opentelemetry-exporter-otlp-proto-grpc",
+    "opentelemetry.exporter.otlp.proto.http": "opentelemetry-exporter-otlp-proto-http",
+    "opentelemetry": "opentelemetry-api",
+}
+"""Distributions that share a top-level module, by the parts that they bring; the first that fits."""
 
 
 def imports(folder: Path) -> Iterator[tuple[str, str]]:
-    """Each (file, top-level module) that the code under ``folder`` imports from elsewhere."""
+    """Each (file, module) that the code under ``folder`` imports from elsewhere."""
     for path in sorted(folder.rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Import):
@@ -55,10 +67,8 @@ def imports(folder: Path) -> Iterator[tuple[str, str]]:
                 continue
             for name in names:
                 top = name.partition(".")[0]
-                # google is a namespace that several distributions share.
-                module = ".".join(name.split(".")[:2]) if top == "google" else top
                 if top not in sys.stdlib_module_names and top not in OWN:
-                    yield str(path.relative_to(ROOT)), module
+                    yield str(path.relative_to(ROOT)), name
 
 
 @cache
@@ -69,17 +79,18 @@ def providers() -> Mapping[str, list[str]]:
 
 def provider(module: str) -> str:
     """Canonical name of the distribution that brings a module."""
-    special = {"google.protobuf": "protobuf", "google.rpc": "googleapis-common-protos"}
-    if module in special:
-        return special[module]
-    if canonicalize_name(module) in GUARDED:
-        return canonicalize_name(module)
-    (name,) = set(providers()[module])
+    for part, name in NAMESPACES.items():
+        if f"{module}.".startswith(f"{part}."):
+            return name
+    top = module.partition(".")[0]
+    if canonicalize_name(top) in GUARDED:
+        return canonicalize_name(top)
+    (name,) = set(providers()[top])
     return canonicalize_name(name)
 
 
 @pytest.mark.parametrize(
-    ("folder", "allowed"), [("client/loramux", BASE | TABLES), ("server/loramux_server", SERVER | GUARDED)]
+    ("folder", "allowed"), [("client/loramux", BASE | TABLES | OTEL), ("server/loramux_server", SERVER | GUARDED)]
 )
 def test_every_import_is_declared(folder: str, allowed: dict[str, Requirement]) -> None:
     missing = {(path, provider(module)) for path, module in imports(ROOT / folder)}
