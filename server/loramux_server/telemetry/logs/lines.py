@@ -75,8 +75,8 @@ def json_line(event: Event) -> str:
         line = _encode(event)
     except (msgspec.MsgspecError, UnicodeEncodeError, TypeError, OverflowError):  # half a character, as a rule
         return json.dumps(event, default=str)
-    # Beyond ASCII there are line breaks and control characters that JSON leaves as they are.
-    return line.decode() if line.isascii() else json.dumps(event, default=str)
+    # JSON leaves line breaks and control characters beyond ASCII as they are, and the last one of ASCII.
+    return (line.decode() if line.isascii() else json.dumps(event, default=str)).replace("\x7f", "\\u007f")
 
 
 class ForPeople:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from urllib.parse import urlsplit, urlunsplit
@@ -124,8 +125,13 @@ class _Quiet(logging.Handler):
 
     def __init__(self) -> None:
         super().__init__()
-        self.last = ""
+        self._said = threading.local()
         self.outages: set[int] = set()
+
+    @property
+    def last(self) -> str:
+        """What was said last on this thread: an exporter that was shut down may still try on its own."""
+        return getattr(self._said, "last", "")
 
     def install(self) -> None:
         """Begin. A second call does nothing."""
@@ -142,7 +148,7 @@ class _Quiet(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         with suppress(Exception):
-            self.last = record.getMessage()[:LONGEST_REASON]
+            self._said.last = record.getMessage()[:LONGEST_REASON]
 
     def _news(self, record: logging.LogRecord) -> bool:
         return not self.outages
