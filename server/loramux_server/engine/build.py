@@ -31,7 +31,7 @@ from .profiling.profiler import Profiler
 from .residency.cache import HostCache
 from .residency.load_quota import LoadQuota
 from .residency.manager import ResidencyManager
-from .scheduling.drafts import ROW_COST, NgramDrafter
+from .scheduling.drafts import ROW_COST, ROW_COST_IN_16_BITS, NgramDrafter
 from .scheduling.pages import PagePool, prefix_root
 from .scheduling.plan import StepLimits
 from .scheduling.scheduler import Scheduler
@@ -97,13 +97,16 @@ def build_engine(
         memory=settings.grammar_memory,
     )
     base_id = f"{base.fingerprint}/{base.dtype}"
+    row_cost = ROW_COST[base.device.type]
+    if base.device.type == "cpu" and base.dtype.itemsize == 2:
+        row_cost = ROW_COST_IN_16_BITS
     scheduler = Scheduler(
         PagePool(plan.kv_pages, shape.page_size),
         StepLimits(settings.max_batch_tokens, settings.max_running, settings.max_queue, settings.tenant_slowdown),
         residency,
         lambda seq: prefix_root(base_id, salt(seq.tenant), seq.stack),
         ready=grammars.ready,
-        drafter=NgramDrafter(ROW_COST[base.device.type]) if settings.speculate == "ngram" else None,
+        drafter=NgramDrafter(row_cost) if settings.speculate == "ngram" else None,
     )
 
     config = base.model.config

@@ -24,8 +24,10 @@ PRIOR = 0.5
 """Chance at which a draft's next token is taken to be right where nothing is known yet."""
 LEARN = 0.2
 """Weight of a draft's token in that chance."""
-ROW_COST = {"cpu": 0.1, "cuda": 0.01}
-"""Time of one row more in a step, as part of that of a step with one row."""
+ROW_COST = {"cpu": 0.25, "cuda": 0.01}
+"""Time of one row more in a step, as part of that of a step with one row. On a processor in float32."""
+ROW_COST_IN_16_BITS = 0.1
+"""The same on a processor that multiplies 16-bit values itself."""
 RECOVER = 0.003
 """Part of the way back to the prior that the chance goes with each step without a draft: so it is tried again."""
 
