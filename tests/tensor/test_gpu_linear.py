@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from loramux_server.core.settings import EngineSettings
 from loramux_server.model.base_linear import ModuleLinear, make_linear
-from loramux_server.model.gpu_linear import DenseLinear, JoinedLinear, dense_weight
+from loramux_server.model.frozen_linears import dense_weight
+from loramux_server.model.gpu_linear import DenseLinear, JoinedLinear
 from loramux_server.model.resident import keeps_packed
 from tests.engine import DEVICE
 

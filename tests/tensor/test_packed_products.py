@@ -13,7 +13,7 @@ from loramux_server.cpu import nf4
 from loramux_server.cpu.native import build
 from loramux_server.model import base_linear as linear_module
 from loramux_server.model.base_linear import PackedLinear, UnpackedLinear
-from loramux_server.model.gpu_linear import dense_weight
+from loramux_server.model.frozen_linears import dense_weight
 
 pytestmark = pytest.mark.skipif(
     not hasattr(build(nf4.SOURCE), "nf4_float32"), reason="needs a C++ compiler and a processor with AVX-512"

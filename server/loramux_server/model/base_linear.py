@@ -19,7 +19,8 @@ from torch.nn.functional import linear
 from ..cpu.nf4 import WHERE_ALL_IS_PACKED, is_quantized, make_packed_product
 from ..cpu.prepack import PlainWeight, frozen_product, prepack
 from ..lora.routed_linear import BaseLinear
-from .gpu_linear import DenseLinear, JoinedLinear, can_join, dense_weight, joined_bias
+from .frozen_linears import dense_weight, joined_bias, out_features
+from .gpu_linear import DenseLinear, JoinedLinear, can_join
 
 
 class UnpackedLinear:
@@ -33,7 +34,7 @@ class UnpackedLinear:
     """
 
     def __init__(self, modules: Sequence[nn.Module], dtype: torch.dtype) -> None:
-        self.out_features = tuple(int(m.out_features) for m in modules)  # type: ignore[arg-type]
+        self.out_features = out_features(modules)
         self._dtype = dtype
         self._bias = joined_bias(modules, dtype)
         dense = torch.cat([dense_weight(m).to(dtype) for m in modules])
@@ -68,7 +69,7 @@ class PackedLinear:
     """NF4 kept packed (about 0.52 bytes a weight), dequantised at every use."""
 
     def __init__(self, modules: Sequence[nn.Module], dtype: torch.dtype) -> None:
-        self.out_features = tuple(int(m.out_features) for m in modules)  # type: ignore[arg-type]
+        self.out_features = out_features(modules)
         self._dtype = dtype
         self._bias = joined_bias(modules, dtype)
         dense = torch.cat([dense_weight(m).to(dtype) for m in modules])
@@ -92,7 +93,7 @@ class ModuleLinear:
     """The modules as they are: on CUDA, linears that were never quantised or cannot be joined."""
 
     def __init__(self, modules: Sequence[nn.Module], dtype: torch.dtype) -> None:
-        self.out_features = tuple(int(m.out_features) for m in modules)  # type: ignore[arg-type]
+        self.out_features = out_features(modules)
         self._modules, self._dtype = list(modules), dtype
         self.nbytes = sum(p.nbytes for m in modules for p in m.parameters())
 

@@ -9,19 +9,19 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from bitsandbytes.functional import dequantize_4bit
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from ..cpu.nf4 import block_scales, is_quantized
 from ..cpu.prepack import frozen_product
+from .frozen_linears import dense_weight, joined_bias, out_features
 
 
 class DenseLinear:
     """Weights [N, K] in the compute type, joined along N; the packed values that they were made from are let go of."""
 
     def __init__(self, modules: Sequence[nn.Module], dtype: torch.dtype) -> None:
-        self.out_features = tuple(int(m.out_features) for m in modules)  # type: ignore[arg-type]
+        self.out_features = out_features(modules)
         self._bias = joined_bias(modules, dtype)
         self._weight = torch.cat([dense_weight(m).to(dtype) for m in modules])
         self.nbytes = self._weight.nbytes
@@ -70,7 +70,7 @@ class JoinedLinear:
     """
 
     def __init__(self, modules: Sequence[nn.Module], dtype: torch.dtype) -> None:
-        self.out_features = tuple(int(m.out_features) for m in modules)  # type: ignore[arg-type]
+        self.out_features = out_features(modules)
         self._bias, self._weight, self._dtype = joined_bias(modules, dtype), _JoinedWeight(modules, dtype), dtype
         self.nbytes = self._weight.nbytes
 
@@ -87,23 +87,3 @@ def can_join(modules: Sequence[nn.Module]) -> bool:
     states = [w.quant_state for w in weights]
     kinds = {(state.blocksize, state.quant_type, int(state.shape[1])) for state in states}
     return len(kinds) == 1 and all(state.shape.numel() % state.blocksize == 0 for state in states)
-
-
-def dense_weight(module: nn.Module) -> Tensor:
-    """The weight [out, in] of a linear as the product sees it: dequantised if NF4."""
-    weight: Any = module.weight
-    if is_quantized(module):
-        return dequantize_4bit(weight.data, weight.quant_state)
-    data: Tensor = weight.data
-    return data
-
-
-def joined_bias(modules: Sequence[nn.Module], dtype: torch.dtype) -> Tensor | None:
-    """What the members of a group add, [N], zeros where one adds nothing; None where none does."""
-    biases: list[Any] = [m.bias for m in modules]
-    if all(b is None for b in biases):
-        return None
-    device = next(b.device for b in biases if b is not None)
-    sizes = [int(m.out_features) for m in modules]  # type: ignore[arg-type]
-    parts = [torch.zeros(n, device=device) if b is None else b.data for b, n in zip(biases, sizes, strict=True)]
-    return torch.cat(parts).to(dtype)
