@@ -27,12 +27,11 @@ from loramux import AsyncClient
 from loramux_server.host.resources import usable_cpus
 
 from .goals import Goal, as_json
-from .load import own_server
 from .machine import describe, sentence
 from .serving import RESULTS, ROOT, console, prepare
 from .streams import keep_streaming
 from .systems.children import free_port
-from .turns import in_turn, ratio
+from .turns import in_turn, ratio, servers
 
 UNSEEN, WATCHED = "unseen", "watched"
 PREDICTED = 0.99
@@ -92,14 +91,11 @@ async def measure(options: argparse.Namespace, base: str) -> dict[str, list[floa
         flags = ("--metrics-listen", f"127.0.0.1:{metrics}", "--log-format", "json", "--log-requests", "on")
         watched = (*shared, *flags, "--otlp-traces-endpoint", traces, "--trace-sample-ratio", "1")
         output = stack.enter_context(log.open("wb"))
-        addresses = await asyncio.gather(
-            stack.enter_async_context(own_server(shared, output=output, module="benchmarks.unobserved")),
-            stack.enter_async_context(own_server(watched, output=output)),
-        )
-        clients = [await stack.enter_async_context(AsyncClient(address)) for address in addresses]
+        ways = {UNSEEN: shared, WATCHED: watched}
+        clients = await stack.enter_async_context(servers(ways, output, {UNSEEN: "benchmarks.unobserved"}))
         scraping = asyncio.create_task(scrape(metrics))
         try:
-            found = await in_turn(dict(zip((UNSEEN, WATCHED), clients, strict=True)), options.rounds, speed)
+            found = await in_turn(clients, options.rounds, speed)
         finally:
             scraping.cancel()
             with suppress(asyncio.CancelledError):

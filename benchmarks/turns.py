@@ -6,6 +6,7 @@ import asyncio
 import statistics
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from types import MappingProxyType
 from typing import IO
 
 from loramux import AsyncClient
@@ -14,10 +15,18 @@ from .load import own_server
 
 
 @asynccontextmanager
-async def servers(ways: Mapping[str, Sequence[str]], log: int | IO[bytes]) -> AsyncIterator[dict[str, AsyncClient]]:
-    """A server for each way, started with its flags; what they say goes to ``log``. Gives a client for each."""
+async def servers(
+    ways: Mapping[str, Sequence[str]], log: int | IO[bytes], modules: Mapping[str, str] = MappingProxyType({})
+) -> AsyncIterator[dict[str, AsyncClient]]:
+    """A server for each way, started with its flags; what they say goes to ``log``. Gives a client for each.
+
+    ``modules`` names what is run for a way that is not the server as it is.
+    """
     async with AsyncExitStack() as stack:
-        started = [stack.enter_async_context(own_server(flags, output=log)) for flags in ways.values()]
+        started = [
+            stack.enter_async_context(own_server(flags, output=log, module=modules.get(way, "loramux_server")))
+            for way, flags in ways.items()
+        ]
         addresses = await asyncio.gather(*started)
         clients = [await stack.enter_async_context(AsyncClient(address)) for address in addresses]
         yield dict(zip(ways, clients, strict=True))
