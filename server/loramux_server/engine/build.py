@@ -31,7 +31,7 @@ from .profiling.profiler import Profiler
 from .residency.cache import HostCache
 from .residency.load_quota import LoadQuota
 from .residency.manager import ResidencyManager
-from .scheduling.drafts import ROW_COST, ROW_COST_IN_16_BITS, NgramDrafter
+from .scheduling.drafts import ROW_COST, NgramDrafter
 from .scheduling.pages import PagePool, prefix_root
 from .scheduling.plan import StepLimits
 from .scheduling.scheduler import Scheduler
@@ -97,9 +97,7 @@ def build_engine(
         memory=settings.grammar_memory,
     )
     base_id = f"{base.fingerprint}/{base.dtype}"
-    row_cost = ROW_COST[base.device.type]
-    if base.device.type == "cpu" and base.dtype.itemsize == 2:
-        row_cost = ROW_COST_IN_16_BITS
+    row_cost = ROW_COST[base.device.type, base.dtype.itemsize]
     scheduler = Scheduler(
         PagePool(plan.kv_pages, shape.page_size),
         StepLimits(settings.max_batch_tokens, settings.max_running, settings.max_queue, settings.tenant_slowdown),

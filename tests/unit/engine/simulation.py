@@ -203,11 +203,11 @@ class Machine:
         for work in plan.work:
             seq = self.scheduler.get(work.id)
             assert seq is not None
-            places = [(work.pages[p // size], p % size) for p in range(work.start + work.rows)]
-            for position, token in enumerate(work.tokens + work.draft, work.start):
+            places = [(work.pages[p // size], p % size) for p in range(work.positions.stop)]
+            for position, token in zip(work.positions, work.tokens + work.draft, strict=True):
                 before = self.kv[places[position - 1]] if position else 0
                 self.kv[places[position]] = hidden(key_of(seq), token, position, before)
-            ends = range(work.end, work.start + work.rows + 1)
+            ends = range(work.end, work.positions.stop + 1)
             chosen[work.id] = [hash(tuple(self.kv[p] for p in places[:end])) % VOCAB for end in ends]
         self.scheduler.advance(plan)
         self.scheduler.contention.measured(1 + 0.1 * plan.tokens)
@@ -248,7 +248,7 @@ class Machine:
             assert work.start == seq.num_computed
             assert list(work.tokens) == seq.tokens[work.start : work.end]
             assert work.samples == (work.end == len(seq.tokens))
-            assert len(work.pages) == pool.needed(work.start + work.rows)
+            assert len(work.pages) == pool.needed(work.positions.stop)
             assert not work.draft or (work.samples and work.length == 1)
             assert len(seq.tokens) + len(work.draft) < seq.limit or not work.draft
             wanted = [(e.adapter.digest, e.weight) for e in seq.stack.entries if e.weight]
@@ -373,7 +373,7 @@ def simulate(seed: int, steps: int = 60) -> Machine:
             machine.check(plan)
             if plan.tokens > 1:  # the step ran out of memory, perhaps after it wrote rubbish to its pages
                 for work in plan.work:
-                    for position in range(work.start, work.start + work.rows):
+                    for position in work.positions:
                         machine.kv[work.pages[position // size], position % size] = -1
                 scheduler.shrink(max(1, plan.tokens // 2))
                 scheduler.pages.check()

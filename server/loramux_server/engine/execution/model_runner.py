@@ -45,7 +45,7 @@ class ModelRunner:
         for work in plan.work:
             first = len(ids)
             ids += work.tokens + work.draft
-            positions += range(work.start, work.start + work.rows)
+            positions += work.positions
             if work.samples:
                 sampled += range(len(ids) - 1 - len(work.draft), len(ids))
             if work.scored:
@@ -82,8 +82,8 @@ class ModelRunner:
         pass through the mask.
         """
         size = self.kv.shape.page_size
-        ends = [(w, w.start + w.rows) for w in works]
-        begun = [w.pages[end // size] for w, end in ends if w.start <= end // size * size < end]
+        ends = [(w, w.positions.stop) for w in works]
+        begun = [w.pages[end // size] for w, end in ends if end // size * size in w.positions]
         for page in begun:
             self.kv.keys[:, page].zero_()
             self.kv.values[:, page].zero_()
@@ -100,4 +100,4 @@ def _spans(work: Work) -> list[Span]:
     """
     if not work.draft:
         return [Span(work.start, work.length, work.pages)]
-    return [Span(work.start + row, 1, work.pages) for row in range(work.rows)]
+    return [Span(position, 1, work.pages) for position in work.positions]

@@ -24,10 +24,8 @@ PRIOR = 0.5
 """Chance at which a draft's next token is taken to be right where nothing is known yet."""
 LEARN = 0.2
 """Weight of a draft's token in that chance."""
-ROW_COST = {"cpu": 0.25, "cuda": 0.01}
-"""Time of one row more in a step, as part of that of a step with one row. On a processor in float32."""
-ROW_COST_IN_16_BITS = 0.1
-"""The same on a processor that multiplies 16-bit values itself."""
+ROW_COST = {("cpu", 4): 0.25, ("cpu", 2): 0.1, ("cuda", 4): 0.01, ("cuda", 2): 0.01}
+"""Time of one row more in a step, as part of that of a step with one row, by device and bytes of a value."""
 RECOVER = 0.003
 """Part of the way back to the prior that the chance goes with each step without a draft: so it is tried again."""
 

@@ -59,6 +59,11 @@ class Work:
         """Tokens to compute, those of the draft included."""
         return len(self.tokens) + len(self.draft)
 
+    @property
+    def positions(self) -> range:
+        """Where they stand in the sequence."""
+        return range(self.start, self.start + self.rows)
+
 
 @dataclass(frozen=True, slots=True)
 class StepPlan:

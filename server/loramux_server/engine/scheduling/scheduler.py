@@ -138,10 +138,11 @@ class Scheduler:
         work = [
             Work.of(seq, length, self._adapters.entries(seq.stack), drafts.get(seq.id, ())) for seq, length in chosen
         ]
-        for (seq, _), part in zip(chosen, work, strict=True):
+        computed = [(seq, part.rows) for (seq, _), part in zip(chosen, work, strict=True)]
+        for seq, rows in computed:
             seq.last_step = self._steps
-            self._queue.charge(seq, part.rows)
-        self.contention.planned([(seq.tenant, part.rows) for (seq, _), part in zip(chosen, work, strict=True)])
+            self._queue.charge(seq, rows)
+        self.contention.planned([(seq.tenant, rows) for seq, rows in computed])
         work.sort(key=lambda w: (w.length > 1, w.rows > 1, not w.stack))
         return StepPlan(tuple(work), tuple(preempted), tuple(started), self._adapters.drain_swaps())
 
