@@ -10,7 +10,7 @@ from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message_factory import GetMessageClass
 from hypothesis import strategies as st
 
-from loramux.v1 import adapters_pb2, inference_pb2, server_pb2, training_pb2
+from loramux.v1 import adapters_pb2, inference_pb2, server_pb2, training_pb2, usage_pb2
 from loramux_server.api.methods import METHODS
 
 STREAMED = ("UploadAdapter", "UploadDataset")
@@ -21,7 +21,7 @@ MOST_DEEP = 3
 
 INPUTS: dict[str, Descriptor] = {
     f"{service.full_name}/{method.name}": method.input_type
-    for pb in (inference_pb2, adapters_pb2, training_pb2, server_pb2)
+    for pb in (inference_pb2, adapters_pb2, training_pb2, server_pb2, usage_pb2)
     for service in pb.DESCRIPTOR.services_by_name.values()
     for method in service.methods
 }

@@ -145,7 +145,7 @@ def test_static_block_follows_the_bank() -> None:
             got = Routing((block,)).add(group, x, y.clone())
             with torch.no_grad():
                 expected = Routing(tuple(plan_blocks(bank, segments))).add(group, x, y.clone())
-            torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5, equal_nan=True)
+            torch.testing.assert_close(got, expected, atol=1e-4, rtol=1e-4, equal_nan=True)
             harmless = [
                 not any(i == HUGE for i, _ in s) for s, n in zip(stacks, lengths, strict=True) for _ in range(n)
             ]

@@ -174,7 +174,7 @@ def test_a_job_of_numbers_that_are_none_poisons_no_other(  # type: ignore[no-unt
 ) -> None:
     """One job's values overflow at once; the other, in the same passes, goes on as if it was alone."""
     # No rate within the bounds does that as soon.
-    monkeypatch.setattr("loramux_server.engine.loop.train_violations", lambda *_, **__: ())
+    monkeypatch.setattr("loramux_server.engine.commands.train_violations", lambda *_, **__: ())
     engine = Engine(tiny_base(arch), tmp_path / "state")
     good = train_command("good", replace(WIDE, max_steps=12), rows(8), output=str(tmp_path / "good"))
     together(engine, replace(good, job_id="alone", output=str(tmp_path / "alone")))
