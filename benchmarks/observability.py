@@ -1,11 +1,11 @@
 """What watching costs: metrics that are scraped, usage, a line for each call, and traces, beside a server without.
 
-    make bench-observability                            # ten rounds, six minutes
+    make bench-observability                            # five rounds, seven minutes
     make bench-observability BENCH_ARGS=--quick         # to see that it runs
 
 Two servers take turns under the same streams. One counts for nobody (``benchmarks.unobserved``). The other is scraped
 each five seconds, flushes usage as often, logs a JSON line for each call and sends every span to a collector, which
-runs here and throws them away. Answers are short, so that there are many calls. Goal: at most 2 % fewer tokens/s.
+runs here and throws them away. A stretch lasts until prompts are few beside answers. Goal: at most 2 % fewer tokens/s.
 """
 
 from __future__ import annotations
@@ -112,15 +112,15 @@ def parse() -> argparse.Namespace:
     add = parser.add_argument
     add("--quick", action="store_true", help="two rounds of four seconds: to see that it runs")
     add("--streams", type=int, default=64, metavar="N", help="at once (default: 64)")
-    add("--tokens", type=int, default=32, help="of each answer (default: 32)")
-    add("--rounds", type=int, help="(default: 10; quick: 2)")
-    add("--seconds", type=float, help="of each stretch (default: 15; quick: 4)")
+    add("--tokens", type=int, default=128, help="of each answer (default: 128)")
+    add("--rounds", type=int, help="(default: 5; quick: 2)")
+    add("--seconds", type=float, help="of each stretch (default: 40; quick: 4)")
     add("--dtype", choices=("auto", "float32", "bfloat16"), default="auto", help="(default: the server's)")
     add("--material", type=Path, default=ROOT / "build" / "bench", help="where the base is kept")
     add("--json", type=Path, metavar="FILE", help="(default: a new one in results)")
     options = parser.parse_args()
-    options.rounds = options.rounds or (2 if options.quick else 10)
-    options.seconds = options.seconds or (4.0 if options.quick else 15.0)
+    options.rounds = options.rounds or (2 if options.quick else 5)
+    options.seconds = options.seconds or (4.0 if options.quick else 40.0)
     options.json = options.json or RESULTS / f"observability-{time.strftime('%Y%m%d-%H%M%S')}.json"
     if min(options.streams, options.tokens, options.rounds) < 1:
         parser.error("--streams, --tokens and --rounds must be at least 1")
