@@ -37,6 +37,9 @@ def paged_kernel(
     window: int | None,
 ) -> Tensor:  # [T, heads, head_dim]
     """Causal attention of packed queries, each the last tokens of its sequence, over pages read in place."""
+    # The mask is aligned to the last key, so one query sees all keys, causal or not. Said to have no mask at all, the
+    # kernel packs the query heads that share keys: these are then read once, not once for each head.
+    unmasked = longest_q == 1 and window is None
     out = varlen_attn(
         q.contiguous(),
         keys,
@@ -47,7 +50,7 @@ def paged_kernel(
         longest_q,
         longest_k,
         scale=scale,
-        window_size=(-1 if window is None else window - 1, 0),
+        window_size=(-1, -1) if unmasked else (-1 if window is None else window - 1, 0),
         enable_gqa=q.shape[1] != keys.shape[2],
         seqused_k=used,
         block_table=table,
@@ -70,26 +73,44 @@ def find_page_size(
         return None
     for page_size in candidates:
         try:
-            if all(_agrees(kernel, page_size, heads, kv_heads, head_dim, device, dtype, w) for w in (None, WINDOW)):
+            if all(
+                _agrees(kernel, spans(page_size), heads, kv_heads, page_size, head_dim, device, dtype, window)
+                for spans in (_mixed, _decodes)
+                for window in (None, WINDOW)
+            ):
                 return page_size
         except (RuntimeError, ValueError, NotImplementedError, TypeError):
             continue
     return None
 
 
+Spans = list[tuple[int, int]]
+"""Tokens before and tokens now of each sequence."""
+
+
+def _mixed(page_size: int) -> Spans:
+    """One decode row and one chunk in the middle of a sequence."""
+    return [(page_size + 5, 1), (3, page_size + 9)]
+
+
+def _decodes(page_size: int) -> Spans:
+    """Decode rows alone, which kernels take another road for."""
+    return [(page_size + 5, 1), (3, 1)]
+
+
 def _agrees(
     kernel: Kernel,
-    page_size: int,
+    spans: Spans,
     heads: int,
     kv_heads: int,
+    page_size: int,
     head_dim: int,
     device: torch.device,
     dtype: torch.dtype,
     window: int | None,
 ) -> bool:
-    """One decode row and one chunk in the middle of a sequence, their pages out of order."""
+    """Whether the kernel gives plain attention's values for two sequences, their pages out of order."""
     draw = torch.Generator().manual_seed(0)
-    spans = [(page_size + 5, 1), (3, page_size + 9)]  # (tokens before, tokens now)
     pool = torch.randn(2, 5, page_size, kv_heads, head_dim, generator=draw).to(device, dtype)
     q = torch.randn(sum(n for _, n in spans), heads, head_dim, generator=draw).to(device, dtype)
     table = torch.tensor([[3, 0], [4, 1]], dtype=torch.int32, device=device)
