@@ -61,6 +61,12 @@ class KVPool:
         values.flatten(0, 1).index_copy_(0, slots, v.to(values.dtype))
         return keys, values
 
+    def copy(self, source: int, target: int, tokens: int) -> None:
+        """Let a page begin with the first ``tokens`` positions of another, and have zeros behind them."""
+        for pages in (self.keys, self.values):
+            pages[:, target, :tokens] = pages[:, source, :tokens]
+            pages[:, target, tokens:].zero_()
+
 
 @dataclass(frozen=True, slots=True)
 class Span:

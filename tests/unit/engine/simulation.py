@@ -20,7 +20,7 @@ from loramux_server.core.errors import Code, Error
 from loramux_server.core.jobs import TrainCommand, TrainSpec
 from loramux_server.core.types import AdapterVersion, SamplingParams, Stack, StackEntry
 from loramux_server.engine.scheduling.drafts import NgramDrafter
-from loramux_server.engine.scheduling.pages import PagePool, prefix_root
+from loramux_server.engine.scheduling.pages import BLOCK, PagePool, prefix_root
 from loramux_server.engine.scheduling.plan import Admission, StepLimits, StepPlan
 from loramux_server.engine.scheduling.scheduler import Scheduler
 from loramux_server.engine.scheduling.sequence import Sequence, State
@@ -138,10 +138,11 @@ def make_scheduler(
     clock: Callable[[], float] | None = None,
     tenant_slowdown: float = 1.2,
     drafter: NgramDrafter | None = None,
+    block: int = BLOCK,
     **limits: int,
 ) -> Scheduler:
     bank = bank or FakeBank()
-    pool = PagePool(pages, size)
+    pool = PagePool(pages, size, block)
     seconds = itertools.count()  # who does not run is away at once
     root = lambda seq: prefix_root("base", salt(seq.tenant), seq.stack)  # noqa: E731
     return Scheduler(
@@ -181,6 +182,8 @@ class Machine:
     ended: dict[str, str] = field(default_factory=dict)
     outputs: dict[str, list[int]] = field(default_factory=dict)
     steps: int = 0
+    copies: int = 0
+    """Pages that began as a copy of another's head."""
 
     def step(self, failing: Collection[str] = ()) -> StepPlan:
         """Schedule, swap, compute, advance, choose. The device finds no memory for the adapters in ``failing``."""
@@ -200,6 +203,11 @@ class Machine:
     def compute(self, plan: StepPlan) -> None:
         size = self.scheduler.pages.page_size
         chosen: dict[str, list[int]] = {}  # by row of a work that samples
+        for work in plan.work:
+            if work.copy is not None:
+                self.copies += 1
+                for place in range(work.copy.tokens):
+                    self.kv[work.copy.target, place] = self.kv[work.copy.source, place]
         for work in plan.work:
             seq = self.scheduler.get(work.id)
             assert seq is not None
@@ -257,9 +265,14 @@ class Machine:
                 held = {self.bank.device.get(row) for row in range(slot.lo, slot.hi)}
                 assert held == {slot.digest}, "the device holds something else where an adapter should be"
             written += work.pages[work.start // pool.page_size :]
+            for position in work.positions:
+                place = position % pool.page_size
+                assert place >= pool.indexed(work.pages[position // pool.page_size]), "a block is written that is known"
         assert len(set(written)) == len(written), "two sequences write to one page"
-        assert all(pool.refcount(p) == 1 for p in written), "a page is written that others read"
-        assert not any(map(pool.in_prefix_cache, written)), "a page is written that is cached for reuse"
+        copies = [w.copy for w in plan.work if w.copy is not None]
+        assert not {c.source for c in copies} & {c.target for c in copies}
+        sources = Counter(c.source for c in copies)
+        assert all(pool.refcount(p) - sources[p] == 1 for p in written), "a page is written that others read"
         running = [s for s in scheduler.sequences if s.state is State.RUNNING]
         assert len(running) == scheduler.num_running
         expected: dict[str, int] = {}
@@ -327,12 +340,13 @@ def simulate(seed: int, steps: int = 60) -> Machine:
     """
     draw = Random(seed)
     bank = FakeBank(draw.choice([17, 25, 1 << 20]))
-    size = draw.choice([1, 2, 4])
+    size, block = draw.choice([(1, 1), (2, 2), (4, 4), (4, 2), (8, 2)])
     pages = draw.randint(24 // size, 80 // size)
     training = FakeTraining()
     scheduler = make_scheduler(
         pages,
         size,
+        block=block,
         bank=bank,
         clock=lambda: training.now,
         tenant_slowdown=draw.choice([0.0, 1.2, 3.0]),

@@ -38,19 +38,21 @@ def test_long_life(seed: int) -> None:
 
 @pytest.mark.slow
 def test_the_simulation_reaches_what_it_is_for() -> None:
-    """Preemption, prefix hits and every way to end happen in it."""
+    """Preemption, prefix hits, copies of pages and every way to end happen in it."""
     ends: Counter[str] = Counter()
-    preemptions = hits = drafted = accepted = 0
+    preemptions = hits = copies = drafted = accepted = 0
     for seed in range(40):
         machine = simulate(seed)
         ends.update(machine.ended.values())
         preemptions += machine.scheduler.preemptions
         hits += machine.scheduler.pages.hit_tokens
+        copies += machine.copies
         if (drafter := machine.scheduler.drafter) is not None:
             drafted, accepted = drafted + drafter.drafted, accepted + drafter.accepted
     assert set(ends) == {"done", "cancelled", "expired", "adapter", "swap"}
     assert preemptions > 50
     assert hits > 200
+    assert copies > 10
     assert 20 < accepted < drafted
 
 

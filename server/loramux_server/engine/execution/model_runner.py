@@ -55,6 +55,9 @@ class ModelRunner:
         wanted = sampled + [row for rows in scored.values() for row in rows]
         spans = [span for w in plan.work for span in _spans(w)]
         segments = tuple(RowSegment(w.rows, w.stack) for w in plan.work)
+        for work in plan.work:
+            if work.copy is not None:
+                self.kv.copy(work.copy.source, work.copy.target, work.copy.tokens)
         self._clear_begun(plan.work)
         logits = None
         states: Tensor | None = None

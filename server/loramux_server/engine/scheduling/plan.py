@@ -8,6 +8,7 @@ from enum import Enum, auto
 
 from ...core.types import Pooling
 from ...lora.slots import Entries, Swap
+from .pages import PageCopy
 from .sequence import Sequence
 
 NO_POSITIONS = range(0)
@@ -31,9 +32,13 @@ class Work:
     """Positions whose hidden states become part of an embedding."""
     draft: tuple[int, ...] = ()
     """Tokens that may follow ``tokens``, computed with them: each has a row of logits too."""
+    copy: PageCopy | None = None
+    """What goes into a page of the sequence first: a prefix that is cached in another."""
 
     @classmethod
-    def of(cls, seq: Sequence, length: int, stack: Entries, draft: tuple[int, ...] = ()) -> Work:
+    def of(
+        cls, seq: Sequence, length: int, stack: Entries, draft: tuple[int, ...] = (), copy: PageCopy | None = None
+    ) -> Work:
         """The next ``length`` tokens of a sequence, and a draft of those after, for which it has the pages."""
         start, end = seq.num_computed, seq.num_computed + length
         tokens, pages = tuple(seq.tokens[start:end]), tuple(seq.pages)
@@ -41,7 +46,8 @@ class Work:
             first = start if seq.pooling is Pooling.MEAN else max(start, len(seq.tokens) - 1)
             return cls(seq.id, start, tokens, pages, stack, pooled=range(first, end))
         if seq.score_from is None:
-            return cls(seq.id, start, tokens, pages, stack, samples=end == len(seq.tokens), draft=draft)
+            samples = end == len(seq.tokens)
+            return cls(seq.id, start, tokens, pages, stack, samples=samples, draft=draft, copy=copy)
         scored = range(max(start, seq.score_from - 1), min(end, len(seq.tokens) - 1))
         return cls(seq.id, start, tokens, pages, stack, scored=scored)
 

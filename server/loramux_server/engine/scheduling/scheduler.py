@@ -18,7 +18,7 @@ from .admission import Adapters, AdmissionControl, check_capacity
 from .contention import Contention
 from .drafts import NgramDrafter
 from .fairness import FairQueue
-from .pages import PagePool
+from .pages import PagePool, Prefix
 from .plan import StepLimits, StepPlan, Work
 from .sequence import Sequence, State
 
@@ -136,7 +136,8 @@ class Scheduler:
         drafts = {} if shares else self._draft(chosen, budget)
         # Now that all are admitted: a swap for one of them may have moved the slots of another.
         work = [
-            Work.of(seq, length, self._adapters.entries(seq.stack), drafts.get(seq.id, ())) for seq, length in chosen
+            Work.of(seq, length, self._adapters.entries(seq.stack), drafts.get(seq.id, ()), self.pages.copy(seq.id))
+            for seq, length in chosen
         ]
         computed = [(seq, part.rows) for (seq, _), part in zip(chosen, work, strict=True)]
         for seq, rows in computed:
@@ -147,7 +148,7 @@ class Scheduler:
         return StepPlan(tuple(work), tuple(preempted), tuple(started), self._adapters.drain_swaps())
 
     def advance(self, plan: StepPlan) -> None:
-        """Note that a plan's tokens are computed, and publish the pages that became full."""
+        """Note that a plan's tokens are computed, and publish the blocks that became full."""
         for work in plan.work:
             seq = self._all.get(work.id)
             if seq is not None and seq.state is State.RUNNING:
@@ -252,18 +253,20 @@ class Scheduler:
         """
         root = self._prefix_root(seq)
         # Scores and embeddings need what follows from every position, which cached pages do not hold.
-        hit = self.pages.match(root, seq.tokens) if seq.generates else []
+        prefix = self.pages.match(root, seq.tokens) if seq.generates else Prefix()
         needed = self.pages.needed(min(len(seq.tokens) + 1, seq.limit))
+        if not self.pages.fits(needed - len(prefix.pages), prefix):
+            prefix = prefix.whole  # to copy from a page is to hold one more
         share = self.pages.pages // max(1, len(self._queue.live))
-        while not self.pages.fits(needed - len(hit), hit):
+        while not self.pages.fits(needed - len(prefix.pages), prefix):
             held, victim = self._held(seq.tenant), self._victim(above=share)
             if victim is None or held + needed > share:
                 blocked.update([seq.tenant] if held >= share else self._queue.live)
                 return False
             self._preempt(victim, preempted, chosen)
         self._queue.remove(seq)
-        self.pages.begin(seq.id, root, seq.tokens, hit)
-        seq.pages, seq.num_computed, seq.state = list(hit), len(hit) * self.pages.page_size, State.RUNNING
+        seq.pages = self.pages.begin(seq.id, root, seq.tokens, prefix)
+        seq.num_computed, seq.state = len(prefix.pages) * self.pages.page_size + prefix.rest, State.RUNNING
         self._running.append(seq)
         return True
 
