@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ByteSize, ConfigDict, Field
 
+from ..core.settings import TrainingDtype
 from .fields import LocalPath, PathOrOff, PatternOfSan, Size, TrustedUrl, setting
 
 
@@ -32,6 +33,13 @@ class TrainingSettings(BaseModel):
         "SIZE",
         "memory for the activations of a micro-batch before gradient checkpointing starts, which is slower; 0: always"
         " checkpoint (default: a quarter of the free memory)",
+    )
+    dtype: TrainingDtype = setting(
+        "auto",
+        "Training",
+        "DTYPE",
+        "precision of activations in training: float32, or bfloat16 where --dtype is that too (default: bfloat16 on a"
+        " GPU that computes in it, else float32)",
     )
     checkpoint_seconds: float = setting(
         30.0,

@@ -289,6 +289,7 @@ class Settings(LimitSettings, BaseSettings):
             training_share=self.training.share,
             training_slice_ms=self.training.slice_ms,
             training_activation_memory=_plain(self.training.activation_memory),
+            training_dtype=self.training.dtype,
             cuda_graphs=self.cuda_graphs,
             speculate=self.speculate,
             grammar_seconds=self.max_grammar_seconds,

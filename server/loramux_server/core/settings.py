@@ -7,6 +7,7 @@ from typing import Literal
 
 Device = Literal["auto", "cpu", "cuda"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+TrainingDtype = Literal["auto", "float32", "bfloat16"]
 Weights = Literal["auto", "packed", "unpacked"]
 Speculate = Literal["off", "ngram"]
 
@@ -47,6 +48,8 @@ class EngineSettings:
     training_activation_memory: int | None = None
     """Bytes of a micro-batch's activations before gradient checkpointing starts; None: a
     quarter of what is free when a job starts."""
+    training_dtype: TrainingDtype = "auto"
+    """Precision of activations in training; see ``ResidentBase.training_dtype``."""
     cuda_graphs: bool = True
     speculate: Speculate = "ngram"
     """Where drafts come from: ``ngram`` finds the last tokens earlier in the text; ``off``: there are none."""

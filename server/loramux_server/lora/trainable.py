@@ -177,24 +177,26 @@ class _Delta:
 
 
 class _AddDeltas(torch.autograd.Function):
-    """Adds s B (A x) to y in place, in float32, for every delta; ``parameters`` has A and B of each of its modules.
+    """Adds s B (A x) to y in place for every delta; ``parameters`` has A and B of each of its modules, in float32.
 
-    One function instead of a graph, because the products over few ranks are cheap and the tensors between them are not:
-    only x and the rank values are kept for the backward, and nothing of the size of y is copied.
+    Products are of x's type where that is bfloat16, else of float32; their sums are float32 always. One function
+    instead of a graph, because the products over few ranks are cheap and the tensors between them are not: only x and
+    the rank values are kept for the backward, and nothing of the size of y is copied.
     """
 
     @staticmethod
     def forward(ctx: Any, y: Tensor, x: Tensor, deltas: Sequence[_Delta], *parameters: Tensor) -> Tensor:
+        dtype = _product_dtype(x)
         ranks: list[Tensor] = []  # s A x of each delta, [rows, sum of ranks]
         for delta, pairs in _with_pairs(deltas, parameters):
-            h = (x[delta.rows].float() @ _stacked_a(pairs).T).mul_(delta.scaling)
+            h = (x[delta.rows].to(dtype) @ _stacked_a(pairs).to(dtype).T).mul_(delta.scaling)
             ranks.append(h)
             for column, values, (_, b) in zip(delta.columns, _by_module(h, pairs), pairs, strict=True):
                 target = y[delta.rows, column]
-                if target.dtype == b.dtype:
-                    target.addmm_(values, b.T)
+                if target.dtype == dtype:
+                    target.addmm_(values, b.to(dtype).T)
                 else:
-                    target += (values @ b.T).to(y.dtype)
+                    target += (values @ b.to(dtype).T).to(y.dtype)
         ctx.deltas = deltas
         ctx.save_for_backward(x, *parameters, *ranks)
         ctx.mark_dirty(y)
@@ -206,20 +208,26 @@ class _AddDeltas(torch.autograd.Function):
         deltas: Sequence[_Delta] = ctx.deltas
         x, *saved = ctx.saved_tensors
         parameters, ranks = saved[: len(saved) - len(deltas)], saved[len(saved) - len(deltas) :]
+        dtype = _product_dtype(x)
         grad_x: Tensor | None = None
         if ctx.needs_input_grad[1]:
             every = sum(d.rows.stop - d.rows.start for d in deltas) == x.shape[0]
             grad_x = torch.empty_like(x) if every else torch.zeros_like(x)
         of_parameters: list[Tensor] = []
         for (delta, pairs), h in zip(_with_pairs(deltas, parameters), ranks, strict=True):
-            of_y = [grads[0][delta.rows, column].float() for column in delta.columns]
-            of_h = torch.cat([g @ b for g, (_, b) in zip(of_y, pairs, strict=True)], dim=1).mul_(delta.scaling)
-            of_a = (of_h.T @ x[delta.rows].float()).split([a.shape[0] for a, _ in pairs])
+            of_y = [grads[0][delta.rows, column].to(dtype) for column in delta.columns]
+            of_ranks = [g @ b.to(dtype) for g, (_, b) in zip(of_y, pairs, strict=True)]
+            of_h = torch.cat(of_ranks, dim=1).mul_(delta.scaling)
+            of_a = (of_h.T @ x[delta.rows].to(dtype)).split([a.shape[0] for a, _ in pairs])
             of_b = [g.T @ values for g, values in zip(of_y, _by_module(h, pairs), strict=True)]
-            of_parameters += [grad for pair in zip(of_a, of_b, strict=True) for grad in pair]
+            of_parameters += [grad.float() for pair in zip(of_a, of_b, strict=True) for grad in pair]
             if grad_x is not None:
-                grad_x[delta.rows] = of_h @ _stacked_a(pairs)
+                grad_x[delta.rows] = (of_h @ _stacked_a(pairs).to(dtype)).to(grad_x.dtype)
         return grads[0], grad_x, None, *of_parameters
+
+
+def _product_dtype(x: Tensor) -> torch.dtype:
+    return x.dtype if x.dtype == torch.bfloat16 else torch.float32
 
 
 Pairs = list[tuple[Tensor, Tensor]]

@@ -21,6 +21,7 @@ from ..cpu.prepack import PlainWeight, frozen_product, prepack
 from ..lora.routed_linear import BaseLinear
 from .frozen_linears import dense_weight, joined_bias, out_features
 from .gpu_linear import DenseLinear, JoinedLinear, can_join
+from .scaled_gradients import ScaledGradients
 
 
 class UnpackedLinear:
@@ -105,6 +106,11 @@ class ModuleLinear:
 
 def make_linear(modules: Sequence[nn.Module], dtype: torch.dtype, device: torch.device, packed: bool) -> BaseLinear:
     """The right linear for ``modules`` (which share an input) on ``device``."""
+    linear = _make_linear(modules, dtype, device, packed)
+    return ScaledGradients(linear) if dtype == torch.float16 else linear
+
+
+def _make_linear(modules: Sequence[nn.Module], dtype: torch.dtype, device: torch.device, packed: bool) -> BaseLinear:
     if device.type != "cpu":
         if not packed:
             return DenseLinear(modules, dtype)

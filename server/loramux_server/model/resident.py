@@ -19,7 +19,14 @@ from ..lora.context import Attention, StepContext
 from ..lora.routed_linear import install
 from ..lora.routing import Routing
 from .attention import NAME, attach
-from .base.load import LoadedBase, linear_modules, load_base, resolve_device, resolve_dtype
+from .base.load import (
+    LoadedBase,
+    linear_modules,
+    load_base,
+    resolve_device,
+    resolve_dtype,
+    resolve_training_dtype,
+)
 from .base_linear import make_linear
 from .fused_forward import make_fused
 from .kv import KVShape
@@ -33,10 +40,12 @@ UNPACKED_SHARE = {"cpu": 0.5, "cuda": 0.35}
 class ResidentBase:
     """A loaded NF4 base with routed linears. It belongs to one thread; nothing in it is ever trained or copied."""
 
-    def __init__(self, base: LoadedBase, packed: bool) -> None:
+    def __init__(self, base: LoadedBase, packed: bool, training_dtype: torch.dtype = torch.float32) -> None:
         self.model, self.name, self.folder = base.model, base.name, base.folder
         self.revision, self.fingerprint = base.revision, base.fingerprint
         self.device, self.dtype, self.packed = torch.device(base.device), base.dtype, packed
+        self.training_dtype = training_dtype
+        """Type of activations and of their gradients in training; adapters and their gradients are float32 always."""
         self.context = StepContext()
         attach(self.model, self.context)
         self.modules = linear_modules(self.model)
@@ -69,7 +78,8 @@ class ResidentBase:
         dtype = resolve_dtype(settings.dtype, device)
         base = load_base(folder, device, dtype, attn_implementation=NAME)
         unpacked = sum(i * o for i, o in linear_modules(base.model).values()) * dtype.itemsize
-        return cls(base, keeps_packed(settings, torch.device(device), unpacked))
+        training_dtype = resolve_training_dtype(settings.training_dtype, dtype, device)
+        return cls(base, keeps_packed(settings, torch.device(device), unpacked), training_dtype)
 
     def forward(
         self,

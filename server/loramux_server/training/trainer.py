@@ -52,9 +52,10 @@ def train(
     then.
     """
     run = yield from set_up(base, command, jobs_dir, blobs, activation_memory)
-    identity = yield from run_identity(
-        command, (run.rows, run.held_out), f"{base.fingerprint}/{base.dtype}", run.nbytes
-    )
+    precision = f"{base.fingerprint}/{base.dtype}"
+    if base.training_dtype != torch.float32:
+        precision += f"/{base.training_dtype}"
+    identity = yield from run_identity(command, (run.rows, run.held_out), precision, run.nbytes)
     checkpoints = Checkpoints(command, identity)
     snapshot = checkpoints.latest()
     run.resume(snapshot)

@@ -71,6 +71,27 @@ def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
     return DTYPES[dtype]
 
 
+def resolve_training_dtype(wanted: str, dtype: torch.dtype, device: torch.device) -> torch.dtype:
+    """Type of activations in training over a base of ``dtype``: ``auto`` is bfloat16 on a GPU that computes in it.
+
+    float32 everywhere else: float16 has no range for gradients, and processors gain little. Raises INVALID_ARGUMENT
+    where bfloat16 is asked for over a base of another type.
+    """
+    if wanted == "auto":
+        return dtype if device.type == "cuda" and dtype == torch.bfloat16 else torch.float32
+    if wanted == "bfloat16" and dtype != torch.bfloat16:
+        raise invalid_field(
+            "training_dtype",
+            f"bfloat16 needs a base that computes in bfloat16, and this one computes in {_name(dtype)};"
+            " use --dtype bfloat16, or --training-dtype float32",
+        )
+    return DTYPES[wanted]
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
 def _cpu_has_bf16() -> bool:
     able = torch.cpu.get_capabilities()
     return bool(able.get("avx512_bf16") or able.get("amx_bf16"))

@@ -38,7 +38,10 @@ class FrozenModel:
         """Bytes of the activations that are kept."""
 
     def first_layer_input(self, rows: Sequence[TrainRow]) -> Interruptible[Tensor]:
-        """Input of the first adapted layer for packed rows, [T, hidden] in float32; for layer 0 the embeddings."""
+        """Input of the first adapted layer for packed rows, [T, hidden] in the training dtype.
+
+        For layer 0 that is the embeddings.
+        """
         ids = [row.input_ids for row in rows]
         missing = list(dict.fromkeys(key for key in ids if key not in self._cache))
         computed = dict(zip(missing, (yield from self._compute(missing)), strict=True)) if missing else {}
@@ -54,7 +57,7 @@ class FrozenModel:
         lengths = [len(key) for key in ids]
         tokens = torch.tensor([token for key in ids for token in key], device=self._base.device)
         with torch.no_grad():
-            hidden = self._base.embed(tokens).float()
+            hidden = self._base.embed(tokens).to(self._base.training_dtype)
         if self.policy.first_layer:
             lower = LayerwisePass(self._base, lengths, None, hidden)
             hidden = (yield from lower.forward(lower.input, 0, self.policy.first_layer))[0]

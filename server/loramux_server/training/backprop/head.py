@@ -12,7 +12,10 @@ from torch.nn.functional import log_softmax
 from ..work import PAUSE, Interruptible
 
 CHUNK = 64
-"""Rows of logits that exist at a time, [CHUNK, vocabulary] in float32: 13 MB for a vocabulary of 49,152."""
+"""Rows of logits that exist at a time at least, [CHUNK, vocabulary] in float32: 13 MB for a vocabulary of 49,152."""
+CHUNK_BYTES = {"cpu": 0, "cuda": 256 << 20}
+"""Bytes of logits in float32 that exist at a time where that is more rows: on a GPU each chunk costs launches and reads
+the head's weights, which are larger than a chunk of few rows. On a processor more rows are no faster."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,17 +29,19 @@ class TokenLogprobs:
 
 
 def token_logprobs(
-    hidden: Tensor, targets: Tensor, head: Callable[[Tensor], Tensor], *, gradients: bool
+    hidden: Tensor, targets: Tensor, head: Callable[[Tensor], Tensor], *, gradients: bool, rows: int | None = None
 ) -> Interruptible[TokenLogprobs]:
     """Log-probability of token ``targets[i]`` given row i of ``hidden`` [n, hidden]; pauses after every chunk of rows.
 
-    ``head`` maps rows of hidden states to logits, each row on its own. Gradients are computed while a chunk's logits
-    exist: nothing as wide as the vocabulary is kept, and no logits are computed twice.
+    ``head`` maps rows of hidden states to logits, each row on its own; ``rows`` of them exist at a time (None: CHUNK).
+    Gradients are computed while a chunk's logits exist: nothing as wide as the vocabulary is kept, and no logits are
+    computed twice.
     """
     logprobs, best, found = [], [], []
-    for rows, target in zip(hidden.split(CHUNK), targets.split(CHUNK), strict=True):
+    count = CHUNK if rows is None else rows
+    for part, target in zip(hidden.split(count), targets.split(count), strict=True):
         with torch.set_grad_enabled(gradients):
-            leaf = rows.detach().requires_grad_(gradients)
+            leaf = part.detach().requires_grad_(gradients)
             logits = head(leaf)
         with torch.no_grad():
             best.append(logits.argmax(-1) == target)
@@ -50,3 +55,8 @@ def token_logprobs(
         del logits, log_probs
         yield PAUSE
     return TokenLogprobs(torch.cat(logprobs), torch.cat(best), torch.cat(found) if gradients else None)
+
+
+def chunk_rows(vocabulary: int, device: torch.device) -> int:
+    """Rows of logits, each as wide as the vocabulary, that should exist at a time."""
+    return max(CHUNK, CHUNK_BYTES[device.type] // (4 * vocabulary))

@@ -15,7 +15,7 @@ from ...lora.trainable import AdapterRows, TrainableAdapter, TrainableBlock
 from ...model.resident import ResidentBase
 from ..work import PAUSE, Interruptible
 from .frozen_model import FrozenModel
-from .head import token_logprobs
+from .head import chunk_rows, token_logprobs
 from .layerwise import LayerwisePass
 
 T = TypeVar("T")
@@ -85,7 +85,9 @@ class MicroBatch:
         with torch.set_grad_enabled(gradients):
             self._last_output = hidden.detach().requires_grad_(gradients)
             self._predicting = layers.final_hidden(self._last_output).index_select(0, positions)  # [n, hidden]
-        found = yield from token_logprobs(self._predicting.detach(), targets, base.logits, gradients=gradients)
+        rows = chunk_rows(int(base.model.config.vocab_size), base.device)
+        predicting = self._predicting.detach()
+        found = yield from token_logprobs(predicting, targets, base.logits, gradients=gradients, rows=rows)
         self._hidden_gradients = found.gradients
         self._logprobs = found.logprobs.requires_grad_(gradients)
         with torch.set_grad_enabled(gradients):
@@ -99,7 +101,8 @@ class MicroBatch:
         """Backpropagate from the gradients that a loss left on the log-probabilities to the adapters' parameters."""
         assert self._logprobs.grad is not None
         assert self._hidden_gradients is not None
-        torch.autograd.backward(self._predicting, self._logprobs.grad[:, None] * self._hidden_gradients)
+        grad_hidden = self._logprobs.grad[:, None] * self._hidden_gradients
+        torch.autograd.backward(self._predicting, grad_hidden.to(self._predicting.dtype))
         grad = self._last_output.grad
         assert grad is not None
         del self._predicting, self._hidden_gradients, self._last_output
