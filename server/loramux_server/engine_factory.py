@@ -41,6 +41,9 @@ def build(settings: EngineSettings, secret: bytes, emit: Emit, progress: Progres
 
     if may_spin():
         spinning.control(settings.threads or torch.get_num_threads())
+    from .model.base.uncompiled import import_bitsandbytes
+
+    import_bitsandbytes()
     from .engine.build import build_engine
     from .training.job_scheduler import make_job_scheduler
 
