@@ -131,9 +131,9 @@ def test_nothing_of_a_text_is_kept(engine: Engine) -> None:
     pages.clear_cached()
     (prompt,) = prompts(1, lengths=(80, 81), seed=7)
     engine.run(embedding("first", prompt))
-    assert not any(pages.in_prefix_cache(page) for page in range(pages.pages))
+    assert not any(pages.indexed(page) for page in range(pages.pages))
     engine.run(command("cached", prompt, 2))
-    assert any(pages.in_prefix_cache(page) for page in range(pages.pages))
+    assert any(pages.indexed(page) for page in range(pages.pages))
     hits = pages.hit_tokens
     engine.run(embedding("second", prompt))
     assert pages.hit_tokens == hits
