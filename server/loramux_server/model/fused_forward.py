@@ -9,30 +9,25 @@ all other architectures go through transformers.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import rms_norm, silu
+from torch.nn.functional import rms_norm
 
-from ..cpu.decode import STEP, DecodeKernels
 from ..lora.context import Attention, StepContext
 from ..lora.routed_linear import LinearGroup
 from .attention import PackedAttention
-from .kv import KVPool, KVShape, PagedAttention, Span
+from .fused.choice import LayerKernels, alike, choose, start_step
+from .kv import KVShape
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-log = logging.getLogger(__name__)
-
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 5e-3}
 """Largest mean difference of probe logits, relative to their spread, by the weights' dtype."""
-COMPILED_TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 5e-2}
-"""The same between two forwards in the weights' own type, which round at other places."""
 PROBE_TOKENS = 24
 PARTS = {"input_layernorm", "self_attn", "post_attention_layernorm", "mlp"}
 MEMBERS = ["q_proj", "k_proj", "v_proj", "gate_proj", "up_proj"]
@@ -70,7 +65,7 @@ class FusedDecoder:
         self._embed, self._head = model.get_input_embeddings(), model.get_output_embeddings()
         self._rotary: Any = model.base_model.rotary_emb
         self.layers, self.norm, self._context = layers, norm, context
-        self.kernels: DecodeKernels | None = None
+        self.kernels: LayerKernels | None = None
         """Compiled functions between the products, once they were found to give the same."""
 
     @property
@@ -95,11 +90,11 @@ class FusedDecoder:
     def _states(self, x: Tensor, positions: Tensor, attention: Attention) -> Tensor:
         kernels = self.kernels if self.kernels is not None and x.dtype == self.kernels.dtype else None
         cos, sin = (part[0].contiguous() for part in self._rotary(x, positions[None]))  # [T, head_dim]
-        # rotate_half(x) is x rolled by half with its first half negated: the sign goes into the sine.
-        signed = torch.cat([-sin[:, : sin.shape[1] // 2], sin[:, sin.shape[1] // 2 :]], dim=1)
-        step = None
-        if kernels is not None and isinstance(attention, PagedAttention) and attention.only_decodes:
-            step = kernels.step(attention, cos, sin)
+        step = start_step(kernels, attention, cos, sin)
+        if step is None:
+            # rotate_half(x) is x rolled by half with its first half negated: the sign goes into the sine.
+            half = sin.shape[1] // 2
+            turn = cos[:, None], torch.cat([-sin[:, :half], sin[:, half:]], dim=1)[:, None]
         x, delta = x.clone(), None  # changed in place
         for index, layer in enumerate(self.layers):
             x, h = self._add_norm(kernels, x, delta, layer.before)
@@ -110,7 +105,7 @@ class FusedDecoder:
                     norms = layer.q_norm.weight, layer.k_norm.weight, layer.q_norm.eps
                 h = step.attend(index, qkv, norms, scale=layer.scale, window=layer.window)
             else:
-                h = self._attend(index, layer, qkv, cos[:, None], signed[:, None], attention)
+                h = self._attend(index, layer, qkv, *turn, attention)
             x, h = self._add_norm(kernels, x, layer.output.forward(h), layer.after)
             gate_up = layer.gate_up.forward(h)
             if kernels is not None:
@@ -122,7 +117,7 @@ class FusedDecoder:
         return self._add_norm(kernels, x, delta, self.norm)[1]
 
     @staticmethod
-    def _add_norm(kernels: DecodeKernels | None, x: Tensor, delta: Tensor | None, norm: _Norm) -> tuple[Tensor, Tensor]:
+    def _add_norm(kernels: LayerKernels | None, x: Tensor, delta: Tensor | None, norm: _Norm) -> tuple[Tensor, Tensor]:
         """The residual stream with ``delta`` added, and its norm."""
         if kernels is not None:
             return x, kernels.add_norm(x, delta, norm.weight, norm.eps)
@@ -149,27 +144,6 @@ class FusedDecoder:
             softcap=None,
         )
         return out.reshape(len(qkv), -1)
-
-
-def _fitting_kernels(decoder: FusedDecoder) -> DecodeKernels | None:
-    """Compiled functions, if every layer has the types and shapes that they are for."""
-    dtype, width = decoder.norm.weight.dtype, len(decoder.norm.weight)
-    samples = torch.linspace(-4, 4, 9)
-    for layer in decoder.layers:
-        norms = [n.weight for n in (layer.before, layer.after, layer.q_norm, layer.k_norm) if n is not None]
-        fits = (
-            all(w.device.type == "cpu" and w.dtype == dtype for w in norms)
-            and layer.head_dim % (2 * STEP) == 0
-            and layer.gate_up.out_features[0] % STEP == 0
-            and width % STEP == 0
-            and torch.allclose(layer.activation(samples), silu(samples))
-        )
-        if not fits:
-            return None
-    try:
-        return DecodeKernels(dtype)
-    except LookupError:
-        return None
 
 
 def make_fused(
@@ -202,38 +176,10 @@ def make_fused(
         return None  # a part is missing or shaped otherwise
     finally:
         context.attention = None
-    if not _alike(got, expected, TOLERANCE[model.dtype]):
+    if not alike(got, expected, TOLERANCE[model.dtype]):
         return None
-    kernels = _fitting_kernels(decoder)
-    if kernels is not None and _decodes_alike(decoder, kernels, ids):
-        decoder.kernels = kernels
-    elif kernels is not None:
-        log.warning("the compiled functions give other logits here and are not used")
+    decoder.kernels = choose(decoder, ids)
     return decoder
-
-
-def _alike(got: Tensor, expected: Tensor, tolerance: float) -> bool:
-    return bool((got - expected).abs().mean() <= tolerance * expected.std())
-
-
-@torch.no_grad()
-def _decodes_alike(decoder: FusedDecoder, kernels: DecodeKernels, ids: Tensor) -> bool:
-    """Whether a decode step over two cached sequences gives the same logits with and without compiled functions."""
-    lengths, pages = (len(ids) - 3, 2), ((0, 1), (2,))
-    pool = KVPool(decoder.kv_shape, 3, ids.device, kernels.dtype)
-
-    def step(spans: Sequence[Span]) -> Tensor:
-        positions = torch.cat([torch.arange(s.start, s.end) for s in spans])
-        rows = torch.arange(len(positions))
-        return decoder.forward(ids[positions], positions, PagedAttention(pool, spans), rows)
-
-    step([Span(0, n, p) for n, p in zip(lengths, pages, strict=True)])
-    token = [Span(n, 1, p) for n, p in zip(lengths, pages, strict=True)]
-    expected = step(token)
-    decoder.kernels = kernels
-    got = step(token)
-    decoder.kernels = None
-    return _alike(got, expected, COMPILED_TOLERANCE[kernels.dtype])
 
 
 class _Unlike(Exception):

@@ -107,10 +107,8 @@ class PagedAttention:
         self, layer: int, q: Tensor, k: Tensor, v: Tensor, *, scale: float, window: int | None, softcap: float | None
     ) -> Tensor:
         keys, values = self.pool.write(layer, self.slots, k, v)
-        if self.pool.shape.kernel:
-            return self._attend_kernel(q, keys, values, scale, window)
-        if self._decode == q.shape[0]:
-            return self._attend_decode(q, keys, values, scale, window, softcap)
+        if self.reads_back:
+            return self.read(q, keys, values, scale=scale, window=window, softcap=softcap)
         out = torch.empty_like(q)
         if self._decode:
             out[: self._decode] = self._attend_decode(q[: self._decode], keys, values, scale, window, softcap)
@@ -137,6 +135,19 @@ class PagedAttention:
             )[0].transpose(0, 1)
             row += span.length
         return out
+
+    @property
+    def reads_back(self) -> bool:
+        """Whether all keys and values of a layer are read from its pages, those of this step too."""
+        return self.pool.shape.kernel or self.only_decodes
+
+    def read(
+        self, q: Tensor, keys: Tensor, values: Tensor, *, scale: float, window: int | None, softcap: float | None
+    ) -> Tensor:
+        """Attend over a layer's pages, in which this step's keys and values lie; see :attr:`reads_back`."""
+        if self.pool.shape.kernel:
+            return paged_kernel(q, keys, values, *self._kernel_arguments, scale=scale, window=window)
+        return self._attend_decode(q, keys, values, scale, window, softcap)
 
     @cached_property
     def _fresh(self) -> PackedAttention | None:
@@ -202,9 +213,6 @@ class PagedAttention:
             max(s.end for s in self._spans),
         )
 
-    def _attend_kernel(self, q: Tensor, keys: Tensor, values: Tensor, scale: float, window: int | None) -> Tensor:
-        return paged_kernel(q, keys, values, *self._kernel_arguments, scale=scale, window=window)
-
 
 class DecodeAttention:
     """Attention of spans of length 1 in buffers whose shapes and addresses never change, through the paging kernel.
@@ -234,6 +242,17 @@ class DecodeAttention:
         self, layer: int, q: Tensor, k: Tensor, v: Tensor, *, scale: float, window: int | None, softcap: float | None
     ) -> Tensor:
         keys, values = self.pool.write(layer, self.slots, k, v)
+        return self.read(q, keys, values, scale=scale, window=window, softcap=softcap)
+
+    @property
+    def reads_back(self) -> bool:
+        """As :attr:`PagedAttention.reads_back`."""
+        return True
+
+    def read(
+        self, q: Tensor, keys: Tensor, values: Tensor, *, scale: float, window: int | None, softcap: float | None
+    ) -> Tensor:
+        """As :meth:`PagedAttention.read`."""
         longest = self._width * self.pool.shape.page_size
         return paged_kernel(
             q, keys, values, self._starts, self._used, self._table, 1, longest, scale=scale, window=window
