@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from loramux_server.model.base import gguf
 from loramux_server.model.base.load import load_base
+from loramux_server.model.base.parts import Part, loading_in_parts
 from loramux_server.model.base.quantize import prepare_base
 from tests.tiny import CHATML, tokenizer
 
@@ -74,22 +75,51 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_weights_are_those_that_transformers_reads(file: Path) -> None:
-    done: list[float] = []
-    ours = gguf.read_model(file, done.append)
-    theirs = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
-    assert dict(ours.named_parameters()).keys() == dict(theirs.named_parameters()).keys()
-    assert all(torch.equal(p, theirs.get_parameter(n)) for n, p in ours.named_parameters())
+class Collected:
+    """Receives the parts of a file and keeps them."""
+
+    def __init__(self) -> None:
+        self.tensors: dict[str, torch.Tensor] = {}
+        self.sizes: list[int] = []
+
+    def begin(self, model: Any, parts: list[Part]) -> int:
+        assert all(p.is_meta for p in model.parameters())
+        return 0
+
+    def take(self, model: Any, part: Part, loaded: dict[str, torch.Tensor]) -> None:
+        self.tensors |= loaded
+        self.sizes.append(sum(tensor.nbytes for tensor in loaded.values()))
+
+
+def read_whole(file: Path) -> Any:
+    return AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
+
+
+def test_weights_are_those_that_transformers_reads_a_layer_at_a_time(file: Path) -> None:
+    collected, reading = Collected(), gguf.GGUFFile(file)
+    with loading_in_parts(collected, "tiny", reading.parts):
+        ours = reading.read_model()
+    theirs = dict(read_whole(file).named_parameters())
+    assert collected.tensors.keys() == theirs.keys()
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in collected.tensors.items())
     assert ours.config.num_key_value_heads == KV_HEADS
-    assert done[-1] == 1.0
+    assert len(collected.sizes) == LAYERS + 2  # the embedding and the norm besides
+    assert all(p.is_meta for p in ours.parameters())
+
+
+def test_a_conversion_tells_how_far_it_is(file: Path, tmp_path: Path) -> None:
+    done: list[float] = []
+    prepare_base(str(file), tmp_path, lambda step, fraction: done.append(fraction) if fraction is not None else None)
+    assert done[-1] == pytest.approx(1)
     assert done == sorted(done)
+    assert len(done) > LAYERS
 
 
 def test_it_can_be_converted_and_served(file: Path, tmp_path: Path) -> None:
     base = load_base(prepare_base(str(file), tmp_path), torch.device("cpu"), torch.float32)
     assert base.name == "tiny"
     assert base.model.generation_config.eos_token_id == 2
-    dense = gguf.read_model(file, lambda _: None)
+    dense = read_whole(file)
     ids = torch.tensor([[5, 70, 300, 12, 9]])
     with torch.no_grad():
         ours, full = base.model(input_ids=ids).logits, dense(input_ids=ids).logits

@@ -22,11 +22,14 @@ log = logging.getLogger(__name__)
 FILES = "files"
 """Key of the marker: name -> size in bytes and SHA-256 of each file."""
 MAX_THREADS = 8
+JOURNAL = ".conversion.json"
+"""File of a conversion under way, see :mod:`.shards`. No part of the copy."""
 
 
 def describe(folder: Path) -> dict[str, dict[str, Any]]:
-    """Name -> ``size`` and ``sha256`` of every file but the marker."""
-    return {path.name: _describe(path) for path in sorted(folder.iterdir()) if path.is_file() and path.name != MARKER}
+    """Name -> ``size`` and ``sha256`` of every file of the copy but the marker."""
+    files = (path for path in sorted(folder.iterdir()) if path.is_file() and path.name not in (MARKER, JOURNAL))
+    return {path.name: measure(path) for path in files}
 
 
 def find_damage(folder: Path) -> str:
@@ -64,7 +67,7 @@ def _adopt(folder: Path, made: dict[str, Any]) -> str:
 
 def _damage(path: Path, expected: dict[str, Any]) -> str:
     try:
-        found = _describe(path)
+        found = measure(path)
     except FileNotFoundError:
         return f"{path.name} is missing"
     except OSError as error:
@@ -74,7 +77,8 @@ def _damage(path: Path, expected: dict[str, Any]) -> str:
     return "" if found == expected else f"{path.name} does not hold the bytes that were written"
 
 
-def _describe(path: Path) -> dict[str, Any]:
+def measure(path: Path) -> dict[str, Any]:
+    """``size`` in bytes and ``sha256`` of a file."""
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
         return {"size": file.tell(), "sha256": digest}

@@ -4,8 +4,34 @@ from __future__ import annotations
 
 import hashlib
 import json
-import struct
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTensor:
+    """Where a safetensors file has a tensor, and of which kind."""
+
+    path: Path
+    offset: int
+    nbytes: int
+    dtype: str
+    shape: list[int]
+
+
+def stored_tensors(paths: Iterable[Path]) -> dict[str, StoredTensor]:
+    """What the headers of safetensors files say, by name. Raises OSError or ValueError if one cannot be read."""
+    found = {}
+    for path in paths:
+        with path.open("rb") as file:
+            size = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(size))
+        for name, entry in header.items():
+            if name != "__metadata__":
+                start, end = entry["data_offsets"]
+                found[name] = StoredTensor(path, 8 + size + start, end - start, entry["dtype"], entry["shape"])
+    return found
 
 
 def fingerprint(folder: Path) -> str:
@@ -13,26 +39,16 @@ def fingerprint(folder: Path) -> str:
 
     Raises OSError or ValueError if a file is not whole.
     """
-    tensors: dict[str, tuple[Path, int, dict[str, object], int, int]] = {}
-    for path in sorted(folder.glob("*.safetensors")):
-        with path.open("rb") as file:
-            (size,) = struct.unpack("<Q", file.read(8))
-            header = json.loads(file.read(size))
-        for name, entry in header.items():
-            if name != "__metadata__":
-                start, end = entry["data_offsets"]
-                tensors[name] = (path, 8 + size + start, entry, start, end)
     digest = hashlib.sha256()
-    for name in sorted(tensors):
-        path, offset, entry, start, end = tensors[name]
-        digest.update(json.dumps([name, entry["dtype"], entry["shape"]]).encode())
-        left = end - start
-        with path.open("rb") as file:
-            file.seek(offset)
+    for name, tensor in sorted(stored_tensors(sorted(folder.glob("*.safetensors"))).items()):
+        digest.update(json.dumps([name, tensor.dtype, tensor.shape]).encode())
+        left = tensor.nbytes
+        with tensor.path.open("rb") as file:
+            file.seek(tensor.offset)
             while left:
                 block = file.read(min(left, 1 << 22))
                 if not block:
-                    raise ValueError(f"{path} ends early")
+                    raise ValueError(f"{tensor.path} ends early")
                 digest.update(block)
                 left -= len(block)
     return digest.hexdigest()

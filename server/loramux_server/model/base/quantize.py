@@ -1,6 +1,7 @@
 """NF4 copies of base models: made once, kept in the state directory, loadable by plain transformers.
 
 Every linear but the output head becomes NF4 with double quantisation in blocks of 64; the rest keeps its 16 bits.
+Weights are read, quantised and written a layer at a time, so that memory holds a few of them whatever the size.
 The copy is a standard pre-quantised transformers folder, so whatever reads those reads the very same weights.
 """
 
@@ -13,6 +14,7 @@ import logging
 import math
 import os
 import shutil
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -20,14 +22,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...core.errors import Code, Error, invalid_field
+from ...host.failpoints import reach
+from ...host.files import sync_file, sync_folder
 from . import gguf, hub, quiet, tokenizer_files
-from .files import FILES, describe, find_damage, is_linked
+from .files import FILES, JOURNAL, describe, find_damage, is_linked
 from .fingerprint import fingerprint
-from .source import BLOCK, MARKER, SETTINGS, Source, find_cached, locate, locate_again, read_marker, write_marker
+from .source import MARKER, SETTINGS, Source, find_cached, locate, locate_again, read_marker, write_marker
 
 if TYPE_CHECKING:
-    from torch import nn
-    from transformers import BitsAndBytesConfig, PreTrainedModel
+    from transformers import PreTrainedModel
+
+    from .nf4_copy import Nf4Copy
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +45,8 @@ IMPORTING = "importing PyTorch and transformers"
 
 BYTES_A_MINUTE = 1e9
 """Of a model's files: what two processor cores convert. More of them, or a GPU, are faster."""
+KEPT_DAYS = 7
+"""How long the finished files of a conversion wait for the next start that wants them."""
 
 
 def _silent(step: str, fraction: float | None) -> None:
@@ -104,8 +111,14 @@ def prepare(model: str | None, state_dir: Path, progress: Progress = _silent) ->
 
 
 def _sweep(cache: Path) -> None:
-    """Remove what conversions that were killed left, of whatever base. What another process is at stays."""
+    """Remove what conversions that were killed left, of whatever base. What another process is at stays.
+
+    Files that are whole stay for ``KEPT_DAYS``, so that starting another base in between costs nothing.
+    """
     for draft in cache.glob(".*.tmp"):
+        with suppress(OSError):
+            if (draft / JOURNAL).stat().st_mtime > time.time() - KEPT_DAYS * 86_400:
+                continue
         with suppress(OSError), draft.with_suffix(".lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             shutil.rmtree(draft, ignore_errors=True)
@@ -139,6 +152,7 @@ def convert(source: Source, target: Path, progress: Progress = _silent, damaged:
     """Write the NF4 folder of ``source`` to ``target``: all of it or nothing, also when the power fails.
 
     A second process that wants the same folder waits and then finds it made. One that is ``damaged`` is moved aside.
+    A conversion that was killed goes on where it was; one that failed leaves nothing.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     with target.with_name(f".{target.name}.lock").open("w") as lock:
@@ -149,17 +163,20 @@ def convert(source: Source, target: Path, progress: Progress = _silent, damaged:
         if damaged:
             _move_aside(target)
         draft = target.with_name(f".{target.name}.tmp")
-        for remains in (draft, target):
-            shutil.rmtree(remains, ignore_errors=True)
-        draft.mkdir()
+        shutil.rmtree(target, ignore_errors=True)
+        draft.mkdir(exist_ok=True)
         try:
             _fill(draft, source, progress)
             os.rename(draft, target)
-            _sync_folder(target.parent)
+            sync_folder(target.parent)
+            reach("base.converted")
+            (target / JOURNAL).unlink(missing_ok=True)
             if damaged and read_marker(target).get("fingerprint") != before.get("fingerprint"):
                 log.warning("the copy that was made again differs: adapters trained on the old one are refused")
-        finally:
+        except Exception:
             shutil.rmtree(draft, ignore_errors=True)
+            raise
+        finally:
             gguf.forget()
 
 
@@ -183,34 +200,43 @@ def _fill(draft: Path, source: Source, progress: Progress) -> None:
         "notes": notes,
         FILES: describe(draft),
     }
+    reach("base.checked")
     write_marker(draft, made)
     _sync(draft)
+    reach("base.marked")
 
 
 def _write_nf4(source: Source, folder: Path, progress: Progress) -> list[str]:
-    """Convert; returns notes on what was left in 16 bits."""
-    model = _read(source, progress)
-    keep = _quantise(model, progress)
-    progress("writing the NF4 copy", None)
-    _save(model, keep, folder)
-    tokenizer_files.write(source, folder, model.config)
-    misfits = [
-        f"{name} kept in 16 bits: it does not fit NF4 blocks of {BLOCK} or asks for more bits" for name in keep[1:]
-    ]
-    return misfits + _no_linears(model)
-
-
-def _read(source: Source, progress: Progress) -> PreTrainedModel:
+    """Convert, or go on where an earlier try was killed; returns notes on what was left in 16 bits."""
     import torch
-    from transformers import AutoModelForCausalLM
+
+    from .nf4_copy import Nf4Copy
+    from .parts import loading_in_parts
+
+    def report(done: float) -> None:
+        progress("quantising to NF4", done)
 
     if source.kind == "gguf":
-        model = gguf.read_model(source.path, lambda done: progress("reading the GGUF file", done))
-        # What stays unquantised was 16-bit before the file was made.
-        for parameter in _other_parameters(model):
-            parameter.data = parameter.data.to(torch.bfloat16)
-        return model
-    progress("reading the model", None)
+        progress("reading the GGUF file", None)
+        file = gguf.GGUFFile(source.path)
+        copy = Nf4Copy(folder, torch.bfloat16, report)  # what is not quantised was 16-bit before the file was made
+        with loading_in_parts(copy, source.name, file.parts):
+            model = file.read_model()
+    else:
+        progress("reading the model", None)
+        copy = Nf4Copy(folder, None, report)
+        with loading_in_parts(copy, source.name):
+            model = _read(source)
+    copy.finish()
+    progress("writing the NF4 copy", None)
+    _write_config(model, copy, folder)
+    tokenizer_files.write(source, folder, model.config)
+    return copy.notes
+
+
+def _read(source: Source) -> PreTrainedModel:
+    from transformers import AutoModelForCausalLM
+
     config = _config(source)
     if "quantization_config" in config:
         method = config["quantization_config"].get("quant_method", "unknown")
@@ -238,76 +264,23 @@ def _read(source: Source, progress: Progress) -> PreTrainedModel:
         ) from error
 
 
-def _quantise(model: PreTrainedModel, progress: Progress) -> list[str]:
-    """Replace linears by NF4 ones, one at a time so that only one is held twice. Returns what was left as it is."""
-    import torch
-    from bitsandbytes.nn import Linear4bit
-    from torch import nn
-
-    from . import nf4
-
-    head = model.get_output_embeddings()
-    linears = [(n, m) for n, m in model.named_modules() if type(m) is nn.Linear]
-    keep = [n for n, m in linears if m is head] or ["lm_head"]
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    for i, (name, module) in enumerate(linears):
-        if module is not head and _fits(model, name, module):
-            packed = Linear4bit(
-                module.in_features,
-                module.out_features,
-                module.bias is not None,
-                quant_type="nf4",
-                device="meta",
-            )
-            packed.weight = nf4.quantise(module.weight.data, BLOCK, device)
-            packed.bias = module.bias
-            packed.quant_state = packed.weight.quant_state
-            model.set_submodule(name, packed)
-            module.weight = None  # type: ignore[assignment]
-        elif module is not head:
-            keep.append(name)
-        progress("quantising to NF4", (i + 1) / len(linears))
-    return keep
-
-
-def _fits(model: PreTrainedModel, name: str, module: nn.Linear) -> bool:
-    """Whether blocks lie within rows, which the fast kernels need, and the model allows fewer bits at all."""
-    wide = set(model._keep_in_fp32_modules or ()) | set(model._keep_in_fp32_modules_strict or ())
-    return module.in_features % BLOCK == 0 and not any(part in wide for part in name.split("."))
-
-
-def _save(model: PreTrainedModel, keep: list[str], folder: Path) -> None:
+def _write_config(model: PreTrainedModel, copy: Nf4Copy, folder: Path) -> None:
+    """The configuration as transformers writes it beside the weights of a quantised model."""
     import torch
     from transformers import BitsAndBytesConfig
-    from transformers.quantizers.auto import AutoHfQuantizer
 
-    config: BitsAndBytesConfig = BitsAndBytesConfig(
+    model.config.quantization_config = BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=torch.float32,
-        llm_int8_skip_modules=keep,
+        llm_int8_skip_modules=copy.keep,
     )
-    model.hf_quantizer = AutoHfQuantizer.from_config(config)
-    model.config.quantization_config = config
-    model.save_pretrained(folder)
-
-
-def _other_parameters(model: PreTrainedModel) -> list[nn.Parameter]:
-    """Parameters that no conversion touches: embeddings, norms, biases, the head."""
-    from torch import nn
-
-    head = model.get_output_embeddings()
-    packed = {id(m.weight) for m in model.modules() if type(m) is nn.Linear and m is not head}
-    return [p for p in model.parameters() if id(p) not in packed]
-
-
-def _no_linears(model: PreTrainedModel) -> list[str]:
-    """Notes on large weights that are not linear layers: experts of mixtures, GPT-2's transposed layers."""
-    names = [n for n, p in model.named_parameters() if p.dim() >= 3]
-    names += [f"{n}.weight" for n, m in model.named_modules() if type(m).__name__ == "Conv1D"]
-    kinds = sorted({".".join("*" if part.isdigit() else part for part in n.split(".")) for n in names})
-    return [f"{kind} kept in 16 bits: not a linear layer" for kind in kinds]
+    model.config.dtype = str(copy.rest or model.dtype).removeprefix("torch.")
+    model.config.architectures = [type(model).__name__]
+    model.config.save_pretrained(folder)
+    if model.can_generate():
+        model.generation_config.save_pretrained(folder)
 
 
 def _config(source: Source) -> dict[str, Any]:
@@ -334,6 +307,8 @@ def _already_nf4(source: Source) -> bool:
 
 def _link(source: Source, folder: Path) -> list[str]:
     """A model that is NF4 already is used as it is: its files stay where they are."""
+    for remains in folder.iterdir():
+        remains.unlink()
     for file in sorted(source.path.iterdir()):
         if file.is_file() and file.name != MARKER:
             (folder / file.name).symlink_to(file.resolve())
@@ -343,17 +318,5 @@ def _link(source: Source, folder: Path) -> list[str]:
 def _sync(folder: Path) -> None:
     for file in folder.iterdir():
         if not file.is_symlink():
-            descriptor = os.open(file, os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
-    _sync_folder(folder)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+            sync_file(file)
+    sync_folder(folder)
