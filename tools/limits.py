@@ -40,7 +40,7 @@ ELSEWHERE = (
 def settings() -> str:
     """The table of the limits that are settings."""
     named = {leaf.name: leaf for leaf in leaves()}
-    rows = [(f"`{leaf.flag}`", shown(leaf.info.default), text(leaf)) for leaf in _limits(named)]
+    rows = [(f"`{leaf.flag}`", _default(leaf), text(leaf)) for leaf in _limits(named)]
     return tables.table(("Setting", "Default", ""), rows)
 
 
@@ -53,11 +53,15 @@ def text(leaf: Leaf) -> str:
     return re.sub(r" \(default: .*\)", "", leaf.info.description or "")
 
 
+def _default(leaf: Leaf) -> str:
+    """The default of a setting, or what its words say of it."""
+    found = re.search(r" \(default: (.*)\)", leaf.info.description or "")
+    return found[1] if found else shown(leaf.info.default)
+
+
 def shown(value: object) -> str:
     """A value as an operator would write it."""
     match value:
-        case None:
-            return "the model's context"
         case ByteSize():
             return _size(value)
         case _:

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from loramux_server.core.errors import Code, Error
-from loramux_server.model.base import nf4_copy, parts, quantize, shards
+from loramux_server.model.base import nf4, nf4_copy, parts, quantize, shards
 from loramux_server.model.base.files import JOURNAL, find_damage
 from loramux_server.model.base.fingerprint import stored_tensors
 from loramux_server.model.base.load import load_base
@@ -72,7 +72,13 @@ def draft_of(state: Path) -> Path:
     ],
 )
 def test_a_conversion_that_was_killed_goes_on_where_it_was(
-    failpoint: str, kept: int, model: Path, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_shards: None
+    failpoint: str,
+    kept: int,
+    model: Path,
+    made: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    small_shards: None,
 ) -> None:
     assert run(conversion_child.main, model, tmp_path, failpoint) == -9
     done: list[float] = []
@@ -160,7 +166,7 @@ def test_the_copy_holds_what_a_model_that_is_loaded_whole_holds(
     assert {name for name in found if not any(name.startswith(f"{p}.") for p in packed)} == set(expected)
     for name, tensor in expected.items():
         if name in packed:
-            ours = nf4_copy.nf4.quantise(tensor, 64, CPU)
+            ours = nf4.quantise(tensor, 64, CPU)
             assert torch.equal(found[name], ours.data)
             for part, value in ours.quant_state.as_dict(packed=True).items():
                 assert torch.equal(found[f"{name}.{part}"], value)
@@ -216,7 +222,7 @@ def test_the_disk_space_asked_for_is_what_the_copy_takes(made: Path) -> None:
     weights = sum(2 * found[name].nbytes for name in packed)
     taken = sum(tensor.nbytes for name, tensor in found.items() if name in packed or ".weight." in name)
     tables = sum(t.nbytes for n, t in found.items() if n.endswith(("quant_map", "quant_state.bitsandbytes__nf4")))
-    assert taken - tables == pytest.approx(weights * nf4_copy.NF4_BYTES, rel=0.01)
+    assert taken - tables == pytest.approx(weights * nf4.BYTES, rel=0.01)
 
 
 @pytest.mark.slow

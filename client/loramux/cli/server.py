@@ -11,7 +11,7 @@ import typer
 
 from ..errors import LoramuxError
 from ..progress import clock
-from ..types import Latency, ServerStats
+from ..types import Latency, ServerInfo, ServerStats
 from .common import Json, connect, json_text, print_fields, print_json, print_result, size
 
 HEADER_EVERY = 20
@@ -56,6 +56,7 @@ def info(
             ("base", f"{found.base_name} ({found.architecture})" if found.architecture else found.base_name),
             ("revision", found.base_revision),
             ("fingerprint", found.base_fingerprint),
+            ("weights", _saving(found)),
             ("device", ", ".join(part for part in (found.device, found.dtype) if part)),
             ("context", f"{found.max_context} tokens" if found.max_context else ""),
             ("layers", found.num_layers or ""),
@@ -67,9 +68,19 @@ def info(
             ("adapters", found.adapters_total),
             ("resident", ", ".join(f"{count} on {tier}" for tier, count in found.adapters_resident.items())),
             ("jobs", ", ".join(f"{count} {state}" for state, count in found.jobs.items())),
+            ("a job takes", f"{size(found.training_job_bytes)} and activations" if found.training_job_bytes else ""),
             ("limits", ", ".join(f"{name} {value}" for name, value in found.limits.items())),
         ]
     )
+
+
+def _saving(found: ServerInfo) -> str:
+    """What NF4 saves of the memory that the base's weights take in 16 bits."""
+    if not found.weight_bytes_16bit:
+        return ""
+    saved = 1 - found.weight_bytes / found.weight_bytes_16bit
+    text = f"{size(found.weight_bytes)} in NF4, {size(found.weight_bytes_16bit)} in 16 bits: {saved:.0%} saved"
+    return f"{text}; held unpacked in {found.dtype}" if found.weights == "unpacked" else text
 
 
 def stats_lines(stats: ServerStats, header: bool) -> Iterator[str]:

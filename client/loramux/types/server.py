@@ -19,6 +19,12 @@ class ServerInfo:
     architecture: str = ""
     max_context: int = 0
     num_layers: int = 0
+    weight_bytes: int = 0
+    """Of the base's weights as they are stored: linear layers in NF4, the rest in 16 bits."""
+    weight_bytes_16bit: int = 0
+    """Of the same weights without quantisation."""
+    weights: str = ""
+    """How memory holds linear layers: ``packed`` in NF4, ``unpacked`` in ``dtype``."""
     vocab_size: int = 0
     eos_token_ids: tuple[int, ...] = ()
     has_chat_template: bool = False
@@ -44,6 +50,9 @@ class ServerInfo:
     scopes: tuple[str, ...] = ()
     allowed_adapters: tuple[str, ...] = ()
     """Those that the key is limited to; empty: it is not limited."""
+    training_job_bytes: int = 0
+    """Memory of a training job with the default rank on all linear layers, beside its activations: weights, gradients
+    and optimizer state."""
 
 
 @dataclass(frozen=True, slots=True)

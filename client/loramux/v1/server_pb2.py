@@ -27,7 +27,7 @@ from loramux.v1 import common_pb2 as loramux_dot_v1_dot_common__pb2
 from loramux.v1 import training_pb2 as loramux_dot_v1_dot_training__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17loramux/v1/server.proto\x12\nloramux.v1\x1a\x19loramux/v1/adapters.proto\x1a\x17loramux/v1/common.proto\x1a\x19loramux/v1/training.proto\"\x16\n\x14GetServerInfoRequest\"~\n\x08\x42\x61seInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x02 \x01(\t\x12\x14\n\x0c\x61rchitecture\x18\x03 \x01(\t\x12\x13\n\x0bmax_context\x18\x04 \x01(\x05\x12\x12\n\nnum_layers\x18\x05 \x01(\x05\x12\x10\n\x08revision\x18\x06 \x01(\t\"U\n\rTokenizerInfo\x12\x12\n\nvocab_size\x18\x01 \x01(\x05\x12\x15\n\reos_token_ids\x18\x02 \x03(\x05\x12\x19\n\x11has_chat_template\x18\x03 \x01(\x08\"\xa9\x01\n\x06Limits\x12\x11\n\tmax_stack\x18\x01 \x01(\x05\x12\x13\n\x0bmax_choices\x18\x02 \x01(\x05\x12\x18\n\x10max_prompt_bytes\x18\x03 \x01(\x03\x12\x16\n\x0emax_new_tokens\x18\x04 \x01(\x05\x12\x10\n\x08max_rank\x18\x05 \x01(\x05\x12\x18\n\x10max_upload_bytes\x18\x06 \x01(\x03\x12\x19\n\x11max_dataset_bytes\x18\x07 \x01(\x03\"R\n\x06\x43\x61ller\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x0e\n\x06key_id\x18\x02 \x01(\t\x12\x0e\n\x06scopes\x18\x03 \x03(\t\x12\x18\n\x10\x61llowed_adapters\x18\x04 \x03(\t\"\xe3\x05\n\nServerInfo\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\"\n\x04\x62\x61se\x18\x02 \x01(\x0b\x32\x14.loramux.v1.BaseInfo\x12,\n\ttokenizer\x18\x03 \x01(\x0b\x32\x19.loramux.v1.TokenizerInfo\x12\x0e\n\x06\x64\x65vice\x18\x04 \x01(\t\x12\r\n\x05\x64type\x18\x05 \x01(\t\x12=\n\x0cmemory_bytes\x18\x06 \x03(\x0b\x32\'.loramux.v1.ServerInfo.MemoryBytesEntry\x12\x16\n\x0e\x61\x64\x61pters_total\x18\x07 \x01(\x05\x12G\n\x11\x61\x64\x61pters_resident\x18\x08 \x03(\x0b\x32,.loramux.v1.ServerInfo.AdaptersResidentEntry\x12\x18\n\x10requests_running\x18\t \x01(\x05\x12\x18\n\x10requests_waiting\x18\n \x01(\x05\x12.\n\x04jobs\x18\x0b \x03(\x0b\x32 .loramux.v1.ServerInfo.JobsEntry\x12\"\n\x06limits\x18\x0c \x01(\x0b\x32\x12.loramux.v1.Limits\x12\x16\n\x0euptime_seconds\x18\r \x01(\x01\x12&\n\x05state\x18\x0e \x01(\x0e\x32\x17.loramux.v1.ServerState\x12\x15\n\rkv_pages_used\x18\x0f \x01(\x05\x12\x16\n\x0ekv_pages_total\x18\x10 \x01(\x05\x12\"\n\x06\x63\x61ller\x18\x11 \x01(\x0b\x32\x12.loramux.v1.Caller\x1a\x32\n\x10MemoryBytesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\x1a\x37\n\x15\x41\x64\x61ptersResidentEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x05:\x02\x38\x01\x1a+\n\tJobsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x05:\x02\x38\x01\")\n\x0fGetStatsRequest\x12\x16\n\x0ewindow_seconds\x18\x01 \x01(\x05\"W\n\x07Latency\x12\r\n\x05\x63ount\x18\x01 \x01(\x03\x12\x13\n\x0bp50_seconds\x18\x02 \x01(\x01\x12\x13\n\x0bp90_seconds\x18\x03 \x01(\x01\x12\x13\n\x0bp99_seconds\x18\x04 \x01(\x01\"\x82\x02\n\x0eTenantActivity\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x18\n\x10requests_running\x18\x02 \x01(\x05\x12\x1b\n\x13requests_per_second\x18\x03 \x01(\x01\x12 \n\x18prompt_tokens_per_second\x18\x04 \x01(\x01\x12#\n\x1bgenerated_tokens_per_second\x18\x05 \x01(\x01\x12\x30\n\x13time_to_first_token\x18\x06 \x01(\x0b\x32\x13.loramux.v1.Latency\x12\x30\n\x13inter_token_latency\x18\x07 \x01(\x0b\x32\x13.loramux.v1.Latency\"\xb1\x02\n\x0f\x41\x64\x61pterActivity\x12\x0f\n\x07\x61\x64\x61pter\x18\x01 \x01(\t\x12\x0e\n\x06tenant\x18\x02 \x01(\t\x12\x0e\n\x06\x64igest\x18\x03 \x01(\t\x12\x16\n\x0eother_versions\x18\x04 \x01(\x05\x12%\n\x04tier\x18\x05 \x01(\x0e\x32\x17.loramux.v1.AdapterTier\x12\x0e\n\x06pinned\x18\x06 \x01(\x08\x12\x0c\n\x04rank\x18\x07 \x01(\x05\x12\x12\n\nsize_bytes\x18\x08 \x01(\x03\x12\x18\n\x10requests_running\x18\t \x01(\x05\x12\x1b\n\x13requests_per_second\x18\n \x01(\x01\x12 \n\x18prompt_tokens_per_second\x18\x0b \x01(\x01\x12#\n\x1bgenerated_tokens_per_second\x18\x0c \x01(\x01\"\xf4\x01\n\x0bJobActivity\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0e\n\x06tenant\x18\x03 \x01(\t\x12#\n\x05state\x18\x04 \x01(\x0e\x32\x14.loramux.v1.JobState\x12\x0c\n\x04step\x18\x05 \x01(\x05\x12\x13\n\x0btotal_steps\x18\x06 \x01(\x05\x12\x11\n\x04loss\x18\x07 \x01(\x01H\x00\x88\x01\x01\x12\x18\n\x0b\x65ta_seconds\x18\x08 \x01(\x01H\x01\x88\x01\x01\x12\x0e\n\x06losses\x18\t \x03(\x01\x12\x19\n\x11tokens_per_second\x18\n \x01(\x01\x42\x07\n\x05_lossB\x0e\n\x0c_eta_seconds\"\xd9\x06\n\x0bServerStats\x12\x16\n\x0ewindow_seconds\x18\x01 \x01(\x05\x12\'\n\x03own\x18\x02 \x01(\x0b\x32\x1a.loramux.v1.TenantActivity\x12)\n\x05total\x18\x03 \x01(\x0b\x32\x1a.loramux.v1.TenantActivity\x12+\n\x07tenants\x18\x04 \x03(\x0b\x32\x1a.loramux.v1.TenantActivity\x12\x18\n\x10requests_running\x18\x05 \x01(\x05\x12\x18\n\x10requests_waiting\x18\x06 \x01(\x05\x12\x15\n\rkv_pages_used\x18\x07 \x01(\x05\x12\x16\n\x0ekv_pages_total\x18\x08 \x01(\x05\x12>\n\x0cmemory_bytes\x18\t \x03(\x0b\x32(.loramux.v1.ServerStats.MemoryBytesEntry\x12H\n\x11\x61\x64\x61pters_resident\x18\n \x03(\x0b\x32-.loramux.v1.ServerStats.AdaptersResidentEntry\x12@\n\radapter_bytes\x18\x0b \x03(\x0b\x32).loramux.v1.ServerStats.AdapterBytesEntry\x12\x15\n\rtraining_jobs\x18\x0c \x01(\x05\x12-\n\x08\x61\x64\x61pters\x18\r \x03(\x0b\x32\x1b.loramux.v1.AdapterActivity\x12%\n\x04jobs\x18\x0e \x03(\x0b\x32\x17.loramux.v1.JobActivity\x12?\n\rjobs_by_state\x18\x0f \x03(\x0b\x32(.loramux.v1.ServerStats.JobsByStateEntry\x1a\x32\n\x10MemoryBytesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\x1a\x37\n\x15\x41\x64\x61ptersResidentEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x05:\x02\x38\x01\x1a\x33\n\x11\x41\x64\x61pterBytesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\x1a\x32\n\x10JobsByStateEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x05:\x02\x38\x01\"@\n\x14ProfileEngineRequest\x12\x0f\n\x07seconds\x18\x01 \x01(\x01\x12\x17\n\x0fwithout_kernels\x18\x02 \x01(\x08\"b\n\x13ProfileEngineHeader\x12#\n\x05\x66iles\x18\x01 \x03(\x0b\x32\x14.loramux.v1.FileInfo\x12\x0e\n\x06\x65vents\x18\x02 \x01(\x03\x12\x16\n\x0e\x65vents_dropped\x18\x03 \x01(\x03\"}\n\x15ProfileEngineResponse\x12\x31\n\x06header\x18\x01 \x01(\x0b\x32\x1f.loramux.v1.ProfileEngineHeaderH\x00\x12&\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x15.loramux.v1.FileChunkH\x00\x42\t\n\x07payload*\xc6\x01\n\x0bServerState\x12\x1c\n\x18SERVER_STATE_UNSPECIFIED\x10\x00\x12\x19\n\x15SERVER_STATE_STARTING\x10\x01\x12\x18\n\x14SERVER_STATE_LOADING\x10\x02\x12\x18\n\x14SERVER_STATE_WARMING\x10\x03\x12\x16\n\x12SERVER_STATE_READY\x10\x04\x12\x19\n\x15SERVER_STATE_DRAINING\x10\x05\x12\x17\n\x13SERVER_STATE_FAILED\x10\x06\x32\xf4\x01\n\rServerService\x12I\n\rGetServerInfo\x12 .loramux.v1.GetServerInfoRequest\x1a\x16.loramux.v1.ServerInfo\x12@\n\x08GetStats\x12\x1b.loramux.v1.GetStatsRequest\x1a\x17.loramux.v1.ServerStats\x12V\n\rProfileEngine\x12 .loramux.v1.ProfileEngineRequest\x1a!.loramux.v1.ProfileEngineResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17loramux/v1/server.proto\x12\nloramux.v1\x1a\x19loramux/v1/adapters.proto\x1a\x17loramux/v1/common.proto\x1a\x19loramux/v1/training.proto\"\x16\n\x14GetServerInfoRequest\"\xc1\x01\n\x08\x42\x61seInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x02 \x01(\t\x12\x14\n\x0c\x61rchitecture\x18\x03 \x01(\t\x12\x13\n\x0bmax_context\x18\x04 \x01(\x05\x12\x12\n\nnum_layers\x18\x05 \x01(\x05\x12\x10\n\x08revision\x18\x06 \x01(\t\x12\x14\n\x0cweight_bytes\x18\x07 \x01(\x03\x12\x1a\n\x12weight_bytes_16bit\x18\x08 \x01(\x03\x12\x0f\n\x07weights\x18\t \x01(\t\"U\n\rTokenizerInfo\x12\x12\n\nvocab_size\x18\x01 \x01(\x05\x12\x15\n\reos_token_ids\x18\x02 \x03(\x05\x12\x19\n\x11has_chat_template\x18\x03 \x01(\x08\"\xd8\x01\n\x06Limits\x12\x11\n\tmax_stack\x18\x01 \x01(\x05\x12\x13\n\x0bmax_choices\x18\x02 \x01(\x05\x12\x18\n\x10max_prompt_bytes\x18\x03 \x01(\x03\x12\x16\n\x0emax_new_tokens\x18\x04 \x01(\x05\x12\x10\n\x08max_rank\x18\x05 \x01(\x05\x12\x18\n\x10max_upload_bytes\x18\x06 \x01(\x03\x12\x19\n\x11max_dataset_bytes\x18\x07 \x01(\x03\x12\x18\n\x10max_batch_tokens\x18\x08 \x01(\x05\x12\x13\n\x0bmax_running\x18\t \x01(\x05\"R\n\x06\x43\x61ller\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x0e\n\x06key_id\x18\x02 \x01(\t\x12\x0e\n\x06scopes\x18\x03 \x03(\t\x12\x18\n\x10\x61llowed_adapters\x18\x04 \x03(\t\"\xff\x05\n\nServerInfo\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\"\n\x04\x62\x61se\x18\x02 \x01(\x0b\x32\x14.loramux.v1.BaseInfo\x12,\n\ttokenizer\x18\x03 \x01(\x0b\x32\x19.loramux.v1.TokenizerInfo\x12\x0e\n\x06\x64\x65vice\x18\x04 \x01(\t\x12\r\n\x05\x64type\x18\x05 \x01(\t\x12=\n\x0cmemory_bytes\x18\x06 \x03(\x0b\x32\'.loramux.v1.ServerInfo.MemoryBytesEntry\x12\x16\n\x0e\x61\x64\x61pters_total\x18\x07 \x01(\x05\x12G\n\x11\x61\x64\x61pters_resident\x18\x08 \x03(\x0b\x32,.loramux.v1.ServerInfo.AdaptersResidentEntry\x12\x18\n\x10requests_running\x18\t \x01(\x05\x12\x18\n\x10requests_waiting\x18\n \x01(\x05\x12.\n\x04jobs\x18\x0b \x03(\x0b\x32 .loramux.v1.ServerInfo.JobsEntry\x12\"\n\x06limits\x18\x0c \x01(\x0b\x32\x12.loramux.v1.Limits\x12\x16\n\x0euptime_seconds\x18\r \x01(\x01\x12&\n\x05state\x18\x0e \x01(\x0e\x32\x17.loramux.v1.ServerState\x12\x15\n\rkv_pages_used\x18\x0f \x01(\x05\x12\x16\n\x0ekv_pages_total\x18\x10 \x01(\x05\x12\"\n\x06\x63\x61ller\x18\x11 \x01(\x0b\x32\x12.loramux.v1.Caller\x12\x1a\n\x12training_job_bytes\x18\x12 \x01(\x03\x1a\x32\n\x10MemoryBytesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\x1a\x37\n\x15\x41\x64\x61ptersResidentEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x05:\x02\x38\x01\x1a+\n\tJobsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x05:\x02\x38\x01\")\n\x0fGetStatsRequest\x12\x16\n\x0ewindow_seconds\x18\x01 \x01(\x05\"W\n\x07Latency\x12\r\n\x05\x63ount\x18\x01 \x01(\x03\x12\x13\n\x0bp50_seconds\x18\x02 \x01(\x01\x12\x13\n\x0bp90_seconds\x18\x03 \x01(\x01\x12\x13\n\x0bp99_seconds\x18\x04 \x01(\x01\"\x82\x02\n\x0eTenantActivity\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x18\n\x10requests_running\x18\x02 \x01(\x05\x12\x1b\n\x13requests_per_second\x18\x03 \x01(\x01\x12 \n\x18prompt_tokens_per_second\x18\x04 \x01(\x01\x12#\n\x1bgenerated_tokens_per_second\x18\x05 \x01(\x01\x12\x30\n\x13time_to_first_token\x18\x06 \x01(\x0b\x32\x13.loramux.v1.Latency\x12\x30\n\x13inter_token_latency\x18\x07 \x01(\x0b\x32\x13.loramux.v1.Latency\"\xb1\x02\n\x0f\x41\x64\x61pterActivity\x12\x0f\n\x07\x61\x64\x61pter\x18\x01 \x01(\t\x12\x0e\n\x06tenant\x18\x02 \x01(\t\x12\x0e\n\x06\x64igest\x18\x03 \x01(\t\x12\x16\n\x0eother_versions\x18\x04 \x01(\x05\x12%\n\x04tier\x18\x05 \x01(\x0e\x32\x17.loramux.v1.AdapterTier\x12\x0e\n\x06pinned\x18\x06 \x01(\x08\x12\x0c\n\x04rank\x18\x07 \x01(\x05\x12\x12\n\nsize_bytes\x18\x08 \x01(\x03\x12\x18\n\x10requests_running\x18\t \x01(\x05\x12\x1b\n\x13requests_per_second\x18\n \x01(\x01\x12 \n\x18prompt_tokens_per_second\x18\x0b \x01(\x01\x12#\n\x1bgenerated_tokens_per_second\x18\x0c \x01(\x01\"\xf4\x01\n\x0bJobActivity\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0e\n\x06tenant\x18\x03 \x01(\t\x12#\n\x05state\x18\x04 \x01(\x0e\x32\x14.loramux.v1.JobState\x12\x0c\n\x04step\x18\x05 \x01(\x05\x12\x13\n\x0btotal_steps\x18\x06 \x01(\x05\x12\x11\n\x04loss\x18\x07 \x01(\x01H\x00\x88\x01\x01\x12\x18\n\x0b\x65ta_seconds\x18\x08 \x01(\x01H\x01\x88\x01\x01\x12\x0e\n\x06losses\x18\t \x03(\x01\x12\x19\n\x11tokens_per_second\x18\n \x01(\x01\x42\x07\n\x05_lossB\x0e\n\x0c_eta_seconds\"\xd9\x06\n\x0bServerStats\x12\x16\n\x0ewindow_seconds\x18\x01 \x01(\x05\x12\'\n\x03own\x18\x02 \x01(\x0b\x32\x1a.loramux.v1.TenantActivity\x12)\n\x05total\x18\x03 \x01(\x0b\x32\x1a.loramux.v1.TenantActivity\x12+\n\x07tenants\x18\x04 \x03(\x0b\x32\x1a.loramux.v1.TenantActivity\x12\x18\n\x10requests_running\x18\x05 \x01(\x05\x12\x18\n\x10requests_waiting\x18\x06 \x01(\x05\x12\x15\n\rkv_pages_used\x18\x07 \x01(\x05\x12\x16\n\x0ekv_pages_total\x18\x08 \x01(\x05\x12>\n\x0cmemory_bytes\x18\t \x03(\x0b\x32(.loramux.v1.ServerStats.MemoryBytesEntry\x12H\n\x11\x61\x64\x61pters_resident\x18\n \x03(\x0b\x32-.loramux.v1.ServerStats.AdaptersResidentEntry\x12@\n\radapter_bytes\x18\x0b \x03(\x0b\x32).loramux.v1.ServerStats.AdapterBytesEntry\x12\x15\n\rtraining_jobs\x18\x0c \x01(\x05\x12-\n\x08\x61\x64\x61pters\x18\r \x03(\x0b\x32\x1b.loramux.v1.AdapterActivity\x12%\n\x04jobs\x18\x0e \x03(\x0b\x32\x17.loramux.v1.JobActivity\x12?\n\rjobs_by_state\x18\x0f \x03(\x0b\x32(.loramux.v1.ServerStats.JobsByStateEntry\x1a\x32\n\x10MemoryBytesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\x1a\x37\n\x15\x41\x64\x61ptersResidentEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x05:\x02\x38\x01\x1a\x33\n\x11\x41\x64\x61pterBytesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\x1a\x32\n\x10JobsByStateEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x05:\x02\x38\x01\"@\n\x14ProfileEngineRequest\x12\x0f\n\x07seconds\x18\x01 \x01(\x01\x12\x17\n\x0fwithout_kernels\x18\x02 \x01(\x08\"b\n\x13ProfileEngineHeader\x12#\n\x05\x66iles\x18\x01 \x03(\x0b\x32\x14.loramux.v1.FileInfo\x12\x0e\n\x06\x65vents\x18\x02 \x01(\x03\x12\x16\n\x0e\x65vents_dropped\x18\x03 \x01(\x03\"}\n\x15ProfileEngineResponse\x12\x31\n\x06header\x18\x01 \x01(\x0b\x32\x1f.loramux.v1.ProfileEngineHeaderH\x00\x12&\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x15.loramux.v1.FileChunkH\x00\x42\t\n\x07payload*\xc6\x01\n\x0bServerState\x12\x1c\n\x18SERVER_STATE_UNSPECIFIED\x10\x00\x12\x19\n\x15SERVER_STATE_STARTING\x10\x01\x12\x18\n\x14SERVER_STATE_LOADING\x10\x02\x12\x18\n\x14SERVER_STATE_WARMING\x10\x03\x12\x16\n\x12SERVER_STATE_READY\x10\x04\x12\x19\n\x15SERVER_STATE_DRAINING\x10\x05\x12\x17\n\x13SERVER_STATE_FAILED\x10\x06\x32\xf4\x01\n\rServerService\x12I\n\rGetServerInfo\x12 .loramux.v1.GetServerInfoRequest\x1a\x16.loramux.v1.ServerInfo\x12@\n\x08GetStats\x12\x1b.loramux.v1.GetStatsRequest\x1a\x17.loramux.v1.ServerStats\x12V\n\rProfileEngine\x12 .loramux.v1.ProfileEngineRequest\x1a!.loramux.v1.ProfileEngineResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -48,52 +48,52 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SERVERSTATS_ADAPTERBYTESENTRY']._serialized_options = b'8\001'
   _globals['_SERVERSTATS_JOBSBYSTATEENTRY']._loaded_options = None
   _globals['_SERVERSTATS_JOBSBYSTATEENTRY']._serialized_options = b'8\001'
-  _globals['_SERVERSTATE']._serialized_start=3457
-  _globals['_SERVERSTATE']._serialized_end=3655
+  _globals['_SERVERSTATE']._serialized_start=3600
+  _globals['_SERVERSTATE']._serialized_end=3798
   _globals['_GETSERVERINFOREQUEST']._serialized_start=118
   _globals['_GETSERVERINFOREQUEST']._serialized_end=140
-  _globals['_BASEINFO']._serialized_start=142
-  _globals['_BASEINFO']._serialized_end=268
-  _globals['_TOKENIZERINFO']._serialized_start=270
-  _globals['_TOKENIZERINFO']._serialized_end=355
-  _globals['_LIMITS']._serialized_start=358
-  _globals['_LIMITS']._serialized_end=527
-  _globals['_CALLER']._serialized_start=529
-  _globals['_CALLER']._serialized_end=611
-  _globals['_SERVERINFO']._serialized_start=614
-  _globals['_SERVERINFO']._serialized_end=1353
-  _globals['_SERVERINFO_MEMORYBYTESENTRY']._serialized_start=1201
-  _globals['_SERVERINFO_MEMORYBYTESENTRY']._serialized_end=1251
-  _globals['_SERVERINFO_ADAPTERSRESIDENTENTRY']._serialized_start=1253
-  _globals['_SERVERINFO_ADAPTERSRESIDENTENTRY']._serialized_end=1308
-  _globals['_SERVERINFO_JOBSENTRY']._serialized_start=1310
-  _globals['_SERVERINFO_JOBSENTRY']._serialized_end=1353
-  _globals['_GETSTATSREQUEST']._serialized_start=1355
-  _globals['_GETSTATSREQUEST']._serialized_end=1396
-  _globals['_LATENCY']._serialized_start=1398
-  _globals['_LATENCY']._serialized_end=1485
-  _globals['_TENANTACTIVITY']._serialized_start=1488
-  _globals['_TENANTACTIVITY']._serialized_end=1746
-  _globals['_ADAPTERACTIVITY']._serialized_start=1749
-  _globals['_ADAPTERACTIVITY']._serialized_end=2054
-  _globals['_JOBACTIVITY']._serialized_start=2057
-  _globals['_JOBACTIVITY']._serialized_end=2301
-  _globals['_SERVERSTATS']._serialized_start=2304
-  _globals['_SERVERSTATS']._serialized_end=3161
-  _globals['_SERVERSTATS_MEMORYBYTESENTRY']._serialized_start=1201
-  _globals['_SERVERSTATS_MEMORYBYTESENTRY']._serialized_end=1251
-  _globals['_SERVERSTATS_ADAPTERSRESIDENTENTRY']._serialized_start=1253
-  _globals['_SERVERSTATS_ADAPTERSRESIDENTENTRY']._serialized_end=1308
-  _globals['_SERVERSTATS_ADAPTERBYTESENTRY']._serialized_start=3058
-  _globals['_SERVERSTATS_ADAPTERBYTESENTRY']._serialized_end=3109
-  _globals['_SERVERSTATS_JOBSBYSTATEENTRY']._serialized_start=3111
-  _globals['_SERVERSTATS_JOBSBYSTATEENTRY']._serialized_end=3161
-  _globals['_PROFILEENGINEREQUEST']._serialized_start=3163
-  _globals['_PROFILEENGINEREQUEST']._serialized_end=3227
-  _globals['_PROFILEENGINEHEADER']._serialized_start=3229
-  _globals['_PROFILEENGINEHEADER']._serialized_end=3327
-  _globals['_PROFILEENGINERESPONSE']._serialized_start=3329
-  _globals['_PROFILEENGINERESPONSE']._serialized_end=3454
-  _globals['_SERVERSERVICE']._serialized_start=3658
-  _globals['_SERVERSERVICE']._serialized_end=3902
+  _globals['_BASEINFO']._serialized_start=143
+  _globals['_BASEINFO']._serialized_end=336
+  _globals['_TOKENIZERINFO']._serialized_start=338
+  _globals['_TOKENIZERINFO']._serialized_end=423
+  _globals['_LIMITS']._serialized_start=426
+  _globals['_LIMITS']._serialized_end=642
+  _globals['_CALLER']._serialized_start=644
+  _globals['_CALLER']._serialized_end=726
+  _globals['_SERVERINFO']._serialized_start=729
+  _globals['_SERVERINFO']._serialized_end=1496
+  _globals['_SERVERINFO_MEMORYBYTESENTRY']._serialized_start=1344
+  _globals['_SERVERINFO_MEMORYBYTESENTRY']._serialized_end=1394
+  _globals['_SERVERINFO_ADAPTERSRESIDENTENTRY']._serialized_start=1396
+  _globals['_SERVERINFO_ADAPTERSRESIDENTENTRY']._serialized_end=1451
+  _globals['_SERVERINFO_JOBSENTRY']._serialized_start=1453
+  _globals['_SERVERINFO_JOBSENTRY']._serialized_end=1496
+  _globals['_GETSTATSREQUEST']._serialized_start=1498
+  _globals['_GETSTATSREQUEST']._serialized_end=1539
+  _globals['_LATENCY']._serialized_start=1541
+  _globals['_LATENCY']._serialized_end=1628
+  _globals['_TENANTACTIVITY']._serialized_start=1631
+  _globals['_TENANTACTIVITY']._serialized_end=1889
+  _globals['_ADAPTERACTIVITY']._serialized_start=1892
+  _globals['_ADAPTERACTIVITY']._serialized_end=2197
+  _globals['_JOBACTIVITY']._serialized_start=2200
+  _globals['_JOBACTIVITY']._serialized_end=2444
+  _globals['_SERVERSTATS']._serialized_start=2447
+  _globals['_SERVERSTATS']._serialized_end=3304
+  _globals['_SERVERSTATS_MEMORYBYTESENTRY']._serialized_start=1344
+  _globals['_SERVERSTATS_MEMORYBYTESENTRY']._serialized_end=1394
+  _globals['_SERVERSTATS_ADAPTERSRESIDENTENTRY']._serialized_start=1396
+  _globals['_SERVERSTATS_ADAPTERSRESIDENTENTRY']._serialized_end=1451
+  _globals['_SERVERSTATS_ADAPTERBYTESENTRY']._serialized_start=3201
+  _globals['_SERVERSTATS_ADAPTERBYTESENTRY']._serialized_end=3252
+  _globals['_SERVERSTATS_JOBSBYSTATEENTRY']._serialized_start=3254
+  _globals['_SERVERSTATS_JOBSBYSTATEENTRY']._serialized_end=3304
+  _globals['_PROFILEENGINEREQUEST']._serialized_start=3306
+  _globals['_PROFILEENGINEREQUEST']._serialized_end=3370
+  _globals['_PROFILEENGINEHEADER']._serialized_start=3372
+  _globals['_PROFILEENGINEHEADER']._serialized_end=3470
+  _globals['_PROFILEENGINERESPONSE']._serialized_start=3472
+  _globals['_PROFILEENGINERESPONSE']._serialized_end=3597
+  _globals['_SERVERSERVICE']._serialized_start=3801
+  _globals['_SERVERSERVICE']._serialized_end=4045
 # @@protoc_insertion_point(module_scope)

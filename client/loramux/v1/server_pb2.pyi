@@ -91,6 +91,9 @@ class BaseInfo(_message.Message):
     MAX_CONTEXT_FIELD_NUMBER: _builtins.int
     NUM_LAYERS_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
+    WEIGHT_BYTES_FIELD_NUMBER: _builtins.int
+    WEIGHT_BYTES_16BIT_FIELD_NUMBER: _builtins.int
+    WEIGHTS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Name or path that it was loaded by."""
     fingerprint: _builtins.str
@@ -103,6 +106,12 @@ class BaseInfo(_message.Message):
     """Number of decoder layers."""
     revision: _builtins.str
     """Commit of the hub's repository that all its files are from. Empty: it is from elsewhere."""
+    weight_bytes: _builtins.int
+    """Bytes of its weights as they are stored: linear layers in NF4, the rest in 16 bits."""
+    weight_bytes_16bit: _builtins.int
+    """Bytes of the same weights without quantisation."""
+    weights: _builtins.str
+    """How memory holds linear layers: `packed` in NF4, `unpacked` in the type of computation."""
     def __init__(
         self,
         *,
@@ -112,10 +121,13 @@ class BaseInfo(_message.Message):
         max_context: _builtins.int = ...,
         num_layers: _builtins.int = ...,
         revision: _builtins.str = ...,
+        weight_bytes: _builtins.int = ...,
+        weight_bytes_16bit: _builtins.int = ...,
+        weights: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "fingerprint", b"fingerprint", "max_context", b"max_context", "name", b"name", "num_layers", b"num_layers", "revision", b"revision"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "fingerprint", b"fingerprint", "max_context", b"max_context", "name", b"name", "num_layers", b"num_layers", "revision", b"revision", "weight_bytes", b"weight_bytes", "weight_bytes_16bit", b"weight_bytes_16bit", "weights", b"weights"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -166,6 +178,8 @@ class Limits(_message.Message):
     MAX_RANK_FIELD_NUMBER: _builtins.int
     MAX_UPLOAD_BYTES_FIELD_NUMBER: _builtins.int
     MAX_DATASET_BYTES_FIELD_NUMBER: _builtins.int
+    MAX_BATCH_TOKENS_FIELD_NUMBER: _builtins.int
+    MAX_RUNNING_FIELD_NUMBER: _builtins.int
     max_stack: _builtins.int
     """Most adapters in one request."""
     max_choices: _builtins.int
@@ -180,6 +194,10 @@ class Limits(_message.Message):
     """Largest adapter upload in bytes."""
     max_dataset_bytes: _builtins.int
     """Largest dataset upload in bytes."""
+    max_batch_tokens: _builtins.int
+    """Most tokens of a serve step."""
+    max_running: _builtins.int
+    """Most sequences that run at once."""
     def __init__(
         self,
         *,
@@ -190,10 +208,12 @@ class Limits(_message.Message):
         max_rank: _builtins.int = ...,
         max_upload_bytes: _builtins.int = ...,
         max_dataset_bytes: _builtins.int = ...,
+        max_batch_tokens: _builtins.int = ...,
+        max_running: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_choices", b"max_choices", "max_dataset_bytes", b"max_dataset_bytes", "max_new_tokens", b"max_new_tokens", "max_prompt_bytes", b"max_prompt_bytes", "max_rank", b"max_rank", "max_stack", b"max_stack", "max_upload_bytes", b"max_upload_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_batch_tokens", b"max_batch_tokens", "max_choices", b"max_choices", "max_dataset_bytes", b"max_dataset_bytes", "max_new_tokens", b"max_new_tokens", "max_prompt_bytes", b"max_prompt_bytes", "max_rank", b"max_rank", "max_running", b"max_running", "max_stack", b"max_stack", "max_upload_bytes", b"max_upload_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -320,6 +340,7 @@ class ServerInfo(_message.Message):
     KV_PAGES_USED_FIELD_NUMBER: _builtins.int
     KV_PAGES_TOTAL_FIELD_NUMBER: _builtins.int
     CALLER_FIELD_NUMBER: _builtins.int
+    TRAINING_JOB_BYTES_FIELD_NUMBER: _builtins.int
     version: _builtins.str
     """Version of loramux that runs there."""
     device: _builtins.str
@@ -340,6 +361,10 @@ class ServerInfo(_message.Message):
     """Pages of the key-value cache in use. For operators."""
     kv_pages_total: _builtins.int
     """Pages of the key-value cache in all. For operators."""
+    training_job_bytes: _builtins.int
+    """Memory of a training job with the default rank on all linear layers: weights, gradients and optimizer state. Its
+    activations, which follow the micro-batch, come on top.
+    """
     @_builtins.property
     def base(self) -> Global___BaseInfo:
         """The base model. Unset until it is loaded."""
@@ -390,10 +415,11 @@ class ServerInfo(_message.Message):
         kv_pages_used: _builtins.int = ...,
         kv_pages_total: _builtins.int = ...,
         caller: Global___Caller | None = ...,
+        training_job_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["base", b"base", "caller", b"caller", "limits", b"limits", "tokenizer", b"tokenizer"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapters_resident", b"adapters_resident", "adapters_total", b"adapters_total", "base", b"base", "caller", b"caller", "device", b"device", "dtype", b"dtype", "jobs", b"jobs", "kv_pages_total", b"kv_pages_total", "kv_pages_used", b"kv_pages_used", "limits", b"limits", "memory_bytes", b"memory_bytes", "requests_running", b"requests_running", "requests_waiting", b"requests_waiting", "state", b"state", "tokenizer", b"tokenizer", "uptime_seconds", b"uptime_seconds", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapters_resident", b"adapters_resident", "adapters_total", b"adapters_total", "base", b"base", "caller", b"caller", "device", b"device", "dtype", b"dtype", "jobs", b"jobs", "kv_pages_total", b"kv_pages_total", "kv_pages_used", b"kv_pages_used", "limits", b"limits", "memory_bytes", b"memory_bytes", "requests_running", b"requests_running", "requests_waiting", b"requests_waiting", "state", b"state", "tokenizer", b"tokenizer", "training_job_bytes", b"training_job_bytes", "uptime_seconds", b"uptime_seconds", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

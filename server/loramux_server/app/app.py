@@ -16,6 +16,7 @@ from ..core.backend import Backend, EngineInfo, EnginePhase, EngineState, Genera
 from ..core.errors import Error
 from ..core.observer import CallSinks, Observers
 from ..core.principal import SERVER_TENANT
+from ..core.settings import STEP_SIZES
 from ..core.types import SamplingParams
 from ..engine.transport.process import ProcessBackend
 from ..host.resources import memory_share
@@ -86,7 +87,9 @@ class App:
         self._tracing = open_tracing(settings)
         certificate = open_certificate(settings.tls, self._metrics)
         self._meter = QuotaMeter()
-        limit, self._access = GenerationLimit(settings.max_running + settings.max_queue), Access(meter=self._meter)
+        # Which device it will be is not known yet; the engine's own queue is as long as the settings say.
+        running = settings.max_running or max(size.sequences for size in STEP_SIZES.values())
+        limit, self._access = GenerationLimit(running + settings.max_queue), Access(meter=self._meter)
         self._audit_log = audit_log(settings)
         self._audit = CallAudit(self._audit_log) if self._audit_log else None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,7 +90,8 @@ def show(loaded: Loaded, *, as_json: bool = False) -> str:
     rows = [(leaf.name, loaded.value(leaf), loaded.sources[leaf.name]) for leaf in leaves()]
     if as_json:
         return json.dumps({name: {"value": value, "source": source} for name, value, source in rows}, indent=2)
-    texts = [("setting", "value", "source"), *((n, _shown(v), s) for n, v, s in rows)]
+    usual = {leaf.name: _usual(leaf) for leaf in leaves()}
+    texts = [("setting", "value", "source"), *((n, _shown(v) or usual[n], s) for n, v, s in rows)]
     widths = [max(len(row[i]) for row in texts) for i in (0, 1)]
     return "\n".join(f"{n:<{widths[0]}}  {v:<{widths[1]}}  {s}" for n, v, s in texts)
 
@@ -97,7 +99,13 @@ def show(loaded: Loaded, *, as_json: bool = False) -> str:
 def _shown(value: object) -> str:
     if isinstance(value, tuple):
         return ", ".join(value) or "-"
-    return "-" if value is None else str(value)
+    return "" if value is None else str(value)
+
+
+def _usual(leaf: Leaf) -> str:
+    """What holds where a setting has no value, in brackets; ``-``: nothing that can be said in a few words."""
+    found = re.search(r"\(default: ([^()]{1,40})\)", leaf.info.description or "")
+    return f"({found[1]})" if found else "-"
 
 
 def _choices(leaf: Leaf) -> tuple[str, ...]:

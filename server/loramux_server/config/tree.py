@@ -11,7 +11,7 @@ from pydantic import BaseModel, ByteSize, SecretStr
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
-from ..core.settings import Device, Dtype, EngineSettings, Speculate, Weights
+from ..core.settings import STEP_SIZES, Device, Dtype, EngineSettings, Speculate, Weights
 from ..core.types import SamplingParams
 from .fields import (
     Address,
@@ -190,8 +190,24 @@ class Settings(LimitSettings, BaseSettings):
         le=1_000_000,
         allow_inf_nan=False,
     )
-    max_batch_tokens: int = setting(512, "Serving", "N", "tokens per serve step", ge=1, le=1_048_576)
-    max_running: int = setting(64, "Serving", "N", "generations in the batch at once", ge=1, le=65_536)
+    max_batch_tokens: int | None = setting(
+        None,
+        "Serving",
+        "N",
+        f"tokens per serve step (default: {STEP_SIZES['cuda'].tokens} on a GPU, {STEP_SIZES['cpu'].tokens} on a "
+        "processor)",
+        ge=1,
+        le=1_048_576,
+    )
+    max_running: int | None = setting(
+        None,
+        "Serving",
+        "N",
+        f"generations in the batch at once (default: {STEP_SIZES['cuda'].sequences} on a GPU, "
+        f"{STEP_SIZES['cpu'].sequences} on a processor)",
+        ge=1,
+        le=65_536,
+    )
     max_queue: int = setting(1024, "Serving", "N", "generations that may wait; more are refused", ge=0, le=1_048_576)
     tenant_slowdown: float = setting(
         1.2,

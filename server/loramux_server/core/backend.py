@@ -156,6 +156,24 @@ class EngineInfo:
     """Token positions of a KV page."""
     base_damage: str = ""
     """What was wrong with the stored copy of the base, which was made again; empty: nothing."""
+    max_batch_tokens: int = 0
+    """Tokens per serve step."""
+    max_running: int = 0
+    """Sequences in a serve step."""
+    weight_bytes: int = 0
+    """Of the base's weights as they are stored: linear layers in NF4, the rest in 16 bits."""
+    weight_bytes_16bit: int = 0
+    """Of the same weights without quantisation."""
+    weights: str = ""
+    """``packed`` where memory holds linear layers in NF4; ``unpacked`` where it holds them in the compute type."""
+
+    def training_bytes(self, rank: int) -> int:
+        """What a job of that rank on all linear layers holds: weights, gradients and two moments, all in float32.
+
+        Activations come on top; they follow the micro-batch.
+        """
+        rows = sum(width + height for width, height in self.linear_modules.values())
+        return 4 * 4 * rank * rows
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,21 @@ Speculate = Literal["off", "ngram"]
 
 
 @dataclass(frozen=True, slots=True)
+class StepSize:
+    """Most of a serve step: tokens, prefill and decode together, and sequences."""
+
+    tokens: int
+    sequences: int
+
+
+STEP_SIZES = {"cpu": StepSize(512, 64), "cuda": StepSize(2048, 256)}
+"""By type of device, unless the settings say otherwise.
+
+Dequantising packed weights takes a GPU the same time whatever the tokens, and a decode step hardly more for more rows.
+"""
+
+
+@dataclass(frozen=True, slots=True)
 class EngineSettings:
     """Settings of one engine. Sizes in bytes; ``None`` leaves the choice to the engine."""
 
@@ -35,9 +50,8 @@ class EngineSettings:
     """For adapters kept in host memory behind those on the device."""
     adapter_load_rate: float = 0.0
     """Adapters that requests of one tenant may have read from disk per second; 0: no limit."""
-    max_batch_tokens: int = 512
-    """Tokens per serve step, prefill and decode together."""
-    max_running: int = 64
+    max_batch_tokens: int | None = None
+    max_running: int | None = None
     max_queue: int = 1024
     tenant_slowdown: float = 1.2
     """How many times longer than alone the steps of the lightest tenant may be beside others'; 0: no bound."""
@@ -57,3 +71,8 @@ class EngineSettings:
     """Processor time that compiling a caller's grammar may take."""
     grammar_memory: int = 512 << 20
     """Memory that the process of a grammar may take beside the tokenizer."""
+
+    def step_size(self, device_type: str) -> StepSize:
+        """What a step may hold on a device of this type."""
+        usual = STEP_SIZES[device_type]
+        return StepSize(self.max_batch_tokens or usual.tokens, self.max_running or usual.sequences)

@@ -62,7 +62,8 @@ def build_engine(
     shape = base.kv_shape
     # Without a kernel that reads pages in place, a step's shapes follow the longest context in it.
     graphed = settings.cuda_graphs and shape.kernel
-    most = min(settings.max_running, settings.max_batch_tokens)
+    size = settings.step_size(base.device.type)
+    most = min(size.sequences, size.tokens)
     plan = plan_memory(
         settings,
         base.device,
@@ -100,7 +101,7 @@ def build_engine(
     row_cost = ROW_COST[base.device.type, base.dtype.itemsize]
     scheduler = Scheduler(
         PagePool(plan.kv_pages, shape.page_size),
-        StepLimits(settings.max_batch_tokens, settings.max_running, settings.max_queue, settings.tenant_slowdown),
+        StepLimits(size.tokens, size.sequences, settings.max_queue, settings.tenant_slowdown),
         residency,
         lambda seq: prefix_root(base_id, salt(seq.tenant), seq.stack),
         ready=grammars.ready,
@@ -124,6 +125,11 @@ def build_engine(
         hidden_size=int(base.model.get_output_embeddings().weight.shape[1]),
         kv_page_tokens=shape.page_size,
         base_damage=prepared.damage,
+        max_batch_tokens=size.tokens,
+        max_running=size.sequences,
+        weight_bytes=base.weight_bytes,
+        weight_bytes_16bit=base.weight_bytes_16bit,
+        weights="packed" if base.packed else "unpacked",
     )
     loop = EngineLoop(
         settings,

@@ -26,6 +26,7 @@ from .base.load import (
     resolve_device,
     resolve_dtype,
     resolve_training_dtype,
+    weight_bytes,
 )
 from .base_linear import make_linear
 from .fused_forward import make_fused
@@ -46,6 +47,8 @@ class ResidentBase:
         self.device, self.dtype, self.packed = torch.device(base.device), base.dtype, packed
         self.training_dtype = training_dtype
         """Type of activations and of their gradients in training; adapters and their gradients are float32 always."""
+        self.weight_bytes, self.weight_bytes_16bit = weight_bytes(self.model)
+        """Of the weights as they are stored, and without quantisation, whatever memory holds."""
         self.context = StepContext()
         attach(self.model, self.context)
         self.modules = linear_modules(self.model)

@@ -353,7 +353,11 @@ class Server(server_pb2_grpc.ServerServiceServicer):
         return answer or server_pb2.ServerInfo(
             version="9.9",
             state=server_pb2.SERVER_STATE_READY,
-            base=server_pb2.BaseInfo(name="tiny", max_context=128),
+            base=server_pb2.BaseInfo(
+                name="tiny", max_context=128, weight_bytes=32 << 20, weight_bytes_16bit=100 << 20, weights="unpacked"
+            ),
+            dtype="bfloat16",
+            training_job_bytes=38 << 20,
             memory_bytes={"base": 1 << 20, "adapters": 1},
             limits=server_pb2.Limits(max_stack=8),
         )

@@ -151,6 +151,8 @@ def test_health(fake: Fake, shell: Shell) -> None:
 def test_info(shell: Shell) -> None:
     assert shell("info") == 0
     assert "adapters 1 B, base 1.0 MiB" in shell.out
+    assert "32.0 MiB in NF4, 100.0 MiB in 16 bits: 68% saved; held unpacked in bfloat16\n" in shell.out
+    assert "38.0 MiB and activations\n" in shell.out
     assert (shell("info", "--json"), json.loads(shell.out)["limits"]) == (0, {"max_stack": 8})
 
 

@@ -12,6 +12,7 @@ from loramux_server.config import Address, Settings, load
 from loramux_server.config.flags import parse, show
 from loramux_server.config.tree import leaves
 from loramux_server.core.errors import Code, Error
+from loramux_server.core.settings import StepSize
 
 
 @pytest.fixture(autouse=True)
@@ -40,6 +41,17 @@ def test_state_dir_follows_xdg(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
     monkeypatch.setenv("HOME", str(tmp_path))
     assert load({}).settings.state_dir == tmp_path / ".local/state/loramux"
     assert load({"state_dir": "~/x"}).settings.state_dir == tmp_path / "x"
+
+
+def test_the_size_of_a_step_follows_the_device_unless_it_is_given() -> None:
+    usual, few = Settings().engine(), Settings(max_running=3).engine()
+    assert usual.step_size("cpu") == StepSize(512, 64)
+    assert usual.step_size("cuda") == StepSize(2048, 256)
+    assert few.step_size("cuda") == StepSize(2048, 3)
+    lines = {line.split()[0]: line for line in show(command_line()).splitlines()}
+    assert "(256 on a GPU, 64 on a processor)  " in lines["max_running"]
+    assert "(the engine chooses)  " in lines["kv_cache_memory"]
+    assert lines["tls.cert"].split()[1] == "-"
 
 
 def test_flag_over_environment_over_file_over_default(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -28,7 +28,9 @@ from loramux_server.services.common.limits import Limits
 from loramux_server.services.inference.types import Choice, Completion, GenerateRequest
 from tests.unit.services.fakes import Open
 
-INFO = EngineInfo("tiny", "f00d", "Llama", 10, 256, (2,), "cpu", "float32", 4, {}, "")
+INFO = EngineInfo(
+    "tiny", "f00d", "Llama", 10, 256, (2,), "cpu", "float32", 4, {"q_proj": (16, 48)}, "", max_batch_tokens=512
+)
 ACME = StackEntry(AdapterVersion("acme", 3, "d1", 8), 0.5)
 
 

@@ -315,6 +315,8 @@ async def test_when_ready_health_serves_and_info_is_whole() -> None:
         assert (described.adapters_total, dict(described.jobs)) == (2, {"running": 1})
         assert (described.memory_bytes["base"], described.adapters_resident["device"]) == (7, 1)
         assert (described.limits.max_stack, described.tokenizer.has_chat_template) == (8, True)
+        assert described.limits.max_batch_tokens == 512
+        assert described.training_job_bytes == 16 * (16 + 48) * 4 * 4  # weights, gradients and two moments in float32
 
 
 async def test_field_c_reflection_answers_as_v1_too() -> None:

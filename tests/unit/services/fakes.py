@@ -56,6 +56,8 @@ def engine_info(vocab_size: int, *, tokenizer_path: str = "", max_context: int =
         linear_modules=linear_modules(),
         tokenizer_path=tokenizer_path,
         hidden_size=4,
+        max_batch_tokens=512,
+        max_running=64,
     )
 
 

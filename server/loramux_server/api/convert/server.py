@@ -8,7 +8,7 @@ from loramux.v1 import server_pb2 as pb
 
 from ...core.backend import EngineStats
 from ...core.bounds import MAX_STACK
-from ...core.jobs import JobState
+from ...core.jobs import JobState, TrainSpec
 from ...core.principal import Principal
 from ...services.availability import ServerInfo
 from ...services.stats import AdapterActivity, JobActivity, ServerStats
@@ -29,10 +29,11 @@ def server_info_to_proto(info: ServerInfo, caller: Principal) -> pb.ServerInfo:
             revision=engine.base_revision,
         )
         given |= {"base": base, "tokenizer": to_proto(pb.TokenizerInfo, engine, info)}
+        given["training_job_bytes"] = engine.training_bytes(TrainSpec().rank)
     if (stats := info.stats) is not None:
         given |= _engine(stats)
-    limits = None if info.limits is None else to_proto(pb.Limits, info.limits, max_stack=MAX_STACK)
-    sources = (each for each in (info, engine, stats) if each is not None)
+    sources = [each for each in (info, engine, stats) if each is not None]
+    limits = None if info.limits is None else to_proto(pb.Limits, info.limits, *sources, max_stack=MAX_STACK)
     return to_proto(pb.ServerInfo, *sources, limits=limits, **given)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,7 +12,7 @@ from bitsandbytes.nn import Linear4bit, Params4bit
 from torch import nn
 
 from ...core.errors import Code, Error, invalid_field
-from . import quiet
+from . import nf4, quiet
 from .fingerprint import fingerprint
 from .source import read_marker
 
@@ -159,6 +160,17 @@ def _settle(model: PreTrainedModel, dtype: torch.dtype) -> None:
             module.weight.quant_state.dtype = dtype
             module.compute_dtype, module.compute_type_is_set = dtype, True
     model.eval()
+
+
+def weight_bytes(model: PreTrainedModel) -> tuple[int, int]:
+    """Bytes of a model's weights (linear layers in NF4, the rest in 16 bits; all in 16 bits), tied ones once."""
+    stored = dense = 0
+    for parameter in model.parameters():  # each once, whatever its names
+        is_packed = isinstance(parameter, Params4bit)
+        count = math.prod(parameter.quant_state.shape) if is_packed else parameter.numel()
+        stored += int(count * (nf4.BYTES if is_packed else 2))
+        dense += 2 * count
+    return stored, dense
 
 
 def linear_modules(model: PreTrainedModel) -> dict[str, tuple[int, int]]:

@@ -14,11 +14,15 @@ from bitsandbytes.functional import QuantState, get_4bit_type, quantize_blockwis
 from bitsandbytes.nn import Params4bit
 from torch import Tensor
 
+from .source import BLOCK
+
 ROWS_OF_BLOCKS = 1 << 18
 """Blocks that are quantised at a time: 64 MiB of float32 at 64 values each."""
 SUMMED_AT_ONCE = 32_767
 """Values that torch sums on one thread, whatever the number of threads."""
 NESTED_BLOCK = 256
+BYTES = 0.5 + 1 / BLOCK + 4 / (BLOCK * NESTED_BLOCK)
+"""Of a weight, with its share of the scales of blocks."""
 
 
 def quantise(weight: Tensor, block: int, device: torch.device) -> Params4bit:

@@ -19,8 +19,6 @@ from .source import BLOCK, SETTINGS
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-NF4_BYTES = 0.5 + 1 / BLOCK + 4 / (BLOCK * nf4.NESTED_BLOCK)
-"""Of a weight in NF4, the scales of its block included."""
 SPARE_BYTES = 64 << 20
 """Left free on the disk beside the weights: for the tokenizer, and for whoever writes at the same time."""
 
@@ -89,7 +87,7 @@ class Nf4Copy:
         needed = SPARE_BYTES - self._shards.nbytes
         for key, value in model.state_dict().items():
             wide = value.element_size() if self.rest is None else self.rest.itemsize
-            needed += 0 if key in tied else int(value.numel() * (NF4_BYTES if key in self._packed else wide))
+            needed += 0 if key in tied else int(value.numel() * (nf4.BYTES if key in self._packed else wide))
         free = shutil.disk_usage(self._folder).free
         if free < needed:
             raise Error(

@@ -7,7 +7,6 @@ after a file is on disk, so what it names is whole; a file that it does not name
 from __future__ import annotations
 
 import json
-import os
 import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
