@@ -152,6 +152,8 @@ class EngineInfo:
     """Commit of the hub's repository that the base is from; empty: from elsewhere."""
     hidden_size: int = 0
     """Dimensions of a hidden state, and so of an embedding."""
+    training_dtype: str = "float32"
+    """Precision of activations in training."""
     kv_page_tokens: int = 0
     """Token positions of a KV page."""
     base_damage: str = ""

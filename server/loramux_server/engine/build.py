@@ -123,6 +123,7 @@ def build_engine(
         tokenizer_path=str(folder),
         base_revision=base.revision,
         hidden_size=int(base.model.get_output_embeddings().weight.shape[1]),
+        training_dtype=str(base.training_dtype).removeprefix("torch."),
         kv_page_tokens=shape.page_size,
         base_damage=prepared.damage,
         max_batch_tokens=size.tokens,

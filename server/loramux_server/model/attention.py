@@ -78,18 +78,28 @@ def dense_attention(
     causal: bool = False,
 ) -> Tensor:  # [B, heads, Q, D]
     """Scaled dot-product attention with grouped heads and, where a model asks for it, soft-capped scores."""
-    gqa = q.shape[1] != k.shape[1]
-    if softcap is None:
-        return scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, scale=scale, enable_gqa=gqa)
-    if gqa:
+    grouped = q.shape[1] != k.shape[1]
+    if grouped and (softcap is not None or not takes_groups(q.device.type, q.dtype, mask is not None)):
         k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
         v = v.repeat_interleave(q.shape[1] // v.shape[1], dim=1)
+        grouped = False
+    if softcap is None:
+        return scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, scale=scale, enable_gqa=grouped)
     scores = torch.tanh(q @ k.transpose(-1, -2) * (scale / softcap)) * softcap
     if causal:
         mask = causal_mask(q.shape[2], 0, None, q.device)
     if mask is not None:
         scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
     return scores.softmax(-1, dtype=torch.float32).to(v.dtype) @ v
+
+
+def takes_groups(device: str, dtype: torch.dtype, masked: bool) -> bool:
+    """Whether torch has a kernel for grouped heads that keeps no matrix of scores.
+
+    On CUDA that is FlashAttention alone, which takes neither float32 nor masks. Elsewhere grouped heads fall to plain
+    products, so keys and values are expanded for the memory-efficient kernel.
+    """
+    return device != "cuda" or (dtype != torch.float32 and not masked)
 
 
 def causal_mask(length: int, offset: int, window: int | None, device: torch.device) -> Tensor:

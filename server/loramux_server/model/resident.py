@@ -32,6 +32,7 @@ from .base_linear import make_linear
 from .fused_forward import make_fused
 from .kv import KVShape
 from .page_size import find_page_size
+from .varlen import Kernel, find_kernel
 
 Progress = Callable[[str, float | None], None]
 UNPACKED_SHARE = {"cpu": 0.5, "cuda": 0.35}
@@ -154,16 +155,33 @@ class ResidentBase:
         raise RuntimeError("the model has no list of decoder layers")
 
     @cached_property
-    def kv_shape(self) -> KVShape:
-        """Shape of the KV cache, seen in a forward of one token: configurations name it in too many ways.
-
-        Raises FAILED_PRECONDITION for a model whose layers differ or whose keys and values do.
-        """
-        probe = _Probe()
+    def probe(self) -> AttentionProbe:
+        """What attention is given in a forward of one token: configurations name it in too many ways."""
+        probe = AttentionProbe()
         start = torch.zeros(1, dtype=torch.long, device=self.device)
         with torch.no_grad():
             self.forward(start, probe, None, start, ids=start)
         self.release()
+        return probe
+
+    @cached_property
+    def varlen_kernel(self) -> Kernel | None:
+        """The kernel for training's attention, where this device has one for its types and heads."""
+        probe = self.probe
+        if self.device.type != "cuda" or self.training_dtype == torch.float32 or probe.softcapped:
+            return None
+        if len(probe.shapes) != 1:
+            return None
+        ((kv_heads, head_dim, _),) = probe.shapes
+        return find_kernel(probe.heads, kv_heads, head_dim, self.device, self.training_dtype)
+
+    @cached_property
+    def kv_shape(self) -> KVShape:
+        """Shape of the KV cache.
+
+        Raises FAILED_PRECONDITION for a model whose layers differ or whose keys and values do.
+        """
+        probe = self.probe
         if len(probe.shapes) != 1 or probe.layers != set(range(len(probe.layers))):
             raise Error(
                 Code.FAILED_PRECONDITION,
@@ -195,7 +213,7 @@ def keeps_packed(settings: EngineSettings, device: torch.device, unpacked: int) 
     return unpacked > UNPACKED_SHARE[device.type] * free
 
 
-class _Probe:
+class AttentionProbe:
     """Attention of a single token, which notes what passes through."""
 
     def __init__(self) -> None:

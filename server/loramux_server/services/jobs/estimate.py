@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from ...core.backend import EngineInfo
 from ...core.jobs import TrainSpec
 from ...data.dataset import DatasetSummary
-from ...training.backprop.micro_batch_size import MAX_TOKENS, activation_budget
+from ...training.backprop.micro_batch_size import LOGITS_BYTES, MAX_TOKENS, activation_budget
 from ...training.schedule import Schedule
 from .checks import selected_modules
 
@@ -115,12 +115,13 @@ def estimate(
     work = shape.work(report.tokens, report.trained_tokens, passes, report.pairs)
     sides = 2 if report.pairs else 1
     tokens = max(min(MAX_TOKENS, spec.batch_size * report.longest * sides), report.longest * sides)
-    layer = FLOAT * tokens * (20 * shape.hidden + 4 * shape.inner)
+    activation = FLOAT if info.training_dtype == "float32" else FLOAT // 2
+    layer = activation * tokens * (20 * shape.hidden + 4 * shape.inner)
     activations = layer * shape.layers
     if activations > activation_budget(free, activation_memory):
-        activations = layer + FLOAT * tokens * shape.hidden * shape.layers
-    kept = min(FLOAT * report.tokens * shape.hidden, free // 8) if shape.lower else 0
-    logits = 3 * FLOAT * LOGIT_ROWS * info.vocab_size
+        activations = layer + activation * tokens * shape.hidden * shape.layers
+    kept = min(activation * report.tokens * shape.hidden, free // 8) if shape.lower else 0
+    logits = 3 * max(FLOAT * LOGIT_ROWS * info.vocab_size, LOGITS_BYTES[info.device.partition(":")[0]])
     memory = 4 * FLOAT * shape.adapter + activations + logits + kept
     return Estimate(work / speed.rate if speed else None, memory, speed.basis if speed else "")
 

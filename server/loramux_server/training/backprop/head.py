@@ -10,12 +10,10 @@ from torch import Tensor
 from torch.nn.functional import log_softmax
 
 from ..work import PAUSE, Interruptible
+from .micro_batch_size import LOGITS_BYTES
 
 CHUNK = 64
 """Rows of logits that exist at a time at least, [CHUNK, vocabulary] in float32: 13 MB for a vocabulary of 49,152."""
-CHUNK_BYTES = {"cpu": 0, "cuda": 256 << 20}
-"""Bytes of logits in float32 that exist at a time where that is more rows: on a GPU each chunk costs launches and reads
-the head's weights, which are larger than a chunk of few rows. On a processor more rows are no faster."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,4 +57,4 @@ def token_logprobs(
 
 def chunk_rows(vocabulary: int, device: torch.device) -> int:
     """Rows of logits, each as wide as the vocabulary, that should exist at a time."""
-    return max(CHUNK, CHUNK_BYTES[device.type] // (4 * vocabulary))
+    return max(CHUNK, LOGITS_BYTES[device.type] // (4 * vocabulary))

@@ -15,9 +15,11 @@ import torch
 from torch import Tensor
 
 from ...host.resources import host_available
+from ...lora.context import Attention
 from ...lora.routing import Routing
 from ...model.attention import PackedAttention
 from ...model.resident import ResidentBase
+from ...model.varlen import VarlenAttention
 from ..work import PAUSE, Interruptible
 from .micro_batch_size import activation_budget
 
@@ -25,15 +27,19 @@ from .micro_batch_size import activation_budget
 class ActivationPolicy:
     """Which activations of a micro-batch are kept for the backward pass.
 
-    Only layers from ``first_layer`` on, the lowest one that is adapted, have a backward pass. A micro-batch of more
-    than ``max_kept_tokens`` tokens uses gradient checkpointing: it keeps each layer's input and computes the rest
-    again.
+    Only layers from ``first_layer`` on, the lowest one that is adapted, have a backward pass. A micro-batch whose
+    activations do not fit uses gradient checkpointing: it keeps each layer's input and computes the rest again.
     """
 
     def __init__(self, base: ResidentBase, first_layer: int, memory: int | None = None) -> None:
         """``memory``: bytes of activations before gradient checkpointing starts; None: a quarter of what is free."""
         self.first_layer = first_layer
-        self.max_kept_tokens = _max_kept_tokens(base, first_layer, memory)
+        self._base, self._layers = base, len(base.layers) - first_layer
+        self._budget = activation_budget(_free(base.device), memory)
+
+    def keeps(self, lengths: Sequence[int]) -> bool:
+        """Whether all activations are kept of a micro-batch of sequences of these lengths."""
+        return self._layers * layer_bytes(self._base, lengths) <= self._budget
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +61,11 @@ class LayerwisePass:
         """``lengths``: tokens of each sequence; ``embeddings`` [T, hidden], or any values where they are not needed."""
         self._base, self._layers = base, base.layers
         self._positions = torch.cat([torch.arange(n) for n in lengths]).to(base.device)  # [T]
-        self._attention, self._routing = PackedAttention(lengths, base.device), routing
+        kernel = base.varlen_kernel
+        self._attention: Attention = (
+            PackedAttention(lengths, base.device) if kernel is None else VarlenAttention(lengths, base.device, kernel)
+        )
+        self._routing = routing
         self._embeddings = embeddings
         self._calls: list[_LayerCall] = []
         self._tape: list[tuple[int, Tensor, Tensor | None]] = []  # layer, input, output (None: computed again)
@@ -146,16 +156,32 @@ class LayerwisePass:
                 object.__delattr__(layer, "forward")
 
 
-def _max_kept_tokens(base: ResidentBase, first_layer: int, memory: int | None) -> int:
-    """Tokens whose activations take ``memory`` bytes, or a quarter of what is free now.
+SCORE_BYTES = 9
+"""Bytes a soft-capped score: capped and as a probability, and whether it is masked."""
 
-    About 20 float32 values per hidden unit and 4 per intermediate unit are kept for each token and layer.
+
+def layer_bytes(base: ResidentBase, lengths: Sequence[int]) -> int:
+    """Bytes of activations of one layer for sequences of these lengths, about.
+
+    For each token 20 values per hidden unit and 4 per intermediate unit; four per hidden unit for each token that
+    attention pads; and matrices of scores, where attention makes them.
     """
-    config = base.model.config
+    config, probe = base.model.config, base.probe
     hidden = int(config.hidden_size)
     inner = int(getattr(config, "intermediate_size", None) or 4 * hidden)
-    free = host_available() if base.device.type == "cpu" else int(torch.cuda.mem_get_info(base.device)[0])
-    return activation_budget(free, memory) // (4 * (len(base.layers) - first_layer) * (20 * hidden + 4 * inner))
+    tokens = sum(lengths)
+    padded = tokens if base.varlen_kernel else len(lengths) * max(lengths)
+    values = tokens * (20 * hidden + 4 * inner) + (padded - tokens) * 4 * hidden
+    scores = padded * max(lengths) * probe.heads if probe.softcapped else 0  # [sequences, heads, longest, longest]
+    return base.training_dtype.itemsize * values + SCORE_BYTES * scores
+
+
+def _free(device: torch.device) -> int:
+    """Bytes that activations could take now: on a GPU also what torch keeps for later."""
+    if device.type == "cpu":
+        return host_available()
+    kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return int(torch.cuda.mem_get_info(device)[0]) + kept
 
 
 def _identity(hidden: Tensor, *_: Any, **__: Any) -> Tensor:

@@ -78,7 +78,7 @@ class MicroBatch:
         first = policies[0].first_layer
         start = packed[None] if first else layers.input
         if gradients:
-            checkpointing = sum(self._lengths) > min(policy.max_kept_tokens for policy in policies)
+            checkpointing = not all(policy.keeps(self._lengths) for policy in policies)
             hidden = yield from layers.forward_for_backward(start, first, checkpointing=checkpointing)
         else:
             hidden = yield from layers.forward(start, first, len(base.layers))
