@@ -38,7 +38,7 @@ IMAGE = ("server", "curves", "oidc", "otel")
 BUILD = ("hatchling", "editables")
 PYTHONS = {"cp311", "cp312", "cp313", "py3"}
 PLATFORM = re.compile(r"any|manylinux.*_(x86_64|aarch64)|macosx_.*_(arm64|x86_64|universal2)")
-PIN = re.compile(r"^([\w.-]+)==(\S+) \\\n((?: +--hash=sha256:\w+(?: \\)?\n)+)", re.MULTILINE)
+PIN = re.compile(r"^([\w.-]+)==(\S+)(?: ; [^\\\n]+)? \\\n((?: +--hash=sha256:\w+(?: \\)?\n)+)", re.MULTILINE)
 
 
 def needed(extras: tuple[str, ...], also: tuple[str, ...] = ()) -> set[NormalizedName]:
@@ -81,6 +81,13 @@ def is_wanted(filename: str, version: str) -> bool:
     return found.public == version and any(PLATFORM.fullmatch(tag.platform) for tag in usable)
 
 
+def markers() -> dict[NormalizedName, str]:
+    """Where what loramux asks for only on some platforms is installed: name -> marker, as a pin has it."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    asked = [Requirement(text) for texts in project["optional-dependencies"].values() for text in texts]
+    return {canonicalize_name(each.name): f" ; {each.marker}" for each in asked if each.marker}
+
+
 def hashes_of(name: str, version: str) -> list[str]:
     """SHA-256 of the wheels of a version: those that the index has, and those in pip's folders of wheels."""
     request = urllib.request.Request(
@@ -110,13 +117,14 @@ def write(path: Path, names: Iterable[NormalizedName]) -> None:
     """Write a file of pins, keeping the hashes of versions that were pinned before, wherever."""
     versions = {canonicalize_name(d.name): d.version.partition("+")[0] for d in distributions()}
     known = {**pinned(SERVER), **pinned(DEVELOPMENT)}
-    lines = [HEADERS[path]]
+    lines, where = [HEADERS[path]], markers()
     for name in sorted(names):
         version, hashes = known.get(name, ("", []))
         if version != versions[name]:
             version = versions[name]
             hashes = hashes_of(name, version)
-        lines.append(" \\\n".join([f"{name}=={version}", *(f"    --hash=sha256:{hash}" for hash in hashes)]))
+        pin = f"{name}=={version}{where.get(name, '')}"
+        lines.append(" \\\n".join([pin, *(f"    --hash=sha256:{hash}" for hash in hashes)]))
     fresh = path.with_name(f"{path.name}.new")
     fresh.write_text("\n".join(lines) + "\n")
     fresh.replace(path)

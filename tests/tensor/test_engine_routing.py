@@ -15,11 +15,12 @@ from torch import Tensor
 from loramux_server.core.errors import Code, Error
 from loramux_server.cpu.routed import load_kernel
 from loramux_server.lora import bank as banks
-from loramux_server.lora import routing
+from loramux_server.lora import blocks, routing
 from loramux_server.lora.bank import AdapterBank, HostAdapter, LoraPair
+from loramux_server.lora.blocks import BankBlock, KernelBlock, RowSegment
 from loramux_server.lora.context import StepContext
 from loramux_server.lora.routed_linear import LinearGroup
-from loramux_server.lora.routing import BankBlock, KernelBlock, Routing, RowSegment, plan_blocks
+from loramux_server.lora.routing import Routing, plan_blocks
 from loramux_server.lora.slots import Move, Slot
 from tests.examples import examples
 
@@ -143,7 +144,7 @@ def test_every_path_gives_the_sum(overhead: int, sparse: float, seed: int) -> No
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(routing, "BLOCK_OVERHEAD", {"cpu": overhead})
         patch.setattr(routing, "GRADIENT_OVERHEAD", {"cpu": overhead})
-        patch.setattr(routing, "SPARSE", sparse)
+        patch.setattr(blocks, "SPARSE", sparse)
         training = Routing(tuple(plan_blocks(bank, resolve(bank, segments))))
         with torch.inference_mode():
             serving = Routing(tuple(plan_blocks(bank, resolve(bank, segments))))
@@ -244,7 +245,7 @@ def test_a_broken_adapter_stays_with_its_own_rows(
     monkeypatch: pytest.MonkeyPatch, sparse: float, poison: float
 ) -> None:
     """Decode rows share one product over all ranks in use; what a row does not use must not reach it."""
-    monkeypatch.setattr(routing, "SPARSE", sparse)
+    monkeypatch.setattr(blocks, "SPARSE", sparse)
     bank = make_bank(16)
     hosts = [adapter(f"d{i}", 4) for i in range(3)]
     slots = [bank.put(h) for h in hosts]

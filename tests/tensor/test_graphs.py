@@ -25,13 +25,16 @@ from loramux_server.engine.execution.capture import CaptureBroken, pool_bytes
 from loramux_server.engine.execution.graphs import DecodeGraphs, graph_bytes
 from loramux_server.engine.memory import plan_memory
 from loramux_server.lora.bank import HostAdapter, LoraPair
-from loramux_server.lora.routing import Routing, RowSegment, StaticBlock, plan_blocks, used_ranks
+from loramux_server.lora.blocks import RowSegment, StaticBlock, used_ranks
+from loramux_server.lora.indexed import operator
+from loramux_server.lora.routing import Routing, plan_blocks
 from loramux_server.model import kv
 from loramux_server.model.attention import dense_attention
 from tests.engine import Engine, check_tokens, command
 from tests.examples import few
 from tests.tensor.engine_cases import RANKS, STACKS, Case, Cases, check_empty, make_cases
 from tests.tensor.graph_checks import compute_both_ways
+from tests.tensor.interpreted import interpreted
 from tests.tensor.tape import FailingCapture, TapeCapture
 from tests.tensor.test_engine_routing import GROUPS, adapter, make_bank
 
@@ -172,6 +175,25 @@ def test_static_block_follows_the_bank() -> None:
         bank.put(hosts[HUGE])
         check([(1, 1.0)], [(HUGE, 1.0), (3, 1.0)], [])
         assert used_ranks([RowSegment(1, ((bank.slot("g1"), 1.0),)), RowSegment(1, ((bank.slot("g1"), 0.5),))]) == 6
+
+
+@pytest.mark.slow
+def test_by_index_one_graph_takes_any_ranks(cases: Cases, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All graphs are there from the start, and what they share is filled anew for other stacks and other rows."""
+    pytest.importorskip("triton")
+    engine, capture = cases.engine(max_batch_tokens=64, adapter_rows=24), TapeCapture()
+    engine.runner.bank.by_index = True
+    graphs = add_graphs(engine, capture, rows=2)
+    with interpreted("loramux_server.lora.indexed.kernels") as kernels:
+        monkeypatch.setattr(operator, "_kernels", lambda: kernels)
+        graphs.prepare()
+        captured = {(1, 0), (1, 24), (2, 0), (2, 24)}
+        assert {*graphs._graphs} == captured
+        wanted = [Case(cases.prompts[i][:4], cases.stack(stack), 3) for i, stack in enumerate((STACKS[3], STACKS[0]))]
+        cases.try_in(engine, wanted)
+        cases.try_in(engine, [Case(cases.prompts[2][:4], cases.stack([]), 3)])
+    assert {*graphs._graphs} == captured
+    assert capture.steps == engine.kinds.count("decode") > 3
 
 
 def test_a_broken_adapter_fails_alone(cases: Cases) -> None:

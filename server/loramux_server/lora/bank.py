@@ -16,6 +16,7 @@ from torch import Tensor
 from ..core.errors import Code, Error
 from ..cpu.routed import GroupWeights, load_kernel
 from .buffers import zeros
+from .indexed.operator import usable
 from .routed_linear import LinearGroup
 from .slots import Slot, SlotTable, Swap
 
@@ -57,8 +58,16 @@ class AdapterBank(SlotTable):
         super().__init__(rows)
         # On the host, rows that no adapter ever used cost no memory.
         self.a = [zeros((rows, len(g.names), g.in_features), device, dtype) for g in groups]
-        self.b = [[zeros((rows, n), device, dtype) for n in g.out_features] for g in groups]
+        self.joined_b = [zeros((rows * sum(g.out_features),), device, dtype) for g in groups]
+        """B of a group's members one after another, of which ``b`` are views."""
+        self.b = [
+            [part.view(rows, n) for part, n in zip(joined.split(sizes), g.out_features, strict=True)]
+            for g, joined in zip(groups, self.joined_b, strict=True)
+            for sizes in [[rows * n for n in g.out_features]]
+        ]
         self.kernel = load_kernel() if device.type == "cpu" and rows else None
+        self.by_index = device.type == "cuda" and rows > 0 and usable(device, dtype)
+        """Whether the kernels of :mod:`.indexed` may be used."""
         self.weights = [GroupWeights(g, a, bs) for g, a, bs in zip(groups, self.a, self.b, strict=True)]
         """The same, as the kernel wants it."""
         self._where = {name: (g.index, j) for g in groups for j, name in enumerate(g.names)}

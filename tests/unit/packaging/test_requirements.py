@@ -42,8 +42,10 @@ TABLES = declared(PROJECT["optional-dependencies"]["tables"])
 OTEL = declared(PROJECT["optional-dependencies"]["otel"])
 GUARDED = TABLES | declared(
     [t for extra in ("curves", "oidc", "otel") for t in PROJECT["optional-dependencies"][extra]]
+    + [t for t in PROJECT["optional-dependencies"]["dev"] if t.startswith("triton")]
 )
-"""What is used only where it is installed: by the client pyarrow and OpenTelemetry, by the server matplotlib too."""
+"""What is used only where it is installed: by the client pyarrow and OpenTelemetry, by the server matplotlib too, and
+Triton, which torch for CUDA brings."""
 NAMESPACES = {
     "google.protobuf": "protobuf",
     "google.rpc": "googleapis-common-protos",

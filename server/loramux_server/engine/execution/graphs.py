@@ -1,9 +1,10 @@
 """Decode steps replayed as graphs: one launch in place of hundreds of small ones.
 
-A graph has fixed shapes and addresses, so a step is padded to the next *bucket* of rows and, where adapters act, of
-rank rows. Its inputs are copied into the graph's buffers; the adapters' weights are gathered inside it, from the bank,
-whose buffers never move. Rows that are padding write to the scratch page and are dropped. A bucket is captured when it
-is first needed, those of the base alone at the start. Steps with prompts, and whatever fits no graph, run as they are.
+A graph has fixed shapes and addresses, so a step is padded to the next *bucket* of rows. Its inputs are copied into the
+graph's buffers. Rows that are padding write to the scratch page and are dropped. Where the kernels by index run, each
+bucket has a graph with adapters and one without, captured at the start: they read from the device which rank rows of
+the bank act. Elsewhere the adapters' weights are gathered inside the graph, buckets are of rank rows too, and those
+with adapters are captured when first needed. Steps with prompts, and whatever fits no graph, run as they are.
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ import torch
 from torch import Tensor
 
 from ...lora.bank import AdapterBank
+from ...lora.blocks import IndexedBlock, RowSegment, StaticBlock, used_ranks
 from ...lora.buffers import upload
-from ...lora.routing import Routing, RowSegment, StaticBlock, used_ranks
+from ...lora.routing import Routing
 from ...model.base.context_length import max_context
 from ...model.kv import DecodeAttention, KVPool, Span
 from ...model.out_of_memory import out_of_memory
@@ -30,7 +32,7 @@ log = logging.getLogger(__name__)
 ROWS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 """Sequences of a step. At more, the products take longer than launching them."""
 RANKS = (0, 16, 32, 64, 128, 256, 512)
-"""Rank rows that a step's adapters use together; 0 is the base alone."""
+"""Rank rows that a step's adapters use together, where they are gathered; 0 is the base alone."""
 MOST = 48
 """Graphs kept. Further buckets are served by a larger one that there is."""
 NODE_BYTES = 256 << 10
@@ -65,7 +67,9 @@ class DecodeGraphs:
     def __init__(self, base: ResidentBase, kv: KVPool, bank: AdapterBank, max_rows: int, capture: Capture) -> None:
         """For steps of up to ``max_rows`` sequences."""
         self._base, self._kv, self._bank, self._capture = base, kv, bank, capture
-        self._rows, self._ranks = _upto(ROWS, max_rows), _upto(RANKS, bank.rows)
+        self._rows = _upto(ROWS, max_rows)
+        self._ranks = sorted({0, bank.rows}) if bank.by_index else _upto(RANKS, bank.rows)
+        self._indexed = IndexedBlock.for_decoding(bank, self._rows[-1]) if bank.by_index else None
         self._width = min(-(-max_context(base.model) // kv.shape.page_size), kv.pages)
         # All graphs write their logits here: outputs of their own would be kept for each.
         self._logits = torch.zeros(self._rows[-1], _vocabulary(base), device=base.device)
@@ -86,10 +90,14 @@ class DecodeGraphs:
 
     @torch.inference_mode()
     def prepare(self) -> None:
-        """Capture the base's own graphs. Largest first: the smaller ones then find room in the memory of that one."""
+        """Capture the base's own graphs, and those with adapters where these are few.
+
+        Largest first: the smaller ones then find room in the memory of that one.
+        """
         for rows in reversed(self._rows):
-            if not self._broken:
-                self._add((rows, 0))
+            for ranks in (0,) if self._indexed is None else self._ranks:
+                if not self._broken:
+                    self._add((rows, ranks))
 
     def run(
         self, ids: Sequence[int], wanted: Sequence[int], spans: Sequence[Span], segments: tuple[RowSegment, ...]
@@ -123,13 +131,20 @@ class DecodeGraphs:
 
     def _add(self, key: Bucket) -> None:
         try:
-            graph = _Graph(self._base, self._kv, self._bank, key, self._width, self._logits[: key[0]])
+            graph = _Graph(self._base, self._kv, self._block(key), key[0], self._width, self._logits[: key[0]])
             graph.replay = self._capture.capture(graph.compute)
         except RuntimeError as error:  # out of memory, and all that CUDA or torch cannot capture
             self._note(key, error)
         else:
             self._graphs[key] = graph
             self._failed.pop(key, None)
+
+    def _block(self, key: Bucket) -> IndexedBlock | StaticBlock | None:
+        """What applies the adapters in a graph. Replays never overlap, so that by index serves all graphs."""
+        rows, ranks = key
+        if not ranks:
+            return None
+        return StaticBlock(self._bank, rows, ranks) if self._indexed is None else self._indexed
 
     def _note(self, key: Bucket, error: RuntimeError) -> None:
         """Decide whether and when a bucket that could not be captured is tried again."""
@@ -158,15 +173,18 @@ class _Graph:
     replay: Callable[[], None]
 
     def __init__(
-        self, base: ResidentBase, kv: KVPool, bank: AdapterBank, size: Bucket, width: int, logits: Tensor
+        self,
+        base: ResidentBase,
+        kv: KVPool,
+        block: IndexedBlock | StaticBlock | None,
+        rows: int,
+        width: int,
+        logits: Tensor,
     ) -> None:
-        rows, ranks = size
-        self._base, self._logits = base, logits
+        self._base, self._block, self._logits = base, block, logits
         self._tokens = torch.zeros(3, rows, dtype=torch.long, device=base.device)
         self._ids, self._positions, self._wanted = self._tokens
         self._attention = DecodeAttention(kv, rows, width)
-        self._block = StaticBlock(bank, rows, ranks) if ranks else None
-        self._segments: tuple[RowSegment, ...] = ()
 
     def compute(self) -> None:
         """What is captured."""
@@ -181,10 +199,8 @@ class _Graph:
             row[: len(values)] = torch.tensor(values, dtype=torch.long)
         upload(self._tokens, tokens)
         self._attention.fill(spans)
-        # Where each adapter lies is part of a segment, so equal ones are routed equally whatever the bank did.
-        if self._block is not None and segments != self._segments:
+        if self._block is not None:
             self._block.fill(segments)
-            self._segments = segments
         self.replay()
         return self._logits[: len(wanted)].clone()  # the next step overwrites them; some rows are kept for longer
 

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from ...lora.bank import AdapterBank
-from ...lora.routing import Routing, RowSegment, plan_blocks
+from ...lora.blocks import RowSegment
+from ...lora.routing import Routing, plan_blocks
 from ...model.kv import KVPool, PagedAttention, Span
 from ...model.resident import ResidentBase
 from ..scheduling.plan import StepPlan, Work

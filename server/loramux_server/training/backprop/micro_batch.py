@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from ...core.jobs import TrainRow
-from ...lora.routing import Block, Routing, RowSegment, plan_blocks
+from ...lora.blocks import Block, RowSegment
+from ...lora.routing import Routing, plan_blocks
 from ...lora.trainable import AdapterRows, TrainableAdapter, TrainableBlock
 from ...model.resident import ResidentBase
 from ..work import PAUSE, Interruptible
