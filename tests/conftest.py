@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -50,18 +52,27 @@ structlog.configure(
 if TYPE_CHECKING:
     from tests.oracle import Oracle
 
+SHARED = re.compile(r"def \w+\([^)]*\b(server|client|server_with_tools)\b[,:)]")
+
 TinyBase = Callable[..., Path]
 MakeAdapter = Callable[..., Path]
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """A file goes to one worker as a whole, and tests/e2e is one file in this: its tests share a server."""
+    """A file goes to one worker as a whole, and those of tests/e2e that share a server go to the same one."""
     from xdist.scheduler import LoadFileScheduling
+
+    @functools.cache
+    def shares_server(file: str) -> bool:
+        """Whether its tests ask for the server of tests/e2e/conftest.py. A wrong guess costs the start of another."""
+        text = (config.rootpath / file).read_text()
+        return bool(SHARED.search(text)) and "def server(" not in text
 
     class Files(LoadFileScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            return "tests/e2e" if nodeid.startswith("tests/e2e/") else str(super()._split_scope(nodeid))
+            file = nodeid.partition("::")[0]
+            return "tests/e2e" if file.startswith("tests/e2e/") and shares_server(file) else file
 
     config.option.loadscopereorder = False  # tests/e2e takes longest and comes first
     return Files(config, log)
