@@ -39,6 +39,8 @@ DEVICE: Any = os.environ.get("TEST_DEVICE", "cpu")
 """Where these engines compute: TEST_DEVICE=cuda takes most of tests/tensor to a GPU."""
 ROOM: dict[str, Any] = {} if DEVICE == "cpu" else {"kv_cache_memory": 256 << 20, "adapter_memory": 64 << 20}
 """Elsewhere an engine takes all memory that is free, and some tests have several engines."""
+AHEAD: Any = os.environ.get("TEST_ASYNC_SCHEDULING", "auto")
+"""Whether these engines launch steps ahead: TEST_ASYNC_SCHEDULING=on takes all of tests/tensor there."""
 BLOBS = LocalBlobs(FILES / "blobs", FILES / "tmp")
 """The adapters of engines that a test turns by hand."""
 for _folder in ("blobs", "tmp"):
@@ -60,10 +62,11 @@ class Engine:
     def __init__(self, folder: Path, state_dir: Path, **settings: object) -> None:
         self.outputs: dict[str, list[Output]] = defaultdict(list)
         self.logits: dict[str, list[Tensor]] = defaultdict(list)
-        self._rows: dict[str, list[Tensor]] = {}
+        self._positions: dict[str, int] = {}  # of the next token
+        self._rows: dict[str, dict[int, Tensor]] = defaultdict(dict)  # by position of the token that they select
         self.kinds: list[str] = []
         chosen = EngineSettings(model=str(folder), state_dir=str(state_dir), device=DEVICE, dtype="float32", **ROOM)
-        chosen = replace(chosen, blobs=str(BLOBS.reader.folder))
+        chosen = replace(chosen, blobs=str(BLOBS.reader.folder), async_scheduling=AHEAD)
         self.loop, self.info = build_engine(
             replace(chosen, **settings),  # type: ignore[arg-type]
             self._make_jobs,
@@ -81,10 +84,12 @@ class Engine:
         for output in outputs:
             self.outputs[output.id].append(output)
             if isinstance(output.payload, TokenEvent) and output.payload.token_ids:
-                # Rows after a token of a draft that was wrong belong to no token.
-                count = len(output.payload.token_ids)
-                self.logits[output.id] += self._rows[output.id][:count]
-                del self._rows[output.id][:count]
+                for _ in output.payload.token_ids:
+                    self.logits[output.id].append(self._rows[output.id].pop(self._positions[output.id]))
+                    self._positions[output.id] += 1
+            if output.done:
+                self._positions.pop(output.id, None)
+                self._rows.pop(output.id, None)
 
     def _make_jobs(self, *given: Any, **more: Any) -> JobScheduler:
         self.jobs = make_job_scheduler(*given, jobs_dir=JOBS, **more)
@@ -93,13 +98,15 @@ class Engine:
     def _watch(self) -> None:
         run = self.runner.run
 
-        def watched(plan):  # type: ignore[no-untyped-def]
-            output = run(plan)
+        def watched(plan, *chosen):  # type: ignore[no-untyped-def]
+            output = run(plan, *chosen)
             self.kinds.append(plan.kind)
             rows = iter(output.next_token)
             for work in plan.work:
                 if work.samples:
-                    self._rows[work.id] = [next(rows).to("cpu", copy=True) for _ in range(1 + len(work.draft))]
+                    self._positions.setdefault(work.id, work.end)
+                    for position in range(work.end, work.positions.stop + 1):
+                        self._rows[work.id][position] = next(rows).to("cpu", copy=True)
             assert next(rows, None) is None
             return output
 

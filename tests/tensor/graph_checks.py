@@ -18,13 +18,13 @@ def compute_both_ways(monkeypatch: pytest.MonkeyPatch, alike: Callable[[Tensor, 
     """
     run = ModelRunner.run
 
-    def twice(self, plan):  # type: ignore[no-untyped-def]
+    def twice(self, plan, *chosen):  # type: ignore[no-untyped-def]
         if self.graphs is None:
-            return run(self, plan)
+            return run(self, plan, *chosen)
         graphs, self.graphs = self.graphs, None
-        expected = run(self, plan)
+        expected = run(self, plan, *chosen)
         self.graphs = graphs
-        got = run(self, plan)
+        got = run(self, plan, *chosen)
         assert got.scores.keys() == expected.scores.keys()
         pairs = [(got.next_token, expected.next_token), *((got.scores[i], expected.scores[i]) for i in got.scores)]
         for a, b in pairs:

@@ -127,11 +127,11 @@ def out_of_memory(
     """Steps of more than ``above`` tokens find no memory; gives the sizes of those that failed."""
     run, failed = engine.runner.run, []
 
-    def limited(plan):  # type: ignore[no-untyped-def]
+    def limited(plan, *chosen):  # type: ignore[no-untyped-def]
         if plan.tokens > above:
             failed.append(plan.tokens)
             fail()
-        return run(plan)
+        return run(plan, *chosen)
 
     monkeypatch.setattr(engine.runner, "run", limited)
     return failed

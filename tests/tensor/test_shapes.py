@@ -69,7 +69,7 @@ class Shaper:
             while not (events and events[-1].finish_reason) and self.grammars.ready(seq):
                 logits = 4 * torch.randn(1, self.vocab, generator=draw)
                 logits[:, list(self.eos)] += 8.0
-                selector.select([seq], logits, [()])
+                selector.settle(selector.launch([seq], logits, [0]))
         decoder = ChoiceDecoder(
             0, self.text.detokenizer(exact=True), StopMatcher(()), params.end_ids(self.eos, shaped=True)
         )

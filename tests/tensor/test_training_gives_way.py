@@ -65,10 +65,10 @@ def short_while(engine: Engine, monkeypatch: pytest.MonkeyPatch, condition: Call
     """Steps, of so many tokens, find no memory while ``condition`` holds."""
     run = engine.runner.run
 
-    def limited(plan):  # type: ignore[no-untyped-def]
+    def limited(plan, *chosen):  # type: ignore[no-untyped-def]
         if condition(plan.tokens):
             on_device()
-        return run(plan)
+        return run(plan, *chosen)
 
     monkeypatch.setattr(engine.runner, "run", limited)
 

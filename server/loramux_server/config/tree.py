@@ -11,7 +11,7 @@ from pydantic import BaseModel, ByteSize, SecretStr
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
-from ..core.settings import STEP_SIZES, Device, Dtype, EngineSettings, Speculate, Weights
+from ..core.settings import STEP_SIZES, AsyncScheduling, Device, Dtype, EngineSettings, Speculate, Weights
 from ..core.types import SamplingParams
 from .fields import (
     Address,
@@ -233,6 +233,12 @@ class Settings(LimitSettings, BaseSettings):
         "off|ngram",
         "drafts from the text (n-grams): several tokens a step where an answer repeats, the same ones as without",
     )
+    async_scheduling: AsyncScheduling = setting(
+        "auto",
+        "Serving",
+        "auto|on|off",
+        "launch a step before the tokens of the one before are handled; auto is on for a GPU",
+    )
     cuda_graphs: bool = setting(True, "Serving", "", "replay decode steps as CUDA graphs, on a GPU and in 16-bit types")
 
     max_training_jobs: int = setting(4, "Training", "N", "training jobs at work at a time", ge=1, le=64)
@@ -308,6 +314,7 @@ class Settings(LimitSettings, BaseSettings):
             training_dtype=self.training.dtype,
             cuda_graphs=self.cuda_graphs,
             speculate=self.speculate,
+            async_scheduling=self.async_scheduling,
             grammar_seconds=self.max_grammar_seconds,
             grammar_memory=int(self.max_grammar_memory),
         )

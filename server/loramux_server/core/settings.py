@@ -10,6 +10,7 @@ Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 TrainingDtype = Literal["auto", "float32", "bfloat16"]
 Weights = Literal["auto", "packed", "unpacked"]
 Speculate = Literal["off", "ngram"]
+AsyncScheduling = Literal["auto", "on", "off"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +68,8 @@ class EngineSettings:
     cuda_graphs: bool = True
     speculate: Speculate = "ngram"
     """Where drafts come from: ``ngram`` finds the last tokens earlier in the text; ``off``: there are none."""
+    async_scheduling: AsyncScheduling = "auto"
+    """Whether a step is launched before the tokens of the one before are handled; auto: on a GPU."""
     grammar_seconds: float = 2.0
     """Processor time that compiling a caller's grammar may take."""
     grammar_memory: int = 512 << 20

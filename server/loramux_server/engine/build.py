@@ -31,7 +31,7 @@ from .profiling.profiler import Profiler
 from .residency.cache import HostCache
 from .residency.load_quota import LoadQuota
 from .residency.manager import ResidencyManager
-from .scheduling.drafts import ROW_COST, NgramDrafter
+from .scheduling.drafts import ROW_COST, WAIT_COST, NgramDrafter
 from .scheduling.pages import PagePool, prefix_root
 from .scheduling.plan import StepLimits
 from .scheduling.scheduler import Scheduler
@@ -98,14 +98,14 @@ def build_engine(
         memory=settings.grammar_memory,
     )
     base_id = f"{base.fingerprint}/{base.dtype}"
-    row_cost = ROW_COST[base.device.type, base.dtype.itemsize]
+    costs = ROW_COST[base.device.type, base.dtype.itemsize], WAIT_COST[base.device.type]
     scheduler = Scheduler(
         PagePool(plan.kv_pages, shape.page_size),
         StepLimits(size.tokens, size.sequences, settings.max_queue, settings.tenant_slowdown),
         residency,
         lambda seq: prefix_root(base_id, salt(seq.tenant), seq.stack),
         ready=grammars.ready,
-        drafter=NgramDrafter(row_cost) if settings.speculate == "ngram" else None,
+        drafter=NgramDrafter(*costs) if settings.speculate == "ngram" else None,
     )
 
     config = base.model.config

@@ -6,13 +6,14 @@ import queue
 import time
 from collections.abc import Callable
 
+import torch
+
 from ..core.backend import EngineInfo, EngineStats
 from ..core.background import Background
 from ..core.errors import Code, Error
-from ..core.settings import EngineSettings
+from ..core.settings import AsyncScheduling, EngineSettings
 from ..core.timeline import NOTHING, TIMELINE
 from .commands import CommandHandler
-from .execution.failures import no_memory
 from .execution.model_runner import ModelRunner
 from .gpu import Gpu
 from .grammar.masks import GrammarMasks
@@ -24,6 +25,7 @@ from .profiling.profiler import Profiler
 from .residency.manager import ResidencyManager
 from .scheduling.plan import StepPlan
 from .scheduling.scheduler import Scheduler
+from .serve_steps import ServeSteps
 from .stats import StatsCollector
 from .training_share import TrainingShare
 from .transport.protocol import Command, Output
@@ -31,6 +33,11 @@ from .transport.wire import Unreadable
 
 LONGEST_SLEEP = 3600.0
 """Seconds after which an idle loop looks up again, however far away the next deadline is."""
+
+
+def goes_ahead(choice: AsyncScheduling, device: torch.device) -> bool:
+    """Whether steps are launched before the tokens of those before are handled; auto: where a device runs by itself."""
+    return choice == "on" or (choice == "auto" and device.type == "cuda")
 
 
 class EngineLoop:
@@ -64,6 +71,8 @@ class EngineLoop:
         self._commands = CommandHandler(
             info, settings.folders, self._sequences, residency, self._training, profiler, outbox, self._read_stats
         )
+        self._steps = ServeSteps(scheduler, runner, self._sequences, self.pressure, self._stats)
+        self._ahead = goes_ahead(settings.async_scheduling, runner.base.device)
         self._next_read: float | None = None
         self._stalled = True  # the last turn found nothing to compute
 
@@ -87,17 +96,22 @@ class EngineLoop:
         self._sequences.expire(time.monotonic())
         self.pressure.recover()
         self._sequences.selector.handle_masks()
+        if not self.scheduler.foresees:
+            self._steps.settle()
         with TIMELINE.range("schedule"):
             plan = self.scheduler.schedule()
-        self._stalled = not (plan.work or plan.swaps)
+        self._stalled = not (plan.work or plan.swaps or self._steps.pending)
         if plan.swaps:
             plan = self._swap(plan)
         self._next_read = self._residency.read_on()  # after scheduling: admissions change it
         if plan.work:
             counts = {"tokens": plan.tokens, "sequences": len(plan.work), "preempted": len(plan.preempted)}
             with TIMELINE.range(plan.kind, **counts):
-                self._serve(plan)
+                # The credit of training is measured in the time of whole steps.
+                self._steps.serve(plan, self._ahead and not self._training.busy)
             TIMELINE.count("requests", running=self.scheduler.num_running, waiting=self.scheduler.num_waiting)
+        else:
+            self._steps.settle()
         self._outbox.flush()
         self._training.turn(serving=bool(plan.work))
         self._outbox.flush()
@@ -109,6 +123,7 @@ class EngineLoop:
             **self.scheduler.idle_state(),
             **self._residency.idle_state(),
             **self._sequences.idle_state(),
+            "pending": int(self._steps.pending is not None),
             "outputs": len(self._outbox),
             "messages": self._inbox.qsize(),
             "profiles": int(bool(self._profiler.open)),
@@ -143,36 +158,10 @@ class EngineLoop:
 
     def _swap(self, plan: StepPlan) -> StepPlan:
         """Carry a plan's swaps out, and give what is left of it: requests whose adapters found no memory end."""
+        plan = self._steps.settle_before(plan)
         failed = self._residency.apply(plan.swaps)
         message = "the device has no memory to load it; lower --kv-cache-memory, or try again later"
         return plan.without(self._sequences.end_users(failed, Error(Code.RESOURCE_EXHAUSTED, message)))
-
-    def _serve(self, plan: StepPlan) -> None:
-        started = time.monotonic()
-        for seq in map(self._sequences.live, plan.started):
-            seq.started = started
-            self._stats.started(started - seq.arrived)
-        with TIMELINE.range("forward"):
-            output = self.pressure.attempt(lambda: self.runner.run(plan))
-        if output is None:
-            if plan.tokens == 1:
-                self._sequences.end(self._sequences.live(plan.work[0].id), no_memory())
-            else:
-                self.pressure.halve(plan.tokens)
-            return
-        self.scheduler.advance(plan)
-        sampling = [w for w in plan.work if w.samples]
-        with TIMELINE.range("select tokens"):
-            accepted = self._sequences.selector.select(
-                [self._sequences.live(w.id) for w in sampling], output.next_token, [w.draft for w in sampling]
-            )
-            for work, count in zip(sampling, accepted, strict=True):
-                self.scheduler.verified(work, count)
-        self._sequences.scores.collect(plan, output.scores)
-        self._sequences.embeddings.collect(plan, output.states)
-        seconds = time.monotonic() - started
-        self.scheduler.contention.measured(seconds)
-        self._stats.step(plan.kind, seconds)
 
     def _read_stats(self) -> EngineStats:
         memory = self._memory(self._training.nbytes)
@@ -181,6 +170,7 @@ class EngineLoop:
         )
 
     def _close(self) -> None:
+        self._steps.settle()
         gone = Error(Code.UNAVAILABLE, "the server is stopping")
         for seq in self.scheduler.sequences:
             self._sequences.end(seq, gone)

@@ -1,4 +1,4 @@
-"""Tensors in the host's memory."""
+"""Tensors in the host's memory, and their way to the device."""
 
 from __future__ import annotations
 
@@ -23,3 +23,11 @@ def upload(target: Tensor, values: Tensor) -> None:
     Pinned memory of torch's own pool, which hands a block out again only when the copy from it is done.
     """
     target.copy_(values.pin_memory() if target.is_cuda else values, non_blocking=True)
+
+
+def on_device(
+    values: Sequence[int] | Sequence[float] | Tensor, device: torch.device, dtype: torch.dtype | None = None
+) -> Tensor:
+    """``values`` of the host on the device, as ``upload`` brings them: ``torch.tensor(values, device=...)`` waits."""
+    made = torch.as_tensor(values, dtype=dtype)
+    return (made.pin_memory() if device.type == "cuda" else made).to(device, non_blocking=True)

@@ -15,6 +15,7 @@ from torch.nn.functional import pad, scaled_dot_product_attention
 from transformers import AttentionInterface, PreTrainedModel
 
 from ..core.errors import Code, Error
+from ..lora.buffers import on_device
 from ..lora.context import StepContext
 
 NAME = "loramux"
@@ -159,4 +160,4 @@ class PackedAttention:
 
 def padded_lengths(lengths: Sequence[int], device: torch.device) -> Tensor:
     """Cumulative lengths, int32 [n + 1], as variable-length kernels want them."""
-    return pad(torch.tensor(lengths, dtype=torch.int32, device=device).cumsum(0, dtype=torch.int32), (1, 0))
+    return pad(on_device(lengths, device, torch.int32).cumsum(0, dtype=torch.int32), (1, 0))

@@ -13,7 +13,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from ..lora.buffers import upload, zeros
+from ..lora.buffers import on_device, upload, zeros
 from .attention import PackedAttention, causal_mask, dense_attention, padded_lengths
 from .page_size import paged_kernel
 
@@ -99,7 +99,7 @@ class PagedAttention:
         self._decode = next((i for i, s in enumerate(spans) if s.length > 1), len(spans))
         if any(s.length == 1 for s in spans[self._decode :]):
             raise ValueError("spans of length 1 must come first")
-        self.slots = torch.tensor(_slots(spans, self._page), device=self._device)
+        self.slots = on_device(_slots(spans, self._page), self._device)
         """Where each token's key and value go: page times page size plus place, [T]."""
         self._masks: dict[tuple[int, int, int | None], Tensor] = {}
 
@@ -159,9 +159,7 @@ class PagedAttention:
 
     @cached_property
     def _prefill_pages(self) -> list[Tensor]:
-        return [
-            torch.tensor(s.pages[: -(-s.end // self._page)], device=self._device) for s in self._spans[self._decode :]
-        ]
+        return [on_device(s.pages[: -(-s.end // self._page)], self._device) for s in self._spans[self._decode :]]
 
     @property
     def only_decodes(self) -> bool:
@@ -171,12 +169,12 @@ class PagedAttention:
     @cached_property
     def table(self) -> Tensor:
         """Pages of the spans of length 1, int32 [spans, most pages]."""
-        return _page_table(self._spans[: self._decode], self.pool.pages, self._page).to(self._device)
+        return on_device(_page_table(self._spans[: self._decode], self.pool.pages, self._page), self._device)
 
     @cached_property
     def context(self) -> Tensor:
         """Positions that each span of length 1 attends to, itself included, [spans]."""
-        return torch.tensor([s.end for s in self._spans[: self._decode]], device=self._device)
+        return on_device([s.end for s in self._spans[: self._decode]], self._device)
 
     def _attend_decode(
         self, q: Tensor, keys: Tensor, values: Tensor, scale: float, window: int | None, softcap: float | None
@@ -207,8 +205,8 @@ class PagedAttention:
         """What :func:`.paging.paged_kernel` wants to know of the spans."""
         return (
             padded_lengths([s.length for s in self._spans], self._device),
-            torch.tensor([s.end for s in self._spans], dtype=torch.int32, device=self._device),
-            _page_table(self._spans, self.pool.pages, self._page).to(self._device),
+            on_device([s.end for s in self._spans], self._device, torch.int32),
+            on_device(_page_table(self._spans, self.pool.pages, self._page), self._device),
             max(s.length for s in self._spans),
             max(s.end for s in self._spans),
         )

@@ -218,7 +218,7 @@ class Machine:
             ends = range(work.end, work.positions.stop + 1)
             chosen[work.id] = [hash(tuple(self.kv[p] for p in places[:end])) % VOCAB for end in ends]
         self.scheduler.advance(plan)
-        self.scheduler.contention.measured(1 + 0.1 * plan.tokens)
+        self.scheduler.contention.measured(plan.mix, 1 + 0.1 * plan.tokens)
         self.steps += bool(plan.work)
         for work in plan.work:
             seq = self.scheduler.get(work.id)

@@ -43,7 +43,7 @@ def run(
         seconds = cost(plan.tokens)
         clock.now += seconds
         scheduler.advance(plan)
-        scheduler.contention.measured(seconds)
+        scheduler.contention.measured(plan.mix, seconds)
         for work in plan.work:
             seq = scheduler.get(work.id)
             if seq is not None and work.samples:
@@ -162,8 +162,8 @@ def test_every_so_often_the_lightest_are_measured_alone() -> None:
     given = []
     for _ in range(3 * PROBE):
         shares = contention.shares({"a": 1, "b": 9}, {}, "ab", "ab")
-        contention.planned([("a", 1), *[("b", 1)] * shares["b"]])
-        contention.measured(0.02 if shares["b"] == 0 else 0.1)
+        mix = contention.planned([("a", 1), *[("b", 1)] * shares["b"]])
+        contention.measured(mix, 0.02 if shares["b"] == 0 else 0.1)
         given.append(shares["b"])
     assert given[0] == 0
     assert 3 <= given.count(0) <= 4

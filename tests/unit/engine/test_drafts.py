@@ -90,3 +90,27 @@ def test_what_is_over_is_forgotten() -> None:
     drafter.forget("never seen")
     drafter.verified("a", 3, 1)
     assert len(drafter) == 1
+
+
+def test_a_step_waits_for_tokens_where_drafts_are_likely_to_follow_them() -> None:
+    """The text repeats, and drafts have been right: more is gained than a step that waits loses."""
+    drafter, seq = NgramDrafter(CHEAP, wait_cost=0.3), repeating("a")
+    assert drafter.worth_waiting([seq])
+    assert not drafter.worth_waiting([sequence("new", [*range(40)], 100)]), "no draft can follow"
+    assert not NgramDrafter(CHEAP, wait_cost=20.0).worth_waiting([seq])
+    others = [sequence(f"s{i}", [*range(100 * i, 100 * i + 40)], 100) for i in range(1, 30)]
+    assert not drafter.worth_waiting([seq, *others]), "one of thirty gains less than all of them lose"
+
+
+def test_a_step_waits_no_more_once_drafts_were_wrong_and_again_after_a_while() -> None:
+    drafter, seq = NgramDrafter(CHEAP, wait_cost=0.3), repeating("a")
+    for _ in range(20):
+        drafter.verified(seq.id, 1, 0)
+        draft(drafter, seq)
+    assert not drafter.worth_waiting([seq])
+    assert any(drafter.worth_waiting([seq]) for _ in range(1000))
+
+
+def test_waiting_costs_nothing_where_nothing_is_computed_meanwhile() -> None:
+    assert NgramDrafter(CHEAP).worth_waiting([repeating("a")])
+    assert not NgramDrafter(CHEAP).worth_waiting([sequence("new", [*range(40)], 100)])

@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from loramux_server.core.errors import Code, Error
-from loramux_server.core.types import Stack
+from loramux_server.core.types import Grammar, GrammarKind, Stack
 from loramux_server.engine.scheduling.admission import PATIENCE
+from loramux_server.engine.scheduling.drafts import NgramDrafter
 from loramux_server.engine.scheduling.plan import StepPlan, Work
 from loramux_server.engine.scheduling.sequence import State
 from loramux_server.lora.slots import Slot, Swap
@@ -335,3 +336,61 @@ def test_adapters_in_use_are_let_run_out_for_one_that_finds_no_room() -> None:
         if scheduler.get("y") is None:
             return
     raise AssertionError("the request starved")
+
+
+# -- one step ahead -------------------------------------------------------------------------------------------------
+
+
+def pending(scheduler, *names: str) -> None:  # type: ignore[no-untyped-def]
+    """What a launched step leaves: its tokens are computed, and those that it selects are not known."""
+    plan = scheduler.schedule()
+    scheduler.advance(plan)
+    assert tuple(ids(plan)) == names
+    for work in plan.work:
+        scheduler.get(work.id).pending = work.samples
+
+
+def test_a_step_is_planned_as_if_all_went_on() -> None:
+    """The token that only the device knows has a place in it; one that is the last of its answer has none."""
+    scheduler = make_scheduler(size=4)
+    scheduler.add(sequence("a", [5, 6, 7, 8], 9))
+    scheduler.add(sequence("last", [1, 2], 1))
+    scheduler.add(sequence("scored", [1, 2, 3], score_from=1))
+    pending(scheduler, "a", "last", "scored")
+    scheduler.add(sequence("new", [3], 9))
+    plan = scheduler.schedule()
+    assert plan.work == (
+        Work("a", 4, (0,), tuple(scheduler.get("a").pages), samples=True, pending=True),  # type: ignore[union-attr]
+        Work("new", 0, (3,), tuple(scheduler.get("new").pages), samples=True),  # type: ignore[union-attr]
+    )
+    assert len(plan.work[0].pages) == 2
+    assert plan.kind == "decode"
+
+
+def test_a_sequence_that_is_set_back_while_its_token_is_pending_waits_for_it() -> None:
+    scheduler = make_scheduler()
+    scheduler.add(sequence("a", [5, 6], 9))
+    pending(scheduler, "a")
+    [seq] = scheduler.sequences
+    scheduler.shrink(8)
+    assert scheduler.schedule().work == ()
+    seq.tokens.append(7)
+    seq.pending = False
+    assert [(w.id, w.tokens, w.pending) for w in scheduler.schedule().work] == [("a", (5, 6, 7), False)]
+
+
+def test_masks_and_drafts_need_to_know_the_tokens() -> None:
+    drafter = NgramDrafter(0.1)
+    scheduler = make_scheduler(drafter=drafter)
+    scheduler.add(sequence("a", [1, 2, 3, 4], 9))
+    pending(scheduler, "a")
+    foreseen = [scheduler.foresees]
+    [seq] = scheduler.sequences
+    seq.grammar = Grammar(GrammarKind.REGEX, "a")
+    foreseen.append(scheduler.foresees)
+    seq.grammar, seq.tokens[:] = None, [1, 2, 3, 1, 2]
+    drafter.forget("a")
+    seq.num_computed = 5
+    foreseen.append(scheduler.foresees)
+    assert foreseen == [True, False, False]
+    assert not any(work.draft for work in scheduler.schedule().work), "nothing follows a token that is not known"

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from ...lora.buffers import on_device
 from ..scheduling.sequence import Sequence
 
 LARGEST = 1e30
@@ -38,11 +39,11 @@ def forbid(logits: Tensor, masks: Mapping[int, bytes]) -> None:
     if not masks:
         return
     packed = np.stack([np.frombuffer(mask, dtype=np.uint8) for mask in masks.values()])
-    bits = torch.from_numpy(packed).to(logits.device)  # a bit a token, the lowest first
+    bits = on_device(torch.from_numpy(packed), logits.device)  # a bit a token, the lowest first
     shifts = torch.arange(8, dtype=torch.uint8, device=logits.device)
     allowed = ((bits[:, :, None] >> shifts) & 1).flatten(1).bool()
     allowed = pad(allowed, (0, logits.shape[1] - allowed.shape[1]))  # some models pad the vocabulary
-    where = torch.tensor(list(masks), device=logits.device)
+    where = on_device(list(masks), logits.device)
     logits[where] = logits[where].masked_fill(~allowed, -torch.inf)
 
 
@@ -60,7 +61,7 @@ def adjust(logits: Tensor, rows: Mapping[int, Sequence], eos: Collection[int]) -
         values = logits[where]
         logits[where] = torch.where(values > 0, values / penalty, values * penalty)
     _add(logits, [(i, token, -amount) for i, s in rows.items() for token, amount in _penalties(s)])
-    these = torch.tensor(list(rows), device=logits.device)
+    these = on_device(list(rows), logits.device)
     logits[these] = logits[these].clamp(max=LARGEST)
 
 
@@ -99,5 +100,5 @@ def _add(logits: Tensor, amounts: Seq[tuple[int, int, float]]) -> None:
 def _pairs(logits: Tensor, amounts: Seq[tuple[int, int, float]]) -> tuple[tuple[Tensor, Tensor], Tensor]:
     """(row, token, amount) as indices and values on the device of ``logits``."""
     rows, tokens, values = zip(*amounts, strict=True)
-    where = torch.tensor((rows, tokens), device=logits.device)
-    return (where[0], where[1]), torch.tensor(values, dtype=logits.dtype, device=logits.device)
+    device = logits.device
+    return (on_device(rows, device), on_device(tokens, device)), on_device(values, device, logits.dtype)

@@ -100,16 +100,22 @@ class DecodeGraphs:
                     self._add((rows, ranks))
 
     def run(
-        self, ids: Sequence[int], wanted: Sequence[int], spans: Sequence[Span], segments: tuple[RowSegment, ...]
+        self,
+        ids: Sequence[int],
+        wanted: Sequence[int],
+        spans: Sequence[Span],
+        segments: tuple[RowSegment, ...],
+        fill: Callable[[Tensor], None] = lambda ids: None,
     ) -> Tensor | None:
         """Logits [len(wanted), vocabulary] of a step with one token for each sequence, or None to compute it eagerly.
 
-        Runs in inference mode. ``wanted`` are rows whose logits are asked for, each at most once.
+        Runs in inference mode. ``wanted`` are rows whose logits are asked for, each at most once. ``fill`` puts tokens
+        that only the device knows among the ids there.
         """
         if any(len(s.pages) > self._width for s in spans):
             return None
         graph = self._find(len(ids), used_ranks(segments))
-        return None if graph is None else graph.run(ids, wanted, spans, segments)
+        return None if graph is None else graph.run(ids, wanted, spans, segments, fill)
 
     def _find(self, rows: int, ranks: int) -> _Graph | None:
         """The smallest graph that takes so much; a new one if there may be more."""
@@ -192,12 +198,18 @@ class _Graph:
         self._logits.copy_(self._base.forward(self._positions, self._attention, routing, self._wanted, ids=self._ids))
 
     def run(
-        self, ids: Sequence[int], wanted: Sequence[int], spans: Sequence[Span], segments: tuple[RowSegment, ...]
+        self,
+        ids: Sequence[int],
+        wanted: Sequence[int],
+        spans: Sequence[Span],
+        segments: tuple[RowSegment, ...],
+        fill: Callable[[Tensor], None],
     ) -> Tensor:
         tokens = torch.zeros(self._tokens.shape, dtype=torch.long)
         for row, values in zip(tokens, (ids, [s.start for s in spans], wanted), strict=True):
             row[: len(values)] = torch.tensor(values, dtype=torch.long)
         upload(self._tokens, tokens)
+        fill(self._ids)
         self._attention.fill(spans)
         if self._block is not None:
             self._block.fill(segments)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -11,11 +11,37 @@ from torch import Tensor
 
 from ...lora.bank import AdapterBank
 from ...lora.blocks import RowSegment
+from ...lora.buffers import on_device
 from ...lora.routing import Routing, plan_blocks
 from ...model.kv import KVPool, PagedAttention, Span
 from ...model.resident import ResidentBase
 from ..scheduling.plan import StepPlan, Work
 from .graphs import DecodeGraphs
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """Tokens that the device chose and the host does not know yet."""
+
+    tokens: Tensor  # [rows]
+    row_of: Mapping[str, int]  # id of the sequence -> row
+
+    def fill(self, ids: Tensor, works: Sequence[Work]) -> None:
+        """Put them in their places among ``ids`` [rows of a step of ``works``], without waiting for the device."""
+        places: list[int] = []
+        rows: list[int] = []
+        at = 0
+        for work in works:
+            if work.pending:
+                places.append(at)
+                rows.append(self.row_of[work.id])
+            at += work.rows
+        if places:
+            where, source = on_device(places, ids.device), on_device(rows, ids.device)
+            ids.index_copy_(0, where, self.tokens.index_select(0, source))
+
+
+NONE_CHOSEN = Chosen(torch.empty(0, dtype=torch.long), {})
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +62,11 @@ class ModelRunner:
         self._route = lru_cache(maxsize=4)(self._plan_routing)
 
     @torch.inference_mode()
-    def run(self, plan: StepPlan) -> StepOutput:
-        """Compute a plan, whose swaps are done: keys and values go to its pages, logits come back where it asks."""
+    def run(self, plan: StepPlan, chosen: Chosen = NONE_CHOSEN) -> StepOutput:
+        """Compute a plan, whose swaps are done: keys and values go to its pages, logits come back where it asks.
+
+        On a GPU the step is launched, and not waited for. ``chosen`` has the tokens that are pending in the plan.
+        """
         ids: list[int] = []
         positions: list[int] = []
         sampled: list[int] = []
@@ -63,12 +92,13 @@ class ModelRunner:
         logits = None
         states: Tensor | None = None
         if self.graphs is not None and plan.kind == "decode" and not pooled:
-            logits = self.graphs.run(ids, wanted, spans, segments)
+            logits = self.graphs.run(ids, wanted, spans, segments, lambda ids: chosen.fill(ids, plan.work))
         if logits is None:
             device = self.base.device
-            given = torch.tensor(positions, device=device), PagedAttention(self.kv, spans), self._route(segments)
-            rows = torch.tensor(wanted or [0], device=device)  # a step that only fills pages still projects one row
-            tokens = torch.tensor(ids, device=device)
+            given = on_device(positions, device), PagedAttention(self.kv, spans), self._route(segments)
+            rows = on_device(wanted or [0], device)  # a step that only fills pages still projects one row
+            tokens = on_device(ids, device)
+            chosen.fill(tokens, plan.work)
             if pooled:
                 states = self.base.states(*given, ids=tokens)
                 logits = self.base.logits(states[rows]) if wanted else states.new_empty(0, 1)

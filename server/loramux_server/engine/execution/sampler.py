@@ -16,8 +16,10 @@ import torch
 from torch import Tensor
 
 from ...core.types import TokenLogprob
+from ...lora.buffers import on_device
 from ..scheduling.sequence import Sequence
 from .adjustments import adjust, adjusts, forbid
+from .readback import Readback
 
 CANDIDATES = 1024
 """Tokens that top_k, top_p and min_p look at before a full sort is needed."""
@@ -36,34 +38,71 @@ class SampledToken:
 def sample(
     logits: Tensor, seqs: Seq[Sequence], eos: Collection[int], masks: Mapping[int, bytes] = _NO_MASKS
 ) -> list[SampledToken]:
-    """Choose one token per row of ``logits`` [rows, vocabulary]; row i belongs to ``seqs[i]``.
+    """Choose one token per row of ``logits`` and wait for them: see :class:`Sampling`."""
+    sampling = Sampling(logits, seqs, eos, masks)
+    if short := sampling.wait():
+        sampling.redraw(short)
+    return sampling.read()
 
-    ``masks[i]``, where there is one, has a bit for each token that row i may take, the lowest first. The device is
-    waited for once, and once more where a row's candidates do not suffice.
+
+class Sampling:
+    """A token for each row of ``logits`` [rows, vocabulary], being chosen on the device; row i belongs to ``seqs[i]``.
+
+    ``masks[i]``, where there is one, has a bit for each token that row i may take, the lowest first. Making it waits
+    for nothing. The tokens of ``seqs`` must not change until all is read.
     """
-    best, chosen = logits.max(dim=-1)  # NaN wins every comparison, so a finite maximum vouches for the row
-    special = [i for i, s in enumerate(seqs) if i in masks or adjusts(s)]
-    random = [i for i, s in enumerate(seqs) if s.sampling.temperature > 0]
-    rows = sorted({*special, *random})
-    short: Tensor | None = None
-    if rows:
-        at = {row: place for place, row in enumerate(rows)}
-        work = logits[rows].float()
-        forbid(work, {at[i]: masks[i] for i in special if i in masks})
-        adjust(work, {at[i]: seqs[i] for i in special if adjusts(seqs[i])}, eos)
-        picked = work.argmax(dim=-1)
-        if random:
-            where = [at[i] for i in random]
-            drawn, short = _draw(work[where], [seqs[i] for i in random])
-            picked[where] = drawn
-        chosen[rows] = picked
-    tokens, finite = torch.stack((chosen, torch.isfinite(best).long())).tolist()
-    if short is not None and (again := [i for i, more in enumerate(short.tolist()) if more and finite[random[i]]]):
-        whole, _ = _draw(work[[at[random[i]] for i in again]], [seqs[random[i]] for i in again], logits.shape[-1])
-        for i, token in zip(again, whole.tolist(), strict=True):
-            tokens[random[i]] = token
-    logprobs = _logprobs(logits, [i for i in range(len(seqs)) if finite[i]], seqs, tokens)
-    return [SampledToken(tokens[i] if finite[i] else None, logprobs.get(i)) for i in range(len(seqs))]
+
+    def __init__(
+        self, logits: Tensor, seqs: Seq[Sequence], eos: Collection[int], masks: Mapping[int, bytes] = _NO_MASKS
+    ) -> None:
+        device = logits.device
+        best, chosen = logits.max(dim=-1)  # NaN wins every comparison, so a finite maximum vouches for the row
+        finite, short = torch.isfinite(best).long(), torch.zeros_like(chosen)
+        special = [i for i, s in enumerate(seqs) if i in masks or adjusts(s)]
+        random = [i for i, s in enumerate(seqs) if s.sampling.temperature > 0]
+        self._seqs, self._random, self._drawn_from = seqs, random, logits[:0]
+        if rows := sorted({*special, *random}):
+            at = {row: place for place, row in enumerate(rows)}
+            these = on_device(rows, device)
+            work = logits[these].float()
+            forbid(work, {at[i]: masks[i] for i in special if i in masks})
+            adjust(work, {at[i]: seqs[i] for i in special if adjusts(seqs[i])}, eos)
+            picked = work.argmax(dim=-1)
+            if random:
+                where = on_device([at[i] for i in random], device)
+                self._drawn_from = work[where]
+                drawn, needs_more = _draw(self._drawn_from, [seqs[i] for i in random])
+                picked[where] = drawn
+                short[on_device(random, device)] = needs_more.long()
+            chosen[these] = picked
+        self.tokens = chosen
+        """The tokens, [rows] on the device, but for those that are ``redrawn``."""
+        self.redrawn: set[int] = set()
+        """Rows whose token became another one by :meth:`redraw`."""
+        self._told = Readback(torch.stack((chosen, finite, short)))
+        wanted = {i: n for i, s in enumerate(seqs) if (n := s.sampling.logprobs) is not None}
+        self._logprobs = _Logprobs(logits, chosen, wanted) if wanted else None
+
+    def wait(self) -> list[int]:
+        """Wait until the host has the tokens. Gives the rows whose candidates do not suffice: see :meth:`redraw`."""
+        self._found, self._finite, short = self._told.wait().tolist()
+        return [i for i in self._random if short[i] and self._finite[i]]
+
+    def redraw(self, rows: Seq[int]) -> None:
+        """Draw the tokens of some rows among the whole vocabulary, and wait for them."""
+        drawn_from = self._drawn_from[[self._random.index(i) for i in rows]]
+        whole, _ = _draw(drawn_from, [self._seqs[i] for i in rows], drawn_from.shape[-1])
+        for i, token in zip(rows, whole.tolist(), strict=True):
+            self.redrawn |= {i} if token != self._found[i] else set()
+            self._found[i] = token
+
+    def read(self) -> list[SampledToken]:
+        """The tokens, which were waited for."""
+        logprobs = {} if self._logprobs is None else self._logprobs.read(self._found)
+        return [
+            SampledToken(token, logprobs.get(i)) if fine else SampledToken(None)
+            for i, (token, fine) in enumerate(zip(self._found, self._finite, strict=True))
+        ]
 
 
 def _draw(logits: Tensor, seqs: Seq[Sequence], candidates: int = CANDIDATES) -> tuple[Tensor, Tensor]:
@@ -73,17 +112,18 @@ def _draw(logits: Tensor, seqs: Seq[Sequence], candidates: int = CANDIDATES) -> 
     scaled = (logits - logits.max(dim=-1, keepdim=True).values) / temperature.to(logits.dtype)  # so nothing overflows
     tokens = torch.zeros(len(seqs), dtype=torch.long, device=device)
     short = torch.zeros(len(seqs), dtype=torch.bool, device=device)
-    plain = [i for i, s in enumerate(seqs) if not _truncates(s, vocabulary)]
-    if plain:
-        mass = scaled[plain].double().exp().cumsum(-1)
-        tokens[plain] = _invert(mass, points[plain], torch.full((len(plain),), vocabulary, device=device))
+    if plain := [i for i, s in enumerate(seqs) if not _truncates(s, vocabulary)]:
+        where = on_device(plain, device)
+        mass = scaled[where].double().exp().cumsum(-1)
+        tokens[where] = _invert(mass, points[where], torch.full((len(plain),), vocabulary, device=device))
     by_count: dict[int, list[int]] = {}
     for i, s in enumerate(seqs):
         if _truncates(s, vocabulary):
             # A row's own number: how ties at the border are broken must not depend on its batch mates.
             by_count.setdefault(min(max(candidates, s.sampling.top_k), vocabulary), []).append(i)
     for count, rows in by_count.items():
-        tokens[rows], short[rows] = _draw_truncated(scaled[rows], [seqs[i] for i in rows], points[rows], count)
+        where = on_device(rows, device)
+        tokens[where], short[where] = _draw_truncated(scaled[where], [seqs[i] for i in rows], points[where], count)
     return tokens, short
 
 
@@ -121,7 +161,7 @@ def _invert(mass: Tensor, points: Tensor, counts: Tensor) -> Tensor:
 
 def _column(seqs: Seq[Sequence], of: Callable[[Sequence], float], device: torch.device) -> Tensor:
     """A number of each sequence, float64 [rows, 1]."""
-    return torch.tensor([of(s) for s in seqs], dtype=torch.float64, device=device)[:, None]
+    return on_device([of(s) for s in seqs], device, torch.float64)[:, None]
 
 
 def _uniform(seq: Sequence) -> float:
@@ -129,16 +169,27 @@ def _uniform(seq: Sequence) -> float:
     return float(np.random.Generator(np.random.Philox(key=seq.seed % 2**64, counter=seq.num_output)).random())
 
 
-def _logprobs(logits: Tensor, rows: Seq[int], seqs: Seq[Sequence], chosen: Seq[int]) -> dict[int, TokenLogprob]:
-    wanted = {i: n for i in rows if (n := seqs[i].sampling.logprobs) is not None}
-    if not wanted:
-        return {}
-    where = list(wanted)
-    all_of = logits[where].float().log_softmax(-1)
-    values, ids = all_of.topk(max(wanted.values()))
-    own = all_of.gather(-1, torch.tensor([[chosen[i]] for i in where], device=logits.device)).flatten().tolist()
-    found = zip(where, own, ids.tolist(), values.tolist(), strict=True)
-    return {
-        i: TokenLogprob(chosen[i], logprob, tuple(zip(top, those, strict=True))[: wanted[i]])
-        for i, logprob, top, those in found
-    }
+class _Logprobs:
+    """Log-probabilities of the chosen tokens and of the likeliest; ``wanted`` says how many of these by row."""
+
+    def __init__(self, logits: Tensor, chosen: Tensor, wanted: Mapping[int, int]) -> None:
+        where = on_device(list(wanted), logits.device)
+        self._wanted = wanted
+        self._all = logits[where].float().log_softmax(-1)
+        values, ids = self._all.topk(max(wanted.values()))
+        own = self._all.gather(-1, chosen[where][:, None])
+        # One copy: float64 holds every float32 and every id.
+        self._told = Readback(torch.cat((chosen[where][:, None], own, values, ids), dim=-1).double())
+
+    def read(self, tokens: Seq[int]) -> dict[int, TokenLogprob]:
+        """Log-probabilities by row; ``tokens`` are those that were chosen at last."""
+        found: dict[int, TokenLogprob] = {}
+        for place, ((i, count), (chosen, own, *top)) in enumerate(
+            zip(self._wanted.items(), self._told.wait().tolist(), strict=True)
+        ):
+            if tokens[i] != chosen:
+                own = float(self._all[place, tokens[i]])
+            half = len(top) // 2
+            likeliest = tuple((int(id), value) for value, id in zip(top[:half], top[half:], strict=True))
+            found[i] = TokenLogprob(tokens[i], own, likeliest[:count])
+        return found

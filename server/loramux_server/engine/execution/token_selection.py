@@ -1,12 +1,16 @@
-"""Token selection: by each sequence's own settings and within its grammar; each token is emitted as it comes."""
+"""Token selection: by each sequence's own settings and within its grammar; each token is emitted as it comes.
+
+It has two halves: what is launched on the device, and what the host does when the tokens are known.
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
+from dataclasses import dataclass
 from functools import partial
-from itertools import accumulate
+from itertools import compress
 
 import torch
 from torch import Tensor
@@ -14,12 +18,34 @@ from torch import Tensor
 from ...core.backend import TokenEvent
 from ...core.errors import Error
 from ...core.types import FinishReason, TokenLogprob
+from ...lora.buffers import on_device
 from ..grammar.masks import GrammarMasks, grammar_error
 from ..memory_pressure import MemoryPressure
 from ..scheduling.sequence import Sequence, State
 from ..transport.protocol import Output
 from .failures import no_memory, not_finite
-from .sampler import SampledToken, sample
+from .model_runner import NONE_CHOSEN, Chosen
+from .sampler import Sampling
+
+
+@dataclass(slots=True)
+class Selection:
+    """Tokens of sequences that are being selected: the device knows them before the host does."""
+
+    seqs: list[Sequence]
+    parts: list[tuple[slice, Sampling]]
+    """The sequences of each part, in order."""
+
+    def chosen(self) -> Chosen:
+        """The tokens, for a step that is launched before they are read."""
+        if not self.parts:
+            return NONE_CHOSEN
+        tokens = torch.cat([sampling.tokens for _, sampling in self.parts])
+        return Chosen(tokens, {seq.id: row for row, seq in enumerate(self.seqs)})
+
+
+Settled = dict[Sequence, bool]
+"""Sequences that got a token, and whether it is the one that :meth:`Selection.chosen` has."""
 
 
 class TokenSelector:
@@ -37,30 +63,51 @@ class TokenSelector:
         self._grammars, self._eos, self._pressure = grammars, eos, pressure
         self._finish, self._end, self._emit = finish, end, emit
 
-    def select(self, seqs: Seq[Sequence], logits: Tensor, drafts: Seq[Seq[int]]) -> list[int]:
-        """Sample tokens from ``logits`` [rows, vocabulary], where sequence i has ``1 + len(drafts[i])`` rows.
+    def launch(self, seqs: Seq[Sequence], logits: Tensor, rows: Seq[int]) -> Selection:
+        """Begin to select a token for each sequence, whose row of ``logits`` [rows, vocabulary] is given.
+
+        They are pending then, but for those whose mask is late: the token of these is selected in a later step.
+        """
+        return self._launch(seqs, logits, rows, time.monotonic())
+
+    def settle(self, selection: Selection) -> Settled:
+        """Wait for the tokens, and extend the sequences that still live."""
+        settled: Settled = {}
+        for part, sampling in selection.parts:
+            seqs = selection.seqs[part]
+            for seq in seqs:
+                seq.pending = False
+            self._redraw(seqs, sampling, sampling.wait())
+            for row, (seq, found) in enumerate(zip(seqs, sampling.read(), strict=True)):
+                if seq.state is State.FINISHED:
+                    continue
+                if found.token is None:
+                    self._end(seq, not_finite(seq.stack))
+                    continue
+                seq.tokens.append(found.token)
+                settled[seq] = row not in sampling.redrawn
+                self._emit_token(seq, found.token, found.logprob)
+        return settled
+
+    def select(self, seqs: Seq[Sequence], logits: Tensor, firsts: Seq[int], drafts: Seq[Seq[int]]) -> list[int]:
+        """Select tokens from ``logits`` [rows, vocabulary]: row ``firsts[i]`` and those after it are sequence i's.
 
         A row after the first counts only where the one before selected what the draft says, so the tokens are those
-        that steps without drafts select. Where a mask is late, its token is selected in a later step. Gives how many
-        tokens of each draft were right.
+        that steps without drafts select. Gives how many tokens of each draft were right.
         """
         accepted = [0] * len(seqs)
-        firsts = list(accumulate((1 + len(draft) for draft in drafts), initial=0))
         going = list(range(len(seqs)))
         since = time.monotonic()
         while going:
-            self._grammars.wait([seqs[i] for i in going], since)
-            ready = [i for i in going if self._grammars.ready(seqs[i])]
-            rows = [firsts[i] + accepted[i] for i in ready]
-            for i in set(going).difference(ready):
-                self._hold(seqs[i], logits[firsts[i] + accepted[i]])
-            chosen = self._extend([seqs[i] for i in ready], partial(_rows, logits, rows))
-            going = []
-            for i, token in zip(ready, chosen, strict=True):
-                if accepted[i] < len(drafts[i]) and token == drafts[i][accepted[i]]:
+            rows = [firsts[i] + accepted[i] for i in going]
+            settled = self.settle(self._launch([seqs[i] for i in going], logits, rows, since))
+            settling, going = going, []
+            for i in settling:
+                seq, draft = seqs[i], drafts[i]
+                if seq in settled and accepted[i] < len(draft) and seq.tokens[-1] == draft[accepted[i]]:
                     accepted[i] += 1
-                    if seqs[i].state is State.RUNNING:
-                        seqs[i].num_computed += 1
+                    if seq.state is State.RUNNING:
+                        seq.num_computed += 1
                         going.append(i)
         return accepted
 
@@ -78,7 +125,7 @@ class TokenSelector:
                 self._emit(Output(seq.id, event, done=True))
         if due := self._grammars.due():
             seqs, rows = zip(*due, strict=True)
-            self._extend(seqs, lambda part: torch.stack(rows[part]))
+            self.settle(self._begin(list(seqs), lambda part: torch.stack(rows[part])))
 
     def _hold(self, seq: Sequence, logits: Tensor) -> None:
         """Keep a copy of a row of logits [vocabulary] until its mask comes."""
@@ -87,30 +134,47 @@ class TokenSelector:
         else:
             self._grammars.hold(seq, row)
 
-    def _extend(self, seqs: Seq[Sequence], logits: Callable[[slice], Tensor]) -> list[int | None]:
-        """Select a token for each sequence; None where its logits are not finite, or found no memory.
+    def _launch(self, seqs: Seq[Sequence], logits: Tensor, rows: Seq[int], since: float) -> Selection:
+        """:meth:`launch`, where masks are waited for from the moment ``since``."""
+        self._grammars.wait(seqs, since)
+        ready = [self._grammars.ready(seq) for seq in seqs]
+        for seq, row, is_ready in zip(seqs, rows, ready, strict=True):
+            if not is_ready:
+                self._hold(seq, logits[row])
+        return self._begin(list(compress(seqs, ready)), partial(_rows, logits, list(compress(rows, ready))))
 
-        ``logits(part)`` gives the rows [sequences, vocabulary] of a part of ``seqs``.
+    def _begin(self, seqs: list[Sequence], logits: Callable[[slice], Tensor]) -> Selection:
+        """Begin to select tokens. ``logits(part)`` gives the rows [sequences, vocabulary] of a part of ``seqs``.
+
+        Those for which there is no memory end.
         """
 
-        def sample_part(part: slice) -> list[SampledToken]:
+        def sample_part(part: slice) -> Sampling:
             masks = {i: bits for i, s in enumerate(seqs[part]) if (bits := self._grammars.bits(s)) is not None}
-            return sample(logits(part), seqs[part], self._eos, masks)
+            return Sampling(logits(part), seqs[part], self._eos, masks)
 
-        tokens: list[int | None] = []
-        for part, sampled in self._pressure.in_halves(len(seqs), sample_part):
-            if sampled is None:
+        selection = Selection([], [])
+        for part, sampling in self._pressure.in_halves(len(seqs), sample_part):
+            if sampling is None:
                 self._end(seqs[part.start], no_memory())
-                tokens.append(None)
                 continue
-            for seq, found in zip(seqs[part], sampled, strict=True):
-                tokens.append(found.token)
-                if found.token is None:
-                    self._end(seq, not_finite(seq.stack))
-                    continue
-                seq.tokens.append(found.token)
-                self._emit_token(seq, found.token, found.logprob)
-        return tokens
+            first = len(selection.seqs)
+            selection.seqs += seqs[part]
+            selection.parts.append((slice(first, len(selection.seqs)), sampling))
+        for seq in selection.seqs:
+            seq.pending = True
+        return selection
+
+    def _redraw(self, seqs: list[Sequence], sampling: Sampling, short: list[int]) -> None:
+        """Draw the tokens of ``short`` rows again; a sequence for which there is no memory ends."""
+
+        def redraw(part: slice) -> bool:
+            sampling.redraw(short[part])
+            return True
+
+        for part, done in self._pressure.in_halves(len(short), redraw):
+            if not done and (seq := seqs[short[part.start]]).state is not State.FINISHED:
+                self._end(seq, no_memory())
 
     def _emit_token(self, seq: Sequence, token: int, logprob: TokenLogprob | None) -> None:
         s = seq.sampling
@@ -132,4 +196,4 @@ class TokenSelector:
 
 def _rows(logits: Tensor, rows: list[int], part: slice) -> Tensor:
     """A part of the ``rows`` of ``logits``, without a copy where these are all of them."""
-    return logits[part] if len(rows) == len(logits) else logits[rows[part]]
+    return logits[part] if len(rows) == len(logits) else logits[on_device(rows[part], logits.device)]

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 
 from ...core.principal import SERVER_TENANT
 
@@ -33,6 +34,19 @@ GAIN, WEIGHT, FASTER = 0.5, 0.1, 0.5
 what disturbs a step makes it longer."""
 
 
+@dataclass(frozen=True, slots=True)
+class Mix:
+    """Whose tokens a step consists of."""
+
+    tenants: frozenset[str] = frozenset()
+    light: int = 0
+    """Rows of the lightest tenants where these only decode; 0: the step tells nothing about how long those take."""
+    shared: bool = False
+    """Whether there are rows of other tenants too."""
+    capped: bool = False
+    """Whether the step was kept short for tenants that may come back."""
+
+
 class Contention:
     """Shares of steps among tenants. ``slowdown``: how many times longer than alone a step may be; 0: no bound.
 
@@ -51,8 +65,6 @@ class Contention:
         self._shared = 0
         self._cap = float(max_tokens)
         self._most, self._capped = float(max_tokens), False
-        self._step: tuple[int, bool] | None = None
-        self._in_step: frozenset[str] = frozenset()
 
     def seen(self, *tenants: str) -> None:
         """Tenants ask for something, or got tokens."""
@@ -94,26 +106,24 @@ class Contention:
             return dict.fromkeys(heavy, 0)
         return dict.fromkeys(heavy, max(first[1], int(self.extra) // len(heavy)))
 
-    def planned(self, work: Sequence[tuple[str, int]]) -> None:
-        """Note what the step consists of, each part as (tenant, tokens), for :meth:`measured`."""
-        self._in_step = frozenset(tenant for tenant, _ in work)
+    def planned(self, work: Sequence[tuple[str, int]]) -> Mix:
+        """What the step consists of, each part given as (tenant, tokens), for :meth:`measured`."""
+        tenants = frozenset(tenant for tenant, _ in work)
         light = [length for tenant, length in work if not self._light or tenant in self._light]
         decodes = all(length == 1 for length in light) and 0 < len(light) <= MOST_ROWS
-        self._step = (len(light), len(light) < len(work)) if decodes else None
+        return Mix(tenants, len(light) if decodes else 0, len(light) < len(work), self._capped)
 
-    def measured(self, seconds: float) -> None:
-        """How long the step took that was planned last."""
-        self.seen(*self._in_step)
-        if self._capped and seconds > 0:
+    def measured(self, mix: Mix, seconds: float) -> None:
+        """How long the step of a mix took."""
+        self.seen(*mix.tenants)
+        if mix.capped and seconds > 0:
             self._cap = min(max(1.0, self._cap * min(max(LONGEST / seconds, 0.5), 1.1)), self._most)
-        step, self._step = self._step, None
-        if step is None or seconds <= 0:
+        if not mix.light or seconds <= 0:
             return
-        rows, shared = step
-        alone = self._alone.get(rows)
-        if not shared:
+        alone = self._alone.get(mix.light)
+        if not mix.shared:
             weight = 1.0 if alone is None else WEIGHT if seconds > alone else FASTER
-            self._alone[rows] = (alone or 0.0) + weight * (seconds - (alone or 0.0))
+            self._alone[mix.light] = (alone or 0.0) + weight * (seconds - (alone or 0.0))
         elif alone is not None:
             off = max(self._target - seconds / alone, -0.5)
             self.extra = max(0.0, self.extra + GAIN * off * (1 + self.extra))

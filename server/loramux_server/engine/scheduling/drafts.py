@@ -26,6 +26,9 @@ LEARN = 0.2
 """Weight of a draft's token in that chance."""
 ROW_COST = {("cpu", 4): 0.25, ("cpu", 2): 0.1, ("cuda", 4): 0.01, ("cuda", 2): 0.01}
 """Time of one row more in a step, as part of that of a step with one row, by device and bytes of a value."""
+WAIT_COST = {"cpu": 0.0, "cuda": 0.3}
+"""Time that a step loses which is launched only when the tokens of the one before are known, as part of it. A processor
+computes nothing meanwhile; that of a GPU is an estimate: the host's share of a step of 16 rows."""
 RECOVER = 0.003
 """Part of the way back to the prior that the chance goes with each step without a draft: so it is tried again."""
 
@@ -36,32 +39,59 @@ class _History:
 
     after: dict[tuple[int, ...], int] = field(default_factory=dict)
     """n-gram -> position of the token that followed it last."""
+    heads: set[tuple[int, ...]] = field(default_factory=set)
+    """All of these n-grams but for their last tokens."""
     indexed: int = 0
     """Tokens that have an n-gram before them in ``after``."""
     chance: float = PRIOR
     """That a draft's next token is right if those before it were."""
+    match: float = PRIOR
+    """That a head goes on as an n-gram."""
 
 
 class NgramDrafter:
-    """Drafts for the sequences of one scheduler. ``row_cost``: see :data:`ROW_COST`."""
+    """Drafts for the sequences of one scheduler, at the costs of :data:`ROW_COST` and :data:`WAIT_COST`."""
 
-    def __init__(self, row_cost: float) -> None:
+    def __init__(self, row_cost: float, wait_cost: float = 0.0) -> None:
         self.drafted = self.accepted = 0
         """Tokens since start."""
-        self._cost = row_cost
+        self._cost, self._wait_cost = row_cost, wait_cost
         self._histories: dict[str, _History] = {}
 
     def __len__(self) -> int:
         """Sequences that something is remembered of."""
         return len(self._histories)
 
+    def worth_waiting(self, pending: Collection[Sequence]) -> bool:
+        """Whether drafts after the next tokens of ``pending``, which are not known, gain more than waiting for these.
+
+        The last known tokens say whether there may be a draft, and how earlier ones have fared how long it lasts.
+        """
+        gain = 0.0
+        hopeful: list[_History] = []
+        for seq in pending:
+            history = self._histories.setdefault(seq.id, _History())
+            _index(history, seq.tokens)
+            if tuple(seq.tokens[1 - NGRAM :]) in history.heads:
+                hopeful.append(history)
+                gain += history.match * history.chance / (1 - history.chance + 1 / LONGEST)
+        if gain > self._wait_cost * len(pending):
+            return True
+        for history in hopeful:
+            history.match += RECOVER * (PRIOR - history.match)
+            history.chance += RECOVER * (PRIOR - history.chance)
+        return False
+
     def draft(self, seqs: Collection[Sequence], rows: int, most: Mapping[str, int]) -> dict[str, tuple[int, ...]]:
         """Drafts of sequences that decode in a step of ``rows`` tokens; ``most`` tokens for each id."""
         drafts: dict[str, tuple[int, ...]] = {}
         for seq in seqs:
             history = self._histories.setdefault(seq.id, _History())
+            head = tuple(seq.tokens[-NGRAM:-1]) in history.heads
             if found := _lookup(history, seq.tokens, most[seq.id]):
                 drafts[seq.id] = found
+            if head:
+                history.match += LEARN * (bool(found) - history.match)
         lengths = self._lengths(drafts, len(seqs), rows)
         for id in drafts:
             if not lengths[id]:
@@ -100,11 +130,18 @@ class NgramDrafter:
         return lengths
 
 
+def _index(history: _History, tokens: list[int]) -> None:
+    """Note the n-grams that another token follows."""
+    for end in range(max(history.indexed, NGRAM), len(tokens)):
+        ngram = tuple(tokens[end - NGRAM : end])
+        history.after[ngram] = end
+        history.heads.add(ngram[:-1])
+    history.indexed = max(history.indexed, len(tokens))
+
+
 def _lookup(history: _History, tokens: list[int], most: int) -> tuple[int, ...]:
     """What followed the last tokens where they stood last, at most ``most`` of it; a text that repeats goes round."""
-    for end in range(max(history.indexed, NGRAM), len(tokens)):
-        history.after[tuple(tokens[end - NGRAM : end])] = end
-    history.indexed = max(history.indexed, len(tokens))
+    _index(history, tokens)
     start = history.after.get(tuple(tokens[-NGRAM:]))
     if start is None or most < 1:
         return ()

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import Enum, auto
 
 from ...core.types import Pooling
 from ...lora.slots import Entries, Swap
+from .contention import Mix
 from .pages import PageCopy
 from .sequence import Sequence
 
@@ -34,6 +35,8 @@ class Work:
     """Tokens that may follow ``tokens``, computed with them: each has a row of logits too."""
     copy: PageCopy | None = None
     """What goes into a page of the sequence first: a prefix that is cached in another."""
+    pending: bool = False
+    """Whether ``tokens`` is one that only the device knows, and 0 here."""
 
     @classmethod
     def of(
@@ -42,6 +45,8 @@ class Work:
         """The next ``length`` tokens of a sequence, and a draft of those after, for which it has the pages."""
         start, end = seq.num_computed, seq.num_computed + length
         tokens, pages = tuple(seq.tokens[start:end]), tuple(seq.pages)
+        if seq.pending:
+            return cls(seq.id, start, (0,), pages, stack, samples=True, pending=True)
         if seq.pooling is not None:
             first = start if seq.pooling is Pooling.MEAN else max(start, len(seq.tokens) - 1)
             return cls(seq.id, start, tokens, pages, stack, pooled=range(first, end))
@@ -81,6 +86,8 @@ class StepPlan:
     """Those that run for the first time."""
     swaps: tuple[Swap, ...] = ()
     """What the device must load before it computes: slots in ``work`` are those after it."""
+    mix: Mix = field(default=Mix(), compare=False)
+    """Whose tokens these are, for :meth:`.contention.Contention.measured`."""
 
     @property
     def tokens(self) -> int:
@@ -98,6 +105,7 @@ class StepPlan:
             tuple(w for w in self.work if w.id not in ids),
             self.preempted,
             tuple(id for id in self.started if id not in ids),
+            mix=self.mix,
         )
 
 

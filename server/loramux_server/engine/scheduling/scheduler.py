@@ -51,6 +51,7 @@ class Scheduler:
         self._running: list[Sequence] = []  # oldest first
         self._queue = FairQueue()
         self._steps = 0
+        self._competing = False  # whether tenants competed in the last step
 
     def add(self, seq: Sequence) -> None:
         """Queue a sequence. RESOURCE_EXHAUSTED when the queue is full or the cache could never hold it."""
@@ -95,8 +96,23 @@ class Scheduler:
     def sequences(self) -> list[Sequence]:
         return list(self._all.values())
 
+    @property
+    def foresees(self) -> bool:
+        """Whether the next step may be planned while tokens are pending.
+
+        That is so unless it needs to know them: for a mask, or for drafts that are likely to pay.
+        """
+        pending = [seq for seq in self._running if seq.pending]
+        if any(seq.grammar is not None for seq in pending):
+            return False
+        return self.drafter is None or self._competing or not self.drafter.worth_waiting(pending)
+
     def schedule(self) -> StepPlan:
-        """Choose the next step and hand out the pages that it writes to."""
+        """Choose the next step and hand out the pages that it writes to.
+
+        A sequence whose next token is pending is taken to go on, unless that is its last one. There are no drafts
+        while tokens are pending.
+        """
         budget = self.limits.max_batch_tokens
         self._steps += 1
         shares = self.contention.shares(
@@ -105,6 +121,8 @@ class Scheduler:
             running={seq.tenant for seq in self._running},
             decoding={seq.tenant for seq in self._running if seq.num_left == 1},
         )
+        self._competing = bool(shares)
+        ahead = any(seq.pending for seq in self._running)
         preempted: list[str] = []
         chosen: list[tuple[Sequence, int]] = []
 
@@ -121,7 +139,8 @@ class Scheduler:
         # tenant has a share only, its sequences take turns.
         for seq in sorted(self._running, key=lambda s: (s.last_step,) if s.tenant in shares else (s.num_left > 1,)):
             # None left: its next token waits for something other than the model.
-            if seq.state is State.RUNNING and seq.num_left and len(chosen) < self.limits.max_running:
+            last = seq.pending and seq.length >= seq.limit
+            if seq.state is State.RUNNING and seq.num_left and not last and len(chosen) < self.limits.max_running:
                 take(seq)
         started: list[str] = []
         blocked: set[str] = set()
@@ -133,7 +152,7 @@ class Scheduler:
                 started.append(new.id)
             take(new)
         # Where tenants compete, the time that drafts take is not one tenant's to give.
-        drafts = {} if shares else self._draft(chosen, budget)
+        drafts = {} if shares or ahead else self._draft(chosen, budget)
         # Now that all are admitted: a swap for one of them may have moved the slots of another.
         work = [
             Work.of(seq, length, self._adapters.entries(seq.stack), drafts.get(seq.id, ()), self.pages.copy(seq.id))
@@ -143,12 +162,12 @@ class Scheduler:
         for seq, rows in computed:
             seq.last_step = self._steps
             self._queue.charge(seq, rows)
-        self.contention.planned([(seq.tenant, rows) for seq, rows in computed])
+        mix = self.contention.planned([(seq.tenant, rows) for seq, rows in computed])
         work.sort(key=lambda w: (w.length > 1, w.rows > 1, not w.stack))
-        return StepPlan(tuple(work), tuple(preempted), tuple(started), self._adapters.drain_swaps())
+        return StepPlan(tuple(work), tuple(preempted), tuple(started), self._adapters.drain_swaps(), mix)
 
     def advance(self, plan: StepPlan) -> None:
-        """Note that a plan's tokens are computed, and publish the blocks that became full."""
+        """Note that a plan's tokens are computed, and publish the blocks that became full. None of them is pending."""
         for work in plan.work:
             seq = self._all.get(work.id)
             if seq is not None and seq.state is State.RUNNING:
@@ -224,7 +243,7 @@ class Scheduler:
         """
         tenants, most = len(self._queue.live), self.limits.max_running
         for seq in self._queue:
-            if seq.tenant in blocked or seq.id in preempted or shares.get(seq.tenant, 1) <= 0:
+            if seq.tenant in blocked or seq.id in preempted or seq.pending or shares.get(seq.tenant, 1) <= 0:
                 continue
             running = sum(s.tenant == seq.tenant for s in self._running)
             if (not preempted and len(self._running) < most) or (tenants > 1 and running * tenants < most):

@@ -50,6 +50,8 @@ class Sequence:
     """When its first token came."""
     state: State = State.WAITING
     num_computed: int = 0
+    pending: bool = False
+    """Whether the pending step selects its next token: the device knows it, ``tokens`` do not."""
     pages: list[int] = field(default_factory=list)
     num_cached: int = 0
     """Prompt tokens that the prefix cache gave at the first admission."""
@@ -77,9 +79,14 @@ class Sequence:
         return len(self.tokens) - self.prompt_length
 
     @property
+    def length(self) -> int:
+        """Its tokens, the pending one included."""
+        return len(self.tokens) + self.pending
+
+    @property
     def num_left(self) -> int:
         """Tokens whose keys and values are still to be computed."""
-        return len(self.tokens) - self.num_computed
+        return self.length - self.num_computed
 
     @property
     def generates(self) -> bool:
