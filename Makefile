@@ -123,6 +123,10 @@ bench-front: $(READY) ## Measure what HTTP costs beside gRPC: four minutes; a tr
 bench-speculation: $(READY) ## Measure what drafts give: six minutes; a trial with BENCH_ARGS=--quick
 	@$(BIN)/python -m benchmarks.speculation $(BENCH_ARGS)
 
+.PHONY: bench-ahead
+bench-ahead: $(READY) ## Measure what steps launched ahead give on a processor: four minutes; a trial with BENCH_ARGS=--quick
+	@$(BIN)/python -m benchmarks.ahead $(BENCH_ARGS)
+
 .PHONY: bench-observability
 bench-observability: $(READY) ## Measure what metrics, usage, logs and traces cost; a trial with BENCH_ARGS=--quick
 	@$(BIN)/python -m benchmarks.observability $(BENCH_ARGS)
