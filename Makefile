@@ -99,6 +99,10 @@ bench-scale: $(READY) ## Measure thousands of adapters: ten minutes, 6 GB; a tri
 bench-training: $(READY) ## Measure training beside TRL's (extra bench); a trial with BENCH_ARGS=--quick
 	@$(BIN)/python -m benchmarks.training $(BENCH_ARGS)
 
+.PHONY: bench-70b
+bench-70b: $(READY) ## Plan a 70B base on one 80 GB card; with a GPU serve and train random weights of that shape
+	@$(BIN)/python -m benchmarks.large_base $(BENCH_ARGS)
+
 .PHONY: bench-coserve
 bench-coserve: $(READY) ## Measure what training and serving cost each other
 	@$(BIN)/python -m benchmarks.coserve $(BENCH_ARGS)

@@ -5,6 +5,7 @@
     training.py      loramux's training beside TRL's: speed, memory, time to an accuracy      make bench-training
     coserve.py       what training and serving cost each other                               make bench-coserve
     stacking.py      tenants under styles that never saw them, by recipe and seed             make bench-stacking
+    large_base.py    the memory of a base of 70 billion weights, planned and measured         make bench-70b
     load.py          load on one loramux server, at several levels of concurrency             make bench
     doors.py         HTTP beside gRPC, and connections that wait                              make bench-front
     overload.py      thousands of calls at once, over an engine that plays a script           make bench-overload
@@ -15,9 +16,8 @@ The parts of ``serving.py``: ``workloads`` (what is asked), ``systems`` (who is 
 each system has to itself), ``material`` (bases and adapters), ``samples``, ``roofline`` and ``table`` (what is told),
 ``job`` (what crosses between the processes). Those of ``scale.py``: ``registry`` (what is registered), ``traffic``
 (who is asked how often), ``scale_parts``, ``scrape`` and ``page_cache`` (how it is measured), ``seven_billion`` and
-``bank_loads`` (a larger base), ``scale_table``. Those of ``training.py`` and ``coserve.py``: ``train_job`` (what
-crosses between the processes), ``trainers`` (who trains), ``streams``,
-``stretches``, ``training_table``; those of ``stacking.py``:
-``stacking_recipes`` and ``stacking_table``; ``goals`` says what figures must reach. Results go to
-``benchmarks/results/``.
+``bank_loads`` (adapters of a larger base), ``scale_table``. ``random_base`` writes bases of any size. Those of
+``training.py`` and ``coserve.py``: ``train_job`` (what crosses between the processes), ``trainers`` (who trains),
+``streams``, ``stretches``, ``training_table``; those of ``stacking.py``: ``stacking_recipes`` and ``stacking_table``;
+``goals`` says what figures must reach. Results go to ``benchmarks/results/``.
 """

@@ -25,7 +25,7 @@ from .execution.model_runner import ModelRunner
 from .grammar.masks import GrammarMasks
 from .inbox import AdapterRead, Inbox, MaskReady, ProfileWritten
 from .loop import EngineLoop
-from .memory import plan_memory
+from .memory import check_room, plan_memory
 from .memory_kinds import MemoryKinds
 from .profiling.profiler import Profiler
 from .residency.cache import HostCache
@@ -57,6 +57,7 @@ def build_engine(
         native.keep_in(Path(settings.state_dir))
     folder = prepared.folder
     progress("loading the base", None)
+    check_room(settings, folder)
     base = ResidentBase.load(settings, folder)
     progress("setting up memory", None)
     shape = base.kv_shape

@@ -13,12 +13,14 @@ from torch import nn
 
 from ...core.errors import Code, Error, invalid_field
 from . import nf4, quiet
-from .fingerprint import fingerprint
-from .source import read_marker
+from .fingerprint import fingerprint, stored_tensors
+from .source import BLOCK, read_marker
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+SCALE_BYTES = 4 / BLOCK
+"""Of a weight in NF4 on a GPU: the scale of its block in float32, beside that of double quantisation."""
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -171,6 +173,22 @@ def weight_bytes(model: PreTrainedModel) -> tuple[int, int]:
         stored += int(count * (nf4.BYTES if is_packed else 2))
         dense += 2 * count
     return stored, dense
+
+
+def loaded_bytes(folder: Path, dtype: torch.dtype, device: torch.device) -> tuple[int, int]:
+    """Memory of the weights of an NF4 folder once it is loaded: linear layers in NF4, or unpacked to ``dtype``."""
+    tensors = stored_tensors(folder.glob("*.safetensors"))
+    packed = unpacked = 0
+    for name, tensor in tensors.items():
+        if f"{name}.absmax" in tensors:
+            packed += tensor.nbytes + (int(2 * tensor.nbytes * SCALE_BYTES) if device.type == "cuda" else 0)
+            unpacked += 2 * tensor.nbytes * dtype.itemsize
+        elif ".weight." in name:  # scales of blocks
+            packed += tensor.nbytes
+        else:
+            packed += math.prod(tensor.shape) * dtype.itemsize
+            unpacked += math.prod(tensor.shape) * dtype.itemsize
+    return packed, unpacked
 
 
 def linear_modules(model: PreTrainedModel) -> dict[str, tuple[int, int]]:

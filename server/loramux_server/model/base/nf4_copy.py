@@ -83,11 +83,7 @@ class Nf4Copy:
         return {key: value if self.rest is None or not value.is_floating_point() else value.to(self.rest)}
 
     def _check_disk(self, model: PreTrainedModel) -> None:
-        tied = model.all_tied_weights_keys
-        needed = SPARE_BYTES - self._shards.nbytes
-        for key, value in model.state_dict().items():
-            wide = value.element_size() if self.rest is None else self.rest.itemsize
-            needed += 0 if key in tied else int(value.numel() * (nf4.BYTES if key in self._packed else wide))
+        needed = SPARE_BYTES - self._shards.nbytes + copy_bytes(model, self._packed, self.rest)
         free = shutil.disk_usage(self._folder).free
         if free < needed:
             raise Error(
@@ -96,6 +92,16 @@ class Nf4Copy:
                 f"{free / 1e9:.1f} GB are free; free space or choose another --state-dir",
                 reason="DISK_FULL",
             )
+
+
+def copy_bytes(model: PreTrainedModel, packed: set[str], rest: torch.dtype | None) -> int:
+    """Bytes of a copy's weights, by shape: those named ``packed`` in NF4, others in ``rest`` (None: as they are)."""
+    total = 0
+    for key, value in model.state_dict().items():
+        wide = value.element_size() if rest is None else rest.itemsize
+        if key not in model.all_tied_weights_keys:
+            total += int(value.numel() * (nf4.BYTES if key in packed else wide))
+    return total
 
 
 def _maker(parts: int) -> dict[str, Any]:

@@ -229,7 +229,7 @@ def _write_nf4(source: Source, folder: Path, progress: Progress) -> list[str]:
             model = _read(source)
     copy.finish()
     progress("writing the NF4 copy", None)
-    _write_config(model, copy, folder)
+    write_config(model, copy, folder)
     tokenizer_files.write(source, folder, model.config)
     return copy.notes
 
@@ -264,7 +264,7 @@ def _read(source: Source) -> PreTrainedModel:
         ) from error
 
 
-def _write_config(model: PreTrainedModel, copy: Nf4Copy, folder: Path) -> None:
+def write_config(model: PreTrainedModel, copy: Nf4Copy, folder: Path) -> None:
     """The configuration as transformers writes it beside the weights of a quantised model."""
     import torch
     from transformers import BitsAndBytesConfig
