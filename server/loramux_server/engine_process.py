@@ -21,7 +21,7 @@ from .engine.transport.protocol import Command, Failure
 from .engine.transport.wire import Broken, Progress, Ready, Start, Stop, Unreadable, encode, read_frames
 from .host.signals import leave_to_the_front
 from .telemetry.logs import configure_child, get_logger
-from .telemetry.stderr import flush
+from .telemetry.stderr import flush, hush_exit
 
 if TYPE_CHECKING:
     from .engine.loop import EngineLoop
@@ -34,6 +34,7 @@ LAST_LINES = 0.5
 
 def main(fd: int) -> int:
     """Build the engine that the first message describes and run it until told to stop or the front is gone."""
+    hush_exit()
     leave_to_the_front()
     configure_child()
     connection = socket.socket(fileno=fd)

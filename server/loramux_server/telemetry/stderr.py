@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import select
 import sys
@@ -156,6 +157,18 @@ def close_writer() -> None:
 def dropped() -> int:
     """Lines that could not be written to standard error since the start."""
     return 0 if _writer is None else _writer.dropped
+
+
+def hush_exit() -> None:
+    """Let nothing reach standard error after Python's exit handlers: what native libraries say then is no log line."""
+
+    def hush() -> None:
+        with suppress(OSError):
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, 2)
+            os.close(null)
+
+    atexit.register(hush)  # runs after all that are registered later
 
 
 def flush(seconds: float) -> None:

@@ -141,3 +141,25 @@ def test_a_file_that_others_do_not_want_to_wait_for(pipe: Pipe, least: int) -> N
     pipe.writer.write(b"end\n")
     assert len(pipe.lines("end")) == 201
     assert pipe.writer.dropped == 0
+
+
+LEAVING = """
+import atexit, ctypes, os
+from loramux_server.telemetry.stderr import hush_exit
+
+hush_exit()
+atexit.register(os.write, 2, b"the last line\\n")
+
+libc = ctypes.CDLL(None)
+libc.strdup.restype = ctypes.c_void_p
+what = ctypes.c_void_p(libc.strdup(b"leaked 3 functions"))
+libc.on_exit(libc.psignal, what)  # writes it to standard error when C's exit handlers run
+"""
+
+
+def test_what_native_libraries_say_at_the_exit_is_no_line() -> None:
+    child = subprocess.run([sys.executable, "-c", LEAVING], capture_output=True, timeout=60, check=True)
+    assert child.stderr == b"the last line\n"
+    loud = LEAVING.replace("\nhush_exit()\n", "\n")
+    child = subprocess.run([sys.executable, "-c", loud], capture_output=True, timeout=60, check=True)
+    assert b"leaked 3 functions" in child.stderr
