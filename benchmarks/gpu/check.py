@@ -54,7 +54,7 @@ def parts(device: str, quick: bool) -> list[Part]:
     tests = [Part("tests on the device", 210.0, (*TESTS, *tensor, "-m", "not slow and not gpu"))]
     if device == "cuda":
         tests.append(Part("tests of a GPU", 120.0, (*TESTS, "tests/gpu", "-m", "gpu")))
-    return [*tests, Part("products", 90.0), Part("steps", 180.0), Part("sampling", 60.0)]
+    return [*tests, Part("products", 90.0), Part("adapters", 60.0), Part("steps", 180.0), Part("sampling", 60.0)]
 
 
 def run(part: Part, options: argparse.Namespace, limit: float) -> dict[str, Any]:

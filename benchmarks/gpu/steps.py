@@ -15,7 +15,7 @@ from ..profile_step import timed
 from ..systems.engine import InlineSystem, settings_of, versions_of
 from ..workloads import cells
 
-LOADS = ("base@1", "base@16", "base@64", "adapters@16", "stacks@16")
+LOADS = ("base@1", "base@16", "base@64", "adapters@16", "stacks@16", "stacks@64")
 STEPS = 20
 WAYS: dict[str, dict[str, Any]] = {
     "auto": {},

@@ -50,7 +50,9 @@ class AdapterTraffic:
         self.prompt = prompt  # reads end within the turn, whatever else this machine does
         self.bank = AdapterBank([GROUP], device * RANK, torch.device("cpu"), torch.float32)  # type: ignore[list-item]
         self.ended_reads: queue.SimpleQueue[str] = queue.SimpleQueue()
-        self.cache = HostCache(BlobReader(Path()), {}, "base", host * BYTES, torch.float32, self.ended_reads.put)
+        self.cache = HostCache(
+            BlobReader(Path()), {}, "base", host * BYTES, torch.float32, self.bank.pack, self.ended_reads.put
+        )
         self.quota = LoadQuota(rate)
         self.residency = Counting(self.bank, self.cache, self.quota)
         self.scheduler = Scheduler(

@@ -318,12 +318,36 @@ def test_scattered_free_rows_are_joined_and_content_moves_along() -> None:
     bank.drop("d0")
     bank.drop("d2")
     wide = adapter("wide", 6)
-    swap = bank.plan(wide)
+    packed = bank.pack(wide)
+    swap = bank.plan(packed)
     assert swap is not None
     assert (swap.slot.lo, swap.evicted, swap.moves) == (6, (), (Move(3, 6, 0), Move(9, 12, 3)))
-    bank.apply(swap, wide)
+    bank.apply(swap, packed)
     assert bank.evictions == 0
     assert all(holds(bank, h) for h in (hosts["d1"], hosts["d3"], wide))
+
+
+def test_a_packed_adapter_is_in_the_bank_to_the_bit() -> None:
+    """Over what another left there: smaller ranks and missing modules are zero, the rest is as its files say."""
+    bank = make_bank(12, torch.bfloat16)
+    for tensor in bank.buffers:
+        tensor.fill_(torch.nan)
+    host = adapter("d", 6, ["m.0.q_proj", "m.0.v_proj"], seed=3)
+    packed = bank.pack(host)
+    assert packed.nbytes == 6 * 2 * (3 * IN + 64)  # the group that it does not act on takes nothing
+    slot = bank.put(host)
+    assert slot is not None
+    rows = slice(slot.lo, slot.hi)
+    for name, (group, j) in MODULES.items():
+        a, b = bank.a[group.index][rows, j], bank.b[group.index][j][rows]
+        pair = host.pairs.get(name)
+        rank = 0 if pair is None else len(pair.a)
+        assert not a[rank:].any()
+        assert not b[rank:].any()
+        if pair is not None:
+            assert torch.equal(a[:rank], pair.a.bfloat16())
+            assert torch.equal(b[:rank], (pair.b.T * (pair.scaling / packed.scaling)).bfloat16())
+    assert bank.a[0][slot.hi :].isnan().all()
 
 
 def test_refusals_say_what_to_do() -> None:

@@ -86,6 +86,7 @@ def build_engine(
         base.fingerprint,
         plan.host_bytes,
         base.dtype,
+        bank.pack,
         lambda digest: inbox.put(AdapterRead(digest)),
     )
     residency = ResidencyManager(bank, cache, LoadQuota(settings.adapter_load_rate))

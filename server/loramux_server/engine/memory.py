@@ -14,8 +14,8 @@ from ..model.base.load import loaded_bytes, resolve_device, resolve_dtype
 from ..model.base.source import read_marker
 
 MiB = 1 << 20
-DEFAULT_ROWS = 512
-"""Rank rows for adapters where memory allows: 32 adapters of rank 16."""
+DEFAULT_ROWS = {"cpu": 512, "cuda": 1024}
+"""Rank rows for adapters where memory allows: 32 adapters of rank 16 on a host, 64 on a GPU."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,9 +38,10 @@ def plan_memory(
 ) -> MemoryPlan:
     """Split what is free between KV pages and adapters, where the operator has not said.
 
-    By default adapters get memory for 512 rank rows but at most a quarter of the budget, the KV cache the rest. The
-    budget is 85 % of what is free on a GPU (the rest is for activations and training) less the ``graphs`` bytes that
-    CUDA graphs may take, and 2 GiB but at most a quarter of what is free on a host, whose memory others use too.
+    By default adapters get memory for 512 rank rows, 1,024 on a GPU, but at most a quarter of the budget, and the KV
+    cache the rest. The budget is 85 % of what is free on a GPU (the rest is for activations and training) less the
+    ``graphs`` bytes that CUDA graphs may take, and 2 GiB but at most a quarter of what is free on a host, whose memory
+    others use too.
     ``free``: bytes to plan with; None: what is free now.
     """
     if free is None:
@@ -50,7 +51,7 @@ def plan_memory(
     budget = max(int(free * 0.85) - graphs, 0) if device.type == "cuda" else min(2048 * MiB, free // 4)
     adapters = settings.adapter_memory
     if adapters is None:
-        adapters = min(DEFAULT_ROWS * row_bytes, budget // 4)
+        adapters = min(DEFAULT_ROWS[device.type] * row_bytes, budget // 4)
     kv = settings.kv_cache_memory
     if kv is None:
         kv = max(budget - adapters, 0) if device.type == "cuda" else budget // 2

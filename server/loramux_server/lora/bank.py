@@ -7,7 +7,8 @@ routes a whole step. Loading or dropping an adapter moves no other, unless only 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from ..core.errors import Code, Error
 from ..cpu.routed import GroupWeights, load_kernel
-from .buffers import zeros
+from .buffers import Uploads, zeros
 from .indexed.operator import usable
 from .routed_linear import LinearGroup
 from .slots import Slot, SlotTable, Swap
@@ -46,9 +47,22 @@ class HostAdapter:
         """The largest of its modules', by which the others are scaled when they are loaded."""
         return max(p.scaling for p in self.pairs.values()) or 1.0
 
+
+@dataclass(frozen=True, slots=True)
+class PackedAdapter:
+    """An adapter in host memory as a bank has it, so that loading it is one copy, see :meth:`AdapterBank.pack`."""
+
+    digest: str
+    rank: int
+    scaling: float
+    groups: frozenset[int]
+    """Indices of the groups that it acts on."""
+    values: Tensor
+    """By group A [rank, members, in] and each member's B [rank, out], flat and one after another."""
+
     @property
     def nbytes(self) -> int:
-        return sum(p.a.nbytes + p.b.nbytes for p in self.pairs.values())
+        return self.values.nbytes
 
 
 class AdapterBank(SlotTable):
@@ -71,6 +85,7 @@ class AdapterBank(SlotTable):
         self.weights = [GroupWeights(g, a, bs) for g, a, bs in zip(groups, self.a, self.b, strict=True)]
         """The same, as the kernel wants it."""
         self._where = {name: (g.index, j) for g in groups for j, name in enumerate(g.names)}
+        self._uploads = Uploads(device)
         self._row_bytes = sum(t.nbytes for t in self.buffers) // max(rows, 1)
 
     @staticmethod
@@ -99,18 +114,37 @@ class AdapterBank(SlotTable):
         """
         if (slot := self.get(adapter.digest)) is not None:
             return slot
-        self.check(adapter)
-        if (swap := self.plan(adapter)) is None:
+        packed = self.pack(adapter)
+        if (swap := self.plan(packed)) is None:
             return None
-        self.apply(swap, adapter)
+        self.apply(swap, packed)
         return swap.slot
 
-    def plan(self, adapter: HostAdapter) -> Swap | None:
-        """Give a checked adapter that is not resident a slot; None when it does not fit now. See :meth:`apply`."""
-        groups = frozenset(self._where[name][0] for name in adapter.pairs)
-        return self.place(adapter.digest, adapter.rank, adapter.scaling, groups)
+    def pack(self, adapter: HostAdapter) -> PackedAdapter:
+        """Lay an adapter out as the buffers are, in memory that the device reads directly. For any thread.
 
-    def apply(self, swap: Swap, adapter: HostAdapter) -> None:
+        Raises what :meth:`check` raises.
+        """
+        self.check(adapter)
+        groups = frozenset(self._where[name][0] for name in adapter.pairs)
+        rank, scaling = adapter.rank, adapter.scaling
+        size = sum(rank * t.shape[1:].numel() for g in groups for t in self._of(g))
+        values = torch.zeros(size, dtype=self.a[0].dtype, pin_memory=self.a[0].is_cuda)
+        packed = PackedAdapter(adapter.digest, rank, scaling, groups, values)
+        parts = dict(self._parts(packed, values))
+        for name, pair in adapter.pairs.items():
+            group, j = self._where[name]
+            a, *bs = parts[group]
+            r = pair.a.shape[0]
+            a[:r, j].copy_(pair.a)
+            bs[j][:r].copy_(pair.b.T if pair.scaling == scaling else pair.b.T * (pair.scaling / scaling))
+        return packed
+
+    def plan(self, adapter: PackedAdapter) -> Swap | None:
+        """Give an adapter that is not resident a slot; None when it does not fit now. See :meth:`apply`."""
+        return self.place(adapter.digest, adapter.rank, adapter.scaling, adapter.groups)
+
+    def apply(self, swap: Swap, adapter: PackedAdapter) -> None:
         """Make the buffers agree with a swap. Only the copy of ``adapter`` itself may run out of memory."""
         for move in swap.moves:
             by = move.lo - move.to
@@ -133,15 +167,31 @@ class AdapterBank(SlotTable):
                 "raise --adapter-memory",
             )
 
-    def _copy(self, adapter: HostAdapter, slot: Slot) -> None:
-        lo, hi, rank, scaling = slot.lo, slot.hi, slot.rank, slot.scaling
-        for name, (group, j) in self._where.items():
-            a, b = self.a[group][lo:hi, j], self.b[group][j][lo:hi]
-            pair = adapter.pairs.get(name)
-            r = 0 if pair is None else pair.a.shape[0]
-            if r < rank:  # what a former owner left there is not this adapter's
-                a[r:].zero_()
-                b[r:].zero_()
-            if pair is not None:
-                a[:r].copy_(pair.a)
-                b[:r].copy_(pair.b.T if pair.scaling == scaling else pair.b.T * (pair.scaling / scaling))
+    def _copy(self, adapter: PackedAdapter, slot: Slot) -> None:
+        values = self._uploads.send(adapter.values)
+        rows = slice(slot.lo, slot.hi)
+        targets: list[Tensor] = []
+        sources: list[Tensor] = []
+        for group, parts in self._parts(adapter, values):
+            targets += [tensor[rows] for tensor in self._of(group)]
+            sources += parts
+        torch._foreach_copy_(targets, sources)
+        # What a former owner left there is not this adapter's.
+        if others := [t[rows] for g in range(len(self.a)) if g not in adapter.groups for t in self._of(g)]:
+            torch._foreach_zero_(others)
+
+    def _of(self, group: int) -> list[Tensor]:
+        """The buffers of a group: A, and B of each member."""
+        return [self.a[group], *self.b[group]]
+
+    def _parts(self, adapter: PackedAdapter, values: Tensor) -> Iterator[tuple[int, list[Tensor]]]:
+        """The values of an adapter by group, in the shapes of rows of the buffers."""
+        at = 0
+        for group in sorted(adapter.groups):
+            parts = []
+            for tensor in self._of(group):
+                shape = (adapter.rank, *tensor.shape[1:])
+                end = at + math.prod(shape)
+                parts.append(values[at:end].view(shape))
+                at = end
+            yield group, parts

@@ -13,7 +13,7 @@ import torch
 from ...core.errors import Code, Error, invalid_field
 from ...core.timeline import TIMELINE
 from ...core.types import AdapterVersion
-from ...lora.bank import HostAdapter
+from ...lora.bank import HostAdapter, PackedAdapter
 from ...model.out_of_memory import out_of_memory
 from ...peft.folder import read_content
 from ...store.blobs.reader import BlobReader
@@ -22,7 +22,9 @@ log = logging.getLogger(__name__)
 
 
 class HostCache:
-    """Reads adapters on a thread of its own; the least recently used ones beyond the budget are dropped.
+    """Reads adapters on a thread of its own, which packs them as a bank has them.
+
+    The least recently used ones beyond the budget are dropped.
 
     All methods belong to the owner's thread except the read itself; ``on_read(digest)`` is called from the reading
     thread and must only wake the owner, who then calls :meth:`collect`.
@@ -35,18 +37,19 @@ class HostCache:
         fingerprint: str,
         budget: int,
         dtype: torch.dtype,
+        pack: Callable[[HostAdapter], PackedAdapter],
         on_read: Callable[[str], object],
     ) -> None:
-        self.budget, self._on_read = budget, on_read
+        self.budget, self._pack, self._on_read = budget, pack, on_read
         self._blobs, self._modules, self._fingerprint, self._dtype = blobs, modules, fingerprint, dtype
-        self._adapters: OrderedDict[str, HostAdapter] = OrderedDict()  # least recently used first
+        self._adapters: OrderedDict[str, PackedAdapter] = OrderedDict()  # least recently used first
         self.nbytes = 0
         self.loads, self.load_seconds = 0, 0.0
         self._loading: dict[str, AdapterVersion] = {}
-        self._done: dict[str, HostAdapter | Error] = {}
+        self._done: dict[str, PackedAdapter | Error] = {}
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="adapter-reader")
 
-    def get(self, digest: str) -> HostAdapter | None:
+    def get(self, digest: str) -> PackedAdapter | None:
         adapter = self._adapters.get(digest)
         if adapter is not None:
             self._adapters.move_to_end(digest)
@@ -97,15 +100,16 @@ class HostCache:
         self._reader.shutdown(wait=True, cancel_futures=True)
 
     def _read(self, version: AdapterVersion) -> None:
-        result: HostAdapter | Error
+        result: PackedAdapter | Error
         started = time.monotonic()
         try:
             # Errors name no version: tenants with the same content wait for one read.
             with TIMELINE.range("read adapter", digest=version.digest):
                 pairs = read_content(self._blobs, version.digest, self._modules, self._fingerprint, dtype=self._dtype)
-                result = HostAdapter(version.digest, pairs)
-            if result.rank > version.rank:  # it might wait for ever for rows that its request did not ask for
-                raise invalid_field("rank", f"is {version.rank}; the adapter's files have rank {result.rank}")
+                adapter = HostAdapter(version.digest, pairs)
+                if adapter.rank > version.rank:  # it might wait for ever for rows that its request did not ask for
+                    raise invalid_field("rank", f"is {version.rank}; the adapter's files have rank {adapter.rank}")
+                result = self._pack(adapter)
         except Error as error:
             result = error.with_traceback(None)
         except OSError as error:

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from ...core.errors import Code, Error
 from ...core.timeline import TIMELINE
 from ...core.types import AdapterVersion, Stack
-from ...lora.bank import AdapterBank, HostAdapter
+from ...lora.bank import AdapterBank, PackedAdapter
 from ...lora.slots import Entries, Swap
 from ...model.out_of_memory import out_of_memory
 from ..scheduling.plan import Admission
@@ -33,7 +33,7 @@ class ResidencyManager:
         self.hits: Counter[str] = Counter(device=0, host=0, disk=0)
         self._copies, self._copy_seconds = 0, 0.0
         self._swaps: list[Swap] = []  # planned, not drained yet
-        self._sources: dict[str, HostAdapter] = {}  # what planned swaps load; host memory may have let go of it
+        self._sources: dict[str, PackedAdapter] = {}  # what planned swaps load; host memory may have let go of it
 
     def check(self, *stacks: Stack) -> None:
         """Raise RESOURCE_EXHAUSTED for a stack that can never be resident at once."""
@@ -184,16 +184,10 @@ class ResidencyManager:
         self._reads.ended(digest)
         error = self._cache.collect(digest)
         callers = self._callers.pop(digest, [])
-        if error is None:
+        if error is None and callers:
             adapter = self._cache.get(digest)
             assert adapter is not None
-            try:
-                self._bank.check(adapter)
-                if callers:
-                    self._plan(adapter)
-            except Error as refused:
-                self._cache.drop(digest)
-                error = refused
+            self._plan(adapter)
         self._cache.trim(self._reads.claims)
         return error, callers
 
@@ -232,7 +226,7 @@ class ResidencyManager:
         here = {*self._bank.digests, *self._cache.digests}
         return not any(all(e.adapter.digest in here for e in stack.entries) for stack in self._waiting.values())
 
-    def _plan(self, adapter: HostAdapter) -> None:
+    def _plan(self, adapter: PackedAdapter) -> None:
         """Give an adapter a slot, unless it has one or does not fit beside what is in use."""
         if self._bank.get(adapter.digest) is None and (swap := self._bank.plan(adapter)) is not None:
             self._swaps.append(swap)
