@@ -34,7 +34,7 @@ RUN python -m pip install --no-deps --require-hashes --requirement /build/constr
 RUN python -m pip install --no-deps --require-hashes --requirement /build/storage.txt
 COPY --from=wheel /wheels /wheels
 # Adds what torch names for a GPU, and nothing else.
-RUN python -m pip install "loramux[server,curves,oidc,otel] @ file://$(ls /wheels/loramux-*.whl)"
+RUN python -m pip install "loramux[server,curves,compare,oidc,otel] @ file://$(ls /wheels/loramux-*.whl)"
 
 FROM python:${PYTHON}-slim-bookworm
 LABEL org.opencontainers.image.title="loramux" \

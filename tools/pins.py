@@ -27,13 +27,13 @@ from packaging.utils import NormalizedName, canonicalize_name, parse_wheel_filen
 ROOT = Path(__file__).parents[1]
 SERVER, DEVELOPMENT = ROOT / "constraints.txt", ROOT / "requirements" / "development.txt"
 HEADERS = {
-    SERVER: "# What loramux[server,curves,oidc,otel] is developed and tested with, by content:\n"
+    SERVER: "# What loramux[server,curves,compare,oidc,otel] is developed and tested with, by content:\n"
     "#   pip install --no-deps --require-hashes -r constraints.txt && pip install --no-deps loramux\n"
     "# torch names libraries of CUDA beside it: pip install torch adds these. Written by `make pins`; siblings of the\n"
     "# grpcio family are not in step, so never set them equal by hand.",
     DEVELOPMENT: "# What `make setup` installs beside constraints.txt. Written by `make pins`.",
 }
-IMAGE = ("server", "curves", "oidc", "otel")
+IMAGE = ("server", "curves", "compare", "oidc", "otel")
 """Extras that the container image has."""
 BUILD = ("hatchling", "editables")
 PYTHONS = {"cp311", "cp312", "cp313", "py3"}

@@ -1,10 +1,12 @@
-"""Fine-tuning against prompting: what an evaluation measured of both on the same held-out rows."""
+"""Fine-tuning against prompting and retrieval: what an evaluation measured of each on the same held-out rows."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, dataclass, fields
+
+from .verdict import verdict
 
 PREFIX = "compare_"
 """How the names of all metrics of a comparison begin."""
@@ -15,8 +17,8 @@ _RULES = {
     f"{JUDGED}expect_exact": "by expect, exact",
     f"{JUDGED}answer_contained": "by the whole answer",
 }
-CLEAR = 2.0
-"""Standard errors that a difference must have before it is said to be one."""
+MAX_DOCUMENT_BYTES = 32 << 20
+"""Most bytes of the documents that passages are found in."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,77 +36,102 @@ class Side:
     first_token_seconds: float
     seconds: float
     """Of a whole answer."""
+    answer_tokens: float = 0.0
+    """Of a request, mean."""
+    accuracy_error: float = 0.0
+    """Standard error of ``accuracy``, over the rows."""
+    exact_match_error: float = 0.0
+    loss_error: float = 0.0
+
+    @property
+    def tokens(self) -> float:
+        """Of a request and its answer, mean."""
+        return self.prompt_tokens + self.answer_tokens
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """The base, the base with a prompt, and the adapter, on the same rows (and over the same frozen stacks)."""
+    """The base, the base with a prompt or with passages, and the adapter, on the same rows and frozen stacks."""
 
     questions: int
     base: Side
-    prompt: Side
+    prompt: Side | None
+    """The base with the prompt; None: no prompt was compared."""
     adapter: Side
     init: Side | None = None
     """The version that the adapter goes on from, where there is one."""
     by_heart: bool = False
     """Whether all rows are training rows, which allows no verdict."""
+    retrieval: Side | None = None
+    """The base with passages from documents; None: no documents were compared."""
+    adapter_retrieval: Side | None = None
+    """The adapter with the same passages."""
 
     @property
     def verdict(self) -> str:
-        """A sentence: whether training was worth it."""
-        adapter, prompt = self.adapter.accuracy, self.prompt.accuracy
-        saved = self.prompt.prompt_tokens - self.adapter.prompt_tokens
-        if self.by_heart:
-            begin = "No verdict, because all held-out rows are training rows"
-        elif self._clearly(prompt, adapter):
-            begin = "The prompt does better than the adapter"
-        elif not self._clearly(adapter, prompt):
-            begin = "No clear difference between prompt and adapter"
-        elif self.init is not None and not self._clearly(adapter, self.init.accuracy):
-            begin = "The adapter is not clearly better than the version that it started from"
-        else:
-            begin = "Training was worth it"
-        start = "" if self.init is None else f", the version that it started from {self.init.accuracy:.0%}"
-        return (
-            f"{begin}: of {self.questions} held-out rows the adapter answers {adapter:.0%} right, the prompt "
-            f"{prompt:.0%}, the base alone {self.base.accuracy:.0%}{start}; the prompt costs {saved:.0f} tokens a"
-            " request."
-        )
+        """What to choose, why, and when to look again, in a few sentences."""
+        return verdict(self.questions, self.by_name, self.by_heart)
 
-    def _clearly(self, better: float, worse: float) -> bool:
-        """Whether a share of right answers is higher than another by more than chance."""
-        mean = (better + worse) / 2
-        return better - worse > CLEAR * math.sqrt(2 * mean * (1 - mean) / max(self.questions, 1))
+    @property
+    def by_name(self) -> dict[str, Side]:
+        """The sides by the names that metrics and answers have."""
+        found = {
+            "base": self.base,
+            "init": self.init,
+            "prompt": self.prompt,
+            "retrieval": self.retrieval,
+            "adapter": self.adapter,
+            "adapter_retrieval": self.adapter_retrieval,
+        }
+        return {name: side for name, side in found.items() if side is not None}
 
     @property
     def sides(self) -> dict[str, Side]:
         """The sides by their titles in a table."""
-        found = {"base": self.base, "base and prompt": self.prompt, "adapter": self.adapter}
-        return found if self.init is None else {"base": self.base, "started from": self.init} | found
+        return {TITLES[name]: side for name, side in self.by_name.items()}
 
     def rows(self) -> list[tuple[str, ...]]:
         """A table: what was measured, then the value of each of the ``sides``."""
 
-        def row(title: str, name: str, form: str, scale: float = 1.0) -> tuple[str, ...]:
-            return (title, *(format(scale * getattr(side, name), form) for side in self.sides.values()))
+        def row(title: str, cell: Callable[[Side], str]) -> tuple[str, ...]:
+            return (title, *map(cell, self.by_name.values()))
 
-        return [
-            row("answers that are right", "accuracy", ".1%"),
-            row("answers that are the expected text", "exact_match", ".1%"),
-            row("loss a token", "loss", ".4g"),
-            row("prompt tokens a request", "prompt_tokens", ".0f"),
-            row("milliseconds to the first token", "first_token_seconds", ".0f", 1000),
-            row("milliseconds to the end", "seconds", ".0f", 1000),
+        found = [
+            row("answers that are right", lambda side: f"{side.accuracy:.1%}"),
+            row("± standard error", lambda side: f"{side.accuracy_error:.1%}"),
+            row("answers that are the expected text", lambda side: f"{side.exact_match:.1%}"),
+            row("± standard error", lambda side: f"{side.exact_match_error:.1%}"),
+            row("loss a token", lambda side: f"{side.loss:.4g}"),
+            row("± standard error", lambda side: f"{side.loss_error:.2g}"),
+            row("prompt tokens a request", lambda side: f"{side.prompt_tokens:.0f}"),
+            row("tokens of a thousand requests", lambda side: f"{1000 * side.tokens:.0f}"),
+            row("milliseconds to the first token", lambda side: f"{1000 * side.first_token_seconds:.0f}"),
+            row("milliseconds to the end", lambda side: f"{1000 * side.seconds:.0f}"),
         ]
+        # Versions that were compared before answers were counted have neither errors nor tokens of answers.
+        counted = any(side.answer_tokens for side in self.by_name.values())
+        return [cells for cells in found if counted or not cells[0].startswith(("±", "tokens"))]
 
     def to_metrics(self) -> dict[str, float]:
         """As metrics by name: ``compare_questions``, ``compare_base_accuracy``, ``compare_prompt_loss`` and so on."""
         found = {f"{PREFIX}questions": float(self.questions)}
-        for name in ("base", "prompt", "adapter", "init"):
-            side = getattr(self, name)
-            if side is not None:
-                found |= {f"{PREFIX}{name}_{field.name}": getattr(side, field.name) for field in fields(Side)}
+        for name, side in self.by_name.items():
+            found |= {f"{PREFIX}{name}_{field.name}": getattr(side, field.name) for field in fields(Side)}
         return found | ({f"{PREFIX}by_heart": 1.0} if self.by_heart else {})
+
+
+TITLES = {
+    "base": "base",
+    "init": "started from",
+    "prompt": "base and prompt",
+    "retrieval": "base and retrieval",
+    "adapter": "adapter",
+    "adapter_retrieval": "adapter and retrieval",
+}
+"""What tables call the sides."""
+
+
+_UNKNOWN = {field.name: math.nan for field in fields(Side) if field.default is MISSING}
 
 
 def read_comparison(metrics: Mapping[str, float]) -> Comparison | None:
@@ -113,11 +140,19 @@ def read_comparison(metrics: Mapping[str, float]) -> Comparison | None:
         return None
 
     def side(name: str) -> Side:
-        return Side(*(metrics.get(f"{PREFIX}{name}_{field.name}", math.nan) for field in fields(Side)))
+        names = (field.name for field in fields(Side))
+        found = {field: metrics[key] for field in names if (key := f"{PREFIX}{name}_{field}") in metrics}
+        return Side(**{**_UNKNOWN, **found})
 
-    init = side("init") if f"{PREFIX}init_accuracy" in metrics else None
-    by_heart = bool(metrics.get(f"{PREFIX}by_heart"))
-    return Comparison(int(metrics[f"{PREFIX}questions"]), side("base"), side("prompt"), side("adapter"), init, by_heart)
+    given = {name: side(name) for name in TITLES if f"{PREFIX}{name}_accuracy" in metrics}
+    return Comparison(
+        questions=int(metrics[f"{PREFIX}questions"]),
+        base=given.pop("base", side("base")),
+        prompt=given.pop("prompt", None),
+        adapter=given.pop("adapter", side("adapter")),
+        by_heart=bool(metrics.get(f"{PREFIX}by_heart")),
+        **given,
+    )
 
 
 def judged(metrics: Mapping[str, float]) -> str:

@@ -9,9 +9,10 @@ from typing import TypeVar, Unpack
 import grpc.aio
 
 from .._wire import responses, train_requests
+from .._wire.documents import Documents, read_documents
 from .._wire.fields import filled
 from .._wire.files import Data
-from .._wire.io_async import latest, sleep
+from .._wire.io_async import blocking, latest, sleep
 from .._wire.stacks import Adapters as Stack
 from .._wire.train_requests import Gate, TrainOptions
 from .._wire.watch import Watch, published
@@ -44,6 +45,8 @@ class AsyncJobs:
         init_from: str | None = None,
         gate: Gate | None = None,
         compare_prompt: str | None = None,
+        compare_documents: Documents | None = None,
+        compare_top_k: int | None = None,
         recipe: str | None = None,
         as_: As | None = None,
         metadata: dict[str, str] | None = None,
@@ -57,6 +60,7 @@ class AsyncJobs:
             init_from=init_from,
             gate=gate,
             compare_prompt=compare_prompt,
+            compare_top_k=compare_top_k,
             recipe=recipe,
             metadata=metadata,
             idempotency_key=idempotency_key or uuid.uuid4().hex,
@@ -69,6 +73,9 @@ class AsyncJobs:
         if replay is not None:
             shipped = isinstance(replay, str) and replay == "default"
             request.settings.replay = "default" if shipped else (await datasets.upload(replay)).id
+        if compare_documents is not None:
+            rows = await blocking(read_documents, compare_documents)
+            request.compare_documents = (await datasets.upload(rows)).id
         return AsyncJob(self._transport, responses.job(await self._transport.unary(self._stub.CreateJob, request)))
 
     async def list(self, *, states: Sequence[str] = (), name: str = "", limit: int | None = None) -> list[JobInfo]:

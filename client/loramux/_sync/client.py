@@ -11,6 +11,7 @@ from typing import Any, Unpack
 from .._wire import requests, responses
 from .._wire.assemble import Assembler
 from .._wire.channel import target
+from .._wire.documents import Documents
 from .._wire.fields import filled
 from .._wire.files import Data
 from .._wire.io_sync import blocking
@@ -184,6 +185,8 @@ class Client:
         init_from: str | None = None,
         gate: Gate | None = None,
         compare_prompt: str | None = None,
+        compare_documents: Documents | None = None,
+        compare_top_k: int | None = None,
         recipe: str | None = None,
         as_: As | None = None,
         metadata: dict[str, str] | None = None,
@@ -211,6 +214,10 @@ class Client:
         ``compare_prompt``, a system prompt or context, the held-out rows are also asked of the base and of the base
         with that prompt, and ``job.info.comparison`` tells whether training was worth it.
 
+        ``compare_documents`` is a file or folder of text, Markdown and JSON lines (``{"text": ...}``), or a list of
+        texts: the rows are then also asked of the base and of the adapter with ``compare_top_k`` passages (3) before
+        them, which BM25 finds there.
+
         ``as_="messages"`` turns prompt + completion rows into conversations first (and takes other tools' formats, as
         ``loramux.convert`` does), ``as_="prompt"`` conversations of one question into plain prompts.
 
@@ -225,6 +232,8 @@ class Client:
             init_from=init_from,
             gate=gate,
             compare_prompt=compare_prompt,
+            compare_documents=compare_documents,
+            compare_top_k=compare_top_k,
             recipe=recipe,
             as_=as_,
             metadata=metadata,

@@ -60,6 +60,7 @@ def create_job(
     metadata: Mapping[str, str] | None,
     idempotency_key: str,
     options: Mapping[str, Any],
+    compare_top_k: int | None = None,
 ) -> training_pb2.CreateJobRequest:
     """A training job; the ids of its datasets are still to be filled in."""
     request = training_pb2.CreateJobRequest(settings=train_settings(options))
@@ -70,6 +71,7 @@ def create_job(
         "name": name,
         "init_from": init_from,
         "compare_prompt": compare_prompt,
+        "compare_top_k": compare_top_k,
         "recipe": recipe,
         "metadata": metadata,
         "idempotency_key": idempotency_key,

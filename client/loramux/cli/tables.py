@@ -30,7 +30,7 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Non
 
 
 def print_comparison(found: Comparison | None) -> None:
-    """A comparison with a prompt as a table on stdout, and what follows from it; nothing if there was none."""
+    """A comparison with prompt and documents as a table on stdout, and what follows; nothing if there was none."""
     if found is not None:
         print()
         print_table(["ON THE SAME HELD-OUT ROWS", *(f"{side.upper()}>" for side in found.sides)], found.rows())
@@ -45,6 +45,8 @@ def print_evaluation(job: JobInfo) -> None:
     for row in job.answers:
         print(f"- asked: {_line(row.question)}")
         print(f"  expected: {_line(' / '.join(row.expected))}")
+        for passage in row.passages:
+            print(f"  passage: {_line(passage)}")
         for side, answer in row.answers.items():
             print(f"  {side}: {_line(answer.text)} ({'right' if answer.right else 'wrong'})")
 

@@ -27,13 +27,16 @@ class JudgedAnswer:
 class JudgedRow:
     """A held-out question, the texts that are expected, and the answers.
 
-    ``answers`` has those of ``base``, ``prompt`` (the base with the prompt that is compared), ``init`` (the version
-    that the job goes on from) and ``adapter``, as far as they were asked.
+    ``answers`` has those of ``base``, ``prompt`` (the base with the prompt that is compared), ``retrieval`` (the base
+    with passages of documents), ``init`` (the version that the job goes on from), ``adapter`` and
+    ``adapter_retrieval``, as far as they were asked.
     """
 
     question: str
     expected: tuple[str, ...]
     answers: dict[str, JudgedAnswer]
+    passages: tuple[str, ...] = ()
+    """What was found for it in the documents that are compared, the best first (cut where it is long)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +68,10 @@ class JobInfo:
     answers: tuple[JudgedRow, ...] = ()
     """Examples of what held-out rows were answered. Not in lists."""
     compare_prompt: str = ""
+    compare_documents: str = ""
+    """Dataset of the documents that it is compared with; empty: none."""
+    compare_top_k: int = 0
+    """Passages of them that are put before a row."""
     notes: tuple[DatasetNote, ...] = ()
     """What may not be meant about its data."""
     metadata: dict[str, str] = field(default_factory=dict)
@@ -81,7 +88,10 @@ class JobInfo:
 
     @property
     def comparison(self) -> Comparison | None:
-        """How base, base with the prompt, and adapter did on the held-out rows; None without ``compare_prompt``."""
+        """How base, base with prompt or passages, and adapter did on the held-out rows.
+
+        None without ``compare_prompt`` and ``compare_documents``.
+        """
         return read_comparison(self.metrics)
 
     @property

@@ -973,6 +973,8 @@ class CreateJobRequest(_message.Message):
     METADATA_FIELD_NUMBER: _builtins.int
     IDEMPOTENCY_KEY_FIELD_NUMBER: _builtins.int
     RECIPE_FIELD_NUMBER: _builtins.int
+    COMPARE_DOCUMENTS_FIELD_NUMBER: _builtins.int
+    COMPARE_TOP_K_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Name of the adapter; the result is published as its next version."""
     dataset_id: _builtins.str
@@ -991,6 +993,14 @@ class CreateJobRequest(_message.Message):
     """Makes it safe to repeat the call: the same key gives the same job. Empty: every call makes a job."""
     recipe: _builtins.str
     """Named settings to start from, `facts` or `style`; what `settings` sets is taken from there. Empty: none."""
+    compare_documents: _builtins.str
+    """Dataset of documents to compare the adapter against: the held-out rows are also asked of the base and of the
+    adapter with passages before them that BM25 finds in these. Each document is a line with its `text`, as in
+    `{"text": "..."}`; its paragraphs are the passages. FAILED_PRECONDITION where the server lacks the extra `compare`.
+    Unset: no comparison with retrieval.
+    """
+    compare_top_k: _builtins.int
+    """Passages that are put before a row, 1 to 50. Default 3."""
     @_builtins.property
     def settings(self) -> Global___TrainSettings:
         """How to train."""
@@ -1023,17 +1033,27 @@ class CreateJobRequest(_message.Message):
         metadata: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         idempotency_key: _builtins.str = ...,
         recipe: _builtins.str = ...,
+        compare_documents: _builtins.str | None = ...,
+        compare_top_k: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_compare_prompt", b"_compare_prompt", "_validation_dataset_id", b"_validation_dataset_id", "compare_prompt", b"compare_prompt", "gate", b"gate", "settings", b"settings", "validation_dataset_id", b"validation_dataset_id"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_compare_documents", b"_compare_documents", "_compare_prompt", b"_compare_prompt", "_compare_top_k", b"_compare_top_k", "_validation_dataset_id", b"_validation_dataset_id", "compare_documents", b"compare_documents", "compare_prompt", b"compare_prompt", "compare_top_k", b"compare_top_k", "gate", b"gate", "settings", b"settings", "validation_dataset_id", b"validation_dataset_id"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_compare_prompt", b"_compare_prompt", "_validation_dataset_id", b"_validation_dataset_id", "compare_prompt", b"compare_prompt", "dataset_id", b"dataset_id", "gate", b"gate", "idempotency_key", b"idempotency_key", "init_from", b"init_from", "metadata", b"metadata", "name", b"name", "on_top_of", b"on_top_of", "recipe", b"recipe", "settings", b"settings", "validation_dataset_id", b"validation_dataset_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_compare_documents", b"_compare_documents", "_compare_prompt", b"_compare_prompt", "_compare_top_k", b"_compare_top_k", "_validation_dataset_id", b"_validation_dataset_id", "compare_documents", b"compare_documents", "compare_prompt", b"compare_prompt", "compare_top_k", b"compare_top_k", "dataset_id", b"dataset_id", "gate", b"gate", "idempotency_key", b"idempotency_key", "init_from", b"init_from", "metadata", b"metadata", "name", b"name", "on_top_of", b"on_top_of", "recipe", b"recipe", "settings", b"settings", "validation_dataset_id", b"validation_dataset_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__compare_documents: _TypeAlias = _typing.Literal["compare_documents"]  # noqa: Y015
+    _WhichOneofArgType__compare_documents: _TypeAlias = _typing.Literal["_compare_documents", b"_compare_documents"]  # noqa: Y015
     _WhichOneofReturnType__compare_prompt: _TypeAlias = _typing.Literal["compare_prompt"]  # noqa: Y015
     _WhichOneofArgType__compare_prompt: _TypeAlias = _typing.Literal["_compare_prompt", b"_compare_prompt"]  # noqa: Y015
+    _WhichOneofReturnType__compare_top_k: _TypeAlias = _typing.Literal["compare_top_k"]  # noqa: Y015
+    _WhichOneofArgType__compare_top_k: _TypeAlias = _typing.Literal["_compare_top_k", b"_compare_top_k"]  # noqa: Y015
     _WhichOneofReturnType__validation_dataset_id: _TypeAlias = _typing.Literal["validation_dataset_id"]  # noqa: Y015
     _WhichOneofArgType__validation_dataset_id: _TypeAlias = _typing.Literal["_validation_dataset_id", b"_validation_dataset_id"]  # noqa: Y015
     @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__compare_documents) -> _WhichOneofReturnType__compare_documents | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__compare_prompt) -> _WhichOneofReturnType__compare_prompt | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__compare_top_k) -> _WhichOneofReturnType__compare_top_k | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__validation_dataset_id) -> _WhichOneofReturnType__validation_dataset_id | None: ...
 
@@ -1136,6 +1156,8 @@ class Job(_message.Message):
     NOTES_FIELD_NUMBER: _builtins.int
     ANSWERS_FIELD_NUMBER: _builtins.int
     REPLACED_FIELD_NUMBER: _builtins.int
+    COMPARE_DOCUMENTS_FIELD_NUMBER: _builtins.int
+    COMPARE_TOP_K_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Identifier."""
     name: _builtins.str
@@ -1170,6 +1192,10 @@ class Job(_message.Message):
     """What the name meant when the result was published, `name@version`: the result took its place, or `gate_result`
     tells why not. Empty: it meant nothing, or there is no result yet. Not in lists.
     """
+    compare_documents: _builtins.str
+    """Dataset of documents that the adapter is compared against. Empty: none."""
+    compare_top_k: _builtins.int
+    """Passages of them that are put before a row."""
     @_builtins.property
     def metrics(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
         """Latest figures, such as `loss`, `learning_rate`, `tokens_per_second`, `eta_seconds`; after a comparison also
@@ -1236,10 +1262,12 @@ class Job(_message.Message):
         notes: _abc.Iterable[Global___DatasetNote] | None = ...,
         answers: _abc.Iterable[Global___JudgedRow] | None = ...,
         replaced: _builtins.str = ...,
+        compare_documents: _builtins.str = ...,
+        compare_top_k: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "error", b"error", "gate", b"gate", "settings", b"settings"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "answers", b"answers", "compare_prompt", b"compare_prompt", "created_at", b"created_at", "dataset_id", b"dataset_id", "error", b"error", "finished_at", b"finished_at", "gate", b"gate", "gate_result", b"gate_result", "id", b"id", "init_from", b"init_from", "last_sequence", b"last_sequence", "metadata", b"metadata", "metrics", b"metrics", "name", b"name", "notes", b"notes", "on_top_of", b"on_top_of", "replaced", b"replaced", "settings", b"settings", "started_at", b"started_at", "state", b"state", "step", b"step", "tenant", b"tenant", "total_steps", b"total_steps", "validation_dataset_id", b"validation_dataset_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "answers", b"answers", "compare_documents", b"compare_documents", "compare_prompt", b"compare_prompt", "compare_top_k", b"compare_top_k", "created_at", b"created_at", "dataset_id", b"dataset_id", "error", b"error", "finished_at", b"finished_at", "gate", b"gate", "gate_result", b"gate_result", "id", b"id", "init_from", b"init_from", "last_sequence", b"last_sequence", "metadata", b"metadata", "metrics", b"metrics", "name", b"name", "notes", b"notes", "on_top_of", b"on_top_of", "replaced", b"replaced", "settings", b"settings", "started_at", b"started_at", "state", b"state", "step", b"step", "tenant", b"tenant", "total_steps", b"total_steps", "validation_dataset_id", b"validation_dataset_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1261,8 +1289,8 @@ class JudgedRow(_message.Message):
         TEXT_FIELD_NUMBER: _builtins.int
         RIGHT_FIELD_NUMBER: _builtins.int
         side: _builtins.str
-        """Who answered: `base`, `prompt` (the base with the prompt that is compared), `init` (the version that the job
-        goes on from) or `adapter`.
+        """Who answered: `base`, `prompt` (the base with the prompt that is compared), `retrieval` (the base with passages
+        of documents), `init` (the version that the job goes on from), `adapter` or `adapter_retrieval`.
         """
         text: _builtins.str
         """What was said, cut where it is long."""
@@ -1284,6 +1312,7 @@ class JudgedRow(_message.Message):
     QUESTION_FIELD_NUMBER: _builtins.int
     EXPECTED_FIELD_NUMBER: _builtins.int
     ANSWERS_FIELD_NUMBER: _builtins.int
+    PASSAGES_FIELD_NUMBER: _builtins.int
     question: _builtins.str
     """The prompt, cut where it is long."""
     @_builtins.property
@@ -1294,16 +1323,21 @@ class JudgedRow(_message.Message):
     def answers(self) -> _containers.RepeatedCompositeFieldContainer[Global___JudgedRow.Answer]:
         """The answers."""
 
+    @_builtins.property
+    def passages(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Passages that were found for it in the documents that are compared, the best first, cut where they are long."""
+
     def __init__(
         self,
         *,
         question: _builtins.str = ...,
         expected: _abc.Iterable[_builtins.str] | None = ...,
         answers: _abc.Iterable[Global___JudgedRow.Answer] | None = ...,
+        passages: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["answers", b"answers", "expected", b"expected", "question", b"question"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answers", b"answers", "expected", b"expected", "passages", b"passages", "question", b"question"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -58,6 +58,8 @@ def check_move(job_id: str, old: JobState, new: JobState) -> None:
 
 
 MAX_REPLAY_ROWS = 100_000
+TOP_K, TOP_K_BOUND = 3, Bound(1, 50)
+"""Passages that are put before a held-out row."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +163,10 @@ class JobRequest:
     init_from: str = ""
     gate: Gate = Gate()
     compare_prompt: str = ""
+    compare_documents: str = ""
+    """Id of the dataset of documents that passages are found in; empty: no comparison with retrieval."""
+    compare_top_k: int = TOP_K
+    """Passages that are put before each held-out row."""
     metadata: dict[str, str] = field(default_factory=dict)
     idempotency_key: str = ""
     recipe: str = field(default="", compare=False)
@@ -262,6 +268,8 @@ class JudgedRow:
     question: str
     expected: tuple[str, ...]
     answers: dict[str, JudgedAnswer]
+    passages: tuple[str, ...] = ()
+    """What was found for it in the documents that are compared."""
 
 
 @dataclass(frozen=True, slots=True)

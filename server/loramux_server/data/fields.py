@@ -37,6 +37,8 @@ class CompletionRow:
 
     prompt: str
     completion: str
+    passages: str = ""
+    """Text of others that comes before the prompt: control tokens in it are text."""
 
 
 @dataclass(frozen=True, slots=True)

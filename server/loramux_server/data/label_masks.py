@@ -111,7 +111,7 @@ def render_marked(row: TrainRow, tokenizer: TextTokenizer) -> tuple[MarkedText, 
 
 
 def _completion(row: CompletionRow, tokenizer: TextTokenizer) -> Labelled:
-    prompt = tokenizer.encode(row.prompt)
+    prompt = tokenizer.encode(row.prompt, after=row.passages)
     answer = _ended(_without_tail(tokenizer.encode_continuation(row.completion), tokenizer), tokenizer)
     return prompt + answer, [False] * len(prompt) + [True] * len(answer)
 

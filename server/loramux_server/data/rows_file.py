@@ -28,8 +28,9 @@ from ..host.files import open_regular, storage_errors, sync_folder
 
 P = TypeVar("P")
 
-TRAIN, HELD_OUT, PROMPTED = "train", "held_out", "prompted"
-"""Tables of the file: rows that are trained on, rows that are held out, and some of these with a prompt before them."""
+TRAIN, HELD_OUT, PROMPTED, RETRIEVED = "train", "held_out", "prompted", "retrieved"
+"""Tables of the file: rows that are trained on, rows that are held out, and some of these with a prompt or with
+passages before them."""
 FORMAT = 1
 PIECE = 8 << 20
 """Bytes that are read between two pauses: about ten milliseconds of work."""

@@ -109,14 +109,16 @@ class TextTokenizer:
 
     # Text to ids
 
-    def encode(self, text: str, *, field: str = "prompt") -> list[int]:
+    def encode(self, text: str, *, field: str = "prompt", after: str = "") -> list[int]:
         """Ids of a plain prompt with the special tokens that the model's tokenizer adds by default.
 
-        Control tokens written in the text are control tokens here, as everywhere else for plain prompts.
+        Control tokens written in the text are control tokens here, as everywhere else for plain prompts; those in
+        the text ``after`` which it comes are text.
         Raises INVALID_ARGUMENT for text that is not valid Unicode, RESOURCE_EXHAUSTED for text that is too long.
         """
-        self._check(text, field)
-        return list(self._tokenizer.encode(text, add_special_tokens=True).ids)
+        self._check(after + text, field)
+        ids = self._tokenizer.encode(self._guard.break_all(after) + text, add_special_tokens=True).ids
+        return [id for id in ids if id != self._breaker_id] if after else list(ids)
 
     def encode_continuation(self, text: str, *, field: str = "completion") -> list[int]:
         """Ids of text that follows other text: no special tokens added, no space put before its first word."""

@@ -192,7 +192,7 @@ def test_the_image_installs_nothing_but_what_is_pinned_by_content() -> None:
     *others, own = installs
     assert len(others) == 3
     assert all("--no-deps --require-hashes" in rest for rest in others)
-    assert "loramux[server,curves,oidc,otel] @ file://" in own
+    assert "loramux[server,curves,compare,oidc,otel] @ file://" in own
 
 
 def test_what_storage_needs_is_pinned_beside_what_the_server_has() -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from loramux.comparison import read_comparison
 from loramux_server.core.backend import EngineInfo
 from loramux_server.core.jobs import Gate, JobState, TrainSpec
 from loramux_server.core.principal import LOCAL
@@ -32,13 +33,14 @@ JOB: dict[str, Any] = {
     "idempotency_key": "once",
 }
 """A job that goes through everything: held-out rows, a comparison, a gate."""
+DOCUMENTS: list[dict[str, object]] = [{"text": "Shop 3 is in street 3.\n\nShop 4 is in street 4."}]
 
 
 async def run_until_killed(state: Path, tokenizer: Path) -> None:
     """What the subprocess does: take a job in and run it, with a failpoint in the environment."""
     text = TextTokenizer.load(tokenizer)
     server = Server.over(Store.open(state), text, engine_info(text.vocab_size))
-    job = await server.job(**JOB)
+    job = await server.job(**JOB, compare_documents=await server.dataset(DOCUMENTS))
     print(job.id, flush=True)
     async with server.working():
         await server.finished(job)
@@ -58,7 +60,7 @@ async def test_a_job_survives_kill(point: str, tmp_path: Path, text: TextTokeniz
         "from tests.unit.services.test_crash import run_until_killed as run; "
         "asyncio.run(run(Path(sys.argv[1]), Path(sys.argv[2])))"
     )
-    found = await asyncio.to_thread(
+    killed = await asyncio.to_thread(
         subprocess.run,
         [sys.executable, "-c", code, str(state), str(tokenizer)],
         env={**os.environ, VARIABLE: f"{point}:kill", "PYTHONPATH": str(ROOT)},
@@ -66,20 +68,25 @@ async def test_a_job_survives_kill(point: str, tmp_path: Path, text: TextTokeniz
         text=True,
         timeout=60,
     )
-    assert found.returncode == -signal.SIGKILL, found.stderr
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
 
     store = Store.open(state)
     server = Server.over(store, text, info)
-    acknowledged = found.stdout.split()
+    acknowledged = killed.stdout.split()
     before = server.published()
     assert before == (["acme@1"] if point == "publish.committed" else [])
-    job = await server.job(**JOB)  # the client sends again what it had no answer to
+    job = await server.job(
+        **JOB, compare_documents=await server.dataset(DOCUMENTS)
+    )  # the client sends again what it had no answer to
     assert acknowledged in ([], [job.id])
     async with server.working():
         events = await server.finished(job)
     assert states(events)[-1] is JobState.SUCCEEDED
     assert server.published() == ["acme@1"]
     assert len((await server.service.list_jobs(LOCAL)).items) == 1
+    found = read_comparison((await server.service.get_job(job.id, LOCAL)).metrics)
+    assert found is not None
+    assert found.retrieval is not None
     if point == "publish.committed":
         assert states(events) == SUCCESS
     store.adapters.resolve("acme", "default")

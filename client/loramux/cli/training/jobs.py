@@ -88,6 +88,7 @@ def show(context: typer.Context, job: JobIdOrLatest = None, json: Json = False) 
             ("started from", info.init_from),
             ("gate", info.gate),
             ("compared with", _short(info.compare_prompt)),
+            ("documents", _documents(info)),
             ("not promoted", info.gate_result),
             ("the name meant", info.replaced),
             ("settings", _settings(info.settings)),
@@ -104,6 +105,12 @@ def show(context: typer.Context, job: JobIdOrLatest = None, json: Json = False) 
 def _short(text: str) -> str:
     text = " ".join(text.split())
     return text if len(text) <= 100 else text[:97] + "..."
+
+
+def _documents(info: JobInfo) -> str:
+    if not info.compare_documents:
+        return ""
+    return f"{info.compare_documents}, {info.compare_top_k} passage{'s' * (info.compare_top_k != 1)} before a row"
 
 
 def _settings(settings: dict[str, object]) -> str:

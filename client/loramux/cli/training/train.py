@@ -148,6 +148,17 @@ def train(
             help="System prompt to compare with: held-out rows are also asked of the base, alone and with this prompt.",
         ),
     ] = None,
+    compare_documents: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE|FOLDER",
+            help="Documents to compare with (text, Markdown, JSON lines): held-out rows are also asked of base and"
+            " adapter with passages that BM25 finds in them.",
+        ),
+    ] = None,
+    compare_top_k: Annotated[
+        int | None, typer.Option(help="Passages of --compare-documents before a row.", show_default="3")
+    ] = None,
     chat_template_kwargs: TemplateArg = None,
     metadata: Annotated[
         list[str] | None, typer.Option(metavar="KEY=VALUE", help="Note to keep with the version; may be repeated.")
@@ -164,7 +175,8 @@ def train(
     Examples:
       loramux train acme --data acme.jsonl
       loramux train acme --data acme.jsonl --recipe facts \\
-        --validation-split 0.1 --compare-prompt @acme-prompt.txt
+        --validation-split 0.1 --compare-prompt @acme-prompt.txt \\
+        --compare-documents handbook/
       loramux train letter --data letter.jsonl --recipe style \\
         --on-top-of pine:1.3 --on-top-of summit --on-top-of ''
     """  # noqa: D301
@@ -184,6 +196,8 @@ def train(
             init_from=init_from,
             gate=condition(gate),
             compare_prompt=text_or_file(compare_prompt, "--compare-prompt"),
+            compare_documents=compare_documents,
+            compare_top_k=compare_top_k,
             recipe=recipe,
             as_=as_,
             metadata=pairs(metadata or ()),

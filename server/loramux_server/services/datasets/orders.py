@@ -12,7 +12,7 @@ from ...core.types import StackItem
 from ...data.dataset import DatasetSummary
 from ...data.expect import Expected
 from ...data.label_masks import MarkedText
-from .training_data import Sources
+from .training_data import Source, Sources
 
 
 class CheckOrder(msgspec.Struct, frozen=True, tag=True):
@@ -34,6 +34,8 @@ class RowsOrder(msgspec.Struct, frozen=True, tag=True):
     judges_answers: bool = False
     """Whether the job's gate looks at answers, so that held-out rows must ask something."""
     compare_prompt: str = ""
+    compare_documents: Source | None = None
+    compare_top_k: int = 0
 
 
 Order = CheckOrder | RowsOrder
@@ -102,6 +104,8 @@ class RowsSummary(msgspec.Struct, frozen=True, tag=True):
     """Numbers of the held-out rows that are asked as questions."""
     expects: tuple[Expected | None, ...]
     """For each of these rows what counts as an answer, where the row says so."""
+    passages: tuple[tuple[str, ...], ...] = ()
+    """For each of these rows what was found for it in the documents that are compared, cut to be shown."""
 
 
 class Refused(msgspec.Struct, frozen=True, tag=True):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,15 +13,28 @@ from ...core.jobs import TrainRow
 from ...core.types import StackItem
 from ...core.watch import UNWATCHED, Watch
 from ...data.dataset import Dataset, Example, counted
+from ...data.documents import read_passages
 from ...data.label_masks import render_marked
 from ...data.problems import Problems
-from ...data.rows_file import HELD_OUT, PROMPTED, TRAIN, write_rows
+from ...data.rows import Content
+from ...data.rows_file import HELD_OUT, PROMPTED, RETRIEVED, TRAIN, write_rows
 from ...text import TextTokenizer
-from .held_out import FIELD, prompted, rows_to_ask
+from .held_out import (
+    DOCUMENTS,
+    PROMPT,
+    as_context,
+    asked_texts,
+    prompted,
+    rows_to_ask,
+    with_context,
+    with_passages,
+)
 from .orders import Checked, CheckOrder, FoundProblems, MarkedRow, Order, RowsOrder, RowsSummary
-from .training_data import check_source, load_data, load_replay, without_trained
+from .retrieval import PassageIndex
+from .training_data import Source, check_source, load_data, load_replay, without_trained
 
 MAX_SHOWN_CHARS = 1 << 20
+MAX_SHOWN_PASSAGE = 300
 
 
 def carry_out(order: Order, text: TextTokenizer, watch: Watch = UNWATCHED) -> Checked | RowsSummary:
@@ -61,25 +74,28 @@ def _make_rows(order: RowsOrder, text: TextTokenizer, watch: Watch) -> RowsSumma
     data = load_data(order.sources, text, watch)
     held_out = data.validation.examples if data.validation else ()
     asked: list[int] = []
-    if order.judges_answers or order.compare_prompt or any(example.expect for example in held_out):
+    compared = {PROMPT: bool(order.compare_prompt), DOCUMENTS: order.compare_documents is not None}
+    if order.judges_answers or any(compared.values()) or any(example.expect for example in held_out):
         asked = rows_to_ask(held_out, text, watch)
     if held_out and not asked:
-        wanted = {"gate": order.judges_answers, FIELD: bool(order.compare_prompt)}
+        wanted = {"gate": order.judges_answers, **compared}
         words = "no held-out row has a prompt before its answer to ask the model"
         if any(wanted.values()):
             raise invalid([FieldViolation(name, words) for name, given in wanted.items() if given])
-    with_prompt: list[TrainRow] = []
     source = order.sources.validation or order.sources.data
-    if order.compare_prompt and asked:
-        with_prompt = prompted(
-            asked,
-            held_out,
-            order.compare_prompt,
-            order.sources.spec.chat_template_kwargs,
-            text,
-            order.max_context,
-            watch,
-        )
+
+    def with_texts(contexts: Sequence[str], put: Callable[[Content, str, int], Content], field: str) -> list[TrainRow]:
+        kwargs = order.sources.spec.chat_template_kwargs
+        return prompted(asked, held_out, contexts, put, field, kwargs, text, order.max_context, watch)
+
+    with_prompt: list[TrainRow] = []
+    retrieved: list[TrainRow] = []
+    passages: list[tuple[str, ...]] = []
+    if order.compare_prompt:
+        with_prompt = with_texts([order.compare_prompt] * len(asked), with_context, PROMPT)
+    if order.compare_documents is not None and asked:
+        passages = _passages(order.compare_documents, order.compare_top_k, asked_texts(asked, held_out), watch)
+        retrieved = with_texts([as_context(found) for found in passages], with_passages, DOCUMENTS)
     summary = RowsSummary(
         base=order.base,
         train=data.train.report,
@@ -92,14 +108,26 @@ def _make_rows(order: RowsOrder, text: TextTokenizer, watch: Watch) -> RowsSumma
         by_heart=data.by_heart,
         asked=tuple(asked),
         expects=tuple(held_out[number].expect for number in asked),
+        passages=tuple(tuple(passage[:MAX_SHOWN_PASSAGE] for passage in found) for found in passages),
     )
     tables = {
         TRAIN: _with_stacks(data.trained, data.row_stacks),
         HELD_OUT: _with_stacks(held_out, data.row_stacks),
         PROMPTED: with_prompt,
+        RETRIEVED: retrieved,
     }
     write_rows(Path(order.folder), tables, msgspec.msgpack.encode(summary))
     return summary
+
+
+def _passages(documents: Source, count: int, questions: Sequence[str], watch: Watch) -> list[tuple[str, ...]]:
+    """The best passages for each question, the best first. Raises INVALID_ARGUMENT, DATA_LOSS."""
+    index = PassageIndex(read_passages(documents.read(), DOCUMENTS, watch))
+    found = []
+    for question in questions:
+        watch()
+        found.append(index.best(question, count))
+    return found
 
 
 def _with_stacks(examples: Iterable[Example], stacks: tuple[tuple[StackItem, ...], ...]) -> Iterable[TrainRow]:

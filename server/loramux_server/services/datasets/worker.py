@@ -9,12 +9,14 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgspec
 
-from ...core.errors import Code, Error
+from loramux.comparison import MAX_DOCUMENT_BYTES
+
+from ...core.errors import Code, Error, invalid_field
 from ...core.jobs import MIN_ACCURACY, JobRequest, TrainSpec
 from ...core.watch import Watch
 from ...data.dataset import DatasetLimits
@@ -23,6 +25,7 @@ from ...telemetry.logs import child_environment, get_logger
 from ..common.context import Context
 from ..common.damage import retried
 from ..common.workers import compute
+from .held_out import DOCUMENTS
 from .orders import Answer, Checked, CheckOrder, Delivery, Order, Refused, RowsOrder, RowsSummary
 from .preparation import carry_out
 from .training_data import Source, Sources
@@ -55,7 +58,7 @@ class DatasetWorker:
     ) -> Checked:
         """What is wrong with a dataset, and what its good rows hold."""
         found = await self._carry_out(
-            tenant, spec, (dataset_id, validation_id), lambda sources: CheckOrder(sources, show, from_line)
+            tenant, spec, (dataset_id, validation_id), lambda sources, _: CheckOrder(sources, show, from_line)
         )
         assert isinstance(found, Checked)
         return found
@@ -67,25 +70,40 @@ class DatasetWorker:
             request.tenant,
             request.spec,
             (request.dataset_id, request.validation_dataset_id),
-            lambda sources: RowsOrder(
-                sources, str(folder), info.base_fingerprint, info.max_context, judges_answers, request.compare_prompt
+            lambda sources, documents: RowsOrder(
+                sources,
+                str(folder),
+                info.base_fingerprint,
+                info.max_context,
+                judges_answers,
+                request.compare_prompt,
+                documents,
+                request.compare_top_k,
             ),
+            request.compare_documents,
         )
         assert isinstance(found, RowsSummary)
         return found
 
     async def _carry_out(
-        self, tenant: str, spec: TrainSpec, ids: tuple[str, str], make: Callable[[Sources], Order]
+        self,
+        tenant: str,
+        spec: TrainSpec,
+        ids: tuple[str, str],
+        make: Callable[[Sources, Source | None], Order],
+        documents: str = "",
     ) -> Checked | RowsSummary:
         records = await asyncio.to_thread(
-            lambda: [self._store.datasets.get(id, tenant) if id else None for id in (*ids, spec.replay)]
+            lambda: [self._store.datasets.get(id, tenant) if id else None for id in (*ids, spec.replay, documents)]
         )
+        _check_documents(records[-1])
         stored = [record for record in records if record is not None]
         large = self._text.folder is not None and sum(record.size_bytes for record in stored) > LARGE
 
         def work(watch: Watch) -> Checked | RowsSummary:
             with self._store.blobs.holding([record.digest for record in stored]):
-                order = make(self._sources(spec, records))
+                *rows, compared = map(self._source, records)
+                order = make(self._sources(spec, rows), compared)
                 return (
                     _in_process(order, str(self._text.folder), watch) if large else carry_out(order, self._text, watch)
                 )
@@ -96,12 +114,12 @@ class DatasetWorker:
 
         return await retried(check, lambda: compute(work, alone=large))
 
-    def _sources(self, spec: TrainSpec, records: Collection[DatasetRecord | None]) -> Sources:
+    def _source(self, record: DatasetRecord | None) -> Source | None:
+        return None if record is None else Source(str(self._store.blobs.local_path(record.digest)), record.digest)
+
+    def _sources(self, spec: TrainSpec, found: Sequence[Source | None]) -> Sources:
         limits = self._limits
-        data, validation, replay = (
-            None if record is None else Source(str(self._store.blobs.local_path(record.digest)), record.digest)
-            for record in records
-        )
+        data, validation, replay = found
         assert data is not None
         return Sources(
             spec,
@@ -110,6 +128,15 @@ class DatasetWorker:
             data,
             validation,
             replay,
+        )
+
+
+def _check_documents(record: DatasetRecord | None) -> None:
+    if record is not None and record.size_bytes > MAX_DOCUMENT_BYTES:
+        raise invalid_field(
+            DOCUMENTS,
+            f"has {record.size_bytes} bytes of documents; at most {MAX_DOCUMENT_BYTES} are taken: "
+            "compare with those that matter",
         )
 
 

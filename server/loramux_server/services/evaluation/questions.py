@@ -49,6 +49,7 @@ class Reply:
     """What came of a question. Times are seconds since it was sent."""
 
     text: str
+    tokens: int
     right: bool
     """The answer counts, by the question's own rule."""
     exact: bool
@@ -106,7 +107,7 @@ class Asker:
                     raise Error(Code(event.error_code), event.error)
             seconds = time.monotonic() - started
         said = self._text.decode_answer(tokens)
-        return Reply(said, question.judge.right(said), question.judge.equals(said), first, seconds)
+        return Reply(said, len(tokens), question.judge.right(said), question.judge.equals(said), first, seconds)
 
     async def loss(self, question: Question, stack: Stack) -> float:
         """Natural-log loss of the expected answer, summed over its tokens. Raises what the engine raised."""
@@ -120,11 +121,11 @@ class Asker:
             tasks = [group.create_task(self.ask(question, stacks[question.stack])) for question in asked]
         return [task.result() for task in tasks]
 
-    async def losses(self, asked: Sequence[Question], stacks: Sequence[Stack]) -> float:
-        """Mean loss a token of the expected answers."""
+    async def losses(self, asked: Sequence[Question], stacks: Sequence[Stack]) -> list[float]:
+        """Losses of the expected answers in order, each summed over its tokens."""
         async with _together() as group:
             tasks = [group.create_task(self.loss(question, stacks[question.stack])) for question in asked]
-        return sum(task.result() for task in tasks) / sum(len(question.expected_ids) for question in asked)
+        return [task.result() for task in tasks]
 
 
 def accuracy(replies: Sequence[Reply]) -> float:
@@ -158,9 +159,15 @@ def rules(asked: Sequence[Question]) -> dict[str, float]:
 
 
 def side_by_side(
-    asked: Sequence[Question], sides: Mapping[str, Sequence[Reply]], text: TextTokenizer
+    asked: Sequence[Question],
+    sides: Mapping[str, Sequence[Reply]],
+    text: TextTokenizer,
+    passages: Sequence[tuple[str, ...]] = (),
 ) -> tuple[JudgedRow, ...]:
-    """A few of the questions with what each side answered: those first on which the sides differ."""
+    """A few of the questions with what each side answered: those first on which the sides differ.
+
+    ``passages`` has what was found for each question, where that was looked for.
+    """
     same = [len({replies[i].right for replies in sides.values()}) == 1 for i in range(len(asked))]
     shown = sorted(sorted(range(len(asked)), key=lambda i: same[i])[:SHOWN])
     return tuple(
@@ -168,6 +175,7 @@ def side_by_side(
             question=_cut(text.decode(asked[i].prompt_ids, skip_special_tokens=True), from_end=True),
             expected=tuple(map(_cut, asked[i].judge.texts)),
             answers={name: JudgedAnswer(_cut(replies[i].text), replies[i].right) for name, replies in sides.items()},
+            passages=tuple(map(_cut, passages[i])) if passages else (),
         )
         for i in shown
     )

@@ -12,7 +12,7 @@ from loramux.comparison import Comparison, judged
 
 from ...core.jobs import JobState, JudgedRow, TrainCommand, TrainEvent, TrainEventType
 from ...core.types import Stack, StackEntry, StackItem
-from ...data.rows_file import HELD_OUT, PROMPTED, assign_stacks
+from ...data.rows_file import HELD_OUT, PROMPTED, RETRIEVED, assign_stacks
 from ...host.failpoints import reach
 from ...host.files import storage_errors, sync_folder, write_durable
 from ...peft.schema import CARD_FILE, AdapterConfig
@@ -23,7 +23,7 @@ from ..adapters.publish import candidate, publish, verify_trained
 from ..common.context import Context
 from ..common.stacks import pinned_items
 from ..datasets.stored_rows import StoredRows
-from ..evaluation.comparison import compare, with_rows
+from ..evaluation.comparison import PROMPT, RETRIEVAL, compare, with_rows
 from ..evaluation.gate import ACCURACY, EXACT_MATCH, failed_because
 from ..evaluation.questions import Asker, Question, Reply, accuracy, exact_match, questions, rules, side_by_side
 from .board import JobBoard
@@ -63,17 +63,18 @@ class TrainingRun:
 
     async def question(self, command: TrainCommand) -> None:
         """Where the gate or a comparison looks at answers, or rows say what counts: ask the held-out rows."""
-        context, rows = self._job.request.compare_prompt, self._rows
+        rows = self._rows
         if not rows.summary.asked:
             return
         asked = await asyncio.to_thread(self._questions, command)
         await asyncio.to_thread(verify_trained, Path(command.output), self._info, self._limits)
         request = self._job.request
         asker = Asker(self._backend, self._text, prefix=f"{self._job.id}-{self._job.fence}", tenant=request.tenant)
+        compares = bool(request.compare_prompt or request.compare_documents)
         words, found = "answers", dict[str, float]()
         async with candidate(self._context, request.name, Path(command.output), request.spec.rank) as version:
             over = [Stack((*stack.entries, StackEntry(version))) for stack in command.stacks]
-            if context:
+            if compares:
                 compared, sides = await self._compared(asker, asked, command, over)
                 words, found = compared.verdict, compared.to_metrics()
             else:
@@ -81,8 +82,8 @@ class TrainingRun:
         replies = sides["adapter"]
         found |= {ACCURACY: accuracy(replies), EXACT_MATCH: exact_match(replies), **rules(asked)}
         found["eval_questions"] = float(len(asked))
-        words = f"{words} Judged {judged(found)}." if context else f"{words}, judged {judged(found)}"
-        shown = await asyncio.to_thread(side_by_side, asked, sides, self._text)
+        words = f"{words} Judged {judged(found)}." if compares else f"{words}, judged {judged(found)}"
+        shown = await asyncio.to_thread(side_by_side, asked, sides, self._text, rows.summary.passages)
         reach("job.answered")
         await self._take(TrainEvent(TrainEventType.EVALUATION, words, None, self._steps, self._total, found, shown))
 
@@ -100,13 +101,18 @@ class TrainingRun:
     async def _compared(
         self, asker: Asker, asked: list[Question], command: TrainCommand, over: list[Stack]
     ) -> tuple[Comparison, dict[str, list[Reply]]]:
-        """Fine-tuning against prompting, and against the version that the job goes on from."""
-        table = self._rows.content.tables[PROMPTED]
-        with_prompt = await asyncio.to_thread(with_rows, asked, table, self._info.max_context)
+        """Fine-tuning against prompting, retrieval, and the version that the job goes on from."""
+        request, tables = self._job.request, self._rows.content.tables
+        before = ((PROMPT, request.compare_prompt, PROMPTED), (RETRIEVAL, request.compare_documents, RETRIEVED))
+        contexts = {
+            name: await asyncio.to_thread(with_rows, asked, tables[table], self._info.max_context)
+            for name, given, table in before
+            if given
+        }
         init = None
         if command.init is not None:
             init = [Stack((*stack.entries, StackEntry(command.init))) for stack in command.stacks]
-        found, replies = await compare(asker, asked, with_prompt, command.stacks, over, init)
+        found, replies = await compare(asker, asked, contexts, command.stacks, over, init)
         return replace(found, by_heart=self._rows.summary.by_heart), replies
 
     async def publish(self, command: TrainCommand) -> VersionRecord:

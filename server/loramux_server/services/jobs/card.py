@@ -65,7 +65,7 @@ def render_card(facts: CardFacts) -> str:
         " serves it.",
         "## Data\n\n" + _data(facts),
         "## Result\n\n" + _result(facts),
-        *_against_a_prompt(facts),
+        *_compared(facts),
         *_answers(facts),
         *(["## Course of the training\n\n" + _course(facts.curve)] if facts.curve else []),
         "## Use\n\nWith loramux:\n\n" + _loramux_snippet(facts) + "\n\nWith PEFT:\n\n" + _peft_snippet(facts),
@@ -123,15 +123,22 @@ def _result(facts: CardFacts) -> str:
     )
 
 
-def _against_a_prompt(facts: CardFacts) -> list[str]:
-    """Fine-tuning against prompting, where that was measured: the verdict, the metrics and the prompt."""
+def _compared(facts: CardFacts) -> list[str]:
+    """Fine-tuning against prompting and retrieval, where that was measured: verdict, metrics, prompt and documents."""
     found = read_comparison(facts.metrics)
     if found is None:
         return []
     table = _table(("on the same held-out rows", *found.sides), found.rows())
-    text = facts.request.compare_prompt
-    shown = _cell(text if len(text) <= MAX_PROMPT else text[:MAX_PROMPT] + " ...")
-    return [f"## Against a prompt\n\n{found.verdict}\n\n{table}\n\nThe prompt:\n\n> {shown}"]
+    request = facts.request
+    parts = [found.verdict, table]
+    if text := request.compare_prompt:
+        shown = _cell(text if len(text) <= MAX_PROMPT else text[:MAX_PROMPT] + " ...")
+        parts.append(f"The prompt:\n\n> {shown}")
+    if request.compare_documents:
+        parts.append(f"Retrieval: up to {request.compare_top_k} passages of documents `{request.compare_documents}`.")
+    others = (("a prompt", text), ("retrieval", request.compare_documents))
+    title = " and ".join(name for name, given in others if given)
+    return [f"## Against {title}", *parts]
 
 
 def _answers(facts: CardFacts) -> list[str]:

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from ...core.backend import EngineInfo
 from ...core.bounds import text_violations
 from ...core.errors import FieldViolation
-from ...core.jobs import BOUNDS, MAX_REPLAY_ROWS, MIN_ACCURACY, JobRequest, TrainSpec
+from ...core.jobs import BOUNDS, MAX_REPLAY_ROWS, MIN_ACCURACY, TOP_K_BOUND, JobRequest, TrainSpec
 from ...core.types import StackItem
 from ...peft.lora_config import ALL_LINEAR, LoraConfig
 from ..common.checks import (
@@ -29,6 +29,8 @@ def job_violations(request: JobRequest, info: EngineInfo, limits: Limits) -> lis
     if not request.dataset_id:
         found.append(FieldViolation("dataset_id", "is empty; upload a dataset first and give its id"))
     found += metadata_violations(request.metadata)
+    if request.compare_documents:
+        found += TOP_K_BOUND.violations("compare_top_k", request.compare_top_k)
     if request.compare_prompt:
         found += text_violations("compare_prompt", request.compare_prompt.strip(), limits.max_prompt_bytes)
     return [*found, *_held_out_violations(request)]
@@ -44,6 +46,7 @@ def _held_out_violations(request: JobRequest) -> Iterator[FieldViolation]:
         for name, asked in (
             ("gate", request.gate.kind not in ("", "none")),
             ("compare_prompt", bool(request.compare_prompt)),
+            ("compare_documents", bool(request.compare_documents)),
             ("eval_steps", spec.eval_steps is not None),
             ("early_stopping_patience", spec.early_stopping_patience is not None),
         ):

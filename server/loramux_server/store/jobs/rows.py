@@ -99,6 +99,7 @@ def using_dataset(connection: Connection, dataset_id: str, owner: str) -> Row[An
         request["dataset_id"].as_string() == dataset_id,
         request["validation_dataset_id"].as_string() == dataset_id,
         request[("spec", "replay")].as_string() == dataset_id,
+        request["compare_documents"].as_string() == dataset_id,
     )
     unfinished = j.c.state.not_in([s.value for s in JobState if s.final])
     return connection.execute(JOBS.where(j.c.owner == owner, unfinished, uses).order_by(j.c.seq).limit(1)).first()

@@ -11,7 +11,7 @@ from typing import Any
 from ....core.backend import EngineInfo
 from ....core.call import Call
 from ....core.errors import Error, FieldViolation, invalid_field
-from ....core.jobs import MIN_ACCURACY, Gate, JobRequest, TrainSpec
+from ....core.jobs import MIN_ACCURACY, TOP_K, Gate, JobRequest, TrainSpec
 from ....core.types import StackItem
 from ....services.jobs.recipes import chosen_rate
 from ...fields import as_text
@@ -66,6 +66,8 @@ class AskedJob:
             init_from=init_from,
             gate=_gate(own),
             compare_prompt=own.compare_prompt or "",
+            compare_documents=dataset_id(own.compare_documents or ""),
+            compare_top_k=TOP_K if own.compare_top_k is None else own.compare_top_k,
             metadata=asked.metadata or {},
             idempotency_key=key,
             recipe=own.recipe or "",

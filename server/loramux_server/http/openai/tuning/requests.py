@@ -61,6 +61,9 @@ class Loramux(Strict):
     on_top_of: Any = None
     gate: Literal["none", "improves"] | MinAccuracy | None = None
     compare_prompt: StrictStr | None = None
+    compare_documents: StrictStr | None = None
+    """The id of a file of documents."""
+    compare_top_k: StrictInt | None = None
     recipe: StrictStr | None = None
     replay: StrictStr | None = None
     """``default``, or the id of a file."""

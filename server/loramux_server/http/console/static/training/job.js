@@ -9,8 +9,23 @@ import "../curve.js";
 
 const FINAL = ["SUCCEEDED", "FAILED", "CANCELLED"].map((state) => `JOB_STATE_${state}`);
 const AGAIN = 2000; // milliseconds until a lost connection is tried again
-const SIDES = ["base", "prompt", "init", "adapter"];
-const NAMES = { base: "the base", prompt: "the base with the prompt", init: "the version it continues", adapter: "the new adapter" };
+const NAMES = {
+  base: "the base",
+  init: "the version it continues",
+  prompt: "the base with the prompt",
+  retrieval: "the base with passages",
+  adapter: "the new adapter",
+  adapter_retrieval: "the new adapter with passages",
+};
+const SIDES = Object.keys(NAMES);
+const COMPARED = [
+  ["Right", "accuracy", (value) => percent(value, 1), "accuracy_error"],
+  ["Exactly as expected", "exact_match", (value) => percent(value, 1), "exact_match_error"],
+  ["Loss", "loss", (value) => number(value, 3), "loss_error"],
+  ["Prompt tokens", "prompt_tokens", (value) => number(value, 0)],
+  ["First token", "first_token_seconds", duration],
+  ["Whole answer", "seconds", duration],
+];
 const MOST_SAID = 50; // messages that are shown
 
 class Job extends View {
@@ -143,26 +158,30 @@ class Job extends View {
   #comparison(metrics) {
     const sides = SIDES.filter((side) => metrics[`compare_${side}_accuracy`] !== undefined || metrics[`compare_${side}_loss`] !== undefined);
     if (!sides.length) return nothing;
-    return scrolling("Comparison", html`<table>
+    const verdict = this.events.findLast((event) => event.metrics?.compare_questions !== undefined)?.message;
+    return html`${verdict ? html`<p class="verdict">${verdict}</p>` : nothing}${scrolling("Comparison", html`<table>
       <caption>Comparison on ${number(metrics.compare_questions ?? 0)} held-out questions</caption>
-      <thead><tr><th scope="col">Who answers</th><th scope="col" class="number">Right</th><th scope="col" class="number">Loss</th></tr></thead>
+      <thead><tr><th scope="col">Who answers</th>${COMPARED.map(([title]) => html`<th scope="col" class="number">${title}</th>`)}
+        <th scope="col" class="number">Tokens of 1,000 requests</th></tr></thead>
       <tbody>
         ${sides.map(
           (side) => html`<tr>
             <th scope="row">${NAMES[side]}</th>
-            <td class="number">${figure(metrics[`compare_${side}_accuracy`], (value) => percent(value, 1))}</td>
-            <td class="number">${figure(metrics[`compare_${side}_loss`], (value) => number(value, 3))}</td>
+            ${COMPARED.map(([, name, write, error]) => html`<td class="number">${figure(metrics[`compare_${side}_${name}`], write)}${
+              error ? html` <span class="muted">± ${figure(metrics[`compare_${side}_${error}`], write)}</span>` : nothing}</td>`)}
+            <td class="number">${figure(1000 * (metrics[`compare_${side}_prompt_tokens`] + metrics[`compare_${side}_answer_tokens`]), number)}</td>
           </tr>`,
         )}
       </tbody>
-    </table>`);
+    </table>`)}`;
   }
 
   #answers(answers) {
     return html`<details><summary>Answers to held-out questions</summary>
       ${answers.map(
-        ({ question, expected = [], answers: given = [] }) => html`<div class="asked">
+        ({ question, expected = [], answers: given = [], passages = [] }) => html`<div class="asked">
           <p><strong>${question}</strong> <span class="muted">Expected: ${expected.join(", ")}</span></p>
+          ${passages.length ? html`<details><summary>Passages found</summary><ol>${passages.map((text) => html`<li>${text}</li>`)}</ol></details>` : nothing}
           <ul>${given.map(({ side, text, right }) => html`<li>${NAMES[side] ?? side}: ${text}
             <span class=${right ? "good" : "bad"}>${right ? "right" : "wrong"}</span></li>`)}</ul>
         </div>`,
@@ -170,11 +189,12 @@ class Job extends View {
     </details>`;
   }
 
-  #settings({ id, settings = {}, onTopOf = [], initFrom, comparePrompt }) {
+  #settings({ id, settings = {}, onTopOf = [], initFrom, comparePrompt, compareDocuments, compareTopK }) {
     const rows = Object.entries(settings).map(([name, value]) => [name, Array.isArray(value) ? value.join(", ") : String(value)]);
     if (onTopOf.length) rows.push(["on top of", onTopOf.map(({ entries }) => stackText(entries)).join("; ")]);
     if (initFrom) rows.push(["continues", initFrom]);
     if (comparePrompt) rows.push(["compared with", comparePrompt]);
+    if (compareDocuments) rows.push(["compared with passages", `${compareTopK} of ${compareDocuments}`]);
     return html`<details><summary>Settings</summary>
       <dl class="facts">${[["job", id], ...rows].map(([name, value]) => html`<div><dt>${name}</dt><dd>${value}</dd></div>`)}</dl>
     </details>`;
@@ -212,7 +232,7 @@ class Job extends View {
 }
 
 function figure(value, write) {
-  return typeof value === "number" ? write(value) : "–";
+  return Number.isFinite(value) ? write(value) : "–";
 }
 
 customElements.define("lm-job", Job);

@@ -4,6 +4,7 @@ import { ask, call, upload } from "../api.js";
 import { bytes, number } from "../format.js";
 import { View, html, nothing, problem, waiting } from "../view.js";
 import "../drop.js";
+import { asRows } from "./documents.js";
 import "./report.js";
 import "./settings.js";
 
@@ -16,6 +17,7 @@ class NewJob extends View {
     models: { state: true },
     dataset: { state: true }, // its id
     heldOut: { state: true }, // the id of the held-out dataset; "": none
+    documents: { state: true }, // the id of the dataset of documents that are compared; "": none
     report: { state: true },
     refused: { state: true }, // why the settings cannot be checked
     busy: { state: true }, // what is being done
@@ -29,7 +31,7 @@ class NewJob extends View {
 
   constructor() {
     super();
-    Object.assign(this, { datasets: [], models: [], dataset: "", heldOut: "", report: null, refused: null, busy: "", error: null });
+    Object.assign(this, { datasets: [], models: [], dataset: "", heldOut: "", documents: "", report: null, refused: null, busy: "", error: null });
     this.starting = false;
     this.wanted = { settings: {} };
   }
@@ -63,10 +65,14 @@ class NewJob extends View {
         <lm-drop label="Held-out rows, if you have some" accept=".jsonl,.json" ?disabled=${Boolean(this.busy)}
           hint="The adapter is measured on these and never trained on them."
           @files=${({ detail }) => this.#upload(detail.files[0], "heldOut")}></lm-drop>
+        <lm-drop label="Documents to compare with, if you have some" accept=".txt,.md,.jsonl" many ?disabled=${Boolean(this.busy)}
+          hint="Text, Markdown or JSON Lines with text. Held-out rows are also asked with passages of these, so that you see whether retrieval would do."
+          @files=${({ detail }) => this.#uploadDocuments(detail.files)}></lm-drop>
       </div>
       <div class="fields wide">
         ${this.#choice("dataset", "Dataset", "Choose one that is stored…")}
         ${this.#choice("heldOut", "Held-out dataset", "none")}
+        ${this.#choice("documents", "Documents", "none")}
       </div>
       ${this.busy ? waiting(this.busy) : nothing}
       ${this.dataset ? this.#checked() : nothing}
@@ -93,6 +99,15 @@ class NewJob extends View {
     `;
   }
 
+  async #uploadDocuments(files) {
+    this.error = null;
+    try {
+      await this.#upload(await asRows(files), "documents");
+    } catch (error) {
+      this.error = error;
+    }
+  }
+
   async #upload(file, which) {
     this.busy = `Uploading ${file.name}, ${bytes(file.size)}…`;
     this.error = null;
@@ -110,6 +125,7 @@ class NewJob extends View {
 
   #choose(which, id) {
     this[which] = id;
+    if (which === "documents") return; // they are checked with the job
     this.report = null;
     return this.#check(0);
   }
@@ -142,10 +158,12 @@ class NewJob extends View {
   }
 
   async #start({ detail: { name } }) {
-    const { compare, ...wanted } = this.wanted;
+    const { compare, topK, ...wanted } = this.wanted;
     const request = { ...wanted, name, datasetId: this.dataset };
     if (this.heldOut) request.validationDatasetId = this.heldOut;
     if (compare) request.comparePrompt = compare;
+    if (this.documents) request.compareDocuments = this.documents;
+    if (this.documents && topK) request.compareTopK = Number(topK);
     this.#asked++; // what a check says now is no longer of use
     this.starting = true;
     this.busy = "Starting the job…";

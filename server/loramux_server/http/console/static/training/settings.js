@@ -101,6 +101,10 @@ class JobSettings extends View {
             <textarea id="job-compare" name="compare" rows="2" aria-describedby="job-compare-hint"></textarea>
             <p class="hint" id="job-compare-hint">The held-out rows are also asked of the base, and of the base with this prompt, so that
               you see whether training was worth it.</p></div>
+          <div><label for="job-top-k">Passages of the documents before a row</label>
+            <input id="job-top-k" name="topK" type="number" min="1" max="50" step="1" aria-describedby="job-top-k-hint">
+            <p class="hint" id="job-top-k-hint">3 where this is empty. The documents to compare with are chosen above, beside the
+              held-out rows.</p></div>
         </div>
       </details>
       <div class="row"><button class="primary" ?disabled=${!this.startable}>Start training</button></div>
@@ -116,6 +120,7 @@ class JobSettings extends View {
       onTopOf: this.stacks.map((stack) => ({ entries: stack.map(({ name, weight }) => ({ adapter: name, weight })) })),
       initFrom: given.initFrom.trim(),
       compare: given.compare.trim(),
+      topK: given.topK,
     };
     if (given.gate) wanted.gate = { kind: given.gate, ...(given.minAccuracy ? { minAccuracy: Number(given.minAccuracy) } : {}) };
     return wanted;
