@@ -103,6 +103,10 @@ bench-training: $(READY) ## Measure training beside TRL's (extra bench); a trial
 bench-70b: $(READY) ## Plan a 70B base on one 80 GB card; with a GPU serve and train random weights of that shape
 	@$(BIN)/python -m benchmarks.large_base $(BENCH_ARGS)
 
+.PHONY: bench-retrieval
+bench-retrieval: $(READY) ## Measure prompt, retrieval and adapter on the facts of four tenants: ten minutes
+	@$(BIN)/python -m benchmarks.retrieval $(BENCH_ARGS)
+
 .PHONY: bench-coserve
 bench-coserve: $(READY) ## Measure what training and serving cost each other
 	@$(BIN)/python -m benchmarks.coserve $(BENCH_ARGS)

@@ -46,7 +46,8 @@ def test_a_server_killed_at_work_finishes_the_job(
 ) -> None:
     flags = (*flags, "--state-dir", str(tmp_path / "state"))
     with server_process(home, *flags, failpoint=f"{point}:kill") as server, ready(server) as client:
-        job = client.train("acme", ROWS, validation=ROWS[:2], compare_prompt="Be brief.", **SETTINGS)
+        compared = {"compare_prompt": "Be brief.", "compare_documents": ["where is it\n\nhere"]}
+        job = client.train("acme", ROWS, validation=ROWS[:2], **compared, **SETTINGS)
         assert server.finish() == -signal.SIGKILL
     with server_process(home, *flags) as server, ready(server) as client:
         again = client.jobs.get(job.id)
@@ -56,6 +57,7 @@ def test_a_server_killed_at_work_finishes_the_job(
         # The last step's checkpoint was there: no step was done twice.
         assert [e.step for e in events if e.type == "step"] == list(range(1, STEPS + 1))
         assert again.info.comparison is not None
+        assert list(again.info.comparison.by_name) == ["base", "prompt", "retrieval", "adapter", "adapter_retrieval"]
         assert client.generate("where", adapters=["acme"], max_tokens=2).text is not None
 
 

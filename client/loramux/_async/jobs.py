@@ -66,6 +66,8 @@ class AsyncJobs:
             idempotency_key=idempotency_key or uuid.uuid4().hex,
             options=settings,
         )
+        # Read first: what is no text is refused before anything is sent.
+        documents = None if compare_documents is None else await blocking(read_documents, compare_documents)
         datasets = AsyncDatasets(self._transport)
         request.dataset_id = (await datasets.upload(data, as_=as_)).id
         if validation is not None:
@@ -73,9 +75,8 @@ class AsyncJobs:
         if replay is not None:
             shipped = isinstance(replay, str) and replay == "default"
             request.settings.replay = "default" if shipped else (await datasets.upload(replay)).id
-        if compare_documents is not None:
-            rows = await blocking(read_documents, compare_documents)
-            request.compare_documents = (await datasets.upload(rows)).id
+        if documents is not None:
+            request.compare_documents = (await datasets.upload(documents)).id
         return AsyncJob(self._transport, responses.job(await self._transport.unary(self._stub.CreateJob, request)))
 
     async def list(self, *, states: Sequence[str] = (), name: str = "", limit: int | None = None) -> list[JobInfo]:

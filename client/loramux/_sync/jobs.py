@@ -67,6 +67,8 @@ class Jobs:
             idempotency_key=idempotency_key or uuid.uuid4().hex,
             options=settings,
         )
+        # Read first: what is no text is refused before anything is sent.
+        documents = None if compare_documents is None else blocking(read_documents, compare_documents)
         datasets = Datasets(self._transport)
         request.dataset_id = (datasets.upload(data, as_=as_)).id
         if validation is not None:
@@ -74,9 +76,8 @@ class Jobs:
         if replay is not None:
             shipped = isinstance(replay, str) and replay == "default"
             request.settings.replay = "default" if shipped else (datasets.upload(replay)).id
-        if compare_documents is not None:
-            rows = blocking(read_documents, compare_documents)
-            request.compare_documents = (datasets.upload(rows)).id
+        if documents is not None:
+            request.compare_documents = (datasets.upload(documents)).id
         return Job(self._transport, responses.job(self._transport.unary(self._stub.CreateJob, request)))
 
     def list(self, *, states: Sequence[str] = (), name: str = "", limit: int | None = None) -> list[JobInfo]:

@@ -344,8 +344,10 @@ def test_jobs(fake: Fake, shell: Shell) -> None:
 
 def test_a_comparison_is_a_table_with_a_verdict(fake: Fake, shell: Shell) -> None:
     """In the job, after watching it, and with the version."""
-    base, prompt, adapter = (Side(share, share, 1.5, tokens, 0.1, 0.5) for share, tokens in ((0, 9), (0.5, 99), (1, 9)))
-    found = Comparison(48, base, prompt, adapter)
+    base, prompt, adapter = (
+        Side(share, share, 1.5, tokens, 0.1, 0.5, 11, 0.05) for share, tokens in ((0, 9), (0.5, 99), (1, 9))
+    )
+    found = Comparison(48, base, prompt, adapter, retrieval=prompt, adapter_retrieval=adapter)
     shown = version()
     for metrics in (fake.job.metrics, shown.metrics):
         metrics.update({"loss": 0.5, **found.to_metrics()})
@@ -358,12 +360,22 @@ def test_a_comparison_is_a_table_with_a_verdict(fake: Fake, shell: Shell) -> Non
         assert shell(*command) == 0
         assert found.verdict in shell.out
         lines = [" ".join(line.split()) for line in shell.out.splitlines()]
-        assert "answers that are right 0.0% 50.0% 100.0%" in lines
-        assert "prompt tokens a request 9 99 9" in lines
-        assert "milliseconds to the first token 100 100 100" in lines
+        assert "BASE BASE AND PROMPT BASE AND RETRIEVAL ADAPTER ADAPTER AND RETRIEVAL" in " ".join(lines)
+        assert "answers that are right 0.0% 50.0% 50.0% 100.0% 100.0%" in lines
+        assert "± standard error 5.0% 5.0% 5.0% 5.0% 5.0%" in lines
+        assert "prompt tokens a request 9 99 99 9 9" in lines
+        assert "tokens of a thousand requests 20000 110000 110000 20000 20000" in lines
+        assert "milliseconds to the first token 100 100 100 100 100" in lines
         assert "compare_" not in shell.out
     assert shell("jobs", "show", "job-1") == 0
     assert "Acme: opens at nine. Acme:" in shell.out
+    assert "before a row" not in shell.out
+    fake.job.compare_documents, fake.job.compare_top_k = "ds-1", 2
+    row = fake.job.answers.add(question="When?", expected=["nine"], passages=["It opens\nat nine."])
+    row.answers.add(side="adapter_retrieval", text="At nine.", right=True)
+    assert shell("jobs", "show", "job-1") == 0
+    assert "ds-1, 2 passages before a row" in shell.out
+    assert "  passage: It opens at nine.\n  adapter_retrieval: At nine. (right)\n" in shell.out
 
 
 def test_a_prompt_to_compare_with_from_a_file(fake: Fake, shell: Shell, tmp_path: Path) -> None:
@@ -376,6 +388,25 @@ def test_a_prompt_to_compare_with_from_a_file(fake: Fake, shell: Shell, tmp_path
     assert fake.last("CreateJob").compare_prompt == "Be brief."
     assert shell(*data, f"@{tmp_path / 'none.txt'}") == 2
     assert "cannot read" in shell.err
+
+
+def test_documents_to_compare_with(fake: Fake, shell: Shell, tmp_path: Path) -> None:
+    """A file or folder becomes one upload of rows; what is no text is refused before anything is sent."""
+    (tmp_path / "d.jsonl").write_text('{"text": "a"}\n')
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "hours.md").write_text("# Hours\nWe open at nine.")
+    command = ("train", "acme", "--data", str(tmp_path / "d.jsonl"), "--no-wait", "--compare-documents")
+    assert shell(*command, str(tmp_path / "docs"), "--compare-top-k", "5") == 0
+    asked = fake.last("CreateJob")
+    assert asked.compare_documents
+    assert asked.compare_top_k == 5
+    (tmp_path / "docs" / "hours.md").write_bytes(b"a\0b")
+    sent = len(fake.requests)
+    assert shell(*command, str(tmp_path / "docs")) == 1
+    assert "hours.md' is no text" in shell.err
+    assert shell(*command, str(tmp_path / "none")) == 1
+    assert "is no file or folder" in shell.err
+    assert len(fake.requests) == sent
 
 
 def test_watching_a_job_that_fails(fake: Fake, shell: Shell) -> None:

@@ -188,7 +188,10 @@ async def test_own_settings(http: Http, file: str) -> None:
         "on_top_of": [{"pine": 1.3}, ["pine@1"], []],
         "chat_template_kwargs": {"enable_thinking": False},
     }
+    documents = (await upload(http, b'{"text": "Shop 1 is in street 1."}\n', "streets.jsonl")).id
+    own |= {"compare_documents": documents, "compare_top_k": 2}
     request = stored(http, await create(http, file, extra_body={"loramux": own}))
+    assert (f"file-{request.compare_documents}", request.compare_top_k) == (documents, 2)
     spec = request.spec
     assert (request.name, spec.rank, spec.alpha, spec.target_modules, spec.layers) == (
         "acme",
@@ -212,7 +215,8 @@ async def test_own_settings(http: Http, file: str) -> None:
 
 
 def test_own_settings_are_those_of_the_client() -> None:
-    mine = Loramux.model_fields.keys() - {"name", "init_from", "on_top_of", "gate", "compare_prompt", "recipe"}
+    of_the_job = {"name", "init_from", "on_top_of", "gate", "compare_prompt", "recipe"}
+    mine = Loramux.model_fields.keys() - of_the_job - {"compare_documents", "compare_top_k"}
     assert mine == {field.name for field in dataclasses.fields(TrainSpec)}
     assert mine - {"replay"} == TrainOptions.__annotations__.keys()
 

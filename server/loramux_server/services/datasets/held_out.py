@@ -53,7 +53,7 @@ def prompted(
     asked: Sequence[int],
     held_out: Sequence[Example],
     contexts: Sequence[str],
-    put: Callable[[Content, str, int], Content],
+    put: Callable[[Content, str], Content],
     field: str,
     chat_template_kwargs: str,
     text: TextTokenizer,
@@ -62,28 +62,27 @@ def prompted(
 ) -> list[TrainRow]:
     """The rows with the numbers ``asked``, ``put`` after their ``contexts``; a row without one stays as it is.
 
-    ``put`` is also told which of the row's answers is asked for. ``chat_template_kwargs`` are the job's. Raises
-    INVALID_ARGUMENT (``field``) when a context cannot be put before a row, or leaves no room for its answer.
+    ``chat_template_kwargs`` are the job's. Raises INVALID_ARGUMENT (``field``) when a context cannot be put before a
+    row, or leaves no room for its answer.
     """
     kwargs = json.loads(chat_template_kwargs or "{}")
     first = _first_rows(held_out)
-    answers = _answers(asked, held_out)
     made: dict[tuple[int, str], tuple[TrainRow, ...]] = {}
     found: list[TrainRow] = []
-    for number, context, answer in zip(asked, contexts, answers, strict=True):
+    for number, context in zip(asked, contexts, strict=True):
         example, line = held_out[number], held_out[number].line
         if not context:
             found.append(example.row)
             continue
         if (line, context) not in made:
-            made[line, context] = _rendered(put(example.content, context, answer), kwargs, line, field, text, watch)
+            made[line, context] = _rendered(put(example.content, context), kwargs, line, field, text, watch)
         row = made[line, context][number - first[line]]
-        ids, expected = last_answer(row)[0], last_answer(example.row)[1]
-        if max_context - len(ids) < len(expected):
+        ids, answer = last_answer(row)[0], last_answer(example.row)[1]
+        if max_context - len(ids) < len(answer):
             raise invalid_field(
                 field,
                 f"leaves no room: line {line} of the held-out rows has {len(ids)} tokens with it, before an answer of "
-                f"{len(expected)}, and the model's context is {max_context}; {SHORTER[field]}",
+                f"{len(answer)}, and the model's context is {max_context}; {SHORTER[field]}",
             )
         found.append(row)
     return found
@@ -91,8 +90,10 @@ def prompted(
 
 def asked_texts(asked: Sequence[int], held_out: Sequence[Example]) -> list[str]:
     """What each of the rows with the numbers ``asked`` asks: its prompt, or the last user turn before its answer."""
-    answers = _answers(asked, held_out)
-    return [_asked(held_out[number].content, answer) for number, answer in zip(asked, answers, strict=True)]
+    first = _first_rows(held_out)
+    rows = Counter(example.line for example in held_out)
+    lines = [(number, held_out[number].line) for number in asked]
+    return [_asked(held_out[number].content, number - first[line] if rows[line] > 1 else -1) for number, line in lines]
 
 
 def _first_rows(held_out: Sequence[Example]) -> dict[int, int]:
@@ -100,25 +101,13 @@ def _first_rows(held_out: Sequence[Example]) -> dict[int, int]:
     return {example.line: i for i, example in reversed(list(enumerate(held_out)))}
 
 
-def _answers(asked: Sequence[int], held_out: Sequence[Example]) -> list[int]:
-    """Which of its learned answers each of the rows with the numbers ``asked`` asks for; -1: the last."""
-    first = _first_rows(held_out)
-    rows = Counter(example.line for example in held_out)
-    lines = [(number, held_out[number].line) for number in asked]
-    return [number - first[line] if rows[line] > 1 else -1 for number, line in lines]
-
-
-def _user_turn(row: ChatRow, answer: int) -> int | None:
-    """The place of the last user turn before a learned answer."""
-    end = [i for i, learned in enumerate(row.trained) if learned][answer]
-    return next((i for i in reversed(range(end)) if row.messages[i]["role"] == "user"), None)
-
-
 def _asked(content: Content, answer: int) -> str:
+    """What the row asks before the learned answer of this number; -1: the last."""
     match content:
-        case ChatRow(messages):
-            place = _user_turn(content, answer)
-            return "" if place is None else messages[place]["content"]
+        case ChatRow(messages, trained):
+            end = [i for i, learned in enumerate(trained) if learned][answer]
+            turns = [message for message in messages[:end] if message["role"] == "user"]
+            return turns[-1]["content"] if turns else ""
         case CompletionRow(prompt):
             return prompt
         case PairRow(chosen):
@@ -131,25 +120,17 @@ def as_context(passages: Sequence[str]) -> str:
     return "\n\n".join([PASSAGES, *reversed(passages)]) if passages else ""
 
 
-def with_passages(content: Content, context: str, answer: int = -1) -> Content:
-    """A row as it would be asked with passages: in the user turn that asks, before its words, or before the prompt.
-
-    Control tokens in passages are text.
-    """
+def with_passages(content: Content, context: str) -> Content:
+    """A row as it would be asked with passages: where a prompt would be, but control tokens in them are text."""
     match content:
-        case ChatRow(messages):
-            if (place := _user_turn(content, answer)) is None:
-                return with_context(content, context)
-            turn = {**messages[place], "content": f"{context}\n\n{messages[place]['content']}"}
-            return replace(content, messages=(*messages[:place], turn, *messages[place + 1 :]))
         case CompletionRow():
             return replace(content, passages=f"{context}\n\n")
         case PairRow(chosen):
-            return with_passages(chosen, context, answer)
-    return content
+            return with_passages(chosen, context)
+    return with_context(content, context)
 
 
-def with_context(content: Content, context: str, answer: int = -1) -> Content:
+def with_context(content: Content, context: str) -> Content:
     """A row as it would be asked with a context: as the system turn (before what is there), or before the prompt."""
     match content:
         case ChatRow(messages, trained):

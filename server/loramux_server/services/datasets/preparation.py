@@ -84,7 +84,7 @@ def _make_rows(order: RowsOrder, text: TextTokenizer, watch: Watch) -> RowsSumma
             raise invalid([FieldViolation(name, words) for name, given in wanted.items() if given])
     source = order.sources.validation or order.sources.data
 
-    def with_texts(contexts: Sequence[str], put: Callable[[Content, str, int], Content], field: str) -> list[TrainRow]:
+    def with_texts(contexts: Sequence[str], put: Callable[[Content, str], Content], field: str) -> list[TrainRow]:
         kwargs = order.sources.spec.chat_template_kwargs
         return prompted(asked, held_out, contexts, put, field, kwargs, text, order.max_context, watch)
 

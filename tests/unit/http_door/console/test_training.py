@@ -82,6 +82,14 @@ async def test_settings_change_the_estimate_and_reach_the_job(http: Http, consol
     await page.get_by_label("The name moves").select_option("KIND_NONE")
     await page.get_by_label("Compare with this prompt").fill("The shops are in streets.")
     await page.get_by_label("Held-out share").fill("0.25")
+    await page.get_by_label("Documents to compare with").set_input_files(
+        files=[
+            {"name": "streets.md", "mimeType": "text/markdown", "buffer": "# Straßen\nShop 1 is in street 1.".encode()},
+            {"name": "more.jsonl", "mimeType": "application/jsonl", "buffer": b'{"text": "Shop 2 is in street 2."}'},
+        ]
+    )
+    await expect(page.get_by_label("Documents", exact=True)).to_contain_text("documents.jsonl (2 rows")
+    await page.get_by_label("Passages of the documents").fill("2")
     await console.check_accessibility()
     await page.get_by_label("Name of the adapter").fill("shops")
     await page.get_by_role("button", name="Start training").click()
@@ -90,6 +98,52 @@ async def test_settings_change_the_estimate_and_reach_the_job(http: Http, consol
     spec = job.request.spec
     assert (spec.max_steps, spec.rank, spec.validation_split, job.request.on_top_of) == (7, 4, 0.25, ((),))
     assert (job.request.recipe or "facts", job.request.compare_prompt) == ("facts", "The shops are in streets.")
+    assert job.request.compare_top_k == 2
+    stored = http.context.store.datasets.get(job.request.compare_documents, "default")
+    assert [json.loads(line) for line in http.context.store.datasets.read(stored.digest).splitlines()] == [
+        {"text": "# Straßen\nShop 1 is in street 1.", "name": "streets.md"},
+        {"text": "Shop 2 is in street 2."},
+    ]
+
+
+async def test_documents_that_are_no_text_are_refused_by_name(http: Http, console: Watched) -> None:
+    page = console.page
+    await drop(page, "good.jsonl", lines(ROWS))
+    for data in (b"\x89PNG\xff", b"a\0b"):
+        await page.get_by_label("Documents to compare with").set_input_files(
+            files=[{"name": "picture.md", "mimeType": "text/markdown", "buffer": data}]
+        )
+        await expect(page.get_by_text("picture.md is no text")).to_be_visible()
+        await page.get_by_label("Documents to compare with").set_input_files(
+            files=[{"name": "good.txt", "mimeType": "text/plain", "buffer": b"good"}]
+        )
+        await expect(page.get_by_text("picture.md is no text")).to_have_count(0)
+
+
+async def test_a_comparison_is_a_table_with_its_verdict(http: Http, console: Watched) -> None:
+    """All ways to answer, what each costs, and what to choose."""
+    page = console.page
+    await drop(page, "good.jsonl", lines(ROWS))
+    await page.get_by_text("Settings: what is left empty").click()
+    await page.get_by_label("Held-out share").fill("0.25")
+    await page.get_by_label("Documents to compare with").set_input_files(
+        files=[{"name": "streets.txt", "mimeType": "text/plain", "buffer": b"Shop 1 is in street 1.\n\nShop 2."}]
+    )
+    await expect(page.get_by_label("Documents", exact=True)).to_contain_text("streets.txt")
+    await page.get_by_label("Name of the adapter").fill("shops")
+    await page.get_by_role("button", name="Start training").click()
+    job = page.get_by_role("region", name="Job of shops")
+    async with http.working():
+        await expect(job.get_by_text("State: succeeded")).to_be_visible()
+    table = job.get_by_role("region", name="Comparison")
+    for row in ("the base with passages", "the new adapter with passages"):
+        await expect(table.get_by_role("row", name=row, exact=False).first).to_contain_text("± ")
+    await expect(table.get_by_role("columnheader", name="Tokens of 1,000 requests")).to_be_visible()
+    await expect(job.locator("p.verdict")).to_contain_text("Look again when")
+    await job.get_by_text("Answers to held-out questions").click()
+    await job.get_by_text("Passages found").first.click()
+    await expect(job.get_by_text("Shop 1 is in street 1.").first).to_be_visible()
+    await console.check_accessibility()
 
 
 async def test_a_job_is_watched_to_its_end(http: Http, console: Watched) -> None:
