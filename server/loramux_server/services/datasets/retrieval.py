@@ -21,8 +21,8 @@ class PassageIndex:
         except ModuleNotFoundError as error:
             raise Error(
                 Code.FAILED_PRECONDITION,
-                "compare_documents needs the package bm25s on the server; have it installed there with: "
-                "pip install 'loramux[compare]'",
+                "compare_documents needs the package bm25s (extra 'compare') on the server; install it there with: "
+                "pip install bm25s",
                 reason="COMPARE_NOT_INSTALLED",
             ) from error
 
