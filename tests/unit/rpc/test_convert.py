@@ -123,6 +123,7 @@ JOB = JobRecord(
         init_from="style@1",
         gate=Gate("min_accuracy", 0.5, "exact"),
         compare_prompt="Be brief.",
+        compare_documents="ds-2",
         metadata={"a": "b"},
         idempotency_key="k",
     ),
