@@ -228,7 +228,7 @@ def test_the_disk_space_asked_for_is_what_the_copy_takes(made: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_the_memory_of_a_conversion_does_not_follow_the_size_of_the_model(tmp_path: Path) -> None:
-    """A base of 1.1 billion weights, 2.3 GB in 16 bits, in less memory than half of it."""
+    """A base of 1.1 billion weights, 4.2 GB in float32, in less memory than half of that."""
     source = write_model(
         tmp_path / "m",
         "llama",
@@ -237,10 +237,9 @@ def test_the_memory_of_a_conversion_does_not_follow_the_size_of_the_model(tmp_pa
         num_hidden_layers=24,
         num_attention_heads=32,
         num_key_value_heads=4,
-        dtype="bfloat16",
     )
     size = sum(path.stat().st_size for path in source.glob("*.safetensors"))
-    assert size > 2.0e9
+    assert size > 4.0e9
     answer = tmp_path / "peak"
     assert run(conversion_child.peak, source, tmp_path, answer) == 0
     assert int(answer.read_text()) < size / 2
