@@ -57,6 +57,14 @@ class Background(Protocol):
         ...
 
     @property
+    def device_seconds(self) -> float | None:
+        """Seconds of a device that finished work items took, beside the thread's other work.
+
+        None where jobs compute on the thread itself, in the time of :meth:`advance`.
+        """
+        ...
+
+    @property
     def nbytes(self) -> int:
         """Bytes of parameters, gradients, optimizer states and kept activations."""
         ...

@@ -14,6 +14,7 @@ from ..core.settings import EngineSettings
 from ..cpu import native
 from ..lora.bank import AdapterBank
 from ..model.base.context_length import max_context
+from ..model.base.load import resolve_device
 from ..model.base.quantize import Prepared
 from ..model.kv import KVPool
 from ..model.resident import Progress, ResidentBase
@@ -22,6 +23,7 @@ from ..text.tokenizer import TextTokenizer
 from .execution.capture import CudaCapture
 from .execution.graphs import DecodeGraphs, graph_bytes
 from .execution.model_runner import ModelRunner
+from .gpu import serve_first
 from .grammar.masks import GrammarMasks
 from .inbox import AdapterRead, Inbox, MaskReady, ProfileWritten
 from .loop import EngineLoop
@@ -58,6 +60,7 @@ def build_engine(
     folder = prepared.folder
     progress("loading the base", None)
     check_room(settings, folder)
+    serve_first(resolve_device(settings.device))
     base = ResidentBase.load(settings, folder)
     progress("setting up memory", None)
     shape = base.kv_shape

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable
+from functools import cache
 from typing import Any, TypeVar
 
 import torch
@@ -13,6 +14,20 @@ from ..core.backend import GpuStats
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
+
+SERVING_PRIORITY = -1
+"""Priority of streams that serve: the lowest number is the highest, and 0 is what streams have."""
+
+
+@cache
+def _first_stream(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device, priority=SERVING_PRIORITY)
+
+
+def serve_first(device: torch.device) -> None:
+    """On a GPU: what this thread queues from now on goes before what training queues on its own stream."""
+    if device.type == "cuda":
+        torch.cuda.set_stream(_first_stream(device))
 
 
 class Gpu:

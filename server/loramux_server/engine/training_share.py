@@ -18,6 +18,8 @@ class TrainingShare:
     share) times its length, at most ``slice_seconds`` in total, and training runs for as long as the credit lasts: a
     little after every step delays streams less than much after a few. While nothing is served, training runs back to
     back.
+
+    On a GPU training runs beside the steps, and its time is that of its finished work items on the device.
     """
 
     def __init__(
@@ -34,7 +36,7 @@ class TrainingShare:
         self._background = jobs
         self._ratio = share / max(1 - share, 1e-9)
         self._slice, self._done, self._clock = slice_seconds, done, clock
-        self._credit = 0.0  # seconds
+        self._credit = self._on_device = 0.0  # seconds
         self._last = clock()
 
     @property
@@ -79,9 +81,9 @@ class TrainingShare:
 
     def turn(self, serving: bool) -> None:
         """Called after every serve step (``serving``), and again and again while nothing is served."""
-        now = self._clock()
+        now, on_device = self._clock(), self._charge_device()
         if serving:
-            self._credit = min(self._credit + (now - self._last) * self._ratio, self._slice)
+            self._credit = min(self._credit + (now - self._last) * self._ratio, self._slice) - on_device
         if self.busy and (not serving or self._credit > 0):
             self._train(serving)
         self._last = self._clock()
@@ -90,8 +92,18 @@ class TrainingShare:
         started = self._clock()
         with TIMELINE.range("train"):
             ended = self._background.advance(self._credit if serving else None)
-        taken = self._clock() - started
-        self.stretches, self.seconds = self.stretches + 1, self.seconds + taken
+        self.stretches += 1
+        taken = self._clock() - started if self._background.device_seconds is None else 0.0
+        self.seconds += taken
         self._credit = self._credit - taken if serving else 0.0
         for job, error in ended:
             self._done(job, error)
+
+    def _charge_device(self) -> float:
+        """Seconds of a device that work items took which are done since the last call."""
+        total = self._background.device_seconds
+        if total is None:
+            return 0.0
+        taken, self._on_device = total - self._on_device, total
+        self.seconds += taken
+        return taken

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Final
-
-import torch
 
 from ..core.background import Ended, Report
 from ..core.errors import Code, Error, internal_error
@@ -22,7 +21,8 @@ from .gradient_check import gradient_fault
 from .gradients import Batch, NeedsGradients, accumulate_gradients, select_rows
 from .reporter import ReportedProgress
 from .trainer import Training, train
-from .work import PAUSE, Held, Interruptible, Pause
+from .work import Held, Interruptible, Pause
+from .work_queue import make_queue
 
 log = get_logger(__name__)
 
@@ -69,11 +69,13 @@ class JobScheduler:
         """
         self._base, self._jobs_dir, self._blobs = base, jobs_dir, blobs
         self._fault, self._activation_memory = fault, activation_memory
-        self._sizer = MicroBatchSizer(1)  # of shared micro-batches
+        self._queue = make_queue(base.device)
+        self._sizer = MicroBatchSizer(1, self._read_device_seconds)  # of shared micro-batches
         self._jobs: dict[str, Job] = {}  # the next one's turn first
         self._suspended: dict[str, tuple[TrainCommand, Report]] = {}
         self._micro_batch_next = False
         self._task: Interruptible[list[Ended]] | None = None  # under way
+        self._settle = False  # whether the task reads results next
         self._participants: list[Job] = []  # of the task
         self._tokens = 0  # of the last shared micro-batch
         self._doing = ""  # what kind of task
@@ -85,6 +87,13 @@ class JobScheduler:
     @property
     def suspended(self) -> tuple[str, ...]:
         return tuple(self._suspended)
+
+    @property
+    def device_seconds(self) -> float | None:
+        return self._queue.device_seconds
+
+    def _read_device_seconds(self) -> float | None:
+        return self._queue.device_seconds
 
     @property
     def nbytes(self) -> int:
@@ -99,7 +108,7 @@ class JobScheduler:
     def _start(self, command: TrainCommand, report: Report) -> None:
         progress = ReportedProgress(report, command.stored)
         # Alone a job runs forward, and through about half of the layers at least.
-        sizer = MicroBatchSizer(len(self._base.layers) / 2)
+        sizer = MicroBatchSizer(len(self._base.layers) / 2, self._read_device_seconds)
         training = train(self._base, command, self._jobs_dir, self._blobs, progress, sizer, self._activation_memory)
         self._jobs[command.job_id] = Job(command, training, progress, sizer)
 
@@ -109,9 +118,10 @@ class JobScheduler:
         job = self._jobs.pop(job_id, None)
         if job is None:
             return
-        if job in self._participants:
-            self._drop_task()
-        job.training.close()
+        with self._queue.entered():
+            if job in self._participants:
+                self._drop_task()
+            job.training.close()
 
     def drop_activations(self) -> bool:
         if self._task is None or any(job.batch is None for job in self._participants):
@@ -137,21 +147,28 @@ class JobScheduler:
             self._start(command, report)
 
     def advance(self, seconds: float | None) -> list[Ended]:
-        """Run work items for about ``seconds``, at least one; None: for IDLE_SECONDS. Returns the jobs that ended."""
+        """Run work items for about ``seconds``, at least one; None: for IDLE_SECONDS. Returns the jobs that ended.
+
+        On a device as many are queued as may be; beside requests nothing here waits until they are done.
+        """
         started = time.monotonic()
         most = IDLE_SECONDS if seconds is None else seconds
-        try:
-            while True:
-                before = time.monotonic()
-                ended = self._run_work_item(serving=seconds is not None)
-                if self._base.device.type == "cuda":
-                    torch.cuda.synchronize(self._base.device)  # kernels still queued would delay requests
-                now = time.monotonic()
-                # The next work item takes about as long as this one.
-                if ended or not self._jobs or 2 * now - before - started > most:
-                    return ended
-        finally:
-            self._base.release()
+        with self._queue.entered():
+            try:
+                while True:
+                    settled = self._settle or self._task is None
+                    if seconds is None:
+                        self._queue.wait(settled)
+                    elif not self._queue.ready(settled):
+                        return []
+                    before = time.monotonic()
+                    ended = self._queue.run(partial(self._run_work_item, serving=seconds is not None))
+                    now = time.monotonic()
+                    # The next work item takes about as long as this one.
+                    if ended or not self._jobs or 2 * now - before - started > most:
+                        return ended
+            finally:
+                self._base.release()
 
     def _drop_task(self) -> None:
         """End the task under way, if there is one: batches that it computed gradients for begin anew."""
@@ -167,8 +184,9 @@ class JobScheduler:
         if self._task is None:
             self._task = self._next_task(serving)
         started = time.time_ns()
+        self._settle = False
         try:
-            next(self._task)
+            self._settle = next(self._task).settled
         except StopIteration as done:
             self._task = None
             ended: list[Ended] = done.value
@@ -272,7 +290,7 @@ class JobScheduler:
                 error = None
                 match signal:
                     case Pause():
-                        yield PAUSE
+                        yield signal
                         continue
                     case NeedsGradients(batch):
                         job.batch, job.nbytes = batch, batch.run.nbytes

@@ -14,11 +14,15 @@ T = TypeVar("T")
 
 
 @final
+@dataclass(frozen=True, slots=True)
 class Pause:
     """Yielded between two work items of a task: until the generator goes on, requests may use the base."""
 
+    settled: bool = False
+    """Whether it goes on only when the device has done what was queued, because it then reads results."""
 
-PAUSE = Pause()
+
+PAUSE, SETTLE = Pause(), Pause(settled=True)
 
 
 @final
@@ -31,6 +35,6 @@ class Held:
 
 
 Interruptible = Generator[Pause, None, T]
-"""A computation that yields :data:`PAUSE` after every work item and returns T."""
+"""A computation that yields a :class:`Pause` after every work item and returns T."""
 Tasks = Generator[Pause | Held, None, T]
 """Tasks that one job does alone (reading adapters, evaluating); returns T."""

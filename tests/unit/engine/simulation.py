@@ -304,6 +304,8 @@ class FakeTraining:
     suspended: tuple[str, ...] = ()
     ended: list[str] = field(default_factory=list)
 
+    device_seconds: float | None = None
+
     @property
     def jobs(self) -> tuple[str, ...]:
         return tuple(self.left)

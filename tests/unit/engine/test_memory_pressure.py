@@ -33,6 +33,8 @@ def in_cublas() -> None:
 class Rig:
     """A step of n tokens takes n of ``memory``, and training takes what it holds. It is the background, too."""
 
+    device_seconds: float | None = None
+
     def __init__(self, memory: int, fail: Callable[[], None] = on_device) -> None:
         self.memory, self.fail, self.now = memory, fail, 1000.0
         self.activations = 0

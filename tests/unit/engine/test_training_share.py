@@ -24,6 +24,8 @@ class Clock:
 class Work:
     """Jobs whose pieces take as long as they may, or ``whole`` seconds when there is no limit."""
 
+    device_seconds: float | None = None
+
     def __init__(self, clock: Clock, whole: float = 2.0) -> None:
         self.clock, self.whole = clock, whole
         self.left: dict[str, int] = {}

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import torch
 
 from ...model.out_of_memory import out_of_memory
+from ..gpu import SERVING_PRIORITY
 
 
 class CaptureBroken(RuntimeError):
@@ -44,7 +45,8 @@ class CudaCapture:
         self._device = device
         warnings.filterwarnings("ignore", "Synchronization debug mode")  # torch's note that it may miss a wait
         # Runs before a capture use its stream too: libraries keep a workspace a stream, which must exist by then.
-        self._stream = torch.cuda.Stream(device)
+        # Its priority becomes that of a graph's kernels.
+        self._stream = torch.cuda.Stream(device, priority=SERVING_PRIORITY)
         self._pool = torch.cuda.graph_pool_handle()
 
     def capture(self, step: Callable[[], object]) -> Callable[[], None]:

@@ -11,7 +11,7 @@ from ...core.jobs import TrainRow
 from ...lora.bank import AdapterBank
 from ...lora.slots import Entries
 from ...model.resident import ResidentBase
-from ..work import Interruptible
+from ..work import SETTLE, Interruptible
 from .layerwise import ActivationPolicy, LayerwisePass
 
 
@@ -61,4 +61,5 @@ class FrozenModel:
         if self.policy.first_layer:
             lower = LayerwisePass(self._base, lengths, None, hidden)
             hidden = (yield from lower.forward(lower.input, 0, self.policy.first_layer))[0]
+            yield SETTLE  # it is copied to the host
         return hidden.split(lengths)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import log_softmax
 
-from ..work import PAUSE, Interruptible
+from ..work import PAUSE, SETTLE, Interruptible
 from .micro_batch_size import LOGITS_BYTES
 
 CHUNK = 64
@@ -37,6 +37,7 @@ def token_logprobs(
     """
     logprobs, best, found = [], [], []
     count = CHUNK if rows is None else rows
+    left = len(hidden)
     for part, target in zip(hidden.split(count), targets.split(count), strict=True):
         with torch.set_grad_enabled(gradients):
             leaf = part.detach().requires_grad_(gradients)
@@ -51,7 +52,8 @@ def token_logprobs(
             grad[torch.arange(len(target), device=target.device), target] += 1
             found += torch.autograd.grad(logits, leaf, grad)
         del logits, log_probs
-        yield PAUSE
+        left -= len(part)
+        yield PAUSE if left else SETTLE
     return TokenLogprobs(torch.cat(logprobs), torch.cat(best), torch.cat(found) if gradients else None)
 
 

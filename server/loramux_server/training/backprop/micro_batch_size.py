@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from ..work import PAUSE, Interruptible
+from ..work import SETTLE, Interruptible
 
 T = TypeVar("T")
 
@@ -42,9 +42,12 @@ def activation_budget(free: int, memory: int | None) -> int:
 class MicroBatchSizer:
     """Sizes micro-batches by the speed of the recent ones."""
 
-    def __init__(self, work_items: float) -> None:
-        """``work_items``: the seconds of a micro-batch divided by those of its longest work item."""
-        self.work_items = work_items
+    def __init__(self, work_items: float, device_seconds: Callable[[], float | None] = lambda: None) -> None:
+        """``work_items``: the seconds of a micro-batch divided by those of its longest work item.
+
+        ``device_seconds``: see :class:`~..work_queue.WorkQueue`; None: the host's clock tells.
+        """
+        self.work_items, self._device_seconds = work_items, device_seconds
         self.serving = False
         """Whether requests are being served."""
         self._rate: float | None = None  # tokens a second, smoothed
@@ -77,18 +80,23 @@ class MicroBatchSizer:
 
     def timed(self, tokens: int, work: Interruptible[T]) -> Interruptible[T]:
         """Run the ``work`` of a micro-batch of ``tokens`` tokens and learn from its time, pauses left out."""
-        spent = 0.0
+        before, spent = self._device_seconds(), 0.0
         while True:
             started = time.monotonic()
             try:
-                next(work)
+                signal = next(work)
             except StopIteration as done:
-                rate = tokens / max(spent + time.monotonic() - started, 1e-6)
-                self._rate = rate if self._rate is None else 0.7 * self._rate + 0.3 * rate
+                spent += time.monotonic() - started
                 result: T = done.value
-                return result
+                break
             spent += time.monotonic() - started
-            yield PAUSE
+            yield signal
+        if before is not None:  # on a device the host has only launched the work
+            yield SETTLE
+            spent = (self._device_seconds() or 0.0) - before
+        rate = tokens / max(spent, 1e-6)
+        self._rate = rate if self._rate is None else 0.7 * self._rate + 0.3 * rate
+        return result
 
     def limit(self, tokens: int) -> None:
         """After memory ran out: micro-batches have at most ``tokens`` tokens, until :meth:`lift`."""
