@@ -54,7 +54,8 @@ def parts(device: str, quick: bool) -> list[Part]:
     tests = [Part("tests on the device", 210.0, (*TESTS, *tensor, "-m", "not slow and not gpu"))]
     if device == "cuda":
         tests.append(Part("tests of a GPU", 120.0, (*TESTS, "tests/gpu", "-m", "gpu")))
-    return [*tests, Part("products", 90.0), Part("adapters", 60.0), Part("steps", 180.0), Part("sampling", 60.0)]
+    figures = [("products", 90.0), ("adapters", 60.0), ("steps", 180.0), ("sampling", 60.0), ("training", 120.0)]
+    return [*tests, *(Part(name, limit) for name, limit in figures)]
 
 
 def run(part: Part, options: argparse.Namespace, limit: float) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from loramux_server.core.principal import DEFAULT_TENANT
 from loramux_server.core.settings import EngineSettings
 from loramux_server.core.types import AdapterVersion, SamplingParams, Stack, StackEntry
 from loramux_server.engine.transport.process import ProcessBackend
-from loramux_server.engine.transport.protocol import LoadCommand, Output
+from loramux_server.engine.transport.protocol import Command, LoadCommand, Output
 from loramux_server.store.blobs.local import LocalBlobs
 from loramux_server.text import TextTokenizer
 
@@ -137,6 +137,11 @@ class InlineSystem:
             self._engine.submit(command)
         while left:
             self._engine.turn()
+
+    def submit(self, command: Command, take: Callable[[Output], object]) -> None:
+        """Hand in a command; all outputs from now on go to ``take``."""
+        self._take = take
+        self._engine.submit(command)
 
     def turn(self) -> None:
         """One turn of the engine's loop."""

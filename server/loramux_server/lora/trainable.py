@@ -15,6 +15,7 @@ from torch.autograd.function import once_differentiable
 from ..core.errors import invalid_field
 from .bank import LoraPair
 from .context import Group
+from .dropout import factors, token_keys
 from .routed_linear import LinearGroup
 
 
@@ -113,23 +114,6 @@ class AdapterRows:
     length: int
     dropout: Sequence[tuple[int, int]] = ()
 
-    @property
-    def drops(self) -> bool:
-        """Whether any value may be dropped."""
-        return self.adapter is not None and bool(self.adapter.dropout and self.dropout)
-
-    def mask(self, group: Group, x: Tensor) -> Tensor:
-        """Dropout factors for x [length, in]: 0 for dropped values, else 1 / (1 - dropout)."""
-        if self.adapter is None or not self.drops:
-            return torch.ones_like(x)
-        masks: list[Tensor] = []
-        for length, seed in self.dropout:
-            # The odd factor keeps the random streams of groups apart.
-            draw = torch.Generator(x.device).manual_seed(seed + group.index * 0x9E3779B97F4B)
-            mask = torch.empty(length, x.shape[1], device=x.device)
-            masks.append(mask.bernoulli_(1 - self.adapter.dropout, generator=draw))
-        return torch.cat(masks).div_(1 - self.adapter.dropout)
-
 
 class TrainableBlock:
     """All token rows of a micro-batch, in order, those of each job through the job's own adapter.
@@ -140,15 +124,26 @@ class TrainableBlock:
     def __init__(self, jobs: Sequence[AdapterRows]) -> None:
         self._jobs = jobs
         self._lengths = [job.length for job in jobs]
+        self._keys = {  # of the tokens of jobs with dropout, by the job's place
+            i: token_keys(job.dropout, job.adapter.flat()[0].device)
+            for i, job in enumerate(jobs)
+            if job.adapter is not None and job.adapter.dropout and job.dropout
+        }
         self._groups = frozenset().union(*(job.adapter.groups for job in jobs if job.adapter is not None))
 
     def acts_on(self, group: Group) -> bool:
         return group.index in self._groups
 
+    def _drop(self, job: int, group: Group, x: Tensor) -> Tensor:
+        """Rows [length, in] of a job after dropout."""
+        adapter = self._jobs[job].adapter
+        if adapter is None or job not in self._keys:
+            return x
+        return (x * factors(self._keys[job], group.index, x.shape[1], adapter.dropout)).to(x.dtype)
+
     def add(self, group: Group, x: Tensor, y: Tensor) -> Tensor:
-        if any(job.drops for job in self._jobs):
-            split = zip(self._jobs, x.split(self._lengths), strict=True)
-            x = x * torch.cat([job.mask(group, rows) for job, rows in split])
+        if self._keys:
+            x = torch.cat([self._drop(i, group, rows) for i, rows in enumerate(x.split(self._lengths))])
         deltas: list[_Delta] = []
         parameters: list[Tensor] = []
         start = 0

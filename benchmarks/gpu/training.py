@@ -1,0 +1,119 @@
+"""Training on the default base: tokens/s by precision, alone and beside 16 streams, and what the streams see of it."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from statistics import quantiles
+from typing import Any
+
+import torch
+
+from loramux_server.core.jobs import TrainCommand, TrainEvent, TrainEventType, TrainRow, TrainSpec
+from loramux_server.data.rows_file import TRAIN, find_rows, write_rows
+from loramux_server.engine.transport.protocol import Output
+from loramux_server.store.state_dir import JOBS
+
+from ..job import Job
+from ..material import BASES, prepare
+from ..systems.engine import InlineSystem, settings_of, versions_of
+from ..workloads import cells
+
+STREAMS = "base@16"
+WAYS: dict[str, dict[str, Any]] = {"float32": {"training_dtype": "float32"}, "auto": {}}
+SHARES = (0.3, 0.5)
+"""Of the engine's time for training, beside streams."""
+SECONDS = 8.0
+"""Of each measurement, after a job's first step."""
+ROWS, ROW_TOKENS = 8, 512
+
+
+def measure(device: torch.device, quick: bool) -> dict[str, dict[str, float]]:
+    """Figures by precision, and for each share of training beside streams."""
+    base = prepare(BASES[0], Path(__file__).parents[2] / "build" / "bench")
+    seconds, length = (1.0, 32) if quick else (SECONDS, ROW_TOKENS)
+    (cell,) = cells([STREAMS], 1, 64 if quick else 4000)
+    found: dict[str, dict[str, float]] = {}
+    speeds: dict[str, float] = {}
+
+    def with_system(changes: dict[str, Any], run: Callable[[InlineSystem, Path], dict[str, float]]) -> dict[str, float]:
+        with tempfile.TemporaryDirectory(prefix="loramux-bench-") as scratch:
+            job = Job("inline", base, (cell,), "auto", torch.get_num_threads(), scratch, device.type)  # type: ignore[arg-type]
+            system = InlineSystem(replace(settings_of(job), **changes), versions_of(job))
+            try:
+                return run(system, Path(scratch))
+            finally:
+                system.close()
+
+    def alone(system: InlineSystem, scratch: Path) -> dict[str, float]:
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+        rate, _ = _train(system, _command(scratch, length), seconds)
+        peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
+        return {"tokens_per_second": rate, "peak_bytes": float(peak)}
+
+    def beside(system: InlineSystem, scratch: Path) -> dict[str, float]:
+        system.begin(cell.asks()[: cell.concurrency])
+        gaps = _turns(system, seconds / 2)
+        rate, with_job = _train(system, _command(scratch, length), seconds)
+        return {
+            "tokens_per_second": rate,
+            "kept": rate / speeds["auto"],
+            **_p95("", with_job),
+            **_p95("without_", gaps),
+        }
+
+    for way, changes in list(WAYS.items())[1 if quick else 0 :]:
+        found[way] = with_system(changes, alone)
+        speeds[way] = found[way]["tokens_per_second"]
+    for share in SHARES[: 1 if quick else None]:
+        found[f"auto, {STREAMS}, share {share}"] = with_system({"training_share": share}, beside)
+    return found
+
+
+def _command(scratch: Path, length: int) -> TrainCommand:
+    """A job that goes on for longer than anybody measures."""
+    folder = scratch / JOBS / "job"
+    folder.mkdir(parents=True)
+    rows = [TrainRow(tuple(3 + (7 * i + n) % 1000 for i in range(length)), (True,) * length) for n in range(ROWS)]
+    write_rows(folder, {TRAIN: rows}, b"")
+    spec = TrainSpec(rank=16, alpha=32.0, batch_size=ROWS, max_steps=1_000_000)
+    return TrainCommand("job", spec, find_rows(folder), output=str(scratch / "out"))
+
+
+def _train(system: InlineSystem, command: TrainCommand, seconds: float) -> tuple[float, list[float]]:
+    """Tokens a second of a job between its steps, over at least ``seconds``, and the time of each turn meanwhile."""
+    ends: list[tuple[float, float]] = []  # time, tokens trained so far
+
+    def take(output: Output) -> None:
+        if output.failure is not None:
+            raise output.failure.error()
+        if isinstance(output.payload, TrainEvent) and output.payload.type is TrainEventType.STEP:
+            ends.append((time.perf_counter(), output.payload.metrics["trained_tokens"]))
+
+    system.submit(command, take)
+    while len(ends) < 2:  # kernels are chosen in the first
+        system.turn()
+    begin, turns = len(ends) - 1, list[float]()
+    while len(ends) < begin + 2 or ends[-1][0] - ends[begin][0] < seconds:
+        turns += _turns(system, 0.0)
+    (from_time, from_tokens), (to_time, to_tokens) = ends[begin], ends[-1]
+    return (to_tokens - from_tokens) / (to_time - from_time), turns
+
+
+def _turns(system: InlineSystem, seconds: float) -> list[float]:
+    """Seconds of each turn, at least one: between two tokens of a stream, where there are streams."""
+    found: list[float] = []
+    started = time.perf_counter()
+    while not found or time.perf_counter() - started < seconds:
+        before = time.perf_counter()
+        system.turn()
+        found.append(time.perf_counter() - before)
+    return found
+
+
+def _p95(prefix: str, seconds: list[float]) -> dict[str, float]:
+    return {f"{prefix}gap_p95_ms": 1e3 * quantiles(seconds, n=20)[-1] if len(seconds) > 1 else 1e3 * seconds[0]}
