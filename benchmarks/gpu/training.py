@@ -28,13 +28,14 @@ SHARES = (0.3, 0.5)
 """Of the engine's time for training, beside streams."""
 SECONDS = 8.0
 """Of each measurement, after a job's first step."""
-ROWS, ROW_TOKENS = 8, 512
+SHAPE, QUICK_SHAPE = (8, 512), (2, 16)
+"""Rows of an optimizer step, and tokens of a row."""
 
 
 def measure(device: torch.device, quick: bool) -> dict[str, dict[str, float]]:
     """Figures by precision, and for each share of training beside streams."""
     base = prepare(BASES[0], Path(__file__).parents[2] / "build" / "bench")
-    seconds, length = (1.0, 32) if quick else (SECONDS, ROW_TOKENS)
+    seconds, shape = (0.5, QUICK_SHAPE) if quick else (SECONDS, SHAPE)
     (cell,) = cells([STREAMS], 1, 64 if quick else 4000)
     found: dict[str, dict[str, float]] = {}
     speeds: dict[str, float] = {}
@@ -51,14 +52,14 @@ def measure(device: torch.device, quick: bool) -> dict[str, dict[str, float]]:
     def alone(system: InlineSystem, scratch: Path) -> dict[str, float]:
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
-        rate, _ = _train(system, _command(scratch, length), seconds)
+        rate, _ = _train(system, _command(scratch, *shape), seconds)
         peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
         return {"tokens_per_second": rate, "peak_bytes": float(peak)}
 
     def beside(system: InlineSystem, scratch: Path) -> dict[str, float]:
         system.begin(cell.asks()[: cell.concurrency])
         gaps = _turns(system, seconds / 2)
-        rate, with_job = _train(system, _command(scratch, length), seconds)
+        rate, with_job = _train(system, _command(scratch, *shape), seconds)
         return {
             "tokens_per_second": rate,
             "kept": rate / speeds["auto"],
@@ -74,13 +75,13 @@ def measure(device: torch.device, quick: bool) -> dict[str, dict[str, float]]:
     return found
 
 
-def _command(scratch: Path, length: int) -> TrainCommand:
+def _command(scratch: Path, count: int, length: int) -> TrainCommand:
     """A job that goes on for longer than anybody measures."""
     folder = scratch / JOBS / "job"
     folder.mkdir(parents=True)
-    rows = [TrainRow(tuple(3 + (7 * i + n) % 1000 for i in range(length)), (True,) * length) for n in range(ROWS)]
+    rows = [TrainRow(tuple(3 + (7 * i + n) % 1000 for i in range(length)), (True,) * length) for n in range(count)]
     write_rows(folder, {TRAIN: rows}, b"")
-    spec = TrainSpec(rank=16, alpha=32.0, batch_size=ROWS, max_steps=1_000_000)
+    spec = TrainSpec(rank=16, alpha=32.0, batch_size=count, max_steps=1_000_000)
     return TrainCommand("job", spec, find_rows(folder), output=str(scratch / "out"))
 
 
