@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy, logsigmoid
+from torch.nn.functional import cross_entropy, kl_div, log_softmax, logsigmoid
 
 from loramux_server.core.jobs import TrainRow, TrainSpec
 from loramux_server.lora.trainable import TrainableAdapter
@@ -55,6 +55,7 @@ class PeftLoop:
             for folder, _ in stack:
                 self.peft.load_adapter(str(folder), adapter_name=f"u{index}-{folder.name}", is_trainable=False)
         self.weights: list[Any] = []
+        self.modules: dict[str, tuple[Any, Any]] = {}  # A and B by module
         for name, module in self.peft.named_modules():
             if hasattr(module, "lora_A") and "default" in module.lora_A:
                 pair = module.lora_A["default"].weight, module.lora_B["default"].weight
@@ -64,6 +65,7 @@ class PeftLoop:
                     ):
                         weight.copy_(value)
                 self.weights += pair
+                self.modules[name.removeprefix("base_model.model.")] = pair
 
     def keep_initial(self) -> None:
         """Make the present values of the trained adapter the reference, as a second PEFT adapter that stays."""
@@ -74,8 +76,8 @@ class PeftLoop:
                     side["reference"].load_state_dict(side["default"].state_dict())
         self.reference = ["reference"]
 
-    def logprobs(self, row: TrainRow, turn: int, *, trained: bool = True) -> Tensor:
-        """Log-probabilities of a row's learned tokens over stack ``turn``, ``trained`` or as the reference has them."""
+    def logits(self, row: TrainRow, turn: int, *, trained: bool = True) -> Tensor:
+        """Logits [tokens, vocabulary] for a row's learned tokens over stack ``turn``, ``trained`` or the reference."""
         names = ["default"] if trained else list(self.reference)
         for folder, weight in self.under[turn]:
             names.append(f"u{turn}-{folder.name}")
@@ -94,8 +96,21 @@ class PeftLoop:
         else:
             with self.peft.disable_adapter():
                 logits = self.peft(input_ids=ids, use_cache=False).logits[0, :-1]
-        learned = torch.tensor(row.labels[1:])
-        return -cross_entropy(logits[learned], ids[0, 1:][learned], reduction="none")
+        found: Tensor = logits[torch.tensor(row.labels[1:])]
+        return found
+
+    def logprobs(self, row: TrainRow, turn: int, *, trained: bool = True) -> Tensor:
+        """Log-probabilities of a row's learned tokens, as :meth:`logits`."""
+        learned = [id for id, label in zip(row.input_ids[1:], row.labels[1:], strict=True) if label]
+        return -cross_entropy(self.logits(row, turn, trained=trained), torch.tensor(learned), reduction="none")
+
+    def divergence(self, row: TrainRow, turn: int, *, trained: bool = True) -> Tensor:
+        """KL(teacher || student) at a row's learned tokens, summed; the teacher has the context and no adapter."""
+        assert row.teacher is not None
+        with torch.no_grad():
+            teacher = log_softmax(self.logits(row.teacher, turn, trained=False), dim=-1)
+        student = log_softmax(self.logits(row, turn, trained=trained), dim=-1)
+        return kl_div(student, teacher, reduction="sum", log_target=True)
 
     def run(self, data: Sequence[TrainRow], turns: Sequence[int]) -> list[float]:
         """Train, and give the loss of each step."""
@@ -119,8 +134,11 @@ class PeftLoop:
         return losses
 
     def _loss(self, data: Sequence[TrainRow], batch: Sequence[int], i: int, turn: int) -> Tensor:
-        if self.spec.method == "sft":
-            return -self.logprobs(data[i], turn).sum() / sum(sum(data[k].labels[1:]) for k in batch)
+        if self.spec.method in ("sft", "distill"):
+            loss = (
+                self.divergence(data[i], turn) if self.spec.method == "distill" else -self.logprobs(data[i], turn).sum()
+            )
+            return loss / sum(sum(data[k].labels[1:]) for k in batch)
         ratios = []
         for text in (data[i], data[i].rejected):
             assert text is not None

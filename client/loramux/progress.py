@@ -165,7 +165,7 @@ def headline(metrics: dict[str, float]) -> str:
     shown = [
         f"{key.replace('_', ' ')} {value:.4g}"
         for key, value in without_comparison(metrics).items()
-        if "loss" in key or "accuracy" in key
+        if any(word in key for word in ("loss", "accuracy", "agreement"))
     ]
     if "eta_seconds" in metrics:
         shown.append(f"eta {clock(metrics['eta_seconds'])}")

@@ -200,8 +200,10 @@ class AsyncClient:
 
         ``data`` is the path of a file (.jsonl, .json, .csv, .tsv, .parquet) or a list of rows: ``{"messages": [...]}``,
         ``{"prompt": ..., "completion": ...}``, ``{"text": ...}``, or preference pairs ``{"prompt": ..., "chosen": ...,
-        "rejected": ...}``, which are trained on by DPO. ``replay`` is general rows of which some (``replay_rows``, 32)
-        are mixed in; ``"default"`` are the server's, and the recipe ``"facts"`` takes them unless ``replay_rows`` is 0.
+        "rejected": ...}``, which are trained on by DPO. With ``context`` the adapter learns to answer without it as the
+        base does with it (``method="distill"``); rows may then be prompts alone, and have a ``context`` of their own.
+        ``replay`` is general rows of which some (``replay_rows``, 32) are mixed in; ``"default"`` are the server's, and
+        the recipe ``"facts"`` takes them unless ``replay_rows`` is 0.
         ``on_top_of`` is one frozen stack (``["acme"]``) or several that rows take turns over
         (``[{"pine": 1.3}, ["summit"], []]``). The other settings (rank, alpha, learning_rate, epochs, max_steps,
         batch_size, target_modules, layers, seed, ...) take the server's defaults when left out; the learning rate is

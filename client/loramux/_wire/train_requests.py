@@ -43,7 +43,8 @@ class TrainOptions(TypedDict, total=False):
     validation_split: float | None
     eval_steps: int | None
     early_stopping_patience: int | None
-    method: Literal["auto", "sft", "dpo"] | None
+    method: Literal["auto", "sft", "dpo", "distill"] | None
+    context: str | None
     beta: float | None
     replay_rows: int | None
     chat_template_kwargs: Mapping[str, Any] | None

@@ -648,6 +648,7 @@ class TrainSettings(_message.Message):
     REPLAY_ROWS_FIELD_NUMBER: _builtins.int
     CHAT_TEMPLATE_KWARGS_FIELD_NUMBER: _builtins.int
     WARMUP_STEPS_FIELD_NUMBER: _builtins.int
+    CONTEXT_FIELD_NUMBER: _builtins.int
     rank: _builtins.int
     """Rank of the low-rank factors. Default 16."""
     alpha: _builtins.float
@@ -691,8 +692,9 @@ class TrainSettings(_message.Message):
     there is one evaluation an epoch then.
     """
     method: _builtins.str
-    """`sft` learns the answers; `dpo` learns to prefer the better answer of each preference pair. Unset: `dpo` for a
-    dataset of pairs, `sft` for any other.
+    """`sft` learns the answers; `dpo` learns to prefer the better answer of each preference pair; `distill` learns to
+    answer without a context as the base does with it. Unset: `distill` with a `context`, `dpo` for a dataset of
+    pairs, `sft` for any other.
     """
     beta: _builtins.float
     """DPO: how firmly the adapter is held to what lies underneath it. Default 0.1."""
@@ -708,6 +710,10 @@ class TrainSettings(_message.Message):
     """
     warmup_steps: _builtins.int
     """Steps over which the learning rate rises from 0; overrides `warmup_ratio`. 0: none. Unset: as `warmup_ratio` says."""
+    context: _builtins.str
+    """Distillation: what the teacher, the base, reads before every row: as the system turn, or before a plain prompt. A
+    row's own `context` takes its place. The adapter learns to answer without it.
+    """
     @_builtins.property
     def target_modules(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Kinds of linears to adapt, such as `q_proj`. Empty or `all-linear`: all but the output head."""
@@ -746,10 +752,11 @@ class TrainSettings(_message.Message):
         replay_rows: _builtins.int | None = ...,
         chat_template_kwargs: _builtins.str | None = ...,
         warmup_steps: _builtins.int | None = ...,
+        context: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_alpha", b"_alpha", "_batch_size", b"_batch_size", "_beta", b"_beta", "_beta1", b"_beta1", "_beta2", b"_beta2", "_chat_template_kwargs", b"_chat_template_kwargs", "_dropout", b"_dropout", "_early_stopping_patience", b"_early_stopping_patience", "_epochs", b"_epochs", "_eval_steps", b"_eval_steps", "_learning_rate", b"_learning_rate", "_lr_scheduler", b"_lr_scheduler", "_max_grad_norm", b"_max_grad_norm", "_max_length", b"_max_length", "_max_steps", b"_max_steps", "_method", b"_method", "_rank", b"_rank", "_replay", b"_replay", "_replay_rows", b"_replay_rows", "_rslora", b"_rslora", "_seed", b"_seed", "_validation_split", b"_validation_split", "_warmup_ratio", b"_warmup_ratio", "_warmup_steps", b"_warmup_steps", "_weight_decay", b"_weight_decay", "alpha", b"alpha", "batch_size", b"batch_size", "beta", b"beta", "beta1", b"beta1", "beta2", b"beta2", "chat_template_kwargs", b"chat_template_kwargs", "dropout", b"dropout", "early_stopping_patience", b"early_stopping_patience", "epochs", b"epochs", "eval_steps", b"eval_steps", "learning_rate", b"learning_rate", "lr_scheduler", b"lr_scheduler", "max_grad_norm", b"max_grad_norm", "max_length", b"max_length", "max_steps", b"max_steps", "method", b"method", "rank", b"rank", "replay", b"replay", "replay_rows", b"replay_rows", "rslora", b"rslora", "seed", b"seed", "validation_split", b"validation_split", "warmup_ratio", b"warmup_ratio", "warmup_steps", b"warmup_steps", "weight_decay", b"weight_decay"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_alpha", b"_alpha", "_batch_size", b"_batch_size", "_beta", b"_beta", "_beta1", b"_beta1", "_beta2", b"_beta2", "_chat_template_kwargs", b"_chat_template_kwargs", "_context", b"_context", "_dropout", b"_dropout", "_early_stopping_patience", b"_early_stopping_patience", "_epochs", b"_epochs", "_eval_steps", b"_eval_steps", "_learning_rate", b"_learning_rate", "_lr_scheduler", b"_lr_scheduler", "_max_grad_norm", b"_max_grad_norm", "_max_length", b"_max_length", "_max_steps", b"_max_steps", "_method", b"_method", "_rank", b"_rank", "_replay", b"_replay", "_replay_rows", b"_replay_rows", "_rslora", b"_rslora", "_seed", b"_seed", "_validation_split", b"_validation_split", "_warmup_ratio", b"_warmup_ratio", "_warmup_steps", b"_warmup_steps", "_weight_decay", b"_weight_decay", "alpha", b"alpha", "batch_size", b"batch_size", "beta", b"beta", "beta1", b"beta1", "beta2", b"beta2", "chat_template_kwargs", b"chat_template_kwargs", "context", b"context", "dropout", b"dropout", "early_stopping_patience", b"early_stopping_patience", "epochs", b"epochs", "eval_steps", b"eval_steps", "learning_rate", b"learning_rate", "lr_scheduler", b"lr_scheduler", "max_grad_norm", b"max_grad_norm", "max_length", b"max_length", "max_steps", b"max_steps", "method", b"method", "rank", b"rank", "replay", b"replay", "replay_rows", b"replay_rows", "rslora", b"rslora", "seed", b"seed", "validation_split", b"validation_split", "warmup_ratio", b"warmup_ratio", "warmup_steps", b"warmup_steps", "weight_decay", b"weight_decay"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_alpha", b"_alpha", "_batch_size", b"_batch_size", "_beta", b"_beta", "_beta1", b"_beta1", "_beta2", b"_beta2", "_chat_template_kwargs", b"_chat_template_kwargs", "_dropout", b"_dropout", "_early_stopping_patience", b"_early_stopping_patience", "_epochs", b"_epochs", "_eval_steps", b"_eval_steps", "_learning_rate", b"_learning_rate", "_lr_scheduler", b"_lr_scheduler", "_max_grad_norm", b"_max_grad_norm", "_max_length", b"_max_length", "_max_steps", b"_max_steps", "_method", b"_method", "_rank", b"_rank", "_replay", b"_replay", "_replay_rows", b"_replay_rows", "_rslora", b"_rslora", "_seed", b"_seed", "_validation_split", b"_validation_split", "_warmup_ratio", b"_warmup_ratio", "_warmup_steps", b"_warmup_steps", "_weight_decay", b"_weight_decay", "alpha", b"alpha", "batch_size", b"batch_size", "beta", b"beta", "beta1", b"beta1", "beta2", b"beta2", "chat_template_kwargs", b"chat_template_kwargs", "dropout", b"dropout", "early_stopping_patience", b"early_stopping_patience", "epochs", b"epochs", "eval_steps", b"eval_steps", "layers", b"layers", "learning_rate", b"learning_rate", "lr_scheduler", b"lr_scheduler", "max_grad_norm", b"max_grad_norm", "max_length", b"max_length", "max_steps", b"max_steps", "method", b"method", "rank", b"rank", "replay", b"replay", "replay_rows", b"replay_rows", "rslora", b"rslora", "seed", b"seed", "target_modules", b"target_modules", "validation_split", b"validation_split", "warmup_ratio", b"warmup_ratio", "warmup_steps", b"warmup_steps", "weight_decay", b"weight_decay"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_alpha", b"_alpha", "_batch_size", b"_batch_size", "_beta", b"_beta", "_beta1", b"_beta1", "_beta2", b"_beta2", "_chat_template_kwargs", b"_chat_template_kwargs", "_context", b"_context", "_dropout", b"_dropout", "_early_stopping_patience", b"_early_stopping_patience", "_epochs", b"_epochs", "_eval_steps", b"_eval_steps", "_learning_rate", b"_learning_rate", "_lr_scheduler", b"_lr_scheduler", "_max_grad_norm", b"_max_grad_norm", "_max_length", b"_max_length", "_max_steps", b"_max_steps", "_method", b"_method", "_rank", b"_rank", "_replay", b"_replay", "_replay_rows", b"_replay_rows", "_rslora", b"_rslora", "_seed", b"_seed", "_validation_split", b"_validation_split", "_warmup_ratio", b"_warmup_ratio", "_warmup_steps", b"_warmup_steps", "_weight_decay", b"_weight_decay", "alpha", b"alpha", "batch_size", b"batch_size", "beta", b"beta", "beta1", b"beta1", "beta2", b"beta2", "chat_template_kwargs", b"chat_template_kwargs", "context", b"context", "dropout", b"dropout", "early_stopping_patience", b"early_stopping_patience", "epochs", b"epochs", "eval_steps", b"eval_steps", "layers", b"layers", "learning_rate", b"learning_rate", "lr_scheduler", b"lr_scheduler", "max_grad_norm", b"max_grad_norm", "max_length", b"max_length", "max_steps", b"max_steps", "method", b"method", "rank", b"rank", "replay", b"replay", "replay_rows", b"replay_rows", "rslora", b"rslora", "seed", b"seed", "target_modules", b"target_modules", "validation_split", b"validation_split", "warmup_ratio", b"warmup_ratio", "warmup_steps", b"warmup_steps", "weight_decay", b"weight_decay"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__alpha: _TypeAlias = _typing.Literal["alpha"]  # noqa: Y015
     _WhichOneofArgType__alpha: _TypeAlias = _typing.Literal["_alpha", b"_alpha"]  # noqa: Y015
@@ -763,6 +770,8 @@ class TrainSettings(_message.Message):
     _WhichOneofArgType__beta2: _TypeAlias = _typing.Literal["_beta2", b"_beta2"]  # noqa: Y015
     _WhichOneofReturnType__chat_template_kwargs: _TypeAlias = _typing.Literal["chat_template_kwargs"]  # noqa: Y015
     _WhichOneofArgType__chat_template_kwargs: _TypeAlias = _typing.Literal["_chat_template_kwargs", b"_chat_template_kwargs"]  # noqa: Y015
+    _WhichOneofReturnType__context: _TypeAlias = _typing.Literal["context"]  # noqa: Y015
+    _WhichOneofArgType__context: _TypeAlias = _typing.Literal["_context", b"_context"]  # noqa: Y015
     _WhichOneofReturnType__dropout: _TypeAlias = _typing.Literal["dropout"]  # noqa: Y015
     _WhichOneofArgType__dropout: _TypeAlias = _typing.Literal["_dropout", b"_dropout"]  # noqa: Y015
     _WhichOneofReturnType__early_stopping_patience: _TypeAlias = _typing.Literal["early_stopping_patience"]  # noqa: Y015
@@ -813,6 +822,8 @@ class TrainSettings(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__beta2) -> _WhichOneofReturnType__beta2 | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__chat_template_kwargs) -> _WhichOneofReturnType__chat_template_kwargs | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__context) -> _WhichOneofReturnType__context | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__dropout) -> _WhichOneofReturnType__dropout | None: ...
     @_typing.overload

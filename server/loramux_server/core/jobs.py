@@ -73,8 +73,11 @@ class TrainSpec:
     target_modules: tuple[str, ...] = ("all-linear",)
     layers: tuple[int, ...] | None = None
     """Decoder layers that get an adapter; None: all."""
-    method: Annotated[str, OneOf(("sft", "dpo"))] = "sft"
-    """``sft``: learn the marked tokens. ``dpo``: prefer each row to its ``rejected`` one."""
+    method: Annotated[str, OneOf(("sft", "dpo", "distill"))] = "sft"
+    """``sft``: learn the marked tokens. ``dpo``: prefer each row to its ``rejected`` one. ``distill``: predict the
+    marked tokens as the base does after each row's ``teacher`` prompt."""
+    context: str = ""
+    """Distillation: what the teacher reads before every row that has no context of its own; empty: nothing."""
     beta: Annotated[float, Bound(0, 100, above=True)] = 0.1
     """DPO: how firmly the adapter is held to what lies underneath it."""
     learning_rate: Annotated[float, Bound(0, 1, above=True)] = 2e-4
@@ -191,6 +194,8 @@ class TrainRow:
     """Index of the row's own frozen stack; None: the rows take turns."""
     rejected: TrainRow | None = None
     """The answer that is preferred less, with the same prompt; None: the row is learned as it is."""
+    teacher: TrainRow | None = None
+    """Distillation: the same answers as the teacher reads them, with the context before them."""
 
 
 @dataclass(frozen=True, slots=True)

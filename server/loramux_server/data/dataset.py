@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from ..core.jobs import TrainRow
 from ..core.notes import Note
@@ -22,6 +22,7 @@ from .preference_pairs import PairRow
 from .problems import Problems
 from .rows import Content, DataRow, names_pair, parse_row
 from .shared_problems import SharedProblems
+from .teacher_rows import Teaching, taught_rows
 
 _HEAD = 1 << 20
 
@@ -64,6 +65,11 @@ class Example:
         """Tokens of the row, or of the longer side of a pair."""
         return max(len(side.input_ids) for side in _sides(self.row))
 
+    @property
+    def teacher_tokens(self) -> int:
+        """Tokens that a teacher reads for the row; 0 without a teacher."""
+        return len(self.row.teacher.input_ids) if self.row.teacher is not None else 0
+
 
 @dataclass(frozen=True, slots=True)
 class DatasetSummary:
@@ -87,6 +93,12 @@ class DatasetSummary:
     """Rows that are trained on without the chat template, if there are any."""
     notes: tuple[Note, ...] = ()
     """What may be a mistake, and keeps no row from being trained on."""
+    teacher_tokens: int = 0
+    """Tokens that a teacher reads: the rows with their contexts."""
+    longest_taught: int = 0
+    """Tokens of the longest row as a teacher reads it."""
+    unanswered: int = 0
+    """Rows that are prompts alone: they are answered before training begins."""
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -121,18 +133,20 @@ def check_dataset(
     watch: Watch = UNWATCHED,
     held_out: bool = False,
     chat_template_kwargs: str = "",
+    teaching: Teaching | None = None,
 ) -> tuple[Dataset, Problems]:
     """Parse, check and tokenise a dataset: JSONL, or a JSON list of rows, in UTF-8.
 
     Gives the good rows (there may be none) beside what is wrong with the others. ``max_length`` is the longest row in
     tokens; ``field`` is what the caller calls the data (``validation``). Of rows that may be ``held_out``, what counts
     as an answer (``expect``) is checked too. ``chat_template_kwargs`` is a JSON object as text that was checked, for
-    the chat template of every row that does not say otherwise. ``watch`` is called between rows and ends the work by
-    raising. Raises INVALID_ARGUMENT only for data that are refused as a whole: too large, or without any row.
+    the chat template of every row that does not say otherwise. With ``teaching`` the rows are those of a distillation.
+    ``watch`` is called between rows and ends the work by raising. Raises INVALID_ARGUMENT only for data that are
+    refused as a whole: too large, or without any row.
     """
     problems = Problems(field)
     kwargs = json.loads(chat_template_kwargs or "{}")
-    rows = parse_dataset(data, problems, limits or DatasetLimits(), watch)
+    rows = parse_dataset(data, problems, limits or DatasetLimits(), watch, distill=teaching is not None)
     pairs = bool(rows) and isinstance(rows[0].content, PairRow)
     good: list[DataRow] = []
     examples: list[Example] = []
@@ -147,7 +161,11 @@ def check_dataset(
         try:
             if held_out and row.expect_problems:
                 raise BadRow(list(row.expect_problems))
-            made = train_rows(row.content, tokenizer, max_length=max_length, chat_template_kwargs=kwargs, watch=watch)
+            options: dict[str, Any] = {"max_length": max_length, "chat_template_kwargs": kwargs, "watch": watch}
+            if teaching is None:
+                made = train_rows(row.content, tokenizer, **options)
+            else:
+                made = taught_rows(row.content, row.context, teaching, tokenizer, **options)
         except BadRow as bad:
             problems.add(row.line, *bad.problems)
             too_long += isinstance(bad, TooLong)
@@ -167,7 +185,9 @@ def holds_pairs(file: BinaryIO) -> bool:
     return False
 
 
-def parse_dataset(data: bytes, problems: Problems, limits: DatasetLimits, watch: Watch = UNWATCHED) -> list[DataRow]:
+def parse_dataset(
+    data: bytes, problems: Problems, limits: DatasetLimits, watch: Watch = UNWATCHED, *, distill: bool = False
+) -> list[DataRow]:
     """The rows of a dataset before tokenisation; what is wrong goes to ``problems``.
 
     Raises INVALID_ARGUMENT at once for data that is too large or empty.
@@ -183,7 +203,7 @@ def parse_dataset(data: bytes, problems: Problems, limits: DatasetLimits, watch:
         if seen > limits.max_rows:
             raise problems.refusal(f"the dataset has more than {limits.max_rows} rows: split it")
         try:
-            rows.append(parse_row(line, value))
+            rows.append(parse_row(line, value, distill=distill))
             shared.add_judged(line, value)
         except BadRow as bad:
             if not shared.add_foreign(line, value, bad.problems[0]):
@@ -203,6 +223,9 @@ def counted(examples: Sequence[Example], report: DatasetSummary) -> DatasetSumma
         tokens=sum(example.tokens for example in examples),
         trained_tokens=sum(example.trained_tokens for example in examples),
         longest=max((example.longest for example in examples), default=0),
+        teacher_tokens=sum(example.teacher_tokens for example in examples),
+        longest_taught=max((example.teacher_tokens for example in examples), default=0),
+        unanswered=len({example.line for example in examples if not any(example.row.labels)}),
     )
 
 
@@ -210,8 +233,10 @@ def _report(
     rows: list[DataRow], examples: list[Example], too_long: int, pairs: bool, tokenizer: TextTokenizer
 ) -> DatasetSummary:
     duplicates = len(rows) - len({_fingerprint(row) for row in rows})
-    endless = [example.line for example in examples if example.row.input_ids[-1] not in tokenizer.eos_token_ids]
-    notes = tuple(notes_on(rows, duplicates, endless, tokenizer)) if rows else ()
+    unanswered = [example.line for example in examples if not any(example.row.labels)]
+    answered = [example for example in examples if any(example.row.labels)]
+    endless = [example.line for example in answered if example.row.input_ids[-1] not in tokenizer.eos_token_ids]
+    notes = tuple(notes_on(rows, duplicates, unanswered, endless, tokenizer)) if rows else ()
     return counted(
         examples,
         DatasetSummary(
@@ -231,4 +256,4 @@ def _sides(row: TrainRow) -> tuple[TrainRow, ...]:
 
 def _fingerprint(row: DataRow) -> str:
     stack = None if row.on_top_of is None else [(item.adapter, item.weight) for item in row.on_top_of]
-    return json.dumps([type(row.content).__name__, asdict(row.content), stack], sort_keys=True)
+    return json.dumps([type(row.content).__name__, asdict(row.content), stack, row.context], sort_keys=True)

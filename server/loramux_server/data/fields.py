@@ -69,11 +69,19 @@ class TooLong(BadRow):
 
 
 def chat(
-    value: Any, name: str, inputs: TemplateInputs, problems: list[str], trained_from: int = 0, answer: str = ""
+    value: Any,
+    name: str,
+    inputs: TemplateInputs,
+    problems: list[str],
+    trained_from: int = 0,
+    answer: str = "",
+    *,
+    unanswered: bool = False,
 ) -> ChatRow | None:
     """A conversation from a list of messages; only those from index ``trained_from`` on can be trained on.
 
-    ``name`` is the row's name of the list, ``answer`` that of the part which is trained on.
+    ``name`` is the row's name of the list, ``answer`` that of the part which is trained on. Of an ``unanswered``
+    conversation nothing is: it asks for an answer that comes later.
     """
     if not isinstance(value, list) or not value:
         problems.append(f"{name} must be a list with at least one message")
@@ -83,6 +91,8 @@ def chat(
     if len(problems) > before:
         return None
     messages = tuple(message for message, _ in turns)
+    if unanswered:
+        return ChatRow(messages, (False,) * len(messages), **inputs)
     trained = tuple(train and index >= trained_from for index, (_, train) in enumerate(turns))
     if not any(message["role"] == "assistant" for message in messages[trained_from:]):
         problems.append(f"there is no assistant turn in {answer or name}, so there is nothing to learn")

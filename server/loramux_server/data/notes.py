@@ -32,9 +32,16 @@ class PlainRows:
 
 
 def notes_on(
-    rows: Sequence[DataRow], duplicates: int, endless: Sequence[int], tokenizer: TextTokenizer
+    rows: Sequence[DataRow],
+    duplicates: int,
+    unanswered: Sequence[int],
+    endless: Sequence[int],
+    tokenizer: TextTokenizer,
 ) -> Iterator[Note]:
-    """Notes on at least one good row; ``endless`` are the lines whose answers have no end token."""
+    """Notes on at least one good row.
+
+    ``unanswered`` are the lines without an answer, ``endless`` those whose answers have no end token.
+    """
     count = len(rows)
     if count < FEW:
         text = f"the data has only {count} row{'s' * (count != 1)}: an adapter rarely learns from fewer than {FEW}"
@@ -43,7 +50,7 @@ def notes_on(
         text = f"{duplicates} row{'s repeat' if duplicates > 1 else ' repeats'} an earlier one"
         yield Note("REPEATED_ROWS", text, duplicates)
     yield from _unused_fields(rows)
-    unused = [row for row in rows if isinstance(row.content, ChatRow) and not row.content.trained[-1]]
+    unused = [row for row in rows if isinstance(row.content, ChatRow) and _goes_on(row.content.trained)]
     if unused:
         yield Note(
             "END_NOT_LEARNED",
@@ -51,6 +58,14 @@ def notes_on(
             f"is trained on (line {unused[0].line} first): what follows the last such turn is not used",
             len(unused),
             unused[0].line,
+        )
+    if unanswered:
+        yield Note(
+            "UNANSWERED_ROWS",
+            f"{len(unanswered)} row{'s have' if len(unanswered) > 1 else ' has'} no answer (line {unanswered[0]} "
+            "first): the teacher answers before training begins",
+            len(unanswered),
+            unanswered[0],
         )
     if endless:
         yield Note(
@@ -84,6 +99,11 @@ def plain_rows(rows: Sequence[DataRow]) -> PlainRows | None:
         case _:
             raise AssertionError("a conversation is not plain")
     return PlainRows(len(plain), plain[0].line, kind, prompt)
+
+
+def _goes_on(trained: Sequence[bool]) -> bool:
+    """Whether turns follow the last one that is trained on."""
+    return any(trained) and not trained[-1]
 
 
 def _is_plain(row: DataRow) -> bool:

@@ -14,7 +14,10 @@ from .preference_pairs import PairRow
 from .rows import Content
 
 Asked = tuple[tuple[bytes, bytes], ...]
-"""For each answer that a row trains: digests of its prompt (empty: none), and of the prompt with the answer."""
+"""For each answer that a row trains: digests of its prompt (empty: none), and of the prompt with the answer.
+
+A prompt without an answer has the digest of the prompt twice.
+"""
 MANY_ANSWERS = 4
 """A prompt that is trained with this many different answers is open: only a row with the same answer is a copy."""
 
@@ -69,6 +72,8 @@ def _asked(content: Content) -> Iterator[tuple[bytes, bytes]]:
     match content:
         case TextRow(text):
             yield b"", _digest("text", text)
+        case CompletionRow(prompt, ""):
+            yield _digest("prompt", prompt), _digest("prompt", prompt)
         case CompletionRow(prompt, completion):
             yield _digest("prompt", prompt), _digest("prompt", prompt, completion)
         case PairRow(chosen):
@@ -80,6 +85,8 @@ def _asked(content: Content) -> Iterator[tuple[bytes, bytes]]:
                 state.update(_spelt(message))
                 if learned:
                     yield before.digest(), state.digest()
+            if not any(trained):
+                yield state.digest(), state.digest()
 
 
 def _spelt(message: Mapping[str, Any]) -> bytes:

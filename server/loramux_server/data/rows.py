@@ -10,7 +10,7 @@ from ..core.bounds import MAX_STACK, WEIGHT, too_many
 from ..core.json_values import MAX_DEPTH, TOO_DEEP, TOO_LARGE, too_deep, unfit
 from ..core.types import StackItem
 from .expect import FIELDS, Expected, expected_of
-from .fields import Answered, BadRow, TextRow, answered, chat, is_text, template_inputs_of
+from .fields import Answered, BadRow, CompletionRow, TextRow, answered, chat, is_text, template_inputs_of
 from .preference_pairs import CHOSEN_AND_REJECTED, PREFERRED_OUTPUTS, PairRow, chosen_and_rejected, preferred_outputs
 
 Content = Answered | TextRow | PairRow
@@ -30,6 +30,8 @@ class DataRow:
     """The expected texts, for a row that is held out; None: it names none."""
     expect_problems: tuple[str, ...] = ()
     """What is wrong with ``expect``; the row can be trained on all the same."""
+    context: str | None = None
+    """Distillation: what the teacher reads before the row; None: what the job says."""
 
 
 _SHAPES: dict[str, set[str]] = {
@@ -49,8 +51,11 @@ WANTED = 'a row has "messages", "prompt" and "completion", "text", or "chosen" a
 """The advice for a row without a known shape."""
 
 
-def parse_row(line: int, value: Mapping[str, Any]) -> DataRow:
-    """Check one JSON object and give it its shape. Raises :class:`BadRow` with everything that is wrong."""
+def parse_row(line: int, value: Mapping[str, Any], *, distill: bool = False) -> DataRow:
+    """Check one JSON object and give it its shape. Raises :class:`BadRow` with everything that is wrong.
+
+    For a distillation (``distill``) a row may have a ``context``, and may be a prompt without an answer.
+    """
     problems: list[str] = []
     shape = _shape(value, problems)
     on_top_of = _on_top_of(value.get("on_top_of"), problems)
@@ -59,15 +64,20 @@ def parse_row(line: int, value: Mapping[str, Any]) -> DataRow:
         if shape
         else set()
     )
+    context = value.get("context") if distill else None
+    if distill:
+        used |= {"context"}
+        if context is not None and not isinstance(context, str):
+            problems.append("context must be a string")
     unfit = _unfit_values(value, used)
-    content = _content(shape, value, problems) if shape and not unfit else None
+    content = _content(shape, value, problems, distill) if shape and not unfit else None
     problems += unfit
     if problems or content is None:
         raise BadRow(problems)
     wrong: list[str] = []
     expect = expected_of(value, wrong)
     ignored = tuple(sorted(value.keys() - used - FIELDS))
-    return DataRow(line, content, on_top_of, ignored, expect, tuple(wrong))
+    return DataRow(line, content, on_top_of, ignored, expect, tuple(wrong), context)
 
 
 def names_pair(value: Mapping[str, Any]) -> bool:
@@ -104,7 +114,7 @@ def names_of(value: Mapping[str, Any]) -> str:
     return ", ".join(name[:40] for name in sorted(map(str, value))[:6]) or "none"
 
 
-def _content(shape: str, value: Mapping[str, Any], problems: list[str]) -> Content | None:
+def _content(shape: str, value: Mapping[str, Any], problems: list[str], distill: bool) -> Content | None:
     match shape:
         case "text":
             return TextRow(value["text"]) if is_text(value["text"], "text", problems) else None
@@ -113,12 +123,25 @@ def _content(shape: str, value: Mapping[str, Any], problems: list[str]) -> Conte
         case "a preference pair in OpenAI's words":
             return preferred_outputs(value, problems)
     inputs = template_inputs_of(value, problems)
+    if distill and (asked := _unanswered(shape, value)) is not None:
+        if isinstance(asked, list):
+            return chat(asked, shape.partition(" ")[0], inputs, problems, unanswered=True)
+        return CompletionRow(asked, "") if is_text(asked, "prompt", problems) else None
     if shape == "messages":
         return chat(value["messages"], "messages", inputs, problems)
     if missing := [name for name in ("prompt", "completion") if name not in value]:
         problems.append(f"the row has no {missing[0]}; prompt and completion go together")
         return None
     return answered(value["prompt"], value["completion"], "completion", inputs, problems)
+
+
+def _unanswered(shape: str, value: Mapping[str, Any]) -> Any | None:
+    """The prompt of a row without an answer: messages that end with no assistant turn, or a prompt alone."""
+    if shape != "messages":
+        return value.get("prompt") if value.get("completion") is None else None
+    turns = value["messages"]
+    last = turns[-1] if isinstance(turns, list) and turns else None
+    return turns if isinstance(last, dict) and last.get("role") != "assistant" else None
 
 
 def _on_top_of(value: Any, problems: list[str]) -> tuple[StackItem, ...] | None:

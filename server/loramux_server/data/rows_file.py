@@ -14,7 +14,7 @@ import struct
 import uuid
 from array import array
 from collections.abc import Generator, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar, overload
 
@@ -45,6 +45,7 @@ class _Shape(msgspec.Struct):
     rows: int
     tokens: int
     pairs: bool
+    teachers: bool = False
 
 
 class _Header(msgspec.Struct):
@@ -56,7 +57,10 @@ class _Header(msgspec.Struct):
 
 @dataclass(frozen=True, slots=True)
 class RowTable(Sequence[TrainRow]):
-    """Rows as four arrays; of pairs, a row is two texts, the preferred one first. ``table[i]`` makes a row."""
+    """Rows as four arrays; ``table[i]`` makes a row.
+
+    Of ``pairs`` a row is two texts, the preferred one first; with ``teachers`` the text of the teacher follows.
+    """
 
     pairs: bool
     stacks: Sequence[int]
@@ -65,6 +69,7 @@ class RowTable(Sequence[TrainRow]):
     """For each text the number of tokens up to its end."""
     ids: Sequence[int]
     labels: Sequence[bool]
+    teachers: bool = False
 
     @property
     def named_stacks(self) -> list[int | None]:
@@ -73,9 +78,10 @@ class RowTable(Sequence[TrainRow]):
 
     @property
     def lengths(self) -> list[int]:
-        """Tokens of each row, those of both texts of a pair."""
+        """Tokens of each row, those of both texts of a pair; what a teacher reads does not count."""
         ends = list(self.ends)[1::2] if self.pairs else list(self.ends)
-        return [end - start for start, end in itertools.pairwise([0, *ends])]
+        lengths = [end - start for start, end in itertools.pairwise([0, *ends])]
+        return lengths[::2] if self.teachers else lengths
 
     def assigned(self, command: TrainCommand) -> RowTable:
         """The same rows, those that name a stack over ``command.stacks``; then the others take turns here."""
@@ -83,7 +89,7 @@ class RowTable(Sequence[TrainRow]):
             return self
         named = (None if stack is None else command.row_stacks[stack] for stack in self.named_stacks)
         stacks = assign_stacks(named, command.own_stacks)
-        return RowTable(self.pairs, stacks, self.ends, self.ids, self.labels)
+        return replace(self, stacks=stacks)
 
     def __len__(self) -> int:
         return len(self.stacks)
@@ -100,9 +106,10 @@ class RowTable(Sequence[TrainRow]):
         number = range(len(self))[index]
         named = self.stacks[number]
         stack = None if named == NO_STACK else named
-        if not self.pairs:
+        if not (self.pairs or self.teachers):
             return TrainRow(*self._text(number), stack)
-        return TrainRow(*self._text(2 * number), stack, TrainRow(*self._text(2 * number + 1)))
+        first, second = self._text(2 * number), TrainRow(*self._text(2 * number + 1))
+        return TrainRow(*first, stack, second) if self.pairs else TrainRow(*first, stack, teacher=second)
 
     def _text(self, number: int) -> tuple[tuple[int, ...], tuple[bool, ...]]:
         place = slice(self.ends[number - 1] if number else 0, self.ends[number])
@@ -148,26 +155,38 @@ def write_rows(folder: Path, tables: Mapping[str, Iterable[TrainRow]], summary: 
             staged.unlink(missing_ok=True)
 
 
+def replace_rows(folder: Path, tables: Mapping[str, Iterable[TrainRow]], summary: bytes) -> None:
+    """As :func:`write_rows`, in place of the rows files that are in ``folder``."""
+    old = list(folder.glob(f"{_PREFIX}*{_SUFFIX}"))
+    write_rows(folder, tables, summary)
+    new = find_rows(folder).path
+    with storage_errors("cannot remove the rows of the job"):
+        for place in old:
+            if f"{folder.name}/{place.name}" != new:
+                place.unlink(missing_ok=True)
+
+
 def _packed(rows: Iterable[TrainRow]) -> tuple[_Shape, list[array[int] | bytearray]]:
-    """A table's shape and arrays. The rows are all pairs, or none is."""
+    """A table's shape and arrays. The rows are all pairs or none is, and all have a teacher or none has."""
     stacks, ends, ids, labels = array("i"), array("Q"), array("I"), bytearray()
-    pairs = False
+    pairs = teachers = False
     for row in rows:
-        pairs = row.rejected is not None
+        pairs, teachers = row.rejected is not None, row.teacher is not None
         stacks.append(NO_STACK if row.stack is None else row.stack)
-        for text in (row,) if row.rejected is None else (row, row.rejected):
+        for text in filter(None, (row, row.rejected, row.teacher)):
             ids.extend(text.input_ids)
             labels.extend(text.labels)
             ends.append(len(ids))
-    return _Shape(len(stacks), len(ids), pairs), [stacks, ends, ids, labels]
+    return _Shape(len(stacks), len(ids), pairs, teachers), [stacks, ends, ids, labels]
 
 
 def find_rows(folder: Path) -> RowsFile:
-    """The rows file in a job's folder. Raises DATA_LOSS (ROWS_DAMAGED) when there is none."""
+    """The newest rows file in a job's folder. Raises DATA_LOSS (ROWS_DAMAGED) when there is none."""
     with storage_errors("cannot look for the rows of the job"):
-        for place in folder.glob(f"{_PREFIX}*{_SUFFIX}"):
-            sha256 = place.name.removeprefix(_PREFIX).removesuffix(_SUFFIX)
-            return RowsFile(f"{folder.name}/{place.name}", sha256)
+        places = sorted(folder.glob(f"{_PREFIX}*{_SUFFIX}"), key=lambda place: place.stat().st_mtime_ns)
+    if places:
+        sha256 = places[-1].name.removeprefix(_PREFIX).removesuffix(_SUFFIX)
+        return RowsFile(f"{folder.name}/{places[-1].name}", sha256)
     raise Error(Code.DATA_LOSS, "the job has no rows file", reason=ROWS_DAMAGED)
 
 
@@ -221,9 +240,9 @@ def _parsed(data: memoryview) -> RowsContent:
     summary = bytes(take(header.summary, "B"))
     tables = {}
     for name, shape in header.tables.items():
-        texts = 2 * shape.rows if shape.pairs else shape.rows
+        texts = 2 * shape.rows if shape.pairs or shape.teachers else shape.rows
         arrays = take(shape.rows, "i"), take(texts, "Q"), take(shape.tokens, "I"), take(shape.tokens, "?")
-        tables[name] = RowTable(shape.pairs, *arrays)
+        tables[name] = RowTable(shape.pairs, *arrays, shape.teachers)
     return RowsContent(tables, summary)
 
 

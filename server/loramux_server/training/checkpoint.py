@@ -280,9 +280,10 @@ def run_identity(
         for i, row in enumerate(rows, start=1):
             digest.update(f"/{len(row.input_ids)},{row.stack}/".encode())
             digest.update(array("I", row.input_ids).tobytes() + bytes(row.labels))
-            if row.rejected is not None:
-                digest.update(f"/{len(row.rejected.input_ids)}-/".encode())
-                digest.update(array("I", row.rejected.input_ids).tobytes() + bytes(row.rejected.labels))
+            for mark, other in (("-", row.rejected), ("+", row.teacher)):
+                if other is not None:
+                    digest.update(f"/{len(other.input_ids)}{mark}/".encode())
+                    digest.update(array("I", other.input_ids).tobytes() + bytes(other.labels))
             if i % ROWS_PER_TASK == 0:
                 yield Held(held)
     return digest.hexdigest()

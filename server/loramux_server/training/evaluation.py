@@ -1,4 +1,7 @@
-"""Evaluation on held-out rows: the new adapter beside the base and earlier versions; references for DPO."""
+"""Evaluation on held-out rows: the new adapter beside the base and earlier versions.
+
+Here is also what training compares with: references for DPO, a teacher's states for distillation.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +16,13 @@ from .backprop.frozen_model import FrozenModel
 from .backprop.micro_batch import JobRows, row_logprobs
 from .backprop.micro_batch_size import MicroBatchSizer
 from .run import TrainingRun
+from .teacher import text_of
 from .work import Held, Interruptible, Tasks
 
 T = TypeVar("T")
+
+TAUGHT_TOGETHER = 64
+"""Held-out rows whose teacher's states have to be kept at the same time."""
 
 
 def evaluate(run: TrainingRun, sizer: MicroBatchSizer, *, only_new: bool = False) -> Tasks[dict[str, float]]:
@@ -43,9 +50,11 @@ def evaluate(run: TrainingRun, sizer: MicroBatchSizer, *, only_new: bool = False
     def measure(indices: list[int]) -> Interruptible[dict[str, float]]:
         inputs = [(i, row) for i in indices for row in objective.inputs(rows[i])]
         reference = [run.reference(rows[i], stacks[i]) for i in indices]
+        targets = run.targets([rows[i] for i in indices], [stacks[i] for i in indices])
         found: dict[str, float] = {}
         for name, frozen, adapter in models:
-            job_rows = JobRows(frozen, [row for _, row in inputs], [stacks[i] for i, _ in inputs], adapter)
+            under = [stacks[i] for i, _ in inputs]
+            job_rows = JobRows(frozen, [row for _, row in inputs], under, adapter, targets=targets)
             work = row_logprobs(run.base, [job_rows])
             (logprobs,) = yield from sizer.timed(sum(lengths[i] for i in indices), work)
             found |= {
@@ -53,8 +62,12 @@ def evaluate(run: TrainingRun, sizer: MicroBatchSizer, *, only_new: bool = False
             }
         return found
 
-    for part in (yield from _in_micro_batches(run, sizer, list(range(len(rows))), lengths, measure)):
-        sums = {name: sums.get(name, 0.0) + value for name, value in part.items()}
+    together = TAUGHT_TOGETHER if run.teacher is not None else len(rows)
+    for start in range(0, len(rows), together):
+        indices = range(start, min(start + together, len(rows)))
+        yield from cache_teacher(run, [rows[i] for i in indices], [stacks[i] for i in indices], sizer)
+        for part in (yield from _in_micro_batches(run, sizer, indices, lengths, measure)):
+            sums = {name: sums.get(name, 0.0) + value for name, value in part.items()}
     denominator = sum(objective.denominator(row) for row in rows)
     means = {name: value / denominator for name, value in sums.items()}
     if run.command.current is not None and run.current is None:  # the job starts from the current version
@@ -85,6 +98,22 @@ def cache_references(
             run.references[rows[i], stacks[i]] = tuple(next(values) for _ in run.objective.inputs(rows[i]))
 
     yield from _in_micro_batches(run, sizer, missing, lengths, measure)
+
+
+def cache_teacher(
+    run: TrainingRun, rows: Sequence[TrainRow], stacks: Sequence[int], sizer: MicroBatchSizer
+) -> Tasks[None]:
+    """Compute the teacher's states for rows, each over its stack, where there is a teacher and they are missing."""
+    teacher = run.teacher
+    if teacher is None:
+        return
+    lengths = [len(text_of(row).input_ids) for row in rows]
+
+    def measure(indices: list[int]) -> Interruptible[None]:
+        work = teacher.compute([rows[i] for i in indices], [stacks[i] for i in indices])
+        yield from sizer.timed(sum(lengths[i] for i in indices), work)
+
+    yield from _in_micro_batches(run, sizer, teacher.missing(rows, stacks), lengths, measure)
 
 
 def _in_micro_batches(

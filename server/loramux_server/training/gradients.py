@@ -66,6 +66,7 @@ class Batch:
             [run.stacks[i] for i, _ in inputs],
             run.adapter,
             [run.schedule.dropout_seed(run.step, i) for i, _ in inputs],
+            run.targets([self.rows[i] for i in indices], [run.stacks[i] for i in indices]),
         )
 
     def loss(self, indices: Sequence[int], logprobs: RowLogprobs) -> tuple[LossSums, Tensor]:

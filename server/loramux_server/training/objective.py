@@ -1,4 +1,4 @@
-"""The objectives of training (SFT, DPO): from log-probabilities of rows to a loss.
+"""The objectives of training (SFT, DPO, distillation): from log-probabilities of rows to a loss.
 
 Losses and metrics are sums over rows, divided later by the denominator of the whole batch. So a batch has the same
 loss however it was split into micro-batches.
@@ -31,6 +31,8 @@ class Objective(Protocol):
 
     needs_reference: bool
     """Whether the loss compares with log-probabilities of the model before training."""
+    needs_teacher: bool
+    """Whether a teacher's distributions take the place of the rows' tokens: see :class:`~.teacher.Teacher`."""
 
     def inputs(self, row: TrainRow) -> tuple[TrainRow, ...]:
         """What the model reads for a row, all in one micro-batch: the row, or both answers of a preference pair."""
@@ -52,6 +54,8 @@ class Sft:
     """Cross-entropy of the loss tokens, averaged over tokens."""
 
     needs_reference = False
+    needs_teacher = False
+    _agreement = "token_accuracy"
 
     def inputs(self, row: TrainRow) -> tuple[TrainRow, ...]:
         return (row,)
@@ -61,7 +65,19 @@ class Sft:
 
     def loss(self, logprobs: RowLogprobs, reference: Sequence[tuple[float, ...]]) -> LossSums:
         loss = -logprobs.logprobs.sum()
-        return LossSums(loss, {"loss": float(loss.detach()), "token_accuracy": float(sum(logprobs.correct))})
+        return LossSums(loss, {"loss": float(loss.detach()), self._agreement: float(sum(logprobs.correct))})
+
+
+class Distillation(Sft):
+    """KL(teacher || student) over the whole vocabulary at the loss tokens, averaged over tokens.
+
+    The teacher is the frozen stack of a row with the context before it, the student the adapter without the context
+    (context distillation: arXiv 2112.00861 and 2209.15189). This direction, the forward one, has the student cover all
+    that the teacher may say; it has the gradient of SFT with the teacher's distribution in place of one token.
+    """
+
+    needs_teacher = True
+    _agreement = "teacher_agreement"
 
 
 class Dpo:
@@ -72,6 +88,7 @@ class Dpo:
     """
 
     needs_reference = True
+    needs_teacher = False
 
     def __init__(self, beta: float) -> None:
         self._beta = beta
@@ -101,4 +118,10 @@ class Dpo:
 
 def objective_of(spec: TrainSpec) -> Objective:
     """The objective that the job's ``method`` names."""
-    return Dpo(spec.beta) if spec.method == "dpo" else Sft()
+    match spec.method:
+        case "dpo":
+            return Dpo(spec.beta)
+        case "distill":
+            return Distillation()
+        case _:
+            return Sft()

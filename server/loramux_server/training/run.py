@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -18,6 +18,7 @@ from .checkpoint import Snapshot
 from .host_copy import copy_to_host
 from .objective import Objective
 from .schedule import Schedule
+from .teacher import Teacher
 
 
 @dataclass(slots=True)
@@ -48,6 +49,7 @@ class TrainingRun:
     bank: AdapterBank
     current: FrozenModel | None  # with the version that the new one would replace
     initial: TrainableAdapter | None  # the version that the job starts from, frozen; None: fresh weights
+    teacher: Teacher | None  # of a distillation
     step: int = 0
     trained: int = 0  # tokens of the rows in those steps
     seconds: float = 0.0
@@ -68,11 +70,18 @@ class TrainingRun:
         """The reference log-probabilities of a row over a stack; empty where the objective needs none."""
         return self.references[row, stack] if self.objective.needs_reference else ()
 
+    def targets(self, rows: Sequence[TrainRow], stacks: Sequence[int]) -> list[Tensor]:
+        """The teacher's states for rows over their stacks; none without a teacher."""
+        if self.teacher is None:
+            return []
+        return [self.teacher.states(row, stack) for row, stack in zip(rows, stacks, strict=True)]
+
     @property
     def nbytes(self) -> int:
-        """Bytes of weights, gradients, optimizer state, frozen adapters and kept activations."""
+        """Bytes of weights, gradients, optimizer state, frozen adapters, kept activations and a teacher's states."""
         initial = self.initial.weight_bytes if self.initial is not None else 0
-        return self.adapter.nbytes + initial + self.frozen.nbytes + self.bank.used_bytes
+        taught = self.teacher.nbytes if self.teacher is not None else 0
+        return self.adapter.nbytes + initial + self.frozen.nbytes + self.bank.used_bytes + taught
 
     @property
     def stopped_early(self) -> bool:

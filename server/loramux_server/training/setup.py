@@ -28,10 +28,11 @@ from .backprop.micro_batch import JobRows, row_logprobs
 from .objective import objective_of
 from .run import TrainingRun
 from .schedule import Schedule
+from .teacher import Teacher
 from .work import PAUSE, Held, Interruptible, Tasks
 
 CACHE_SHARE = 8
-"""Activations of frozen layers are kept in at most 1 / CACHE_SHARE of the host's free memory."""
+"""Activations of frozen layers are kept in at most 1 / CACHE_SHARE of the host's free memory; a teacher's as well."""
 
 
 def set_up(
@@ -45,6 +46,8 @@ def set_up(
     tables = (yield from read_rows(jobs_dir, command.rows, PAUSE)).tables
     for table in tables.values():
         _check_rows(table, int(base.model.config.vocab_size), max_context(base.model), len(command.row_stacks))
+        if table.teachers:
+            _check_teachers(table)
         yield PAUSE
     rows, held_out = (tables[name].assigned(command) for name in (TRAIN, HELD_OUT))
     separate = _separate_current(command) if held_out else None
@@ -74,12 +77,20 @@ def set_up(
         slot = bank.slot(separate.digest)
         # The version may adapt lower layers than the job does, so all layers run.
         current = FrozenModel(base, bank, [(*entries, (slot, 1.0)) for entries in stacks], ActivationPolicy(base, 0), 0)
+    objective = objective_of(spec)
+    teacher = None
+    if objective.needs_teacher:
+        if not all(table.teachers for table in (rows, held_out) if table):
+            raise invalid_field("rows", "have no text for a teacher, which the method distill needs")
+        # What the teacher reads is computed once, so nothing of its lower layers is kept.
+        model = FrozenModel(base, bank, stacks, ActivationPolicy(base, 0), 0)
+        teacher = Teacher(model, host_available() // CACHE_SHARE)
     return TrainingRun(
         base=base,
         command=command,
         rows=rows,
         held_out=held_out,
-        objective=objective_of(spec),
+        objective=objective,
         adapter=adapter,
         frozen=frozen,
         optimizer=optimizer,
@@ -89,6 +100,7 @@ def set_up(
         bank=bank,
         current=current,
         initial=initial,
+        teacher=teacher,
     )
 
 
@@ -103,6 +115,19 @@ def _check_rows(table: RowTable, vocab_size: int, longest: int, stacks: int) -> 
     named = np.asarray(table.stacks, dtype=np.int32)
     if named.size and not (named.min() >= NO_STACK and named.max() < stacks):
         raise invalid_field("rows", f"name a stack that is none of the {stacks} of the command")
+
+
+def _check_teachers(table: RowTable) -> None:
+    """Raise INVALID_ARGUMENT where a teacher predicts other tokens than the row's loss tokens."""
+    ends = np.asarray(table.ends, dtype=np.int64)
+    starts = np.concatenate([[0], ends[:-1]])
+    texts = np.repeat(np.arange(len(ends)), ends - starts)
+    in_loss = np.array(table.labels, dtype=bool)
+    in_loss[starts] = False  # nothing comes before a first token
+    ids, texts = np.asarray(table.ids, dtype=np.uint32)[in_loss], texts[in_loss]
+    rows, taught = texts // 2, texts % 2 == 1
+    if not all(np.array_equal(each[~taught], each[taught]) for each in (ids, rows)):
+        raise invalid_field("rows", "have a teacher's text with other loss tokens than the row's")
 
 
 def new_adapter(base: ResidentBase, spec: TrainSpec) -> TrainableAdapter:

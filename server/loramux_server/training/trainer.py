@@ -25,7 +25,7 @@ from ..peft.folder import write_folder
 from ..store.blobs.reader import BlobReader
 from .backprop.micro_batch_size import MicroBatchSizer
 from .checkpoint import Checkpoints, Snapshot, run_identity
-from .evaluation import cache_references, evaluate
+from .evaluation import cache_references, cache_teacher, evaluate
 from .gradients import Batch, NeedsGradients
 from .reporter import StepReporter
 from .run import TrainingRun
@@ -87,7 +87,9 @@ def train(
     with checkpoints.saved_at_the_end(snapshot_now):
         while run.step < total and not run.stopped_early:
             batch = Batch(run)
-            yield from cache_references(run, list(batch.rows.values()), [run.stacks[i] for i in batch.indices], sizer)
+            rows, stacks = list(batch.rows.values()), [run.stacks[i] for i in batch.indices]
+            yield from cache_references(run, rows, stacks, sizer)
+            yield from cache_teacher(run, rows, stacks, sizer)
             yield NeedsGradients(batch)
             rate, metrics = run.schedule.learning_rate(run.step), batch.means
             norm = torch.nn.utils.clip_grad_norm_(run.adapter.flat(), command.spec.max_grad_norm)

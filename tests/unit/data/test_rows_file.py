@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -33,8 +34,15 @@ def text(tokens: list[tuple[int, bool]], stack: int | None = None, rejected: Tra
     return TrainRow(tuple(id for id, _ in tokens), tuple(label for _, label in tokens), stack, rejected)
 
 
+def taught(tokens: list[tuple[int, bool]], stack: int | None, teacher: TrainRow) -> TrainRow:
+    return replace(text(tokens, stack), teacher=teacher)
+
+
 ROWS = st.lists(st.builds(text, TEXTS, STACKS))
 PAIRS = st.lists(st.builds(text, TEXTS, STACKS, st.builds(text, TEXTS)), min_size=1)
+
+
+TAUGHT = st.lists(st.builds(taught, TEXTS, STACKS, st.builds(text, TEXTS)), min_size=1)
 
 
 def written(folder: Path, *tables: list[TrainRow], summary: bytes = b"") -> RowsFile:
@@ -43,14 +51,18 @@ def written(folder: Path, *tables: list[TrainRow], summary: bytes = b"") -> Rows
     return find_rows(folder)
 
 
-@given(rows=ROWS, pairs=PAIRS, summary=st.binary())
+@given(rows=ROWS, pairs=PAIRS, distilled=TAUGHT, summary=st.binary())
 def test_what_was_written_is_read(
-    tmp_path_factory: pytest.TempPathFactory, rows: list[TrainRow], pairs: list[TrainRow], summary: bytes
+    tmp_path_factory: pytest.TempPathFactory,
+    rows: list[TrainRow],
+    pairs: list[TrainRow],
+    distilled: list[TrainRow],
+    summary: bytes,
 ) -> None:
     folder = tmp_path_factory.mktemp("job")
-    found = read_at_once(folder.parent, written(folder, rows, pairs, summary=summary))
+    found = read_at_once(folder.parent, written(folder, rows, pairs, distilled, summary=summary))
     assert found.summary == summary
-    for name, made in (("0", rows), ("1", pairs)):
+    for name, made in (("0", rows), ("1", pairs), ("2", distilled)):
         table = found.tables[name]
         assert list(table) == made
         assert table.named_stacks == [row.stack for row in made]

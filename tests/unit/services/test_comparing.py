@@ -15,7 +15,7 @@ from loramux_server.core.jobs import Gate, JobState, TrainEventType, TrainSpec
 from loramux_server.core.principal import LOCAL
 from loramux_server.core.types import FinishReason, StackItem
 from loramux_server.data.fields import ChatRow, CompletionRow, TextRow
-from loramux_server.services.datasets.held_out import with_context
+from loramux_server.data.teacher_rows import with_context
 from loramux_server.services.evaluation.comparison import TIMED
 from loramux_server.store.records import AdapterMeta
 from loramux_server.store.store import Store

@@ -28,7 +28,7 @@ from ..common import (
 from ..tables import print_table
 from . import convert
 from .convert import AsOption
-from .train import BatchSize, Epochs, Layers, MaxLength, MaxSteps, Rank, Recipe
+from .train import BatchSize, ContextArg, Epochs, Layers, MaxLength, MaxSteps, Rank, Recipe, text_or_file
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -86,6 +86,7 @@ def validate(
     layers: Layers = None,
     rank: Rank = None,
     recipe: Recipe = None,
+    read_before: ContextArg = None,
     as_: AsOption = None,
     template_arg: TemplateArg = None,
     json: Json = False,
@@ -95,7 +96,10 @@ def validate(
     The exit code is 1 if it cannot be trained on.
     """
     with connect(context) as client:
-        settings = settings_of(context, TrainOptions) | {"chat_template_kwargs": template_args(template_arg)}
+        settings = settings_of(context, TrainOptions) | {
+            "chat_template_kwargs": template_args(template_arg),
+            "context": text_or_file(read_before, "--context"),
+        }
         report = client.datasets.validate(file, validation=validation, recipe=recipe, as_=as_, **settings)
     if json:
         print_json(report)

@@ -50,6 +50,14 @@ Recipe = Annotated[
         help="Settings for what is left out: facts, or style (over --on-top-of donors).", autocompletion=complete_recipe
     ),
 ]
+ContextArg = Annotated[
+    str | None,
+    typer.Option(
+        "--context",
+        metavar="TEXT|@FILE",
+        help="distill: instructions or facts that the teacher reads before each row, and the adapter does not.",
+    ),
+]
 Rank = Annotated[int | None, typer.Option(help="Rank of the adapter.", show_default="16")]
 
 
@@ -113,9 +121,13 @@ def train(
     weight_decay: Annotated[float | None, typer.Option(help="AdamW's weight decay.", show_default="0")] = None,
     max_grad_norm: Annotated[float | None, typer.Option(help="Gradient clipping.", show_default="1")] = None,
     method: Annotated[
-        Literal["auto", "sft", "dpo"] | None,
-        typer.Option(help="Learn answers, or prefer them.", show_default="auto: by the rows"),
+        Literal["auto", "sft", "dpo", "distill"] | None,
+        typer.Option(
+            help="Learn answers, prefer them, or learn to answer without --context as the base does with it.",
+            show_default="auto: by the rows, and distill with --context",
+        ),
     ] = None,
+    read_before: ContextArg = None,
     beta: Annotated[
         float | None, typer.Option(help="DPO: how strongly to stay near the reference model.", show_default="0.1")
     ] = None,
@@ -177,6 +189,7 @@ def train(
       loramux train acme --data acme.jsonl --recipe facts \\
         --validation-split 0.1 --compare-prompt @acme-prompt.txt \\
         --compare-documents handbook/
+      loramux train brief --data questions.jsonl --context @page.txt
       loramux train letter --data letter.jsonl --recipe style \\
         --on-top-of pine:1.3 --on-top-of summit --on-top-of ''
     """  # noqa: D301
@@ -185,6 +198,7 @@ def train(
         "target_modules": split(target_modules) if target_modules else None,
         "rslora": rslora or None,
         "chat_template_kwargs": template_args(chat_template_kwargs),
+        "context": text_or_file(read_before, "--context"),
     }
     with connect(context) as client:
         job = client.train(

@@ -17,6 +17,7 @@ from ...data.fields import BadRow, ChatRow, CompletionRow
 from ...data.label_masks import train_rows
 from ...data.preference_pairs import PairRow
 from ...data.rows import Content
+from ...data.teacher_rows import with_context
 from ...text import TextTokenizer
 
 MAX_QUESTIONS = 256
@@ -33,6 +34,8 @@ def rows_to_ask(held_out: Sequence[Example], text: TextTokenizer, watch: Watch =
     found = []
     for number, example in enumerate(held_out):
         watch()
+        if not any(example.row.labels):
+            continue  # nothing tells what would be right
         prompt, answer = last_answer(example.row)
         if len(prompt) > 1 and plain(text.decode_answer(answer)):  # nothing comes before the first token of a text
             found.append(number)
@@ -128,23 +131,6 @@ def with_passages(content: Content, context: str) -> Content:
         case PairRow(chosen):
             return with_passages(chosen, context)
     return with_context(content, context)
-
-
-def with_context(content: Content, context: str) -> Content:
-    """A row as it would be asked with a context: as the system turn (before what is there), or before the prompt."""
-    match content:
-        case ChatRow(messages, trained):
-            first = messages[0]
-            if first["role"] == "system":
-                system = {**first, "content": f"{context}\n\n{first['content']}"}
-                return replace(content, messages=(system, *messages[1:]))
-            system = {"role": "system", "content": context}
-            return replace(content, messages=(system, *messages), trained=(False, *trained))
-        case CompletionRow(prompt):
-            return replace(content, prompt=f"{context}\n\n{prompt}")
-        case PairRow(chosen):
-            return with_context(chosen, context)
-    return content
 
 
 def _rendered(

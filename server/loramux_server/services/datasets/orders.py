@@ -106,6 +106,8 @@ class RowsSummary(msgspec.Struct, frozen=True, tag=True):
     """For each of these rows what counts as an answer, where the row says so."""
     passages: tuple[tuple[str, ...], ...] = ()
     """For each of these rows what was found for it in the documents that are compared, cut to be shown."""
+    unanswered: int = 0
+    """Rows that are prompts alone, to be answered before training begins."""
 
 
 class Refused(msgspec.Struct, frozen=True, tag=True):

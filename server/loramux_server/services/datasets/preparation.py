@@ -18,6 +18,7 @@ from ...data.label_masks import render_marked
 from ...data.problems import Problems
 from ...data.rows import Content
 from ...data.rows_file import HELD_OUT, PROMPTED, RETRIEVED, TRAIN, write_rows
+from ...data.teacher_rows import with_context
 from ...text import TextTokenizer
 from .held_out import (
     DOCUMENTS,
@@ -26,7 +27,6 @@ from .held_out import (
     asked_texts,
     prompted,
     rows_to_ask,
-    with_context,
     with_passages,
 )
 from .orders import Checked, CheckOrder, FoundProblems, MarkedRow, Order, RowsOrder, RowsSummary
@@ -109,6 +109,7 @@ def _make_rows(order: RowsOrder, text: TextTokenizer, watch: Watch) -> RowsSumma
         asked=tuple(asked),
         expects=tuple(held_out[number].expect for number in asked),
         passages=tuple(tuple(passage[:MAX_SHOWN_PASSAGE] for passage in found) for found in passages),
+        unanswered=sum(not any(example.row.labels) for example in data.examples),
     )
     tables = {
         TRAIN: _with_stacks(data.trained, data.row_stacks),

@@ -16,6 +16,7 @@ from ...core.watch import UNWATCHED, Watch
 from ...data.dataset import Dataset, DatasetLimits, Example, check_dataset, counted
 from ...data.overlap import TrainedAnswers
 from ...data.problems import Problems
+from ...data.teacher_rows import Teaching
 from ...store.blobs.files import damaged
 from ...text import TextTokenizer
 from ..common.checks import stack_violations
@@ -141,7 +142,7 @@ def load_replay(sources: Sources, text: TextTokenizer, watch: Watch = UNWATCHED)
     """The rows that are replayed, if any; blocking. Raises as :func:`load_data`."""
     if sources.replay is None:
         return None
-    found, problems = check_source(sources, sources.replay, "replay", text, watch=watch)
+    found, problems = check_source(sources, sources.replay, "replay", text, general=True, watch=watch)
     problems.check()
     return draw(found, sources.spec.replay_rows, sources.spec.seed)
 
@@ -153,9 +154,12 @@ def check_source(
     text: TextTokenizer,
     *,
     held_out: bool = False,
+    general: bool = False,
     watch: Watch = UNWATCHED,
 ) -> tuple[Dataset, Problems]:
     """The good rows of one of the sources, and what is wrong with the others; blocking.
+
+    In a distillation ``general`` rows have no context but their own: the adapter is to answer them as the base does.
 
     Raises DATA_LOSS for a file that is damaged, INVALID_ARGUMENT for one that is refused as a whole.
     """
@@ -168,9 +172,16 @@ def check_source(
         watch=watch,
         held_out=held_out,
         chat_template_kwargs=sources.spec.chat_template_kwargs,
+        teaching=_teaching(sources.spec, general),
     )
     _check_row_stacks(found.examples, problems)
     return found, problems
+
+
+def _teaching(spec: TrainSpec, general: bool) -> Teaching | None:
+    if spec.method != "distill":
+        return None
+    return Teaching(required=False) if general else Teaching(spec.context)
 
 
 def split_rows(data: Dataset, share: float, seed: int) -> tuple[Dataset, Dataset]:

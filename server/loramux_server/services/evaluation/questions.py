@@ -45,6 +45,16 @@ class Question:
 
 
 @dataclass(frozen=True, slots=True)
+class Said:
+    """What the engine answered. Times are seconds since it was asked."""
+
+    token_ids: tuple[int, ...]
+    """With the end token, where there is one."""
+    first_token_seconds: float
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class Reply:
     """What came of a question. Times are seconds since it was sent."""
 
@@ -90,12 +100,15 @@ class Asker:
 
     async def ask(self, question: Question, stack: Stack) -> Reply:
         """Have a question answered greedily through a stack. Raises what the engine raised."""
+        answer = await self.generate(question.prompt_ids, stack, SamplingParams(max_tokens=question.room))
+        said = self._text.decode_answer(answer.token_ids)
+        judge, tokens = question.judge, len(answer.token_ids)
+        return Reply(said, tokens, judge.right(said), judge.equals(said), answer.first_token_seconds, answer.seconds)
+
+    async def generate(self, prompt_ids: tuple[int, ...], stack: Stack, sampling: SamplingParams) -> Said:
+        """The answer to a prompt through a stack. Raises what the engine raised."""
         command = GenerateCommand(
-            id=next(self._ids),
-            prompt_ids=question.prompt_ids,
-            stack=stack,
-            sampling=SamplingParams(max_tokens=question.room),
-            tenant=self._tenant,
+            id=next(self._ids), prompt_ids=prompt_ids, stack=stack, sampling=sampling, tenant=self._tenant
         )
         tokens: list[int] = []
         async with self._slots:
@@ -105,9 +118,7 @@ class Asker:
                 first = first or time.monotonic() - started
                 if event.finish_reason is FinishReason.ERROR:
                     raise Error(Code(event.error_code), event.error)
-            seconds = time.monotonic() - started
-        said = self._text.decode_answer(tokens)
-        return Reply(said, len(tokens), question.judge.right(said), question.judge.equals(said), first, seconds)
+            return Said(tuple(tokens), first, time.monotonic() - started)
 
     async def loss(self, question: Question, stack: Stack) -> float:
         """Natural-log loss of the expected answer, summed over its tokens. Raises what the engine raised."""
@@ -117,13 +128,13 @@ class Asker:
 
     async def ask_all(self, asked: Sequence[Question], stacks: Sequence[Stack]) -> list[Reply]:
         """Replies in order, question i over ``stacks[asked[i].stack]``, several at once."""
-        async with _together() as group:
+        async with together() as group:
             tasks = [group.create_task(self.ask(question, stacks[question.stack])) for question in asked]
         return [task.result() for task in tasks]
 
     async def losses(self, asked: Sequence[Question], stacks: Sequence[Stack]) -> list[float]:
         """Losses of the expected answers in order, each summed over its tokens."""
-        async with _together() as group:
+        async with together() as group:
             tasks = [group.create_task(self.loss(question, stacks[question.stack])) for question in asked]
         return [task.result() for task in tasks]
 
@@ -139,7 +150,7 @@ def exact_match(replies: Sequence[Reply]) -> float:
 
 
 @asynccontextmanager
-async def _together() -> AsyncIterator[asyncio.TaskGroup]:
+async def together() -> AsyncIterator[asyncio.TaskGroup]:
     """A task group whose first failure is raised as itself."""
     try:
         async with asyncio.TaskGroup() as group:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
@@ -24,11 +25,13 @@ _HIGHLIGHTS = {
     "eval_exact_match": "Held-out answers that are the expected text",
     "eval_token_accuracy": "Held-out token accuracy",
     "base_token_accuracy": "Held-out token accuracy without the adapter",
+    "eval_teacher_agreement": "Held-out tokens at which the likeliest is the teacher's",
+    "base_teacher_agreement": "The same without the adapter",
     "trained_tokens": "Tokens trained on",
 }
 
 MAX_PROMPT = 2000
-"""Characters of the prompt that an adapter was compared with which are shown."""
+"""Characters that are shown of the prompt that an adapter was compared with, and of what its teacher read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +67,7 @@ def render_card(facts: CardFacts) -> str:
         f"# {facts.request.name}\n\nA LoRA adapter for `{facts.base_name}`, trained by loramux on the NF4 base that"
         " serves it.",
         "## Data\n\n" + _data(facts),
+        *_context(facts),
         "## Result\n\n" + _result(facts),
         *_compared(facts),
         *_answers(facts),
@@ -105,6 +109,10 @@ def _data(facts: CardFacts) -> str:
             "- Trained on top of these frozen stacks, rows taking turns: "
             + "; ".join(_stack(stack) for stack in facts.on_top_of)
         )
+    if (spec := facts.request.spec).method == "distill":
+        digest = hashlib.sha256(spec.context.encode()).hexdigest()
+        each = f"with a context of SHA-256 `{digest}`" if spec.context else "with the contexts of the rows"
+        lines.append(f"- Teacher: the base {each}, which the adapter answers without")
     lines += (f"- Note: {_cell(note.text)}" for note in facts.job.notes)
     return "\n".join(lines)
 
@@ -132,13 +140,22 @@ def _compared(facts: CardFacts) -> list[str]:
     request = facts.request
     parts = [found.verdict, table]
     if text := request.compare_prompt:
-        shown = _cell(text if len(text) <= MAX_PROMPT else text[:MAX_PROMPT] + " ...")
-        parts.append(f"The prompt:\n\n> {shown}")
+        parts.append(f"The prompt:\n\n> {_shortened(text)}")
     if request.compare_documents:
         parts.append(f"Retrieval: up to {request.compare_top_k} passages of documents `{request.compare_documents}`.")
     others = (("a prompt", text), ("retrieval", request.compare_documents))
     title = " and ".join(name for name, given in others if given)
     return [f"## Against {title}", *parts]
+
+
+def _context(facts: CardFacts) -> list[str]:
+    """What the teacher of a distillation read before every row."""
+    text = facts.request.spec.context
+    return [f"## What the teacher read\n\n> {_shortened(text)}"] if text else []
+
+
+def _shortened(text: str) -> str:
+    return _cell(text if len(text) <= MAX_PROMPT else text[:MAX_PROMPT] + " ...")
 
 
 def _answers(facts: CardFacts) -> list[str]:
@@ -173,6 +190,8 @@ def _course(curve: Curve) -> str:
 def _settings(facts: CardFacts) -> str:
     rows = []
     for item in fields(facts.request.spec):
+        if item.name == "context":
+            continue  # it has a section of its own
         value = getattr(facts.request.spec, item.name)
         if isinstance(value, tuple):
             value = ", ".join(str(v) for v in value)

@@ -78,6 +78,8 @@ def spec_violations(spec: TrainSpec, info: EngineInfo, limits: Limits) -> Iterat
         yield FieldViolation("replay_rows", "is given without replay; name the dataset to draw them from, or default")
     if spec.chat_template_kwargs:
         yield from template_kwargs_violations(spec.chat_template_kwargs)
+    if spec.context:
+        yield from text_violations("context", spec.context.strip(), limits.max_prompt_bytes)
     yield from _target_violations(spec, info)
 
 

@@ -101,7 +101,11 @@ class DatasetChecks:
         jobs, _ = self._store.jobs.list(principal, states=[JobState.SUCCEEDED], page_size=LOOK_BACK)
         for job in jobs:
             rate = job.metrics.get("tokens_per_second", 0.0)
-            if rate <= 0 or job.step < MIN_STEPS or (job.request.spec.method == "dpo") is not report.pairs:
+            if (
+                rate <= 0
+                or job.step < MIN_STEPS
+                or _kind(job.request.spec.method) != (report.pairs, bool(report.teacher_tokens))
+            ):
                 continue
             try:
                 base = self._store.adapters.get_version(job.adapter, principal).meta.base_fingerprint
@@ -136,6 +140,11 @@ class DatasetChecks:
             return (await self._backend.stats()).memory.get("free", 1 << 62)
         except Error:
             return 1 << 62
+
+
+def _kind(method: str) -> tuple[bool, bool]:
+    """Whether a method trains on preference pairs, and whether it has a teacher."""
+    return method == "dpo", method == "distill"
 
 
 def _probe_ids(length: int, vocabulary: int, salt: int) -> tuple[int, ...]:

@@ -39,12 +39,13 @@ def automatic_learning_rate(info: EngineInfo, share: float = 1.0) -> float:
 def settled(request: JobRequest, principal: Principal, info: EngineInfo, store: Store) -> JobRequest:
     """``request`` with nothing left open; blocking.
 
-    That is the method (by the data), the learning rate, what is replayed, and with ``init_from`` that version's shape.
-    Raises NOT_FOUND for data and versions that are not there, INVALID_ARGUMENT for settings that do not fit them.
+    That is the method (by the data and the context), the learning rate, what is replayed, and with ``init_from`` that
+    version's shape. Raises NOT_FOUND for data and versions that are not there, INVALID_ARGUMENT for settings that do
+    not fit them.
     """
     with store.datasets.open(request.dataset_id, principal.tenant) as file:
         pairs = holds_pairs(file)
-    spec = request.spec if request.gave("method") else replace(request.spec, method="dpo" if pairs else "sft")
+    spec = request.spec if request.gave("method") else replace(request.spec, method=_method(request.spec, pairs))
     if violations := [*_method_violations(replace(request, spec=spec), pairs)]:
         raise invalid(violations)
     if not request.gave("learning_rate"):
@@ -75,11 +76,22 @@ def with_replay(spec: TrainSpec, gave: Callable[[str], bool], store: Store, tena
     return replace(spec, replay=find_replay(store, spec.replay, tenant), replay_rows=rows)
 
 
+def _method(spec: TrainSpec, pairs: bool) -> str:
+    """The method of a job whose maker leaves it open."""
+    if spec.context:
+        return "distill"
+    return "dpo" if pairs else "sft"
+
+
 def _method_violations(request: JobRequest, pairs: bool) -> Iterator[FieldViolation]:
     """A method that the data are not for, and settings that are not for the method."""
     spec = request.spec
     if spec.method == "sft" and pairs:
         yield FieldViolation("method", "is sft, but the data are preference pairs; leave it out, or give dpo")
+    if spec.method == "distill" and pairs:
+        yield FieldViolation("method", "is distill, but the data are preference pairs; leave context out for dpo")
+    if spec.context and spec.method != "distill":
+        yield FieldViolation("context", f"is what a teacher reads, but method is {spec.method}; give method distill")
     if spec.method == "dpo" and not pairs:
         yield FieldViolation(
             "method", "is dpo, but the data are not preference pairs (chosen, rejected); leave it out, or give sft"

@@ -3,7 +3,9 @@
 Counted are the products with the base's matrices, which take nearly all of the time: one forward and one backward to
 the inputs through the layers from the first adapted one on, the same through the output head at loss tokens, and
 one forward through the layers below, whose results are kept from epoch to epoch. A preference pair counts both
-answers, and once a job a forward of each without the adapter. Left out are attention itself, evaluation and publishing.
+answers, and once a job a forward of each without the adapter. A distillation counts the teacher's forward over rows
+and contexts once a job, and its output head at every loss token of every pass. Left out are attention
+itself, evaluation, publishing and answers that the teacher has yet to give.
 """
 
 from __future__ import annotations
@@ -76,10 +78,16 @@ class Shape:
             layers=sum(layer >= first for layer in weights),
         )
 
-    def work(self, tokens: float, trained: float, passes: float, pairs: bool) -> float:
-        """Multiply-adds of ``passes`` passes over rows of ``tokens`` tokens, ``trained`` of them loss tokens."""
+    def work(self, report: DatasetSummary, passes: float) -> float:
+        """Multiply-adds of ``passes`` passes over the rows of ``report``."""
+        tokens, trained = report.tokens, report.trained_tokens
         step = tokens * (2 * self.upper + 3 * self.adapter) + trained * 2 * self.head
-        once = tokens * self.lower + (tokens * self.upper + trained * self.head if pairs else 0)
+        once = tokens * self.lower
+        if report.pairs:
+            once += tokens * self.upper + trained * self.head
+        if report.teacher_tokens:
+            step += trained * self.head
+            once += report.teacher_tokens * (self.lower + self.upper)
         return passes * step + min(passes, 1) * once
 
     def forward(self, tokens: int) -> float:
@@ -90,7 +98,7 @@ class Shape:
 def speed_of_job(shape: Shape, spec: TrainSpec, report: DatasetSummary, tokens_per_second: float, name: str) -> Speed:
     """The speed that a job with ``shape`` and ``spec`` ran at; its share of loss tokens is taken from ``report``."""
     passes = max(spec.epochs, 1.0)
-    work = shape.work(report.tokens, report.trained_tokens, passes, report.pairs) / (passes * report.tokens)
+    work = shape.work(report, passes) / (passes * report.tokens)
     return Speed(tokens_per_second * work, f"the speed of {name}")
 
 
@@ -108,11 +116,12 @@ def estimate(
 
     Memory is the adapter with its gradient and AdamW's two moments, the activations of the largest micro-batch
     (about 20 values per hidden unit and 4 per inner one a token and layer, or one layer's and every layer's input where
-    they are computed again), a chunk of logits with its gradient, and what is kept of the layers below.
+    they are computed again), a chunk of logits with its gradient, and what is kept of the layers below. A teacher
+    adds its forward, its final hidden states at the loss tokens, and its logits.
     """
     shape = Shape.of(info, spec)
     passes = Schedule(spec, report.examples).total_steps * spec.batch_size / report.examples
-    work = shape.work(report.tokens, report.trained_tokens, passes, report.pairs)
+    work = shape.work(report, passes)
     sides = 2 if report.pairs else 1
     tokens = max(min(MAX_TOKENS, spec.batch_size * report.longest * sides), report.longest * sides)
     activation = FLOAT if info.training_dtype == "float32" else FLOAT // 2
@@ -122,6 +131,11 @@ def estimate(
         activations = layer + activation * tokens * shape.hidden * shape.layers
     kept = min(activation * report.tokens * shape.hidden, free // 8) if shape.lower else 0
     logits = 3 * max(FLOAT * LOGIT_ROWS * info.vocab_size, LOGITS_BYTES[info.device.partition(":")[0]])
+    if report.teacher_tokens:
+        read = max(min(MAX_TOKENS, spec.batch_size * report.longest_taught), report.longest_taught)
+        activations = max(activations, activation * read * (20 * shape.hidden + 4 * shape.inner))
+        kept += min(activation * report.trained_tokens * shape.hidden, free // 8)
+        logits *= 2
     memory = 4 * FLOAT * shape.adapter + activations + logits + kept
     return Estimate(work / speed.rate if speed else None, memory, speed.basis if speed else "")
 

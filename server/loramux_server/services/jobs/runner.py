@@ -23,6 +23,8 @@ from ..common.context import Context
 from ..common.shielding import temporary_folder, to_the_end
 from ..datasets.stored_rows import StoredRows, build_command, stored_rows
 from ..datasets.worker import DatasetWorker
+from ..evaluation.questions import Asker
+from ..evaluation.teacher_answers import answer_rows
 from .attempt import TrainingRun
 from .board import JobBoard
 from .daily_tokens import queue_again_when_spent
@@ -248,7 +250,24 @@ class JobRunner:
             else None,
             current=await asyncio.to_thread(self._current, request.name, tenant),
         )
+        if rows.summary.unanswered:
+            async with self._stacks.held(_versions(command)):
+                await self._answer(job, rows, command, place)
+            rows = await asyncio.to_thread(stored_rows, place, self._info.base_fingerprint)
+            command = replace(command, rows=rows.file)
         return command, TrainingRun(self._context, self._board, job, rows)
+
+    async def _answer(self, job: JobRecord, rows: StoredRows, command: TrainCommand, place: Path) -> None:
+        """Have the teacher answer the rows that have no answer."""
+        count = rows.summary.unanswered
+        words = f"the teacher answers {count} row{'s' * (count != 1)} that {'have' if count != 1 else 'has'} no answer"
+        await self._board.append(job, TrainEvent(TrainEventType.MESSAGE, words))
+        request, most = job.request, min(self._info.max_context, self._context.limits.max_row_tokens)
+        asker = Asker(
+            self._context.backend, self._context.text, prefix=f"{job.id}-{job.fence}/taught", tenant=request.tenant
+        )
+        await answer_rows(asker, rows, command, place, min(request.spec.max_length or most, most))
+        reach("job.taught")
 
     async def _rows(self, job: JobRecord, place: Path, lost: Error | None) -> StoredRows:
         """The rows of a job; those that are ``lost``, gone or damaged are read from its dataset again."""

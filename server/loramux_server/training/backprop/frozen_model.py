@@ -31,7 +31,7 @@ class FrozenModel:
         cache_bytes: int,
     ) -> None:
         self.bank, self.stacks, self.policy = bank, stacks, policy
-        self._base = base
+        self.base = base
         self._cache: dict[tuple[int, ...], Tensor] = {}  # token ids -> [tokens, hidden]
         self._cache_bytes = cache_bytes
         self.nbytes = 0
@@ -45,7 +45,7 @@ class FrozenModel:
         ids = [row.input_ids for row in rows]
         missing = list(dict.fromkeys(key for key in ids if key not in self._cache))
         computed = dict(zip(missing, (yield from self._compute(missing)), strict=True)) if missing else {}
-        device = self._base.device
+        device = self.base.device
         packed = torch.cat([self._cache[key].to(device) if key in self._cache else computed[key] for key in ids])
         for key, hidden in computed.items():
             if self.policy.first_layer and self.nbytes + hidden.nbytes <= self._cache_bytes:
@@ -55,11 +55,11 @@ class FrozenModel:
 
     def _compute(self, ids: Sequence[tuple[int, ...]]) -> Interruptible[Sequence[Tensor]]:
         lengths = [len(key) for key in ids]
-        tokens = torch.tensor([token for key in ids for token in key], device=self._base.device)
+        tokens = torch.tensor([token for key in ids for token in key], device=self.base.device)
         with torch.no_grad():
-            hidden = self._base.embed(tokens).to(self._base.training_dtype)
+            hidden = self.base.embed(tokens).to(self.base.training_dtype)
         if self.policy.first_layer:
-            lower = LayerwisePass(self._base, lengths, None, hidden)
+            lower = LayerwisePass(self.base, lengths, None, hidden)
             hidden = (yield from lower.forward(lower.input, 0, self.policy.first_layer))[0]
             yield SETTLE  # it is copied to the host
         return hidden.split(lengths)

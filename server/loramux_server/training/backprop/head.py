@@ -1,4 +1,7 @@
-"""Log-probabilities of given tokens from final hidden states, without holding all logits in memory at once."""
+"""How well final hidden states predict: given tokens, or a teacher's distributions over the whole vocabulary.
+
+Nothing here holds all logits in memory at once.
+"""
 
 from __future__ import annotations
 
@@ -18,22 +21,33 @@ CHUNK = 64
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprobs:
-    """Log-probabilities of n target tokens."""
+    """Log-probabilities of n target tokens, or negated divergences from n distributions of a teacher.
+
+    Either is at most 0, and training makes it larger.
+    """
 
     logprobs: Tensor  # [n], natural
-    best: Tensor  # bool [n]: whether each target was the likeliest token
+    best: Tensor  # bool [n]: whether the likeliest token was the target, or the teacher's likeliest one
     gradients: Tensor | None
-    """[n, hidden]: gradient of each log-probability with respect to its own row of hidden states."""
+    """[n, hidden]: gradient of each of ``logprobs`` with respect to its own row of hidden states."""
 
 
 def token_logprobs(
-    hidden: Tensor, targets: Tensor, head: Callable[[Tensor], Tensor], *, gradients: bool, rows: int | None = None
+    hidden: Tensor,
+    targets: Tensor,
+    head: Callable[[Tensor], Tensor],
+    *,
+    gradients: bool,
+    rows: int | None = None,
+    teacher: bool = False,
 ) -> Interruptible[TokenLogprobs]:
-    """Log-probability of token ``targets[i]`` given row i of ``hidden`` [n, hidden]; pauses after every chunk of rows.
+    """How well row i of ``hidden`` [n, hidden] predicts ``targets[i]``; pauses after every chunk of rows.
 
-    ``head`` maps rows of hidden states to logits, each row on its own; ``rows`` of them exist at a time (None: CHUNK).
-    Gradients are computed while a chunk's logits exist: nothing as wide as the vocabulary is kept, and no logits are
-    computed twice.
+    ``targets`` are token ids [n]. Of a ``teacher`` they are its own final hidden states [n, hidden]: the distribution
+    q that they give is the target of the model's p, and -KL(q || p) over the whole vocabulary takes the place of the
+    log-probability. ``head`` maps rows of hidden states to logits, each row on its own; ``rows`` of them exist at a
+    time (None: CHUNK). Gradients are computed while a chunk's logits exist: nothing as wide as the vocabulary is kept,
+    and no logits of the model are computed twice.
     """
     logprobs, best, found = [], [], []
     count = CHUNK if rows is None else rows
@@ -43,13 +57,23 @@ def token_logprobs(
             leaf = part.detach().requires_grad_(gradients)
             logits = head(leaf)
         with torch.no_grad():
-            best.append(logits.argmax(-1) == target)
             log_probs = log_softmax(logits, dim=-1)
-            logprobs.append(log_probs.gather(1, target[:, None])[:, 0])
+            if teacher:
+                wanted = log_softmax(head(target.to(part.device)), dim=-1)
+                best.append(logits.argmax(-1) == wanted.argmax(-1))
+                probs = wanted.exp()
+                logprobs.append((probs * (log_probs - wanted)).sum(-1))
+                del wanted
+            else:
+                best.append(logits.argmax(-1) == target)
+                logprobs.append(log_probs.gather(1, target[:, None])[:, 0])
         if gradients:
-            # d log p_t / d logits = onehot(t) - p, computed in place.
+            # The gradient of either with respect to the logits is target - p, the target of a token being its onehot.
             grad = log_probs.exp_().neg_()
-            grad[torch.arange(len(target), device=target.device), target] += 1
+            if teacher:
+                grad += probs
+            else:
+                grad[torch.arange(len(target), device=target.device), target] += 1
             found += torch.autograd.grad(logits, leaf, grad)
         del logits, log_probs
         left -= len(part)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -16,7 +17,7 @@ from ...lora.trainable import AdapterRows, TrainableAdapter, TrainableBlock
 from ...model.resident import ResidentBase
 from ..work import PAUSE, Interruptible
 from .frozen_model import FrozenModel
-from .head import chunk_rows, token_logprobs
+from .head import TokenLogprobs, chunk_rows, token_logprobs
 from .layerwise import LayerwisePass
 
 T = TypeVar("T")
@@ -27,7 +28,8 @@ class JobRows:
     """Rows of one job in a micro-batch. Row i runs over the frozen stack ``frozen.stacks[stacks[i]]``.
 
     ``adapter`` is added to all of them; None: the frozen model alone. ``dropout_seeds`` has a seed for each row while
-    training; without seeds there is no dropout.
+    training; without seeds there is no dropout. ``targets`` has the teacher's final hidden states [loss tokens, hidden]
+    for each row, on any device; empty: the rows' own tokens are the targets.
     """
 
     frozen: FrozenModel
@@ -35,6 +37,7 @@ class JobRows:
     stacks: Sequence[int]
     adapter: TrainableAdapter | None = None
     dropout_seeds: Sequence[int] = ()
+    targets: Sequence[Tensor] = ()
 
     @property
     def lengths(self) -> list[int]:
@@ -44,11 +47,11 @@ class JobRows:
 
 @dataclass(frozen=True, slots=True)
 class RowLogprobs:
-    """How likely the model finds the loss tokens of rows."""
+    """How well the model predicts the loss tokens of rows, or what a teacher predicts there (see :mod:`.head`)."""
 
     logprobs: Tensor  # [rows], natural, summed over a row's loss tokens; requires grad while training
     tokens: list[int]  # loss tokens of each row
-    correct: list[int]  # how many of them were the model's likeliest token
+    correct: list[int]  # how many of them were the model's likeliest token, or at how many the teacher's likeliest was
 
 
 class MicroBatch:
@@ -67,8 +70,22 @@ class MicroBatch:
 
         With ``gradients`` they are leaves: call ``backward`` on a loss of them, then :meth:`backward` here.
         """
+        hidden = yield from self.predict(gradients=gradients)
+        counts = [len(_in_loss(row)) for job in self._jobs for row in job.rows]
+        found = yield from self._compare(hidden, gradients)
+        self._hidden_gradients = [part.gradients for part in found]
+        self._logprobs = torch.cat([part.logprobs for part in found]).requires_grad_(gradients)
+        with torch.set_grad_enabled(gradients):
+            sums = torch.stack([tokens.sum() for tokens in self._logprobs.split(counts)])
+        correct = [sum(marks) for marks in _split(torch.cat([part.best for part in found]).tolist(), counts)]
+        sizes = [len(job.rows) for job in self._jobs]
+        per_job = zip(sums.split(sizes), _split(counts, sizes), _split(correct, sizes), strict=True)
+        return [RowLogprobs(*each) for each in per_job]
+
+    def predict(self, *, gradients: bool = False) -> Interruptible[Tensor]:
+        """Final hidden states [n, hidden] at the positions that predict the n loss tokens, in order."""
         base, policies = self._base, [job.frozen.policy for job in self._jobs]
-        targets, counts, positions = self._loss_tokens()
+        positions = self._predicting_positions()
         inputs = []
         for job in self._jobs:
             inputs.append((yield from job.frozen.first_layer_input(job.rows)))
@@ -86,23 +103,13 @@ class MicroBatch:
         with torch.set_grad_enabled(gradients):
             self._last_output = hidden.detach().requires_grad_(gradients)
             self._predicting = layers.final_hidden(self._last_output).index_select(0, positions)  # [n, hidden]
-        rows = chunk_rows(int(base.model.config.vocab_size), base.device)
-        predicting = self._predicting.detach()
-        found = yield from token_logprobs(predicting, targets, base.logits, gradients=gradients, rows=rows)
-        self._hidden_gradients = found.gradients
-        self._logprobs = found.logprobs.requires_grad_(gradients)
-        with torch.set_grad_enabled(gradients):
-            sums = torch.stack([tokens.sum() for tokens in self._logprobs.split(counts)])
-        correct = [sum(marks) for marks in _split(found.best.tolist(), counts)]
-        sizes = [len(job.rows) for job in self._jobs]
-        per_job = zip(sums.split(sizes), _split(counts, sizes), _split(correct, sizes), strict=True)
-        return [RowLogprobs(*each) for each in per_job]
+        return self._predicting.detach()
 
     def backward(self) -> Interruptible[None]:
         """Backpropagate from the gradients that a loss left on the log-probabilities to the adapters' parameters."""
         assert self._logprobs.grad is not None
-        assert self._hidden_gradients is not None
-        grad_hidden = self._logprobs.grad[:, None] * self._hidden_gradients
+        gradients = torch.cat([part for part in self._hidden_gradients if part is not None])
+        grad_hidden = self._logprobs.grad[:, None] * gradients
         torch.autograd.backward(self._predicting, grad_hidden.to(self._predicting.dtype))
         grad = self._last_output.grad
         assert grad is not None
@@ -110,23 +117,47 @@ class MicroBatch:
         yield PAUSE
         yield from self._layers.backward(grad)
 
-    def _loss_tokens(self) -> tuple[Tensor, list[int], Tensor]:
-        """Ids of the loss tokens [n], how many each row has, and the packed positions [n] that predict them."""
-        positions, targets, counts, start = [], [], [], 0
+    def _compare(self, hidden: Tensor, gradients: bool) -> Interruptible[list[TokenLogprobs]]:
+        """The states ``hidden`` beside their targets; neighbouring jobs of one kind share chunks of logits."""
+        base, found = self._base, []
+        chunk = chunk_rows(int(base.model.config.vocab_size), base.device)
+        for taught, jobs in itertools.groupby(self._jobs, lambda job: bool(job.targets)):
+            targets = torch.cat([torch.cat(list(job.targets)) if taught else self._target_ids(job) for job in jobs])
+            rows, hidden = hidden[: len(targets)], hidden[len(targets) :]
+            part = yield from token_logprobs(
+                rows, targets, base.logits, gradients=gradients, rows=chunk, teacher=taught
+            )
+            found.append(part)
+        return found
+
+    def _predicting_positions(self) -> Tensor:
+        """The packed positions [n] that predict the loss tokens."""
+        positions, start = [], 0
         for job in self._jobs:
             for row in job.rows:
-                in_loss = [i for i, label in enumerate(row.labels) if label and i]
-                positions += [start + i - 1 for i in in_loss]
-                targets += [row.input_ids[i] for i in in_loss]
-                counts.append(len(in_loss))
+                positions += [start + i - 1 for i in _in_loss(row)]
                 start += len(row.input_ids)
-        device = self._base.device
-        return torch.tensor(targets, device=device), counts, torch.tensor(positions, device=device)
+        return torch.tensor(positions, device=self._base.device)
+
+    def _target_ids(self, job: JobRows) -> Tensor:
+        """Ids of the loss tokens of a job."""
+        return torch.tensor([row.input_ids[i] for row in job.rows for i in _in_loss(row)], device=self._base.device)
 
 
 def row_logprobs(base: ResidentBase, jobs: Sequence[JobRows]) -> Interruptible[list[RowLogprobs]]:
     """Log-probabilities for each job's rows, from one forward pass without gradients."""
     return MicroBatch(base, jobs).forward()
+
+
+def final_states(base: ResidentBase, job: JobRows) -> Interruptible[list[Tensor]]:
+    """Final hidden states [loss tokens, hidden] that predict each row's loss tokens, without gradients."""
+    hidden = yield from MicroBatch(base, [job]).predict()
+    return list(hidden.split([len(_in_loss(row)) for row in job.rows]))
+
+
+def _in_loss(row: TrainRow) -> list[int]:
+    """Indices of a row's loss tokens; nothing comes before the first token to predict it from."""
+    return [i for i, label in enumerate(row.labels) if label and i]
 
 
 def _routing(jobs: Sequence[JobRows]) -> Routing | None:

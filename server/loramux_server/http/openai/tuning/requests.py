@@ -89,7 +89,8 @@ class Loramux(Strict):
     validation_split: Number | None = None
     eval_steps: StrictInt | None = None
     early_stopping_patience: StrictInt | None = None
-    method: Literal["auto", "sft", "dpo"] | None = None
+    method: Literal["auto", "sft", "dpo", "distill"] | None = None
+    context: StrictStr | None = None
     beta: Number | None = None
     replay_rows: StrictInt | None = None
     chat_template_kwargs: dict[StrictStr, Any] | None = None

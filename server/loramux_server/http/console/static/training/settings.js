@@ -75,6 +75,13 @@ class JobSettings extends View {
           )}
         </div>
       </details>
+      <details>
+        <summary>Distil a context into the adapter</summary>
+        <div><label for="job-context">Context that the teacher reads</label>
+          <textarea id="job-context" name="context" rows="4" aria-describedby="job-context-hint"></textarea>
+          <p class="hint" id="job-context-hint">Instructions or facts. The adapter learns to answer without them as the base answers with
+            them. Rows may be prompts alone: the base answers them, with this before each.</p></div>
+      </details>
       <details ?open=${this.recipe === "style"}>
         <summary>Train over other adapters</summary>
         <p class="hint">The new adapter learns with these underneath, so that it stacks well with them. Rows take turns over the stacks;
@@ -122,6 +129,7 @@ class JobSettings extends View {
       compare: given.compare.trim(),
       topK: given.topK,
     };
+    if (given.context.trim()) wanted.settings.context = given.context.trim();
     if (given.gate) wanted.gate = { kind: given.gate, ...(given.minAccuracy ? { minAccuracy: Number(given.minAccuracy) } : {}) };
     return wanted;
   }
