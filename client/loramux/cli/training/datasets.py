@@ -74,7 +74,7 @@ def delete(
 
 @app.command()
 def validate(
-    context: typer.Context,
+    ctx: typer.Context,
     file: File,
     validation: Annotated[
         Path | None, typer.Option(help="File of held-out rows: how many of them are training rows is told.")
@@ -86,7 +86,7 @@ def validate(
     layers: Layers = None,
     rank: Rank = None,
     recipe: Recipe = None,
-    read_before: ContextArg = None,
+    context: ContextArg = None,
     as_: AsOption = None,
     template_arg: TemplateArg = None,
     json: Json = False,
@@ -95,10 +95,10 @@ def validate(
 
     The exit code is 1 if it cannot be trained on.
     """
-    with connect(context) as client:
-        settings = settings_of(context, TrainOptions) | {
+    with connect(ctx) as client:
+        settings = settings_of(ctx, TrainOptions) | {
             "chat_template_kwargs": template_args(template_arg),
-            "context": text_or_file(read_before, "--context"),
+            "context": text_or_file(context, "--context"),
         }
         report = client.datasets.validate(file, validation=validation, recipe=recipe, as_=as_, **settings)
     if json:

@@ -67,7 +67,7 @@ def register(app: typer.Typer) -> None:
 
 
 def train(
-    context: typer.Context,
+    ctx: typer.Context,
     name: Annotated[str, typer.Argument(help="Adapter; the result becomes its next version.")],
     data: Annotated[
         Path,
@@ -127,7 +127,7 @@ def train(
             show_default="auto: by the rows, and distill with --context",
         ),
     ] = None,
-    read_before: ContextArg = None,
+    context: ContextArg = None,
     beta: Annotated[
         float | None, typer.Option(help="DPO: how strongly to stay near the reference model.", show_default="0.1")
     ] = None,
@@ -193,14 +193,14 @@ def train(
       loramux train letter --data letter.jsonl --recipe style \\
         --on-top-of pine:1.3 --on-top-of summit --on-top-of ''
     """  # noqa: D301
-    settings = settings_of(context, TrainOptions) | {
+    settings = settings_of(ctx, TrainOptions) | {
         "learning_rate": rate(learning_rate),
         "target_modules": split(target_modules) if target_modules else None,
         "rslora": rslora or None,
         "chat_template_kwargs": template_args(chat_template_kwargs),
-        "context": text_or_file(read_before, "--context"),
+        "context": text_or_file(context, "--context"),
     }
-    with connect(context) as client:
+    with connect(ctx) as client:
         job = client.train(
             name,
             data,
