@@ -13,7 +13,7 @@ from loramux_server.core.jobs import TrainEvent, TrainRow, TrainSpec
 from loramux_server.data.rows_file import assign_stacks
 from loramux_server.services.evaluation.gate import Gate, failed_because
 from loramux_server.training import evaluation, job_scheduler, setup, teacher
-from loramux_server.training.backprop import head
+from loramux_server.training.backprop import micro_batch
 from tests.engine import Engine, prompts, stack_of, version_of
 from tests.peft_loop import PeftLoop, initial_adapter
 from tests.peft_read import read_folder
@@ -50,7 +50,7 @@ def test_loss_weights_and_held_out_loss_equal_two_models(  # type: ignore[no-unt
     engine: Engine, tiny_base, make_adapter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Over frozen stacks and the bare base, in chunks smaller than an answer, and on rows held out."""
-    monkeypatch.setattr(head, "CHUNK", 5)
+    monkeypatch.setattr(micro_batch, "chunk_rows", lambda *_: 5)
     base = tiny_base("llama")
     folders = [make_adapter(tmp_path / f"under{i}", base, rank=3, seed=i, scale=0.2) for i in range(2)]
     under = [[(folders[0], 1.3)], [(folders[1], 0.5)], []]

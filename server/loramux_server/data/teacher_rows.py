@@ -62,10 +62,10 @@ def taught_rows(
     chat_template_kwargs: Mapping[str, Any],
     watch: Watch = UNWATCHED,
 ) -> tuple[TrainRow, ...]:
-    """As :func:`~.label_masks.train_rows`, each row with its ``teacher``'s text. ``context`` is the row's own; empty: the
-    teacher reads the row as it is; None: it has the context of ``teaching``.
+    """As :func:`~.label_masks.train_rows`, each row with its ``teacher``'s text.
 
-    The row of a prompt alone has no loss token yet. Raises :class:`BadRow`, :class:`TooLong` and what ``watch`` raises.
+    ``context`` is the row's own (empty: the teacher reads the row as it is), None that of ``teaching``. The row of
+    a prompt alone has no loss token yet. Raises :class:`BadRow`, :class:`TooLong` and what ``watch`` raises.
     """
     if context is None:
         context = teaching.context

@@ -57,9 +57,11 @@ def token_logprobs(
             leaf = part.detach().requires_grad_(gradients)
             logits = head(leaf)
         with torch.no_grad():
-            log_probs = log_softmax(logits, dim=-1)
+            # A divergence is a small sum over the whole vocabulary: 16 bits would be too few.
+            dtype = torch.promote_types(logits.dtype, torch.float32) if teacher else logits.dtype
+            log_probs = log_softmax(logits, dim=-1, dtype=dtype)
             if teacher:
-                wanted = log_softmax(head(target.to(part.device)), dim=-1)
+                wanted = log_softmax(head(target.to(part.device)), dim=-1, dtype=dtype)
                 best.append(logits.argmax(-1) == wanted.argmax(-1))
                 probs = wanted.exp()
                 logprobs.append((probs * (log_probs - wanted)).sum(-1))
@@ -74,7 +76,7 @@ def token_logprobs(
                 grad += probs
             else:
                 grad[torch.arange(len(target), device=target.device), target] += 1
-            found += torch.autograd.grad(logits, leaf, grad)
+            found += torch.autograd.grad(logits, leaf, grad.to(logits.dtype))
         del logits, log_probs
         left -= len(part)
         yield PAUSE if left else SETTLE
