@@ -6,6 +6,7 @@ from .config import Settings
 from .host.certificates import read_certificate
 from .host.ports import cannot_listen, cannot_serve_metrics, why_not
 from .model.base.source import check
+from .replicas.installed import check_ray
 from .services.access.exposure import check_listen, check_metrics_listen
 from .services.access.key_file import read_key
 from .store.state_dir import StateDir
@@ -34,4 +35,6 @@ def preflight(settings: Settings) -> None:
         raise cannot_listen(*settings.listen, why)
     if settings.http_listen and (why := why_not(*settings.http_listen)):
         raise cannot_listen(*settings.http_listen, why, flag="--http-listen")
+    if settings.backend == "ray":
+        check_ray()
     check(settings.model, settings.state_dir / "base")

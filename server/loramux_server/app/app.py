@@ -16,7 +16,6 @@ from ..core.backend import Backend, EngineInfo, EnginePhase, EngineState, Genera
 from ..core.errors import Error
 from ..core.observer import CallSinks, Observers
 from ..core.principal import SERVER_TENANT
-from ..core.settings import STEP_SIZES
 from ..core.types import SamplingParams
 from ..engine.transport.process import ProcessBackend
 from ..host.resources import memory_share
@@ -57,6 +56,7 @@ from .door import Door
 from .door_limits import http_limits, rpc_limits
 from .identity import Identity
 from .memory_watch import MemoryWatch
+from .replicas import ray_backend
 from .scrape import names_from_thread, stats_from_thread
 from .tls import metrics_endpoint, metrics_page, open_certificate
 from .tracing import open_tracing
@@ -88,8 +88,8 @@ class App:
         certificate = open_certificate(settings.tls, self._metrics)
         self._meter = QuotaMeter()
         # Which device it will be is not known yet; the engine's own queue is as long as the settings say.
-        running = settings.max_running or max(size.sequences for size in STEP_SIZES.values())
-        limit, self._access = GenerationLimit(running + settings.max_queue), Access(meter=self._meter)
+        most = (settings.most_running + settings.max_queue) * settings.replica_range.most
+        limit, self._access = GenerationLimit(most), Access(meter=self._meter)
         self._audit_log = audit_log(settings)
         self._audit = CallAudit(self._audit_log) if self._audit_log else None
 
@@ -255,10 +255,13 @@ class App:
             calls.fail_key(key_id)
 
     def _build_engine(self, store: Store) -> Backend:
+        engine = replace(self.settings.engine(), blobs=str(store.blobs.reader.folder))
+        if self.settings.backend == "ray":
+            return ray_backend(self.settings, engine, store.state.id)
         # Brings torch into the process, so not before everything that can fail without it has been tried.
         from ..engine_factory import make_backend
 
-        return make_backend(replace(self.settings.engine(), blobs=str(store.blobs.reader.folder)))
+        return make_backend(engine)
 
     def _progress(self, step: str, fraction: float | None) -> None:
         """A slow step of the engine's start: callers that are refused meanwhile get it as the reason."""

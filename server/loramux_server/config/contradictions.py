@@ -33,3 +33,12 @@ def _found(settings: Settings) -> Iterator[tuple[str, str]]:
         yield "--metrics-token", "must be given too: --http-metrics shows the metrics to nobody else"
     if settings.metrics_tls and not (tls.cert or tls.key):
         yield "--metrics-tls", "needs a certificate: give --tls-cert and --tls-key too"
+    if settings.backend == "embedded":
+        if settings.replicas > 1:
+            yield "--replicas", "must be 1 with --backend embedded, which has one engine; give --backend ray"
+        if settings.autoscale:
+            yield "--autoscale", "needs --backend ray: --backend embedded has one engine"
+        if settings.ray_address:
+            yield "--ray-address", "needs --backend ray"
+    elif settings.autoscale and settings.replicas > 1:
+        yield "--replicas", f"must not be given beside --autoscale {settings.autoscale}"

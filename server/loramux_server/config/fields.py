@@ -103,6 +103,32 @@ def _host(text: str) -> str:
     return text.lower()
 
 
+class Range(NamedTuple):
+    """The least and the most of something that may change."""
+
+    least: int
+    most: int
+
+    def __str__(self) -> str:
+        return f"{self.least}..{self.most}"
+
+
+def _range(value: object) -> object:
+    found = re.fullmatch(r"([0-9]{1,5})\.\.([0-9]{1,5})", value, re.ASCII) if isinstance(value, str) else None
+    if found is None:
+        return value
+    least, most = int(found[1]), int(found[2])
+    if not 1 <= least <= most:
+        raise ValueError("must be MIN..MAX with 1 <= MIN <= MAX, for example 1..4")
+    return Range(least, most)
+
+
+def _is_range(value: object) -> Range:
+    if not isinstance(value, Range):
+        raise ValueError("must be MIN..MAX, for example 1..4")
+    return value
+
+
 _as_text = PlainSerializer(str, return_type=str)
 # NoDecode: pydantic-settings would read a tuple's environment variable as JSON.
 Origins = Annotated[tuple[Annotated[str, AfterValidator(_origin)], ...], NoDecode, BeforeValidator(_words)]
@@ -111,6 +137,7 @@ ListenAddress = Annotated[Address, NoDecode, BeforeValidator(_address), _as_text
 OptionalAddress = Annotated[
     Address | None, NoDecode, BeforeValidator(_optional_address), PlainSerializer(lambda a: str(a) if a else "off")
 ]
+Replicas = Annotated[Range, NoDecode, BeforeValidator(lambda value: _is_range(_range(value))), _as_text]
 PatternOfSan = Annotated[str, AfterValidator(_san_pattern)]
 OtlpUrl = Annotated[str, AfterValidator(_otlp)]
 TrustedUrl = Annotated[str, AfterValidator(_trusted)]

@@ -21,6 +21,8 @@ from .fields import (
     OptionalAddress,
     Origins,
     OtlpUrl,
+    Range,
+    Replicas,
     Size,
     setting,
     state_home,
@@ -58,6 +60,27 @@ class Settings(LimitSettings, BaseSettings):
     gpu_weights: Weights = setting("auto", "Model", "HOW", "on a GPU, as --cpu-weights on a CPU")
     threads: int | None = setting(
         None, "Model", "N", "processor threads of the engine (default: affinity and quota)", ge=1, le=1024
+    )
+
+    backend: Literal["embedded", "ray"] = setting(
+        "embedded",
+        "Replicas",
+        "HOW",
+        "where the engine runs: embedded, in a child process; or ray, as replicas of a Ray Serve deployment",
+    )
+    replicas: int = setting(
+        1, "Replicas", "N", "with --backend ray, how many engines serve, each with its base", ge=1, le=10_000
+    )
+    autoscale: Replicas | None = setting(
+        None, "Replicas", "MIN..MAX", "with --backend ray, bounds of their number, which then follows the load"
+    )
+    ray_address: str | None = setting(
+        None,
+        "Replicas",
+        "ADDRESS",
+        "with --backend ray, a cluster that runs already, such as 10.0.0.1:6379 or auto (default: one of this host is "
+        "started, on loopback)",
+        min_length=1,
     )
 
     listen: ListenAddress = setting(
@@ -281,6 +304,16 @@ class Settings(LimitSettings, BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         # load() merges the sources itself, because it must remember where each value came from.
         return (init_settings,)
+
+    @property
+    def most_running(self) -> int:
+        """Most generations in the batch of an engine, on whatever device."""
+        return self.max_running or max(size.sequences for size in STEP_SIZES.values())
+
+    @property
+    def replica_range(self) -> Range:
+        """The least and the most replicas."""
+        return self.autoscale or Range(self.replicas, self.replicas)
 
     @property
     def audit_file(self) -> Path | None:

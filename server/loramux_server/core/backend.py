@@ -273,8 +273,37 @@ class EngineState:
     """Why the engine failed."""
 
 
+class ReplicaState(StrEnum):
+    """What a replica does with new commands. Only a READY one is given any."""
+
+    READY = "ready"
+    RESTARTING = "restarting"
+    """Its engine starts again."""
+    DRAINING = "draining"
+    """It finishes what it has, and is replaced then."""
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class Replica:
+    """One engine with its base. An embedded backend has one; a Ray cluster may have many."""
+
+    id: str
+    state: ReplicaState
+    node: str
+    """Name of the host that it runs on."""
+    running: int = 0
+    """Sequences in its batch."""
+    waiting: int = 0
+    queued_tokens: int = 0
+    """Tokens of prompts and of the longest answers that its requests may still take."""
+    resident: tuple[str, ...] = ()
+    """Digests of the adapter versions that it holds in memory."""
+    training_jobs: tuple[str, ...] = ()
+
+
 class Backend(Protocol):
-    """The engine as the front sees it, be it a child process or a replica elsewhere.
+    """The engines as the front sees them: one in a child process, or replicas elsewhere.
 
     Iterators end after their last event; closing one early (``aclose``, task cancelled) aborts the work behind it
     within one step. Every failure is a ``core.errors.Error``.
@@ -319,5 +348,16 @@ class Backend(Protocol):
         """Write a Chrome trace of the next ``seconds`` to ``output``, compressed with gzip.
 
         Raises RESOURCE_EXHAUSTED while another profile is taken.
+        """
+        ...
+
+    async def replicas(self) -> tuple[Replica, ...]:
+        """The replicas as they are now, by id."""
+        ...
+
+    async def drain(self, replica_id: str) -> None:
+        """Give a replica no new work. It finishes its requests, hands its jobs back, and another takes its place.
+
+        Raises NOT_FOUND for an unknown id, FAILED_PRECONDITION where nothing could take its place.
         """
         ...

@@ -92,6 +92,8 @@ Reason = Literal[
     "ENGINE_FAILED", "ENGINE_RESTARTING", "HUB_UNREACHABLE", "LISTENS_OPENLY", "METRICS_PORT_UNAVAILABLE",
     "METRICS_TOKEN_UNUSABLE", "MODEL_NOT_FOUND", "MODEL_NOT_SUPPORTED", "NO_CUDA",
     "PORT_UNAVAILABLE", "PROFILE_RUNNING", "STOPPING", "TOKENIZER_UNREADABLE",
+    # Replicas.
+    "ONLY_REPLICA", "RAY_MISSING", "RAY_UNAVAILABLE", "REPLICA_LOST", "REPLICA_NOT_FOUND",
 ]
 # fmt: on
 """Every reason of an :class:`Error`: a stable word for programs, more exact than the code. Words are never reused."""
@@ -181,4 +183,13 @@ def adapter_not_found(ref: str) -> Error:
         Code.NOT_FOUND,
         f"adapter {ref!r} not found (list the adapters you may use with: loramux adapters ls)",
         reason="ADAPTER_NOT_FOUND",
+    )
+
+
+def replica_not_found(replica_id: str) -> Error:
+    """NOT_FOUND for a replica that is not there, or not any more."""
+    return Error(
+        Code.NOT_FOUND,
+        f"replica {replica_id[:80]!r} not found (list them with: loramux replicas ls)",
+        reason="REPLICA_NOT_FOUND",
     )

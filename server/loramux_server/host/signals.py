@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -50,3 +51,12 @@ def leave_to_the_front() -> None:
     """Ignore them, in a process that the front stops: a terminal or a process manager may send them to all at once."""
     for number in STOPPING:
         signal.signal(number, signal.SIG_IGN)
+
+
+def take_signals_back() -> None:
+    """Install the handlers of Python anew, over those that a library in C has put in their place. Main thread only."""
+    if threading.current_thread() is not threading.main_thread():
+        return
+    for number in STOPPING:
+        if callable(handler := signal.getsignal(number)):
+            signal.signal(number, handler)

@@ -16,12 +16,14 @@ from loramux_server.core.backend import (
     EngineStats,
     GenerateCommand,
     ProfileResult,
+    Replica,
+    ReplicaState,
     ScoreCommand,
     ScoreResult,
     SequenceTimes,
     TokenEvent,
 )
-from loramux_server.core.errors import LOGITS_NOT_FINITE, Code, Error
+from loramux_server.core.errors import LOGITS_NOT_FINITE, Code, Error, replica_not_found
 from loramux_server.core.jobs import TrainCommand, TrainEvent
 from loramux_server.core.principal import LOCAL, Principal, Scope
 from loramux_server.core.types import AdapterVersion, FinishReason
@@ -107,6 +109,7 @@ class FakeBackend:
     profile_data: bytes = b"a profile" * 200_000
     profile_error: Error | None = None
     profile_hangs: bool = False
+    fleet: dict[str, ReplicaState] = field(default_factory=lambda: {"engine": ReplicaState.READY})
     on_load: Callable[[AdapterVersion], None] | None = None
     hanging: asyncio.Event = field(default_factory=asyncio.Event)
     """Set once a generation or job waits for ever."""
@@ -187,6 +190,15 @@ class FakeBackend:
             self.hanging.set()
             await asyncio.Event().wait()
         return ProfileResult(7, 1)
+
+    async def replicas(self) -> tuple[Replica, ...]:
+        resident = tuple(adapter.digest for adapter in self.loaded)
+        return tuple(Replica(id, state, "host", 1, 2, 30, resident) for id, state in sorted(self.fleet.items()))
+
+    async def drain(self, replica_id: str) -> None:
+        if replica_id not in self.fleet:
+            raise replica_not_found(replica_id)
+        self.fleet[replica_id] = ReplicaState.DRAINING
 
     async def stats(self) -> EngineStats:
         return EngineStats(resident={"device": tuple(adapter.digest for adapter in self.loaded)})

@@ -11,22 +11,26 @@ from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import replace
+from socket import gethostname
 from typing import Protocol, TypeVar
 
 from ...core.backend import (
     EmbedCommand,
     EmbedResult,
     EngineInfo,
+    EnginePhase,
     EngineState,
     EngineStats,
     GenerateCommand,
     ProfileCommand,
     ProfileResult,
+    Replica,
+    ReplicaState,
     ScoreCommand,
     ScoreResult,
     TokenEvent,
 )
-from ...core.errors import Code, Error
+from ...core.errors import Code, Error, replica_not_found
 from ...core.jobs import TrainCommand, TrainEvent
 from ...core.types import AdapterVersion
 from .protocol import (
@@ -43,6 +47,9 @@ from .protocol import (
 )
 
 P = TypeVar("P", bound=Payload)
+
+ONLY = "engine"
+"""Id of the only replica of an embedded backend."""
 
 
 class Link(Protocol):
@@ -63,6 +70,8 @@ class EngineClient:
         self._open: dict[str, _Mailbox] = {}
         self._calls = itertools.count()
         self._listeners: list[Callable[[EngineState], None]] = []
+        self.phase = EnginePhase.STARTING
+        """That of the last state that was reported."""
 
     async def start(self) -> EngineInfo:
         return await self._link.start(self)
@@ -76,6 +85,7 @@ class EngineClient:
 
     def report(self, state: EngineState) -> None:
         """Tell those who subscribed of a new state. For the link."""
+        self.phase = state.phase
         for listener in self._listeners:
             listener(state)
 
@@ -84,6 +94,11 @@ class EngineClient:
         for output in outputs:
             if (mailbox := self._open.get(output.id)) is not None:
                 mailbox.put(output)
+
+    def interrupt(self, id: str, error: Error) -> None:
+        """Fail what is open under ``id``, and abort it in the engine."""
+        if (mailbox := self._open.get(id)) is not None:
+            mailbox.put(Output(id, failure=Failure.of(error)))
 
     def fail_all(self, error: Error) -> None:
         """Fail everything open: the engine is gone."""
@@ -125,23 +140,47 @@ class EngineClient:
         assert isinstance(result, ProfileResult)
         return result
 
+    async def replicas(self) -> tuple[Replica, ...]:
+        states = {EnginePhase.READY: ReplicaState.READY, EnginePhase.FAILED: ReplicaState.FAILED}
+        found = Replica(ONLY, states.get(self.phase, ReplicaState.RESTARTING), gethostname())
+        with suppress(Error):  # it is starting again: its state says so
+            stats = await self.stats()
+            found = replace(
+                found,
+                running=stats.running,
+                waiting=stats.waiting,
+                resident=tuple(sorted({digest for tier in stats.resident.values() for digest in tier})),
+                training_jobs=stats.training_jobs,
+            )
+        return (found,)
+
+    async def drain(self, replica_id: str) -> None:
+        if replica_id != ONLY:
+            raise replica_not_found(replica_id)
+        raise Error(
+            Code.FAILED_PRECONDITION,
+            "the engine is the only one of this server, and nothing could take its place; stop the server with "
+            "SIGTERM, which drains it, or start it with --backend ray",
+            reason="ONLY_REPLICA",
+        )
+
     def _call_id(self) -> str:
         return f"call-{next(self._calls)}"
 
     async def _once(self, command: Command) -> Payload | None:
         found: Payload | None = None
-        async for output in self._outputs(command):
+        async for output in self.outputs(command):
             found = output.payload
         return found
 
     async def _stream(self, command: Command, kind: type[P]) -> AsyncIterator[P]:
         # aclosing: a caller's aclose() must not return before the abort is on its way.
-        async with aclosing(self._outputs(command)) as outputs:
+        async with aclosing(self.outputs(command)) as outputs:
             async for output in outputs:
                 if isinstance(output.payload, kind):
                     yield output.payload
 
-    async def _outputs(self, command: Command) -> AsyncGenerator[Output]:
+    async def outputs(self, command: Command) -> AsyncGenerator[Output]:
         """Send a command and give its outputs until the last; abort it when the caller leaves before that."""
         id = command_id(command)
         if id in self._open:

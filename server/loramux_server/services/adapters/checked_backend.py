@@ -16,6 +16,7 @@ from ...core.backend import (
     EngineStats,
     GenerateCommand,
     ProfileResult,
+    Replica,
     ScoreCommand,
     ScoreResult,
     TokenEvent,
@@ -80,6 +81,12 @@ class CheckedBackend:
 
     async def profile(self, seconds: float, output: str, *, most_events: int, kernels: bool) -> ProfileResult:
         return await self._backend.profile(seconds, output, most_events=most_events, kernels=kernels)
+
+    async def replicas(self) -> tuple[Replica, ...]:
+        return await self._backend.replicas()
+
+    async def drain(self, replica_id: str) -> None:
+        await self._backend.drain(replica_id)
 
     async def _stream(self, call: Callable[[], AsyncIterator[T]], versions: list[AdapterVersion]) -> AsyncIterator[T]:
         answered = False

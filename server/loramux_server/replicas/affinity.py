@@ -1,0 +1,113 @@
+"""Which replica gets a request: the one where it costs least, counted in tokens. Pure: no Ray, no clock, no I/O.
+
+A replica's cost is the tokens queued there, and for each adapter of the request that it does not hold, what loading one
+is worth. So requests go where their stack is resident, spill over once that queue is longer than a load is worth, and a
+stack counts as the set of its adapters. An adapter that nobody holds has a home, the same in every front: it is loaded
+there, and not everywhere at once.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from hashlib import blake2b
+
+LOAD_TOKENS = 2048
+"""What loading an adapter is worth: so much longer may the queue be of a replica that holds it."""
+HOME_TOKENS = LOAD_TOKENS // 2
+"""The same for an adapter that no replica holds, on its home."""
+EXPECTED_SECONDS = 10.0
+"""How long an adapter that was sent for counts as resident although its replica does not report it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What is known of a command when its replica is chosen."""
+
+    id: str
+    adapters: frozenset[str] = frozenset()
+    """The set of its stack."""
+    tokens: int = 0
+    """Those of its prompt and of its longest answer."""
+    trains: bool = False
+    replica: str = ""
+    """Only this one will do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What a replica reported last."""
+
+    resident: frozenset[str] = frozenset()
+    queued_tokens: int = 0
+    jobs: int = 0
+    """Training jobs that it works on."""
+    accepts: bool = True
+    """Whether it takes new work."""
+
+
+class Affinity:
+    """Ranks replicas for work, by what they report and by what was sent to them since. Times are seconds."""
+
+    def __init__(self) -> None:
+        self._sent: defaultdict[str, dict[str, Work]] = defaultdict(dict)
+        self._expected: defaultdict[str, dict[str, float]] = defaultdict(dict)
+
+    def rank(self, work: Work, loads: Mapping[str, Load], now: float) -> list[str]:
+        """Replicas that may take ``work``, the best first."""
+        if work.replica:
+            return [work.replica] if work.replica in loads else []
+        accepting = {replica: load for replica, load in loads.items() if load.accepts}
+        if work.trains:
+            return sorted(accepting, key=lambda replica: (*self._training(replica, accepting[replica]), replica))
+        held = {replica: self._resident(replica, load, now) for replica, load in accepting.items()}
+        anywhere = frozenset().union(*held.values())
+        homes = {adapter: _home(adapter, accepting) for adapter in work.adapters - anywhere}
+
+        def cost(replica: str) -> tuple[int, bytes]:
+            missing = work.adapters - held[replica]
+            loading = sum(HOME_TOKENS if homes.get(adapter) == replica else LOAD_TOKENS for adapter in missing)
+            # Among equals, work without adapters is spread and the same stack goes to the same replica.
+            spread = "\0".join(sorted(work.adapters)) or work.id
+            return self._tokens(replica, accepting[replica]) + loading, _weight(spread, replica)
+
+        return sorted(accepting, key=cost)
+
+    def began(self, work: Work, replica: str, now: float) -> None:
+        """``work`` was sent to ``replica``."""
+        self._sent[replica][work.id] = work
+        self._expected[replica].update(dict.fromkeys(work.adapters, now + EXPECTED_SECONDS))
+
+    def ended(self, work_id: str) -> None:
+        """It is over, one way or another. Unknown ids are fine."""
+        for works in self._sent.values():
+            works.pop(work_id, None)
+
+    def gone(self, replica: str) -> None:
+        """Forget a replica."""
+        self._sent.pop(replica, None)
+        self._expected.pop(replica, None)
+
+    def _tokens(self, replica: str, load: Load) -> int:
+        """What others sent there is known from its report, what was sent from here is known at once."""
+        return max(load.queued_tokens, sum(work.tokens for work in self._sent[replica].values()))
+
+    def _training(self, replica: str, load: Load) -> tuple[int, int]:
+        sent = sum(work.trains for work in self._sent[replica].values())
+        return max(load.jobs, sent), self._tokens(replica, load)
+
+    def _resident(self, replica: str, load: Load, now: float) -> frozenset[str]:
+        expected = self._expected[replica]
+        for adapter in [adapter for adapter, until in expected.items() if until <= now]:
+            del expected[adapter]
+        return load.resident | expected.keys()
+
+
+def _home(adapter: str, replicas: Mapping[str, Load]) -> str:
+    """The replica that an adapter is loaded on first, by rendezvous hashing: few change theirs when replicas do."""
+    return min(replicas, key=lambda replica: _weight(adapter, replica), default="")
+
+
+def _weight(text: str, replica: str) -> bytes:
+    return blake2b(f"{text}\n{replica}".encode(), digest_size=8).digest()

@@ -1,0 +1,259 @@
+"""The replicas of a Ray cluster as one ``Backend``. Everything here runs on the front's event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import uuid
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from typing import Any
+
+from ..core.backend import EngineInfo, EnginePhase, EngineState, EngineStats, Replica
+from ..core.errors import Code, Error, internal_error, replica_not_found
+from ..core.settings import EngineSettings
+from ..core.types import AdapterVersion
+from ..engine.transport.client import EngineClient
+from ..engine.transport.protocol import (
+    AbortCommand,
+    Command,
+    Failure,
+    Output,
+    PinCommand,
+    StatsCommand,
+    UnloadCommand,
+    command_id,
+)
+from ..engine.transport.wire import HEADER, Broken, decode, encode
+from ..host.signals import take_signals_back
+from .affinity import Work
+from .cluster import Cluster, ClusterSettings
+from .commands import work_of
+from .fleet import close_fleet, open_fleet
+from .totals import total
+
+log = logging.getLogger(__name__)
+
+KEEP_SECONDS = 5.0
+"""How often each replica hears that this front lives."""
+
+
+class RayLink:
+    """Carries each command to the replica that Ray's router chooses, as one streaming call."""
+
+    def __init__(self, engine: EngineSettings, settings: ClusterSettings) -> None:
+        self.front = uuid.uuid4().hex
+        self._cluster = Cluster(engine, settings)
+        self._application = settings.application
+        self._client: EngineClient | None = None
+        self._handle: Any = None
+        self._calls: dict[str, asyncio.Task[None]] = {}
+        self._only: dict[str, str] = {}
+        # Ray's processes end with the thread that started them.
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="ray")
+        self._keeping: asyncio.Task[None] | None = None
+        self._closing = False
+        loop = asyncio.get_running_loop()
+        self.fleet = open_fleet(self._application, lambda: loop.call_soon_threadsafe(self._changed))
+        self.joined: Callable[[set[str]], None] = lambda _: None
+        """Called with the replicas that have come."""
+        self._known: frozenset[str] = frozenset()
+
+    async def start(self, client: EngineClient) -> EngineInfo:
+        """Start the replicas and wait until all of them are ready. Raises what the start of one raised."""
+        self._client = client
+        loop = asyncio.get_running_loop()
+
+        def told(step: str) -> None:
+            take_signals_back()
+            client.report(EngineState(EnginePhase.STARTING, step))
+
+        def progress(step: str) -> None:
+            loop.call_soon_threadsafe(told, step)
+
+        self._handle = await loop.run_in_executor(self._thread, self._cluster.deploy, progress)
+        described = decode((await self._handle.describe.remote(Work("describe")))[HEADER.size :])
+        if isinstance(described, Broken):
+            raise described.failure.error()
+        self._keeping = asyncio.create_task(self._keep(), name="ray-keep")
+        info: EngineInfo = described.info
+        client.report(EngineState(EnginePhase.READY))
+        return info
+
+    def aim(self, id: str, replica: str) -> None:
+        """Send the command ``id``, which is about to be sent, to this replica."""
+        self._only[id] = replica
+
+    def send(self, command: Command) -> None:
+        if isinstance(command, AbortCommand):
+            if (call := self._calls.get(command.id)) is not None:
+                call.cancel()
+            return
+        id = command_id(command)
+        only = self._only.pop(id, "")
+        if not only and not self.fleet.accepting:
+            raise _stopping() if self._closing else _none_ready()
+        frame = encode(command)
+        call = asyncio.create_task(self._carry(id, frame, work_of(command, only)), name=f"ray call {id}")
+        self._calls[id] = call
+        call.add_done_callback(lambda _: self._calls.pop(id, None))
+
+    async def drain(self, replica: str) -> None:
+        """Tell a replica to take nothing new."""
+        self.fleet.drain(replica)
+        await self._handle.drain.remote(Work(f"drain-{replica}", replica=replica))
+
+    async def close(self) -> None:
+        self._closing = True
+        if self._keeping is not None:
+            self._keeping.cancel()
+        for call in list(self._calls.values()):
+            call.cancel()
+        if self._calls:
+            await asyncio.wait(list(self._calls.values()))
+        await asyncio.get_running_loop().run_in_executor(self._thread, self._cluster.close)
+        close_fleet(self._application)
+        self._thread.shutdown(wait=False)
+
+    async def _carry(self, id: str, frame: bytes, work: Work) -> None:
+        """Deliver the outputs of one command, and a failure where they end too early."""
+        assert self._client is not None
+        response = self._handle.options(stream=True).run.remote(frame, work, self.front)
+        done = False
+        try:
+            async for outputs in response:
+                found: list[Output] = decode(outputs[HEADER.size :])
+                done = found[-1].done
+                self._client.deliver(found)
+            if not done:
+                self._fail(id, _lost())
+        except asyncio.CancelledError:
+            response.cancel()
+            raise
+        except Exception as error:  # Ray's errors have no common class beside it
+            self._fail(id, _error_of(error))
+        finally:
+            self.fleet.ended(work.id)
+
+    def _fail(self, id: str, error: Error) -> None:
+        assert self._client is not None
+        self._client.deliver([Output(id, failure=Failure.of(error), done=True)])
+
+    def _changed(self) -> None:
+        """The fleet was reported anew: tell whether any replica takes work, and which ones have come."""
+        if self._closing or self._client is None or self._keeping is None:
+            return
+        accepting = self.fleet.accepting
+        if bool(accepting) != bool(self._known):
+            self._client.report(EngineState(EnginePhase.READY if accepting else EnginePhase.RESTARTING))
+        if come := set(accepting - self._known):
+            self.joined(come)
+        self._known = accepting
+
+    async def _keep(self) -> None:
+        """Tell each replica that this front lives: it aborts what a dead one has asked for."""
+        while True:
+            self._changed()
+            for replica in self.fleet.replicas():
+                with suppress(Exception):  # it is dead or too busy to hear; the next time will do
+                    work = Work(f"keep-{replica.id}", replica=replica.id)
+                    await asyncio.wait_for(self._handle.keep.remote(work, self.front), KEEP_SECONDS)
+            await asyncio.sleep(KEEP_SECONDS)
+
+
+class RayBackend(EngineClient):
+    """A ``Backend`` of replicas. What concerns all of them is sent to each; anything else to the best one."""
+
+    def __init__(self, engine: EngineSettings, settings: ClusterSettings) -> None:
+        self.link = RayLink(engine, settings)
+        super().__init__(self.link)
+        self.link.joined = self._joined
+        self._pinned: tuple[AdapterVersion, ...] = ()
+        self._pinning: set[asyncio.Task[None]] = set()
+
+    async def unload(self, digest: str) -> None:
+        await self._at_all(lambda id: UnloadCommand(id, digest))
+
+    async def pin(self, adapters: Sequence[AdapterVersion]) -> None:
+        await self._at_all(lambda id: PinCommand(id, tuple(adapters)))
+        self._pinned = tuple(adapters)
+
+    async def stats(self) -> EngineStats:
+        found = await self._at_all(StatsCommand)
+        stats = [each for each in found if isinstance(each, EngineStats)]
+        if not stats:
+            raise _none_ready()
+        return total(stats)
+
+    async def replicas(self) -> tuple[Replica, ...]:
+        return self.link.fleet.replicas()
+
+    async def drain(self, replica_id: str) -> None:
+        if replica_id not in {replica.id for replica in self.link.fleet.replicas()}:
+            raise replica_not_found(replica_id)
+        await self.link.drain(replica_id)
+
+    def _call_id(self) -> str:
+        return f"{self.link.front}-{super()._call_id()}"
+
+    async def _at_all(self, make: Callable[[str], Command]) -> list[Any]:
+        """Give a command to every replica; what a replica that dies meanwhile would say is left out."""
+        replicas = sorted(self.link.fleet.accepting)
+        return await asyncio.gather(*(self._at(replica, make) for replica in replicas))
+
+    async def _at(self, replica: str, make: Callable[[str], Command]) -> Any:
+        id = self._call_id()
+        self.link.aim(id, replica)
+        try:
+            return await self._once(make(id))
+        except Error as error:
+            if error.code is not Code.UNAVAILABLE:
+                raise
+            return None
+
+    def _joined(self, replicas: set[str]) -> None:
+        """Pin on replicas that have come what is pinned on the others."""
+        if self._pinned:
+            for replica in replicas:
+                task = asyncio.create_task(self._pin_at(replica))
+                self._pinning.add(task)
+                task.add_done_callback(self._pinning.discard)
+
+    async def _pin_at(self, replica: str) -> None:
+        try:
+            await self._at(replica, lambda id: PinCommand(id, self._pinned))
+        except Error as error:
+            log.warning("a replica has no room for what is pinned: %s", error.message)
+
+
+def _error_of(error: Exception) -> Error:
+    """An error of Ray in our words. A replica that died takes its calls along."""
+    from ray.exceptions import RayActorError, RayTaskError, TaskCancelledError
+    from ray.serve.exceptions import RayServeException
+
+    if isinstance(error, RayTaskError) or not isinstance(
+        error, RayActorError | TaskCancelledError | RayServeException | ConnectionError
+    ):
+        id, internal = internal_error()
+        log.error("a call of a replica failed by a defect (%s)", id, exc_info=error)
+        return internal
+    log.warning("a replica is gone: %s", str(error).splitlines()[0][:200])
+    return _lost()
+
+
+def _lost() -> Error:
+    return Error(
+        Code.UNAVAILABLE,
+        "the replica that worked on the request is gone; try once more",
+        reason="REPLICA_LOST",
+        retry_after=1.0,
+    )
+
+
+def _none_ready() -> Error:
+    return Error(Code.UNAVAILABLE, "no replica is ready; try once more", reason="ENGINE_RESTARTING", retry_after=5.0)
+
+
+def _stopping() -> Error:
+    return Error(Code.UNAVAILABLE, "the server is stopping", reason="STOPPING")

@@ -1,0 +1,190 @@
+"""The Ray cluster and the application in it. Every call of Ray that blocks is here, for a thread of its own.
+
+Without an address a cluster of this host is started: it listens on loopback alone, asks for a token that nobody else
+knows, and ends with this process. Ray's HTTP proxy and its dashboard are never started.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ..core.errors import Code, Error
+from ..core.settings import EngineSettings
+from ..host.resources import usable_cpus
+from .fleet import REPORT_SECONDS
+from .installed import ray_missing
+
+log = logging.getLogger(__name__)
+
+DEPLOYMENT = "engine"
+OBJECT_STORE_BYTES = 100 << 20
+"""Of a cluster that is started here: what crosses is small."""
+POLL_SECONDS = 0.2
+QUIET = {"log_level": "ERROR", "enable_access_log": False}
+STATS_TIMEOUT = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterSettings:
+    """Which cluster, and how many replicas in it."""
+
+    application: str
+    least: int = 1
+    most: int = 1
+    address: str = ""
+    """Of a cluster that runs already, as Ray takes it; empty: one is started here."""
+    max_ongoing: int = 1000
+    """Commands that one replica takes at a time."""
+    busy: int = 32
+    """Requests at a replica beyond which more replicas are started, up to ``most``."""
+    drain_seconds: float = 30.0
+
+
+class Cluster:
+    """An application of Ray Serve whose replicas are engines. Its methods block."""
+
+    def __init__(self, engine: EngineSettings, settings: ClusterSettings) -> None:
+        self._settings = settings
+        self._engine = engine
+        self._connected = False
+
+    def deploy(self, progress: Callable[[str], None]) -> Any:
+        """Start the cluster, or join it, and the replicas; gives Ray's handle once all of them run.
+
+        Raises FAILED_PRECONDITION without Ray, UNAVAILABLE where there is no cluster or it gives up.
+        """
+        _prepare_environment(local=not self._settings.address)
+        try:
+            import ray
+            from ray import serve
+        except ImportError:
+            raise ray_missing() from None
+        progress("starting Ray" if not self._settings.address else "joining the Ray cluster")
+        try:
+            self._connect(ray)
+            self._connected = True
+            progress("starting Ray Serve")
+            serve.start(proxy_location="Disabled", logging_config=QUIET)
+            logging.getLogger("ray.serve").setLevel(logging.WARNING)
+            # What a front of the same state directory left when it was killed: nobody reads its answers.
+            serve.delete(self._settings.application)
+            application = self._application(serve)
+            target = serve.RunTarget(application, name=self._settings.application, route_prefix=None)
+            (handle,) = serve.run_many([target], wait_for_applications_running=False)
+            self._wait(serve, progress)
+        except Error:
+            raise
+        except Exception as error:  # Ray raises errors of many kinds
+            raise _unavailable(str(error)) from error
+        return handle
+
+    def close(self) -> None:
+        """Remove the application, and end the cluster if it was started here."""
+        if not self._connected:
+            return
+        import ray
+        from ray import serve
+
+        self._connected = False
+        try:
+            serve.delete(self._settings.application)
+        except Exception as error:  # the cluster is gone: so is the application
+            log.warning("the application could not be removed from Ray: %s", error)
+        ray.shutdown()
+
+    def _connect(self, ray: Any) -> None:
+        # What replicas write comes to this process's standard error.
+        common = {"log_to_driver": True, "logging_level": logging.ERROR}
+        if self._settings.address:
+            ray.init(address=self._settings.address, **common)
+            return
+        ray.init(
+            num_cpus=self._settings.most,
+            include_dashboard=False,
+            object_store_memory=OBJECT_STORE_BYTES,
+            **common,
+        )
+
+    def _application(self, serve: Any) -> Any:
+        from .replica import EngineReplica
+
+        settings, engine = self._settings, self._engine
+        if not settings.address and engine.threads is None:
+            # The replicas share this host's processors.
+            engine = replace(engine, threads=max(1, usable_cpus() // settings.most))
+        options: dict[str, Any] = {}
+        if settings.least == settings.most:
+            options["num_replicas"] = settings.least
+        else:
+            options["autoscaling_config"] = {
+                "min_replicas": settings.least,
+                "max_replicas": settings.most,
+                "target_ongoing_requests": settings.busy,
+            }
+        deployment = serve.deployment(EngineReplica).options(
+            name=DEPLOYMENT,
+            max_ongoing_requests=settings.max_ongoing,
+            graceful_shutdown_timeout_s=settings.drain_seconds,
+            health_check_period_s=1.0,
+            ray_actor_options=_resources(engine, local=not settings.address),
+            request_router_config={
+                "request_router_class": "loramux_server.replicas.router.AffinityRouter",
+                "request_routing_stats_period_s": REPORT_SECONDS,
+                "request_routing_stats_timeout_s": STATS_TIMEOUT,
+            },
+            logging_config=QUIET,
+            **options,
+        )
+        return deployment.bind(engine)
+
+    def _wait(self, serve: Any, progress: Callable[[str], None]) -> None:
+        told = ""
+        while True:
+            status = serve.status().applications[self._settings.application]
+            if status.status == "RUNNING":
+                return
+            if status.status == "DEPLOY_FAILED":
+                raise _unavailable(status.message)
+            states = status.deployments[DEPLOYMENT].replica_states if DEPLOYMENT in status.deployments else {}
+            running = sum(count for state, count in states.items() if state == "RUNNING")
+            now = f"starting replicas, {running} of {self._settings.least} ready"
+            if now != told:
+                progress(now)
+                told = now
+            time.sleep(POLL_SECONDS)
+
+
+def _prepare_environment(*, local: bool) -> None:
+    """What Ray reads when it is imported and started. What the operator set stays, but where it would open ports."""
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    os.environ.setdefault("RAY_COLOR_PREFIX", "0")
+    if local:
+        os.environ.pop("RAY_ADDRESS", None)
+        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # a cluster of this host alone, on any system
+        os.environ["RAY_AUTH_MODE"] = "token"
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+
+
+def _resources(engine: EngineSettings, *, local: bool) -> dict[str, Any]:
+    """What Ray reserves for a replica: a GPU where there is one, else processors."""
+    import ray
+
+    gpus = ray.cluster_resources().get("GPU", 0)
+    on_gpu = engine.device == "cuda" or (engine.device == "auto" and gpus > 0)
+    threads = engine.threads or 1
+    return {
+        # A cluster that is started here has as many processors for Ray as replicas.
+        "num_cpus": 1 if local else threads,
+        "num_gpus": 1 if on_gpu else 0,
+        "runtime_env": {"env_vars": {"OMP_NUM_THREADS": str(threads)}},
+    }
+
+
+def _unavailable(why: str) -> Error:
+    return Error(Code.UNAVAILABLE, f"Ray does not run the replicas: {why[:500]}", reason="RAY_UNAVAILABLE")

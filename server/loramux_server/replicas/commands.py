@@ -1,0 +1,32 @@
+"""What an engine's commands mean for the choice of a replica."""
+
+from __future__ import annotations
+
+from ..core.backend import EmbedCommand, GenerateCommand, ScoreCommand
+from ..core.jobs import TrainCommand
+from ..core.types import AdapterVersion
+from ..engine.transport.protocol import Command, LoadCommand, command_id
+from .affinity import Work
+
+
+def work_of(command: Command, replica: str = "") -> Work:
+    """What the policy knows of a command; ``replica``: the only one that it is for."""
+    adapters, tokens = _needs(command)
+    digests = frozenset(adapter.digest for adapter in adapters)
+    return Work(command_id(command), digests, tokens, trains=isinstance(command, TrainCommand), replica=replica)
+
+
+def _needs(command: Command) -> tuple[tuple[AdapterVersion, ...], int]:
+    """The adapters that a command is computed with, and the most tokens that it may take."""
+    match command:
+        case GenerateCommand():
+            tokens = len(command.prompt_ids) + command.sampling.max_tokens
+        case ScoreCommand():
+            tokens = len(command.prompt_ids) + len(command.continuation_ids)
+        case EmbedCommand():
+            tokens = len(command.prompt_ids)
+        case LoadCommand():
+            return (command.adapter,), 0
+        case _:
+            return (), 0
+    return tuple(entry.adapter for entry in command.stack.entries), tokens

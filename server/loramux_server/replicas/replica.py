@@ -1,0 +1,127 @@
+"""One replica: an actor of Ray Serve with an engine in a child process of its own.
+
+Commands and outputs cross as the frames that go between a front and its engine, so Ray carries bytes and every error
+keeps its details.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator
+from contextlib import aclosing, suppress
+from dataclasses import asdict, replace
+from typing import Any
+
+from ..core.backend import EngineInfo, EnginePhase, ReplicaState
+from ..core.errors import Code, Error
+from ..core.settings import EngineSettings
+from ..engine.transport.process import ProcessBackend
+from ..engine.transport.protocol import Command, Failure, Output, command_id
+from ..engine.transport.wire import HEADER, Broken, Ready, decode, encode
+from .affinity import Work
+from .fleet import Report
+
+log = logging.getLogger(__name__)
+
+FRONT_SECONDS = 20.0
+"""A front that has not been heard of for so long is dead: what it asked for is aborted, before its leases end."""
+
+
+class EngineReplica:
+    """What Ray Serve makes replicas of. Methods with ``work`` are calls of fronts, routed by it."""
+
+    # Ray Serve awaits it, and counts a replica as started then.
+    async def __init__(self, settings: EngineSettings) -> None:  # type: ignore[misc]
+        self._backend = ProcessBackend(settings)
+        self._open: dict[str, tuple[Work, str]] = {}
+        self._fronts: dict[str, float] = {}
+        self._draining = False
+        self._failure: Error | None = None
+        self._info: EngineInfo | None = None
+        try:
+            self._info = await self._backend.start()
+        except Error as error:
+            # Not raised: Ray would try again and again, and tell the front a traceback instead of the error.
+            self._failure = error
+        self._watch = asyncio.create_task(self._watch_fronts())
+
+    async def run(self, frame: bytes, work: Work, front: str) -> AsyncIterator[bytes]:
+        """Give a command to the engine; gives frames of outputs until the last. Closing it aborts the command."""
+        command: Command = decode(frame[HEADER.size :])
+        id = command_id(command)
+        self._fronts[front] = time.monotonic()
+        self._open[id] = work, front
+        try:
+            if self._draining and not work.replica:
+                raise _draining()
+            async with aclosing(self._backend.outputs(command)) as outputs:
+                async for output in outputs:
+                    yield encode([output])
+        except Error as error:
+            yield encode([Output(id, failure=Failure.of(error), done=True)])
+        finally:
+            self._open.pop(id, None)
+
+    async def describe(self, work: Work) -> bytes:
+        """A frame that says what the engine is, or why it did not start."""
+        if self._failure is not None or self._info is None:
+            return encode(Broken(Failure.of(self._failure or _draining())))
+        return encode(Ready(self._info))
+
+    async def keep(self, work: Work, front: str) -> None:
+        """Hear from a front: it lives, and wants what it asked for."""
+        self._fronts[front] = time.monotonic()
+
+    async def drain(self, work: Work) -> None:
+        """Take nothing new and hand training jobs back; the replica is replaced once it has nothing left."""
+        self._draining = True
+        for id, (open, _) in list(self._open.items()):
+            if open.trains:
+                self._backend.interrupt(id, _draining())
+
+    async def record_routing_stats(self) -> dict[str, Any]:
+        """What routers are told, by way of Ray Serve's controller."""
+        found = (await self._backend.replicas())[0]
+        queued = sum(work.tokens for work, _ in self._open.values())
+        report = Report(self._state(found.state), found.node, found.running, found.waiting, queued, found.resident)
+        return asdict(replace(report, training_jobs=found.training_jobs))
+
+    async def check_health(self) -> None:
+        """Raise when Ray shall put another replica in this one's place."""
+        if self._draining and not self._open:
+            raise RuntimeError("drained")
+        if self._backend.phase is EnginePhase.FAILED:
+            raise RuntimeError("the engine died again and again")
+
+    async def __del__(self) -> None:
+        self._watch.cancel()
+        with suppress(Error):
+            await self._backend.close()
+
+    def _state(self, state: ReplicaState) -> str:
+        if self._failure is not None:
+            return ReplicaState.FAILED.value
+        return ReplicaState.DRAINING.value if self._draining else state.value
+
+    async def _watch_fronts(self) -> None:
+        while True:
+            await asyncio.sleep(FRONT_SECONDS / 4)
+            now = time.monotonic()
+            dead = {front for front, heard in self._fronts.items() if now - heard > FRONT_SECONDS}
+            for id, (_, front) in list(self._open.items()):
+                if front in dead:
+                    log.warning("the front of a command is gone, the command is aborted")
+                    self._backend.interrupt(id, Error(Code.UNAVAILABLE, "the front is gone", reason="STOPPING"))
+            for front in dead:
+                del self._fronts[front]
+
+
+def _draining() -> Error:
+    return Error(
+        Code.UNAVAILABLE,
+        "the replica is being drained; try once more",
+        reason="REPLICA_LOST",
+        retry_after=1.0,
+    )
