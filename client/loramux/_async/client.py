@@ -20,7 +20,7 @@ from .._wire.stacks import Adapters as Stack
 from .._wire.tls import File
 from .._wire.train_requests import Gate, TrainOptions
 from ..convert import As
-from ..types import Chunk, Completion, Embeddings, Profile, Score, ServerInfo, ServerStats, Tokens, UsageRow
+from ..types import Chunk, Completion, Embeddings, Profile, Replica, Score, ServerInfo, ServerStats, Tokens, UsageRow
 from ..v1 import inference_pb2, server_pb2
 from .adapters import AsyncAdapters
 from .datasets import AsyncDatasets
@@ -278,6 +278,20 @@ class AsyncClient:
         request = requests.usage(since, until, group_by, tenant, adapter)
         found = await self._transport.items(self._transport.usage.GetUsage, request, "rows", limit)
         return [responses.usage_row(message) for message in found]
+
+    async def replicas(self, *, timeout: float | None = None) -> list[Replica]:
+        """The engines behind the server, by id, and what each of them does. Needs the scope ``admin``."""
+        request = server_pb2.ListReplicasRequest()
+        found = await self._transport.unary(self._transport.server.ListReplicas, request, timeout)
+        return [responses.replica(message) for message in found.replicas]
+
+    async def drain_replica(self, id: str, *, timeout: float | None = None) -> None:
+        """Give a replica no new work: it finishes its requests, hands its jobs back, and another takes its place.
+
+        Needs the scope ``admin``. Raises NotFound for an unknown id, FailedPrecondition for a server's only engine.
+        """
+        request = server_pb2.DrainReplicaRequest(id=id)
+        await self._transport.unary(self._transport.server.DrainReplica, request, timeout)
 
     async def profile(
         self, path: str | os.PathLike[str], seconds: float = 0, *, kernels: bool = True, timeout: float | None = None

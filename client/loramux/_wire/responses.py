@@ -162,6 +162,10 @@ def server_stats(message: server_pb2.ServerStats) -> types.ServerStats:
     return read(types.ServerStats, message)
 
 
+def replica(message: server_pb2.Replica) -> types.Replica:
+    return read(types.Replica, message)
+
+
 def usage_row(message: usage_pb2.UsageRow) -> types.UsageRow:
     return read(types.UsageRow, message)
 

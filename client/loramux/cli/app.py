@@ -15,7 +15,7 @@ from loramux import __version__
 
 from .._streams import open_standard_streams, tolerate_encodings
 from ..errors import LoramuxError
-from . import chat, embed, generate, profile, serve, server, top, usage
+from . import chat, embed, generate, profile, replicas, serve, server, top, usage
 from .adapters import commands as adapters
 from .common import error_lines
 from .connection import OPTIONS
@@ -37,6 +37,7 @@ serve.register_demo(app)
 app.add_typer(adapters.app)
 app.add_typer(jobs.app)
 app.add_typer(datasets.app)
+app.add_typer(replicas.app)
 app.add_typer(serve.config_app)
 
 

@@ -15,7 +15,7 @@ from .inference import (
     Usage,
 )
 from .jobs import FINAL_STATES, SETTLED_STATES, JobEvent, JobInfo, JudgedAnswer, JudgedRow
-from .server import AdapterActivity, JobActivity, Latency, Profile, ServerInfo, ServerStats, TenantActivity
+from .server import AdapterActivity, JobActivity, Latency, Profile, Replica, ServerInfo, ServerStats, TenantActivity
 from .usage import UsageRow
 
 __all__ = [
@@ -43,6 +43,7 @@ __all__ = [
     "MarkedRow",
     "MarkedText",
     "Profile",
+    "Replica",
     "Score",
     "ServerInfo",
     "ServerStats",

@@ -124,6 +124,25 @@ class JobActivity:
 
 
 @dataclass(frozen=True, slots=True)
+class Replica:
+    """One engine with its base, behind a server."""
+
+    id: str
+    state: str
+    """ready, restarting, draining or failed."""
+    node: str = ""
+    """Name of the host that it runs on."""
+    requests_running: int = 0
+    requests_waiting: int = 0
+    queued_tokens: int = 0
+    """Tokens of prompts and of the longest answers that its requests may still take."""
+    adapters: int = 0
+    """Adapter versions that it holds in memory."""
+    training_jobs: tuple[str, ...] = ()
+    """Identifiers of the jobs that it trains."""
+
+
+@dataclass(frozen=True, slots=True)
 class Profile:
     """A profile of the engine that was written to a file."""
 

@@ -62,6 +62,38 @@ SERVER_STATE_FAILED: ServerState.ValueType  # 6
 """The engine is gone and could not be restarted."""
 Global___ServerState: _TypeAlias = ServerState  # noqa: Y015
 
+class _ReplicaState:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ReplicaStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ReplicaState.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    REPLICA_STATE_UNSPECIFIED: _ReplicaState.ValueType  # 0
+    """Not told."""
+    REPLICA_STATE_READY: _ReplicaState.ValueType  # 1
+    """It takes new work."""
+    REPLICA_STATE_RESTARTING: _ReplicaState.ValueType  # 2
+    """Its engine starts again."""
+    REPLICA_STATE_DRAINING: _ReplicaState.ValueType  # 3
+    """It finishes what it has, and is replaced then."""
+    REPLICA_STATE_FAILED: _ReplicaState.ValueType  # 4
+    """Its engine could not be started."""
+
+class ReplicaState(_ReplicaState, metaclass=_ReplicaStateEnumTypeWrapper):
+    """What a replica does with new work."""
+
+REPLICA_STATE_UNSPECIFIED: ReplicaState.ValueType  # 0
+"""Not told."""
+REPLICA_STATE_READY: ReplicaState.ValueType  # 1
+"""It takes new work."""
+REPLICA_STATE_RESTARTING: ReplicaState.ValueType  # 2
+"""Its engine starts again."""
+REPLICA_STATE_DRAINING: ReplicaState.ValueType  # 3
+"""It finishes what it has, and is replaced then."""
+REPLICA_STATE_FAILED: ReplicaState.ValueType  # 4
+"""Its engine could not be started."""
+Global___ReplicaState: _TypeAlias = ReplicaState  # noqa: Y015
+
 @_typing.final
 class GetServerInfoRequest(_message.Message):
     """Asks for the description; it has no settings."""
@@ -935,3 +967,135 @@ class ProfileEngineResponse(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType_payload) -> _WhichOneofReturnType_payload | None: ...
 
 Global___ProfileEngineResponse: _TypeAlias = ProfileEngineResponse  # noqa: Y015
+
+@_typing.final
+class Replica(_message.Message):
+    """One engine with its base."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    NODE_FIELD_NUMBER: _builtins.int
+    REQUESTS_RUNNING_FIELD_NUMBER: _builtins.int
+    REQUESTS_WAITING_FIELD_NUMBER: _builtins.int
+    QUEUED_TOKENS_FIELD_NUMBER: _builtins.int
+    ADAPTERS_FIELD_NUMBER: _builtins.int
+    TRAINING_JOBS_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """Identifier; `engine` for the only one of an embedded backend."""
+    state: Global___ReplicaState.ValueType
+    """What it does with new work."""
+    node: _builtins.str
+    """Name of the host that it runs on."""
+    requests_running: _builtins.int
+    """Requests in its batch."""
+    requests_waiting: _builtins.int
+    """Requests that wait for a place in it."""
+    queued_tokens: _builtins.int
+    """Tokens of prompts and of the longest answers that its requests may still take."""
+    adapters: _builtins.int
+    """Adapter versions that it holds in memory."""
+    @_builtins.property
+    def training_jobs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Identifiers of the jobs that it trains."""
+
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        state: Global___ReplicaState.ValueType = ...,
+        node: _builtins.str = ...,
+        requests_running: _builtins.int = ...,
+        requests_waiting: _builtins.int = ...,
+        queued_tokens: _builtins.int = ...,
+        adapters: _builtins.int = ...,
+        training_jobs: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapters", b"adapters", "id", b"id", "node", b"node", "queued_tokens", b"queued_tokens", "requests_running", b"requests_running", "requests_waiting", b"requests_waiting", "state", b"state", "training_jobs", b"training_jobs"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Replica: _TypeAlias = Replica  # noqa: Y015
+
+@_typing.final
+class ListReplicasRequest(_message.Message):
+    """Asks for the replicas; it has no settings."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListReplicasRequest: _TypeAlias = ListReplicasRequest  # noqa: Y015
+
+@_typing.final
+class ListReplicasResponse(_message.Message):
+    """The replicas."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REPLICAS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def replicas(self) -> _containers.RepeatedCompositeFieldContainer[Global___Replica]:
+        """By id."""
+
+    def __init__(
+        self,
+        *,
+        replicas: _abc.Iterable[Global___Replica] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["replicas", b"replicas"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListReplicasResponse: _TypeAlias = ListReplicasResponse  # noqa: Y015
+
+@_typing.final
+class DrainReplicaRequest(_message.Message):
+    """Names the replica to drain."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """Identifier of the replica."""
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DrainReplicaRequest: _TypeAlias = DrainReplicaRequest  # noqa: Y015
+
+@_typing.final
+class DrainReplicaResponse(_message.Message):
+    """The replica is being drained."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DrainReplicaResponse: _TypeAlias = DrainReplicaResponse  # noqa: Y015

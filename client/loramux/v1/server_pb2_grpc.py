@@ -50,6 +50,16 @@ class ServerServiceStub:
                 request_serializer=loramux_dot_v1_dot_server__pb2.ProfileEngineRequest.SerializeToString,
                 response_deserializer=loramux_dot_v1_dot_server__pb2.ProfileEngineResponse.FromString,
                 _registered_method=True)
+        self.ListReplicas = channel.unary_unary(
+                '/loramux.v1.ServerService/ListReplicas',
+                request_serializer=loramux_dot_v1_dot_server__pb2.ListReplicasRequest.SerializeToString,
+                response_deserializer=loramux_dot_v1_dot_server__pb2.ListReplicasResponse.FromString,
+                _registered_method=True)
+        self.DrainReplica = channel.unary_unary(
+                '/loramux.v1.ServerService/DrainReplica',
+                request_serializer=loramux_dot_v1_dot_server__pb2.DrainReplicaRequest.SerializeToString,
+                response_deserializer=loramux_dot_v1_dot_server__pb2.DrainReplicaResponse.FromString,
+                _registered_method=True)
 
 
 class ServerServiceServicer:
@@ -78,6 +88,21 @@ class ServerServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListReplicas(self, request, context):
+        """Lists the engines behind the server, and what each of them does. For operators.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DrainReplica(self, request, context):
+        """Gives a replica no new work. It finishes its requests, hands its jobs back, and another takes its place. For
+        operators.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ServerServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -95,6 +120,16 @@ def add_ServerServiceServicer_to_server(servicer, server):
                     servicer.ProfileEngine,
                     request_deserializer=loramux_dot_v1_dot_server__pb2.ProfileEngineRequest.FromString,
                     response_serializer=loramux_dot_v1_dot_server__pb2.ProfileEngineResponse.SerializeToString,
+            ),
+            'ListReplicas': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListReplicas,
+                    request_deserializer=loramux_dot_v1_dot_server__pb2.ListReplicasRequest.FromString,
+                    response_serializer=loramux_dot_v1_dot_server__pb2.ListReplicasResponse.SerializeToString,
+            ),
+            'DrainReplica': grpc.unary_unary_rpc_method_handler(
+                    servicer.DrainReplica,
+                    request_deserializer=loramux_dot_v1_dot_server__pb2.DrainReplicaRequest.FromString,
+                    response_serializer=loramux_dot_v1_dot_server__pb2.DrainReplicaResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -179,6 +214,60 @@ class ServerService:
             '/loramux.v1.ServerService/ProfileEngine',
             loramux_dot_v1_dot_server__pb2.ProfileEngineRequest.SerializeToString,
             loramux_dot_v1_dot_server__pb2.ProfileEngineResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListReplicas(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/loramux.v1.ServerService/ListReplicas',
+            loramux_dot_v1_dot_server__pb2.ListReplicasRequest.SerializeToString,
+            loramux_dot_v1_dot_server__pb2.ListReplicasResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DrainReplica(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/loramux.v1.ServerService/DrainReplica',
+            loramux_dot_v1_dot_server__pb2.DrainReplicaRequest.SerializeToString,
+            loramux_dot_v1_dot_server__pb2.DrainReplicaResponse.FromString,
             options,
             channel_credentials,
             insecure,

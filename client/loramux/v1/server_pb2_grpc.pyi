@@ -41,6 +41,12 @@ class ServerServiceStub:
     """Records what the engine does for some seconds, and sends that as a file. First message: `header`; then the file. One
     profile is taken at a time; requests and jobs go on meanwhile. For operators.
     """
+    ListReplicas: _grpc.UnaryUnaryMultiCallable[_server_pb2.ListReplicasRequest, _server_pb2.ListReplicasResponse]
+    """Lists the engines behind the server, and what each of them does. For operators."""
+    DrainReplica: _grpc.UnaryUnaryMultiCallable[_server_pb2.DrainReplicaRequest, _server_pb2.DrainReplicaResponse]
+    """Gives a replica no new work. It finishes its requests, hands its jobs back, and another takes its place. For
+    operators.
+    """
 
 @_typing.type_check_only
 class ServerServiceAsyncStub(ServerServiceStub):
@@ -54,6 +60,12 @@ class ServerServiceAsyncStub(ServerServiceStub):
     ProfileEngine: _aio.UnaryStreamMultiCallable[_server_pb2.ProfileEngineRequest, _server_pb2.ProfileEngineResponse]  # type: ignore[assignment]
     """Records what the engine does for some seconds, and sends that as a file. First message: `header`; then the file. One
     profile is taken at a time; requests and jobs go on meanwhile. For operators.
+    """
+    ListReplicas: _aio.UnaryUnaryMultiCallable[_server_pb2.ListReplicasRequest, _server_pb2.ListReplicasResponse]  # type: ignore[assignment]
+    """Lists the engines behind the server, and what each of them does. For operators."""
+    DrainReplica: _aio.UnaryUnaryMultiCallable[_server_pb2.DrainReplicaRequest, _server_pb2.DrainReplicaResponse]  # type: ignore[assignment]
+    """Gives a replica no new work. It finishes its requests, hands its jobs back, and another takes its place. For
+    operators.
     """
 
 class ServerServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -83,6 +95,24 @@ class ServerServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_abc.Iterator[_server_pb2.ProfileEngineResponse], _abc.AsyncIterator[_server_pb2.ProfileEngineResponse]]:
         """Records what the engine does for some seconds, and sends that as a file. First message: `header`; then the file. One
         profile is taken at a time; requests and jobs go on meanwhile. For operators.
+        """
+
+    @_abc_1.abstractmethod
+    def ListReplicas(
+        self,
+        request: _server_pb2.ListReplicasRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_server_pb2.ListReplicasResponse, _abc.Awaitable[_server_pb2.ListReplicasResponse]]:
+        """Lists the engines behind the server, and what each of them does. For operators."""
+
+    @_abc_1.abstractmethod
+    def DrainReplica(
+        self,
+        request: _server_pb2.DrainReplicaRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_server_pb2.DrainReplicaResponse, _abc.Awaitable[_server_pb2.DrainReplicaResponse]]:
+        """Gives a replica no new work. It finishes its requests, hands its jobs back, and another takes its place. For
+        operators.
         """
 
 def add_ServerServiceServicer_to_server(servicer: ServerServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -9,10 +9,11 @@ from loramux.v1 import common_pb2
 from loramux.v1 import server_pb2 as pb
 
 from ..core import call as calls
+from ..core.call import about
 from ..services.availability import Availability
 from ..services.profiles import take_profile
 from .convert.common import to_proto
-from .convert.server import server_info_to_proto, stats_to_proto
+from .convert.server import replica_to_proto, server_info_to_proto, stats_to_proto
 
 
 class ServerMethods:
@@ -27,6 +28,16 @@ class ServerMethods:
 
     async def GetStats(self, request: pb.GetStatsRequest) -> pb.ServerStats:
         return stats_to_proto(await self._availability.stats(calls.principal(), request.window_seconds))
+
+    async def ListReplicas(self, request: pb.ListReplicasRequest) -> pb.ListReplicasResponse:
+        replicas = await self._availability.open_context().backend.replicas()
+        return pb.ListReplicasResponse(replicas=map(replica_to_proto, replicas))
+
+    async def DrainReplica(self, request: pb.DrainReplicaRequest) -> pb.DrainReplicaResponse:
+        context = self._availability.open_context()
+        about("replica", id=request.id)
+        await context.backend.drain(request.id)
+        return pb.DrainReplicaResponse()
 
     async def ProfileEngine(self, request: pb.ProfileEngineRequest) -> AsyncGenerator[pb.ProfileEngineResponse]:
         context = self._availability.open_context()

@@ -17,6 +17,6 @@ def ray_missing() -> Error:
     """FAILED_PRECONDITION for a server without Ray, or with one that lacks Serve."""
     return Error(
         Code.FAILED_PRECONDITION,
-        "--backend ray needs the package ray with Serve; install it with: pip install 'loramux[server,ray]'",
+        "--backend ray needs the package ray with Serve; install it with: pip install 'ray[serve]>=2.60,<3'",
         reason="RAY_MISSING",
     )

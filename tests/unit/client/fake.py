@@ -366,6 +366,14 @@ class Server(server_pb2_grpc.ServerServiceServicer):
         answer = self.fake.take("GetStats", request, context)
         return answer or server_pb2.ServerStats(window_seconds=10, own=server_pb2.TenantActivity(tenant="acme"))
 
+    def ListReplicas(self, request: Any, context: Any) -> Any:
+        answer = self.fake.take("ListReplicas", request, context)
+        replica = server_pb2.Replica(id="ab", state=server_pb2.REPLICA_STATE_DRAINING, node="n1", training_jobs=["j"])
+        return answer or server_pb2.ListReplicasResponse(replicas=[replica])
+
+    def DrainReplica(self, request: Any, context: Any) -> Any:
+        return self.fake.take("DrainReplica", request, context) or server_pb2.DrainReplicaResponse()
+
     def ProfileEngine(self, request: Any, context: Any) -> Iterator[Any]:
         self.fake.take("ProfileEngine", request, context)
         for item in self.fake.profile:

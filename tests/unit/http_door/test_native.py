@@ -45,6 +45,8 @@ def script(files: dict[str, bytes]) -> list[tuple[str, Make]]:
     return [
         ("ServerService/GetServerInfo", lambda a: server_pb2.GetServerInfoRequest()),
         ("ServerService/GetStats", lambda a: server_pb2.GetStatsRequest(window_seconds=60)),
+        ("ServerService/ListReplicas", lambda a: server_pb2.ListReplicasRequest()),
+        ("ServerService/DrainReplica", lambda a: server_pb2.DrainReplicaRequest(id="engine")),
         ("ServerService/ProfileEngine", lambda a: server_pb2.ProfileEngineRequest(seconds=0.5)),
         ("AdapterService/UploadAdapter", lambda a: adapter_upload(adapter, files)),
         ("AdapterService/ListAdapters", lambda a: adapters_pb2.ListAdaptersRequest(prefix="ac", page_size=5)),

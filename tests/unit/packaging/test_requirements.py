@@ -41,7 +41,7 @@ SERVER = BASE | declared(EXTRAS["server"] + EXTRAS["http"])
 TABLES = declared(PROJECT["optional-dependencies"]["tables"])
 OTEL = declared(PROJECT["optional-dependencies"]["otel"])
 GUARDED = TABLES | declared(
-    [t for extra in ("curves", "compare", "oidc", "otel") for t in PROJECT["optional-dependencies"][extra]]
+    [t for extra in ("curves", "compare", "oidc", "otel", "ray") for t in PROJECT["optional-dependencies"][extra]]
     + [t for t in PROJECT["optional-dependencies"]["dev"] if t.startswith("triton")]
 )
 """What is used only where it is installed: by the client pyarrow and OpenTelemetry, by the server matplotlib too, and

@@ -109,7 +109,9 @@ class FakeBackend:
     profile_data: bytes = b"a profile" * 200_000
     profile_error: Error | None = None
     profile_hangs: bool = False
-    fleet: dict[str, ReplicaState] = field(default_factory=lambda: {"engine": ReplicaState.READY})
+    fleet: tuple[str, ...] = ("engine",)
+    """Ids of the replicas."""
+    drained: list[str] = field(default_factory=list)
     on_load: Callable[[AdapterVersion], None] | None = None
     hanging: asyncio.Event = field(default_factory=asyncio.Event)
     """Set once a generation or job waits for ever."""
@@ -193,12 +195,12 @@ class FakeBackend:
 
     async def replicas(self) -> tuple[Replica, ...]:
         resident = tuple(adapter.digest for adapter in self.loaded)
-        return tuple(Replica(id, state, "host", 1, 2, 30, resident) for id, state in sorted(self.fleet.items()))
+        return tuple(Replica(id, ReplicaState.READY, "host", 1, 2, 30, resident, ("job",)) for id in self.fleet)
 
     async def drain(self, replica_id: str) -> None:
         if replica_id not in self.fleet:
             raise replica_not_found(replica_id)
-        self.fleet[replica_id] = ReplicaState.DRAINING
+        self.drained.append(replica_id)
 
     async def stats(self) -> EngineStats:
         return EngineStats(resident={"device": tuple(adapter.digest for adapter in self.loaded)})

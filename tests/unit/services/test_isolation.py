@@ -169,6 +169,8 @@ ELSEWHERE = {
     "ServerService/GetServerInfo",
     "ServerService/GetStats",
     "UsageService/GetUsage",
+    "ServerService/ListReplicas",  # for operators alone: test_replicas.py
+    "ServerService/DrainReplica",
     "ServerService/ProfileEngine",  # for operators alone: test_profiles.py
 }
 """Methods that name no object which must be there; the tests below look at what they tell."""

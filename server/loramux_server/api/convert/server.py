@@ -6,7 +6,7 @@ from typing import Any
 
 from loramux.v1 import server_pb2 as pb
 
-from ...core.backend import EngineStats
+from ...core.backend import EngineStats, Replica
 from ...core.bounds import MAX_STACK
 from ...core.jobs import JobState, TrainSpec
 from ...core.principal import Principal
@@ -45,6 +45,17 @@ def stats_to_proto(stats: ServerStats) -> pb.ServerStats:
         return to_proto(pb.ServerStats, stats, **given)
     given |= {**_engine(engine), "adapter_bytes": engine.resident_bytes, "training_jobs": len(engine.training_jobs)}
     return to_proto(pb.ServerStats, stats, engine, **given)
+
+
+def replica_to_proto(replica: Replica) -> pb.Replica:
+    """One engine and what it does."""
+    return to_proto(
+        pb.Replica,
+        replica,
+        requests_running=replica.running,
+        requests_waiting=replica.waiting,
+        adapters=len(replica.resident),
+    )
 
 
 def _adapter(adapter: AdapterActivity) -> pb.AdapterActivity:

@@ -61,6 +61,8 @@ METHODS: Mapping[str, Method] = MappingProxyType(
         "loramux.v1.UsageService/GetUsage": Method(None),
         # It shows what all tenants do, and slows them down a little.
         "loramux.v1.ServerService/ProfileEngine": Method(Scope.ADMIN, audited=True, follows_a_job=True),
+        "loramux.v1.ServerService/ListReplicas": Method(Scope.ADMIN),
+        "loramux.v1.ServerService/DrainReplica": Method(Scope.ADMIN, audited=True),
         "openai.v1/createChatCompletion": Method(Scope.INFER, generates=True),
         "openai.v1/createCompletion": Method(Scope.INFER, generates=True),
         "openai.v1/createResponse": Method(Scope.INFER, generates=True),
