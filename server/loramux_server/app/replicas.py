@@ -25,8 +25,7 @@ def ray_backend(settings: Settings, engine: EngineSettings, server_id: str) -> R
         least=least,
         most=most,
         address=settings.ray_address or "",
-        max_ongoing=settings.max_running + settings.max_queue + settings.max_training_jobs + OTHER_CALLS,
-        busy=max(1, settings.max_running // 2),
+        max_ongoing=settings.most_running + settings.max_queue + settings.max_training_jobs + OTHER_CALLS,
         drain_seconds=settings.drain_timeout,
     )
     return RayBackend(engine, cluster)

@@ -17,7 +17,7 @@ from typing import Any
 from ..core.errors import Code, Error
 from ..core.settings import EngineSettings
 from ..host.resources import usable_cpus
-from .fleet import REPORT_SECONDS
+from .fleet import FRONT_SECONDS, REPORT_SECONDS
 from .installed import ray_missing
 
 log = logging.getLogger(__name__)
@@ -41,8 +41,6 @@ class ClusterSettings:
     """Of a cluster that runs already, as Ray takes it; empty: one is started here."""
     max_ongoing: int = 1000
     """Commands that one replica takes at a time."""
-    busy: int = 32
-    """Requests at a replica beyond which more replicas are started, up to ``most``."""
     drain_seconds: float = 30.0
 
 
@@ -118,6 +116,7 @@ class Cluster:
         if not settings.address and engine.threads is None:
             # The replicas share this host's processors.
             engine = replace(engine, threads=max(1, usable_cpus() // settings.most))
+        on_gpu = _on_gpu(engine)
         options: dict[str, Any] = {}
         if settings.least == settings.most:
             options["num_replicas"] = settings.least
@@ -125,14 +124,14 @@ class Cluster:
             options["autoscaling_config"] = {
                 "min_replicas": settings.least,
                 "max_replicas": settings.most,
-                "target_ongoing_requests": settings.busy,
+                "target_ongoing_requests": _busy(engine, on_gpu),
             }
         deployment = serve.deployment(EngineReplica).options(
             name=DEPLOYMENT,
             max_ongoing_requests=settings.max_ongoing,
-            graceful_shutdown_timeout_s=settings.drain_seconds,
+            graceful_shutdown_timeout_s=min(settings.drain_seconds, FRONT_SECONDS),
             health_check_period_s=1.0,
-            ray_actor_options=_resources(engine, local=not settings.address),
+            ray_actor_options=_resources(engine, on_gpu, local=not settings.address),
             request_router_config={
                 "request_router_class": "loramux_server.replicas.router.AffinityRouter",
                 "request_routing_stats_period_s": REPORT_SECONDS,
@@ -171,12 +170,20 @@ def _prepare_environment(*, local: bool) -> None:
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 
 
-def _resources(engine: EngineSettings, *, local: bool) -> dict[str, Any]:
-    """What Ray reserves for a replica: a GPU where there is one, else processors."""
+def _on_gpu(engine: EngineSettings) -> bool:
+    """Whether replicas run on GPUs: as the settings say, else where the cluster has any."""
     import ray
 
-    gpus = ray.cluster_resources().get("GPU", 0)
-    on_gpu = engine.device == "cuda" or (engine.device == "auto" and gpus > 0)
+    return engine.device == "cuda" or (engine.device == "auto" and ray.cluster_resources().get("GPU", 0) > 0)
+
+
+def _busy(engine: EngineSettings, on_gpu: bool) -> int:
+    """Requests of a replica beyond which more replicas are started: half of its batch."""
+    return max(1, engine.step_size("cuda" if on_gpu else "cpu").sequences // 2)
+
+
+def _resources(engine: EngineSettings, on_gpu: bool, *, local: bool) -> dict[str, Any]:
+    """What Ray reserves for a replica: a GPU, or processors."""
     threads = engine.threads or 1
     return {
         # A cluster that is started here has as many processors for Ray as replicas.

@@ -13,6 +13,11 @@ from threading import Lock
 from ..core.backend import Replica, ReplicaState
 from .affinity import Affinity, Load, Work
 
+REPORT_SECONDS = 0.5
+"""How often a replica reports."""
+FRONT_SECONDS = 20.0
+"""A front that has not been heard of for so long is dead: what it asked for is aborted, before its leases end."""
+
 
 @dataclass(frozen=True, slots=True)
 class Report:
@@ -25,9 +30,6 @@ class Report:
     queued_tokens: int = 0
     resident: tuple[str, ...] = ()
     training_jobs: tuple[str, ...] = ()
-
-
-REPORT_SECONDS = 0.5
 
 
 class Fleet:

@@ -21,12 +21,9 @@ from ..engine.transport.process import ProcessBackend
 from ..engine.transport.protocol import Command, Failure, Output, command_id
 from ..engine.transport.wire import HEADER, Broken, Ready, decode, encode
 from .affinity import Work
-from .fleet import Report
+from .fleet import FRONT_SECONDS, Report
 
 log = logging.getLogger(__name__)
-
-FRONT_SECONDS = 20.0
-"""A front that has not been heard of for so long is dead: what it asked for is aborted, before its leases end."""
 
 
 class EngineReplica:
