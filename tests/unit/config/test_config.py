@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -254,3 +255,26 @@ def test_metrics_over_http_need_their_token(tmp_path: Path) -> None:
 def test_settings_are_frozen() -> None:
     with pytest.raises(ValueError, match="frozen"):
         Settings().max_running = 3  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"replicas": "2"}, "--replicas: must be 1 with --backend embedded"),
+        ({"autoscale": "1..3"}, "--autoscale: needs --backend ray"),
+        ({"ray_address": "auto"}, "--ray-address: needs --backend ray"),
+        ({"backend": "ray", "replicas": "2", "autoscale": "1..3"}, "--replicas: must not be given beside --autoscale"),
+        ({"backend": "ray", "autoscale": "3..1"}, "must be MIN..MAX with 1 <= MIN <= MAX"),
+        ({"backend": "ray", "autoscale": "0..1"}, "must be MIN..MAX with 1 <= MIN <= MAX"),
+        ({"backend": "ray", "autoscale": "3"}, "must be MIN..MAX"),
+    ],
+)
+def test_replicas_need_ray_and_one_way_to_count_them(given: dict[str, str], told: str) -> None:
+    with pytest.raises(Error, match=re.escape(told)):
+        load(given)
+
+
+def test_the_range_of_replicas() -> None:
+    assert load({}).settings.replica_range == (1, 1)
+    assert load({"backend": "ray", "replicas": "3"}).settings.replica_range == (3, 3)
+    assert load({"backend": "ray", "autoscale": "1..4"}).settings.replica_range == (1, 4)

@@ -11,8 +11,11 @@ import pytest
 
 from loramux_server.core.backend import (
     EngineInfo,
+    EnginePhase,
+    EngineState,
     EngineStats,
     GenerateCommand,
+    ReplicaState,
     ScoreCommand,
     ScoreResult,
     SequenceTimes,
@@ -326,3 +329,38 @@ async def test_a_thousand_requests_that_leave_at_any_moment_leave_nothing_behind
     sent = [c.id for c in link.sent if isinstance(c, GenerateCommand)]
     assert set(link.aborted) <= set(sent)
     assert 200 < len(link.aborted) < len(sent)
+
+
+async def test_one_call_is_interrupted_and_aborted() -> None:
+    client, link = await started(lambda c: [token("g", 5)])
+    events = aiter(client.generate(GENERATE))
+    await anext(events)
+    client.interrupt("g", Error(Code.UNAVAILABLE, "the replica is drained", reason="REPLICA_LOST"))
+    client.interrupt("unknown", Error(Code.UNAVAILABLE, "nobody hears it"))
+    with pytest.raises(Error) as lost:
+        await anext(events)
+    assert lost.value.reason == "REPLICA_LOST"
+    assert link.aborted == ["g"]
+
+
+async def test_the_only_engine_is_listed_and_not_drained() -> None:
+    stats = EngineStats(running=2, waiting=1, resident={"device": ("b", "a"), "host": ("a",)}, training_jobs=("j",))
+    client, _ = await started(lambda c: [Output(command_id(c), stats, done=True)])
+    client.report(EngineState(EnginePhase.READY))
+    (found,) = await client.replicas()
+    assert (found.id, found.state, found.running, found.waiting) == ("engine", ReplicaState.READY, 2, 1)
+    assert (found.resident, found.training_jobs) == (("a", "b"), ("j",))
+    for id, reason in (("engine", "ONLY_REPLICA"), ("other", "REPLICA_NOT_FOUND")):
+        with pytest.raises(Error) as refused:
+            await client.drain(id)
+        assert refused.value.reason == reason
+
+
+async def test_an_engine_that_is_away_is_listed_as_restarting() -> None:
+    def away(command: Command) -> Iterable[Output]:
+        raise Error(Code.UNAVAILABLE, "the engine is starting again")
+
+    client, _ = await started(away)
+    client.report(EngineState(EnginePhase.RESTARTING))
+    (found,) = await client.replicas()
+    assert (found.state, found.running) == (ReplicaState.RESTARTING, 0)
