@@ -79,6 +79,7 @@ def test_exports() -> None:
         "NotFound",
         "PermissionDenied",
         "Profile",
+        "Replica",
         "ResourceExhausted",
         "Score",
         "ServerInfo",
