@@ -55,6 +55,7 @@ def parts(device: str, quick: bool) -> list[Part]:
     if device == "cuda":
         tests.append(Part("tests of a GPU", 120.0, (*TESTS, "tests/gpu", "-m", "gpu")))
     figures = [("products", 90.0), ("adapters", 60.0), ("steps", 180.0), ("sampling", 60.0), ("training", 120.0)]
+    figures += [("mixed", 100.0), ("attention", 40.0)]
     return [*tests, *(Part(name, limit) for name, limit in figures)]
 
 

@@ -22,7 +22,8 @@ from loramux_server.cpu import native
 from loramux_server.engine import memory
 from loramux_server.engine.execution import graphs as graphs_module
 from loramux_server.engine.execution.capture import CaptureBroken, pool_bytes
-from loramux_server.engine.execution.graphs import DecodeGraphs, graph_bytes
+from loramux_server.engine.execution.graph_families import ROWS, graph_bytes
+from loramux_server.engine.execution.graphs import GraphFamily, Parts, upto
 from loramux_server.engine.memory import plan_memory
 from loramux_server.lora.bank import HostAdapter, LoraPair
 from loramux_server.lora.blocks import RowSegment, StaticBlock, used_ranks
@@ -76,8 +77,10 @@ def both_ways(monkeypatch: pytest.MonkeyPatch) -> None:
     compute_both_ways(monkeypatch, lambda got, expected: float((got - expected).abs().max()) < TOLERANCE)
 
 
-def add_graphs(engine: Engine, capture: TapeCapture | None = None, rows: int = 64) -> DecodeGraphs:
-    made = DecodeGraphs(engine.base, engine.runner.kv, engine.runner.bank, rows, capture or TapeCapture())
+def add_graphs(engine: Engine, capture: TapeCapture | None = None, rows: int = 64) -> GraphFamily:
+    runner = engine.runner
+    parts = Parts.of(engine.base, runner.kv, runner.bank, capture or TapeCapture(), rows, rows)
+    made = GraphFamily(parts, upto(ROWS, rows))
     engine.runner.graphs = made
     return made
 
@@ -360,8 +363,8 @@ def test_a_model_that_waits_for_the_device_runs_without(cases: Cases, caplog, mo
 
 def test_memory_for_graphs_is_left_before_the_cache_is_sized(cases: Cases, monkeypatch: pytest.MonkeyPatch) -> None:
     base = cases.reference.base
-    wanted = graph_bytes(base, 64)
-    assert wanted > graph_bytes(base, 1) > 0
+    wanted = graph_bytes(base, 64, 128)
+    assert wanted > graph_bytes(base, 1, 128) > graph_bytes(base, 1, 1) > 0
     monkeypatch.setattr(memory, "device_memory", lambda device: (10 * wanted, 10 * wanted))
     gpu = torch.device("cuda")
     without, with_ = (plan_memory(EngineSettings(), gpu, 1000, 100, graphs) for graphs in (0, wanted))

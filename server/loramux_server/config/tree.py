@@ -262,7 +262,7 @@ class Settings(LimitSettings, BaseSettings):
         "auto|on|off",
         "launch a step before the tokens of the one before are handled; auto is on for a GPU",
     )
-    cuda_graphs: bool = setting(True, "Serving", "", "replay decode steps as CUDA graphs, on a GPU and in 16-bit types")
+    cuda_graphs: bool = setting(True, "Serving", "", "replay steps as CUDA graphs, on a GPU and in 16-bit types")
 
     max_training_jobs: int = setting(4, "Training", "N", "training jobs at work at a time", ge=1, le=64)
     training: TrainingSettings = TrainingSettings()

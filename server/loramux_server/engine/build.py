@@ -21,7 +21,7 @@ from ..model.resident import Progress, ResidentBase
 from ..store.blobs.reader import BlobReader
 from ..text.tokenizer import TextTokenizer
 from .execution.capture import CudaCapture
-from .execution.graphs import DecodeGraphs, graph_bytes
+from .execution.graph_families import StepGraphs, graph_bytes
 from .execution.model_runner import ModelRunner
 from .gpu import serve_first
 from .grammar.masks import GrammarMasks
@@ -73,12 +73,13 @@ def build_engine(
         base.device,
         shape.page_bytes(base.dtype),
         AdapterBank.row_bytes(base.groups, base.dtype),
-        graph_bytes(base, most) if graphed else 0,
+        graph_bytes(base, most, size.tokens) if graphed else 0,
     )
     kv = KVPool(shape, plan.kv_pages, base.device, base.dtype)
     bank = AdapterBank(base.groups, plan.adapter_rows, base.device, base.dtype)
-    graphs = DecodeGraphs(base, kv, bank, most, CudaCapture(base.device)) if graphed else None
-    if graphs is not None:
+    graphs = None
+    if graphed:
+        graphs = StepGraphs(base, kv, bank, most, size.tokens, CudaCapture(base.device))
         progress("capturing CUDA graphs", None)
         graphs.prepare()
     inbox: Inbox = queue.SimpleQueue()

@@ -9,7 +9,7 @@ from ..host.resources import process_memory
 from ..lora.bank import AdapterBank
 from ..model.kv import KVPool
 from ..model.resident import ResidentBase
-from .execution.graphs import DecodeGraphs
+from .execution.graph_families import StepGraphs
 from .memory import device_memory
 from .residency.cache import HostCache
 
@@ -18,7 +18,7 @@ class MemoryKinds:
     """Reads the memory of one engine, see ``EngineStats.memory``. For the thread that owns the model."""
 
     def __init__(
-        self, base: ResidentBase, bank: AdapterBank, cache: HostCache, kv: KVPool, graphs: DecodeGraphs | None
+        self, base: ResidentBase, bank: AdapterBank, cache: HostCache, kv: KVPool, graphs: StepGraphs | None
     ) -> None:
         self._base, self._bank, self._cache, self._kv, self._graphs = base, bank, cache, kv, graphs
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -212,28 +213,34 @@ class PagedAttention:
         )
 
 
-class DecodeAttention:
-    """Attention of spans of length 1 in buffers whose shapes and addresses never change, through the paging kernel.
+class StaticAttention:
+    """Attention of a step in buffers whose shapes and addresses never change, through the paging kernel.
 
-    What a captured graph replays. Rows beyond those that :meth:`fill` is given write to the scratch page and read
-    their own key alone. Lengths that the kernel wants as plain numbers are the most that there may be.
+    What a captured graph replays. Tokens beyond those that :meth:`fill` is given write to the scratch page. Where they
+    belong to no span their results are whatever was in memory, and nobody's. Lengths that the kernel wants as plain
+    numbers are the most that there may be.
     """
 
-    def __init__(self, pool: KVPool, rows: int, width: int) -> None:
-        """For ``rows`` spans of at most ``width`` pages each."""
+    def __init__(self, pool: KVPool, tokens: int, spans: int, width: int) -> None:
+        """For ``spans`` spans of at most ``width`` pages each, and of length 1 where there are as many ``tokens``."""
         self.pool, self._width, device = pool, width, pool.keys.device
-        self.slots = torch.full((rows,), pool.pages * pool.shape.page_size, device=device)
-        self._used = torch.ones(rows, dtype=torch.int32, device=device)
-        self._table = torch.full((rows, width), pool.pages, dtype=torch.int32, device=device)
-        self._starts = torch.arange(rows + 1, dtype=torch.int32, device=device)
+        self._longest = 1 if tokens == spans else tokens
+        self.slots = torch.full((tokens,), pool.pages * pool.shape.page_size, device=device)
+        self._used = torch.ones(spans, dtype=torch.int32, device=device)
+        self._table = torch.full((spans, width), pool.pages, dtype=torch.int32, device=device)
+        self._starts = torch.arange(spans + 1, dtype=torch.int32, device=device) * int(tokens == spans)
 
     def fill(self, spans: Sequence[Span]) -> None:
-        """Attend to these spans of length 1 from now on, one in each of the first rows."""
+        """Attend to these spans from now on. Others of length 1 read their own key alone, longer ones are empty."""
         page, left = self.pool.shape.page_size, len(self._used) - len(spans)
-        slots = _slots(spans, page) + [self.pool.pages * page] * left
+        slots = _slots(spans, page)
+        slots += [self.pool.pages * page] * (len(self.slots) - len(slots))
         used = [s.end for s in spans] + [1] * left
         upload(self.slots, torch.tensor(slots))
         upload(self._used, torch.tensor(used, dtype=torch.int32))
+        if self._longest > 1:
+            starts = [0, *accumulate(s.length for s in spans)]
+            upload(self._starts, torch.tensor(starts + starts[-1:] * left, dtype=torch.int32))
         upload(self._table, _page_table(spans, self.pool.pages, page, (len(self._used), self._width)))
 
     def attend(
@@ -251,9 +258,9 @@ class DecodeAttention:
         self, q: Tensor, keys: Tensor, values: Tensor, *, scale: float, window: int | None, softcap: float | None
     ) -> Tensor:
         """As :meth:`PagedAttention.read`."""
-        longest = self._width * self.pool.shape.page_size
+        longest = self._longest, self._width * self.pool.shape.page_size
         return paged_kernel(
-            q, keys, values, self._starts, self._used, self._table, 1, longest, scale=scale, window=window
+            q, keys, values, self._starts, self._used, self._table, *longest, scale=scale, window=window
         )
 
 

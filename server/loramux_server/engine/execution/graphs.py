@@ -1,10 +1,12 @@
-"""Decode steps replayed as graphs: one launch in place of hundreds of small ones.
+"""Steps replayed as graphs: one launch in place of hundreds of small ones.
 
 A graph has fixed shapes and addresses, so a step is padded to the next *bucket* of rows. Its inputs are copied into the
 graph's buffers. Rows that are padding write to the scratch page and are dropped. Where the kernels by index run, each
 bucket has a graph with adapters and one without, captured at the start: they read from the device which rank rows of
 the bank act. Elsewhere the adapters' weights are gathered inside the graph, buckets are of rank rows too, and those
-with adapters are captured when first needed. Steps with prompts, and whatever fits no graph, run as they are.
+with adapters are captured when first needed. What fits no graph runs as it is.
+
+Graphs come in families that differ in the steps they are for (:mod:`.graph_families`).
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import logging
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -22,21 +25,17 @@ from ...lora.blocks import IndexedBlock, RowSegment, StaticBlock, used_ranks
 from ...lora.buffers import upload
 from ...lora.routing import Routing
 from ...model.base.context_length import max_context
-from ...model.kv import DecodeAttention, KVPool, Span
+from ...model.kv import KVPool, Span, StaticAttention
 from ...model.out_of_memory import out_of_memory
 from ...model.resident import ResidentBase
 from .capture import Capture, CaptureBroken
 
 log = logging.getLogger(__name__)
 
-ROWS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256)
-"""Sequences of a step. At more, the products take longer than launching them."""
 RANKS = (0, 16, 32, 64, 128, 256, 512)
 """Rank rows that a step's adapters use together, where they are gathered; 0 is the base alone."""
 MOST = 48
 """Graphs kept. Further buckets are served by a larger one that there is."""
-NODE_BYTES = 256 << 10
-"""Assumed memory of one graph's nodes, per layer of the model."""
 PATIENCE = 256
 """Steps that need a bucket before it is tried again, after its capture ran out of memory for the first time."""
 TRIES = 4
@@ -45,39 +44,84 @@ Bucket = tuple[int, int]
 """Rows and rank rows of a graph."""
 
 
-def graph_bytes(base: ResidentBase, max_rows: int) -> int:
-    """Memory to leave for graphs: an estimate that is meant to be high.
+class Graphs(Protocol):
+    """Graphs of steps, as their runner sees them."""
 
-    The nodes of as many graphs as may be kept; the logits of the largest bucket in both types that they pass through
-    and in the buffer that they are read from; the largest weight, which some products dequantise whole.
-    """
-    logits = _upto(ROWS, max_rows)[-1] * _vocabulary(base) * (4 + 4 + base.dtype.itemsize)
-    weight = max(n * k for n, k in base.modules.values()) * base.dtype.itemsize
-    return MOST * len(base.layers) * NODE_BYTES + logits + weight
+    @property
+    def count(self) -> int:
+        """Graphs captured and kept."""
+        ...
+
+    @property
+    def failures(self) -> int:
+        """Captures that failed."""
+        ...
+
+    def run(
+        self,
+        ids: Sequence[int],
+        wanted: Sequence[int],
+        spans: Sequence[Span],
+        segments: tuple[RowSegment, ...],
+        fill: Callable[[Tensor], None],
+    ) -> Tensor | None:
+        """Logits [len(wanted), vocabulary] of a step, or None to compute it eagerly.
+
+        Runs in inference mode. ``wanted`` are rows whose logits are asked for, each at most once. ``fill`` puts tokens
+        that only the device knows among the ids there.
+        """
+        ...
 
 
-class DecodeGraphs:
-    """The graphs of one engine. It belongs to the thread that owns the model.
+@dataclass(slots=True)
+class Parts:
+    """What all graphs of an engine share: replays never overlap."""
+
+    base: ResidentBase
+    kv: KVPool
+    bank: AdapterBank
+    capture: Capture
+    logits: Tensor
+    """float32 [most rows, vocabulary]: outputs of their own would be kept for each."""
+    indexed: IndexedBlock | None
+    """What applies adapters by index."""
+    failures: int = 0
+    """Captures that failed."""
+    broken: bool = False
+    """Whether nothing may be captured any more."""
+
+    @classmethod
+    def of(cls, base: ResidentBase, kv: KVPool, bank: AdapterBank, capture: Capture, rows: int, most: int) -> Parts:
+        """For up to ``rows`` rows of logits, and routes as those of ``most`` rows that decode."""
+        logits = torch.zeros(rows, vocabulary(base), device=base.device)
+        return cls(base, kv, bank, capture, logits, IndexedBlock.for_decoding(bank, most) if bank.by_index else None)
+
+    @property
+    def nbytes(self) -> int:
+        return self.logits.nbytes + self.capture.nbytes
+
+
+class GraphFamily:
+    """Graphs for steps of some kind, by buckets. It belongs to the thread that owns the model.
 
     A bucket that cannot be captured is given up, and its steps run in a larger one or eagerly. Where only memory was
     missing, it is tried again after ``PATIENCE`` of its steps, and then after twice as many, ``TRIES`` times in all.
-    The first failure is logged; ``failures`` counts them.
+    The first failure of all families is logged.
     """
 
-    def __init__(self, base: ResidentBase, kv: KVPool, bank: AdapterBank, max_rows: int, capture: Capture) -> None:
-        """For steps of up to ``max_rows`` sequences."""
-        self._base, self._kv, self._bank, self._capture = base, kv, bank, capture
-        self._rows = _upto(ROWS, max_rows)
-        self._ranks = sorted({0, bank.rows}) if bank.by_index else _upto(RANKS, bank.rows)
-        self._indexed = IndexedBlock.for_decoding(bank, self._rows[-1]) if bank.by_index else None
-        self._width = min(-(-max_context(base.model) // kv.shape.page_size), kv.pages)
-        # All graphs write their logits here: outputs of their own would be kept for each.
-        self._logits = torch.zeros(self._rows[-1], _vocabulary(base), device=base.device)
+    def __init__(self, parts: Parts, rows: Sequence[int], *, spans: int | None = None, context: int | None = None):
+        """For steps of up to so many ``rows``, in ascending order.
+
+        ``spans``: sequences of a step with prompts; None: all spans have length 1. ``context``: tokens that a sequence
+        may have at most, where not the model's. Attention splits long contexts over a GPU by what there may be.
+        """
+        self._parts, self._rows, self._spans = parts, tuple(rows), spans
+        bank, page = parts.bank, parts.kv.shape.page_size
+        self._ranks = sorted({0, bank.rows}) if parts.indexed is not None else upto(RANKS, bank.rows)
+        longest = max_context(parts.base.model)
+        self._width = min(-(-min(context or longest, longest) // page), parts.kv.pages)
         self._graphs: dict[Bucket, _Graph] = {}
         self._failed: dict[Bucket, _Failed] = {}
-        self._broken = False  # nothing may be captured any more
-        self.failures = 0
-        """Captures that failed."""
 
     @property
     def count(self) -> int:
@@ -85,8 +129,9 @@ class DecodeGraphs:
         return len(self._graphs)
 
     @property
-    def nbytes(self) -> int:
-        return self._logits.nbytes + self._capture.nbytes
+    def failures(self) -> int:
+        """Captures that failed."""
+        return self._parts.failures
 
     @torch.inference_mode()
     def prepare(self) -> None:
@@ -95,8 +140,8 @@ class DecodeGraphs:
         Largest first: the smaller ones then find room in the memory of that one.
         """
         for rows in reversed(self._rows):
-            for ranks in (0,) if self._indexed is None else self._ranks:
-                if not self._broken:
+            for ranks in (0,) if self._parts.indexed is None else self._ranks:
+                if not self._parts.broken:
                     self._add((rows, ranks))
 
     def run(
@@ -107,12 +152,13 @@ class DecodeGraphs:
         segments: tuple[RowSegment, ...],
         fill: Callable[[Tensor], None] = lambda ids: None,
     ) -> Tensor | None:
-        """Logits [len(wanted), vocabulary] of a step with one token for each sequence, or None to compute it eagerly.
-
-        Runs in inference mode. ``wanted`` are rows whose logits are asked for, each at most once. ``fill`` puts tokens
-        that only the device knows among the ids there.
-        """
-        if any(len(s.pages) > self._width for s in spans):
+        """As :meth:`Graphs.run`; None where no graph of this family is for the step."""
+        page = self._parts.kv.shape.page_size
+        if any(s.end > self._width * page for s in spans):
+            return None
+        if self._spans is None and any(s.length > 1 for s in spans):
+            return None
+        if self._spans is not None and max(len(spans), len(wanted)) > self._spans:
             return None
         graph = self._find(len(ids), used_ranks(segments))
         return None if graph is None else graph.run(ids, wanted, spans, segments, fill)
@@ -130,15 +176,17 @@ class DecodeGraphs:
     def _may_capture(self, key: Bucket) -> bool:
         """Whether a bucket that a step needs may be captured now. Each call counts as one such step."""
         failed = self._failed.get(key)
-        if failed is None or self._broken:
-            return not self._broken
+        if failed is None or self._parts.broken:
+            return not self._parts.broken
         failed.wait -= 1
         return failed.wait == 0
 
     def _add(self, key: Bucket) -> None:
+        rows, spans = key[0], self._spans or key[0]
         try:
-            graph = _Graph(self._base, self._kv, self._block(key), key[0], self._width, self._logits[: key[0]])
-            graph.replay = self._capture.capture(graph.compute)
+            attention = StaticAttention(self._parts.kv, rows, spans, self._width)
+            graph = _Graph(self._parts.base, attention, self._block(key), rows, self._parts.logits[:spans])
+            graph.replay = self._parts.capture.capture(graph.compute)
         except RuntimeError as error:  # out of memory, and all that CUDA or torch cannot capture
             self._note(key, error)
         else:
@@ -146,11 +194,11 @@ class DecodeGraphs:
             self._failed.pop(key, None)
 
     def _block(self, key: Bucket) -> IndexedBlock | StaticBlock | None:
-        """What applies the adapters in a graph. Replays never overlap, so that by index serves all graphs."""
+        """What applies the adapters in a graph."""
         rows, ranks = key
         if not ranks:
             return None
-        return StaticBlock(self._bank, rows, ranks) if self._indexed is None else self._indexed
+        return self._parts.indexed or StaticBlock(self._parts.bank, rows, ranks)
 
     def _note(self, key: Bucket, error: RuntimeError) -> None:
         """Decide whether and when a bucket that could not be captured is tried again."""
@@ -158,10 +206,10 @@ class DecodeGraphs:
         failed.tries += 1
         again = out_of_memory(error) and failed.tries < TRIES
         failed.wait = PATIENCE << failed.tries - 1 if again else 0
-        self._broken = self._broken or isinstance(error, CaptureBroken)
-        self.failures += 1
-        level = logging.WARNING if self.failures == 1 else logging.DEBUG
-        then = "captures end" if self._broken else "it is tried again later" if again else "it is given up"
+        self._parts.broken |= isinstance(error, CaptureBroken)
+        self._parts.failures += 1
+        level = logging.WARNING if self._parts.failures == 1 else logging.DEBUG
+        then = "captures end" if self._parts.broken else "it is tried again later" if again else "it is given up"
         log.log(level, "no CUDA graph for steps of %d rows and %d rank rows; %s: %s", *key, then, error)
 
 
@@ -181,16 +229,15 @@ class _Graph:
     def __init__(
         self,
         base: ResidentBase,
-        kv: KVPool,
+        attention: StaticAttention,
         block: IndexedBlock | StaticBlock | None,
         rows: int,
-        width: int,
-        logits: Tensor,
+        logits: Tensor,  # [most that are wanted, vocabulary]
     ) -> None:
-        self._base, self._block, self._logits = base, block, logits
+        self._base, self._block, self._attention, self._logits = base, block, attention, logits
         self._tokens = torch.zeros(3, rows, dtype=torch.long, device=base.device)
-        self._ids, self._positions, self._wanted = self._tokens
-        self._attention = DecodeAttention(kv, rows, width)
+        self._ids, self._positions = self._tokens[:2]
+        self._wanted = self._tokens[2, : len(logits)]
 
     def compute(self) -> None:
         """What is captured."""
@@ -206,7 +253,7 @@ class _Graph:
         fill: Callable[[Tensor], None],
     ) -> Tensor:
         tokens = torch.zeros(self._tokens.shape, dtype=torch.long)
-        for row, values in zip(tokens, (ids, [s.start for s in spans], wanted), strict=True):
+        for row, values in zip(tokens, (ids, [p for s in spans for p in s.positions], wanted), strict=True):
             row[: len(values)] = torch.tensor(values, dtype=torch.long)
         upload(self._tokens, tokens)
         fill(self._ids)
@@ -217,11 +264,11 @@ class _Graph:
         return self._logits[: len(wanted)].clone()  # the next step overwrites them; some rows are kept for longer
 
 
-def _upto(buckets: Sequence[int], most: int) -> list[int]:
+def upto(buckets: Sequence[int], most: int) -> list[int]:
     """The buckets below ``most``, and the first that reaches it, cut to it."""
     return sorted({min(b, most) for b in buckets})
 
 
-def _vocabulary(base: ResidentBase) -> int:
+def vocabulary(base: ResidentBase) -> int:
     """Width of the logits, which some models pad beyond the vocabulary."""
     return int(base.model.get_output_embeddings().weight.shape[0])

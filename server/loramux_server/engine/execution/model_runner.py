@@ -16,7 +16,7 @@ from ...lora.routing import Routing, plan_blocks
 from ...model.kv import KVPool, PagedAttention, Span
 from ...model.resident import ResidentBase
 from ..scheduling.plan import StepPlan, Work
-from .graphs import DecodeGraphs
+from .graphs import Graphs
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,9 +54,9 @@ class StepOutput:
 
 
 class ModelRunner:
-    """Runs plans on the resident base, its KV pages and its adapters; decode steps as graphs where there are any."""
+    """Runs plans on the resident base, its KV pages and its adapters; steps as graphs where there are any."""
 
-    def __init__(self, base: ResidentBase, kv: KVPool, bank: AdapterBank, graphs: DecodeGraphs | None = None) -> None:
+    def __init__(self, base: ResidentBase, kv: KVPool, bank: AdapterBank, graphs: Graphs | None = None) -> None:
         self.base, self.kv, self.bank, self.graphs = base, kv, bank, graphs
         # Where each adapter lies is part of a segment, so equal ones are routed equally whatever was swapped.
         self._route = lru_cache(maxsize=4)(self._plan_routing)
@@ -91,7 +91,7 @@ class ModelRunner:
         self._clear_begun(plan.work)
         logits = None
         states: Tensor | None = None
-        if self.graphs is not None and plan.kind == "decode" and not pooled:
+        if self.graphs is not None and not pooled:
             logits = self.graphs.run(ids, wanted, spans, segments, lambda ids: chosen.fill(ids, plan.work))
         if logits is None:
             device = self.base.device

@@ -12,7 +12,7 @@ from torch.nn.functional import silu
 
 from ...cpu.decode import STEP, DecodeKernels
 from ...lora.context import Attention
-from ..kv import DecodeAttention, KVPool, PagedAttention, Span
+from ..kv import KVPool, PagedAttention, Span, StaticAttention
 from .layer_kernels import GpuKernels
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def start_step(kernels: LayerKernels | None, attention: Attention, cosine: Tenso
         return kernels.step(attention, cosine, sine)
     if (
         isinstance(kernels, GpuKernels)
-        and isinstance(attention, PagedAttention | DecodeAttention)
+        and isinstance(attention, PagedAttention | StaticAttention)
         and attention.reads_back
     ):
         return kernels.step(attention, cosine, sine)

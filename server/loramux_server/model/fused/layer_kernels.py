@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..kv import DecodeAttention, PagedAttention
+from ..kv import PagedAttention, StaticAttention
 from .operators import add_norm, gate, rotate_write
 
 
@@ -25,7 +25,7 @@ class GpuKernels:
         """silu(gate) * up of [T, 2 * width] -> [T, width]."""
         return gate(gate_up)
 
-    def step(self, attention: PagedAttention | DecodeAttention, cosine: Tensor, sine: Tensor) -> GpuStep:
+    def step(self, attention: PagedAttention | StaticAttention, cosine: Tensor, sine: Tensor) -> GpuStep:
         """A step whose attention reads pages; cosine and sine [T, rotated] turn its queries and keys."""
         return GpuStep(attention, cosine, sine)
 
@@ -34,7 +34,7 @@ class GpuKernels:
 class GpuStep:
     """Attention of one step, layer by layer."""
 
-    attention: PagedAttention | DecodeAttention
+    attention: PagedAttention | StaticAttention
     cosine: Tensor
     sine: Tensor
 

@@ -115,12 +115,12 @@ SUSPENDED_JOBS = GaugeMetric(
 )
 CUDA_GRAPHS = GaugeMetric(
     name="loramux_cuda_graphs",
-    meaning="Decode graphs kept; 0: none could be captured. Only where the engine makes them.",
+    meaning="CUDA graphs kept; 0: none could be captured. Only where the engine makes them.",
     unit="graphs",
 )
 CUDA_GRAPH_FAILURES = CounterMetric(
     name="loramux_cuda_graph_failures_total",
-    meaning="Captures of decode graphs that failed: steps that needed them ran without. Only where there are graphs.",
+    meaning="Captures of CUDA graphs that failed: steps that needed them ran without. Only where there are graphs.",
     unit="captures",
 )
 GRAMMARS = CounterMetric(
