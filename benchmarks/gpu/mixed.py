@@ -50,7 +50,7 @@ def measure(device: torch.device, quick: bool) -> dict[str, dict[str, Any]]:
                     kinds[plan.kind] += 1  # noqa: B023
                     return run(plan, *more)  # noqa: B023
 
-                runner.run = counted  # type: ignore[method-assign]
+                runner.run = counted  # type: ignore[assignment, method-assign]
                 samples, seconds = asyncio.run(system.run(cell.asks(), cell.concurrency))
                 figures = summarise(samples, seconds)
                 found[way][cell.name] = {
