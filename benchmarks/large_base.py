@@ -69,7 +69,7 @@ def plan(shape: str, card: int = CARD_BYTES) -> Plan:
     import torch
 
     from loramux_server.core.settings import EngineSettings
-    from loramux_server.engine.execution.graphs import graph_bytes
+    from loramux_server.engine.execution.graph_families import graph_bytes
     from loramux_server.engine.memory import plan_memory
     from loramux_server.model.base.load import SCALE_BYTES, linear_modules
     from loramux_server.model.base.nf4_copy import copy_bytes
@@ -84,7 +84,7 @@ def plan(shape: str, card: int = CARD_BYTES) -> Plan:
     dense = sum(parameter.nbytes for parameter in model.parameters())
     pages = KVShape(config.num_hidden_layers, config.num_key_value_heads, config.head_dim, KV_PAGE_TOKENS, kernel=True)
     base: Any = SimpleNamespace(model=model, modules=modules, dtype=torch.bfloat16, layers=model.model.layers)
-    graphs = graph_bytes(base, min(size.sequences, size.tokens))
+    graphs = graph_bytes(base, min(size.sequences, size.tokens), size.tokens)
     row = sum(width + height for width, height in modules.values())
     free = card - CONTEXT_BYTES - weights - scales
     bought = plan_memory(settings, device, pages.page_bytes(torch.bfloat16), 2 * row, graphs, free=free)

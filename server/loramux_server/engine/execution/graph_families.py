@@ -26,8 +26,8 @@ SPANS = (16, 64)
 """Sequences of such a step: attention has idle programs for each that there may be."""
 NODE_BYTES = 128 << 10
 """Assumed memory of one graph's nodes, per layer of the model."""
-ACTIVATIONS = 4
-"""Assumed size of what a step holds at once, as a multiple of the widest group's inputs and outputs."""
+ACTIVATIONS = 8
+"""Assumed size of what a step holds at once, as a multiple of the widest linear's inputs and outputs."""
 
 
 class StepGraphs:
@@ -89,7 +89,7 @@ def graph_bytes(base: ResidentBase, max_rows: int, max_tokens: int) -> int:
     some products dequantise whole.
     """
     logits = upto(ROWS, max_rows)[-1] * vocabulary(base) * (4 + 4 + base.dtype.itemsize)
-    widest = max(group.in_features + sum(group.out_features) for group in base.groups)
+    widest = max(n + k for n, k in base.modules.values())
     activations = ACTIVATIONS * min(max_tokens, TOKENS[-1]) * widest * base.dtype.itemsize
     weight = max(n * k for n, k in base.modules.values()) * base.dtype.itemsize
     return 2 * MOST * len(base.layers) * NODE_BYTES + activations + logits + weight
