@@ -104,7 +104,7 @@ bench-70b: $(READY) ## Plan a 70B base on one 80 GB card; with a GPU serve and t
 	@$(BIN)/python -m benchmarks.large_base $(BENCH_ARGS)
 
 .PHONY: bench-retrieval
-bench-retrieval: $(READY) ## Measure prompt, retrieval and adapter on the facts of four tenants: ten minutes
+bench-retrieval: $(READY) ## Measure prompt, retrieval and adapter on the facts of four tenants: half an hour or more
 	@$(BIN)/python -m benchmarks.retrieval $(BENCH_ARGS)
 
 .PHONY: bench-coserve

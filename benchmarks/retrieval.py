@@ -1,6 +1,6 @@
 """Is a prompt or retrieval enough, or does training pay? Four tenants' facts, each way on the same held-out rows.
 
-    make bench-retrieval                              # about ten minutes on two cores
+    make bench-retrieval                              # half an hour or more on two cores
     python -m benchmarks.retrieval --tenant acme-bikes --top-k 1
 
 Each tenant's facts are trained with the recipe ``facts``. The prompt has all of the tenant's answers; the documents are

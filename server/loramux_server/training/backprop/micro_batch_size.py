@@ -27,8 +27,8 @@ Measured on two processor cores with the default base: 1,024 tokens in one micro
 LOGITS_BYTES = {"cpu": 0, "cuda": 256 << 20}
 """Bytes of logits in float32 that exist at a time where that is more than 64 rows.
 
-On a GPU each chunk costs launches and reads the head's weights, which are larger than a chunk of few rows. On a
-processor more rows are no faster.
+On a GPU each chunk costs launches and reads the head's weights, which are larger than a chunk of few rows. A
+processor keeps 64.
 """
 FIRST_TOKENS = 64
 """Tokens of the first micro-batch beside requests, before any speed is known."""
