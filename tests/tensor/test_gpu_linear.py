@@ -14,6 +14,7 @@ from loramux_server.model.base_linear import ModuleLinear, make_linear
 from loramux_server.model.frozen_linears import dense_weight
 from loramux_server.model.gpu_linear import DenseLinear, JoinedLinear
 from loramux_server.model.resident import keeps_packed
+from loramux_server.model.scaled_gradients import ScaledGradients
 from tests.engine import DEVICE
 
 CUDA = torch.device("cuda")
@@ -44,7 +45,9 @@ def test_products_and_gradients_are_those_of_the_modules(
     dense = torch.cat([dense_weight(m).to(dtype) for m in modules])
     offset = torch.cat([torch.zeros(m.out_features, device=DEVICE) if m.bias is None else m.bias.data for m in modules])
     product = make_linear(modules, dtype, CUDA, packed)
-    assert isinstance(product, JoinedLinear if packed else DenseLinear)
+    inner = product.linear if isinstance(product, ScaledGradients) else product
+    assert isinstance(inner, JoinedLinear if packed else DenseLinear)
+    assert isinstance(product, ScaledGradients) == (dtype == torch.float16)
     assert product.out_features == (40, 24, 64)
     bound = {"rtol": TOLERANCE[dtype], "atol": TOLERANCE[dtype]}
     for rows in (1, 5, 70):

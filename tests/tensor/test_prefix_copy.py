@@ -40,11 +40,11 @@ def watch_copies(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> list[tuple[
     made: list[tuple[int, int, int]] = []
     kv, run = engine.runner.kv, engine.runner.run
 
-    def watched(plan: StepPlan):  # type: ignore[no-untyped-def]
+    def watched(plan: StepPlan, *chosen):  # type: ignore[no-untyped-def]
         copies = [w.copy for w in plan.work if w.copy is not None]
         made.extend((c.source, c.target, c.tokens) for c in copies)
         before = [kv.keys[:, c.source, : c.tokens].clone() for c in copies]
-        output = run(plan)
+        output = run(plan, *chosen)
         for copy, keys in zip(copies, before, strict=True):
             assert torch.equal(kv.keys[:, copy.source, : copy.tokens], keys)
             assert torch.equal(kv.keys[:, copy.target, : copy.tokens], keys)

@@ -24,15 +24,15 @@ class ScaledGradients:
     """A product in float16 whose input and output are float32, with the gradient of its input."""
 
     def __init__(self, linear: BaseLinear) -> None:
-        self._linear = linear
+        self.linear = linear
         self.out_features, self.nbytes = linear.out_features, linear.nbytes
 
     def __call__(self, x: Tensor) -> Tensor:
         """[T, in] -> [T, sum of outputs], in the type of x."""
         if not (torch.is_grad_enabled() and x.requires_grad and x.dtype == torch.float32):
-            return self._linear(x)
+            return self.linear(x)
         scale = _Scale()
-        out: Tensor = _Multiply.apply(self._linear(_Divide.apply(x, scale)), scale)
+        out: Tensor = _Multiply.apply(self.linear(_Divide.apply(x, scale)), scale)
         return out
 
 

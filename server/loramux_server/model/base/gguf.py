@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...core.errors import invalid_field
-from .parts import Part, group_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from .parts import Part
 
 
 class GGUFFile:
@@ -55,6 +56,8 @@ class GGUFFile:
 
     def parts(self) -> list[Part]:
         """The layers, and the tensors outside of them, each to be read by itself."""
+        from .parts import Part, group_of
+
         groups: dict[str, list[Any]] = {}
         for tensor in _shared_reader(self._path).tensors:
             groups.setdefault(group_of(tensor.name), []).append(tensor)
