@@ -44,6 +44,7 @@ def test_reasons_are_used_and_fit_their_column() -> None:
         "BLOB_DAMAGED",
         "BLOB_MISSING",
         "LOGITS_NOT_FINITE",
+        "REPLICA_NOT_FOUND",
         "ROWS_DAMAGED",
         "SHUTTING_DOWN",
     }

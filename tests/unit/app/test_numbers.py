@@ -18,7 +18,7 @@ from loramux_server.api.methods import METHODS
 from loramux_server.app.embedded import running_app
 from loramux_server.config import Settings
 from loramux_server.core.bounds import LOGIT_BIAS, SAMPLING, SEED, WEIGHT, Bound
-from loramux_server.core.jobs import BOUNDS
+from loramux_server.core.jobs import BOUNDS, TOP_K_BOUND
 from loramux_server.services.common.limits import Limits
 from loramux_server.telemetry.activity import LONGEST
 from tests.unit.services.fakes import FakeBackend, Script, engine_info
@@ -62,6 +62,7 @@ OF_REQUESTS: dict[str, Bound] = {
     "show_rows": Bound(0, 100),
     "show_from_line": Bound(0, 2**63 - 1),
     "after_sequence": Bound(0, 2**63 - 1),
+    "compare_top_k": TOP_K_BOUND,
     "min_accuracy": Bound(0, 1, above=True),
     "layers": Bound(0, 3),  # of the base
     **{f"settings.{name}": bound.within(LIMITS) for name, bound in BOUNDS.items() if isinstance(bound, Bound)},

@@ -29,8 +29,7 @@ def job_violations(request: JobRequest, info: EngineInfo, limits: Limits) -> lis
     if not request.dataset_id:
         found.append(FieldViolation("dataset_id", "is empty; upload a dataset first and give its id"))
     found += metadata_violations(request.metadata)
-    if request.compare_documents:
-        found += TOP_K_BOUND.violations("compare_top_k", request.compare_top_k)
+    found += TOP_K_BOUND.violations("compare_top_k", request.compare_top_k)
     if request.compare_prompt:
         found += text_violations("compare_prompt", request.compare_prompt.strip(), limits.max_prompt_bytes)
     return [*found, *_held_out_violations(request)]
