@@ -176,6 +176,8 @@ def same(message: Any) -> Message:
             value.clear()
         elif message.DESCRIPTOR.name == "ServerStats" and field.name in ("total", "own", "tenants", "adapters"):
             message.ClearField(field.name)  # what was done in the last seconds
+        elif message.DESCRIPTOR.name == "Replica" and field.name == "adapters":
+            message.ClearField(field.name)  # how many are resident
         elif field.message_type is not None and not field.message_type.GetOptions().map_entry:
             for each in value if field.is_repeated else [value]:
                 same(each)
