@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from loramux_server.lora.bank import AdapterBank, HostAdapter, LoraPair
-from loramux_server.lora.blocks import IndexedBlock, RowSegment, StaticBlock, used_ranks
+from loramux_server.lora.blocks import IndexedBlock, StaticBlock, used_ranks
+from loramux_server.lora.slots import RowSegment
 
 from .products import GROUPS, SMALL
 from .timing import seconds

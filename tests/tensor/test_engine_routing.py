@@ -17,11 +17,11 @@ from loramux_server.cpu.routed import load_kernel
 from loramux_server.lora import bank as banks
 from loramux_server.lora import blocks, routing
 from loramux_server.lora.bank import AdapterBank, HostAdapter, LoraPair
-from loramux_server.lora.blocks import BankBlock, KernelBlock, RowSegment
+from loramux_server.lora.blocks import BankBlock, KernelBlock
 from loramux_server.lora.context import StepContext
 from loramux_server.lora.routed_linear import LinearGroup
 from loramux_server.lora.routing import Routing, plan_blocks
-from loramux_server.lora.slots import Move, Slot
+from loramux_server.lora.slots import Move, RowSegment, Slot
 from tests.examples import examples
 
 IN = 38  # two vectors of the compiled kernel and a rest

@@ -26,9 +26,10 @@ from loramux_server.engine.execution.graph_families import ROWS, graph_bytes
 from loramux_server.engine.execution.graphs import GraphFamily, Parts, upto
 from loramux_server.engine.memory import plan_memory
 from loramux_server.lora.bank import HostAdapter, LoraPair
-from loramux_server.lora.blocks import RowSegment, StaticBlock, used_ranks
+from loramux_server.lora.blocks import StaticBlock, used_ranks
 from loramux_server.lora.indexed import operator
 from loramux_server.lora.routing import Routing, plan_blocks
+from loramux_server.lora.slots import RowSegment
 from loramux_server.model import kv
 from loramux_server.model.attention import dense_attention
 from tests.engine import Engine, check_tokens, command

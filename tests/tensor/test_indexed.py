@@ -17,11 +17,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from loramux_server.lora.bank import AdapterBank, HostAdapter, LoraPair
-from loramux_server.lora.blocks import IndexedBlock, RowSegment, StaticBlock, used_ranks
+from loramux_server.lora.blocks import IndexedBlock, StaticBlock, used_ranks
 from loramux_server.lora.indexed import operator
 from loramux_server.lora.indexed.plan import HEADER, RANKS, SHORT, TALL, longest_plan, make_plan, most_tiles
 from loramux_server.lora.routing import Routing, plan_blocks
-from loramux_server.lora.slots import Slot
+from loramux_server.lora.slots import RowSegment, Slot
 from tests.examples import examples
 from tests.tensor.interpreted import interpreted
 from tests.tensor.test_engine_routing import GROUPS, IN, adapter, expected, make_bank, make_mix, resolve, rounded

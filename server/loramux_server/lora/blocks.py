@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -16,18 +15,10 @@ from .buffers import upload
 from .context import Group
 from .indexed.operator import add_indexed, planes_size, programs_of
 from .indexed.plan import SHORT, Array, height_for, longest_plan, make_plan, most_tiles
-from .slots import Entries, Slot
+from .slots import RowSegment, Slot
 
 SPARSE = 2
 """Rank rows are gathered rather than spanned when their span is over this many times their number."""
-
-
-@dataclass(frozen=True, slots=True)
-class RowSegment:
-    """Consecutive rows that share a stack, as (slot, weight) pairs; empty for the base."""
-
-    length: int
-    entries: Entries = ()
 
 
 class Block(Protocol):

@@ -25,9 +25,9 @@ import torch
 from torch import Tensor
 
 from .bank import AdapterBank
-from .blocks import BankBlock, Block, IndexedBlock, KernelBlock, RowSegment
+from .blocks import BankBlock, Block, IndexedBlock, KernelBlock
 from .context import Group
-from .slots import Slot
+from .slots import RowSegment, Slot
 
 BLOCK_OVERHEAD = {"cpu": 2000, "cuda": 10_000_000}
 """Row-rank products that take about as long as the calls of one more block. On a processor measured on two AVX512

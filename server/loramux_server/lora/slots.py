@@ -31,6 +31,14 @@ Entries = tuple[tuple[Slot, float], ...]
 
 
 @dataclass(frozen=True, slots=True)
+class RowSegment:
+    """Consecutive rows of a step that share a stack; without entries, the base's."""
+
+    length: int
+    entries: Entries = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Move:
     """Rank rows [lo, hi) go to ``to`` and what follows it, which is below ``lo``."""
 

@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from torch import Tensor
 
 from ...lora.bank import AdapterBank
-from ...lora.blocks import RowSegment
 from ...lora.indexed.plan import SHORT
+from ...lora.slots import RowSegment
 from ...model.base.context_length import max_context
 from ...model.kv import KVPool, Span
 from ...model.resident import ResidentBase

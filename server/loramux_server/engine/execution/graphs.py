@@ -21,9 +21,10 @@ import torch
 from torch import Tensor
 
 from ...lora.bank import AdapterBank
-from ...lora.blocks import IndexedBlock, RowSegment, StaticBlock, used_ranks
+from ...lora.blocks import IndexedBlock, StaticBlock, used_ranks
 from ...lora.buffers import upload
 from ...lora.routing import Routing
+from ...lora.slots import RowSegment
 from ...model.base.context_length import max_context
 from ...model.kv import KVPool, Span, StaticAttention
 from ...model.out_of_memory import out_of_memory

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from ...lora.bank import AdapterBank
-from ...lora.blocks import RowSegment
 from ...lora.buffers import on_device
 from ...lora.routing import Routing, plan_blocks
+from ...lora.slots import RowSegment
 from ...model.kv import KVPool, PagedAttention, Span
 from ...model.resident import ResidentBase
 from ..scheduling.plan import StepPlan, Work

@@ -11,7 +11,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from ..slots import Slot
+from ..slots import RowSegment, Slot
 from .plan import RANKS, SHORT, TALL, make_plan
 
 log = logging.getLogger(__name__)
@@ -100,19 +100,13 @@ def _kernels() -> ModuleType:
     return kernels
 
 
-@dataclass(frozen=True, slots=True)
-class _Segment:
-    length: int
-    entries: tuple[tuple[Slot, float], ...] = ()
-
-
 def _try_one(device: torch.device, dtype: torch.dtype, height: int) -> None:
     """Raise RuntimeError where a small step of every kind of row differs from torch's products."""
     draw = torch.Generator().manual_seed(0)
     rows, width, widths = 48, 320, (192, 96, 64)
     slots = [Slot("a", 0, 8, 2.0), Slot("b", 8, 40, 0.5), Slot("broken", 40, 44)]
-    segments = [_Segment(1, ((slots[0], 1.0), (slots[1], -0.5))), _Segment(1, ((slots[2], 1.0),)), _Segment(2)]
-    segments += [_Segment(5, ((slots[1], 1.0),)), _Segment(height + 9, ((slots[0], 0.5),))]
+    segments = [RowSegment(1, ((slots[0], 1.0), (slots[1], -0.5))), RowSegment(1, ((slots[2], 1.0),)), RowSegment(2)]
+    segments += [RowSegment(5, ((slots[1], 1.0),)), RowSegment(height + 9, ((slots[0], 0.5),))]
     length = sum(s.length for s in segments)
     x, a, y, *bs = (
         torch.randn(shape, generator=draw).to(device, dtype)

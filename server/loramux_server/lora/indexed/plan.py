@@ -13,12 +13,11 @@ together; each row then has a line.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from ..slots import Entries
+from ..slots import Entries, RowSegment
 
 RANKS = 16
 """Rank rows of a tile."""
@@ -29,17 +28,7 @@ SHORT, TALL = 16, 64
 Array = npt.NDArray[np.int32]
 
 
-class Segment(Protocol):
-    """Consecutive rows that share a stack."""
-
-    @property
-    def length(self) -> int: ...
-
-    @property
-    def entries(self) -> Entries: ...
-
-
-def height_for(segments: Sequence[Segment]) -> int:
+def height_for(segments: Sequence[RowSegment]) -> int:
     """Rows of an item in a step of these segments."""
     return TALL if any(s.entries and s.length > SHORT for s in segments) else SHORT
 
@@ -55,7 +44,7 @@ def longest_plan(rows: int, ranks: int) -> int:
     return HEADER + 4 * -(-rows // SHORT) + tiles * (4 + RANKS + SHORT * RANKS)
 
 
-def make_plan(segments: Sequence[Segment], height: int) -> Array:
+def make_plan(segments: Sequence[RowSegment], height: int) -> Array:
     """The plan of a step whose rows are laid out as ``segments``, in items of up to ``height`` rows."""
     items: list[tuple[int, int, int, int]] = []
     tiles: list[tuple[int, int, int, int]] = []
@@ -90,7 +79,7 @@ def make_plan(segments: Sequence[Segment], height: int) -> Array:
     return plan
 
 
-def _items(segments: Sequence[Segment], height: int) -> list[tuple[int, list[tuple[int, Entries]]]]:
+def _items(segments: Sequence[RowSegment], height: int) -> list[tuple[int, list[tuple[int, Entries]]]]:
     """First rows of the items, and their parts: rows that share a stack, one after another.
 
     Rows without a stack are in an item only between others, so decode rows make no more items than they fill.

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from ...core.jobs import TrainRow
-from ...lora.blocks import Block, RowSegment
+from ...lora.blocks import Block
 from ...lora.routing import Routing, plan_blocks
+from ...lora.slots import RowSegment
 from ...lora.trainable import AdapterRows, TrainableAdapter, TrainableBlock
 from ...model.resident import ResidentBase
 from ..work import PAUSE, Interruptible
