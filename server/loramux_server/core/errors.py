@@ -177,6 +177,11 @@ def shutting_down() -> Error:
     return Error(Code.UNAVAILABLE, "the server is shutting down", reason="SHUTTING_DOWN", retry_after=1.0)
 
 
+def stopping() -> Error:
+    """UNAVAILABLE for a command that reaches no engine any more, because the server stops."""
+    return Error(Code.UNAVAILABLE, "the server is stopping", reason="STOPPING")
+
+
 def adapter_not_found(ref: str) -> Error:
     """NOT_FOUND for an adapter reference, the same words whether it is absent or someone else's."""
     return Error(

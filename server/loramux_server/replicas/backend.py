@@ -11,7 +11,7 @@ from contextlib import suppress
 from typing import Any
 
 from ..core.backend import EngineInfo, EnginePhase, EngineState, EngineStats, Replica
-from ..core.errors import Code, Error, internal_error, replica_not_found
+from ..core.errors import Code, Error, internal_error, replica_not_found, stopping
 from ..core.settings import EngineSettings
 from ..core.types import AdapterVersion
 from ..engine.transport.client import EngineClient
@@ -93,7 +93,7 @@ class RayLink:
         id = command_id(command)
         only = self._only.pop(id, "")
         if not only and not self.fleet.accepting:
-            raise _stopping() if self._closing else _none_ready()
+            raise stopping() if self._closing else _none_ready()
         frame = encode(command)
         call = asyncio.create_task(self._carry(id, frame, work_of(command, only)), name=f"ray call {id}")
         self._calls[id] = call
@@ -253,7 +253,3 @@ def _lost() -> Error:
 
 def _none_ready() -> Error:
     return Error(Code.UNAVAILABLE, "no replica is ready; try once more", reason="ENGINE_RESTARTING", retry_after=5.0)
-
-
-def _stopping() -> Error:
-    return Error(Code.UNAVAILABLE, "the server is stopping", reason="STOPPING")

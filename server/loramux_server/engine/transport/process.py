@@ -19,7 +19,7 @@ import time
 import msgspec
 
 from ...core.backend import EngineInfo, EnginePhase, EngineState
-from ...core.errors import Code, Error
+from ...core.errors import Code, Error, stopping
 from ...core.settings import EngineSettings
 from ...cpu.environment import engine_environment
 from .client import EngineClient
@@ -62,7 +62,7 @@ class ProcessLink:
     def send(self, command: Command) -> None:
         # A child that died closes the connection before its last outputs are read and the end is known.
         if self._writer is None or self._writer.is_closing():
-            raise _stopping() if self._closing else self._failure or _restarting()
+            raise stopping() if self._closing else self._failure or _restarting()
         self._writer.write(encode(command))
 
     async def close(self) -> None:
@@ -190,10 +190,6 @@ def _restarting() -> Error:
     return Error(
         Code.UNAVAILABLE, "the engine is starting again; try once more", reason="ENGINE_RESTARTING", retry_after=5.0
     )
-
-
-def _stopping() -> Error:
-    return Error(Code.UNAVAILABLE, "the server is stopping", reason="STOPPING")
 
 
 class ProcessBackend(EngineClient):
