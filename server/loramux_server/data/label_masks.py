@@ -6,7 +6,8 @@ ends with one end token, which is a loss token too. So no token spans the border
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
@@ -32,6 +33,17 @@ class MarkedText:
     trained: bool
 
 
+@contextmanager
+def bad_rows() -> Iterator[None]:
+    """Raise :class:`BadRow` for what tokenizer and chat template refuse; a cancel or a deadline goes through."""
+    try:
+        yield
+    except Error as error:
+        if error.code in (Code.CANCELLED, Code.DEADLINE_EXCEEDED):
+            raise
+        raise BadRow([violation.description for violation in error.violations] or [error.message]) from error
+
+
 def train_rows(
     content: Content,
     tokenizer: TextTokenizer,
@@ -47,7 +59,7 @@ def train_rows(
     exactly the prompt of a request. ``max_length``: tokens of the longest row; ``chat_template_kwargs``: for the chat
     template, where the row has none of that name. Raises :class:`BadRow`, :class:`TooLong`, and what ``watch`` raises.
     """
-    try:
+    with bad_rows():
         match content:
             case PairRow():
                 return (_pair(content, tokenizer, max_length, chat_template_kwargs, watch),)
@@ -59,10 +71,6 @@ def train_rows(
                 kwargs = {**(chat_template_kwargs or {}), **content.chat_template_kwargs}
                 row = replace(content, chat_template_kwargs=kwargs)
                 rows = list(chat_rows(row, tokenizer, max_length, watch))
-    except Error as error:
-        if error.code in (Code.CANCELLED, Code.DEADLINE_EXCEEDED):
-            raise
-        raise BadRow([violation.description for violation in error.violations] or [error.message]) from error
     longest = max(len(ids) for ids, _ in rows)
     if max_length is not None and longest > max_length:
         raise TooLong(f"the row has {longest} tokens", max_length)

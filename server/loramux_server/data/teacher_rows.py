@@ -6,12 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ..core.errors import Code, Error
 from ..core.jobs import TrainRow
 from ..core.watch import UNWATCHED, Watch
 from ..text.tokenizer import TextTokenizer
 from .fields import BadRow, ChatRow, CompletionRow, TextRow, TooLong
-from .label_masks import train_rows
+from .label_masks import bad_rows, train_rows
 from .preference_pairs import PairRow
 from .rows import Content
 
@@ -102,16 +101,12 @@ def _prompt(
     content: ChatRow | CompletionRow, tokenizer: TextTokenizer, max_length: int, chat_template_kwargs: Mapping[str, Any]
 ) -> TrainRow:
     """A prompt as a request asks it."""
-    try:
+    with bad_rows():
         if isinstance(content, CompletionRow):
             ids = tokenizer.encode(content.prompt)
         else:
             kwargs = {**chat_template_kwargs, **content.chat_template_kwargs}
             ids = tokenizer.encode_chat(content.messages, tools=content.tools, chat_template_kwargs=kwargs)
-    except Error as error:
-        if error.code in (Code.CANCELLED, Code.DEADLINE_EXCEEDED):
-            raise
-        raise BadRow([violation.description for violation in error.violations] or [error.message]) from error
     if len(ids) >= max_length:
         raise TooLong(f"the row has {len(ids)} tokens before its answer", max_length - 1)
     return TrainRow(tuple(ids), (False,) * len(ids))
