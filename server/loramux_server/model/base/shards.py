@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ...host.failpoints import reach
-from ...host.files import sync_file, sync_folder
+from ...host.files import sync_file, sync_folder, write_durable
 from .files import JOURNAL, measure
 from .fingerprint import stored_tensors
 
@@ -93,8 +93,8 @@ class ShardWriter:
         sync_file(path)
         self._shards.append(Shard(**measure(path), parts=self._parts))
         draft = self._folder / f"{JOURNAL}.new"
-        draft.write_text(json.dumps({"maker": self._maker, "shards": [asdict(shard) for shard in self._shards]}))
-        sync_file(draft)
+        journal = {"maker": self._maker, "shards": [asdict(shard) for shard in self._shards]}
+        write_durable(draft, json.dumps(journal).encode())
         draft.rename(self._folder / JOURNAL)
         sync_folder(self._folder)
         reach("base.shard_recorded")
