@@ -10,9 +10,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
-import time
-from pathlib import Path
 from typing import Any
 
 from rich.table import Table
@@ -20,8 +17,8 @@ from rich.table import Table
 from loramux_server.host.resources import usable_cpus
 
 from .machine import describe, sentence
-from .serving import RESULTS, ROOT, console, prepare
-from .speculation import OPEN, TOKENS, speed
+from .serving import console, prepare, save
+from .speculation import OPEN, TOKENS, parse, speed
 from .turns import in_turn, ratio, servers
 
 WAYS = ("off", "on")
@@ -47,27 +44,9 @@ async def measure(options: argparse.Namespace, base: str) -> list[dict[str, Any]
     return cells
 
 
-def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.ahead", description=(__doc__ or "").partition("\n")[0])
-    add = parser.add_argument
-    add("--quick", action="store_true", help="one round of one stream: to see that it runs")
-    add("--streams", type=int, nargs="+", metavar="N", help="answers at once (default: 1 16; quick: 1)")
-    add("--rounds", type=int, help="(default: 8; quick: 1)")
-    add("--dtype", choices=("auto", "float32", "bfloat16"), default="auto", help="(default: the server's)")
-    add("--material", type=Path, default=ROOT / "build" / "bench", help="where the base is kept")
-    add("--json", type=Path, metavar="FILE", help="(default: a new one in results)")
-    options = parser.parse_args()
-    options.streams = options.streams or ([1] if options.quick else [1, 16])
-    options.rounds = options.rounds or (1 if options.quick else 8)
-    options.json = options.json or RESULTS / f"ahead-{time.strftime('%Y%m%d-%H%M%S')}.json"
-    if min(*options.streams, options.rounds) < 1:
-        parser.error("--streams and --rounds must be at least 1")
-    return options
-
-
 def main() -> None:
     """Measure, print the table, write the file."""
-    options = parse()
+    options = parse("ahead", __doc__)
     options.material.mkdir(parents=True, exist_ok=True)
     machine = describe()
     console.print(sentence(machine), highlight=False, soft_wrap=True)
@@ -83,9 +62,7 @@ def main() -> None:
     console.print(table)
     settings = {"rounds": options.rounds, "tokens": TOKENS, "dtype": options.dtype}
     report = {"machine": machine, "settings": settings, "predicted": PREDICTED, "cells": cells}
-    options.json.parent.mkdir(parents=True, exist_ok=True)
-    options.json.write_text(json.dumps(report, indent=2) + "\n")
-    console.print(f"Figures: {options.json}", highlight=False, soft_wrap=True)
+    save(options.json, report)
 
 
 if __name__ == "__main__":

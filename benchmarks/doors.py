@@ -36,7 +36,7 @@ from .load import own_server
 from .machine import describe, sentence
 from .processes import tree
 from .samples import Figures, Sample, Stopwatch, summarise
-from .serving import RESULTS, ROOT, console, prepare
+from .serving import RESULTS, ROOT, console, prepare, save
 from .streams import first_lengths, kept
 from .systems.children import free_port
 from .workloads import prompt
@@ -328,9 +328,7 @@ def main() -> None:
         "waiting": asdict(waiting),
         "goals": as_json(goals(figures, waiting)),
     }
-    options.json.parent.mkdir(parents=True, exist_ok=True)
-    options.json.write_text(json.dumps(made, indent=2) + "\n")
-    console.print(f"Figures: {options.json}", highlight=False, soft_wrap=True)
+    save(options.json, made)
 
 
 if __name__ == "__main__":

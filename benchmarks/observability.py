@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import threading
 import time
 from collections.abc import Iterator
@@ -28,7 +27,7 @@ from loramux_server.host.resources import usable_cpus
 
 from .goals import Goal, as_json
 from .machine import describe, sentence
-from .serving import RESULTS, ROOT, console, prepare
+from .serving import RESULTS, ROOT, console, prepare, save
 from .streams import keep_streaming
 from .systems.children import free_port
 from .turns import in_turn, ratio, servers
@@ -146,9 +145,7 @@ def main() -> None:
         "tokens_per_second": found,
         "goals": as_json([goal]),
     }
-    options.json.parent.mkdir(parents=True, exist_ok=True)
-    options.json.write_text(json.dumps(report, indent=2) + "\n")
-    console.print(f"Figures: {options.json}", highlight=False, soft_wrap=True)
+    save(options.json, report)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -48,6 +48,13 @@ WEIGHT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 console = Console()
 if not console.is_terminal:
     console.width = 150  # a file or a pipe would get 80, too few for the table
+
+
+def save(path: Path, report: Mapping[str, Any]) -> None:
+    """Write a report as JSON, and say where."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(report, indent=2) + "\n")
+    console.print(f"Figures: {path}", highlight=False, soft_wrap=True)
 
 
 @dataclass(slots=True)

@@ -25,7 +25,7 @@ from loramux_server.host.resources import usable_cpus
 
 from .goals import Goal, as_json
 from .machine import describe, sentence
-from .serving import RESULTS, ROOT, console, prepare
+from .serving import RESULTS, ROOT, console, prepare, save
 from .turns import in_turn, ratio, servers
 
 WAYS = ("off", "ngram")
@@ -103,10 +103,9 @@ def goals(cells: Sequence[dict[str, Any]]) -> list[Goal]:
     return made
 
 
-def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.speculation", description=(__doc__ or "").partition("\n")[0]
-    )
+def parse(name: str, doc: str | None) -> argparse.Namespace:
+    """The options of a benchmark of this module's shape, called ``name`` and described by ``doc``."""
+    parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{name}", description=(doc or "").partition("\n")[0])
     add = parser.add_argument
     add("--quick", action="store_true", help="one round of one stream: to see that it runs")
     add("--streams", type=int, nargs="+", metavar="N", help="answers at once (default: 1 16; quick: 1)")
@@ -117,7 +116,7 @@ def parse() -> argparse.Namespace:
     options = parser.parse_args()
     options.streams = options.streams or ([1] if options.quick else [1, 16])
     options.rounds = options.rounds or (1 if options.quick else 8)
-    options.json = options.json or RESULTS / f"speculation-{time.strftime('%Y%m%d-%H%M%S')}.json"
+    options.json = options.json or RESULTS / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}.json"
     if min(*options.streams, options.rounds) < 1:
         parser.error("--streams and --rounds must be at least 1")
     return options
@@ -125,7 +124,7 @@ def parse() -> argparse.Namespace:
 
 def main() -> None:
     """Measure, print the table and the goals, write the file."""
-    options = parse()
+    options = parse("speculation", __doc__)
     options.material.mkdir(parents=True, exist_ok=True)
     machine = describe()
     console.print(sentence(machine), highlight=False, soft_wrap=True)
@@ -151,9 +150,7 @@ def main() -> None:
         "cells": cells,
         "goals": as_json(goals(cells)),
     }
-    options.json.parent.mkdir(parents=True, exist_ok=True)
-    options.json.write_text(json.dumps(report, indent=2) + "\n")
-    console.print(f"Figures: {options.json}", highlight=False, soft_wrap=True)
+    save(options.json, report)
 
 
 if __name__ == "__main__":

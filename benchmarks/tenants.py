@@ -32,7 +32,7 @@ from .goals import Goal, as_json
 from .load import own_server
 from .machine import describe, sentence
 from .samples import Figures, Sample, Stopwatch
-from .serving import RESULTS, ROOT, console, prepare
+from .serving import RESULTS, ROOT, console, prepare, save
 from .streams import kept, pooled
 from .workloads import SENTENCES, prompt
 
@@ -210,9 +210,7 @@ def main() -> None:
         "flood tokens/s": {"beside": found.flood_beside, "away": found.flood_alone},
         "goals": as_json(goals(figures["alone"], figures["beside"])),
     }
-    options.json.parent.mkdir(parents=True, exist_ok=True)
-    options.json.write_text(json.dumps(made, indent=2) + "\n")
-    console.print(f"Figures: {options.json}", highlight=False, soft_wrap=True)
+    save(options.json, made)
 
 
 if __name__ == "__main__":
