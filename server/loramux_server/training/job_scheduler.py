@@ -70,7 +70,7 @@ class JobScheduler:
         self._base, self._jobs_dir, self._blobs = base, jobs_dir, blobs
         self._fault, self._activation_memory = fault, activation_memory
         self._queue = make_queue(base.device)
-        self._sizer = MicroBatchSizer(1, self._read_device_seconds)  # of shared micro-batches
+        self._sizer = MicroBatchSizer(1, lambda: self.device_seconds)  # of shared micro-batches
         self._jobs: dict[str, Job] = {}  # the next one's turn first
         self._suspended: dict[str, tuple[TrainCommand, Report]] = {}
         self._micro_batch_next = False
@@ -92,9 +92,6 @@ class JobScheduler:
     def device_seconds(self) -> float | None:
         return self._queue.device_seconds
 
-    def _read_device_seconds(self) -> float | None:
-        return self._queue.device_seconds
-
     @property
     def nbytes(self) -> int:
         return sum(job.nbytes for job in self._jobs.values())
@@ -108,7 +105,7 @@ class JobScheduler:
     def _start(self, command: TrainCommand, report: Report) -> None:
         progress = ReportedProgress(report, command.stored)
         # Alone a job runs forward, and through about half of the layers at least.
-        sizer = MicroBatchSizer(len(self._base.layers) / 2, self._read_device_seconds)
+        sizer = MicroBatchSizer(len(self._base.layers) / 2, lambda: self.device_seconds)
         training = train(self._base, command, self._jobs_dir, self._blobs, progress, sizer, self._activation_memory)
         self._jobs[command.job_id] = Job(command, training, progress, sizer)
 
