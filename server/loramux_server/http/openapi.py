@@ -177,11 +177,20 @@ def _in_query(shape: Shape, schemas: _Schemas) -> list[dict[str, Any]]:
     schema = schemas.resolved(shape.query)
     found = []
     for name, property in schema["properties"].items():
+        property = _without_null(property)
         parameter = {"name": name, "in": "query", "required": name in schema.get("required", ()), "schema": property}
-        if any(each.get("type") == "object" for each in property.get("anyOf", ())):  # metadata[key]=value
+        if property.get("type") == "object":  # metadata[key]=value
             parameter |= {"style": "deepObject", "explode": True}
         found.append(parameter)
     return found
+
+
+def _without_null(property: dict[str, Any]) -> dict[str, Any]:
+    """The schema of a parameter that may be left out: a query has no null, and tools read a single type right."""
+    kinds = [each for each in property.get("anyOf", ()) if each.get("type") != "null"]
+    if len(kinds) != 1:
+        return property
+    return kinds[0] | {name: value for name, value in property.items() if name not in ("anyOf", "default")}
 
 
 def _in_header(name: str) -> dict[str, Any]:

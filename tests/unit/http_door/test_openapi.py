@@ -62,6 +62,9 @@ async def test_the_document_tells_forms_events_queries_and_scopes(http: Http) ->
     assert "`infer`" in chat["description"]
     metadata = next(p for p in found["listPaginatedFineTuningJobs"]["parameters"] if p["name"] == "metadata")
     assert (metadata["in"], metadata["style"]) == ("query", "deepObject")
+    for parameter in (each for operation in found.values() for each in operation.get("parameters", ())):
+        kinds = parameter["schema"].get("anyOf", ())
+        assert all(kind.get("type") != "null" for kind in kinds), f"a query or header has no null: {parameter}"
     model = found["retrieveModel"]["parameters"]
     assert [(p["name"], p["in"], p["required"]) for p in model[:1]] == [("model", "path", True)]
     assert found["downloadFile"]["responses"]["200"]["content"].keys() == {"application/octet-stream"}
