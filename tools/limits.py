@@ -17,8 +17,8 @@ from loramux_server.engine.grammar import host as grammar_host
 from loramux_server.engine.grammar import process as grammar_process
 from loramux_server.peft.config import MAX_CONFIG_BYTES
 from loramux_server.peft.weights_header import MAX_HEADER_BYTES
-from loramux_server.services.jobs.checks import MAX_STACKS
-from loramux_server.services.jobs.dataset_report import MAX_SHOWN
+from loramux_server.services.jobs.checking.dataset_report import MAX_SHOWN
+from loramux_server.services.jobs.checking.settings import MAX_STACKS
 from loramux_server.services.jobs.service import MAX_KEY_BYTES
 from loramux_server.store.paging import MAX_PAGE
 from loramux_server.text import chat_template, conversation, response_format

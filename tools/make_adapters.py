@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from loramux import Client
-from loramux_server.services.jobs.curve import CURVE_FILE
+from loramux_server.services.jobs.running.curve import CURVE_FILE
 from tools.make_data import DATA, MEASURED, Tenant, load_tenants
 from tools.measure_adapters import (
     ADAPTERS,

@@ -36,7 +36,7 @@ from ..services.common.context import Context
 from ..services.common.limits import Limits
 from ..services.inference.service import GenerationService
 from ..services.jobs.board import JobBoard
-from ..services.jobs.runner import JobRunner
+from ..services.jobs.running.runner import JobRunner
 from ..services.jobs.service import TrainingService
 from ..services.jobs.uploads import UploadService
 from ..services.usage.recorder import UsageRecorder

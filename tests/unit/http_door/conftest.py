@@ -26,7 +26,7 @@ from loramux_server.services.common.calls import Calls, GenerationLimit
 from loramux_server.services.common.context import Context
 from loramux_server.services.inference.service import GenerationService
 from loramux_server.services.jobs.board import JobBoard
-from loramux_server.services.jobs.runner import JobRunner
+from loramux_server.services.jobs.running.runner import JobRunner
 from loramux_server.services.jobs.service import TrainingService
 from loramux_server.services.jobs.uploads import UploadService
 from loramux_server.services.usage.recorder import UsageRecorder

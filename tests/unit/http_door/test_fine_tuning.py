@@ -17,7 +17,7 @@ from loramux_server.core.errors import Code, Error
 from loramux_server.core.jobs import Gate, JobRequest, JobState, TrainSpec
 from loramux_server.core.types import StackItem
 from loramux_server.http.openai.tuning.requests import Loramux
-from loramux_server.services.jobs.recipes import chosen_rate
+from loramux_server.services.jobs.checking.recipes import chosen_rate
 
 from .conftest import Http
 from .test_files import ROWS, Tenants, upload

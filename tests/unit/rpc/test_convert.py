@@ -48,7 +48,7 @@ from loramux_server.services.inference.types import (
     GenerateRequest,
     Score,
 )
-from loramux_server.services.jobs.types import DatasetReport, MarkedRow, RowProblem
+from loramux_server.services.jobs.checking.types import DatasetReport, MarkedRow, RowProblem
 from loramux_server.store.records import (
     AdapterMeta,
     Composition,

@@ -14,7 +14,7 @@ from loramux.progress import sparkline
 from loramux_server.core.backend import EngineInfo
 from loramux_server.core.errors import Code, Error
 from loramux_server.core.jobs import TrainSpec
-from loramux_server.services.jobs.curve import read_curve, to_csv, to_png
+from loramux_server.services.jobs.running.curve import read_curve, to_csv, to_png
 from loramux_server.store.store import Store
 from loramux_server.text import TextTokenizer
 from tests.adapter_files import folder_of
@@ -83,7 +83,7 @@ def test_field_c_a_picture_needs_no_home_folder(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     code = (
         "import sys; from pathlib import Path; from loramux_server.__main__ import _keep_fonts_in\n"
-        "from loramux_server.services.jobs.curve import to_png\n"
+        "from loramux_server.services.jobs.running.curve import to_png\n"
         "_keep_fonts_in(Path(sys.argv[1]))\n"
         "assert to_png({1: {'loss': 2.0}, 2: {'loss': 1.0}}, 'a job')\n"
     )

@@ -27,7 +27,7 @@ from loramux_server.services.common.limits import Limits
 from loramux_server.services.inference.service import GenerationService
 from loramux_server.services.inference.types import GenerateRequest
 from loramux_server.services.jobs.board import JobBoard
-from loramux_server.services.jobs.runner import JobRunner
+from loramux_server.services.jobs.running.runner import JobRunner
 from loramux_server.services.jobs.service import TrainingService
 from loramux_server.store.blobs.reader import BlobReader
 from loramux_server.store.blobs.remote import RemoteBlobs

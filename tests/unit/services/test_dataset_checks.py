@@ -19,8 +19,8 @@ from loramux_server.data.notes import PlainRows
 from loramux_server.services.common.limits import Limits
 from loramux_server.services.datasets.how_to_ask import how_to_ask
 from loramux_server.services.jobs.board import JobBoard
-from loramux_server.services.jobs.defaults import automatic_learning_rate
-from loramux_server.services.jobs.estimate import Estimate, Shape, Speed, estimate
+from loramux_server.services.jobs.checking.defaults import automatic_learning_rate
+from loramux_server.services.jobs.checking.estimate import Estimate, Shape, Speed, estimate
 from loramux_server.services.jobs.service import TrainingService
 from loramux_server.store.store import Store
 from loramux_server.text import TextTokenizer

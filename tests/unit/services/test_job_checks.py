@@ -10,7 +10,7 @@ import pytest
 from loramux_server.core.jobs import JobRequest, TrainSpec
 from loramux_server.core.types import StackItem
 from loramux_server.services.common.limits import Limits
-from loramux_server.services.jobs.checks import job_violations, selected_modules, spec_violations
+from loramux_server.services.jobs.checking.settings import job_violations, selected_modules, spec_violations
 
 from .fakes import engine_info
 

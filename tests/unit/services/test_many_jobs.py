@@ -11,9 +11,9 @@ from loramux_server.core.backend import EngineInfo
 from loramux_server.core.errors import Code, Error
 from loramux_server.core.jobs import JobRequest, JobState, TrainCommand, TrainEvent, TrainEventType
 from loramux_server.core.principal import LOCAL
-from loramux_server.services.jobs.lock import ReadersWriterLock
-from loramux_server.services.jobs.runner import JobRunner
-from loramux_server.services.jobs.trouble import MAX_ENGINE_LOSSES
+from loramux_server.services.jobs.running.lock import ReadersWriterLock
+from loramux_server.services.jobs.running.runner import JobRunner
+from loramux_server.services.jobs.running.trouble import MAX_ENGINE_LOSSES
 from loramux_server.store.records import JobRecord
 from loramux_server.store.store import Store
 from loramux_server.text import TextTokenizer

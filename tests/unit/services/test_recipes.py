@@ -12,7 +12,7 @@ from loramux_server.core.backend import EngineInfo
 from loramux_server.core.errors import Code, Error
 from loramux_server.core.jobs import JobRequest, TrainSpec
 from loramux_server.core.types import StackItem
-from loramux_server.services.jobs.recipes import with_recipe
+from loramux_server.services.jobs.checking.recipes import with_recipe
 from loramux_server.store.records import AdapterMeta
 from loramux_server.store.store import Store
 from loramux_server.text import TextTokenizer

@@ -21,9 +21,9 @@ from loramux_server.core.types import AdapterVersion, StackItem
 from loramux_server.services.common.context import Context
 from loramux_server.services.common.limits import Limits
 from loramux_server.services.jobs.board import JobBoard
-from loramux_server.services.jobs.runner import JobRunner
+from loramux_server.services.jobs.running.runner import JobRunner
+from loramux_server.services.jobs.running.trouble import MAX_ENGINE_LOSSES
 from loramux_server.services.jobs.service import TrainingService
-from loramux_server.services.jobs.trouble import MAX_ENGINE_LOSSES
 from loramux_server.store.records import AdapterMeta, EventRecord, JobRecord
 from loramux_server.store.store import Store
 from loramux_server.telemetry.audit import AuditLog

@@ -9,7 +9,7 @@ from loramux.v1 import training_pb2 as pb
 from ...core.call import Call
 from ...core.errors import invalid_field
 from ...core.jobs import JobRequest, JobState, JudgedRow, TrainSpec
-from ...services.jobs.types import DatasetReport
+from ...services.jobs.checking.types import DatasetReport
 from ...store.records import DatasetRecord, EventRecord, JobRecord
 from .adapters import version_to_proto
 from .common import from_proto, to_proto, word

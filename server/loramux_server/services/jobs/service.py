@@ -27,11 +27,11 @@ from ..common.uploads import receive_file
 from ..datasets.how_to_ask import how_to_ask
 from ..datasets.worker import DatasetWorker
 from .board import JobBoard
-from .checks import job_violations
-from .dataset_report import DatasetChecks
-from .defaults import settled, with_replay
-from .recipes import donor_violations, filled_in, with_recipe
-from .types import DatasetReport
+from .checking.dataset_report import DatasetChecks
+from .checking.defaults import settled, with_replay
+from .checking.recipes import donor_violations, filled_in, with_recipe
+from .checking.settings import job_violations
+from .checking.types import DatasetReport
 
 MAX_KEY_BYTES = 255
 

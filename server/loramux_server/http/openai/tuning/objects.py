@@ -8,7 +8,7 @@ from typing import Any
 from ....core.backend import EngineInfo
 from ....core.jobs import JobState, TrainEvent, TrainEventType
 from ....core.types import BASE_NAME
-from ....services.jobs.recipes import chosen_rate
+from ....services.jobs.checking.recipes import chosen_rate
 from ....store.records import DatasetRecord, EventRecord, JobRecord, PartRecord, UploadRecord
 from .ids import event_id, file_id, job_id
 

@@ -10,23 +10,23 @@ from typing import Any, cast
 
 from loramux.comparison import Comparison, judged
 
-from ...core.jobs import JobState, JudgedRow, TrainCommand, TrainEvent, TrainEventType
-from ...core.types import Stack, StackEntry, StackItem
-from ...data.rows_file import HELD_OUT, PROMPTED, RETRIEVED, assign_stacks
-from ...host.failpoints import reach
-from ...host.files import storage_errors, sync_folder, write_durable
-from ...peft.schema import CARD_FILE, AdapterConfig
-from ...store.records import AdapterMeta, JobRecord, VersionRecord
-from ...telemetry.audit import Entry
-from ..access.audit import write_down
-from ..adapters.publish import candidate, publish, verify_trained
-from ..common.context import Context
-from ..common.stacks import pinned_items
-from ..datasets.stored_rows import StoredRows
-from ..evaluation.comparison import PROMPT, RETRIEVAL, compare, with_rows
-from ..evaluation.gate import ACCURACY, EXACT_MATCH, failed_because
-from ..evaluation.questions import Asker, Question, Reply, accuracy, exact_match, questions, rules, side_by_side
-from .board import JobBoard
+from ....core.jobs import JobState, JudgedRow, TrainCommand, TrainEvent, TrainEventType
+from ....core.types import Stack, StackEntry, StackItem
+from ....data.rows_file import HELD_OUT, PROMPTED, RETRIEVED, assign_stacks
+from ....host.failpoints import reach
+from ....host.files import storage_errors, sync_folder, write_durable
+from ....peft.schema import CARD_FILE, AdapterConfig
+from ....store.records import AdapterMeta, JobRecord, VersionRecord
+from ....telemetry.audit import Entry
+from ...access.audit import write_down
+from ...adapters.publish import candidate, publish, verify_trained
+from ...common.context import Context
+from ...common.stacks import pinned_items
+from ...datasets.stored_rows import StoredRows
+from ...evaluation.comparison import PROMPT, RETRIEVAL, compare, with_rows
+from ...evaluation.gate import ACCURACY, EXACT_MATCH, failed_because
+from ...evaluation.questions import Asker, Question, Reply, accuracy, exact_match, questions, rules, side_by_side
+from ..board import JobBoard
 from .card import CardFacts, render_card
 from .curve import CURVE_FILE, PICTURE_FILE, read_curve, to_csv, to_png
 

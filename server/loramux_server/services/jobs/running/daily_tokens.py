@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 
-from ...core.errors import Error
-from ...core.jobs import JobState
-from ...store.records import JobRecord
-from ..common.context import Context
-from .board import JobBoard
+from ....core.errors import Error
+from ....core.jobs import JobState
+from ....store.records import JobRecord
+from ...common.context import Context
+from ..board import JobBoard
 
 LOOK_SECONDS = 1.0
 """How often a job whose tenant has such a quota is looked at."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ...core.notes import Note
-from ..datasets.orders import MarkedRow
+from ....core.notes import Note
+from ...datasets.orders import MarkedRow
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,17 +5,17 @@ from __future__ import annotations
 import asyncio
 import time
 
-from ...core.backend import ScoreCommand
-from ...core.errors import Error, FieldViolation, invalid
-from ...core.jobs import JobState, TrainSpec
-from ...core.principal import SERVER_TENANT, Principal
-from ...data.dataset import DatasetSummary
-from ...training.schedule import Schedule
-from ..common.context import Context
-from ..datasets.how_to_ask import how_to_ask
-from ..datasets.worker import DatasetWorker
-from .checks import spec_violations
+from ....core.backend import ScoreCommand
+from ....core.errors import Error, FieldViolation, invalid
+from ....core.jobs import JobState, TrainSpec
+from ....core.principal import SERVER_TENANT, Principal
+from ....data.dataset import DatasetSummary
+from ....training.schedule import Schedule
+from ...common.context import Context
+from ...datasets.how_to_ask import how_to_ask
+from ...datasets.worker import DatasetWorker
 from .estimate import Estimate, Shape, Speed, estimate, speed_of_job
+from .settings import spec_violations
 from .types import DatasetReport, RowProblem
 
 MAX_SHOWN = 100

@@ -9,11 +9,11 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
-from ...core.backend import EngineInfo
-from ...core.errors import FieldViolation, invalid_field
-from ...core.jobs import JobRequest, TrainSpec
-from ...core.types import StackItem
-from ..datasets.replay import DEFAULT
+from ....core.backend import EngineInfo
+from ....core.errors import FieldViolation, invalid_field
+from ....core.jobs import JobRequest, TrainSpec
+from ....core.types import StackItem
+from ...datasets.replay import DEFAULT
 from .defaults import DPO_SHARE, automatic_learning_rate
 
 FACTS, STYLE = "facts", "style"

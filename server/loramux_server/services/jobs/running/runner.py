@@ -10,23 +10,23 @@ from pathlib import Path
 
 import structlog
 
-from ...core.errors import ROWS_DAMAGED, Code, Error, internal_error
-from ...core.jobs import JobState, TrainCommand, TrainEvent, TrainEventType
-from ...core.outage import Outage
-from ...core.types import AdapterVersion, Stack, StackEntry, StackItem
-from ...data.rows_file import discard_rows
-from ...host.failpoints import reach
-from ...store.jobs.table import LEASE_LOST
-from ...store.records import JobRecord
-from ...telemetry.logs import get_logger
-from ..common.context import Context
-from ..common.shielding import temporary_folder, to_the_end
-from ..datasets.stored_rows import StoredRows, build_command, stored_rows
-from ..datasets.worker import DatasetWorker
-from ..evaluation.questions import Asker
-from ..evaluation.teacher_answers import answer_rows
+from ....core.errors import ROWS_DAMAGED, Code, Error, internal_error
+from ....core.jobs import JobState, TrainCommand, TrainEvent, TrainEventType
+from ....core.outage import Outage
+from ....core.types import AdapterVersion, Stack, StackEntry, StackItem
+from ....data.rows_file import discard_rows
+from ....host.failpoints import reach
+from ....store.jobs.table import LEASE_LOST
+from ....store.records import JobRecord
+from ....telemetry.logs import get_logger
+from ...common.context import Context
+from ...common.shielding import temporary_folder, to_the_end
+from ...datasets.stored_rows import StoredRows, build_command, stored_rows
+from ...datasets.worker import DatasetWorker
+from ...evaluation.questions import Asker
+from ...evaluation.teacher_answers import answer_rows
+from ..board import JobBoard
 from .attempt import TrainingRun
-from .board import JobBoard
 from .daily_tokens import queue_again_when_spent
 from .lock import ReadersWriterLock
 from .trouble import Trouble

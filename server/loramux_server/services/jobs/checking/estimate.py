@@ -14,12 +14,12 @@ import re
 from collections import Counter
 from dataclasses import dataclass
 
-from ...core.backend import EngineInfo
-from ...core.jobs import TrainSpec
-from ...data.dataset import DatasetSummary
-from ...training.backprop.micro_batch_size import LOGITS_BYTES, MAX_TOKENS, activation_budget
-from ...training.schedule import Schedule
-from .checks import selected_modules
+from ....core.backend import EngineInfo
+from ....core.jobs import TrainSpec
+from ....data.dataset import DatasetSummary
+from ....training.backprop.micro_batch_size import LOGITS_BYTES, MAX_TOKENS, activation_budget
+from ....training.schedule import Schedule
+from .settings import selected_modules
 
 _LAYER = re.compile(r"\.(\d+)\.")
 FLOAT = 4

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field, fields
 from loramux.comparison import judged, read_comparison, without_comparison
 from loramux.progress import sparkline
 
-from ...core.jobs import JobRequest, JudgedRow
-from ...core.types import StackItem
-from ...store.records import JobRecord
+from ....core.jobs import JobRequest, JudgedRow
+from ....core.types import StackItem
+from ....store.records import JobRecord
 from .curve import CURVE_FILE, Curve
 
 _HIGHLIGHTS = {

@@ -6,19 +6,19 @@ import difflib
 from collections.abc import Iterator
 from dataclasses import asdict
 
-from ...core.backend import EngineInfo
-from ...core.bounds import text_violations
-from ...core.errors import FieldViolation
-from ...core.jobs import BOUNDS, MAX_REPLAY_ROWS, MIN_ACCURACY, TOP_K_BOUND, JobRequest, TrainSpec
-from ...core.types import StackItem
-from ...peft.lora_config import ALL_LINEAR, LoraConfig
-from ..common.checks import (
+from ....core.backend import EngineInfo
+from ....core.bounds import text_violations
+from ....core.errors import FieldViolation
+from ....core.jobs import BOUNDS, MAX_REPLAY_ROWS, MIN_ACCURACY, TOP_K_BOUND, JobRequest, TrainSpec
+from ....core.types import StackItem
+from ....peft.lora_config import ALL_LINEAR, LoraConfig
+from ...common.checks import (
     metadata_violations,
     shown,
     stack_violations,
     template_kwargs_violations,
 )
-from ..common.limits import Limits
+from ...common.limits import Limits
 
 MAX_STACKS = 64
 

@@ -6,16 +6,16 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
-from ...core.backend import EngineInfo
-from ...core.errors import FieldViolation, invalid
-from ...core.jobs import JobRequest, TrainSpec
-from ...core.principal import Principal
-from ...core.types import AdapterVersion
-from ...data.dataset import holds_pairs
-from ...peft.schema import AdapterConfig, check_files
-from ...store.store import Store
-from ..datasets.replay import find_replay
-from .checks import selected_modules
+from ....core.backend import EngineInfo
+from ....core.errors import FieldViolation, invalid
+from ....core.jobs import JobRequest, TrainSpec
+from ....core.principal import Principal
+from ....core.types import AdapterVersion
+from ....data.dataset import holds_pairs
+from ....peft.schema import AdapterConfig, check_files
+from ....store.store import Store
+from ...datasets.replay import find_replay
+from .settings import selected_modules
 
 LIKE_THE_VERSION = ("rank", "alpha", "rslora", "target_modules", "layers")
 RATE, RATE_AT, RATE_POWER = 2e-4, 6.5e9, 0.66

@@ -5,8 +5,8 @@ from __future__ import annotations
 import csv
 import io
 
-from ...core.jobs import TrainEventType
-from ...store.store import Store
+from ....core.jobs import TrainEventType
+from ....store.store import Store
 
 CURVE_FILE = "training_curve.csv"
 PICTURE_FILE = "training_curve.png"

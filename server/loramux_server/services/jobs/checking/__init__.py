@@ -1,0 +1,1 @@
+"""What is checked, filled in and estimated before a job is queued."""
