@@ -1,0 +1,1 @@
+"""Why fine-tune: five uses, each with its data, one command and a measured table. See README.md."""

@@ -1,0 +1,1 @@
+"""What the examples share: their command line and server, questions, figures, reports and pictures."""
