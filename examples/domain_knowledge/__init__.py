@@ -1,0 +1,1 @@
+"""A tenant's facts, answered without its documents: a prompt, retrieval, or an adapter."""
