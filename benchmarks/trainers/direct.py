@@ -20,7 +20,7 @@ from loramux_server.lora.bank import LoraPair
 from loramux_server.model.resident import ResidentBase
 from loramux_server.peft.folder import write_folder
 from loramux_server.store.blobs.reader import BlobReader
-from loramux_server.training.checkpoint import TENSORS_FILE
+from loramux_server.training.checkpoints.checkpoint import TENSORS_FILE
 from loramux_server.training.job_scheduler import make_job_scheduler
 
 from ..processes import peak_bytes, reset_peak

@@ -12,8 +12,9 @@ import torch
 from loramux_server.core.jobs import TrainEvent, TrainRow, TrainSpec
 from loramux_server.data.rows_file import assign_stacks
 from loramux_server.services.evaluation.gate import Gate, failed_because
-from loramux_server.training import evaluation, job_scheduler, setup, teacher
+from loramux_server.training import evaluation, job_scheduler, setup
 from loramux_server.training.backprop import micro_batch
+from loramux_server.training.objectives import teacher
 from tests.engine import Engine, prompts, stack_of, version_of
 from tests.peft_loop import PeftLoop, initial_adapter
 from tests.peft_read import read_folder

@@ -23,9 +23,10 @@ from loramux_server.core.types import BASE
 from loramux_server.data.rows_file import HELD_OUT, TRAIN, read_at_once
 from loramux_server.engine.transport.protocol import AbortCommand
 from loramux_server.host.failpoints import VARIABLE
-from loramux_server.training import checkpoint, host_copy, job_scheduler, run
+from loramux_server.training import job_scheduler, run
 from loramux_server.training.backprop import micro_batch_size
-from loramux_server.training.host_copy import copy_to_host
+from loramux_server.training.checkpoints import checkpoint, host_copy
+from loramux_server.training.checkpoints.host_copy import copy_to_host
 from tests.damage import HARMS, flip_bit
 from tests.engine import DEVICE, Engine, command, prompts, rows
 from tests.examples import few

@@ -15,8 +15,8 @@ from ..model.out_of_memory import out_of_memory, release_cached
 from .backprop.frozen_model import FrozenModel
 from .backprop.micro_batch import JobRows, row_logprobs
 from .backprop.micro_batch_size import MicroBatchSizer
+from .objectives.teacher import text_of
 from .run import TrainingRun
-from .teacher import text_of
 from .work import Held, Interruptible, Tasks
 
 T = TypeVar("T")

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..model.resident import ResidentBase
 from .backprop.micro_batch import JobRows, MicroBatch, RowLogprobs
-from .objective import LossSums
+from .objectives.objective import LossSums
 from .run import TrainingRun
 from .work import Interruptible
 

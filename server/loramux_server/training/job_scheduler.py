@@ -17,9 +17,9 @@ from ..model.resident import ResidentBase
 from ..store.blobs.reader import BlobReader
 from ..telemetry.logs import get_logger
 from .backprop.micro_batch_size import IDLE_SECONDS, MicroBatchSizer
+from .checkpoints.reporter import ReportedProgress
 from .gradient_check import gradient_fault
 from .gradients import Batch, NeedsGradients, accumulate_gradients, select_rows
-from .reporter import ReportedProgress
 from .trainer import Training, train
 from .work import Held, Interruptible, Pause
 from .work_queue import make_queue

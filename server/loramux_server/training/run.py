@@ -14,11 +14,11 @@ from ..lora.bank import AdapterBank
 from ..lora.trainable import TrainableAdapter
 from ..model.resident import ResidentBase
 from .backprop.frozen_model import FrozenModel
-from .checkpoint import Snapshot
-from .host_copy import copy_to_host
-from .objective import Objective
+from .checkpoints.checkpoint import Snapshot
+from .checkpoints.host_copy import copy_to_host
+from .objectives.objective import Objective
+from .objectives.teacher import Teacher
 from .schedule import Schedule
-from .teacher import Teacher
 
 
 @dataclass(slots=True)

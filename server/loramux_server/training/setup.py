@@ -25,10 +25,10 @@ from ..store.blobs.reader import BlobReader
 from .backprop.frozen_model import FrozenModel
 from .backprop.layerwise import ActivationPolicy
 from .backprop.micro_batch import JobRows, row_logprobs
-from .objective import objective_of
+from .objectives.objective import objective_of
+from .objectives.teacher import Teacher
 from .run import TrainingRun
 from .schedule import Schedule
-from .teacher import Teacher
 from .work import PAUSE, Held, Interruptible, Tasks
 
 CACHE_SHARE = 8

@@ -24,10 +24,10 @@ from ..model.resident import ResidentBase
 from ..peft.folder import write_folder
 from ..store.blobs.reader import BlobReader
 from .backprop.micro_batch_size import MicroBatchSizer
-from .checkpoint import Checkpoints, Snapshot, run_identity
+from .checkpoints.checkpoint import Checkpoints, Snapshot, run_identity
+from .checkpoints.reporter import StepReporter
 from .evaluation import cache_references, cache_teacher, evaluate
 from .gradients import Batch, NeedsGradients
-from .reporter import StepReporter
 from .run import TrainingRun
 from .setup import set_up
 from .work import Held, Pause

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import replace
 
-from ..core.background import Report
-from ..core.jobs import Stored, TrainEvent, TrainEventType
+from ...core.background import Report
+from ...core.jobs import Stored, TrainEvent, TrainEventType
 from .checkpoint import MAX_REPORTED
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from ..model.out_of_memory import out_of_memory
+from ...model.out_of_memory import out_of_memory
 
 ALIGNMENT = 64
 """Bytes, of the place of each tensor in the buffer."""

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from ..core.jobs import TrainRow, TrainSpec
-from .backprop.micro_batch import RowLogprobs
+from ...core.jobs import TrainRow, TrainSpec
+from ..backprop.micro_batch import RowLogprobs
 
 
 @dataclass(frozen=True, slots=True)

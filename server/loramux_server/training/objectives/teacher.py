@@ -12,10 +12,10 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from ..core.jobs import TrainRow
-from .backprop.frozen_model import FrozenModel
-from .backprop.micro_batch import JobRows, final_states
-from .work import Interruptible
+from ...core.jobs import TrainRow
+from ..backprop.frozen_model import FrozenModel
+from ..backprop.micro_batch import JobRows, final_states
+from ..work import Interruptible
 
 Key = tuple[bytes, int]
 """A digest of what the teacher reads, and the frozen stack that it runs over."""

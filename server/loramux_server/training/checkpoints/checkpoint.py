@@ -28,12 +28,12 @@ from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 from torch import Tensor
 
-from ..core.errors import Error
-from ..core.jobs import TrainCommand, TrainEvent, TrainEventType, TrainRow
-from ..host.failpoints import reach
-from ..host.files import read_regular, storage_errors, sync_folder, write_durable
-from ..model.out_of_memory import out_of_memory
-from .work import Held
+from ...core.errors import Error
+from ...core.jobs import TrainCommand, TrainEvent, TrainEventType, TrainRow
+from ...host.failpoints import reach
+from ...host.files import read_regular, storage_errors, sync_folder, write_durable
+from ...model.out_of_memory import out_of_memory
+from ..work import Held
 
 log = logging.getLogger(__name__)
 

@@ -1,0 +1,1 @@
+"""Checkpoints of a job, how tensors get into them, and events that are reported once."""

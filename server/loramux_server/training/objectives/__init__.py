@@ -1,0 +1,1 @@
+"""What a job learns from: the losses, and the teacher of a distillation."""
