@@ -21,7 +21,8 @@ from loramux_server.services.jobs.checking.dataset_report import MAX_SHOWN
 from loramux_server.services.jobs.checking.settings import MAX_STACKS
 from loramux_server.services.jobs.service import MAX_KEY_BYTES
 from loramux_server.store.paging import MAX_PAGE
-from loramux_server.text import chat_template, conversation, response_format
+from loramux_server.text.answers import response_format
+from loramux_server.text.chat import chat_template, conversation
 
 from . import tables
 

@@ -33,8 +33,8 @@ from loramux_server.services.access.credentials import Credentials
 from loramux_server.services.inference.prompts import encode_prompt
 from loramux_server.services.inference.types import GenerateRequest
 from loramux_server.text import TextTokenizer
-from loramux_server.text.chat_template import ChatTemplate
-from loramux_server.text.response_format import parse_format
+from loramux_server.text.answers.response_format import parse_format
+from loramux_server.text.chat.chat_template import ChatTemplate
 from tests.unit.services.adapter_files import config_bytes, weights_bytes
 from tests.unit.services.fakes import engine_info
 from tests.unit.services.tiny_tokenizer import TEMPLATE, write_tokenizer

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from loramux_server.core.types import FinishReason, SamplingParams
-from loramux_server.text.response_format import parse_format
+from loramux_server.text.answers.response_format import parse_format
 from tests.conftest import TinyBase
 from tests.engine import Engine, command
 

@@ -14,9 +14,9 @@ from loramux_server.core.backend import GenerateCommand
 from loramux_server.core.types import FinishReason, Grammar, GrammarKind
 from loramux_server.engine.grammar import masks as grammars
 from loramux_server.engine.transport.protocol import AbortCommand
-from loramux_server.text.forced_calls import ToolChoice, ToolMode, forced_calls
-from loramux_server.text.response_format import MAX_BYTES, parse_format
-from loramux_server.text.tool_calls import ToolCall, ToolCallReader, ToolFormat
+from loramux_server.text.answers.forced_calls import ToolChoice, ToolMode, forced_calls
+from loramux_server.text.answers.response_format import MAX_BYTES, parse_format
+from loramux_server.text.answers.tool_calls import ToolCall, ToolCallReader, ToolFormat
 from tests.engine import Engine, command, prompts
 from tests.tiny import tokenizer
 

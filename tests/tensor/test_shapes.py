@@ -25,7 +25,7 @@ from loramux_server.engine.training_share import TrainingShare
 from loramux_server.engine.transport.protocol import Output
 from loramux_server.services.inference.choice import ChoiceDecoder
 from loramux_server.text import StopMatcher, TextTokenizer
-from loramux_server.text.response_format import parse_format
+from loramux_server.text.answers.response_format import parse_format
 from tests.examples import examples, few
 from tests.unit.engine.simulation import FakeTraining, make_scheduler
 from tests.unit.text.text_models import CONTROL, sentencepiece_folder

@@ -28,8 +28,8 @@ from loramux_server.services.common.limits import Limits
 from loramux_server.services.inference.checks import check_generation
 from loramux_server.store.paging import read_token
 from loramux_server.text import StopMatcher
+from loramux_server.text.answers.response_format import parse_format
 from loramux_server.text.control import ControlGuard
-from loramux_server.text.response_format import parse_format
 
 Work = Callable[[int, Path], Callable[[], object]]
 """Makes an input of about as many parts as asked for; gives what is done with it."""

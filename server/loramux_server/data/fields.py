@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypedDict
 
-from ..text.conversation import Report, read_message, read_template_kwargs, read_tools
+from ..text.chat.conversation import Report, read_message, read_template_kwargs, read_tools
 from ..text.tokenizer import ROLES, is_role
 
 

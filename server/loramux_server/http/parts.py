@@ -9,9 +9,9 @@ from typing import TypeAlias
 from ..core.types import Chunk, Message
 from ..services.availability import Availability
 from ..services.inference.types import GenerateRequest, TokenizeRequest
-from ..text.forced_calls import ToolMode
-from ..text.reasoning import OPEN, ReasoningReader, Thought, thinks
-from ..text.tool_calls import ToolCall, ToolCallReader, ToolFormat, tool_format
+from ..text.answers.forced_calls import ToolMode
+from ..text.answers.reasoning import OPEN, ReasoningReader, Thought, thinks
+from ..text.answers.tool_calls import ToolCall, ToolCallReader, ToolFormat, tool_format
 
 Part: TypeAlias = str | Thought | ToolCall
 

@@ -3,7 +3,7 @@
 Built on ``tokenizers`` and Jinja alone, so that the front never loads a model library.
 """
 
-from .chat_template import ChatTemplate
+from .chat.chat_template import ChatTemplate
 from .detokenizer import Detokenizer
 from .stop import StopMatcher
 from .tokenizer import TextTokenizer

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from tokenizers import AddedToken
 
 from ..core.errors import Error
-from .chat_template import ChatTemplate
+from .chat.chat_template import ChatTemplate
 from .files import TokenizerFiles
 
 _ANSWER = "loramux-answer"

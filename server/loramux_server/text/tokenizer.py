@@ -18,12 +18,12 @@ from tokenizers import AddedToken, Tokenizer
 from ..core.bounds import NOT_UNICODE, utf8_size
 from ..core.errors import Code, Error, FieldViolation, invalid_field
 from ..core.types import Message
-from .chat_template import ChatTemplate
+from .chat.chat_template import ChatTemplate
+from .chat.final_message import up_to_final_content
 from .control import ControlGuard
 from .detokenizer import Detokenizer, Pieces
 from .end_tokens import end_token_ids
 from .files import TokenizerFiles, read_tokenizer_files, unreadable
-from .final_message import up_to_final_content
 
 MAX_BYTES = 4 * 1024 * 1024
 """Longest text that is tokenised, in bytes of UTF-8."""

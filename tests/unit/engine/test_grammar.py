@@ -32,7 +32,7 @@ from loramux_server.engine.grammar.wire import Compile, Compiled, Forked, Mask, 
 from loramux_server.engine.transport.protocol import Failure, Output
 from loramux_server.engine.transport.wire import HEADER, decode, encode, frame_size
 from loramux_server.text import TextTokenizer
-from loramux_server.text.response_format import ANY_OBJECT, MAX_BYTES, parse_format
+from loramux_server.text.answers.response_format import ANY_OBJECT, MAX_BYTES, parse_format
 from tests.examples import examples
 from tests.unit.services.tiny_tokenizer import write_tokenizer
 

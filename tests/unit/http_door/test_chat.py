@@ -14,7 +14,7 @@ from loramux_server.core.types import FinishReason, TokenLogprob
 from loramux_server.http.openai.answer import LEAST_LOGPROB, logprob_of
 from loramux_server.http.openai.completions import logprobs_of
 from loramux_server.services.common.context import Context
-from loramux_server.text.chat_template import ChatTemplate
+from loramux_server.text.chat.chat_template import ChatTemplate
 
 from .conftest import Http
 

@@ -18,7 +18,7 @@ from loramux_server.core.backend import EngineInfo
 from loramux_server.core.types import FinishReason
 from loramux_server.services.common.context import Context
 from loramux_server.store.records import AdapterMeta
-from loramux_server.text.chat_template import ChatTemplate
+from loramux_server.text.chat.chat_template import ChatTemplate
 from tests.unit.services.adapter_files import write_adapter
 
 from .conftest import Http

@@ -26,8 +26,8 @@ from loramux_server.http.parts import AnswerFormat
 from loramux_server.services.common.context import Context
 from loramux_server.services.inference.types import GenerateRequest
 from loramux_server.text import TextTokenizer
-from loramux_server.text.chat_template import ChatTemplate
-from loramux_server.text.tool_calls import ToolFormat
+from loramux_server.text.answers.tool_calls import ToolFormat
+from loramux_server.text.chat.chat_template import ChatTemplate
 from tests.examples import examples
 from tests.unit.services.fakes import engine_info
 

@@ -15,7 +15,7 @@ from pydantic import BaseModel, TypeAdapter
 from loramux_server.core.errors import Code, Error
 from loramux_server.core.types import FinishReason
 from loramux_server.services.common.context import Context
-from loramux_server.text.chat_template import ChatTemplate
+from loramux_server.text.chat.chat_template import ChatTemplate
 
 from .conftest import Http
 

@@ -10,7 +10,7 @@ import pytest
 
 from loramux_server.core.types import FinishReason
 from loramux_server.services.common.context import Context
-from loramux_server.text.chat_template import ChatTemplate
+from loramux_server.text.chat.chat_template import ChatTemplate
 
 from .conftest import Http
 

@@ -58,7 +58,7 @@ from loramux_server.store.records import (
     VersionRecord,
     VersionState,
 )
-from loramux_server.text.forced_calls import ToolChoice, ToolMode
+from loramux_server.text.answers.forced_calls import ToolChoice, ToolMode
 from tests.unit.services.fakes import caller
 
 CALL = Call("Generate", "r1", LOCAL, 12.5)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from loramux_server.core.errors import Code, Error
 from loramux_server.text import TextTokenizer
-from loramux_server.text.conversation import MAX_KWARGS, read_message, read_template_kwargs, read_tools
+from loramux_server.text.chat.conversation import MAX_KWARGS, read_message, read_template_kwargs, read_tools
 from tests.unit.text.text_models import byte_level_folder, turns
 
 CALL = {"id": "call_1", "type": "function", "function": {"name": "weather", "arguments": {"city": "Köln", "days": 2}}}

@@ -14,9 +14,9 @@ from llguidance import LLMatcher, LLTokenizer
 from loramux_server.core.errors import Error
 from loramux_server.core.types import Grammar, GrammarKind
 from loramux_server.engine.grammar.tokenizer import grammar_tokenizer
-from loramux_server.text.forced_calls import ToolChoice, ToolMode, forced_calls
-from loramux_server.text.response_format import MAX_BYTES
-from loramux_server.text.tool_calls import ToolCall, ToolCallReader, ToolFormat
+from loramux_server.text.answers.forced_calls import ToolChoice, ToolMode, forced_calls
+from loramux_server.text.answers.response_format import MAX_BYTES
+from loramux_server.text.answers.tool_calls import ToolCall, ToolCallReader, ToolFormat
 from tests.unit.services.tiny_tokenizer import write_tokenizer
 
 CITY: dict[str, Any] = {

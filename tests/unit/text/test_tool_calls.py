@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loramux_server.text.reasoning import ReasoningReader, Thought, thinks
-from loramux_server.text.tool_calls import ToolCall, ToolCallReader, ToolFormat, new_call_id, tool_format
+from loramux_server.text.answers.reasoning import ReasoningReader, Thought, thinks
+from loramux_server.text.answers.tool_calls import ToolCall, ToolCallReader, ToolFormat, new_call_id, tool_format
 from tests.examples import examples
 
 CALL = '{"name": "weather", "arguments": {"city": "Köln"}}'

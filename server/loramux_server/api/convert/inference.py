@@ -22,7 +22,7 @@ from ...services.inference.types import (
     TokenizeRequest,
     Tokens,
 )
-from ...text.forced_calls import ToolChoice, ToolMode
+from ...text.answers.forced_calls import ToolChoice, ToolMode
 from .common import applied_to_proto, messages_from_proto, numbers, set_fields, stack_from_proto, to_proto, word
 
 TokenText = Callable[[int], str]

@@ -9,8 +9,8 @@ from typing import Any
 from ...core.json_values import BadJson, decode, why_unusable
 from ...core.types import Chunk, FinishReason, Usage, model_name
 from ...services.inference.types import GenerateRequest
-from ...text.reasoning import Thought
-from ...text.tool_calls import ToolCall, new_call_id
+from ...text.answers.reasoning import Thought
+from ...text.answers.tool_calls import ToolCall, new_call_id
 from ..fields import as_text
 from ..parts import AnswerFormat, Part, PartReader
 

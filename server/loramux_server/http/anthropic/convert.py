@@ -11,7 +11,7 @@ from ...core.call import Call
 from ...core.errors import invalid_field
 from ...core.types import SamplingParams
 from ...services.inference.types import GenerateRequest
-from ...text.forced_calls import MODEL_CHOOSES, ToolChoice, ToolMode
+from ...text.answers.forced_calls import MODEL_CHOOSES, ToolChoice, ToolMode
 from ..fields import as_text
 from ..names import parse_model
 from .blocks import TextBlock, ToolResultBlock, ToolUseBlock

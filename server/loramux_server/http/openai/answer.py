@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ...core.types import Chunk, FinishReason, TokenLogprob, Usage
-from ...text.reasoning import Thought
-from ...text.tool_calls import ToolCall, new_call_id
+from ...text.answers.reasoning import Thought
+from ...text.answers.tool_calls import ToolCall, new_call_id
 from ..parts import AnswerFormat, PartReader
 
 LEAST_LOGPROB = -9999.0

@@ -9,7 +9,7 @@ from ...core.call import Call
 from ...core.errors import invalid_field
 from ...core.types import BASE_NAME, Message, SamplingParams, StackItem
 from ...services.inference.types import GenerateRequest
-from ...text.forced_calls import ToolChoice, ToolMode
+from ...text.answers.forced_calls import ToolChoice, ToolMode
 from ..fields import as_text
 from ..names import parse_model
 from .schema import (

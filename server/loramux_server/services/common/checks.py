@@ -16,7 +16,7 @@ from ...core.errors import Code, Error, FieldViolation
 from ...core.principal import Principal
 from ...core.types import StackItem
 from ...store.adapters.refs import check_new_name, parse_ref
-from ...text.conversation import Report, read_template_kwargs
+from ...text.chat.conversation import Report, read_template_kwargs
 
 
 def check_result_name(name: str, principal: Principal) -> None:

@@ -16,9 +16,9 @@ from ...core.bounds import (
 )
 from ...core.errors import Error, FieldViolation, invalid
 from ...core.types import Grammar
-from ...text.conversation import read_content
-from ...text.forced_calls import ToolMode
-from ...text.response_format import parse_format
+from ...text.answers.forced_calls import ToolMode
+from ...text.answers.response_format import parse_format
+from ...text.chat.conversation import read_content
 from ...text.tokenizer import ROLES
 from ..common.checks import shown, stack_violations, violations_to
 from ..common.limits import Limits

@@ -5,9 +5,9 @@ from __future__ import annotations
 from ...core.errors import FieldViolation, invalid, invalid_field
 from ...core.types import Grammar
 from ...text import TextTokenizer
-from ...text.conversation import read_message, read_template_kwargs, read_tools
-from ...text.forced_calls import ToolMode, forced_calls
-from ...text.tool_calls import MARKS, tool_format
+from ...text.answers.forced_calls import ToolMode, forced_calls
+from ...text.answers.tool_calls import MARKS, tool_format
+from ...text.chat.conversation import read_message, read_template_kwargs, read_tools
 from ..common.checks import context_violation, violations_to
 from .types import Asked, GenerateRequest
 

@@ -16,7 +16,7 @@ from ...core.errors import invalid
 from ...core.observer import NullObserver, Observer
 from ...core.types import Chunk, FinishReason, Grammar, SamplingParams, Usage
 from ...text import StopMatcher
-from ...text.forced_calls import ToolMode
+from ...text.answers.forced_calls import ToolMode
 from ..common.context import Context
 from ..common.deadlines import Preparation
 from ..common.stacks import active

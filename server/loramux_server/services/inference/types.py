@@ -8,7 +8,7 @@ from typing import Any
 
 from ...core.principal import Principal
 from ...core.types import FinishReason, Message, Pooling, SamplingParams, StackEntry, StackItem, TokenLogprob, Usage
-from ...text.forced_calls import MODEL_CHOOSES, ToolChoice
+from ...text.answers.forced_calls import MODEL_CHOOSES, ToolChoice
 
 
 @dataclass(frozen=True, slots=True)

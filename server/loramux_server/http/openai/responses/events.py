@@ -8,8 +8,8 @@ from typing import Any
 
 from ....core.errors import Error
 from ....core.types import Chunk, FinishReason, model_name
-from ....text.reasoning import Thought
-from ....text.tool_calls import ToolCall, new_call_id
+from ....text.answers.reasoning import Thought
+from ....text.answers.tool_calls import ToolCall, new_call_id
 from ...parts import AnswerFormat, PartReader
 from ..answer import logprob_of
 from .items import TextItem, Told, call_item, call_told

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, TypeAlias
 
-from ....text.tool_calls import ToolCall
+from ....text.answers.tool_calls import ToolCall
 
 Told: TypeAlias = tuple[str, dict[str, Any]]
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from ..core.errors import FieldViolation, invalid, invalid_field
-from ..core.types import Grammar, GrammarKind
+from ...core.errors import FieldViolation, invalid, invalid_field
+from ...core.types import Grammar, GrammarKind
 from .tool_calls import HERMES_END, MARKS, ToolFormat
 
 FIELD = "tool_choice"

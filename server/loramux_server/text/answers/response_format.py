@@ -9,9 +9,9 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..core.bounds import text_violations
-from ..core.errors import invalid, invalid_field
-from ..core.types import Grammar, GrammarKind
+from ...core.bounds import text_violations
+from ...core.errors import invalid, invalid_field
+from ...core.types import Grammar, GrammarKind
 
 FIELD = "response_format"
 MAX_BYTES = 64 * 1024

@@ -17,7 +17,7 @@ import jinja2.defaults
 import jinja2.ext
 from jinja2 import nodes
 
-from ..core.errors import Code, Error, invalid_field
+from ...core.errors import Code, Error, invalid_field
 from .template_sandbox import DEADLINE, TURNS, Exceeded, TemplateSandbox
 from .turns import Turns, TurnTexts, turns_of
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..core.errors import invalid_field
+from ...core.errors import invalid_field
 from .chat_template import ChatTemplate
 
 

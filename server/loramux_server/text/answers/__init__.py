@@ -1,0 +1,1 @@
+"""What an answer's text must be and what it holds: thoughts, tool calls, a response format."""

@@ -1,0 +1,1 @@
+"""Conversations on their way into the model: messages, tools and the chat template that renders them."""
