@@ -19,7 +19,7 @@ from ..core.principal import SERVER_TENANT
 from ..core.types import SamplingParams
 from ..engine.transport.process import ProcessBackend
 from ..host.resources import memory_share
-from ..http.pages import Pages
+from ..http.exchanges.pages import Pages
 from ..http.server import HttpServer
 from ..rpc.server import RpcServer
 from ..services.access.access import Access

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..config import Settings
-from ..http.limits import Limits as HttpLimits
+from ..http.exchanges.limits import Limits as HttpLimits
 from ..rpc.limits import RpcLimits
 
 

@@ -10,8 +10,8 @@ from typing_extensions import TypedDict
 from loramux import __version__
 
 from ..services.availability import Availability, Readiness
-from .describe import describe
-from .exchange import Exchange
+from .description.describe import describe
+from .exchanges.exchange import Exchange
 
 
 class Status(TypedDict):

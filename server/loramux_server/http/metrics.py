@@ -9,7 +9,7 @@ from prometheus_client.exposition import choose_encoder
 
 from ..services.access import refusals
 from ..telemetry.endpoint import ScrapeToken
-from .exchange import Exchange
+from .exchanges.exchange import Exchange
 
 
 class MetricsPage:

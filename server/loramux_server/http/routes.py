@@ -18,12 +18,13 @@ from ..telemetry.endpoint import FOR_ROUTERS
 from .anthropic.errors import ANTHROPIC
 from .anthropic.messages import Messages
 from .console.files import ConsoleFiles
-from .describe import describe
-from .endpoint import Endpoint, Handler, refuse
-from .errors import OPENAI, Convention
-from .exchange import Exchange
+from .description.describe import describe
+from .description.openapi import Operation, document
+from .exchanges.endpoint import Endpoint, Handler, refuse
+from .exchanges.errors import OPENAI, Convention
+from .exchanges.exchange import Exchange
+from .exchanges.limits import Limits
 from .health import Health
-from .limits import Limits
 from .metrics import MetricsPage
 from .native.calls import NativeCall
 from .native.errors import CONNECT
@@ -37,7 +38,6 @@ from .openai.tuning.files import Files
 from .openai.tuning.jobs import FineTuningJobs
 from .openai.tuning.uploads import Uploads
 from .openai.usage import UsageOf
-from .openapi import Operation, document
 
 METHODS = {
     "createChatCompletion": ("POST", "/v1/chat/completions"),

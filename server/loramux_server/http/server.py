@@ -19,11 +19,11 @@ from ..host.tls import TlsContext, following
 from ..services.access.methods import require_all
 from ..services.availability import Availability
 from ..services.common.calls import LAST_WORDS, Calls
-from .connection import connection
-from .heads import HeadGuard
-from .limits import Limits
+from .exchanges.connection import connection
+from .exchanges.heads import HeadGuard
+from .exchanges.limits import Limits
+from .exchanges.pages import PageGuard, Pages
 from .metrics import MetricsPage
-from .pages import PageGuard, Pages
 from .routes import METHODS, Application, full_name
 
 

@@ -14,7 +14,7 @@ from loramux_server.app.door import Door
 from loramux_server.app.door_limits import http_limits, rpc_limits
 from loramux_server.config import Address, Settings
 from loramux_server.core.errors import Error
-from loramux_server.http.limits import Limits
+from loramux_server.http.exchanges.limits import Limits
 from loramux_server.services.availability import Availability, Readiness
 from tests.unit.services.fakes import FakeBackend, engine_info
 from tests.unit.services.tiny_tokenizer import write_tokenizer

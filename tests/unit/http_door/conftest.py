@@ -17,7 +17,7 @@ import pytest
 
 from loramux_server.config import Address
 from loramux_server.core.types import SamplingParams
-from loramux_server.http.limits import Limits as HttpLimits
+from loramux_server.http.exchanges.limits import Limits as HttpLimits
 from loramux_server.http.server import HttpServer
 from loramux_server.services.access.access import Access
 from loramux_server.services.adapters.service import AdapterService

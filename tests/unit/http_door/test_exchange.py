@@ -6,9 +6,9 @@ from collections.abc import AsyncGenerator
 from typing import Any
 
 from loramux_server.core.errors import Code, Error
-from loramux_server.http.endpoint import send_error
-from loramux_server.http.exchange import Exchange
-from loramux_server.http.limits import Limits
+from loramux_server.http.exchanges.endpoint import send_error
+from loramux_server.http.exchanges.exchange import Exchange
+from loramux_server.http.exchanges.limits import Limits
 
 
 async def test_named_events_have_their_type_as_name_the_last_error_too() -> None:

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from loramux_server.core.errors import Error
-from loramux_server.http.exchange import MOST_DIGITS, MOST_VALUES, json_of
-from loramux_server.http.fields import MOST_PROBLEMS, read
-from loramux_server.http.names import MOST_CHARACTERS, parse_model
+from loramux_server.http.bodies.fields import MOST_PROBLEMS, read
+from loramux_server.http.bodies.names import MOST_CHARACTERS, parse_model
+from loramux_server.http.exchanges.exchange import MOST_DIGITS, MOST_VALUES, json_of
 from loramux_server.http.openai.responses.schema import ResponseRequest
 from loramux_server.http.openai.schema import ChatRequest, CompletionRequest
 

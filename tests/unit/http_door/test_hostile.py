@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from loramux_server.config import Address
-from loramux_server.http.limits import Limits
+from loramux_server.http.exchanges.limits import Limits
 from loramux_server.http.server import HttpServer
 
 from .conftest import Http

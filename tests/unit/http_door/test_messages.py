@@ -22,7 +22,7 @@ from loramux_server.core.types import Chunk, FinishReason, SamplingParams, Usage
 from loramux_server.http.anthropic.answer import MessageAnswer
 from loramux_server.http.anthropic.convert import prompt_request
 from loramux_server.http.anthropic.schema import CountRequest
-from loramux_server.http.parts import AnswerFormat
+from loramux_server.http.bodies.parts import AnswerFormat
 from loramux_server.services.common.context import Context
 from loramux_server.services.inference.types import GenerateRequest
 from loramux_server.text import TextTokenizer

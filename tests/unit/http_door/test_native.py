@@ -19,7 +19,7 @@ from loramux.v1 import adapters_pb2, common_pb2, inference_pb2, server_pb2, trai
 from loramux_server.api.methods import METHODS, methods_of
 from loramux_server.config import Address
 from loramux_server.core.errors import Code, Error
-from loramux_server.http.exchange import MOST_VALUES, Limits
+from loramux_server.http.exchanges.exchange import MOST_VALUES, Limits
 from loramux_server.http.server import HttpServer
 from loramux_server.services.access.methods import METHODS as TABLE
 from loramux_server.services.availability import Availability

@@ -9,8 +9,8 @@ import jsonschema
 import pytest
 
 from loramux_server.api.methods import METHODS as NATIVE
-from loramux_server.http.describe import describe
-from loramux_server.http.openapi import Operation, document
+from loramux_server.http.description.describe import describe
+from loramux_server.http.description.openapi import Operation, document
 from loramux_server.http.routes import METHODS, OPEN
 
 from .conforming import Conforming

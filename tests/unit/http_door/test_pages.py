@@ -9,7 +9,7 @@ import httpx2
 import pytest
 
 from loramux_server.config import Address
-from loramux_server.http.pages import Pages
+from loramux_server.http.exchanges.pages import Pages
 from loramux_server.http.server import HttpServer
 
 from .conftest import Http

@@ -6,7 +6,7 @@ import pytest
 
 from loramux_server.core.principal import LOCAL
 from loramux_server.core.quota import Quota, Quotas
-from loramux_server.http.rates import rate_headers
+from loramux_server.http.exchanges.rates import rate_headers
 from loramux_server.services.access.quotas import Rate
 
 from .conftest import Http

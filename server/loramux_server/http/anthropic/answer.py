@@ -11,8 +11,8 @@ from ...core.types import Chunk, FinishReason, Usage, model_name
 from ...services.inference.types import GenerateRequest
 from ...text.answers.reasoning import Thought
 from ...text.answers.tool_calls import ToolCall, new_call_id
-from ..fields import as_text
-from ..parts import AnswerFormat, Part, PartReader
+from ..bodies.fields import as_text
+from ..bodies.parts import AnswerFormat, Part, PartReader
 
 _EMPTY: dict[str, dict[str, Any]] = {
     "text": {"type": "text", "text": "", "citations": None},

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Discriminator, StrictBool, StrictStr, Tag
 from pydantic_core import PydanticCustomError
 
-from ..fields import Strict
+from ..bodies.fields import Strict
 
 
 class Block(Strict):

@@ -12,8 +12,8 @@ from ...core.errors import invalid_field
 from ...core.types import SamplingParams
 from ...services.inference.types import GenerateRequest
 from ...text.answers.forced_calls import MODEL_CHOOSES, ToolChoice, ToolMode
-from ..fields import as_text
-from ..names import parse_model
+from ..bodies.fields import as_text
+from ..bodies.names import parse_model
 from .blocks import TextBlock, ToolResultBlock, ToolUseBlock
 from .schema import CountRequest, JsonFormat, Message, MessageRequest, Tool
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from ...core.errors import Error
-from ..errors import REQUEST_ID, Convention
-from ..errors import status_of as shared_status_of
+from ..exchanges.errors import REQUEST_ID, Convention
+from ..exchanges.errors import status_of as shared_status_of
 
 OVERLOADED = 529
 """The server has as many generations to do as it takes; a quota of the caller's own is 429."""

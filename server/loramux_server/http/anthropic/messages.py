@@ -9,10 +9,10 @@ from typing import Any
 from ...core import call as calls
 from ...core.types import Chunk
 from ...services.availability import Availability
-from ..describe import describe
-from ..exchange import Exchange
-from ..fields import read
-from ..parts import answer_format
+from ..bodies.fields import read
+from ..bodies.parts import answer_format
+from ..description.describe import describe
+from ..exchanges.exchange import Exchange
 from .answer import MessageAnswer
 from .convert import generate_request, prompt_request
 from .schema import CountRequest, MessageRequest

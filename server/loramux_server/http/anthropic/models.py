@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from ...services.common.context import Context
-from ..exchange import Exchange
+from ..exchanges.exchange import Exchange
 
 ANTHROPIC_VERSION = "anthropic-version"
 """The header that all requests of Anthropic's clients have; its value changes nothing here."""

@@ -14,9 +14,9 @@ from ...core import call as calls
 from ...core.errors import Code, Error, invalid_field
 from ...services.availability import Availability
 from ...services.common.calls import rename
-from ..errors import REQUEST_ID
-from ..exchange import Exchange
-from ..multipart import OVERHEAD, Form
+from ..bodies.multipart import OVERHEAD, Form
+from ..exchanges.errors import REQUEST_ID
+from ..exchanges.exchange import Exchange
 from .errors import error_event
 from .files import MOST_HEADER_BYTES, archive, upload_requests
 from .messages import as_json, gives_files, message_of

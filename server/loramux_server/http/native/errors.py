@@ -10,7 +10,7 @@ from google.protobuf.message_factory import GetMessageClass
 
 from ...api.status import to_status
 from ...core.errors import Code, Error
-from ..errors import Convention
+from ..exchanges.errors import Convention
 from .messages import as_json
 
 CODES = {Code.CANCELLED: "canceled"}

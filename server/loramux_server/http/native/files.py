@@ -10,8 +10,8 @@ from typing import IO, Any, cast
 from google.protobuf.message import Message
 
 from ...core.errors import invalid_field
-from ..exchange import json_of
-from ..multipart import Form
+from ..bodies.multipart import Form
+from ..exchanges.exchange import json_of
 from .messages import message_of
 
 MOST_HEADER_BYTES = 64 << 10

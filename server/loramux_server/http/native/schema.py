@@ -9,8 +9,8 @@ from google.protobuf.descriptor import FieldDescriptor
 
 from ...api.methods import Method
 from ...services.access.methods import METHODS as ASKED
-from ..exchange import JSON_TYPE
-from ..multipart import FORM_TYPE
+from ..bodies.multipart import FORM_TYPE
+from ..exchanges.exchange import JSON_TYPE
 from .messages import Descriptor, gives_files, is_map
 
 SCHEMAS = "#/components/schemas/"

@@ -9,7 +9,7 @@ from typing import Any
 from ...core.types import Chunk, FinishReason, TokenLogprob, Usage
 from ...text.answers.reasoning import Thought
 from ...text.answers.tool_calls import ToolCall, new_call_id
-from ..parts import AnswerFormat, PartReader
+from ..bodies.parts import AnswerFormat, PartReader
 
 LEAST_LOGPROB = -9999.0
 """What OpenAI writes for a token that is very unlikely: JSON has no infinity."""

@@ -11,10 +11,10 @@ from ...core import call as calls
 from ...core.types import Chunk, model_name
 from ...services.availability import Availability
 from ...services.inference.types import GenerateRequest
-from ..describe import describe
-from ..exchange import Exchange
-from ..fields import read
-from ..parts import AnswerFormat, answer_format
+from ..bodies.fields import read
+from ..bodies.parts import AnswerFormat, answer_format
+from ..description.describe import describe
+from ..exchanges.exchange import Exchange
 from .answer import ChoiceAnswer, usage_of
 from .convert import chat_request
 from .schema import ChatRequest

@@ -13,9 +13,9 @@ from ...core.types import Chunk, TokenLogprob, Usage, model_name
 from ...services.availability import Availability
 from ...services.inference.service import GenerationService
 from ...services.inference.types import GenerateRequest
-from ..describe import describe
-from ..exchange import Exchange
-from ..fields import read
+from ..bodies.fields import read
+from ..description.describe import describe
+from ..exchanges.exchange import Exchange
 from .answer import FINISH, LEAST_LOGPROB, usage_of
 from .convert import completion_requests
 from .schema import CompletionRequest

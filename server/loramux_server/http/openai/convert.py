@@ -10,8 +10,8 @@ from ...core.errors import invalid_field
 from ...core.types import BASE_NAME, Message, SamplingParams, StackItem
 from ...services.inference.types import GenerateRequest
 from ...text.answers.forced_calls import ToolChoice, ToolMode
-from ..fields import as_text
-from ..names import parse_model
+from ..bodies.fields import as_text
+from ..bodies.names import parse_model
 from .schema import (
     ChatMessage,
     ChatRequest,

@@ -13,10 +13,10 @@ from ...core.types import Pooling, model_name
 from ...services.availability import Availability
 from ...services.common.workers import prepare
 from ...services.inference.types import Embeddings, EmbedRequest
-from ..describe import describe
-from ..exchange import JSON_TYPE, Exchange
-from ..fields import read
-from ..names import parse_model
+from ..bodies.fields import read
+from ..bodies.names import parse_model
+from ..description.describe import describe
+from ..exchanges.exchange import JSON_TYPE, Exchange
 from .schema import EmbeddingRequest
 from .shapes import EmbeddingList
 

@@ -6,9 +6,9 @@ from pydantic import StrictBool, StrictInt, StrictStr
 
 from ...core import call as calls
 from ...services.availability import Availability
-from ..describe import describe
-from ..exchange import Exchange
-from ..fields import Strict, read
+from ..bodies.fields import Strict, read
+from ..description.describe import describe
+from ..exchanges.exchange import Exchange
 
 
 class LoadRequest(Strict):

@@ -13,9 +13,9 @@ from ...services.availability import Availability
 from ...services.common.context import Context
 from ..anthropic.models import ANTHROPIC_VERSION, asks_as_anthropic, model_info, model_page
 from ..anthropic.shapes import ModelInfo, ModelPage
-from ..describe import describe
-from ..exchange import Exchange
-from ..names import adapter_named
+from ..bodies.names import adapter_named
+from ..description.describe import describe
+from ..exchanges.exchange import Exchange
 from .shapes import DeletedModel, LoraAdapters, Model, ModelList
 
 PAGE = 1000

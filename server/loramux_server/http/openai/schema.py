@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, StrictBool, StrictInt, StrictStr
 
-from ..fields import Adapter, Number, Strict
+from ..bodies.fields import Adapter, Number, Strict
 
 
 class StreamOptions(Strict):

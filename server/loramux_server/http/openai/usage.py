@@ -18,9 +18,9 @@ from ...core.errors import invalid_field
 from ...core.usage import Dimension, UsageMethod, UsageQuery, UsageRow
 from ...services.availability import Availability
 from ...services.usage.service import tenants_of
-from ..describe import describe
-from ..exchange import Exchange
-from ..fields import Strict, read
+from ..bodies.fields import Strict, read
+from ..description.describe import describe
+from ..exchanges.exchange import Exchange
 
 MOST_RESULTS = 10_000
 """Results after which a page ends with the bucket that it is in."""

@@ -10,7 +10,7 @@ from ....core.errors import Error
 from ....core.types import Chunk, FinishReason, model_name
 from ....text.answers.reasoning import Thought
 from ....text.answers.tool_calls import ToolCall, new_call_id
-from ...parts import AnswerFormat, PartReader
+from ...bodies.parts import AnswerFormat, PartReader
 from ..answer import logprob_of
 from .items import TextItem, Told, call_item, call_told
 from .objects import ResponseObject

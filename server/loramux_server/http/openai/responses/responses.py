@@ -10,10 +10,10 @@ from ....core import call as calls
 from ....core.errors import Code, Error
 from ....services.availability import Availability
 from ....services.inference.types import GenerateRequest
-from ...describe import describe
-from ...exchange import Exchange
-from ...fields import read
-from ...parts import answer_format
+from ...bodies.fields import read
+from ...bodies.parts import answer_format
+from ...description.describe import describe
+from ...exchanges.exchange import Exchange
 from ..convert import chat_request
 from ..schema import ChatRequest
 from .convert import chat_of

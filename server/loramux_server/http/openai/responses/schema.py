@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Discriminator, Field, StrictBool, StrictInt, StrictStr, Tag
 from pydantic_core import PydanticCustomError
 
-from ...fields import Adapter, Number, Strict
+from ...bodies.fields import Adapter, Number, Strict
 from ..schema import Ignored, JsonObjectFormat, StreamOptions, TextFormat
 
 LOGPROBS = "message.output_text.logprobs"

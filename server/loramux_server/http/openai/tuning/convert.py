@@ -14,8 +14,8 @@ from ....core.errors import Error, FieldViolation, invalid_field
 from ....core.jobs import MIN_ACCURACY, TOP_K, Gate, JobRequest, TrainSpec
 from ....core.types import StackItem
 from ....services.jobs.checking.recipes import chosen_rate
-from ...fields import as_text
-from ...names import parse_model
+from ...bodies.fields import as_text
+from ...bodies.names import parse_model
 from .ids import dataset_id
 from .requests import CreateJob, Hyperparameters, Loramux, MinAccuracy
 

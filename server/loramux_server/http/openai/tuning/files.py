@@ -10,10 +10,10 @@ from ....core import call as calls
 from ....core.errors import invalid_field
 from ....services.availability import Availability
 from ....store.records import DatasetRecord
-from ...describe import describe
-from ...exchange import Exchange
-from ...fields import Strict, read
-from ...multipart import OVERHEAD, Form, Part
+from ...bodies.fields import Strict, read
+from ...bodies.multipart import OVERHEAD, Form, Part
+from ...description.describe import describe
+from ...exchanges.exchange import Exchange
 from .ids import dataset_id, file_id
 from .objects import PURPOSE, file_object
 from .queries import FilesQuery, given, listed_with_ids

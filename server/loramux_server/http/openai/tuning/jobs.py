@@ -12,9 +12,9 @@ from ....core.errors import Error
 from ....services.availability import Availability
 from ....services.jobs.service import TrainingService
 from ....store.records import EventRecord, JobRecord
-from ...describe import describe
-from ...exchange import Exchange
-from ...fields import read
+from ...bodies.fields import read
+from ...description.describe import describe
+from ...exchanges.exchange import Exchange
 from .convert import AskedJob
 from .ids import own_job_id, sequence_of
 from .objects import checkpoint_object, event_object, job_object

@@ -10,7 +10,7 @@ from pydantic import Field
 from starlette.datastructures import QueryParams
 
 from ....core.errors import invalid_field
-from ...fields import Strict, read
+from ...bodies.fields import Strict, read
 
 MOST_FILES, MOST_ITEMS = 10_000, 1000
 _METADATA = re.compile(r"metadata\[([^\[\]]+)\]")

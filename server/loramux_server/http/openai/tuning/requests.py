@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, StrictBool, StrictInt, StrictStr
 
-from ...fields import Number, Strict
+from ...bodies.fields import Number, Strict
 
 Auto = Literal["auto"]
 

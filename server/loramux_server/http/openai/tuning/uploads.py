@@ -9,10 +9,10 @@ from ....core import call as calls
 from ....core.errors import invalid_field
 from ....services.availability import Availability
 from ....services.jobs.uploads import UploadService
-from ...describe import describe
-from ...exchange import Exchange
-from ...fields import Strict, read
-from ...multipart import OVERHEAD, Form
+from ...bodies.fields import Strict, read
+from ...bodies.multipart import OVERHEAD, Form
+from ...description.describe import describe
+from ...exchanges.exchange import Exchange
 from .objects import PURPOSE, part_object, upload_object
 from .requests import CompleteUpload, CreateUpload
 from .shapes import Upload, UploadPart

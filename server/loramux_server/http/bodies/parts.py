@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from ..core.types import Chunk, Message
-from ..services.availability import Availability
-from ..services.inference.types import GenerateRequest, TokenizeRequest
-from ..text.answers.forced_calls import ToolMode
-from ..text.answers.reasoning import OPEN, ReasoningReader, Thought, thinks
-from ..text.answers.tool_calls import ToolCall, ToolCallReader, ToolFormat, tool_format
+from ...core.types import Chunk, Message
+from ...services.availability import Availability
+from ...services.inference.types import GenerateRequest, TokenizeRequest
+from ...text.answers.forced_calls import ToolMode
+from ...text.answers.reasoning import OPEN, ReasoningReader, Thought, thinks
+from ...text.answers.tool_calls import ToolCall, ToolCallReader, ToolFormat, tool_format
 
 Part: TypeAlias = str | Thought | ToolCall
 

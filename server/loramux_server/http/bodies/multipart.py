@@ -6,7 +6,7 @@ import re
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
-from ..core.errors import Error, invalid_field
+from ...core.errors import Error, invalid_field
 
 FORM_TYPE = "multipart/form-data"
 MOST_HEADER_BYTES = 4 << 10

@@ -10,12 +10,12 @@ from typing import TypeAlias
 from starlette.datastructures import Headers
 from starlette.types import Receive, Scope, Send
 
-from ..core.errors import Error
-from ..core.observer import RequestRefused
-from ..core.tracing import Arrival, Attributes, TraceContext
-from ..services.access.access import Incoming
-from ..services.access.credentials import Credentials
-from ..services.common.calls import Calls
+from ...core.errors import Error
+from ...core.observer import RequestRefused
+from ...core.tracing import Arrival, Attributes, TraceContext
+from ...services.access.access import Incoming
+from ...services.access.credentials import Credentials
+from ...services.common.calls import Calls
 from .connection import certificate_names
 from .errors import OPENAI, Convention, error_headers
 from .exchange import Exchange

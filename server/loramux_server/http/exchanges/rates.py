@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
-from ..services.access.quotas import Rate
+from ...services.access.quotas import Rate
 
 _NAMES = {"requests_per_minute": "requests", "tokens_per_minute": "tokens"}
 

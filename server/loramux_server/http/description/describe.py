@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from .exchange import JSON_TYPE
+from ..exchanges.exchange import JSON_TYPE
 
 H = TypeVar("H", bound=Callable[..., Any])
 
@@ -60,6 +60,6 @@ def shape_of(handler: Callable[..., Any]) -> Shape:
     if shape is None:
         raise LookupError(
             f"{handler.__qualname__} does not say what it takes and gives: write @describe(body=..., answer=...) of"
-            " http/describe.py above it"
+            " http/description/describe.py above it"
         )
     return shape

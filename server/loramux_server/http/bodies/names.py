@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..core.errors import invalid_field
-from ..core.types import BASE_NAME, StackItem
+from ...core.errors import invalid_field
+from ...core.types import BASE_NAME, StackItem
 from .fields import Adapter
 
 MOST_CHARACTERS = 2048

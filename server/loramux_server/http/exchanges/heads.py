@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from ..core.errors import Code, Error
-from ..services.common.calls import Calls
+from ...core.errors import Code, Error
+from ...services.common.calls import Calls
 from .endpoint import refuse
 from .exchange import Exchange
 from .limits import Limits

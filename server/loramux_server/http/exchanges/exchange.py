@@ -15,9 +15,9 @@ from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import Message, Receive, Scope, Send
 
-from ..core.call import sending
-from ..core.errors import Code, Error, invalid_field
-from ..services.common.calls import request_id
+from ...core.call import sending
+from ...core.errors import Code, Error, invalid_field
+from ...services.common.calls import request_id
 from .errors import OPENAI, REQUEST_ID, Convention
 from .limits import MIN_RATE, Limits
 

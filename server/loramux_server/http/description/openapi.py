@@ -13,12 +13,12 @@ from typing_extensions import TypedDict
 
 from loramux import __version__
 
-from ..api.methods import Method as NativeMethod
-from ..services.access.methods import Method
+from ...api.methods import Method as NativeMethod
+from ...services.access.methods import Method
+from ..bodies.multipart import FORM_TYPE
+from ..exchanges.exchange import EVENTS, JSON_TYPE
+from ..native.schema import SCHEMAS, native_paths
 from .describe import Shape, shape_of
-from .exchange import EVENTS, JSON_TYPE
-from .multipart import FORM_TYPE
-from .native.schema import SCHEMAS, native_paths
 
 INTRODUCTION = (
     "One base and a stack of LoRA adapters per request. A server without keys takes all calls without one. Field names"

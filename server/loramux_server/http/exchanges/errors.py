@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from ..core.errors import Code, Error, Reason
+from ...core.errors import Code, Error, Reason
 
 REQUEST_ID = "x-request-id"
 

@@ -15,8 +15,8 @@ from starlette.datastructures import Headers
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from ..core.errors import Code, Error
-from ..services.common.calls import Calls
+from ...core.errors import Code, Error
+from ...services.common.calls import Calls
 from .endpoint import refuse
 from .exchange import Exchange
 from .limits import Limits

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, StrictFloat, StrictInt, StrictStr, ValidationError
 
-from ..core.errors import FieldViolation, invalid, invalid_field
+from ...core.errors import FieldViolation, invalid, invalid_field
 
 MOST_VIOLATIONS = 20
 MOST_PROBLEMS = 1000

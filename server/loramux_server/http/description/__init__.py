@@ -1,0 +1,1 @@
+"""What operations take and give, and the OpenAPI document made of it."""
