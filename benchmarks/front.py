@@ -27,7 +27,7 @@ import uvloop
 from loramux import AsyncClient
 from loramux_server.config import Address
 from loramux_server.core.backend import EngineInfo, EngineStats, GenerateCommand, TokenEvent
-from loramux_server.core.principal import LOCAL, Principal
+from loramux_server.core.callers.principal import LOCAL, Principal
 from loramux_server.core.types import FinishReason, SamplingParams
 from loramux_server.engine.transport.client import EngineClient, Link
 from loramux_server.engine.transport.protocol import AbortCommand, Command, Output, StatsCommand, command_id

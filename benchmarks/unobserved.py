@@ -9,7 +9,7 @@ import sys
 
 from loramux_server.__main__ import main
 from loramux_server.app import app
-from loramux_server.core.observer import CallSinks, Observers
+from loramux_server.core.observing.observer import CallSinks, Observers
 
 if __name__ == "__main__":
     for kind in (Observers, CallSinks):

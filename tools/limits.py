@@ -11,8 +11,9 @@ from pydantic import ByteSize
 from loramux_server.api import entries
 from loramux_server.config.limits import LimitSettings
 from loramux_server.config.tree import Leaf, leaves
-from loramux_server.core import bounds, json_values
+from loramux_server.core import bounds
 from loramux_server.core.jobs import MAX_REPLAY_ROWS
+from loramux_server.core.reading import json_values
 from loramux_server.engine.grammar import host as grammar_host
 from loramux_server.engine.grammar import process as grammar_process
 from loramux_server.peft.config import MAX_CONFIG_BYTES

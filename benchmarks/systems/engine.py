@@ -16,7 +16,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from loramux_server.core.backend import EngineInfo, GenerateCommand, TokenEvent
-from loramux_server.core.principal import DEFAULT_TENANT
+from loramux_server.core.callers.principal import DEFAULT_TENANT
 from loramux_server.core.settings import EngineSettings
 from loramux_server.core.types import AdapterVersion, SamplingParams, Stack, StackEntry
 from loramux_server.engine.transport.process import ProcessBackend

@@ -18,9 +18,9 @@ import pytest
 
 import loramux
 from loramux import Client
-from loramux_server.core.keys import ApiKey
-from loramux_server.core.principal import Scope
-from loramux_server.core.quota import tenant_subject
+from loramux_server.core.callers.keys import ApiKey
+from loramux_server.core.callers.principal import Scope
+from loramux_server.core.callers.quota import tenant_subject
 from loramux_server.store.store import Store
 from tests.browser import SCREENSHOTS
 from tests.certificates import LOOPBACK, new_ca

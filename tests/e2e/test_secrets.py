@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from loramux import Client, LoramuxError, Unauthenticated
-from loramux_server.core.keys import ApiKey
+from loramux_server.core.callers.keys import ApiKey
 from tests.e2e.server_process import run_server, server_process
 from tests.tiny import write_model
 

@@ -11,8 +11,8 @@ import pytest
 
 import loramux
 from loramux import Client, Completion
-from loramux_server.core.keys import ApiKey
-from loramux_server.core.principal import Scope
+from loramux_server.core.callers.keys import ApiKey
+from loramux_server.core.callers.principal import Scope
 from loramux_server.store.store import Store
 from tests.e2e.server_process import ServerProcess, kill
 from tools.measure_adapters import shipped

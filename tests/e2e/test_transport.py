@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from loramux import Client, PermissionDenied, Unauthenticated, Unavailable
-from loramux_server.core.keys import ApiKey
+from loramux_server.core.callers.keys import ApiKey
 from tests.certificates import LOOPBACK, Issued, new_ca
 
 from .conftest import StateDir

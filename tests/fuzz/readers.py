@@ -10,9 +10,9 @@ from typing import Any
 import msgspec
 
 from loramux_server.core.backend import GenerateCommand, ScoreCommand
+from loramux_server.core.callers.keys import ApiKey
+from loramux_server.core.callers.principal import LOCAL
 from loramux_server.core.errors import Code, Error
-from loramux_server.core.keys import ApiKey
-from loramux_server.core.principal import LOCAL
 from loramux_server.core.types import (
     CONFIG_FILE,
     WEIGHTS_FILE,
@@ -198,7 +198,9 @@ def credentials() -> Target:
         key,
         b"Bearer x\nBearer y",
     ]
-    return Target("credentials", run, seeds, modules=("loramux_server.services.access", "loramux_server.core.keys"))
+    return Target(
+        "credentials", run, seeds, modules=("loramux_server.services.access", "loramux_server.core.callers.keys")
+    )
 
 
 def _tokenizer() -> TextTokenizer:

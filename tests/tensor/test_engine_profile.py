@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from loramux_server.core.backend import ProfileCommand, ProfileResult
-from loramux_server.core.timeline import TIMELINE
+from loramux_server.core.observing.timeline import TIMELINE
 from loramux_server.engine.profiling import kernels
 from loramux_server.engine.transport.protocol import AbortCommand
 from tests.conftest import TinyBase

@@ -20,8 +20,8 @@ from loramux.convert import convert
 from loramux.v1 import inference_pb2 as pb
 from loramux_server.api.convert.inference import generate_from_proto
 from loramux_server.core.call import Call
+from loramux_server.core.callers.principal import LOCAL
 from loramux_server.core.errors import Error
-from loramux_server.core.principal import LOCAL
 from loramux_server.core.types import SamplingParams
 from loramux_server.peft.config import parse_config
 from loramux_server.services.common.limits import Limits

@@ -13,9 +13,9 @@ from loramux import __version__
 from ..config import Settings
 from ..config.limits import LimitSettings
 from ..core.backend import Backend, EngineInfo, EnginePhase, EngineState, GenerateCommand
+from ..core.callers.principal import SERVER_TENANT
 from ..core.errors import Error
-from ..core.observer import CallSinks, Observers
-from ..core.principal import SERVER_TENANT
+from ..core.observing.observer import CallSinks, Observers
 from ..core.types import SamplingParams
 from ..engine.transport.process import ProcessBackend
 from ..host.resources import memory_share

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
 from ..config import Settings
+from ..core.callers.san import SanPattern
 from ..core.errors import Error, invalid_field
-from ..core.san import SanPattern
 from ..services.access import bootstrap
 from ..services.access.authenticator import Authenticator
 from ..services.access.bearer import BearerAuthenticator

@@ -13,8 +13,8 @@ from datetime import UTC, datetime, timedelta
 from typing import TypeAlias
 
 from ..config.help import make_parser
-from ..core.keys import ApiKey
-from ..core.principal import Scope
+from ..core.callers.keys import ApiKey
+from ..core.callers.principal import Scope
 from ..store.adapters.refs import check_name
 from ..store.keys import KeyRecord, KeyTable
 from .audit import command_line_user, record_command

@@ -10,8 +10,8 @@ from contextlib import closing
 from pydantic import ByteSize, TypeAdapter, ValidationError
 
 from ..config.help import make_parser
+from ..core.callers.quota import EVERYBODY, LIMITS, MOST, Limit, Quota, key_subject, tenant_subject
 from ..core.errors import invalid_field
-from ..core.quota import EVERYBODY, LIMITS, MOST, Limit, Quota, key_subject, tenant_subject
 from ..store.adapters.refs import check_name
 from ..store.quotas import QuotaTable
 from .audit import record_command

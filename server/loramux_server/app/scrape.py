@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from ..core.backend import Backend, EngineStats
 from ..core.errors import Error
-from ..core.outage import Outage
+from ..core.observing.outage import Outage
 from ..store.records import VersionRecord
 from ..store.store import Store
 from ..telemetry.logs import get_logger

@@ -10,8 +10,8 @@ from typing import Annotated, Any, Literal, NamedTuple, cast
 from pydantic import AfterValidator, BeforeValidator, ByteSize, Field, PlainSerializer
 from pydantic_settings import NoDecode
 
+from ..core.callers.san import SanPattern
 from ..core.errors import invalid_field
-from ..core.san import SanPattern
 from ..host.home import expand, home
 from ..host.urls import why_no_endpoint, why_not_trusted
 

@@ -12,8 +12,8 @@ from typing import Any
 from pydantic import SecretStr, ValidationError
 from pydantic_settings import EnvSettingsSource, SettingsError
 
-from ..core.encodings import as_utf8
 from ..core.errors import FieldViolation, invalid, invalid_field
+from ..core.reading.encodings import as_utf8
 from ..host.home import expand
 from .contradictions import check
 from .fields import Address

@@ -9,12 +9,12 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from .principal import Principal
-from .tracing import TraceContext
+from .callers.principal import Principal
+from .observing.tracing import TraceContext
 from .types import Stack
 
 if TYPE_CHECKING:
-    from .observer import RequestFinished
+    from .observing.observer import RequestFinished
 
 
 @dataclass(slots=True)

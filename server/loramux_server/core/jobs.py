@@ -8,7 +8,7 @@ from typing import Annotated, get_origin, get_type_hints
 
 from .bounds import SEED, Bound, OneOf
 from .errors import Code, Error
-from .tracing import TraceContext
+from .observing.tracing import TraceContext
 from .types import BASE, AdapterVersion, Stack, StackItem
 
 

@@ -8,8 +8,8 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from ..core.encodings import as_utf8
-from ..core.json_values import BadJson, decode, decode_at
+from ..core.reading.encodings import as_utf8
+from ..core.reading.json_values import BadJson, decode, decode_at
 
 Report = Callable[[int, str], None]
 """Called with a line number (from 1) and a problem."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..core.bounds import MAX_STACK, WEIGHT, too_many
-from ..core.json_values import MAX_DEPTH, TOO_DEEP, TOO_LARGE, too_deep, unfit
+from ..core.reading.json_values import MAX_DEPTH, TOO_DEEP, TOO_LARGE, too_deep, unfit
 from ..core.types import StackItem
 from .expect import FIELDS, Expected, expected_of
 from .fields import Answered, BadRow, CompletionRow, TextRow, answered, chat, is_text, template_inputs_of

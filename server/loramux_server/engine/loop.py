@@ -11,8 +11,8 @@ import torch
 from ..core.backend import EngineInfo, EngineStats
 from ..core.background import Background
 from ..core.errors import Code, Error
+from ..core.observing.timeline import NOTHING, TIMELINE
 from ..core.settings import AsyncScheduling, EngineSettings
-from ..core.timeline import NOTHING, TIMELINE
 from .commands import CommandHandler
 from .execution.model_runner import ModelRunner
 from .gpu import Gpu

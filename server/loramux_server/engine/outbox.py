@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from ..core.errors import Error
-from ..core.timeline import TIMELINE
+from ..core.observing.timeline import TIMELINE
 from .transport.protocol import Failure, Output
 
 

@@ -14,7 +14,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, replace
 from itertools import accumulate, compress
 
-from ..core.timeline import TIMELINE
+from ..core.observing.timeline import TIMELINE
 from .execution.failures import no_memory
 from .execution.model_runner import NONE_CHOSEN, ModelRunner, StepOutput
 from .execution.token_selection import Selection, Settled

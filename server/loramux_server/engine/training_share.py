@@ -8,7 +8,7 @@ from collections.abc import Callable
 from ..core.background import Background, Report
 from ..core.errors import Error
 from ..core.jobs import TrainCommand
-from ..core.timeline import TIMELINE
+from ..core.observing.timeline import TIMELINE
 
 
 class TrainingShare:

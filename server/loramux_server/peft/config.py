@@ -12,8 +12,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, TypeVar
 
-from ..core.encodings import as_utf8
 from ..core.errors import Code, Error, FieldViolation, invalid
+from ..core.reading.encodings import as_utf8
 from ..core.types import CONFIG_FILE as CONFIG_FILE
 from .lora_config import ALL_LINEAR, BY_PATTERN, LoraConfig
 

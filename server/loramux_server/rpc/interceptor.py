@@ -19,7 +19,7 @@ from ..api.entries import check_entries
 from ..api.status import to_status
 from ..core.call import sending
 from ..core.errors import Code, Error
-from ..core.tracing import Arrival, TraceContext
+from ..core.observing.tracing import Arrival, TraceContext
 from ..services.access.access import Incoming
 from ..services.access.credentials import Credentials
 from ..services.common.calls import Calls, rename, request_id

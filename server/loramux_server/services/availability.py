@@ -10,8 +10,8 @@ from enum import StrEnum
 from pathlib import Path
 
 from ..core.backend import EngineInfo, EngineStats
+from ..core.callers.principal import Principal, Scope
 from ..core.errors import Code, Error, invalid_field, shutting_down
-from ..core.principal import Principal, Scope
 from ..store.store import Store
 from ..telemetry.activity import LONGEST
 from .adapters.folders import FolderService

@@ -9,9 +9,9 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
 from ..core.backend import EngineStats
+from ..core.callers.principal import Principal, Scope
 from ..core.errors import Error
 from ..core.jobs import JobState
-from ..core.principal import Principal, Scope
 from ..store.records import SHARED, JobRecord, VersionRecord
 from ..store.store import Store
 from ..telemetry.activity import Activity, AdapterUse

@@ -13,8 +13,8 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy import Connection, Row
 
+from ..core.callers.principal import Viewer, names_of, tenant_of
 from ..core.errors import MISSING, Code, Error, is_damage
-from ..core.principal import Viewer, names_of, tenant_of
 from ..host.files import open_regular, storage_errors
 from .blobs.blobs import BlobStore
 from .damage import DamageCount, Kind

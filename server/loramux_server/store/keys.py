@@ -10,9 +10,9 @@ from enum import StrEnum
 import sqlalchemy as sa
 from sqlalchemy import Connection
 
+from ..core.callers.keys import ApiKey
+from ..core.callers.principal import Scope
 from ..core.errors import Code, Error, invalid_field
-from ..core.keys import ApiKey
-from ..core.principal import Scope
 from .adapters.refs import check_name
 from .database import Database, read_row
 from .schema import api_keys as k

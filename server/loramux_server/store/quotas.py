@@ -9,9 +9,9 @@ import msgspec
 import sqlalchemy as sa
 from sqlalchemy import Connection
 
+from ..core.callers.quota import EVERYBODY, Limit, Quota, Quotas, check_changes, exceeded, tenant_subject
+from ..core.callers.usage import day_of
 from ..core.jobs import JobState
-from ..core.quota import EVERYBODY, Limit, Quota, Quotas, check_changes, exceeded, tenant_subject
-from ..core.usage import day_of
 from .database import Database, read_values
 from .keys import exists, key_not_found
 from .records import SHARED, UploadState, VersionState

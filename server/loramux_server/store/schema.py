@@ -22,7 +22,7 @@ from sqlalchemy import (
     text,
 )
 
-from ..core.usage import AMOUNTS
+from ..core.callers.usage import AMOUNTS
 from .portable_json import MetricsJSON
 
 REVISION = "0013"

@@ -13,8 +13,18 @@ import sqlalchemy as sa
 from sqlalchemy import Connection
 from sqlalchemy.dialects import postgresql, sqlite
 
+from ..core.callers.usage import (
+    AMOUNTS,
+    Amounts,
+    Dimension,
+    UsageByKey,
+    UsageKey,
+    UsageMethod,
+    UsageQuery,
+    UsageRow,
+    is_word,
+)
 from ..core.types import BASE_NAME
-from ..core.usage import AMOUNTS, Amounts, Dimension, UsageByKey, UsageKey, UsageMethod, UsageQuery, UsageRow, is_word
 from ..telemetry.labels import OTHER, adapter_label
 from .database import Database, read_row
 from .paging import check_page_size, make_token, read_token, unknown_token

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from ..core.jobs import TrainEvent
-from ..core.observer import JobMoved, NullObserver, RequestFinished, RequestStarted
+from ..core.observing.observer import JobMoved, NullObserver, RequestFinished, RequestStarted
 from ..core.types import Stack
 from .losses import LossCurves
 

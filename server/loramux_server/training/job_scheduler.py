@@ -11,7 +11,7 @@ from typing import Final
 from ..core.background import Ended, Report
 from ..core.errors import Code, Error, internal_error
 from ..core.jobs import TrainCommand
-from ..core.timeline import TIMELINE
+from ..core.observing.timeline import TIMELINE
 from ..model.out_of_memory import device_lost, out_of_memory, release_cached
 from ..model.resident import ResidentBase
 from ..store.blobs.reader import BlobReader

@@ -10,8 +10,8 @@ from google.rpc import error_details_pb2
 
 import loramux_server
 from loramux_server.api.status import to_status
+from loramux_server.core.callers.quota import exceeded
 from loramux_server.core.errors import Code, Error, FieldViolation, Reason, invalid, invalid_field
-from loramux_server.core.quota import exceeded
 from loramux_server.rpc.interceptor import STATUS
 from loramux_server.store.jobs.table import MAX_REASON
 

@@ -14,9 +14,9 @@ from loramux import AsyncClient, Unauthenticated
 from loramux_server.app.announce import Silent
 from loramux_server.app.app import App
 from loramux_server.config import Settings, load
+from loramux_server.core.callers.keys import ApiKey
+from loramux_server.core.callers.principal import DEFAULT_TENANT, SERVER_TENANT, Scope
 from loramux_server.core.errors import Code, Error
-from loramux_server.core.keys import ApiKey
-from loramux_server.core.principal import DEFAULT_TENANT, SERVER_TENANT, Scope
 from loramux_server.preflight import preflight
 from loramux_server.services.access.key_file import read_key
 from loramux_server.store.keys import KeyRecord

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from loramux.cli import main
-from loramux_server.core.keys import ApiKey
-from loramux_server.core.principal import Scope
+from loramux_server.core.callers.keys import ApiKey
+from loramux_server.core.callers.principal import Scope
 from loramux_server.store.database import Database
 from loramux_server.store.keys import KeyState
 from loramux_server.store.store import Store

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from loramux.cli import main
-from loramux_server.core.quota import Quota
+from loramux_server.core.callers.quota import Quota
 from loramux_server.store.store import Store
 
 

@@ -17,7 +17,7 @@ from loramux import AsyncClient, InvalidArgument, UsageRow
 from loramux.cli import main
 from loramux_server.app.app import App
 from loramux_server.config import Settings
-from loramux_server.core.usage import Dimension, UsageQuery
+from loramux_server.core.callers.usage import Dimension, UsageQuery
 from loramux_server.store.store import Store
 from tests.unit.services.adapter_files import write_adapter
 from tests.unit.services.fakes import FakeBackend, Script, engine_info

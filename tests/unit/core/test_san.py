@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from loramux_server.core.san import SanPattern
+from loramux_server.core.callers.san import SanPattern
 
 SPIFFE = "spiffe://example.org/tenant/{tenant}"
 HOSTS = "{tenant}.tenants.example.org"

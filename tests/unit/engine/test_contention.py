@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from loramux_server.core.principal import SERVER_TENANT
+from loramux_server.core.callers.principal import SERVER_TENANT
 from loramux_server.engine.scheduling.contention import BAND, GRACE, LONGEST, PROBE, RECENT, Contention
 from loramux_server.engine.scheduling.plan import StepPlan
 from loramux_server.engine.scheduling.scheduler import Scheduler

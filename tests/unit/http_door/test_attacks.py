@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from loramux_server.core.quota import Quota, Quotas
+from loramux_server.core.callers.quota import Quota, Quotas
 
 from .conftest import Http
 from .hostile import BODY, get, post, statuses, talk

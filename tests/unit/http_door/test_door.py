@@ -11,8 +11,8 @@ import pytest
 
 from loramux_server.config import Address
 from loramux_server.core.backend import EngineInfo
+from loramux_server.core.callers.principal import LOCAL, Principal, Scope
 from loramux_server.core.errors import Error
-from loramux_server.core.principal import LOCAL, Principal, Scope
 from loramux_server.http.routes import METHODS, full_name
 from loramux_server.http.server import HttpServer
 from loramux_server.services.access import refusals

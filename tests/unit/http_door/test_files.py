@@ -11,8 +11,8 @@ import openai
 import pytest
 from openai.types import FileDeleted, FileObject
 
+from loramux_server.core.callers.principal import LOCAL, Principal, Scope
 from loramux_server.core.errors import Error
-from loramux_server.core.principal import LOCAL, Principal, Scope
 from loramux_server.http.bodies.multipart import OVERHEAD
 from loramux_server.services.access.credentials import Credentials
 from loramux_server.services.common.types import FileSpec

@@ -12,7 +12,7 @@ import httpx2
 import pytest
 
 from loramux_server.core.backend import EngineInfo
-from loramux_server.core.principal import Principal, Scope
+from loramux_server.core.callers.principal import Principal, Scope
 from loramux_server.services.access import refusals
 from loramux_server.services.access.credentials import Credentials
 from loramux_server.services.adapters.folders import _enter

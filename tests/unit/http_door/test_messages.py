@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from loramux_server.core.backend import EngineInfo
 from loramux_server.core.call import Call
+from loramux_server.core.callers.principal import LOCAL, Principal, Scope
 from loramux_server.core.errors import Code, Error
-from loramux_server.core.principal import LOCAL, Principal, Scope
 from loramux_server.core.types import Chunk, FinishReason, SamplingParams, Usage
 from loramux_server.http.anthropic.answer import MessageAnswer
 from loramux_server.http.anthropic.convert import prompt_request

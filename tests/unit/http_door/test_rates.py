@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from loramux_server.core.principal import LOCAL
-from loramux_server.core.quota import Quota, Quotas
+from loramux_server.core.callers.principal import LOCAL
+from loramux_server.core.callers.quota import Quota, Quotas
 from loramux_server.http.exchanges.rates import rate_headers
 from loramux_server.services.access.quotas import Rate
 

@@ -14,7 +14,7 @@ from google.rpc import error_details_pb2, status_pb2
 
 from loramux.v1 import inference_pb2
 from loramux_server.core.backend import GenerateCommand
-from loramux_server.core.quota import Quota, Quotas
+from loramux_server.core.callers.quota import Quota, Quotas
 from loramux_server.http.exchanges.limits import Limits
 from loramux_server.http.routes import METHODS as OPERATIONS
 from loramux_server.services.availability import Readiness

@@ -13,7 +13,7 @@ import pytest
 from openai.types import Upload
 from openai.types.uploads import UploadPart
 
-from loramux_server.core.principal import Scope
+from loramux_server.core.callers.principal import Scope
 from loramux_server.services.access.methods import METHODS
 
 from .conftest import Http

@@ -16,8 +16,8 @@ from openai.types.admin.organization import (
     usage_embeddings_response,
 )
 
-from loramux_server.core.principal import Principal, Scope
-from loramux_server.core.usage import Amounts, UsageKey, UsageMethod
+from loramux_server.core.callers.principal import Principal, Scope
+from loramux_server.core.callers.usage import Amounts, UsageKey, UsageMethod
 from loramux_server.http.openai import usage as usage_module
 from loramux_server.http.openai.usage import UsageQueryParameters
 from loramux_server.services.access.credentials import Credentials

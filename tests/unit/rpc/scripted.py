@@ -14,7 +14,7 @@ import grpc
 from loramux_server.config import Address
 from loramux_server.core.backend import EngineInfo, EngineStats
 from loramux_server.core.jobs import JobState
-from loramux_server.core.observer import CallFinished, RequestRefused
+from loramux_server.core.observing.observer import CallFinished, RequestRefused
 from loramux_server.core.types import AdapterVersion, Chunk, FinishReason, SamplingParams, StackEntry, Usage
 from loramux_server.host.certificates import CertificateFiles
 from loramux_server.rpc.limits import RpcLimits

@@ -11,6 +11,7 @@ from google.protobuf.message import Message as ProtoMessage
 from loramux.v1 import adapters_pb2, common_pb2, inference_pb2, server_pb2, training_pb2
 from loramux_server.api.convert import adapters, common, inference, training
 from loramux_server.core.call import Call
+from loramux_server.core.callers.principal import LOCAL
 from loramux_server.core.compose import ComposeMethod
 from loramux_server.core.errors import Error
 from loramux_server.core.jobs import (
@@ -24,7 +25,6 @@ from loramux_server.core.jobs import (
     TrainSpec,
 )
 from loramux_server.core.notes import Note
-from loramux_server.core.principal import LOCAL
 from loramux_server.core.types import (
     AdapterVersion,
     Chunk,

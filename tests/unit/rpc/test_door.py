@@ -28,8 +28,8 @@ from loramux.v1 import (
 from loramux_server.api.methods import SERVICES
 from loramux_server.config import Address
 from loramux_server.core.backend import EngineStats
+from loramux_server.core.callers.principal import LOCAL
 from loramux_server.core.errors import Code, Error, invalid_field
-from loramux_server.core.principal import LOCAL
 from loramux_server.core.types import Chunk
 from loramux_server.rpc.limits import RpcLimits
 from loramux_server.rpc.server import RpcServer, check_free

@@ -13,8 +13,8 @@ from grpc_status import rpc_status
 from loramux import AsyncClient, Unauthenticated
 from loramux.v1 import inference_pb2 as inference
 from loramux.v1 import inference_pb2_grpc, server_pb2, server_pb2_grpc
-from loramux_server.core.keys import ApiKey
-from loramux_server.core.principal import Scope
+from loramux_server.core.callers.keys import ApiKey
+from loramux_server.core.callers.principal import Scope
 from loramux_server.services.access.bearer import BearerAuthenticator
 from loramux_server.services.access.keys import KeyRing
 from loramux_server.store.store import Store

@@ -14,7 +14,7 @@ import grpc
 import pytest
 
 from loramux.v1 import server_pb2, server_pb2_grpc
-from loramux_server.core.principal import LOCAL, Principal
+from loramux_server.core.callers.principal import LOCAL, Principal
 from loramux_server.host.certificates import CertificateFiles
 from loramux_server.services.access.credentials import Credentials
 from tests.certificates import LOOPBACK, Issued, new_ca

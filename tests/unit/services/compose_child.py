@@ -6,8 +6,8 @@ import asyncio
 import os
 from pathlib import Path
 
+from loramux_server.core.callers.principal import LOCAL
 from loramux_server.core.compose import ComposeCommand, ComposeResult
-from loramux_server.core.principal import LOCAL
 from loramux_server.core.types import StackItem
 from loramux_server.host.failpoints import VARIABLE
 from loramux_server.services.adapters.service import AdapterService

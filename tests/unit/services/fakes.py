@@ -23,9 +23,9 @@ from loramux_server.core.backend import (
     SequenceTimes,
     TokenEvent,
 )
+from loramux_server.core.callers.principal import LOCAL, Principal, Scope
 from loramux_server.core.errors import LOGITS_NOT_FINITE, Code, Error, replica_not_found
 from loramux_server.core.jobs import TrainCommand, TrainEvent
-from loramux_server.core.principal import LOCAL, Principal, Scope
 from loramux_server.core.types import AdapterVersion, FinishReason
 from loramux_server.services.access.credentials import Credentials
 from tests.rows import JobRows, rows_of

@@ -6,7 +6,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from loramux_server.core.jobs import JobState, TrainEvent
-from loramux_server.core.observer import JobMoved, RequestFinished, RequestStarted
+from loramux_server.core.observing.observer import JobMoved, RequestFinished, RequestStarted
 from loramux_server.core.types import Stack
 
 

@@ -22,10 +22,10 @@ from loramux.v1 import (
     usage_pb2_grpc,
 )
 from loramux_server.config import Address
+from loramux_server.core.callers.principal import Principal, Scope
 from loramux_server.core.compose import ComposeCommand, ComposeResult
 from loramux_server.core.errors import Code, Error
-from loramux_server.core.observer import CallSinks, Observers
-from loramux_server.core.principal import Principal, Scope
+from loramux_server.core.observing.observer import CallSinks, Observers
 from loramux_server.rpc.limits import RpcLimits
 from loramux_server.rpc.server import RpcServer
 from loramux_server.services.access.access import Access

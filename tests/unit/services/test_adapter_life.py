@@ -9,8 +9,8 @@ from contextlib import aclosing
 import pytest
 
 from loramux_server.core.backend import EngineInfo
+from loramux_server.core.callers.principal import LOCAL
 from loramux_server.core.errors import Code, Error
-from loramux_server.core.principal import LOCAL
 from loramux_server.core.types import StackItem
 from loramux_server.services.adapters.service import AdapterService
 from loramux_server.services.common.context import Context

@@ -13,8 +13,8 @@ from dataclasses import replace
 import pytest
 
 from loramux_server.core.backend import EngineInfo
+from loramux_server.core.callers.principal import LOCAL
 from loramux_server.core.errors import Code, Error
-from loramux_server.core.principal import LOCAL
 from loramux_server.core.types import AdapterVersion, StackItem
 from loramux_server.services.adapters.collector import Collector
 from loramux_server.services.adapters.service import AdapterService

@@ -10,9 +10,9 @@ import pytest
 from loramux._wire import requests
 from loramux.v1 import inference_pb2
 from loramux_server.api.convert.common import messages_from_proto
+from loramux_server.core.callers.principal import LOCAL
 from loramux_server.core.errors import Code, Error
 from loramux_server.core.jobs import JobState, TrainRow, TrainSpec
-from loramux_server.core.principal import LOCAL
 from loramux_server.core.types import Message
 from loramux_server.services.evaluation.questions import last_answer
 from loramux_server.services.inference.service import GenerationService

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from loramux_server.core.call import about
+from loramux_server.core.callers.principal import Principal, Scope
 from loramux_server.core.errors import Code, Error
-from loramux_server.core.observer import CallFinished
-from loramux_server.core.principal import Principal, Scope
+from loramux_server.core.observing.observer import CallFinished
 from loramux_server.services.access.access import Access, Incoming
 from loramux_server.services.access.audit import REFUSALS, WINDOW, CallAudit
 from loramux_server.services.access.credentials import Credentials

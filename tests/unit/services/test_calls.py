@@ -10,11 +10,11 @@ import structlog
 
 from loramux_server.api.methods import METHODS as RPC_METHODS
 from loramux_server.core.call import current
+from loramux_server.core.callers.principal import Principal, Scope
+from loramux_server.core.callers.quota import Quota, Quotas
 from loramux_server.core.errors import Code, Error
-from loramux_server.core.observer import CallFinished, RequestRefused
-from loramux_server.core.principal import Principal, Scope
-from loramux_server.core.quota import Quota, Quotas
-from loramux_server.core.tracing import Arrival, Attributes, TraceContext
+from loramux_server.core.observing.observer import CallFinished, RequestRefused
+from loramux_server.core.observing.tracing import Arrival, Attributes, TraceContext
 from loramux_server.services.access.access import Access, Incoming
 from loramux_server.services.access.credentials import Credentials
 from loramux_server.services.access.methods import METHODS, require_all

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from loramux_server.core.callers.principal import Principal, Scope
+from loramux_server.core.callers.san import SanPattern
 from loramux_server.core.errors import Code, Error
-from loramux_server.core.principal import Principal, Scope
-from loramux_server.core.san import SanPattern
 from loramux_server.services.access.certificates import Certificates
 from loramux_server.services.access.credentials import Credentials
 from loramux_server.services.access.refusals import invalid

@@ -10,9 +10,9 @@ import pytest
 
 from loramux.comparison import Comparison, Side, read_comparison, without_comparison
 from loramux_server.core.backend import EngineInfo, GenerateCommand
+from loramux_server.core.callers.principal import LOCAL
 from loramux_server.core.errors import Code, Error
 from loramux_server.core.jobs import Gate, JobState, TrainEventType, TrainSpec
-from loramux_server.core.principal import LOCAL
 from loramux_server.core.types import FinishReason, StackItem
 from loramux_server.data.fields import ChatRow, CompletionRow, TextRow
 from loramux_server.data.teacher_rows import with_context

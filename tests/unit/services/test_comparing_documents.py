@@ -14,9 +14,9 @@ import pytest
 
 from loramux.comparison import read_comparison
 from loramux_server.core.backend import EngineInfo, GenerateCommand
+from loramux_server.core.callers.principal import LOCAL
 from loramux_server.core.errors import Code, Error
 from loramux_server.core.jobs import JobState, TrainEventType, TrainSpec
-from loramux_server.core.principal import LOCAL
 from loramux_server.core.types import FinishReason
 from loramux_server.data.dataset import check_dataset
 from loramux_server.data.fields import ChatRow, CompletionRow

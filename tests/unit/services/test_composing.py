@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from loramux_server.core.backend import EngineInfo
+from loramux_server.core.callers.principal import LOCAL
 from loramux_server.core.compose import ComposeCommand, ComposeMethod, ComposeResult
 from loramux_server.core.errors import Code, Error
-from loramux_server.core.principal import LOCAL
 from loramux_server.core.types import StackItem
 from loramux_server.host.failpoints import VARIABLE, FailpointError
 from loramux_server.services.adapters.service import AdapterService

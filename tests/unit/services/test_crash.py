@@ -14,8 +14,8 @@ import pytest
 
 from loramux.comparison import read_comparison
 from loramux_server.core.backend import EngineInfo
+from loramux_server.core.callers.principal import LOCAL
 from loramux_server.core.jobs import Gate, JobState, TrainSpec
-from loramux_server.core.principal import LOCAL
 from loramux_server.host.failpoints import VARIABLE
 from loramux_server.store.store import Store
 from loramux_server.text import TextTokenizer

@@ -7,10 +7,10 @@ import asyncio
 import pytest
 
 from loramux_server.core.backend import EngineInfo
+from loramux_server.core.callers.principal import LOCAL
+from loramux_server.core.callers.quota import Limit
+from loramux_server.core.callers.usage import Amounts, UsageKey, UsageMethod, day_of
 from loramux_server.core.jobs import JobState
-from loramux_server.core.principal import LOCAL
-from loramux_server.core.quota import Limit
-from loramux_server.core.usage import Amounts, UsageKey, UsageMethod, day_of
 from loramux_server.services.jobs.running import daily_tokens
 from loramux_server.store.store import Store
 from loramux_server.store.usage import add_usage

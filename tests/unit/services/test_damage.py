@@ -12,10 +12,10 @@ from fsspec.implementations.dirfs import DirFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
 from loramux_server.core.backend import EngineInfo, GenerateCommand, TokenEvent
+from loramux_server.core.callers.principal import LOCAL
 from loramux_server.core.compose import ComposeCommand, ComposeResult
 from loramux_server.core.errors import Code, Error
 from loramux_server.core.jobs import JobRequest, JobState, TrainCommand, TrainEvent, TrainSpec
-from loramux_server.core.principal import LOCAL
 from loramux_server.core.types import AdapterVersion, StackItem
 from loramux_server.data.rows_file import discard_rows
 from loramux_server.peft.schema import check_files

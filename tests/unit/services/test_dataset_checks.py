@@ -11,9 +11,9 @@ import pytest
 from loramux_server.app.app import limits_from
 from loramux_server.config import load
 from loramux_server.core.backend import EngineInfo, ScoreCommand, ScoreResult
+from loramux_server.core.callers.principal import LOCAL
 from loramux_server.core.errors import Code, Error
 from loramux_server.core.jobs import JobRequest, TrainSpec
-from loramux_server.core.principal import LOCAL
 from loramux_server.data.dataset import DatasetSummary
 from loramux_server.data.notes import PlainRows
 from loramux_server.services.common.limits import Limits

@@ -11,9 +11,9 @@ import pytest
 
 from loramux_server.app.maintenance import check
 from loramux_server.core.backend import EngineInfo
+from loramux_server.core.callers.principal import LOCAL
 from loramux_server.core.errors import Code, Error
 from loramux_server.core.jobs import JobState
-from loramux_server.core.principal import LOCAL
 from loramux_server.core.types import StackItem
 from loramux_server.store.maintenance.backup import backup, restore, verify
 from loramux_server.store.maintenance.doctor import Check, examine

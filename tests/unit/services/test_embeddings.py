@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from loramux_server.core.backend import EmbedCommand, EmbedResult, EngineInfo
+from loramux_server.core.callers.principal import LOCAL
 from loramux_server.core.errors import Code, Error
-from loramux_server.core.principal import LOCAL
 from loramux_server.core.types import Pooling, StackItem
 from loramux_server.services.common.context import Context
 from loramux_server.services.common.limits import Limits

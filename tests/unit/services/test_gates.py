@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from loramux_server.core.backend import EngineInfo, GenerateCommand
+from loramux_server.core.callers.principal import LOCAL
 from loramux_server.core.errors import Code, Error
 from loramux_server.core.jobs import Gate, JobState, TrainEventType, TrainRow, TrainSpec
-from loramux_server.core.principal import LOCAL
 from loramux_server.core.types import FinishReason, StackItem
 from loramux_server.data.dataset import Example
 from loramux_server.data.fields import CompletionRow

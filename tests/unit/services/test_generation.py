@@ -15,8 +15,8 @@ import pytest
 
 from loramux_server.core.backend import EngineInfo, GenerateCommand, SequenceTimes
 from loramux_server.core.call import Call, enter
+from loramux_server.core.callers.principal import LOCAL
 from loramux_server.core.errors import Code, Error
-from loramux_server.core.principal import LOCAL
 from loramux_server.core.types import (
     Chunk,
     FinishReason,

@@ -15,9 +15,9 @@ from pathlib import Path
 
 import pytest
 
+from loramux_server.core.callers.principal import Principal
 from loramux_server.core.errors import Error
 from loramux_server.core.jobs import JobRequest
-from loramux_server.core.principal import Principal
 from loramux_server.services.adapters.service import AdapterService
 from loramux_server.services.common.context import Context
 from loramux_server.services.jobs.board import JobBoard

@@ -10,9 +10,9 @@ from collections.abc import AsyncIterator
 import pytest
 import structlog.testing
 
+from loramux_server.core.callers.keys import ApiKey
+from loramux_server.core.callers.principal import LOCAL, Principal, Scope
 from loramux_server.core.errors import Code, Error
-from loramux_server.core.keys import ApiKey
-from loramux_server.core.principal import LOCAL, Principal, Scope
 from loramux_server.services.access import keys as keys_module
 from loramux_server.services.access.bearer import BearerAuthenticator
 from loramux_server.services.access.credentials import Credentials

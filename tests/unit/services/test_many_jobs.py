@@ -8,9 +8,9 @@ from collections.abc import AsyncIterator, Callable
 import pytest
 
 from loramux_server.core.backend import EngineInfo
+from loramux_server.core.callers.principal import LOCAL
 from loramux_server.core.errors import Code, Error
 from loramux_server.core.jobs import JobRequest, JobState, TrainCommand, TrainEvent, TrainEventType
-from loramux_server.core.principal import LOCAL
 from loramux_server.services.jobs.running.lock import ReadersWriterLock
 from loramux_server.services.jobs.running.runner import JobRunner
 from loramux_server.services.jobs.running.trouble import MAX_ENGINE_LOSSES

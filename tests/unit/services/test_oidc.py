@@ -16,8 +16,8 @@ import pytest
 from joserfc import jwt
 from joserfc.jwk import ECKey, Key, OKPKey, RSAKey
 
+from loramux_server.core.callers.principal import Principal, Scope
 from loramux_server.core.errors import Error
-from loramux_server.core.principal import Principal, Scope
 from loramux_server.services.access import provider_keys
 from loramux_server.services.access.bearer import BearerAuthenticator
 from loramux_server.services.access.credentials import Credentials

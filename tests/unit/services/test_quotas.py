@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from loramux_server.core.callers.principal import Principal, Scope
+from loramux_server.core.callers.quota import LIMITS, Quota, Quotas
 from loramux_server.core.errors import Code, Error
-from loramux_server.core.principal import Principal, Scope
-from loramux_server.core.quota import LIMITS, Quota, Quotas
 from loramux_server.core.types import SamplingParams
 from loramux_server.services.access.methods import METHODS, Method
 from loramux_server.services.access.quotas import SWEEP_SECONDS, Bucket, QuotaMeter

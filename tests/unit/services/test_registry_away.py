@@ -14,10 +14,10 @@ import sqlalchemy as sa
 import structlog
 
 from loramux_server.core.backend import EngineInfo
+from loramux_server.core.callers.principal import Principal
 from loramux_server.core.errors import Code, Error
 from loramux_server.core.jobs import JobState
-from loramux_server.core.outage import FIRST, Outage
-from loramux_server.core.principal import Principal
+from loramux_server.core.observing.outage import FIRST, Outage
 from loramux_server.core.types import StackItem
 from loramux_server.services.adapters.collector import Collector
 from loramux_server.services.common.stacks import StackResolver

@@ -9,8 +9,8 @@ import pytest
 
 from loramux_server.app.app import limits_from
 from loramux_server.config import load
+from loramux_server.core.callers.principal import LOCAL
 from loramux_server.core.errors import Error, FieldViolation
-from loramux_server.core.principal import LOCAL
 from loramux_server.core.types import Message, SamplingParams, StackItem
 from loramux_server.services.common.checks import context_violation
 from loramux_server.services.common.limits import Limits

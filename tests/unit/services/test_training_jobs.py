@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 
 from loramux_server.core.backend import EngineInfo
+from loramux_server.core.callers.principal import LOCAL
 from loramux_server.core.errors import ROWS_DAMAGED, Code, Error
 from loramux_server.core.jobs import Gate, JobRequest, JobState, TrainCommand, TrainEvent, TrainEventType, TrainSpec
-from loramux_server.core.principal import LOCAL
 from loramux_server.core.types import AdapterVersion, StackItem
 from loramux_server.services.common.context import Context
 from loramux_server.services.common.limits import Limits

@@ -13,11 +13,11 @@ import pytest
 import structlog
 
 from loramux_server.core.call import Call
+from loramux_server.core.callers.principal import LOCAL, Principal, Scope
+from loramux_server.core.callers.usage import AMOUNTS, Amounts, Dimension, UsageMethod, UsageQuery
 from loramux_server.core.errors import Code, Error
-from loramux_server.core.observer import RequestFinished
-from loramux_server.core.principal import LOCAL, Principal, Scope
+from loramux_server.core.observing.observer import RequestFinished
 from loramux_server.core.types import BASE, AdapterVersion, Stack, StackEntry
-from loramux_server.core.usage import AMOUNTS, Amounts, Dimension, UsageMethod, UsageQuery
 from loramux_server.host.failpoints import VARIABLE
 from loramux_server.services.common.context import Context
 from loramux_server.services.usage import recorder as recorder_module

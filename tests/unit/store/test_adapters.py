@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from sqlalchemy import event
 
+from loramux_server.core.callers.principal import Principal
 from loramux_server.core.errors import Code, Error
-from loramux_server.core.principal import Principal
 from loramux_server.core.types import StackItem
 from loramux_server.store.records import SHARED, AdapterMeta, VersionState
 from loramux_server.store.store import Store

@@ -14,11 +14,11 @@ from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 
+from loramux_server.core.callers.usage import Dimension, UsageQuery, UsageRow
 from loramux_server.core.errors import Code, Error
 from loramux_server.core.jobs import Gate, JobRequest, TrainSpec
 from loramux_server.core.notes import Note
 from loramux_server.core.types import StackItem
-from loramux_server.core.usage import Dimension, UsageQuery, UsageRow
 from loramux_server.store import database as database_module
 from loramux_server.store.adapters import rows as adapter_rows
 from loramux_server.store.database import MIGRATIONS, Database, sqlite_url

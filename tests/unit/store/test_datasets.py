@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from loramux_server.core.callers.principal import Principal
 from loramux_server.core.errors import Code, Error
 from loramux_server.core.jobs import JobRequest, JobState, TrainSpec
-from loramux_server.core.principal import Principal
 from loramux_server.store.records import DatasetRecord
 from loramux_server.store.store import Store
 

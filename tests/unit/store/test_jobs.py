@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from loramux_server.core.callers.principal import Principal
 from loramux_server.core.errors import Code, Error
 from loramux_server.core.jobs import MOVES, Gate, JobRequest, JobState, TrainEvent, TrainEventType, TrainSpec
-from loramux_server.core.principal import Principal
 from loramux_server.core.types import StackItem
 from loramux_server.store.jobs import events as events_module
 from loramux_server.store.records import AdapterMeta

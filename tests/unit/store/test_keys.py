@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from loramux_server.core.callers.keys import ApiKey
+from loramux_server.core.callers.principal import Scope
 from loramux_server.core.errors import Code, Error
-from loramux_server.core.keys import ApiKey
-from loramux_server.core.principal import Scope
 from loramux_server.store.database import Database
 from loramux_server.store.keys import KeyState, KeyTable
 from loramux_server.store.store import Store

@@ -21,13 +21,13 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 
 from loramux_server.core.call import Call
+from loramux_server.core.callers.keys import ApiKey
+from loramux_server.core.callers.principal import Principal, Scope
+from loramux_server.core.callers.usage import Amounts
 from loramux_server.core.errors import Code, Error
 from loramux_server.core.jobs import JobRequest, JobState, TrainEvent, TrainEventType, TrainSpec
-from loramux_server.core.keys import ApiKey
-from loramux_server.core.observer import RequestFinished
-from loramux_server.core.principal import Principal, Scope
+from loramux_server.core.observing.observer import RequestFinished
 from loramux_server.core.types import BASE, StackItem
-from loramux_server.core.usage import Amounts
 from loramux_server.services.access.keys import KeyRing
 from loramux_server.services.access.refusals import Refused
 from loramux_server.services.common.stacks import StackResolver

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from loramux_server.core.callers.keys import ApiKey
+from loramux_server.core.callers.principal import Scope
+from loramux_server.core.callers.quota import Bound, Limit, Quota
 from loramux_server.core.errors import Code, Error
 from loramux_server.core.jobs import JobRequest, JobState, TrainEvent, TrainEventType
-from loramux_server.core.keys import ApiKey
-from loramux_server.core.principal import Scope
-from loramux_server.core.quota import Bound, Limit, Quota
 from loramux_server.store.jobs.table import JobTable
 from loramux_server.store.quotas import QuotaTable
 from loramux_server.store.records import SHARED, AdapterMeta

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from loramux_server.core.callers.principal import Principal
 from loramux_server.core.errors import Code, Error
-from loramux_server.core.principal import Principal
 from loramux_server.core.types import StackItem
 from loramux_server.store.records import SHARED, AdapterMeta, Composition, VersionState
 from loramux_server.store.store import Store

@@ -14,9 +14,18 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
+from loramux_server.core.callers.usage import (
+    AMOUNTS,
+    Amounts,
+    Dimension,
+    UsageKey,
+    UsageMethod,
+    UsageQuery,
+    UsageRow,
+    day_of,
+)
 from loramux_server.core.errors import Code, Error
 from loramux_server.core.jobs import JobRequest, TrainEvent, TrainEventType
-from loramux_server.core.usage import AMOUNTS, Amounts, Dimension, UsageKey, UsageMethod, UsageQuery, UsageRow, day_of
 from loramux_server.host.failpoints import VARIABLE
 from loramux_server.store import usage as usage_module
 from loramux_server.store.adapters.registry import AdapterRegistry

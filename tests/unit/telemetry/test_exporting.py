@@ -15,7 +15,7 @@ from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExport
 from loramux_server.app.tracing import open_tracing
 from loramux_server.config import Settings, load
 from loramux_server.core.errors import Error
-from loramux_server.core.tracing import Arrival
+from loramux_server.core.observing.tracing import Arrival
 from loramux_server.telemetry.tracing.exporting import open_exporter
 from loramux_server.telemetry.tracing.provider import Tracing
 from tests.collector import Collector, collecting

@@ -15,10 +15,10 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from loramux_server.core.backend import EngineInfo, EngineStats, GpuStats
 from loramux_server.core.call import Call
+from loramux_server.core.callers.principal import LOCAL, Principal
 from loramux_server.core.errors import Code, Error
 from loramux_server.core.jobs import JobState, TrainEvent, TrainEventType
-from loramux_server.core.observer import CallFinished, JobMoved, RequestStarted
-from loramux_server.core.principal import LOCAL, Principal
+from loramux_server.core.observing.observer import CallFinished, JobMoved, RequestStarted
 from loramux_server.core.types import BASE, BASE_NAME, AdapterVersion, Stack, StackEntry
 from loramux_server.store.adapters.refs import check_name, check_new_name
 from loramux_server.store.damage import Kind

@@ -9,9 +9,9 @@ import pytest
 
 from loramux_server.core.backend import SequenceTimes
 from loramux_server.core.call import Call
+from loramux_server.core.callers.principal import Principal
 from loramux_server.core.jobs import JobState
-from loramux_server.core.observer import CallFinished, JobMoved, RequestFinished, RequestRefused
-from loramux_server.core.principal import Principal
+from loramux_server.core.observing.observer import CallFinished, JobMoved, RequestFinished, RequestRefused
 from loramux_server.core.types import BASE, AdapterVersion, FinishReason, Stack, StackEntry
 from loramux_server.telemetry.logs import storms
 from loramux_server.telemetry.logs.jobs import JobLog

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from loramux.v1 import adapters_pb2 as pb
 
+from ...core.callers.principal import Principal
 from ...core.compose import ComposeMethod
-from ...core.principal import Principal
 from ...services.adapters.types import AdapterInfo, ComposeRequest
 from ...store.records import VersionRecord
 from .common import from_proto, to_proto, word

@@ -8,8 +8,8 @@ from loramux.v1 import server_pb2 as pb
 
 from ...core.backend import EngineStats, Replica
 from ...core.bounds import MAX_STACK
+from ...core.callers.principal import Principal
 from ...core.jobs import JobState, TrainSpec
-from ...core.principal import Principal
 from ...services.availability import ServerInfo
 from ...services.stats import AdapterActivity, JobActivity, ServerStats
 from .common import to_proto

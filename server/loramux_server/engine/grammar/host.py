@@ -17,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from ...core.errors import Code
-from ...core.outage import Outage
+from ...core.observing.outage import Outage
 from ...core.types import Grammar
 from ..transport.wire import HEADER, frame_size
 from .process import BAD_TOKENIZER

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch.autograd.profiler import profile
 
-from ...core.timeline import Event
+from ...core.observing.timeline import Event
 
 log = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ import torch
 
 from ...core.backend import ProfileCommand, ProfileResult
 from ...core.errors import Code, Error, internal_error
-from ...core.timeline import TIMELINE, Event
+from ...core.observing.timeline import TIMELINE, Event
 from ...host.files import storage_errors
 from .kernels import KernelRecorder
 from .trace import write_trace

@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from ...core.timeline import Event
+from ...core.observing.timeline import Event
 
 AT_ONCE = 256
 """Events that are encoded without letting other threads in."""

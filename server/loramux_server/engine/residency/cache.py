@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 
 from ...core.errors import Code, Error, invalid_field
-from ...core.timeline import TIMELINE
+from ...core.observing.timeline import TIMELINE
 from ...core.types import AdapterVersion
 from ...lora.bank import HostAdapter, PackedAdapter
 from ...model.out_of_memory import out_of_memory

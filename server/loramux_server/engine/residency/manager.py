@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable
 
 from ...core.errors import Code, Error
-from ...core.timeline import TIMELINE
+from ...core.observing.timeline import TIMELINE
 from ...core.types import AdapterVersion, Stack
 from ...lora.bank import AdapterBank, PackedAdapter
 from ...lora.slots import Entries, Swap

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-from ...core.principal import SERVER_TENANT
+from ...core.callers.principal import SERVER_TENANT
 
 GRACE = 0.5
 """Seconds that a tenant counts as here after its last token, so that its next request finds no long step under way."""

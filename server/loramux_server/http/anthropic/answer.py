@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from ...core.json_values import BadJson, decode, why_unusable
+from ...core.reading.json_values import BadJson, decode, why_unusable
 from ...core.types import Chunk, FinishReason, Usage, model_name
 from ...services.inference.types import GenerateRequest
 from ...text.answers.reasoning import Thought

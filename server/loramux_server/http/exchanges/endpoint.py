@@ -11,8 +11,8 @@ from starlette.datastructures import Headers
 from starlette.types import Receive, Scope, Send
 
 from ...core.errors import Error
-from ...core.observer import RequestRefused
-from ...core.tracing import Arrival, Attributes, TraceContext
+from ...core.observing.observer import RequestRefused
+from ...core.observing.tracing import Arrival, Attributes, TraceContext
 from ...services.access.access import Incoming
 from ...services.access.credentials import Credentials
 from ...services.common.calls import Calls

@@ -14,8 +14,8 @@ from starlette.datastructures import QueryParams
 from typing_extensions import TypedDict
 
 from ...core import call as calls
+from ...core.callers.usage import Dimension, UsageMethod, UsageQuery, UsageRow
 from ...core.errors import invalid_field
-from ...core.usage import Dimension, UsageMethod, UsageQuery, UsageRow
 from ...services.availability import Availability
 from ...services.usage.service import tenants_of
 from ..bodies.fields import Strict, read

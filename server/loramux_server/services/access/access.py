@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ...core.call import Call
+from ...core.callers.principal import Principal
 from ...core.errors import Code, Error
-from ...core.principal import Principal
-from ...core.tracing import UNSEEN, Arrival, TraceContext
+from ...core.observing.tracing import UNSEEN, Arrival, TraceContext
 from .authenticator import Authenticator
 from .credentials import Credentials
 from .methods import METHODS, Method, short_name

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from ...core.principal import Principal
+from ...core.callers.principal import Principal
 from .credentials import Credentials
 
 

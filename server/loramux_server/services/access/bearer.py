@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from typing import Protocol, TypeAlias
 
-from ...core.keys import ApiKey
-from ...core.principal import LOCAL, Principal
+from ...core.callers.keys import ApiKey
+from ...core.callers.principal import LOCAL, Principal
 from . import refusals
 from .credentials import Credentials
 from .keys import KeyRing

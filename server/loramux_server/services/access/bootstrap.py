@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from ...core.keys import ApiKey
-from ...core.principal import DEFAULT_TENANT, Scope
+from ...core.callers.keys import ApiKey
+from ...core.callers.principal import DEFAULT_TENANT, Scope
 from ...store.keys import KeyRecord, KeyTable
 from ...telemetry.logs import get_logger
 

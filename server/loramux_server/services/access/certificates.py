@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from ...core.callers.principal import Principal, Scope
+from ...core.callers.san import SanPattern
 from ...core.errors import Code, Error
-from ...core.principal import Principal, Scope
-from ...core.san import SanPattern
 from . import refusals
 from .authenticator import Authenticator
 from .credentials import Credentials

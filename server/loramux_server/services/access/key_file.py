@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ...core.callers.keys import FORM, ApiKey
 from ...core.errors import invalid_field
-from ...core.keys import FORM, ApiKey
 
 FLAG = "--bootstrap-key"
 MOST_BYTES = 4096

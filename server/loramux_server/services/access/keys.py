@@ -10,10 +10,10 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 
+from ...core.callers.keys import ApiKey
+from ...core.callers.principal import Principal
 from ...core.errors import Error
-from ...core.keys import ApiKey
-from ...core.outage import Outage
-from ...core.principal import Principal
+from ...core.observing.outage import Outage
 from ...store.keys import KeyRecord, KeyState, KeyTable
 from ...telemetry.logs import get_logger
 from .refusals import Refused, Verdict, unavailable

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from ...core.principal import Scope
+from ...core.callers.principal import Scope
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,8 +13,8 @@ from joserfc import jwt
 from joserfc.errors import JoseError
 from joserfc.jws import JWSRegistry
 
+from ...core.callers.principal import Principal, Scope
 from ...core.errors import Error
-from ...core.principal import Principal, Scope
 from ...store.adapters.refs import check_name
 from .provider_keys import ProviderKeys
 from .refusals import Refused, Verdict

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 from joserfc.errors import JoseError
 from joserfc.jwk import JWKRegistry, Key, KeySet, RSAKey
 
-from ...core.outage import Outage
+from ...core.observing.outage import Outage
 from ...host.urls import is_loopback, why_not_trusted
 from ...telemetry.logs import get_logger
 from .refusals import unavailable

@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
+from ...core.callers.principal import Principal
+from ...core.callers.quota import NO_QUOTAS, Limit, Quota, exceeded
 from ...core.errors import Error
-from ...core.outage import Outage
-from ...core.principal import Principal
-from ...core.quota import NO_QUOTAS, Limit, Quota, exceeded
+from ...core.observing.outage import Outage
 from ...store.quotas import QuotaTable
 from ...telemetry.logs import get_logger
 from .methods import Method

@@ -6,8 +6,8 @@ import time
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from ...core.callers.principal import Principal
 from ...core.errors import Code, Error
-from ...core.principal import Principal
 from ...telemetry.logs import get_logger
 
 logger = get_logger(__name__)

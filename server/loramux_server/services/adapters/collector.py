@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from ...core.errors import Error
-from ...core.outage import Outage
+from ...core.observing.outage import Outage
 from ...store.store import Store
 from ...telemetry.logs import get_logger
 

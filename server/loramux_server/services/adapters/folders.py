@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 from ...core.call import about
+from ...core.callers.principal import Principal
 from ...core.errors import Code, Error, invalid_field
-from ...core.principal import Principal
 from ...store.adapters.refs import check_name
 from ...store.records import VersionRecord
 from ..common.checks import shown

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from ...core.backend import Backend, EngineInfo, ScoreCommand
+from ...core.callers.principal import SERVER_TENANT
 from ...core.errors import LOGITS_NOT_FINITE, Code, Error
-from ...core.principal import SERVER_TENANT
 from ...core.types import AdapterVersion, Stack, StackEntry
 from ...host.files import open_regular
 from ...peft.schema import WEIGHTS_FILE, AdapterConfig, check_folder

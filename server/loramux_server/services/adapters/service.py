@@ -8,10 +8,10 @@ from contextlib import suppress
 from pathlib import Path
 
 from ...core.call import about
-from ...core.encodings import without_mark
+from ...core.callers.principal import Principal
 from ...core.errors import Code, Error, invalid, invalid_field
-from ...core.observer import NullObserver, Observer
-from ...core.principal import Principal
+from ...core.observing.observer import NullObserver, Observer
+from ...core.reading.encodings import without_mark
 from ...core.types import AdapterVersion
 from ...peft.config import CONFIG_FILE, MAX_CONFIG_BYTES
 from ...peft.schema import FINGERPRINT_KEY, AdapterConfig, check_folder

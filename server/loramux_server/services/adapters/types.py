@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
+from ...core.callers.principal import Principal
 from ...core.compose import ComposeMethod
-from ...core.principal import Principal
 from ...core.types import StackItem
 from ...store.records import VersionRecord
 from ..common.types import FileSpec

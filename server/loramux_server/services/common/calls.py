@@ -15,9 +15,9 @@ from typing import Any, TypeVar
 import structlog
 
 from ...core.call import Call, current, enter, known
+from ...core.callers.principal import Principal
 from ...core.errors import Code, Error, internal_error, invalid_field, shutting_down
-from ...core.observer import CallFinished, CallSink, CallSpan, CallTracer, RequestRefused
-from ...core.principal import Principal
+from ...core.observing.observer import CallFinished, CallSink, CallSpan, CallTracer, RequestRefused
 from ...telemetry.logs import get_logger
 from ..access.access import Access, Incoming
 from ..access.audit import CallAudit

@@ -12,8 +12,8 @@ from ...core.bounds import (
     too_many,
     utf8_size,
 )
+from ...core.callers.principal import Principal
 from ...core.errors import Code, Error, FieldViolation
-from ...core.principal import Principal
 from ...core.types import StackItem
 from ...store.adapters.refs import check_new_name, parse_ref
 from ...text.chat.conversation import Report, read_template_kwargs

@@ -10,9 +10,9 @@ from contextlib import ExitStack, asynccontextmanager
 from threading import Lock
 from types import MappingProxyType
 
+from ...core.callers.principal import Viewer, may_find, tenant_of
 from ...core.errors import Code, Error, adapter_not_found
-from ...core.outage import Outage
-from ...core.principal import Viewer, may_find, tenant_of
+from ...core.observing.outage import Outage
 from ...core.types import BASE, AdapterVersion, Stack, StackEntry, StackItem
 from ...store.store import Store
 from ...telemetry.logs import get_logger

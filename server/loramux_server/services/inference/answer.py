@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from ...core.backend import Backend, GenerateCommand, SequenceTimes, TokenEvent
 from ...core.call import Call
 from ...core.errors import Code, Error
-from ...core.observer import Observer, RequestFinished, RequestStarted
+from ...core.observing.observer import Observer, RequestFinished, RequestStarted
 from ...core.types import Chunk, FinishReason, Stack, Usage
 from ..access.quotas import Reservation
 from ..common.deadlines import code_of_cancelled, until

@@ -12,7 +12,7 @@ from ...core.backend import EmbedCommand
 from ...core.bounds import text_violations, too_many
 from ...core.call import computes_with, known
 from ...core.errors import FieldViolation, invalid
-from ...core.observer import Observer, RequestStarted
+from ...core.observing.observer import Observer, RequestStarted
 from ..common.checks import stack_violations
 from ..common.context import Context
 from ..common.deadlines import Preparation, until

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from ...core.backend import SequenceTimes
 from ...core.errors import Code, Error
-from ...core.observer import Observer, RequestFinished, RequestStarted
+from ...core.observing.observer import Observer, RequestFinished, RequestStarted
 from ..common.deadlines import code_of_cancelled
 
 

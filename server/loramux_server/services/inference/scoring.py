@@ -9,7 +9,7 @@ from ...core.backend import ScoreCommand
 from ...core.bounds import text_violations
 from ...core.call import computes_with, known
 from ...core.errors import FieldViolation, invalid, invalid_field
-from ...core.observer import Observer, RequestStarted
+from ...core.observing.observer import Observer, RequestStarted
 from ..common.checks import stack_violations
 from ..common.context import Context
 from ..common.deadlines import Preparation, until

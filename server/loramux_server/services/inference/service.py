@@ -13,7 +13,7 @@ from ...core.backend import GenerateCommand
 from ...core.bounds import GREEDY_BELOW
 from ...core.call import computes_with, known
 from ...core.errors import invalid
-from ...core.observer import NullObserver, Observer
+from ...core.observing.observer import NullObserver, Observer
 from ...core.types import Chunk, FinishReason, Grammar, SamplingParams, Usage
 from ...text import StopMatcher
 from ...text.answers.forced_calls import ToolMode

@@ -6,7 +6,7 @@ import struct
 from dataclasses import dataclass
 from typing import Any
 
-from ...core.principal import Principal
+from ...core.callers.principal import Principal
 from ...core.types import FinishReason, Message, Pooling, SamplingParams, StackEntry, StackItem, TokenLogprob, Usage
 from ...text.answers.forced_calls import MODEL_CHOOSES, ToolChoice
 

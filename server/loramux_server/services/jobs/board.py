@@ -8,10 +8,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Unpack
 
+from ...core.callers.principal import Viewer
 from ...core.jobs import JobRequest, JobState, TrainEvent, TrainEventType
 from ...core.notes import Note
-from ...core.observer import JobMoved, NullObserver, Observer
-from ...core.principal import Viewer
+from ...core.observing.observer import JobMoved, NullObserver, Observer
 from ...store.jobs.table import Move
 from ...store.records import EventRecord, JobRecord
 from ...store.store import Store

@@ -12,9 +12,9 @@ from weakref import WeakValueDictionary
 
 from ...core.bounds import NOT_UNICODE, utf8_size
 from ...core.call import about, trace
+from ...core.callers.principal import Principal
 from ...core.errors import Code, Error, FieldViolation, invalid
 from ...core.jobs import JobRequest, JobState, TrainSpec
-from ...core.principal import Principal
 from ...core.types import Stack, StackItem
 from ...store.records import DatasetRecord, EventRecord, JobRecord
 from ..adapters.views import AdapterViews

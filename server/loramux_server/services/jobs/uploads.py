@@ -9,9 +9,9 @@ from contextlib import AsyncExitStack
 
 from ...core.bounds import NOT_UNICODE, utf8_size
 from ...core.call import about
+from ...core.callers.principal import Principal
 from ...core.errors import Code, Error, FieldViolation, invalid, invalid_field
-from ...core.outage import Outage
-from ...core.principal import Principal
+from ...core.observing.outage import Outage
 from ...store.records import DatasetRecord, PartRecord, UploadRecord, UploadState
 from ...store.uploads import check_pending
 from ...telemetry.logs import get_logger

@@ -9,10 +9,10 @@ from collections.abc import Callable
 from dataclasses import asdict, replace
 from typing import Any
 
+from ...core.callers.usage import Amounts, UsageKey, UsageMethod, day_of
 from ...core.errors import Code, Error
-from ...core.observer import NullObserver, RequestFinished
-from ...core.outage import Outage
-from ...core.usage import Amounts, UsageKey, UsageMethod, day_of
+from ...core.observing.observer import NullObserver, RequestFinished
+from ...core.observing.outage import Outage
 from ...store.usage import UsageTable
 from ...telemetry.labels import OTHER, stack_label
 from ...telemetry.logs import get_logger

@@ -8,9 +8,9 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 
+from ...core.callers.principal import Principal, Scope
+from ...core.callers.usage import Dimension, UsageQuery, UsageRow, is_word
 from ...core.errors import Code, Error, FieldViolation, invalid, invalid_field
-from ...core.principal import Principal, Scope
-from ...core.usage import Dimension, UsageQuery, UsageRow, is_word
 from ..common.checks import shown
 from ..common.context import Context
 from ..common.types import Page

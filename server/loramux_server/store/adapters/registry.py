@@ -14,8 +14,8 @@ from typing import Any
 from sqlalchemy import Connection, Row
 from sqlalchemy.exc import IntegrityError
 
+from ...core.callers.principal import Viewer, may_find, tenant_of
 from ...core.errors import Code, Error, adapter_not_found, invalid_field
-from ...core.principal import Viewer, may_find, tenant_of
 from ...core.types import AdapterVersion
 from ..blobs.blobs import Blob, BlobStore
 from ..damage import DamageCount

@@ -10,7 +10,7 @@ import msgspec
 import sqlalchemy as sa
 from sqlalchemy import Connection, Row
 
-from ...core.principal import Viewer, may_find, names_of, tenant_of
+from ...core.callers.principal import Viewer, may_find, names_of, tenant_of
 from ..blobs.blobs import Blob
 from ..database import read_row
 from ..records import DAMAGED, SHARED, AdapterMeta, VersionRecord, VersionState

@@ -11,8 +11,8 @@ import msgspec
 import sqlalchemy as sa
 from sqlalchemy import Connection, Row
 
+from ...core.callers.usage import Amounts, UsageKey, UsageMethod, day_of
 from ...core.jobs import TrainEvent, TrainEventType
-from ...core.usage import Amounts, UsageKey, UsageMethod, day_of
 from ...telemetry.labels import adapter_label
 from ..database import Database, read_values
 from ..records import EventRecord

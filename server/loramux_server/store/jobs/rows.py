@@ -9,9 +9,9 @@ import msgspec
 import sqlalchemy as sa
 from sqlalchemy import Connection, Row
 
+from ...core.callers.principal import Viewer, names_of, tenant_of
 from ...core.jobs import JobRequest, JobState
 from ...core.notes import Note
-from ...core.principal import Viewer, names_of, tenant_of
 from ..database import read_row
 from ..records import JobRecord
 from ..schema import job_events as e

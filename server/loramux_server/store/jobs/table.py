@@ -10,10 +10,10 @@ from typing import Any, Final, TypedDict, Unpack
 import sqlalchemy as sa
 from sqlalchemy import Connection, Row
 
+from ...core.callers.principal import Viewer
 from ...core.errors import Code, Error
 from ...core.jobs import JobRequest, JobState, JudgedRow, Stored, TrainEvent, TrainEventType, check_move
 from ...core.notes import Note
-from ...core.principal import Viewer
 from ...host.failpoints import reach
 from ..database import Database
 from ..paging import check_page_size, make_token, read_token, unknown_token

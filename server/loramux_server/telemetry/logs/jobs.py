@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ...core.jobs import JobState
-from ...core.observer import JobMoved, NullObserver
+from ...core.observing.observer import JobMoved, NullObserver
 from . import write
 from .lines import Event, cut
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ...core.call import Call
-from ...core.observer import CallFinished, NullObserver, RequestFinished, RequestRefused
+from ...core.observing.observer import CallFinished, NullObserver, RequestFinished, RequestRefused
 from ...core.types import BASE_NAME, Stack
 from . import is_logged, write
 from .lines import Event, cut

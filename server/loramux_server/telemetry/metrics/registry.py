@@ -11,7 +11,7 @@ from prometheus_client.process_collector import ProcessCollector
 from ...core.backend import EngineInfo, EngineStats
 from ...core.errors import Code
 from ...core.jobs import JobState, TrainEvent, TrainEventType
-from ...core.observer import CallFinished, JobMoved, NullObserver, RequestRefused, RequestStarted
+from ...core.observing.observer import CallFinished, JobMoved, NullObserver, RequestRefused, RequestStarted
 from ...core.types import Stack
 from . import catalog
 from .engine import EngineCollector

@@ -5,8 +5,8 @@ from __future__ import annotations
 from opentelemetry.trace import Span, SpanKind, StatusCode, Tracer
 
 from ...core.errors import Code
-from ...core.observer import CallFinished, CallSpan
-from ...core.tracing import Arrival, Attributes, TraceContext
+from ...core.observing.observer import CallFinished, CallSpan
+from ...core.observing.tracing import Arrival, Attributes, TraceContext
 from .contexts import context_of, named
 
 LONGEST_VALUE = 256

@@ -6,7 +6,7 @@ from opentelemetry import trace
 from opentelemetry.context import Context
 from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags, TraceState
 
-from ...core.tracing import TraceContext
+from ...core.observing.tracing import TraceContext
 
 
 def context_of(parent: TraceContext | None) -> Context:

@@ -13,7 +13,7 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 
 from ...core.errors import invalid_field
-from ...core.outage import Outage
+from ...core.observing.outage import Outage
 from ...host.urls import why_no_endpoint
 from ..logs import get_logger
 from .variables import ENDPOINTS, named_endpoint

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from opentelemetry.trace import StatusCode, Tracer
 
 from ...core.jobs import JobState
-from ...core.observer import JobMoved, NullObserver
+from ...core.observing.observer import JobMoved, NullObserver
 from .contexts import context_of, nanoseconds
 
 STRETCHES = {

@@ -10,7 +10,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
 
-from ...core.observer import Observer
+from ...core.observing.observer import Observer
 from .calls import ServerSpans
 from .exporting import open_exporter
 from .jobs import JobSpans

@@ -16,7 +16,7 @@ from opentelemetry.trace import SpanKind, StatusCode, Tracer
 from opentelemetry.util.types import AttributeValue
 
 from ...core.backend import SequenceTimes
-from ...core.observer import NullObserver, RequestFinished
+from ...core.observing.observer import NullObserver, RequestFinished
 from ...core.types import BASE_NAME, model_name
 from .contexts import context_of, nanoseconds
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, NoReturn
 
-from ...core.json_values import why_unusable
+from ...core.reading.json_values import why_unusable
 from .marks import begun
 
 

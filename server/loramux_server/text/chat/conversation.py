@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from ...core.json_values import BadJson, decode, why_unusable
+from ...core.reading.json_values import BadJson, decode, why_unusable
 from .chat_template import is_reserved
 
 Report = Callable[[str, str], None]

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from playwright.async_api import Page, expect
 
+from loramux_server.core.callers.principal import Principal, Scope
 from loramux_server.core.compose import ComposeCommand, ComposeMethod, ComposeResult
-from loramux_server.core.principal import Principal, Scope
 from loramux_server.services.access.credentials import Credentials
 from loramux_server.services.adapters.service import AdapterService
 from tests.browser import PHONE, Watched, console_page, needs_browser

@@ -9,7 +9,7 @@ import pytest
 from playwright.async_api import expect
 
 from loramux_server.core.backend import EngineStats
-from loramux_server.core.principal import Principal, Scope
+from loramux_server.core.callers.principal import Principal, Scope
 from loramux_server.services.access import refusals
 from loramux_server.services.access.credentials import Credentials
 from tests.browser import PHONE, Watched, console_page, needs_browser

@@ -6,9 +6,9 @@ import asyncio
 import time
 
 from ....core.backend import ScoreCommand
+from ....core.callers.principal import SERVER_TENANT, Principal
 from ....core.errors import Error, FieldViolation, invalid
 from ....core.jobs import JobState, TrainSpec
-from ....core.principal import SERVER_TENANT, Principal
 from ....data.dataset import DatasetSummary
 from ....training.schedule import Schedule
 from ...common.context import Context

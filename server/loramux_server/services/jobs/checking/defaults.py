@@ -7,9 +7,9 @@ from dataclasses import replace
 from typing import Any
 
 from ....core.backend import EngineInfo
+from ....core.callers.principal import Principal
 from ....core.errors import FieldViolation, invalid
 from ....core.jobs import JobRequest, TrainSpec
-from ....core.principal import Principal
 from ....core.types import AdapterVersion
 from ....data.dataset import holds_pairs
 from ....peft.schema import AdapterConfig, check_files

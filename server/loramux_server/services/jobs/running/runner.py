@@ -12,7 +12,7 @@ import structlog
 
 from ....core.errors import ROWS_DAMAGED, Code, Error, internal_error
 from ....core.jobs import JobState, TrainCommand, TrainEvent, TrainEventType
-from ....core.outage import Outage
+from ....core.observing.outage import Outage
 from ....core.types import AdapterVersion, Stack, StackEntry, StackItem
 from ....data.rows_file import discard_rows
 from ....host.failpoints import reach

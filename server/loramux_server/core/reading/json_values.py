@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterable, Iterator
 from typing import Any, NoReturn
 
-from .bounds import utf8_size
+from ..bounds import utf8_size
 
 MAX_DEPTH = 100
 """Most objects and lists inside each other, in values that are walked or written again."""

@@ -6,11 +6,11 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from .backend import SequenceTimes
-from .call import Call
-from .jobs import JobState, TrainEvent
+from ..backend import SequenceTimes
+from ..call import Call
+from ..jobs import JobState, TrainEvent
+from ..types import FinishReason, SamplingParams, Stack
 from .tracing import Arrival, Attributes, TraceContext
-from .types import FinishReason, SamplingParams, Stack
 
 
 @dataclass(frozen=True, slots=True)

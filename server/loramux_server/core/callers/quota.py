@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Literal, cast, get_args
 
-from .errors import Code, Error, Exceeded, FieldViolation, invalid
+from ..errors import Code, Error, Exceeded, FieldViolation, invalid
 
 Limit = Literal[
     "requests_per_minute",

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
-from .errors import Error
+from ..errors import Error
 
 Attributes: TypeAlias = Mapping[str, str | int]
 """Of a span, by OpenTelemetry's names."""

@@ -1,0 +1,1 @@
+"""Who calls, with which key, and what they may use."""

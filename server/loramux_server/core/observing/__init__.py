@@ -1,0 +1,1 @@
+"""What the server tells of its work: observers, traces, ranges of time, failures that go on."""

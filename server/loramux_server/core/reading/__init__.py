@@ -1,0 +1,1 @@
+"""Text and JSON as callers write them, within bounds."""
