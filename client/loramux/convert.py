@@ -18,7 +18,7 @@ from ._rows import tables
 from ._rows.json_rows import json_rows
 from ._rows.other_tools import LeftOut, Made, made_of
 from ._rows.reshape import as_messages, as_prompt
-from ._wire.fields import file_of, path_of, shown
+from ._wire.messages.fields import file_of, path_of, shown
 from .errors import invalid
 from .formats import UNCONVERTIBLE, format_of, recognised
 from .verdicts import Verdicts

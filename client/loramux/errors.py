@@ -11,7 +11,7 @@ import grpc
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
-from ._wire.connecting import connection_failure
+from ._wire.connection.connecting import connection_failure
 
 
 @dataclass(frozen=True, slots=True)

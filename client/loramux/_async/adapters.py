@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 
-from .._wire import files, requests, responses
-from .._wire.fields import filled
+from .._wire import files
 from .._wire.io_async import blocking
-from .._wire.stacks import Adapters as Stack
+from .._wire.messages import requests, responses
+from .._wire.messages.fields import filled
+from .._wire.messages.stacks import Adapters as Stack
 from ..errors import nothing_to_roll_back
 from ..types import Adapter, AdapterVersion
 from ..v1 import adapters_pb2

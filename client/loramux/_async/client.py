@@ -7,18 +7,18 @@ from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Unpack
 
-from .._wire import requests, responses
 from .._wire.assemble import Assembler
-from .._wire.channel import target
+from .._wire.connection.channel import target
+from .._wire.connection.tls import File
 from .._wire.documents import Documents
-from .._wire.fields import filled
 from .._wire.files import Data
 from .._wire.io_async import blocking
+from .._wire.messages import requests, responses
+from .._wire.messages.fields import filled
+from .._wire.messages.requests import ChatMessage, Day, GenerateOptions
+from .._wire.messages.stacks import Adapters as Stack
+from .._wire.messages.train_requests import Gate, TrainOptions
 from .._wire.profile_file import ProfileWriter
-from .._wire.requests import ChatMessage, Day, GenerateOptions
-from .._wire.stacks import Adapters as Stack
-from .._wire.tls import File
-from .._wire.train_requests import Gate, TrainOptions
 from ..convert import As
 from ..types import Chunk, Completion, Embeddings, Profile, Replica, Score, ServerInfo, ServerStats, Tokens, UsageRow
 from ..v1 import inference_pb2, server_pb2

@@ -5,11 +5,12 @@ from __future__ import annotations
 
 from typing import Unpack
 
-from .._wire import files, responses, train_requests
-from .._wire.fields import assign
+from .._wire import files
 from .._wire.files import Data
 from .._wire.io_sync import blocking
-from .._wire.train_requests import TrainOptions
+from .._wire.messages import responses, train_requests
+from .._wire.messages.fields import assign
+from .._wire.messages.train_requests import TrainOptions
 from ..convert import As
 from ..types import Dataset, DatasetReport
 from ..v1 import training_pb2

@@ -9,13 +9,13 @@ from typing import TypeVar, Unpack
 
 import grpc
 
-from .._wire import responses, train_requests
 from .._wire.documents import Documents, read_documents
-from .._wire.fields import filled
 from .._wire.files import Data
 from .._wire.io_sync import blocking, latest, sleep
-from .._wire.stacks import Adapters as Stack
-from .._wire.train_requests import Gate, TrainOptions
+from .._wire.messages import responses, train_requests
+from .._wire.messages.fields import filled
+from .._wire.messages.stacks import Adapters as Stack
+from .._wire.messages.train_requests import Gate, TrainOptions
 from .._wire.watch import Watch, published
 from ..convert import As
 from ..errors import LoramuxError

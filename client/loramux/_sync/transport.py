@@ -9,9 +9,9 @@ from typing import Any, Generic, Protocol, TypeVar
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from .._wire.channel import Target
-from .._wire.fields import count, filled, seconds
+from .._wire.connection.channel import Target
 from .._wire.io_sync import sent
+from .._wire.messages.fields import count, filled, seconds
 from ..errors import NotFound, from_rpc_error, translated
 from ..v1 import adapters_pb2_grpc, inference_pb2_grpc, server_pb2_grpc, training_pb2_grpc, usage_pb2_grpc
 

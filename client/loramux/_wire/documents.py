@@ -10,7 +10,7 @@ from typing import Any, NoReturn, TypeAlias
 
 from ..comparison import MAX_DOCUMENT_BYTES
 from ..errors import invalid
-from .fields import path_of, strings
+from .messages.fields import path_of, strings
 
 FIELD = "compare_documents"
 TEXT, LINES = frozenset({".txt", ".text", ".md", ".markdown"}), frozenset({".jsonl"})

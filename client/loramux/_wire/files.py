@@ -19,8 +19,8 @@ from ..convert import As, rows_of, write_rows
 from ..errors import DataLoss, invalid
 from ..types import AdapterVersion
 from ..v1 import adapters_pb2, common_pb2, training_pb2
-from . import responses
-from .fields import file_of, filled, items, path_of
+from .messages import responses
+from .messages.fields import file_of, filled, items, path_of
 
 CHUNK = 1 << 20
 """Bytes per message."""

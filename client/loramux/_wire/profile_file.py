@@ -10,7 +10,7 @@ from types import TracebackType
 from ..errors import DataLoss
 from ..types import Profile
 from ..v1 import server_pb2
-from .fields import path_of
+from .messages.fields import path_of
 
 
 class ProfileWriter:

@@ -8,7 +8,7 @@ import time
 from ..errors import DeadlineExceeded, InternalError, JobFailed, LoramuxError, Unavailable
 from ..types import FINAL_STATES, AdapterVersion, JobEvent, JobInfo
 from ..v1 import training_pb2
-from . import responses
+from .messages import responses
 
 PATIENCE = 300.0
 """Seconds without an event from the server after which a watch gives up reconnecting."""

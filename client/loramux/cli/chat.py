@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .._wire.requests import GenerateOptions
+from .._wire.messages.requests import GenerateOptions
 from ..client import Client
 from ..errors import LoramuxError, invalid
 from .common import (

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .._wire.requests import GenerateOptions
+from .._wire.messages.requests import GenerateOptions
 from ..errors import invalid
 from ..types import Completion
 from .common import (

@@ -9,8 +9,8 @@ from socket import socket
 import pytest
 
 from loramux import AsyncClient, Client, InvalidArgument, Unavailable
-from loramux._wire.channel import target
-from loramux._wire.proxy import is_local, proxy_of
+from loramux._wire.connection.channel import target
+from loramux._wire.connection.proxy import is_local, proxy_of
 
 from .fake import Fake
 

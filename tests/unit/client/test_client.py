@@ -124,7 +124,9 @@ def test_adapters(fake: Fake, client: Client) -> None:
     assert (current.tier, current.state, current.ref) == ("device", "ready", "acme@2")
     assert current.trained_on == ((loramux.StackItem("pine@1", 1.3),),)
     assert client.adapters.delete("acme@1") == 2
-    assert client.adapters.set_alias("acme", 1).current == loramux._wire.responses.adapter_version(version(number=1))  # type: ignore[attr-defined]
+    assert client.adapters.set_alias("acme", 1).current == loramux._wire.messages.responses.adapter_version(
+        version(number=1)
+    )  # type: ignore[attr-defined]
     shared = client.adapters.share("acme@2")
     assert (shared.name, shared.tenant, shared.shared, [v.shared for v in shared.versions]) == (
         "acme",

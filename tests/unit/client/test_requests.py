@@ -7,7 +7,7 @@ import json
 import pytest
 
 from loramux import InvalidArgument, StackItem
-from loramux._wire import requests, stacks, train_requests
+from loramux._wire.messages import requests, stacks, train_requests
 from loramux.v1 import inference_pb2, training_pb2
 
 

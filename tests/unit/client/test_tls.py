@@ -11,7 +11,7 @@ import grpc
 import pytest
 
 from loramux import AsyncClient, Client, InvalidArgument, Unavailable
-from loramux._wire.channel import target
+from loramux._wire.connection.channel import target
 from loramux.cli import main
 from tests.certificates import DAY, LOOPBACK, Issued, new_ca
 

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from loramux import AsyncClient, Client, InvalidArgument, LoramuxError
-from loramux._wire.fields import shown
-from loramux._wire.requests import GenerateOptions
-from loramux._wire.train_requests import TrainOptions
+from loramux._wire.messages.fields import shown
+from loramux._wire.messages.requests import GenerateOptions
+from loramux._wire.messages.train_requests import TrainOptions
 from loramux.convert import convert
 from loramux.v1 import training_pb2
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import pytest
 
-from loramux._wire.train_requests import TrainOptions
+from loramux._wire.messages.train_requests import TrainOptions
 from loramux.cli.training import train as cli
 from loramux_server.core.jobs import TrainSpec
 from tests.unit.docs.markdown import ROOT

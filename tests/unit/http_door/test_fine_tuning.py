@@ -12,7 +12,7 @@ import pytest
 from openai.types.fine_tuning import FineTuningJob, FineTuningJobEvent
 from openai.types.fine_tuning.jobs import FineTuningJobCheckpoint
 
-from loramux._wire.train_requests import TrainOptions
+from loramux._wire.messages.train_requests import TrainOptions
 from loramux_server.core.errors import Code, Error
 from loramux_server.core.jobs import Gate, JobRequest, JobState, TrainSpec
 from loramux_server.core.types import StackItem

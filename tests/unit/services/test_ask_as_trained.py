@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from loramux._wire import requests
+from loramux._wire.messages import requests
 from loramux.v1 import inference_pb2
 from loramux_server.api.convert.common import messages_from_proto
 from loramux_server.core.callers.principal import LOCAL

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from loramux._wire.train_requests import layers
+from loramux._wire.messages.train_requests import layers
 from loramux_server.core.backend import EngineInfo
 from loramux_server.core.errors import Code, Error
 from loramux_server.core.jobs import JobRequest, TrainSpec

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from ..._wire.fields import file_of
+from ..._wire.messages.fields import file_of
 from ...convert import As, convert, rows_of, write_rows
 from ..common import Json, json_text, plain
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..._wire.train_requests import TrainOptions
+from ..._wire.messages.train_requests import TrainOptions
 from ...progress import clock
 from ...types import DatasetReport, MarkedText
 from ..common import (

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from ..._wire.train_requests import TrainOptions
+from ..._wire.messages.train_requests import TrainOptions
 from ...types import AdapterVersion, JobInfo
 from ..adapters.promotion import meaning
 from ..common import (

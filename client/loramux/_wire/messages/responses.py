@@ -12,8 +12,8 @@ from typing import Any, TypeVar
 
 from google.protobuf.message import Message as ProtoMessage
 
-from .. import types
-from ..v1 import adapters_pb2, common_pb2, inference_pb2, server_pb2, training_pb2, usage_pb2
+from ... import types
+from ...v1 import adapters_pb2, common_pb2, inference_pb2, server_pb2, training_pb2, usage_pb2
 
 T = TypeVar("T")
 V = TypeVar("V")

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 import grpc
 
-from ..errors import invalid
+from ...errors import invalid
 from .proxy import is_local
 from .tls import File, Trust
 from .tracing import trace_headers

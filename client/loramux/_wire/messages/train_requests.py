@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeAlias, TypedDict
 
-from ..errors import invalid
-from ..v1 import common_pb2, training_pb2
+from ...errors import invalid
+from ...v1 import common_pb2, training_pb2
 from . import responses
 from .fields import assign, items, shown, strings
 from .options import check_known, chosen

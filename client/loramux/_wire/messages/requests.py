@@ -6,9 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import date, datetime
 from typing import Any, TypeAlias, TypedDict
 
-from ..errors import invalid
-from ..types.usage import DIMENSIONS
-from ..v1 import adapters_pb2, inference_pb2, usage_pb2
+from ...errors import invalid
+from ...types.usage import DIMENSIONS
+from ...v1 import adapters_pb2, inference_pb2, usage_pb2
 from .fields import assign, filled, items, shown, strings
 from .options import check_known, chosen, json_objects, json_text
 from .stacks import Adapters, stack

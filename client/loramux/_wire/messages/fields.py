@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 
-from ..errors import invalid
+from ...errors import invalid
 
 M = TypeVar("M", bound=Message)
 MAX_SECONDS = 1e9

@@ -9,7 +9,7 @@ from typing import TypeAlias
 
 import grpc
 
-from ..errors import invalid
+from ...errors import invalid
 
 File: TypeAlias = str | os.PathLike[str] | None
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
-from ..errors import invalid
-from ..types import StackItem
-from ..v1 import common_pb2
+from ...errors import invalid
+from ...types import StackItem
+from ...v1 import common_pb2
 from .fields import assign, items
 
 Entry: TypeAlias = "str | tuple[str, float] | StackItem"

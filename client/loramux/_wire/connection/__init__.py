@@ -1,0 +1,1 @@
+"""How a client reaches a server: channel, proxy, certificates, trace; why a connection failed."""

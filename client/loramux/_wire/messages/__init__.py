@@ -1,0 +1,1 @@
+"""From Python values to messages of the API, and back."""
