@@ -20,7 +20,8 @@ from loramux_server.engine.scheduling.pages import PagePool, prefix_root
 from loramux_server.engine.scheduling.plan import Admission, StepLimits
 from loramux_server.engine.scheduling.scheduler import Scheduler
 from loramux_server.engine.scheduling.sequence import Sequence
-from loramux_server.lora.bank import AdapterBank, LoraPair
+from loramux_server.lora.bank import AdapterBank, HostAdapter, LoraPair, PackedAdapter
+from loramux_server.lora.slots import Swap
 from loramux_server.store.blobs.reader import BlobReader
 
 RANK, WIDTH = 4, 4
@@ -232,3 +233,62 @@ def test_who_was_set_back_does_not_wait_for_anothers_quota() -> None:
     assert mine.id in engine.ended
     engine.leave(other) if other.id not in engine.ended else None
     engine.check_empty()
+
+
+def test_bank_and_host_cache_hold_each_adapter_once() -> None:
+    """On a processor: twelve adapters fit where four and eight do, so that each is read once."""
+    engine = AdapterTraffic(device=4, host=8)
+    for i in range(60):
+        engine.add(f"r{i}", f"d{i % 12}")
+        engine.run()
+        assert not {*engine.bank.digests} & {*engine.cache.digests}
+    assert engine.cache.loads == 12
+    assert (len(engine.bank.digests), len(engine.cache.digests)) == (4, 8)
+    engine.check_empty()
+
+
+def test_what_leaves_a_bank_in_host_memory_is_what_was_packed() -> None:
+    groups = [
+        SimpleNamespace(index=0, names=("q", "k"), in_features=6, out_features=(6, 2)),
+        SimpleNamespace(index=1, names=("o",), in_features=4, out_features=(6,)),
+    ]
+    bank = AdapterBank(groups, 7, torch.device("cpu"), torch.float32)  # type: ignore[arg-type]
+    sides = {"q": (6, 6), "k": (6, 2), "o": (4, 6)}
+    kinds = {"first": (3, "qko"), "narrow": (2, "o"), "part": (2, "k")}
+    adapters = {
+        digest: HostAdapter(
+            digest,
+            {n: LoraPair(torch.randn(rank, sides[n][0]), torch.randn(sides[n][1], rank), 0.5) for n in names},
+        )
+        for digest, (rank, names) in kinds.items()
+    }
+    for adapter in adapters.values():
+        bank.put(adapter)
+    for digest, adapter in adapters.items():
+        packed, found = bank.pack(adapter), bank.unpack(bank.slot(digest))
+        assert (found.rank, found.scaling, found.groups) == (packed.rank, packed.scaling, packed.groups)
+        assert torch.equal(found.values, packed.values)
+
+
+def test_an_adapter_that_never_got_into_its_slot_is_not_kept_from_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two loads of one step need the same slot, and the first finds no memory."""
+    engine = AdapterTraffic(device=1, host=8)
+    x, y = (AdapterVersion(d, 1, d, RANK) for d in "xy")
+    for version in (x, y):
+        assert not engine.residency.load(version.digest, version)
+    engine.residency.read_on()
+    for _ in "xy":
+        engine.residency.collect(engine.ended_reads.get(timeout=20))
+    apply = engine.bank.apply
+
+    def fail(swap: Swap, adapter: PackedAdapter) -> None:
+        if adapter.digest == "x":
+            raise MemoryError
+        apply(swap, adapter)
+
+    monkeypatch.setattr(engine.bank, "apply", fail)
+    engine.cache.drop("x")  # nothing but the slot has it now
+    swaps = engine.residency.drain_swaps()
+    assert [[slot.digest for slot in swap.evicted] for swap in swaps] in ([[], ["x"]], [[], ["y"]])
+    engine.residency.apply(swaps)
+    assert "x" not in engine.cache.digests

@@ -8,7 +8,7 @@ routes a whole step. Loading or dropping an adapter moves no other, unless only 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -82,6 +82,8 @@ class AdapterBank(SlotTable):
         self.kernel = load_kernel() if device.type == "cpu" and rows else None
         self.by_index = device.type == "cuda" and rows > 0 and usable(device, dtype)
         """Whether the kernels of :mod:`.indexed` may be used."""
+        self.on_host = device.type == "cpu"
+        """Whether the buffers are host memory: what is in them need not be there a second time."""
         self.weights = [GroupWeights(g, a, bs) for g, a, bs in zip(groups, self.a, self.b, strict=True)]
         """The same, as the kernel wants it."""
         self._where = {name: (g.index, j) for g in groups for j, name in enumerate(g.names)}
@@ -128,7 +130,7 @@ class AdapterBank(SlotTable):
         self.check(adapter)
         groups = frozenset(self._where[name][0] for name in adapter.pairs)
         rank, scaling = adapter.rank, adapter.scaling
-        size = sum(rank * t.shape[1:].numel() for g in groups for t in self._of(g))
+        size = self._size(rank, groups)
         values = torch.zeros(size, dtype=self.a[0].dtype, pin_memory=self.a[0].is_cuda)
         packed = PackedAdapter(adapter.digest, rank, scaling, groups, values)
         parts = dict(self._parts(packed, values))
@@ -155,6 +157,16 @@ class AdapterBank(SlotTable):
                     tensor[lo - by : hi - by] = tensor[lo:hi]
         self._copy(adapter, swap.slot)
 
+    def unpack(self, slot: Slot) -> PackedAdapter:
+        """What lies in a slot, as :meth:`pack` had laid it out. For a bank in host memory, whose copies are done."""
+        values = torch.empty(self._size(slot.rank, slot.groups), dtype=self.a[0].dtype)
+        packed = PackedAdapter(slot.digest, slot.rank, slot.scaling, slot.groups, values)
+        rows = slice(slot.lo, slot.hi)
+        parts = list(self._parts(packed, values))
+        sources = [tensor[rows] for group, _ in parts for tensor in self._of(group)]
+        torch._foreach_copy_([part for _, targets in parts for part in targets], sources)
+        return packed
+
     def check(self, adapter: HostAdapter) -> None:
         """Raise INVALID_ARGUMENT for a module that the base does not have, RESOURCE_EXHAUSTED for too large a rank."""
         unknown = next((n for n in adapter.pairs if n not in self._where), None)
@@ -179,6 +191,10 @@ class AdapterBank(SlotTable):
         # What a former owner left there is not this adapter's.
         if others := [t[rows] for g in range(len(self.a)) if g not in adapter.groups for t in self._of(g)]:
             torch._foreach_zero_(others)
+
+    def _size(self, rank: int, groups: Iterable[int]) -> int:
+        """Values of an adapter of this rank on these groups."""
+        return sum(rank * tensor.shape[1:].numel() for group in groups for tensor in self._of(group))
 
     def _of(self, group: int) -> list[Tensor]:
         """The buffers of a group: A, and B of each member."""

@@ -52,7 +52,7 @@ class Swap:
     """An adapter is loaded into ``slot``, after others were evicted for it and resident ones closed the gaps."""
 
     slot: Slot
-    evicted: tuple[str, ...] = ()
+    evicted: tuple[Slot, ...] = ()
     moves: tuple[Move, ...] = ()
 
 
@@ -122,10 +122,9 @@ class SlotTable:
         """Give an adapter that is not resident a slot. None, and nothing changed, when it does not fit now."""
         if not self.fits({digest: rank}):
             return None
-        evicted: list[str] = []
+        evicted: list[Slot] = []
         while self.used_rows + rank > self.rows:
-            evicted.append(next(d for d in self._slots if not self._stays(d)))
-            del self._slots[evicted[-1]]
+            evicted.append(self._slots.pop(next(d for d in self._slots if not self._stays(d))))
         self.evictions += len(evicted)
         moves: tuple[Move, ...] = ()
         if (lo := self._find_gap(rank)) is None:

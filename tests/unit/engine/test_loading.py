@@ -23,6 +23,9 @@ class Cache:
         self.here: list[str] = []  # least recently used first
         self.asked: list[str] = []
 
+    def __contains__(self, digest: str) -> bool:
+        return digest in self.here
+
     def request(self, version: AdapterVersion) -> None:
         self.asked.append(version.digest)
 
@@ -161,3 +164,18 @@ def test_nothing_is_left_behind() -> None:
             reads.release(id, digests)
         assert not reads.claims
         assert len(reads) == 0
+
+
+def test_what_comes_to_the_host_by_itself_is_delivered_though_claims_fill_it() -> None:
+    """An adapter that left the device after somebody asked for it: its claim must not keep it from being delivered."""
+    cache = Cache(1)
+    reads = queue_of(cache)
+    reads.want(adapter("x"), "first", None)
+    reads.begin()
+    land(cache, reads, "x")
+    cache.here.clear()  # it went to the device for another, while ``first`` has yet to start
+    reads.want(adapter("x"), "second", None)
+    cache.here.append("x")  # and is back
+    reads.want(adapter("y"), "third", None)
+    reads.begin()
+    assert cache.asked == ["x", "x"]

@@ -102,7 +102,7 @@ def test_prompts_are_cut_to_the_budget_and_answers_come_first() -> None:
 
 
 def test_a_plan_holds_all_of_its_step() -> None:
-    """Tokens, positions, pages, slots and swaps, as values; a swap names what is evicted for it."""
+    """Tokens, positions, pages, slots and swaps, as values; a swap has what is evicted for it."""
     bank = FakeBank(rows=8)
     bank.loaded = {"x": 4, "y": 6}
     scheduler = make_scheduler(bank=bank, size=4)
@@ -123,7 +123,7 @@ def test_a_plan_holds_all_of_its_step() -> None:
     assert advance(scheduler) == StepPlan((Work("a", 3, (8,), (0,), ((x, 0.5),), samples=True),))
     scheduler.finish(scheduler.get("a"))  # type: ignore[arg-type]
     scheduler.add(sequence("b", [9], 9, stack=stack_of(("y", 6, 1.0))))
-    assert scheduler.schedule().swaps == (Swap(y, evicted=("x",)),)
+    assert scheduler.schedule().swaps == (Swap(y, evicted=(x,)),)
 
 
 def test_adapted_rows_come_before_bare_ones_and_a_weight_of_zero_is_bare() -> None:

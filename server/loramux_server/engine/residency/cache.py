@@ -55,15 +55,20 @@ class HostCache:
             self._adapters.move_to_end(digest)
         return adapter
 
-    def knows(self, digest: str) -> bool:
-        """Whether an adapter is here or on its way."""
-        return digest in self._adapters or digest in self._loading
+    def __contains__(self, digest: str) -> bool:
+        return digest in self._adapters
 
     def request(self, version: AdapterVersion) -> None:
-        """Start reading an adapter unless it is here or on its way."""
-        if not self.knows(version.digest):
-            self._loading[version.digest] = version
+        """Start reading an adapter unless it is on its way. One that came here by :meth:`put` counts as read."""
+        digest = version.digest
+        if digest in self._loading:
+            return
+        self._loading[digest] = version
+        if (here := self._adapters.get(digest)) is None:
             self._reader.submit(self._read, version)
+        else:
+            self._done[digest] = here
+            self._on_read(digest)
 
     def collect(self, digest: str) -> Error | None:
         """Take in a finished read, over the budget if need be (see :meth:`trim`). The error is what it failed with."""
@@ -71,10 +76,14 @@ class HostCache:
         result = self._done.pop(digest)
         if isinstance(result, Error):
             return result
-        self.drop(digest)
-        self._adapters[digest] = result
-        self.nbytes += result.nbytes
+        self.put(result)
         return None
+
+    def put(self, adapter: PackedAdapter) -> None:
+        """Take in an adapter, over the budget if need be (see :meth:`trim`)."""
+        self.drop(adapter.digest)
+        self._adapters[adapter.digest] = adapter
+        self.nbytes += adapter.nbytes
 
     def trim(self, claimed: Collection[str]) -> None:
         """Drop what is beyond the budget, but nothing ``claimed``. The newest stays even alone over the budget."""

@@ -100,6 +100,10 @@ class ReadQueue:
         waits: list[float] = []
         reading = sum(want.reading for want in self._wanted.values())
         for want in [want for want in self._wanted.values() if not want.reading]:
+            if want.adapter.digest in self._cache:  # it left the device since it was asked for
+                want.reading = True
+                self._cache.request(want.adapter)
+        for want in [want for want in self._wanted.values() if not want.reading]:
             if not want.paid:
                 if not any(self.quota.take(tenant) for tenant in want.tenants):
                     waits += [self.quota.wait(tenant) for tenant in want.tenants]

@@ -10,7 +10,7 @@ from ...core.errors import Code, Error
 from ...core.observing.timeline import TIMELINE
 from ...core.types import AdapterVersion, Stack
 from ...lora.bank import AdapterBank, PackedAdapter
-from ...lora.slots import Entries, Swap
+from ...lora.slots import Entries, Slot, Swap
 from ...model.out_of_memory import out_of_memory
 from ..scheduling.plan import Admission
 from ..scheduling.sequence import Sequence
@@ -142,6 +142,8 @@ class ResidencyManager:
         failed: set[str] = set()
         for swap in swaps:
             digest, started = swap.slot.digest, time.monotonic()
+            if self._bank.on_host:
+                self._keep(slot for slot in swap.evicted if slot.digest not in failed)
             try:
                 with TIMELINE.range("load adapter", digest=digest, evicted=len(swap.evicted)):
                     self._bank.apply(swap, self._sources[digest])
@@ -151,8 +153,11 @@ class ResidencyManager:
                 self._bank.lose(digest)
                 failed.add(digest)
                 continue
+            if self._bank.on_host:
+                self._cache.drop(digest)
             self._copies, self._copy_seconds = self._copies + 1, self._copy_seconds + time.monotonic() - started
         self._sources.clear()
+        self._cache.trim(self._reads.claims)
         return frozenset(failed)
 
     def load(self, caller: str, adapter: AdapterVersion) -> bool:
@@ -225,6 +230,15 @@ class ResidencyManager:
         """Whether no waiting request has all its adapters in memory."""
         here = {*self._bank.digests, *self._cache.digests}
         return not any(all(e.adapter.digest in here for e in stack.entries) for stack in self._waiting.values())
+
+    def _keep(self, evicted: Iterable[Slot]) -> None:
+        """Take what leaves a bank in host memory into the cache: there an adapter is in one of the two."""
+        for slot in evicted:
+            try:
+                self._cache.put(self._bank.unpack(slot))
+            except (RuntimeError, MemoryError) as error:
+                if not out_of_memory(error):
+                    raise  # else its files have it
 
     def _plan(self, adapter: PackedAdapter) -> None:
         """Give an adapter a slot, unless it has one or does not fit beside what is in use."""
