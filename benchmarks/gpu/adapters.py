@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,8 +46,8 @@ class _Group:
     columns: tuple[slice, ...] = ()
 
 
-def measure(device: torch.device, quick: bool) -> dict[str, dict[str, dict[str, float]]]:
-    """Microseconds by group, load and form. Forms by index only where their kernels run."""
+def measure(device: torch.device, quick: bool) -> Iterator[dict[str, dict[str, dict[str, float]]]]:
+    """Microseconds by group, load and form, so far. Forms by index only where their kernels run."""
     found: dict[str, dict[str, dict[str, float]]] = {}
     for name in SMALL if quick else GROUPS:
         width, outs = GROUPS[name]
@@ -71,7 +72,7 @@ def measure(device: torch.device, quick: bool) -> dict[str, dict[str, dict[str, 
                 with torch.inference_mode():
                     block.fill(segments)
                     found[name][title][form] = 1e6 * seconds(lambda: block.add(group, x, y), device)  # noqa: B023
-    return found
+            yield found
 
 
 def _adapter(group: _Group, digest: str, rank: int) -> HostAdapter:

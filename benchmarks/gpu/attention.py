@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -20,8 +21,8 @@ LONGEST = 131_072
 """Tokens of the longest context, which a graph for all of them plans for."""
 
 
-def measure(device: torch.device, quick: bool) -> dict[str, dict[str, float]]:
-    """Microseconds by "rows x context" and way; on a processor the gathered attention alone."""
+def measure(device: torch.device, quick: bool) -> Iterator[dict[str, dict[str, float]]]:
+    """Microseconds by "rows x context" and way, so far; on a processor the gathered attention alone."""
     dtype = torch.bfloat16
     page = find_page_size(HEADS, KV_HEADS, SIZE, device, dtype) if device.type == "cuda" else None
     shape = KVShape(1, KV_HEADS, SIZE, page or 16, kernel=page is not None)
@@ -40,7 +41,7 @@ def measure(device: torch.device, quick: bool) -> dict[str, dict[str, float]]:
             times["as served"] = 1e6 * seconds(lambda: attention.read(q, keys, values, **given), device)  # noqa: B023
             if page is not None:
                 times |= _ways(q, keys, values, attention, context, device)
-    return found
+        yield found
 
 
 def _ways(

@@ -6,21 +6,18 @@ Also the kernels that a layer takes in a decode step, with the fused ones betwee
 from __future__ import annotations
 
 import asyncio
-import tempfile
 from collections import Counter
-from dataclasses import replace
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from ..job import Job
-from ..material import BASES, prepare
 from ..profile_step import timed
 from ..samples import summarise
-from ..systems.engine import InlineSystem, settings_of, versions_of
+from ..systems.engine import InlineSystem
 from ..workloads import cells
+from .engines import engine
 
 LOADS = ("base@16", "base@64", "stacks@16")
 TOKENS = 32
@@ -30,27 +27,20 @@ ROUNDS = 4
 WAYS: dict[str, dict[str, Any]] = {"graphs": {}, "without graphs": {"cuda_graphs": False}}
 
 
-def measure(device: torch.device, quick: bool) -> dict[str, dict[str, Any]]:
-    """By way and load: tokens/s, median seconds to the first token, the 95th percentile of gaps, and steps by kind."""
-    base = prepare(BASES[0], Path(__file__).parents[2] / "build" / "bench")
+def measure(device: torch.device, quick: bool) -> Iterator[dict[str, dict[str, Any]]]:
+    """So far, by way and load.
+
+    Tokens/s, median seconds to the first token, the 95th percentile of gaps, and steps by kind.
+    """
     found: dict[str, dict[str, Any]] = {}
     wanted = cells(("base@1",) if quick else LOADS, 1 if quick else ROUNDS, 4 if quick else TOKENS)
     for way, changes in list(WAYS.items())[: 1 if quick else None]:
         found[way] = {}
-        for cell in wanted:
-            with tempfile.TemporaryDirectory(prefix="loramux-bench-") as scratch:
-                job = Job("inline", base, (cell,), "auto", torch.get_num_threads(), scratch, device.type)  # type: ignore[arg-type]
-                system = InlineSystem(replace(settings_of(job), **changes), versions_of(job))
+        with engine(device, wanted, changes) as (system, _):
+            kinds = _count_steps(system)
+            for cell in wanted:
                 asyncio.run(system.run(cell.warm_up(), cell.concurrency))
-                kinds: Counter[str] = Counter()
-                runner = system._engine.runner
-                run = runner.run
-
-                def counted(plan: Any, *more: Any) -> Any:
-                    kinds[plan.kind] += 1  # noqa: B023
-                    return run(plan, *more)  # noqa: B023
-
-                runner.run = counted  # type: ignore[assignment, method-assign]
+                kinds.clear()
                 samples, seconds = asyncio.run(system.run(cell.asks(), cell.concurrency))
                 figures = summarise(samples, seconds)
                 found[way][cell.name] = {
@@ -59,11 +49,26 @@ def measure(device: torch.device, quick: bool) -> dict[str, dict[str, Any]]:
                     "gap p95": figures.gap_p95,
                     "steps": dict(kinds),
                 }
-                if device.type == "cuda" and cell is wanted[0] and way == "without graphs":
-                    system.begin(cell.asks()[: cell.concurrency])
-                    found["kernels of a layer"] = _kernels(system)
-                system.close()
-    return found
+                yield found
+            if device.type == "cuda" and way == "without graphs":
+                system.begin(wanted[0].asks()[: wanted[0].concurrency])
+                found["kernels of a layer"] = _kernels(system)
+                yield found
+                system.clear()
+
+
+def _count_steps(system: InlineSystem) -> Counter[str]:
+    """Counts the steps of an engine by kind from now on."""
+    kinds: Counter[str] = Counter()
+    runner = system._engine.runner
+    run = runner.run
+
+    def counted(plan: Any, *more: Any) -> Any:
+        kinds[plan.kind] += 1
+        return run(plan, *more)
+
+    runner.run = counted  # type: ignore[assignment, method-assign]
+    return kinds
 
 
 def _kernels(system: InlineSystem) -> dict[str, float]:

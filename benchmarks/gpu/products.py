@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -27,8 +28,8 @@ ROWS = (1, 8, 16, 32, 64, 128, 512, 2048)
 FORMS: dict[str, type[BaseLinear]] = {"modules": ModuleLinear, "joined": JoinedLinear, "dense": DenseLinear}
 
 
-def measure(device: torch.device, quick: bool) -> dict[str, dict[str, dict[str, float]]]:
-    """Microseconds by group, form and rows."""
+def measure(device: torch.device, quick: bool) -> Iterator[dict[str, dict[str, dict[str, float]]]]:
+    """Microseconds by group, form and rows, so far."""
     dtype = torch.bfloat16
     found: dict[str, dict[str, dict[str, float]]] = {}
     for name in SMALL if quick else GROUPS:
@@ -45,4 +46,4 @@ def measure(device: torch.device, quick: bool) -> dict[str, dict[str, dict[str, 
                 with torch.inference_mode():
                     times[str(rows)] = 1e6 * seconds(lambda: product(x), device)  # noqa: B023
             found[name][form] = times
-    return found
+            yield found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from random import Random
 from typing import Any
 
@@ -27,8 +28,8 @@ OUTPUT = 200
 """Tokens that each sequence has given already."""
 
 
-def measure(device: torch.device, quick: bool) -> dict[str, dict[str, float]]:
-    """Milliseconds by "rows x vocabulary" and kind."""
+def measure(device: torch.device, quick: bool) -> Iterator[dict[str, dict[str, float]]]:
+    """Milliseconds by "rows x vocabulary" and kind, so far."""
     draw = Random(0)
     found: dict[str, dict[str, float]] = {}
     for rows in (4,) if quick else (16, 64):
@@ -45,4 +46,4 @@ def measure(device: torch.device, quick: bool) -> dict[str, dict[str, float]]:
                 packed = np.packbits(bits, axis=1, bitorder="little")
                 masks = {i: row.tobytes() for i, row in enumerate(packed)} if kind == "grammar" else {}
                 times[kind] = 1e3 * seconds(lambda: sample(logits, seqs, (2,), masks), device, captured=False)  # noqa: B023
-    return found
+            yield found

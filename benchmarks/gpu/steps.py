@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import tempfile
-from dataclasses import replace
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 
-from ..job import Job
-from ..material import BASES, prepare
 from ..profile_step import timed
-from ..systems.engine import InlineSystem, settings_of, versions_of
 from ..workloads import cells
+from .engines import engine
 
 LOADS = ("base@1", "base@16", "base@64", "adapters@16", "stacks@16", "stacks@64")
 STEPS = 20
@@ -24,20 +20,17 @@ WAYS: dict[str, dict[str, Any]] = {
 }
 
 
-def measure(device: torch.device, quick: bool) -> dict[str, dict[str, float]]:
-    """Milliseconds of a step by way and load."""
-    base = prepare(BASES[0], Path(__file__).parents[2] / "build" / "bench")
+def measure(device: torch.device, quick: bool) -> Iterator[dict[str, dict[str, float]]]:
+    """Milliseconds of a step by way and load, so far. An engine for each way: starting one takes longer than a load."""
     found: dict[str, dict[str, float]] = {}
     steps = 3 if quick else STEPS
     wanted = cells(LOADS[:1] if quick else LOADS, 1, 4 * steps + 64)
     for way, changes in list(WAYS.items())[: 1 if quick else None]:
         found[way] = {}
-        for cell in wanted:
-            with tempfile.TemporaryDirectory(prefix="loramux-bench-") as scratch:
-                job = Job("inline", base, (cell,), "auto", torch.get_num_threads(), scratch, device.type)  # type: ignore[arg-type]
-                system = InlineSystem(replace(settings_of(job), **changes), versions_of(job))
+        with engine(device, wanted, changes) as (system, _):
+            for cell in wanted:
                 system.begin(cell.asks()[: cell.concurrency])
                 timed(system, steps)  # graphs are captured when they are first needed
                 found[way][cell.name] = 1e3 * timed(system, steps)
-                system.close()
-    return found
+                yield found
+                system.clear()

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Iterator
 from pathlib import Path
 from statistics import quantiles
 from typing import Any
@@ -17,10 +15,9 @@ from loramux_server.data.rows_file import TRAIN, find_rows, write_rows
 from loramux_server.engine.transport.protocol import Output
 from loramux_server.store.state_dir import JOBS
 
-from ..job import Job
-from ..material import BASES, prepare
-from ..systems.engine import InlineSystem, settings_of, versions_of
+from ..systems.engine import InlineSystem
 from ..workloads import cells
+from .engines import engine
 
 STREAMS = "base@16"
 WAYS: dict[str, dict[str, Any]] = {"float32": {"training_dtype": "float32"}, "auto": {}}
@@ -32,22 +29,12 @@ SHAPE, QUICK_SHAPE = (8, 512), (2, 16)
 """Rows of an optimizer step, and tokens of a row."""
 
 
-def measure(device: torch.device, quick: bool) -> dict[str, dict[str, float]]:
-    """Figures by precision, and for each share of training beside streams."""
-    base = prepare(BASES[0], Path(__file__).parents[2] / "build" / "bench")
+def measure(device: torch.device, quick: bool) -> Iterator[dict[str, dict[str, float]]]:
+    """Figures so far by precision, and for each share of training beside streams."""
     seconds, shape = (0.5, QUICK_SHAPE) if quick else (SECONDS, SHAPE)
-    (cell,) = cells([STREAMS], 1, 64 if quick else 4000)
+    (cell,) = cells([STREAMS], 1, 64 if quick else 2000)
     found: dict[str, dict[str, float]] = {}
     speeds: dict[str, float] = {}
-
-    def with_system(changes: dict[str, Any], run: Callable[[InlineSystem, Path], dict[str, float]]) -> dict[str, float]:
-        with tempfile.TemporaryDirectory(prefix="loramux-bench-") as scratch:
-            job = Job("inline", base, (cell,), "auto", torch.get_num_threads(), scratch, device.type)  # type: ignore[arg-type]
-            system = InlineSystem(replace(settings_of(job), **changes), versions_of(job))
-            try:
-                return run(system, Path(scratch))
-            finally:
-                system.close()
 
     def alone(system: InlineSystem, scratch: Path) -> dict[str, float]:
         if device.type == "cuda":
@@ -57,7 +44,7 @@ def measure(device: torch.device, quick: bool) -> dict[str, dict[str, float]]:
         return {"tokens_per_second": rate, "peak_bytes": float(peak)}
 
     def beside(system: InlineSystem, scratch: Path) -> dict[str, float]:
-        system.begin(cell.asks()[: cell.concurrency])
+        system.begin(cell.asks()[: cell.concurrency], endless=True)
         gaps = _turns(system, seconds / 2)
         rate, with_job = _train(system, _command(scratch, *shape), seconds)
         return {
@@ -68,11 +55,15 @@ def measure(device: torch.device, quick: bool) -> dict[str, dict[str, float]]:
         }
 
     for way, changes in list(WAYS.items())[1 if quick else 0 :]:
-        found[way] = with_system(changes, alone)
+        # Nothing is served meanwhile, so there is no need of graphs.
+        with engine(device, [cell], {"cuda_graphs": False, **changes}) as given:
+            found[way] = alone(*given)
         speeds[way] = found[way]["tokens_per_second"]
+        yield found
     for share in SHARES[: 1 if quick else None]:
-        found[f"auto, {STREAMS}, share {share}"] = with_system({"training_share": share}, beside)
-    return found
+        with engine(device, [cell], {"training_share": share}) as given:
+            found[f"auto, {STREAMS}, share {share}"] = beside(*given)
+        yield found
 
 
 def _command(scratch: Path, count: int, length: int) -> TrainCommand:

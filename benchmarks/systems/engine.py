@@ -20,7 +20,7 @@ from loramux_server.core.callers.principal import DEFAULT_TENANT
 from loramux_server.core.settings import EngineSettings
 from loramux_server.core.types import AdapterVersion, SamplingParams, Stack, StackEntry
 from loramux_server.engine.transport.process import ProcessBackend
-from loramux_server.engine.transport.protocol import Command, LoadCommand, Output
+from loramux_server.engine.transport.protocol import AbortCommand, Command, LoadCommand, Output
 from loramux_server.store.blobs.local import LocalBlobs
 from loramux_server.text import TextTokenizer
 
@@ -82,6 +82,7 @@ class InlineSystem:
         self._engine, info = build(settings, os.urandom(32), self._emit, lambda step, fraction: None)
         self.facts = {"dtype": info.dtype, "device": info.device}
         self._commands = _Commands(info, load)
+        self._endless: dict[str, Ask] = {}  # by the id of the request under way
         self._load(load)
 
     def refuses(self, cell: Cell) -> str:
@@ -121,8 +122,11 @@ class InlineSystem:
             self._engine.turn()
         return [samples[i] for i in range(len(asks))], time.perf_counter() - begin
 
-    def begin(self, asks: Sequence[Ask]) -> None:
-        """Take requests in and turn until all of them decode; their tokens are dropped."""
+    def begin(self, asks: Sequence[Ask], *, endless: bool = False) -> None:
+        """Take requests in and turn until all of them decode; their tokens are dropped.
+
+        ``endless``: those that are done are asked again, until :meth:`clear`.
+        """
         left: set[str] = set()
 
         def take(output: Output) -> None:
@@ -134,6 +138,8 @@ class InlineSystem:
         for ask in asks:
             command = self._commands(ask)
             left.add(command.id)
+            if endless:
+                self._endless[command.id] = ask
             self._engine.submit(command)
         while left:
             self._engine.turn()
@@ -142,6 +148,14 @@ class InlineSystem:
         """Hand in a command; all outputs from now on go to ``take``."""
         self._take = take
         self._engine.submit(command)
+
+    def clear(self) -> None:
+        """End all requests unanswered."""
+        self._endless.clear()
+        for seq in list(self._engine.scheduler.sequences):
+            self._engine.submit(AbortCommand(seq.id))
+        while self._engine.scheduler.sequences:
+            self._engine.turn()
 
     def turn(self) -> None:
         """One turn of the engine's loop."""
@@ -155,6 +169,10 @@ class InlineSystem:
     def _emit(self, outputs: list[Output]) -> None:
         for output in outputs:
             self._take(output)
+            if output.done and (ask := self._endless.pop(output.id, None)) is not None:
+                command = self._commands(ask)
+                self._endless[command.id] = ask
+                self._engine.submit(command)
 
     def _load(self, adapters: Sequence[AdapterVersion]) -> None:
         left = {f"load-{i}" for i in range(len(adapters))}
