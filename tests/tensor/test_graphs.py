@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from random import Random
 
@@ -21,7 +22,7 @@ from loramux_server.core.settings import EngineSettings
 from loramux_server.cpu import native
 from loramux_server.engine import memory
 from loramux_server.engine.execution import graphs as graphs_module
-from loramux_server.engine.execution.capture import CaptureBroken, pool_bytes
+from loramux_server.engine.execution.capture import CaptureBroken, CudaCapture, pool_bytes
 from loramux_server.engine.execution.graph_families import ROWS, graph_bytes
 from loramux_server.engine.execution.graphs import GraphFamily, Parts, upto
 from loramux_server.engine.memory import plan_memory
@@ -333,6 +334,36 @@ def test_a_bucket_that_cannot_be_captured_is_given_up(
     assert any(ranks for _, ranks in graphs._graphs) == (tries == 4)
     assert capture.steps >= 12
     assert len([r for r in caplog.records if "CUDA graph" in r.message]) == 1
+
+
+def test_a_replay_waits_for_what_a_run_before_a_failed_capture_has_queued(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They write to the same buffers, from two streams."""
+
+    class Stream:
+        def __init__(self) -> None:
+            self.waits: list[Stream] = []
+
+        def wait_stream(self, other: Stream) -> None:
+            self.waits.append(other)
+
+    serving, capturing = Stream(), Stream()
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device, priority: capturing)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: serving)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 1))
+    monkeypatch.setattr(torch.cuda, "get_sync_debug_mode", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", lambda mode: None)
+    runs: list[int] = []
+
+    def step() -> None:
+        runs.append(len(runs))
+        if len(runs) == 2:
+            raise torch.OutOfMemoryError("in the second run")
+
+    with pytest.raises(torch.OutOfMemoryError):
+        CudaCapture(torch.device("cuda", 0)).capture(step)
+    assert capturing.waits == [serving]
+    assert serving.waits == [capturing]
 
 
 def test_only_the_segments_of_a_pool_count_as_its_memory() -> None:

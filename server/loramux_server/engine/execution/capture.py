@@ -54,9 +54,13 @@ class CudaCapture:
         # Leaving this context brings the old stream back, which torch.cuda.graph alone does not when a capture breaks.
         with torch.cuda.stream(self._stream):
             self._stream.wait_stream(current)
-            step()
-            with _no_waiting():
+            try:
                 step()
+                with _no_waiting():
+                    step()
+            finally:
+                # Of a run that fails too: what it has queued writes to the buffers that the next replay uses.
+                current.wait_stream(self._stream)
             graph = torch.cuda.CUDAGraph()
             try:
                 # thread_local: the threads that read adapters' files may use CUDA as they like.
