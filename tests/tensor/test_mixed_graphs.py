@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from random import Random
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import Tensor
 
+from loramux_server.engine.execution import graph_families
 from loramux_server.engine.execution.graph_families import StepGraphs
 from loramux_server.model import kv
 from loramux_server.model.attention import dense_attention
@@ -183,3 +185,19 @@ def test_all_is_prepared_at_the_start(cases: Cases) -> None:
     ]
     assert graphs.count == 5
     assert graphs.failures == 0
+
+
+def test_what_takes_too_long_at_the_start_is_captured_when_a_step_needs_it(
+    cases: Cases, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The largest first, for its memory; then the graphs of steps that decode, which most steps are."""
+    engine = cases.engine(kv_pages=48, max_batch_tokens=48)
+    now = iter(range(99))
+    monkeypatch.setattr(graph_families, "time", SimpleNamespace(monotonic=lambda: float(next(now))))
+    monkeypatch.setattr(graph_families, "START_SECONDS", 3.0)
+    graphs, _ = add_graphs(engine, monkeypatch, 200, 4)
+    graphs.prepare()
+    assert [sorted(family._graphs) for family in graphs.families] == [[(200, 0)], [(2, 0), (4, 0)]]
+    assert "captured when steps first need them" in caplog.text
+    cases.try_in(engine, [Case(cases.prompts[0], cases.stack([]))])
+    assert (1, 0) in graphs.families[1]._graphs

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import time
 from collections.abc import Callable, Sequence
 
 from torch import Tensor
@@ -15,6 +17,8 @@ from ...model.resident import ResidentBase
 from .capture import Capture
 from .graphs import MOST, GraphFamily, Parts, upto, vocabulary
 
+log = logging.getLogger(__name__)
+
 ROWS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 """Rows of a step that decodes. At more, the products take longer than launching them."""
 CONTEXTS = (2048, 8192, 32768)
@@ -24,6 +28,8 @@ TOKENS = (128, 256, 384, 512, 768, 1024, 1536, 2048)
 """Rows of a step with prompts."""
 SPANS = (16, 64)
 """Sequences of such a step: attention has idle programs for each that there may be."""
+START_SECONDS = 60.0
+"""For captures before the server is ready; one takes about three steps' time, and there are up to 88."""
 NODE_BYTES = 128 << 10
 """Assumed memory of one graph's nodes, per layer of the model."""
 ACTIVATIONS = 8
@@ -64,9 +70,19 @@ class StepGraphs:
         return self._parts.nbytes
 
     def prepare(self) -> None:
-        """Capture what each family has at the start."""
-        for family in self.families:
-            family.prepare()
+        """Capture what each family has at the start, for about START_SECONDS; what is left when steps need it.
+
+        The largest comes first, because all others find room in its memory, then those of steps that decode.
+        """
+        began = time.monotonic()
+        largest, *others = [(family, bucket) for family in self.families for bucket in family.at_start]
+        others.sort(key=lambda each: not each[0].only_decodes)
+        for family, bucket in (largest, *others):
+            if time.monotonic() - began > START_SECONDS:
+                log.warning("capturing CUDA graphs takes long: the others are captured when steps first need them")
+                break
+            family.prepare([bucket])
+        log.info("%d CUDA graphs were captured in %.1f s", self.count, time.monotonic() - began)
 
     def run(
         self,

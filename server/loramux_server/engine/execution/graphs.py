@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -134,16 +134,26 @@ class GraphFamily:
         """Captures that failed."""
         return self._parts.failures
 
-    @torch.inference_mode()
-    def prepare(self) -> None:
-        """Capture the base's own graphs, and those with adapters where these are few.
+    @property
+    def only_decodes(self) -> bool:
+        """Whether its steps have no prompts."""
+        return self._spans is None
+
+    @property
+    def at_start(self) -> list[Bucket]:
+        """Buckets of the base's own graphs, and of those with adapters where these are few.
 
         Largest first: the smaller ones then find room in the memory of that one.
         """
-        for rows in reversed(self._rows):
-            for ranks in (0,) if self._parts.indexed is None else self._ranks:
-                if not self._parts.broken:
-                    self._add((rows, ranks))
+        ranks = (0,) if self._parts.indexed is None else self._ranks
+        return [(rows, r) for rows in reversed(self._rows) for r in ranks]
+
+    @torch.inference_mode()
+    def prepare(self, buckets: Iterable[Bucket] | None = None) -> None:
+        """Capture the graphs of some buckets; None: of all that are captured at the start."""
+        for bucket in self.at_start if buckets is None else buckets:
+            if not self._parts.broken:
+                self._add(bucket)
 
     def run(
         self,
