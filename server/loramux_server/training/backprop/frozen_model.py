@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ...core.jobs import TrainRow
 from ...lora.bank import AdapterBank
+from ...lora.buffers import on_device
 from ...lora.slots import Entries
 from ...model.resident import ResidentBase
 from ..work import SETTLE, Interruptible
@@ -55,7 +56,7 @@ class FrozenModel:
 
     def _compute(self, ids: Sequence[tuple[int, ...]]) -> Interruptible[Sequence[Tensor]]:
         lengths = [len(key) for key in ids]
-        tokens = torch.tensor([token for key in ids for token in key], device=self.base.device)
+        tokens = on_device([token for key in ids for token in key], self.base.device, torch.long)
         with torch.no_grad():
             hidden = self.base.embed(tokens).to(self.base.training_dtype)
         if self.policy.first_layer:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import log_softmax
 
+from ...lora.buffers import on_device
 from ..work import PAUSE, SETTLE, Interruptible
 from .micro_batch_size import LOGITS_BYTES
 
@@ -61,7 +62,7 @@ def token_logprobs(
             dtype = torch.promote_types(logits.dtype, torch.float32) if teacher else logits.dtype
             log_probs = log_softmax(logits, dim=-1, dtype=dtype)
             if teacher:
-                wanted = log_softmax(head(target.to(part.device)), dim=-1, dtype=dtype)
+                wanted = log_softmax(head(_beside(target, part)), dim=-1, dtype=dtype)
                 best.append(logits.argmax(-1) == wanted.argmax(-1))
                 probs = wanted.exp()
                 logprobs.append((probs * (log_probs - wanted)).sum(-1))
@@ -81,6 +82,11 @@ def token_logprobs(
         left -= len(part)
         yield PAUSE if left else SETTLE
     return TokenLogprobs(torch.cat(logprobs), torch.cat(best), torch.cat(found) if gradients else None)
+
+
+def _beside(values: Tensor, other: Tensor) -> Tensor:
+    """``values`` on the device of another tensor, which nothing waits for."""
+    return values if values.device == other.device else on_device(values, other.device)
 
 
 def chunk_rows(vocabulary: int, device: torch.device) -> int:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ...host.resources import host_available
+from ...lora.buffers import on_device
 from ...lora.context import Attention
 from ...lora.routing import Routing
 from ...model.attention import PackedAttention
@@ -60,7 +61,7 @@ class LayerwisePass:
     def __init__(self, base: ResidentBase, lengths: Sequence[int], routing: Routing | None, embeddings: Tensor) -> None:
         """``lengths``: tokens of each sequence; ``embeddings`` [T, hidden], or any values where they are not needed."""
         self._base, self._layers = base, base.layers
-        self._positions = torch.cat([torch.arange(n) for n in lengths]).to(base.device)  # [T]
+        self._positions = on_device(torch.cat([torch.arange(n) for n in lengths]), base.device)  # [T]
         kernel = base.varlen_kernel
         self._attention: Attention = (
             PackedAttention(lengths, base.device) if kernel is None else VarlenAttention(lengths, base.device, kernel)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ...core.jobs import TrainRow
 from ...lora.blocks import Block
+from ...lora.buffers import on_device
 from ...lora.routing import Routing, plan_blocks
 from ...lora.slots import RowSegment
 from ...lora.trainable import AdapterRows, TrainableAdapter, TrainableBlock
@@ -138,11 +139,11 @@ class MicroBatch:
             for row in job.rows:
                 positions += [start + i - 1 for i in _in_loss(row)]
                 start += len(row.input_ids)
-        return torch.tensor(positions, device=self._base.device)
+        return on_device(positions, self._base.device, torch.long)
 
     def _target_ids(self, job: JobRows) -> Tensor:
         """Ids of the loss tokens of a job."""
-        return torch.tensor([row.input_ids[i] for row in job.rows for i in _in_loss(row)], device=self._base.device)
+        return on_device([row.input_ids[i] for row in job.rows for i in _in_loss(row)], self._base.device, torch.long)
 
 
 def row_logprobs(base: ResidentBase, jobs: Sequence[JobRows]) -> Interruptible[list[RowLogprobs]]:
