@@ -93,11 +93,15 @@ def test_expanded_keys_and_values_are_grouped_ones(monkeypatch: pytest.MonkeyPat
     assert torch.allclose(got, expected, rtol=1e-5, atol=1e-6)
 
 
-def test_which_kernels_take_groups() -> None:
-    assert takes_groups("cuda", torch.bfloat16, masked=False)
-    assert not takes_groups("cuda", torch.bfloat16, masked=True)
-    assert not takes_groups("cuda", torch.float32, masked=False)
-    assert takes_groups("cpu", torch.float32, masked=True)
+def test_which_kernels_take_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+    ampere, turing = torch.device("cuda", 0), torch.device("cuda", 1)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0) if device == ampere else (7, 5))
+    assert takes_groups(ampere, torch.bfloat16, masked=False)
+    assert not takes_groups(ampere, torch.bfloat16, masked=True)
+    assert not takes_groups(ampere, torch.float32, masked=False)
+    assert not takes_groups(turing, torch.float16, masked=False)
+    assert takes_groups(torch.device("cpu"), torch.float32, masked=True)
+    takes_groups.cache_clear()
 
 
 def test_a_job_through_the_kernel_has_the_losses_of_one_without(tiny_base, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]

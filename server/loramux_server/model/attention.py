@@ -7,6 +7,7 @@ A model calls :func:`_forward` in every layer; the step's ``lora.context.Attenti
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -18,6 +19,8 @@ from ..core.errors import Code, Error
 from ..lora.buffers import on_device
 from ..lora.context import StepContext
 
+FLASH_CAPABILITY = (8, 0)
+"""Compute capability of the first GPUs that FlashAttention runs on."""
 NAME = "loramux"
 """The attention implementation under which models are loaded."""
 _HARMLESS = frozenset({"position_ids", "cache_position"})
@@ -80,7 +83,7 @@ def dense_attention(
 ) -> Tensor:  # [B, heads, Q, D]
     """Scaled dot-product attention with grouped heads and, where a model asks for it, soft-capped scores."""
     grouped = q.shape[1] != k.shape[1]
-    if grouped and (softcap is not None or not takes_groups(q.device.type, q.dtype, mask is not None)):
+    if grouped and (softcap is not None or not takes_groups(q.device, q.dtype, mask is not None)):
         k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
         v = v.repeat_interleave(q.shape[1] // v.shape[1], dim=1)
         grouped = False
@@ -94,13 +97,16 @@ def dense_attention(
     return scores.softmax(-1, dtype=torch.float32).to(v.dtype) @ v
 
 
-def takes_groups(device: str, dtype: torch.dtype, masked: bool) -> bool:
+@cache
+def takes_groups(device: torch.device, dtype: torch.dtype, masked: bool) -> bool:
     """Whether torch has a kernel for grouped heads that keeps no matrix of scores.
 
-    On CUDA that is FlashAttention alone, which takes neither float32 nor masks. Elsewhere grouped heads fall to plain
-    products, so keys and values are expanded for the memory-efficient kernel.
+    On CUDA that is FlashAttention alone, which takes neither float32 nor masks, and no GPU before Ampere. Elsewhere
+    grouped heads fall to plain products, so keys and values are expanded for the memory-efficient kernel.
     """
-    return device != "cuda" or (dtype != torch.float32 and not masked)
+    if device.type != "cuda":
+        return True
+    return dtype != torch.float32 and not masked and torch.cuda.get_device_capability(device) >= FLASH_CAPABILITY
 
 
 def causal_mask(length: int, offset: int, window: int | None, device: torch.device) -> Tensor:
@@ -132,8 +138,8 @@ class PackedAttention:
             index[row, :length] += torch.arange(length)
             flat.append(torch.arange(row * self._longest, row * self._longest + length))
             start += length
-        self._padded = index.flatten().to(device)  # token of each padded cell
-        self._tokens = torch.cat(flat).to(device)  # padded cell of each token
+        self._padded = on_device(index.flatten(), device)  # token of each padded cell
+        self._tokens = on_device(torch.cat(flat), device)  # padded cell of each token
         self._whole = all(length == self._longest for length in lengths)
         self._masks: dict[int, Tensor] = {}
 
