@@ -134,6 +134,9 @@ def load_base(
             reason="BASE_BROKEN",
         ) from error
     _settle(model, dtype)
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)  # transformers' threads have copied on streams that ours does not wait for
+        torch.cuda.empty_cache()  # whether weights are unpacked is decided by the memory that is free
     made = read_marker(folder)
     return LoadedBase(
         model=model,
