@@ -308,7 +308,11 @@ def test_what_cannot_fit_beside_the_pinned_drops_nobody() -> None:
     assert bank.put(adapter("big", 9)) is not None
 
 
-def test_scattered_free_rows_are_joined_and_content_moves_along() -> None:
+@pytest.mark.parametrize("at_a_time", [1, 2, 100])
+def test_scattered_free_rows_are_joined_and_content_moves_along(
+    at_a_time: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(banks, "MOVED", at_a_time)
     bank = make_bank(12)
     hosts = {f"d{i}": adapter(f"d{i}", 3) for i in range(4)}
     for host in hosts.values():

@@ -16,10 +16,13 @@ from torch import Tensor
 
 from ..core.errors import Code, Error
 from ..cpu.routed import GroupWeights, load_kernel
-from .buffers import Uploads, zeros
+from .buffers import Uploads, upload, zeros
 from .indexed.operator import usable
 from .routed_linear import LinearGroup
-from .slots import Slot, SlotTable, Swap
+from .slots import Move, Slot, SlotTable, Swap
+
+MOVED = 128
+"""Rank rows of a buffer that are moved at a time: their memory is kept for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +89,9 @@ class AdapterBank(SlotTable):
         """Whether the buffers are host memory: what is in them need not be there a second time."""
         self.weights = [GroupWeights(g, a, bs) for g, a, bs in zip(groups, self.a, self.b, strict=True)]
         """The same, as the kernel wants it."""
+        widest = max((t.shape[1:].numel() for t in self.buffers), default=0)
+        self._moved = zeros((min(rows, MOVED) * widest,), device, dtype)
+        self._order = torch.zeros(rows, dtype=torch.long, device=device)
         self._where = {name: (g.index, j) for g in groups for j, name in enumerate(g.names)}
         self._uploads = Uploads(device)
         self._row_bytes = sum(t.nbytes for t in self.buffers) // max(rows, 1)
@@ -148,13 +154,8 @@ class AdapterBank(SlotTable):
 
     def apply(self, swap: Swap, adapter: PackedAdapter) -> None:
         """Make the buffers agree with a swap. Only the copy of ``adapter`` itself may run out of memory."""
-        for move in swap.moves:
-            by = move.lo - move.to
-            for tensor in self.buffers:
-                # In blocks that do not overlap with where they go, so that no memory is needed.
-                for lo in range(move.lo, move.hi, by):
-                    hi = min(lo + by, move.hi)
-                    tensor[lo - by : hi - by] = tensor[lo:hi]
+        if swap.moves:
+            self._move(swap.moves)
         self._copy(adapter, swap.slot)
 
     def unpack(self, slot: Slot) -> PackedAdapter:
@@ -178,6 +179,23 @@ class AdapterBank(SlotTable):
                 f"adapter of rank {adapter.rank} cannot fit in the {self.rows} rank rows kept for adapters; "
                 "raise --adapter-memory",
             )
+
+    def _move(self, moves: Sequence[Move]) -> None:
+        """Close the gaps between rank rows, with memory that is there already.
+
+        All rows from the first gap on go down, in their order. So some at a time are gathered into a buffer and written
+        back: none is overwritten before it was read, and the number of calls does not grow with that of the moves.
+        """
+        rows = torch.tensor([row for move in moves for row in range(move.lo, move.hi)])
+        upload(order := self._order[: len(rows)], rows)
+        first = moves[0].to
+        for tensor in self.buffers:
+            width = tensor.shape[1:]
+            for at in range(0, len(rows), MOVED):
+                part = order[at : at + MOVED]
+                held = self._moved[: len(part) * width.numel()].view(len(part), *width)
+                torch.index_select(tensor, 0, part, out=held)
+                tensor[first + at : first + at + len(part)] = held
 
     def _copy(self, adapter: PackedAdapter, slot: Slot) -> None:
         values = self._uploads.send(adapter.values)

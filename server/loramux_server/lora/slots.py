@@ -54,6 +54,7 @@ class Swap:
     slot: Slot
     evicted: tuple[Slot, ...] = ()
     moves: tuple[Move, ...] = ()
+    """In the order of their rows; what they go to has no gaps."""
 
 
 class SlotTable:
