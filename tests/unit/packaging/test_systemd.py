@@ -83,7 +83,7 @@ def test_all_that_it_writes_lies_in_its_state_directory() -> None:
     state = f"/var/lib/{value('StateDirectory', 'loramux.service')}"
     given = variables("loramux.service")
     assert given["LORAMUX_STATE_DIR"] == state
-    for name in ("XDG_CACHE_HOME", "MPLCONFIGDIR", "HF_HOME"):
+    for name in ("XDG_CACHE_HOME", "MPLCONFIGDIR", "CUDA_CACHE_PATH", "TRITON_CACHE_DIR", "HF_HOME"):
         assert Path(given[name]).is_relative_to(state), name
 
 
