@@ -22,6 +22,7 @@ from loramux_server.core.errors import Code, Error
 from loramux_server.model.base import nf4, quantize, quiet, tokenizer_files
 from loramux_server.model.base.fingerprint import fingerprint
 from loramux_server.model.base.load import linear_modules, load_base
+from loramux_server.model.base.nf4_copy import Nf4Copy
 from loramux_server.model.base.quantize import prepare_base
 from loramux_server.model.base.source import read_marker
 from tests.oracle import load_plain
@@ -91,6 +92,18 @@ def test_the_mean_is_taken_on_the_host_in_a_fixed_order() -> None:
         assert torch.equal(nf4._mean(values), values.mean())
     large = torch.rand(200_000, generator=draw)
     assert float(nf4._mean(large)) == pytest.approx(float(large.double().mean()), rel=1e-6)
+
+
+def test_a_device_that_cannot_quantise_leaves_the_rest_to_the_host(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As a GPU that others have filled; here one whose values nobody can read."""
+    copy = Nf4Copy(tmp_path, None, lambda done: None)
+    copy._device = torch.device("meta")
+    weight = torch.randn(4, 128, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(copy._quantise(weight).data, nf4.quantise(weight, 64, CPU).data)
+    assert copy._device == CPU
+    assert "quantised on the CPU" in caplog.text
 
 
 def test_the_copy_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from bitsandbytes.nn import Params4bit
 from torch import Tensor, nn
 
 from ...core.errors import Code, Error
@@ -18,6 +20,8 @@ from .source import BLOCK, SETTINGS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+log = logging.getLogger(__name__)
 
 SPARE_BYTES = 64 << 20
 """Left free on the disk beside the weights: for the tokenizer, and for whoever writes at the same time."""
@@ -77,10 +81,20 @@ class Nf4Copy:
 
     def _convert(self, key: str, value: Tensor) -> dict[str, Tensor]:
         if key in self._packed:
-            weight = nf4.quantise(value, BLOCK, self._device)
+            weight = self._quantise(value)
             states = weight.quant_state.as_dict(packed=True)
             return {key: weight.data, **{f"{key}.{name}": state for name, state in states.items()}}
         return {key: value if self.rest is None or not value.is_floating_point() else value.to(self.rest)}
+
+    def _quantise(self, weight: Tensor) -> Params4bit:
+        try:
+            return nf4.quantise(weight, BLOCK, self._device)
+        except RuntimeError as error:
+            if self._device.type == "cpu":
+                raise
+            log.warning("the rest of the base is quantised on the CPU, to the same values: %s", error)
+            self._device = torch.device("cpu")  # the GPU is full, or others' alone
+        return nf4.quantise(weight, BLOCK, self._device)
 
     def _check_disk(self, model: PreTrainedModel) -> None:
         needed = SPARE_BYTES - self._shards.nbytes + copy_bytes(model, self._packed, self.rest)
