@@ -75,8 +75,8 @@ def parts(device: str, quick: bool) -> list[Part]:
     tests = [Part("tests on the device", 210.0, (*TESTS, *tensor, "-m", "not slow and not gpu"))]
     if device == "cuda":
         tests.insert(0, Part("tests of a GPU", 120.0, (*TESTS, "tests/gpu", "-m", "gpu")))
-    figures = [("products", 90.0), ("adapters", 60.0), ("steps", 120.0), ("sampling", 60.0), ("training", 120.0)]
-    figures += [("mixed", 90.0), ("attention", 40.0)]
+    figures = [("products", 90.0), ("adapters", 60.0), ("base", 90.0), ("steps", 120.0), ("sampling", 60.0)]
+    figures += [("training", 120.0), ("mixed", 90.0), ("attention", 40.0)]
     return [*tests, *(Part(name, limit) for name, limit in figures)]
 
 
