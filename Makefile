@@ -10,6 +10,7 @@ PYTEST_ARGS ?=
 WORKERS ?= 2
 BENCH_ARGS ?=
 SOAK_ARGS ?=
+EXAMPLE_ARGS ?=
 
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
@@ -52,6 +53,20 @@ demo: $(READY) ## Watch a server: ask, train an adapter live, ask again, stack t
 .PHONY: serve
 serve: $(READY) ## Serve the default base: gRPC on port 50051, HTTP on 8000 (more flags: .venv/bin/loramux serve --help)
 	@$(BIN)/loramux serve
+
+##@ See what fine-tuning is for
+
+.PHONY: example-domain-knowledge
+example-domain-knowledge: $(READY) ## Train four tenants' facts; ask base, prompt, retrieval and adapter (EXAMPLE_ARGS=--quick)
+	@$(BIN)/python -m examples.domain_knowledge $(EXAMPLE_ARGS)
+
+.PHONY: example-consistent-behaviour
+example-consistent-behaviour: $(READY) ## Train strict JSON and a rule about prices over tenants; ask others
+	@$(BIN)/python -m examples.consistent_behaviour $(EXAMPLE_ARGS)
+
+.PHONY: example-brand-voice
+example-brand-voice: $(READY) ## Train a tone of writing over tenants; ask others
+	@$(BIN)/python -m examples.brand_voice $(EXAMPLE_ARGS)
 
 ##@ Change it
 

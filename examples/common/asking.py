@@ -8,7 +8,7 @@ from typing import Any
 
 from loramux import Client
 
-IN_FLIGHT = 32
+IN_FLIGHT = 64
 
 
 def ask(

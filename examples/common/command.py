@@ -13,31 +13,36 @@ from matplotlib.figure import Figure as Picture
 from loramux import Client
 from tools.measure_adapters import server
 
+from .paths import BUILD, results
 from .picture import save
-from .report import ROOT, Report, results, update_page
+from .report import Report, update_page
 
-BUILD = ROOT / "build" / "examples"
 Measure = Callable[[Client, bool], tuple[Report, Picture]]
 """From a client, and whether the run is a quick one, to what was found."""
 
 
 def run(example: str, about: str, measure: Measure, arguments: Sequence[str] | None = None) -> Report:
     """Read the flags, find or start a server, measure and write the report. ``about`` is the example's docstring."""
-    name = example.replace("_", "-")
+    return finish(example, measure, parser_of(example, about).parse_args(arguments))
+
+
+def parser_of(example: str, about: str) -> argparse.ArgumentParser:
+    """The flags that all examples have."""
     parser = argparse.ArgumentParser(
         prog=f"python -m examples.{example}",
         description=about.partition("\n")[0],
-        epilog=f"See docs/examples/{name}.md.",
+        epilog=f"See docs/examples/{example.replace('_', '-')}.md.",
     )
     parser.add_argument("--quick", action="store_true", help="a trial of less than a minute, with fewer of everything")
     parser.add_argument("--server", metavar="ADDRESS", help="a running server of the default base (default: start one)")
     parser.add_argument(
-        "--output",
-        type=Path,
-        metavar="DIR",
-        help="for results (default: examples/*/results; quick: build/examples)",
+        "--output", type=Path, metavar="DIR", help="for results (default: examples/*/results; quick: build/examples)"
     )
-    options = parser.parse_args(arguments)
+    return parser
+
+
+def finish(example: str, measure: Measure, options: argparse.Namespace) -> Report:
+    """Measure as the flags say, and write the report."""
     with connected(options.server) as client:
         report, picture = measure(client, options.quick)
     folder = options.output or (BUILD / example if options.quick else results(example))

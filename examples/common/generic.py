@@ -29,5 +29,5 @@ class Generic:
         return share(self._right(self._rows, adapters))
 
     def _right(self, rows: list[Row], adapters: Mapping[str, float]) -> list[bool]:
-        answers = ask(self._client, [row["question"] for row in rows], adapters)
+        answers = ask(self._client, [row["question"] for row in rows], adapters, max_tokens=24)
         return [accepted(answer, row["accept"]) for answer, row in zip(answers, rows, strict=True)]

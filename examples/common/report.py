@@ -11,8 +11,7 @@ import msgspec
 from tools.tables import placed, table
 
 from .figures import Figure
-
-ROOT = Path(__file__).resolve().parents[2]
+from .paths import page
 
 
 class Table(msgspec.Struct, frozen=True):
@@ -69,16 +68,6 @@ class Report(msgspec.Struct, frozen=True):
         encoded = msgspec.json.format(msgspec.json.encode(self), indent=1)
         (folder / "results.json").write_bytes(encoded + b"\n")
         (folder / "table.md").write_text(self.markdown(), encoding="utf-8")
-
-
-def page(example: str) -> Path:
-    """The page of an example's folder."""
-    return ROOT / "docs" / "examples" / f"{example.replace('_', '-')}.md"
-
-
-def results(example: str) -> Path:
-    """The folder of the results that are part of the repository."""
-    return ROOT / "examples" / example / "results"
 
 
 def read(folder: Path) -> Report:

@@ -1,0 +1,1 @@
+"""A tone of writing, stacked on facts: greeting, short sentences, words that are avoided, closing."""
