@@ -118,6 +118,10 @@ bench-training: $(READY) ## Measure training beside TRL's (extra bench); a trial
 bench-70b: $(READY) ## Plan a 70B base on one 80 GB card; with a GPU serve and train random weights of that shape
 	@$(BIN)/python -m benchmarks.large_base $(BENCH_ARGS)
 
+.PHONY: claims
+claims: $(READY) ## Show what is said of QLoRA, measured: half an hour; goes on where it was; a trial with BENCH_ARGS=--quick
+	@$(BIN)/python -m benchmarks.claims $(BENCH_ARGS)
+
 .PHONY: bench-retrieval
 bench-retrieval: $(READY) ## Measure prompt, retrieval and adapter on the facts of four tenants: half an hour or more
 	@$(BIN)/python -m benchmarks.retrieval $(BENCH_ARGS)

@@ -4,6 +4,7 @@
     scale.py         thousands of adapters: start-up, lists, Zipf traffic, cold loads        make bench-scale
     training.py      loramux's training beside TRL's: speed, memory, time to an accuracy      make bench-training
     coserve.py       what training and serving cost each other                               make bench-coserve
+    claims/          what is said of QLoRA: parameters, memory, quality, stacks               make claims
     retrieval.py     prompt, retrieval and adapter on the facts of four tenants             make bench-retrieval
     stacking.py      tenants under styles that never saw them, by recipe and seed             make bench-stacking
     large_base.py    the memory of a base of 70 billion weights, planned and measured         make bench-70b

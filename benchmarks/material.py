@@ -98,10 +98,10 @@ def linears(base: Path) -> dict[str, tuple[int, int]]:
     """Name -> (in, out) of every linear of an NF4 folder but the head. Imports torch."""
     from loramux_server.model.base.load import linear_modules
 
-    return linear_modules(_skeleton(base))
+    return linear_modules(skeleton(base))
 
 
-def _skeleton(base: Path) -> Any:
+def skeleton(base: Path) -> Any:
     """The model of an NF4 folder without weights, its linears plain."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -115,7 +115,7 @@ def _skeleton(base: Path) -> Any:
 def _shape(base: Path) -> Shape:
     from loramux_server.model.base.load import linear_modules
 
-    model = _skeleton(base)
+    model = skeleton(base)
     config = model.config
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     return Shape(
@@ -140,7 +140,7 @@ def _adapter(base: Path, folder: Path, seed: int) -> Path:
     if (folder / "adapter_config.json").is_file():  # written last
         return folder
     folder.mkdir(parents=True, exist_ok=True)
-    modules = linear_modules(_skeleton(base))
+    modules = linear_modules(skeleton(base))
     draw = torch.Generator().manual_seed(seed)
     tensors = {}
     for name, (inputs, outputs) in modules.items():
