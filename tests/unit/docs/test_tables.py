@@ -6,6 +6,7 @@ import re
 
 import pytest
 
+from benchmarks.claims import page as claims
 from loramux_server.config.limits import LimitSettings
 from tests.architectures import CASES
 from tests.unit.docs.markdown import ROOT
@@ -23,6 +24,15 @@ def test_the_tables_of_limits_are_fresh() -> None:
     page = limits.PAGE.read_text()
     assert limits.with_tables(page) == page, "run: python -m tools.limits"
     assert all(f"`--{name.replace('_', '-')}`" in page for name in LimitSettings.model_fields)
+
+
+def test_the_claims_are_those_of_the_newest_results() -> None:
+    parts = claims.newest()["parts"]
+    page, readme = claims.PAGE.read_text(), claims.README.read_text()
+    again = "run: python -m benchmarks.claims --page"
+    assert claims.with_tables(page, parts) == page, again
+    assert claims.with_summary(readme, parts) == readme, again
+    assert "199/216" in (ROOT / "adapters" / "json" / "README.md").read_text(), "README.md says so in words"
 
 
 def test_a_page_without_a_place_for_it_is_told() -> None:
