@@ -257,7 +257,7 @@ class App:
     def _build_engine(self, store: Store) -> Backend:
         engine = replace(self.settings.engine(), blobs=str(store.blobs.reader.folder))
         if self.settings.backend == "ray":
-            return ray_backend(self.settings, engine, store.state.id)
+            return ray_backend(self.settings, engine, store.state.id, store.database.identity)
         # Brings torch into the process, so not before everything that can fail without it has been tried.
         from ..engine_factory import make_backend
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import astuple, replace
+from hashlib import sha256
 from typing import TYPE_CHECKING
 
 from ..config import Settings
@@ -14,18 +16,31 @@ OTHER_CALLS = 64
 """Commands beside generations that a replica takes at a time: scores, loads, stats, jobs."""
 
 
-def ray_backend(settings: Settings, engine: EngineSettings, server_id: str) -> RayBackend:
-    """Replicas in a Ray cluster, not started yet. ``server_id`` names this server among those of the cluster."""
+def ray_backend(settings: Settings, engine: EngineSettings, server_id: str, database_id: str) -> RayBackend:
+    """Replicas in a Ray cluster, not started yet.
+
+    Servers of one database that join a cluster with the same settings of the engine share its replicas.
+    """
     from ..replicas.backend import RayBackend
     from ..replicas.cluster import ClusterSettings
 
     least, most = settings.replica_range
     cluster = ClusterSettings(
-        application=f"loramux-{server_id}",
+        application=application_name(database_id, engine),
+        server=server_id,
         least=least,
         most=most,
         address=settings.ray_address or "",
         max_ongoing=settings.most_running + settings.max_queue + settings.max_training_jobs + OTHER_CALLS,
         drain_seconds=settings.drain_timeout,
     )
+    if cluster.address:
+        # Its replicas write results for other servers too, whose state directories are not known here.
+        engine = replace(engine, folders=None)
     return RayBackend(engine, cluster)
+
+
+def application_name(database_id: str, engine: EngineSettings) -> str:
+    """Of the Ray Serve application that servers share: those of one database whose engines are set up alike."""
+    alike = replace(engine, state_dir="", folders=None)
+    return f"loramux-{database_id}-{sha256(repr(astuple(alike)).encode()).hexdigest()[:12]}"

@@ -31,6 +31,7 @@ from .affinity import Work
 from .cluster import Cluster, ClusterSettings
 from .commands import work_of
 from .fleet import close_fleet, open_fleet
+from .fronts import front_id
 from .totals import total
 
 log = logging.getLogger(__name__)
@@ -43,7 +44,7 @@ class RayLink:
     """Carries each command to the replica that Ray's router chooses, as one streaming call."""
 
     def __init__(self, engine: EngineSettings, settings: ClusterSettings) -> None:
-        self.front = uuid.uuid4().hex
+        self.front = front_id(settings.server, uuid.uuid4().hex)
         self._cluster = Cluster(engine, settings)
         self._application = settings.application
         self._client: EngineClient | None = None
@@ -76,6 +77,7 @@ class RayLink:
         described = decode((await self._handle.describe.remote(Work("describe")))[HEADER.size :])
         if isinstance(described, Broken):
             raise described.failure.error()
+        await self._tell_all("join")
         self._keeping = asyncio.create_task(self._keep(), name="ray-keep")
         info: EngineInfo = described.info
         client.report(EngineState(EnginePhase.READY))
@@ -112,7 +114,8 @@ class RayLink:
             call.cancel()
         if self._calls:
             await asyncio.wait(list(self._calls.values()))
-        await asyncio.get_running_loop().run_in_executor(self._thread, self._cluster.close)
+        last = await self._leave()
+        await asyncio.get_running_loop().run_in_executor(self._thread, self._cluster.close, last)
         close_fleet(self._application)
         self._thread.shutdown(wait=False)
 
@@ -155,11 +158,29 @@ class RayLink:
         """Tell each replica that this front lives: it aborts what a dead one has asked for."""
         while True:
             self._changed()
-            for replica in self.fleet.replicas():
-                with suppress(Exception):  # it is dead or too busy to hear; the next time will do
-                    work = Work(f"keep-{replica.id}", replica=replica.id)
-                    await asyncio.wait_for(self._handle.keep.remote(work, self.front), KEEP_SECONDS)
+            await self._tell_all("keep")
             await asyncio.sleep(KEEP_SECONDS)
+
+    async def _leave(self) -> bool:
+        """Tell each replica that this front stops; gives whether no other front is left."""
+        if self._handle is None:
+            return not self._cluster.joined
+        others = await self._tell_all("leave")
+        # One replica decides, so that of two fronts that stop together one is the last.
+        return not others or others[min(others)] == 0
+
+    async def _tell_all(self, method: str) -> dict[str, Any]:
+        """Call a method of every replica with this front's id; gives what each one answered in time."""
+
+        async def tell(replica: str) -> tuple[str, Any] | None:
+            with suppress(Exception):  # it is dead or too busy to hear; the next time will do
+                work = Work(f"{method}-{replica}", replica=replica)
+                call = self._handle.options(method_name=method).remote(work, self.front)
+                return replica, await asyncio.wait_for(call, KEEP_SECONDS)
+            return None
+
+        told = await asyncio.gather(*(tell(replica.id) for replica in self.fleet.replicas()))
+        return dict(answer for answer in told if answer is not None)
 
 
 class RayBackend(EngineClient):

@@ -17,7 +17,8 @@ from typing import Any
 from ..core.errors import Code, Error
 from ..core.settings import EngineSettings
 from ..host.resources import usable_cpus
-from .fleet import FRONT_SECONDS, REPORT_SECONDS
+from .fleet import REPORT_SECONDS
+from .fronts import FRONT_SECONDS
 from .installed import ray_missing
 
 log = logging.getLogger(__name__)
@@ -28,6 +29,8 @@ OBJECT_STORE_BYTES = 100 << 20
 POLL_SECONDS = 0.2
 QUIET = {"log_level": "ERROR", "enable_access_log": False}
 STATS_TIMEOUT = 30.0
+JOINED = ("NOT_STARTED", "DEPLOYING", "RUNNING", "UNHEALTHY")
+"""States of an application whose replicas a further front uses."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +38,8 @@ class ClusterSettings:
     """Which cluster, and how many replicas in it."""
 
     application: str
+    server: str
+    """Which server asks, the same in each of its starts."""
     least: int = 1
     most: int = 1
     address: str = ""
@@ -51,9 +56,11 @@ class Cluster:
         self._settings = settings
         self._engine = engine
         self._connected = False
+        self.joined = False
+        """Whether another front had started the replicas."""
 
     def deploy(self, progress: Callable[[str], None]) -> Any:
-        """Start the cluster, or join it, and the replicas; gives Ray's handle once all of them run.
+        """Start the cluster, or join it, and the replicas, unless they run; gives Ray's handle once all of them do.
 
         Raises FAILED_PRECONDITION without Ray, UNAVAILABLE where there is no cluster or it gives up.
         """
@@ -70,11 +77,7 @@ class Cluster:
             progress("starting Ray Serve")
             serve.start(proxy_location="Disabled", logging_config=QUIET)
             logging.getLogger("ray.serve").setLevel(logging.WARNING)
-            # What a front of the same state directory left when it was killed: nobody reads its answers.
-            serve.delete(self._settings.application)
-            application = self._application(serve)
-            target = serve.RunTarget(application, name=self._settings.application, route_prefix=None)
-            (handle,) = serve.run_many([target], wait_for_applications_running=False)
+            handle = self._handle(serve)
             self._wait(serve, progress)
         except Error:
             raise
@@ -82,8 +85,8 @@ class Cluster:
             raise _unavailable(str(error)) from error
         return handle
 
-    def close(self) -> None:
-        """Remove the application, and end the cluster if it was started here."""
+    def close(self, last: bool) -> None:
+        """End the cluster if it was started here; leave another one, and remove the application if ``last``."""
         if not self._connected:
             return
         import ray
@@ -91,10 +94,23 @@ class Cluster:
 
         self._connected = False
         try:
-            serve.delete(self._settings.application)
+            if last or not self._settings.address:
+                serve.delete(self._settings.application)
         except Exception as error:  # the cluster is gone: so is the application
             log.warning("the application could not be removed from Ray: %s", error)
         ray.shutdown()
+
+    def _handle(self, serve: Any) -> Any:
+        """Ray's handle of the application: of the one that is there, else of a new one."""
+        name = self._settings.application
+        if (found := serve.status().applications.get(name)) is not None:
+            if found.status in JOINED:
+                self.joined = True
+                return serve.get_app_handle(name)
+            serve.delete(name)
+        target = serve.RunTarget(self._application(serve), name=name, route_prefix=None)
+        (handle,) = serve.run_many([target], wait_for_applications_running=False)
+        return handle
 
     def _connect(self, ray: Any) -> None:
         # What replicas write comes to this process's standard error.

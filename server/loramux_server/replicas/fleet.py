@@ -15,8 +15,6 @@ from .affinity import Affinity, Load, Work
 
 REPORT_SECONDS = 0.5
 """How often a replica reports."""
-FRONT_SECONDS = 20.0
-"""A front that has not been heard of for so long is dead: what it asked for is aborted, before its leases end."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,9 +21,13 @@ from ..engine.transport.process import ProcessBackend
 from ..engine.transport.protocol import Command, Failure, Output, command_id
 from ..engine.transport.wire import HEADER, Broken, Ready, decode, encode
 from .affinity import Work
-from .fleet import FRONT_SECONDS, Report
+from .fleet import Report
+from .fronts import FRONT_SECONDS, Fronts
 
 log = logging.getLogger(__name__)
+
+ABORT_SECONDS = 10.0
+"""How long a front that starts waits for the end of what an earlier start of its server asked for."""
 
 
 class EngineReplica:
@@ -33,7 +37,9 @@ class EngineReplica:
     async def __init__(self, settings: EngineSettings) -> None:  # type: ignore[misc]
         self._backend = ProcessBackend(settings)
         self._open: dict[str, tuple[Work, str]] = {}
-        self._fronts: dict[str, float] = {}
+        self._ended = asyncio.Event()
+        """Set whenever a command is over."""
+        self._fronts = Fronts()
         self._draining = False
         self._failure: Error | None = None
         self._info: EngineInfo | None = None
@@ -48,7 +54,7 @@ class EngineReplica:
         """Give a command to the engine; gives frames of outputs until the last. Closing it aborts the command."""
         command: Command = decode(frame[HEADER.size :])
         id = command_id(command)
-        self._fronts[front] = time.monotonic()
+        self._fronts.hear(front, time.monotonic())
         self._open[id] = work, front
         try:
             if self._draining and not work.replica:
@@ -60,6 +66,7 @@ class EngineReplica:
             yield encode([Output(id, failure=Failure.of(error), done=True)])
         finally:
             self._open.pop(id, None)
+            self._ended.set()
 
     async def describe(self, work: Work) -> bytes:
         """A frame that says what the engine is, or why it did not start."""
@@ -69,7 +76,21 @@ class EngineReplica:
 
     async def keep(self, work: Work, front: str) -> None:
         """Hear from a front: it lives, and wants what it asked for."""
-        self._fronts[front] = time.monotonic()
+        self._fronts.hear(front, time.monotonic())
+
+    async def join(self, work: Work, front: str) -> None:
+        """Hear from a front that starts. What an earlier start of its server asked for is over when this returns."""
+        self._fronts.hear(front, time.monotonic())
+        self._abort(earlier := self._fronts.earlier(front))
+        with suppress(TimeoutError):
+            async with asyncio.timeout(ABORT_SECONDS):
+                while any(owner in earlier for _, owner in self._open.values()):
+                    self._ended.clear()
+                    await self._ended.wait()
+
+    async def leave(self, work: Work, front: str) -> int:
+        """Forget a front that stops; gives how many others live."""
+        return self._fronts.leave(front, time.monotonic())
 
     async def drain(self, work: Work) -> None:
         """Take nothing new and hand training jobs back; the replica is replaced once it has nothing left."""
@@ -105,14 +126,14 @@ class EngineReplica:
     async def _watch_fronts(self) -> None:
         while True:
             await asyncio.sleep(FRONT_SECONDS / 4)
-            now = time.monotonic()
-            dead = {front for front, heard in self._fronts.items() if now - heard > FRONT_SECONDS}
-            for id, (_, front) in list(self._open.items()):
-                if front in dead:
-                    log.warning("the front of a command is gone, the command is aborted")
-                    self._backend.interrupt(id, Error(Code.UNAVAILABLE, "the front is gone", reason="STOPPING"))
-            for front in dead:
-                del self._fronts[front]
+            self._abort(self._fronts.dead(time.monotonic()))
+
+    def _abort(self, fronts: frozenset[str]) -> None:
+        """Abort what these fronts asked for."""
+        for id, (_, front) in list(self._open.items()):
+            if front in fronts:
+                log.warning("the front of a command is gone, the command is aborted")
+                self._backend.interrupt(id, Error(Code.UNAVAILABLE, "the front is gone", reason="STOPPING"))
 
 
 def _draining() -> Error:
