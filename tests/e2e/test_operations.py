@@ -25,10 +25,11 @@ from loramux.v1 import inference_pb2, inference_pb2_grpc
 from loramux_server.store.store import Store
 from tests.e2e.server_process import ServerProcess, kill, run_server, server_process
 from tests.e2e.test_random_kills_real import Real
+from tests.postgres import BIN, MISSING, Postgres
 from tests.soak.invariants import memory
 from tests.tiny import write_model
 from tests.unit.services.adapter_files import write_adapter
-from tests.unit.store.test_postgres import BIN, Postgres, postgres, url
+from tests.unit.store.test_postgres import postgres, url
 
 __all__ = ["postgres", "url"]
 
@@ -252,7 +253,7 @@ def test_a_state_directory_that_cannot_be_written(model: Path, tmp_path: Path) -
     assert str(state) in lines[-1]
 
 
-@pytest.mark.skipif(BIN is None, reason="no PostgreSQL server is installed (apt install postgresql)")
+@pytest.mark.skipif(BIN is None, reason=MISSING)
 def test_a_database_that_is_away_for_a_while(model: Path, tmp_path: Path, postgres: Postgres, url: str) -> None:
     """Adapters in use go on, all else is UNAVAILABLE, and nobody starts the server again."""
     flags = (*FLAGS, "--metrics-listen", "off", "--model", str(model), "--state-dir", str(tmp_path / "state"))

@@ -1,9 +1,9 @@
 """Which replica gets a request: the one where it costs least, counted in tokens. Pure: no Ray, no clock, no I/O.
 
-A replica's cost is the tokens queued there, and for each adapter of the request that it does not hold, what loading one
-is worth. So requests go where their stack is resident, spill over once that queue is longer than a load is worth, and a
-stack counts as the set of its adapters. An adapter that nobody holds has a home, the same in every front: it is loaded
-there, and not everywhere at once.
+A replica's cost is the tokens queued there, for each adapter of the request that it does not hold what loading one is
+worth, less the tokens at the beginning of the prompt that it has computed before. So requests go where their stack is
+resident, spill over once that queue is longer than a load is worth, and a stack counts as the set of its adapters. An
+adapter that nobody holds has a home, the same in every front: it is loaded there, and not everywhere at once.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
+
+from .prefixes import Prefixes
 
 LOAD_TOKENS = 2048
 """What loading an adapter is worth: so much longer may the queue be of a replica that holds it."""
@@ -31,6 +33,8 @@ class Work:
     tokens: int = 0
     """Those of its prompt and of its longest answer."""
     trains: bool = False
+    prefix: tuple[bytes, ...] = ()
+    """The chain of its prompt's blocks, as ``prefix_chain`` makes it."""
     replica: str = ""
     """Only this one will do."""
 
@@ -53,6 +57,7 @@ class Affinity:
     def __init__(self) -> None:
         self._sent: defaultdict[str, dict[str, Work]] = defaultdict(dict)
         self._expected: defaultdict[str, dict[str, float]] = defaultdict(dict)
+        self._prefixes: defaultdict[str, Prefixes] = defaultdict(Prefixes)
 
     def rank(self, work: Work, loads: Mapping[str, Load], now: float) -> list[str]:
         """Replicas that may take ``work``, the best first."""
@@ -68,16 +73,19 @@ class Affinity:
         def cost(replica: str) -> tuple[int, bytes]:
             missing = work.adapters - held[replica]
             loading = sum(HOME_TOKENS if homes.get(adapter) == replica else LOAD_TOKENS for adapter in missing)
-            # Among equals, work without adapters is spread and the same stack goes to the same replica.
-            spread = "\0".join(sorted(work.adapters)) or work.id
-            return self._tokens(replica, accepting[replica]) + loading, _weight(spread, replica)
+            known = self._prefixes[replica].known_tokens(work.prefix, now) if work.prefix else 0
+            return self._tokens(replica, accepting[replica]) + loading - known, _weight(spread, replica)
 
+        # Among equals, the same stack or beginning of a prompt goes to the same replica, and other work is spread.
+        spread = "\0".join(sorted(work.adapters)) or (work.prefix[0].hex() if work.prefix else work.id)
         return sorted(accepting, key=cost)
 
     def began(self, work: Work, replica: str, now: float) -> None:
         """``work`` was sent to ``replica``."""
         self._sent[replica][work.id] = work
         self._expected[replica].update(dict.fromkeys(work.adapters, now + EXPECTED_SECONDS))
+        if work.prefix:
+            self._prefixes[replica].add(work.prefix, now)
 
     def ended(self, work_id: str) -> None:
         """It is over, one way or another. Unknown ids are fine."""
@@ -87,7 +95,12 @@ class Affinity:
     def gone(self, replica: str) -> None:
         """Forget a replica."""
         self._sent.pop(replica, None)
+        self.emptied(replica)
+
+    def emptied(self, replica: str) -> None:
+        """A replica's engine starts again: it holds nothing any more."""
         self._expected.pop(replica, None)
+        self._prefixes.pop(replica, None)
 
     def _tokens(self, replica: str, load: Load) -> int:
         """What others sent there is known from its report, what was sent from here is known at once."""

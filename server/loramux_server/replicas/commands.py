@@ -7,13 +7,19 @@ from ..core.jobs import TrainCommand
 from ..core.types import AdapterVersion
 from ..engine.transport.protocol import Command, LoadCommand, command_id
 from .affinity import Work
+from .prefixes import prefix_chain
 
 
 def work_of(command: Command, replica: str = "") -> Work:
     """What the policy knows of a command; ``replica``: the only one that it is for."""
     adapters, tokens = _needs(command)
     digests = frozenset(adapter.digest for adapter in adapters)
-    return Work(command_id(command), digests, tokens, trains=isinstance(command, TrainCommand), replica=replica)
+    # Those that read the prefix cache.
+    prefix = (
+        prefix_chain(command.tenant, command.stack, command.prompt_ids) if isinstance(command, GenerateCommand) else ()
+    )
+    trains = isinstance(command, TrainCommand)
+    return Work(command_id(command), digests, tokens, trains=trains, prefix=prefix, replica=replica)
 
 
 def _needs(command: Command) -> tuple[tuple[AdapterVersion, ...], int]:

@@ -46,6 +46,9 @@ class Fleet:
             for gone in self._reports.keys() - reports.keys():
                 self._policy.gone(gone)
                 self._draining.discard(gone)
+            for id, report in reports.items():
+                if report.state == ReplicaState.RESTARTING:
+                    self._policy.emptied(id)
             self._reports = dict(reports)
         self._changed()
 

@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import math
-import os
-import pwd
 import shutil
 import socket
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-import sqlalchemy as sa
 import structlog
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
@@ -40,85 +36,30 @@ from loramux_server.store.schema import metadata
 from loramux_server.store.store import Store
 from loramux_server.store.usage import UsageTable
 from tests.adapter_files import folder_of
+from tests.postgres import BIN, MISSING, Postgres, open_postgres
 from tests.unit.store import test_keys, test_quotas, test_sharing, test_usage
 
 Make = Callable[[str], Path]
 META = AdapterMeta(4, 8.0, metrics={"loss": math.nan, "worst": -math.inf, "best": 0.5})
 
 
-def _binaries() -> Path | None:
-    """Where initdb and pg_ctl are: on the path, or where Debian puts them."""
-    found = shutil.which("initdb")
-    if found:
-        return Path(os.path.realpath(found)).parent
-    return max(Path("/usr/lib/postgresql").glob("*/bin"), default=None)
-
-
-def _bin(name: str) -> Path:
-    assert BIN is not None
-    return BIN / name
-
-
-BIN = _binaries()
 pytestmark = [
-    pytest.mark.skipif(BIN is None, reason="no PostgreSQL server is installed (apt install postgresql)"),
+    pytest.mark.skipif(BIN is None, reason=MISSING),
     pytest.mark.slow,
 ]
-
-
-class Postgres:
-    """A server of our own, reached through a socket in its folder only."""
-
-    def __init__(self, root: Path, who: dict[str, str]) -> None:
-        self.root, self._who = root, who
-        self.url = f"postgresql+psycopg://loramux@/postgres?host={root}"
-
-    def run(self, *words: object) -> None:
-        done = subprocess.run([str(w) for w in words], capture_output=True, text=True, cwd=self.root, **self._who)  # type: ignore[call-overload]
-        assert done.returncode == 0, done.stderr + done.stdout
-
-    def start(self) -> None:
-        options = f"-c listen_addresses='' -c unix_socket_directories={self.root} -c fsync=off"
-        log = self.root / "log"
-        self.run(_bin("pg_ctl"), "-D", self.root / "data", "-l", log, "-w", "-o", options, "start")
-
-    def stop(self) -> None:
-        """As a crash does it: connections end without a word."""
-        self.run(_bin("pg_ctl"), "-D", self.root / "data", "-m", "immediate", "stop")
 
 
 @pytest.fixture(scope="module")
 def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
     pytest.importorskip("psycopg", reason="needs the package psycopg")
-    root = Path(tmp_path_factory.mktemp("pg"))
-    who: dict[str, str] = {}
-    if os.geteuid() == 0:  # it refuses to run as root
-        users = {entry.pw_name for entry in pwd.getpwall()}
-        who = {"user": "postgres" if "postgres" in users else "nobody"}
-        root = Path("/tmp") / f"loramux-pg-{os.getpid()}"
-        root.mkdir()
-        shutil.chown(root, who["user"])
-
-    server = Postgres(root, who)
-    words = ("-U", "loramux", "--auth=trust", "--no-sync", "--encoding=UTF8")
-    server.run(_bin("initdb"), "-D", root / "data", *words)
-    server.start()
-    try:
+    with open_postgres(tmp_path_factory.mktemp("pg")) as server:
         yield server
-    finally:
-        server.stop()
-        shutil.rmtree(root, ignore_errors=True)
 
 
 @pytest.fixture
 def url(postgres: Postgres, request: pytest.FixtureRequest) -> str:
     """A database of the test's own."""
-    name = f"t{abs(hash(request.node.nodeid))}"
-    engine = sa.create_engine(postgres.url, isolation_level="AUTOCOMMIT")
-    with engine.connect() as connection:
-        connection.exec_driver_sql(f"CREATE DATABASE {name}")
-    engine.dispose()
-    return postgres.url.replace("/postgres?", f"/{name}?")
+    return postgres.make_database(f"t{abs(hash(request.node.nodeid))}")
 
 
 @pytest.fixture
