@@ -139,8 +139,11 @@ def test_fronts_share_replicas_adapters_and_jobs(
         assert len(replicas(one)) == 2
         assert replicas(two) == replicas(one)
         one.adapters.upload("acme", adapter)
-        asked = {"adapters": ["acme"], "max_tokens": 16, "temperature": 0.0, "ignore_eos": True}
-        texts = {client.generate(PROMPT, **asked).text for client in (one, two, two, one)}
+        answers = (
+            client.generate(PROMPT, adapters=["acme"], max_tokens=16, temperature=0.0, ignore_eos=True)
+            for client in (one, two, two, one)
+        )
+        texts = {answer.text for answer in answers}
         assert len(texts) == 1
         # The second front knows from the replicas' reports which one holds the adapter.
         until(lambda: [sum(each.adapters for each in client.replicas()) for client in (one, two)] == [1, 1], 20)

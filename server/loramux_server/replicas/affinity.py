@@ -12,7 +12,9 @@ from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
+from heapq import nsmallest
 
+from .expiring import Expiring
 from .prefixes import Prefixes
 
 LOAD_TOKENS = 2048
@@ -21,6 +23,8 @@ HOME_TOKENS = LOAD_TOKENS // 2
 """The same for an adapter that no replica holds, on its home."""
 EXPECTED_SECONDS = 10.0
 """How long an adapter that was sent for counts as resident although its replica does not report it."""
+MOST_EXPECTED = 4096
+"""Of one replica."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +60,7 @@ class Affinity:
 
     def __init__(self) -> None:
         self._sent: defaultdict[str, dict[str, Work]] = defaultdict(dict)
-        self._expected: defaultdict[str, dict[str, float]] = defaultdict(dict)
+        self._expected: defaultdict[str, Expiring[str]] = defaultdict(lambda: Expiring(EXPECTED_SECONDS, MOST_EXPECTED))
         self._prefixes: defaultdict[str, Prefixes] = defaultdict(Prefixes)
 
     def rank(self, work: Work, loads: Mapping[str, Load], now: float) -> list[str]:
@@ -66,9 +70,9 @@ class Affinity:
         accepting = {replica: load for replica, load in loads.items() if load.accepts}
         if work.trains:
             return sorted(accepting, key=lambda replica: (*self._training(replica, accepting[replica]), replica))
-        held = {replica: self._resident(replica, load, now) for replica, load in accepting.items()}
+        held = {replica: self._held(work, replica, load, now) for replica, load in accepting.items()}
         anywhere = frozenset().union(*held.values())
-        homes = {adapter: _home(adapter, accepting) for adapter in work.adapters - anywhere}
+        homes = {adapter: self._home(adapter, accepting) for adapter in work.adapters - anywhere}
 
         def cost(replica: str) -> tuple[int, bytes]:
             missing = work.adapters - held[replica]
@@ -83,7 +87,7 @@ class Affinity:
     def began(self, work: Work, replica: str, now: float) -> None:
         """``work`` was sent to ``replica``."""
         self._sent[replica][work.id] = work
-        self._expected[replica].update(dict.fromkeys(work.adapters, now + EXPECTED_SECONDS))
+        self._expected[replica].add(work.adapters, now)
         if work.prefix:
             self._prefixes[replica].add(work.prefix, now)
 
@@ -110,16 +114,22 @@ class Affinity:
         sent = sum(work.trains for work in self._sent[replica].values())
         return max(load.jobs, sent), self._tokens(replica, load)
 
-    def _resident(self, replica: str, load: Load, now: float) -> frozenset[str]:
+    def _home(self, adapter: str, replicas: Mapping[str, Load]) -> str:
+        """The replica that an adapter is loaded on first: of two that hashing names, the one that holds fewer.
+
+        So fronts agree on it, few homes change when replicas come and go, and none is full beside an empty one.
+        """
+        named = nsmallest(2, replicas, key=lambda replica: _weight(adapter, replica))
+
+        def held(replica: str) -> int:
+            return max(len(replicas[replica].resident), len(self._expected[replica]))
+
+        return min(named, key=held, default="")
+
+    def _held(self, work: Work, replica: str, load: Load, now: float) -> frozenset[str]:
+        """The adapters of ``work`` that a replica has, or was sent for."""
         expected = self._expected[replica]
-        for adapter in [adapter for adapter, until in expected.items() if until <= now]:
-            del expected[adapter]
-        return load.resident | expected.keys()
-
-
-def _home(adapter: str, replicas: Mapping[str, Load]) -> str:
-    """The replica that an adapter is loaded on first, by rendezvous hashing: few change theirs when replicas do."""
-    return min(replicas, key=lambda replica: _weight(adapter, replica), default="")
+        return frozenset(each for each in work.adapters if each in load.resident or expected.holds(each, now))
 
 
 def _weight(text: str, replica: str) -> bytes:

@@ -7,12 +7,12 @@ each block the hash before it. So two prompts share as many hashes as blocks, an
 from __future__ import annotations
 
 from array import array
-from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from hashlib import blake2b
 from itertools import takewhile
 
 from ..core.types import Stack
+from .expiring import Expiring
 
 BLOCK_TOKENS = 64
 MOST_BLOCKS = 31
@@ -44,22 +44,16 @@ def _chain(tenant: str, stack: Stack, prompt: Sequence[int]) -> Iterator[bytes]:
 class Prefixes:
     """The blocks that one replica was sent lately. Times are seconds."""
 
-    def __init__(self, kept_blocks: int = KEPT_BLOCKS) -> None:
-        self._kept_blocks = kept_blocks
-        self._until: OrderedDict[bytes, float] = OrderedDict()
+    def __init__(self, kept_seconds: float = KEPT_SECONDS, kept_blocks: int = KEPT_BLOCKS) -> None:
+        self._blocks: Expiring[bytes] = Expiring(kept_seconds, kept_blocks)
 
     def add(self, chain: Sequence[bytes], now: float) -> None:
-        """A prompt was sent there."""
-        # Its first block last: where blocks are forgotten, a chain loses its end before its beginning.
-        for block in reversed(chain):
-            self._until[block] = now + KEPT_SECONDS
-            self._until.move_to_end(block)
-        while self._until and (len(self._until) > self._kept_blocks or next(iter(self._until.values())) <= now):
-            self._until.popitem(last=False)
+        """A prompt was sent there. Its first block is forgotten last: without it the others are worth nothing."""
+        self._blocks.add(reversed(chain), now)
 
     def known_tokens(self, chain: Sequence[bytes], now: float) -> int:
         """Tokens at the beginning of a prompt that need not be computed there again."""
-        return BLOCK_TOKENS * sum(1 for _ in takewhile(lambda block: self._until.get(block, now) > now, chain))
+        return BLOCK_TOKENS * sum(1 for _ in takewhile(lambda block: self._blocks.holds(block, now), chain))
 
     def __len__(self) -> int:
-        return len(self._until)
+        return len(self._blocks)

@@ -128,3 +128,15 @@ def test_a_replica_that_takes_nothing_is_left_out_unless_it_is_named() -> None:
     assert Affinity().rank(replace(work("x"), replica="a"), given, 0) == ["a"]
     assert Affinity().rank(replace(work("x"), replica="gone"), given, 0) == []
     assert Affinity().rank(work("x"), {"a": given["a"]}, 0) == []
+
+
+def test_cold_adapters_fill_replicas_alike() -> None:
+    policy, held = Affinity(), {id: set[str]() for id in IDS}
+    for number in range(60):
+        cold = work(f"cold {number}", id=str(number))
+        given = {id: Load(frozenset(adapters)) for id, adapters in held.items()}
+        replica = policy.rank(cold, given, number)[0]
+        policy.began(cold, replica, number)
+        policy.ended(cold.id)
+        held[replica].add(f"cold {number}")
+    assert all(16 <= len(adapters) <= 24 for adapters in held.values())

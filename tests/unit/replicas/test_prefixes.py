@@ -74,7 +74,7 @@ def test_residency_comes_before_the_prefix() -> None:
 
 
 def test_new_beginnings_are_spread_and_each_has_one_home() -> None:
-    firsts = Counter()
+    firsts: Counter[str] = Counter()
     for number in range(300):
         works = [Work(str(id), prefix=chain(2, first=1000 * number)) for id in range(2)]
         homes = {Affinity().rank(work, LOADS, 0)[0] for work in works}
