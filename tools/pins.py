@@ -1,6 +1,7 @@
 """Write what is pinned: the exact version of everything that loramux needs here, with the hashes of its files.
 
-``constraints.txt`` is what the server needs, ``requirements/development.txt`` what is needed beside that to develop it.
+``constraints.txt`` is what the server needs; beside that ``requirements/development.txt`` is what is needed to develop
+it, and ``requirements/ray.txt`` what replicas on Ray need.
 Versions are those of this environment, without local labels (torch 2.13.0+cpu), so that a pin fits the CPU and the
 CUDA build alike. Hashes are of the wheels for the Pythons and platforms that loramux runs on, as the package index
 tells them; those of a version that was pinned before are kept. loramux itself and the default base, which has its own
@@ -26,11 +27,13 @@ from packaging.utils import NormalizedName, canonicalize_name, parse_wheel_filen
 
 ROOT = Path(__file__).parents[1]
 SERVER, DEVELOPMENT = ROOT / "constraints.txt", ROOT / "requirements" / "development.txt"
+RAY = ROOT / "requirements" / "ray.txt"
 HEADERS = {
     SERVER: "# What loramux[server,curves,compare,oidc,otel] is developed and tested with, by content:\n"
     "#   pip install --no-deps --require-hashes -r constraints.txt && pip install --no-deps loramux\n"
     "# torch names libraries of CUDA beside it: pip install torch adds these. Written by `make pins`; siblings of the\n"
     "# grpcio family are not in step, so never set them equal by hand.",
+    RAY: "# What deploy/ray.Dockerfile installs beside constraints.txt. Written by `make pins`.",
     DEVELOPMENT: "# What `make setup` installs beside constraints.txt. Written by `make pins`.",
 }
 IMAGE = ("server", "curves", "compare", "oidc", "otel")
@@ -133,6 +136,7 @@ def write(path: Path, names: Iterable[NormalizedName]) -> None:
 def main() -> None:
     server, everything = needed(IMAGE), needed(("dev",), BUILD)
     write(DEVELOPMENT, everything - server)
+    write(RAY, needed((*IMAGE, "ray")) - server)
     write(SERVER, server)
 
 
