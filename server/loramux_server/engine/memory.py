@@ -82,7 +82,13 @@ def check_room(settings: EngineSettings, folder: Path) -> None:
     name = read_marker(folder).get("name") or folder.name
     place = "this host" if device.type == "cpu" else str(device)
     way = "unpacked" if choice == "unpacked" else "in NF4"
-    hints = ["free memory", "serve a smaller base"]
+    hints = ["serve a smaller base"]
+    if needed <= total:
+        hints.insert(0, "free memory")
+    elif device.type == "cuda":
+        hints.append("use a GPU with more memory, since a base is not spread over several")
+    else:
+        hints.append("use a host with more memory")
     if choice == "unpacked" and packed <= free:
         flag = "--cpu-weights" if device.type == "cpu" else "--gpu-weights"
         hints.insert(0, f"use {flag} packed, which needs {packed / 1e9:.1f} GB")
