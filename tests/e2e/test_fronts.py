@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import random
+import re
 import shutil
 import signal
 import subprocess
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from importlib.util import find_spec
+from itertools import cycle
 from pathlib import Path
 from ssl import create_default_context
 
@@ -67,7 +71,7 @@ class Site:
             "--kv-cache-memory": "64MiB",
             "--adapter-memory": "16MiB",
             "--http-listen": "127.0.0.1:0",
-            "--metrics-listen": "off",
+            "--metrics-listen": "127.0.0.1:0",
             "--tls-cert": str(self.cert),
             "--tls-key": str(self.key),
         }
@@ -129,12 +133,7 @@ def replicas(client: Client) -> list[str]:
     return sorted(replica.id for replica in client.replicas())
 
 
-def test_fronts_share_replicas_adapters_and_jobs(
-    site: Site, fronts: dict[str, ServerProcess], adapter: Path, tmp_path: Path
-) -> None:
-    data = tmp_path / "rows.jsonl"
-    row = {"prompt": "Who has the red kettle?", "completion": " The mill has it."}
-    data.write_text((json.dumps(row) + "\n") * 8)
+def test_fronts_share_replicas_and_adapters(site: Site, fronts: dict[str, ServerProcess], adapter: Path) -> None:
     with site.client(fronts["one"].address) as one, site.client(fronts["two"].address) as two:
         assert len(replicas(one)) == 2
         assert replicas(two) == replicas(one)
@@ -147,10 +146,42 @@ def test_fronts_share_replicas_adapters_and_jobs(
         assert len(texts) == 1
         # The second front knows from the replicas' reports which one holds the adapter.
         until(lambda: [sum(each.adapters for each in client.replicas()) for client in (one, two)] == [1, 1], 20)
-        job = two.train("trained", data, epochs=1, batch_size=4, rank=4, validation_split=0)
-        job.wait(timeout=300)
-        assert job.state == "succeeded"
-        assert one.generate(PROMPT, adapters=["trained"], max_tokens=4, ignore_eos=True).usage.completion_tokens == 4
+
+
+def tiers(server: ServerProcess) -> dict[str, float]:
+    """Where the adapters of all requests were when these came, over all replicas."""
+    found = re.findall(r'^loramux_adapter_hits_total{tier="(\w+)"} (\S+)', server.metrics(), re.MULTILINE)
+    return {tier: float(value) for tier, value in found}
+
+
+def test_twenty_stacks_stay_where_they_are_resident(site: Site, fronts: dict[str, ServerProcess]) -> None:
+    """Ten tenants under two styles, through both fronts, several at a time and in either order."""
+    base = site.home / "nf4"
+    tenants, styles = [f"tenant-{i}" for i in range(10)], ["plain", "rhyme"]
+    with site.client(fronts["one"].address) as one, site.client(fronts["two"].address) as two:
+        for seed, name in enumerate((*tenants, *styles)):
+            one.adapters.upload(name, write_adapter(site.home / name, base, rank=2, seed=seed))
+        stacks = [[tenant, style] for tenant in tenants for style in styles]
+        clients, chance = cycle((one, two)), random.Random(0)
+
+        def ask(client: Client, stack: list[str]) -> None:
+            client.generate(PROMPT, adapters=stack, max_tokens=4, ignore_eos=True)
+
+        def round_of_requests() -> None:
+            with ThreadPoolExecutor(4) as pool:
+                shuffled = [chance.sample(stack, 2) for stack in chance.sample(stacks, len(stacks))]
+                list(pool.map(ask, clients, shuffled))
+
+        round_of_requests()
+        before = tiers(fronts["one"])
+        for _ in range(5):
+            round_of_requests()
+        after = tiers(fronts["one"])
+        added = {tier: after[tier] - before.get(tier, 0) for tier in after}
+        assert sum(added.values()) == 5 * 20 * 2, "each request counts each of its adapters"
+        assert added["disk"] <= 0.1 * sum(added.values()), added
+        held = sum(replica.adapters for replica in one.replicas())
+        assert held <= 1.5 * len((*tenants, *styles)), "adapters are not loaded everywhere"
 
 
 @pytest.mark.skipif(NGINX is None, reason="nginx is not installed (apt install nginx-light)")
