@@ -158,6 +158,10 @@ bench-ahead: $(READY) ## Measure what steps launched ahead give on a processor: 
 bench-observability: $(READY) ## Measure what metrics, usage, logs and traces cost; a trial with BENCH_ARGS=--quick
 	@$(BIN)/python -m benchmarks.observability $(BENCH_ARGS)
 
+.PHONY: bench-scale-sim
+bench-scale-sim: $(READY) ## Simulate 1 to 1,000 replicas with the server's routing: minutes; a trial with BENCH_ARGS=--quick
+	@$(BIN)/python -m benchmarks.scale_sim $(BENCH_ARGS)
+
 .PHONY: bench-overload
 bench-overload: $(READY) ## Measure 2,000 calls at once: who is refused, and how fast; a trial with BENCH_ARGS=--quick
 	@$(BIN)/python -m benchmarks.overload $(BENCH_ARGS)

@@ -2,6 +2,7 @@
 
     serving.py       loramux beside its peers: same weights, prompts, threads, one table      make bench-serving
     scale.py         thousands of adapters: start-up, lists, Zipf traffic, cold loads        make bench-scale
+    scale_sim.py     1 to 1,000 replicas, simulated with the server's own routing             make bench-scale-sim
     training.py      loramux's training beside TRL's: speed, memory, time to an accuracy      make bench-training
     coserve.py       what training and serving cost each other                               make bench-coserve
     claims/          what is said of QLoRA: parameters, memory, quality, stacks               make claims
@@ -18,7 +19,8 @@ The parts of ``serving.py``: ``workloads`` (what is asked), ``systems`` (who is 
 each system has to itself), ``material`` (bases and adapters), ``samples``, ``roofline`` and ``table`` (what is told),
 ``job`` (what crosses between the processes). Those of ``scale.py``: ``registry`` (what is registered), ``traffic``
 (who is asked how often), ``scale_parts``, ``scrape`` and ``page_cache`` (how it is measured), ``seven_billion`` and
-``bank_loads`` (adapters of a larger base), ``scale_table``. ``random_base`` writes bases of any size. Those of
+``bank_loads`` (adapters of a larger base), ``scale_table``. Those of ``scale_sim.py``: ``scale_model`` (the
+simulation) and ``scale_validation`` (real replicas beside it). ``random_base`` writes bases of any size. Those of
 ``training.py`` and ``coserve.py``: ``train_job`` (what crosses between the processes), ``trainers`` (who trains),
 ``streams``, ``stretches``, ``training_table``; those of ``stacking.py``: ``stacking_recipes`` and ``stacking_table``;
 ``goals`` says what figures must reach. Results go to ``benchmarks/results/``.
