@@ -153,7 +153,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--quick", action="store_true", help="small clusters and few requests: a trial")
     parser.add_argument("--replicas", type=int, nargs="+", default=[1, 2, 8, 64, 256, 1000])
-    parser.add_argument("--requests", type=int, default=20_000, help="at most, of each run (default: %(default)s)")
+    parser.add_argument("--requests", type=int, default=10_000, help="at most, of each run (default: %(default)s)")
     parser.add_argument("--rate", type=float, default=LOAD_PER_REPLICA, help="requests/s and replica")
     parser.add_argument("--adapters", type=int, default=100_000)
     parser.add_argument("--skew", type=float, default=1.0, help="exponent of the Zipf law")

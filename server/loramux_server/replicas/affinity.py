@@ -74,15 +74,16 @@ class Affinity:
         anywhere = frozenset().union(*held.values())
         homes = {adapter: self._home(adapter, accepting) for adapter in work.adapters - anywhere}
 
-        def cost(replica: str) -> tuple[int, bytes]:
-            missing = work.adapters - held[replica]
-            loading = sum(HOME_TOKENS if homes.get(adapter) == replica else LOAD_TOKENS for adapter in missing)
-            known = self._prefixes[replica].known_tokens(work.prefix, now) if work.prefix else 0
-            return self._tokens(replica, accepting[replica]) + loading - known, _weight(spread, replica)
-
-        # Among equals, the same stack or beginning of a prompt goes to the same replica, and other work is spread.
+        costs = {
+            replica: self._cost(work, replica, load, held[replica], homes, now) for replica, load in accepting.items()
+        }
+        least = min(costs.values(), default=0)
+        # Among the best, the same stack or beginning of a prompt goes to the same replica, and other work is spread.
         spread = "\0".join(sorted(work.adapters)) or (work.prefix[0].hex() if work.prefix else work.id)
-        return sorted(accepting, key=cost)
+        best = [replica for replica, cost in costs.items() if cost == least]
+        others = [replica for replica, cost in costs.items() if cost > least]
+        best.sort(key=lambda replica: _weight(spread, replica))
+        return best + sorted(others, key=lambda replica: (costs[replica], replica))
 
     def began(self, work: Work, replica: str, now: float) -> None:
         """``work`` was sent to ``replica``."""
@@ -106,6 +107,17 @@ class Affinity:
         self._expected.pop(replica, None)
         self._prefixes.pop(replica, None)
 
+    def _cost(
+        self, work: Work, replica: str, load: Load, held: frozenset[str], homes: Mapping[str, str], now: float
+    ) -> int:
+        """What ``work`` costs on a replica that holds ``held`` of its adapters, in tokens."""
+        cost = self._tokens(replica, load)
+        for adapter in work.adapters - held:
+            cost += HOME_TOKENS if homes.get(adapter) == replica else LOAD_TOKENS
+        if work.prefix and (prefixes := self._prefixes.get(replica)) is not None:
+            cost -= prefixes.known_tokens(work.prefix, now)
+        return cost
+
     def _tokens(self, replica: str, load: Load) -> int:
         """What others sent there is known from its report, what was sent from here is known at once."""
         return max(load.queued_tokens, sum(work.tokens for work in self._sent[replica].values()))
@@ -128,8 +140,10 @@ class Affinity:
 
     def _held(self, work: Work, replica: str, load: Load, now: float) -> frozenset[str]:
         """The adapters of ``work`` that a replica has, or was sent for."""
-        expected = self._expected[replica]
-        return frozenset(each for each in work.adapters if each in load.resident or expected.holds(each, now))
+        held, expected = work.adapters & load.resident, self._expected.get(replica)
+        if expected is None or len(held) == len(work.adapters):
+            return held
+        return held | {adapter for adapter in work.adapters if expected.holds(adapter, now)}
 
 
 def _weight(text: str, replica: str) -> bytes:
