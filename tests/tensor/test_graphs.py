@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from random import Random
@@ -27,7 +27,7 @@ from loramux_server.engine.execution.graph_families import ROWS, graph_bytes
 from loramux_server.engine.execution.graphs import GraphFamily, Parts, upto
 from loramux_server.engine.memory import plan_memory
 from loramux_server.lora.bank import HostAdapter, LoraPair
-from loramux_server.lora.blocks import StaticBlock, used_ranks
+from loramux_server.lora.blocks import IndexedBlock, StaticBlock, used_ranks
 from loramux_server.lora.indexed import operator
 from loramux_server.lora.routing import Routing, plan_blocks
 from loramux_server.lora.slots import RowSegment
@@ -199,6 +199,30 @@ def test_by_index_one_graph_takes_any_ranks(cases: Cases, monkeypatch: pytest.Mo
         cases.try_in(engine, [Case(cases.prompts[2][:4], cases.stack([]), 3)])
     assert {*graphs._graphs} == captured
     assert capture.steps == engine.kinds.count("decode") > 3
+
+
+def test_a_late_capture_by_index_routes_no_rows_of_the_step_before(cases: Cases) -> None:
+    """There may be more of them than the new graph has, and the kernels would write beyond its tensors."""
+    engine = cases.engine(max_batch_tokens=64, adapter_rows=24)
+    bank, items = engine.runner.bank, []
+    block = IndexedBlock.for_decoding(bank, 4)
+
+    class Noting:
+        nbytes = 0
+
+        def capture(self, step: Callable[[], object]) -> Callable[[], None]:
+            items.append(int(block._plan[0]))
+            return lambda: None
+
+    slot = bank.place("d", 4).slot
+    block.fill([RowSegment(1, ((slot, 1.0),))] * 4)
+    assert int(block._plan[0]) == 1
+    parts = Parts.of(engine.base, engine.runner.kv, bank, Noting(), 4, 4)
+    parts.indexed = block
+    with torch.inference_mode():
+        GraphFamily(parts, [1])._add((1, bank.rows))
+    assert items == [0]
+    bank.drop("d")
 
 
 def test_a_broken_adapter_fails_alone(cases: Cases) -> None:

@@ -205,11 +205,14 @@ class GraphFamily:
             self._failed.pop(key, None)
 
     def _block(self, key: Bucket) -> IndexedBlock | StaticBlock | None:
-        """What applies the adapters in a graph."""
+        """What applies the adapters in a graph. It routes nothing yet."""
         rows, ranks = key
         if not ranks:
             return None
-        return self._parts.indexed or StaticBlock(self._parts.bank, rows, ranks)
+        if (indexed := self._parts.indexed) is None:
+            return StaticBlock(self._parts.bank, rows, ranks)
+        indexed.fill(())  # the step before may have had more rows than this graph has
+        return indexed
 
     def _note(self, key: Bucket, error: RuntimeError) -> None:
         """Decide whether and when a bucket that could not be captured is tried again."""
