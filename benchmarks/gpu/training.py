@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from loramux_server.core.jobs import TrainCommand, TrainEvent, TrainEventType, TrainRow, TrainSpec
-from loramux_server.data.rows_file import TRAIN, find_rows, write_rows
+from loramux_server.data.rows_file import HELD_OUT, TRAIN, find_rows, write_rows
 from loramux_server.engine.transport.protocol import Output
 from loramux_server.store.state_dir import JOBS
 
@@ -71,7 +71,7 @@ def _command(scratch: Path, count: int, length: int) -> TrainCommand:
     folder = scratch / JOBS / "job"
     folder.mkdir(parents=True)
     rows = [TrainRow(tuple(3 + (7 * i + n) % 1000 for i in range(length)), (True,) * length) for n in range(count)]
-    write_rows(folder, {TRAIN: rows}, b"")
+    write_rows(folder, {TRAIN: rows, HELD_OUT: []}, b"")
     spec = TrainSpec(rank=16, alpha=32.0, batch_size=count, max_steps=1_000_000)
     return TrainCommand("job", spec, find_rows(folder), output=str(scratch / "out"))
 
