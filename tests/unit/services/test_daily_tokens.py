@@ -29,7 +29,7 @@ async def limit(server: Server, name: Limit, value: int | None) -> None:
     """As the command and the app do."""
     await asyncio.to_thread(server.store.quotas.set, "tenant:default", {name: value})
     await server.context.meter.refresh(server.store.quotas)
-    server.runner._board.queued.set()
+    server.runner.board.queued.set()
 
 
 async def test_a_running_job_is_queued_again_and_goes_on(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:

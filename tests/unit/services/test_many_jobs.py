@@ -69,7 +69,7 @@ class SlowEngine:
 @pytest.fixture
 def server(store: Store, text: TextTokenizer, info: EngineInfo) -> Server:
     made = Server.over(store, text, info)
-    board = made.runner._board
+    board = made.runner.board
     made.runner = JobRunner(made.context, board, max_jobs=3, retry_seconds=0.0001)
     return made
 

@@ -597,7 +597,7 @@ async def test_uploads_are_checked_and_bounded(server: Server, store: Store) -> 
 @pytest.mark.slow
 async def test_two_runners_share_the_queue_and_no_job(server: Server, info: EngineInfo) -> None:
     backend = FakeBackend(info, training=ScriptedTraining(info))
-    board = server.runner._board
+    board = server.runner.board
     other = JobRunner(replace(server.context, backend=backend), board)
     jobs = [await server.job(name=f"n{i}") for i in range(6)]
     async with server.working():

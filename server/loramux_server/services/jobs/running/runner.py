@@ -3,32 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 
 import structlog
 
 from ....core.errors import ROWS_DAMAGED, Code, Error, internal_error
-from ....core.jobs import JobState, TrainCommand, TrainEvent, TrainEventType
+from ....core.jobs import JobState, TrainCommand
 from ....core.observing.outage import Outage
-from ....core.types import AdapterVersion, Stack, StackEntry, StackItem
-from ....data.rows_file import discard_rows
 from ....host.failpoints import reach
 from ....store.jobs.table import LEASE_LOST
 from ....store.records import JobRecord
 from ....telemetry.logs import get_logger
 from ...common.context import Context
 from ...common.shielding import temporary_folder, to_the_end
-from ...datasets.stored_rows import StoredRows, build_command, stored_rows
-from ...datasets.worker import DatasetWorker
-from ...evaluation.questions import Asker
-from ...evaluation.teacher_answers import answer_rows
 from ..board import JobBoard
 from .attempt import TrainingRun
 from .daily_tokens import queue_again_when_spent
 from .lock import ReadersWriterLock
+from .preparation import Preparation, versions
 from .trouble import Trouble
 
 log = get_logger(__name__)
@@ -55,16 +48,14 @@ class JobRunner:
         lease_seconds: float = LEASE_SECONDS,
     ) -> None:
         self._context = context
-        self._store, self._info = context.store, context.info
-        self._board = board
+        self._store = context.store
+        self.board = board
         self._max_jobs = max_jobs
         self._attempts = ReadersWriterLock()
         self._outage = Outage()
         self._away_until = 0.0  # by the event loop's clock: the engine is given time to come back
-        self._stacks = context.stacks
-        self._worker = DatasetWorker(context)
+        self._preparation = Preparation(context, board, checkpoint_seconds)
         self._retry_seconds = retry_seconds
-        self._checkpoint_seconds = checkpoint_seconds
         self._lease_seconds = lease_seconds
         self._troubles: dict[str, Trouble] = {}
         self._runs: dict[str, TrainingRun] = {}
@@ -94,17 +85,17 @@ class JobRunner:
 
     async def _turn(self) -> None:
         await asyncio.sleep(self._away_until - asyncio.get_running_loop().time())
-        self._board.queued.clear()
-        job = await self._board.claim(self._lease_seconds)
+        self.board.queued.clear()
+        job = await self.board.claim(self._lease_seconds)
         self._store_answers()
         if job is None:
             # Servers that share the database may have left something: looked for now and then.
             with suppress(TimeoutError):
                 async with asyncio.timeout(self._lease_seconds):
-                    await self._board.queued.wait()
+                    await self.board.queued.wait()
             await asyncio.to_thread(self._store.jobs.requeue_interrupted, "")
             return
-        self._board.queued.set()  # there may be more, and others who look for it
+        self.board.queued.set()  # there may be more, and others who look for it
         with structlog.contextvars.bound_contextvars(job_id=job.id):
             await self._attempt(job)
 
@@ -112,8 +103,8 @@ class JobRunner:
         """Run a job to a final state, or back into the queue when the engine was lost."""
         work = asyncio.create_task(self._work(job), name=f"job {job.id}")
         lease = asyncio.create_task(self._keep(job, work), name=f"lease of {job.id}")
-        day = asyncio.create_task(queue_again_when_spent(self._context, self._board, job), name=f"day of {job.id}")
-        self._board.running(job.id, work.cancel)
+        day = asyncio.create_task(queue_again_when_spent(self._context, self.board, job), name=f"day of {job.id}")
+        self.board.running(job.id, work.cancel)
         try:
             await asyncio.wait({work})
         except asyncio.CancelledError:
@@ -127,7 +118,7 @@ class JobRunner:
             lease.cancel()
             day.cancel()
             run = self._runs.pop(job.id, None)
-            self._board.ended(job.id)
+            self.board.ended(job.id)
         if work.cancelled():
             return  # cancelled or paused by request, or lost to another server, and its row says so
         error = work.exception()
@@ -196,7 +187,7 @@ class JobRunner:
     async def _move(self, job: JobRecord, state: JobState, *, message: str = "", error: Error | None = None) -> None:
         """Move a job, unless a request to stop it came first, or another server took it."""
         try:
-            await self._board.move(job.id, state, message=message, error=error, fence=job.fence)
+            await self.board.move(job.id, state, message=message, error=error, fence=job.fence)
         except Error as refused:
             if refused.reason not in (Code.FAILED_PRECONDITION.name, LEASE_LOST):
                 raise
@@ -209,7 +200,7 @@ class JobRunner:
         ):
             command, run = await self._train(job, folder / "adapter")
             words = "checking and publishing the adapter"
-            await self._board.move(job.id, JobState.PUBLISHING, message=words, fence=job.fence)
+            await self.board.move(job.id, JobState.PUBLISHING, message=words, fence=job.fence)
             # A commit cannot be taken back.
             await to_the_end(run.publish(command))
 
@@ -217,9 +208,9 @@ class JobRunner:
         """Train and evaluate, the rows made anew where the engine finds the file of these damaged."""
         lost: Error | None = None
         while True:
-            command, run = await self._prepare(job, output, lost)
-            self._runs[job.id] = run
-            async with self._stacks.held(_versions(command)):
+            command, rows = await self._preparation.command(job, output, lost)
+            self._runs[job.id] = run = TrainingRun(self._context, self.board, job, rows)
+            async with self._context.stacks.held(versions(command)):
                 try:
                     await run.train(command)
                 except Error as error:
@@ -231,83 +222,3 @@ class JobRunner:
                 await run.question(command)
                 reach("job.evaluated")
                 return command, run
-
-    async def _prepare(self, job: JobRecord, output: Path, lost: Error | None) -> tuple[TrainCommand, TrainingRun]:
-        request, tenant = job.request, job.request.tenant
-        place = await asyncio.to_thread(self._store.state.job_folder, job.id)
-        rows = await self._rows(job, place, lost)
-        names = rows.summary.row_stacks
-        donors = await self._donors(job, names)
-        stacks = await self._stacks.resolve_many(request.on_top_of, tenant, donors)
-        row_stacks = await self._stacks.resolve_many(names, tenant, donors)
-        command = replace(
-            build_command(job, rows.file, stacks, row_stacks, self._info, output),
-            checkpoint_dir=str(place),
-            checkpoint_seconds=self._checkpoint_seconds,
-            stored=await asyncio.to_thread(self._store.jobs.stored, job.id),
-            init=await asyncio.to_thread(self._store.adapters.resolve, request.init_from, tenant, donors)
-            if request.init_from
-            else None,
-            current=await asyncio.to_thread(self._current, request.name, tenant),
-        )
-        if rows.summary.unanswered:
-            async with self._stacks.held(_versions(command)):
-                await self._answer(job, rows, command, place)
-            rows = await asyncio.to_thread(stored_rows, place, self._info.base_fingerprint)
-            command = replace(command, rows=rows.file)
-        return command, TrainingRun(self._context, self._board, job, rows)
-
-    async def _answer(self, job: JobRecord, rows: StoredRows, command: TrainCommand, place: Path) -> None:
-        """Have the teacher answer the rows that have no answer."""
-        count = rows.summary.unanswered
-        words = f"the teacher answers {count} row{'s' * (count != 1)} that {'have' if count != 1 else 'has'} no answer"
-        await self._board.append(job, TrainEvent(TrainEventType.MESSAGE, words))
-        request, most = job.request, min(self._info.max_context, self._context.limits.max_row_tokens)
-        asker = Asker(
-            self._context.backend, self._context.text, prefix=f"{job.id}-{job.fence}/taught", tenant=request.tenant
-        )
-        await answer_rows(asker, rows, command, place, min(request.spec.max_length or most, most))
-        reach("job.taught")
-
-    async def _rows(self, job: JobRecord, place: Path, lost: Error | None) -> StoredRows:
-        """The rows of a job; those that are ``lost``, gone or damaged are read from its dataset again."""
-        if lost is None:
-            try:
-                return await asyncio.to_thread(stored_rows, place, self._info.base_fingerprint)
-            except Error as error:
-                if error.reason != ROWS_DAMAGED:
-                    raise
-                lost = error
-        words = f"{lost.message}; the dataset is read again"
-        log.warning("the rows of a job are made anew", error=lost.message)
-        await self._board.append(job, TrainEvent(TrainEventType.MESSAGE, words))
-        await asyncio.to_thread(discard_rows, place)
-        await self._worker.make_rows(job.request, place)
-        return await asyncio.to_thread(stored_rows, place, self._info.base_fingerprint)
-
-    async def _donors(self, job: JobRecord, row_stacks: Iterable[tuple[StackItem, ...]]) -> dict[str, str]:
-        """The versions of a job: those that rows name mean what they mean at its first attempt, from then on."""
-        donors = (await asyncio.to_thread(self._store.jobs.get, job.id)).donors
-        names = sorted({item.adapter for stack in row_stacks for item in stack} - donors.keys())
-        if not names:
-            return donors
-        found = await asyncio.to_thread(self._store.adapters.resolve_all, names, job.request.tenant)
-        new = {name: version.digest for name, version in zip(names, found, strict=True)}
-        await asyncio.to_thread(self._store.jobs.add_donors, job.id, new, job.fence)
-        return {**donors, **new}
-
-    def _current(self, name: str, tenant: str) -> AdapterVersion | None:
-        """The version that a job's result would replace, if it can be measured beside it."""
-        try:
-            record = self._store.adapters.get_version(name, tenant)
-            if record.owner == tenant and record.meta.base_fingerprint in ("", self._info.base_fingerprint):
-                return self._store.adapters.resolve(record.ref, tenant)
-        except Error:
-            pass  # there is none, or none that may be used
-        return None
-
-
-def _versions(command: TrainCommand) -> Stack:
-    """Every version whose files the engine reads for a job."""
-    own = [StackEntry(version) for version in (command.init, command.current) if version is not None]
-    return Stack((*own, *(entry for stack in command.stacks for entry in stack.entries)))
