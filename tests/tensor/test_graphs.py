@@ -105,7 +105,7 @@ def test_mixed_stacks_over_many_steps(arch: str, tiny_base, make_adapter, tmp_pa
         cases.try_in(engine, cases.draw(draw, 9), stagger=lambda: draw.random() < 0.5)
     cases.try_in(engine, [Case(cases.prompts[0], cases.stack([]))])
     assert graphs.count >= 3
-    assert {ranks > 0 for _, ranks in graphs._graphs} == {True, False}
+    assert {ranks > 0 for _, ranks in graphs.buckets} == {True, False}
     assert capture.steps == engine.kinds.count("decode") > 2 * graphs.count
     cases.close()
 
@@ -193,11 +193,11 @@ def test_by_index_one_graph_takes_any_ranks(cases: Cases, monkeypatch: pytest.Mo
         monkeypatch.setattr(operator, "_kernels", lambda: kernels)
         graphs.prepare()
         captured = {(1, 0), (1, 24), (2, 0), (2, 24)}
-        assert {*graphs._graphs} == captured
+        assert {*graphs.buckets} == captured
         wanted = [Case(cases.prompts[i][:4], cases.stack(stack), 3) for i, stack in enumerate((STACKS[3], STACKS[0]))]
         cases.try_in(engine, wanted)
         cases.try_in(engine, [Case(cases.prompts[2][:4], cases.stack([]), 3)])
-    assert {*graphs._graphs} == captured
+    assert {*graphs.buckets} == captured
     assert capture.steps == engine.kinds.count("decode") > 3
 
 
@@ -284,7 +284,7 @@ def test_prepared_at_the_start_and_bounded(cases: Cases, monkeypatch: pytest.Mon
     engine, capture = cases.engine(max_batch_tokens=64), TapeCapture()
     graphs = add_graphs(engine, capture, rows=6)
     graphs.prepare()
-    assert sorted(graphs._graphs) == [(1, 0), (2, 0), (4, 0), (6, 0)]
+    assert graphs.buckets == [(1, 0), (2, 0), (4, 0), (6, 0)]
     monkeypatch.setattr(graphs_module, "MOST", 5)
     with torch.inference_mode():
         assert graphs._find(5, 7) is not None  # the last one that may be captured: for six rows
@@ -293,7 +293,7 @@ def test_prepared_at_the_start_and_bounded(cases: Cases, monkeypatch: pytest.Mon
     done = capture.steps
     cases.try_in(engine, [Case(p, cases.stack([("rs", 1.0)]), 3) for p in cases.prompts[:2]])
     assert capture.steps > done  # it serves fewer rows too
-    assert set(graphs._graphs) == {(1, 0), (2, 0), (4, 0), (6, 0), (6, 16)}
+    assert set(graphs.buckets) == {(1, 0), (2, 0), (4, 0), (6, 0), (6, 16)}
 
 
 def serve_twice(engine: Engine, cases: Cases) -> None:
@@ -311,13 +311,13 @@ def test_a_bucket_that_finds_no_memory_is_tried_again_and_the_others_stay(
     capture = FailingCapture({3: none, 4: none})
     graphs = add_graphs(engine, capture, rows=4)
     graphs.prepare()  # for four and for two rows; for one it fails
-    assert sorted(graphs._graphs) == [(2, 0), (4, 0)]
+    assert graphs.buckets == [(2, 0), (4, 0)]
     with caplog.at_level(logging.WARNING):
         serve_twice(engine, cases)
     # Again after three steps and after six more; until then the next larger graph served them.
     assert capture.tries == 5
     assert capture.steps == engine.kinds.count("decode") == 12
-    assert sorted(graphs._graphs) == [(1, 0), (2, 0), (4, 0)]
+    assert graphs.buckets == [(1, 0), (2, 0), (4, 0)]
     stats = engine.stats()
     assert (stats.cuda_graphs, stats.cuda_graph_failures) == (3, 2)
 
@@ -333,7 +333,7 @@ def test_a_bucket_without_memory_is_given_up_after_some_tries(
         graphs.prepare()
         serve_twice(engine, cases)
     assert capture.tries == 1 + graphs_module.TRIES
-    assert list(graphs._graphs) == [(2, 0)]
+    assert graphs.buckets == [(2, 0)]
     assert [r.message for r in caplog.records if "CUDA graph" in r.message] == [
         "no CUDA graph for steps of 1 rows and 0 rank rows; it is tried again later: no memory for another graph"
     ]
@@ -354,8 +354,8 @@ def test_a_bucket_that_cannot_be_captured_is_given_up(
         serve_twice(engine, cases)
         cases.try_in(engine, [Case(cases.prompts[0], cases.stack([("rs", 1.0)]), 5)])
     assert capture.tries == tries
-    assert {(2, 0), (4, 0)} == {key for key in graphs._graphs if not key[1]}
-    assert any(ranks for _, ranks in graphs._graphs) == (tries == 4)
+    assert {(2, 0), (4, 0)} == {key for key in graphs.buckets if not key[1]}
+    assert any(ranks for _, ranks in graphs.buckets) == (tries == 4)
     assert capture.steps >= 12
     assert len([r for r in caplog.records if "CUDA graph" in r.message]) == 1
 

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
 from ...lora.bank import AdapterBank
 from ...lora.indexed.plan import SHORT
-from ...lora.slots import RowSegment
 from ...model.base.context_length import max_context
-from ...model.kv import KVPool, Span
+from ...model.kv import KVPool
 from ...model.resident import ResidentBase
 from .capture import Capture
-from .graphs import MOST, GraphFamily, Parts, upto, vocabulary
+from .graphs import MOST, GraphFamily, PackedStep, Parts, upto, vocabulary
 
 log = logging.getLogger(__name__)
 
@@ -84,16 +82,9 @@ class StepGraphs:
             family.prepare([bucket])
         log.info("%d CUDA graphs were captured in %.1f s", self.count, time.monotonic() - began)
 
-    def run(
-        self,
-        ids: Sequence[int],
-        wanted: Sequence[int],
-        spans: Sequence[Span],
-        segments: tuple[RowSegment, ...],
-        fill: Callable[[Tensor], None],
-    ) -> Tensor | None:
+    def run(self, step: PackedStep) -> Tensor | None:
         """As :meth:`.graphs.Graphs.run`."""
-        answers = (family.run(ids, wanted, spans, segments, fill) for family in reversed(self.families))
+        answers = (family.run(step) for family in reversed(self.families))
         return next((logits for logits in answers if logits is not None), None)
 
 

@@ -45,6 +45,19 @@ Bucket = tuple[int, int]
 """Rows and rank rows of a graph."""
 
 
+@dataclass(frozen=True, slots=True)
+class PackedStep:
+    """The rows of a step, laid end to end as a forward pass computes them."""
+
+    ids: Sequence[int]
+    wanted: Sequence[int]
+    """Rows whose logits are asked for, each at most once."""
+    spans: Sequence[Span]
+    segments: tuple[RowSegment, ...]
+    fill: Callable[[Tensor], None]
+    """Puts tokens that only the device knows among the ids there."""
+
+
 class Graphs(Protocol):
     """Graphs of steps, as their runner sees them."""
 
@@ -58,19 +71,8 @@ class Graphs(Protocol):
         """Captures that failed."""
         ...
 
-    def run(
-        self,
-        ids: Sequence[int],
-        wanted: Sequence[int],
-        spans: Sequence[Span],
-        segments: tuple[RowSegment, ...],
-        fill: Callable[[Tensor], None],
-    ) -> Tensor | None:
-        """Logits [len(wanted), vocabulary] of a step, or None to compute it eagerly.
-
-        Runs in inference mode. ``wanted`` are rows whose logits are asked for, each at most once. ``fill`` puts tokens
-        that only the device knows among the ids there.
-        """
+    def run(self, step: PackedStep) -> Tensor | None:
+        """Logits [len(wanted), vocabulary] of a step, or None to compute it eagerly. Runs in inference mode."""
         ...
 
 
@@ -130,6 +132,11 @@ class GraphFamily:
         return len(self._graphs)
 
     @property
+    def buckets(self) -> list[Bucket]:
+        """The buckets that there are graphs for, in ascending order."""
+        return sorted(self._graphs)
+
+    @property
     def failures(self) -> int:
         """Captures that failed."""
         return self._parts.failures
@@ -155,24 +162,17 @@ class GraphFamily:
             if not self._parts.broken:
                 self._add(bucket)
 
-    def run(
-        self,
-        ids: Sequence[int],
-        wanted: Sequence[int],
-        spans: Sequence[Span],
-        segments: tuple[RowSegment, ...],
-        fill: Callable[[Tensor], None] = lambda ids: None,
-    ) -> Tensor | None:
+    def run(self, step: PackedStep) -> Tensor | None:
         """As :meth:`Graphs.run`; None where no graph of this family is for the step."""
         page = self._parts.kv.shape.page_size
-        if any(s.end > self._width * page for s in spans):
+        if any(s.end > self._width * page for s in step.spans):
             return None
-        if self._spans is None and any(s.length > 1 for s in spans):
+        if self._spans is None and any(s.length > 1 for s in step.spans):
             return None
-        if self._spans is not None and max(len(spans), len(wanted)) > self._spans:
+        if self._spans is not None and max(len(step.spans), len(step.wanted)) > self._spans:
             return None
-        graph = self._find(len(ids), used_ranks(segments))
-        return None if graph is None else graph.run(ids, wanted, spans, segments, fill)
+        graph = self._find(len(step.ids), used_ranks(step.segments))
+        return None if graph is None else graph.run(step)
 
     def _find(self, rows: int, ranks: int) -> _Graph | None:
         """The smallest graph that takes so much; a new one if there may be more."""
@@ -258,24 +258,18 @@ class _Graph:
         routing = None if self._block is None else Routing((self._block,))
         self._logits.copy_(self._base.forward(self._positions, self._attention, routing, self._wanted, ids=self._ids))
 
-    def run(
-        self,
-        ids: Sequence[int],
-        wanted: Sequence[int],
-        spans: Sequence[Span],
-        segments: tuple[RowSegment, ...],
-        fill: Callable[[Tensor], None],
-    ) -> Tensor:
+    def run(self, step: PackedStep) -> Tensor:
         tokens = torch.zeros(self._tokens.shape, dtype=torch.long)
-        for row, values in zip(tokens, (ids, [p for s in spans for p in s.positions], wanted), strict=True):
+        positions = [p for s in step.spans for p in s.positions]
+        for row, values in zip(tokens, (step.ids, positions, step.wanted), strict=True):
             row[: len(values)] = torch.tensor(values, dtype=torch.long)
         upload(self._tokens, tokens)
-        fill(self._ids)
-        self._attention.fill(spans)
+        step.fill(self._ids)
+        self._attention.fill(step.spans)
         if self._block is not None:
-            self._block.fill(segments)
+            self._block.fill(step.segments)
         self.replay()
-        return self._logits[: len(wanted)].clone()  # the next step overwrites them; some rows are kept for longer
+        return self._logits[: len(step.wanted)].clone()  # the next step overwrites them; some rows are kept for longer
 
 
 def upto(buckets: Sequence[int], most: int) -> list[int]:

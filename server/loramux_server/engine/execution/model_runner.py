@@ -16,7 +16,7 @@ from ...lora.slots import RowSegment
 from ...model.kv import KVPool, PagedAttention, Span
 from ...model.resident import ResidentBase
 from ..scheduling.plan import StepPlan, Work
-from .graphs import Graphs
+from .graphs import Graphs, PackedStep
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +92,7 @@ class ModelRunner:
         logits = None
         states: Tensor | None = None
         if self.graphs is not None and not pooled:
-            logits = self.graphs.run(ids, wanted, spans, segments, lambda ids: chosen.fill(ids, plan.work))
+            logits = self.graphs.run(PackedStep(ids, wanted, spans, segments, lambda ids: chosen.fill(ids, plan.work)))
         if logits is None:
             device = self.base.device
             given = on_device(positions, device), PagedAttention(self.kv, spans), self._route(segments)
