@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from ..config import Address, Settings
@@ -20,19 +21,24 @@ EVERY = 1.0
 """Least seconds between two lines about the same step."""
 
 
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """A server that takes calls: what it was told, where it listens and what it runs."""
+
+    settings: Settings
+    listen: Sequence[Address]
+    """gRPC's address, then that of HTTP where it is on."""
+    metrics_port: int | None
+    engine: EngineInfo
+    stats: EngineStats
+
+
 class Announcer(Protocol):
     """Tells how the start goes. ``progress`` may be called from any thread; ``fraction`` is None when not known."""
 
     def progress(self, step: str, fraction: float | None = None) -> None: ...
 
-    def ready(
-        self,
-        settings: Settings,
-        listen: Sequence[Address],
-        metrics_port: int | None,
-        engine: EngineInfo,
-        stats: EngineStats,
-    ) -> None: ...
+    def ready(self, server: Ready) -> None: ...
 
     def say(self, text: str) -> None: ...
 
@@ -42,14 +48,7 @@ class Silent:
 
     def progress(self, step: str, fraction: float | None = None) -> None: ...
 
-    def ready(
-        self,
-        settings: Settings,
-        listen: Sequence[Address],
-        metrics_port: int | None,
-        engine: EngineInfo,
-        stats: EngineStats,
-    ) -> None: ...
+    def ready(self, server: Ready) -> None: ...
 
     def say(self, text: str) -> None: ...
 
@@ -60,24 +59,17 @@ class Logged:
     def progress(self, step: str, fraction: float | None = None) -> None:
         logger.info("starting", step=step, fraction=fraction)
 
-    def ready(
-        self,
-        settings: Settings,
-        listen: Sequence[Address],
-        metrics_port: int | None,
-        engine: EngineInfo,
-        stats: EngineStats,
-    ) -> None:
+    def ready(self, server: Ready) -> None:
         logger.info(
             "ready",
-            listen=str(listen[0]),
-            http=str(listen[1]) if len(listen) > 1 else "off",
-            metrics_port=metrics_port,
-            base=engine.base_name,
-            device=engine.device,
-            dtype=engine.dtype,
-            memory=stats.memory,
-            state_dir=str(settings.state_dir),
+            listen=str(server.listen[0]),
+            http=str(server.listen[1]) if len(server.listen) > 1 else "off",
+            metrics_port=server.metrics_port,
+            base=server.engine.base_name,
+            device=server.engine.device,
+            dtype=server.engine.dtype,
+            memory=server.stats.memory,
+            state_dir=str(server.settings.state_dir),
         )
 
     def say(self, text: str) -> None:
@@ -94,16 +86,9 @@ class Reported:
         self._inner.progress(step, fraction)
         self._manager.status(f"Starting: {step}" if fraction is None else f"Starting: {step}, {fraction:.0%}")
 
-    def ready(
-        self,
-        settings: Settings,
-        listen: Sequence[Address],
-        metrics_port: int | None,
-        engine: EngineInfo,
-        stats: EngineStats,
-    ) -> None:
-        self._inner.ready(settings, listen, metrics_port, engine, stats)
-        self._manager.status(f"Serving {engine.base_name} on {', '.join(map(str, listen))}")
+    def ready(self, server: Ready) -> None:
+        self._inner.ready(server)
+        self._manager.status(f"Serving {server.engine.base_name} on {', '.join(map(str, server.listen))}")
         self._manager.ready()
 
     def say(self, text: str) -> None:
@@ -127,31 +112,17 @@ class Plain:
         done = "" if fraction is None else f" {fraction:4.0%}"
         tell(f"[{now - self._started:5.1f} s] {step}{done}")
 
-    def ready(
-        self,
-        settings: Settings,
-        listen: Sequence[Address],
-        metrics_port: int | None,
-        engine: EngineInfo,
-        stats: EngineStats,
-    ) -> None:
-        for line in ready_lines(self._version, settings, listen, metrics_port, engine, stats):
+    def ready(self, server: Ready) -> None:
+        for line in ready_lines(self._version, server):
             tell(line)
 
     def say(self, text: str) -> None:
         tell(text)
 
 
-def ready_lines(
-    version: str,
-    settings: Settings,
-    listen: Sequence[Address],
-    metrics_port: int | None,
-    engine: EngineInfo,
-    stats: EngineStats,
-) -> list[str]:
+def ready_lines(version: str, server: Ready) -> list[str]:
     """Where it listens, what it runs, what to try next; within 80 columns where names allow."""
-    memory = stats.memory
+    settings, engine, stats, memory = server.settings, server.engine, server.stats, server.stats.memory
     kinds = (
         ("base", memory.get("base")),
         ("adapters", memory.get("adapters")),
@@ -161,8 +132,9 @@ def ready_lines(
     sizes = ", ".join(f"{kind} {human_size(size)}" for kind, size in kinds if size)
     metrics_host = settings.metrics_listen.host if settings.metrics_listen else ""
     scheme = "https" if settings.metrics_tls else "http"
-    metrics = f"{scheme}://{Address(metrics_host, metrics_port)}/metrics" if metrics_port is not None else "off"
-    grpc, *http = listen
+    port = server.metrics_port
+    metrics = f"{scheme}://{Address(metrics_host, port)}/metrics" if port is not None else "off"
+    grpc, *http = server.listen
     secure = "https" if settings.tls.cert else "http"
     lines = [
         "",

@@ -50,7 +50,7 @@ from ..telemetry.logs.jobs import JobLog
 from ..telemetry.logs.requests import RequestLog
 from ..telemetry.metrics import Metrics
 from ..text import TextTokenizer
-from .announce import Announcer, Silent
+from .announce import Announcer, Ready, Silent
 from .audit import audit_log
 from .door import Door
 from .door_limits import http_limits, rpc_limits
@@ -194,7 +194,7 @@ class App:
         self._metrics.engine_ready(info, stats_from_thread(backend, loop), names_from_thread(store, loop))
         await self._open_services(backend, store, info, text)
         addresses = [door.address for door in self.doors]
-        self._say.ready(settings, addresses, self.metrics_port, info, await backend.stats())
+        self._say.ready(Ready(settings, addresses, self.metrics_port, info, await backend.stats()))
 
     async def watch(self) -> None:
         """Run until the engine is given up, and raise why: nothing but another start can help then."""
