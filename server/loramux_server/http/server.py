@@ -45,7 +45,7 @@ class HttpServer:
     ) -> None:
         require_all((*map(full_name, METHODS), *NATIVE_METHODS))
         self._address = address
-        self._calls = calls
+        self.calls = calls
         self._tls = None if certificate is None else TlsContext(certificate, ask_clients=True)
         self._limits = limits = limits or Limits()
         self._application = Application(availability, calls, limits, console=console, metrics=metrics)
@@ -65,7 +65,7 @@ class HttpServer:
 
     @property
     def running(self) -> int:
-        return self._calls.running
+        return self.calls.running
 
     async def start(self) -> None:
         """Listen. Afterwards ``address`` has the real port.
@@ -108,7 +108,7 @@ class HttpServer:
     async def drain(self, timeout: float) -> int:
         """Wait up to ``timeout`` seconds for the running calls, then end the rest; gives their number."""
         self._application.health.serving = False
-        return await self._calls.drain(timeout)
+        return await self.calls.drain(timeout)
 
     async def stop(self) -> None:
         """Stop listening and close all connections. Fine to call twice, and when ``start`` failed."""

@@ -91,7 +91,7 @@ async def test_a_stream_ends_after_its_last_event() -> None:
             client.deliver([token("g", 6, last=True)])
     assert [(e.token_ids, e.finish_reason) for e in events] == [((5,), None), ((6,), FinishReason.LENGTH)]
     assert link.sent == [GENERATE]
-    assert not client._open
+    assert not client.in_flight
 
 
 async def test_tokens_that_came_while_the_reader_was_busy_are_one_event() -> None:
@@ -120,7 +120,7 @@ async def test_a_failure_behind_tokens_comes_after_them() -> None:
     with pytest.raises(Error) as caught:
         await anext(events)
     assert caught.value.code is Code.UNAVAILABLE
-    assert not client._open
+    assert not client.in_flight
 
 
 async def test_events_of_training_are_never_joined() -> None:
@@ -141,7 +141,7 @@ async def test_closing_early_has_sent_the_abort_when_it_returns(command: Generat
         async for _ in events:
             break
     assert link.aborted == [command_id(command)]
-    assert not client._open
+    assert not client.in_flight
 
 
 async def test_a_stream_closed_before_its_first_event_sends_nothing() -> None:
@@ -165,7 +165,7 @@ async def test_cancelling_the_reader_aborts() -> None:
         await task
     assert link.aborted == ["g"]
     link.client.deliver([token("g", 1)])  # type: ignore[union-attr]  # what was on its way is dropped
-    assert not client._open
+    assert not client.in_flight
 
 
 async def test_cancelling_a_call_aborts_it() -> None:
@@ -188,7 +188,7 @@ async def test_a_failure_becomes_its_error_and_is_not_aborted() -> None:
     got = raised.value
     assert (got.code, got.message, got.reason, got.retry_after) == (error.code, "full", "QUEUE_FULL", 1.5)
     assert link.aborted == []
-    assert not client._open
+    assert not client.in_flight
 
 
 async def test_one_id_at_a_time() -> None:
@@ -224,7 +224,7 @@ async def test_calls_give_their_answer() -> None:
     kinds = [type(c) for c in link.sent]
     assert kinds == [StatsCommand, ScoreCommand, LoadCommand, UnloadCommand]
     assert len({command_id(c) for c in link.sent}) == 4
-    assert not client._open
+    assert not client.in_flight
 
 
 async def test_when_the_engine_is_gone_everything_open_fails() -> None:
@@ -241,7 +241,7 @@ async def test_when_the_engine_is_gone_everything_open_fails() -> None:
     for result in await asyncio.gather(*tasks, return_exceptions=True):
         assert isinstance(result, Error)
         assert result.code is Code.UNAVAILABLE
-    assert not client._open
+    assert not client.in_flight
     assert link.aborted == []
 
 
@@ -278,7 +278,7 @@ async def test_cancelling_while_the_engine_is_gone_is_still_a_cancel() -> None:
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    assert not client._open
+    assert not client.in_flight
 
 
 async def test_a_link_that_refuses_the_command_says_so() -> None:
@@ -289,7 +289,7 @@ async def test_a_link_that_refuses_the_command_says_so() -> None:
     with pytest.raises(Error) as raised:
         await client.stats()
     assert raised.value.retry_after == 5.0
-    assert not client._open
+    assert not client.in_flight
 
 
 async def test_a_thousand_requests_that_leave_at_any_moment_leave_nothing_behind() -> None:
@@ -323,7 +323,7 @@ async def test_a_thousand_requests_that_leave_at_any_moment_leave_nothing_behind
         task.cancel()
     await asyncio.gather(*readers.values(), return_exceptions=True)
     assert begun.is_set()
-    assert not client._open
+    assert not client.in_flight
     assert asyncio.all_tasks() == before
     assert len(link.aborted) == len(set(link.aborted))
     sent = [c.id for c in link.sent if isinstance(c, GenerateCommand)]

@@ -28,8 +28,8 @@ async def test_a_stream_of_a_revoked_key_ends_with_the_reason(http: Http) -> Non
     answer = await http.raw.send(request, stream=True)
     lines = answer.aiter_lines()
     assert (await anext(lines)).startswith("data: ")
-    http.server._calls.fail_key("o")  # another's
-    http.server._calls.fail_key("r")
+    http.server.calls.fail_key("o")  # another's
+    http.server.calls.fail_key("r")
     async with asyncio.timeout(20):
         said = [line async for line in lines if line]
     last = json.loads(said[-1].removeprefix("data: "))

@@ -115,7 +115,7 @@ async def test_a_taken_port_names_the_flag(http: Http) -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         address = Address("127.0.0.1", taken.getsockname()[1])
-        server = HttpServer(http.availability, http.server._calls, address)
+        server = HttpServer(http.availability, http.server.calls, address)
         with pytest.raises(Error, match=f"{address}.*--http-listen"):
             await server.start()
         await server.stop()

@@ -19,7 +19,7 @@ from .hostile import BODY, CASES, get, post, statuses, talk
 @asynccontextmanager
 async def strict(http: Http, limits: Limits) -> AsyncIterator[Address]:
     """A door of its own before the same services."""
-    server = HttpServer(http.availability, http.server._calls, Address("127.0.0.1", 0), limits=limits)
+    server = HttpServer(http.availability, http.server.calls, Address("127.0.0.1", 0), limits=limits)
     await server.start()
     try:
         yield server.address

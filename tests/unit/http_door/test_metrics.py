@@ -25,7 +25,7 @@ async def test_the_token_opens_the_metrics_and_no_key_does(http: Http, tmp_path:
     (file := tmp_path / "token").write_text(TOKEN)
     Counter("routed", "What routers read.", registry=(for_routers := CollectorRegistry()))
     page = MetricsPage(registry, for_routers, ScrapeToken(file))
-    server = HttpServer(http.availability, http.server._calls, Address("127.0.0.1", 0), metrics=page)
+    server = HttpServer(http.availability, http.server.calls, Address("127.0.0.1", 0), metrics=page)
     await server.start()
     try:
         async with httpx2.AsyncClient(base_url=f"http://{server.address}", timeout=20) as client:

@@ -412,7 +412,7 @@ async def test_forms_that_are_no_upload(http: Http, method: str, header: Any, fi
 
 
 async def test_an_upload_that_stalls_is_ended(http: Http) -> None:
-    server = HttpServer(http.availability, http.server._calls, Address("127.0.0.1", 0), limits=Limits(0.1))
+    server = HttpServer(http.availability, http.server.calls, Address("127.0.0.1", 0), limits=Limits(0.1))
     await server.start()
     begun = b"".join(
         (

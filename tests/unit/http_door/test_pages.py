@@ -26,7 +26,7 @@ def doors(http: Http) -> Doors:
     @asynccontextmanager
     async def start(pages: Pages | None = None, *, everybody: bool = True) -> AsyncIterator[httpx2.AsyncClient]:
         http.answers("Hello.")
-        calls, address = http.server._calls, Address("127.0.0.1", 0)
+        calls, address = http.server.calls, Address("127.0.0.1", 0)
         server = HttpServer(http.availability, calls, address, pages=pages, takes_everybody=lambda: everybody)
         await server.start()
         await server.set_serving(True)

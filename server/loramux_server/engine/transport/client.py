@@ -73,6 +73,11 @@ class EngineClient:
         self.phase = EnginePhase.STARTING
         """That of the last state that was reported."""
 
+    @property
+    def in_flight(self) -> int:
+        """Requests whose outputs somebody waits for."""
+        return len(self._open)
+
     async def start(self) -> EngineInfo:
         return await self._link.start(self)
 

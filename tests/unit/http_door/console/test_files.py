@@ -55,7 +55,7 @@ async def test_nothing_else_is_served(http: Http) -> None:
 
 
 async def test_it_can_be_switched_off(http: Http) -> None:
-    server = HttpServer(http.availability, http.server._calls, Address("127.0.0.1", 0), console=False)
+    server = HttpServer(http.availability, http.server.calls, Address("127.0.0.1", 0), console=False)
     await server.start()
     try:
         for path in ("/", "/console/app.js"):

@@ -121,7 +121,7 @@ async def test_stop_ends_the_work_behind_an_answer(http: Http, console: Watched)
     await page.get_by_role("button", name="Stop").click()
     await expect(page.get_by_text("Stopped after")).to_be_visible()
     async with asyncio.timeout(20):
-        await http.server._calls.wait_idle()
+        await http.server.calls.wait_idle()
     assert len(http.backend.aborted) == 1
     await console.check_accessibility()
 
