@@ -8,7 +8,7 @@ from itertools import count
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 
 from loramux_server.core.backend import GenerateCommand, ScoreCommand
@@ -18,6 +18,7 @@ from loramux_server.core.types import AdapterVersion, SamplingParams, Stack, Sta
 from loramux_server.engine.transport.protocol import LoadCommand, PinCommand, UnloadCommand
 from loramux_server.engine.transport.wire import Unreadable
 from tests.engine import Engine, check_tokens, command, stack_of
+from tests.examples import examples
 from tests.rows import train_command
 from tests.tensor.engine_cases import Case, Cases, check_empty, make_cases
 
@@ -242,7 +243,7 @@ IDS = st.lists(st.integers(0, 383) | INTEGERS, max_size=6).map(tuple)
 
 
 @given(prompt=IDS, sampling=SAMPLING | GOOD_SAMPLING, seconds=st.none() | FLOATS, tenant=st.text(max_size=4))
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@examples(150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_generation_is_answered_or_refused(
     engine: Engine, prompt: tuple[int, ...], sampling: SamplingParams, seconds: float | None, tenant: str
 ) -> None:
@@ -259,7 +260,7 @@ def test_any_generation_is_answered_or_refused(
 
 
 @given(sampling=GOOD_SAMPLING)
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@examples(150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @pytest.mark.slow
 def test_every_pair_of_sampling_options_is_answered(engine: Engine, sampling: SamplingParams) -> None:
     """A tiny penalty makes an infinite logit, whose difference from itself is no number."""

@@ -25,6 +25,7 @@ from loramux_server.data.rows_file import (
     write_rows,
 )
 from loramux_server.host.failpoints import VARIABLE
+from tests.examples import examples
 
 TEXTS = st.lists(st.tuples(st.integers(0, 2**32 - 1), st.booleans()), min_size=1, max_size=9)
 STACKS = st.none() | st.integers(0, 3)
@@ -52,6 +53,7 @@ def written(folder: Path, *tables: list[TrainRow], summary: bytes = b"") -> Rows
 
 
 @given(rows=ROWS, pairs=PAIRS, distilled=TAUGHT, summary=st.binary())
+@examples(100)
 def test_what_was_written_is_read(
     tmp_path_factory: pytest.TempPathFactory,
     rows: list[TrainRow],

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from loramux_server.core.errors import Code, Error
 from loramux_server.text import TextTokenizer
 from loramux_server.text.chat.conversation import MAX_KWARGS, read_message, read_template_kwargs, read_tools
+from tests.examples import examples
 from tests.unit.text.text_models import byte_level_folder, turns
 
 CALL = {"id": "call_1", "type": "function", "function": {"name": "weather", "arguments": {"city": "Köln", "days": 2}}}
@@ -223,7 +224,7 @@ json_values = st.recursive(
 
 
 def test_any_value_is_read_or_refused() -> None:
-    @settings(max_examples=200, deadline=None)
+    @examples(200)
     @given(json_values, st.sampled_from(["content", "tool_calls", "name", "tool_call_id", "x"]))
     def check(value: Any, name: str) -> None:
         for each in (value, json.dumps(value)):

@@ -97,6 +97,7 @@ async def upload(http: Http, name: str, b: float) -> None:
     assert (await http.raw.post("/loramux.v1.AdapterService/UploadAdapter", files=parts)).status_code == 200
 
 
+@pytest.mark.slow
 async def test_lists_are_searched_and_paged(http: Http) -> None:
     for i in range(52):
         await upload(http, f"a{i:02}", 1 + i)
@@ -119,6 +120,7 @@ async def test_lists_are_searched_and_paged(http: Http) -> None:
         await console.picture("adapters-phone")
 
 
+@pytest.mark.slow
 async def test_stacks_are_merged(http: Http, console: Watched) -> None:
     commands: list[ComposeCommand] = []
 
@@ -152,6 +154,7 @@ async def test_stacks_are_merged(http: Http, console: Watched) -> None:
     assert [(c.method, c.rank) for c in commands] == [(ComposeMethod.SVD, 4)]
 
 
+@pytest.mark.slow
 async def test_what_is_no_adapter_is_told(http: Http, console: Watched, tmp_path: Path) -> None:
     console.refused = {400}
     page = console.page
@@ -176,6 +179,7 @@ class Reader:
         return Principal("default", frozenset({Scope.READ_ADAPTERS}), "r")
 
 
+@pytest.mark.slow
 async def test_a_key_that_may_look_is_offered_nothing_else(http: Http) -> None:
     await upload(http, "acme", 0.5)
     http.access.authenticator = Reader()

@@ -147,6 +147,7 @@ async def test_a_refusal_says_why_and_what_to_do(http: Http, console: Watched) -
     await expect(page.locator(".turn.user")).to_have_count(1)  # the browser names the bound, and nothing was sent
 
 
+@pytest.mark.slow
 async def test_it_is_usable_on_a_phone_in_the_dark_and_in_german(http: Http) -> None:
     async def stats() -> EngineStats:
         return EngineStats(kv_pages_used=12, kv_pages_total=1456, memory={"base": 97_200_000, "free": 2_500_000_000})

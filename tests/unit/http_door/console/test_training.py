@@ -39,6 +39,7 @@ async def drop(page: Page, name: str, data: bytes) -> None:
     )
 
 
+@pytest.mark.slow
 async def test_problems_come_all_at_once_by_line(http: Http, console: Watched) -> None:
     page = console.page
     await expect(page.get_by_text("No job was started yet.")).to_be_visible()
@@ -66,6 +67,7 @@ async def test_problems_come_all_at_once_by_line(http: Http, console: Watched) -
     await console.check_accessibility()
 
 
+@pytest.mark.slow
 async def test_settings_change_the_estimate_and_reach_the_job(http: Http, console: Watched) -> None:
     page = console.page
     await drop(page, "good.jsonl", lines(ROWS))
@@ -106,6 +108,7 @@ async def test_settings_change_the_estimate_and_reach_the_job(http: Http, consol
     ]
 
 
+@pytest.mark.slow
 async def test_documents_that_are_no_text_are_refused_by_name(http: Http, console: Watched) -> None:
     page = console.page
     await drop(page, "good.jsonl", lines(ROWS))
@@ -120,6 +123,7 @@ async def test_documents_that_are_no_text_are_refused_by_name(http: Http, consol
         await expect(page.get_by_text("picture.md is no text")).to_have_count(0)
 
 
+@pytest.mark.slow
 async def test_a_comparison_is_a_table_with_its_verdict(http: Http, console: Watched) -> None:
     """All ways to answer, what each costs, and what to choose."""
     page = console.page
@@ -170,6 +174,7 @@ async def test_a_job_is_watched_to_its_end(http: Http, console: Watched) -> None
     await console.check_accessibility()
 
 
+@pytest.mark.slow
 async def test_jobs_are_paused_resumed_and_cancelled(http: Http) -> None:
     training = http.backend.training = ScriptedTraining(http.context.info, steps=5, at=3, hang=True)
     async with console_page(f"http://{http.server.address}", size=PHONE, dark=True) as console, http.working():
