@@ -26,10 +26,10 @@ class Case:
 
 CASES = (
     Case("full fine-tuning in float32", "plain", "full", "bfloat16", "float32"),
-    Case("full fine-tuning, all of it in bfloat16", "plain", "full", "bfloat16", "bfloat16"),
     Case("LoRA on the base in bfloat16", "plain", "lora", "bfloat16", "bfloat16"),
-    Case("QLoRA with PEFT and bitsandbytes", "plain", "lora", "nf4", "bfloat16"),
     Case("QLoRA as a job of loramux", "loramux", "lora", "nf4", "bfloat16"),
+    Case("QLoRA with PEFT and bitsandbytes", "plain", "lora", "nf4", "bfloat16"),
+    Case("full fine-tuning, all of it in bfloat16", "plain", "full", "bfloat16", "bfloat16"),
 )
 
 
