@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -112,8 +112,13 @@ class PeftLoop:
         student = log_softmax(self.logits(row, turn, trained=trained), dim=-1)
         return kl_div(student, teacher, reduction="sum", log_target=True)
 
-    def run(self, data: Sequence[TrainRow], turns: Sequence[int]) -> list[float]:
-        """Train, and give the loss of each step."""
+    def run(
+        self,
+        data: Sequence[TrainRow],
+        turns: Sequence[int],
+        rows_of: Callable[[int], Mapping[int, TrainRow]] | None = None,
+    ) -> list[float]:
+        """Train, and give the loss of each step; ``rows_of`` has the rows of a step where they are not ``data``'s."""
         spec = self.spec
         optimizer = torch.optim.AdamW(self.weights, betas=(spec.beta1, spec.beta2), weight_decay=spec.weight_decay)
         order = Schedule(spec, len(data))
@@ -121,8 +126,9 @@ class PeftLoop:
         for step in range(order.total_steps):
             batch = order.batch(step)
             total = 0.0
+            rows = {i: data[i] for i in batch} if rows_of is None else rows_of(step)
             for i in batch:
-                loss = self._loss(data, batch, i, turns[i])
+                loss = self._loss(rows, i, turns[i])
                 loss.backward()
                 total += float(loss.detach())
             torch.nn.utils.clip_grad_norm_(self.weights, spec.max_grad_norm)
@@ -133,19 +139,19 @@ class PeftLoop:
             losses.append(total)
         return losses
 
-    def _loss(self, data: Sequence[TrainRow], batch: Sequence[int], i: int, turn: int) -> Tensor:
+    def _loss(self, rows: Mapping[int, TrainRow], i: int, turn: int) -> Tensor:
         if self.spec.method in ("sft", "distill"):
             loss = (
-                self.divergence(data[i], turn) if self.spec.method == "distill" else -self.logprobs(data[i], turn).sum()
+                self.divergence(rows[i], turn) if self.spec.method == "distill" else -self.logprobs(rows[i], turn).sum()
             )
-            return loss / sum(sum(data[k].labels[1:]) for k in batch)
+            return loss / sum(sum(row.labels[1:]) for row in rows.values())
         ratios = []
-        for text in (data[i], data[i].rejected):
+        for text in (rows[i], rows[i].rejected):
             assert text is not None
             with torch.no_grad():
                 reference = self.logprobs(text, turn, trained=False).sum()
             ratios.append(self.logprobs(text, turn).sum() - reference)
-        return -logsigmoid(self.spec.beta * (ratios[0] - ratios[1])) / len(batch)
+        return -logsigmoid(self.spec.beta * (ratios[0] - ratios[1])) / len(rows)
 
 
 def peft_losses(

@@ -649,6 +649,7 @@ class TrainSettings(_message.Message):
     CHAT_TEMPLATE_KWARGS_FIELD_NUMBER: _builtins.int
     WARMUP_STEPS_FIELD_NUMBER: _builtins.int
     CONTEXT_FIELD_NUMBER: _builtins.int
+    ON_POLICY_FIELD_NUMBER: _builtins.int
     rank: _builtins.int
     """Rank of the low-rank factors. Default 16."""
     alpha: _builtins.float
@@ -714,6 +715,10 @@ class TrainSettings(_message.Message):
     """Distillation: what the teacher, the base, reads before every row: as the system turn, or before a plain prompt. A
     row's own `context` takes its place. The adapter learns to answer without it.
     """
+    on_policy: _builtins.bool
+    """Distillation: the adapter itself answers each training row, anew in every epoch, and learns what the teacher would
+    have said at each token of that answer. Answers of the data are then for held-out rows alone. Default false.
+    """
     @_builtins.property
     def target_modules(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Kinds of linears to adapt, such as `q_proj`. Empty or `all-linear`: all but the output head."""
@@ -753,10 +758,11 @@ class TrainSettings(_message.Message):
         chat_template_kwargs: _builtins.str | None = ...,
         warmup_steps: _builtins.int | None = ...,
         context: _builtins.str | None = ...,
+        on_policy: _builtins.bool | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_alpha", b"_alpha", "_batch_size", b"_batch_size", "_beta", b"_beta", "_beta1", b"_beta1", "_beta2", b"_beta2", "_chat_template_kwargs", b"_chat_template_kwargs", "_context", b"_context", "_dropout", b"_dropout", "_early_stopping_patience", b"_early_stopping_patience", "_epochs", b"_epochs", "_eval_steps", b"_eval_steps", "_learning_rate", b"_learning_rate", "_lr_scheduler", b"_lr_scheduler", "_max_grad_norm", b"_max_grad_norm", "_max_length", b"_max_length", "_max_steps", b"_max_steps", "_method", b"_method", "_rank", b"_rank", "_replay", b"_replay", "_replay_rows", b"_replay_rows", "_rslora", b"_rslora", "_seed", b"_seed", "_validation_split", b"_validation_split", "_warmup_ratio", b"_warmup_ratio", "_warmup_steps", b"_warmup_steps", "_weight_decay", b"_weight_decay", "alpha", b"alpha", "batch_size", b"batch_size", "beta", b"beta", "beta1", b"beta1", "beta2", b"beta2", "chat_template_kwargs", b"chat_template_kwargs", "context", b"context", "dropout", b"dropout", "early_stopping_patience", b"early_stopping_patience", "epochs", b"epochs", "eval_steps", b"eval_steps", "learning_rate", b"learning_rate", "lr_scheduler", b"lr_scheduler", "max_grad_norm", b"max_grad_norm", "max_length", b"max_length", "max_steps", b"max_steps", "method", b"method", "rank", b"rank", "replay", b"replay", "replay_rows", b"replay_rows", "rslora", b"rslora", "seed", b"seed", "validation_split", b"validation_split", "warmup_ratio", b"warmup_ratio", "warmup_steps", b"warmup_steps", "weight_decay", b"weight_decay"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_alpha", b"_alpha", "_batch_size", b"_batch_size", "_beta", b"_beta", "_beta1", b"_beta1", "_beta2", b"_beta2", "_chat_template_kwargs", b"_chat_template_kwargs", "_context", b"_context", "_dropout", b"_dropout", "_early_stopping_patience", b"_early_stopping_patience", "_epochs", b"_epochs", "_eval_steps", b"_eval_steps", "_learning_rate", b"_learning_rate", "_lr_scheduler", b"_lr_scheduler", "_max_grad_norm", b"_max_grad_norm", "_max_length", b"_max_length", "_max_steps", b"_max_steps", "_method", b"_method", "_on_policy", b"_on_policy", "_rank", b"_rank", "_replay", b"_replay", "_replay_rows", b"_replay_rows", "_rslora", b"_rslora", "_seed", b"_seed", "_validation_split", b"_validation_split", "_warmup_ratio", b"_warmup_ratio", "_warmup_steps", b"_warmup_steps", "_weight_decay", b"_weight_decay", "alpha", b"alpha", "batch_size", b"batch_size", "beta", b"beta", "beta1", b"beta1", "beta2", b"beta2", "chat_template_kwargs", b"chat_template_kwargs", "context", b"context", "dropout", b"dropout", "early_stopping_patience", b"early_stopping_patience", "epochs", b"epochs", "eval_steps", b"eval_steps", "learning_rate", b"learning_rate", "lr_scheduler", b"lr_scheduler", "max_grad_norm", b"max_grad_norm", "max_length", b"max_length", "max_steps", b"max_steps", "method", b"method", "on_policy", b"on_policy", "rank", b"rank", "replay", b"replay", "replay_rows", b"replay_rows", "rslora", b"rslora", "seed", b"seed", "validation_split", b"validation_split", "warmup_ratio", b"warmup_ratio", "warmup_steps", b"warmup_steps", "weight_decay", b"weight_decay"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_alpha", b"_alpha", "_batch_size", b"_batch_size", "_beta", b"_beta", "_beta1", b"_beta1", "_beta2", b"_beta2", "_chat_template_kwargs", b"_chat_template_kwargs", "_context", b"_context", "_dropout", b"_dropout", "_early_stopping_patience", b"_early_stopping_patience", "_epochs", b"_epochs", "_eval_steps", b"_eval_steps", "_learning_rate", b"_learning_rate", "_lr_scheduler", b"_lr_scheduler", "_max_grad_norm", b"_max_grad_norm", "_max_length", b"_max_length", "_max_steps", b"_max_steps", "_method", b"_method", "_rank", b"_rank", "_replay", b"_replay", "_replay_rows", b"_replay_rows", "_rslora", b"_rslora", "_seed", b"_seed", "_validation_split", b"_validation_split", "_warmup_ratio", b"_warmup_ratio", "_warmup_steps", b"_warmup_steps", "_weight_decay", b"_weight_decay", "alpha", b"alpha", "batch_size", b"batch_size", "beta", b"beta", "beta1", b"beta1", "beta2", b"beta2", "chat_template_kwargs", b"chat_template_kwargs", "context", b"context", "dropout", b"dropout", "early_stopping_patience", b"early_stopping_patience", "epochs", b"epochs", "eval_steps", b"eval_steps", "layers", b"layers", "learning_rate", b"learning_rate", "lr_scheduler", b"lr_scheduler", "max_grad_norm", b"max_grad_norm", "max_length", b"max_length", "max_steps", b"max_steps", "method", b"method", "rank", b"rank", "replay", b"replay", "replay_rows", b"replay_rows", "rslora", b"rslora", "seed", b"seed", "target_modules", b"target_modules", "validation_split", b"validation_split", "warmup_ratio", b"warmup_ratio", "warmup_steps", b"warmup_steps", "weight_decay", b"weight_decay"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_alpha", b"_alpha", "_batch_size", b"_batch_size", "_beta", b"_beta", "_beta1", b"_beta1", "_beta2", b"_beta2", "_chat_template_kwargs", b"_chat_template_kwargs", "_context", b"_context", "_dropout", b"_dropout", "_early_stopping_patience", b"_early_stopping_patience", "_epochs", b"_epochs", "_eval_steps", b"_eval_steps", "_learning_rate", b"_learning_rate", "_lr_scheduler", b"_lr_scheduler", "_max_grad_norm", b"_max_grad_norm", "_max_length", b"_max_length", "_max_steps", b"_max_steps", "_method", b"_method", "_on_policy", b"_on_policy", "_rank", b"_rank", "_replay", b"_replay", "_replay_rows", b"_replay_rows", "_rslora", b"_rslora", "_seed", b"_seed", "_validation_split", b"_validation_split", "_warmup_ratio", b"_warmup_ratio", "_warmup_steps", b"_warmup_steps", "_weight_decay", b"_weight_decay", "alpha", b"alpha", "batch_size", b"batch_size", "beta", b"beta", "beta1", b"beta1", "beta2", b"beta2", "chat_template_kwargs", b"chat_template_kwargs", "context", b"context", "dropout", b"dropout", "early_stopping_patience", b"early_stopping_patience", "epochs", b"epochs", "eval_steps", b"eval_steps", "layers", b"layers", "learning_rate", b"learning_rate", "lr_scheduler", b"lr_scheduler", "max_grad_norm", b"max_grad_norm", "max_length", b"max_length", "max_steps", b"max_steps", "method", b"method", "on_policy", b"on_policy", "rank", b"rank", "replay", b"replay", "replay_rows", b"replay_rows", "rslora", b"rslora", "seed", b"seed", "target_modules", b"target_modules", "validation_split", b"validation_split", "warmup_ratio", b"warmup_ratio", "warmup_steps", b"warmup_steps", "weight_decay", b"weight_decay"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__alpha: _TypeAlias = _typing.Literal["alpha"]  # noqa: Y015
     _WhichOneofArgType__alpha: _TypeAlias = _typing.Literal["_alpha", b"_alpha"]  # noqa: Y015
@@ -792,6 +798,8 @@ class TrainSettings(_message.Message):
     _WhichOneofArgType__max_steps: _TypeAlias = _typing.Literal["_max_steps", b"_max_steps"]  # noqa: Y015
     _WhichOneofReturnType__method: _TypeAlias = _typing.Literal["method"]  # noqa: Y015
     _WhichOneofArgType__method: _TypeAlias = _typing.Literal["_method", b"_method"]  # noqa: Y015
+    _WhichOneofReturnType__on_policy: _TypeAlias = _typing.Literal["on_policy"]  # noqa: Y015
+    _WhichOneofArgType__on_policy: _TypeAlias = _typing.Literal["_on_policy", b"_on_policy"]  # noqa: Y015
     _WhichOneofReturnType__rank: _TypeAlias = _typing.Literal["rank"]  # noqa: Y015
     _WhichOneofArgType__rank: _TypeAlias = _typing.Literal["_rank", b"_rank"]  # noqa: Y015
     _WhichOneofReturnType__replay: _TypeAlias = _typing.Literal["replay"]  # noqa: Y015
@@ -844,6 +852,8 @@ class TrainSettings(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__max_steps) -> _WhichOneofReturnType__max_steps | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__method) -> _WhichOneofReturnType__method | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__on_policy) -> _WhichOneofReturnType__on_policy | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__rank) -> _WhichOneofReturnType__rank | None: ...
     @_typing.overload

@@ -78,6 +78,8 @@ class TrainSpec:
     marked tokens as the base does after each row's ``teacher`` prompt."""
     context: str = ""
     """Distillation: what the teacher reads before every row that has no context of its own; empty: nothing."""
+    on_policy: bool = False
+    """Distillation: the student answers each training row anew, before it is trained on that answer."""
     beta: Annotated[float, Bound(0, 100, above=True)] = 0.1
     """DPO: how firmly the adapter is held to what lies underneath it."""
     learning_rate: Annotated[float, Bound(0, 1, above=True)] = 2e-4
@@ -231,6 +233,8 @@ class TrainCommand:
     """Folder that the engine makes and fills with the adapter in PEFT's format."""
     base_name: str = ""
     """What ``base_model_name_or_path`` in the written adapter_config.json says."""
+    end_ids: tuple[int, ...] = ()
+    """Tokens that end an answer."""
     init: AdapterVersion | None = None
     """Version whose values the new adapter starts from; None: fresh ones."""
     current: AdapterVersion | None = None

@@ -63,7 +63,7 @@ def notes_on(
         yield Note(
             "UNANSWERED_ROWS",
             f"{len(unanswered)} row{'s have' if len(unanswered) > 1 else ' has'} no answer (line {unanswered[0]} "
-            "first): the teacher answers before training begins",
+            "first): the teacher answers before training begins, or with on_policy the student while it trains",
             len(unanswered),
             unanswered[0],
         )

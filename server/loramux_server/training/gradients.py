@@ -7,13 +7,14 @@ jobs are never summed: one that is not finite stays with its job.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import final
 
 import torch
 from torch import Tensor
 
+from ..core.jobs import TrainRow
 from ..model.resident import ResidentBase
 from .backprop.micro_batch import JobRows, MicroBatch, RowLogprobs
 from .objectives.objective import LossSums
@@ -24,9 +25,12 @@ from .work import Interruptible
 class Batch:
     """The rows of a job's next optimizer step; once it is ``done``, their gradients are in the job's parameters."""
 
-    def __init__(self, run: TrainingRun) -> None:
+    def __init__(self, run: TrainingRun, rows: Mapping[int, TrainRow] | None = None) -> None:
+        """``rows``, by their indices, take the place of the job's own, where there are such."""
         self.run, self.indices = run, run.schedule.batch(run.step)
-        self.rows = {i: run.rows[i] for i in self.indices}
+        self.rows = {i: run.rows[i] for i in self.indices} if rows is None else rows
+        self.lengths = {i: run.length(row) for i, row in self.rows.items()}
+        """Tokens that the model reads for each row."""
         self._denominator = sum(run.objective.denominator(row) for row in self.rows.values())
         self.restart()
 
@@ -49,7 +53,7 @@ class Batch:
     @property
     def tokens(self) -> int:
         """Tokens of all rows of the batch."""
-        return sum(self.run.lengths[i] for i in self.indices)
+        return sum(self.lengths[i] for i in self.indices)
 
     @property
     def means(self) -> dict[str, float]:
@@ -102,12 +106,12 @@ def select_rows(batches: Sequence[Batch], aim: int, max_tokens: int) -> tuple[Se
     rows each, whose matrix products are larger.
     """
     waiting = [(batch, row) for batch in batches for row in batch.left]
-    total = sum(batch.run.lengths[row] for batch, row in waiting)
+    total = sum(batch.lengths[row] for batch, row in waiting)
     even = total / max(1, round(total / aim))
     selected: dict[int, tuple[Batch, list[int]]] = {}
     tokens = 0
     for batch, row in waiting:
-        length = batch.run.lengths[row]
+        length = batch.lengths[row]
         if tokens and (tokens + length > max_tokens or tokens + length / 2 > even):
             break
         selected.setdefault(id(batch), (batch, []))[1].append(row)

@@ -45,7 +45,6 @@ class TrainingRun:
     optimizer: torch.optim.AdamW
     schedule: Schedule
     stacks: list[int]  # index of the frozen stack under each training row
-    lengths: list[int]  # tokens that the model reads for each training row
     bank: AdapterBank
     current: FrozenModel | None  # with the version that the new one would replace
     initial: TrainableAdapter | None  # the version that the job starts from, frozen; None: fresh weights

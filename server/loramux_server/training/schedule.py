@@ -50,6 +50,10 @@ class Schedule:
         """Seed of a row's dropout masks: the same however the batch is split, and after a resume."""
         return random.Random(f"{self.spec.seed}/{step}/{row}").getrandbits(48)
 
+    def answer_draws(self, step: int, row: int) -> random.Random:
+        """Random numbers for a row's answer in a step, in an on-policy distillation: the same after a resume."""
+        return random.Random(f"{self.spec.seed}/{step}/{row}/answer")
+
     @property
     def warmup_steps(self) -> int:
         """Steps over which the learning rate rises."""

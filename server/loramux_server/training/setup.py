@@ -60,7 +60,9 @@ def set_up(
         initial = adapter.frozen()
     adapted = adapter.groups | {g for entries in stacks for slot, _ in entries for g in slot.groups}
     policy = ActivationPolicy(base, min((base.groups[g].layer or 0) for g in adapted), activation_memory)
-    frozen = FrozenModel(base, bank, stacks, policy, host_available() // CACHE_SHARE)
+    # Answers of the student's come once each, so nothing of their lower layers is kept.
+    cache_bytes = 0 if spec.on_policy else host_available() // CACHE_SHARE
+    frozen = FrozenModel(base, bank, stacks, policy, cache_bytes)
     if policy.first_layer:
         whole = FrozenModel(base, bank, stacks, ActivationPolicy(base, 0, activation_memory), 0)
         if not (yield from _same_logprobs(base, frozen, whole, rows[0])):
@@ -96,7 +98,6 @@ def set_up(
         optimizer=optimizer,
         schedule=Schedule(spec, len(rows)),
         stacks=assign_stacks(rows.named_stacks, len(stacks)),
-        lengths=rows.lengths,
         bank=bank,
         current=current,
         initial=initial,
@@ -187,6 +188,7 @@ def _frozen_stacks(
 
 def _same_logprobs(base: ResidentBase, a: FrozenModel, b: FrozenModel, row: TrainRow) -> Interruptible[bool]:
     """Whether two ways through the layers agree: some architectures cannot start at a later layer."""
+    row = TrainRow(row.input_ids, (True,) * len(row.input_ids))  # of a prompt alone too
     found = []
     for model in (a, b):
         (logprobs,) = yield from row_logprobs(base, [JobRows(model, [row], [0])])

@@ -30,6 +30,7 @@ from .evaluation import cache_references, cache_teacher, evaluate
 from .gradients import Batch, NeedsGradients
 from .run import TrainingRun
 from .setup import set_up
+from .student import answer_rows
 from .work import Held, Pause
 
 Training = Generator[Pause | Held | NeedsGradients, None, None]
@@ -59,6 +60,7 @@ def train(
     checkpoints = Checkpoints(command, identity)
     snapshot = checkpoints.latest()
     run.resume(snapshot)
+    on_policy = command.spec.on_policy
     first, total, started = run.step, run.schedule.total_steps, time.monotonic()
     message = f"training goes on after step {first}" if first else "training"
     report(TrainEvent(TrainEventType.STATE, message, JobState.RUNNING, first, total))
@@ -86,11 +88,13 @@ def train(
 
     with checkpoints.saved_at_the_end(snapshot_now):
         while run.step < total and not run.stopped_early:
-            batch = Batch(run)
+            batch = Batch(run, (yield from answer_rows(run, run.schedule.batch(run.step))) if on_policy else None)
             rows, stacks = list(batch.rows.values()), [run.stacks[i] for i in batch.indices]
             yield from cache_references(run, rows, stacks, sizer)
             yield from cache_teacher(run, rows, stacks, sizer)
             yield NeedsGradients(batch)
+            if on_policy and run.teacher is not None:
+                run.teacher.forget(rows, stacks)
             rate, metrics = run.schedule.learning_rate(run.step), batch.means
             norm = torch.nn.utils.clip_grad_norm_(run.adapter.flat(), command.spec.max_grad_norm)
             if not (bool(torch.isfinite(norm)) and math.isfinite(metrics["loss"])):

@@ -374,6 +374,7 @@ def test_specs_round_trip() -> None:
         replay_rows=9,
         chat_template_kwargs='{"enable_thinking": false}',
         context="The mill opens at 6:40.",
+        on_policy=True,
     )
     assert all(getattr(spec, f.name) != getattr(TrainSpec(), f.name) for f in fields(TrainSpec))
     message = common.to_proto(training_pb2.TrainSettings, spec)

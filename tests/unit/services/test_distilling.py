@@ -86,6 +86,29 @@ async def test_the_teacher_answers_prompts_alone(
     assert version.meta.metrics["eval_loss"] < version.meta.metrics["base_loss"]
 
 
+async def test_on_policy_the_teacher_answers_held_out_rows_alone(
+    server: Server, text: TextTokenizer, info: EngineInfo
+) -> None:
+    """Training rows stay prompts: their answers are the student's own, which the engine ends by the base's tokens."""
+    server.backend.script = lambda _: answering(text)
+    spec = TrainSpec(on_policy=True, context=CONTEXT, validation_split=0.25)
+    given = frozenset({"context", "on_policy", "validation_split"})
+    job = await server.job(dataset_id=await server.dataset(PROMPTS), spec=spec, given=given)
+    async with server.working():
+        events = await server.finished(job)
+    assert states(events)[-1] is JobState.SUCCEEDED
+    (rows,) = server.backend.rows
+    assert [answer_of(row) for row in rows.train] == [()] * len(rows.train)
+    assert rows.held_out
+    assert all(answer_of(row) for row in rows.held_out)
+    assert len(server.backend.commands) == len(rows.held_out)
+    (command,) = server.backend.trained
+    assert (command.spec.method, command.end_ids) == ("distill", info.eos_token_ids)
+    card = (folder_of(server.store, "acme") / "README.md").read_text()
+    assert "the adapter's own, sampled in each step (on-policy)" in card
+    assert job.request.spec.on_policy
+
+
 async def test_rows_with_answers_ask_nobody(server: Server) -> None:
     job = await server.job(spec=replace(DISTILL, validation_split=0.0))
     async with server.working():
@@ -169,6 +192,7 @@ async def test_a_context_chooses_the_method(server: Server) -> None:
     ("spec", "rows", "field", "words"),
     [
         (TrainSpec(method="sft", context="c"), ROWS, "context", "method is sft; give method distill"),
+        (TrainSpec(method="sft", on_policy=True), ROWS, "on_policy", "method is sft; give method distill"),
         (TrainSpec(method="distill"), ROWS, "data[line 1]", "the job has none"),
         (TrainSpec(method="distill", context="  "), ROWS, "context", "is empty"),
         (TrainSpec(method="distill", context="\ud800"), ROWS, "context", "valid"),
@@ -202,3 +226,8 @@ async def test_a_quote_counts_the_teacher(server: Server) -> None:
     assert plain.estimated_seconds is not None
     assert taught.estimated_seconds > plain.estimated_seconds
     assert (taught.estimated_memory_bytes or 0) > (plain.estimated_memory_bytes or 0)
+    own = await server.service.validate_dataset(
+        dataset, LOCAL, spec=replace(spec, on_policy=True), given=frozenset({"on_policy", "context"})
+    )
+    assert own.estimated_seconds is not None
+    assert own.estimated_seconds > taught.estimated_seconds

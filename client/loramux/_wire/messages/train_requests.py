@@ -45,6 +45,7 @@ class TrainOptions(TypedDict, total=False):
     early_stopping_patience: int | None
     method: Literal["auto", "sft", "dpo", "distill"] | None
     context: str | None
+    on_policy: bool | None
     beta: float | None
     replay_rows: int | None
     chat_template_kwargs: Mapping[str, Any] | None

@@ -28,7 +28,7 @@ from ..common import (
 from ..tables import print_table
 from . import convert
 from .convert import AsOption
-from .train import BatchSize, ContextArg, Epochs, Layers, MaxLength, MaxSteps, Rank, Recipe, text_or_file
+from .train import BatchSize, ContextArg, Epochs, Layers, MaxLength, MaxSteps, OnPolicy, Rank, Recipe, text_or_file
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -87,6 +87,7 @@ def validate(
     rank: Rank = None,
     recipe: Recipe = None,
     context: ContextArg = None,
+    on_policy: OnPolicy = False,
     as_: AsOption = None,
     template_arg: TemplateArg = None,
     json: Json = False,
@@ -99,6 +100,7 @@ def validate(
         settings = settings_of(ctx, TrainOptions) | {
             "chat_template_kwargs": template_args(template_arg),
             "context": text_or_file(context, "--context"),
+            "on_policy": on_policy or None,
         }
         report = client.datasets.validate(file, validation=validation, recipe=recipe, as_=as_, **settings)
     if json:

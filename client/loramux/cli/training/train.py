@@ -58,6 +58,10 @@ ContextArg = Annotated[
         help="distill: instructions or facts that the teacher reads before each row, and the adapter does not.",
     ),
 ]
+OnPolicy = Annotated[
+    bool,
+    typer.Option("--on-policy", help="distill: the adapter answers the rows while it trains, the teacher corrects it."),
+]
 Rank = Annotated[int | None, typer.Option(help="Rank of the adapter.", show_default="16")]
 
 
@@ -128,6 +132,7 @@ def train(
         ),
     ] = None,
     context: ContextArg = None,
+    on_policy: OnPolicy = False,
     beta: Annotated[
         float | None, typer.Option(help="DPO: how strongly to stay near the reference model.", show_default="0.1")
     ] = None,
@@ -197,6 +202,7 @@ def train(
         "learning_rate": rate(learning_rate),
         "target_modules": split(target_modules) if target_modules else None,
         "rslora": rslora or None,
+        "on_policy": on_policy or None,
         "chat_template_kwargs": template_args(chat_template_kwargs),
         "context": text_or_file(context, "--context"),
     }

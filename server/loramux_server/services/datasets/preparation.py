@@ -96,6 +96,7 @@ def _make_rows(order: RowsOrder, text: TextTokenizer, watch: Watch) -> RowsSumma
     if order.compare_documents is not None and asked:
         passages = _passages(order.compare_documents, order.compare_top_k, asked_texts(asked, held_out), watch)
         retrieved = with_texts([as_context(found) for found in passages], with_passages, DOCUMENTS)
+    answered_before = held_out if order.sources.spec.on_policy else data.examples
     summary = RowsSummary(
         base=order.base,
         train=data.train.report,
@@ -109,7 +110,7 @@ def _make_rows(order: RowsOrder, text: TextTokenizer, watch: Watch) -> RowsSumma
         asked=tuple(asked),
         expects=tuple(held_out[number].expect for number in asked),
         passages=tuple(tuple(passage[:MAX_SHOWN_PASSAGE] for passage in found) for found in passages),
-        unanswered=sum(not any(example.row.labels) for example in data.examples),
+        unanswered=sum(not any(example.row.labels) for example in answered_before),
     )
     tables = {
         TRAIN: _with_stacks(data.trained, data.row_stacks),

@@ -68,4 +68,5 @@ def build_command(
         row_stacks=tuple(table[active(stack).key] for stack in row_stacks),
         output=str(output),
         base_name=info.base_name,
+        end_ids=info.eos_token_ids,
     )

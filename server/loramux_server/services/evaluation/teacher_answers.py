@@ -20,14 +20,16 @@ MAX_ANSWER = 512
 
 
 async def answer_rows(asker: Asker, rows: StoredRows, command: TrainCommand, folder: Path, longest: int) -> None:
-    """Have all rows without an answer answered, and write the job's rows file in ``folder`` anew; durable on return.
+    """Have rows without an answer answered, and write the job's rows file in ``folder`` anew; durable on return.
+
+    With ``on_policy`` these are the held-out rows alone: the others are answered by the student while it trains.
 
     The teacher is asked greedily: each prompt with its context, over the frozen stack under its row. With its answer
     neither text of a row has more than ``longest`` tokens. Raises what the engine raised, and as
     :func:`~...data.rows_file.write_rows`.
     """
     tables: dict[str, Sequence[TrainRow]] = dict(rows.content.tables)
-    for name in (TRAIN, HELD_OUT):
+    for name in (HELD_OUT,) if command.spec.on_policy else (TRAIN, HELD_OUT):
         table = rows.content.tables[name]
         under = assign_stacks(table.assigned(command).named_stacks, len(command.stacks))
         async with together() as group:
@@ -38,7 +40,8 @@ async def answer_rows(asker: Asker, rows: StoredRows, command: TrainCommand, fol
         tables[name] = [task.result() for task in tasks]
     trained, held_out = (_tokens(tables[name]) for name in (TRAIN, HELD_OUT))
     summary = rows.summary
-    train = replace(summary.train, unanswered=0, trained_tokens=trained)
+    unanswered = summary.train.unanswered if command.spec.on_policy else 0
+    train = replace(summary.train, unanswered=unanswered, trained_tokens=trained)
     measured = summary.held_out and replace(summary.held_out, unanswered=0, trained_tokens=held_out)
     summary = msgspec.structs.replace(summary, train=train, held_out=measured, unanswered=0)
     await asyncio.to_thread(replace_rows, folder, tables, msgspec.msgpack.encode(summary))

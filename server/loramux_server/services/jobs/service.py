@@ -134,7 +134,7 @@ class TrainingService:
         spec = spec or TrainSpec()
         if recipe:
             spec = filled_in(spec, recipe, given.__contains__, self._info)
-        if spec.context and "method" not in given:
+        if (spec.context or spec.on_policy) and "method" not in given:
             spec = replace(spec, method="distill")
         spec = await asyncio.to_thread(with_replay, spec, given.__contains__, self._store, principal.tenant)
         return await self._checks.report(dataset_id, principal, spec, show, from_line, validation_id)

@@ -93,7 +93,7 @@ class MicroBatch:
             inputs.append((yield from job.frozen.first_layer_input(job.rows)))
         packed = torch.cat(inputs)
         with torch.set_grad_enabled(gradients):
-            routing = _routing(self._jobs)
+            routing = routing_of(self._jobs)
         self._layers = layers = LayerwisePass(base, self._lengths, routing, packed)
         first = policies[0].first_layer
         start = packed[None] if first else layers.input
@@ -162,7 +162,7 @@ def _in_loss(row: TrainRow) -> list[int]:
     return [i for i, label in enumerate(row.labels) if label and i]
 
 
-def _routing(jobs: Sequence[JobRows]) -> Routing | None:
+def routing_of(jobs: Sequence[JobRows]) -> Routing | None:
     """Each row through its frozen stack, and through its job's adapter; None where all rows run on the bare base."""
     blocks: list[Block] = []
     start = 0

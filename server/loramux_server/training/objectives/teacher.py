@@ -52,11 +52,19 @@ class Teacher:
         for key in [key for key in self._kept if key not in self._needed]:
             if self.nbytes <= self._max_bytes:
                 break
-            self.nbytes -= self._kept.pop(key).nbytes
+            self._drop(key)
 
     def states(self, row: TrainRow, stack: int) -> Tensor:
         """The states of a row, which must be kept."""
         return self._kept[_key(row, stack)]
+
+    def forget(self, rows: Sequence[TrainRow], stacks: Sequence[int]) -> None:
+        """Drop the states of rows that do not come again."""
+        for key in {_key(row, stack) for row, stack in zip(rows, stacks, strict=True)} & self._kept.keys():
+            self._drop(key)
+
+    def _drop(self, key: Key) -> None:
+        self.nbytes -= self._kept.pop(key).nbytes
 
 
 def text_of(row: TrainRow) -> TrainRow:

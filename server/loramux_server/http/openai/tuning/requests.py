@@ -91,6 +91,7 @@ class Loramux(Strict):
     early_stopping_patience: StrictInt | None = None
     method: Literal["auto", "sft", "dpo", "distill"] | None = None
     context: StrictStr | None = None
+    on_policy: StrictBool | None = None
     beta: Number | None = None
     replay_rows: StrictInt | None = None
     chat_template_kwargs: dict[StrictStr, Any] | None = None

@@ -78,7 +78,7 @@ def with_replay(spec: TrainSpec, gave: Callable[[str], bool], store: Store, tena
 
 def _method(spec: TrainSpec, pairs: bool) -> str:
     """The method of a job whose maker leaves it open."""
-    if spec.context:
+    if spec.context or spec.on_policy:
         return "distill"
     return "dpo" if pairs else "sft"
 
@@ -92,6 +92,10 @@ def _method_violations(request: JobRequest, pairs: bool) -> Iterator[FieldViolat
         yield FieldViolation("method", "is distill, but the data are preference pairs; leave context out for dpo")
     if spec.context and spec.method != "distill":
         yield FieldViolation("context", f"is what a teacher reads, but method is {spec.method}; give method distill")
+    if spec.on_policy and spec.method != "distill":
+        yield FieldViolation(
+            "on_policy", f"has the student of a distillation answer, but method is {spec.method}; give method distill"
+        )
     if spec.method == "dpo" and not pairs:
         yield FieldViolation(
             "method", "is dpo, but the data are not preference pairs (chosen, rejected); leave it out, or give sft"

@@ -4,8 +4,9 @@ Counted are the products with the base's matrices, which take nearly all of the 
 the inputs through the layers from the first adapted one on, the same through the output head at loss tokens, and
 one forward through the layers below, whose results are kept from epoch to epoch. A preference pair counts both
 answers, and once a job a forward of each without the adapter. A distillation counts the teacher's forward over rows
-and contexts once a job, and its output head at every loss token of every pass. Left out are attention
-itself, evaluation, publishing and answers that the teacher has yet to give.
+and contexts once a job, and its output head at every loss token of every pass. Where it is on-policy, each pass has the
+teacher's forward and one of the student, which answers: as if its answers were as long as the data's. Left out are
+attention itself, evaluation, publishing and answers that the teacher or the student has yet to give.
 """
 
 from __future__ import annotations
@@ -78,7 +79,7 @@ class Shape:
             layers=sum(layer >= first for layer in weights),
         )
 
-    def work(self, report: DatasetSummary, passes: float) -> float:
+    def work(self, report: DatasetSummary, passes: float, *, on_policy: bool = False) -> float:
         """Multiply-adds of ``passes`` passes over the rows of ``report``."""
         tokens, trained = report.tokens, report.trained_tokens
         step = tokens * (2 * self.upper + 3 * self.adapter) + trained * 2 * self.head
@@ -87,7 +88,10 @@ class Shape:
             once += tokens * self.upper + trained * self.head
         if report.teacher_tokens:
             step += trained * self.head
-            once += report.teacher_tokens * (self.lower + self.upper)
+            taught = report.teacher_tokens * (self.lower + self.upper)
+            once += taught
+            if on_policy:
+                step += tokens * (self.lower + self.upper + self.adapter) + trained * self.head + taught
         return passes * step + min(passes, 1) * once
 
     def forward(self, tokens: int) -> float:
@@ -98,7 +102,7 @@ class Shape:
 def speed_of_job(shape: Shape, spec: TrainSpec, report: DatasetSummary, tokens_per_second: float, name: str) -> Speed:
     """The speed that a job with ``shape`` and ``spec`` ran at; its share of loss tokens is taken from ``report``."""
     passes = max(spec.epochs, 1.0)
-    work = shape.work(report, passes) / (passes * report.tokens)
+    work = shape.work(report, passes, on_policy=spec.on_policy) / (passes * report.tokens)
     return Speed(tokens_per_second * work, f"the speed of {name}")
 
 
@@ -121,7 +125,7 @@ def estimate(
     """
     shape = Shape.of(info, spec)
     passes = Schedule(spec, report.examples).total_steps * spec.batch_size / report.examples
-    work = shape.work(report, passes)
+    work = shape.work(report, passes, on_policy=spec.on_policy)
     sides = 2 if report.pairs else 1
     tokens = max(min(MAX_TOKENS, spec.batch_size * report.longest * sides), report.longest * sides)
     activation = FLOAT if info.training_dtype == "float32" else FLOAT // 2

@@ -113,6 +113,8 @@ def _data(facts: CardFacts) -> str:
         digest = hashlib.sha256(spec.context.encode()).hexdigest()
         each = f"with a context of SHA-256 `{digest}`" if spec.context else "with the contexts of the rows"
         lines.append(f"- Teacher: the base {each}, which the adapter answers without")
+        if spec.on_policy:
+            lines.append("- Answers of the training rows: the adapter's own, sampled in each step (on-policy)")
     lines += (f"- Note: {_cell(note.text)}" for note in facts.job.notes)
     return "\n".join(lines)
 
