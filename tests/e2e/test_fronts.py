@@ -181,7 +181,8 @@ def test_twenty_stacks_stay_where_they_are_resident(site: Site, fronts: dict[str
         assert sum(added.values()) == 5 * 20 * 2, "each request counts each of its adapters"
         assert added["disk"] <= 0.1 * sum(added.values()), added
         held = sum(replica.adapters for replica in one.replicas())
-        assert held <= 1.5 * len((*tenants, *styles)), "adapters are not loaded everywhere"
+        # The styles are wanted everywhere, the tenants are not.
+        assert held <= 2 * len(styles) + 1.5 * len(tenants) + 1, held
 
 
 @pytest.mark.skipif(NGINX is None, reason="nginx is not installed (apt install nginx-light)")

@@ -21,6 +21,8 @@ LOAD_TOKENS = 2048
 """What loading an adapter is worth: so much longer may the queue be of a replica that holds it."""
 HOME_TOKENS = LOAD_TOKENS // 2
 """The same for an adapter that no replica holds, on its home."""
+HOME_SLACK = 1
+"""So many adapters more may an adapter's first home hold than its second."""
 EXPECTED_SECONDS = 10.0
 """How long an adapter that was sent for counts as resident although its replica does not report it."""
 MOST_EXPECTED = 4096
@@ -127,16 +129,19 @@ class Affinity:
         return max(load.jobs, sent), self._tokens(replica, load)
 
     def _home(self, adapter: str, replicas: Mapping[str, Load]) -> str:
-        """The replica that an adapter is loaded on first: of two that hashing names, the one that holds fewer.
+        """The replica that an adapter is loaded on first: the first that hashing names, or the second if it has fewer.
 
-        So fronts agree on it, few homes change when replicas come and go, and none is full beside an empty one.
+        Fronts agree on it, also while their reports differ by a moment; few homes change when replicas come and go; and
+        none is full beside an empty one.
         """
         named = nsmallest(2, replicas, key=lambda replica: _weight(adapter, replica))
 
         def held(replica: str) -> int:
             return max(len(replicas[replica].resident), len(self._expected[replica]))
 
-        return min(named, key=held, default="")
+        if len(named) > 1 and held(named[0]) > held(named[1]) + HOME_SLACK:
+            return named[1]
+        return next(iter(named), "")
 
     def _held(self, work: Work, replica: str, load: Load, now: float) -> frozenset[str]:
         """The adapters of ``work`` that a replica has, or was sent for."""

@@ -77,11 +77,12 @@ def test_two_replicas_do_twice_as_much_of_the_base() -> None:
 
 
 def test_affinity_hits_where_chance_misses() -> None:
-    """Four adapters fit in two replicas of two places each, when each replica keeps two of them."""
+    """Four adapters fit in two replicas of three places each, when each keeps its own."""
     trace = [ask(10 * i, f"a{i % 4}") for i in range(200)]
-    affinity, chance = (simulate(trace, 2, SPEED, SIZE, route) for route in (by_affinity, by_chance))
+    size = Size(adapters=3, running=4, batch_tokens=64)
+    affinity, chance = (simulate(trace, 2, SPEED, size, route) for route in (by_affinity, by_chance))
     assert affinity.loads == 4
-    assert chance.loads > 60
+    assert chance.loads > 20
 
 
 def test_a_trace_is_repeatable_and_has_the_rate_that_was_asked_for() -> None:
