@@ -1,9 +1,9 @@
-"""A tone of writing as an adapter, stacked on the facts of tenants that it never met, beside a prompt that asks for it.
+"""A tone of writing as an adapter, over the facts of a tenant that it never met, beside a prompt that asks for it.
 
     make example-brand-voice
     python -m examples.brand_voice --quick
 
-The voice is trained by the recipe ``style`` over four tenants and asked over two others. Adapters of tenants that are
+The voice is trained by the recipe ``style`` over four tenants and asked over another. Adapters of tenants that are
 neither ready-made nor kept from an earlier run are trained first.
 """
 
@@ -51,7 +51,7 @@ def measure(client: Client, quick: bool) -> tuple[Report, Picture]:
         base_of(client),
         [
             Table(
-                "Marks of the voice, over tenants never seen",
+                "Marks of the voice, over a tenant never seen",
                 ["", *first],
                 [[title, *figures.values()] for title, figures in found.items()],
             )
@@ -88,7 +88,7 @@ def draw(found: Mapping[str, Mapping[str, Share | Number]]) -> Picture:
     """A group of bars for each mark."""
     names = [name for name, figure in next(iter(found.values())).items() if isinstance(figure, Share)]
     series = {title: [figures[name] for name in names] for title, figures in found.items()}
-    return bars("A voice on top of facts, over tenants never seen", [n.replace(" ", "\n") for n in names], series)
+    return bars("A voice on top of facts, over a tenant never seen", [n.replace(" ", "\n") for n in names], series)
 
 
 def main(arguments: Sequence[str] | None = None) -> Report:

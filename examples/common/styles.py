@@ -1,4 +1,4 @@
-"""What a style trains over and is asked on: four tenants underneath, and two that it never met."""
+"""What a style trains over and is asked on: four tenants underneath, and one that it never met."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ from .tenants import Tenant, have
 
 DONORS = {"quillfern-bakery": 1.3, "veldt-movers": 1.3, "solmere-yoga": 1.3, "corvane-locksmith": 1.0}
 """Tenants underneath and their weights, most of them above 1: see docs/stacking.md."""
-UNSEEN = ("acme-bikes", "brindle-ski")
-QUICK_DONORS, QUICK_UNSEEN = ("quillfern-bakery",), ("acme-bikes",)
-"""Those that are ready-made: a quick run trains no tenant."""
+UNSEEN = ("acme-bikes",)
+"""Tenants that are asked: more of them may be named, ready-made or trained like the donors."""
+QUICK_DONORS = ("quillfern-bakery",)
+"""Ready-made, so that a quick run trains no tenant."""
 QUICK_GENERAL = 24
 WORDINGS = 2
 """Held-out wordings that are asked of each fact."""
@@ -50,10 +51,10 @@ def _fewer(rows: Sequence[Row]) -> list[Row]:
 def unseen(client: Client, quick: bool, facts: int) -> dict[str, list[Row]]:
     """Held-out questions of tenants that no form was trained over, whose adapters the server then has.
 
-    Two wordings of each fact; a quick run takes one tenant and so many ``facts``.
+    Two wordings of each fact; a quick run takes one wording of so many ``facts``.
     """
     found = {}
-    for name in QUICK_UNSEEN if quick else UNSEEN:
+    for name in UNSEEN:
         tenant = Tenant.read(name)
         rows = tenant.held_out[: WORDINGS * len(tenant.facts)]
         found[name] = rows[:facts] if quick else rows

@@ -1,9 +1,9 @@
-"""Strict JSON of one schema, and a rule about prices: adapters that work over tenants they never met.
+"""Strict JSON of one schema, and a rule about prices: adapters that work over a tenant they never met.
 
     make example-consistent-behaviour
     python -m examples.consistent_behaviour --quick
 
-Both are trained by the recipe ``style`` over four tenants and asked over two others. Adapters of tenants that are
+Both are trained by the recipe ``style`` over four tenants and asked over another. Adapters of tenants that are
 neither ready-made nor kept from an earlier run are trained first.
 """
 
@@ -66,12 +66,12 @@ def measure(client: Client, quick: bool) -> tuple[Report, Picture]:
     rules = {title: rule_of(answers, with_rule[ALONE.title], rows, prices) for title, answers in with_rule.items()}
     tables = [
         Table(
-            "Objects of the schema, over tenants never seen",
+            "Objects of the schema, over a tenant never seen",
             ["", "format kept", "fact right in the format", "the same, of those right alone", "price flag right"],
             [[title, *figures] for title, figures in formats.items()],
         ),
         Table(
-            f'The rule: "{TAX}" after every amount of money and nowhere else, over tenants never seen',
+            f'The rule: "{TAX}" after every amount of money and nowhere else, over a tenant never seen',
             [
                 "",
                 "amounts quoted with tax",
@@ -156,7 +156,7 @@ def draw(formats: Mapping[str, Sequence[Share]]) -> Picture:
         "fact kept, of those right alone": [f[2] for f in formats.values()],
     }
     groups = [title.replace(", ", ",\n").replace(" + ", " +\n") for title in formats]
-    return bars("JSON of one schema, over tenants never seen", groups, series)
+    return bars("JSON of one schema, over a tenant never seen", groups, series)
 
 
 def main(arguments: Sequence[str] | None = None) -> Report:

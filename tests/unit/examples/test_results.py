@@ -1,0 +1,23 @@
+"""Results in the repository are those that pages show."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from examples.common.paths import ROOT, page
+from examples.common.report import on_page, read
+
+RESULTS = sorted(ROOT.glob("examples/*/results"))
+
+
+@pytest.mark.parametrize("folder", RESULTS, ids=lambda folder: folder.parent.name)
+def test_page_table_and_picture_are_of_the_results(folder: Path) -> None:
+    report = read(folder)
+    assert report.example == folder.parent.name
+    assert (folder / "table.md").read_text() == report.markdown()
+    text = page(report.example).read_text()
+    assert on_page(text, report) == text
+    assert f"](../../examples/{report.example}/results/picture.svg)" in text
+    assert (folder / "picture.svg").read_text().startswith("<?xml")
