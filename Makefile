@@ -68,6 +68,10 @@ example-consistent-behaviour: $(READY) ## Train strict JSON and a rule about pri
 example-brand-voice: $(READY) ## Train a tone of writing over tenants; ask others
 	@$(BIN)/python -m examples.brand_voice $(EXAMPLE_ARGS)
 
+.PHONY: example-task
+example-task: $(READY) ## Sort tickets into eight labels, by prompt and by adapter
+	@$(BIN)/python -m examples.task $(EXAMPLE_ARGS)
+
 ##@ Change it
 
 .PHONY: test

@@ -1,0 +1,1 @@
+"""A task: tickets of a bicycle subscription are sorted into eight kinds."""
