@@ -118,7 +118,9 @@ class Cluster:
         if self._settings.address:
             ray.init(address=self._settings.address, **common)
             return
+        # Without "local" it would join whatever cluster runs on this host.
         ray.init(
+            address="local",
             num_cpus=self._settings.most,
             include_dashboard=False,
             object_store_memory=OBJECT_STORE_BYTES,
