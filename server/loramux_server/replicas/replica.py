@@ -23,6 +23,7 @@ from ..engine.transport.wire import HEADER, Broken, Ready, decode, encode
 from .affinity import Work
 from .fleet import Report
 from .fronts import FRONT_SECONDS, Fronts
+from .ports import listen_on_node_address
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +36,7 @@ class EngineReplica:
 
     # Ray Serve awaits it, and counts a replica as started then.
     async def __init__(self, settings: EngineSettings) -> None:  # type: ignore[misc]
+        listen_on_node_address()
         self._backend = ProcessBackend(settings)
         self._open: dict[str, tuple[Work, str]] = {}
         self._ended = asyncio.Event()
