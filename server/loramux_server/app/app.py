@@ -257,7 +257,7 @@ class App:
     def _build_engine(self, store: Store) -> Backend:
         engine = replace(self.settings.engine(), blobs=str(store.blobs.reader.folder))
         if self.settings.backend == "ray":
-            return ray_backend(self.settings, engine, store.state.id, store.database.identity)
+            return ray_backend(self.settings, engine, store)
         # Brings torch into the process, so not before everything that can fail without it has been tried.
         from ..engine_factory import make_backend
 
@@ -363,6 +363,7 @@ def _open_store(settings: Settings) -> Store:
         settings.state_dir,
         *urls,
         cache_bytes=settings.blobs_cache or CACHE_BYTES,
+        engine_here=settings.replica_dir is None,
         job_events=settings.max_job_events,
     )
 

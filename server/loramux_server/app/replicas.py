@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 from ..config import Settings
 from ..core.settings import EngineSettings
+from ..store.blobs.places import CACHE_BYTES
+from ..store.store import Store
 
 if TYPE_CHECKING:
     from ..replicas.backend import RayBackend
@@ -16,28 +18,40 @@ OTHER_CALLS = 64
 """Commands beside generations that a replica takes at a time: scores, loads, stats, jobs."""
 
 
-def ray_backend(settings: Settings, engine: EngineSettings, server_id: str, database_id: str) -> RayBackend:
+def ray_backend(settings: Settings, engine: EngineSettings, store: Store) -> RayBackend:
     """Replicas in a Ray cluster, not started yet.
 
     Servers of one database that join a cluster with the same settings of the engine share its replicas.
     """
     from ..replicas.backend import RayBackend
     from ..replicas.cluster import ClusterSettings
+    from ..replicas.front_files import FrontFiles
+    from ..replicas.own_files import OwnFiles
 
+    own = None
+    if settings.replica_dir is not None:
+        assert settings.blobs_url is not None
+        own = OwnFiles(
+            folder=str(settings.replica_dir),
+            blobs_url=settings.blobs_url.get_secret_value(),
+            identity=store.database.identity,
+            cache_bytes=settings.blobs_cache or CACHE_BYTES,
+        )
     least, most = settings.replica_range
     cluster = ClusterSettings(
-        application=application_name(database_id, engine),
-        server=server_id,
+        application=application_name(store.database.identity, engine),
+        server=store.state.id,
         least=least,
         most=most,
         address=settings.ray_address or "",
         max_ongoing=settings.most_running + settings.max_queue + settings.max_training_jobs + OTHER_CALLS,
         drain_seconds=settings.drain_timeout,
+        own_files=own,
     )
     if cluster.address:
         # Its replicas write results for other servers too, whose state directories are not known here.
         engine = replace(engine, folders=None)
-    return RayBackend(engine, cluster)
+    return RayBackend(engine, cluster, None if own is None else FrontFiles(store))
 
 
 def application_name(database_id: str, engine: EngineSettings) -> str:

@@ -40,5 +40,9 @@ def _found(settings: Settings) -> Iterator[tuple[str, str]]:
             yield "--autoscale", "needs --backend ray: --backend embedded has one engine"
         if settings.ray_address:
             yield "--ray-address", "needs --backend ray"
+        if settings.replica_dir:
+            yield "--replica-dir", "needs --backend ray"
     elif settings.autoscale and settings.replicas > 1:
         yield "--replicas", f"must not be given beside --autoscale {settings.autoscale}"
+    if settings.replica_dir and not settings.blobs_url:
+        yield "--blobs-url", "must be given too: replicas with --replica-dir get adapters and rows from there"

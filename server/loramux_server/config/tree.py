@@ -82,6 +82,13 @@ class Settings(LimitSettings, BaseSettings):
         "started, on loopback)",
         min_length=1,
     )
+    replica_dir: LocalPath | None = setting(
+        None,
+        "Replicas",
+        "DIR",
+        "with --backend ray, a folder of each host where replicas keep the base, copies of adapters and running jobs; "
+        "needs --blobs-url (default: the state directory, which all hosts must share then)",
+    )
 
     listen: ListenAddress = setting(
         Address("127.0.0.1", 50051), "Network", "HOST:PORT", "where the gRPC API listens; port 0: any free port"

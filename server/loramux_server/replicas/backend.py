@@ -12,6 +12,7 @@ from typing import Any
 
 from ..core.backend import EngineInfo, EnginePhase, EngineState, EngineStats, Replica
 from ..core.errors import Code, Error, internal_error, replica_not_found, stopping
+from ..core.jobs import TrainCommand
 from ..core.settings import EngineSettings
 from ..core.types import AdapterVersion
 from ..engine.transport.client import EngineClient
@@ -31,7 +32,9 @@ from .affinity import Work
 from .cluster import Cluster, ClusterSettings
 from .commands import work_of
 from .fleet import close_fleet, open_fleet
+from .front_files import FrontFiles
 from .fronts import front_id
+from .own_files import Crossing
 from .totals import total
 
 log = logging.getLogger(__name__)
@@ -43,8 +46,9 @@ KEEP_SECONDS = 5.0
 class RayLink:
     """Carries each command to the replica that Ray's router chooses, as one streaming call."""
 
-    def __init__(self, engine: EngineSettings, settings: ClusterSettings) -> None:
+    def __init__(self, engine: EngineSettings, settings: ClusterSettings, files: FrontFiles | None) -> None:
         self.front = front_id(settings.server, uuid.uuid4().hex)
+        self._files = files
         self._cluster = Cluster(engine, settings)
         self._application = settings.application
         self._client: EngineClient | None = None
@@ -80,6 +84,9 @@ class RayLink:
         await self._tell_all("join")
         self._keeping = asyncio.create_task(self._keep(), name="ray-keep")
         info: EngineInfo = described.info
+        if self._files is not None:
+            digest = await self._handle.texts.remote(Work("texts"))
+            info = await asyncio.to_thread(self._files.with_texts, info, digest)
         client.report(EngineState(EnginePhase.READY))
         return info
 
@@ -96,8 +103,7 @@ class RayLink:
         only = self._only.pop(id, "")
         if not only and not self.fleet.accepting:
             raise stopping() if self._closing else _none_ready()
-        frame = encode(command)
-        call = asyncio.create_task(self._carry(id, frame, work_of(command, only)), name=f"ray call {id}")
+        call = asyncio.create_task(self._carry(command, work_of(command, only)), name=f"ray call {id}")
         self._calls[id] = call
         call.add_done_callback(lambda _: self._calls.pop(id, None))
 
@@ -119,21 +125,33 @@ class RayLink:
         close_fleet(self._application)
         self._thread.shutdown(wait=False)
 
-    async def _carry(self, id: str, frame: bytes, work: Work) -> None:
+    async def _carry(self, command: Command, work: Work) -> None:
         """Deliver the outputs of one command, and a failure where they end too early."""
         assert self._client is not None
-        response = self._handle.options(stream=True).run.remote(frame, work, self.front)
-        done = False
+        id, response, done = work.id, None, False
         try:
-            async for outputs in response:
-                found: list[Output] = decode(outputs[HEADER.size :])
+            files: Sequence[Crossing] = ()
+            if self._files is not None and isinstance(command, TrainCommand):
+                files = await asyncio.to_thread(self._files.send, command)
+            response = self._handle.options(stream=True).run.remote(encode(command), work, self.front, files)
+            async for each in response:
+                if isinstance(each, Crossing):
+                    assert self._files is not None
+                    await asyncio.to_thread(self._files.take, command, each)
+                    continue
+                found: list[Output] = decode(each[HEADER.size :])
                 done = found[-1].done
                 self._client.deliver(found)
             if not done:
                 self._fail(id, _lost())
         except asyncio.CancelledError:
-            response.cancel()
+            if response is not None:
+                response.cancel()
             raise
+        except Error as error:  # of the storage
+            self._fail(id, error)
+            if response is not None:
+                response.cancel()
         except Exception as error:  # Ray's errors have no common class beside it
             self._fail(id, _error_of(error))
         finally:
@@ -186,8 +204,9 @@ class RayLink:
 class RayBackend(EngineClient):
     """A ``Backend`` of replicas. What concerns all of them is sent to each; anything else to the best one."""
 
-    def __init__(self, engine: EngineSettings, settings: ClusterSettings) -> None:
-        self.link = RayLink(engine, settings)
+    def __init__(self, engine: EngineSettings, settings: ClusterSettings, files: FrontFiles | None = None) -> None:
+        """``files``: where replicas keep files of their own (``settings.own_files``); None: all share a folder."""
+        self.link = RayLink(engine, settings, files)
         super().__init__(self.link)
         self.link.joined = self._joined
         self._pinned: tuple[AdapterVersion, ...] = ()

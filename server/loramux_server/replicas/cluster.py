@@ -20,6 +20,7 @@ from ..host.resources import usable_cpus
 from .fleet import REPORT_SECONDS
 from .fronts import FRONT_SECONDS
 from .installed import ray_missing
+from .own_files import OwnFiles
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +48,8 @@ class ClusterSettings:
     max_ongoing: int = 1000
     """Commands that one replica takes at a time."""
     drain_seconds: float = 30.0
+    own_files: OwnFiles | None = None
+    """Where replicas keep files of their own; None: they share the state directory of the front."""
 
 
 class Cluster:
@@ -158,7 +161,7 @@ class Cluster:
             logging_config=QUIET,
             **options,
         )
-        return deployment.bind(engine)
+        return deployment.bind(engine, settings.own_files)
 
     def _wait(self, serve: Any, progress: Callable[[str], None]) -> None:
         told = ""

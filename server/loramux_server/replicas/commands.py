@@ -5,7 +5,7 @@ from __future__ import annotations
 from ..core.backend import EmbedCommand, GenerateCommand, ScoreCommand
 from ..core.jobs import TrainCommand
 from ..core.types import AdapterVersion
-from ..engine.transport.protocol import Command, LoadCommand, command_id
+from ..engine.transport.protocol import Command, LoadCommand, PinCommand, command_id
 from .affinity import Work
 from .prefixes import prefix_chain
 
@@ -20,6 +20,19 @@ def work_of(command: Command, replica: str = "") -> Work:
     )
     trains = isinstance(command, TrainCommand)
     return Work(command_id(command), digests, tokens, trains=trains, prefix=prefix, replica=replica)
+
+
+def digests_of(command: Command) -> frozenset[str]:
+    """The adapters that a command is computed with."""
+    match command:
+        case PinCommand():
+            found = command.adapters
+        case TrainCommand():
+            own = (command.init, command.current, *(entry.adapter for s in command.stacks for entry in s.entries))
+            found = tuple(version for version in own if version is not None)
+        case _:
+            found, _ = _needs(command)
+    return frozenset(version.digest for version in found)
 
 
 def _needs(command: Command) -> tuple[tuple[AdapterVersion, ...], int]:

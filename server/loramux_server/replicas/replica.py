@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import asdict, replace
 from typing import Any
@@ -23,6 +23,8 @@ from ..engine.transport.wire import HEADER, Broken, Ready, decode, encode
 from .affinity import Work
 from .fleet import Report
 from .fronts import FRONT_SECONDS, Fronts
+from .host_files import HostFiles
+from .own_files import Crossing, OwnFiles
 from .ports import listen_on_node_address
 
 log = logging.getLogger(__name__)
@@ -35,9 +37,10 @@ class EngineReplica:
     """What Ray Serve makes replicas of. Methods with ``work`` are calls of fronts, routed by it."""
 
     # Ray Serve awaits it, and counts a replica as started then.
-    async def __init__(self, settings: EngineSettings) -> None:  # type: ignore[misc]
+    async def __init__(self, settings: EngineSettings, own: OwnFiles | None = None) -> None:  # type: ignore[misc]
         listen_on_node_address()
-        self._backend = ProcessBackend(settings)
+        self._files = None if own is None else await asyncio.to_thread(HostFiles, own)
+        self._backend = ProcessBackend(settings if self._files is None else self._files.engine(settings))
         self._open: dict[str, tuple[Work, str]] = {}
         self._ended = asyncio.Event()
         """Set whenever a command is over."""
@@ -52,8 +55,14 @@ class EngineReplica:
             self._failure = error
         self._watch = asyncio.create_task(self._watch_fronts())
 
-    async def run(self, frame: bytes, work: Work, front: str) -> AsyncIterator[bytes]:
-        """Give a command to the engine; gives frames of outputs until the last. Closing it aborts the command."""
+    async def run(
+        self, frame: bytes, work: Work, front: str, files: Sequence[Crossing] = ()
+    ) -> AsyncIterator[bytes | Crossing]:
+        """Give a command to the engine; gives frames of outputs until the last. Closing it aborts the command.
+
+        Where the front shares no folder with replicas, it sends ``files`` along, and what the command has written
+        comes before the output that tells of it.
+        """
         command: Command = decode(frame[HEADER.size :])
         id = command_id(command)
         self._fronts.hear(front, time.monotonic())
@@ -61,9 +70,14 @@ class EngineReplica:
         try:
             if self._draining and not work.replica:
                 raise _draining()
-            async with aclosing(self._backend.outputs(command)) as outputs:
-                async for output in outputs:
-                    yield encode([output])
+            if self._files is None:
+                async with aclosing(self._backend.outputs(command)) as outputs:
+                    async for output in outputs:
+                        yield encode([output])
+            else:
+                async with aclosing(self._files.outputs(self._backend, command, files)) as found:
+                    async for each in found:
+                        yield each if isinstance(each, Crossing) else encode([each])
         except Error as error:
             yield encode([Output(id, failure=Failure.of(error), done=True)])
         finally:
@@ -75,6 +89,12 @@ class EngineReplica:
         if self._failure is not None or self._info is None:
             return encode(Broken(Failure.of(self._failure or _draining())))
         return encode(Ready(self._info))
+
+    async def texts(self, work: Work) -> str:
+        """Digest of a folder with what the front reads of the base, where it shares no folder with replicas."""
+        assert self._files is not None
+        assert self._info is not None
+        return await asyncio.to_thread(self._files.texts, self._info.tokenizer_path)
 
     async def keep(self, work: Work, front: str) -> None:
         """Hear from a front: it lives, and wants what it asked for."""

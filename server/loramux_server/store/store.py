@@ -65,12 +65,14 @@ class Store:
         blobs_url: str | None = None,
         *,
         cache_bytes: int = CACHE_BYTES,
+        engine_here: bool = True,
         job_events: int = MOST_EVENTS,
         now: Callable[[], float] = time.time,
     ) -> Self:
         """Open or make the state directory ``path``, its database and its blobs (in it, unless a URL is given).
 
-        ``cache_bytes`` bounds the local copies of blobs that are elsewhere; ``job_events`` are kept of a job. Raises
+        ``cache_bytes`` bounds the local copies of blobs that are elsewhere, ``engine_here``: the engine reads these,
+        so what it alone needs is stored nowhere else; ``job_events`` are kept of a job. Raises
         FAILED_PRECONDITION (directory in use or not writable, newer or foreign database, database gone, another
         store's blobs), DATA_LOSS (database damaged) and INVALID_ARGUMENT (a URL); nothing that is there is ever
         overwritten.
@@ -81,7 +83,8 @@ class Store:
                 _refuse_lost_database(state)
             database = Database.open(database_url or sqlite_url(state.db))
             try:
-                return cls(state, database, blobs_of(state, database.identity, blobs_url, cache_bytes), now, job_events)
+                blobs = blobs_of(state, database.identity, blobs_url, cache_bytes, engine_here)
+                return cls(state, database, blobs, now, job_events)
             except BaseException:
                 database.close()
                 raise
@@ -193,11 +196,14 @@ def _outcome(record: VersionRecord, gate_result: str) -> str:
     return f"{record.ref} is kept as a candidate: {gate_result}; {still}"
 
 
-def blobs_of(state: StateDir, identity: str, url: str | None, cache_bytes: int = CACHE_BYTES) -> BlobStore:
+def blobs_of(
+    state: StateDir, identity: str, url: str | None, cache_bytes: int = CACHE_BYTES, engine_here: bool = True
+) -> BlobStore:
     """Where a server with this state directory has its blobs; errors as :func:`blob_places.open_blobs`."""
     if url is None:
         return LocalBlobs(state.blobs, state.tmp)
-    return open_blobs(url, identity, state.id, state.tmp, cache=state.path / CACHE, cache_bytes=cache_bytes)
+    cache = state.path / CACHE
+    return open_blobs(url, identity, state.id, state.tmp, cache=cache, cache_bytes=cache_bytes, engine_here=engine_here)
 
 
 def _refuse_lost_database(state: StateDir) -> None:

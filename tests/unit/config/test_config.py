@@ -263,6 +263,8 @@ def test_settings_are_frozen() -> None:
         ({"replicas": "2"}, "--replicas: must be 1 with --backend embedded"),
         ({"autoscale": "1..3"}, "--autoscale: needs --backend ray"),
         ({"ray_address": "auto"}, "--ray-address: needs --backend ray"),
+        ({"replica_dir": "/x", "blobs_url": "s3://b/f"}, "--replica-dir: needs --backend ray"),
+        ({"backend": "ray", "replica_dir": "/x"}, "--blobs-url: must be given too: replicas with --replica-dir"),
         ({"backend": "ray", "replicas": "2", "autoscale": "1..3"}, "--replicas: must not be given beside --autoscale"),
         ({"backend": "ray", "autoscale": "3..1"}, "must be MIN..MAX with 1 <= MIN <= MAX"),
         ({"backend": "ray", "autoscale": "0..1"}, "must be MIN..MAX with 1 <= MIN <= MAX"),

@@ -34,11 +34,13 @@ def open_blobs(
     cache: Path,
     cache_bytes: int = CACHE_BYTES,
     keep_seconds: float = KEEP_SECONDS,
+    engine_here: bool = True,
     look_only: bool = False,
 ) -> BlobStore:
     """The blobs at ``url`` of the store that its database calls ``identity``, for the server called ``server``.
 
-    ``scratch`` and ``cache`` are local folders; ``look_only`` writes nothing to the place.
+    ``scratch`` and ``cache`` are local folders; ``look_only`` writes nothing to the place. Without ``engine_here``
+    what the engine alone needs goes to the place too.
     Raises INVALID_ARGUMENT for a URL that no installed package knows, FAILED_PRECONDITION for a place that cannot be
     used, or that is another store's.
     """
@@ -62,7 +64,9 @@ def open_blobs(
             tmp.mkdir()
         return LocalBlobs(Path(root), tmp, GRACE_SECONDS)
     cache.mkdir(exist_ok=True)
-    return RemoteBlobs(fs, root, cache, cache_bytes, grace_seconds=GRACE_SECONDS, keep_seconds=keep_seconds)
+    return RemoteBlobs(
+        fs, root, cache, cache_bytes, grace_seconds=GRACE_SECONDS, keep_seconds=keep_seconds, engine_here=engine_here
+    )
 
 
 def _file_system(url: str) -> tuple[Any, str]:

@@ -50,7 +50,8 @@ _STRIPES = 64
 class RemoteBlobs(BlobStore):
     """Blobs under ``root`` of a file system of fsspec, with a cache of ``max_bytes`` in ``cache``, a local folder.
 
-    What is put is in the cache too: the engine reads it next.
+    What is put is in the cache too: the engine reads it next. With ``engine_here`` it reads the cache; otherwise it
+    fetches copies of its own, and even what it alone needs is uploaded.
     """
 
     remote = True
@@ -64,6 +65,7 @@ class RemoteBlobs(BlobStore):
         *,
         grace_seconds: float = 0.0,
         keep_seconds: float = KEEP_SECONDS,
+        engine_here: bool = True,
     ) -> None:
         super().__init__(cache, grace_seconds)
         self._files, self._folder = RemoteFiles(fs, root), cache
@@ -71,13 +73,14 @@ class RemoteBlobs(BlobStore):
             if not is_digest(left.name):  # half a download, or half a removal
                 delete_path(left)
         self._cache = BlobCache(cache, max_bytes, self.in_use, keep_seconds)
+        self._engine_here = engine_here
         self._fetching = [Lock() for _ in range(_STRIPES)]
 
     def put_folder(self, source: Path) -> Blob:
         return self._put_folder(source, self._upload_folder)
 
     def put_here(self, source: Path) -> Blob:
-        return self._put_folder(source, lambda *_: None)
+        return self._put_folder(source, (lambda *_: None) if self._engine_here else self._upload_folder)
 
     def _put_folder(self, source: Path, upload: Callable[[str, Path, list[FileEntry]], None]) -> Blob:
         with storage_errors("cannot store the files"), self._staged() as staged:
