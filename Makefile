@@ -86,6 +86,10 @@ test-slow: $(READY) ## Run only the slow tests
 test-all: $(READY) ## Run every test that needs no GPU, the slow ones too: half an hour on 2 cores
 	@$(PYTEST_ALL) -n $(WORKERS) "$(TESTS)" -m "not gpu" $(PYTEST_ARGS)
 
+.PHONY: test-ray
+test-ray: $(READY) ## Run the client's end-to-end tests against two replicas on Ray: half an hour or more
+	@TEST_BACKEND=ray $(PYTEST) tests/e2e -m "not gpu" $(PYTEST_ARGS)
+
 .PHONY: gpu-check
 gpu-check: $(READY) ## On a GPU: run its tests, then measure what steps are made of; twelve minutes at most
 	@$(BIN)/python -m benchmarks.gpu.check $(BENCH_ARGS)

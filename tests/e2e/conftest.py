@@ -23,12 +23,19 @@ HERMES = """\
 {%- if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"""
 """A chat template that shows tools and calls as the Hermes family does."""
 
+BACKENDS = {"embedded": (), "ray": ("--backend", "ray", "--replicas", "2", "--threads", "1")}
+"""Flags of this suite's servers by what TEST_BACKEND says; the tests of these servers run against either."""
+
 PATIENCE = 300
 """Seconds for a test here that names no time of its own: servers start slowly beside another worker's."""
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Give the tests of this folder more time than others have."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Give the tests of this folder more time than others have; with TEST_BACKEND keep those that it is about."""
+    if "TEST_BACKEND" in os.environ:
+        others = [item for item in items if "start_server" not in getattr(item, "fixturenames", ())]
+        config.hook.pytest_deselected(items=others)
+        items[:] = [item for item in items if item not in others]
     for item in items:
         if item.path.is_relative_to(Path(__file__).parent) and item.get_closest_marker("timeout") is None:
             item.add_marker(pytest.mark.timeout(PATIENCE))
@@ -49,13 +56,14 @@ def state_with_base(default_base: Path, tmp_path_factory: pytest.TempPathFactory
 @pytest.fixture(scope="session")
 def start_server(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., ServerProcess]:
     """``start_server(state_dir)``: a ready server process in float32; whoever starts it ends it."""
+    backend = BACKENDS[os.environ.get("TEST_BACKEND", "embedded")]
 
     def start(state: Path, *more: str) -> ServerProcess:
         flags = ("--state-dir", str(state), "--dtype", "float32", "--device", "cpu", "--metrics-listen", "127.0.0.1:0")
-        flags = (*flags, "--http-listen", "127.0.0.1:0", *more)
+        flags = (*flags, "--http-listen", "127.0.0.1:0", *backend, *more)
         server = ServerProcess(tmp_path_factory.mktemp("home"), *flags)
         try:
-            server.wait_for("is ready")
+            server.wait_for("is ready", 180 if not backend else 400)
         except BaseException:
             kill(server)
             raise
