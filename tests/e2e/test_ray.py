@@ -5,16 +5,17 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
+from threading import Event
 
 import pytest
 
 from loramux import Client, DeadlineExceeded, NotFound, Replica, Unavailable
+from tests.e2e.ray_servers import LONG, PROMPT, listening_elsewhere, replica_processes, start, until
 from tests.e2e.server_process import ServerProcess, kill
 from tests.tiny import write_adapter, write_model
 
@@ -25,36 +26,12 @@ pytestmark = [
     pytest.mark.skipif(find_spec("ray") is None, reason="ray is not installed"),
 ]
 
-PROMPT = "The quick brown fox asks:"
 ADAPTERS = tuple(f"a{number}" for number in range(6))
-LONG = 20_000
-"""Context of the model, so that a stream runs until it is stopped."""
-
-
-def until(condition: Callable[[], object], seconds: float = 120) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "not within its time"
-        time.sleep(0.1)
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_model(tmp_path_factory.mktemp("model"), "llama", max_position_embeddings=LONG)
-
-
-def start(model: Path, home: Path, *flags: str) -> ServerProcess:
-    common = ("--model", str(model), "--state-dir", str(home / "state"), "--dtype", "float32", "--device", "cpu")
-    small = ("--kv-cache-memory", "64MiB", "--adapter-memory", "16MiB", "--threads", "1", "--metrics-listen", "off")
-    small = (*small, "--training-checkpoint-seconds", "1")
-
-    server = ServerProcess(home, *common, *small, *flags)
-    try:
-        server.wait_for("is ready", 400)
-    except BaseException:
-        kill(server)
-        raise
-    return server
 
 
 def upload(server: ServerProcess, adapters: Path) -> None:
@@ -106,22 +83,6 @@ def by_id(client: Client) -> dict[str, Replica]:
     return {replica.id: replica for replica in client.replicas()}
 
 
-def replica_processes(server: ServerProcess) -> list[int]:
-    """Process ids of the replicas: parents of the engines that this server's Ray has started."""
-    listed = subprocess.run(["ps", "-eo", "pid,ppid,args"], capture_output=True, text=True, check=True).stdout
-    rows = [line.split(None, 2) for line in listed.splitlines()[1:]]
-    parents = {int(pid): int(parent) for pid, parent, _ in rows}
-
-    def ours(pid: int) -> bool:
-        while pid > 1:
-            if pid == server.process.pid:
-                return True
-            pid = parents.get(pid, 0)
-        return False
-
-    return [int(pid) for pid, _, args in rows if args.startswith("ray::ServeReplica") and ours(int(pid))]
-
-
 def test_answers_are_those_of_an_embedded_engine(embedded: Client, client: Client) -> None:
     for stack in ([], ["a0"], ["a1", ("a2", 0.5)]):
         asked = {"adapters": stack, "max_tokens": 24, "temperature": 0.0}
@@ -168,26 +129,9 @@ def test_requests_go_where_their_adapters_are(client: Client) -> None:
     assert {id: replica.adapters for id, replica in by_id(client).items()} == before, held
 
 
-def test_ray_listens_on_loopback_and_asks_for_a_token(server: ServerProcess, client: Client) -> None:
-    listening = subprocess.run(["ss", "-ltnpH"], capture_output=True, text=True, check=True).stdout.splitlines()
-    ours = {f"pid={pid}," for pid in replica_processes(server)}
-    public = [
-        line
-        for line in listening
-        if ("gcs_server" in line or "raylet" in line or any(pid in line for pid in ours))
-        and not line.split()[3].startswith(("127.0.0.1:", "[::ffff:127.0.0.1]:", "[::1]:"))
-    ]
-    # Ray Serve's replicas have one port on all interfaces, which answers nobody without the cluster's token.
-    import grpc
-
-    for line in public:
-        assert any(pid in line for pid in ours), line
-        port = line.split()[3].rpartition(":")[2]
-        with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
-            call = channel.unary_unary("/ray.serve.ASGIService/HandleRequest")
-            with pytest.raises(grpc.RpcError) as refused:
-                call(b"", timeout=10)
-            assert refused.value.code() is grpc.StatusCode.UNAUTHENTICATED
+def test_ray_listens_on_loopback_alone(server: ServerProcess, client: Client) -> None:
+    assert client.info()
+    assert listening_elsewhere(server.process.pid) == []
 
 
 def test_a_replica_that_is_killed_takes_only_its_own_streams(server: ServerProcess, client: Client) -> None:
@@ -226,11 +170,44 @@ def test_a_drained_replica_finishes_and_is_replaced(client: Client) -> None:
     until(lambda: [replica.state for replica in client.replicas()] == ["ready", "ready"])
 
 
+def test_a_rolling_restart_under_streams_loses_none(client: Client) -> None:
+    """Both replicas are drained, one after the other, while eight callers have stream after stream."""
+    stop, tokens = Event(), 60
+
+    def ask(number: int) -> int:
+        streams = 0
+        while not stop.is_set():
+            stack = [ADAPTERS[number % len(ADAPTERS)]]
+            with client.stream(PROMPT, adapters=stack, max_tokens=tokens, ignore_eos=True) as chunks:
+                last = list(chunks)[-1]
+            assert last.finish_reason == "length"
+            streams += 1
+        return streams
+
+    before = set(by_id(client))
+    with ThreadPoolExecutor(8) as callers:
+        asked = [callers.submit(ask, number) for number in range(8)]
+        try:
+            for replica in sorted(before):
+                client.drain_replica(replica)
+                until(lambda gone=replica: gone not in by_id(client))  # type: ignore[misc]
+                until(lambda: [each.state for each in client.replicas()] == ["ready", "ready"])
+        finally:
+            stop.set()
+        assert all(call.result() > 1 for call in asked)
+    assert not before & set(by_id(client))
+
+
+def rows(folder: Path) -> Path:
+    """A small file of rows."""
+    data = folder / "rows.jsonl"
+    made = [{"prompt": f"Who has number {n}?", "completion": f" Number {n} is yours."} for n in range(24)]
+    data.write_text("".join(json.dumps(row) + "\n" for row in made))
+    return data
+
+
 def test_a_job_goes_on_elsewhere_when_its_replica_is_drained(client: Client, tmp_path: Path) -> None:
-    rows = [{"prompt": f"Who has number {n}?", "completion": f" Number {n} is yours."} for n in range(24)]
-    data = tmp_path / "rows.jsonl"
-    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    job = client.train("trained", data, epochs=40, batch_size=4, rank=4, validation_split=0)
+    job = client.train("trained", rows(tmp_path), epochs=40, batch_size=4, rank=4, validation_split=0)
 
     def holders() -> list[str]:
         return [replica.id for replica in client.replicas() if job.id in replica.training_jobs]
