@@ -46,6 +46,7 @@ def ray_cluster(processors: int, home: Path, environment: Mapping[str, str]) -> 
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+        "RAY_raylet_start_wait_time_s": "180",  # beside other tests
     }
     flags = {
         "--port": port,

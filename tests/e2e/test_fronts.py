@@ -7,6 +7,7 @@ import random
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import time
 import urllib.request
@@ -45,6 +46,11 @@ def until(condition: Callable[[], object], seconds: float = 120) -> None:
     while not condition():
         assert time.monotonic() < deadline, "not within its time"
         time.sleep(0.1)
+
+
+def listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 class Site:
@@ -122,22 +128,21 @@ def fronts(site: Site) -> Iterator[dict[str, ServerProcess]]:
 
 
 @pytest.fixture(scope="module")
-def adapter(site: Site) -> Path:
+def base(site: Site) -> Path:
     from loramux_server.model.base.quantize import prepare_base
 
-    base = prepare_base(str(site.model), site.home / "nf4")
-    return write_adapter(site.home / "acme", base, seed=1)
+    return prepare_base(str(site.model), site.home / "nf4")
 
 
 def replicas(client: Client) -> list[str]:
     return sorted(replica.id for replica in client.replicas())
 
 
-def test_fronts_share_replicas_and_adapters(site: Site, fronts: dict[str, ServerProcess], adapter: Path) -> None:
+def test_fronts_share_replicas_and_adapters(site: Site, fronts: dict[str, ServerProcess], base: Path) -> None:
     with site.client(fronts["one"].address) as one, site.client(fronts["two"].address) as two:
         assert len(replicas(one)) == 2
         assert replicas(two) == replicas(one)
-        one.adapters.upload("acme", adapter)
+        one.adapters.upload("acme", write_adapter(site.home / "acme", base, seed=100))
         answers = (
             client.generate(PROMPT, adapters=["acme"], max_tokens=16, temperature=0.0, ignore_eos=True)
             for client in (one, two, two, one)
@@ -154,9 +159,8 @@ def tiers(server: ServerProcess) -> dict[str, float]:
     return {tier: float(value) for tier, value in found}
 
 
-def test_twenty_stacks_stay_where_they_are_resident(site: Site, fronts: dict[str, ServerProcess]) -> None:
+def test_twenty_stacks_stay_where_they_are_resident(site: Site, fronts: dict[str, ServerProcess], base: Path) -> None:
     """Ten tenants under two styles, through both fronts, several at a time and in either order."""
-    base = site.home / "nf4"
     tenants, styles = [f"tenant-{i}" for i in range(10)], ["plain", "rhyme"]
     with site.client(fronts["one"].address) as one, site.client(fronts["two"].address) as two:
         for seed, name in enumerate((*tenants, *styles)):
@@ -213,7 +217,8 @@ def test_requests_go_through_nginx(site: Site, fronts: dict[str, ServerProcess],
     nginx = subprocess.Popen([*command, "-g", "daemon off;"])
     try:
         with site.client(f"localhost:{grpc_port}") as client:
-            until(lambda: client.health() == "SERVING", 20)
+            until(lambda: listens(grpc_port), 20)
+            assert client.health() == "SERVING"
             with client.stream(PROMPT, max_tokens=64, ignore_eos=True) as chunks:
                 assert sum(1 for _ in chunks) > 1, "tokens came one by one"
             for _ in range(6):
