@@ -33,7 +33,7 @@ def parser_of(example: str, about: str) -> argparse.ArgumentParser:
         description=about.partition("\n")[0],
         epilog=f"See docs/examples/{example.replace('_', '-')}.md.",
     )
-    parser.add_argument("--quick", action="store_true", help="a trial of less than a minute, with fewer of everything")
+    parser.add_argument("--quick", action="store_true", help="a trial, with fewer of everything")
     parser.add_argument("--server", metavar="ADDRESS", help="a running server of the default base (default: start one)")
     parser.add_argument(
         "--output", type=Path, metavar="DIR", help="for results (default: examples/*/results; quick: build/examples)"
