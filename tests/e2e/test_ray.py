@@ -135,10 +135,13 @@ def test_ray_listens_on_loopback_alone(server: ServerProcess, client: Client) ->
 
 
 def test_a_replica_that_is_killed_takes_only_its_own_streams(server: ServerProcess, client: Client) -> None:
-    streams = [client.stream(PROMPT, max_tokens=LONG // 2, ignore_eos=True) for _ in range(2)]
-    iterators = [iter(stream) for stream in streams]
-    for chunks in iterators:
-        next(chunks)
+    streams = [client.stream(PROMPT, max_tokens=LONG // 2, ignore_eos=True)]
+    iterators = [iter(streams[0])]
+    next(iterators[0])
+    # Sent only now, it goes to the other replica; two alike at the same moment would go to the same one.
+    streams.append(client.stream(PROMPT, max_tokens=LONG // 2, ignore_eos=True))
+    iterators.append(iter(streams[1]))
+    next(iterators[1])
     until(lambda: [replica.requests_running for replica in client.replicas()] == [1, 1], 20)
     os.kill(replica_processes(server)[0], signal.SIGKILL)
     reasons = []
