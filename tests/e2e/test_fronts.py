@@ -189,6 +189,16 @@ def test_twenty_stacks_stay_where_they_are_resident(site: Site, fronts: dict[str
         assert held <= 2 * len(styles) + 1.5 * len(tenants) + 1, held
 
 
+def test_a_job_trains_whichever_front_took_it_in(site: Site, fronts: dict[str, ServerProcess]) -> None:
+    """Any front takes it from the queue, and the replicas read its files from that front's folder."""
+    data = [{"prompt": f"Number {i}: ", "completion": f"it is {i}."} for i in range(4)]
+    with site.client(fronts["one"].address) as one, site.client(fronts["two"].address) as two:
+        jobs = [client.train(f"job-{i}", data=data, max_steps=2) for i in range(2) for client in (one, two)]
+        for job in jobs:
+            version = job.wait()
+            assert one.generate(PROMPT, adapters=[version.ref], max_tokens=2).text is not None
+
+
 @pytest.mark.skipif(NGINX is None, reason="nginx is not installed (apt install nginx-light)")
 def test_requests_go_through_nginx(site: Site, fronts: dict[str, ServerProcess], tmp_path: Path) -> None:
     """With the configuration in deploy/, of which only names, ports and folders are changed."""

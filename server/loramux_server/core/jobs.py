@@ -210,7 +210,10 @@ class Stored:
 
 @dataclass(frozen=True, slots=True)
 class RowsFile:
-    """Names the file with a job's rows: ``path`` below the folder of all jobs' folders, wherever the reader has it."""
+    """Names the file with a job's rows: ``path`` below the folder of all jobs' folders, wherever the reader has it.
+
+    An absolute ``path`` is below another server's, which shares a disk with the reader.
+    """
 
     path: str
     sha256: str

@@ -82,7 +82,7 @@ def train_violations(
     for i, layer in enumerate((command.spec.layers or ())[:MAX_NAME]):
         yield from layers.violations(f"spec.layers[{i}]", layer)
     yield from too_many("spec.target_modules", len(command.spec.target_modules), len(info.linear_modules), "names")
-    yield from _file_violations(command)
+    yield from _file_violations(command, folders)
     yield from _frozen_violations(command)
     yield from COUNT.violations("checkpoint_every", command.checkpoint_every)
     yield from SECONDS.violations("checkpoint_seconds", command.checkpoint_seconds)
@@ -100,10 +100,11 @@ def profile_violations(command: ProfileCommand, folders: Sequence[str] | None) -
         yield FieldViolation("output", f"is {path!a}, which is in none of the folders that may be written to")
 
 
-def _file_violations(command: TrainCommand) -> Iterator[FieldViolation]:
-    """The rows file lies below the folder of jobs."""
+def _file_violations(command: TrainCommand, folders: Sequence[str] | None) -> Iterator[FieldViolation]:
+    """The rows file lies below the folder of jobs: this engine's, or that of the server that sends the command."""
     path = PurePosixPath(command.rows.path)
-    if path.is_absolute() or ".." in path.parts or "\0" in command.rows.path or not path.name:
+    elsewhere = path.is_absolute() and not lies_under(command.rows.path, folders)
+    if elsewhere or ".." in path.parts or "\0" in command.rows.path or not path.name:
         yield FieldViolation("rows.path", f"is {command.rows.path[:200]!a}; it must lie below the folder of jobs")
     if not is_digest(command.rows.sha256):
         yield FieldViolation("rows.sha256", "must be 64 hexadecimal digits")

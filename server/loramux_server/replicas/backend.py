@@ -8,6 +8,8 @@ import uuid
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from ..core.backend import EngineInfo, EnginePhase, EngineState, EngineStats, Replica
@@ -28,6 +30,7 @@ from ..engine.transport.protocol import (
 )
 from ..engine.transport.wire import HEADER, Broken, decode, encode
 from ..host.signals import take_signals_back
+from ..store.state_dir import JOBS
 from .affinity import Work
 from .cluster import Cluster, ClusterSettings
 from .commands import work_of
@@ -49,6 +52,7 @@ class RayLink:
     def __init__(self, engine: EngineSettings, settings: ClusterSettings, files: FrontFiles | None) -> None:
         self.front = front_id(settings.server, uuid.uuid4().hex)
         self._files = files
+        self._jobs = Path(engine.state_dir).resolve() / JOBS
         self._cluster = Cluster(engine, settings)
         self._application = settings.application
         self._client: EngineClient | None = None
@@ -131,8 +135,12 @@ class RayLink:
         id, response, done = work.id, None, False
         try:
             files: Sequence[Crossing] = ()
-            if self._files is not None and isinstance(command, TrainCommand):
-                files = await asyncio.to_thread(self._files.send, command)
+            if isinstance(command, TrainCommand):
+                if self._files is not None:
+                    files = await asyncio.to_thread(self._files.send, command)
+                else:  # the replicas' folder of jobs may be that of another front
+                    rows = replace(command.rows, path=str(self._jobs / command.rows.path))
+                    command = replace(command, rows=rows)
             response = self._handle.options(stream=True).run.remote(encode(command), work, self.front, files)
             async for each in response:
                 if isinstance(each, Crossing):
