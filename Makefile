@@ -72,6 +72,10 @@ example-brand-voice: $(READY) ## Train a tone of writing over tenants; ask other
 example-task: $(READY) ## Sort tickets into eight labels, by prompt and by adapter
 	@$(BIN)/python -m examples.task $(EXAMPLE_ARGS)
 
+.PHONY: example-shorter-prompts
+example-shorter-prompts: $(READY) ## Make an adapter of a page of instructions, by answers and by distillation
+	@$(BIN)/python -m examples.shorter_prompts $(EXAMPLE_ARGS)
+
 ##@ Change it
 
 .PHONY: test

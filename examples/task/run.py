@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from matplotlib.figure import Figure as Picture
 
@@ -20,8 +21,8 @@ from .labels import LABELS, few_shot, instructions
 
 DATA = Path(__file__).parent / "data"
 NAME = "tickets"
-SETTINGS = {"epochs": 8, "batch_size": 8, "rank": 16, "seed": 0}
-QUICK = {"max_steps": 12, "batch_size": 8, "rank": 8, "layers": "20-29"}
+SETTINGS: dict[str, Any] = {"epochs": 8, "batch_size": 8, "rank": 16, "seed": 0}
+QUICK: dict[str, Any] = {"max_steps": 12, "batch_size": 8, "rank": 8}
 MAX_TOKENS = 8
 SHOWN = 4
 

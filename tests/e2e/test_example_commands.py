@@ -11,11 +11,13 @@ from pathlib import Path
 import pytest
 
 from examples.brand_voice import run as brand_voice
-from examples.common.figures import Share
+from examples.common.figures import Number, Share
 from examples.common.report import Report, read
 from examples.common.styles import QUICK_DONORS, UNSEEN
 from examples.consistent_behaviour import run as consistent_behaviour
 from examples.domain_knowledge import run as domain_knowledge
+from examples.shorter_prompts import run as shorter_prompts
+from examples.task import run as task
 from loramux import Client
 from tests.e2e.server_process import ServerProcess, server_process
 from tests.tiny import write_model
@@ -48,6 +50,14 @@ def written(folder: Path) -> Report:
     return report
 
 
+def value(report: Report, table: int, row: str, column: str) -> float:
+    """A figure of a report."""
+    made = report.tables[table]
+    found = next(cells for cells in made.rows if cells[0] == row)[list(made.head).index(column)]
+    assert isinstance(found, Share | Number)
+    return found.value
+
+
 def arguments(server: ServerProcess, folder: Path) -> list[str]:
     return ["--quick", "--server", server.address, "--output", str(folder)]
 
@@ -77,3 +87,20 @@ def test_a_voice_is_trained_over_a_tenant_and_asked_over_another(tiny_server: Se
     (marks,) = written(tmp_path).tables
     assert [row[0] for row in marks.rows] == [way.title for way in brand_voice.WAYS]
     assert all(isinstance(row[1], Share) and row[1].of == brand_voice.QUICK_FACTS for row in marks.rows)
+
+
+def test_tickets_are_sorted_by_prompt_and_by_adapter(tiny_server: ServerProcess, tmp_path: Path) -> None:
+    task.main(arguments(tiny_server, tmp_path))
+    report = written(tmp_path)
+    assert value(report, 0, "adapter, held to the labels", "answers that are a label") == 1
+    tokens = "prompt tokens"
+    assert value(report, 0, "adapter", tokens) < value(report, 0, "base, instructions", tokens)
+    assert 0 <= value(report, 1, "with the temperature", "expected calibration error") <= 1
+
+
+def test_a_page_becomes_an_adapter(tiny_server: ServerProcess, tmp_path: Path) -> None:
+    shorter_prompts.main(arguments(tiny_server, tmp_path))
+    report = written(tmp_path)
+    tokens, nearness = "prompt tokens", "nats a token"
+    assert value(report, 0, "adapter, distilled", tokens) < value(report, 0, "base with the page", tokens) / 4
+    assert value(report, 1, "adapter, distilled", nearness) < value(report, 1, "base without the page", nearness)
