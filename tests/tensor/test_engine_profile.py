@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from itertools import count, pairwise
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ import torch
 
 from loramux_server.core.backend import ProfileCommand, ProfileResult
 from loramux_server.core.observing.timeline import TIMELINE
-from loramux_server.engine.profiling import kernels
+from loramux_server.engine.profiling import kernels, profiler
 from loramux_server.engine.transport.protocol import AbortCommand
 from tests.conftest import TinyBase
 from tests.engine import DEVICE, Engine, command, prompts, stack_of, version_of
@@ -149,7 +150,16 @@ def test_events_have_a_bound_and_the_rest_is_counted(engine: Engine, asked: Prof
 
 
 @pytest.mark.parametrize("recording", [True, False], ids=["while it records", "while it is written"])
-def test_a_profile_that_nobody_wants_any_more(engine: Engine, asked: ProfileCommand, recording: bool) -> None:
+def test_a_profile_that_nobody_wants_any_more(
+    engine: Engine, asked: ProfileCommand, recording: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    aborted, write = Event(), profiler.write_trace
+
+    def write_later(*arguments: Any) -> int:
+        assert aborted.wait(30)
+        return write(*arguments)
+
+    monkeypatch.setattr(profiler, "write_trace", write_later)
     engine.submit(asked)
     if recording:
         engine.loop.turn()
@@ -159,6 +169,7 @@ def test_a_profile_that_nobody_wants_any_more(engine: Engine, asked: ProfileComm
             engine.loop.turn()
     engine.submit(AbortCommand(asked.id))
     engine.generate(prompts(1)[0], 4)
+    aborted.set()
     assert not TIMELINE.recording
     assert not any(output.payload for output in engine.outputs[asked.id])
     deadline = time.monotonic() + 30
