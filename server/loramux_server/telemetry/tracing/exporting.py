@@ -126,12 +126,16 @@ class _Quiet(logging.Handler):
     def __init__(self) -> None:
         super().__init__()
         self._said = threading.local()
+        self._latest = ""
         self.outages: set[int] = set()
 
     @property
     def last(self) -> str:
-        """What was said last on this thread: an exporter that was shut down may still try on its own."""
-        return getattr(self._said, "last", "")
+        """What was said last on this thread: an exporter that was shut down may still try on its own.
+
+        OpenTelemetry says the same once in 20 seconds, on whatever thread: else it is what was said last on any.
+        """
+        return getattr(self._said, "last", self._latest)
 
     def install(self) -> None:
         """Begin. A second call does nothing."""
@@ -148,7 +152,7 @@ class _Quiet(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         with suppress(Exception):
-            self._said.last = record.getMessage()[:LONGEST_REASON]
+            self._said.last = self._latest = record.getMessage()[:LONGEST_REASON]
 
     def _news(self, record: logging.LogRecord) -> bool:
         return not self.outages
