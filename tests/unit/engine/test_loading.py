@@ -23,9 +23,6 @@ class Cache:
         self.here: list[str] = []  # least recently used first
         self.asked: list[str] = []
 
-    def __contains__(self, digest: str) -> bool:
-        return digest in self.here
-
     def request(self, version: AdapterVersion) -> None:
         self.asked.append(version.digest)
 
@@ -176,6 +173,7 @@ def test_what_comes_to_the_host_by_itself_is_delivered_though_claims_fill_it() -
     cache.here.clear()  # it went to the device for another, while ``first`` has yet to start
     reads.want(adapter("x"), "second", None)
     cache.here.append("x")  # and is back
+    reads.came("x")
     reads.want(adapter("y"), "third", None)
     reads.begin()
     assert cache.asked == ["x", "x"]

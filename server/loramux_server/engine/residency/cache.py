@@ -55,9 +55,6 @@ class HostCache:
             self._adapters.move_to_end(digest)
         return adapter
 
-    def __contains__(self, digest: str) -> bool:
-        return digest in self._adapters
-
     def request(self, version: AdapterVersion) -> None:
         """Start reading an adapter unless it is on its way. One that came here by :meth:`put` counts as read."""
         digest = version.digest

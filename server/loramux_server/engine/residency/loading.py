@@ -89,6 +89,13 @@ class ReadQueue:
                 if not claim:
                     del self.claims[digest]
 
+    def came(self, digest: str) -> None:
+        """An adapter left the device for host memory: those who wait for it hear of it as of a read, however full."""
+        want = self._wanted.get(digest)
+        if want is not None and not want.reading:
+            want.reading = True
+            self._cache.request(want.adapter)
+
     def ended(self, digest: str) -> None:
         """A read ended: those who wait for it now claim it."""
         want = self._wanted.pop(digest, None)
@@ -99,10 +106,6 @@ class ReadQueue:
         """Start the reads that may start; seconds until a quota lets the next one, None if none waits for that."""
         waits: list[float] = []
         reading = sum(want.reading for want in self._wanted.values())
-        for want in [want for want in self._wanted.values() if not want.reading]:
-            if want.adapter.digest in self._cache:  # it left the device since it was asked for
-                want.reading = True
-                self._cache.request(want.adapter)
         for want in [want for want in self._wanted.values() if not want.reading]:
             if not want.paid:
                 if not any(self.quota.take(tenant) for tenant in want.tenants):

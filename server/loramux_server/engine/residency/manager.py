@@ -236,6 +236,7 @@ class ResidencyManager:
         for slot in evicted:
             try:
                 self._cache.put(self._bank.unpack(slot))
+                self._reads.came(slot.digest)
             except (RuntimeError, MemoryError) as error:
                 if not out_of_memory(error):
                     raise  # else its files have it
