@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import asdict, replace
 from typing import Any
@@ -70,14 +70,14 @@ class EngineReplica:
         try:
             if self._draining and not work.replica:
                 raise _draining()
-            if self._files is None:
-                async with aclosing(self._backend.outputs(command)) as outputs:
-                    async for output in outputs:
-                        yield encode([output])
-            else:
-                async with aclosing(self._files.outputs(self._backend, command, files)) as found:
-                    async for each in found:
-                        yield each if isinstance(each, Crossing) else encode([each])
+            outputs: AsyncGenerator[Output | Crossing] = (
+                self._backend.outputs(command)
+                if self._files is None
+                else self._files.outputs(self._backend, command, files)
+            )
+            async with aclosing(outputs):
+                async for each in outputs:
+                    yield each if isinstance(each, Crossing) else encode([each])
         except Error as error:
             yield encode([Output(id, failure=Failure.of(error), done=True)])
         finally:
