@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from statistics import fmean
 from typing import Any
 
 from loramux import Client
@@ -24,13 +25,25 @@ def ask(
 
     ``system`` is the system turn before every question; ``options`` are those of ``client.generate``.
     """
-    before = [{"role": "system", "content": system}] if system else []
 
     def one(question: str) -> str:
-        messages = [*before, {"role": "user", "content": question}]
         return client.generate(
-            messages=messages, adapters=dict(adapters or {}), max_tokens=max_tokens, temperature=0.0, **options
+            messages=_messages(question, system),
+            adapters=dict(adapters or {}),
+            max_tokens=max_tokens,
+            temperature=0.0,
+            **options,
         ).text
 
     with ThreadPoolExecutor(IN_FLIGHT) as pool:
         return list(pool.map(one, questions))
+
+
+def prompt_tokens(client: Client, questions: Sequence[str], system: str = "") -> float:
+    """Mean tokens of a prompt, ``system`` included."""
+    return fmean(len(client.tokenize(messages=_messages(question, system))) for question in questions)
+
+
+def _messages(question: str, system: str) -> list[dict[str, str]]:
+    before = [{"role": "system", "content": system}] if system else []
+    return [*before, {"role": "user", "content": question}]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure as Picture
 
-from examples.common.asking import ask
+from examples.common.asking import ask, prompt_tokens
 from examples.common.command import base_of, run
 from examples.common.figures import Figure, Number, share
 from examples.common.generic import Generic
@@ -49,7 +49,7 @@ def measure(client: Client, quick: bool) -> tuple[Report, Picture]:
     rows: list[list[Figure | str]] = []
     for way, adapter in WAYS.items():
         kept = share(mine for mine, teacher in zip(right[way], right[TEACHER], strict=True) if teacher)
-        tokens = _prompt_tokens(client, questions, page if way == TEACHER else "")
+        tokens = prompt_tokens(client, questions, page if way == TEACHER else "")
         rows.append(
             [
                 way,
@@ -98,13 +98,6 @@ def measure(client: Client, quick: bool) -> tuple[Report, Picture]:
         {"right": [share(right[way]) for way in WAYS]},
     )
     return report, picture
-
-
-def _prompt_tokens(client: Client, questions: list[str], system: str) -> float:
-    """Mean tokens of a prompt."""
-    before = [{"role": "system", "content": system}] if system else []
-    counts = [len(client.tokenize(messages=[*before, {"role": "user", "content": each}])) for each in questions]
-    return sum(counts) / len(counts)
 
 
 def _nearness(metrics: dict[str, float], side: str) -> list[Figure | str]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from matplotlib.figure import Figure as Picture
 
-from examples.common.asking import IN_FLIGHT, ask
+from examples.common.asking import IN_FLIGHT, ask, prompt_tokens
 from examples.common.command import base_of, run
 from examples.common.figures import Figure, Number, share
 from examples.common.report import Answers, Report, Table
@@ -54,7 +54,7 @@ def measure(client: Client, quick: bool) -> tuple[Report, Picture]:
             right = share(w == g for w, g in zip(wanted, given, strict=True))
             macro = Number(sum(f1.values()) / len(f1), digits=3)
             valid = share(g in LABELS for g in given)
-            rows.append([name, right, macro, valid, _prompt_tokens(client, system, tickets)])
+            rows.append([name, right, macro, valid, Number(prompt_tokens(client, tickets, system), digits=0)])
     counts = confusion(labels, wanted, said["adapter, held to the labels"])
     report = Report(
         "task",
@@ -77,13 +77,6 @@ def measure(client: Client, quick: bool) -> tuple[Report, Picture]:
         {"confusion": counts, "labels": labels},
     )
     return report, matrix(labels, counts)
-
-
-def _prompt_tokens(client: Client, system: str, tickets: Sequence[str]) -> Number:
-    """Mean tokens of a prompt."""
-    before = [{"role": "system", "content": system}] if system else []
-    counts = [len(client.tokenize(messages=[*before, {"role": "user", "content": ticket}])) for ticket in tickets]
-    return Number(sum(counts) / len(counts), digits=0)
 
 
 def _calibration(client: Client, calibration: Sequence[Row], test: Sequence[Row]) -> Table:
