@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import uuid
 from dataclasses import replace
 from pathlib import Path
@@ -12,14 +11,12 @@ from ..core.jobs import TrainCommand
 from ..engine.transport.protocol import Command
 from ..host.files import storage_errors, sync_folder
 from ..store.blobs.files import delete_path
+from ..store.checkpoint_places import KEPT, checkpoint_places, is_checkpoint
 from ..store.store import Store
-from .own_files import CHECKPOINT, RESULT, ROWS, Crossing, copy_stored_file, copy_stored_folder
+from .own_files import RESULT, ROWS, Crossing, copy_stored_file, copy_stored_folder
 
-KEPT = 2
-"""Checkpoints of a job: the newest, and one for the case that it is damaged."""
 TEXTS = "texts"
 """The folder of a state directory with the base's tokenizer and chat template."""
-_CHECKPOINT = re.compile(re.escape(CHECKPOINT) + "[0-9]{8,}", re.ASCII)
 
 
 class FrontFiles:
@@ -31,7 +28,7 @@ class FrontFiles:
     def send(self, command: TrainCommand) -> tuple[Crossing, ...]:
         """Store what a replica needs for a job beside adapters: its rows and checkpoints."""
         rows = self._blobs.put_file(self._state.jobs / command.rows.path)
-        places = _checkpoints(Path(command.checkpoint_dir)) if command.checkpoint_dir else []
+        places = checkpoint_places(Path(command.checkpoint_dir)) if command.checkpoint_dir else []
         stored = [Crossing(place.name, self._blobs.put_folder(place).digest) for place in places]
         return (Crossing(ROWS, rows.digest), *stored)
 
@@ -40,7 +37,7 @@ class FrontFiles:
         match command:
             case TrainCommand() if crossing.name == RESULT:
                 copy_stored_folder(self._blobs, crossing.digest, Path(command.output))
-            case TrainCommand() if _CHECKPOINT.fullmatch(crossing.name):
+            case TrainCommand() if is_checkpoint(crossing.name):
                 self._take_checkpoint(Path(command.checkpoint_dir), crossing)
             case ProfileCommand() if crossing.name == RESULT:
                 copy_stored_file(self._blobs, crossing.digest, Path(command.output))
@@ -64,10 +61,5 @@ class FrontFiles:
                 sync_folder(folder)
             finally:
                 delete_path(staged)
-            for old in _checkpoints(folder)[KEPT:]:
+            for old in checkpoint_places(folder)[KEPT:]:
                 delete_path(old)
-
-
-def _checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints in a job's folder, newest first."""
-    return sorted((place for place in folder.glob(f"{CHECKPOINT}*") if _CHECKPOINT.fullmatch(place.name)), reverse=True)

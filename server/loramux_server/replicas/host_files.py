@@ -24,10 +24,11 @@ from ..engine.transport.client import EngineClient
 from ..engine.transport.protocol import Command, Output, PinCommand
 from ..services.common.shielding import to_the_end
 from ..store.blobs.files import delete_path
+from ..store.checkpoint_places import checkpoint_name
 from ..store.state_dir import StateDir
 from ..store.store import blobs_of
 from .commands import digests_of
-from .own_files import CHECKPOINT, RESULT, ROWS, Crossing, OwnFiles, copy_stored_file, copy_stored_folder
+from .own_files import RESULT, ROWS, Crossing, OwnFiles, copy_stored_file, copy_stored_folder
 
 WEIGHTS = ".safetensors"
 
@@ -86,7 +87,7 @@ class HostFiles:
         """What the engine has written by the time of this output, stored for the front; blocking."""
         match command, output.payload:
             case TrainCommand(), TrainEvent(type=TrainEventType.CHECKPOINT, step=step):
-                name = f"{CHECKPOINT}{step:08}"
+                name = checkpoint_name(step)
                 with suppress(FileNotFoundError):  # a newer one took its place
                     return Crossing(name, self._blobs.put_folder(Path(command.checkpoint_dir) / name).digest)
             case TrainCommand(), _ if output.done and output.failure is None:

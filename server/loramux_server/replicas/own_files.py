@@ -10,8 +10,6 @@ from ..store.blobs.files import copy_file, damaged
 
 ROWS = "rows"
 RESULT = "result"
-CHECKPOINT = "step-"
-"""Begins the name of a checkpoint's folder; the step with eight digits or more ends it."""
 
 
 @dataclass(frozen=True, slots=True)

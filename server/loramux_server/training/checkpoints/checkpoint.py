@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import re
 import shutil
 import time
 import uuid
@@ -33,21 +32,19 @@ from ...core.jobs import TrainCommand, TrainEvent, TrainEventType, TrainRow
 from ...host.failpoints import reach
 from ...host.files import read_regular, storage_errors, sync_folder, write_durable
 from ...model.out_of_memory import out_of_memory
+from ...store.checkpoint_places import KEPT, checkpoint_name, checkpoint_places, step_of
 from ..work import Held
 
 log = logging.getLogger(__name__)
 
 TENSORS_FILE = "state.safetensors"
 RECORD_FILE = "state.json"
-KEPT = 2
-"""Checkpoints that are kept: if the newest is damaged, the job resumes from the one before it."""
 FORMAT = 2
 MAX_RECORD_BYTES = 1 << 25
 MAX_REPORTED = 10_000
 """Most reports that a checkpoint repeats: many more than can be on their way at a time."""
 ROWS_PER_TASK = 2000
 """Rows that are hashed between two turns of other jobs."""
-_PLACE = re.compile(r"step-[0-9]{8,}", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +103,7 @@ class Checkpoints:
             except (Error, OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
                 damaged = isinstance(error, _Damaged | OSError | Error)
                 reason = (error.strerror if isinstance(error, OSError) else "") or str(error)
-                step = int(place.name.removeprefix("step-"))
+                step = step_of(place)
                 self.skipped.append(Skipped(step, reason, damaged))
                 log.warning("checkpoint %s is not used: %s", place, reason)
                 self._useless.add(place)
@@ -180,9 +177,7 @@ class Checkpoints:
     def _places(self) -> list[Path]:
         """Folders of checkpoints, newest first."""
         assert self._folder is not None
-        if not self._folder.is_dir():
-            return []
-        return sorted((p for p in self._folder.iterdir() if _PLACE.fullmatch(p.name)), reverse=True)
+        return checkpoint_places(self._folder)
 
     def _read(self, place: Path) -> Snapshot:
         record = _parsed(_read_file(place / RECORD_FILE, MAX_RECORD_BYTES))
@@ -216,7 +211,7 @@ class Checkpoints:
             "told": reported,
         }
         record["record_sha256"] = _digest_of(record)
-        staged, place = folder / f"tmp-{uuid.uuid4().hex}", folder / f"step-{snapshot.step:08}"
+        staged, place = folder / f"tmp-{uuid.uuid4().hex}", folder / checkpoint_name(snapshot.step)
         try:
             with storage_errors("cannot write a checkpoint"):
                 staged.mkdir()
