@@ -15,9 +15,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
 
-from loramux_server.replicas.affinity import Affinity, Load, Work
-from loramux_server.replicas.fleet import REPORT_SECONDS
-from loramux_server.replicas.prefixes import BLOCK_TOKENS, Prefixes
+from loramux_server.replicas.routing.affinity import Affinity, Load, Work
+from loramux_server.replicas.routing.fleet import REPORT_SECONDS
+from loramux_server.replicas.routing.prefixes import BLOCK_TOKENS, Prefixes
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,8 +25,8 @@ def ray_backend(settings: Settings, engine: EngineSettings, store: Store) -> Ray
     """
     from ..replicas.backend import RayBackend
     from ..replicas.cluster import ClusterSettings
-    from ..replicas.front_files import FrontFiles
-    from ..replicas.own_files import OwnFiles
+    from ..replicas.files.front import FrontFiles
+    from ..replicas.files.own import OwnFiles
 
     own = None
     if settings.replica_dir is not None:

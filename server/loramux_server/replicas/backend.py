@@ -31,13 +31,13 @@ from ..engine.transport.protocol import (
 from ..engine.transport.wire import HEADER, Broken, decode, encode
 from ..host.signals import take_signals_back
 from ..store.state_dir import JOBS
-from .affinity import Work
 from .cluster import Cluster, ClusterSettings
 from .commands import work_of
-from .fleet import close_fleet, open_fleet
-from .front_files import FrontFiles
+from .files.front import FrontFiles
+from .files.own import Crossing
 from .fronts import front_id
-from .own_files import Crossing
+from .routing.affinity import Work
+from .routing.fleet import close_fleet, open_fleet
 from .totals import total
 
 log = logging.getLogger(__name__)

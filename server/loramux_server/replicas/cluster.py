@@ -17,10 +17,10 @@ from typing import Any
 from ..core.errors import Code, Error
 from ..core.settings import EngineSettings
 from ..host.resources import usable_cpus
-from .fleet import REPORT_SECONDS
+from .files.own import OwnFiles
 from .fronts import FRONT_SECONDS
 from .installed import ray_missing
-from .own_files import OwnFiles
+from .routing.fleet import REPORT_SECONDS
 
 log = logging.getLogger(__name__)
 
@@ -154,7 +154,7 @@ class Cluster:
             health_check_period_s=1.0,
             ray_actor_options=_resources(engine, on_gpu, local=not settings.address),
             request_router_config={
-                "request_router_class": "loramux_server.replicas.router.AffinityRouter",
+                "request_router_class": "loramux_server.replicas.routing.router.AffinityRouter",
                 "request_routing_stats_period_s": REPORT_SECONDS,
                 "request_routing_stats_timeout_s": STATS_TIMEOUT,
             },

@@ -6,8 +6,8 @@ from ..core.backend import EmbedCommand, GenerateCommand, ScoreCommand
 from ..core.jobs import TrainCommand
 from ..core.types import AdapterVersion
 from ..engine.transport.protocol import Command, LoadCommand, PinCommand, command_id
-from .affinity import Work
-from .prefixes import prefix_chain
+from .routing.affinity import Work
+from .routing.prefixes import prefix_chain
 
 
 def work_of(command: Command, replica: str = "") -> Work:

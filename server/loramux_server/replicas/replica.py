@@ -20,12 +20,12 @@ from ..core.settings import EngineSettings
 from ..engine.transport.process import ProcessBackend
 from ..engine.transport.protocol import Command, Failure, Output, command_id
 from ..engine.transport.wire import HEADER, Broken, Ready, decode, encode
-from .affinity import Work
-from .fleet import Report
+from .files.host import HostFiles
+from .files.own import Crossing, OwnFiles
 from .fronts import FRONT_SECONDS, Fronts
-from .host_files import HostFiles
-from .own_files import Crossing, OwnFiles
 from .ports import listen_on_node_address
+from .routing.affinity import Work
+from .routing.fleet import Report
 
 log = logging.getLogger(__name__)
 

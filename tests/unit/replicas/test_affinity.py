@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from loramux_server.replicas.affinity import EXPECTED_SECONDS, HOME_TOKENS, LOAD_TOKENS, Affinity, Load, Work
+from loramux_server.replicas.routing.affinity import EXPECTED_SECONDS, HOME_TOKENS, LOAD_TOKENS, Affinity, Load, Work
 
 IDS = ("a", "b", "c")
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from loramux_server.core.backend import EmbedCommand, EngineStats, GenerateCommand, GpuStats, ReplicaState, ScoreCommand
 from loramux_server.core.types import AdapterVersion, SamplingParams, Stack, StackEntry
 from loramux_server.engine.transport.protocol import LoadCommand, StatsCommand
-from loramux_server.replicas.affinity import Work
 from loramux_server.replicas.commands import work_of
-from loramux_server.replicas.fleet import Fleet, Report, close_fleet, fleet_of, open_fleet
+from loramux_server.replicas.routing.affinity import Work
+from loramux_server.replicas.routing.fleet import Fleet, Report, close_fleet, fleet_of, open_fleet
 from loramux_server.replicas.totals import total
 
 ACME = AdapterVersion("acme", 1, "d" * 64, 8)

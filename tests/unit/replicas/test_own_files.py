@@ -16,9 +16,9 @@ from loramux_server.core.settings import EngineSettings
 from loramux_server.core.types import AdapterVersion
 from loramux_server.engine.transport.client import EngineClient
 from loramux_server.engine.transport.protocol import Command, LoadCommand, Output
-from loramux_server.replicas.front_files import FrontFiles
-from loramux_server.replicas.host_files import HostFiles
-from loramux_server.replicas.own_files import Crossing, OwnFiles
+from loramux_server.replicas.files.front import FrontFiles
+from loramux_server.replicas.files.host import HostFiles
+from loramux_server.replicas.files.own import Crossing, OwnFiles
 from loramux_server.store.blobs.reader import BlobReader
 from loramux_server.store.store import Store
 from tests.unit.services.fakes import engine_info

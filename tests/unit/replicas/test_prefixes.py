@@ -9,10 +9,10 @@ import pytest
 
 from loramux_server.core.backend import GenerateCommand, ReplicaState
 from loramux_server.core.types import AdapterVersion, Stack, StackEntry
-from loramux_server.replicas.affinity import LOAD_TOKENS, Affinity, Load, Work
 from loramux_server.replicas.commands import work_of
-from loramux_server.replicas.fleet import Fleet, Report
-from loramux_server.replicas.prefixes import BLOCK_TOKENS, KEPT_SECONDS, MOST_BLOCKS, Prefixes, prefix_chain
+from loramux_server.replicas.routing.affinity import LOAD_TOKENS, Affinity, Load, Work
+from loramux_server.replicas.routing.fleet import Fleet, Report
+from loramux_server.replicas.routing.prefixes import BLOCK_TOKENS, KEPT_SECONDS, MOST_BLOCKS, Prefixes, prefix_chain
 
 ACME = AdapterVersion("acme", 1, "d" * 64, 8)
 IDS = ("a", "b", "c")

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from threading import Lock
 
-from ..core.backend import Replica, ReplicaState
+from ...core.backend import Replica, ReplicaState
 from .affinity import Affinity, Load, Work
 
 REPORT_SECONDS = 0.5

@@ -6,14 +6,14 @@ import uuid
 from dataclasses import replace
 from pathlib import Path
 
-from ..core.backend import EngineInfo, ProfileCommand
-from ..core.jobs import TrainCommand
-from ..engine.transport.protocol import Command
-from ..host.files import storage_errors, sync_folder
-from ..store.blobs.files import delete_path
-from ..store.checkpoint_places import KEPT, checkpoint_places, is_checkpoint
-from ..store.store import Store
-from .own_files import RESULT, ROWS, Crossing, copy_stored_file, copy_stored_folder
+from ...core.backend import EngineInfo, ProfileCommand
+from ...core.jobs import TrainCommand
+from ...engine.transport.protocol import Command
+from ...host.files import storage_errors, sync_folder
+from ...store.blobs.files import delete_path
+from ...store.checkpoint_places import KEPT, checkpoint_places, is_checkpoint
+from ...store.store import Store
+from .own import RESULT, ROWS, Crossing, copy_stored_file, copy_stored_folder
 
 TEXTS = "texts"
 """The folder of a state directory with the base's tokenizer and chat template."""

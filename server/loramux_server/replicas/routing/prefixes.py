@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from hashlib import blake2b
 from itertools import takewhile
 
-from ..core.types import Stack
+from ...core.types import Stack
 from .expiring import Expiring
 
 BLOCK_TOKENS = 64

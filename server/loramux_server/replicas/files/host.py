@@ -15,20 +15,20 @@ from contextlib import ExitStack, aclosing, suppress
 from dataclasses import replace
 from pathlib import Path
 
-from ..core.backend import ProfileCommand
-from ..core.errors import Error, is_damage
-from ..core.jobs import RowsFile, TrainCommand, TrainEvent, TrainEventType
-from ..core.settings import EngineSettings
-from ..core.types import COMPUTED_WITH
-from ..engine.transport.client import EngineClient
-from ..engine.transport.protocol import Command, Output, PinCommand
-from ..services.common.shielding import to_the_end
-from ..store.blobs.files import delete_path
-from ..store.checkpoint_places import checkpoint_name
-from ..store.state_dir import StateDir
-from ..store.store import blobs_of
-from .commands import digests_of
-from .own_files import RESULT, ROWS, Crossing, OwnFiles, copy_stored_file, copy_stored_folder
+from ...core.backend import ProfileCommand
+from ...core.errors import Error, is_damage
+from ...core.jobs import RowsFile, TrainCommand, TrainEvent, TrainEventType
+from ...core.settings import EngineSettings
+from ...core.types import COMPUTED_WITH
+from ...engine.transport.client import EngineClient
+from ...engine.transport.protocol import Command, Output, PinCommand
+from ...services.common.shielding import to_the_end
+from ...store.blobs.files import delete_path
+from ...store.checkpoint_places import checkpoint_name
+from ...store.state_dir import StateDir
+from ...store.store import blobs_of
+from ..commands import digests_of
+from .own import RESULT, ROWS, Crossing, OwnFiles, copy_stored_file, copy_stored_folder
 
 WEIGHTS = ".safetensors"
 

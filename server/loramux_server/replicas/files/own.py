@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..store.blobs.blobs import BlobStore
-from ..store.blobs.files import copy_file, damaged
+from ...store.blobs.blobs import BlobStore
+from ...store.blobs.files import copy_file, damaged
 
 ROWS = "rows"
 RESULT = "result"
