@@ -12,14 +12,13 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from subprocess import PIPE, STDOUT
+from subprocess import STDOUT
 
 from tests.e2e.server_process import NO_MORE, ServerProcess, environment, free_port, kill
 
 PROMPT = "The quick brown fox asks:"
 LONG = 20_000
 """Context of the model, so that a stream runs until it is stopped."""
-TRIES = 4
 LOOPBACK = ("127.", "[::ffff:127.", "[::1]")
 
 
@@ -76,15 +75,21 @@ def listening_elsewhere(pid: int) -> list[str]:
 
 @dataclass(frozen=True)
 class RayCluster:
-    """A cluster that runs, and what the environment of its users must have."""
+    """A cluster that runs, of one node on loopback that asks for a token."""
 
     address: str
-    variables: dict[str, str]
+    variables: Mapping[str, str]
+    """What the environment of its users must have."""
+    node: subprocess.Popen[bytes]
+
+    def processes(self, title: str) -> list[int]:
+        """Process ids of those below the node whose title begins so, such as ``ray::ServeReplica``."""
+        return [pid for pid, args in processes_below(self.node.pid).items() if args.startswith(title)]
 
 
 @contextmanager
-def ray_cluster(home: Path, processors: int, hidden: Path) -> Iterator[RayCluster]:
-    """A cluster as an operator starts it, with ``ray start``; one node, with room for so many replicas.
+def ray_cluster(home: Path, processors: int, hidden: Path | None = None) -> Iterator[RayCluster]:
+    """A cluster as an operator starts it, with ``ray start``, and room for so many replicas. It is ended after.
 
     To its processes the folder ``hidden`` is empty, as on another host.
     """
@@ -93,14 +98,30 @@ def ray_cluster(home: Path, processors: int, hidden: Path) -> Iterator[RayCluste
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
         "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+        "RAY_raylet_start_wait_time_s": "180",  # beside other tests
     }
-    flags = (f"--port={port}", f"--num-cpus={processors}", "--include-dashboard=false")
-    ray = (sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", *flags)
-    hide = ("unshare", "--mount", "sh", "-c", 'mount -t tmpfs none "$0" && exec "$@"', str(hidden))
-    env = {**environment(home), **variables}
-    node = _started(lambda: subprocess.Popen([*hide, *ray], stdout=PIPE, stderr=STDOUT, text=True, env=env))
+    flags = {
+        "--port": port,
+        "--node-ip-address": "127.0.0.1",
+        "--num-cpus": processors,
+        "--include-dashboard": "false",
+        "--object-store-memory": 100 << 20,
+        "--ray-client-server-port": free_port(),
+        "--dashboard-agent-listen-port": free_port(),
+        "--metrics-export-port": free_port(),
+    }
+    words = [str(word) for pair in flags.items() for word in pair]
+    command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", *words]
+    if hidden is not None:
+        hide = ["unshare", "--mount", "sh", "-c", 'mount -t tmpfs none "$0" && exec "$@"', str(hidden)]
+        command = [*hide, *command]
+    log = home / "ray.log"
+    with log.open("wb") as output:
+        node = subprocess.Popen(command, env={**environment(home), **variables}, stdout=output, stderr=STDOUT)
     try:
-        yield RayCluster(f"127.0.0.1:{port}", variables)
+        _wait_for(node, log)
+        yield RayCluster(f"127.0.0.1:{port}", variables, node)
     finally:
         below = processes_below(node.pid)
         node.terminate()
@@ -112,15 +133,9 @@ def ray_cluster(home: Path, processors: int, hidden: Path) -> Iterator[RayCluste
         node.wait()
 
 
-def _started(start: Callable[[], subprocess.Popen[str]]) -> subprocess.Popen[str]:
-    """A node that runs. Ray gives it 30 seconds, and ends it then: a busy machine may need another try."""
-    said: list[str] = []
-    for _ in range(TRIES):
-        node = start()
-        assert node.stdout is not None
-        for line in node.stdout:
-            said.append(line)
-            if "will now block forever" in line:
-                return node
-        node.wait()
-    raise AssertionError("".join(said))
+def _wait_for(node: subprocess.Popen[bytes], log: Path) -> None:
+    def runs() -> bool:
+        assert node.poll() is None, log.read_text()
+        return b"Ray runtime started" in log.read_bytes()
+
+    until(runs, 180)

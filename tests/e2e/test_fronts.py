@@ -9,9 +9,8 @@ import shutil
 import signal
 import socket
 import subprocess
-import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -23,9 +22,9 @@ import pytest
 
 from loramux import Client
 from tests.certificates import LOOPBACK, new_ca
-from tests.e2e.server_process import ServerProcess, environment, free_port, kill
+from tests.e2e.ray_servers import PROMPT, RayCluster, ray_cluster, until
+from tests.e2e.server_process import ServerProcess, free_port, kill
 from tests.postgres import BIN, MISSING, open_postgres
-from tests.ray_cluster import RayCluster, ray_cluster
 from tests.tiny import write_adapter, write_model
 
 pytestmark = [
@@ -36,16 +35,8 @@ pytestmark = [
     pytest.mark.skipif(BIN is None, reason=MISSING),
 ]
 
-PROMPT = "The quick brown fox asks:"
 NGINX = shutil.which("nginx", path="/usr/sbin:/usr/bin:/sbin:/bin")
 BALANCERS = Path(__file__).parents[2] / "deploy/balancers"
-
-
-def until(condition: Callable[[], object], seconds: float = 120) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "not within its time"
-        time.sleep(0.1)
 
 
 def listens(port: int) -> bool:
@@ -109,7 +100,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     home = tmp_path_factory.mktemp("site")
     with (
         open_postgres(tmp_path_factory.mktemp("pg")) as postgres,
-        ray_cluster(2, home, environment(home)) as cluster,
+        ray_cluster(home, 2) as cluster,
     ):
         yield Site(home, postgres.make_database("fronts"), cluster)
 
