@@ -162,10 +162,8 @@ class AdapterBank(SlotTable):
         """What lies in a slot, as :meth:`pack` had laid it out. For a bank in host memory, whose copies are done."""
         values = torch.empty(self._size(slot.rank, slot.groups), dtype=self.a[0].dtype)
         packed = PackedAdapter(slot.digest, slot.rank, slot.scaling, slot.groups, values)
-        rows = slice(slot.lo, slot.hi)
-        parts = list(self._parts(packed, values))
-        sources = [tensor[rows] for group, _ in parts for tensor in self._of(group)]
-        torch._foreach_copy_([part for _, targets in parts for part in targets], sources)
+        rows, parts = self._rows_and_parts(packed, slot, values)
+        torch._foreach_copy_(parts, rows)
         return packed
 
     def check(self, adapter: HostAdapter) -> None:
@@ -199,16 +197,20 @@ class AdapterBank(SlotTable):
 
     def _copy(self, adapter: PackedAdapter, slot: Slot) -> None:
         values = self._uploads.send(adapter.values)
+        torch._foreach_copy_(*self._rows_and_parts(adapter, slot, values))
         rows = slice(slot.lo, slot.hi)
-        targets: list[Tensor] = []
-        sources: list[Tensor] = []
-        for group, parts in self._parts(adapter, values):
-            targets += [tensor[rows] for tensor in self._of(group)]
-            sources += parts
-        torch._foreach_copy_(targets, sources)
         # What a former owner left there is not this adapter's.
         if others := [t[rows] for g in range(len(self.a)) if g not in adapter.groups for t in self._of(g)]:
             torch._foreach_zero_(others)
+
+    def _rows_and_parts(self, adapter: PackedAdapter, slot: Slot, values: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """The rows of a slot in the buffers that the adapter acts on, and beside them its parts of ``values``."""
+        rows: list[Tensor] = []
+        parts: list[Tensor] = []
+        for group, values_of in self._parts(adapter, values):
+            rows += [tensor[slot.lo : slot.hi] for tensor in self._of(group)]
+            parts += values_of
+        return rows, parts
 
     def _size(self, rank: int, groups: Iterable[int]) -> int:
         """Values of an adapter of this rank on these groups."""
