@@ -131,7 +131,7 @@ bench-70b: $(READY) ## Plan a 70B base on one 80 GB card; with a GPU serve and t
 	@$(BIN)/python -m benchmarks.large_base $(BENCH_ARGS)
 
 .PHONY: claims
-claims: $(READY) ## Show what is said of QLoRA, measured: half an hour; goes on where it was; a trial with BENCH_ARGS=--quick
+claims: $(READY) ## Show what is said of QLoRA, measured: half an hour by estimate; goes on where it was; a trial with BENCH_ARGS=--quick
 	@$(BIN)/python -m benchmarks.claims $(BENCH_ARGS)
 
 .PHONY: bench-retrieval

@@ -1,4 +1,4 @@
-"""What is said of QLoRA, shown on this machine: ``make claims``, about half an hour on two quiet cores.
+"""What is said of QLoRA, shown on this machine: ``make claims``, half an hour by estimate.
 
     make claims                                         # everything; goes on where a run was stopped
     make claims BENCH_ARGS=--quick                      # a few steps of each part, to see that it runs
