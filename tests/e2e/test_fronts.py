@@ -239,6 +239,15 @@ def test_requests_go_through_nginx(site: Site, fronts: dict[str, ServerProcess],
         nginx.wait(20)
 
 
+def test_a_front_that_has_not_heard_of_a_drain_sends_elsewhere(site: Site, fronts: dict[str, ServerProcess]) -> None:
+    with site.client(fronts["one"].address) as one, site.client(fronts["two"].address) as two:
+        drained = replicas(one)[0]
+        one.drain_replica(drained)
+        for _ in range(12):  # the reports of a drain take half a second
+            assert two.generate(PROMPT, max_tokens=2, ignore_eos=True).usage.completion_tokens == 2
+        until(lambda: drained not in replicas(two) and [each.state for each in two.replicas()] == ["ready"] * 2)
+
+
 def test_a_front_that_is_killed_leaves_the_replicas_to_the_other_and_finds_them_again(
     site: Site, fronts: dict[str, ServerProcess]
 ) -> None:

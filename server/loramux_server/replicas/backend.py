@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
@@ -32,7 +32,7 @@ from ..engine.transport.wire import HEADER, Broken, decode, encode
 from ..host.signals import take_signals_back
 from ..store.state_dir import JOBS
 from .cluster import Cluster, ClusterSettings
-from .commands import work_of
+from .commands import Refused, work_of
 from .files.front import FrontFiles
 from .files.own import Crossing
 from .fronts import front_id
@@ -131,39 +131,60 @@ class RayLink:
 
     async def _carry(self, command: Command, work: Work) -> None:
         """Deliver the outputs of one command, and a failure where they end too early."""
-        assert self._client is not None
-        id, response, done = work.id, None, False
+        response = None
         try:
-            files: Sequence[Crossing] = ()
-            if isinstance(command, TrainCommand):
-                if self._files is not None:
-                    files = await asyncio.to_thread(self._files.send, command)
-                else:  # the replicas' folder of jobs may be that of another front
-                    rows = replace(command.rows, path=str(self._jobs / command.rows.path))
-                    command = replace(command, rows=rows)
-            response = self._handle.options(stream=True).run.remote(encode(command), work, self.front, files)
-            async for each in response:
-                if isinstance(each, Crossing):
-                    assert self._files is not None
-                    await asyncio.to_thread(self._files.take, command, each)
-                    continue
-                found: list[Output] = decode(each[HEADER.size :])
-                done = found[-1].done
-                self._client.deliver(found)
-            if not done:
-                self._fail(id, _lost())
+            command, files = await self._for_replicas(command)
+            while True:
+                response = self._handle.options(stream=True).run.remote(encode(command), work, self.front, files)
+                last = await self._deliver(command, response)
+                if not isinstance(last, Refused):
+                    break
+                # Another front drains it. It took nothing, so the next one does the whole.
+                self.fleet.ended(work.id)
+                self.fleet.drain(last.replica)
+                if not self.fleet.accepting:
+                    raise _none_ready()
+            if last is None or not last.done:
+                self._fail(work.id, _lost())
         except asyncio.CancelledError:
             if response is not None:
                 response.cancel()
             raise
-        except Error as error:  # of the storage
-            self._fail(id, error)
+        except Error as error:  # of the storage, or no replica is left
+            self._fail(work.id, error)
             if response is not None:
                 response.cancel()
         except Exception as error:  # Ray's errors have no common class beside it
-            self._fail(id, _error_of(error))
+            self._fail(work.id, _error_of(error))
         finally:
             self.fleet.ended(work.id)
+
+    async def _for_replicas(self, command: Command) -> tuple[Command, Sequence[Crossing]]:
+        """The command as a replica reads it, and the files that go along."""
+        if not isinstance(command, TrainCommand):
+            return command, ()
+        if self._files is not None:
+            return command, await asyncio.to_thread(self._files.send, command)
+        # The replicas' folder of jobs may be that of another front.
+        return replace(command, rows=replace(command.rows, path=str(self._jobs / command.rows.path))), ()
+
+    async def _deliver(
+        self, command: Command, answers: AsyncIterator[bytes | Crossing | Refused]
+    ) -> Output | Refused | None:
+        """Deliver what a replica answers to a command; gives its last output, or its refusal."""
+        assert self._client is not None
+        last = None
+        async for each in answers:
+            if isinstance(each, Refused):
+                return each
+            if isinstance(each, Crossing):
+                assert self._files is not None
+                await asyncio.to_thread(self._files.take, command, each)
+                continue
+            found: list[Output] = decode(each[HEADER.size :])
+            last = found[-1]
+            self._client.deliver(found)
+        return last
 
     def _fail(self, id: str, error: Error) -> None:
         assert self._client is not None

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from ..core.backend import EmbedCommand, GenerateCommand, ScoreCommand
 from ..core.jobs import TrainCommand
 from ..core.types import AdapterVersion
 from ..engine.transport.protocol import Command, LoadCommand, PinCommand, command_id
 from .routing.affinity import Work
 from .routing.prefixes import prefix_chain
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """All that a replica answers to a command that it did not take, since it is being drained."""
+
+    replica: str
+    """Its id."""
 
 
 def work_of(command: Command, replica: str = "") -> Work:

@@ -20,17 +20,21 @@ from ..core.settings import EngineSettings
 from ..engine.transport.process import ProcessBackend
 from ..engine.transport.protocol import Command, Failure, Output, command_id
 from ..engine.transport.wire import HEADER, Broken, Ready, decode, encode
+from .commands import Refused
 from .files.host import HostFiles
 from .files.own import Crossing, OwnFiles
 from .fronts import FRONT_SECONDS, Fronts
 from .ports import listen_on_node_address
 from .routing.affinity import Work
-from .routing.fleet import Report
+from .routing.fleet import REPORT_SECONDS, Report
 
 log = logging.getLogger(__name__)
 
 ABORT_SECONDS = 10.0
 """How long a front that starts waits for the end of what an earlier start of its server asked for."""
+
+HEARD_SECONDS = 6 * REPORT_SECONDS
+"""How long a replica that is being drained waits for commands of fronts that have not heard of it."""
 
 
 class EngineReplica:
@@ -38,6 +42,9 @@ class EngineReplica:
 
     # Ray Serve awaits it, and counts a replica as started then.
     async def __init__(self, settings: EngineSettings, own: OwnFiles | None = None) -> None:  # type: ignore[misc]
+        from ray.serve import get_replica_context
+
+        self._id = get_replica_context().replica_id.unique_id
         listen_on_node_address()
         self._files = None if own is None else await asyncio.to_thread(HostFiles, own)
         self._backend = ProcessBackend(settings if self._files is None else self._files.engine(settings))
@@ -45,7 +52,7 @@ class EngineReplica:
         self._ended = asyncio.Event()
         """Set whenever a command is over."""
         self._fronts = Fronts()
-        self._draining = False
+        self._draining_since: float | None = None
         self._failure: Error | None = None
         self._info: EngineInfo | None = None
         try:
@@ -57,19 +64,21 @@ class EngineReplica:
 
     async def run(
         self, frame: bytes, work: Work, front: str, files: Sequence[Crossing] = ()
-    ) -> AsyncIterator[bytes | Crossing]:
+    ) -> AsyncIterator[bytes | Crossing | Refused]:
         """Give a command to the engine; gives frames of outputs until the last. Closing it aborts the command.
 
-        Where the front shares no folder with replicas, it sends ``files`` along, and what the command has written
-        comes before the output that tells of it.
+        A replica that is being drained takes no command but those for it alone, and answers ``Refused``. Where the
+        front shares no folder with replicas, it sends ``files`` along, and what the command has written comes before
+        the output that tells of it.
         """
         command: Command = decode(frame[HEADER.size :])
         id = command_id(command)
         self._fronts.hear(front, time.monotonic())
+        if self._draining and not work.replica:
+            yield Refused(self._id)
+            return
         self._open[id] = work, front
         try:
-            if self._draining and not work.replica:
-                raise _draining()
             outputs: AsyncGenerator[Output | Crossing] = (
                 self._backend.outputs(command)
                 if self._files is None
@@ -116,7 +125,8 @@ class EngineReplica:
 
     async def drain(self, work: Work) -> None:
         """Take nothing new and hand training jobs back; the replica is replaced once it has nothing left."""
-        self._draining = True
+        if self._draining_since is None:
+            self._draining_since = time.monotonic()
         for id, (open, _) in list(self._open.items()):
             if open.trains:
                 self._backend.interrupt(id, _draining())
@@ -130,7 +140,8 @@ class EngineReplica:
 
     async def check_health(self) -> None:
         """Raise when Ray shall put another replica in this one's place."""
-        if self._draining and not self._open:
+        since = self._draining_since
+        if since is not None and not self._open and time.monotonic() - since > HEARD_SECONDS:
             raise RuntimeError("drained")
         if self._backend.phase is EnginePhase.FAILED:
             raise RuntimeError("the engine died again and again")
@@ -139,6 +150,10 @@ class EngineReplica:
         self._watch.cancel()
         with suppress(Error):
             await self._backend.close()
+
+    @property
+    def _draining(self) -> bool:
+        return self._draining_since is not None
 
     def _state(self, state: ReplicaState) -> str:
         if self._failure is not None:
