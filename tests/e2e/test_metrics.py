@@ -156,9 +156,9 @@ def test_the_kinds_of_memory_make_up_the_engine(
         client.adapters.upload("large", folder)
         client.generate("Hello", adapters=["large"], max_tokens=1)
     weights = sum(file.stat().st_size for file in tmp_path.rglob("adapter_model.safetensors"))
-    grown = kinds(read(server.metrics()))["adapters"] - before["adapters"]
-    # Each is in host memory and in the bank, whose rows of other owners may have been touched before.
-    assert weights <= grown <= 2.5 * weights + 8 * MiB
+    held = kinds(read(server.metrics()))["adapters"]
+    # All are in memory, each once; they may have taken rows that others left, or sent others from the bank to the host.
+    assert weights <= held <= weights + 2 * before["adapters"] + 8 * MiB
     rows = [{"prompt": "The mill opens at", "completion": f" {hour}."} for hour in range(8)]
     job = client.train("weighed", data=rows, rank=8, max_steps=400, batch_size=4, gate="none")
     try:
