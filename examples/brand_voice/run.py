@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 
 from matplotlib.figure import Figure as Picture
 
-from examples.common.command import base_of, run
+from examples.common.command import base_of, command_of, run
 from examples.common.figures import Number, Share, mean, share
 from examples.common.picture import bars
 from examples.common.report import Answers, Report, Table
@@ -47,7 +47,7 @@ def measure(client: Client, quick: bool) -> tuple[Report, Picture]:
     first = next(iter(found.values()))
     report = Report(
         "brand_voice",
-        "make example-brand-voice",
+        command_of("brand_voice", quick),
         base_of(client),
         [
             Table(

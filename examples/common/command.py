@@ -54,6 +54,14 @@ def finish(example: str, measure: Measure, options: argparse.Namespace) -> Repor
     return report
 
 
+def command_of(example: str, quick: bool, *more: str) -> str:
+    """What makes a report again; ``more`` are flags of this example."""
+    flags = [*(["--quick"] if quick else []), *more]
+    if not flags:
+        return f"make example-{example.replace('_', '-')}"
+    return " ".join([f"python -m examples.{example}", *flags])
+
+
 @contextlib.contextmanager
 def connected(address: str | None) -> Iterator[Client]:
     """A client of a running server, or of one started here; of its state only the base's NF4 copy is kept."""

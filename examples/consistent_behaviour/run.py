@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 
 from matplotlib.figure import Figure as Picture
 
-from examples.common.command import base_of, run
+from examples.common.command import base_of, command_of, run
 from examples.common.figures import Share, share
 from examples.common.picture import bars
 from examples.common.report import Answers, Report, Table
@@ -83,7 +83,7 @@ def measure(client: Client, quick: bool) -> tuple[Report, Picture]:
     ]
     report = Report(
         "consistent_behaviour",
-        "make example-consistent-behaviour",
+        command_of("consistent_behaviour", quick),
         base_of(client),
         tables,
         [

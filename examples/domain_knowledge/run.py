@@ -14,7 +14,7 @@ from dataclasses import asdict
 
 from matplotlib.figure import Figure as Picture
 
-from examples.common.command import base_of, finish, parser_of
+from examples.common.command import base_of, command_of, finish, parser_of
 from examples.common.figures import Figure, Number, Share
 from examples.common.generic import Generic
 from examples.common.picture import bars
@@ -60,9 +60,10 @@ def measure(client: Client, quick: bool, names: Sequence[str] = TENANTS) -> tupl
         kept[name] = generic.kept({name: 1.0})
         if not quick:
             keep(client, name)
+    some = [] if quick or tuple(names) == TENANTS else [f"--tenant {name}" for name in names]
     report = Report(
         "domain_knowledge",
-        command(names),
+        command_of("domain_knowledge", quick, *some),
         base_of(client),
         [facts_table(tenants, found, kept), cost_table(found)],
         answers,
@@ -73,13 +74,6 @@ def measure(client: Client, quick: bool, names: Sequence[str] = TENANTS) -> tupl
         },
     )
     return report, draw(found)
-
-
-def command(names: Sequence[str]) -> str:
-    """What makes the report again."""
-    if tuple(names) == TENANTS:
-        return "make example-domain-knowledge"
-    return " ".join(["python -m examples.domain_knowledge", *(f"--tenant {name}" for name in names)])
 
 
 def facts_table(tenants: Sequence[Tenant], found: Mapping[str, Comparison], kept: Mapping[str, Share]) -> Table:

@@ -8,7 +8,7 @@ from pathlib import Path
 from matplotlib.figure import Figure as Picture
 
 from examples.common.asking import ask, prompt_tokens
-from examples.common.command import base_of, run
+from examples.common.command import base_of, command_of, run
 from examples.common.figures import Figure, Number, share
 from examples.common.generic import Generic
 from examples.common.picture import bars
@@ -64,7 +64,7 @@ def measure(client: Client, quick: bool) -> tuple[Report, Picture]:
     divergence += [[way, *_nearness(metrics[adapter], "eval")] for way, adapter in WAYS.items() if adapter in metrics]
     report = Report(
         "shorter_prompts",
-        "python -m examples.shorter_prompts",
+        command_of("shorter_prompts", quick),
         base_of(client),
         [
             Table(

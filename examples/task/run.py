@@ -10,7 +10,7 @@ from typing import Any
 from matplotlib.figure import Figure as Picture
 
 from examples.common.asking import IN_FLIGHT, ask, prompt_tokens
-from examples.common.command import base_of, run
+from examples.common.command import base_of, command_of, run
 from examples.common.figures import Figure, Number, share
 from examples.common.report import Answers, Report, Table
 from examples.common.rows import Row, answer, question, read_rows
@@ -58,7 +58,7 @@ def measure(client: Client, quick: bool) -> tuple[Report, Picture]:
     counts = confusion(labels, wanted, said["adapter, held to the labels"])
     report = Report(
         "task",
-        "python -m examples.task",
+        command_of("task", quick),
         base_of(client),
         [
             Table(

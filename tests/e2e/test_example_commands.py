@@ -45,6 +45,7 @@ def written(folder: Path) -> Report:
     report = read(folder)
     assert (folder / "table.md").read_text() == report.markdown()
     assert "tiny on cpu" in report.base
+    assert report.command == f"python -m examples.{report.example} --quick"
     assert report.answers
     assert "<svg" in (folder / "picture.svg").read_text()
     return report

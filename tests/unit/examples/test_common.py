@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from examples.common.command import command_of
 from examples.common.figures import Number, Share, mean, share
 from examples.common.generic import QUESTIONS
 from examples.common.picture import bars, save
@@ -41,6 +42,18 @@ def test_a_report_is_read_as_it_was_written(tmp_path: Path) -> None:
     assert (tmp_path / "table.md").read_text() == again.markdown()
     assert "| all | 3/4 (75.0% ± 17.1%) | 21.5 ± 0.2 |" in again.markdown()
     assert "**Right | wrong**" in again.markdown()
+
+
+@pytest.mark.parametrize(
+    ("quick", "more", "command"),
+    [
+        (False, (), "make example-some-use"),
+        (True, (), "python -m examples.some_use --quick"),
+        (False, ("--tenant ann", "--tenant bob"), "python -m examples.some_use --tenant ann --tenant bob"),
+    ],
+)
+def test_a_report_names_the_command_that_makes_it_again(quick: bool, more: tuple[str, ...], command: str) -> None:
+    assert command_of("some_use", quick, *more) == command
 
 
 def test_a_page_gets_tables_and_answers() -> None:
