@@ -38,8 +38,10 @@ MAKEFLAGS += --no-builtin-rules --no-print-directory
 .PHONY: help
 help: ## Show this list
 	@awk 'BEGIN { FS = ":.*## "; printf "loramux: one NF4 base, a stack of LoRA adapters per request\n" } \
-	  /^##@ / { printf "\n%s\n", substr($$0, 5) } \
-	  /^[a-z][a-z0-9-]*:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
+	  /^##@ / { lines[++n] = "\n" substr($$0, 5) "\n" } \
+	  /^[a-z][a-z0-9-]*:.*## / { verbs[++n] = $$1; lines[n] = $$2; if (length($$1) > width) width = length($$1) } \
+	  END { for (i = 1; i <= n; i++) if (i in verbs) printf "  make %-" width "s  %s\n", verbs[i], lines[i]; \
+	    else printf "%s", lines[i] }' Makefile
 
 ##@ Use it
 

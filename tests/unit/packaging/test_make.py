@@ -32,6 +32,12 @@ def test_help_is_the_default_and_lists_every_verb() -> None:
     assert re.findall(r"^  make (\S+) ", make("help"), re.MULTILINE) == VERBS
 
 
+def test_what_verbs_do_begins_in_one_column() -> None:
+    lines = re.findall(r"^  make \S+ +", make("help"), re.MULTILINE)
+    assert len(lines) == len(VERBS)
+    assert {len(line) for line in lines} == {len("  make   ") + max(map(len, VERBS))}
+
+
 def exists(command: str) -> bool:
     """Whether a file of the repository, a program of the environment or a module (``python -m pytest``) is there."""
     if command.startswith("python -m "):
