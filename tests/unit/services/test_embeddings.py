@@ -58,7 +58,7 @@ async def test_texts_and_tokens_in_their_order(
     assert {(c.pooling, c.normalize, c.tenant) for c in backend.embedded} == {(Pooling.LAST, False, LOCAL.tenant)}
     (done,) = recorder.finished
     assert (done.method, done.prompt_tokens, done.completion_tokens, done.code) == (
-        *("embed", found.prompt_tokens, 0, "ok"),
+        *("embed", found.prompt_tokens, 0, "OK"),
     )
 
 
@@ -143,7 +143,7 @@ async def test_few_are_in_the_engine_at_once_and_a_failure_ends_them_all(
     with pytest.raises(Error, match="starting again"):
         await asyncio.wait_for(service.embed(asked(*["x"] * 60)), 20)
     assert (most, running) == (AT_ONCE, set())
-    assert [done.code for done in recorder.finished] == ["unavailable"]
+    assert [done.code for done in recorder.finished] == ["UNAVAILABLE"]
 
 
 async def test_the_deadline_holds(service: GenerationService, backend: FakeBackend, recorder: Recorder) -> None:
@@ -156,4 +156,4 @@ async def test_the_deadline_holds(service: GenerationService, backend: FakeBacke
     with pytest.raises(Error) as caught:
         await service.embed(asked("x", deadline=loop.time() + 0.05))
     assert caught.value.code is Code.DEADLINE_EXCEEDED
-    assert [done.code for done in recorder.finished] == ["deadline_exceeded"]
+    assert [done.code for done in recorder.finished] == ["DEADLINE_EXCEEDED"]

@@ -30,7 +30,7 @@ from loramux_server.store.usage import UsageTable
 MIDNIGHT = datetime(2026, 11, 2, tzinfo=UTC).timestamp()
 QUERY = UsageQuery(since=date(2026, 11, 1), until=date(2026, 12, 1), group_by=tuple(Dimension))
 CALL = Call("Generate", "r-1", LOCAL)
-FINISHED = RequestFinished("r-1", "generate", "ann", BASE, 10, 3, 4, 0.5, (), "ok", call=CALL)
+FINISHED = RequestFinished("r-1", "generate", "ann", BASE, 10, 3, 4, 0.5, (), "OK", call=CALL)
 
 
 def stack(*names: str) -> Stack:
@@ -60,14 +60,14 @@ def total(store: Store) -> Amounts:
     [
         ({}, Amounts(1, 10, 4, 3)),
         ({"completion_tokens": 0}, Amounts(1, 10, 4, 0)),
-        ({"code": "cancelled"}, Amounts(1, 10, 4, 3)),
-        ({"code": "deadline_exceeded"}, Amounts(1, 10, 4, 3)),
-        ({"code": "cancelled", "completion_tokens": 0}, Amounts()),
-        ({"code": "failed_precondition"}, Amounts(1, 10, 4, 3)),
-        ({"code": "resource_exhausted", "reason": "GRAMMAR_RESOURCE_EXHAUSTED"}, Amounts(1, 10, 4, 3)),
-        ({"code": "resource_exhausted", "reason": "OUT_OF_MEMORY"}, Amounts()),
-        ({"code": "unavailable"}, Amounts()),
-        ({"code": "internal"}, Amounts()),
+        ({"code": "CANCELLED"}, Amounts(1, 10, 4, 3)),
+        ({"code": "DEADLINE_EXCEEDED"}, Amounts(1, 10, 4, 3)),
+        ({"code": "CANCELLED", "completion_tokens": 0}, Amounts()),
+        ({"code": "FAILED_PRECONDITION"}, Amounts(1, 10, 4, 3)),
+        ({"code": "RESOURCE_EXHAUSTED", "reason": "GRAMMAR_RESOURCE_EXHAUSTED"}, Amounts(1, 10, 4, 3)),
+        ({"code": "RESOURCE_EXHAUSTED", "reason": "OUT_OF_MEMORY"}, Amounts()),
+        ({"code": "UNAVAILABLE"}, Amounts()),
+        ({"code": "INTERNAL"}, Amounts()),
         ({"method": "score", "cached_tokens": 0}, Amounts(1, 13)),
         ({"method": "embed", "cached_tokens": 0, "completion_tokens": 0}, Amounts(1, 10)),
         ({"call": None}, Amounts()),

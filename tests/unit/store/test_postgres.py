@@ -304,7 +304,7 @@ async def test_usage_waits_while_the_server_is_away_and_is_added_once(postgres: 
     """Each of two servers; connections are cut in the middle of what they write."""
     recorders = [UsageRecorder(store.usage, lambda: test_usage.NOON) for _ in range(2)]
     event = RequestFinished(
-        "r", "generate", "ann", BASE, 10, 3, 4, 0.5, (), "ok", call=Call("Generate", "r", Principal("ann", frozenset()))
+        "r", "generate", "ann", BASE, 10, 3, 4, 0.5, (), "OK", call=Call("Generate", "r", Principal("ann", frozenset()))
     )
 
     async def traffic(count: int) -> None:

@@ -24,7 +24,7 @@ CALL = Call("Generate", "r1", Principal("acme", frozenset(), "7f3a"), peer="ipv4
 
 
 def finished(call: Call | None, *, duration: float = 2.0, **more: object) -> RequestFinished:
-    made = RequestFinished("r1", "generate", "acme", STACK, 10, 5, 4, duration, (FinishReason.STOP,), "ok", call=call)
+    made = RequestFinished("r1", "generate", "acme", STACK, 10, 5, 4, duration, (FinishReason.STOP,), "OK", call=call)
     return replace(made, **more)  # type: ignore[arg-type]
 
 

@@ -43,7 +43,7 @@ class RequestFinished:
     finish_reasons: tuple[FinishReason, ...]
     """One per choice that ended by itself."""
     code: str
-    """``ok`` or a ``core.errors.Code`` value (``cancelled`` when the caller went away)."""
+    """As in ``CallFinished``; ``CANCELLED`` when the caller went away."""
     reason: str = ""
     """Of a generation that failed: the reason that its caller was told."""
     preparation: float = 0.0

@@ -56,7 +56,7 @@ class Answer:
         self._first_token: float | None = None
         self._tokens = [_TokenTimes() for _ in prepared.commands]
         self._latest = self._tokens[0]
-        self._code, self._reason = Code.CANCELLED.value, ""
+        self._code, self._reason = Code.CANCELLED.name, ""
 
     async def chunks(self) -> AsyncGenerator[Chunk]:
         """Chunks of all choices. Closing this early aborts what the engine still does for it."""
@@ -90,20 +90,20 @@ class Answer:
                     if failure is not None and self._all_failed():
                         raise failure
                     # A caller with the last chunk has the whole answer, and may stop reading.
-                    self._code = "ok"
+                    self._code = "OK"
                     yield replace(chunk, usage=self._usage(), adapters=p.stack.entries)
                 elif chunk.text or chunk.token_ids or chunk.finish_reason is not None:
                     yield chunk
                     begun = True
         except Error as error:
-            self._code, self._reason = error.code.value, error.reason
+            self._code, self._reason = error.code.name, error.reason
             raise
         except Exception:
-            self._code = Code.INTERNAL.value
+            self._code = Code.INTERNAL.name
             raise
         except BaseException:  # the caller has left, with the whole answer or without
-            if self._code != "ok":
-                self._code = code_of_cancelled(p.deadline).value
+            if self._code != "OK":
+                self._code = code_of_cancelled(p.deadline).name
             raise
         finally:
             try:

@@ -33,15 +33,15 @@ def observed(
     found = Observed()
     try:
         yield found
-        code = "ok"
+        code = "OK"
     except Error as error:
-        code = error.code.value
+        code = error.code.name
         raise
     except Exception:
-        code = Code.INTERNAL.value
+        code = Code.INTERNAL.name
         raise
     except BaseException:  # the caller has left
-        code = code_of_cancelled(deadline).value
+        code = code_of_cancelled(deadline).name
         raise
     finally:
         observer.request_finished(
@@ -51,7 +51,7 @@ def observed(
                 tenant=request.tenant,
                 stack=request.stack,
                 prompt_tokens=request.prompt_tokens,
-                completion_tokens=completion_tokens if code == "ok" else 0,
+                completion_tokens=completion_tokens if code == "OK" else 0,
                 cached_tokens=0,
                 duration=time.monotonic() - came,
                 finish_reasons=(),

@@ -24,7 +24,7 @@ MOST_WAITING = 50_000
 LAST_SECONDS = 10.0
 """How long a server that stops goes on trying to write what waits."""
 RETRY_SECONDS = 0.5
-_BY_THE_CALLER = frozenset({Code.CANCELLED.value, Code.DEADLINE_EXCEEDED.value, Code.FAILED_PRECONDITION.value})
+_BY_THE_CALLER = frozenset({Code.CANCELLED.name, Code.DEADLINE_EXCEEDED.name, Code.FAILED_PRECONDITION.name})
 """How requests end before they are answered without a fault of the server's: the last one by their adapters."""
 _ITS_GRAMMAR = "GRAMMAR_RESOURCE_EXHAUSTED"
 """Reason of requests that end so by their grammar. Were they free, every answer could be had for nothing."""
@@ -113,7 +113,7 @@ def _amounts(event: RequestFinished) -> Amounts:
     Nothing, where it was the server's own, where the server failed, or where it ended before the first token.
     """
     begun = (event.code in _BY_THE_CALLER or event.reason == _ITS_GRAMMAR) and event.completion_tokens
-    if event.call is None or not (event.code == "ok" or begun):
+    if event.call is None or not (event.code == "OK" or begun):
         return Amounts()
     if event.method == UsageMethod.SCORE:  # its continuation is read, as the prompt is
         return Amounts(1, input_tokens=event.prompt_tokens + event.completion_tokens)

@@ -45,7 +45,7 @@ class RequestSpans(NullObserver):
             attributes,
             start_time=begin,
         )
-        if event.code != "ok":
+        if event.code != "OK":
             span.set_attribute("error.type", attributes["loramux.code"])
             span.set_status(StatusCode.ERROR)
         if event.times is not None:
@@ -90,7 +90,7 @@ def _attributes(event: RequestFinished) -> Iterator[tuple[str, AttributeValue | 
     yield "gen_ai.response.time_to_first_chunk", event.time_to_first_token
     yield "loramux.adapters", [entry.text for entry in entries]
     yield "loramux.tenant", event.tenant
-    yield "loramux.code", event.code.upper()
+    yield "loramux.code", event.code
     if event.times is not None:
         yield "loramux.preemptions", event.times.preempted or None
     if event.sampling is not None:
