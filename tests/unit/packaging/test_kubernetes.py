@@ -39,10 +39,8 @@ def rendered(folder: Path) -> list[Part]:
     return list(yaml.safe_load_all(done.stdout))
 
 
-@pytest.fixture(scope="module")
-def everything(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An overlay of the base and all components, as an operator may write one."""
-    folder = tmp_path_factory.mktemp("overlay")
+def with_components(folder: Path) -> Path:
+    """An overlay of the base and all components, as an operator may write one in ``folder``."""
 
     def listed(*kinds: str) -> list[str]:
         return [os.path.relpath(path, folder) for kind in kinds for path in sorted((BASE / kind).iterdir())]
@@ -53,6 +51,11 @@ def everything(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def everything(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return with_components(tmp_path_factory.mktemp("overlay"))
+
+
 @pytest.fixture(params=[*OVERLAYS, "everything"])
 def parts(request: pytest.FixtureRequest, everything: Path) -> list[Part]:
     return rendered(everything if request.param == "everything" else BASE / "overlays" / request.param)
@@ -60,6 +63,11 @@ def parts(request: pytest.FixtureRequest, everything: Path) -> list[Part]:
 
 def of_kind(parts: list[Part], kind: str) -> list[Part]:
     return [part for part in parts if part["kind"] == kind]
+
+
+def named(parts: list[Part], kind: str, name: str = "loramux") -> Part:
+    (found,) = [part for part in of_kind(parts, kind) if part["metadata"]["name"] == name]
+    return found
 
 
 def pod(parts: list[Part]) -> Part:
@@ -75,9 +83,8 @@ def container(parts: list[Part]) -> Part:
 def given(parts: list[Part]) -> dict[str, str]:
     """Variables of the container, all from its ConfigMap."""
     (source,) = container(parts)["envFrom"]
-    named = {part["metadata"]["name"]: part["data"] for part in of_kind(parts, "ConfigMap")}
     assert "env" not in container(parts)
-    return dict(named[source["configMapRef"]["name"]])
+    return dict(named(parts, "ConfigMap", source["configMapRef"]["name"])["data"])
 
 
 def ports(parts: list[Part]) -> dict[str, int]:
@@ -148,11 +155,19 @@ def test_ports_are_those_of_the_image_and_named_the_same_everywhere(parts: list[
         for port in service["spec"]["ports"]:
             assert names[port["targetPort"]] == port["port"]
             assert port["name"] != "metrics", "metrics are scraped from pods, not through a service"
-    (policy,) = of_kind(parts, "NetworkPolicy")
+    policy = named(parts, "NetworkPolicy")
     let_in = [port["port"] for rule in policy["spec"]["ingress"] for port in rule["ports"]]
     assert sorted(let_in) == sorted(names)
     for monitor in of_kind(parts, "PodMonitor"):
         assert {end["port"] for end in monitor["spec"]["podMetricsEndpoints"]} == {"metrics"}
+
+
+def test_whoever_has_the_label_of_a_client_reaches_the_doors(parts: list[Part]) -> None:
+    """A rule for pods with the server's own labels, as kustomize can make of it, would let no client in."""
+    clients = {"namespaceSelector": {}, "podSelector": {"matchLabels": {"loramux-client": "true"}}}
+    doors, _metrics = named(parts, "NetworkPolicy")["spec"]["ingress"]
+    assert doors["from"] == [clients]
+    assert [port["port"] for port in doors["ports"]] == ["grpc", "https"]
 
 
 def test_probes_ask_for_what_the_http_door_answers_to_anybody(parts: list[Part]) -> None:
@@ -199,22 +214,27 @@ def test_only_the_overlay_for_a_gpu_asks_for_one() -> None:
 
 
 def test_a_drain_of_a_node_is_never_blocked(parts: list[Part]) -> None:
-    (budget,) = of_kind(parts, "PodDisruptionBudget")
-    assert budget["spec"]["maxUnavailable"] >= 1
-    assert "minAvailable" not in budget["spec"]
+    budgets = of_kind(parts, "PodDisruptionBudget")
+    assert budgets
+    for budget in budgets:
+        assert budget["spec"]["maxUnavailable"] >= 1
+        assert "minAvailable" not in budget["spec"]
 
 
-def test_selectors_select_the_pods(parts: list[Part]) -> None:
-    (workload,) = of_kind(parts, "StatefulSet")
-    labels = workload["spec"]["template"]["metadata"]["labels"]
-    selectors = [workload["spec"]["selector"]["matchLabels"]]
-    selectors += [part["spec"]["selector"] for part in of_kind(parts, "Service")]
-    selectors += [part["spec"]["selector"]["matchLabels"] for part in of_kind(parts, "PodDisruptionBudget")]
+def test_every_selector_selects_the_pods_of_one_workload(parts: list[Part]) -> None:
+    workloads = of_kind(parts, "StatefulSet") + of_kind(parts, "Deployment")
+    selectors = [part["spec"]["selector"] for part in of_kind(parts, "Service")]
+    for kind in ("StatefulSet", "Deployment", "PodDisruptionBudget", "PodMonitor"):
+        selectors += [part["spec"]["selector"]["matchLabels"] for part in of_kind(parts, kind)]
     selectors += [part["spec"]["podSelector"]["matchLabels"] for part in of_kind(parts, "NetworkPolicy")]
-    selectors += [part["spec"]["selector"]["matchLabels"] for part in of_kind(parts, "PodMonitor")]
     assert len(selectors) >= 5
-    assert all(selector and selector.items() <= labels.items() for selector in selectors)
-    assert workload["spec"]["serviceName"] in {part["metadata"]["name"] for part in of_kind(parts, "Service")}
+    for selector in selectors:
+        assert selector
+        labels = [workload["spec"]["template"]["metadata"]["labels"] for workload in workloads]
+        assert sum(selector.items() <= each.items() for each in labels) == 1
+    servers = named(parts, "Service", named(parts, "StatefulSet")["spec"]["serviceName"])
+    assert servers["spec"]["selector"] == named(parts, "StatefulSet")["spec"]["selector"]["matchLabels"]
+    assert servers["spec"]["clusterIP"] == "None"
 
 
 def test_the_certificate_has_the_names_that_are_asked_for(parts: list[Part]) -> None:
@@ -236,7 +256,7 @@ def test_several_servers_share_their_state_and_are_reached_evenly(everything: Pa
     assert found.database_url is not None
     assert found.blobs_url is not None
     assert found.max_connection_age > 0
-    (policy,) = of_kind(parts, "NetworkPolicy")
+    policy = named(parts, "NetworkPolicy")
     assert 5432 in [port["port"] for rule in policy["spec"]["egress"] for port in rule["ports"]]
 
 
