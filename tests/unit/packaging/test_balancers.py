@@ -1,7 +1,8 @@
-"""Envoy's example: what it names is there, both doors of the servers are behind it, and nothing cuts a stream short."""
+"""The examples of balancers: what they name is there, both doors are behind them, and nothing cuts a stream short."""
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import yaml
@@ -35,7 +36,6 @@ def test_every_listener_has_a_route_to_a_cluster_that_is_there() -> None:
         (group,) = cluster["load_assignment"]["endpoints"]
         assert cluster["load_assignment"]["cluster_name"] == cluster["name"]
         behind = [each["endpoint"]["address"]["socket_address"] for each in group["lb_endpoints"]]
-        assert len(behind) == 2
         assert {address["port_value"] for address in behind} == {port}
 
 
@@ -45,12 +45,28 @@ def test_servers_are_checked_by_their_certificates_and_their_health() -> None:
         assert context["@type"].endswith("UpstreamTlsContext")
         validation = context["common_tls_context"]["validation_context"]
         assert validation["match_typed_subject_alt_names"][0]["matcher"]["exact"] == context["sni"]
-        assert cluster["health_checks"]
+        (check,) = cluster["health_checks"]
+        assert check["interval"] == check["no_traffic_interval"] == "1s"
 
 
-def test_the_two_examples_name_the_same_servers() -> None:
+def test_requests_of_a_key_stay_with_a_server_that_has_time_and_is_ready() -> None:
+    clusters = {cluster["name"]: cluster for cluster in CONFIG["clusters"]}
+    for listener in CONFIG["listeners"]:
+        ((host,),) = (manager(listener)["route_config"]["virtual_hosts"],)
+        route = host["routes"][0]["route"]
+        assert [each["header"]["header_name"] for each in route["hash_policy"]] == ["authorization", "x-api-key"]
+        # Nothing that a server may have begun is sent once more.
+        assert set(route["retry_policy"]["retry_on"].split(",")) == {"connect-failure", "refused-stream"}
+        cluster = clusters[route["cluster"]]
+        assert cluster["lb_policy"] == "RING_HASH"
+        balance = cluster["common_lb_config"]
+        assert balance["consistent_hashing_lb_config"]["hash_balance_factor"] > 100
+        assert balance["healthy_panic_threshold"]["value"] == 0
+
+
+def test_nginx_has_both_doors_of_the_same_servers() -> None:
     nginx = (DEPLOY / "balancers/nginx.conf").read_text()
-    for cluster in CONFIG["clusters"]:
-        for each in cluster["load_assignment"]["endpoints"][0]["lb_endpoints"]:
-            address = each["endpoint"]["address"]["socket_address"]
-            assert f"server {address['address']}:{address['port_value']} " in nginx
+    found = set(re.findall(r"^ +server ([\w-]+):(\d+) ", nginx, re.MULTILINE))
+    names = {name for name, _ in found}
+    assert len(names) == 2
+    assert found == {(name, str(port)) for name in names for port in EXPOSED[:2]}
