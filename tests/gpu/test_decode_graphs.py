@@ -77,7 +77,7 @@ def test_adapters_swapped_in_and_moved_under_a_graph(cases: Cases, monkeypatch: 
         run_all(engine, cases.draw(draw, 6, STACKS[:6]), f"{i}-")
     assert engine.runner.bank.evictions
     assert isinstance(engine.runner.graphs, StepGraphs)
-    assert any(ranks for family in engine.runner.graphs.families for _, ranks in family._graphs)
+    assert any(ranks for family in engine.runner.graphs.families for _, ranks in family.buckets)
 
 
 def test_a_step_that_waits_leaves_a_working_engine(cases: Cases, monkeypatch: pytest.MonkeyPatch) -> None:

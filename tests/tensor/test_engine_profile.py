@@ -165,7 +165,7 @@ def test_a_profile_that_nobody_wants_any_more(
         engine.loop.turn()
         assert TIMELINE.recording
     else:
-        while TIMELINE.recording or not engine.loop._profiler.open:
+        while TIMELINE.recording or not engine.loop.idle_state()["profiles"]:
             engine.loop.turn()
     engine.submit(AbortCommand(asked.id))
     engine.generate(prompts(1)[0], 4)

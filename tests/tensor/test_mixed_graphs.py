@@ -179,7 +179,7 @@ def test_all_is_prepared_at_the_start(cases: Cases) -> None:
     runner = engine.runner
     graphs = StepGraphs(engine.base, runner.kv, runner.bank, 4, 200, capture)
     graphs.prepare()
-    assert [sorted(family._graphs) for family in graphs.families] == [
+    assert [family.buckets for family in graphs.families] == [
         [(128, 0), (200, 0)],
         [(1, 0), (2, 0), (4, 0)],
     ]
@@ -197,7 +197,7 @@ def test_what_takes_too_long_at_the_start_is_captured_when_a_step_needs_it(
     monkeypatch.setattr(graph_families, "START_SECONDS", 3.0)
     graphs, _ = add_graphs(engine, monkeypatch, 200, 4)
     graphs.prepare()
-    assert [sorted(family._graphs) for family in graphs.families] == [[(200, 0)], [(2, 0), (4, 0)]]
+    assert [family.buckets for family in graphs.families] == [[(200, 0)], [(2, 0), (4, 0)]]
     assert "captured when steps first need them" in caplog.text
     cases.try_in(engine, [Case(cases.prompts[0], cases.stack([]))])
-    assert (1, 0) in graphs.families[1]._graphs
+    assert (1, 0) in graphs.families[1].buckets

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from contextlib import closing
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,13 +14,14 @@ import pytest
 from loramux import AsyncClient, Unauthenticated
 from loramux_server.app.announce import Silent
 from loramux_server.app.app import App
+from loramux_server.app.maintenance import open_database
 from loramux_server.config import Settings, load
 from loramux_server.core.callers.keys import ApiKey
 from loramux_server.core.callers.principal import DEFAULT_TENANT, SERVER_TENANT, Scope
 from loramux_server.core.errors import Code, Error
 from loramux_server.preflight import preflight
 from loramux_server.services.access.key_file import read_key
-from loramux_server.store.keys import KeyRecord
+from loramux_server.store.keys import KeyRecord, KeyTable
 from loramux_server.store.store import Store
 from tests.unit.services.fakes import FakeBackend, Script, engine_info
 from tests.unit.services.tiny_tokenizer import write_tokenizer
@@ -73,10 +75,10 @@ async def started(state: Path, key: ApiKey | None = None, **settings: Any) -> tu
             async with AsyncClient(app.address, api_key="") as client:
                 with pytest.raises(Unauthenticated, match="asks for a key"):
                     await client.info()
-        assert app._store is not None
-        return heard.lines[0], list(app._store.keys.list())
     finally:
         await app.stop()
+    with closing(open_database(app.settings)) as database:
+        return heard.lines[0], list(KeyTable(database).list())
 
 
 async def test_a_server_says_whether_it_is_open(state: Path, file: Path) -> None:
@@ -154,11 +156,11 @@ async def test_a_stream_of_a_key_ends_when_the_key_is_revoked(state: Path, file:
         Settings(state_dir=state, listen="127.0.0.1:0", http_listen="off", metrics_listen="off", bootstrap_key=file),
         backend,
     )
+    beside = open_database(app.settings)  # as `loramux keys` opens it
     try:
         await app.start()
-        assert app._store is not None
-        other = ApiKey.generate()
-        app._store.keys.create(other, "acme", [Scope.INFER])
+        other, keys = ApiKey.generate(), KeyTable(beside)
+        keys.create(other, "acme", [Scope.INFER])
         async with (
             AsyncClient(app.address, api_key=KEY.text) as one,
             AsyncClient(app.address, api_key=other.text) as two,
@@ -168,7 +170,7 @@ async def test_a_stream_of_a_key_ends_when_the_key_is_revoked(state: Path, file:
                 while len(backend.commands) < 3:
                     await backend.hanging.wait()
                     await asyncio.sleep(0.01)
-            app._store.keys.revoke(other.id)
+            keys.revoke(other.id)
             async with asyncio.timeout(2.0):
                 with pytest.raises(Unauthenticated, match="the key is not valid"):
                     await ended
@@ -176,6 +178,7 @@ async def test_a_stream_of_a_key_ends_when_the_key_is_revoked(state: Path, file:
             kept.cancel()
             await asyncio.wait((kept,))
     finally:
+        beside.close()
         await app.stop()
 
 

@@ -441,7 +441,7 @@ async def test_files_go_when_the_last_request_that_uses_them_ends(
         async with stacks.held(stack):
             pass
     assert caught.value.code is Code.NOT_FOUND
-    assert not store.blobs._held
+    assert not store.blobs.in_use(stack.entries[0].adapter.digest)
     collector.cancel()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
 import pytest
 
@@ -40,7 +41,7 @@ async def test_a_running_job_is_queued_again_and_goes_on(server: Server, monkeyp
     async with server.working():
         await server.training.waiting.wait()
         with server.store.database.write() as connection:
-            key = UsageKey(day_of(server.store.jobs._now()), "default", "acme", UsageMethod.TRAIN)
+            key = UsageKey(day_of(time.time()), "default", "acme", UsageMethod.TRAIN)
             add_usage(connection, {key: Amounts(trained_tokens=1000)})
         await server.training.gone.wait()
         waiting = await asyncio.to_thread(server.store.jobs.get, job.id)
@@ -53,9 +54,11 @@ async def test_a_running_job_is_queued_again_and_goes_on(server: Server, monkeyp
     assert "1000 tokens were trained on today, and the tenant's quota is 1000" in why[0]
 
 
-async def test_jobs_over_the_running_limit_run_one_after_the_other(server: Server) -> None:
+async def test_jobs_over_the_running_limit_run_one_after_the_other(
+    store: Store, text: TextTokenizer, info: EngineInfo
+) -> None:
+    server = Server.over(store, text, info, max_jobs=2)
     server.training.at, server.training.hang = 2, True
-    server.runner._max_jobs = 2
     await limit(server, "jobs_running", 1)
     first, second = await server.job(name="one"), await server.job(name="two")
     async with server.working():

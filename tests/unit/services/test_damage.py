@@ -252,7 +252,7 @@ async def test_field_02_a_lost_card_is_told_and_changes_no_answer(rig: Rig, harm
 @pytest.mark.parametrize("harm", few(HARMS.values()), ids=HARMS)
 async def test_field_02_a_damaged_list_of_files_is_made_again(rig: Rig, harm: Harm) -> None:
     version = await rig.upload()
-    manifest = rig.store.blobs._root / "manifests" / version.digest[:2] / version.digest  # type: ignore[attr-defined]
+    manifest = rig.store.state.path / "blobs" / "manifests" / version.digest[:2] / version.digest
     kept = manifest.read_bytes()
     harm(manifest)
     rig.store.blobs.entries.cache_clear()

@@ -271,12 +271,14 @@ async def test_an_open_server_does_not_stay_open_for_ever_without_its_database(
     assert (await refused(callers, Credentials())).reason == "IDENTITY_UNAVAILABLE"
 
 
-async def test_a_database_that_was_set_back_is_read_anew(callers: BearerAuthenticator, table: KeyTable) -> None:
+async def test_a_database_that_was_set_back_is_read_anew(
+    callers: BearerAuthenticator, store: Store, table: KeyTable
+) -> None:
     lost, kept = ApiKey.generate(), ApiKey.generate()
     for each in (kept, lost):
         table.create(each, "acme", [Scope.INFER])
     await callers.authenticate(show(lost))
-    with table._db.write() as connection:
+    with store.database.write() as connection:
         connection.exec_driver_sql("DELETE FROM api_keys WHERE id = ?", (lost.id,))
     assert (await refused(callers, show(ApiKey.generate()))).reason == "KEY_INVALID"
     assert (await refused(callers, show(lost))).reason == "KEY_INVALID"

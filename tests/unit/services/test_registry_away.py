@@ -167,8 +167,7 @@ async def test_field_c_a_runner_bears_a_database_that_is_away(
     store: Store, text: TextTokenizer, info: EngineInfo
 ) -> None:
     """Whatever fails meanwhile is one line, not one for each try; a stop is not held up, and the job goes on later."""
-    server = Server.over(store, text, info)
-    server.runner._lease_seconds = 0.3
+    server = Server.over(store, text, info, lease_seconds=0.3)
     collector = Collector(store, asyncio.Event(), retry_seconds=0.001)
     outages = server.runner._outage, collector._outage = Counted(), Counted()
     job = await server.job()
@@ -198,8 +197,7 @@ async def test_field_c_a_runner_bears_a_database_that_is_away(
 async def test_field_c_a_job_under_way_goes_on_when_the_database_is_back(
     store: Store, text: TextTokenizer, info: EngineInfo
 ) -> None:
-    server = Server.over(store, text, info)
-    server.runner._lease_seconds = 0.3
+    server = Server.over(store, text, info, lease_seconds=0.3)
     server.runner._outage = outage = Counted()
     release = asyncio.Event()
 

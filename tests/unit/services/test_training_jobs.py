@@ -62,13 +62,14 @@ class Server:
     """The runner at work."""
 
     @classmethod
-    def over(cls, store: Store, text: TextTokenizer, info: EngineInfo) -> Server:
+    def over(cls, store: Store, text: TextTokenizer, info: EngineInfo, **running: Any) -> Server:
+        """``running``: what a runner is made with."""
         backend, training, recorder = FakeBackend(info), ScriptedTraining(info), Recorder()
         backend.training = training
         board = JobBoard(store, recorder)
         context = Context(store, text, info, Limits(), backend, audit=AuditLog(store.state.path / "audit.jsonl"))
         service = TrainingService(context, board)
-        runner = JobRunner(context, board, retry_seconds=0.0001)
+        runner = JobRunner(context, board, **{"retry_seconds": 0.0001, **running})
         return cls(context, store, backend, training, service, runner, recorder)
 
     @asynccontextmanager
@@ -612,9 +613,11 @@ async def test_two_runners_share_the_queue_and_no_job(server: Server, info: Engi
     assert len(server.published()) == 6
 
 
-async def test_a_runner_stops_when_its_job_is_in_other_hands(server: Server) -> None:
+async def test_a_runner_stops_when_its_job_is_in_other_hands(
+    store: Store, text: TextTokenizer, info: EngineInfo
+) -> None:
+    server = Server.over(store, text, info, lease_seconds=0.03)
     server.training.at, server.training.hang = 2, True
-    server.runner._lease_seconds = 0.03
     job = await server.job()
     async with server.working():
         await server.training.waiting.wait()

@@ -9,6 +9,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -288,13 +289,12 @@ def test_field_c_a_server_that_never_answers_holds_nobody_for_long(monkeypatch: 
 def test_field_c_no_free_connection_is_a_database_that_is_away(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(database, "CONNECT_SECONDS", 2)
     opened = database.Database.open(url)
-    pool = opened._engine.pool
-    held = [pool.connect() for _ in range(15)]  # as where each waits for an answer
-    with pytest.raises(Error, match="no connection is free") as caught, opened.read():
-        pass
+    with ExitStack() as held:
+        for _ in range(15):  # as where each waits for an answer
+            held.enter_context(opened.read())
+        with pytest.raises(Error, match="no connection is free") as caught, opened.read():
+            pass
     assert caught.value.code is Code.UNAVAILABLE
-    for connection in held:
-        connection.close()
     with opened.read():
         pass
     opened.close()

@@ -15,10 +15,13 @@ from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExport
 from loramux_server.app.tracing import open_tracing
 from loramux_server.config import Settings, load
 from loramux_server.core.errors import Error
+from loramux_server.core.observing.observer import CallFinished
 from loramux_server.core.observing.tracing import Arrival
 from loramux_server.telemetry.tracing.exporting import open_exporter
 from loramux_server.telemetry.tracing.provider import Tracing
 from tests.collector import Collector, collecting
+
+ENDED = CallFinished("grpc", "GetServerInfo", "r1", None, "", "OK", "", 0.1)
 
 
 @pytest.fixture(autouse=True)
@@ -134,7 +137,7 @@ async def test_the_variables_alone_turn_tracing_on_and_name_the_service(
     monkeypatch.setenv("OTEL_RESOURCE_ATTRIBUTES", "deployment.environment.name=test")
     tracing = open_tracing(settings)
     assert tracing is not None
-    tracing.calls.begin(Arrival("call"), None)._span.end()  # type: ignore[attr-defined]
+    tracing.calls.begin(Arrival("call"), None).end(ENDED, {})
     await tracing.close()
     await tracing.close()
     sent = collector.one("call")
@@ -182,6 +185,6 @@ async def test_a_stop_does_not_wait_longer_for_the_collector_than_is_promised(
     monkeypatch.setattr("loramux_server.telemetry.tracing.provider.CLOSE_SECONDS", 0.1)
     collector.hold.clear()
     tracing = Tracing(collector.grpc, "auto", 1.0, "1")
-    tracing.calls.begin(Arrival("x"), None)._span.end()  # type: ignore[attr-defined]
+    tracing.calls.begin(Arrival("x"), None).end(ENDED, {})
     async with asyncio.timeout(5):
         await tracing.close()
