@@ -41,7 +41,8 @@ def publish(store: Store, name: str, root: Path) -> None:
 @contextmanager
 def away(store: Store) -> Iterator[None]:
     """The database's connections fail, as they do when its server is gone."""
-    engine = store.database._engine
+    with store.database.read() as connection:
+        engine = connection.engine
     url = engine.url.set(database="/nonexistent/folder/db")
     engine.dispose()
     original = engine.pool._creator  # type: ignore[attr-defined]

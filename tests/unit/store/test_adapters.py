@@ -255,7 +255,8 @@ def test_the_database_looks_for_a_prefix(store: Store, folder: Make) -> None:
     for name in ("b_0", "bx0", *(f"c{i}" for i in range(20)), "d.0", "dx0"):
         store.adapters.publish(name, "t", folder("same"), META)
     statements: list[str] = []
-    engine = store.database._engine
+    with store.database.read() as connection:
+        engine = connection.engine
     event.listen(engine, "before_cursor_execute", lambda *args: statements.append(args[2]))
     for prefix, expected in {"b_": ["b_0"], "d.": ["d.0"], "d": ["d.0", "dx0"], "e": [], "B": []}.items():
         statements.clear()

@@ -100,7 +100,9 @@ def test_who_follows_the_table_reads_changes_only(table: KeyTable) -> None:
 
 def test_changes_made_at_once_have_numbers_of_their_own(store: Store) -> None:
     """Two processes write; a reader that follows meanwhile misses nothing."""
-    with closing(Database.open(store.database._engine.url)) as other:
+    with store.database.read() as connection:
+        url = connection.engine.url
+    with closing(Database.open(url)) as other:
         tables = KeyTable(store.database), KeyTable(other)
         threads = [threading.Thread(target=_create, args=(tables[i % 2], 10)) for i in range(4)]
         for thread in threads:

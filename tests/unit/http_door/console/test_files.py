@@ -65,8 +65,8 @@ async def test_it_can_be_switched_off(http: Http) -> None:
         await server.stop()
 
 
-def test_the_files_are_small_and_lie_in_the_package() -> None:
-    assert sum(len(file.content) for file in ConsoleFiles()._files.values()) < MOST_BYTES
+async def test_the_files_are_small_and_lie_in_the_package(http: Http) -> None:
+    assert sum([len((await http.raw.get(path)).content) for path in ConsoleFiles()]) < MOST_BYTES
     assert files("loramux_server.http.console").joinpath("static", "index.html").is_file()
 
 
