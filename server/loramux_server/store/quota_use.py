@@ -36,10 +36,10 @@ class QuotaUse:
         self._db, self._clock = database, clock or database_clock
         self._swept: float | None = None
 
-    def exchange(self, server: str, news: News | None, since: float | None) -> Heard:
+    def reconcile(self, server: str, news: News | None, since: float | None) -> Heard:
         """Tell ``news`` of a server, if there are any, and hear of the others, in one transaction.
 
-        ``since`` is the time of the last exchange, None before the first: older levels are known.
+        ``since`` is the time of the last reconciliation, None before the first: older levels are known.
         """
         with self._open(news) as connection:
             now = self._clock(connection)

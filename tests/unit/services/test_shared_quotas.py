@@ -6,6 +6,7 @@ import asyncio
 import itertools
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from typing import cast
 
 import pytest
 import sqlalchemy as sa
@@ -19,7 +20,7 @@ from loramux_server.core.callers.quota import NO_QUOTAS, Limit, Quota, Quotas
 from loramux_server.core.callers.quota_use import Heard, News
 from loramux_server.core.errors import Code, Error
 from loramux_server.services.access.methods import METHODS
-from loramux_server.services.access.quota_follower import EXCHANGE_SECONDS, QuotaFollower
+from loramux_server.services.access.quota_follower import RECONCILE_SECONDS, QuotaFollower
 from loramux_server.services.access.quotas import QuotaMeter, Reservation
 from loramux_server.store.quota_use import LAPSE_SECONDS, QuotaUse
 from loramux_server.store.schema import quota_levels
@@ -28,7 +29,7 @@ from tests.examples import examples
 
 ACME = Principal("acme", frozenset(Scope), "k1")
 GENERATE, LIST = METHODS["loramux.v1.InferenceService/Generate"], METHODS["loramux.v1.AdapterService/ListAdapters"]
-TICK = EXCHANGE_SECONDS
+TICK = RECONCILE_SECONDS
 
 
 class Clock:
@@ -41,16 +42,16 @@ class Use(QuotaUse):
     def __init__(self, store: Store, clock: Clock) -> None:
         super().__init__(store.database, lambda _: clock.now + 1_800_000_000.0)
         self.told: list[News] = []
-        self.exchanges = 0
+        self.reconciliations = 0
         self.away = False
         self.meanwhile: Callable[[], object] = lambda: None
 
-    def exchange(self, server: str, news: News | None, since: float | None) -> Heard:
-        self.exchanges += 1
+    def reconcile(self, server: str, news: News | None, since: float | None) -> Heard:
+        self.reconciliations += 1
         self.meanwhile()
         if self.away:
             raise Error(Code.UNAVAILABLE, "connection to 10.0.0.7 refused", reason="DATABASE_UNAVAILABLE")
-        heard = super().exchange(server, news, since)
+        heard = super().reconcile(server, news, since)
         if news is not None:
             self.told.append(news)
         return heard
@@ -97,8 +98,7 @@ class Server:
         with pytest.raises(Error) as caught, self.running():
             pass
         assert caught.value.exceeded is not None
-        limit: Limit = caught.value.exceeded.limit
-        return limit
+        return cast("Limit", caught.value.exceeded.limit)
 
 
 class Site:
@@ -123,7 +123,7 @@ class Site:
             await server.tick()
 
     async def later(self, seconds: float, servers: list[Server]) -> None:
-        """Time passes, and servers exchange as often as they do."""
+        """Time passes, and servers reconcile as often as they do."""
         end = self.clock.now + seconds
         while self.clock.now < end:
             self.clock.now = min(end, self.clock.now + TICK)
@@ -314,7 +314,7 @@ async def test_nothing_is_asked_where_no_calls_are_limited(site: Site) -> None:
     site.limit(stored_bytes=5)
     one = Server(site.store, site.clock)
     await site.later(10, [one])
-    assert one.use.exchanges == 0
+    assert one.use.reconciliations == 0
 
 
 async def test_servers_that_have_nothing_new_write_nothing_but_signs_of_life(site: Site) -> None:
@@ -432,16 +432,16 @@ async def test_what_may_have_been_told_is_told_again(site: Site) -> None:
     site.limit(tokens_per_minute=600)
     one, two = servers = await site.servers()
     assert one.reserve(100)
-    exchange = one.use.exchange
+    reconcile = one.use.reconcile
 
     def broken(server: str, news: News | None, since: float | None) -> Heard:
-        exchange(server, news, since)
+        reconcile(server, news, since)
         raise Error(Code.UNAVAILABLE, "the connection broke")
 
-    one.use.exchange = broken  # type: ignore[method-assign]
+    one.use.reconcile = broken  # type: ignore[method-assign]
     await one.tick()
     assert one.used() == 100
-    one.use.exchange = exchange  # type: ignore[method-assign]
+    one.use.reconcile = reconcile  # type: ignore[method-assign]
     await site.settle(servers)
     assert [one.used(), two.used()] == [200, 200]
 
@@ -449,7 +449,7 @@ async def test_what_may_have_been_told_is_told_again(site: Site) -> None:
 STEPS = st.lists(
     st.tuples(
         st.integers(0, 2),
-        st.sampled_from(["take", "take", "end", "exchange"]),
+        st.sampled_from(["take", "take", "end", "reconcile"]),
         st.integers(0, 400),
         st.sampled_from([0.0, 0.0, 0.1, 0.9, 3.0, 20.0]),
     ),
@@ -499,8 +499,8 @@ def test_any_interleaving_is_near_one_bucket(store: Store, steps: list[tuple[int
         servers = await site.servers(3)
         reserved: list[list[tuple[Reservation, int]]] = [[], [], []]
 
-        async def exchange(index: int) -> None:
-            await servers[index].follower.exchange()
+        async def reconcile(index: int) -> None:
+            await servers[index].follower.reconcile()
             oracle.told(index)
 
         for index, action, amount, later in steps:
@@ -513,15 +513,15 @@ def test_any_interleaving_is_near_one_bucket(store: Store, steps: list[tuple[int
                 with reservation:
                     reservation.spent = min(amount, tokens)
                 oracle.take(index, reservation.spent - tokens, now)
-            elif action == "exchange":
-                await exchange(index)
+            elif action == "reconcile":
+                await reconcile(index)
             end = now + later
             while site.clock.now < end:  # nobody is silent for longer than what is summed up
                 site.clock.now = min(end, site.clock.now + 3.0)
                 for each in range(3):
-                    await exchange(each)
+                    await reconcile(each)
         for each in (0, 1, 2, 0, 1):
-            await exchange(each)
+            await reconcile(each)
         found, right = [server.used(who) for server in servers], oracle.used(site.clock.now)
         assert found == pytest.approx([found[0]] * 3, abs=ROUNDING)
         assert right - oracle.most_returned - ROUNDING <= found[0] <= right + oracle.most_taken + ROUNDING
@@ -557,7 +557,7 @@ def test_a_server_whose_peers_are_quiet_counts_as_one_alone(
                 for reservation in both.pop(0):
                     with reservation:
                         reservation.spent = amount // 4
-            elif action == "exchange":
+            elif action == "reconcile":
                 await site.settle(servers)
             site.clock.now += later
             ((mine, right),) = zip(servers[0].meter.rates(who), alone.rates(who), strict=True)

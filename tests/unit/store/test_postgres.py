@@ -367,5 +367,5 @@ async def test_quotas_outlive_a_crash_of_the_server(postgres: Postgres, store: S
     assert all(50_000 - flowed - 1000 <= tokens <= 50_000 for tokens in used()), (used(), flowed)
     await followers[0].leave()
     assert other.quota_use is not None
-    assert other.quota_use.exchange("three", None, None).servers == 1
+    assert other.quota_use.reconcile("three", None, None).servers == 1
     other.close()

@@ -24,7 +24,7 @@ log = get_logger(__name__)
 
 REFRESH_SECONDS = 1.0
 """How often a server alone asks the database."""
-EXCHANGE_SECONDS = 0.5
+RECONCILE_SECONDS = 0.5
 """How often one of several does: what happened is told in one round, and heard in the next."""
 SIGN_SECONDS = 3.0
 """How often it gives a sign of life where it has nothing to tell."""
@@ -54,14 +54,14 @@ class QuotaFollower:
         """
         while True:
             await self.step(changed)
-            await asyncio.sleep(REFRESH_SECONDS if self._alone else EXCHANGE_SECONDS)
+            await asyncio.sleep(REFRESH_SECONDS if self._alone else RECONCILE_SECONDS)
 
     async def step(self, changed: Callable[[], object]) -> None:
         """Follow once."""
         try:
             if await self.refresh():
                 changed()
-            await self.exchange()
+            await self.reconcile()
         except Error as error:
             if self._meter.now() >= self._lapses:
                 self._meter.elsewhere = {}
@@ -79,14 +79,14 @@ class QuotaFollower:
         self._revision, self._meter.quotas = revision, quotas
         return True
 
-    async def exchange(self) -> None:
+    async def reconcile(self) -> None:
         """Tell what the others have to know, and hear of them. Raises ``Error``: the next time tells it."""
         if self._use is None or not self._meter.quotas.of_calls:
             return
         was_alone = self._alone
-        await self._exchange(self._use)
+        await self._reconcile(self._use)
         if was_alone and not self._alone:  # it knows nothing yet of what was taken before it came
-            await self._exchange(self._use)
+            await self._reconcile(self._use)
 
     async def leave(self) -> None:
         """Tell what is left, and that this server stops. Without the database its calls lapse."""
@@ -95,7 +95,7 @@ class QuotaFollower:
             with suppress(Error):
                 await asyncio.to_thread(self._use.leave, self._id, News({}, taken))
 
-    async def _exchange(self, use: QuotaUse) -> None:
+    async def _reconcile(self, use: QuotaUse) -> None:
         meter, now = self._meter, self._meter.now()
         told = [] if self._alone else meter.tell()
         counts = meter.counts()
@@ -103,7 +103,7 @@ class QuotaFollower:
         changed = not self._alone and (bool(told) or counts != self._told)
         news = News(counts, tuple(each.taken for each in told)) if due or changed else None
         try:
-            heard = await asyncio.to_thread(use.exchange, self._id, news, self._heard_at)
+            heard = await asyncio.to_thread(use.reconcile, self._id, news, self._heard_at)
         except BaseException:
             # Whether it was committed is not known. Told twice, it flows back within a minute.
             meter.put_back(told)

@@ -102,10 +102,12 @@ class Use:
     def tell(self, now: float) -> Iterator[Told]:
         """What was taken since the last time, for other servers."""
         for rate, bucket in self._rates.items():
-            taken, least = bucket.sums(now)
-            if (own := bucket.tell()) is not None and (taken or least):
-                news = Taken(self.subject, rate, bucket.size, taken, least, bucket.used(now))
-                yield Told(bucket, own, news)
+            if (own := bucket.tell()) is None:
+                continue
+            known = bucket.used(now)
+            taken, least = own.sums(known, now)
+            if taken or least:
+                yield Told(bucket, own, Taken(self.subject, rate, bucket.size, taken, least, known))
 
     def hear(self, level: Level, now: float) -> None:
         """Take over what is in use over all servers."""
@@ -245,6 +247,7 @@ class QuotaMeter:
     def hear(self, levels: Iterable[Level]) -> None:
         """Take over what is in use over all servers."""
         now = self.now()
+        self._sweep(now)
         for level in levels:
             quota = self.quotas.of(level.subject)
             if quota.of(level.rate) is not None:
@@ -252,11 +255,14 @@ class QuotaMeter:
 
     def _of(self, principal: Principal, now: float) -> Iterator[Use]:
         """What the caller's tenant and key use, under the limits of now."""
+        self._sweep(now)
+        for bound in self.quotas.bounds(principal.tenant, principal.key_id):
+            yield self._use(bound.subject, bound.quota, now)
+
+    def _sweep(self, now: float) -> None:
         if now - self._swept >= SWEEP_SECONDS:
             self._swept = now
             self._uses = {subject: use for subject, use in self._uses.items() if not use.idle(now)}
-        for bound in self.quotas.bounds(principal.tenant, principal.key_id):
-            yield self._use(bound.subject, bound.quota, now)
 
     def _use(self, subject: str, quota: Quota, now: float) -> Use:
         use = self._uses.get(subject) or self._uses.setdefault(subject, Use(subject))
