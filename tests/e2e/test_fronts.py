@@ -20,7 +20,9 @@ from ssl import create_default_context
 
 import pytest
 
-from loramux import Client
+from loramux import Client, ResourceExhausted
+from loramux_server.store.database import Database
+from loramux_server.store.quotas import QuotaTable
 from tests.certificates import LOOPBACK, new_ca
 from tests.e2e.ray_servers import PROMPT, RayCluster, ray_cluster, until
 from tests.e2e.server_process import ServerProcess, free_port, kill
@@ -48,7 +50,7 @@ class Site:
     """What the servers share."""
 
     def __init__(self, home: Path, database: str, cluster: RayCluster) -> None:
-        self.home, self.cluster = home, cluster
+        self.home, self.database, self.cluster = home, database, cluster
         self.model = write_model(home / "model", "llama", max_position_embeddings=20_000)
         self.ca = new_ca()
         (home / "tls").mkdir()
@@ -142,6 +144,40 @@ def test_fronts_share_replicas_and_adapters(site: Site, fronts: dict[str, Server
         assert len(texts) == 1
         # The second front knows from the replicas' reports which one holds the adapter.
         until(lambda: [sum(each.adapters for each in client.replicas()) for client in (one, two)] == [1, 1], 20)
+
+
+def requests_left(site: Site, server: ServerProcess) -> int | None:
+    """What the headers say that callers have left of their quota, asked without using it; None: there is no quota."""
+    url = f"https://{server.http_address.removeprefix('https://')}/loramux.v1.ServerService/GetServerInfo"
+    request = urllib.request.Request(url, b"{}", {"Content-Type": "application/json"})
+    context = create_default_context(cafile=str(site.ca_file))
+    with urllib.request.urlopen(request, timeout=60, context=context) as answer:
+        found = answer.headers["x-ratelimit-remaining-requests"]
+    return None if found is None else int(found)
+
+
+def call(client: Client, times: int) -> None:
+    for _ in range(times):
+        client.adapters.list()
+
+
+def test_fronts_share_the_quota_of_a_tenant(site: Site, fronts: dict[str, ServerProcess]) -> None:
+    database = Database.open(site.database)
+    try:
+        quotas = QuotaTable(database)
+        quotas.set("*", {"requests_per_minute": 20})
+        with site.client(fronts["one"].address) as one, site.client(fronts["two"].address) as two:
+            until(lambda: [requests_left(site, front) for front in fronts.values()] == [20, 20], 20)
+            call(one, 20)
+            until(lambda: (requests_left(site, fronts["two"]) or 0) <= 5, 10)
+            with pytest.raises(ResourceExhausted) as refused:
+                call(two, 20)
+            assert refused.value.limit == "requests_per_minute"
+            assert 0 < (refused.value.retry_after or 0) <= 3
+        quotas.set("*", {"requests_per_minute": None})
+        until(lambda: [requests_left(site, front) for front in fronts.values()] == [None, None], 20)
+    finally:
+        database.close()
 
 
 def tiers(server: ServerProcess) -> dict[str, float]:

@@ -26,6 +26,7 @@ from ..services.access.access import Access
 from ..services.access.audit import CallAudit
 from ..services.access.exposure import check_metrics_listen
 from ..services.access.methods import METHODS, short_name
+from ..services.access.quota_follower import QuotaFollower
 from ..services.access.quotas import QuotaMeter
 from ..services.adapters.checked_backend import CheckedBackend
 from ..services.adapters.collector import Collector
@@ -129,6 +130,7 @@ class App:
         self._endpoint = metrics_endpoint(settings, self._metrics, certificate)
         self._store: Store | None = None
         self._identity: Identity | None = None
+        self._quotas: QuotaFollower | None = None
         self._usage: UsageRecorder | None = None
         self._jobs: asyncio.Task[None] | None = None
         self._background: list[asyncio.Task[None]] = []
@@ -179,7 +181,8 @@ class App:
         identity.keys.on_revoked = self._end_calls
         if self._endpoint is not None:
             self._endpoint.start()
-        await self._meter.refresh(store.quotas)
+        self._quotas = quotas = QuotaFollower(self._meter, store.quotas, store.quota_use)
+        await quotas.refresh()
         for door in self.doors:
             await door.start()
         self.availability.readiness = Readiness.LOADING
@@ -227,6 +230,9 @@ class App:
         self._request_log.close()
         if self._audit is not None and self._store is not None:
             await self._audit.close()
+        quotas, self._quotas = self._quotas, None
+        if quotas is not None:
+            await quotas.leave()
         usage, self._usage = self._usage, None
         if usage is not None:
             await usage.close()
@@ -335,11 +341,12 @@ class App:
         if interrupted := await runner.recover():
             self._say.progress(f"resuming {interrupted} interrupted training job(s)")
         metrics.seed_jobs(await asyncio.to_thread(store.jobs.counts))
+        assert self._quotas is not None
         self._jobs = _task("jobs", runner.run())
         self._background += [
             _task("collector", Collector(store, context.unused).run()),
             _task("uploads", services.uploads.run()),
-            _task("quotas", self._meter.follow(store.quotas, board.queued.set)),
+            _task("quotas", self._quotas.run(board.queued.set)),
             _task("memory", self._memory_watch.run()),
             _task("usage", usage.follow(self.settings.usage_flush_seconds)),
         ]
@@ -395,7 +402,7 @@ def _report_defect(task: asyncio.Task[None]) -> None:
             "jobs": "training jobs are run",
             "collector": "unused files are removed",
             "uploads": "uploads expire",
-            "quotas": "quotas change",
+            "quotas": "quotas are followed",
             "memory": "memory is watched",
             "usage": "usage is written",
         }[task.get_name()]

@@ -25,7 +25,7 @@ from sqlalchemy import (
 from ..core.callers.usage import AMOUNTS
 from .portable_json import MetricsJSON
 
-REVISION = "0013"
+REVISION = "0014"
 """The newest migration: what a database must be at for this code."""
 
 metadata = MetaData(
@@ -191,6 +191,23 @@ quotas = Table(
     Column("subject", String(80), primary_key=True),  # "*", "tenant:NAME" or "key:ID"
     Column("revision", Integer, nullable=False, unique=True),  # rises with every change of any row
     Column("limits", JSON, nullable=False),  # a Quota
+)
+
+quota_levels = Table(
+    "quota_levels",
+    metadata,
+    Column("subject", String(80), primary_key=True),  # "tenant:NAME" or "key:ID"
+    Column("rate", String(32), primary_key=True),  # a limit of a minute
+    Column("used", Float, nullable=False),  # and not flowed back at the time
+    Column("at", Float, nullable=False),  # by the database's clock
+)
+
+quota_servers = Table(
+    "quota_servers",
+    metadata,
+    Column("id", String(32), primary_key=True),  # one life of a server's process
+    Column("at", Float, nullable=False),  # when it was heard of last, by the database's clock
+    Column("counts", JSON, nullable=False),  # subject -> calls that run, calls that wait
 )
 
 usage = Table(

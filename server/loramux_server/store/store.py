@@ -22,6 +22,7 @@ from .datasets import DatasetTable
 from .jobs.events import MOST_EVENTS
 from .jobs.table import REPLACED, JobTable, new_job_id
 from .keys import KeyTable
+from .quota_use import QuotaUse
 from .quotas import QuotaTable
 from .records import AdapterMeta, JobRecord, VersionRecord
 from .state_dir import StateDir
@@ -44,6 +45,7 @@ class Store:
         blobs: BlobStore,
         now: Callable[[], float],
         job_events: int = MOST_EVENTS,
+        shared: bool = False,
     ) -> None:
         self.state = state
         self.database = database
@@ -55,6 +57,8 @@ class Store:
         self.jobs = JobTable(database, now, job_events)
         self.keys = KeyTable(database, now)
         self.quotas = QuotaTable(database, now)
+        self.quota_use = QuotaUse(database) if shared else None
+        """None: no other server can be at the database."""
         self.usage = UsageTable(database, now)
 
     @classmethod
@@ -84,7 +88,7 @@ class Store:
             database = Database.open(database_url or sqlite_url(state.db))
             try:
                 blobs = blobs_of(state, database.identity, blobs_url, cache_bytes, engine_here)
-                return cls(state, database, blobs, now, job_events)
+                return cls(state, database, blobs, now, job_events, shared=database_url is not None)
             except BaseException:
                 database.close()
                 raise

@@ -12,6 +12,7 @@ from loramux_server.core.callers.principal import LOCAL
 from loramux_server.core.callers.quota import Limit
 from loramux_server.core.callers.usage import Amounts, UsageKey, UsageMethod, day_of
 from loramux_server.core.jobs import JobState
+from loramux_server.services.access.quota_follower import QuotaFollower
 from loramux_server.services.jobs.running import daily_tokens
 from loramux_server.store.store import Store
 from loramux_server.store.usage import add_usage
@@ -29,7 +30,7 @@ def server(store: Store, text: TextTokenizer, info: EngineInfo) -> Server:
 async def limit(server: Server, name: Limit, value: int | None) -> None:
     """As the command and the app do."""
     await asyncio.to_thread(server.store.quotas.set, "tenant:default", {name: value})
-    await server.context.meter.refresh(server.store.quotas)
+    await QuotaFollower(server.context.meter, server.store.quotas, None).refresh()
     server.runner.board.queued.set()
 
 

@@ -13,8 +13,10 @@ from loramux_server.core.callers.principal import Principal, Scope
 from loramux_server.core.callers.quota import LIMITS, Quota, Quotas
 from loramux_server.core.errors import Code, Error
 from loramux_server.core.types import SamplingParams
+from loramux_server.services.access.buckets import Bucket
 from loramux_server.services.access.methods import METHODS, Method
-from loramux_server.services.access.quotas import SWEEP_SECONDS, Bucket, QuotaMeter
+from loramux_server.services.access.quota_follower import QuotaFollower
+from loramux_server.services.access.quotas import SWEEP_SECONDS, QuotaMeter
 from loramux_server.services.common.context import Context
 from loramux_server.services.inference.service import GenerationService
 from loramux_server.services.inference.types import GenerateRequest, ScoreRequest
@@ -177,7 +179,7 @@ def test_no_order_of_requests_gets_more_than_two_minutes_worth_in_one(steps: lis
     now, bucket, taken = 0.0, Bucket(600, 0.0), list[tuple[float, int]]()
     for amount, later, _ in steps:
         if bucket.wait(amount, now) == 0:
-            bucket.add(-amount, now)
+            bucket.take(amount, now)
             taken.append((now, amount))
         else:
             then = now + bucket.wait(amount, now)
@@ -201,10 +203,11 @@ def test_tenants_that_are_idle_are_forgotten() -> None:
 
 async def test_limits_follow_the_database(store: Store) -> None:
     quotas = QuotaMeter()
+    follower = QuotaFollower(quotas, store.quotas, store.quota_use)
     store.quotas.set("*", {"concurrent": 0})
-    assert await quotas.refresh(store.quotas)
+    assert await follower.refresh()
     refused(quotas)
-    assert not await quotas.refresh(store.quotas)
+    assert not await follower.refresh()
 
 
 def request(max_tokens: int = 8, n: int = 1, **given: object) -> GenerateRequest:

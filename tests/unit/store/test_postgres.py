@@ -26,6 +26,8 @@ from loramux_server.core.jobs import JobRequest, JobState, TrainEvent, TrainEven
 from loramux_server.core.observing.observer import RequestFinished
 from loramux_server.core.types import BASE, StackItem
 from loramux_server.services.access.keys import KeyRing
+from loramux_server.services.access.quota_follower import QuotaFollower
+from loramux_server.services.access.quotas import QuotaMeter
 from loramux_server.services.access.refusals import Refused
 from loramux_server.services.common.stacks import StackResolver
 from loramux_server.services.usage.recorder import UsageRecorder
@@ -38,7 +40,10 @@ from loramux_server.store.store import Store
 from loramux_server.store.usage import UsageTable
 from tests.adapter_files import folder_of
 from tests.postgres import BIN, MISSING, Postgres, open_postgres
-from tests.unit.store import test_keys, test_quotas, test_sharing, test_usage
+from tests.unit.services import test_shared_quotas
+from tests.unit.services.test_shared_quotas import ACME, site  # noqa: F401 - a fixture
+from tests.unit.store import test_keys, test_quota_use, test_quotas, test_sharing, test_usage
+from tests.unit.store.test_quota_use import clock, use  # noqa: F401 - fixtures
 
 Make = Callable[[str], Path]
 META = AdapterMeta(4, 8.0, metrics={"loss": math.nan, "worst": -math.inf, "best": 0.5})
@@ -81,7 +86,7 @@ def usage(store: Store) -> UsageTable:
 
 
 # What holds of keys, quotas, shared adapters and usage in SQLite holds here: the same tests, over this module's store.
-for _module in (test_keys, test_quotas, test_sharing, test_usage):
+for _module in (test_keys, test_quota_use, test_quotas, test_shared_quotas, test_sharing, test_usage):
     globals().update({name: test for name, test in vars(_module).items() if name.startswith("test_")})
 
 
@@ -327,3 +332,40 @@ async def test_usage_waits_while_the_server_is_away_and_is_added_once(postgres: 
     for recorder in recorders:
         await recorder.close()
     assert test_usage.totals(test_usage.rows(store.usage)) == Amounts(120, 1200, 480, 360)
+
+
+async def test_quotas_outlive_a_crash_of_the_server(postgres: Postgres, store: Store, url: str, tmp_path: Path) -> None:
+    """With its clock, and with levels that it keeps no log of: who knows them tells them again."""
+    other = await asyncio.to_thread(Store.open, tmp_path / "other", url)
+    meters = [QuotaMeter(), QuotaMeter()]
+    followers = [
+        QuotaFollower(meter, mine.quotas, mine.quota_use) for meter, mine in zip(meters, (store, other), strict=True)
+    ]
+    store.quotas.set("*", {"tokens_per_minute": 60_000, "concurrent": 3})
+
+    async def settle() -> None:
+        for follower in (*followers, *followers):
+            await follower.step(lambda: None)
+
+    def used() -> list[float]:
+        return [rate.seconds * 1000 for meter in meters for rate in meter.rates(ACME)]
+
+    began = time.monotonic()
+    await settle()
+    assert meters[0].reserve(ACME, 20_000)
+    await settle()
+    await asyncio.to_thread(postgres.stop)
+    try:
+        await settle()
+        assert all(10_000 < tokens <= 20_000 for tokens in used())
+        assert meters[1].reserve(ACME, 30_000)
+    finally:
+        await asyncio.to_thread(postgres.start)
+    await settle()
+    await settle()
+    flowed = 1000 * (time.monotonic() - began)
+    assert all(50_000 - flowed - 1000 <= tokens <= 50_000 for tokens in used()), (used(), flowed)
+    await followers[0].leave()
+    assert other.quota_use is not None
+    assert other.quota_use.reconcile("three", None, None).servers == 1
+    other.close()

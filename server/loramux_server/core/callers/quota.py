@@ -86,6 +86,16 @@ class Quotas:
         """The limits of a tenant: its own, else those of every tenant."""
         return self.by_subject.get(tenant_subject(tenant), _NONE).over(self.by_subject.get(EVERYBODY, _NONE))
 
+    def of(self, subject: str) -> Quota:
+        """The limits of a subject that calls are counted for: ``tenant:NAME`` or ``key:ID``."""
+        kind, _, name = subject.partition(":")
+        return self.tenant(name) if kind == "tenant" else self.by_subject.get(subject, _NONE)
+
+    @property
+    def of_calls(self) -> bool:
+        """Whether there is a limit of calls, whoever has it."""
+        return any(not OF_CALLS.isdisjoint(quota.limits) for quota in self.by_subject.values())
+
     def bounds(self, tenant: str, key_id: str = "") -> tuple[Bound, ...]:
         """All that hold for a caller. They are counted each on its own, so the strictest decides."""
         found = [Bound(tenant_subject(tenant), self.tenant(tenant))]

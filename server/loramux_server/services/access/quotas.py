@@ -1,68 +1,29 @@
 """What callers use, counted against their quotas: calls and tokens of a minute, what is answered and what waits.
 
-Each server counts its own. Rates are token buckets: what a limit grants flows back evenly, a minute's worth at most,
-so a caller that waits the seconds it is told gets in, and no minute begins with a stampede.
+Everything is decided here, in memory. What servers of one database tell each other (``quota_follower.py``) changes
+what is known to be in use.
 """
 
 from __future__ import annotations
 
-import asyncio
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Self
+from typing import NamedTuple, Self
 
 from ...core.callers.principal import Principal
 from ...core.callers.quota import NO_QUOTAS, Limit, Quota, exceeded
-from ...core.errors import Error
-from ...core.observing.outage import Outage
-from ...store.quotas import QuotaTable
-from ...telemetry.logs import get_logger
+from ...core.callers.quota_use import Counts, Level, Taken
+from .buckets import Own, SharedBucket
 from .methods import Method
 
-log = get_logger(__name__)
-
-REFRESH_SECONDS = 1.0
-"""How often a server looks whether limits were changed."""
 SWEEP_SECONDS = 60.0
 """How often callers are forgotten that have nothing running and all of their minute left."""
 RETRY_SECONDS = 1.0
 """What a caller is told to wait where something running must end first."""
-
-
-class Bucket:
-    """What is left of a rate. Time is seconds on a monotonic clock."""
-
-    def __init__(self, per_minute: int, now: float) -> None:
-        self.size = per_minute
-        self._level, self._at = float(per_minute), now
-
-    def used(self, now: float) -> float:
-        """What is taken and has not flowed back."""
-        return self.size - self._flow(now)
-
-    def wait(self, amount: int, now: float) -> float:
-        """Seconds until ``amount`` can be taken; 0: now."""
-        missing = amount - self._flow(now)
-        return missing * 60.0 / max(self.size, 1) if missing > 1e-9 else 0.0
-
-    def add(self, amount: float, now: float) -> None:
-        """Take (below 0) or give back an amount."""
-        self._level = min(self._flow(now) + amount, float(self.size))
-
-    def resize(self, per_minute: int, now: float) -> None:
-        """Another limit from now on; what is used stays used."""
-        left = self._flow(now) + per_minute - self.size
-        self.size = per_minute
-        self._level = min(left, float(per_minute))
-
-    def _flow(self, now: float) -> float:
-        self._level = min(self._level + (now - self._at) * self.size / 60.0, float(self.size))
-        self._at = now
-        return self._level
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +38,14 @@ class Rate:
     """Until all of it is back."""
 
 
+class Told(NamedTuple):
+    """What was taken from a bucket, as it is told to other servers."""
+
+    bucket: SharedBucket
+    own: Own
+    taken: Taken
+
+
 class Use:
     """What one subject, a tenant or a key, uses now."""
 
@@ -84,7 +53,7 @@ class Use:
         self.subject = subject
         self.quota = Quota()
         self.running = self.waiting = 0
-        self._rates: dict[Limit, Bucket] = {}
+        self._rates: dict[Limit, SharedBucket] = {}
 
     def limit(self, quota: Quota, now: float) -> None:
         """Take over the limits of now."""
@@ -96,7 +65,7 @@ class Use:
             if per_minute is None:
                 self._rates.pop(limit, None)
             elif bucket is None:
-                self._rates[limit] = Bucket(per_minute, now)
+                self._rates[limit] = SharedBucket(per_minute, now)
             else:
                 bucket.resize(per_minute, now)
 
@@ -113,10 +82,10 @@ class Use:
         if allowed is not None and used >= allowed:
             raise exceeded(self.subject, limit, allowed, used, retry_after=RETRY_SECONDS)
 
-    def add(self, limit: Limit, amount: float, now: float) -> None:
-        """Take from a rate (below 0), or give back."""
+    def take(self, limit: Limit, amount: float, now: float) -> None:
+        """Take from a rate, or give back (below 0)."""
         if (bucket := self._rates.get(limit)) is not None:
-            bucket.add(amount, now)
+            bucket.take(amount, now)
 
     def rate(self, limit: Limit, now: float) -> Rate | None:
         """What is left of a rate; None: it is not limited."""
@@ -128,7 +97,22 @@ class Use:
 
     def idle(self, now: float) -> bool:
         """Whether nothing would be lost by forgetting it."""
-        return not self.running and all(bucket.used(now) <= 0 for bucket in self._rates.values())
+        return not self.running and all(bucket.idle(now) for bucket in self._rates.values())
+
+    def tell(self, now: float) -> Iterator[Told]:
+        """What was taken since the last time, for other servers."""
+        for rate, bucket in self._rates.items():
+            if (own := bucket.tell()) is None:
+                continue
+            known = bucket.used(now)
+            taken, least = own.sums(known, now)
+            if taken or least:
+                yield Told(bucket, own, Taken(self.subject, rate, bucket.size, taken, least, known))
+
+    def hear(self, level: Level, now: float) -> None:
+        """Take over what is in use over all servers."""
+        if (bucket := self._rates.get(level.rate)) is not None:
+            bucket.hear(max(0.0, level.used - level.age * bucket.size / 60.0), now)
 
 
 class Admission:
@@ -184,7 +168,7 @@ class Reservation:
     ) -> None:
         uses, self._uses = self._uses, ()
         for use in uses:
-            use.add("tokens_per_minute", self._tokens - self.spent, self._clock())
+            use.take("tokens_per_minute", self.spent - self._tokens, self._clock())
 
 
 class QuotaMeter:
@@ -193,40 +177,45 @@ class QuotaMeter:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.quotas = NO_QUOTAS
         """The limits of now."""
+        self.elsewhere: Mapping[str, Counts] = {}
+        """Calls of subjects at other servers."""
         self._clock = clock
         self._uses: dict[str, Use] = {}
         self._swept = clock()
-        self._revision = -1
-        self._outage = Outage()
+
+    def now(self) -> float:
+        """Seconds on a monotonic clock."""
+        return self._clock()
 
     def admit(self, principal: Principal, method: Method) -> Admission:
         """Count a call; RESOURCE_EXHAUSTED, nothing counted, where a limit of its tenant or key is reached."""
         if not method.counted:
             return Admission(())
-        now = self._clock()
+        now = self.now()
         uses = tuple(self._of(principal, now))
         for use in uses:
             use.check_rate("requests_per_minute", 1, now)
             if method.generates:
-                use.check_count("concurrent", use.running)
-                use.check_count("queued", use.waiting)
+                others = self.elsewhere.get(use.subject, _NONE)
+                use.check_count("concurrent", use.running + others.running)
+                use.check_count("queued", use.waiting + others.waiting)
         for use in uses:
-            use.add("requests_per_minute", -1, now)
+            use.take("requests_per_minute", 1, now)
         return Admission(uses if method.generates else ())
 
     def reserve(self, principal: Principal, tokens: int) -> Reservation:
         """Take the most tokens that a request can need; RESOURCE_EXHAUSTED, nothing taken, where that is too many."""
-        now = self._clock()
+        now = self.now()
         uses = tuple(self._of(principal, now))
         for use in uses:
             use.check_rate("tokens_per_minute", tokens, now)
         for use in uses:
-            use.add("tokens_per_minute", -tokens, now)
-        return Reservation(uses, tokens, self._clock)
+            use.take("tokens_per_minute", tokens, now)
+        return Reservation(uses, tokens, self.now)
 
     def rates(self, principal: Principal) -> list[Rate]:
         """What a caller has left of each rate that is limited for it."""
-        now = self._clock()
+        now = self.now()
         uses = tuple(self._of(principal, now))
         found = ([rate for use in uses if (rate := use.rate(limit, now)) is not None] for limit in _RATES)
         return [min(rates, key=lambda rate: rate.left) for rates in found if rates]
@@ -236,40 +225,50 @@ class QuotaMeter:
         """Tenants and keys of whom something is remembered."""
         return len(self._uses)
 
-    async def refresh(self, table: QuotaTable) -> bool:
-        """Read the limits anew; gives whether any has changed."""
-        revision, quotas = await asyncio.to_thread(table.changed, self._revision)
-        if revision == self._revision:
-            return False
-        self._revision, self.quotas = revision, quotas
-        return True
+    def counts(self) -> dict[str, Counts]:
+        """The calls of each subject with a limit of them."""
+        return {
+            use.subject: Counts(use.running, use.waiting)
+            for use in self._uses.values()
+            if use.running and (use.quota.concurrent is not None or use.quota.queued is not None)
+        }
 
-    async def follow(self, table: QuotaTable, changed: Callable[[], object]) -> None:
-        """Keep the limits up to date until cancelled, calling ``changed`` after each change.
+    def tell(self) -> list[Told]:
+        """What was taken since the last time, for the others."""
+        now = self.now()
+        return [told for use in self._uses.values() for told in use.tell(now)]
 
-        While the database is away those that were last read hold.
-        """
-        while True:
-            await asyncio.sleep(REFRESH_SECONDS)
-            try:
-                if await self.refresh(table):
-                    changed()
-            except Error as error:
-                if self._outage.failed():
-                    log.error("quotas not read, the last ones hold", error=error.message)
-                continue
-            if (seconds := self._outage.over()) is not None:
-                log.warning("quotas read again", after_seconds=round(seconds, 1))
+    def put_back(self, told: Iterable[Told]) -> None:
+        """What :meth:`tell` gave could not be told: it is with what comes next."""
+        now = self.now()
+        for each in told:
+            each.bucket.put_back(each.own, now)
+
+    def hear(self, levels: Iterable[Level]) -> None:
+        """Take over what is in use over all servers."""
+        now = self.now()
+        self._sweep(now)
+        for level in levels:
+            quota = self.quotas.of(level.subject)
+            if quota.of(level.rate) is not None:
+                self._use(level.subject, quota, now).hear(level, now)
 
     def _of(self, principal: Principal, now: float) -> Iterator[Use]:
         """What the caller's tenant and key use, under the limits of now."""
+        self._sweep(now)
+        for bound in self.quotas.bounds(principal.tenant, principal.key_id):
+            yield self._use(bound.subject, bound.quota, now)
+
+    def _sweep(self, now: float) -> None:
         if now - self._swept >= SWEEP_SECONDS:
             self._swept = now
             self._uses = {subject: use for subject, use in self._uses.items() if not use.idle(now)}
-        for bound in self.quotas.bounds(principal.tenant, principal.key_id):
-            use = self._uses.get(bound.subject) or self._uses.setdefault(bound.subject, Use(bound.subject))
-            use.limit(bound.quota, now)
-            yield use
+
+    def _use(self, subject: str, quota: Quota, now: float) -> Use:
+        use = self._uses.get(subject) or self._uses.setdefault(subject, Use(subject))
+        use.limit(quota, now)
+        return use
 
 
+_NONE = Counts()
 _RATES: tuple[Limit, ...] = ("requests_per_minute", "tokens_per_minute")
