@@ -82,18 +82,24 @@ class RayCluster:
     """What the environment of its users must have."""
     node: subprocess.Popen[bytes]
 
+    @property
+    def port(self) -> int:
+        return int(self.address.rpartition(":")[2])
+
     def processes(self, title: str) -> list[int]:
         """Process ids of those below the node whose title begins so, such as ``ray::ServeReplica``."""
         return [pid for pid, args in processes_below(self.node.pid).items() if args.startswith(title)]
 
 
 @contextmanager
-def ray_cluster(home: Path, processors: int, hidden: Path | None = None) -> Iterator[RayCluster]:
+def ray_cluster(
+    home: Path, processors: int, hidden: Path | None = None, port: int | None = None
+) -> Iterator[RayCluster]:
     """A cluster as an operator starts it, with ``ray start``, and room for so many replicas. It is ended after.
 
-    To its processes the folder ``hidden`` is empty, as on another host.
+    To its processes the folder ``hidden`` is empty, as on another host. ``port``: of its head; None: any.
     """
-    port = free_port()
+    port = port or free_port()
     variables = {
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
