@@ -177,7 +177,7 @@ def test_a_revoked_key_opens_no_front(site: Site, fronts: dict[str, ServerProces
         site.keys.revoke(key.id)
         for client in (one, two):
             # Documented as 2 s, where processors have time.
-            becomes("UNAUTHENTICATED", lambda client=client: refusal(client), within=4.0)  # type: ignore[misc]
+            becomes("KEY_INVALID", lambda client=client: refusal(client), within=4.0)  # type: ignore[misc]
         for stream in streams:
             with pytest.raises(Unauthenticated):
                 for _ in stream:

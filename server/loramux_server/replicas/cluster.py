@@ -21,6 +21,7 @@ from ..host.resources import usable_cpus
 from .failures import ray_unavailable
 from .files.own import OwnFiles
 from .fronts import FRONT_SECONDS
+from .head import wait_for_head
 from .installed import ray_missing
 from .routing.fleet import REPORT_SECONDS
 from .turns import turn
@@ -145,6 +146,7 @@ class Cluster:
         # What replicas write comes to this process's standard error.
         common = {"log_to_driver": True, "logging_level": logging.ERROR}
         if self._settings.address:
+            wait_for_head(self._settings.address)
             ray.init(address=self._settings.address, **common)
             return
         # Without "local" it would join whatever cluster runs on this host.

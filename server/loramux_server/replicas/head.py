@@ -6,15 +6,18 @@ without a word to anybody, a process whose cluster has had no head for a minute.
 
 from __future__ import annotations
 
-import logging
 import os
+import socket
 import time
 from collections.abc import Callable
 from threading import Event, Thread
 
-log = logging.getLogger(__name__)
+from .failures import ray_unavailable
 
-ASK_SECONDS = 1.0
+JOIN_SECONDS = 30.0
+"""How long a server that starts waits for a cluster."""
+POLL_SECONDS = 0.2
+ASK_SECONDS = 2.0
 SILENT_SECONDS = 8.0
 """From then on replicas must speak for themselves."""
 PATIENCE_VARIABLE = "RAY_gcs_rpc_server_reconnect_timeout_s"
@@ -24,6 +27,27 @@ PATIENCE_VARIABLE = "RAY_gcs_rpc_server_reconnect_timeout_s"
 def bearable_seconds() -> float:
     """How long the head may be away before the server ends: well before Ray would end it."""
     return 0.75 * float(os.environ.get(PATIENCE_VARIABLE, 60))
+
+
+def wait_for_head(address: str, seconds: float = JOIN_SECONDS) -> None:
+    """Return once something listens at ``host:port``; any other address is Ray's to understand.
+
+    Raises UNAVAILABLE when nothing does in time: Ray itself would try for minutes.
+    """
+    host, colon, port = address.rpartition(":")
+    if not colon or "//" in host or not port.isdecimal():
+        return
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), max(1.0, seconds)).close()
+            return
+        except OSError as error:
+            if time.monotonic() > deadline:
+                raise ray_unavailable(
+                    f"there is no head of a cluster at {address} ({error.strerror or error})"
+                ) from None
+        time.sleep(POLL_SECONDS)
 
 
 class Head:

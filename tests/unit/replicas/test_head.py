@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import socket
 from threading import Event
 
 import pytest
 
+from loramux_server.core.errors import Code, Error
 from loramux_server.replicas import head as module
-from loramux_server.replicas.head import PATIENCE_VARIABLE, Head, bearable_seconds
+from loramux_server.replicas.head import PATIENCE_VARIABLE, Head, bearable_seconds, wait_for_head
 
 
 class Clock:
@@ -65,3 +67,14 @@ def test_the_server_gives_up_before_ray_ends_it(monkeypatch: pytest.MonkeyPatch)
     assert 30 <= bearable_seconds() < 60
     monkeypatch.setenv(PATIENCE_VARIABLE, "600")
     assert 300 <= bearable_seconds() < 600
+
+
+def test_an_address_where_nobody_listens_is_refused_soon() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        address = "{}:{}".format(*listener.getsockname())
+        wait_for_head(address, 60)
+    with pytest.raises(Error, match="there is no head at 127") as error:
+        wait_for_head(address, 0)
+    assert (error.value.code, error.value.reason) == (Code.UNAVAILABLE, "RAY_UNAVAILABLE")
+    for ours in ("auto", "ray://10.0.0.1:10001"):
+        wait_for_head(ours, 0)
