@@ -50,15 +50,17 @@ def test_a_server_without_a_head_says_so_and_ends(tmp_path: Path) -> None:
                         client.generate(PROMPT, max_tokens=max_tokens, ignore_eos=True, timeout=300)
                     return error.value.reason, time.monotonic() - began
 
+                # The client asks once more where it is told that it may.
+                reasons = {"REPLICA_LOST", "ENGINE_RESTARTING", "RAY_UNAVAILABLE"}
                 running = callers.submit(fail, LONG // 2)
                 until(lambda: any(replica.requests_running for replica in client.replicas()))
                 kill_all(cluster)
                 coming = callers.submit(fail, 4)
                 for call in (running, coming):
                     reason, seconds = call.result(BOUND)
-                    assert reason == "REPLICA_LOST", (reason, seconds)
+                    assert reason in reasons, (reason, seconds)
                 until(lambda: client.health() == "NOT_SERVING", 20)
-                assert fail(4)[0] in ("ENGINE_RESTARTING", "RAY_UNAVAILABLE")
+                assert fail(4)[0] in reasons
             assert server.finish(90) == 1, "\n".join(server.lines)
             assert any(line.startswith("loramux: Ray does not run the replicas") for line in server.lines), server.lines
         finally:

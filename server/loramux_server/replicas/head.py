@@ -44,9 +44,7 @@ def wait_for_head(address: str, seconds: float = JOIN_SECONDS) -> None:
             return
         except OSError as error:
             if time.monotonic() > deadline:
-                raise ray_unavailable(
-                    f"there is no head of a cluster at {address} ({error.strerror or error})"
-                ) from None
+                raise ray_unavailable(f"there is no head at {address} ({error.strerror or error})") from None
         time.sleep(POLL_SECONDS)
 
 
