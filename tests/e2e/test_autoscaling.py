@@ -25,23 +25,25 @@ FLAGS = (
     *("--backend", "ray", "--autoscale", "1..2", "--max-running", "4"),
     *("--autoscale-up-seconds", "1", "--autoscale-down-seconds", "1", "--drain-timeout", "2"),
 )
+START_SECONDS = 400
+"""A replica that starts beside others' work, at most."""
 FAST = {"RAY_SERVE_HANDLE_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "1"}
 
 
 def test_replicas_follow_the_load(tmp_path: Path) -> None:
-    """Six streams make a second replica start, two make it end; a stream there finishes, or fails with the reason."""
+    """Many callers make a second replica start, few make it end; a stream there finishes, or fails with a reason."""
     model = write_model(tmp_path / "model", "llama", max_position_embeddings=LONG)
     server = start(model, tmp_path, *FLAGS, variables=FAST)
     many, few = Event(), Event()
     try:
         with Client(server.address) as client, ThreadPoolExecutor(6) as callers:
 
-            def ask(stop: Event) -> list[str]:
+            def ask(stop: Event, tokens: int) -> list[str]:
                 """How streams ended, one after the other, until they are to stop."""
                 ends = []
                 while not stop.is_set():
                     try:
-                        with client.stream(PROMPT, max_tokens=LONG // 2, ignore_eos=True) as chunks:
+                        with client.stream(PROMPT, max_tokens=tokens, ignore_eos=True) as chunks:
                             for _ in chunks:
                                 if stop.is_set():
                                     break
@@ -54,11 +56,12 @@ def test_replicas_follow_the_load(tmp_path: Path) -> None:
             def states() -> list[str]:
                 return [replica.state for replica in client.replicas()]
 
-            asked = [callers.submit(ask, stop) for stop in (few, few, many, many, many, many)]
+            assert states() == ["ready"]
+            asked = [callers.submit(ask, many, 100) for _ in range(4)]
             try:
-                assert states() == ["ready"]
-                until(lambda: states() == ["ready", "ready"])
+                until(lambda: states() == ["ready", "ready"], START_SECONDS)
                 until(lambda: all(replica.requests_running for replica in client.replicas()))
+                asked += [callers.submit(ask, few, LONG // 2) for _ in range(2)]
                 many.set()
                 until(lambda: states() == ["ready"])
                 assert client.generate(PROMPT, max_tokens=4, ignore_eos=True).usage.completion_tokens == 4
