@@ -70,6 +70,7 @@ def test_replicas_follow_the_load(tmp_path: Path) -> None:
                 few.set()
             ends = [end for call in asked for end in call.result()]
             assert set(ends) <= {"length", "REPLICA_LOST"}, ends
+            print("streams ended:", ends)
             assert client.health() == "SERVING"
     finally:
         kill(server)

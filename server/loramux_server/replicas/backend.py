@@ -37,10 +37,10 @@ from .failures import error_of, lost, none_ready, ray_unavailable
 from .files.front import FrontFiles
 from .files.own import Crossing
 from .fronts import front_id
-from .head import ASK_SECONDS, SILENT_SECONDS, Head, bearable_seconds
 from .routing.affinity import Work
 from .routing.fleet import close_fleet, open_fleet
 from .totals import total
+from .watch import ClusterWatch
 
 log = logging.getLogger(__name__)
 
@@ -66,11 +66,11 @@ class RayLink:
         # Ray's processes end with the thread that started them.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="ray")
         self._keeping: asyncio.Task[None] | None = None
-        self._head = Head(self._cluster.check)
-        self._watching: asyncio.Task[None] | None = None
         self._closing = False
         loop = asyncio.get_running_loop()
         self.fleet = open_fleet(self._application, lambda: loop.call_soon_threadsafe(self._changed))
+        self._watch = ClusterWatch(self._cluster, lambda: self.fleet.accepting)
+        self._watching: asyncio.Task[None] | None = None
         self.joined: Callable[[set[str]], None] = lambda _: None
         """Called with the replicas that have come."""
         self._known: frozenset[str] = frozenset()
@@ -97,8 +97,7 @@ class RayLink:
         if self._files is not None:
             digest = await self._handle.texts.remote(Work("texts"))
             info = await asyncio.to_thread(self._files.with_texts, info, digest)
-        self._head.start()
-        self._watching = asyncio.create_task(self._watch_head(), name="ray-head")
+        self._watching = asyncio.create_task(self._follow_cluster(), name="ray-cluster")
         client.report(EngineState(EnginePhase.READY))
         return info
 
@@ -126,13 +125,13 @@ class RayLink:
 
     async def close(self) -> None:
         self._closing = True
-        self._head.stop()
+        self._watch.stop()
         for task in (self._keeping, self._watching):
             if task is not None:
                 task.cancel()
         for call in list(self._calls.values()):
             call.cancel()
-        headless = self._head.silent_seconds > SILENT_SECONDS
+        headless = self._watch.headless
         if self._calls and not headless:
             await asyncio.wait(list(self._calls.values()))
         last = await self._leave()
@@ -201,6 +200,11 @@ class RayLink:
             self._client.deliver(found)
         return last
 
+    def _fail_calls(self, error: Error) -> None:
+        for id, call in list(self._calls.items()):
+            self._fail(id, error)
+            call.cancel()
+
     def _fail(self, id: str, error: Error) -> None:
         assert self._client is not None
         self._client.deliver([Output(id, failure=Failure.of(error), done=True)])
@@ -223,18 +227,12 @@ class RayLink:
             await self._tell_all("keep")
             await asyncio.sleep(KEEP_SECONDS)
 
-    async def _watch_head(self) -> None:
-        """While the cluster's head is away, find out which replicas are gone; give up before Ray ends this process."""
-        most = bearable_seconds()
-        while (silent := self._head.silent_seconds) < most:
-            if silent > SILENT_SECONDS:
-                await self._drop_silent()
-            await asyncio.sleep(ASK_SECONDS)
+    async def _follow_cluster(self) -> None:
+        """Fail everything once only another start of the server can help."""
+        why = await self._watch.lost(self._drop_silent)
+        error = ray_unavailable(f"{why}; the server ends, and must be started again")
+        self._fail_calls(error)
         assert self._client is not None
-        error = ray_unavailable(f"for {silent:.0f} s, {self._head.fault}; the server ends, and must be started again")
-        for id, call in list(self._calls.items()):
-            self._fail(id, error)
-            call.cancel()
         self._client.report(EngineState(EnginePhase.FAILED, error=error))
 
     async def _drop_silent(self) -> None:
@@ -244,9 +242,7 @@ class RayLink:
             if replica.id not in told:
                 self.fleet.lost(replica.id)
         if not self.fleet.accepting:
-            for id, call in list(self._calls.items()):
-                self._fail(id, lost())
-                call.cancel()
+            self._fail_calls(lost())
 
     async def _leave(self) -> bool:
         """Tell each replica that this front stops; gives whether no other front is left."""

@@ -102,15 +102,18 @@ class Cluster:
         except Exception as error:  # Ray raises errors of many kinds
             raise ray_unavailable(str(error)) from error
 
-    def check(self) -> None:
-        """Return where the cluster's head answers and knows the application; raise what is wrong otherwise."""
+    def ask_head(self) -> None:
+        """Return where the cluster's head answers; where it does not, maybe never."""
         import ray
-        from ray import serve
 
         ray.nodes()
+
+    def application_is_gone(self) -> bool:
+        """Whether Ray Serve has the application no more."""
+        from ray import serve
+
         found = serve.status().applications.get(self._settings.application)
-        if found is None or found.status == DELETING:
-            raise RuntimeError("the application is gone from Ray Serve")
+        return found is None or found.status == DELETING
 
     def close(self, last: bool, headless: bool = False) -> None:
         """End the cluster if it was started here; leave another one, and remove the application if ``last``.

@@ -51,7 +51,7 @@ def wait_for_head(address: str, seconds: float = JOIN_SECONDS) -> None:
 class Head:
     """Asked again and again, on a thread of its own: what Ray is asked may not return while the head is away.
 
-    ``ask`` returns when all is well, and raises otherwise.
+    ``ask`` returns when it has answered; it may raise otherwise, or not return.
     """
 
     def __init__(self, ask: Callable[[], object], clock: Callable[[], float] = time.monotonic) -> None:
@@ -73,7 +73,7 @@ class Head:
 
     @property
     def silent_seconds(self) -> float:
-        """How long it has been since all was well; 0 before the start."""
+        """How long it has been since it answered; 0 before the start."""
         return 0.0 if self._answered is None else self._clock() - self._answered
 
     def ask(self) -> None:
