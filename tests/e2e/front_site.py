@@ -12,7 +12,7 @@ from loramux_server.core.callers.principal import Scope
 from loramux_server.store.database import Database
 from loramux_server.store.keys import KeyTable
 from tests.certificates import LOOPBACK, new_ca
-from tests.e2e.ray_servers import RayCluster
+from tests.e2e.ray_servers import START_SECONDS, RayCluster
 from tests.e2e.server_process import ServerProcess, kill
 from tests.tiny import write_model
 
@@ -63,7 +63,7 @@ class Site:
         words = [word for pair in self._flags.items() for word in pair]
         server = ServerProcess(home, "--state-dir", str(home / "state"), *words, variables=self.cluster.variables)
         try:
-            server.wait_for("is ready", 300)
+            server.wait_for("is ready", START_SECONDS)
         except BaseException:
             kill(server)
             raise

@@ -19,6 +19,8 @@ from tests.e2e.server_process import NO_MORE, ServerProcess, environment, free_p
 PROMPT = "The quick brown fox asks:"
 LONG = 20_000
 """Context of the model, so that a stream runs until it is stopped."""
+START_SECONDS = 400.0
+"""How long a server or a replica may take to start beside others' work."""
 LOOPBACK = ("127.", "[::ffff:127.", "[::1]")
 
 
@@ -36,7 +38,7 @@ def start(model: Path, home: Path, *flags: str, variables: Mapping[str, str] = N
 
     server = ServerProcess(home, *common, *small, *flags, variables=variables)
     try:
-        server.wait_for("is ready", 400)
+        server.wait_for("is ready", START_SECONDS)
     except BaseException:
         kill(server)
         raise

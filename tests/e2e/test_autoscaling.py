@@ -10,7 +10,7 @@ from threading import Event
 import pytest
 
 from loramux import Client, Unavailable
-from tests.e2e.ray_servers import LONG, PROMPT, start, until
+from tests.e2e.ray_servers import LONG, PROMPT, START_SECONDS, start, until
 from tests.e2e.server_process import kill
 from tests.tiny import write_model
 
@@ -25,8 +25,6 @@ FLAGS = (
     *("--backend", "ray", "--autoscale", "1..2", "--max-running", "4"),
     *("--autoscale-up-seconds", "1", "--autoscale-down-seconds", "1", "--drain-timeout", "2"),
 )
-START_SECONDS = 400
-"""A replica that starts beside others' work, at most."""
 FAST = {"RAY_SERVE_HANDLE_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "1"}
 
 
@@ -70,7 +68,6 @@ def test_replicas_follow_the_load(tmp_path: Path) -> None:
                 few.set()
             ends = [end for call in asked for end in call.result()]
             assert set(ends) <= {"length", "REPLICA_LOST"}, ends
-            print("streams ended:", ends)
             assert client.health() == "SERVING"
     finally:
         kill(server)

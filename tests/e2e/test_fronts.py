@@ -23,7 +23,7 @@ import pytest
 from loramux import Client, NotFound, Unauthenticated
 from loramux_server.core.callers.principal import Scope
 from tests.e2e.front_site import Site
-from tests.e2e.ray_servers import PROMPT, ray_cluster, until
+from tests.e2e.ray_servers import PROMPT, START_SECONDS, ray_cluster, until
 from tests.e2e.server_process import ServerProcess, free_port, kill
 from tests.postgres import BIN, MISSING, open_postgres
 from tests.tiny import write_adapter
@@ -81,6 +81,10 @@ def base(site: Site) -> Path:
 
 def replicas(client: Client) -> list[str]:
     return sorted(replica.id for replica in client.replicas())
+
+
+def both_ready(client: Client) -> bool:
+    return [replica.state for replica in client.replicas()] == ["ready", "ready"]
 
 
 def test_fronts_share_replicas_and_adapters(site: Site, fronts: dict[str, ServerProcess], base: Path) -> None:
@@ -285,13 +289,14 @@ def test_a_front_that_has_not_heard_of_a_drain_sends_elsewhere(site: Site, front
         one.drain_replica(drained)
         for _ in range(12):  # the reports of a drain take half a second
             assert two.generate(PROMPT, max_tokens=2, ignore_eos=True).usage.completion_tokens == 2
-        until(lambda: drained not in replicas(two) and [each.state for each in two.replicas()] == ["ready"] * 2)
+        until(lambda: drained not in replicas(two) and both_ready(two), START_SECONDS)
 
 
 def test_a_front_that_is_killed_leaves_the_replicas_to_the_other_and_finds_them_again(
     site: Site, fronts: dict[str, ServerProcess]
 ) -> None:
     with site.client(fronts["two"].address) as two:
+        until(lambda: both_ready(two), START_SECONDS)
         before = replicas(two)
         with site.client(fronts["one"].address) as one:
             stream = one.stream(PROMPT, max_tokens=15_000, ignore_eos=True)
