@@ -19,6 +19,8 @@ from tests.e2e.server_process import NO_MORE, ServerProcess, environment, free_p
 PROMPT = "The quick brown fox asks:"
 LONG = 20_000
 """Context of the model, so that a stream runs until it is stopped."""
+START_SECONDS = 400.0
+"""How long a server or a replica may take to start beside others' work."""
 LOOPBACK = ("127.", "[::ffff:127.", "[::1]")
 
 
@@ -36,7 +38,7 @@ def start(model: Path, home: Path, *flags: str, variables: Mapping[str, str] = N
 
     server = ServerProcess(home, *common, *small, *flags, variables=variables)
     try:
-        server.wait_for("is ready", 400)
+        server.wait_for("is ready", START_SECONDS)
     except BaseException:
         kill(server)
         raise
@@ -82,18 +84,24 @@ class RayCluster:
     """What the environment of its users must have."""
     node: subprocess.Popen[bytes]
 
+    @property
+    def port(self) -> int:
+        return int(self.address.rpartition(":")[2])
+
     def processes(self, title: str) -> list[int]:
         """Process ids of those below the node whose title begins so, such as ``ray::ServeReplica``."""
         return [pid for pid, args in processes_below(self.node.pid).items() if args.startswith(title)]
 
 
 @contextmanager
-def ray_cluster(home: Path, processors: int, hidden: Path | None = None) -> Iterator[RayCluster]:
+def ray_cluster(
+    home: Path, processors: int, hidden: Path | None = None, port: int | None = None
+) -> Iterator[RayCluster]:
     """A cluster as an operator starts it, with ``ray start``, and room for so many replicas. It is ended after.
 
-    To its processes the folder ``hidden`` is empty, as on another host.
+    To its processes the folder ``hidden`` is empty, as on another host. ``port``: of its head; None: any.
     """
-    port = free_port()
+    port = port or free_port()
     variables = {
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": secrets.token_hex(32),

@@ -9,10 +9,10 @@ import shutil
 import signal
 import socket
 import subprocess
+import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from importlib.util import find_spec
 from itertools import cycle
 from pathlib import Path
@@ -20,14 +20,14 @@ from ssl import create_default_context
 
 import pytest
 
-from loramux import Client, ResourceExhausted
-from loramux_server.store.database import Database
+from loramux import Client, NotFound, ResourceExhausted, Unauthenticated
+from loramux_server.core.callers.principal import Scope
 from loramux_server.store.quotas import QuotaTable
-from tests.certificates import LOOPBACK, new_ca
-from tests.e2e.ray_servers import PROMPT, RayCluster, ray_cluster, until
+from tests.e2e.front_site import Site
+from tests.e2e.ray_servers import PROMPT, START_SECONDS, ray_cluster, until
 from tests.e2e.server_process import ServerProcess, free_port, kill
 from tests.postgres import BIN, MISSING, open_postgres
-from tests.tiny import write_adapter, write_model
+from tests.tiny import write_adapter
 
 pytestmark = [
     pytest.mark.e2e,
@@ -46,57 +46,6 @@ def listens(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
-class Site:
-    """What the servers share."""
-
-    def __init__(self, home: Path, database: str, cluster: RayCluster) -> None:
-        self.home, self.database, self.cluster = home, database, cluster
-        self.model = write_model(home / "model", "llama", max_position_embeddings=20_000)
-        self.ca = new_ca()
-        (home / "tls").mkdir()
-        self.cert, self.key = self.ca.issue("loramux", *LOOPBACK).write(home / "tls")
-        self.ca_file = home / "tls" / "ca.crt"
-        self.ca_file.write_bytes(self.ca.cert)
-        self._flags = {
-            "--backend": "ray",
-            "--replicas": "2",
-            "--ray-address": cluster.address,
-            "--model": str(self.model),
-            "--database-url": database,
-            "--blobs-url": f"file://{home}/blobs",
-            "--dtype": "float32",
-            "--device": "cpu",
-            "--threads": "1",
-            "--kv-cache-memory": "64MiB",
-            "--adapter-memory": "16MiB",
-            "--http-listen": "127.0.0.1:0",
-            "--metrics-listen": "127.0.0.1:0",
-            "--tls-cert": str(self.cert),
-            "--tls-key": str(self.key),
-        }
-        (home / "blobs").mkdir()
-
-    def start(self, name: str) -> ServerProcess:
-        """A front with a state directory of its own."""
-        home = self.home / name
-        home.mkdir(exist_ok=True)
-        words = [word for pair in self._flags.items() for word in pair]
-        server = ServerProcess(
-            home, "--insecure", "--state-dir", str(home / "state"), *words, variables=self.cluster.variables
-        )
-        try:
-            server.wait_for("is ready", 300)
-        except BaseException:
-            kill(server)
-            raise
-        return server
-
-    @contextmanager
-    def client(self, address: str) -> Iterator[Client]:
-        with Client(address, ca_file=str(self.ca_file)) as client:
-            yield client
-
-
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     home = tmp_path_factory.mktemp("site")
@@ -109,11 +58,15 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
 
 @pytest.fixture(scope="module")
 def fronts(site: Site) -> Iterator[dict[str, ServerProcess]]:
-    """Servers by name; a test may end one and put another in its place."""
+    """Servers by name, started at the same moment; a test may end one and put another in its place."""
     servers: dict[str, ServerProcess] = {}
+
+    def start(name: str) -> None:
+        servers[name] = site.start(name)
+
     try:
-        for name in ("one", "two"):
-            servers[name] = site.start(name)
+        with ThreadPoolExecutor(2) as pool:
+            list(pool.map(start, ("one", "two")))
         yield servers
     finally:
         for server in servers.values():
@@ -129,6 +82,10 @@ def base(site: Site) -> Path:
 
 def replicas(client: Client) -> list[str]:
     return sorted(replica.id for replica in client.replicas())
+
+
+def both_ready(client: Client) -> bool:
+    return [replica.state for replica in client.replicas()] == ["ready", "ready"]
 
 
 def test_fronts_share_replicas_and_adapters(site: Site, fronts: dict[str, ServerProcess], base: Path) -> None:
@@ -149,7 +106,8 @@ def test_fronts_share_replicas_and_adapters(site: Site, fronts: dict[str, Server
 def requests_left(site: Site, server: ServerProcess) -> int | None:
     """What the headers say that callers have left of their quota, asked without using it; None: there is no quota."""
     url = f"https://{server.http_address.removeprefix('https://')}/loramux.v1.ServerService/GetServerInfo"
-    request = urllib.request.Request(url, b"{}", {"Content-Type": "application/json"})
+    headers = {"Content-Type": "application/json", "Authorization": f"Bearer {site.admin.text}"}
+    request = urllib.request.Request(url, b"{}", headers)
     context = create_default_context(cafile=str(site.ca_file))
     with urllib.request.urlopen(request, timeout=60, context=context) as answer:
         found = answer.headers["x-ratelimit-remaining-requests"]
@@ -162,22 +120,104 @@ def call(client: Client, times: int) -> None:
 
 
 def test_fronts_share_the_quota_of_a_tenant(site: Site, fronts: dict[str, ServerProcess]) -> None:
-    database = Database.open(site.database)
+    quotas = QuotaTable(site.database)
+    quotas.set("*", {"requests_per_minute": 20})
+    with site.client(fronts["one"].address) as one, site.client(fronts["two"].address) as two:
+        until(lambda: [requests_left(site, front) for front in fronts.values()] == [20, 20], 20)
+        call(one, 20)
+        until(lambda: (requests_left(site, fronts["two"]) or 0) <= 5, 10)
+        with pytest.raises(ResourceExhausted) as refused:
+            call(two, 20)
+        assert refused.value.limit == "requests_per_minute"
+        assert 0 < (refused.value.retry_after or 0) <= 3
+    quotas.set("*", {"requests_per_minute": None})
+    until(lambda: [requests_left(site, front) for front in fronts.values()] == [None, None], 20)
+
+
+def says(client: Client, *adapters: str) -> str:
+    """What is answered under a stack, always the same."""
+    return client.generate(PROMPT, adapters=adapters, max_tokens=16, temperature=0.0, ignore_eos=True).text
+
+
+def becomes(expected: str, ask: Callable[[], str], within: float) -> None:
+    """From ``within`` seconds after now on, at the latest, requests that begin get the ``expected`` answer.
+
+    Counted by when they begin, so that it does not matter how busy processors are.
+    """
+    acknowledged = time.monotonic()
+    while True:
+        began = time.monotonic() - acknowledged
+        if (answer := ask()) == expected:
+            return
+        assert began < within, f"{answer!r} after {began:.2f} s"
+
+
+def refusal(client: Client, *adapters: str) -> str:
+    """The reason why a stack is refused, or what is answered under it."""
     try:
-        quotas = QuotaTable(database)
-        quotas.set("*", {"requests_per_minute": 20})
-        with site.client(fronts["one"].address) as one, site.client(fronts["two"].address) as two:
-            until(lambda: [requests_left(site, front) for front in fronts.values()] == [20, 20], 20)
-            call(one, 20)
-            until(lambda: (requests_left(site, fronts["two"]) or 0) <= 5, 10)
-            with pytest.raises(ResourceExhausted) as refused:
-                call(two, 20)
-            assert refused.value.limit == "requests_per_minute"
-            assert 0 < (refused.value.retry_after or 0) <= 3
-        quotas.set("*", {"requests_per_minute": None})
-        until(lambda: [requests_left(site, front) for front in fronts.values()] == [None, None], 20)
-    finally:
-        database.close()
+        return says(client, *adapters)
+    except (NotFound, Unauthenticated) as error:
+        return error.reason
+
+
+@pytest.mark.parametrize("alias", ["", "live"])
+def test_an_alias_moved_through_one_front_is_used_by_the_other(
+    site: Site, fronts: dict[str, ServerProcess], base: Path, alias: str
+) -> None:
+    name = f"moving-{alias or 'bare'}"
+    ref = f"{name}@{alias}" if alias else name
+    with site.client(fronts["one"].address) as one, site.client(fronts["two"].address) as two:
+        for seed in (201, 202):
+            one.adapters.upload(name, write_adapter(site.home / f"{name}-{seed}", base, seed=seed))
+        means = {version: says(two, f"{name}@{version}") for version in (1, 2)}
+        assert len({*means.values(), says(two)}) == 3
+        for version, mover, user in ((1, one, two), (2, one, two), (1, two, one), (2, two, one)):
+            mover.adapters.set_alias(name, version, alias=alias)
+            becomes(means[version], lambda user=user: says(user, ref), within=1.0)  # type: ignore[misc]
+
+
+def test_what_one_front_deletes_the_other_does_not_find(
+    site: Site, fronts: dict[str, ServerProcess], base: Path
+) -> None:
+    with site.client(fronts["one"].address) as one, site.client(fronts["two"].address) as two:
+        for seed in (211, 212):
+            one.adapters.upload("short", write_adapter(site.home / f"short-{seed}", base, seed=seed))
+        means = {ref: says(two, ref) for ref in ("short@1", "short@2")}  # both are resident
+        one.adapters.delete("short@1")
+        becomes("ADAPTER_NOT_FOUND", lambda: refusal(two, "short@1"), within=1.0)
+        assert says(two, "short") == means["short@2"]
+        one.adapters.delete("short")
+        becomes("ADAPTER_NOT_FOUND", lambda: refusal(two, "short"), within=1.0)
+        assert refusal(two, "short@2") == "ADAPTER_NOT_FOUND"
+
+
+def test_what_one_front_shares_tenants_of_the_other_use(
+    site: Site, fronts: dict[str, ServerProcess], base: Path
+) -> None:
+    tenant = site.make_key("elsewhere", Scope.INFER)
+    with site.client(fronts["one"].address) as one, site.client(fronts["two"].address, tenant) as theirs:
+        one.adapters.upload("common", write_adapter(site.home / "common", base, seed=221))
+        assert refusal(theirs, "common") == "ADAPTER_NOT_FOUND"
+        one.adapters.share("common")
+        becomes(says(one, "common"), lambda: refusal(theirs, "common"), within=1.0)
+        one.adapters.unshare("common")
+        becomes("ADAPTER_NOT_FOUND", lambda: refusal(theirs, "common"), within=1.0)
+
+
+def test_a_revoked_key_opens_no_front(site: Site, fronts: dict[str, ServerProcess]) -> None:
+    key = site.make_key("elsewhere", Scope.INFER)
+    with site.client(fronts["one"].address, key) as one, site.client(fronts["two"].address, key) as two:
+        streams = [client.stream(PROMPT, max_tokens=15_000, ignore_eos=True) for client in (one, two)]
+        for stream in streams:
+            next(iter(stream))
+        site.keys.revoke(key.id)
+        for client in (one, two):
+            # Documented as 2 s, where processors have time.
+            becomes("KEY_INVALID", lambda client=client: refusal(client), within=4.0)  # type: ignore[misc]
+        for stream in streams:
+            with pytest.raises(Unauthenticated):
+                for _ in stream:
+                    pass
 
 
 def tiers(server: ServerProcess) -> dict[str, float]:
@@ -264,7 +304,7 @@ def test_requests_go_through_nginx(site: Site, fronts: dict[str, ServerProcess],
         request = urllib.request.Request(
             f"https://localhost:{http_port}/v1/chat/completions",
             json.dumps(body).encode(),
-            {"Content-Type": "application/json"},
+            {"Content-Type": "application/json", "Authorization": f"Bearer {site.admin.text}"},
         )
         context = create_default_context(cafile=str(site.ca_file))
         with urllib.request.urlopen(request, timeout=60, context=context) as answer:
@@ -281,13 +321,14 @@ def test_a_front_that_has_not_heard_of_a_drain_sends_elsewhere(site: Site, front
         one.drain_replica(drained)
         for _ in range(12):  # the reports of a drain take half a second
             assert two.generate(PROMPT, max_tokens=2, ignore_eos=True).usage.completion_tokens == 2
-        until(lambda: drained not in replicas(two) and [each.state for each in two.replicas()] == ["ready"] * 2)
+        until(lambda: drained not in replicas(two) and both_ready(two), START_SECONDS)
 
 
 def test_a_front_that_is_killed_leaves_the_replicas_to_the_other_and_finds_them_again(
     site: Site, fronts: dict[str, ServerProcess]
 ) -> None:
     with site.client(fronts["two"].address) as two:
+        until(lambda: both_ready(two), START_SECONDS)
         before = replicas(two)
         with site.client(fronts["one"].address) as one:
             stream = one.stream(PROMPT, max_tokens=15_000, ignore_eos=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import uuid
 from collections.abc import Coroutine
 from contextlib import suppress
 from dataclasses import fields, replace
@@ -412,7 +413,8 @@ def _report_defect(task: asyncio.Task[None]) -> None:
 async def warm_up(backend: Backend, text: TextTokenizer) -> None:
     """One real generation, so that the first caller waits for no lazy set-up and a broken base is found now."""
     ids = tuple(text.encode("Hello"))
-    command = GenerateCommand(id="warm-up", prompt_ids=ids, sampling=SamplingParams(max_tokens=2), tenant=SERVER_TENANT)
+    id = f"warm-up-{uuid.uuid4().hex}"  # several fronts may start at once over the same replicas
+    command = GenerateCommand(id, prompt_ids=ids, sampling=SamplingParams(max_tokens=2), tenant=SERVER_TENANT)
     async for event in backend.generate(command):
         if event.error:
             logger.error("the first request failed", error=event.error)

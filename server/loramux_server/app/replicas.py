@@ -13,6 +13,7 @@ from ..store.store import Store
 
 if TYPE_CHECKING:
     from ..replicas.backend import RayBackend
+    from ..replicas.files.own import OwnFiles
 
 OTHER_CALLS = 64
 """Commands beside generations that a replica takes at a time: scores, loads, stats, jobs."""
@@ -39,10 +40,12 @@ def ray_backend(settings: Settings, engine: EngineSettings, store: Store) -> Ray
         )
     least, most = settings.replica_range
     cluster = ClusterSettings(
-        application=application_name(store.database.identity, engine),
+        application=application_name(store.database.identity, engine, own),
         server=store.state.id,
         least=least,
         most=most,
+        up_seconds=settings.autoscale_up_seconds,
+        down_seconds=settings.autoscale_down_seconds,
         address=settings.ray_address or "",
         max_ongoing=settings.most_running + settings.max_queue + settings.max_training_jobs + OTHER_CALLS,
         drain_seconds=settings.drain_timeout,
@@ -54,7 +57,11 @@ def ray_backend(settings: Settings, engine: EngineSettings, store: Store) -> Ray
     return RayBackend(engine, cluster, None if own is None else FrontFiles(store))
 
 
-def application_name(database_id: str, engine: EngineSettings) -> str:
-    """Of the Ray Serve application that servers share: those of one database whose engines are set up alike."""
-    alike = replace(engine, state_dir="", folders=None)
-    return f"loramux-{database_id}-{sha256(repr(astuple(alike)).encode()).hexdigest()[:12]}"
+def application_name(database_id: str, engine: EngineSettings, own: OwnFiles | None = None) -> str:
+    """Of the Ray Serve application that servers share: those of one database whose engines are set up alike.
+
+    Where replicas have files of their ``own``, a server's copies of blobs are nothing to them.
+    """
+    alike = replace(engine, state_dir="", folders=None, blobs=engine.blobs if own is None else "")
+    settings = (astuple(alike), None if own is None else astuple(own))
+    return f"loramux-{database_id}-{sha256(repr(settings).encode()).hexdigest()[:12]}"

@@ -74,6 +74,24 @@ class Settings(LimitSettings, BaseSettings):
     autoscale: Replicas | None = setting(
         None, "Replicas", "MIN..MAX", "with --backend ray, bounds of their number, which then follows the load"
     )
+    autoscale_up_seconds: float = setting(
+        30.0,
+        "Replicas",
+        "SECONDS",
+        "with --autoscale, how long replicas must have too many requests before one is started",
+        ge=0,
+        le=86_400,
+        allow_inf_nan=False,
+    )
+    autoscale_down_seconds: float = setting(
+        600.0,
+        "Replicas",
+        "SECONDS",
+        "with --autoscale, how long there must be too many replicas before one is ended",
+        ge=0,
+        le=86_400,
+        allow_inf_nan=False,
+    )
     ray_address: str | None = setting(
         None,
         "Replicas",

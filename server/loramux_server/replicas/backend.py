@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.backend import EngineInfo, EnginePhase, EngineState, EngineStats, Replica
-from ..core.errors import Code, Error, internal_error, replica_not_found, stopping
+from ..core.errors import Code, Error, replica_not_found, stopping
 from ..core.jobs import TrainCommand
 from ..core.settings import EngineSettings
 from ..core.types import AdapterVersion
@@ -33,17 +33,21 @@ from ..host.signals import take_signals_back
 from ..store.state_dir import JOBS
 from .cluster import Cluster, ClusterSettings
 from .commands import Refused, work_of
+from .failures import error_of, lost, none_ready, ray_unavailable
 from .files.front import FrontFiles
 from .files.own import Crossing
 from .fronts import front_id
 from .routing.affinity import Work
 from .routing.fleet import close_fleet, open_fleet
 from .totals import total
+from .watch import ClusterWatch
 
 log = logging.getLogger(__name__)
 
 KEEP_SECONDS = 5.0
 """How often each replica hears that this front lives."""
+CLOSE_SECONDS = 45.0
+"""How long the end of what is in the cluster may take."""
 
 
 class RayLink:
@@ -65,6 +69,8 @@ class RayLink:
         self._closing = False
         loop = asyncio.get_running_loop()
         self.fleet = open_fleet(self._application, lambda: loop.call_soon_threadsafe(self._changed))
+        self._watch = ClusterWatch(self._cluster, lambda: self.fleet.accepting)
+        self._watching: asyncio.Task[None] | None = None
         self.joined: Callable[[set[str]], None] = lambda _: None
         """Called with the replicas that have come."""
         self._known: frozenset[str] = frozenset()
@@ -91,6 +97,7 @@ class RayLink:
         if self._files is not None:
             digest = await self._handle.texts.remote(Work("texts"))
             info = await asyncio.to_thread(self._files.with_texts, info, digest)
+        self._watching = asyncio.create_task(self._follow_cluster(), name="ray-cluster")
         client.report(EngineState(EnginePhase.READY))
         return info
 
@@ -106,7 +113,7 @@ class RayLink:
         id = command_id(command)
         only = self._only.pop(id, "")
         if not only and not self.fleet.accepting:
-            raise stopping() if self._closing else _none_ready()
+            raise stopping() if self._closing else none_ready()
         call = asyncio.create_task(self._carry(command, work_of(command, only)), name=f"ray call {id}")
         self._calls[id] = call
         call.add_done_callback(lambda _: self._calls.pop(id, None))
@@ -118,14 +125,21 @@ class RayLink:
 
     async def close(self) -> None:
         self._closing = True
-        if self._keeping is not None:
-            self._keeping.cancel()
+        self._watch.stop()
+        for task in (self._keeping, self._watching):
+            if task is not None:
+                task.cancel()
         for call in list(self._calls.values()):
             call.cancel()
-        if self._calls:
+        headless = self._watch.headless
+        if self._calls and not headless:
             await asyncio.wait(list(self._calls.values()))
         last = await self._leave()
-        await asyncio.get_running_loop().run_in_executor(self._thread, self._cluster.close, last)
+        closing = asyncio.get_running_loop().run_in_executor(self._thread, self._cluster.close, last, headless)
+        try:
+            await asyncio.wait_for(closing, CLOSE_SECONDS)
+        except TimeoutError:
+            log.warning("the Ray cluster does not let go, it is left as it is")
         close_fleet(self._application)
         self._thread.shutdown(wait=False)
 
@@ -143,9 +157,9 @@ class RayLink:
                 self.fleet.ended(work.id)
                 self.fleet.drain(last.replica)
                 if not self.fleet.accepting:
-                    raise _none_ready()
+                    raise none_ready()
             if last is None or not last.done:
-                self._fail(work.id, _lost())
+                self._fail(work.id, lost())
         except asyncio.CancelledError:
             if response is not None:
                 response.cancel()
@@ -155,7 +169,7 @@ class RayLink:
             if response is not None:
                 response.cancel()
         except Exception as error:  # Ray's errors have no common class beside it
-            self._fail(work.id, _error_of(error))
+            self._fail(work.id, error_of(error))
         finally:
             self.fleet.ended(work.id)
 
@@ -186,6 +200,11 @@ class RayLink:
             self._client.deliver(found)
         return last
 
+    def _fail_calls(self, error: Error) -> None:
+        for id, call in list(self._calls.items()):
+            self._fail(id, error)
+            call.cancel()
+
     def _fail(self, id: str, error: Error) -> None:
         assert self._client is not None
         self._client.deliver([Output(id, failure=Failure.of(error), done=True)])
@@ -207,6 +226,23 @@ class RayLink:
             self._changed()
             await self._tell_all("keep")
             await asyncio.sleep(KEEP_SECONDS)
+
+    async def _follow_cluster(self) -> None:
+        """Fail everything once only another start of the server can help."""
+        why = await self._watch.lost(self._drop_silent)
+        error = ray_unavailable(f"{why}; the server ends, and must be started again")
+        self._fail_calls(error)
+        assert self._client is not None
+        self._client.report(EngineState(EnginePhase.FAILED, error=error))
+
+    async def _drop_silent(self) -> None:
+        """Forget replicas that do not answer. Where none is left, fail what they were asked for: Ray never would."""
+        told = await self._tell_all("keep")
+        for replica in self.fleet.replicas():
+            if replica.id not in told:
+                self.fleet.lost(replica.id)
+        if not self.fleet.accepting:
+            self._fail_calls(lost())
 
     async def _leave(self) -> bool:
         """Tell each replica that this front stops; gives whether no other front is left."""
@@ -252,7 +288,7 @@ class RayBackend(EngineClient):
         found = await self._at_all(StatsCommand)
         stats = [each for each in found if isinstance(each, EngineStats)]
         if not stats:
-            raise _none_ready()
+            raise none_ready()
         return total(stats)
 
     async def replicas(self) -> tuple[Replica, ...]:
@@ -294,31 +330,3 @@ class RayBackend(EngineClient):
             await self._at(replica, lambda id: PinCommand(id, self._pinned))
         except Error as error:
             log.warning("a replica has no room for what is pinned: %s", error.message)
-
-
-def _error_of(error: Exception) -> Error:
-    """An error of Ray in our words. A replica that died takes its calls along."""
-    from ray.exceptions import RayActorError, RayTaskError, TaskCancelledError
-    from ray.serve.exceptions import RayServeException
-
-    if isinstance(error, RayTaskError) or not isinstance(
-        error, RayActorError | TaskCancelledError | RayServeException | ConnectionError
-    ):
-        id, internal = internal_error()
-        log.error("a call of a replica failed by a defect (%s)", id, exc_info=error)
-        return internal
-    log.warning("a replica is gone: %s", str(error).splitlines()[0][:200])
-    return _lost()
-
-
-def _lost() -> Error:
-    return Error(
-        Code.UNAVAILABLE,
-        "the replica that worked on the request is gone; try once more",
-        reason="REPLICA_LOST",
-        retry_after=1.0,
-    )
-
-
-def _none_ready() -> Error:
-    return Error(Code.UNAVAILABLE, "no replica is ready; try once more", reason="ENGINE_RESTARTING", retry_after=5.0)

@@ -11,16 +11,20 @@ import os
 import secrets
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ..core.errors import Code, Error
+from ..core.errors import Error
 from ..core.settings import EngineSettings
 from ..host.resources import usable_cpus
+from .failures import ray_unavailable
 from .files.own import OwnFiles
 from .fronts import FRONT_SECONDS
+from .head import wait_for_head
 from .installed import ray_missing
 from .routing.fleet import REPORT_SECONDS
+from .turns import turn
 
 log = logging.getLogger(__name__)
 
@@ -28,10 +32,13 @@ DEPLOYMENT = "engine"
 OBJECT_STORE_BYTES = 100 << 20
 """Of a cluster that is started here: what crosses is small."""
 POLL_SECONDS = 0.2
+LEAST_LOOK_BACK, MOST_LOOK_BACK = 11.0, 30.0
+"""Seconds over which Ray averages requests: more than it takes from one count to the next (10), and what is usual."""
 QUIET = {"log_level": "ERROR", "enable_access_log": False}
 STATS_TIMEOUT = 30.0
 JOINED = ("NOT_STARTED", "DEPLOYING", "RUNNING", "UNHEALTHY")
 """States of an application whose replicas a further front uses."""
+DELETING = "DELETING"
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +50,10 @@ class ClusterSettings:
     """Which server asks, the same in each of its starts."""
     least: int = 1
     most: int = 1
+    up_seconds: float = 30.0
+    """How long replicas must have too many requests before one is started, where their number follows the load."""
+    down_seconds: float = 600.0
+    """How long there must be too many replicas before one is ended."""
     address: str = ""
     """Of a cluster that runs already, as Ray takes it; empty: one is started here."""
     max_ongoing: int = 1000
@@ -78,18 +89,37 @@ class Cluster:
             self._connect(ray)
             self._connected = True
             progress("starting Ray Serve")
-            serve.start(proxy_location="Disabled", logging_config=QUIET)
-            logging.getLogger("ray.serve").setLevel(logging.WARNING)
-            handle = self._handle(serve)
-            self._wait(serve, progress)
+            while True:
+                # One front at a time: the others find what it has deployed.
+                with turn(self._settings.application) if self._settings.address else nullcontext():
+                    serve.start(proxy_location="Disabled", logging_config=QUIET)
+                    logging.getLogger("ray.serve").setLevel(logging.WARNING)
+                    handle = self._handle(serve)
+                if self._runs(serve, progress):
+                    return handle
         except Error:
             raise
         except Exception as error:  # Ray raises errors of many kinds
-            raise _unavailable(str(error)) from error
-        return handle
+            raise ray_unavailable(str(error)) from error
 
-    def close(self, last: bool) -> None:
-        """End the cluster if it was started here; leave another one, and remove the application if ``last``."""
+    def ask_head(self) -> None:
+        """Return where the cluster's head answers; where it does not, maybe never."""
+        import ray
+
+        ray.nodes()
+
+    def application_is_gone(self) -> bool:
+        """Whether Ray Serve has the application no more."""
+        from ray import serve
+
+        found = serve.status().applications.get(self._settings.application)
+        return found is None or found.status == DELETING
+
+    def close(self, last: bool, headless: bool = False) -> None:
+        """End the cluster if it was started here; leave another one, and remove the application if ``last``.
+
+        ``headless``: nobody is there who could remove it.
+        """
         if not self._connected:
             return
         import ray
@@ -97,7 +127,7 @@ class Cluster:
 
         self._connected = False
         try:
-            if last or not self._settings.address:
+            if (last or not self._settings.address) and not headless:
                 serve.delete(self._settings.application)
         except Exception as error:  # the cluster is gone: so is the application
             log.warning("the application could not be removed from Ray: %s", error)
@@ -119,6 +149,7 @@ class Cluster:
         # What replicas write comes to this process's standard error.
         common = {"log_to_driver": True, "logging_level": logging.ERROR}
         if self._settings.address:
+            wait_for_head(self._settings.address)
             ray.init(address=self._settings.address, **common)
             return
         # Without "local" it would join whatever cluster runs on this host.
@@ -146,6 +177,9 @@ class Cluster:
                 "min_replicas": settings.least,
                 "max_replicas": settings.most,
                 "target_ongoing_requests": _busy(engine, on_gpu),
+                "look_back_period_s": min(max(settings.up_seconds, LEAST_LOOK_BACK), MOST_LOOK_BACK),
+                "upscale_delay_s": settings.up_seconds,
+                "downscale_delay_s": settings.down_seconds,
             }
         deployment = serve.deployment(EngineReplica).options(
             name=DEPLOYMENT,
@@ -163,14 +197,17 @@ class Cluster:
         )
         return deployment.bind(engine, settings.own_files)
 
-    def _wait(self, serve: Any, progress: Callable[[str], None]) -> None:
+    def _runs(self, serve: Any, progress: Callable[[str], None]) -> bool:
+        """Wait until the application runs; False: the last of the other fronts took it away meanwhile."""
         told = ""
         while True:
-            status = serve.status().applications[self._settings.application]
+            status = serve.status().applications.get(self._settings.application)
+            if status is None or status.status == DELETING:
+                return False
             if status.status == "RUNNING":
-                return
+                return True
             if status.status == "DEPLOY_FAILED":
-                raise _unavailable(status.message)
+                raise ray_unavailable(status.message)
             states = status.deployments[DEPLOYMENT].replica_states if DEPLOYMENT in status.deployments else {}
             running = sum(count for state, count in states.items() if state == "RUNNING")
             now = f"starting replicas, {running} of {self._settings.least} ready"
@@ -212,7 +249,3 @@ def _resources(engine: EngineSettings, on_gpu: bool, *, local: bool) -> dict[str
         "num_gpus": 1 if on_gpu else 0,
         "runtime_env": {"env_vars": {"OMP_NUM_THREADS": str(threads)}},
     }
-
-
-def _unavailable(why: str) -> Error:
-    return Error(Code.UNAVAILABLE, f"Ray does not run the replicas: {why[:500]}", reason="RAY_UNAVAILABLE")

@@ -55,12 +55,12 @@ class EngineReplica:
         self._draining_since: float | None = None
         self._failure: Error | None = None
         self._info: EngineInfo | None = None
+        self._watch = asyncio.create_task(self._watch_fronts())
         try:
             self._info = await self._backend.start()
         except Error as error:
             # Not raised: Ray would try again and again, and tell the front a traceback instead of the error.
             self._failure = error
-        self._watch = asyncio.create_task(self._watch_fronts())
 
     async def run(
         self, frame: bytes, work: Work, front: str, files: Sequence[Crossing] = ()

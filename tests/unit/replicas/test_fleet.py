@@ -29,6 +29,7 @@ def test_replicas_come_drain_and_go() -> None:
     fleet.update({"a": Report(), "b": Report()})
     assert fleet.accepting == {"b"}
     fleet.lost("b")
+    assert fleet.rank(Work("2"), ["a", "b"]) == [], "although Ray still names it"
     fleet.update({"c": Report()})
     assert fleet.accepting == {"c"}
     fleet.update({"c": Report(), "a": Report()})
@@ -39,6 +40,9 @@ def test_replicas_come_drain_and_go() -> None:
 def test_a_replica_that_has_not_reported_takes_work() -> None:
     fleet = Fleet(lambda: None)
     assert fleet.rank(Work("1"), ["new"]) == ["new"]
+    fleet.lost("new")
+    fleet.update({"new": Report()})
+    assert fleet.rank(Work("1"), ["new"]) == ["new"], "it was not lost after all"
 
 
 def test_a_fleet_is_found_by_its_application() -> None:

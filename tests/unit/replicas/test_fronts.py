@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from loramux_server.app.replicas import application_name
 from loramux_server.core.settings import EngineSettings
+from loramux_server.replicas.files.own import OwnFiles
 from loramux_server.replicas.fronts import FRONT_SECONDS, Fronts, front_id
 
 ONE, OTHER = front_id("s1", "a"), front_id("s2", "a")
@@ -47,3 +48,15 @@ def test_servers_of_one_database_with_engines_alike_share_replicas() -> None:
     assert application_name("other", engine) != name
     for changed in (replace(engine, model="n"), replace(engine, threads=2), replace(engine, blobs="/elsewhere")):
         assert application_name("db", changed) != name
+
+
+def test_servers_whose_replicas_have_files_of_their_own_share_them_too() -> None:
+    """Each server has copies of remote blobs in its own state directory, which such replicas never see."""
+    engine = EngineSettings(model="m", state_dir="/front-1", blobs="/front-1/cache")
+    other = replace(engine, state_dir="/front-2", blobs="/front-2/cache")
+    own = OwnFiles("/var/lib/replicas", "s3://bucket/folder", "db", 1 << 30)
+    name = application_name("db", engine, own)
+    assert application_name("db", other, own) == name
+    assert application_name("db", engine) != application_name("db", other), "their replicas read these copies"
+    assert application_name("db", engine, replace(own, folder="/elsewhere")) != name
+    assert application_name("db", engine, replace(own, blobs_url="s3://bucket/other")) != name

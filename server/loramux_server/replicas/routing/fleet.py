@@ -38,6 +38,8 @@ class Fleet:
         self._policy = Affinity()
         self._reports: dict[str, Report] = {}
         self._draining: set[str] = set()
+        self._lost: set[str] = set()
+        """Those that Ray may not know to be dead."""
         self._changed = changed
 
     def update(self, reports: Mapping[str, Report]) -> None:
@@ -49,15 +51,17 @@ class Fleet:
             for id, report in reports.items():
                 if report.state == ReplicaState.RESTARTING:
                     self._policy.emptied(id)
+            self._lost.clear()
             self._reports = dict(reports)
         self._changed()
 
     def lost(self, replica: str) -> None:
-        """A replica died."""
+        """A replica died. It gets no work, whatever Ray knows of it, until it is reported anew."""
         with self._lock:
             self._reports.pop(replica, None)
             self._policy.gone(replica)
             self._draining.discard(replica)
+            self._lost.add(replica)
         self._changed()
 
     def drain(self, replica: str) -> None:
@@ -111,7 +115,7 @@ class Fleet:
             resident=frozenset(report.resident),
             queued_tokens=report.queued_tokens,
             jobs=len(report.training_jobs),
-            accepts=report.state == ReplicaState.READY and replica not in self._draining,
+            accepts=report.state == ReplicaState.READY and replica not in self._draining | self._lost,
         )
 
 
