@@ -61,11 +61,15 @@ def test_mixed_batch_equals_oracle(setup):  # type: ignore[no-untyped-def]
 
 
 def test_score_equals_oracle(setup):  # type: ignore[no-untyped-def]
-    """Log-probabilities of a given continuation, in chunks."""
+    """Log-probabilities of given continuations, in chunks; the second one's prompt comes from the prefix cache."""
     engine, versions, folders, oracle = setup
-    (prompt, continuation) = prompts(2, lengths=(25, 40), seed=9)
-    result = engine.score(prompt, continuation, stack_of((versions["all"], 0.5), (versions["upper"], 1.0)))
-    logits = oracle.logits([*prompt, *continuation], [(folders["all"], 0.5), (folders["upper"], 1.0)])
-    expected = logits.log_softmax(-1)[len(prompt) - 1 : -1].gather(-1, torch.tensor(continuation)[:, None]).flatten()
-    assert torch.allclose(torch.tensor(result.logprobs), expected, atol=TOLERANCE)
-    assert result.greedy == tuple((logits[len(prompt) - 1 : -1].argmax(-1) == torch.tensor(continuation)).tolist())
+    prompt, *continuations = prompts(3, lengths=(25, 40), seed=9)
+    block = engine.scheduler.pages.block
+    for continuation, cached in zip(continuations, (0, (len(prompt) - 1) // block * block), strict=True):
+        result = engine.score(prompt, continuation, stack_of((versions["all"], 0.5), (versions["upper"], 1.0)))
+        logits = oracle.logits([*prompt, *continuation], [(folders["all"], 0.5), (folders["upper"], 1.0)])
+        scored, wanted = logits[len(prompt) - 1 : -1], torch.tensor(continuation)
+        expected = scored.log_softmax(-1).gather(-1, wanted[:, None]).flatten()
+        assert torch.allclose(torch.tensor(result.logprobs), expected, atol=TOLERANCE)
+        assert result.greedy == tuple((scored.argmax(-1) == wanted).tolist())
+        assert result.cached_tokens == cached

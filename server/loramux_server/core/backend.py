@@ -86,6 +86,8 @@ class ScoreResult:
     logprobs: tuple[float, ...]
     greedy: tuple[bool, ...]
     times: SequenceTimes | None = None
+    cached_tokens: int = 0
+    """Prompt tokens that the prefix cache gave."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,9 +25,8 @@ def work_of(command: Command, replica: str = "") -> Work:
     adapters, tokens = _needs(command)
     digests = frozenset(adapter.digest for adapter in adapters)
     # Those that read the prefix cache.
-    prefix = (
-        prefix_chain(command.tenant, command.stack, command.prompt_ids) if isinstance(command, GenerateCommand) else ()
-    )
+    reads = isinstance(command, GenerateCommand | ScoreCommand)
+    prefix = prefix_chain(command.tenant, command.stack, command.prompt_ids) if reads else ()
     trains = isinstance(command, TrainCommand)
     return Work(command_id(command), digests, tokens, trains=trains, prefix=prefix, replica=replica)
 

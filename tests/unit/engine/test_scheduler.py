@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from loramux_server.core.errors import Code, Error
-from loramux_server.core.types import Grammar, GrammarKind, Stack
+from loramux_server.core.types import Grammar, GrammarKind, Pooling, Stack
 from loramux_server.engine.scheduling.admission import PATIENCE
 from loramux_server.engine.scheduling.drafts import NgramDrafter
 from loramux_server.engine.scheduling.plan import StepPlan, Work
@@ -222,15 +222,21 @@ def test_a_late_adapter_holds_up_nobody() -> None:
     assert sorted(ids(advance(scheduler))) == ["late", "next"]
 
 
-def test_scored_requests_take_no_kept_prefix() -> None:
-    """Their logits are wanted at every position, and pages hold none."""
+def test_scores_take_a_cached_prefix_of_their_prompt_alone_and_embeddings_none() -> None:
+    """Logits are wanted from the prompt's last token on, hidden states of all: pages hold neither."""
     scheduler = make_scheduler()
     scheduler.add(sequence("a", 9, 1))
     advance(scheduler)
     scheduler.finish(scheduler.get("a"))  # type: ignore[arg-type]
     scheduler.add(sequence("scored", 9, score_from=5))
+    scheduler.add(sequence("short", 9, score_from=4))
+    embedded = sequence("embedded", 9)
+    embedded.pooling = Pooling.MEAN
+    scheduler.add(embedded)
     scheduler.add(sequence("hit", 9))
-    assert {w.id: w.start for w in scheduler.schedule().work} == {"scored": 0, "hit": 8}
+    plan = scheduler.schedule()
+    assert {w.id: w.start for w in plan.work} == {"scored": 4, "short": 0, "embedded": 0, "hit": 8}
+    assert {w.id: w.scored for w in plan.work if w.scored} == {"scored": range(4, 8), "short": range(3, 8)}
 
 
 def test_cached_tokens_are_those_of_the_first_admission() -> None:

@@ -148,7 +148,8 @@ class FakeBackend:
         if any(entry.adapter.digest in self.not_finite for entry in command.stack.entries):
             raise Error(Code.FAILED_PRECONDITION, "the logits are not finite", reason=LOGITS_NOT_FINITE)
         count = len(command.continuation_ids)
-        return ScoreResult(tuple(-float(i) for i in range(count)), tuple(i == 0 for i in range(count)))
+        logprobs, greedy = tuple(-float(i) for i in range(count)), tuple(i == 0 for i in range(count))
+        return ScoreResult(logprobs, greedy, cached_tokens=len(command.prompt_ids) - 1)
 
     async def embed(self, command: EmbedCommand) -> EmbedResult:
         self.embedded.append(command)

@@ -474,7 +474,7 @@ async def test_score_counts_the_continuation_only(
     assert "".join(score.tokens) == " at nine"
     assert score.prompt_tokens == len(text.encode("The office opens"))
     assert backend.scores[0].prompt_ids == tuple(text.encode("The office opens"))
-    assert recorder.finished[0].method == "score"
+    assert (recorder.finished[0].method, recorder.finished[0].cached_tokens) == ("score", score.prompt_tokens - 1)
 
 
 async def test_score_refuses_what_does_not_fit(service: GenerationService) -> None:

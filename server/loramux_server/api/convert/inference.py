@@ -183,7 +183,7 @@ def tokenize_from_proto(request: pb.TokenizeRequest, call: Call) -> TokenizeRequ
 
 def score_to_proto(score: Score) -> pb.ScoreResponse:
     """The log-probabilities of a continuation; it counts as the completion."""
-    usage = Usage(score.prompt_tokens, len(score.token_ids))
+    usage = Usage(score.prompt_tokens, len(score.token_ids), score.cached_tokens)
     return to_proto(pb.ScoreResponse, score, usage=usage, adapters=applied_to_proto(score.adapters))
 
 

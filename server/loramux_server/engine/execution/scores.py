@@ -62,7 +62,7 @@ class ScoreCollector:
             if seq.num_computed == len(seq.tokens):
                 found = self._found[seq.id]
                 logprobs, greedy = tuple(p for p, _ in found), tuple(g for _, g in found)
-                result = ScoreResult(logprobs, greedy, seq.times(time.monotonic()))
+                result = ScoreResult(logprobs, greedy, seq.times(time.monotonic()), seq.num_cached)
                 self._finish(seq)
                 self._emit(Output(seq.id, result, done=True))
 

@@ -18,7 +18,7 @@ from .admission import Adapters, AdmissionControl, check_capacity
 from .contention import Contention
 from .drafts import NgramDrafter
 from .fairness import FairQueue
-from .pages import PagePool, Prefix
+from .pages import PagePool
 from .plan import StepLimits, StepPlan, Work
 from .sequence import Sequence, State
 
@@ -271,8 +271,7 @@ class Scheduler:
         wait for pages, one whose tenant has less than its share is overtaken by nobody: it might wait for ever.
         """
         root = self._prefix_root(seq)
-        # Scores and embeddings need what follows from every position, which cached pages do not hold.
-        prefix = self.pages.match(root, seq.tokens) if seq.generates else Prefix()
+        prefix = self.pages.match(root, seq.tokens[: seq.reusable])
         needed = self.pages.needed(min(len(seq.tokens) + 1, seq.limit))
         if not self.pages.fits(needed - len(prefix.pages), prefix):
             prefix = prefix.whole  # to copy from a page is to hold one more

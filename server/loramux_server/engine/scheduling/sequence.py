@@ -94,6 +94,17 @@ class Sequence:
         return self.score_from is None and self.pooling is None
 
     @property
+    def reusable(self) -> int:
+        """Tokens at its beginning of which all but the last may come from the prefix cache.
+
+        A score needs the logits from the prompt's last token on, and an embedding the hidden states of all: cached pages
+        hold keys and values only.
+        """
+        if self.pooling is not None:
+            return 0
+        return len(self.tokens) if self.score_from is None else self.score_from
+
+    @property
     def limit(self) -> int:
         """Most tokens that this sequence can ever hold."""
         return self.prompt_length + (self.sampling.max_tokens if self.generates else 0)

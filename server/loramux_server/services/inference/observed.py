@@ -15,9 +15,13 @@ from ..common.deadlines import code_of_cancelled
 
 @dataclass(slots=True)
 class Observed:
-    """What the engine says about a request while it answers: the times of the sequence that ended last."""
+    """What the engine says about a request while it answers: the times of the sequence that ended last.
+
+    ``cached_tokens``: those of the prompt that the prefix cache gave.
+    """
 
     times: SequenceTimes | None = None
+    cached_tokens: int = 0
 
 
 @contextmanager
@@ -52,7 +56,7 @@ def observed(
                 stack=request.stack,
                 prompt_tokens=request.prompt_tokens,
                 completion_tokens=completion_tokens if code == "OK" else 0,
-                cached_tokens=0,
+                cached_tokens=found.cached_tokens,
                 duration=time.monotonic() - came,
                 finish_reasons=(),
                 code=code,

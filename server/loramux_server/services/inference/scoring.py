@@ -63,7 +63,7 @@ class Scorer:
                 with observed(self._observer, begun, started, deadline, completion_tokens=len(ids)) as seen:
                     async with until(deadline):
                         result = await self._backend.score(command)
-                    seen.times = result.times
+                    seen.times, seen.cached_tokens = result.times, result.cached_tokens
         return Score(
             token_ids=command.continuation_ids,
             tokens=tuple(self._text.token_text(id) for id in ids),
@@ -72,6 +72,7 @@ class Scorer:
             greedy=result.greedy,
             prompt_tokens=len(prompt_ids),
             adapters=stack.entries,
+            cached_tokens=result.cached_tokens,
         )
 
     def _encode(self, request: ScoreRequest) -> tuple[list[int], list[int]]:

@@ -122,6 +122,8 @@ class Score:
     adapters: tuple[StackEntry, ...]
     token_bytes: tuple[bytes, ...] = ()
     """UTF-8 of each token; joined they are the continuation."""
+    cached_tokens: int = 0
+    """Those of the prompt that the prefix cache gave."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -116,5 +116,5 @@ def _amounts(event: RequestFinished) -> Amounts:
     if event.call is None or not (event.code == "OK" or begun):
         return Amounts()
     if event.method == UsageMethod.SCORE:  # its continuation is read, as the prompt is
-        return Amounts(1, input_tokens=event.prompt_tokens + event.completion_tokens)
+        return Amounts(1, event.prompt_tokens + event.completion_tokens, event.cached_tokens)
     return Amounts(1, event.prompt_tokens, event.cached_tokens, event.completion_tokens)
