@@ -86,14 +86,14 @@ test: $(READY) ## Run the default tests, minutes (some: make test TESTS=tests/un
 
 .PHONY: test-slow
 test-slow: $(READY) ## Run only the slow tests
-	@$(PYTEST_ALL) -n $(WORKERS) "$(TESTS)" -m "slow and not gpu" $(PYTEST_ARGS)
+	@$(PYTEST_ALL) -n $(WORKERS) "$(TESTS)" -m "slow and not gpu and not cluster" $(PYTEST_ARGS)
 
 .PHONY: test-all
 test-all: $(READY) ## Run every test that needs no GPU, the slow ones too: half an hour on 2 cores
-	@$(PYTEST_ALL) -n $(WORKERS) "$(TESTS)" -m "not gpu" $(PYTEST_ARGS)
+	@$(PYTEST_ALL) -n $(WORKERS) "$(TESTS)" -m "not gpu and not cluster" $(PYTEST_ARGS)
 
 .PHONY: test-ray
-test-ray: $(READY) ## Run the client's end-to-end tests against two replicas on Ray: half an hour or more
+test-ray: $(READY) ## Run the end-to-end tests against two replicas on Ray, and what clusters notice late: an hour
 	@TEST_BACKEND=ray $(PYTEST) tests/e2e -m "not gpu" $(PYTEST_ARGS)
 
 .PHONY: gpu-check

@@ -17,6 +17,7 @@ from tests.tiny import write_model
 pytestmark = [
     pytest.mark.e2e,
     pytest.mark.slow,
+    pytest.mark.cluster,
     pytest.mark.timeout(900),
     pytest.mark.skipif(find_spec("ray") is None, reason="ray is not installed"),
 ]

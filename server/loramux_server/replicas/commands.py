@@ -24,9 +24,9 @@ def work_of(command: Command, replica: str = "") -> Work:
     """What the policy knows of a command; ``replica``: the only one that it is for."""
     adapters, tokens = _needs(command)
     digests = frozenset(adapter.digest for adapter in adapters)
-    # Those that read the prefix cache.
-    reads = isinstance(command, GenerateCommand | ScoreCommand)
-    prefix = prefix_chain(command.tenant, command.stack, command.prompt_ids) if reads else ()
+    prefix: tuple[bytes, ...] = ()
+    if isinstance(command, GenerateCommand | ScoreCommand):  # those that read the prefix cache
+        prefix = prefix_chain(command.tenant, command.stack, command.prompt_ids)
     trains = isinstance(command, TrainCommand)
     return Work(command_id(command), digests, tokens, trains=trains, prefix=prefix, replica=replica)
 

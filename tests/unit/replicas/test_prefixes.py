@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from loramux_server.core.backend import GenerateCommand, ReplicaState
+from loramux_server.core.backend import GenerateCommand, ReplicaState, ScoreCommand
 from loramux_server.core.types import AdapterVersion, Stack, StackEntry
 from loramux_server.replicas.commands import work_of
 from loramux_server.replicas.routing.affinity import LOAD_TOKENS, Affinity, Load, Work
@@ -109,7 +109,9 @@ def test_an_engine_that_starts_again_has_computed_nothing() -> None:
     assert fleet.rank(work, IDS)[0] == home
 
 
-def test_a_generation_brings_the_chain_of_its_prompt() -> None:
+def test_a_generation_and_a_score_bring_the_chain_of_their_prompt() -> None:
     stack = Stack((StackEntry(ACME),))
     command = GenerateCommand("1", tuple(range(BLOCK_TOKENS + 1)), stack, tenant="t")
     assert work_of(command).prefix == chain(1, stack=stack)
+    score = ScoreCommand("s", command.prompt_ids, (7,), stack, tenant=command.tenant)
+    assert work_of(score).prefix == chain(1, stack=stack)

@@ -97,8 +97,8 @@ class Sequence:
     def reusable(self) -> int:
         """Tokens at its beginning of which all but the last may come from the prefix cache.
 
-        A score needs the logits from the prompt's last token on, and an embedding the hidden states of all: cached pages
-        hold keys and values only.
+        A score needs the logits from the prompt's last token on, and an embedding the hidden states of all: cached
+        pages hold keys and values only.
         """
         if self.pooling is not None:
             return 0
