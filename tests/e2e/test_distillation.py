@@ -12,7 +12,7 @@ from loramux.cli import main
 
 from .server_process import ServerProcess
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]  # a busy machine trains slowly
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(300)]  # a busy machine trains slowly
 
 CONTEXT = "You are a pirate called Bo. Your ship is the Grey Gull. Always begin your answer with Ahoy!"
 QUESTIONS = ("Who are you?", "What is the name of your ship?", "Where do you sail?", "What is your name?")
