@@ -19,6 +19,7 @@ from examples.common.figures import Figure, Number, Share
 from examples.common.generic import Generic
 from examples.common.picture import bars
 from examples.common.report import Answers, Report, Table
+from examples.common.rows import question
 from examples.common.tenants import TENANTS, Tenant, keep
 from loramux import Client, Job
 from loramux.comparison import TITLES, Comparison
@@ -51,12 +52,12 @@ def measure(client: Client, quick: bool, names: Sequence[str] = TENANTS) -> tupl
     found: dict[str, Comparison] = {}
     answers: list[Answers] = []
     kept: dict[str, Share] = {}
-    for name, job in jobs.items():
+    for tenant, (name, job) in zip(tenants, jobs.items(), strict=True):
         job.wait(progress=True)
         compared = job.info.comparison
         assert compared is not None
         found[name] = compared
-        answers += shown(job.info.answers)
+        answers += shown(tenant, job.info.answers)
         kept[name] = generic.kept({name: 1.0})
         if not quick:
             keep(client, name)
@@ -111,15 +112,15 @@ def cost_table(found: Mapping[str, Comparison]) -> Table:
     return Table("Tokens of a thousand requests", ["", *(TITLES[side] for side in sides)], rows)
 
 
-def shown(rows: Sequence[JudgedRow]) -> list[Answers]:
-    """The first rows, with what each way answered."""
+def shown(tenant: Tenant, rows: Sequence[JudgedRow]) -> list[Answers]:
+    """The tenant's first held-out rows, with what each way answered."""
     return [
         Answers(
-            row.question,
+            question(asked),
             " or ".join(row.expected),
             {TITLES[side]: f"{said.text} [{'right' if said.right else 'wrong'}]" for side, said in row.answers.items()},
         )
-        for row in rows[:SHOWN]
+        for asked, row in zip(tenant.held_out, rows[:SHOWN], strict=False)
     ]
 
 
