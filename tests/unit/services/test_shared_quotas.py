@@ -11,7 +11,7 @@ from typing import cast
 import pytest
 import sqlalchemy as sa
 import structlog
-from hypothesis import HealthCheck, given
+from hypothesis import HealthCheck, example, given
 from hypothesis import strategies as st
 
 from loramux_server.core.callers.keys import ApiKey
@@ -531,6 +531,15 @@ def test_any_interleaving_is_near_one_bucket(store: Store, steps: list[tuple[int
 
 @examples(60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(STEPS)
+@example(  # what is given back long after it was told
+    steps=[
+        (0, "take", 61, 0.0),
+        (0, "reconcile", 0, 0.0),
+        (0, "take", 0, 3.0),
+        (0, "end", 0, 3.0),
+        (0, "reconcile", 0, 0.0),
+    ]
+)
 def test_a_server_whose_peers_are_quiet_counts_as_one_alone(
     store: Store, steps: list[tuple[int, str, int, float]]
 ) -> None:

@@ -67,8 +67,9 @@ class Own:
         least = self._least.used(now)
         if now - self.since <= APART_SECONDS:
             return self._taken, least
-        # Long apart, a server grants all that flows back, as does each other: only what is in use now is told then.
-        return least, known
+        # Long apart, a server grants all that flows back, as does each other: of what it took, only what is in use now
+        # is told then. What it gave back beyond that was taken before, and is in use by nobody.
+        return min(self._taken, least), known
 
     def follow(self, earlier: Own, now: float) -> None:
         """Put what was done earlier, and could not be told, before this."""
