@@ -48,11 +48,12 @@ def measure(client: Client, quick: bool, names: Sequence[str] = TENANTS) -> tupl
     """Train all tenants side by side, and compare."""
     tenants = [Tenant.read(name) for name in ([QUICK_TENANT] if quick else names)]
     generic = Generic(client, QUICK_GENERIC if quick else None)
-    jobs = {tenant.name: start(client, tenant, quick) for tenant in tenants}
+    jobs = [start(client, tenant, quick) for tenant in tenants]
     found: dict[str, Comparison] = {}
     answers: list[Answers] = []
     kept: dict[str, Share] = {}
-    for tenant, (name, job) in zip(tenants, jobs.items(), strict=True):
+    for tenant, job in zip(tenants, jobs, strict=True):
+        name = tenant.name
         job.wait(progress=True)
         compared = job.info.comparison
         assert compared is not None

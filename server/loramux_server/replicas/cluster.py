@@ -112,8 +112,7 @@ class Cluster:
         """Whether Ray Serve has the application no more."""
         from ray import serve
 
-        found = serve.status().applications.get(self._settings.application)
-        return found is None or found.status == DELETING
+        return self._status(serve) is None
 
     def close(self, last: bool, headless: bool = False) -> None:
         """End the cluster if it was started here; leave another one, and remove the application if ``last``.
@@ -197,12 +196,16 @@ class Cluster:
         )
         return deployment.bind(engine, settings.own_files)
 
+    def _status(self, serve: Any) -> Any:
+        """What Ray Serve tells of the application; None: it has it no more."""
+        found = serve.status().applications.get(self._settings.application)
+        return None if found is None or found.status == DELETING else found
+
     def _runs(self, serve: Any, progress: Callable[[str], None]) -> bool:
         """Wait until the application runs; False: the last of the other fronts took it away meanwhile."""
         told = ""
         while True:
-            status = serve.status().applications.get(self._settings.application)
-            if status is None or status.status == DELETING:
+            if (status := self._status(serve)) is None:
                 return False
             if status.status == "RUNNING":
                 return True

@@ -26,12 +26,12 @@ def error_of(error: Exception) -> Error:
 
 def lost() -> Error:
     """The replica of a call is gone."""
-    return Error(
-        Code.UNAVAILABLE,
-        "the replica that worked on the request is gone; try once more",
-        reason="REPLICA_LOST",
-        retry_after=1.0,
-    )
+    return _replica_lost("the replica that worked on the request is gone; try once more")
+
+
+def draining() -> Error:
+    """The replica of a call is to be replaced."""
+    return _replica_lost("the replica is being drained; try once more")
 
 
 def none_ready() -> Error:
@@ -42,3 +42,7 @@ def none_ready() -> Error:
 def ray_unavailable(why: str) -> Error:
     """Ray does not run the replicas, and nothing but another start of the server can help."""
     return Error(Code.UNAVAILABLE, f"Ray does not run the replicas: {why[:500]}", reason="RAY_UNAVAILABLE")
+
+
+def _replica_lost(message: str) -> Error:
+    return Error(Code.UNAVAILABLE, message, reason="REPLICA_LOST", retry_after=1.0)

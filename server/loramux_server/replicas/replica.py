@@ -21,6 +21,7 @@ from ..engine.transport.process import ProcessBackend
 from ..engine.transport.protocol import Command, Failure, Output, command_id
 from ..engine.transport.wire import HEADER, Broken, Ready, decode, encode
 from .commands import Refused
+from .failures import draining
 from .files.host import HostFiles
 from .files.own import Crossing, OwnFiles
 from .fronts import FRONT_SECONDS, Fronts
@@ -96,7 +97,7 @@ class EngineReplica:
     async def describe(self, work: Work) -> bytes:
         """A frame that says what the engine is, or why it did not start."""
         if self._failure is not None or self._info is None:
-            return encode(Broken(Failure.of(self._failure or _draining())))
+            return encode(Broken(Failure.of(self._failure or draining())))
         return encode(Ready(self._info))
 
     async def texts(self, work: Work) -> str:
@@ -129,7 +130,7 @@ class EngineReplica:
             self._draining_since = time.monotonic()
         for id, (open, _) in list(self._open.items()):
             if open.trains:
-                self._backend.interrupt(id, _draining())
+                self._backend.interrupt(id, draining())
 
     async def record_routing_stats(self) -> dict[str, Any]:
         """What routers are told, by way of Ray Serve's controller."""
@@ -171,12 +172,3 @@ class EngineReplica:
             if front in fronts:
                 log.warning("the front of a command is gone, the command is aborted")
                 self._backend.interrupt(id, Error(Code.UNAVAILABLE, "the front is gone", reason="STOPPING"))
-
-
-def _draining() -> Error:
-    return Error(
-        Code.UNAVAILABLE,
-        "the replica is being drained; try once more",
-        reason="REPLICA_LOST",
-        retry_after=1.0,
-    )
